@@ -1,0 +1,45 @@
+"""An endpoint as a row of facts: method, route template, what a repeat may do, how urgent it is."""
+
+import enum
+from dataclasses import dataclass
+
+__all__ = ["Endpoint", "Lane", "Repeat"]
+
+
+class Lane(enum.IntEnum):
+    """How urgent a request is: a lower lane goes first whenever a budget has room."""
+
+    DECIDE = 0
+    """A person waits for it."""
+    WORK = 1
+    """Moves a migration on: create, upload, start, download."""
+    POLL = 2
+    """Only looks: status checks."""
+
+
+class Repeat(enum.Enum):
+    """Whether a request may be sent again when its outcome is not known."""
+
+    ALWAYS = "always"
+    """Reading, or harmless to repeat."""
+    NEVER = "never"
+    """The first one may have been processed, and a second one would do it twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One route of an API. Rate limits, statistics and retry rules are kept by `key`."""
+
+    name: str
+    method: str
+    template: str
+    """Path below the base URL, with `{placeholders}` for ids; ids are not part of the endpoint."""
+    expected: frozenset[int]
+    """Statuses that mean success."""
+    repeat: Repeat
+    lane: Lane = Lane.WORK
+
+    @property
+    def key(self) -> str:
+        """Method and route template: what the API counts a rate limit by."""
+        return f"{self.method} {self.template}"

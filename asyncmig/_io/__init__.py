@@ -1,0 +1,1 @@
+"""The shell around `_core`: every await of the library's own machinery lives here."""

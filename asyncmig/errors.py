@@ -1,0 +1,224 @@
+"""Every error of the library.
+
+    AsyncmigError
+    ├── InvalidInput            you asked wrongly: found before a request was spent (also a ValueError)
+    ├── WaitTooLong             refused before a wait longer than the caller allowed
+    ├── SessionClosed           the session, or its gate, was closed while the call waited
+    ├── ApiError                the server said no: method, endpoint, status, the server's text
+    │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
+    │   ├── AuthError           401, 403: the key is missing, malformed or revoked
+    │   ├── NotFound            404: not in this account
+    │   ├── Conflict            409
+    │   ├── RateLimited         429
+    │   ├── ServerError         5xx
+    │   └── UnexpectedReply     any answer that the contract does not describe: a redirect, HTML, cut JSON
+    ├── RunError                the run ended otherwise than completed; no request went wrong
+    │   ├── RunFailed
+    │   └── RunCanceled
+    ├── NoAnswer                nobody knows: no answer came (time-out, reset, refused); the request was harmless
+    ├── UnknownOutcome          nobody knows: the request may have been processed, and repeating it may do it twice
+    ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
+    └── JournalError            the journal cannot be opened, read or written
+        └── CompanyHeld         another live process works on this company
+
+Every error survives `pickle`: its arguments are its signature. None carries a header, a key or a signed URL.
+"""
+
+__all__ = [
+    "ApiError",
+    "AsyncmigError",
+    "AuthError",
+    "BadRequest",
+    "CompanyHeld",
+    "Conflict",
+    "InvalidInput",
+    "JournalError",
+    "NoAnswer",
+    "NotFound",
+    "RateLimited",
+    "RunCanceled",
+    "RunError",
+    "RunFailed",
+    "ServerError",
+    "SessionClosed",
+    "TruncatedDownload",
+    "UnexpectedReply",
+    "UnknownOutcome",
+    "WaitTooLong",
+    "api_error",
+]
+
+
+class AsyncmigError(Exception):
+    """Any error of this library."""
+
+
+class InvalidInput(AsyncmigError, ValueError):
+    """The caller asked for something that the API would refuse; no request was spent."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(field, value, reason)
+        self.field, self.value, self.reason = field, value, reason
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r}: {self.reason}"
+
+
+class WaitTooLong(AsyncmigError):
+    """The budget would grant this request only after `wait` seconds, more than `max_wait`. Nothing was sent."""
+
+    def __init__(self, wait: float, max_wait: float) -> None:
+        super().__init__(wait, max_wait)
+        self.wait, self.max_wait = wait, max_wait
+
+    def __str__(self) -> str:
+        return f"the limit would be free in about {self.wait:.1f} s, more than max_wait={self.max_wait:g} s"
+
+
+class SessionClosed(AsyncmigError):
+    """The session was closed: nothing more is sent."""
+
+    def __init__(self, reason: str = "the session is closed") -> None:
+        super().__init__(reason)
+
+
+class ApiError(AsyncmigError):
+    """The server answered, and the answer was not what was asked for.
+
+    `endpoint` is the route template; `text` is the server's own message, or at most 200 characters of
+    a body that is not the documented JSON.
+    """
+
+    def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
+        super().__init__(method, endpoint, status, text)
+        self.method, self.endpoint, self.status, self.text = method, endpoint, status, text
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.endpoint} answered {self.status}: {self.text or '(empty body)'}"
+
+
+class BadRequest(ApiError):
+    """The request is malformed or too large, or a name is taken. Repeating it gives the same answer."""
+
+
+class AuthError(ApiError):
+    """The API key was refused; every other call with it will be, too."""
+
+
+class NotFound(ApiError):
+    """The company, run, sheet or source is not in this account."""
+
+
+class Conflict(ApiError):
+    """The object exists already, or is not in the state that the request needs."""
+
+
+class RateLimited(ApiError):
+    """The request came over the limit."""
+
+
+class ServerError(ApiError):
+    """The server, or a proxy before it, failed."""
+
+
+class UnexpectedReply(ApiError):
+    """The answer is nothing that the API documents: a redirect, HTML, truncated JSON, a field of the wrong kind."""
+
+
+class RunError(AsyncmigError):
+    """A run ended otherwise than completed; `text` is the server's reason."""
+
+    def __init__(self, run_id: str, text: str) -> None:
+        super().__init__(run_id, text)
+        self.run_id, self.text = run_id, text
+
+    def __str__(self) -> str:
+        return f"run {self.run_id}: {self.text or '(the server gave no reason)'}"
+
+
+class RunFailed(RunError):
+    """The run failed; nothing was inserted."""
+
+
+class RunCanceled(RunError):
+    """The run was canceled."""
+
+
+class NoAnswer(AsyncmigError):
+    """No answer came, and repeating the request is harmless."""
+
+    def __init__(self, method: str, endpoint: str, reason: str) -> None:
+        super().__init__(method, endpoint, reason)
+        self.method, self.endpoint, self.reason = method, endpoint, reason
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.endpoint}: no answer ({self.reason})"
+
+
+class UnknownOutcome(AsyncmigError):
+    """The server may or may not have done what was asked, and asking again may do it twice.
+
+    `sent` is the body that was sent (never a secret), `advice` how a person can find out.
+    """
+
+    def __init__(self, method: str, endpoint: str, reason: str, sent: str, advice: str) -> None:
+        super().__init__(method, endpoint, reason, sent, advice)
+        self.method, self.endpoint, self.reason, self.sent, self.advice = (
+            method,
+            endpoint,
+            reason,
+            sent,
+            advice,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.endpoint}: outcome unknown ({self.reason}). {self.advice}"
+
+
+class TruncatedDownload(AsyncmigError):
+    """A download has fewer or more rows than the run reported, or ended early; no file was left."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class JournalError(AsyncmigError):
+    """The journal cannot be opened, read or written."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"journal {self.path}: {self.reason}"
+
+
+class CompanyHeld(JournalError):
+    """Another live process works on this company, or took it over."""
+
+    def __init__(self, path: str, external_id: str, holder: str) -> None:
+        super().__init__(path, f"{external_id} is held by {holder}")
+        self.args = (path, external_id, holder)
+        self.external_id, self.holder = external_id, holder
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: BadRequest,
+    401: AuthError,
+    403: AuthError,
+    404: NotFound,
+    409: Conflict,
+    413: BadRequest,
+    422: BadRequest,
+    429: RateLimited,
+}
+
+
+def api_error(method: str, endpoint: str, status: int, text: str) -> ApiError:
+    """Return the error that `status` stands for."""
+    kind = ServerError if status >= 500 else _BY_STATUS.get(status, UnexpectedReply)
+    return kind(method, endpoint, status, text)
