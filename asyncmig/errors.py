@@ -6,7 +6,7 @@
     ├── SessionClosed           the session, or its gate, was closed while the call waited
     ├── ApiError                the server said no: method, endpoint, status, the server's text
     │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
-    │   ├── AuthError           401, 403: the key is missing, malformed or revoked
+    │   ├── AuthError           401: the key is missing, malformed or revoked
     │   ├── NotFound            404: not in this account
     │   ├── Conflict            409
     │   ├── RateLimited         429
@@ -15,8 +15,8 @@
     ├── RunError                the run ended otherwise than completed; no request went wrong
     │   ├── RunFailed
     │   └── RunCanceled
-    ├── NoAnswer                nobody knows: no answer came (time-out, reset, refused); the request was harmless
-    ├── UnknownOutcome          nobody knows: the request may have been processed, and repeating it may do it twice
+    ├── NoAnswer                nobody knows: no answer came (time-out, reset); the request was harmless
+    ├── UnknownOutcome          nobody knows: it may have been processed, and repeating it may do it twice
     ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
     └── JournalError            the journal cannot be opened, read or written
         └── CompanyHeld         another live process works on this company
@@ -65,7 +65,7 @@ class InvalidInput(AsyncmigError, ValueError):
 
 
 class WaitTooLong(AsyncmigError):
-    """The budget would grant this request only after `wait` seconds, more than `max_wait`. Nothing was sent."""
+    """The budget would grant this request only after `wait` seconds: longer than `max_wait`. Nothing was sent."""
 
     def __init__(self, wait: float, max_wait: float) -> None:
         super().__init__(wait, max_wait)
@@ -86,8 +86,11 @@ class ApiError(AsyncmigError):
     """The server answered, and the answer was not what was asked for.
 
     `endpoint` is the route template; `text` is the server's own message, or at most 200 characters of
-    a body that is not the documented JSON.
+    a body that is not the documented JSON. `after_doubt`: an earlier attempt of the same call had no answer,
+    so this may be its echo.
     """
+
+    after_doubt: bool = False
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
         super().__init__(method, endpoint, status, text)
@@ -122,7 +125,7 @@ class ServerError(ApiError):
 
 
 class UnexpectedReply(ApiError):
-    """The answer is nothing that the API documents: a redirect, HTML, truncated JSON, a field of the wrong kind."""
+    """The answer is nothing that the API documents: a redirect, HTML, truncated JSON, a wrong type."""
 
 
 class RunError(AsyncmigError):
@@ -209,7 +212,6 @@ class CompanyHeld(JournalError):
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: BadRequest,
     401: AuthError,
-    403: AuthError,
     404: NotFound,
     409: Conflict,
     413: BadRequest,

@@ -22,6 +22,8 @@ class Repeat(enum.Enum):
 
     ALWAYS = "always"
     """Reading, or harmless to repeat."""
+    UNIQUE = "unique"
+    """The server refuses a second one; but a refusal cannot be told from one that concerns somebody else."""
     NEVER = "never"
     """The first one may have been processed, and a second one would do it twice."""
 
@@ -34,10 +36,10 @@ class Endpoint:
     method: str
     template: str
     """Path below the base URL, with `{placeholders}` for ids; ids are not part of the endpoint."""
-    expected: frozenset[int]
-    """Statuses that mean success."""
     repeat: Repeat
     lane: Lane = Lane.WORK
+    advice: str = ""
+    """What a person can do when the outcome of a request is not known."""
 
     @property
     def key(self) -> str:

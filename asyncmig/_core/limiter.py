@@ -1,0 +1,266 @@
+"""The budget of one endpoint: how many requests may be under way, and what a 429 teaches.
+
+Theory of operation
+-------------------
+Nobody knows how the server counts: a fixed window, a sliding one, a bucket. So the unit here is not the
+request but the interval in which it can have arrived: from its send to its answer. A slot is taken at the send
+and becomes free `window` seconds after the *answer*. At most W slots are taken. Whatever the latency, no
+window of the server then holds more than W of our arrivals, under any of these ways of counting. (A log of
+sends alone is not safe: a slow request and a fast one a window later may arrive together.)
+
+W starts at the documented limit and is only believed until a 429 says otherwise:
+
+- All stop for a moment (`hold`), then one probe goes. Refusals of requests that were sent before that are old
+  news. If the probe is accepted at once, the server did not forget a window in a second or two: it has a bucket
+  with a small burst B, namely what it had accepted above the refill, less one. If it is refused, the window is
+  used up: probes go on until one is accepted, and W becomes what was accepted in the last window. If that is less
+  than half of W, somebody else uses the same budget: W is halved, and the old W remembered as a ceiling to return to.
+- Each clean and busy window moves W half way back to the ceiling. At the ceiling, after `patience` such windows, it
+  is tried higher by 1, 2, 4, ...; a failure there doubles the patience. B recovers likewise.
+
+Sends are `SPREAD` apart, and until a large burst was accepted once, only as many requests are unanswered as half of
+what was accepted so far: a server with a small bucket then costs one or two 429s, not ninety.
+
+Absolute times on the caller's clock go in and come out; nothing here awaits.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Iterable
+from random import Random
+from typing import final
+
+__all__ = ["Limiter"]
+
+MARGIN = 0.05
+"""Seconds added to the window: clocks of two machines do not run alike."""
+SPREAD = 0.02
+FEWEST_UNPROVEN = 8
+PROVEN = 90
+MOST_PATIENCE = 16
+LONGEST_PROBE_WAIT = 8.0
+
+
+class _Mode(enum.Enum):
+    OPEN = "open"
+    HOLD = "hold"
+    """After a 429: nobody sends until `_held_until`, then one probe does."""
+    PROBE = "probe"
+    """The probe is under way."""
+
+
+@final
+class Limiter:
+    """Slots of one budget. The caller takes one, sends, and reports the answer, the loss, or that it did not send."""
+
+    __slots__ = (
+        "_accepted",
+        "_busy",
+        "_ceiling",
+        "_clean",
+        "_cut_at",
+        "_freeing",
+        "_held_until",
+        "_last_send",
+        "_level",
+        "_level_at",
+        "_limit",
+        "_mode",
+        "_open",
+        "_patience",
+        "_probes",
+        "_proven",
+        "_review_at",
+        "_rng",
+        "_step",
+        "_window",
+        "burst",
+        "burst_was_cut",
+        "refused",
+        "slots",
+    )
+
+    def __init__(self, *, limit: int, window: float, rng: Random) -> None:
+        self._limit, self._window, self._rng = limit, window, rng
+        self.slots = limit
+        """W: how many may be taken."""
+        self.burst = limit
+        """B: how many may go at once."""
+        self.burst_was_cut = False
+        self.refused = 0
+        self._open = 0
+        self._freeing: deque[float] = deque()
+        self._last_send = float("-inf")
+        self._mode = _Mode.OPEN
+        self._held_until = self._cut_at = float("-inf")
+        self._probes = 0
+        self._accepted: deque[float] = deque()
+        self._proven = 0
+        self._level, self._level_at = 0.0, float("-inf")
+        self._ceiling, self._patience, self._step, self._clean = limit, 1, 1, 0
+        self._review_at, self._busy = float("inf"), False
+
+    # What may be sent
+
+    @property
+    def used(self) -> int:
+        """Slots that are taken: unanswered, or answered less than a window ago (as of the last call)."""
+        return self._open + len(self._freeing)
+
+    @property
+    def held_until(self) -> float:
+        return self._held_until
+
+    def next_at(self, now: float) -> float | None:
+        """Return when a slot may be taken: `now`, a later time, or None until an answer comes."""
+        self._advance(now)
+        if self._mode is _Mode.PROBE:
+            return None
+        if self._mode is _Mode.HOLD:
+            return max(now, self._held_until)
+        if self._unproven() and self._open >= max(FEWEST_UNPROVEN, self._proven // 2):
+            return None
+        over = self.used - self.slots
+        if over >= 0:
+            self._busy = True
+            return self._freeing[over] if over < len(self._freeing) else None
+        return max(now, self._last_send + SPREAD)
+
+    def take(self, now: float) -> None:
+        """Take a slot at the time that `next_at` gave; the request is sent now."""
+        self._open += 1
+        self._last_send = now
+        if self._mode is _Mode.HOLD:
+            self._mode = _Mode.PROBE
+
+    def wait_for(self, position: int, now: float) -> float:
+        """Return about how many seconds pass until the request at `position` (from 0) in the line is sent."""
+        self._advance(now)
+        over = self.used - self.slots + position
+        wait = position * SPREAD
+        if over >= 0:
+            rounds, rest = divmod(over, self.slots)
+            first = self._freeing[min(rest, len(self._freeing) - 1)] - now if self._freeing else self._window
+            wait = first + rounds * self._window
+        return max(wait, self._held_until - now, 0.0)
+
+    # What came of it
+
+    def unsent(self, now: float, *, sent_at: float) -> None:
+        """The request was not sent after all: its slot is free at once."""
+        self._open -= 1
+        if self._is_probe(sent_at):
+            self._mode, self._held_until = _Mode.HOLD, now
+
+    def lost(self, now: float, *, sent_at: float) -> None:
+        """No answer will come: the request may have arrived, up to now. As a probe it told nothing."""
+        self._open -= 1
+        self._freeing.append(now + self._window + MARGIN)
+        if self._is_probe(sent_at):
+            self._mode, self._held_until = _Mode.HOLD, now
+
+    def accepted(self, now: float, *, sent_at: float) -> None:
+        """An answer came, and it was not a 429."""
+        self._open -= 1
+        self._freeing.append(now + self._window + MARGIN)
+        self._accepted.append(now)
+        self._proven += 1
+        self._drip(now)
+        self._level += 1
+        if self._is_probe(sent_at):
+            self._learn(now)
+
+    def rejected(self, now: float, *, sent_at: float, retry_after: float | None = None) -> None:
+        """A 429 came. Everybody holds; `retry_after`: at least so many seconds."""
+        self._open -= 1
+        self._freeing.append(now + self._window + MARGIN)
+        self.refused += 1
+        is_probe = self._is_probe(sent_at)
+        if not is_probe and (self._mode is not _Mode.OPEN or sent_at < self._cut_at):
+            return  # sent before the last cut: old news
+        if is_probe:
+            self._probes += 1
+        else:
+            self._probes, self._cut_at = 0, now
+        wait = min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2**self._probes)
+        self._mode, self._held_until = _Mode.HOLD, now + max(wait, retry_after or 0.0)
+
+    def resize(self, limit: int) -> None:
+        """Believe in another limit from now on, and forget what was learnt."""
+        self._limit = self.slots = self.burst = self._ceiling = limit
+        self._patience = self._step = 1
+        self.burst_was_cut = False
+
+    # Between processes
+
+    def recent(self, now: float) -> list[float]:
+        """Return the ages in seconds of the answers whose slots are taken; 0 for what is unanswered."""
+        self._advance(now)
+        return [now - (at - self._window - MARGIN) for at in self._freeing] + [0.0] * self._open
+
+    def resume(self, ages: Iterable[float], now: float) -> None:
+        """Take the slots that another process used; `ages` in seconds, clamped to the window."""
+        ends = sorted(now - min(max(age, 0.0), self._window) for age in ages)
+        self._freeing.extend(end + self._window + MARGIN for end in ends)
+
+    # Learning
+
+    def _advance(self, now: float) -> None:
+        while self._freeing and self._freeing[0] <= now:
+            self._freeing.popleft()
+        while self._accepted and self._accepted[0] <= now - self._window:
+            self._accepted.popleft()
+        if now >= self._review_at:
+            self._review(now)
+
+    def _unproven(self) -> bool:
+        return self._proven < min(PROVEN, self.slots)
+
+    def _drip(self, now: float) -> None:
+        """Let the server's bucket, as far as it can be guessed, refill until now."""
+        if now > self._level_at:
+            self._level = max(0.0, self._level - (now - self._level_at) * self.slots / self._window)
+            self._level_at = now
+
+    def _is_probe(self, sent_at: float) -> bool:
+        return self._mode is _Mode.PROBE and sent_at >= self._held_until
+
+    def _learn(self, now: float) -> None:
+        """The probe was accepted: conclude from how many it took, and go on."""
+        self._advance(now)
+        self._mode = _Mode.OPEN
+        self._review_at, self._busy, self._clean = now + self._window, False, 0
+        at_once = self._probes == 0
+        if at_once and not self.burst_was_cut:
+            self.burst = max(1, min(self.burst, int(self._level) - 1))
+            self.burst_was_cut = True
+            return
+        if at_once:
+            self.burst = max(1, self.burst // 2)
+        self._learn_window(len(self._accepted))
+
+    def _learn_window(self, accepted: int) -> None:
+        if self.slots >= self._ceiling:  # it failed where it was thought to be right
+            self._patience = min(MOST_PATIENCE, self._patience * 2)
+            self._step = 1
+        if accepted * 2 < self.slots:
+            self._ceiling = max(self._ceiling, self.slots)
+            self.slots = max(1, self.slots // 2)
+        else:
+            self.slots = self._ceiling = max(1, min(self.slots, accepted))
+
+    def _review(self, now: float) -> None:
+        """A window has passed without a 429: if it was busy, try a little more."""
+        busy, self._busy = self._busy, False
+        self._review_at = now + self._window
+        if not busy or self._mode is not _Mode.OPEN:
+            return
+        self.burst = min(self._limit, self.burst + max(1, self.burst // 8))
+        if self.slots < self._ceiling:
+            self.slots += (self._ceiling - self.slots + 1) // 2
+            return
+        self._clean += 1
+        if self.slots < self._limit and self._clean >= self._patience:
+            self.slots = self._ceiling = min(self._limit, self.slots + self._step)
+            self._step *= 2
+            self._clean = 0

@@ -1,0 +1,29 @@
+"""What a session owns, and every generation of the API uses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import anyio
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._io.caller import Caller
+from asyncmig._io.gate import Gate
+from asyncmig._io.poller import Poller
+from asyncmig.events import Events
+
+__all__ = ["Engine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """The parts of one session, handed to the handles that it makes."""
+
+    caller: Caller
+    poller: Poller
+    gate: Callable[[Endpoint], Gate]
+    events: Events
+    rng: Random
+    uploads: anyio.CapacityLimiter
+    missing: set[str] = field(default_factory=set[str])
+    """What this server was seen not to offer."""

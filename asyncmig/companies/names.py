@@ -1,0 +1,33 @@
+"""File names for what a server names: a sheet called `../x` or `CON` cannot leave its folder."""
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["file_names", "safe_name"]
+
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066-\u2069]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_LONGEST = 120
+
+
+def safe_name(name: str) -> str:
+    """Return `name` fit to be a file's name on Linux, macOS and Windows (at most 120 bytes, never empty)."""
+    clean = (
+        _FORBIDDEN.sub("_", name).strip(" .").encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+    )
+    clean = clean.strip(" .") or "_"
+    return f"_{clean}" if _DEVICES.fullmatch(clean) else clean
+
+
+def file_names(names: Iterable[str]) -> list[str]:
+    """Return a safe name for each of `names`, all different also where case is not told apart."""
+    taken: set[str] = set()
+    result: list[str] = []
+    for name in names:
+        clean = candidate = safe_name(name)
+        number = 2
+        while candidate.casefold() in taken:
+            candidate, number = f"{clean}-{number}", number + 1
+        taken.add(candidate.casefold())
+        result.append(candidate)
+    return result

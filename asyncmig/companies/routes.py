@@ -1,0 +1,92 @@
+"""The endpoints of the companies generation, and the lives of its runs, as tables."""
+
+from dataclasses import replace
+
+from asyncmig._core.endpoint import Endpoint, Lane, Repeat
+from asyncmig._core.lifecycle import Lifecycle
+
+__all__ = [
+    "CREATE_ANONYMOUS",
+    "CREATE_COMPANY",
+    "CREATE_UPLOAD",
+    "DECIDE",
+    "DOWNLOAD",
+    "EXPORT",
+    "IMPORT",
+    "LIST_IMPORTS",
+    "LIST_SOURCES",
+    "LIST_TEMPLATES",
+    "PUT_BYTES",
+    "READ_EXPORT",
+    "READ_IMPORT",
+    "START_EXPORT",
+    "START_IMPORT",
+]
+
+_ACTIVE = frozenset({"queued", "running"})
+_ENDED = frozenset({"completed", "failed", "canceled"})
+IMPORT = Lifecycle(known=_ACTIVE, parked=frozenset({"needs_attention"}), terminal=_ENDED)
+EXPORT = Lifecycle(known=_ACTIVE, parked=frozenset(), terminal=_ENDED)
+
+LIST_SOURCES = Endpoint(name="list sources", method="GET", template="/sources", repeat=Repeat.ALWAYS)
+LIST_TEMPLATES = Endpoint(name="list templates", method="GET", template="/templates", repeat=Repeat.ALWAYS)
+CREATE_COMPANY = Endpoint(
+    name="create company",
+    method="POST",
+    template="/companies",
+    repeat=Repeat.UNIQUE,
+    advice=(
+        "Look for the company in the dashboard: if it is there and is yours, "
+        "`asyncmig adopt EXTERNAL_ID COMPANY_ID`; if it is not there, run again."
+    ),
+)
+CREATE_ANONYMOUS = replace(CREATE_COMPANY, repeat=Repeat.NEVER)
+"""The same without an external id: nothing would keep a repeat from creating a second company."""
+CREATE_UPLOAD = Endpoint(
+    name="create upload", method="POST", template="/companies/{company_id}/uploads", repeat=Repeat.ALWAYS
+)
+PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{upload_url}", repeat=Repeat.ALWAYS)
+START_IMPORT = Endpoint(
+    name="start import",
+    method="POST",
+    template="/companies/{company_id}/imports",
+    repeat=Repeat.ALWAYS,  # the idempotency key makes it so
+    advice="List the company's imports: if none of them is this one, start it under a new idempotency key.",
+)
+READ_IMPORT = Endpoint(
+    name="read import",
+    method="GET",
+    template="/companies/{company_id}/imports/{run_id}",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.POLL,
+)
+LIST_IMPORTS = Endpoint(
+    name="list imports",  # also, with `status=active`, the active import
+    method="GET",
+    template="/companies/{company_id}/imports",
+    repeat=Repeat.ALWAYS,
+)
+DECIDE = Endpoint(
+    name="decide",
+    method="POST",
+    template="/companies/{company_id}/imports/{run_id}/decisions",
+    repeat=Repeat.NEVER,  # repeated blindly it could answer the questions of the next park
+    lane=Lane.DECIDE,
+    advice="Read the run: if it still asks the same questions, decide again.",
+)
+START_EXPORT = Endpoint(
+    name="start export",
+    method="POST",
+    template="/companies/{company_id}/exports",
+    repeat=Repeat.ALWAYS,  # the idempotency key makes it so
+)
+READ_EXPORT = Endpoint(
+    name="read export",
+    method="GET",
+    template="/companies/{company_id}/exports/{run_id}",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.POLL,
+)
+DOWNLOAD = Endpoint(
+    name="download", method="GET", template="/companies/{company_id}/export.csv", repeat=Repeat.ALWAYS
+)

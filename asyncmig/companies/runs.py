@@ -1,0 +1,102 @@
+"""What imports and destination exports have in common: a run that is polled until it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.lifecycle import Lifecycle
+from asyncmig._io.caller import Call
+from asyncmig._io.engine import Engine
+from asyncmig._io.gate import Slot
+from asyncmig._io.poller import Reading, Watch
+from asyncmig.errors import RunCanceled, RunFailed
+from asyncmig.events import RunChanged
+
+__all__ = ["Run"]
+
+
+class _State(Protocol):
+    @property
+    def status(self) -> str: ...
+    @property
+    def progress_message(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+StateT = TypeVar("StateT", bound=_State)
+
+
+class Run(Generic[StateT]):
+    """A run of a company: ids, and the means to wait for it."""
+
+    ENDPOINT: ClassVar[Endpoint]
+    LIFECYCLE: ClassVar[Lifecycle]
+
+    __slots__ = ("_engine", "_kind", "_watch", "company_id", "id")
+
+    def __init__(
+        self, engine: Engine, kind: type[StateT], company_id: str, run_id: str, *, age: float | None
+    ) -> None:
+        """`age`: seconds since the run started; None if it is not known."""
+        self._engine, self._kind = engine, kind
+        self.company_id, self.id = company_id, run_id
+        self._watch: Watch[StateT] = engine.poller.watch(
+            (self.ENDPOINT.key, company_id, run_id),
+            gate=engine.gate(self.ENDPOINT),
+            read=self._read,
+            lifecycle=self.LIFECYCLE,
+            started=asyncio.get_running_loop().time() - (age or 0.0),
+        )
+
+    def __repr__(self) -> str:
+        status = self.state.status if self.state else "not read yet"
+        return f"<{type(self).__name__} {self.id} of company {self.company_id}: {status}>"
+
+    @property
+    def state(self) -> StateT | None:
+        """The last reading; None before the first."""
+        latest = self._watch.latest
+        return latest.value if latest else None
+
+    async def wait(self, *, through_parks: bool = False) -> StateT:
+        """Wait until the run completes, or parks, and return that reading.
+
+        `through_parks`: wait on while it is parked, for somebody else to decide. Any number of tasks may wait;
+        they share its polls. A deadline is the caller's `asyncio.timeout`. Raises `RunFailed`, `RunCanceled`.
+        """
+        state = (await self._watch.wait(through_parks=through_parks)).value
+        if state.status == "failed":
+            raise RunFailed(self.id, state.error or "")
+        if state.status == "canceled":
+            raise RunCanceled(self.id, state.error or "canceled")
+        return state
+
+    async def updates(self) -> AsyncIterator[StateT]:
+        """Yield each change of status or progress text once, until the run has ended."""
+        async for reading in self._watch.updates():
+            yield reading.value
+
+    async def read(self) -> StateT:
+        """Read the run now, or as soon as its pace allows; all who wait share the reading."""
+        return (await self._watch.refresh()).value
+
+    async def _read(self, slot: Slot) -> Reading[StateT]:
+        call = Call(endpoint=self.ENDPOINT, ids=self._ids())
+        state = await self._engine.caller.once(call, self._kind, slot)
+        reading = Reading(status=state.status, progress=state.progress_message, value=state)
+        latest = self._watch.latest
+        if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):
+            self._engine.events.emit(
+                RunChanged(
+                    company_id=self.company_id,
+                    run_id=self.id,
+                    status=reading.status,
+                    progress=reading.progress,
+                )
+            )
+        return reading
+
+    def _ids(self) -> dict[str, str]:
+        return {"company_id": self.company_id, "run_id": self.id}

@@ -1,0 +1,102 @@
+"""What one customer's migration is made from, and the record of how far it came."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+
+from asyncmig.companies.catalog import check_external_id
+from asyncmig.companies.outcome import Outcome
+from asyncmig.companies.uploads import Uploaded, digest_of, size_of
+from asyncmig.companies.wire import Sheet
+from asyncmig.errors import InvalidInput
+
+__all__ = ["FileInput", "Record", "Spec", "derived_key", "read_inputs"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One customer: who, from which source, into which templates, and the files.
+
+    `external_id` is your own id of the customer, and the one thing by which a migration is found again.
+    """
+
+    external_id: str
+    name: str
+    source: str
+    """The source's id."""
+    files: tuple[Path, ...]
+    template_ids: tuple[str, ...] | None = None
+    """None: all templates."""
+
+    def check(self) -> int:
+        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
+        check_external_id(self.external_id)
+        for field in ("name", "source"):
+            if not getattr(self, field).strip():
+                raise InvalidInput(field, getattr(self, field), "is empty")
+        if not self.files:
+            raise InvalidInput("files", [], "there must be at least one")
+        return sum(size_of(path) for path in self.files)
+
+
+class FileInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A file as it was when its migration began."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one migration came: what the journal holds of it. Written before and after each change."""
+
+    version: int = 1
+    external_id: str
+    name: str
+    source: str
+    template_ids: tuple[str, ...] | None = None
+    epoch: int = 0
+    """Counts the imports of this company that were begun on purpose."""
+    files: tuple[FileInput, ...] = ()
+    creating: bool = False
+    """The request that creates the company may have been sent, and its answer was not written down."""
+    company_id: str | None = None
+    sheets: tuple[Sheet, ...] = ()
+    uploads: tuple[Uploaded, ...] = ()
+    uploaded_at: float = 0.0
+    """Wall-clock time of the first of `uploads`."""
+    import_body: str | None = None
+    """The exact body that starts the import; set before it is sent first."""
+    run_id: str | None = None
+    started_at: float = 0.0
+    """Wall-clock time at which the run was first known."""
+    foreign: bool = False
+    """Somebody else's import of this company was seen: row counts of ours say nothing about the whole."""
+    outcome: Outcome | None = None
+
+    def changed_files(self, files: Iterable[FileInput]) -> list[str]:
+        """Return the names of files whose content is not what it was, or that came or went."""
+        before = {(Path(file.path).name, file.sha256) for file in self.files}
+        return sorted({name for name, _ in before ^ {(Path(file.path).name, file.sha256) for file in files}})
+
+
+async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
+    """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty."""
+    return tuple([await anyio.to_thread.run_sync(_read_input, path) for path in paths])
+
+
+def _read_input(path: Path) -> FileInput:
+    size = size_of(path)
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+    return FileInput(path=str(path), size=size, sha256=digest)
+
+
+def derived_key(record: Record, purpose: str) -> str:
+    """Return the idempotency key of a request: the same for the same input, whichever process asks."""
+    parts = [record.external_id, purpose, str(record.epoch), *(file.sha256 for file in record.files)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

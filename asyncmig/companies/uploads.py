@@ -1,0 +1,171 @@
+"""Upload a file: ask for a signed URL, put the bytes there, and ask for a fresh one when that fails."""
+
+import hashlib
+import mimetypes
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import final
+
+import anyio
+import msgspec
+
+from asyncmig._io.caller import Call
+from asyncmig._io.engine import Engine
+from asyncmig.companies import routes
+from asyncmig.companies.wire import UploadBody, UploadTarget
+from asyncmig.errors import AsyncmigError, InvalidInput, NoAnswer, UnexpectedReply, api_error
+
+__all__ = ["Uploaded", "content_type_of", "digest_of", "size_of", "upload"]
+
+_CHUNK = 256 * 1024
+_TYPES = {  # what the platform's own table may lack
+    ".csv": "text/csv",
+    ".tsv": "text/tab-separated-values",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".xls": "application/vnd.ms-excel",
+    ".json": "application/json",
+    ".txt": "text/plain",
+}
+
+
+class Uploaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that has arrived: `upload_ref` names it in an import."""
+
+    name: str
+    upload_ref: str
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+def content_type_of(name: str) -> str:
+    """Return the content type for a file's name, `application/octet-stream` where it says nothing."""
+    known = _TYPES.get(Path(name).suffix.lower())
+    return known or mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
+def size_of(path: Path) -> int:
+    """Return a file's size in bytes; raise `InvalidInput` if it is missing, unreadable or empty."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+    if not path.is_file():
+        raise InvalidInput("files", str(path), "is not a file")
+    if size == 0:
+        raise InvalidInput("files", str(path), "is empty")
+    return size
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal. Blocks: call it in a thread."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@final
+class _Bytes:
+    """The bytes of one attempt, with what was seen of them on the way."""
+
+    __slots__ = ("_hash", "_size", "_source", "failure")
+
+    def __init__(self, source: Path | bytes, size: int) -> None:
+        self._source, self._size = source, size
+        self.failure: OSError | None = None
+        self._hash = hashlib.sha256()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        seen = 0
+        try:
+            async for chunk in _read(self._source):
+                seen += len(chunk)
+                if seen > self._size:
+                    break
+                self._hash.update(chunk)
+                yield chunk
+            if seen != self._size:
+                raise OSError(f"changed while it was read (it had {self._size} bytes)")
+        except OSError as error:
+            self.failure = error  # the transport would take it for a broken connection
+            raise
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+async def _read(source: Path | bytes) -> AsyncIterator[bytes]:
+    if isinstance(source, bytes):
+        for start in range(0, len(source), _CHUNK):
+            yield source[start : start + _CHUNK]
+        return
+    async with await anyio.open_file(source, "rb") as file:
+        while chunk := await file.read(_CHUNK):
+            yield chunk
+
+
+async def upload(
+    engine: Engine,
+    company_id: str,
+    source: Path | bytes,
+    *,
+    name: str | None = None,
+    content_type: str | None = None,
+    rank: float = 0.0,
+) -> Uploaded:
+    """Upload `source` and return its reference; a URL that failed, expired or was used is replaced.
+
+    Raises `InvalidInput` for a missing or empty source, or one that changes while it is read.
+    """
+    if isinstance(source, bytes):
+        if name is None:
+            raise InvalidInput("name", name, "bytes need a file name")
+        if not source:
+            raise InvalidInput("files", name, "is empty")
+        size = len(source)
+    else:
+        name = name or source.name
+        size = size_of(source)
+    body = UploadBody(name=name, content_type=content_type or content_type_of(name), size=size)
+    tries = engine.caller.tries(routes.PUT_BYTES)
+    async with engine.uploads:
+        while True:
+            try:
+                return await _attempt(engine, company_id, source, body, rank)
+            except (NoAnswer, UnexpectedReply) as error:
+                trouble = error
+            await tries.failed(trouble)
+
+
+async def _attempt(
+    engine: Engine, company_id: str, source: Path | bytes, body: UploadBody, rank: float
+) -> Uploaded:
+    call = Call(
+        endpoint=routes.CREATE_UPLOAD,
+        ids={"company_id": company_id},
+        body=msgspec.json.encode(body),
+        rank=rank,
+    )
+    target = await engine.caller.call(call, UploadTarget)
+    content = _Bytes(source, body.size)
+    headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
+    try:
+        status = await engine.caller.put(target.upload_url, content.chunks(), headers)
+    except NoAnswer as error:
+        raise (_unreadable(body.name, content.failure) if content.failure else error) from error
+    if content.failure:
+        raise _unreadable(body.name, content.failure)
+    if not 200 <= status < 300:
+        raise _refused(status)
+    return Uploaded(name=body.name, upload_ref=target.upload_ref, size=body.size, sha256=content.sha256)
+
+
+def _unreadable(name: str, error: OSError) -> InvalidInput:
+    return InvalidInput("files", name, f"cannot be read: {error.strerror or error}")
+
+
+def _refused(status: int) -> AsyncmigError:
+    error = api_error(
+        routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, "the upload URL refused the bytes"
+    )
+    return UnexpectedReply(*error.args)

@@ -1,0 +1,355 @@
+"""What travels: one struct for each payload of the contract.
+
+Replies are tolerant: unknown fields pass, what is documented as optional may be null or absent, and open
+sets (statuses, actions) are plain text. Requests are exact. Where the server's word misleads, the name
+here says what it is.
+"""
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+__all__ = [
+    "Action",
+    "ActiveImport",
+    "Answer",
+    "ColumnSpec",
+    "CompanyBody",
+    "CompanyCreated",
+    "CompanyInfo",
+    "Connection",
+    "DecisionBody",
+    "ExportBody",
+    "ExportReport",
+    "ExportResult",
+    "ExportState",
+    "FileRef",
+    "ImportBody",
+    "ImportList",
+    "ImportReport",
+    "ImportState",
+    "Link",
+    "NeedsAttention",
+    "Option",
+    "Patch",
+    "Question",
+    "RunStarted",
+    "Selection",
+    "Sheet",
+    "SheetCount",
+    "Source",
+    "Sources",
+    "Target",
+    "Template",
+    "Templates",
+    "UploadBody",
+    "UploadTarget",
+]
+
+_HARMLESS = frozenset({"set_value", "keep"})
+
+
+# Catalogue
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """Published import logic for one system that customers come from."""
+
+    id: str
+    name: str = ""
+    logo_url: str | None = None
+
+
+class Sources(Struct, frozen=True, kw_only=True):
+    sources: tuple[Source, ...]
+
+
+class Link(Struct, frozen=True, kw_only=True):
+    """A column that a link rule points to."""
+
+    template_id: str | None = field(name="templateId", default=None)
+    column_name: str | None = field(name="columnName", default=None)
+
+
+class ColumnSpec(Struct, frozen=True, kw_only=True):
+    """One column of a template and the rule that its cells must obey."""
+
+    name: str
+    description: str | None = None
+    required: bool = False
+    unique: bool = False
+    rule: str | None = field(name="desiredRule", default=None)
+    """`none`, `ai`, `strict` or `link`; others may come."""
+    pattern: str | None = field(name="strictRule", default=None)
+    """A regular expression, where the rule is strict."""
+    links: tuple[Link, ...] = field(name="linkRule", default=())
+
+
+class Template(Struct, frozen=True, kw_only=True):
+    """A target schema."""
+
+    id: str
+    name: str = ""
+    description: str | None = None
+    columns: tuple[ColumnSpec, ...] = ()
+
+
+class Templates(Struct, frozen=True, kw_only=True):
+    templates: tuple[Template, ...]
+
+
+# Companies
+
+
+class CompanyBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    source: str
+    external_id: str | UnsetType = UNSET
+    template_ids: tuple[str, ...] | UnsetType = UNSET
+    connections: dict[str, object] | UnsetType = UNSET
+
+
+class CompanyInfo(Struct, frozen=True, kw_only=True):
+    id: str
+    name: str | None = None
+    external_id: str | None = None
+    created_at: str | None = None
+
+
+class Sheet(Struct, frozen=True, kw_only=True):
+    """One table of a company's workbook."""
+
+    id: str
+    name: str = ""
+    template_id: str | None = None
+
+
+class Connection(Struct, frozen=True, kw_only=True):
+    id: str | None = None
+    kind: str | None = None
+    creds_configured: bool | None = None
+
+
+class CompanyCreated(Struct, frozen=True, kw_only=True):
+    company: CompanyInfo
+    workbook_id: str | None = None
+    sheets: tuple[Sheet, ...] = ()
+    connections: tuple[Connection, ...] = ()
+    magic_link_url: str | None = None
+
+    def __repr__(self) -> str:  # the magic link lets whoever holds it in
+        return f"CompanyCreated(company={self.company!r}, sheets={self.sheets!r})"
+
+
+# Uploads
+
+
+class UploadBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    content_type: str
+    size: int
+
+
+class UploadTarget(Struct, frozen=True, kw_only=True):
+    upload_url: str
+    upload_ref: str
+
+    def __repr__(self) -> str:  # the URL is signed: whoever holds it may write
+        return "UploadTarget('***')"
+
+
+# Imports
+
+
+class FileRef(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    upload_ref: str
+
+
+class ImportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    idempotency_key: str
+    files: tuple[FileRef, ...] | UnsetType = UNSET
+    rows: tuple[dict[str, object], ...] | UnsetType = UNSET
+
+
+class RunStarted(Struct, frozen=True, kw_only=True):
+    """The answer to a start or a decision. Its `poll_url` is not read: URLs are built from ids alone."""
+
+    run_id: str
+    status: str = "queued"
+
+
+class SheetCount(Struct, frozen=True, kw_only=True):
+    """How many rows one sheet got."""
+
+    template_name: str | None = field(name="templateName", default=None)
+    sheet_id: str | None = field(name="sheetId", default=None)
+    rows: int | None = field(name="rowCount", default=None)
+
+
+class ImportReport(Struct, frozen=True, kw_only=True):
+    """What an import did. While a run is parked, `inserted` counts valid rows only."""
+
+    inserted: int | None = None
+    per_sheet: tuple[SheetCount, ...] = field(name="perSheet", default=())
+    invalid_rows: int | None = field(name="invalidCellCount", default=None)
+    """Rows with at least one bad cell, whatever the field's name in the API suggests."""
+
+
+class Option(Struct, frozen=True, kw_only=True):
+    """One proposed answer to a question."""
+
+    id: str
+    label: str | None = None
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """What a question is about."""
+
+    sheet_id: str | None = None
+    column: str | None = None
+    affected_count: int | None = None
+    sample_values: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """What a person is asked while a run is parked."""
+
+    id: str
+    prompt: str | None = None
+    context: str | None = None
+    target: Target | None = None
+    relevant_columns: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    allow_custom: bool = False
+
+
+class Action(Struct, frozen=True, kw_only=True):
+    """One step of a proposed patch."""
+
+    action: str | None = None
+    """`set_value`, `keep`, `delete_invalid_rows` or `dedup_keep_first`; others may come."""
+    sheet_id: str | None = None
+    column: str | None = None
+    value: str | None = None
+    key_column: str | None = None
+
+    @property
+    def is_destructive(self) -> bool:
+        """Whether it destroys rows, or may: an action that is not known counts as one that does."""
+        return self.action not in _HARMLESS
+
+
+class Patch(Struct, frozen=True, kw_only=True):
+    """What an approval without answers applies as it is."""
+
+    summary: str | None = None
+    actions: tuple[Action, ...]
+
+    @property
+    def is_destructive(self) -> bool:
+        """Whether any of its actions destroys rows, or may."""
+        return any(action.is_destructive for action in self.actions)
+
+
+class NeedsAttention(Struct, frozen=True, kw_only=True):
+    """Why a run is parked: questions, and a patch that answers them unless somebody says otherwise."""
+
+    questions: tuple[Question, ...] = ()
+    proposed_patch: Patch | None = None
+
+    @property
+    def is_destructive(self) -> bool:
+        """Whether approving it destroys rows, or may: a patch that cannot be read counts as one that does."""
+        return self.proposed_patch is None or self.proposed_patch.is_destructive
+
+
+class ImportState(Struct, frozen=True, kw_only=True):
+    """One reading of an import run."""
+
+    status: str
+    run_id: str | None = None
+    id: str | None = None
+    progress_message: str | None = None
+    report: ImportReport | None = None
+    needs_attention: NeedsAttention | None = None
+    error: str | None = None
+
+
+class ActiveImport(ImportState, frozen=True, kw_only=True):
+    """The answer to "does anything run": a run bare, or wrapped in `run`, or `run` null for nothing."""
+
+    status: str = ""
+    run: ImportState | None = None
+
+    def state(self) -> ImportState | None:
+        """Return the run that is active, or None."""
+        return self.run if self.run is not None else (self if self.status else None)
+
+
+class ImportList(Struct, frozen=True, kw_only=True):
+    """Imports, newest first. Pagination is not documented; both customary names are understood."""
+
+    imports: tuple[ImportState, ...] = ()
+    runs: tuple[ImportState, ...] = ()
+    next_cursor: str | None = None
+
+
+class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    question_id: str
+    option_id: str | UnsetType = UNSET
+    custom: str | UnsetType = UNSET
+
+
+class DecisionBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    decision: str
+    answers: tuple[Answer, ...] | UnsetType = UNSET
+
+
+# Destination exports
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    template_ids: tuple[str, ...] | UnsetType = UNSET
+    row_filter: str | UnsetType = UNSET
+
+
+class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    mode: str
+    idempotency_key: str
+    selection: Selection | UnsetType = UNSET
+
+
+class ExportResult(Struct, frozen=True, kw_only=True):
+    """One write to the destination."""
+
+    template_id: str | None = None
+    path: str | None = None
+    status: int | None = None
+    ok: bool | None = None
+    error: str | None = None
+    fields_confirmed: bool | None = None
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether the destination said yes and did not keep the fields."""
+        return self.fields_confirmed is False and 200 <= (self.status or 0) < 300
+
+
+class ExportReport(Struct, frozen=True, kw_only=True):
+    """What a destination export did. A run completes even when writes failed."""
+
+    mode: str | None = None
+    total: int | None = None
+    succeeded: int | None = None
+    failed: int | None = None
+    results: tuple[ExportResult, ...] = ()
+
+
+class ExportState(Struct, frozen=True, kw_only=True):
+    """One reading of an export run."""
+
+    status: str
+    run_id: str | None = None
+    progress_message: str | None = None
+    report: ExportReport | None = None
+    error: str | None = None

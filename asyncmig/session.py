@@ -1,0 +1,201 @@
+"""The root: one API key, one event loop, one budget, one poll schedule."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Literal, Self, final
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.retry import RetryPolicy
+from asyncmig._io.caller import Caller, Secret, is_loopback
+from asyncmig._io.engine import Engine
+from asyncmig._io.gate import Gate, GateStatistics
+from asyncmig._io.poller import Poller
+from asyncmig._io.recent import RecentLog
+from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
+from asyncmig.companies.catalog import Companies
+from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
+from asyncmig.events import Event, Events, RequestDone, RequestSent, RunStalled
+
+__all__ = ["Scope", "Session"]
+
+Scope = Literal["endpoint", "key"]
+_DEFAULT_URL = "https://app.vern.so/api/v1"
+
+
+@final
+class Session:
+    """Everything that shares one API key: its connections, its rate limits, its poll schedule.
+
+    Use one per key and event loop, as `async with`. `api_key` and `base_url` default to `VERN_API_KEY` and
+    `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in `window` seconds, counted by
+    endpoint or, with `scope="key"`, over all of them. `recent`: a file that tells the next process what this one
+    sent in its last window. A given `http` session of aiohttp is used and not closed.
+
+    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        *,
+        limit: int = 100,
+        window: float = 60.0,
+        scope: Scope = "endpoint",
+        timeouts: Timeouts | None = None,
+        retry: RetryPolicy | None = None,
+        max_parallel_uploads: int = 16,
+        recent: Path | str | None = None,
+        rng: Random | None = None,
+        http: aiohttp.ClientSession | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        key = _checked_key(os.environ.get("VERN_API_KEY", "") if api_key is None else api_key)
+        self.base_url = _checked_url(base_url or os.environ.get("VERN_BASE_URL") or _DEFAULT_URL)
+        if scope not in ("endpoint", "key"):
+            raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+        Gate(limit=limit, window=window)  # the same checks, before anything is opened
+        self._limit, self._window, self._scope = limit, window, scope
+        self._rng = rng or Random()
+        self._gates: dict[str, Gate] = {}
+        self._closed: AsyncmigError | None = None
+        self._recent_path = Path(recent) if recent is not None else None
+        self._recent: RecentLog | None = None
+        self._recent_ages: dict[str, list[float]] = {}
+        self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
+        self._exits = ExitStack()
+        self.events = Events()
+        self._poller = Poller(on_stalled=self._stalled)
+        self._caller = Caller(
+            transport=self._transport,
+            base_url=self.base_url,
+            key=key,
+            gate=self._gate,
+            events=self.events,
+            rng=self._rng,
+            on_refused_key=self.close,
+            policy=retry or RetryPolicy(),
+            timeouts=timeouts or Timeouts(),
+        )
+        self._engine = Engine(
+            caller=self._caller,
+            poller=self._poller,
+            gate=self._gate,
+            events=self.events,
+            rng=self._rng,
+            uploads=anyio.CapacityLimiter(max_parallel_uploads),
+        )
+        self.companies = Companies(self._engine)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"
+
+    async def __aenter__(self) -> Self:
+        if self._recent_path is not None:
+            speed = float(getattr(asyncio.get_running_loop(), "speed", 1.0))
+            self._recent = RecentLog(self._recent_path, speed=speed)
+            self._recent_ages = self._recent.ages()
+            self._exits.callback(self._recent.close)
+            self._recent.open()
+            self._exits.enter_context(self.events.subscribe(self._note))
+        await self._poller.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+        with anyio.CancelScope(shield=True):
+            await self._poller.__aexit__(exc_type, exc, tb)
+            await self._transport.aclose()
+        self._exits.close()
+
+    def close(self, error: AsyncmigError | None = None) -> None:
+        """Send nothing from now on: what waits, and what comes, ends with `error` (default `SessionClosed`).
+
+        Requests in flight end as they will. A refused key closes a session in the same way, with `AuthError`.
+        """
+        if self._closed is None:
+            self._closed = error or SessionClosed()
+            for gate in self._gates.values():
+                gate.close(self._closed)
+
+    def gate(self, method: str, template: str) -> Gate:
+        """Return the session's own gate for an endpoint, for other code that calls it with the same key."""
+        return self._gate_by_key(f"{method.upper()} {template}")
+
+    def stats(self) -> Mapping[str, GateStatistics]:
+        """Return a snapshot of every budget that was used, by endpoint (`*` with `scope="key"`)."""
+        return {name: gate.statistics() for name, gate in self._gates.items()}
+
+    @property
+    def requests(self) -> Mapping[tuple[str, str], int]:
+        """Requests sent so far, by endpoint and lane."""
+        return dict(self._caller.requests)
+
+    def _gate(self, endpoint: Endpoint) -> Gate:
+        return self._gate_by_key(endpoint.key)
+
+    def _gate_by_key(self, key: str) -> Gate:
+        name = "*" if self._scope == "key" else key
+        gate = self._gates.get(name)
+        if gate is None:
+            gate = self._gates[name] = Gate(
+                limit=self._limit,
+                window=self._window,
+                rng=self._rng,
+                recent=self._recent_for(key),
+                name=name,
+            )
+            if self._closed is not None:
+                gate.close(self._closed)
+        return gate
+
+    def _recent_for(self, key: str) -> list[float]:
+        if self._scope == "endpoint":
+            return self._recent_ages.get(key, [])
+        return [age for ages in self._recent_ages.values() for age in ages]
+
+    def _note(self, event: Event) -> None:
+        if self._recent is not None and isinstance(event, RequestSent | RequestDone):
+            self._recent.note("sent" if isinstance(event, RequestSent) else "done", event.endpoint)
+
+    def _stalled(self, run: object, seconds: float) -> None:
+        assert isinstance(run, tuple)
+        _, company_id, run_id = run
+        self.events.emit(RunStalled(company_id=company_id, run_id=run_id, seconds=seconds))
+
+
+def _checked_key(key: str) -> Secret:
+    if not key.strip():
+        raise InvalidInput("api_key", "", "is missing: give it, or set VERN_API_KEY")
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise InvalidInput("api_key", "***", "has characters that no HTTP header may carry")
+    return Secret(key)
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InvalidInput("base_url", url, str(error)) from error
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InvalidInput("base_url", parts.hostname, "must have no credentials, query or fragment")
+    if not parts.hostname or parts.scheme not in ("http", "https"):
+        raise InvalidInput("base_url", url, "must be an absolute https URL")
+    if parts.scheme == "http" and not is_loopback(url):
+        raise InvalidInput("base_url", url, "must be https: the API key would travel in the clear")
+    return url.rstrip("/")
