@@ -1,0 +1,322 @@
+"""Read the list of customers to migrate: a CSV file with a line a customer.
+
+    external_id,name,source,templates,files
+    acme-001,Acme Inc,HubSpot,Contacts;Deals,acme/*.csv
+
+`source` and `templates` are names or ids, `files` paths or globs below the manifest's own folder; both lists are
+joined by `;`. Empty `templates` stand for all. Every fault of the whole file is found before any is reported.
+"""
+
+import csv
+import difflib
+import glob
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, final
+
+from asyncmig.companies.catalog import check_external_id, find
+from asyncmig.companies.spec import Spec
+from asyncmig.companies.uploads import size_of
+from asyncmig.companies.wire import Source, Template
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Customer", "Fault", "InvalidManifest", "Manifest", "read_manifest"]
+
+_Named = TypeVar("_Named", Source, Template)
+_REQUIRED = ("external_id", "name", "source", "files")
+_COLUMNS = (*_REQUIRED, "templates")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_NOTHING: tuple[int, list[str]] = (1, [])
+_LARGEST = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong. `line`: of the file, from 1; None if it concerns the whole."""
+
+    line: int | None
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = "" if self.line is None else f"line {self.line}: "
+        return f"{where}{self.field}: {self.reason}"
+
+
+class InvalidManifest(InvalidInput):
+    """The manifest has faults: all of them are in `faults`. No request was spent on it."""
+
+    def __init__(self, path: str, faults: tuple[Fault, ...]) -> None:
+        super().__init__("manifest", path, f"{len(faults)} fault{'s' * (len(faults) != 1)}")
+        self.args = (path, faults)
+        self.path, self.faults = path, faults
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.path}: {fault}" for fault in self.faults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer:
+    """One line of the manifest; `source` and `templates` as they were written, names or ids."""
+
+    line: int
+    external_id: str
+    name: str
+    source: str
+    templates: tuple[str, ...]
+    """Empty: all templates."""
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The customers to migrate. `ignored`: columns of the file that mean nothing here."""
+
+    path: Path
+    customers: tuple[Customer, ...]
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def names_templates(self) -> bool:
+        """Whether any customer asks for templates by name or id."""
+        return any(customer.templates for customer in self.customers)
+
+    def specs(
+        self, sources: Sequence[Source] | None, templates: Sequence[Template] | None
+    ) -> tuple[Spec, ...]:
+        """Return what to migrate, with the ids of sources and templates in place of their names.
+
+        None for a catalogue that the server does not offer: then ids are taken as they are. Raises
+        `InvalidManifest` with every name that is not known, each once.
+        """
+        names = _Names(sources, templates)
+        specs = tuple(names.spec(customer) for customer in self.customers)
+        if names.faults:
+            raise InvalidManifest(str(self.path), names.faults)
+        return specs
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """Read and check a manifest and the files that it names; UTF-8, with or without a BOM.
+
+    Raises `InvalidManifest` with all faults at once: columns that are missing, ids that are malformed or stand on
+    two lines, files that are missing or empty, globs that match nothing, bytes that are no CSV.
+    """
+    path = Path(path)
+    reader = _Reader(path)
+    manifest = reader.read()
+    if reader.faults:
+        raise InvalidManifest(str(path), tuple(reader.faults))
+    return manifest
+
+
+@final
+class _Reader:
+    """One pass over one file, which keeps the faults that it meets."""
+
+    __slots__ = ("_folder", "_path", "_seen", "faults")
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._folder = path, path.parent
+        self._seen: dict[str, int] = {}
+        self.faults: list[Fault] = []
+
+    def read(self) -> Manifest:
+        text = self._text()
+        records = self._records(text) if text is not None else iter(())
+        header_line, header = next(records, _NOTHING)
+        columns = self._columns(header_line, header) if text is not None else None
+        customers = [self._customer(*record, columns) for record in records] if columns else []
+        if columns and not customers and not self.faults:
+            self._fault(None, "manifest", "lists no customers, only a header")
+        return Manifest(
+            path=self._path,
+            customers=tuple(customers),
+            ignored=tuple(name for name in columns or () if name and name not in _COLUMNS),
+        )
+
+    def _fault(self, line: int | None, field: str, reason: str) -> None:
+        self.faults.append(Fault(line=line, field=field, reason=reason))
+
+    def _text(self) -> str | None:
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(_LARGEST + 1)
+        except (OSError, ValueError) as error:
+            self._fault(None, "manifest", getattr(error, "strerror", None) or "is not a path")
+            return None
+        if reason := _not_a_manifest(content):
+            self._fault(None, "manifest", reason)
+            return None
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = _line_of(content, error.start)
+            self._fault(
+                line, "manifest", f"is not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"
+            )
+            return None
+
+    def _records(self, text: str) -> Iterator[tuple[int, list[str]]]:
+        """Yield each record that is not blank, with the line on which it begins."""
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        while True:
+            line = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self._fault(line, "manifest", f"is not CSV from here on ({error})")
+                return
+            if any(cell.strip() for cell in row):
+                yield line, row
+
+    def _columns(self, line: int, header: list[str]) -> list[str] | None:
+        columns = [name.strip().casefold() for name in header]
+        missing = [name for name in _REQUIRED if name not in columns]
+        for name in missing:
+            near = difflib.get_close_matches(name, set(columns).difference(_COLUMNS), n=1)
+            hint = f"; is {near[0]!r} meant for it?" if near else ""
+            self._fault(line, name, f"this column is missing{hint}")
+        if missing and len(header) == 1 and ";" in header[0]:
+            self._fault(line, "manifest", "separates its columns by ';': they must be separated by ','")
+        doubled = sorted({name for name in columns if name in _COLUMNS and columns.count(name) > 1})
+        for name in doubled:
+            self._fault(line, name, "this column is there twice")
+        return None if missing or doubled else columns
+
+    def _customer(self, line: int, row: list[str], columns: list[str]) -> Customer:
+        if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
+            self._fault(line, "manifest", f"has {len(row)} cells where the header has {len(columns)}")
+        cells = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
+        for name in ("name", "source"):
+            if not cells.get(name):
+                self._fault(line, name, "is empty")
+        return Customer(
+            line=line,
+            external_id=self._external_id(line, cells.get("external_id", "")),
+            name=cells.get("name", ""),
+            source=cells.get("source", ""),
+            templates=_parts(cells.get("templates", "")),
+            files=self._files(line, cells.get("files", "")),
+        )
+
+    def _external_id(self, line: int, external_id: str) -> str:
+        try:
+            check_external_id(external_id)
+        except InvalidInput as error:
+            self._fault(line, "external_id", f"{external_id!r} {error.reason}")
+            return external_id
+        first = self._seen.setdefault(external_id, line)
+        if first != line:
+            self._fault(line, "external_id", f"{external_id!r} stands on line {first} already")
+        return external_id
+
+    def _files(self, line: int, cell: str) -> tuple[Path, ...]:
+        parts = _parts(cell)
+        if not parts:
+            self._fault(line, "files", "is empty: name at least one file")
+        found: dict[Path, None] = {}
+        for part in parts:
+            try:
+                found.update(dict.fromkeys(_expand(self._folder, part)))
+            except InvalidInput as error:
+                self._fault(line, "files", f"{error.value!r}: {error.reason}")
+        return tuple(found)
+
+
+@final
+class _Names:
+    """Puts ids in the place of names, and remembers each one that it cannot."""
+
+    __slots__ = ("_sources", "_templates", "_unknown")
+
+    def __init__(self, sources: Sequence[Source] | None, templates: Sequence[Template] | None) -> None:
+        self._sources = _id_as_it_is if sources is None else partial(_find, sources)
+        self._templates = _id_as_it_is if templates is None else partial(_find, templates)
+        self._unknown: dict[tuple[str, str], tuple[str, list[int]]] = {}
+
+    def spec(self, customer: Customer) -> Spec:
+        source = self._id(customer.line, "source", self._sources, customer.source)
+        wanted = [self._id(customer.line, "templates", self._templates, name) for name in customer.templates]
+        return Spec(
+            external_id=customer.external_id,
+            name=customer.name,
+            source=source,
+            template_ids=tuple(dict.fromkeys(wanted)) or None,
+            files=customer.files,
+        )
+
+    def _id(self, line: int, field: str, look_up: Callable[[str, str], str], name: str) -> str:
+        try:
+            return look_up(field, name)
+        except InvalidInput as error:
+            self._unknown.setdefault((field, name), (error.reason, []))[1].append(line)
+            return name
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        return tuple(
+            Fault(line=lines[0], field=field, reason=f"{name!r} {reason}{_also(lines[1:])}")
+            for (field, name), (reason, lines) in self._unknown.items()
+        )
+
+
+def _find(among: Sequence[_Named], field: str, name: str) -> str:
+    return find(field, name, among)
+
+
+def _id_as_it_is(field: str, name: str) -> str:
+    if _UUID.fullmatch(name):
+        return name
+    raise InvalidInput(field, name, "is no id, and this server does not list names: write the id instead")
+
+
+def _also(lines: Sequence[int]) -> str:
+    if not lines:
+        return ""
+    more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return f" (also on line {', '.join(map(str, lines[:5]))}{more})"
+
+
+def _parts(cell: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in cell.split(";") if part.strip())
+
+
+def _expand(folder: Path, part: str) -> list[Path]:
+    """Return the files that a path or a glob names; a file that is really called `a[1].csv` is that file."""
+    if "\0" in part:
+        raise InvalidInput("files", part, "is not a path")
+    path = folder / part
+    if not glob.has_magic(part) or path.is_file():
+        size_of(path)
+        return [path]
+    matches = [folder / name for name in sorted(glob.glob(part, root_dir=folder, recursive=True))]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise InvalidInput("files", part, "matches no file")
+    for file in files:
+        size_of(file)
+    return files
+
+
+def _not_a_manifest(content: bytes) -> str | None:
+    """Return why these bytes cannot be a manifest, for what people hand over by mistake."""
+    if len(content) > _LARGEST:
+        return f"is larger than {_LARGEST // 2**20} MB: is it one of the customers' files?"
+    if not content.strip():
+        return "is empty"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16: save it as UTF-8"
+    if content.startswith(b"PK\x03\x04"):
+        return "is a ZIP archive or an Excel workbook: save it as CSV (UTF-8)"
+    return None
+
+
+def _line_of(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1

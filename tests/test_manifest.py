@@ -1,0 +1,212 @@
+"""The manifest reader: what it accepts, every fault that it names, and bytes that are no manifest at all."""
+
+import contextlib
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from asyncmig.companies.wire import Source, Template
+from asyncmig.errors import InvalidInput
+from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
+
+HEADER = "external_id,name,source,templates,files"
+HUBSPOT = "6b1c8f6e-7a3f-4a3c-9d2b-0f1e2d3c4b5a"
+CONTACTS = "0d9a4a52-0b0e-4c0e-8f5e-1a2b3c4d5e6f"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.csv", "b.csv", "deep/c.csv", "odd[1].csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("id\n1\n", encoding="utf-8")
+    (tmp_path / "empty.csv").touch()
+    return tmp_path
+
+
+def read(folder: Path, *lines: str, encoding: str = "utf-8", header: str = HEADER) -> Manifest:
+    path = folder / "customers.csv"
+    path.write_bytes("\n".join([header, *lines, ""]).encode(encoding))
+    return read_manifest(path)
+
+
+def faults(folder: Path, *lines: str, header: str = HEADER) -> list[str]:
+    with pytest.raises(InvalidManifest) as caught:
+        read(folder, *lines, header=header)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_a_line_becomes_a_customer(folder: Path) -> None:
+    (customer,) = read(folder, "acme-1,Acme,HubSpot,Contacts; Deals,a.csv;deep/*.csv").customers
+    assert (customer.line, customer.external_id, customer.name, customer.source) == (
+        2,
+        "acme-1",
+        "Acme",
+        "HubSpot",
+    )
+    assert customer.templates == ("Contacts", "Deals")
+    assert customer.files == (folder / "a.csv", folder / "deep/c.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_bom_is_no_part_of_the_header(folder: Path, encoding: str) -> None:
+    assert read(folder, "acme,Açme,s,,a.csv", encoding=encoding).customers[0].name == "Açme"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_and_quoted_cells(folder: Path, end: str) -> None:
+    path = folder / "m.csv"
+    path.write_bytes(end.join([HEADER, 'a,"Acme,\nInc",s,,a.csv', "", "b,B,s,,b.csv"]).encode())
+    first, second = read_manifest(path).customers
+    assert first.name == "Acme,\nInc"
+    assert (second.external_id, second.line) == ("b", 5)
+
+
+def test_the_templates_column_may_be_absent_and_columns_may_stand_in_any_order(folder: Path) -> None:
+    manifest = read(folder, "a.csv,s,Acme,x,acme", header="files,Source,NAME,crm owner,external_id")
+    assert manifest.customers[0].templates == ()
+    assert not manifest.names_templates
+    assert manifest.ignored == ("crm owner",)
+
+
+def test_a_glob_is_expanded_once_and_in_order(folder: Path) -> None:
+    (customer,) = read(folder, "acme,Acme,s,,b.csv;[ab].csv;**/c.csv").customers
+    assert customer.files == (folder / "b.csv", folder / "a.csv", folder / "deep/c.csv")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path) -> None:
+    assert read(folder, "acme,Acme,s,,odd[1].csv").customers[0].files == (folder / "odd[1].csv",)
+
+
+def test_all_faults_are_found_at_once_with_line_and_field(folder: Path) -> None:
+    assert faults(
+        folder,
+        "a b,Acme,s,,a.csv",
+        "dup,,s,,a.csv",
+        "dup,B,,,none.csv;empty.csv",
+        "ok,C,s,,deep/*.txt",
+        "deep,D,s,,deep",
+        "short,E",
+        "long,F,s,,a.csv,more",
+    ) == [
+        "line 2: external_id: 'a b' must be 1 to 255 of A-Z, a-z, 0-9, _ and -",
+        "line 3: name: is empty",
+        "line 4: source: is empty",
+        "line 4: external_id: 'dup' stands on line 3 already",
+        f"line 4: files: '{folder}/none.csv': No such file or directory",
+        f"line 4: files: '{folder}/empty.csv': is empty",
+        "line 5: files: 'deep/*.txt': matches no file",
+        f"line 6: files: '{folder}/deep': is not a file",
+        "line 7: source: is empty",
+        "line 7: files: is empty: name at least one file",
+        "line 8: manifest: has 6 cells where the header has 5",
+    ]
+
+
+def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:
+    assert faults(folder, header="external_id,name,name,sources") == [
+        "line 1: source: this column is missing; is 'sources' meant for it?",
+        "line 1: files: this column is missing",
+        "line 1: name: this column is there twice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (HEADER.encode(), "lists no customers, only a header"),
+        (HEADER.encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (b"PK\x03\x04...", "is a ZIP archive or an Excel workbook: save it as CSV (UTF-8)"),
+        (
+            HEADER.encode() + b"\na,Caf\xe9,s,,a.csv",
+            "line 2: manifest: is not UTF-8 (byte 0xe9): save it as UTF-8",
+        ),
+        (
+            HEADER.encode() + b'\na,"Acme,s,,a.csv',
+            "line 2: manifest: is not CSV from here on (unexpected end of data)",
+        ),
+        (HEADER.replace(",", ";").encode(), "separates its columns by ';': they must be separated by ','"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    with pytest.raises(InvalidManifest) as caught:
+        read_manifest(path)
+    assert reason in str(caught.value)
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidManifest, match="No such file"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(InvalidManifest, match="directory"):
+        read_manifest(tmp_path)
+
+
+def test_the_error_survives_pickle(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_manifest(tmp_path / "none.csv")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(again, InvalidManifest)
+    assert (str(again), again.faults) == (str(caught.value), caught.value.faults)
+
+
+SOURCES = (Source(id=HUBSPOT, name="HubSpot"), Source(id="1", name="Twin"), Source(id="2", name="Twin"))
+TEMPLATES = (Template(id=CONTACTS, name="Contacts"), Template(id="t2", name="Deals"))
+
+
+def test_names_become_ids(folder: Path) -> None:
+    manifest = read(folder, f"a,A,HubSpot,Contacts;{CONTACTS};t2,a.csv", f"b,B,{HUBSPOT},,b.csv")
+    first, second = manifest.specs(SOURCES, TEMPLATES)
+    assert (first.source, first.template_ids) == (HUBSPOT, (CONTACTS, "t2"))
+    assert (second.source, second.template_ids) == (HUBSPOT, None)
+
+
+def test_every_unknown_name_is_listed_once(folder: Path) -> None:
+    manifest = read(
+        folder, "a,A,Twin,Contact,a.csv", "b,B,Pipedrive,Deals,b.csv", "c,C,Pipedrive,Contact,b.csv"
+    )
+    with pytest.raises(InvalidManifest) as caught:
+        manifest.specs(SOURCES, TEMPLATES)
+    assert [str(fault) for fault in caught.value.faults] == [
+        "line 2: source: 'Twin' is the name of 2 of them: use an id of ['1', '2']",
+        "line 2: templates: 'Contact' is not known; there are ['Contacts', 'Deals'] (also on line 4)",
+        "line 3: source: 'Pipedrive' is not known; there are ['HubSpot', 'Twin', 'Twin'] (also on line 4)",
+    ]
+
+
+def test_without_catalogues_ids_are_taken_and_names_are_not(folder: Path) -> None:
+    spec, *_ = read(folder, f"a,A,{HUBSPOT},{CONTACTS},a.csv").specs(None, None)
+    assert (spec.source, spec.template_ids) == (HUBSPOT, (CONTACTS,))
+    with pytest.raises(InvalidManifest, match="'HubSpot' is no id, and this server does not list names"):
+        read(folder, "a,A,HubSpot,,a.csv").specs(None, ())
+
+
+CELLS = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="/*"), max_size=8)
+RECORDS = st.lists(st.lists(CELLS, max_size=6).map(",".join), max_size=6).map("\n".join)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        RECORDS.map(str.encode),
+        RECORDS.map(lambda text: f"{HEADER}\n{text}".encode()),
+        RECORDS.map(lambda text: f"{HEADER}\n{text}".encode("utf-16")),
+        CELLS.map(lambda text: f"{HEADER}\na,A,s,{text},{text}".encode()),
+    )
+)
+@example(f"{HEADER}\na,A,s,,a\0b\n".encode())
+@example(f"{HEADER}\na,A,s,,{'x' * 300}\n".encode())
+@example(f"{HEADER}\na,A,s,,[\n".encode())
+@example(f"{HEADER}\na,{'x' * 140_000},s,,a.csv\n".encode())
+def test_arbitrary_bytes_are_a_manifest_or_its_faults(folder: Path, content: bytes) -> None:
+    path = folder / "m.csv"
+    path.write_bytes(content)
+    with contextlib.suppress(InvalidManifest):
+        manifest = read_manifest(path)
+        assert all(customer.files for customer in manifest.customers)
