@@ -21,6 +21,9 @@ __all__ = ["Gate", "GateStatistics", "Slot"]
 _EVERY = 20
 """Every 20th grant goes to a ready poll, so that polls never starve."""
 _TOO_MANY = 429
+_TOKEN = 1.0 - 1e-9
+TICK = 1e-6
+"""Seconds by which an event loop may fire a timer early; waiting once more for them could go on for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,14 +289,14 @@ class Gate:
         while self._anybody():
             now = self._now()
             at = self._limiter.next_at(now)
-            if at is None or at > now:
+            if at is None or at - now > TICK:
                 await self._sleep_until(at)
             elif not self._has_token:
                 await self._take_token()
                 self._has_token = True
             elif (waiter := self._next()) is not None:
                 self._has_token = False
-                waiter.set_result(self._grant(now))
+                waiter.set_result(self._grant(max(now, at)))
         self._dispatcher = None
 
     async def _take_token(self) -> None:
@@ -305,7 +308,10 @@ class Gate:
             self._bucket_shape = shape
             if shrunk:
                 await self._bucket.acquire(burst)
-        await self._bucket.acquire()
+        # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
+        while not self._bucket.has_capacity(_TOKEN):
+            await asyncio.sleep(self._window / slots)
+        await self._bucket.acquire(_TOKEN)
 
     def _grant(self, now: float) -> float:
         self._limiter.take(now)

@@ -11,7 +11,7 @@ from typing import Generic, Self, TypeVar, cast, final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._core.polls import PollSchedule
-from asyncmig._io.gate import Gate, Slot
+from asyncmig._io.gate import TICK, Gate, Slot
 from asyncmig.errors import (
     AsyncmigError,
     NoAnswer,
@@ -247,11 +247,11 @@ class _Line:
             while len(self.schedule):
                 now = self.now()
                 at = self.schedule.next_at(now)
-                if at is None or max(at, paced_until) > now:
+                if at is None or max(at, paced_until) - now > TICK:
                     await self._sleep_until(None if at is None else max(at, paced_until))
                     continue
                 slot = await self._gate.slot(lane=Lane.POLL).__aenter__()
-                now = self.now()
+                now = max(self.now(), at)
                 run = self.schedule.next(now)
                 if run is None:
                     slot.unsent()
