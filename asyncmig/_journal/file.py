@@ -1,0 +1,204 @@
+"""The file: how it is opened, what stands in it, which version of it, and what its errors mean."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from asyncmig.errors import JournalError
+
+__all__ = ["BUSY", "MIGRATIONS", "Connect", "connect", "explain", "open_for_reading", "open_for_writing"]
+
+Connect = Callable[[str], sqlite3.Connection]
+"""How an SQLite URI is opened: in autocommit mode, usable in any thread."""
+
+BUSY = 10.0
+"""Real seconds that one process waits for another one's transaction, which takes milliseconds."""
+
+_APPLICATION = 0x61736D67  # "asmg", which tells a journal from any other SQLite file
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE holders (
+            instance TEXT PRIMARY KEY, label TEXT NOT NULL, host TEXT NOT NULL, boot TEXT NOT NULL,
+            namespace TEXT NOT NULL, pid INTEGER NOT NULL, started TEXT NOT NULL,
+            lease REAL NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL)""",
+        """CREATE TABLE companies (
+            id INTEGER PRIMARY KEY, external_id TEXT NOT NULL UNIQUE, state BLOB,
+            token INTEGER NOT NULL DEFAULT 0, holder TEXT)""",
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY, company INTEGER NOT NULL, at TEXT NOT NULL,
+            kind TEXT NOT NULL, detail BLOB NOT NULL)""",
+        "CREATE INDEX events_by_company ON events (company)",
+        """CREATE TRIGGER events_stay BEFORE DELETE ON events
+            BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
+        """CREATE TRIGGER events_stand BEFORE UPDATE ON events
+            BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
+    ),
+)
+"""What leads from one version of the schema to the next; a journal that was released is never edited here."""
+
+_REASONS = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "the file or its folder is read-only",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: the folder is read-only, or permission is denied",
+    sqlite3.SQLITE_PERM: "permission is denied",
+    sqlite3.SQLITE_NOTADB: "this file is not a journal",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; keep a copy of it",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY:g} s; is that one stopped?",
+    sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+}
+
+
+def explain(error: Exception) -> str:
+    """Return what an error of SQLite means to whoever has to mend it, and its own words."""
+    code = getattr(error, "sqlite_errorcode", None)
+    reason = _REASONS.get(code & 0xFF) if isinstance(code, int) else None
+    return f"{reason} ({error})" if reason else str(error)
+
+
+def connect(uri: str) -> sqlite3.Connection:
+    """Open an SQLite URI."""
+    return sqlite3.connect(uri, uri=True, timeout=BUSY, isolation_level=None, check_same_thread=False)
+
+
+def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
+    """Open a journal, create it where there is none, and bring an old one up to date.
+
+    Raises `JournalError`; an existing file that is no journal is left as it was.
+    """
+    _check_place(path)
+    with _explained(path):
+        db = connect(_uri(path, "rwc"))
+        try:
+            _prepare(db, path)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+@contextmanager
+def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connection]:
+    """Open a journal that exists, also one that another process writes, or that stands in a read-only folder.
+
+    Nothing is created and nothing changed. Raises `JournalError`.
+    """
+    _check_place(path)
+    if not path.exists():
+        raise JournalError(str(path), "there is no such file")
+    with _explained(path), closing(_first_readable(path, connect)) as db:
+        version = _version(db, path)
+        if version != len(MIGRATIONS):
+            reason = "is empty" if version == 0 else "is of an older version: a run brings it up to date"
+            raise JournalError(str(path), reason)
+        yield db
+
+
+def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:
+    # "rw" comes first: only such a connection takes its side files away again when it was the last one.
+    # "immutable" is for a folder where side files cannot be made; with a "-wal" file there, it would not see all.
+    modes = ["rw", "ro"] if _beside(path, "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
+    for mode in modes[:-1]:
+        with contextlib.suppress(sqlite3.OperationalError):
+            return _queryable(path, mode, connect)
+    return _queryable(path, modes[-1], connect)
+
+
+def _queryable(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
+    db = connect(_uri(path, mode))
+    try:
+        db.execute("PRAGMA query_only=ON")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA fullfsync=ON")  # on macOS only this waits for the disk itself
+    _version(db, path)  # before anything is changed
+    _use_wal(db, path)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(db, path)  # again: another process may have been faster
+        if version < len(MIGRATIONS):
+            for statement in (line for step in MIGRATIONS[version:] for line in step):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id={_APPLICATION}")
+            db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        # A process that was killed leaves its row; what it held is taken over one by one.
+        db.execute(
+            "DELETE FROM holders WHERE instance NOT IN (SELECT holder FROM companies WHERE holder NOT NULL)"
+        )
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a journal, 0 for an empty file. Raises `JournalError` for anything else."""
+    application, version, tables = (
+        int(db.execute(query).fetchone()[0])
+        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if application == 0 and version == 0 and tables == 0:
+        return 0
+    if application != _APPLICATION:
+        raise JournalError(str(path), "this SQLite file is not a journal, but another program's")
+    if version > len(MIGRATIONS):
+        raise JournalError(
+            str(path),
+            f"was written by a newer version of asyncmig (journal version {version}, "
+            f"this one knows up to {len(MIGRATIONS)})",
+        )
+    return version
+
+
+def _use_wal(db: sqlite3.Connection, path: Path) -> None:
+    """Switch to a write-ahead log, as the file then remembers.
+
+    SQLite does not wait by itself when two processes do that to a new file at once.
+    """
+    for pause in (0.01, 0.05, 0.2, 1.0, None):
+        try:
+            mode: str = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            if mode != "wal":
+                raise JournalError(
+                    str(path), f"this file system has no write-ahead log (SQLite offers {mode!r})"
+                )
+            return
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise JournalError(str(path), f"there is no folder {path.parent}")
+    if path.is_dir():
+        raise JournalError(str(path), "this is a folder")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise JournalError(str(path), explain(error)) from error

@@ -1,0 +1,298 @@
+"""The journal as one process sees it: claims, writes, reading, the virtual clock, cancellation."""
+
+import asyncio
+import dataclasses
+import pickle
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
+from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal
+
+pytestmark = pytest.mark.looptime
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fleet.db"
+
+
+@pytest.fixture(params=["threaded", "inline", "memory"])
+async def journal(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[JournalPort]:
+    if request.param == "memory":
+        yield MemoryJournal()
+        return
+    async with Journal(path, threaded=request.param == "threaded") as journal:
+        yield journal
+
+
+class Counted(sqlite3.Connection):
+    """Counts the statements that it runs, by their first word."""
+
+    ran: Counter[str]
+
+    def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+        self.ran[sql.split()[0]] += 1
+        return super().execute(sql, parameters)
+
+
+def counting(ran: Counter[str]) -> Callable[[str], sqlite3.Connection]:
+    def connect(uri: str) -> sqlite3.Connection:
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Counted)
+        db.ran = ran
+        return db
+
+    return connect
+
+
+async def test_a_new_company_has_no_state(journal):
+    async with await journal.claim("acme") as claim:
+        assert (claim.external_id, claim.state) == ("acme", None)
+    assert await journal.states() == {}
+
+
+async def test_the_next_claim_sees_the_last_state_and_a_larger_token(journal):
+    async with await journal.claim("acme") as first:
+        await first.write("create", b'{"a":1}', b"one")
+        await first.write("created", b"{}", b"two")
+        assert first.state == b"two"
+    async with await journal.claim("acme") as second:
+        assert second.state == b"two"
+        assert second.token > first.token
+
+
+async def test_events_are_numbered_and_kept_in_order(journal):
+    async with await journal.claim("acme") as acme, await journal.claim("beta") as beta:
+        await acme.write("create", b"1", b"")
+        await beta.write("create", b"2", b"")
+        await acme.write("created", b"3", b"")
+    events = await journal.events()
+    assert [(e.seq, e.external_id, e.kind, e.detail) for e in events] == [
+        (1, "acme", "create", b"1"),
+        (2, "beta", "create", b"2"),
+        (3, "acme", "created", b"3"),
+    ]
+    assert all(e.at.endswith("Z") and e.at[10] == "T" for e in events)
+    assert [e.seq for e in await journal.events("acme")] == [1, 3]
+    assert [e.seq for e in await journal.events("acme", after=1)] == [3]
+    assert [e.seq for e in await journal.events(after=1, limit=1)] == [2]
+    assert await journal.events("nobody") == []
+
+
+async def test_a_company_that_another_task_holds_is_refused(journal):
+    async with await journal.claim("acme"):
+        with pytest.raises(CompanyHeld, match="acme is held by another task") as caught:
+            await journal.claim("acme")
+        assert caught.value.external_id == "acme"
+    async with await journal.claim("acme"):
+        pass
+
+
+async def test_a_claim_that_was_given_up_cannot_write(journal):
+    claim = await journal.claim("acme")
+    await claim.release()
+    await claim.release()
+    with pytest.raises(JournalError):
+        await claim.write("create", b"", b"late")
+    async with await journal.claim("acme") as second:
+        await claim.release()  # of no effect on the next one
+        await second.write("create", b"", b"right")
+    assert await journal.states() == {"acme": b"right"}
+
+
+async def test_bytes_and_names_come_back_as_they_were(journal):
+    odd = "ü-\u2028'\"%_; DROP TABLE events"
+    blob = bytes(range(256)) * 40
+    async with await journal.claim(odd) as claim:
+        await claim.write("käse", blob, blob[::-1])
+    assert await journal.states() == {odd: blob[::-1]}
+    assert [(e.external_id, e.kind, e.detail) for e in await journal.events(odd)] == [(odd, "käse", blob)]
+
+
+async def test_states_come_oldest_company_first(journal):
+    for name in ("b", "c", "a"):
+        async with await journal.claim(name) as claim:
+            await claim.write("k", b"", name.encode())
+    assert list(await journal.states()) == ["b", "c", "a"]
+
+
+async def test_two_journals_of_one_process_refuse_each_other(path):
+    async with Journal(path, holder="worker one") as one, Journal(path) as two:
+        async with await one.claim("acme"):
+            with pytest.raises(CompanyHeld, match=r"held by worker one \(process \d+ on ") as caught:
+                await two.claim("acme")
+            assert "last seen" in caught.value.holder
+            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CompanyHeld)
+        async with await two.claim("acme"):
+            pass
+
+
+async def test_closing_gives_up_every_claim_and_leaves_one_file(path):
+    async with Journal(path) as one:
+        claim = await one.claim("acme")
+        await claim.write("k", b"", b"s")
+    await claim.release()
+    with pytest.raises(JournalError, match="not open"):
+        await claim.write("k", b"", b"t")
+    with pytest.raises(JournalError, match="not open"):
+        await one.claim("acme")
+    assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
+    async with one, await one.claim("acme") as again:
+        assert again.state == b"s"
+        with pytest.raises(JournalError, match="open already"):
+            await one.__aenter__()
+
+
+async def test_companies_that_write_at_once_share_a_transaction(path):
+    ran: Counter[str] = Counter()
+    async with Journal(path, connect=counting(ran)) as journal:
+        ran.clear()
+        claims = await asyncio.gather(*(journal.claim(f"c{n}") for n in range(200)))
+        assert ran["COMMIT"] == 1
+        await asyncio.gather(*(claim.write("k", b"", b"s") for claim in claims))
+        assert ran["COMMIT"] == 2
+        for claim in claims[:3]:
+            await claim.write("k", b"", b"alone")
+        assert ran["COMMIT"] == 5
+
+
+async def test_one_that_fails_leaves_the_others_of_its_transaction(path):
+    async with Journal(path) as journal, await journal.claim("held"):
+        good, refused, impossible = await asyncio.gather(
+            journal.claim("good"), journal.claim("held"), journal.claim("\ud800"), return_exceptions=True
+        )
+        assert isinstance(refused, CompanyHeld)
+        assert type(impossible) is JournalError
+        done, failed = await asyncio.gather(
+            good.write("k", b"", b"s"), good.write("\ud800", b"", b"wrong"), return_exceptions=True
+        )
+        assert (done, type(failed)) == (None, JournalError)
+        assert await journal.states() == {"good": b"s"}
+        assert len(await journal.events()) == 1
+
+
+async def test_waiting_for_the_disk_costs_no_virtual_time(path):
+    loop = asyncio.get_running_loop()
+    far = loop.call_later(3600, lambda: None)
+    async with Journal(path) as journal, await journal.claim("acme") as claim:
+        for _ in range(50):
+            await claim.write("k", b"", b"s")
+        await journal.states()
+    far.cancel()
+    assert loop.time() == 0
+
+
+async def test_a_cancelled_write_ends_at_once_and_happens_or_not(path):
+    async with Journal(path) as journal:
+        claim = await journal.claim("acme")
+        write = asyncio.create_task(claim.write("k", b"", b"s"))
+        await asyncio.sleep(0)
+        write.cancel()
+        await asyncio.wait({write})
+        assert write.cancelled()
+        await claim.release()
+        async with await journal.claim("acme") as again:  # what a caller in doubt does
+            assert again.state == b"s"
+            assert len(await journal.events()) == 1
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_cancelled_claim_is_given_back(path, steps):
+    async with Journal(path, threaded=False) as journal:
+        task = asyncio.create_task(journal.claim("acme"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled():
+            async with await journal.claim("acme"):
+                pass
+        else:
+            await task.result().release()
+
+
+async def test_a_block_that_is_cancelled_gives_its_company_up(path):
+    async def work(journal: Journal) -> None:
+        async with await journal.claim("acme"):
+            await asyncio.Event().wait()
+
+    async with Journal(path) as journal:
+        task = asyncio.create_task(work(journal))
+        await asyncio.sleep(1)
+        with pytest.raises(CompanyHeld):
+            await journal.claim("acme")
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        async with await journal.claim("acme"):
+            pass
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_closing_while_cancelled_still_writes_what_stands_in_line(path, steps):
+    async def work() -> None:
+        async with Journal(path) as journal:
+            claim = await journal.claim("acme")
+            for n in range(3):
+                asyncio.create_task(claim.write("k", b"", b"%d" % n))  # noqa: RUF006 - the journal has it
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(cancel_after, steps)
+
+    def cancel_after(steps: int) -> None:
+        if steps == 0:
+            task.cancel()
+        else:
+            asyncio.get_running_loop().call_soon(cancel_after, steps - 1)
+
+    task = asyncio.create_task(work())
+    await asyncio.wait({task})
+    async with Journal(path) as journal:
+        assert await journal.states() == {"acme": b"2"}
+        async with await journal.claim("acme"):
+            pass
+
+
+async def test_reading_only_creates_nothing_and_claims_nothing(path):
+    with pytest.raises(JournalError, match="no such file"):
+        async with Journal(path, read_only=True):
+            pass
+    assert list(path.parent.iterdir()) == []
+    async with Journal(path) as journal, await journal.claim("acme") as claim:
+        await claim.write("k", b"d", b"s")
+        async with Journal(path, read_only=True) as reader:
+            assert await reader.states() == {"acme": b"s"}
+            assert [event.detail for event in await reader.events()] == [b"d"]
+            with pytest.raises(JournalError, match="reading only"):
+                await reader.claim("beta")
+    before = path.read_bytes()
+    async with Journal(path, read_only=True) as reader:
+        assert await reader.states() == {"acme": b"s"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
+    assert path.read_bytes() == before
+
+
+async def test_the_successor_of_a_memory_journal_holds_nothing():
+    journal = MemoryJournal()
+    claim = await journal.claim("acme")
+    await claim.write("k", b"", b"s")
+    successor = journal.successor()
+    async with await successor.claim("acme") as again:
+        assert (again.state, again.token) == (b"s", claim.token + 1)
+        await again.write("k", b"", b"t")
+    assert await journal.states() == {"acme": b"s"}
+
+
+@pytest.mark.parametrize("lease", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_lease_is_a_positive_number_of_seconds(path, lease):
+    with pytest.raises(InvalidInput, match="lease"):
+        Journal(path, lease=lease)
+
+
+def test_an_event_is_frozen():
+    event = Event(1, "acme", "2026-01-01T00:00:00.000Z", "k", b"")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.seq = 2  # type: ignore[misc]
