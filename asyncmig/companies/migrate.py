@@ -1,0 +1,411 @@
+"""One customer from CSV to CSV, as steps that can be repeated.
+
+check → create company → upload → start import → wait → (decide → wait)* → deliver
+
+Before each request that changes the server the journal holds the intent, with the exact body; after it, the
+outcome. So a migration that was killed or cancelled anywhere is called again with the same arguments, repeats
+only what is repeatable, and ends in the same place.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypedDict, TypeVar, final
+
+import msgspec
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig.companies import routes
+from asyncmig.companies.catalog import Company
+from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.imports import ImportRun, import_body
+from asyncmig.companies.outcome import (
+    Decision,
+    Delivered,
+    Failed,
+    Outcome,
+    Parked,
+    Pending,
+    Policy,
+    Unknown,
+)
+from asyncmig.companies.spec import Record, Spec, derived_key, read_inputs
+from asyncmig.companies.wire import ImportState
+from asyncmig.errors import (
+    ApiError,
+    AuthError,
+    BadRequest,
+    Conflict,
+    InvalidInput,
+    NoAnswer,
+    RunError,
+    ServerError,
+    SessionClosed,
+    TruncatedDownload,
+    UnexpectedReply,
+    UnknownOutcome,
+)
+from asyncmig.events import MigrationChanged
+from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["migrate"]
+
+T = TypeVar("T")
+_TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+_PATIENCE = 900.0
+"""Seconds for which a step that is harmless to repeat outlasts a server that is away."""
+_UPLOADS_KEEP = 1800.0
+"""Wall-clock seconds after which uploads of an import that was never started are made again."""
+_LOOK_AGAIN = 10.0
+"""Seconds between looks at an import that has no id to be polled by."""
+_DECISIONS = 8
+"""How often a decision may be refused as "already decided" while the run still asks the same."""
+
+
+async def migrate(
+    session: Session,
+    spec: Spec,
+    *,
+    journal: JournalPort,
+    to: Path,
+    decide: Policy = "park",
+    row_filter: RowFilter = "valid",
+    repeat_failed: bool = False,
+) -> Outcome:
+    """Migrate one customer; its sheets come to `to/SHEET.csv`. Call it again to go on where it ended.
+
+    `decide`: what happens when the run parks. `"park"` stops there; `"approve_safe"` approves a patch that destroys
+    no rows, and stops at any other; or your own coroutine. `repeat_failed`: import again what failed before.
+
+    What is delivered is not done again. Raises `JournalError` (`CompanyHeld` if another process works on this
+    customer); everything else that can go wrong is an `Outcome`.
+    """
+    async with await journal.claim(spec.external_id) as claim:
+        return await _Migration(session, spec, claim, to, decide, row_filter, repeat_failed).run()
+
+
+@final
+class _Migration:
+    """The steps, and the record that they keep."""
+
+    def __init__(
+        self,
+        session: Session,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        decide: Policy,
+        row_filter: RowFilter,
+        repeat_failed: bool,
+    ) -> None:
+        self._session, self._spec, self._claim = session, spec, claim
+        self._to, self._decide, self._filter = to, decide, row_filter
+        self._repeat_failed = repeat_failed
+        self._started = asyncio.get_running_loop().time()
+        self._notes: list[str] = []
+        self._rank = 0.0
+        self._record = (
+            msgspec.json.decode(claim.state, type=Record)
+            if claim.state
+            else Record(
+                external_id=spec.external_id,
+                name=spec.name,
+                source=spec.source,
+                template_ids=spec.template_ids,
+            )
+        )
+
+    async def run(self) -> Outcome:
+        """Run the steps that are left, and write down what they came to."""
+        outcome = await self._outcome()
+        if outcome != self._record.outcome:
+            await self._write(_kind(outcome), outcome=outcome)
+        if self._notes:
+            outcome = msgspec.structs.replace(outcome, notes=tuple(self._notes))
+        self._tell(_kind(outcome), getattr(outcome, "error", ""))
+        return outcome
+
+    async def _outcome(self) -> Outcome:
+        try:
+            self._tell("checking")
+            await self._take_input()
+            return self._finished() or await self._steps()
+        except UnknownOutcome as error:
+            return Unknown(**self._who(), error=str(error), sent=error.sent)
+        except (AuthError, SessionClosed, OSError, *_TRANSIENT) as error:
+            return Pending(**self._who(), error=str(error))
+        except (InvalidInput, ApiError) as error:
+            return Failed(**self._who(), error=str(error))
+
+    async def _steps(self) -> Outcome:
+        company = await self._company()
+        await self._upload(company)
+        run = await self._run(company)
+        try:
+            return await self._to_the_end(company, run)
+        except RunError as error:
+            report = run.state.report if run.state else None
+            return Failed(**self._who(), error=error.text or str(error), report=report)
+
+    # What is given, and what there is already
+
+    async def _take_input(self) -> None:
+        """Compare the files with those of the record; a failed import of other files is a new epoch."""
+        record, spec = self._record, self._spec
+        spec_changed = (record.name, record.source, record.template_ids) != (
+            spec.name,
+            spec.source,
+            spec.template_ids,
+        )
+        if spec_changed and record.company_id:
+            self._notes.append(f"the company was created as {record.name!r}, and stays as it was created")
+        begun, failed = record.import_body is not None, isinstance(record.outcome, Failed)
+        try:
+            spec.check()
+            files = await read_inputs(spec.files)
+        except InvalidInput as error:
+            if not begun:
+                raise
+            self._notes.append(f"{error}; its import had begun, and goes on without it")
+            return
+        self._rank = -float(sum(file.size for file in files))
+        changed = ", ".join(record.changed_files(files)) if record.files else ""
+        if begun and not failed:
+            if changed:
+                self._notes.append(f"changed since the import began, and not imported again: {changed}")
+        elif begun and (changed or self._repeat_failed):
+            self._notes.append(f"imported again, for {changed or 'it was asked for'}")
+            await self._write(
+                "new epoch",
+                epoch=record.epoch + 1,
+                files=files,
+                uploads=(),
+                import_body=None,
+                run_id=None,
+                outcome=None,
+            )
+        elif not begun and (changed or not record.files or spec_changed):
+            await self._write("input", files=files, uploads=() if changed else record.uploads)
+            if not record.company_id:
+                self._record = msgspec.structs.replace(
+                    self._record, name=spec.name, source=spec.source, template_ids=spec.template_ids
+                )
+
+    def _finished(self) -> Outcome | None:
+        """Return an outcome that more work would not change: delivered files that are there, a failed import."""
+        outcome = self._record.outcome
+        if isinstance(outcome, Delivered):
+            return outcome if all(Path(file.path).exists() for file in outcome.files) else None
+        if isinstance(outcome, Failed) and self._record.import_body is not None:
+            return outcome
+        return None
+
+    # The steps
+
+    async def _company(self) -> Company:
+        companies, record = self._session.companies, self._record
+        if record.company_id is not None:
+            return companies.open(record.company_id, external_id=record.external_id, sheets=record.sheets)
+        self._tell("creating")
+        doubtful = record.creating
+        if not doubtful:
+            await self._write("create", creating=True)
+        try:
+            company = await self._patiently(self._create)
+        except (Conflict, BadRequest) as error:
+            if doubtful or isinstance(error, Conflict):
+                raise _unknown(routes.CREATE_COMPANY, error) from error
+            await self._write("refused", creating=False)
+            raise
+        await self._write("created", creating=False, company_id=company.id, sheets=company.sheets)
+        return company
+
+    async def _create(self) -> Company:
+        record = self._record
+        try:
+            return await self._session.companies.create(
+                name=record.name,
+                source=record.source,
+                external_id=record.external_id,
+                template_ids=record.template_ids,
+                rank=self._rank,
+            )
+        except UnknownOutcome as error:
+            if isinstance(error.__cause__, _TRANSIENT):
+                raise error.__cause__ from error  # no answer yet, and the external id makes a repeat harmless
+            raise
+
+    async def _upload(self, company: Company) -> None:
+        if self._record.import_body is not None:
+            return
+        if self._record.uploads and _wall_clock() - self._record.uploaded_at > _UPLOADS_KEEP:
+            await self._write("uploads expired", uploads=())
+        for file in self._record.files[len(self._record.uploads) :]:
+            self._tell("uploading", Path(file.path).name)
+            uploaded = await self._patiently(partial(company.upload, Path(file.path), rank=self._rank))
+            if uploaded.sha256 != file.sha256:
+                raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
+            await self._write(
+                "uploaded",
+                uploads=(*self._record.uploads, uploaded),
+                uploaded_at=self._record.uploaded_at if self._record.uploads else _wall_clock(),
+            )
+
+    async def _run(self, company: Company) -> ImportRun:
+        record = self._record
+        if record.run_id is not None:
+            return company.imports.open(record.run_id, age=_wall_clock() - record.started_at)
+        self._tell("starting")
+        doubtful = record.import_body is not None
+        if record.import_body is None:
+            body = import_body(derived_key(record, "import"), record.uploads)
+            await self._write("start", import_body=body.decode())
+        run = await self._start(company, doubtful=doubtful)
+        await self._write("started", run_id=run.id, started_at=_wall_clock())
+        return run
+
+    async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:
+        """Start the import; tell a 409 apart by looking at what is active.
+
+        After a lost answer an active import is ours: this process holds the company. Otherwise it is somebody
+        else's, which is waited for. With nothing active the key was used for something else, or that import
+        has just ended: one more try tells.
+        """
+        assert self._record.import_body is not None
+        body = self._record.import_body.encode()
+        idle = 0
+        while True:
+            try:
+                return await self._patiently(partial(company.imports.post, body, rank=self._rank))
+            except Conflict as error:
+                conflict = error
+            active = await self._patiently(company.imports.recover)
+            if active is None:
+                idle += 1
+                if idle > 1:
+                    raise _unknown(routes.START_IMPORT, conflict) from conflict
+                continue
+            if active.id and (doubtful or conflict.after_doubt):
+                return active
+            if not (doubtful or conflict.after_doubt):
+                await self._write("waits for another import", foreign=True)
+            await self._outlast(company, active)
+
+    async def _outlast(self, company: Company, active: ImportRun) -> None:
+        """Wait until an import that is not known by its id, or not ours, has ended."""
+        self._tell("starting", "waits for another import of this company")
+        if active.id:
+            with contextlib.suppress(RunError):
+                await active.wait(through_parks=True)
+            return
+        while await self._patiently(company.imports.active) is not None:  # noqa: ASYNC110 - the server's, not ours
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _to_the_end(self, company: Company, run: ImportRun) -> Outcome:
+        refused = 0
+        while True:
+            self._tell("running", run.id)
+            state = await run.wait()
+            if run.needs_attention is None:
+                return await self._deliver(company, state)
+            parked = Parked(**self._who(), attention=run.needs_attention, report=state.report)
+            decision = await self._decision(parked)
+            if decision is None:
+                return parked
+            self._tell("deciding", "approve" if decision.approve else "reject")
+            await self._write("decide", shown=run.needs_attention, decision=decision)
+            try:
+                await (run.approve(decision.answers) if decision.approve else run.reject())
+            except Conflict:
+                refused += 1
+                if refused == _DECISIONS:
+                    raise
+            else:
+                refused = 0
+                await self._write("decided")
+
+    async def _decision(self, parked: Parked) -> Decision | None:
+        if callable(self._decide):
+            return await self._decide(parked)
+        if self._decide == "reject":
+            return Decision(approve=False)
+        safe = not parked.attention.is_destructive
+        return (
+            Decision(approve=True)
+            if self._decide == "approve" or (self._decide == "approve_safe" and safe)
+            else None
+        )
+
+    async def _deliver(self, company: Company, state: ImportState) -> Outcome:
+        self._tell("downloading")
+        single = self._record.epoch == 0 and not self._record.foreign
+        files = await self._patiently(
+            partial(
+                company.download,
+                to=self._to,
+                filter=self._filter,
+                report=state.report if single else None,
+                rank=self._rank,
+            )
+        )
+        return Delivered(**self._who(), files=tuple(files), report=state.report)
+
+    # What every step needs
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step that is harmless to repeat until the server is back."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        while True:
+            try:
+                return await step()
+            except _TRANSIENT:
+                if loop.time() >= until:
+                    raise
+
+    async def _write(self, kind: str, **changes: object) -> None:
+        """Write an event to the journal, and the record as it now is."""
+        known = Record.__struct_fields__
+        record = msgspec.structs.replace(
+            self._record, **{name: value for name, value in changes.items() if name in known}
+        )
+        await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
+        self._record = record
+
+    def _tell(self, step: str, detail: str = "") -> None:
+        event = MigrationChanged(external_id=self._spec.external_id, step=step, detail=detail)
+        self._session.events.emit(event)
+
+    def _who(self) -> "_Who":
+        """Return what every outcome says."""
+        return {
+            "external_id": self._record.external_id,
+            "name": self._record.name,
+            "company_id": self._record.company_id,
+            "run_id": self._record.run_id,
+            "seconds": asyncio.get_running_loop().time() - self._started,
+        }
+
+
+class _Who(TypedDict):
+    external_id: str
+    name: str
+    company_id: str | None
+    run_id: str | None
+    seconds: float
+
+
+def _kind(outcome: Outcome) -> str:
+    return str(outcome.__struct_config__.tag)
+
+
+def _unknown(endpoint: Endpoint, error: ApiError) -> UnknownOutcome:
+    return UnknownOutcome(endpoint.method, endpoint.template, str(error), "", endpoint.advice)
+
+
+def _wall_clock() -> float:
+    return time.time()  # noqa: TID251 - a journal outlives the loop's clock

@@ -1,0 +1,174 @@
+"""Any number of migrations at once: admission, order, outcomes as they come, an orderly end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+import anyio
+
+from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.migrate import migrate
+from asyncmig.companies.names import safe_name
+from asyncmig.companies.outcome import Outcome, Pending, Policy
+from asyncmig.companies.spec import Spec
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
+from asyncmig.journal import Journal, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["Fleet"]
+
+_log = logging.getLogger("asyncmig")
+
+
+@final
+class Fleet:
+    """Drives migrations of one session, at most `concurrency` at once, the longest first.
+
+    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `decide`,
+    `row_filter` and `repeat_failed` as for `migrate`. Leaving the block cancels what has not ended; it stays alive on
+    the server, and the same specs go on from there. One customer's failure or bad input never touches another's.
+    """
+
+    __slots__ = (
+        "_decide",
+        "_draining",
+        "_group",
+        "_journal",
+        "_own_journal",
+        "_places",
+        "_repeat_failed",
+        "_row_filter",
+        "_session",
+        "_submitted",
+        "_to",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        journal: JournalPort | Path | str,
+        to: Path | str = "out",
+        decide: Policy = "park",
+        row_filter: RowFilter = "valid",
+        repeat_failed: bool = False,
+        concurrency: int = 500,
+    ) -> None:
+        if concurrency < 1:
+            raise InvalidInput("concurrency", concurrency, "must be at least 1")
+        self._session, self._to = session, Path(to)
+        self._decide, self._row_filter, self._repeat_failed = decide, row_filter, repeat_failed
+        self._own_journal: Journal | None = None
+        if isinstance(journal, str | Path):
+            journal = self._own_journal = Journal(journal)
+        self._journal: JournalPort = journal
+        self._places = anyio.CapacityLimiter(concurrency)
+        self._draining = False
+        self._submitted: dict[str, asyncio.Future[Outcome]] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._own_journal is not None:
+            await self._own_journal.__aenter__()
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._group.cancel_scope.cancel()
+        try:
+            await self._group.__aexit__(exc_type, exc, tb)
+        finally:
+            if self._own_journal is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._own_journal.__aexit__(None, None, None)
+
+    def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
+        """Start a migration as soon as there is a place; the future gives its outcome.
+
+        A customer that is under way already is not started twice: the same future is returned. Leaving the
+        fleet's block cancels it; cancelling the future does not stop the migration.
+        """
+        running = self._submitted.get(spec.external_id)
+        if running is None:
+            running = self._submitted[spec.external_id] = asyncio.get_running_loop().create_future()
+            self._group.start_soon(self._work, spec, running)
+        return running
+
+    async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
+        """Migrate all of `specs`, the longest first, and yield each outcome as it comes.
+
+        Bad input of one is its `Failed` outcome. Raises `JournalError` if the journal cannot be written.
+        """
+        futures = [self.submit(spec) for spec in sorted(specs, key=_size, reverse=True)]
+        for finished in asyncio.as_completed(futures):
+            yield await finished
+
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
+        """Start nothing new, let requests in flight end, and leave the runs alive on the server.
+
+        Every migration that has not ended comes to `Pending`. This closes the session for everybody. After
+        `timeout` seconds what is still in flight is cancelled.
+        """
+        self._draining = True
+        self._session.close(SessionClosed("interrupted: the same command goes on from here"))
+        with anyio.move_on_after(timeout):
+            await asyncio.gather(*self._submitted.values(), return_exceptions=True)
+            return
+        self._group.cancel_scope.cancel()
+
+    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]") -> None:
+        try:
+            async with self._places:
+                outcome = await self._one(spec)
+        except JournalError as error:
+            if not future.done():
+                future.set_exception(error)
+        except BaseException:
+            future.cancel()
+            raise
+        else:
+            if not future.done():
+                future.set_result(outcome)
+        finally:
+            del self._submitted[spec.external_id]
+
+    async def _one(self, spec: Spec) -> Outcome:
+        if self._draining:
+            return _pending(spec, "interrupted before it began")
+        try:
+            return await migrate(
+                self._session,
+                spec,
+                journal=self._journal,
+                to=self._to / safe_name(spec.external_id),
+                decide=self._decide,
+                row_filter=self._row_filter,
+                repeat_failed=self._repeat_failed,
+            )
+        except CompanyHeld as error:
+            return _pending(spec, str(error))
+        except JournalError:
+            raise
+        except Exception as error:
+            _log.exception("the migration of %s broke off", spec.external_id)
+            return _pending(spec, f"broke off: {type(error).__name__}: {error}")
+
+
+def _pending(spec: Spec, error: str) -> Pending:
+    return Pending(external_id=spec.external_id, name=spec.name, error=error)
+
+
+def _size(spec: Spec) -> int:
+    """Return the bytes of a customer's files; bad input sorts last, and its migration says what is wrong."""
+    try:
+        return spec.check()
+    except InvalidInput:
+        return 0

@@ -1,0 +1,26 @@
+"""A Migration API to try things against: the whole contract, in this process, on loopback.
+
+It knows the contract and nothing of the client.
+"""
+
+from asyncmig.simulator.app import Serving, serve
+from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.data import SCHEMAS, SOURCES, Plan, generate
+from asyncmig.simulator.ledger import Ledger
+from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.world import Reply, Request, World
+
+__all__ = [
+    "SCHEMAS",
+    "SOURCES",
+    "Ledger",
+    "Pace",
+    "Plan",
+    "Reply",
+    "Request",
+    "Serving",
+    "World",
+    "fast_loop",
+    "generate",
+    "serve",
+]

@@ -1,0 +1,193 @@
+"""The life of one import run: computed from `now` whenever somebody looks, without timers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import final
+
+from asyncmig.simulator.tables import Flaw, Table, apply_action, bad_rows, find_flaws
+
+__all__ = ["ImportRun", "Pace"]
+
+Json = dict[str, object]
+PARKS_ABOVE = 0.05
+"""A run parks when more than this share of its rows would be dropped or duplicated."""
+_PROPOSED = {
+    "unique": "dedup_keep_first",
+    "required": "delete_invalid_rows",
+    "link": "keep",
+    "strict": "keep",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long runs take, in seconds: drawn around `base + per_row * rows`."""
+
+    queued: float = 4.0
+    base: float = 30.0
+    per_row: float = 0.2
+    sigma: float = 0.5
+
+    def draw(self, rows: int, rng: Random) -> tuple[float, float]:
+        """Return how long a run is queued, and how long it runs."""
+        running = (self.base + self.per_row * rows) * rng.lognormvariate(0.0, self.sigma)
+        return self.queued * rng.uniform(0.5, 1.5), running
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class ImportRun:
+    """One import. `tables`: the company's, which it changes when it ends well; `failure`: why it cannot."""
+
+    id: str
+    created_at: float
+    tables: list[Table]
+    failure: str | None
+    pace: Pace
+    rng: Random
+    inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
+    decided: int = 0
+    rejected: bool = False
+    attention: Json | None = None
+    """What it asked last; stays for the record when it runs again."""
+    runs_from: float = 0.0
+    settles_at: float = 0.0
+    _settled: str | None = None
+    _proposals: list[tuple[Flaw, dict[str, str]]] = field(default_factory=list[tuple[Flaw, dict[str, str]]])
+
+    def __post_init__(self) -> None:
+        queued, running = self.pace.draw(sum(len(rows) for _, rows in self.inserted), self.rng)
+        self.runs_from = self.created_at + queued
+        self.settles_at = self.runs_from + running
+
+    def status(self, now: float) -> str:
+        """Return the status at `now`; what must have happened until then happens here."""
+        if self._settled is None and now >= self.settles_at:
+            self._settle()
+        if self._settled is not None:
+            return self._settled
+        return "queued" if now < self.runs_from else "running"
+
+    @property
+    def ended(self) -> bool:
+        return self._settled in ("completed", "failed", "canceled")
+
+    def _settle(self) -> None:
+        if self.failure is not None:
+            self._settled = "failed"
+            return
+        if not self.decided:
+            for table, rows in self.inserted:
+                table.rows.extend(rows)
+        flaws = find_flaws(self.tables)
+        total = sum(len(table.rows) for table in self.tables)
+        if self.rejected:
+            self._settled = "failed"
+            self.failure = "Rejected by a person"
+        elif not self.decided and sum(bad_rows(flaws).values()) > PARKS_ABOVE * max(1, total):
+            self._settled = "needs_attention"
+            self._propose(flaws)
+        else:
+            self._settled = "completed"
+
+    def _propose(self, flaws: Sequence[Flaw]) -> None:
+        self._proposals = [(flaw, self._action(flaw)) for flaw in flaws]
+        self.attention = {
+            "questions": [self._question(n, flaw) for n, (flaw, _) in enumerate(self._proposals)],
+            "proposed_patch": {
+                "summary": f"{len(self._proposals)} kinds of bad cells",
+                "actions": [action for _, action in self._proposals],
+            },
+        }
+
+    def _table(self, sheet_id: str) -> Table:
+        return next(table for table in self.tables if table.sheet_id == sheet_id)
+
+    def _action(self, flaw: Flaw) -> dict[str, str]:
+        schema = self._table(flaw.sheet_id).schema
+        assert schema is not None
+        column = next(column for column in schema.columns if column.name == flaw.column)
+        action = {"sheet_id": flaw.sheet_id, "column": flaw.column, "action": _PROPOSED[flaw.kind]}
+        if flaw.kind == "strict" and column.fallback is not None:
+            return {**action, "action": "set_value", "value": column.fallback}
+        if flaw.kind == "unique":
+            action["key_column"] = action.pop("column")
+        return action
+
+    def _question(self, n: int, flaw: Flaw) -> Json:
+        table = self._table(flaw.sheet_id)
+        place = table.header.index(flaw.column)
+        return {
+            "id": f"fq{n}",
+            "prompt": f"{len(flaw.rows)} cells of {flaw.column} break the rule '{flaw.kind}'. What shall be done?",
+            "context": f"Sheet {table.name}",
+            "target": {
+                "sheet_id": flaw.sheet_id,
+                "column": flaw.column,
+                "affected_count": len(flaw.rows),
+                "sample_values": [table.rows[row][place] for row in flaw.rows[:5]],
+                "error": flaw.kind,
+            },
+            "relevant_columns": [flaw.column],
+            "options": [{"id": "a", "label": "Do as proposed"}, {"id": "b", "label": "Leave it as it is"}],
+            "allow_custom": flaw.kind == "strict",
+        }
+
+    def decide(self, approve: bool, answers: Mapping[str, Mapping[str, str]], now: float) -> None:
+        """Take a decision; the patch is applied at once, and the run goes on for a while."""
+        if approve:
+            for n, (flaw, action) in enumerate(self._proposals):
+                self._apply(flaw, action, answers.get(f"fq{n}", {}))
+        else:
+            self.rejected = True
+        self.decided += 1
+        self._settled = None
+        self.runs_from, self.settles_at = now, now + (self.settles_at - self.created_at) / 2
+
+    def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: Mapping[str, str]) -> None:
+        if answer.get("option_id") == "b":
+            return
+        if "custom" in answer:
+            action = {"action": "set_value", "value": answer["custom"]}
+        same = [
+            each for each in find_flaws(self.tables) if (each.sheet_id, each.column, each.kind) == _what(flaw)
+        ]
+        for each in same:  # rows may have gone, and numbers changed, by the actions before
+            apply_action(self._table(each.sheet_id), each, action)
+
+    def describe(self, now: float) -> Json:
+        """Return the run as a read shows it."""
+        status = self.status(now)
+        shown: Json = {"status": status}
+        if status in ("queued", "running"):
+            done = (now - self.created_at) / max(1.0, self.settles_at - self.created_at)
+            shown["progress_message"] = (
+                "Waiting to start" if status == "queued" else f"Mapping, {done:.0%} done"
+            )
+        elif status == "needs_attention":
+            report = self._report()
+            valid = report["inserted"] - report["invalidCellCount"]
+            shown["report"] = {"inserted": valid, "invalidCellCount": report["invalidCellCount"]}
+            shown["needs_attention"] = self.attention
+        elif status == "failed":
+            shown["error"] = self.failure
+            if self.rejected:
+                shown["report"] = {"inserted": 0, "perSheet": [], "invalidCellCount": 0}
+        else:
+            shown["report"] = {**self._report(), "perSheet": self._per_sheet()}
+        return shown
+
+    def _report(self) -> dict[str, int]:
+        rows = sum(len(table.rows) for table in self.tables)
+        return {"inserted": rows, "invalidCellCount": sum(bad_rows(find_flaws(self.tables)).values())}
+
+    def _per_sheet(self) -> list[Json]:
+        return [
+            {"templateName": table.name, "sheetId": table.sheet_id, "rowCount": len(table.rows)}
+            for table in self.tables
+        ]
+
+
+def _what(flaw: Flaw) -> tuple[str, str, str]:
+    return flaw.sheet_id, flaw.column, flaw.kind
