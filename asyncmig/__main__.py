@@ -1,0 +1,19 @@
+"""The entry point: `asyncmig`, or `python -m asyncmig`."""
+
+import sys
+from importlib.util import find_spec
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; without its extra say how to install it, and exit 1."""
+    if find_spec("typer") is None or find_spec("rich") is None:
+        sys.exit("The command line needs its extra. Install it with: pip install 'asyncmig[cli]'")
+    from asyncmig.cli.app import run_app
+
+    run_app()
+
+
+if __name__ == "__main__":
+    main()

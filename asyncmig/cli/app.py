@@ -1,0 +1,173 @@
+"""The commands: parse, call, print. Exit codes stand in the README, one meaning each."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from asyncmig.cli.demo import demo_options, play, prepare, print_demo
+from asyncmig.cli.options import Options, Rate, parse_rate
+from asyncmig.cli.run import RESUMABLE, USAGE, drive
+from asyncmig.cli.sim import new_world, serve_until_interrupted
+from asyncmig.cli.summary import print_summary
+from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
+from asyncmig.errors import AsyncmigError
+from asyncmig.manifest import InvalidManifest, read_manifest
+from asyncmig.simulator.clock import fast_loop
+
+__all__ = ["app", "run_app"]
+
+T = TypeVar("T")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # a local variable may be the API key
+    help="Drive hundreds of customer data migrations at once through a rate-limited Migration API.",
+)
+
+
+class DecideOption(StrEnum):
+    PARK = "park"
+    APPROVE_SAFE = "approve-safe"
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
+class FilterOption(StrEnum):
+    VALID = "valid"
+    ALL = "all"
+
+
+class ScopeOption(StrEnum):
+    ENDPOINT = "endpoint"
+    KEY = "key"
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `run` a command of its own even while others come and go."""
+
+
+@app.command(
+    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same line again resumes)"
+)
+def run(
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV with the columns external_id, name, source, templates, files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path(
+        "out"
+    ),
+    journal: Annotated[Path, typer.Option(help="File that remembers how far it came.")] = Path("fleet.db"),
+    decide: Annotated[
+        DecideOption,
+        typer.Option(
+            help="What to do when an import asks: park (leave it), approve-safe (approve what destroys no rows)."
+        ),
+    ] = DecideOption.PARK,
+    row_filter: Annotated[
+        FilterOption,
+        typer.Option("--filter", help="Rows to download: valid drops every row with a bad cell."),
+    ] = FilterOption.VALID,
+    scope: Annotated[
+        ScopeOption, typer.Option(help="Whether the server counts its limit by endpoint or by key.")
+    ] = ScopeOption.ENDPOINT,
+    rate: Annotated[str, typer.Option(help="The limit.")] = "100/60s",
+    concurrency: Annotated[int, typer.Option(min=1, help="Customers under way at once.")] = 500,
+    speed: Annotated[
+        float, typer.Option(min=0.01, help="Make the clock run so many times faster: for the simulator only.")
+    ] = 1.0,
+    base_url: Annotated[
+        str | None, typer.Option(help="The API's whole prefix; VERN_BASE_URL if not given.")
+    ] = None,
+) -> None:
+    """Migrate every customer of MANIFEST. VERN_API_KEY holds the API key."""
+    options = Options(
+        manifest=manifest,
+        out=out,
+        journal=journal,
+        decide=decide.value,
+        filter=row_filter.value,
+        scope=scope.value,
+        rate=parse_rate(rate),
+        concurrency=concurrency,
+        speed=speed,
+        base_url=base_url,
+    )
+    words, data = words_console(), data_console()
+    customers = read_manifest(manifest)
+    if customers.ignored:
+        say(words, f"note: columns that mean nothing here: {clean(', '.join(customers.ignored))}", "dim")
+    ended = run_at(speed, drive(customers, options, words))
+    print_summary(data, ended, options)
+    raise typer.Exit(ended.exit_code)
+
+
+@app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo's is written anew.")] = Path(
+        "asyncmig-demo"
+    ),
+    customers: Annotated[int, typer.Option(min=1, max=9999, help="How many customers to make up.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same customers.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 60.0,
+) -> None:
+    """Migrate made-up customers with messy files through a simulator: offline, in well under a minute.
+
+    Exits 0 if every customer ended as its generator planned, 1 if not.
+    """
+    words, data = words_console(), data_console()
+    options, world = demo_options(out, speed=speed), new_world(seed=seed, rate=Rate())
+    plans = prepare(out, customers=customers, seed=seed)
+    say(words, f"{customers:,} customers with messy files in {out}/, and a simulator on loopback.")
+    ended = run_at(speed, play(world, options, words))
+    as_planned = print_demo(data, ended, options, plans, world)
+    raise typer.Exit(0 if as_planned else 1)
+
+
+@app.command(
+    epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)"
+)
+def sim(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes any that is free.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0,
+    rate: Annotated[str, typer.Option(help="The limit of each endpoint.")] = "100/60s",
+) -> None:
+    """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste."""
+    world = new_world(seed=seed, rate=parse_rate(rate))
+    run_at(
+        speed,
+        serve_until_interrupted(world, port=port, speed=speed, data=data_console(), words=words_console()),
+    )
+
+
+def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
+    """Run `main` on a loop whose clock runs `speed` times as fast as the wall's."""
+    with asyncio.Runner(loop_factory=None if speed == 1 else lambda: fast_loop(speed)) as runner:
+        return runner.run(main)
+
+
+def run_app() -> None:
+    """Run the command that the arguments name; an error that has a sentence is that sentence, and no traceback."""
+    words = words_console()
+    logging.getLogger("asyncmig").addHandler(ToConsole(words))
+    try:
+        app()
+    except InvalidManifest as error:
+        for fault in error.faults:
+            say(words, f"{clean(error.path)}: {clean(str(fault))}", "red")
+        say(words, "Nothing was sent.")
+    except (AsyncmigError, OSError) as error:
+        say(words, f"Error: {clean(str(error))}", "red")
+    except KeyboardInterrupt:
+        sys.exit(RESUMABLE)
+    sys.exit(USAGE)

@@ -1,0 +1,130 @@
+"""`asyncmig demo`: messy customers, a simulator on loopback, a fleet, and a check against what was planned."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+
+from asyncmig.cli.options import Options
+from asyncmig.cli.report import CompanyRow
+from asyncmig.cli.run import Ended, drive
+from asyncmig.cli.summary import figures, print_figures, print_outcomes
+from asyncmig.cli.terminal import clean, say
+from asyncmig.errors import InvalidInput
+from asyncmig.manifest import read_manifest
+from asyncmig.simulator.app import serve
+from asyncmig.simulator.data import Plan, generate
+from asyncmig.simulator.ledger import Ledger
+from asyncmig.simulator.world import World
+
+__all__ = ["demo_options", "deviations", "play", "prepare", "print_demo"]
+
+_MARK = ".asyncmig-demo"
+_OWN = ("customers.csv", "cust-*", "out", "fleet.db*")
+_MOST_SHOWN = 10
+
+
+def prepare(folder: Path, *, customers: int, seed: int) -> list[Plan]:
+    """Write the customers into `folder`, anew if an earlier demo wrote there; return what must come of each.
+
+    Raises `InvalidInput` for a folder that holds anything else.
+    """
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).is_file()):
+            raise InvalidInput("out", str(folder), "holds something that no demo wrote: name another folder")
+        for pattern in _OWN:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).write_text(
+        "Written by `asyncmig demo`, which replaces it each time.\n", encoding="utf-8"
+    )
+    return generate(folder, customers=customers, seed=seed)
+
+
+def demo_options(folder: Path, *, speed: float) -> Options:
+    """Return what the demo asks of `run`."""
+    return Options(
+        manifest=folder / "customers.csv",
+        out=folder / "out",
+        journal=folder / "fleet.db",
+        decide="approve",
+        speed=speed,
+    )
+
+
+async def play(world: World, options: Options, words: Console) -> Ended:
+    """Serve `world` on loopback and run the fleet against it, in the same process and on the same clock."""
+    async with serve(world) as serving:
+        return await drive(
+            read_manifest(options.manifest),
+            options.at(serving.base_url),
+            words,
+            api_key=world.key,
+        )
+
+
+def deviations(plans: Sequence[Plan], ended: Ended, world: World) -> list[str]:
+    """Return what did not end as its generator planned: outcomes, reasons and row counts."""
+    rows = {company.external_id: company for company in ended.report.companies}
+    return [fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)]
+
+
+def _faults(plan: Plan, company: CompanyRow, world: World) -> Iterator[str]:
+    if company.outcome != plan.outcome:
+        yield f"{plan.external_id}: {company.outcome} ({company.error}), planned was {plan.outcome}"
+    elif plan.reason not in (company.error or ""):
+        yield f"{plan.external_id}: failed because of {company.error!r}, planned was {plan.reason!r}"
+    elif plan.outcome == "delivered":
+        planned = plan.valid_after_patch if world.parked(plan.external_id) else plan.valid
+        for file in company.files:
+            if file.rows != planned.get(file.sheet, 0):
+                yield (
+                    f"{plan.external_id}: {file.rows} rows of {file.sheet}, "
+                    f"planned were {planned.get(file.sheet, 0)}"
+                )
+        for sheet in planned.keys() - {file.sheet for file in company.files}:
+            yield f"{plan.external_id}: no file of {sheet}"
+
+
+def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Plan], world: World) -> bool:
+    """Print what came out and whether that is what was planned; return whether it is."""
+    print_outcomes(data, ended, options)
+    faults = deviations(plans, ended, world)
+    lines = [
+        ("read", f"{sum(plan.rows_in for plan in plans):,} rows of {len(plans):,} customers"),
+        *figures(ended.report),
+    ]
+    print_figures(
+        data, [*lines, ("noticed", _noticed(world.ledger)), ("planned", _verdict(faults, len(plans)))]
+    )
+    for fault in faults[:_MOST_SHOWN]:
+        say(data, f"  {clean(fault)}", "red")
+    data.print()
+    for line in _next_steps(options):
+        say(data, line)
+    return not faults
+
+
+def _noticed(ledger: Ledger) -> str:
+    delays = list(ledger.detection.values())
+    if not delays:
+        return "no run ended"
+    return f"a finished run went unnoticed for {fmean(delays):.1f} s on average, {max(delays):.1f} s at most"
+
+
+def _verdict(faults: Sequence[str], customers: int) -> str:
+    if not faults:
+        return f"all {customers:,} customers ended as planned, reasons and row counts included"
+    return f"{len(faults):,} things are not as planned:"
+
+
+def _next_steps(options: Options) -> Iterator[str]:
+    speed = "" if options.speed == 1 else f" --speed {options.speed:g}"
+    yield f"The sheets are in {options.out}/EXTERNAL_ID/, how each customer stands in {options.out}/report.json."
+    yield "Next, with the simulator in a terminal of its own: type the first line there, what it prints here, then"
+    yield "the second (it goes on when it is interrupted):"
+    yield f"  asyncmig sim{speed}"
+    yield f"  asyncmig run {options.manifest}{speed}"

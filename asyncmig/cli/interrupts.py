@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM: the first one ends in order, the second one at once."""
+
+import asyncio
+import contextlib
+import signal
+from types import TracebackType
+from typing import Self, final
+
+from rich.console import Console
+
+from asyncmig.cli.terminal import say
+from asyncmig.errors import SessionClosed
+from asyncmig.fleet import Fleet
+from asyncmig.session import Session
+
+__all__ = ["Interrupts"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@final
+class Interrupts:
+    """While the block runs, a signal drains the fleet, and a second one cancels the task that entered it.
+
+    Signals belong to the main thread; elsewhere, and on a loop without signal handlers, this does nothing.
+    """
+
+    __slots__ = ("_drain", "_session", "_task", "_words", "count", "fleet")
+
+    def __init__(self, session: Session, words: Console) -> None:
+        self._session, self._words = session, words
+        self.count = 0
+        self.fleet: Fleet | None = None
+        """The fleet to drain, once there is one; until then the session is closed."""
+        self._drain: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            for number in _SIGNALS:
+                loop.add_signal_handler(number, self.interrupt)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def interrupt(self) -> None:
+        """Do what the next signal does."""
+        self.count += 1
+        if self.count > 1:
+            if self.count == 2 and self._task is not None:
+                say(self._words, "Stopping at once.", "yellow")
+                self._task.cancel()
+            return
+        say(
+            self._words,
+            "Interrupted: nothing new is started, requests in flight may end (again Ctrl-C: stop at once).",
+            "yellow",
+        )
+        if self.fleet is None:
+            self._session.close(SessionClosed("interrupted: the same command goes on from here"))
+        else:
+            self._drain = asyncio.get_running_loop().create_task(self.fleet.drain())
+
+    async def settled(self) -> None:
+        """Wait for the orderly end, if one was begun."""
+        if self._drain is not None:
+            await self._drain

@@ -1,0 +1,185 @@
+"""`report.json`: how every customer stands, rewritten whole while the fleet goes on."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.outcome import Delivered, Outcome, Pending
+from asyncmig.companies.spec import Record
+from asyncmig.manifest import Manifest
+from asyncmig.session import Session
+
+__all__ = ["Budget", "CompanyRow", "Report", "ReportFile", "Rows", "SheetFile", "budget_of"]
+
+
+class Rows(msgspec.Struct, frozen=True, kw_only=True):
+    """What the import's own report says; null where it says nothing."""
+
+    inserted: int | None = None
+    flagged: int | None = None
+    """Rows with at least one bad cell."""
+
+
+class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A sheet that was delivered; `path` is relative to the folder of the report where it lies below it."""
+
+    sheet: str
+    path: str
+    rows: int
+    bytes: int
+
+
+class CompanyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """How one customer stands."""
+
+    external_id: str
+    name: str
+    outcome: str = "pending"
+    error: str | None = None
+    company_id: str | None = None
+    run_id: str | None = None
+    rows: Rows = Rows()
+    files: tuple[SheetFile, ...] = ()
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests of this process."""
+
+    requests: int = 0
+    refused: int = 0
+    """429s."""
+    polls: int = 0
+    """Requests that only looked whether a run has ended."""
+    endpoints: dict[str, dict[str, int]] = {}
+    """By endpoint: requests sent, and 429s where they are counted by endpoint."""
+    limits: dict[str, dict[str, int]] = {}
+    """By budget (`*`: one for the whole key): what was configured, and what the server is believed to allow."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    schema: int = 1
+    companies: tuple[CompanyRow, ...]
+    budget: Budget
+
+
+@final
+class ReportFile:
+    """Keeps `report.json` up to date: atomically, at most about once in a second of the loop's clock."""
+
+    __slots__ = ("_folder", "_path", "_rows", "_session", "_timer")
+
+    def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
+        self._folder, self._path, self._session = folder, folder / "report.json", session
+        self._rows = {
+            customer.external_id: CompanyRow(
+                external_id=customer.external_id, name=customer.name, error="not finished"
+            )
+            for customer in manifest.customers
+        }
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def rows(self) -> tuple[CompanyRow, ...]:
+        """How every customer stands, in the order of the manifest."""
+        return tuple(self._rows.values())
+
+    def begin(self, records: Mapping[str, Record]) -> None:
+        """Take what the journal knows, and write the first report. Raises `OSError` if it cannot be written."""
+        for external_id, record in records.items():
+            if external_id not in self._rows:
+                continue
+            if record.outcome is not None:
+                self._rows[external_id] = self._row(record.outcome)
+            self._know(external_id, record.company_id, record.run_id)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def add(self, outcome: Outcome) -> None:
+        """Take an outcome; the file follows soon."""
+        before = self._rows[outcome.external_id]
+        if isinstance(outcome, Pending) and before.outcome == "delivered":
+            return  # interrupted before its turn came: what was delivered earlier still is
+        self._rows[outcome.external_id] = self._row(outcome)
+        self._know(outcome.external_id, before.company_id, before.run_id)
+        if self._timer is None:
+            pause = max(1.0, len(self._rows) / 1000)  # a large file is written less often
+            self._timer = asyncio.get_running_loop().call_later(pause, self._write)
+
+    def end(self, records: Iterable[Record], reason: str | None) -> Report:
+        """Take the ids that the journal has of unfinished customers, write the last report and return it.
+
+        `reason`: why those that began nothing are pending.
+        """
+        for record in records:
+            if record.external_id in self._rows:
+                self._know(record.external_id, record.company_id, record.run_id)
+        for external_id, row in self._rows.items():
+            if reason and row.outcome == "pending" and row.error == "not finished":
+                self._rows[external_id] = msgspec.structs.replace(row, error=reason)
+        return self._write()
+
+    def _know(self, external_id: str, company_id: str | None, run_id: str | None) -> None:
+        row = self._rows[external_id]
+        self._rows[external_id] = msgspec.structs.replace(
+            row, company_id=row.company_id or company_id, run_id=row.run_id or run_id
+        )
+
+    def _row(self, outcome: Outcome) -> CompanyRow:
+        report = getattr(outcome, "report", None)
+        return CompanyRow(
+            external_id=outcome.external_id,
+            name=outcome.name,
+            outcome=str(outcome.__struct_config__.tag),
+            error=None if isinstance(outcome, Delivered) else outcome.error,
+            company_id=outcome.company_id,
+            run_id=outcome.run_id,
+            rows=Rows(inserted=report.inserted, flagged=report.invalid_rows) if report else Rows(),
+            files=tuple(map(self._file, outcome.files)) if isinstance(outcome, Delivered) else (),
+            seconds=round(outcome.seconds, 3),
+            notes=outcome.notes,
+        )
+
+    def _file(self, file: Downloaded) -> SheetFile:
+        path = Path(file.path)
+        if path.is_relative_to(self._folder):
+            path = path.relative_to(self._folder)
+        return SheetFile(sheet=file.sheet, path=path.as_posix(), rows=file.rows, bytes=file.size)
+
+    def _write(self) -> Report:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        report = Report(companies=self.rows, budget=budget_of(self._session))
+        part = self._path.with_name(f"{self._path.name}.part")
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        part.replace(self._path)
+        return report
+
+
+def budget_of(session: Session) -> Budget:
+    """Return what a session has spent so far."""
+    stats = session.stats()
+    endpoints: dict[str, dict[str, int]] = {}
+    for (endpoint, lane), count in session.requests.items():
+        entry = endpoints.setdefault(endpoint, {"requests": 0, "polls": 0, "refused": 0})
+        entry["requests"] += count
+        entry["polls"] += count * (lane == "POLL")
+        entry["refused"] = stats[endpoint].refused if endpoint in stats else 0
+    return Budget(
+        requests=sum(entry["requests"] for entry in endpoints.values()),
+        refused=sum(gate.refused for gate in stats.values()),
+        polls=sum(entry["polls"] for entry in endpoints.values()),
+        endpoints=dict(sorted(endpoints.items())),
+        limits={
+            name: {"limit": gate.limit, "believed": gate.slots, "burst": gate.burst, "refused": gate.refused}
+            for name, gate in sorted(stats.items())
+        },
+    )

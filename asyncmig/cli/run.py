@@ -1,0 +1,226 @@
+"""`asyncmig run`: a manifest in, a fleet driven, a report out."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar, final
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console
+
+from asyncmig.cli.interrupts import Interrupts
+from asyncmig.cli.options import DecideChoice, Options
+from asyncmig.cli.progress import Progress
+from asyncmig.cli.report import Report, ReportFile
+from asyncmig.companies.outcome import Delivered
+from asyncmig.companies.spec import Record, Spec
+from asyncmig.errors import (
+    AuthError,
+    InvalidInput,
+    JournalError,
+    NoAnswer,
+    NotFound,
+    ServerError,
+    SessionClosed,
+    UnexpectedReply,
+)
+from asyncmig.events import Event, RequestDone
+from asyncmig.fleet import Fleet
+from asyncmig.journal import Journal
+from asyncmig.manifest import Manifest
+from asyncmig.session import Session
+
+__all__ = ["DELIVERED", "RESUMABLE", "USAGE", "Ended", "drive"]
+
+T = TypeVar("T")
+DELIVERED: Final = 0
+USAGE: Final = 2
+_FAILED, _KEY_REFUSED, _PARKED, _UNKNOWN = 3, 4, 5, 6
+RESUMABLE: Final = 75
+"""EX_TEMPFAIL of sysexits.h: try the same again."""
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+_POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "reject"]] = {
+    "park": "park",
+    "approve-safe": "approve_safe",
+    "approve": "approve",
+    "reject": "reject",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a run of the command came out."""
+
+    report: Report
+    key_refused: bool = False
+    reason: str | None = None
+    """Why it ended early; None if it did not."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code: the worst one wins, in the order 4, 75, 6, 5, 3.
+
+        75 stands before the verdicts about customers because they are not complete while anything is pending,
+        and because it is the one code at which a job runner should start the same command again.
+        """
+        outcomes = {company.outcome for company in self.report.companies}
+        if self.key_refused:
+            return _KEY_REFUSED
+        for outcome, code in (
+            ("pending", RESUMABLE),
+            ("unknown", _UNKNOWN),
+            ("parked", _PARKED),
+            ("failed", _FAILED),
+        ):
+            if outcome in outcomes:
+                return code
+        return DELIVERED
+
+
+@final
+class _KeyWatch:
+    """Notices that the API key was refused."""
+
+    __slots__ = ("refused",)
+
+    def __init__(self) -> None:
+        self.refused = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RequestDone) and event.status == 401:
+            self.refused = True
+
+
+async def drive(manifest: Manifest, options: Options, words: Console, *, api_key: str | None = None) -> Ended:
+    """Migrate the customers of a manifest, show it on `words`, and keep `report.json` up to date.
+
+    `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
+    anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
+    """
+    async with (
+        Session(
+            api_key,
+            options.base_url,
+            limit=options.rate.limit,
+            window=options.rate.window,
+            scope=options.scope,
+            recent=options.journal.with_name(f"{options.journal.name}.recent"),
+        ) as session,
+        Journal(options.journal) as journal,
+    ):
+        _check_speed(options.speed, session.base_url)
+        report = ReportFile(options.out, manifest, session)
+        records = await _records(journal, options.journal)
+        report.begin(records)
+        key, progress = _KeyWatch(), Progress(words, list(_ids(manifest)), speed=options.speed)
+        with session.events.subscribe(key), Interrupts(session, words) as interrupts:
+            with progress.following(session):
+                reason = await _Work(manifest, options, session, journal).run(
+                    records, report, progress, interrupts
+                )
+            final_report = report.end((await _records(journal, options.journal)).values(), reason)
+        return Ended(report=final_report, key_refused=key.refused, reason=reason)
+
+
+@final
+class _Work:
+    """The part of `drive` that may be interrupted."""
+
+    __slots__ = ("_journal", "_manifest", "_options", "_session")
+
+    def __init__(self, manifest: Manifest, options: Options, session: Session, journal: Journal) -> None:
+        self._manifest, self._options = manifest, options
+        self._session, self._journal = session, journal
+
+    async def run(
+        self, records: Mapping[str, Record], report: ReportFile, progress: Progress, interrupts: Interrupts
+    ) -> str | None:
+        """Return why the fleet ended early, or None."""
+        try:
+            specs = _delivered_specs(self._manifest, records) or await self._specs()
+            return await self._fleet(specs, report, progress, interrupts)
+        except (AuthError, SessionClosed) as error:
+            return str(error)
+        except (NoAnswer, ServerError, UnexpectedReply) as error:
+            return f"the catalogue could not be read: {error}"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if interrupts.count < 2 or task is None:
+                raise
+            task.uncancel()
+            return "interrupted"
+
+    async def _fleet(
+        self, specs: tuple[Spec, ...], report: ReportFile, progress: Progress, interrupts: Interrupts
+    ) -> str | None:
+        options = self._options
+        async with Fleet(
+            self._session,
+            journal=self._journal,
+            to=options.out,
+            decide=_POLICIES[options.decide],
+            row_filter=options.filter,
+            concurrency=options.concurrency,
+        ) as fleet:
+            interrupts.fleet = fleet
+            try:
+                async for outcome in fleet.run(specs):
+                    report.add(outcome)
+                    progress.ended(outcome)
+            except JournalError as error:
+                return str(error)
+            await interrupts.settled()
+        return "interrupted" if interrupts.count else None
+
+    async def _specs(self) -> tuple[Spec, ...]:
+        companies, manifest = self._session.companies, self._manifest
+        sources = await _if_offered(companies.sources)
+        templates = await _if_offered(companies.templates) if manifest.names_templates else ()
+        return manifest.specs(sources, templates)
+
+
+def _check_speed(speed: float, base_url: str) -> None:
+    """Refuse to send more than the limit to a server whose clock does not run faster, too."""
+    host = urlsplit(base_url).hostname
+    if speed != 1 and host not in _THIS_MACHINE:
+        raise InvalidInput("speed", speed, f"is for the simulator on this machine, and {host} is another one")
+
+
+async def _if_offered(read: Callable[[], Awaitable[T]]) -> T | None:
+    try:
+        return await read()
+    except NotFound:
+        return None
+
+
+def _delivered_specs(manifest: Manifest, records: Mapping[str, Record]) -> tuple[Spec, ...] | None:
+    """Return the specs without looking any name up, if everything is delivered: then no request is needed."""
+    specs: list[Spec] = []
+    for customer in manifest.customers:
+        record = records.get(customer.external_id)
+        if record is None or not isinstance(record.outcome, Delivered):
+            return None
+        specs.append(
+            Spec(
+                external_id=customer.external_id,
+                name=customer.name,
+                source=record.source,
+                template_ids=record.template_ids,
+                files=customer.files,
+            )
+        )
+    return tuple(specs)
+
+
+async def _records(journal: Journal, path: Path) -> dict[str, Record]:
+    states = await journal.states()
+    try:
+        return {external_id: msgspec.json.decode(state, type=Record) for external_id, state in states.items()}
+    except msgspec.MsgspecError as error:
+        raise JournalError(str(path), f"holds what this version cannot read ({error})") from error
+
+
+def _ids(manifest: Manifest) -> list[str]:
+    return [customer.external_id for customer in manifest.customers]

@@ -1,0 +1,44 @@
+"""The rate's spelling, and the line that goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from asyncmig.cli.options import Options, Rate, parse_rate
+from asyncmig.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("100/60s", Rate(100, 60.0)),
+        ("100/60", Rate(100, 60.0)),
+        ("5/m", Rate(5, 60.0)),
+        ("10/1.5s", Rate(10, 1.5)),
+        (" 1000/1H ", Rate(1000, 3600.0)),
+    ],
+)
+def test_a_rate_is_read(text: str, rate: Rate) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "100", "100/", "0/60s", "100/0s", "-1/60s", "a/b", "100/60s/2", "1e3/60s"]
+)
+def test_anything_else_is_no_rate(text: str) -> None:
+    with pytest.raises(InvalidInput, match="rate"):
+        parse_rate(text)
+
+
+def test_the_line_that_goes_on_names_what_is_not_a_default() -> None:
+    options = Options(
+        manifest=Path("my customers.csv"),
+        rate=Rate(50, 60.0),
+        speed=60.0,
+        base_url="http://127.0.0.1:1/api/v1",
+    )
+    assert options.command() == (
+        "asyncmig run 'my customers.csv' --rate 50/60s --speed 60 --base-url http://127.0.0.1:1/api/v1"
+    )
+    assert options.command(decide="approve-safe").count("--decide approve-safe") == 1
+    assert Options(manifest=Path("c.csv")).command() == "asyncmig run c.csv"
