@@ -1,1 +1,116 @@
 """Drive hundreds of customer data migrations at once through a rate-limited Migration API."""
+
+from asyncmig._core.endpoint import Lane
+from asyncmig._core.retry import RetryPolicy
+from asyncmig._io.gate import Gate, GateStatistics, Slot
+from asyncmig._io.transport import Timeouts
+from asyncmig.companies.catalog import Companies, Company
+from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.exports import ExportRun
+from asyncmig.companies.imports import Custom, ImportRun
+from asyncmig.companies.migrate import migrate
+from asyncmig.companies.outcome import (
+    Decision,
+    Delivered,
+    Failed,
+    Outcome,
+    Parked,
+    Pending,
+    Unknown,
+)
+from asyncmig.companies.spec import Spec
+from asyncmig.companies.uploads import Uploaded
+from asyncmig.companies.wire import (
+    Action,
+    ImportReport,
+    ImportState,
+    NeedsAttention,
+    Patch,
+    Question,
+    Sheet,
+    Source,
+    Template,
+)
+from asyncmig.errors import (
+    ApiError,
+    AsyncmigError,
+    AuthError,
+    BadRequest,
+    CompanyHeld,
+    Conflict,
+    InvalidInput,
+    JournalError,
+    NoAnswer,
+    NotFound,
+    RateLimited,
+    RunCanceled,
+    RunError,
+    RunFailed,
+    ServerError,
+    SessionClosed,
+    TruncatedDownload,
+    UnexpectedReply,
+    UnknownOutcome,
+    WaitTooLong,
+)
+from asyncmig.fleet import Fleet
+from asyncmig.journal import Journal, MemoryJournal
+from asyncmig.session import Session
+
+__all__ = [
+    "Action",
+    "ApiError",
+    "AsyncmigError",
+    "AuthError",
+    "BadRequest",
+    "Companies",
+    "Company",
+    "CompanyHeld",
+    "Conflict",
+    "Custom",
+    "Decision",
+    "Delivered",
+    "Downloaded",
+    "ExportRun",
+    "Failed",
+    "Fleet",
+    "Gate",
+    "GateStatistics",
+    "ImportReport",
+    "ImportRun",
+    "ImportState",
+    "InvalidInput",
+    "Journal",
+    "JournalError",
+    "Lane",
+    "MemoryJournal",
+    "NeedsAttention",
+    "NoAnswer",
+    "NotFound",
+    "Outcome",
+    "Parked",
+    "Patch",
+    "Pending",
+    "Question",
+    "RateLimited",
+    "RetryPolicy",
+    "RunCanceled",
+    "RunError",
+    "RunFailed",
+    "ServerError",
+    "Session",
+    "SessionClosed",
+    "Sheet",
+    "Slot",
+    "Source",
+    "Spec",
+    "Template",
+    "Timeouts",
+    "TruncatedDownload",
+    "UnexpectedReply",
+    "Unknown",
+    "UnknownOutcome",
+    "Uploaded",
+    "WaitTooLong",
+    "migrate",
+]

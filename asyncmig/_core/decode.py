@@ -21,9 +21,10 @@ class Unreadable(ValueError):
 def decode(body: bytes, kind: type[T]) -> T:
     """Return `body` as `kind`; raise `Unreadable` if it cannot be."""
     try:
-        return msgspec.json.decode(body, type=kind, strict=False)
-    except msgspec.ValidationError:
-        return _tolerant(msgspec.json.decode(body), kind, "$")
+        try:
+            return msgspec.json.decode(body, type=kind, strict=False)
+        except msgspec.ValidationError:
+            return _tolerant(msgspec.json.decode(body), kind, "$")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(f"not JSON: {error}") from None
 

@@ -12,7 +12,7 @@ class Lane(enum.IntEnum):
     DECIDE = 0
     """A person waits for it."""
     WORK = 1
-    """Moves a migration on: create, upload, start, download."""
+    """Gets something done: create, upload, start, download."""
     POLL = 2
     """Only looks: status checks."""
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import final
 
@@ -74,15 +75,16 @@ class _Bytes:
         self.failure: OSError | None = None
         self._hash = hashlib.sha256()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         seen = 0
         try:
-            async for chunk in _read(self._source):
-                seen += len(chunk)
-                if seen > self._size:
-                    break
-                self._hash.update(chunk)
-                yield chunk
+            async with aclosing(_read(self._source)) as chunks:
+                async for chunk in chunks:
+                    seen += len(chunk)
+                    if seen > self._size:
+                        break
+                    self._hash.update(chunk)
+                    yield chunk
             if seen != self._size:
                 raise OSError(f"changed while it was read (it had {self._size} bytes)")
         except OSError as error:
@@ -94,7 +96,7 @@ class _Bytes:
         return self._hash.hexdigest()
 
 
-async def _read(source: Path | bytes) -> AsyncIterator[bytes]:
+async def _read(source: Path | bytes) -> AsyncGenerator[bytes, None]:
     if isinstance(source, bytes):
         for start in range(0, len(source), _CHUNK):
             yield source[start : start + _CHUNK]
@@ -150,7 +152,8 @@ async def _attempt(
     content = _Bytes(source, body.size)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
     try:
-        status = await engine.caller.put(target.upload_url, content.chunks(), headers)
+        async with aclosing(content.chunks()) as chunks:
+            status = await engine.caller.put(target.upload_url, chunks, headers)
     except NoAnswer as error:
         raise (_unreadable(body.name, content.failure) if content.failure else error) from error
     if content.failure:

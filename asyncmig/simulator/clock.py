@@ -20,10 +20,10 @@ class _FastLoop(asyncio.SelectorEventLoop):
         selector = selectors.DefaultSelector()
         select = selector.select
 
-        def select_shorter(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        def select_shorter(timeout: float | None = None) -> object:
             return select(None if timeout is None else timeout / speed)
 
-        selector.select = select_shorter  # type: ignore[method-assign]
+        selector.select = select_shorter  # type: ignore[method-assign, assignment]
         super().__init__(selector)
 
     def time(self) -> float:

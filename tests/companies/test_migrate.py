@@ -1,0 +1,306 @@
+"""One customer from CSV to CSV: whatever happens on the way, nothing is done twice and nothing is lost."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from inprocess import KEY, Fault, InProcess
+
+from asyncmig import Decision, Delivered, Failed, MemoryJournal, Parked, Pending, Spec, Unknown, migrate
+from asyncmig.simulator import Reply, World
+
+from .conftest import CLEAN, DUPLICATES, Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+COMPANIES = "/api/v1/companies"
+
+
+def on(method: str, ending: str, *numbers: int, fault: Fault) -> Callable[[str, str, int], Fault | None]:
+    """Return a plan that goes wrong at the n-th calls of one endpoint."""
+
+    def plan(asked: str, path: str, number: int) -> Fault | None:
+        return fault if asked == method and path.endswith(ending) and number in numbers else None
+
+    return plan
+
+
+async def test_files_go_in_and_sheets_come_out(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Delivered)
+    assert {file.sheet: file.rows for file in outcome.files} == {"Companies": 0, "Contacts": 20, "Deals": 0}
+    text = (tmp_path / "out" / "Contacts.csv").read_text(encoding="utf-8")
+    assert text.splitlines()[:2] == ["Email,First Name,Last Name,Phone", "p0@x.org,Ada,L0,1"]
+
+
+async def test_what_is_delivered_is_not_done_again(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with opens() as session:
+        first = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
+    before = len(wire.sent)
+    async with opens() as session:
+        assert await migrate(session, customer(), journal=journal, to=tmp_path / "out") == first
+    assert len(wire.sent) == before
+
+
+async def test_a_delivered_file_that_is_gone_is_fetched_again(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with opens() as session:
+        await migrate(session, customer(), journal=journal, to=tmp_path)
+        (tmp_path / "Contacts.csv").unlink()
+        assert isinstance(await migrate(session, customer(), journal=journal, to=tmp_path), Delivered)
+    assert (tmp_path / "Contacts.csv").exists()
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(lost_before=True), Fault(lost_after=True), Fault(hangs=True), Fault(cut_to=5)], ids=repr
+)
+@pytest.mark.parametrize("ending", ["/uploads", "/imports", "/export.csv", "/storage"])
+async def test_an_answer_that_never_came_is_no_second_import(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, ending: str, fault: Fault
+) -> None:
+    wire.fault = lambda method, path, number: fault if path.endswith(ending) and number == 1 else None
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert outcome.report is not None
+    assert outcome.report.inserted == 20
+    assert len(world.ledger.detection) == 1
+
+
+async def test_a_company_whose_creation_was_not_answered_is_unknown(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Unknown)
+    assert "adopt" in outcome.error
+    assert '"external_id":"acme"' in outcome.sent
+    assert world.ledger.requests["POST /companies/{id}/uploads"] == 0
+
+
+async def test_a_creation_that_never_arrived_is_repeated(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    wire.fault = on("POST", COMPANIES, 1, 2, fault=Fault(lost_before=True))
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Delivered)
+
+
+async def test_a_name_that_is_taken_is_a_failure_in_the_servers_words(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    async with opens() as session:
+        await session.companies.create(name="acme Ltd", source=customer().source)
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Failed)
+    assert "A company of this name exists" in outcome.error
+
+
+async def test_without_a_journal_an_old_company_is_unknown_and_not_taken(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    async with opens() as session:
+        await session.companies.create(name="other", source=customer().source, external_id="acme")
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Unknown)
+
+
+async def test_an_import_that_asks_is_left_to_a_person_and_goes_on_later(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
+    async with opens() as session:
+        parked = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(parked, Parked)
+    assert [action.action for action in parked.destructive] == ["dedup_keep_first"]
+    async with opens() as session:
+        safe = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve_safe")
+        assert isinstance(safe, Parked)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve")
+    assert isinstance(outcome, Delivered)
+    assert {file.sheet: file.rows for file in outcome.files}["Contacts"] == 20
+    assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 1
+
+
+async def test_a_rejected_import_has_failed(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async with opens() as session:
+        outcome = await migrate(
+            session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide="reject"
+        )
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "Rejected by a person"
+
+
+async def test_the_callers_own_function_decides(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async def decide(parked: Parked) -> Decision:
+        return Decision(approve=True, answers={question.id: "b" for question in parked.attention.questions})
+
+    async with opens() as session:
+        outcome = await migrate(
+            session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide=decide
+        )
+    assert isinstance(outcome, Delivered)
+    assert outcome.report is not None
+    assert (outcome.report.inserted, outcome.report.invalid_rows) == (23, 3)
+
+
+@pytest.mark.parametrize("fault", [Fault(lost_before=True), Fault(lost_after=True)], ids=repr)
+async def test_a_decision_that_was_not_answered_is_made_once(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, fault: Fault
+) -> None:
+    wire.fault = on("POST", "/decisions", 1, fault=fault)
+    async with opens() as session:
+        outcome = await migrate(
+            session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide="approve"
+        )
+    assert isinstance(outcome, Delivered)
+    decided = [entry.status for entry in world.ledger.entries if entry.template.endswith("/decisions")]
+    assert decided == [200]
+
+
+async def test_a_refused_key_leaves_everything_pending(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    world.key = "another"
+    async with opens() as session:
+        outcomes = await asyncio.gather(
+            *(migrate(session, customer(f"c{n}"), journal=journal, to=tmp_path / str(n)) for n in range(30))
+        )
+    assert all(isinstance(outcome, Pending) for outcome in outcomes)
+    assert len(wire.sent) <= 10  # what was under way when the first refusal came
+    world.key = KEY
+    async with opens() as session:
+        outcome = await migrate(session, customer("c1"), journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+
+
+async def test_a_download_that_was_cut_short_with_an_agreeing_length_is_repeated(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    wire.world.schemas = dict(
+        list(wire.world.schemas.items())[1:2]
+    )  # one sheet: no ZIP, whose checksums would tell
+    wire.fault = on("GET", "/export.csv", 1, 2, fault=Fault(truncated_to=200))
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert len((tmp_path / "Contacts.csv").read_text(encoding="utf-8").splitlines()) == 21
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+async def test_without_a_zip_the_sheets_come_one_by_one(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    gone = Reply(status=404, body=b'{"error": "No such route"}')
+    wire.fault = on("GET", "/export.csv", 1, fault=Fault(instead=gone))
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        "Companies.csv",
+        "Contacts.csv",
+        "Deals.csv",
+    ]
+
+
+async def test_a_failed_import_is_not_repeated_until_its_files_change(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    spec.files[0].write_bytes(CLEAN.encode() + b"caf\xe9,,,\n")
+    async with opens() as session:
+        failed = await migrate(session, spec, journal=journal, to=tmp_path)
+        assert isinstance(failed, Failed)
+        assert "not UTF-8" in failed.error
+        before = len(wire.sent)
+        assert await migrate(session, spec, journal=journal, to=tmp_path) == failed
+        assert len(wire.sent) == before
+        spec.files[0].write_text(CLEAN, encoding="utf-8")
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert any("contacts.csv" in note for note in outcome.notes)
+    assert world.ledger.requests["POST /companies"] == 1
+
+
+async def test_a_file_that_changes_after_the_import_began_is_said_and_not_sent(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        await migrate(session, spec, journal=journal, to=tmp_path)
+        spec.files[0].write_text(CLEAN + "q@x.org,A,B,1\n", encoding="utf-8")
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert "contacts.csv" in outcome.notes[0]
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+
+
+async def test_a_missing_file_costs_no_request(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    spec = customer()
+    spec.files[0].unlink()
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Failed)
+    assert "contacts.csv" in outcome.error
+    assert not wire.sent
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 1.0, 5.0, 20.0, 35.0, 38.0, 40.0])
+async def test_cancelled_anywhere_it_goes_on_and_leaves_nothing(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, after: float
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    tasks = asyncio.all_tasks()
+    async with opens() as session:
+        task = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path))
+        await asyncio.sleep(after)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert wire.open == 0
+    assert asyncio.all_tasks() == tasks
+    assert wire.closed
+    assert not list(tmp_path.glob("**/*.part"))
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered | Unknown)
+    assert world.ledger.requests["POST /companies"] <= 2
+    assert len(world.ledger.detection) == isinstance(outcome, Delivered)
+
+
+async def test_the_key_goes_nowhere_but_to_the_api(
+    opens: Opens,
+    customer: Customer,
+    wire: InProcess,
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    journal = MemoryJournal()
+    echo = Reply(status=400, body=b'{"error": "your key ' + KEY.encode() + b' is odd"}')
+    wire.fault = on("POST", "/uploads", 1, fault=Fault(instead=echo))
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
+        shown = [repr(session), repr(vars(type(session))), repr(outcome), repr(session.stats())]
+    assert isinstance(outcome, Failed)
+    assert "***" in outcome.error
+    shown += [str(state) for state in (await journal.states()).values()]
+    shown += [str(event) for event in await journal.events()]
+    shown += [url for _, _, url in wire.sent]
+    assert KEY not in caplog.text + "".join(shown)
+    assert world.ledger.key_leaks == 0

@@ -1,0 +1,117 @@
+"""What a preview API sends is decoded, or refused by a sentence that names the field; never anything else."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig.companies import wire
+
+REPLIES = [
+    wire.Sources,
+    wire.Templates,
+    wire.CompanyCreated,
+    wire.UploadTarget,
+    wire.RunStarted,
+    wire.ImportState,
+    wire.ActiveImport,
+    wire.ImportList,
+    wire.ExportState,
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def test_numbers_may_come_as_strings_and_what_is_unknown_passes() -> None:
+    state = decode(
+        b'{"status": "completed", "novelty": [1], "report": {"inserted": "12", "invalidCellCount": "3"}}',
+        wire.ImportState,
+    )
+    assert state.report is not None
+    assert (state.report.inserted, state.report.invalid_rows) == (12, 3)
+
+
+def test_null_for_what_is_optional_is_absence() -> None:
+    state = decode(
+        b'{"status": "completed", "report": {"inserted": 1, "perSheet": null}, "progress_message": null}',
+        wire.ImportState,
+    )
+    assert state.report == wire.ImportReport(inserted=1)
+
+
+def test_an_optional_field_of_a_new_shape_does_not_hide_the_rest() -> None:
+    state = decode(
+        b'{"status": "running", "report": [1, 2], "progress_message": {"percent": 5}, "error": 7}',
+        wire.ImportState,
+    )
+    assert state.report is None
+    assert state.progress_message == '{"percent":5}'
+    assert state.error == "7"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"status": ', b"[]", b"null", b'{"run": 1}', b'{"status": null}', b"\xff\xfe"]
+)
+def test_what_cannot_be_understood_is_one_kind_of_error(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        decode(body, wire.ImportState)
+
+
+def test_the_error_names_the_field() -> None:
+    with pytest.raises(Unreadable, match=r"sources\[0\]\.id"):
+        decode(b'{"sources": [{"name": "x"}]}', wire.Sources)
+
+
+def test_an_action_that_cannot_be_read_makes_the_whole_patch_unsafe() -> None:
+    patch = {"summary": "x", "actions": [{"action": "keep"}, "delete everything"]}
+    state = decode(
+        json.dumps({"status": "needs_attention", "needs_attention": {"proposed_patch": patch}}).encode(),
+        wire.ImportState,
+    )
+    assert state.needs_attention is not None
+    assert state.needs_attention.is_destructive
+
+
+@pytest.mark.parametrize(
+    ("action", "destructive"),
+    [
+        ("set_value", False),
+        ("keep", False),
+        ("delete_invalid_rows", True),
+        ("dedup_keep_first", True),
+        ("merge_rows", True),
+        (None, True),
+    ],
+)
+def test_only_actions_that_are_known_to_be_harmless_are_harmless(
+    action: str | None, destructive: bool
+) -> None:
+    assert wire.Action(action=action).is_destructive is destructive
+
+
+@pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.__name__)
+@given(value=JSON, names=st.data())
+def test_any_json_decodes_or_is_unreadable(
+    kind: type[msgspec.Struct], value: object, names: st.DataObject
+) -> None:
+    fields = [field.encode_name for field in msgspec.structs.fields(kind)]
+    body = value
+    if names.draw(st.booleans()):
+        body = {name: names.draw(JSON) for name in names.draw(st.lists(st.sampled_from(fields), max_size=4))}
+    try:
+        decoded = decode(json.dumps(body).encode(), kind)
+    except Unreadable:
+        return
+    assert isinstance(decoded, kind)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_decode_or_are_unreadable(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        decode(body, wire.CompanyCreated)

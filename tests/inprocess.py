@@ -1,0 +1,131 @@
+"""A transport that calls a simulated world in this process: no sockets, so that virtual time stays exact."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from urllib.parse import parse_qsl, urlsplit
+
+from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig.simulator import Reply, Request, World
+
+KEY = "key-that-nobody-may-see"
+BASE_URL = "https://api.test/api/v1"
+STORAGE_URL = "https://storage.test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What becomes of one request. Each field is one way in which it goes wrong."""
+
+    lost_before: bool = False
+    """It never arrives."""
+    refused: bool = False
+    """Nobody listens: it cannot have arrived."""
+    lost_after: bool = False
+    """It is processed, and no answer comes."""
+    cut_to: int | None = None
+    """Only so many bytes of the body come, and then the connection breaks."""
+    truncated_to: int | None = None
+    """Only so many bytes of the body come, and the length agrees."""
+    hangs: bool = False
+    """It is processed; nothing comes until the client gives up."""
+    instead: Reply | None = None
+    """Something before the server answers this, and the server does not see it."""
+    afterwards: Reply | None = None
+    """The server processes it, and this is answered."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    change: Callable[[bytes], bytes] | None = None
+    """What becomes of the body of a success."""
+
+
+@dataclass
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    cut: bool = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.body), 1000):
+            yield self.body[start : start + 1000]
+        if self.cut:
+            raise Lost("ClientPayloadError", sent=True)
+
+
+class InProcess:
+    """Hands requests to a world; `fault` is asked about each: endpoint (host, method, path) and its number."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        latency: float = 0.1,
+        rng: Random | None = None,
+        fault: Callable[[str, str, int], Fault | None] = lambda method, path, number: None,
+    ) -> None:
+        self.world, self.latency, self.rng, self.fault = world, latency, rng or Random(7), fault
+        world.storage_url = STORAGE_URL
+        self.sent: list[tuple[float, str, str]] = []
+        self.foreign: list[str] = []
+        self.open = 0
+        self.closed = False
+        self._numbers: Counter[tuple[str, str]] = Counter()
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+    ) -> AsyncIterator[Answer]:
+        parts = urlsplit(url)
+        content = body if isinstance(body, bytes) else b"".join([c async for c in body]) if body else b""
+        request = Request(
+            method=method,
+            path=parts.path,
+            query=dict(parse_qsl(parts.query)),
+            headers={name.lower(): value for name, value in headers.items()},
+            body=content,
+        )
+        now = asyncio.get_running_loop().time()
+        self.sent.append((now, method, url))
+        self.open += 1
+        try:
+            yield await self._answer(parts.netloc, request, timeouts)
+        finally:
+            self.open -= 1
+
+    async def _answer(self, host: str, request: Request, timeouts: Timeouts) -> _Answer:
+        loop = asyncio.get_running_loop()
+        if host not in ("api.test", "storage.test"):
+            self.foreign.append(host)
+            raise Lost("ClientConnectorDNSError", sent=False)
+        handle = self.world.handle if host == "api.test" else self.world.storage
+        path = request.path if host == "api.test" else "/storage"
+        self._numbers[request.method, path] += 1
+        fault = self.fault(request.method, path, self._numbers[request.method, path]) or Fault()
+        delay = self.latency * self.rng.uniform(0.5, 1.5)
+        await asyncio.sleep(delay / 2)
+        if fault.refused:
+            raise Lost("ClientConnectorError", sent=False)
+        if fault.lost_before:
+            raise Lost("ServerDisconnectedError", sent=True)
+        reply = fault.instead or handle(request, loop.time())
+        reply = fault.afterwards or reply
+        if fault.hangs:
+            await asyncio.sleep(timeouts.total or timeouts.stall or 0.0)
+            raise Lost("TimeoutError", sent=True, timed_out=True)
+        await asyncio.sleep(delay / 2)
+        if fault.lost_after:
+            raise Lost("ServerDisconnectedError", sent=True)
+        content = fault.change(reply.body) if fault.change and reply.status < 300 else reply.body
+        keep = fault.cut_to if fault.cut_to is not None else fault.truncated_to
+        return _Answer(
+            status=reply.status,
+            headers={"Content-Type": reply.content_type, **fault.headers},
+            body=content if keep is None else content[:keep],
+            cut=fault.cut_to is not None,
+        )
+
+    async def aclose(self) -> None:
+        self.closed = True

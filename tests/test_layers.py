@@ -1,0 +1,70 @@
+"""The arrows between the layers point one way, and the core stays pure."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asyncmig
+
+ROOT = Path(asyncmig.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+IMPURE = {"asyncio", "aiohttp", "anyio", "aiolimiter", "logging", "time", "socket", "threading"}
+ABOVE = {  # what a layer may not know
+    "_core": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
+    "_io": ("companies", "session", "fleet", "journal", "simulator", "cli"),
+    "companies": ("fleet", "simulator", "cli"),
+    "session.py": ("fleet", "journal", "simulator", "cli"),
+    "fleet.py": ("simulator", "cli"),
+    "journal.py": ("_io", "companies", "session", "fleet", "simulator", "cli"),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
+    top = path.relative_to(ROOT).parts[0]
+    names = set(imports(path))
+    for above in ABOVE.get(top, ()):
+        assert not [name for name in names if re.match(rf"asyncmig\.{above}\b", name)]
+    if top == "simulator":
+        assert not [n for n in names if n.startswith("asyncmig") and not n.startswith("asyncmig.simulator")]
+    if top == "_core":
+        assert not {name.split(".")[0] for name in names} & IMPURE
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [("aiohttp", {"_io/transport.py", "simulator/app.py", "session.py"}), ("aiolimiter", {"_io/gate.py"})],
+)
+def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:
+    users = {str(p.relative_to(ROOT)) for p in MODULES if library in {n.split(".")[0] for n in imports(p)}}
+    assert users == homes
+
+
+def test_the_shell_knows_no_generation_of_the_api() -> None:
+    for path in [*(ROOT / "_core").glob("*.py"), *(ROOT / "_io").glob("*.py")]:
+        assert not re.search(
+            r"\bcompan(y|ies)\b|\bmigration", path.read_text(encoding="utf-8"), re.IGNORECASE
+        ), path
+
+
+def test_the_top_level_lists_just_what_is_there() -> None:
+    public = {
+        name
+        for name, value in vars(asyncmig).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("asyncmig")
+    }
+    public |= {"Outcome"}  # a union has no module of its own
+    assert sorted(asyncmig.__all__) == asyncmig.__all__
+    assert set(asyncmig.__all__) == public
