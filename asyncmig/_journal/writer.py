@@ -191,4 +191,7 @@ class Writer:
     def _beat_on(self) -> None:
         """Have the lease renewed, in real seconds."""
         while not self._stopped.wait(self._lease / 3):
-            self._executor.submit(self._store.renew)
+            try:
+                self._executor.submit(self._store.renew)
+            except RuntimeError:  # the interpreter ends, with a journal that was never closed
+                return

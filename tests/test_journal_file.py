@@ -1,0 +1,363 @@
+"""What may be found where a journal should be, and a disk that fails at every possible point."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from asyncmig._journal import file
+from asyncmig.errors import JournalError
+from asyncmig.journal import Journal
+
+pytestmark = pytest.mark.looptime
+
+V1 = Path(__file__).parent / "journals" / "v1.sqlite"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fleet.db"
+
+
+async def opening(path: Path) -> None:
+    async with Journal(path):
+        pass
+
+
+async def use(path: Path, external_id: str = "acme", state: bytes = b"s") -> None:
+    async with Journal(path) as journal, await journal.claim(external_id) as claim:
+        await claim.write("k", state, state)
+
+
+def pragma(path: Path, name: str) -> int:
+    db = sqlite3.connect(path)
+    try:
+        return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+    finally:
+        db.close()
+
+
+def script(path: Path, sql: str) -> None:
+    db = sqlite3.connect(path)
+    db.executescript(sql)
+    db.close()
+
+
+# What is found there
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"name,source\nAcme,hubspot\n" * 200, b"\0" * 5000, b"SQLite format 3\0"]
+)
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_file_that_is_no_journal_is_refused_and_left_alone(path, content, read_only):
+    path.write_bytes(content)
+    with pytest.raises(
+        JournalError, match=r"fleet\.db: (this file is not a journal|the file is damaged|is empty)"
+    ):
+        async with Journal(path, read_only=read_only):
+            pass
+    assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
+
+
+async def test_another_programs_database_is_refused_and_left_alone(path):
+    script(path, "CREATE TABLE holders (x); INSERT INTO holders VALUES (1);")
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="another program's"):
+        await opening(path)
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_file_becomes_a_journal(path):
+    path.touch()
+    await use(path)
+    async with Journal(path) as journal:
+        assert await journal.states() == {"acme": b"s"}
+
+
+async def test_a_missing_folder_and_a_folder_are_named(path):
+    with pytest.raises(JournalError, match=r"there is no folder .*nowhere"):
+        await opening(path.parent / "nowhere" / "fleet.db")
+    with pytest.raises(JournalError, match="this is a folder"):
+        await opening(path.parent)
+
+
+async def test_a_name_with_awkward_characters_is_a_file_of_that_name(tmp_path):
+    path = tmp_path / "a b?mode=ro&x#y%41.db"
+    await use(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def read_only_folder() -> Iterator[Callable[[], None]]:
+    """Give a folder that anybody may read; calling the fixture's second value takes the right to write away."""
+    folder = Path(tempfile.mkdtemp())
+    was = os.geteuid()
+
+    def lock() -> None:
+        folder.chmod(0o555)
+        if was == 0:
+            os.seteuid(65534)  # root may write anywhere
+
+    lock.folder = folder
+    yield lock
+    if was == 0:
+        os.seteuid(0)
+    shutil.rmtree(folder, onerror=lambda *_: folder.chmod(0o755))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
+async def test_a_read_only_folder_can_be_read_from_and_not_written(read_only_folder):
+    path = read_only_folder.folder / "fleet.db"
+    await use(path)
+    path.chmod(0o444)
+    read_only_folder()
+    with pytest.raises(JournalError, match="read-only"):
+        await use(path)
+    with pytest.raises(JournalError, match="cannot be opened"):
+        await opening(path.with_name("new.db"))
+    async with Journal(path, read_only=True) as reader:
+        assert await reader.states() == {"acme": b"s"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
+
+
+async def test_a_damaged_file_is_an_error_that_says_so(path):
+    async with Journal(path) as journal:
+        for n in range(300):
+            async with await journal.claim(f"customer-{n}") as claim:
+                await claim.write("k", b"d" * 200, b"s" * 600)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 4096 * 2] + os.urandom(len(whole) - 4096 * 2))
+    with pytest.raises(JournalError, match="damaged"):
+        async with Journal(path) as journal:
+            await journal.claim("customer-7")
+    with pytest.raises(JournalError, match="damaged"):
+        async with Journal(path, read_only=True) as journal:
+            await journal.states()
+    path.write_bytes(whole[:10000])
+    with pytest.raises(JournalError, match="damaged"):
+        async with Journal(path) as journal:
+            await journal.claim("customer-7")
+
+
+async def test_a_journal_that_is_deleted_under_way_is_noticed(path):
+    async with Journal(path) as journal, await journal.claim("acme") as claim:
+        await claim.write("k", b"", b"one")
+        path.rename(path.with_name("moved.db"))
+        with pytest.raises(JournalError, match="replaced or moved"):
+            await claim.write("k", b"", b"two")
+        path.with_name("moved.db").rename(path)
+        await claim.write("k", b"", b"three")
+
+
+async def test_events_are_never_changed(path):
+    await use(path)
+    for sql in ("UPDATE events SET kind = 'x'", "DELETE FROM events"):
+        with pytest.raises(sqlite3.IntegrityError, match="only added"):
+            script(path, sql)
+
+
+# Versions
+
+
+async def test_the_first_version_opens_and_goes_on(path):
+    shutil.copy(V1, path)
+    async with Journal(path) as journal:
+        assert await journal.states() == {
+            "acme-001": b'{"step":"uploaded"}',
+            "beta-002": b'{"step":"created"}',
+        }
+        events = await journal.events()
+        assert [(e.seq, e.external_id, e.kind, e.detail) for e in events] == [
+            (1, "acme-001", "create", b'{"body":{"name":"Acme"}}'),
+            (2, "acme-001", "created", b'{"company_id":"c-1"}'),
+            (3, "beta-002", "created", b'{"company_id":"c-2"}'),
+            (4, "acme-001", "uploaded", b'{"upload_ref":"u-1"}'),
+        ]
+        assert {e.at for e in events} == {"2026-01-02T03:04:05.678Z"}
+        async with await journal.claim("acme-001") as claim:  # held by a process of another boot, long ago
+            assert claim.token == 3
+            await claim.write("started", b"{}", b'{"step":"started"}')
+        assert (await journal.events())[-1].seq == 5
+
+
+async def test_a_newer_journal_is_refused_and_left_alone(path):
+    shutil.copy(V1, path)
+    script(path, "PRAGMA user_version = 99")
+    before = path.read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(JournalError, match=r"newer version of asyncmig \(journal version 99"):
+            async with Journal(path, read_only=read_only):
+                pass
+    assert path.read_bytes() == before
+
+
+async def test_an_older_journal_is_brought_up_to_date(path, monkeypatch):
+    shutil.copy(V1, path)
+    monkeypatch.setattr(
+        file, "MIGRATIONS", (*file.MIGRATIONS, ("ALTER TABLE companies ADD COLUMN note TEXT",))
+    )
+    with pytest.raises(JournalError, match="older version"):
+        async with Journal(path, read_only=True):
+            pass
+    await use(path, "acme-001", b"new")
+    assert pragma(path, "user_version") == len(file.MIGRATIONS)
+    async with Journal(path, read_only=True) as journal:
+        assert (await journal.states())["acme-001"] == b"new"
+
+
+async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
+    shutil.copy(V1, path)
+    step = ("ALTER TABLE companies ADD COLUMN note TEXT", "ALTER TABLE nothing ADD COLUMN note TEXT")
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "MIGRATIONS", (*file.MIGRATIONS, step))
+        with pytest.raises(JournalError, match="nothing"):
+            await opening(path)
+    assert pragma(path, "user_version") == 1
+    await use(path, "acme-001")
+
+
+# A disk that fails
+
+
+class Failing(sqlite3.Connection):
+    """The n-th statement fails: before it did anything, or (`late`) after it was done."""
+
+    left: list[int]
+    late = False
+
+    def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+        self.left[0] -= 1
+        if self.left[0] != 0:
+            return super().execute(sql, parameters)
+        if self.late:
+            super().execute(sql, parameters)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+
+def failing(left: list[int], *, late: bool) -> file.Connect:
+    def connect(uri: str) -> sqlite3.Connection:
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Failing)
+        db.left, db.late = left, late
+        return db
+
+    return connect
+
+
+async def scenario(path: Path, connect: file.Connect, acknowledged: dict[str, bytes]) -> None:
+    """Work on two companies, each write saying its number, and note what was acknowledged."""
+
+    async def work(journal: Journal, name: str) -> None:
+        async with await journal.claim(name) as claim:
+            for _ in range(2):
+                number = b"%d" % (int(claim.state or b"0") + 1)
+                await claim.write("count", number, number)
+                acknowledged[name] = number
+
+    async with Journal(path, connect=connect, threaded=False) as journal:
+        results = await asyncio.gather(work(journal, "a"), work(journal, "b"), return_exceptions=True)
+    for result in results:
+        if result is not None:
+            raise result
+
+
+async def check(path: Path, acknowledged: dict[str, bytes], doubtful: int) -> None:
+    """What was acknowledged is there, state and log agree, and work goes on at once."""
+    async with Journal(path, threaded=False) as journal:
+        for name in ("a", "b"):
+            async with await journal.claim(name) as claim:
+                state = int(claim.state or b"0")
+                assert 0 <= state - int(acknowledged.get(name, b"0")) <= doubtful
+                numbers = [int(event.detail) for event in await journal.events(name)]
+                assert numbers == list(range(1, state + 1))
+                following = b"%d" % (state + 1)
+                await claim.write("count", following, following)
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("existing", [False, True])
+async def test_whichever_statement_fails_nothing_is_half_written(path, late, existing):
+    reasons: list[str] = []
+    for n in range(1, 1000):
+        target = path.with_name(f"{n}.db")
+        if existing:
+            await scenario(target, file.connect, {})
+        acknowledged = {"a": b"2", "b": b"2"} if existing else {}
+        left = [n]
+        try:
+            await scenario(target, failing(left, late=late), acknowledged)
+        except JournalError as error:
+            reasons.append(error.reason)
+        await check(target, acknowledged, doubtful=1 if late else 0)
+        if left[0] > 0:
+            break
+    assert n > 40
+    assert len(reasons) > 30
+    assert all("disk cannot be" in reason or "closed" in reason for reason in reasons)
+
+
+async def test_a_full_disk_is_an_error_that_says_so_and_room_lets_it_go_on(path):
+    reasons: list[str] = []
+    for pages in range(1, 30):
+        target = path.with_name(f"{pages}.db")
+
+        def connect(uri: str, pages: int = pages) -> sqlite3.Connection:
+            db = file.connect(uri)
+            db.execute(f"PRAGMA max_page_count={pages}")
+            return db
+
+        acknowledged: dict[str, bytes] = {}
+        try:
+            await scenario(target, connect, acknowledged)
+        except JournalError as error:
+            reasons.append(error.reason)
+        else:
+            break
+        await check(target, acknowledged, doubtful=0)
+    assert 3 < len(reasons) < 29
+    assert all("the disk is full" in reason for reason in reasons)
+
+
+SHORT_OF_SPACE = """
+import asyncio, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_journal_file as here
+from asyncmig.errors import JournalError
+failed = 0
+for n, size in enumerate(range(0, 120_000, 1_777)):
+    path, acknowledged = Path(sys.argv[2]) / f"{n}.db", {}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        asyncio.run(here.scenario(path, here.file.connect, acknowledged))
+    except JournalError as error:
+        failed += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    asyncio.run(here.check(path, acknowledged, doubtful=0))
+print(n + 1, failed)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+def test_whichever_byte_cannot_be_written_nothing_is_half_written(tmp_path):
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", SHORT_OF_SPACE, here, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tried, failed = map(int, done.stdout.split())
+    assert 20 < failed < tried

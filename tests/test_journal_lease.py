@@ -1,0 +1,147 @@
+"""Who counts as alive; and that a lease follows real seconds, not the loop's."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from asyncmig._journal.lease import Holder, Moment, Renewal, enter, leave
+from asyncmig.errors import CompanyHeld
+from asyncmig.journal import Journal
+
+NOW = Moment(wall=1_800_000_000.0, uptime=50_000.0)
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
+
+
+def held(holder: Holder, age: float, *, lease: float = 30.0) -> Renewal:
+    return Renewal(holder, lease, Moment(NOW.wall - age, NOW.uptime - age))
+
+
+@pytest.fixture
+def here():
+    holder = Holder.here("")
+    enter(holder)
+    yield holder
+    leave(holder)
+
+
+@pytest.mark.parametrize(("age", "over"), [(0.0, False), (29.9, False), (30.0, True), (1e9, True)])
+@pytest.mark.parametrize("boot", ["ours", "another"])
+def test_a_holder_that_may_live_is_replaced_when_its_lease_is_over(here, age, over, boot):
+    holder = here if boot == "ours" else replace(here, boot="another")
+    assert held(holder, age).is_over(NOW) is over
+
+
+def test_a_clock_that_was_set_does_not_end_a_lease_of_this_machine(here):
+    renewal = held(here, 5.0)
+    assert not renewal.is_over(replace(NOW, wall=NOW.wall + 1e6))
+    assert not renewal.is_over(replace(NOW, wall=NOW.wall - 1e6))
+
+
+def test_a_renewal_from_far_in_the_future_does_not_hold_for_ever(here):
+    other = replace(here, boot="another")
+    assert not held(other, -10.0).is_over(NOW)
+    assert held(other, -1e6).is_over(NOW)
+
+
+def test_a_journal_of_this_process_that_is_gone_holds_nothing(here):
+    leave(here)
+    assert held(here, 0.0).is_over(NOW)
+
+
+@posix
+def test_a_process_that_ended_holds_nothing(here):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert held(replace(here, pid=process.pid), 0.0).is_over(NOW)
+
+
+@posix
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_neither_does_one_that_nobody_waited_for(here):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert held(replace(here, pid=process.pid), 0.0).is_over(NOW)
+    process.wait()
+
+
+@posix
+def test_another_process_with_the_same_pid_is_not_the_holder(here):
+    parent = replace(here, pid=os.getppid())
+    assert not held(replace(parent, started=""), 0.0).is_over(NOW)
+    if here.started:
+        assert held(replace(parent, started="1"), 0.0).is_over(NOW)
+
+
+@posix
+@pytest.mark.parametrize("field", ["boot", "namespace"])
+def test_nobody_is_declared_dead_from_elsewhere(here, field):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    elsewhere = replace(here, pid=process.pid, **{field: "another"})
+    assert not held(elsewhere, 29.0).is_over(NOW)
+
+
+def test_a_holder_says_who_it_is(here):
+    assert held(here, 4.2).describe(NOW) == f"process {os.getpid()} on {here.host}, last seen 4 s ago"
+    named = replace(here, label="worker two")
+    assert str(named) == f"worker two (process {os.getpid()} on {here.host})"
+
+
+def uptime(path: Path) -> float:
+    db = sqlite3.connect(path)
+    row = db.execute("SELECT uptime FROM holders").fetchone()
+    db.close()
+    return float(row[0])
+
+
+@pytest.mark.looptime
+async def test_a_lease_is_renewed_in_real_seconds_while_the_loop_does_nothing(tmp_path):
+    path = tmp_path / "fleet.db"
+    async with Journal(path, lease=0.03) as journal, await journal.claim("acme"):
+        seen = {uptime(path)}
+        while len(seen) < 4:  # the loop itself stands still here
+            threading.Event().wait(0.005)
+            seen.add(uptime(path))
+
+
+@pytest.mark.looptime
+async def test_hours_on_a_virtual_clock_end_no_lease(tmp_path):
+    path = tmp_path / "fleet.db"
+    async with Journal(path) as one, Journal(path) as two, await one.claim("acme") as claim:
+        await asyncio.sleep(100_000)
+        with pytest.raises(CompanyHeld):
+            await two.claim("acme")
+        await claim.write("k", b"", b"s")
+
+
+@pytest.mark.looptime
+async def test_a_lease_that_ran_out_is_taken_over_and_its_writes_are_refused(tmp_path):
+    path = tmp_path / "fleet.db"
+    async with Journal(path, threaded=False) as one, Journal(path, holder="two") as two:
+        claim, other = await one.claim("acme"), await one.claim("beta")
+        await claim.write("k", b"", b"one")
+        db = sqlite3.connect(path)  # as if it had slept for a minute
+        db.execute("UPDATE holders SET uptime = uptime - 60, wall = wall - 60")
+        db.commit()
+        db.close()
+        async with await two.claim("acme") as taken:
+            assert taken.state == b"one"
+            assert taken.token == claim.token + 1
+            with pytest.raises(CompanyHeld, match="acme is held by two"):
+                await claim.write("k", b"", b"stale")
+            await taken.write("k", b"", b"two")
+        with pytest.raises(CompanyHeld, match="nobody now, after it was taken over"):
+            await claim.write("k", b"", b"stale")
+        async with await two.claim("acme") as taken:
+            await claim.release()  # of no effect
+            await taken.write("k", b"", b"two again")
+        await other.write("k", b"", b"still mine")
+        assert await one.states() == {"acme": b"two again", "beta": b"still mine"}
