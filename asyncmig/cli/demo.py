@@ -91,14 +91,16 @@ def _faults(plan: Plan, company: CompanyRow, world: World) -> Iterator[str]:
 
 def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Plan], world: World) -> bool:
     """Print what came out and whether that is what was planned; return whether it is."""
-    print_outcomes(data, ended, options)
     faults = deviations(plans, ended, world)
-    lines = [
-        ("read", f"{sum(plan.rows_in for plan in plans):,} rows of {len(plans):,} customers"),
-        *figures(ended.report),
-    ]
+    print_outcomes(data, ended, options)
     print_figures(
-        data, [*lines, ("noticed", _noticed(world.ledger)), ("planned", _verdict(faults, len(plans)))]
+        data,
+        [
+            ("read", f"{sum(plan.rows_in for plan in plans):,} rows{_asked(plans, world)}"),
+            *figures(ended.report),
+            ("noticed", _noticed(world.ledger)),
+            ("planned", _verdict(faults, len(plans))),
+        ],
     )
     for fault in faults[:_MOST_SHOWN]:
         say(data, f"  {clean(fault)}", "red")
@@ -108,23 +110,28 @@ def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Pl
     return not faults
 
 
+def _asked(plans: Sequence[Plan], world: World) -> str:
+    asked = sum(world.parked(plan.external_id) for plan in plans)
+    return (
+        f"; {asked:,} imports asked what to do with bad ones, and the proposal was approved" if asked else ""
+    )
+
+
 def _noticed(ledger: Ledger) -> str:
     delays = list(ledger.detection.values())
     if not delays:
         return "no run ended"
-    return f"a finished run went unnoticed for {fmean(delays):.1f} s on average, {max(delays):.1f} s at most"
+    return f"that a run had ended: after {fmean(delays):.1f} s on average, {max(delays):.1f} s at most"
 
 
 def _verdict(faults: Sequence[str], customers: int) -> str:
     if not faults:
-        return f"all {customers:,} customers ended as planned, reasons and row counts included"
-    return f"{len(faults):,} things are not as planned:"
+        return f"all {customers:,} customers ended as planned: outcomes, reasons and row counts"
+    return f"{len(faults):,} things did not come as planned:"
 
 
 def _next_steps(options: Options) -> Iterator[str]:
     speed = "" if options.speed == 1 else f" --speed {options.speed:g}"
-    yield f"The sheets are in {options.out}/EXTERNAL_ID/, how each customer stands in {options.out}/report.json."
-    yield "Next, with the simulator in a terminal of its own: type the first line there, what it prints here, then"
-    yield "the second (it goes on when it is interrupted):"
-    yield f"  asyncmig sim{speed}"
+    yield f"Look at {options.out}/report.json and {options.out}/cust-0001/. Next, as two processes:"
+    yield f"  asyncmig sim{speed}    # in a second terminal; paste the line that it prints here, then"
     yield f"  asyncmig run {options.manifest}{speed}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -32,11 +32,12 @@ _VIEW_EVERY = 0.2
 class Progress:
     """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
 
-    __slots__ = ("_answers", "_console", "_ended", "_now", "_session", "_speed", "_steps", "_total")
+    __slots__ = ("_answers", "_console", "_ended", "_known", "_now", "_session", "_speed", "_steps", "_total")
 
     def __init__(self, console: Console, external_ids: Sequence[str], *, speed: float = 1.0) -> None:
         self._console, self._speed, self._total = console, speed, len(external_ids)
         self._steps = dict.fromkeys(external_ids, "waiting")
+        self._known: frozenset[str] = frozenset()
         self._ended: Counter[str] = Counter()
         self._answers: deque[float] = deque()
         self._session: Session | None = None
@@ -55,25 +56,43 @@ class Progress:
             with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
                 yield
 
+    def known(self, delivered: Collection[str]) -> None:
+        """Say which customers an earlier process has delivered: they are not shown one by one."""
+        self._known = frozenset(delivered)
+        if delivered:
+            say(self._console, f"{len(delivered):,} customers were delivered before.", "dim")
+
     def ended(self, outcome: Outcome) -> None:
         """Show how one customer's migration ended; on a terminal only if it was not delivered."""
         kind = str(outcome.__struct_config__.tag)
         self._ended[kind] += 1
         self._steps[outcome.external_id] = kind
-        if not (isinstance(outcome, Delivered) and self._console.is_terminal):
+        hidden = self._console.is_terminal or outcome.external_id in self._known
+        if not (isinstance(outcome, Delivered) and hidden):
             say(self._console, _line(kind, outcome), STYLES[kind])
         for note in outcome.notes:
             say(self._console, f"{'note':>9}  {outcome.external_id}  {clean(note)}", "dim")
 
     def status(self) -> str:
         """Return one line about the whole fleet."""
-        counts = Counter(self._steps.values())
-        active = [f"{counts[step]} {step}" for step in ("waiting", *_ACTIVE) if counts[step]]
-        done = f"{self._ended.total()} of {self._total} done"
+        return " · ".join(part for part in (self._done(), self._under_way(), self._budget()) if part)
+
+    def _done(self) -> str:
         ended = ", ".join(f"{count} {kind}" for kind, count in sorted(self._ended.items()))
-        parts = [f"{done} ({ended})" if ended else done, ", ".join(active)]
-        parts.append(f"{self._rate()} requests in the last minute")
-        return " · ".join(part for part in parts if part)
+        return f"{self._ended.total()} of {self._total} done" + (f" ({ended})" if ended else "")
+
+    def _under_way(self) -> str:
+        counts = Counter(self._steps.values())
+        return ", ".join(f"{counts[step]} {step}" for step in ("waiting", *_ACTIVE) if counts[step])
+
+    def _budget(self) -> str:
+        """Return what was sent of late, and what the limit holds back at present."""
+        while self._answers and self._answers[0] < self._now - _WINDOW:
+            self._answers.popleft()
+        sent = f"{len(self._answers)} requests in the last minute"
+        gates = self._session.stats().values() if self._session else ()
+        waiting = sum(gate.waiting.get(lane, 0) for gate in gates for lane in ("DECIDE", "WORK"))
+        return f"{sent}, {waiting} wait for the limit" if waiting else sent
 
     def _note(self, event: Event) -> None:
         now = self._now = asyncio.get_running_loop().time()
@@ -86,28 +105,19 @@ class Progress:
             case _:
                 pass
 
-    def _rate(self) -> int:
-        while self._answers and self._answers[0] < self._now - _WINDOW:
-            self._answers.popleft()
-        return len(self._answers)
-
-    def _in_line(self) -> str:
-        """Return what the limit holds back at present."""
-        if self._session is None:
-            return ""
-        waiting = sum(
-            gate.waiting.get(lane, 0)
-            for gate in self._session.stats().values()
-            for lane in ("DECIDE", "WORK")
-        )
-        return f"{waiting} requests wait for the limit" if waiting else ""
-
     def _view(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=max(1, self._total), completed=self._ended.total(), width=40), self.status()
+            ProgressBar(
+                total=max(1, self._total),
+                completed=self._ended.total(),
+                width=30,
+                complete_style="green",
+                finished_style="green",
+            ),
+            self._done(),
         )
-        return Group(bar, Text(self._in_line(), style="dim"))
+        return Group(bar, Text(self._under_way()), Text(self._budget(), style="dim"))
 
     @contextmanager
     def _every(self, seconds: float, show: Callable[[], None]) -> Generator[None]:

@@ -1,6 +1,7 @@
 """`report.json`: how every customer stands, rewritten whole while the fleet goes on."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
@@ -14,6 +15,8 @@ from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 
 __all__ = ["Budget", "CompanyRow", "Report", "ReportFile", "Rows", "SheetFile", "budget_of"]
+
+_log = logging.getLogger("asyncmig")
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +77,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class ReportFile:
     """Keeps `report.json` up to date: atomically, at most about once in a second of the loop's clock."""
 
-    __slots__ = ("_folder", "_path", "_rows", "_session", "_timer")
+    __slots__ = ("_folder", "_path", "_rows", "_session", "_timer", "trouble")
 
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         self._folder, self._path, self._session = folder, folder / "report.json", session
@@ -85,6 +88,8 @@ class ReportFile:
             for customer in manifest.customers
         }
         self._timer: asyncio.TimerHandle | None = None
+        self.trouble: str | None = None
+        """Why the last write was not possible; None if it was."""
 
     @property
     def rows(self) -> tuple[CompanyRow, ...]:
@@ -111,7 +116,7 @@ class ReportFile:
         self._know(outcome.external_id, before.company_id, before.run_id)
         if self._timer is None:
             pause = max(1.0, len(self._rows) / 1000)  # a large file is written less often
-            self._timer = asyncio.get_running_loop().call_later(pause, self._write)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._write_later)
 
     def end(self, records: Iterable[Record], reason: str | None) -> Report:
         """Take the ids that the journal has of unfinished customers, write the last report and return it.
@@ -124,7 +129,7 @@ class ReportFile:
         for external_id, row in self._rows.items():
             if reason and row.outcome == "pending" and row.error == "not finished":
                 self._rows[external_id] = msgspec.structs.replace(row, error=reason)
-        return self._write()
+        return self._write_later()
 
     def _know(self, external_id: str, company_id: str | None, run_id: str | None) -> None:
         row = self._rows[external_id]
@@ -153,15 +158,27 @@ class ReportFile:
             path = path.relative_to(self._folder)
         return SheetFile(sheet=file.sheet, path=path.as_posix(), rows=file.rows, bytes=file.size)
 
-    def _write(self) -> Report:
+    def _write_later(self) -> Report:
+        """Write, or remember why that was not possible: the fleet goes on all the same."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        report = Report(companies=self.rows, budget=budget_of(self._session))
+        try:
+            report, self.trouble = self._write(), None
+        except OSError as error:
+            report, self.trouble = self._report(), f"{self._path} cannot be written: {error}"
+            _log.warning("%s", self.trouble)
+        return report
+
+    def _write(self) -> Report:
+        report = self._report()
         part = self._path.with_name(f"{self._path.name}.part")
         part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
         part.replace(self._path)
         return report
+
+    def _report(self) -> Report:
+        return Report(companies=self.rows, budget=budget_of(self._session))
 
 
 def budget_of(session: Session) -> Budget:

@@ -57,6 +57,8 @@ class Ended:
     key_refused: bool = False
     reason: str | None = None
     """Why it ended early; None if it did not."""
+    unwritten: bool = False
+    """Whether `report.json` on disk is not the last word."""
 
     @property
     def exit_code(self) -> int:
@@ -68,6 +70,8 @@ class Ended:
         outcomes = {company.outcome for company in self.report.companies}
         if self.key_refused:
             return _KEY_REFUSED
+        if self.unwritten:
+            return RESUMABLE
         for outcome, code in (
             ("pending", RESUMABLE),
             ("unknown", _UNKNOWN),
@@ -99,29 +103,41 @@ async def drive(manifest: Manifest, options: Options, words: Console, *, api_key
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
-    async with (
-        Session(
-            api_key,
-            options.base_url,
-            limit=options.rate.limit,
-            window=options.rate.window,
-            scope=options.scope,
-            recent=options.journal.with_name(f"{options.journal.name}.recent"),
-        ) as session,
-        Journal(options.journal) as journal,
-    ):
+    async with Journal(options.journal) as journal, _session(options, api_key) as session:
         _check_speed(options.speed, session.base_url)
-        report = ReportFile(options.out, manifest, session)
+        report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
         report.begin(records)
-        key, progress = _KeyWatch(), Progress(words, list(_ids(manifest)), speed=options.speed)
+        progress = Progress(
+            words, [customer.external_id for customer in manifest.customers], speed=options.speed
+        )
+        progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
         with session.events.subscribe(key), Interrupts(session, words) as interrupts:
             with progress.following(session):
-                reason = await _Work(manifest, options, session, journal).run(
-                    records, report, progress, interrupts
-                )
-            final_report = report.end((await _records(journal, options.journal)).values(), reason)
-        return Ended(report=final_report, key_refused=key.refused, reason=reason)
+                work = _Work(manifest, options, session, journal)
+                reason = await work.run(records, report, progress, interrupts)
+            try:
+                records = await _records(journal, options.journal)
+            except JournalError as error:
+                reason = reason or str(error)
+            last = report.end(records.values(), reason)
+        return Ended(
+            report=last,
+            key_refused=key.refused,
+            reason=reason or report.trouble,
+            unwritten=bool(report.trouble),
+        )
+
+
+def _session(options: Options, api_key: str | None) -> Session:
+    return Session(
+        api_key,
+        options.base_url,
+        limit=options.rate.limit,
+        window=options.rate.window,
+        scope=options.scope,
+        recent=options.journal.with_name(f"{options.journal.name}.recent"),
+    )
 
 
 @final
@@ -220,7 +236,3 @@ async def _records(journal: Journal, path: Path) -> dict[str, Record]:
         return {external_id: msgspec.json.decode(state, type=Record) for external_id, state in states.items()}
     except msgspec.MsgspecError as error:
         raise JournalError(str(path), f"holds what this version cannot read ({error})") from error
-
-
-def _ids(manifest: Manifest) -> list[str]:
-    return [customer.external_id for customer in manifest.customers]
