@@ -2,268 +2,374 @@
 
 Theory of operation
 -------------------
-A poll is worth what it may end: the waiting since the last poll of a run that has ended unnoticed. For a run that
-was seen running at age a and is of age b now, that expected waiting is
+A poll is worth what it may end: the waiting since the end of a run that ended unnoticed. For a run that was seen
+running at age a and is of age b now, that expected waiting is
 
-    W(a, b) = ∫ₐᵇ P(ended by s | running at a) ds = (b - a) - (R(a) - R(b)) / S(a),   R(x) = ∫ₓ^∞ S
+    W(a, b) = ∫ₐᵇ P(ended by s | running at a) ds = b - a - (R(a) - R(b)) / S(a),    R(x) = ∫ₓ^∞ S
 
-with S the survival function of durations. Polling the run with the largest W is the index rule for optimum checking
-(Barlow, Hunter & Proschan, "Optimum checking procedures", SIAM 1963); for frequent polls it becomes Keller's square
-root of the hazard ("Optimum checking schedules for systems subject to random failure", Management Science 1974).
+with S the survival function of durations, learnt while it runs (`hazard`). Polling the run with the largest W is the
+index rule for optimum checking (Barlow, Hunter & Proschan, "Optimum checking procedures", J. SIAM 11, 1963): at the
+optimum every poll is made when it has saved the same expected waiting, whatever the run. For frequent polls that is
+Keller's rule: poll at a rate proportional to the square root of the hazard ("Optimum checking schedules for systems
+subject to random failure", Management Science 21, 1974). It is also the Whittle index of the problem with the average
+number of polls relaxed; see Azar et al., "Tractable near-optimal policies for crawling" (PNAS 115, 2018).
 
-S is learnt while it runs. Ages are cut into geometric *shelves*; the hazard of a shelf is `ended / watched`, with the
-prior 1 / (age + 60 s). Runs whose last poll found them on one shelf share a line ordered by the time of that poll:
-there the run that was unpolled longest has the largest W, so only the heads of the lines compete, and a decision
-costs O(shelves), not O(runs).
+Runs whose last poll found them on one shelf of ages stand in one line, ordered by the time of that poll: there
+the run that was unpolled longest has the largest W, so only the heads compete, and a decision costs O(shelves), not
+O(runs). W is at most b - a, so a head that is younger than the best W so far is not even evaluated.
 
-Nothing here awaits: `now` goes in, a run comes out.
+Around the index there are bounds that no estimate may break:
+
+- The *floor*: a run is not read again sooner than `floor(age)` after its last answer.
+- *Parked* runs wait for people. They get every tenth poll, and what nobody else can use.
+- *Fairness*: while the pace allows one poll a run in `FAIR` seconds, no run goes unpolled for longer. Polls are due
+  at fixed times then, so the oldest goes first as soon as waiting any longer would make one of them late (the
+  feasibility test of earliest-deadline-first), and not a poll sooner.
+
+Nothing here awaits: `now` goes in, a run comes out. All times are seconds on the caller's clock.
 """
 
+import enum
 import heapq
-import math
-from bisect import bisect_right
 from collections.abc import Hashable
 from itertools import count
 from typing import Generic, TypeVar, final
 
-__all__ = ["PollSchedule", "floor"]
+from asyncmig._core.hazard import EDGES, Hazard, shelf_of
+from asyncmig._core.lifecycle import Phase
 
-Run = TypeVar("Run", bound=Hashable)
+__all__ = ["FAIR", "PollSchedule", "Polled", "floor"]
 
-EDGES = [0.0, 5.0]
-while EDGES[-1] < 7200.0:
-    EDGES.append(EDGES[-1] * 1.25)
-_PRIOR = 0.5
-_PRIOR_DELAY = 60.0
-_EVERY_PARKED = 10
+RunT = TypeVar("RunT")
+
+FAIR = 870.0
+"""Fifteen minutes, less the time that a slow answer may take."""
+_BUCKET = 15.0
 _PARKED_FLOOR = 10.0
-_LONGEST_UNPOLLED = 900.0
-"""Seconds after which a run is polled whatever its index: no estimate is that good."""
+_EVERY_PARKED = 10
+_LONGEST_PAUSE = 60.0
+"""The longest wait before a run whose reads fail is read again."""
 
 
 def floor(age: float) -> float:
-    """Return the seconds that must pass between two reads of a run of this age: 2 s, and more as it ages."""
+    """Return the seconds that must pass between an answer and the next read of a run of this age."""
     return min(30.0, max(2.0, age / 120.0))
 
 
-@final
-class _Hazard:
-    """The learnt distribution of durations of one class of runs."""
-
-    __slots__ = ("_ended", "_watched")
-
-    def __init__(self) -> None:
-        middles = [(low + high) / 2 for low, high in zip(EDGES, [*EDGES[1:], EDGES[-1] * 1.25], strict=True)]
-        self._ended = [_PRIOR] * len(EDGES)
-        self._watched = [_PRIOR * (middle + _PRIOR_DELAY) for middle in middles]
-
-    def rate(self, shelf: int) -> float:
-        """Return ends per second on a shelf."""
-        return self._ended[shelf] / self._watched[shelf]
-
-    def seen_running(self, low: float, high: float) -> None:
-        """A run was alive from age `low` to age `high`."""
-        for shelf, spent in _spread(low, high):
-            self._watched[shelf] += spent
-
-    def seen_ended(self, low: float, high: float) -> None:
-        """A run ended somewhere between these ages: spread it over the shelves as the present hazard has it."""
-        parts = [(shelf, spent, spent * self.rate(shelf)) for shelf, spent in _spread(low, high)]
-        total, alive = sum(weight for _, _, weight in parts), 1.0
-        for shelf, spent, weight in parts:
-            share = weight / total
-            self._ended[shelf] += share
-            self._watched[shelf] += spent * (alive - share / 2)
-            alive -= share
-
-    def waiting(self, low: float, high: float) -> float:
-        """Return W(low, high), in seconds. From shelf to shelf, for differences of tails would cancel out."""
-        alive, lived = 1.0, 0.0
-        for shelf, spent in _spread(low, high):
-            rate = self.rate(shelf)
-            lost = -math.expm1(-rate * spent)
-            lived += alive * lost / rate
-            alive *= 1.0 - lost
-        return high - low - lived
-
-
-def _shelf(age: float) -> int:
-    return bisect_right(EDGES, age) - 1
-
-
-def _spread(low: float, high: float) -> list[tuple[int, float]]:
-    """Return the shelves between two ages, and the seconds on each."""
-    parts: list[tuple[int, float]] = []
-    shelf = _shelf(low)
-    while low < high:
-        end = EDGES[shelf + 1] if shelf + 1 < len(EDGES) else math.inf
-        parts.append((shelf, min(high, end) - low))
-        low, shelf = end, shelf + 1
-    return parts
+class _Place(enum.Enum):
+    NOWHERE = "nowhere"
+    RESTING = "resting"
+    """Below its floor."""
+    READY = "ready"
+    AWAY = "away"
+    """`next` gave it out: a read is under way."""
 
 
 @final
-class _Entry(Generic[Run]):
-    """A run of the schedule. `seen`: the time at which it was last known to be running."""
+class Polled(Generic[RunT]):
+    """A run as the schedule knows it; it keeps what it knows while nobody wants it polled."""
 
-    __slots__ = ("group", "hurried", "parked", "run", "seen", "started", "ticket")
+    __slots__ = (
+        "bucket",
+        "failures",
+        "gone_at",
+        "group",
+        "hurried",
+        "parked",
+        "place",
+        "read_at",
+        "ready_at",
+        "run",
+        "seen",
+        "started",
+        "ticket",
+        "wanted",
+    )
 
-    def __init__(self, run: Run, group: Hashable, started: float, seen: float) -> None:
-        self.run, self.group, self.started, self.seen = run, group, started, seen
+    def __init__(
+        self, run: RunT, now: float, *, started: float, last_read: float | None = None, group: Hashable = None
+    ) -> None:
+        """`started`: when the run did; `last_read`: when it was last seen running, if that is known.
+
+        If it is not, somebody may have read it just now, and it is polled no sooner than its floor allows.
+        """
+        self.run, self.group = run, group
+        self.started = min(started, now)
+        """Moved on while the run is parked: its age is the time for which it ran."""
+        self.seen = self.started if last_read is None else min(max(last_read, self.started), now)
+        """When it was last known to be running, or parked."""
+        self.read_at = now if last_read is None else self.seen
+        self.ready_at = self.read_at + floor(now - self.started)
         self.parked = self.hurried = False
-        self.ticket = 0
-        """The number under which it stands in a line; another number there is a leftover."""
+        self.wanted = False
+        self.failures = 0
+        self.gone_at: float | None = None
+        self.place, self.ticket = _Place.NOWHERE, 0
+        """Where it stands, and under which number; another number in a line is a leftover."""
+        self.bucket: int | None = None
+
+    def age(self, now: float) -> float:
+        """Return the seconds for which the run has been running, without those for which it was parked."""
+        return max(0.0, (self.seen if self.parked else now) - self.started)
 
 
-_Line = list[tuple[float, int, _Entry[Run]]]
+_Line = list[tuple[float, int, Polled[RunT]]]
 
 
 @final
-class PollSchedule(Generic[Run]):
-    """Orders the polls of any number of runs. A run that `next` gave is out until it is reported on."""
+class _Class(Generic[RunT]):
+    """Runs of one distribution of durations: what is known of it, and the shelves."""
 
-    __slots__ = ("_entries", "_hazards", "_hurried", "_later", "_parked", "_picks", "_shelves", "_tickets")
+    __slots__ = ("hazard", "shelves")
 
     def __init__(self) -> None:
-        self._entries: dict[Run, _Entry[Run]] = {}
-        self._hazards: dict[Hashable, _Hazard] = {}
-        self._shelves: dict[tuple[Hashable, int], _Line[Run]] = {}
-        self._parked: _Line[Run] = []
-        self._hurried: _Line[Run] = []
-        self._later: _Line[Run] = []
-        """Runs below their floor, by the time at which they leave it."""
+        self.hazard = Hazard()
+        self.shelves: list[_Line[RunT]] = [[] for _ in EDGES]
+
+
+@final
+class PollSchedule(Generic[RunT]):
+    """Orders the polls of any number of runs."""
+
+    __slots__ = (
+        "_by_age",
+        "_classes",
+        "_hurried",
+        "_parked",
+        "_resting",
+        "_since_parked",
+        "_tickets",
+        "_wanted",
+        "ready",
+    )
+
+    def __init__(self) -> None:
+        self._classes: dict[Hashable, _Class[RunT]] = {}
+        self._resting: _Line[RunT] = []
+        self._hurried: _Line[RunT] = []
+        self._parked: _Line[RunT] = []
+        self._by_age: dict[int, int] = {}
+        """How many runs stand on the shelves, by the time at which they were last seen, in buckets."""
         self._tickets = count(1)
-        self._picks = 0
+        self._since_parked = 0
+        self._wanted = 0
+        self.ready = 0
+        """How many runs are above their floor and wait for a poll."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._wanted
 
-    def add(
-        self,
-        run: Run,
-        *,
-        now: float,
-        started: float,
-        seen: float | None = None,
-        read: float | None = None,
-        group: Hashable = None,
-    ) -> None:
-        """Take in a run that `started` at that time, on the caller's clock.
+    def hazard(self, group: Hashable = None) -> Hazard:
+        """Return what is known of the durations of a class."""
+        return self._class(group).hazard
 
-        `seen`: when it was last known to be running, if not at its start. `read`: when it was last read. Runs of one
-        `group` share a distribution of durations.
-        """
-        entry = self._entries[run] = _Entry(run, group, started, started if seen is None else seen)
-        self._hazards.setdefault(group, _Hazard())
-        self._put_off(entry, (started if read is None else read) + floor(now - started))
+    # Who is polled
 
-    def remove(self, run: Run) -> None:
-        """Forget a run: it has ended, or nobody waits for it."""
-        entry = self._entries.pop(run, None)
-        if entry is not None:
-            entry.ticket = 0
+    def add(self, run: Polled[RunT], now: float) -> None:
+        """Poll `run` from now on."""
+        if not run.wanted:
+            run.wanted = True
+            self._wanted += 1
+            self._put(run, now)
+
+    def remove(self, run: Polled[RunT]) -> None:
+        """Poll `run` no more; what is known of it stays."""
+        if run.wanted:
+            run.wanted = False
+            self._wanted -= 1
+            self._displace(run)
+
+    def hurry(self, run: Polled[RunT], now: float) -> None:
+        """Poll `run` before others until it was observed, but still not below its floor."""
+        run.hurried = True
+        self._put(run, now)
+
+    # Which one
 
     def next_at(self, now: float) -> float | None:
-        """Return when a run may be polled: `now`, a later time, or None if there is none."""
-        self._bring_in(now)
-        if any(_head(line) for line in (self._hurried, self._parked, *self._shelves.values())):
+        """Return when a run may be polled: `now`, a later time, or None if none ever may."""
+        self._wake(now)
+        if self.ready:
             return now
-        head = _head(self._later)
+        head = _head(self._resting)
         return head[0] if head else None
 
-    def next(self, now: float) -> Run | None:
-        """Return the run whose poll is worth most, or None if none may be polled now."""
-        self._bring_in(now)
-        self._picks += 1
-        line = self._hurried if _head(self._hurried) else None
-        if line is None and self._picks % _EVERY_PARKED == 0 and _head(self._parked):
-            line = self._parked
-        line = line or self._best(now) or (self._parked if _head(self._parked) else None)
-        if line is None:
-            return None
-        entry = heapq.heappop(line)[2]
-        entry.ticket, entry.hurried = 0, False
-        return entry.run
+    def next(self, now: float, *, pace: float, lookup: bool = False) -> Polled[RunT] | None:
+        """Return the run whose poll is worth most, or None if none may be polled now.
 
-    def observed(self, run: Run, now: float, *, ended: bool, parked: bool = False) -> None:
-        """Report what a read of `run` showed, whoever made it."""
-        entry = self._entries.get(run)
-        if entry is None:
-            return
-        if not (entry.parked and parked):
-            hazard = self._hazards[entry.group]
-            learn = hazard.seen_ended if ended or parked else hazard.seen_running
-            learn(max(0.0, entry.seen - entry.started), max(0.0, now - entry.started))
-        if ended:
+        It is out until `landed`. `pace`: seconds between two polls. `lookup`: the poll goes through the second
+        channel, which tells that a run has ended but not how: only for runs that compete by their index.
+        """
+        self._wake(now)
+        line = None if lookup else self._first(now)
+        if line is None:
+            line = self._oldest() if self._is_late(now, pace) else self._best(now)
+        line = line or (None if lookup else self._parked)
+        if not line or _head(line) is None:
+            return None
+        run = line[0][2]
+        self._since_parked = 0 if line is self._parked else self._since_parked + 1
+        self._displace(run)
+        run.place = _Place.AWAY
+        return run
+
+    def landed(self, run: Polled[RunT], now: float) -> None:
+        """The read that `next` gave out has ended, in whatever way: the run may be given out again."""
+        if run.place is _Place.AWAY:
+            run.place = _Place.NOWHERE
+            self._put(run, now)
+
+    # What came of it
+
+    def observed(
+        self, run: Polled[RunT], now: float, phase: Phase, *, sent: float, lookup: bool = False
+    ) -> None:
+        """Report what a read of `run` showed that was sent at `sent` and answered `now`, whoever made it."""
+        self._learn(run, now, phase, sent)
+        run.failures, run.hurried, run.gone_at = 0, False, None
+        if not lookup:
+            run.read_at = now
+        if phase is Phase.TERMINAL:
             self.remove(run)
             return
-        entry.seen, entry.parked = now, parked
-        wait = floor(now - entry.started)
-        self._put_off(entry, now + (max(_PARKED_FLOOR, wait) if parked else wait))
+        if run.parked and phase is Phase.PARKED:
+            run.started += now - run.seen  # its age stands still
+        run.seen = now if phase is Phase.PARKED else max(run.seen, sent)
+        run.parked = phase is Phase.PARKED
+        pause = floor(run.age(now))
+        run.ready_at = now + (max(_PARKED_FLOOR, pause) if run.parked else pause)
+        self._put(run, now)
 
-    def rejected(self, run: Run, now: float) -> None:
-        """Report that a poll told nothing: the run is where it was, but not before its floor."""
-        entry = self._entries.get(run)
-        if entry is not None:
-            self._put_off(entry, now + floor(now - entry.started))
+    def gone(self, run: Polled[RunT], now: float) -> None:
+        """Report that the second channel does not know the run any more: it has ended, and a read can tell how."""
+        run.gone_at = now
+        run.ready_at = run.read_at + floor(run.age(now))
+        self.hurry(run, now)
 
-    def resumed(self, run: Run, now: float) -> None:
-        """Report that a parked run was answered: it runs again."""
-        entry = self._entries.get(run)
-        if entry is not None and entry.parked:
-            entry.parked, entry.seen = False, now
-            self._put_off(entry, now + floor(now - entry.started))
+    def rejected(self, run: Polled[RunT], now: float, *, blame: bool = True) -> None:
+        """Report that a read told nothing: the run is where it was, above its floor.
 
-    def hurry(self, run: Run) -> None:
-        """Poll this run before others, as soon as its floor allows."""
-        entry = self._entries.get(run)
-        if entry is None or entry.hurried:
+        With `blame` it rests twice as long each time, up to a minute or its floor: a run that can never be read must
+        not take the place of those that can.
+        """
+        run.failures += blame
+        pause = floor(run.age(now))
+        run.ready_at = now + max(pause, min(_LONGEST_PAUSE, pause * 2 ** min(max(0, run.failures - 1), 5)))
+        self._put(run, now)
+
+    def resumed(self, run: Polled[RunT], now: float) -> None:
+        """Report that a parked run was answered: it runs again, and competes again as soon as its floor allows."""
+        if run.parked:
+            run.started += now - run.seen
+            run.parked, run.seen = False, now
+            run.ready_at = min(run.ready_at, max(now, run.read_at + floor(run.age(now))))
+            self._put(run, now)
+
+    def _learn(self, run: Polled[RunT], now: float, phase: Phase, sent: float) -> None:
+        if run.parked:
             return
-        entry.hurried = True
-        if entry.ticket and not any(entry is waiting for _, _, waiting in self._later):
-            self._enqueue(self._hurried, entry.seen, entry)
+        hazard, low = self._class(run.group).hazard, max(0.0, run.seen - run.started)
+        if phase is Phase.ACTIVE:
+            hazard.lived(low, sent - run.started)
+        else:
+            hazard.ended(low, max(low, (run.gone_at or now) - run.started))
 
-    def _put_off(self, entry: _Entry[Run], until: float) -> None:
-        self._enqueue(self._later, until, entry)
+    # The lines
 
-    def _enqueue(self, line: _Line[Run], key: float, entry: _Entry[Run]) -> None:
-        entry.ticket = next(self._tickets)
-        heapq.heappush(line, (key, entry.ticket, entry))
+    def _class(self, group: Hashable) -> _Class[RunT]:
+        if group not in self._classes:
+            self._classes[group] = _Class()
+        return self._classes[group]
 
-    def _bring_in(self, now: float) -> None:
-        """Move the runs that have left their floor to where they compete."""
-        while (head := _head(self._later)) and head[0] <= now:
-            entry = heapq.heappop(self._later)[2]
-            if entry.hurried:
-                line = self._hurried
-            elif entry.parked:
-                line = self._parked
-            else:
-                shelf = _shelf(max(0.0, entry.seen - entry.started))
-                line = self._shelves.setdefault((entry.group, shelf), [])
-            self._enqueue(line, entry.seen, entry)
+    def _put(self, run: Polled[RunT], now: float) -> None:
+        """Put a run where it belongs."""
+        if not run.wanted or run.place is _Place.AWAY:
+            return
+        self._displace(run)
+        if run.ready_at > now:
+            run.place, line, key = _Place.RESTING, self._resting, run.ready_at
+        else:
+            run.place, line, key = _Place.READY, self._line(run), run.seen
+            self.ready += 1
+            run.bucket = int(run.seen // _BUCKET)
+            self._by_age[run.bucket] = self._by_age.get(run.bucket, 0) + 1
+        run.ticket = next(self._tickets)
+        heapq.heappush(line, (key, run.ticket, run))
 
-    def _best(self, now: float) -> "_Line[Run] | None":
+    def _displace(self, run: Polled[RunT]) -> None:
+        """Take a run out of the line that it stands in; what it leaves there is dropped when it comes to the head."""
+        if run.place is _Place.AWAY:
+            return
+        if run.bucket is not None:
+            self.ready -= 1
+            self._by_age[run.bucket] -= 1
+            if not self._by_age[run.bucket]:
+                del self._by_age[run.bucket]
+            run.bucket = None
+        run.place, run.ticket = _Place.NOWHERE, 0
+
+    def _line(self, run: Polled[RunT]) -> _Line[RunT]:
+        if run.hurried:
+            return self._hurried
+        if run.parked:
+            return self._parked
+        return self._class(run.group).shelves[shelf_of(max(0.0, run.seen - run.started))]
+
+    def _wake(self, now: float) -> None:
+        """Let the runs that have left their floor compete."""
+        while (head := _head(self._resting)) and head[0] <= now:
+            self._put(head[2], now)
+
+    def _first(self, now: float) -> _Line[RunT] | None:
+        """Return the line that goes before the index, if there is one."""
+        if _head(self._hurried):
+            return self._hurried
+        if self._since_parked >= _EVERY_PARKED - 1 and _head(self._parked):
+            return self._parked
+        return None
+
+    def _is_late(self, now: float, pace: float) -> bool:
+        """Return whether some run will have gone unpolled for too long unless the oldest go now."""
+        if self._wanted * pace > FAIR:
+            return False
+        ahead = 0
+        for bucket in sorted(self._by_age):
+            ahead += self._by_age[bucket]
+            left = bucket * _BUCKET + FAIR - now
+            if ahead * pace > left:
+                return True
+            if left > self.ready * pace:
+                return False
+        return False
+
+    def _oldest(self) -> _Line[RunT] | None:
+        """Return the shelf whose head was unpolled longest."""
+        lines = [line for each in self._classes.values() for line in each.shelves if _head(line)]
+        return min(lines, key=lambda line: line[0][0], default=None)
+
+    def _best(self, now: float) -> _Line[RunT] | None:
+        """Return the shelf whose head has the largest index."""
         best, chosen = -1.0, None
-        for (group, _), line in self._shelves.items():
-            head = _head(line)
-            if head is None or now - head[0] <= best:
-                continue
-            entry = head[2]
-            unpolled = now - entry.seen
-            low = max(0.0, entry.seen - entry.started)
-            worth = (
-                unpolled
-                if unpolled > _LONGEST_UNPOLLED
-                else self._hazards[group].waiting(low, low + unpolled)
-            )
-            if worth > best:
-                best, chosen = worth, line
+        for each in self._classes.values():
+            waiting = each.hazard.waiting
+            for line in each.shelves:
+                if not line:
+                    continue
+                head = _head(line)
+                if head is None or now - head[0] <= best:
+                    continue
+                started = head[2].started
+                worth = waiting(max(0.0, head[0] - started), max(0.0, now - started))
+                if worth > best:
+                    best, chosen = worth, line
         return chosen
 
 
-def _head(line: _Line[Run]) -> "tuple[float, int, _Entry[Run]] | None":
+def _head(line: _Line[RunT]) -> tuple[float, int, Polled[RunT]] | None:
     """Return the first of a line, after dropping what was left behind in it."""
-    while line and line[0][1] != line[0][2].ticket:
+    while line:
+        head = line[0]
+        if head[1] == head[2].ticket:
+            return head
         heapq.heappop(line)
-    return line[0] if line else None
+    return None
