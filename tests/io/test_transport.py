@@ -1,4 +1,4 @@
-"""The seam to the network: nothing is sent twice, no redirect is followed, what is lost is told from what never left."""
+"""The seam to the network: nothing is sent twice, no redirect is followed, what is lost is known to be lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -146,7 +146,11 @@ async def test_a_given_session_is_used_and_not_closed() -> None:
 
 async def test_no_error_shows_a_url() -> None:
     transport = AiohttpTransport()
-    for url in ("http://127.0.0.1:1/path?signature=abc", "http://[broken?signature=abc", "nonsense?signature=abc"):
+    for url in (
+        "http://127.0.0.1:1/path?signature=abc",
+        "http://[broken?signature=abc",
+        "nonsense?signature=abc",
+    ):
         with pytest.raises(Lost) as lost:
             await send(transport, url)
         assert "signature" not in str(lost.value) + lost.value.reason

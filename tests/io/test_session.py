@@ -1,0 +1,310 @@
+"""What all calls of one key share: budgets, refusals, and what the next process is told."""
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from inprocess import BASE_URL, KEY, Fault, InProcess
+
+import asyncmig
+from asyncmig import (
+    AuthError,
+    BadRequest,
+    InvalidInput,
+    NoAnswer,
+    ServerError,
+    Session,
+    SessionClosed,
+    UnknownOutcome,
+)
+from asyncmig._io.caller import Secret
+from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World
+from asyncmig.simulator.limits import SlidingLog
+
+pytestmark = pytest.mark.looptime
+SOURCE = next(iter(SOURCES))
+
+
+@pytest.fixture
+def wire() -> InProcess:
+    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+
+
+def generous() -> World:
+    """Return a world whose own limit is out of the way."""
+    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, limit=lambda: SlidingLog(10**6))
+
+
+def session(wire: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"api_key": ""}, "api_key"),
+        ({"api_key": "two\nlines"}, "api_key"),
+        ({"base_url": "http://example.com/api/v1"}, "base_url"),
+        ({"base_url": "app.example.com/api"}, "base_url"),
+        ({"base_url": "https://user:secret@example.com/api"}, "base_url"),
+        ({"limit": 0}, "limit"),
+        ({"window": 0.0}, "window"),
+        ({"scope": "account"}, "scope"),
+    ],
+)
+async def test_bad_settings_are_named(options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Session(**{"api_key": KEY, "base_url": BASE_URL, **options})  # type: ignore[arg-type]
+    assert refused.value.field == field
+    assert "secret" not in str(refused.value)
+
+
+async def test_key_and_address_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, wire: InProcess
+) -> None:
+    monkeypatch.setenv("VERN_API_KEY", KEY)
+    monkeypatch.setenv("VERN_BASE_URL", BASE_URL + "/")
+    async with Session(transport=wire) as opened:
+        assert len(await opened.companies.sources()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"name": " "}, "name"),
+        ({"source": ""}, "source"),
+        ({"external_id": "a b"}, "external_id"),
+        ({"external_id": "x" * 256}, "external_id"),
+        ({"template_ids": []}, "template_ids"),
+        ({"template_ids": "abc"}, "template_ids"),
+    ],
+)
+async def test_what_the_server_would_refuse_costs_no_request(
+    wire: InProcess, options: dict[str, object], field: str
+) -> None:
+    async with session(wire) as opened:
+        with pytest.raises(InvalidInput) as refused:
+            await opened.companies.create(**{"name": "A", "source": SOURCE, **options})  # type: ignore[arg-type]
+    assert refused.value.field == field
+    assert not wire.sent
+
+
+async def test_imports_want_files_or_rows_and_decisions_a_question(wire: InProcess, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.touch()
+    async with session(wire) as opened:
+        company = opened.companies.open("some-id")
+        for options in (
+            {},
+            {"files": [empty], "rows": [{"a": 1}]},
+            {"files": [empty]},
+            {"files": [tmp_path / "no"]},
+        ):
+            with pytest.raises(InvalidInput):
+                await company.imports.start(**options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="filter"):
+            await company.download(to=tmp_path, filter="some")  # type: ignore[arg-type]
+    assert not wire.sent
+
+
+@pytest.mark.parametrize("scope", ["endpoint", "key"])
+async def test_a_budget_is_kept_by_endpoint_or_by_key(wire: InProcess, scope: str) -> None:
+    async with session(wire, scope=scope, limit=5) as opened:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(
+            *(opened.companies.sources() for _ in range(4)), *(opened.companies.templates() for _ in range(4))
+        )
+        assert (loop.time() > 60.0) is (scope == "key")
+        assert len(opened.stats()) == (1 if scope == "key" else 2)
+        assert opened.gate("get", "/sources").statistics().granted == (8 if scope == "key" else 4)
+
+
+async def test_the_next_process_goes_on_with_the_window_of_the_last(wire: InProcess, tmp_path: Path) -> None:
+    recent = tmp_path / "fleet.db.recent"
+    async with session(wire, recent=recent, limit=5) as opened:
+        for _ in range(5):
+            await opened.companies.sources()
+    async with session(wire, recent=recent, limit=5) as opened:
+        assert opened.gate("GET", "/sources").wait_estimate() > 50.0
+        assert opened.gate("GET", "/templates").wait_estimate() == 0.0
+    with recent.open("a", encoding="utf-8") as file:
+        file.write("sent 12")  # a process that was killed in the middle of a line
+    async with session(wire, recent=recent, limit=5) as opened:
+        assert len(opened.gate("GET", "/sources").recent()) == 5
+
+
+async def test_a_request_without_an_answer_counts_as_just_now(wire: InProcess, tmp_path: Path) -> None:
+    recent = tmp_path / "recent"
+    recent.write_text("sent 5.0 GET /sources\n", encoding="utf-8")
+    async with session(wire, recent=recent, limit=1) as opened:
+        assert opened.gate("GET", "/sources").wait_estimate() == pytest.approx(60.0, abs=0.1)
+
+
+async def test_a_dead_key_is_met_by_what_was_under_way_and_ends_the_rest(wire: InProcess) -> None:
+    wire.world.key = "another"
+    async with session(wire) as opened:
+        results = await asyncio.gather(
+            *(opened.companies.sources() for _ in range(200)), return_exceptions=True
+        )
+        assert all(isinstance(result, AuthError) for result in results)
+        assert len(wire.sent) < 10
+        with pytest.raises(AuthError):
+            await opened.companies.templates()
+
+
+async def test_a_closed_session_sends_nothing(wire: InProcess) -> None:
+    async with session(wire) as opened:
+        pass
+    with pytest.raises(SessionClosed):
+        await opened.companies.sources()
+    assert wire.closed
+    assert not wire.sent
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        Reply(status=500, body=b'{"error": "oops"}'),
+        Reply(status=502, body=b"<html>Bad gateway</html>", content_type="text/html"),
+        Reply(status=503, body=b""),
+        Reply(status=200, body=b'{"sources": [{"id"'),
+        Reply(status=302, body=b""),
+    ],
+    ids=lambda reply: f"{reply.status}",
+)
+async def test_reading_is_repeated_until_it_succeeds_or_gives_up_with_what_was_said(
+    wire: InProcess, instead: Reply
+) -> None:
+    wire.fault = lambda method, path, number: Fault(instead=instead) if number <= 3 or number > 4 else None
+    async with session(wire) as opened:
+        assert len(await opened.companies.sources()) == 3
+        with pytest.raises(asyncmig.ApiError) as refused:
+            await opened.companies.sources()
+    assert refused.value.status == instead.status
+    assert refused.value.endpoint == "/sources"
+    assert len(wire.sent) == 4 + 8
+
+
+async def test_where_no_answer_comes_the_error_says_so(wire: InProcess) -> None:
+    wire.fault = lambda method, path, number: Fault(lost_before=True)
+    async with session(wire) as opened:
+        with pytest.raises(NoAnswer, match="GET /sources"):
+            await opened.companies.sources()
+
+
+async def test_a_company_without_an_external_id_is_never_created_twice(wire: InProcess) -> None:
+    wire.fault = lambda method, path, number: Fault(lost_after=True)
+    async with session(wire) as opened:
+        with pytest.raises(UnknownOutcome) as unknown:
+            await opened.companies.create(
+                name="A", source=SOURCE, connections={"destination": {"auth": "s3cret"}}
+            )
+    assert len(wire.sent) == 1
+    assert "s3cret" not in str(unknown.value) + unknown.value.sent
+
+
+async def test_a_creation_that_cannot_have_arrived_is_repeated(wire: InProcess) -> None:
+    wire.fault = lambda method, path, number: Fault(refused=True) if number < 3 else None
+    async with session(wire) as opened:
+        assert (await opened.companies.create(name="A", source=SOURCE)).id
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7.0), ("9999", 60.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0)]
+)
+async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, seconds: float) -> None:
+    busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked})
+    wire.fault = lambda method, path, number: busy if number == 1 else None
+    async with session(wire) as opened:
+        await opened.companies.sources()
+    first, second = (at for at, _, _ in wire.sent)
+    assert seconds <= second - first < seconds + 2.5
+
+
+async def test_a_429_is_waited_out_and_spends_no_attempt(wire: InProcess) -> None:
+    full = Fault(instead=Reply(status=429, body=b'{"error": "Too many requests"}'))
+    wire.fault = lambda method, path, number: full if number <= 12 else None
+    async with session(wire) as opened:
+        assert await opened.companies.sources()
+    assert len(wire.sent) == 13
+
+
+async def test_an_outage_is_no_storm_and_nobody_fails_who_can_wait() -> None:
+    loop, wire = asyncio.get_running_loop(), InProcess(generous())
+    down = Fault(instead=Reply(status=500, body=b""))
+    wire.fault = lambda method, path, number: down if loop.time() < 300.0 else None
+    async with session(wire, limit=1000) as opened:
+        results = await asyncio.gather(
+            *(opened.companies.sources() for _ in range(300)), return_exceptions=True
+        )
+        ended = loop.time()
+    assert not [result for result in results if isinstance(result, Exception)]
+    tried = sum(at < 300.0 for at, _, _ in wire.sent)
+    assert tried <= 300 * 1.1 + 100 + 30
+    assert ended < 330.0
+
+
+async def test_a_call_that_alone_fails_ends_although_others_succeed() -> None:
+    wire = InProcess(generous())
+    broken = Fault(instead=Reply(status=500, body=b'{"error": "broken"}'))
+    wire.fault = lambda method, path, number: broken if path.endswith("/templates") else None
+    async with session(wire, limit=10_000) as opened:
+
+        async def busy() -> None:
+            while True:
+                await opened.companies.sources()
+
+        async with asyncio.timeout(3600):
+            others = asyncio.create_task(busy())
+            results = await asyncio.gather(
+                *(opened.companies.templates() for _ in range(150)), return_exceptions=True
+            )
+        others.cancel()
+    assert all(isinstance(result, ServerError) for result in results)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInput("name", "x", "is empty"),
+        BadRequest("POST", "/companies", 400, "taken"),
+        UnknownOutcome("POST", "/companies", "reset", "{}", "look"),
+        NoAnswer("GET", "/sources", "reset"),
+        asyncmig.RunFailed("r1", "broken"),
+        asyncmig.WaitTooLong(5.0, 1.0),
+        asyncmig.TruncatedDownload("Contacts", "1 of 2"),
+        asyncmig.CompanyHeld("fleet.db", "acme", "pid 1"),
+        SessionClosed(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_errors_survive_a_job_runner(error: Exception) -> None:
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is type(error)
+    assert str(copied) == str(error)
+    assert vars(copied) == vars(error)
+
+
+async def test_a_failing_subscriber_breaks_no_call(wire: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[object] = []
+
+    def broken(event: object) -> None:
+        raise RuntimeError("no")
+
+    async with session(wire) as opened:
+        with opened.events.subscribe(broken), opened.events.subscribe(seen.append):
+            await opened.companies.sources()
+    assert [type(event).__name__ for event in seen] == ["RequestSent", "RequestDone"]
+    assert "is dropped" in caplog.text
+
+
+def test_a_secret_shows_nothing_and_is_not_pickled() -> None:
+    secret: Callable[[], Secret] = lambda: Secret(KEY)  # noqa: E731
+    assert KEY not in repr(secret()) + str(secret()) + f"{secret()}"
+    with pytest.raises(TypeError):
+        pickle.dumps(secret())
+    logging.getLogger("asyncmig").debug("%s", secret())
