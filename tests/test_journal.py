@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import pickle
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -256,6 +257,45 @@ async def test_closing_while_cancelled_still_writes_what_stands_in_line(path, st
             pass
 
 
+class Slow(sqlite3.Connection):
+    """Commits only when it may."""
+
+    may = threading.Event()
+
+    def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+        if sql == "COMMIT" and parameters == ():
+            self.may.wait()
+        return super().execute(sql, parameters)
+
+
+async def test_closing_while_cancelled_waits_for_the_transaction_under_way(path):
+    def connect(uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Slow)
+
+    async def work() -> None:
+        async with Journal(path, connect=connect) as journal:
+            claim = await journal.claim("acme")
+            Slow.may.clear()
+            tasks.append(asyncio.create_task(claim.write("k", b"", b"under way")))
+            await asyncio.sleep(0.01)
+            tasks.append(asyncio.create_task(claim.write("k", b"", b"in line")))
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(tasks[0].cancel)
+
+    Slow.may.set()
+    tasks: list[asyncio.Task[None]] = []
+    tasks.append(asyncio.create_task(work()))
+    timer = threading.Timer(0.1, Slow.may.set)
+    timer.start()
+    await asyncio.wait(tasks)
+    timer.join()
+    assert tasks[0].cancelled()
+    await asyncio.gather(*tasks[1:])
+    async with Journal(path) as journal:
+        assert [event.kind for event in await journal.events()] == ["k", "k"]
+        assert await journal.states() == {"acme": b"in line"}
+
+
 async def test_reading_only_creates_nothing_and_claims_nothing(path):
     with pytest.raises(JournalError, match="no such file"):
         async with Journal(path, read_only=True):
@@ -269,6 +309,8 @@ async def test_reading_only_creates_nothing_and_claims_nothing(path):
             with pytest.raises(JournalError, match="reading only"):
                 await reader.claim("beta")
     before = path.read_bytes()
+    async with Journal(path, read_only=True):
+        assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
     async with Journal(path, read_only=True) as reader:
         assert await reader.states() == {"acme": b"s"}
     assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -308,6 +309,45 @@ async def test_whichever_statement_fails_nothing_is_half_written(path, late, exi
     assert n > 40
     assert len(reasons) > 30
     assert all("disk cannot be" in reason or "closed" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_journal_that_failed_once_goes_on_and_locks_nobody_out(path, late):
+    left = [0]
+    async with Journal(path, connect=failing(left, late=late)) as journal, Journal(path) as other:
+        claim = await journal.claim("acme")
+        for n in range(1, 7):  # BEGIN, SAVEPOINT, UPDATE, INSERT, RELEASE, COMMIT
+            left[0] = n
+            with pytest.raises(JournalError, match="disk cannot be"):
+                await claim.write("k", b"", b"failed")
+            async with await other.claim("beta") as beta:
+                await beta.write("k", b"", b"%d" % n)
+            await claim.write("k", b"", b"%d" % n)
+        happened = 1 if late else 0  # whose caller was told that nobody knows
+        assert len(await journal.events("acme")) == 6 + happened
+        assert await journal.states() == {"acme": b"6", "beta": b"6"}
+
+
+async def test_an_error_in_a_block_is_not_hidden_by_a_disk_that_fails_at_its_end(path, caplog):
+    left = [0]
+    async with Journal(path, connect=failing(left, late=False)) as journal:
+        with pytest.raises(KeyError):  # noqa: PT012 - the block is what is tested
+            async with await journal.claim("acme"):
+                left[0] = 1
+                raise KeyError
+        assert "disk cannot be" in caplog.text
+        with pytest.raises(JournalError, match="disk cannot be"):
+            async with await journal.claim("beta"):
+                left[0] = 1
+
+
+async def test_a_new_file_that_another_process_is_just_making_is_waited_for(path):
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.1, other.close)
+    timer.start()
+    await use(path)
+    timer.join()
 
 
 async def test_a_full_disk_is_an_error_that_says_so_and_room_lets_it_go_on(path):

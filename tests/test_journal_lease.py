@@ -66,9 +66,15 @@ def test_a_process_that_ended_holds_nothing(here):
 @posix
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_neither_does_one_that_nobody_waited_for(here):
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    child = replace(here, pid=process.pid, started=started)
+    assert not held(child, 0.0).is_over(NOW)
+    process.stdin.close()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert held(replace(here, pid=process.pid), 0.0).is_over(NOW)
+    assert held(child, 0.0).is_over(NOW)
     process.wait()
 
 
