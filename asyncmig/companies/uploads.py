@@ -4,10 +4,11 @@ import hashlib
 import mimetypes
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from io import BytesIO
 from pathlib import Path
-from typing import final
+from typing import IO, Self, final
 
-import anyio
+import anyio.to_thread
 import msgspec
 
 from asyncmig._io.caller import Call
@@ -66,27 +67,35 @@ def digest_of(path: Path) -> str:
 
 @final
 class _Bytes:
-    """The bytes of one attempt, with what was seen of them on the way."""
+    """The bytes of one attempt, with what was seen of them on the way; open while its block runs.
 
-    __slots__ = ("_hash", "_size", "_source", "failure")
+    aiohttp cancels its writer as soon as the server has answered, so no clean-up may be left to `chunks`.
+    """
+
+    __slots__ = ("_file", "_hash", "_size", "failure")
 
     def __init__(self, source: Path | bytes, size: int) -> None:
-        self._source, self._size = source, size
+        self._file: IO[bytes] = source.open("rb") if isinstance(source, Path) else BytesIO(source)
+        self._size = size
         self.failure: OSError | None = None
         self._hash = hashlib.sha256()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        seen = 0
+        left = self._size
         try:
-            async with aclosing(_read(self._source)) as chunks:
-                async for chunk in chunks:
-                    seen += len(chunk)
-                    if seen > self._size:
-                        break
-                    self._hash.update(chunk)
-                    yield chunk
-            if seen != self._size:
-                raise OSError(f"changed while it was read (it had {self._size} bytes)")
+            while left:
+                chunk = await anyio.to_thread.run_sync(self._file.read, min(_CHUNK, left))
+                if not chunk:
+                    raise OSError(f"changed while it was read (it had {self._size} bytes)")
+                left -= len(chunk)
+                self._hash.update(chunk)
+                yield chunk
         except OSError as error:
             self.failure = error  # the transport would take it for a broken connection
             raise
@@ -94,16 +103,6 @@ class _Bytes:
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
-
-
-async def _read(source: Path | bytes) -> AsyncGenerator[bytes, None]:
-    if isinstance(source, bytes):
-        for start in range(0, len(source), _CHUNK):
-            yield source[start : start + _CHUNK]
-        return
-    async with await anyio.open_file(source, "rb") as file:
-        while chunk := await file.read(_CHUNK):
-            yield chunk
 
 
 async def upload(
@@ -149,11 +148,15 @@ async def _attempt(
         rank=rank,
     )
     target = await engine.caller.call(call, UploadTarget)
-    content = _Bytes(source, body.size)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
     try:
-        async with aclosing(content.chunks()) as chunks:
-            status = await engine.caller.put(target.upload_url, chunks, headers)
+        content = _Bytes(source, body.size)
+    except OSError as error:
+        raise _unreadable(body.name, error) from error
+    try:
+        with content:
+            async with aclosing(content.chunks()) as chunks:
+                status = await engine.caller.put(target.upload_url, chunks, headers)
     except NoAnswer as error:
         raise (_unreadable(body.name, content.failure) if content.failure else error) from error
     if content.failure:
