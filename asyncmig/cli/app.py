@@ -159,15 +159,17 @@ def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
 def run_app() -> None:
     """Run the command that the arguments name; an error that has a sentence is that sentence, and no traceback."""
     words = words_console()
-    logging.getLogger("asyncmig").addHandler(ToConsole(words))
+    warnings, log = ToConsole(words), logging.getLogger("asyncmig")
+    log.addHandler(warnings)
     try:
         app()
     except InvalidManifest as error:
         for fault in error.faults:
-            say(words, f"{clean(error.path)}: {clean(str(fault))}", "red")
-        say(words, "Nothing was sent.")
+            say(words, f"{clean(error.path)}: {clean(str(fault), 1000)}", "red")
     except (AsyncmigError, OSError) as error:
-        say(words, f"Error: {clean(str(error))}", "red")
+        say(words, f"Error: {clean(str(error), 1000)}", "red")
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
+    finally:
+        log.removeHandler(warnings)
     sys.exit(USAGE)

@@ -1,0 +1,134 @@
+"""A simulator in a thread of its own, and the command line in the test's process."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from asyncmig.cli.app import run_app
+from asyncmig.simulator.app import serve
+from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.tables import Column, Schema
+from asyncmig.simulator.world import Reply, Request, World
+
+SPEED = 60.0
+KEY = "sk-very-secret"
+SOURCE, CONTACTS = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+SCHEMAS = (
+    Schema(
+        id=CONTACTS,
+        name="Contacts",
+        columns=(
+            Column(name="Email", required=True, unique=True, pattern=r"\S+@\S+"),
+            Column(name="Name", required=True),
+        ),
+    ),
+)
+
+
+@dataclass
+class Simulator:
+    """A served world; `intercept` may answer a request in its place."""
+
+    world: World
+    base_url: str = ""
+    intercept: Callable[[Request], Reply | None] = field(default=lambda request: None)
+
+    def handle(self, request: Request, now: float) -> Reply:
+        return self.intercept(request) or self.world.handle(request, now)
+
+    def storage(self, request: Request, now: float) -> Reply:
+        return self.world.storage(request, now)
+
+    @property
+    def storage_url(self) -> str:
+        return self.world.storage_url
+
+    @storage_url.setter
+    def storage_url(self, url: str) -> None:
+        self.world.storage_url = url
+
+    def count(self, endpoint: str = "") -> int:
+        return sum(entry.endpoint.startswith(endpoint) for entry in self.world.ledger.entries)
+
+
+@contextmanager
+def serving(pace: Pace) -> Iterator[Simulator]:
+    simulator = Simulator(World(key=KEY, sources={SOURCE: "HubSpot"}, schemas=SCHEMAS, pace=pace))
+    ready, loop = threading.Event(), fast_loop(SPEED)
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        async with serve(simulator) as served:  # type: ignore[arg-type]
+            simulator.base_url = served.base_url
+            ready.set()
+            await stop.wait()
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(10)
+    yield simulator
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with serving(Pace(queued=0.5, base=1.0, per_row=0.0)) as simulator:
+        yield simulator
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run the program in `tmp_path` as if from a shell without a terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VERN_BASE_URL", raising=False)
+    monkeypatch.setenv("VERN_API_KEY", KEY)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["asyncmig", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_app()
+        code = caught.value.code
+        assert code is None or isinstance(code, int)
+        return Result(code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def customers(tmp_path: Path) -> Callable[..., Path]:
+    """Write a manifest with a file for each customer: `external_id=content`."""
+
+    def write(**files: bytes) -> Path:
+        lines = ["external_id,name,source,templates,files"]
+        for external_id, content in files.items():
+            (tmp_path / f"{external_id}.csv").write_bytes(content)
+            lines.append(f"{external_id},{external_id} Inc,HubSpot,Contacts,{external_id}.csv")
+        path = tmp_path / "customers.csv"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    return write
