@@ -1,0 +1,75 @@
+"""A run on a server, and what reads it: shared by the tests of the poller."""
+
+import asyncio
+from collections.abc import Callable
+
+from asyncmig._core.lifecycle import Lifecycle
+from asyncmig._io.gate import Slot
+from asyncmig._io.poller import Reading, Watch
+from asyncmig.errors import ApiError, NoAnswer
+
+LIFE = Lifecycle(
+    known=frozenset({"queued", "running"}),
+    parked=frozenset({"needs_attention"}),
+    terminal=frozenset({"completed", "failed"}),
+)
+
+
+class Server:
+    """One run on a server: its status as a table of times, and what its reads met."""
+
+    def __init__(self, *states: tuple[float, str], latency: float = 0.1) -> None:
+        """`states`: from which time on the run has which status; a progress text after a colon."""
+        self.started = now()
+        self.states, self.latency = list(states), latency
+        self.troubles: list[Exception] = []
+        self.sent: list[float] = []
+        self.answered: list[float] = []
+
+    async def __call__(self, slot: Slot) -> Reading[str]:
+        self.sent.append(now())
+        await asyncio.sleep(self.latency / 2)
+        text = [status for since, status in self.states if self.started + since <= now()][-1]
+        await asyncio.sleep(self.latency / 2)
+        self.answered.append(now())
+        if self.troubles:
+            self._fail(slot, self.troubles.pop(0))
+        slot.answered(200)
+        return reading(text)
+
+    def _fail(self, slot: Slot, trouble: Exception) -> None:
+        if isinstance(trouble, ApiError):
+            slot.answered(trouble.status)
+        raise trouble
+
+
+def reading(text: str) -> Reading[str]:
+    """Return what a read shows: a status, with a progress text after a colon."""
+    status, _, progress = text.partition(":")
+    return Reading(status=status, progress=progress or None, value=text)
+
+
+def refusal(kind: type[ApiError], status: int) -> ApiError:
+    return kind("GET", "/runs/{run_id}", status, "the server's text")
+
+
+def no_answer() -> NoAnswer:
+    return NoAnswer("GET", "/runs/{run_id}", "time-out")
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def other_tasks() -> set["asyncio.Task[object]"]:
+    """Return the tasks that are alive besides the test's own."""
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def settle() -> None:
+    """Let everything run that can run now."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+OpenWatch = Callable[..., Watch[str]]
