@@ -1,0 +1,100 @@
+"""The program as a whole: help, demo, sim, and what happens without the extra."""
+
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+import asyncmig.__main__
+from asyncmig.simulator.data import generate
+
+from .conftest import Cli
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "sim"])
+def test_help_ends_in_an_example(cli: Cli, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert f"Example: asyncmig {command}" in result.out
+
+
+def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+
+    def without_typer(name: str) -> ModuleSpec | None:
+        return None if name == "typer" else real(name)
+
+    monkeypatch.setattr(asyncmig.__main__, "find_spec", without_typer)
+    with pytest.raises(SystemExit) as caught:
+        asyncmig.__main__.main()
+    assert "pip install 'asyncmig[cli]'" in str(caught.value.code)
+
+
+def test_importing_the_library_pulls_in_no_extra() -> None:
+    code = "import asyncmig.fleet, sys; sys.exit(bool({'typer', 'rich', 'asyncmig.simulator'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VERN_API_KEY")
+    for seed in (1, 2):
+        result = cli("demo", "--customers", "8", "--seed", seed, "--speed", "120")
+        assert result.code == 0, result.out + result.err
+        assert "all 8 customers ended as planned" in result.out
+        assert "0 answered 429" in result.out
+        report = json.loads((tmp_path / "asyncmig-demo/out/report.json").read_text(encoding="utf-8"))
+        assert len(report["companies"]) == 8
+        assert {company["outcome"] for company in report["companies"]} == {"delivered", "failed"}
+
+
+def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another(folder: Path, *, customers: int, seed: int) -> object:
+        generate(folder, customers=customers, seed=seed)
+        return generate(folder.parent / "another", customers=customers, seed=seed + 1)
+
+    monkeypatch.setattr("asyncmig.cli.demo.generate", another)
+    result = cli("demo", "--customers", "5")
+    assert result.code == 1
+    assert "did not come as planned" in result.out
+
+
+def test_the_demo_touches_no_folder_that_holds_something_else(cli: Cli, tmp_path: Path) -> None:
+    mine = tmp_path / "mine/out/thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work", encoding="utf-8")
+    result = cli("demo", "--out", "mine")
+    assert result.code == 2
+    assert "holds something that no demo wrote" in result.err
+    assert mine.read_text(encoding="utf-8") == "years of work"
+
+
+def test_sim_prints_what_a_client_needs_and_run_uses_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(tmp_path, customers=5, seed=3)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncmig", "sim", "--speed", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    match = re.fullmatch(r"export VERN_BASE_URL=(http://127\.0\.0\.1:\d+/api/v1) VERN_API_KEY=(\S+)\n", line)
+    assert match, line
+    monkeypatch.setenv("VERN_BASE_URL", match[1])
+    monkeypatch.setenv("VERN_API_KEY", match[2])
+    result = cli("run", "customers.csv", "--speed", "60", "--decide", "approve")
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=10)
+    assert result.code == 3, result.err
+    assert process.returncode == 0
+    assert re.search(r"\d+ requests came, 0 of them over the limit", words), words

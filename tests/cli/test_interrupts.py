@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: the real program ends in order, and the same line goes on."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from asyncmig.cli.interrupts import Interrupts
+from asyncmig.session import Session
+from asyncmig.simulator.runs import Pace
+
+from .conftest import KEY, SPEED, Cli, Simulator, serving
+
+
+@pytest.fixture
+def slow() -> Iterator[Simulator]:
+    with serving(Pace(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
+        yield simulator
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_order_and_the_same_line_goes_on(
+    slow: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
+    args = ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncmig", *args],
+        cwd=tmp_path,
+        env={**os.environ, "VERN_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.perf_counter() + 15
+    while not slow.count("GET /companies") and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=15)
+
+    assert process.returncode == 75, err
+    assert "Interrupted: nothing new is started" in err
+    assert "What was begun at the server goes on there; to go on here:\n  asyncmig run" in out
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    assert [row["outcome"] for row in rows] == ["pending", "pending"]
+    assert all(row["run_id"] for row in rows)
+
+    again = cli(*args)
+    assert again.code == 0, again.err
+    starts = [entry for entry in slow.world.ledger.entries if entry.method == "POST"]
+    assert sum(entry.endpoint.endswith("/imports") for entry in starts) == 2
+    assert sum(entry.endpoint.endswith("/companies") for entry in starts) == 2
+
+
+@pytest.mark.looptime
+async def test_a_second_signal_cancels_at_once() -> None:
+    words = io.StringIO()
+    session = Session(KEY, "http://127.0.0.1:9/api/v1")
+    with Interrupts(session, Console(file=words)) as interrupts:
+        loop = asyncio.get_running_loop()
+        loop.call_later(1.0, interrupts.interrupt)
+        loop.call_later(2.0, interrupts.interrupt)
+        loop.call_later(3.0, interrupts.interrupt)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(1000.0)
+        assert loop.time() == 2.0
+        await asyncio.sleep(2.0)
+    assert interrupts.count == 3
+    assert "Stopping at once." in words.getvalue()

@@ -1,0 +1,60 @@
+"""What is shown while a fleet runs, and the order of the exit codes."""
+
+import asyncio
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.console import Console
+
+from asyncmig.cli.progress import Progress
+from asyncmig.cli.report import Budget, CompanyRow, Report
+from asyncmig.cli.run import Ended
+from asyncmig.companies.outcome import Delivered, Failed
+from asyncmig.events import MigrationChanged, RequestDone
+from asyncmig.session import Session
+
+
+def ended(outcomes: Sequence[str], **facts: bool) -> Ended:
+    rows = tuple(CompanyRow(external_id=str(n), name="", outcome=text) for n, text in enumerate(outcomes))
+    return Ended(report=Report(companies=rows, budget=Budget()), **facts)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        (["delivered"], 0),
+        (["delivered", "failed"], 3),
+        (["failed", "parked"], 5),
+        (["failed", "parked", "unknown"], 6),
+        (["failed", "parked", "unknown", "pending"], 75),
+    ],
+)
+def test_the_worst_outcome_names_the_exit_code(outcomes: list[str], code: int) -> None:
+    assert ended(outcomes).exit_code == code
+    assert ended(outcomes, key_refused=True).exit_code == 4
+    assert ended(outcomes, unwritten=True).exit_code == 75
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=200, force_terminal=terminal), ["a", "b", "c"])
+    session = Session("key", "http://127.0.0.1:9/api/v1")
+    with progress.following(session):
+        session.events.emit(MigrationChanged(external_id="c", step="uploading"))
+        session.events.emit(
+            RequestDone(endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None)
+        )
+        progress.ended(Delivered(external_id="a", name="Acme", files=(), notes=("renamed",)))
+        progress.ended(Failed(external_id="b", name="Bolt", error="no\nway"))
+        await asyncio.sleep(6.0)
+    lines = [line for line in out.getvalue().splitlines() if "of 3 done" not in line or not terminal]
+    assert any("failed  b  Bolt: no way" in line for line in lines)
+    assert any("note  a  renamed" in line for line in lines)
+    assert any("delivered  a  Acme" in line for line in lines) is not terminal
+    status = "2 of 3 done (1 delivered, 1 failed)"
+    assert status in out.getvalue()
+    assert "1 uploading" in out.getvalue()
+    assert "1 requests in the last minute" in out.getvalue()
