@@ -13,10 +13,11 @@ W starts at the documented limit and is only believed until a 429 says otherwise
 - All stop for a moment (`hold`), then one probe goes. Refusals of requests that were sent before that are old
   news. If the probe is accepted at once, the server did not forget a window in a second or two: it has a bucket
   with a small burst B, namely what it had accepted above the refill, less one. If it is refused, the window is
-  used up: probes go on until one is accepted, and W becomes what was accepted in the last window. If that is less
-  than half of W, somebody else uses the same budget: W is halved, and the old W remembered as a ceiling to return to.
-- Each clean and busy window moves W half way back to the ceiling. At the ceiling, after `patience` such windows, it
-  is tried higher by 1, 2, 4, ...; a failure there doubles the patience. B recovers likewise.
+  used up: probes go on until one is accepted, and W becomes what was accepted in the window before the 429. If that
+  is less than half of W, somebody else uses the same budget: W is halved, and the old W remembered as a ceiling.
+- After a clean and busy window W is tried half way to the ceiling; at the ceiling, after `patience` such windows,
+  higher by 1, 2, 4, ...; and B by an eighth. A 429 in the window of a trial needs no probe to be understood: the
+  trial is undone, and the patience doubled.
 
 Sends are `SPREAD` apart, and until a large burst was accepted once, only as many requests are unanswered as half of
 what was accepted so far: a server with a small bucket then costs one or two 429s, not ninety.
@@ -35,7 +36,7 @@ __all__ = ["Limiter"]
 MARGIN = 0.05
 """Seconds added to the window: clocks of two machines do not run alike."""
 SPREAD = 0.02
-FEWEST_UNPROVEN = 8
+FEWEST_UNPROVEN = 4
 PROVEN = 90
 MOST_PATIENCE = 16
 LONGEST_PROBE_WAIT = 8.0
@@ -55,6 +56,7 @@ class Limiter:
 
     __slots__ = (
         "_accepted",
+        "_burst_known",
         "_busy",
         "_ceiling",
         "_clean",
@@ -72,10 +74,10 @@ class Limiter:
         "_proven",
         "_review_at",
         "_rng",
+        "_slots_known",
         "_step",
         "_window",
         "burst",
-        "burst_was_cut",
         "refused",
         "slots",
     )
@@ -86,7 +88,6 @@ class Limiter:
         """W: how many may be taken."""
         self.burst = limit
         """B: how many may go at once."""
-        self.burst_was_cut = False
         self.refused = 0
         self._open = 0
         self._freeing: deque[float] = deque()
@@ -97,6 +98,8 @@ class Limiter:
         self._accepted: deque[float] = deque()
         self._proven = 0
         self._level, self._level_at = 0.0, float("-inf")
+        self._slots_known = self._burst_known = limit
+        """W and B without the trial that is on."""
         self._ceiling, self._patience, self._step, self._clean = limit, 1, 1, 0
         self._review_at, self._busy = float("inf"), False
 
@@ -118,6 +121,8 @@ class Limiter:
             return None
         if self._mode is _Mode.HOLD:
             return max(now, self._held_until)
+        if self._held_until > now:
+            return self._held_until
         if self._unproven() and self._open >= max(FEWEST_UNPROVEN, self._proven // 2):
             return None
         over = self.used - self.slots
@@ -183,13 +188,15 @@ class Limiter:
         else:
             self._probes, self._cut_at = 0, now
         wait = min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2**self._probes)
-        self._mode, self._held_until = _Mode.HOLD, now + max(wait, retry_after or 0.0)
+        self._held_until = now + max(wait, retry_after or 0.0)
+        if is_probe or not self._undo_trial(now):
+            self._mode = _Mode.HOLD
 
     def resize(self, limit: int) -> None:
         """Believe in another limit from now on, and forget what was learnt."""
         self._limit = self.slots = self.burst = self._ceiling = limit
+        self._slots_known = self._burst_known = limit
         self._patience = self._step = 1
-        self.burst_was_cut = False
 
     # Between processes
 
@@ -208,8 +215,9 @@ class Limiter:
     def _advance(self, now: float) -> None:
         while self._freeing and self._freeing[0] <= now:
             self._freeing.popleft()
-        while self._accepted and self._accepted[0] <= now - self._window:
-            self._accepted.popleft()
+        if self._mode is _Mode.OPEN:
+            while self._accepted and self._accepted[0] <= now - self._window:
+                self._accepted.popleft()
         if now >= self._review_at:
             self._review(now)
 
@@ -227,40 +235,55 @@ class Limiter:
 
     def _learn(self, now: float) -> None:
         """The probe was accepted: conclude from how many it took, and go on."""
-        self._advance(now)
         self._mode = _Mode.OPEN
-        self._review_at, self._busy, self._clean = now + self._window, False, 0
-        at_once = self._probes == 0
-        if at_once and not self.burst_was_cut:
+        before = sum(at > self._cut_at - self._window for at in self._accepted) - 1
+        if self._probes == 0 and self.burst == self._limit:
             self.burst = max(1, min(self.burst, int(self._level) - 1))
-            self.burst_was_cut = True
-            return
-        if at_once:
-            self.burst = max(1, self.burst // 2)
-        self._learn_window(len(self._accepted))
+        else:
+            if self._probes == 0:
+                self.burst = max(1, self.burst // 2)
+            self._learn_window(before)
+        self._slots_known, self._burst_known = self.slots, self.burst
+        self._await_review(now)
 
     def _learn_window(self, accepted: int) -> None:
-        if self.slots >= self._ceiling:  # it failed where it was thought to be right
-            self._patience = min(MOST_PATIENCE, self._patience * 2)
-            self._step = 1
         if accepted * 2 < self.slots:
             self._ceiling = max(self._ceiling, self.slots)
             self.slots = max(1, self.slots // 2)
         else:
             self.slots = self._ceiling = max(1, min(self.slots, accepted))
 
+    def _undo_trial(self, now: float) -> bool:
+        """Return to what is known to work, if something else was being tried."""
+        if (self.slots, self.burst) == (self._slots_known, self._burst_known):
+            return False
+        self.slots, self.burst = self._slots_known, self._burst_known
+        self._ceiling = max(self._ceiling if self.slots < self._ceiling - 1 else self.slots, self.slots)
+        self._patience = min(MOST_PATIENCE, self._patience * 2)
+        self._step = 1
+        self._await_review(now)
+        return True
+
+    def _await_review(self, now: float) -> None:
+        self._review_at, self._busy, self._clean = now + self._window, False, 0
+
     def _review(self, now: float) -> None:
-        """A window has passed without a 429: if it was busy, try a little more."""
-        busy, self._busy = self._busy, False
-        self._review_at = now + self._window
-        if not busy or self._mode is not _Mode.OPEN:
+        """A window has passed without a 429: what was tried is known now; if it was busy, try a little more."""
+        busy = self._busy
+        clean = self._clean
+        self._await_review(now)
+        if self._mode is not _Mode.OPEN:
             return
-        self.burst = min(self._limit, self.burst + max(1, self.burst // 8))
+        self._slots_known, self._burst_known = self.slots, self.burst
+        if not busy:
+            self._clean = clean
+            return
         if self.slots < self._ceiling:
             self.slots += (self._ceiling - self.slots + 1) // 2
-            return
-        self._clean += 1
-        if self.slots < self._limit and self._clean >= self._patience:
+        elif clean + 1 < self._patience:
+            self._clean = clean + 1
+        elif self.slots < self._limit:
             self.slots = self._ceiling = min(self._limit, self.slots + self._step)
             self._step *= 2
-            self._clean = 0
+        elif self.burst < self._limit:
+            self.burst = min(self._limit, self.burst + max(1, self.burst // 8))

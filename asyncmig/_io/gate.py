@@ -167,7 +167,7 @@ class Gate:
         self._limit, self._window = limit, window
         self._limiter = Limiter(limit=limit, window=window, rng=rng or Random())
         self._recent: tuple[float, ...] | None = tuple(recent)
-        self._bucket = AsyncLimiter(limit, window)
+        self._bucket: AsyncLimiter | None = None
         self._bucket_shape = (limit, limit)
         self._has_token = False
         self._lines: dict[Lane, list[tuple[float, int, asyncio.Future[float]]]] = {lane: [] for lane in Lane}
@@ -257,9 +257,10 @@ class Gate:
         if max_wait is not None and (wait := self.wait_estimate(lane)) > max_wait:
             raise WaitTooLong(wait, max_wait)
         now = self._now()
-        if self._dispatcher is None and self._limiter.next_at(now) == now and self._bucket.has_capacity():
-            await self._bucket.acquire()  # does not wait: nobody else acquires, and there is capacity
-            return self._grant(now)
+        if self._dispatcher is None and self._limiter.burst >= self._limiter.slots:
+            at = self._limiter.next_at(now)
+            if at is not None and at <= now:
+                return self._grant(now)
         waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._lines[lane], (rank, ticket, waiter))
         if self._dispatcher is None:
@@ -300,16 +301,16 @@ class Gate:
         self._dispatcher = None
 
     async def _take_token(self) -> None:
-        """Take a token of the bucket for what is believed now; one that was learnt from a 429 starts empty."""
+        """Wait for the bucket, if the server was seen to have one that is smaller than the window."""
         burst, slots = shape = (self._limiter.burst, self._limiter.slots)
-        if shape != self._bucket_shape:
-            shrunk = burst < self._bucket_shape[0]
-            self._bucket = AsyncLimiter(burst, burst * self._window / slots)
-            self._bucket_shape = shape
-            if shrunk:
-                await self._bucket.acquire(burst)
+        if burst >= slots:
+            self._bucket = None
+            return
+        if self._bucket is None or self._bucket_shape != shape:
+            self._bucket, self._bucket_shape = AsyncLimiter(burst, burst * self._window / slots), shape
+            await self._bucket.acquire(burst)  # it starts empty: the server's is
         # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
-        while not self._bucket.has_capacity(_TOKEN):
+        while not self._bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
             await asyncio.sleep(self._window / slots)
         await self._bucket.acquire(_TOKEN)
 

@@ -1,0 +1,64 @@
+"""Callers in front of a gate, and a server that counts in its own way behind it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+
+from asyncmig import Gate
+from asyncmig._core.endpoint import Lane
+from asyncmig.simulator.limits import RateLimit
+
+
+@dataclass
+class Load:
+    """Sends requests through gates to one server, and keeps what both sides saw."""
+
+    server: RateLimit
+    rng: Random
+    median: float = 0.15
+    sigma: float = 0.5
+    refused: int = 0
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """Send and answer of each request: its arrival lies between."""
+    done_at: list[float] = field(default_factory=list)
+
+    async def call(self, gate: Gate, lane: Lane = Lane.WORK, rank: float = 0.0) -> None:
+        """Ask until accepted."""
+        loop, ticket = asyncio.get_running_loop(), None
+        while True:
+            async with gate.slot(lane=lane, rank=rank, ticket=ticket) as slot:
+                status = await self._exchange(loop.time())
+                slot.answered(status)
+            if status == 200:
+                self.done_at.append(loop.time())
+                return
+            ticket = slot.ticket
+
+    async def _exchange(self, sent: float) -> int:
+        loop = asyncio.get_running_loop()
+        latency = self.median * self.rng.lognormvariate(0.0, self.sigma)
+        there = latency * self.rng.random()
+        try:
+            await asyncio.sleep(there)
+            allowed = self.server.allow(loop.time())
+            await asyncio.sleep(latency - there)
+        finally:
+            self.spans.append((sent, loop.time()))
+        self.refused += not allowed
+        return 200 if allowed else 429
+
+
+def most_in_a_window(spans: list[tuple[float, float]], window: float) -> int:
+    """Return the most requests that can have arrived in any `window` seconds, whatever their way took.
+
+    A request can arrive in [t, t + window) if it was sent before the end and answered at or after the beginning.
+    The count can only rise where a request is sent, so it is enough to look at windows that end just after a send.
+    """
+    starts = sorted(sent for sent, _ in spans)
+    ends = sorted(answered for _, answered in spans)
+    most = over = 0
+    for n, end in enumerate(starts):
+        while over < len(ends) and ends[over] <= end - window:
+            over += 1
+        most = max(most, n + 1 - over)
+    return most

@@ -1,0 +1,284 @@
+"""The line before a budget: order, cancellation, close; nobody stranded, no slot lost."""
+
+import asyncio
+from random import Random
+
+import pytest
+from gateload import Load, most_in_a_window
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncmig import AuthError, Gate, InvalidInput, Lane, SessionClosed, WaitTooLong
+from asyncmig.simulator.limits import SlidingLog
+
+pytestmark = pytest.mark.looptime
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def use(gate: Gate, seconds: float = 0.0, **options: object) -> float:
+    """Take a slot, hold it, and return when it was granted."""
+    async with gate.slot(**options) as slot:  # type: ignore[arg-type]
+        at = now()
+        await asyncio.sleep(seconds)
+        slot.answered(200)
+    return at
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def tasks() -> set[str]:
+    return {task.get_name() for task in asyncio.all_tasks() if "gate" in task.get_name()}
+
+
+async def test_a_slot_is_free_a_window_after_its_answer() -> None:
+    gate = Gate(limit=1, window=60.0, rng=Random(1))
+    await use(gate, seconds=5.0)
+    assert await use(gate) == pytest.approx(65.05)
+
+
+async def test_a_slot_that_was_never_answered_is_free_a_window_after_it_was_given_up() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+
+    async def fail() -> None:
+        async with gate.slot():
+            await asyncio.sleep(30.0)
+            raise OSError("reset")
+
+    with pytest.raises(OSError, match="reset"):
+        await fail()
+    assert await use(gate) == pytest.approx(90.05)
+
+
+async def test_a_slot_that_was_not_used_is_free_at_once() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    async with gate.slot() as slot:
+        slot.unsent()
+        slot.unsent()
+    assert await use(gate) == pytest.approx(0.02)
+
+
+async def test_lanes_go_strictly_before_one_another_but_for_every_twentieth() -> None:
+    gate = Gate(limit=1, window=1.0, rng=Random(1))
+    order: list[str] = []
+
+    async def one(lane: Lane) -> None:
+        await use(gate, lane=lane)
+        order.append(lane.name)
+
+    await use(gate)
+    async with asyncio.TaskGroup() as group:
+        for lane in (Lane.POLL, Lane.WORK, Lane.DECIDE):
+            for _ in range(25):
+                group.create_task(one(lane))
+    assert order[:18] == ["DECIDE"] * 18
+    assert order[18] == "POLL"
+    assert [name for name in order if name != "POLL"] == ["DECIDE"] * 25 + ["WORK"] * 25
+    assert order.index("POLL", 19) == 38
+
+
+async def test_a_lower_rank_goes_first_and_a_rank_is_first_come_first_served() -> None:
+    gate = Gate(limit=1, window=1.0, rng=Random(1))
+    order: list[tuple[float, int]] = []
+
+    async def one(rank: float, number: int) -> None:
+        await use(gate, rank=rank)
+        order.append((rank, number))
+
+    await use(gate)
+    async with asyncio.TaskGroup() as group:
+        for number, rank in enumerate([0.0, -5.0, 0.0, -9.0, -5.0]):
+            group.create_task(one(rank, number))
+    assert order == [(-9.0, 3), (-5.0, 1), (-5.0, 4), (0.0, 0), (0.0, 2)]
+
+
+async def test_a_refused_request_takes_its_old_place() -> None:
+    gate = Gate(limit=5, window=10.0, rng=Random(1))
+    async with gate.slot() as refused:
+        refused.answered(429)
+    others = [asyncio.create_task(use(gate)) for _ in range(3)]
+    await settle()
+    again = asyncio.create_task(use(gate, ticket=refused.ticket))
+    assert await again < min(await asyncio.gather(*others))
+
+
+@pytest.mark.parametrize("granted_first", [False, True])
+async def test_a_cancelled_waiter_costs_nobody_a_window(granted_first: bool) -> None:
+    gate, loop = Gate(limit=1, rng=Random(1)), asyncio.get_running_loop()
+    await use(gate)
+    first, second = asyncio.create_task(use(gate)), asyncio.create_task(use(gate))
+    await settle()
+    loop.call_at(60.05 if granted_first else 1.0, first.cancel)
+    assert await second == pytest.approx(60.05, abs=0.03)
+    assert first.cancelled()
+    assert not tasks()
+
+
+async def test_a_cancelled_holder_gives_its_slot_back_after_a_window() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    holder = asyncio.create_task(use(gate, seconds=100.0))
+    await asyncio.sleep(10.0)
+    holder.cancel()
+    assert await use(gate) == pytest.approx(70.05)
+
+
+@pytest.mark.parametrize("when", [0.5, 1.5, 2.2, 3.0, 9.0])
+async def test_cancelled_during_a_hold_or_as_the_probe_it_strands_nobody(when: float) -> None:
+    gate = Gate(limit=10, rng=Random(1))
+    async with gate.slot() as slot:
+        slot.answered(429)
+    first = asyncio.create_task(use(gate, seconds=5.0))
+    second = asyncio.create_task(use(gate))
+    await asyncio.sleep(when)
+    first.cancel()
+    async with asyncio.timeout(120.0):
+        await second
+    assert not tasks()
+
+
+@pytest.mark.parametrize("error", [None, AuthError("GET", "/sources", 401, "revoked")])
+async def test_close_ends_who_waits_and_who_comes(error: AuthError | None) -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    await use(gate)
+    waiting = [asyncio.create_task(use(gate)) for _ in range(3)]
+    await settle()
+    gate.close(error)
+    kind = AuthError if error else SessionClosed
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [kind] * 3
+    assert len({id(result) for result in results}) == 3  # each has a traceback of its own
+    with pytest.raises(kind):
+        await use(gate)
+    await settle()
+    assert not tasks()
+
+
+async def test_the_limit_may_change_while_callers_wait() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    await use(gate)
+    waiting = [asyncio.create_task(use(gate)) for _ in range(4)]
+    await settle()
+    gate.limit = 3
+    at = sorted(await asyncio.gather(*waiting))
+    assert at[1] < 1.0
+    assert at[2] == pytest.approx(60.05)
+
+
+async def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    await use(gate)
+    with pytest.raises(WaitTooLong) as refused:
+        await use(gate, max_wait=10.0)
+    assert refused.value.wait == pytest.approx(60.05)
+    assert now() < 1.0
+    assert await use(gate, max_wait=61.0) == pytest.approx(60.05)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 10])
+async def test_the_estimate_of_a_wait_is_about_right(ahead: int) -> None:
+    gate = Gate(limit=3, rng=Random(1))
+    for _ in range(3):
+        await use(gate)
+    others = [asyncio.create_task(use(gate)) for _ in range(ahead)]
+    await settle()
+    estimate = gate.wait_estimate()
+    assert await use(gate) == pytest.approx(now() + estimate, abs=1.0) or now() == pytest.approx(
+        estimate, abs=1.0
+    )
+    await asyncio.gather(*others)
+
+
+async def test_what_another_process_used_counts() -> None:
+    gate = Gate(limit=3, recent=[10.0, 0.0, 999.0], rng=Random(1))
+    assert gate.recent() == pytest.approx([60.0, 10.0, 0.0])
+    assert await use(gate) == pytest.approx(0.05)
+    assert await use(gate) == pytest.approx(50.05)
+    assert gate.statistics().used == 3
+
+
+async def test_retry_after_holds_everybody() -> None:
+    gate = Gate(rng=Random(1))
+    async with gate.slot() as slot:
+        slot.answered(429, retry_after=20.0)
+    assert gate.statistics().held_until == pytest.approx(20.0)
+    assert await use(gate) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("options", "field"), [({"limit": 0}, "limit"), ({"window": 0.0}, "window")])
+async def test_a_gate_that_would_let_nothing_through_is_refused(
+    options: dict[str, float], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Gate(**options)  # type: ignore[arg-type]
+    assert refused.value.field == field
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+async def test_no_window_can_hold_more_arrivals_than_the_limit(data: st.DataObject) -> None:
+    """An independent count, over any arrivals, latencies, losses and cancellations."""
+    limit = data.draw(st.integers(1, 6))
+    gate, rng = Gate(limit=limit, window=10.0, rng=Random(1)), Random(data.draw(st.integers(0, 10**6)))
+    spans: list[tuple[float, float]] = []
+    fates = data.draw(
+        st.lists(
+            st.tuples(
+                st.floats(0, 30), st.sampled_from(["answer", "lose", "cancel", "leave"]), st.floats(0, 20)
+            ),
+            min_size=1,
+            max_size=40,
+        )
+    )
+    began = now()
+
+    async def one(arrives: float, fate: str, latency: float) -> None:
+        await asyncio.sleep(arrives)
+        sent = None
+        try:
+            async with gate.slot() as slot:
+                if fate == "leave":
+                    slot.unsent()
+                    return
+                sent = now()
+                await asyncio.sleep(latency)
+                if fate == "lose":
+                    raise ConnectionError
+                slot.answered(200)
+        except ConnectionError:
+            pass
+        finally:
+            if sent is not None:
+                spans.append((sent, now()))
+
+    running = [asyncio.create_task(one(*fate)) for fate in fates]
+    for task, (arrives, fate, latency) in zip(running, fates, strict=True):
+        if fate == "cancel":
+            asyncio.get_running_loop().call_later(arrives + rng.uniform(0, latency + 5), task.cancel)
+    await asyncio.gather(*running, return_exceptions=True)
+    assert most_in_a_window(spans, 10.0) <= limit
+    assert gate.statistics().waiting == {"DECIDE": 0, "WORK": 0, "POLL": 0}
+    assert now() - began < 30 + 25 + 10.1 * (len(fates) / limit + 1) + 20
+    await settle()
+    assert not tasks()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_storm_of_cancellations_slows_nobody(seed: int) -> None:
+    rng = Random(seed)
+    gate, load = Gate(rng=rng), Load(SlidingLog(100), rng)
+    running = [asyncio.create_task(load.call(gate)) for _ in range(400)]
+    loop = asyncio.get_running_loop()
+    for task in rng.sample(running, 200):
+        loop.call_later(rng.uniform(0.0, 150.0), task.cancel)
+    await asyncio.gather(*running, return_exceptions=True)
+    assert load.refused == 0
+    served = len(load.done_at)
+    assert served >= 200
+    assert max(load.done_at) < 60.5 * ((len(load.spans) - 1) // 100) + 8.0
+    await settle()
+    assert not tasks()
