@@ -138,6 +138,8 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_writes_are_refused(tmp
         db.execute("UPDATE holders SET uptime = uptime - 60, wall = wall - 60")
         db.commit()
         db.close()
+        with pytest.raises(CompanyHeld, match="another task of this journal"):
+            await one.claim("acme")
         async with await two.claim("acme") as taken:
             assert taken.state == b"one"
             assert taken.token == claim.token + 1

@@ -174,7 +174,8 @@ class Store:
 
     def _check_free(self, db: sqlite3.Connection, external_id: str, instance: str) -> None:
         renewal = _renewal(db, instance)
-        if renewal is not None and not renewal.is_over(self._now):
+        # What this journal holds stays held, also when all of the process slept past its own lease.
+        if renewal is not None and (instance == self._holder.instance or not renewal.is_over(self._now)):
             raise CompanyHeld(str(self._path), external_id, self._describe(renewal))
         _log.warning(
             "journal %s: %s is taken over from %s", self._path, external_id, renewal and renewal.holder
