@@ -51,9 +51,6 @@ def script(path: Path, sql: str) -> None:
     db.close()
 
 
-# What is found there
-
-
 @pytest.mark.parametrize(
     "content", [b"hello", b"name,source\nAcme,hubspot\n" * 200, b"\0" * 5000, b"SQLite format 3\0"]
 )
@@ -167,9 +164,6 @@ async def test_events_are_never_changed(path):
             script(path, sql)
 
 
-# Versions
-
-
 async def test_the_first_version_opens_and_goes_on(path):
     shutil.copy(V1, path)
     async with Journal(path) as journal:
@@ -225,9 +219,6 @@ async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
             await opening(path)
     assert pragma(path, "user_version") == 1
     await use(path, "acme-001")
-
-
-# A disk that fails
 
 
 class Failing(sqlite3.Connection):
@@ -379,7 +370,7 @@ sys.path.insert(0, sys.argv[1])
 import test_journal_file as here
 from asyncmig.errors import JournalError
 failed = 0
-for n, size in enumerate(range(0, 120_000, 1_777)):
+for n, size in enumerate(range(0, 120_000, 2_477)):
     path, acknowledged = Path(sys.argv[2]) / f"{n}.db", {}
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
