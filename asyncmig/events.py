@@ -7,7 +7,7 @@ A subscriber that raises is reported to the log and dropped: it can break no cal
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import final
 
@@ -80,7 +80,7 @@ class Events:
         self._subscribers: list[Callable[[Event], None]] = []
 
     @contextmanager
-    def subscribe(self, subscriber: Callable[[Event], None]) -> Iterator[None]:
+    def subscribe(self, subscriber: Callable[[Event], None]) -> Generator[None]:
         """Call `subscriber` with each event until the block ends. It must not block."""
         self._subscribers.append(subscriber)
         try:

@@ -60,7 +60,9 @@ class Fleet:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         self._session, self._to = session, Path(to)
-        self._decide, self._row_filter, self._repeat_failed = decide, row_filter, repeat_failed
+        self._decide: Policy = decide
+        self._row_filter: RowFilter = row_filter
+        self._repeat_failed = repeat_failed
         self._own_journal: Journal | None = None
         if isinstance(journal, str | Path):
             journal = self._own_journal = Journal(journal)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Literal, Self, final
+from typing import Literal, Self, cast, final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,6 +22,7 @@ from asyncmig._io.poller import Poller
 from asyncmig._io.recent import RecentLog
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig.companies.catalog import Companies
+from asyncmig.companies.imports import ImportRun
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Event, Events, RequestDone, RequestSent, RunStalled
 
@@ -37,7 +38,8 @@ class Session:
 
     Use one per key and event loop, as `async with`. `api_key` and `base_url` default to `VERN_API_KEY` and
     `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in `window` seconds, counted by
-    endpoint or, with `scope="key"`, over all of them. `recent`: a file that tells the next process what this one
+    endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets are by endpoint and that of
+    the polls is short, ask for the active import, too. `recent`: a file that tells the next process what this one
     sent in its last window. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
@@ -51,6 +53,7 @@ class Session:
         limit: int = 100,
         window: float = 60.0,
         scope: Scope = "endpoint",
+        second_channel: bool = False,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         max_parallel_uploads: int = 16,
@@ -74,7 +77,7 @@ class Session:
         self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
         self._exits = ExitStack()
         self.events = Events()
-        self._poller = Poller(on_stalled=self._stalled)
+        self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled)
         self._caller = Caller(
             transport=self._transport,
             base_url=self.base_url,
@@ -132,6 +135,10 @@ class Session:
             for gate in self._gates.values():
                 gate.close(self._closed)
 
+    def watch(self, run_id: str, company_id: str) -> ImportRun:
+        """Return the handle of an import that somebody else started, to wait for or to follow."""
+        return self.companies.open(company_id).imports.open(run_id)
+
     def gate(self, method: str, template: str) -> Gate:
         """Return the session's own gate for an endpoint, for other code that calls it with the same key."""
         return self._gate_by_key(f"{method.upper()} {template}")
@@ -173,8 +180,7 @@ class Session:
             self._recent.note("sent" if isinstance(event, RequestSent) else "done", event.endpoint)
 
     def _stalled(self, run: object, seconds: float) -> None:
-        assert isinstance(run, tuple)
-        _, company_id, run_id = run
+        _, company_id, run_id = cast("tuple[str, str, str]", run)
         self.events.emit(RunStalled(company_id=company_id, run_id=run_id, seconds=seconds))
 
 

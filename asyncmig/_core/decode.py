@@ -5,7 +5,7 @@ can: an optional field of a new shape counts as absent, text that arrives as som
 its JSON. What is required and cannot be understood is an error that names the field.
 """
 
-from typing import TypeVar, get_args, get_origin
+from typing import TypeVar, cast, get_args, get_origin
 
 import msgspec
 
@@ -36,7 +36,7 @@ def _tolerant(value: object, kind: type[T], path: str) -> T:
     except msgspec.ValidationError as error:
         converted = _piecewise(value, kind, path, error)
     assert isinstance(converted, get_origin(kind) or kind)
-    return converted
+    return cast("T", converted)
 
 
 def _piecewise(value: object, kind: type, path: str, error: msgspec.ValidationError) -> object:
@@ -44,9 +44,10 @@ def _piecewise(value: object, kind: type, path: str, error: msgspec.ValidationEr
         return msgspec.json.encode(value).decode()
     if get_origin(kind) is tuple and isinstance(value, list):
         item = get_args(kind)[0]
-        return tuple(_tolerant(each, item, f"{path}[{n}]") for n, each in enumerate(value))
+        items = cast("list[object]", value)
+        return tuple(_tolerant(each, item, f"{path}[{n}]") for n, each in enumerate(items))
     if isinstance(value, dict) and issubclass(kind, msgspec.Struct):
-        return _struct(value, kind, path)
+        return _struct(cast("dict[object, object]", value), kind, path)
     raise Unreadable(f"{error} (in {path})") from None
 
 

@@ -7,7 +7,7 @@ at the headers, and leaves the decision about a repeat to `_core.retry`.
 import asyncio
 import email.utils
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -208,7 +208,7 @@ class Caller:
             raise failure.error from failure
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncIterator[Answer]:
+    async def stream(self, call: Call) -> AsyncGenerator[Answer]:
         """Yield the answer at its headers; the body streams without holding a slot. One attempt.
 
         A 429 is waited out. Raises as `call` does, unrepeated; `NoAnswer` if the body breaks off.
@@ -261,7 +261,7 @@ class Caller:
     @asynccontextmanager
     async def _exchange(
         self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer]:
         """Send once; tell the gate the status at the headers; raise `ApiError` or `_Failed` unless it is a 2xx."""
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
         started, status, trouble = loop.time(), None, None

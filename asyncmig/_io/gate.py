@@ -65,7 +65,7 @@ class Slot:
         """The place in line; a request that was refused may ask for the same again."""
 
     async def __aenter__(self) -> "Slot":
-        self._sent_at = await self._gate._enter(self._lane, self._rank, self._max_wait, self.ticket)
+        self._sent_at = await self._gate.enter(self._lane, self._rank, self._max_wait, self.ticket)
         self._open = True
         return self
 
@@ -77,7 +77,7 @@ class Slot:
     ) -> None:
         if self._open:
             self._open = False
-            self._gate._left("lost", self._sent_at)
+            self._gate.left("lost", self._sent_at)
 
     def held(self) -> "_Held":
         """Return a context for a slot that was entered elsewhere: leaving it leaves the slot."""
@@ -88,13 +88,13 @@ class Slot:
         if self._open:
             self._open = False
             kind = "rejected" if status == _TOO_MANY else "accepted"
-            self._gate._left(kind, self._sent_at, retry_after)
+            self._gate.left(kind, self._sent_at, retry_after)
 
     def unsent(self) -> None:
         """Nothing was sent: the slot goes to the next in line."""
         if self._open:
             self._open = False
-            self._gate._left("unsent", self._sent_at)
+            self._gate.left("unsent", self._sent_at)
 
 
 @final
@@ -249,8 +249,8 @@ class Gate:
                     waiter.set_exception(copy.copy(self._closed))
             line.clear()
 
-    async def _enter(self, lane: Lane, rank: float, max_wait: float | None, ticket: int) -> float:
-        """Wait for a slot, take it, and return when."""
+    async def enter(self, lane: Lane, rank: float, max_wait: float | None, ticket: int) -> float:
+        """Wait for a slot, take it, and return when: what `Slot` does, who is the way in."""
         if self._closed is not None:
             raise copy.copy(self._closed)
         self._start()
@@ -269,10 +269,13 @@ class Gate:
             return await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._left("unsent", waiter.result())  # cancelled in the very turn of its grant
+                self.left("unsent", waiter.result())  # cancelled in the very turn of its grant
+            if self._dispatcher is not None and not self._anybody():
+                self._dispatcher.cancel()
+                self._dispatcher = None
             raise
 
-    def _left(self, kind: str, sent_at: float, retry_after: float | None = None) -> None:
+    def left(self, kind: str, sent_at: float, retry_after: float | None = None) -> None:
         now = self._now()
         match kind:
             case "accepted":
@@ -307,8 +310,9 @@ class Gate:
             self._bucket = None
             return
         if self._bucket is None or self._bucket_shape != shape:
-            self._bucket, self._bucket_shape = AsyncLimiter(burst, burst * self._window / slots), shape
-            await self._bucket.acquire(burst)  # it starts empty: the server's is
+            bucket = AsyncLimiter(burst, burst * self._window / slots)
+            await bucket.acquire(burst)  # it starts empty: the server's is
+            self._bucket, self._bucket_shape = bucket, shape
         # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
         while not self._bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
             await asyncio.sleep(self._window / slots)

@@ -7,7 +7,7 @@ server closed while it lay idle would leave their outcome unknown.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, final
@@ -121,7 +121,7 @@ class AiohttpTransport:
         headers: Mapping[str, str],
         body: Body | None,
         timeouts: Timeouts,
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer]:
         try:
             response = await self._session(method).request(
                 method,

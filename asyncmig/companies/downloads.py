@@ -177,8 +177,7 @@ class _Download:
             with zipfile.ZipFile(archive) as content:
                 entries = [entry for entry in content.infolist() if not entry.is_dir()]
                 titles = [PurePosixPath(entry.filename).name.removesuffix(".csv") for entry in entries]
-                by_title = {sheet.name.casefold(): sheet for sheet in sheets}
-                if not by_title.keys() <= {title.casefold() for title in titles}:
+                if not {sheet.name.casefold() for sheet in sheets} <= {title.casefold() for title in titles}:
                     return None
                 names = file_names(titles)
                 parts = [
@@ -189,7 +188,7 @@ class _Download:
                     with content.open(entry) as source:
                         while chunk := source.read(_CHUNK):
                             part.write(chunk)
-                    part.check(self._expect(by_title.get(part.sheet.casefold()), part.sheet))
+                    part.check(self._expect(_titled(part.sheet, sheets), part.sheet))
                 return parts
         except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
             raise TruncatedDownload("all sheets", f"not a whole ZIP archive ({error})") from error
@@ -248,6 +247,17 @@ def _all(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
         if count.sheet_id is not None and count.sheet_id not in known
     ]
     return [*sheets, *{sheet.id: sheet for sheet in reported}.values()]
+
+
+def _titled(title: str, sheets: Sequence[Sheet]) -> Sheet | None:
+    """Return the sheet that a file of the archive is; None if there is none, or several that it may be."""
+    for wanted in (
+        [s for s in sheets if s.name == title],
+        [s for s in sheets if s.name.casefold() == title.casefold()],
+    ):
+        if wanted:
+            return wanted[0] if len(wanted) == 1 else None
+    return None
 
 
 def _commit(parts: Sequence[_Part]) -> list[Downloaded]:

@@ -1,7 +1,7 @@
 """Imports: start one, wait for it, answer its questions, find it again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -10,6 +10,8 @@ import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.gate import Slot
+from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig.companies import routes
 from asyncmig.companies.runs import Run
 from asyncmig.companies.uploads import Uploaded, upload
@@ -75,8 +77,11 @@ class Imports:
         ]
         return await self.post(import_body(key, uploaded))
 
-    async def post(self, body: bytes, *, rank: float = 0.0) -> "ImportRun":
-        """Start an import with this exact body: the way to repeat one whose answer was lost."""
+    async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> "ImportRun":
+        """Start an import with this exact body: the way to repeat one whose answer was lost.
+
+        `rank`: a lower one goes first among requests that wait. `group`: runs that are expected to take alike.
+        """
         call = Call(
             endpoint=routes.START_IMPORT,
             ids={"company_id": self._company_id},
@@ -85,15 +90,15 @@ class Imports:
             sent=body.decode(),
         )
         started = await self._engine.caller.call(call, RunStarted)
-        return ImportRun(self._engine, self._company_id, started.run_id)
+        return ImportRun(self._engine, self._company_id, started.run_id, group=group)
 
-    def open(self, run_id: str, *, age: float | None = None) -> "ImportRun":
+    def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
         """Return the handle of a run that is known by its id; `age`: seconds since it started, if known."""
-        return ImportRun(self._engine, self._company_id, run_id, age=age)
+        return ImportRun(self._engine, self._company_id, run_id, age=age, group=group)
 
     async def active(self) -> ImportState | None:
         """Return the newest import that has not ended, or None. Its `run_id` may be missing."""
-        call = self._listing({"status": "active"})
+        call = _active_import(self._company_id)
         return (await self._engine.caller.call(call, ActiveImport)).state()
 
     async def recover(self) -> "ImportRun | None":
@@ -116,15 +121,12 @@ class Imports:
         """Yield the imports, newest first, over all pages that the server offers."""
         query: dict[str, str] = {}
         while True:
-            page = await self._engine.caller.call(self._listing(query), ImportList)
+            page = await self._engine.caller.call(_listing(self._company_id, query), ImportList)
             for state in page.imports or page.runs:
                 yield state
             if not page.next_cursor or query.get("cursor") == page.next_cursor:
                 return
             query = {"cursor": page.next_cursor}
-
-    def _listing(self, query: dict[str, str]) -> Call:
-        return Call(endpoint=routes.LIST_IMPORTS, ids={"company_id": self._company_id}, query=query)
 
 
 @final
@@ -135,8 +137,11 @@ class ImportRun(Run[ImportState]):
     LIFECYCLE = routes.IMPORT
     __slots__ = ("_decided", "_decided_at")
 
-    def __init__(self, engine: Engine, company_id: str, run_id: str, *, age: float | None = 0.0) -> None:
-        super().__init__(engine, ImportState, company_id, run_id, age=age)
+    def __init__(
+        self, engine: Engine, company_id: str, run_id: str, *, age: float | None = 0.0, group: Hashable = None
+    ) -> None:
+        second = SecondChannel(gate=engine.gate(routes.LIST_IMPORTS), lookup=self._look_up)
+        super().__init__(engine, ImportState, company_id, run_id, age=age, group=group, second=second)
         self._decided: NeedsAttention | None = None
         self._decided_at = 0.0
 
@@ -197,6 +202,18 @@ class ImportRun(Run[ImportState]):
             self._watch.resumed()
             return
 
+    async def _look_up(self, slot: Slot) -> Reading[ImportState] | None:
+        """Ask whether this run is the active one: nothing, or another one, says that it has ended."""
+        active = (await self._engine.caller.once(_active_import(self.company_id), ActiveImport, slot)).state()
+        if active is None:
+            return None
+        run_id = active.run_id or active.id
+        if run_id is None:
+            raise Unsure
+        if run_id != self.id:
+            return None
+        return Reading(status=active.status, progress=active.progress_message, value=active)
+
     def _is_echo(self, state: ImportState) -> bool:
         """Return whether this shows the park that was decided a moment ago, rather than a new one."""
         return (
@@ -211,6 +228,15 @@ class _Decided(msgspec.Struct, frozen=True):
     """The answer to a decision: nothing of it is needed."""
 
     status: str | None = None
+
+
+def _listing(company_id: str, query: dict[str, str]) -> Call:
+    return Call(endpoint=routes.LIST_IMPORTS, ids={"company_id": company_id}, query=query)
+
+
+def _active_import(company_id: str) -> Call:
+    """Return the call that asks which import runs."""
+    return _listing(company_id, {"status": "active"})
 
 
 def new_key(engine: Engine) -> str:

@@ -103,7 +103,9 @@ class _Migration:
         repeat_failed: bool,
     ) -> None:
         self._session, self._spec, self._claim = session, spec, claim
-        self._to, self._decide, self._filter = to, decide, row_filter
+        self._to = to
+        self._decide: Policy = decide
+        self._filter: RowFilter = row_filter
         self._repeat_failed = repeat_failed
         self._started = asyncio.get_running_loop().time()
         self._notes: list[str] = []
@@ -258,7 +260,8 @@ class _Migration:
     async def _run(self, company: Company) -> ImportRun:
         record = self._record
         if record.run_id is not None:
-            return company.imports.open(record.run_id, age=_wall_clock() - record.started_at)
+            age = _wall_clock() - record.started_at
+            return company.imports.open(record.run_id, age=age, group=self._group())
         self._tell("starting")
         doubtful = record.import_body is not None
         if record.import_body is None:
@@ -277,10 +280,12 @@ class _Migration:
         """
         assert self._record.import_body is not None
         body = self._record.import_body.encode()
-        idle = 0
+        idle, group = 0, self._group()
         while True:
             try:
-                return await self._patiently(partial(company.imports.post, body, rank=self._rank))
+                return await self._patiently(
+                    partial(company.imports.post, body, rank=self._rank, group=group)
+                )
             except Conflict as error:
                 conflict = error
             active = await self._patiently(company.imports.recover)
@@ -355,6 +360,10 @@ class _Migration:
         return Delivered(**self._who(), files=tuple(files), report=state.report)
 
     # What every step needs
+
+    def _group(self) -> int:
+        """Return the class of runs that take about as long: the order of magnitude of the bytes."""
+        return len(str(sum(file.size for file in self._record.files)))
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step that is harmless to repeat until the server is back."""

@@ -1,7 +1,7 @@
 """What imports and destination exports have in common: a run that is polled until it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
@@ -9,7 +9,7 @@ from asyncmig._core.lifecycle import Lifecycle
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
-from asyncmig._io.poller import Reading, Watch
+from asyncmig._io.poller import Reading, SecondChannel, Watch
 from asyncmig.errors import RunCanceled, RunFailed
 from asyncmig.events import RunChanged
 
@@ -37,9 +37,17 @@ class Run(Generic[StateT]):
     __slots__ = ("_engine", "_kind", "_watch", "company_id", "id")
 
     def __init__(
-        self, engine: Engine, kind: type[StateT], company_id: str, run_id: str, *, age: float | None
+        self,
+        engine: Engine,
+        kind: type[StateT],
+        company_id: str,
+        run_id: str,
+        *,
+        age: float | None,
+        group: Hashable = None,
+        second: SecondChannel[StateT] | None = None,
     ) -> None:
-        """`age`: seconds since the run started; None if it is not known."""
+        """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long."""
         self._engine, self._kind = engine, kind
         self.company_id, self.id = company_id, run_id
         self._watch: Watch[StateT] = engine.poller.watch(
@@ -48,6 +56,8 @@ class Run(Generic[StateT]):
             read=self._read,
             lifecycle=self.LIFECYCLE,
             started=asyncio.get_running_loop().time() - (age or 0.0),
+            group=group,
+            second=second,
         )
 
     def __repr__(self) -> str:

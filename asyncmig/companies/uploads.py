@@ -86,7 +86,7 @@ class _Bytes:
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         left = self._size
         try:
             while left:

@@ -1,7 +1,7 @@
 """Serve a world on loopback: the API on one port, its storage on another."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Serving:
 @asynccontextmanager
 async def serve(
     world: World, *, host: str = "127.0.0.1", port: int = 0, storage_port: int = 0
-) -> AsyncIterator[Serving]:
+) -> AsyncGenerator[Serving]:
     """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's."""
     storage, storage_port = await _start(world.storage, host, storage_port)
     api, port = await _start(world.handle, host, port)
