@@ -216,6 +216,16 @@ def test_filter_all_keeps_the_rows_with_a_bad_cell(run: Cli, customers: Customer
     assert company["rows"] == {"inserted": 41, "flagged": 1}
 
 
+def test_sheets_whose_names_differ_only_in_case_are_two_files(
+    run: Cli, customers: Customers, tmp_path: Path
+) -> None:
+    assert run(customers(contacts=b"x,y\n1,2\n")).code == 0
+    found = {
+        path.name: path.read_text(encoding="utf-8").split() for path in (tmp_path / "out/contacts").iterdir()
+    }
+    assert found == {"Contacts.csv": ["Email,Name"], "contacts-2.csv": ["x,y", "1,2"]}
+
+
 def test_the_key_is_nowhere(run: Cli, customers: Customers, tmp_path: Path) -> None:
     result = run(customers(acme=GOOD, bolt=FLAWED, cafe=LATIN))
     assert KEY not in result.out + result.err
