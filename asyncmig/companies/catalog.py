@@ -81,6 +81,7 @@ class Companies:
             external_id=external_id,
             sheets=created.sheets,
             magic_link_url=created.magic_link_url,
+            created=True,
         )
 
     def open(
@@ -96,7 +97,7 @@ class Companies:
 class Company:
     """One customer's migration: its ids, its sheets, and what can be done with them."""
 
-    __slots__ = ("_engine", "exports", "external_id", "id", "imports", "magic_link_url", "sheets")
+    __slots__ = ("_created", "_engine", "exports", "external_id", "id", "imports", "magic_link_url", "sheets")
 
     def __init__(
         self,
@@ -106,8 +107,9 @@ class Company:
         external_id: str | None = None,
         sheets: Sequence[Sheet] = (),
         magic_link_url: str | None = None,
+        created: bool = False,
     ) -> None:
-        self._engine = engine
+        self._engine, self._created = engine, created
         self.id, self.external_id = company_id, external_id
         self.sheets = tuple(sheets)
         self.magic_link_url = magic_link_url
@@ -142,14 +144,28 @@ class Company:
         """Bring every sheet to `to/SHEET.csv`; a file is whole, or not there at all.
 
         `filter="valid"` drops every row that has one bad cell, `"all"` keeps them. `report`: of the only import
-        that the company has had; what came is compared with it, and a download that was cut short is repeated.
-        Raises `TruncatedDownload` when they still disagree at the last attempt.
+        that the company has had (known without saying, if this handle created the company and started the import);
+        what came is compared with it, and a download that was cut short is repeated. Raises `TruncatedDownload` when
+        they still disagree at the last attempt.
         """
         if filter not in ("valid", "all"):
             raise InvalidInput("filter", filter, "is neither 'valid' nor 'all'")
         return await download(
-            self._engine, self.id, self.sheets, Path(to), row_filter=filter, report=report, rank=rank
+            self._engine,
+            self.id,
+            self.sheets,
+            Path(to),
+            row_filter=filter,
+            report=report or self._only_report(),
+            rank=rank,
         )
+
+    def _only_report(self) -> ImportReport | None:
+        """Return the report of the only import, where there can have been no other."""
+        if not self._created or len(self.imports.started) != 1:
+            return None
+        state = self.imports.started[0].state
+        return state.report if state is not None and state.status == "completed" else None
 
 
 def check_external_id(external_id: str) -> str:

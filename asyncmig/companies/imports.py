@@ -46,10 +46,16 @@ class Custom:
 class Imports:
     """The imports of one company."""
 
-    __slots__ = ("_company_id", "_engine")
+    __slots__ = ("_company_id", "_engine", "_started")
 
     def __init__(self, engine: Engine, company_id: str) -> None:
         self._engine, self._company_id = engine, company_id
+        self._started: list[ImportRun] = []
+
+    @property
+    def started(self) -> "Sequence[ImportRun]":
+        """The imports that this handle has started."""
+        return self._started
 
     async def start(
         self,
@@ -90,7 +96,10 @@ class Imports:
             sent=body.decode(),
         )
         started = await self._engine.caller.call(call, RunStarted)
-        return ImportRun(self._engine, self._company_id, started.run_id, group=group)
+        run = ImportRun(self._engine, self._company_id, started.run_id, group=group)
+        if run.id not in [known.id for known in self._started]:
+            self._started.append(run)
+        return run
 
     def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
         """Return the handle of a run that is known by its id; `age`: seconds since it started, if known."""

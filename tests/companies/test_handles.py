@@ -1,0 +1,164 @@
+"""The handles, as a reader of the README uses them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from inprocess import Fault, InProcess
+
+from asyncmig import Conflict, Custom, InvalidInput, RunFailed, Spec
+from asyncmig.companies.catalog import find
+from asyncmig.simulator import Reply, World
+
+from .conftest import DUPLICATES, SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+
+
+async def test_the_first_example_of_the_readme(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async with opens() as session:
+        source = find("source", "HubSpot", await session.companies.sources())
+        company = await session.companies.create(name="Acme", source=source, external_id="acme-001")
+        run = await company.imports.start(files=list(customer().files))
+        done = await run.wait()
+        files = await company.download(to=tmp_path / "out")
+    assert done.report is not None
+    assert done.report.inserted == 20
+    assert sorted(Path(file.path).name for file in files) == ["Companies.csv", "Contacts.csv", "Deals.csv"]
+
+
+async def test_a_download_is_checked_without_saying_where_the_handle_knows(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    wire.world.schemas = dict(list(wire.world.schemas.items())[1:2])
+    wire.fault = lambda method, path, number: (
+        Fault(truncated_to=100) if path.endswith("/export.csv") and number == 1 else None
+    )
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        await (await company.imports.start(files=list(customer().files))).wait()
+        files = await company.download(to=tmp_path / "out")
+    assert [file.rows for file in files] == [20]
+
+
+async def test_rows_need_no_file(opens: Opens, tmp_path: Path) -> None:
+    rows = [{"Email": f"p{n}@x.org", "Last Name": "L", "First Name": "F"} for n in range(3)]
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        done = await (await company.imports.start(rows=rows)).wait()
+        await company.download(to=tmp_path, filter="all")
+    assert done.report is not None
+    assert done.report.inserted == 3
+    assert "p2@x.org" in (tmp_path / "Contacts.csv").read_text(encoding="utf-8")
+
+
+async def test_the_same_key_is_the_same_run_and_another_payload_a_conflict(
+    opens: Opens, world: World
+) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        first = await company.imports.start(rows=[{"a": 1}], idempotency_key="k")
+        second = await company.imports.start(rows=[{"a": 1}], idempotency_key="k")
+        assert first.id == second.id
+        active = await company.imports.active()
+        assert active is not None
+        assert active.run_id == first.id
+        with pytest.raises(Conflict):
+            await company.imports.start(rows=[{"a": 2}], idempotency_key="k")
+        await first.wait()
+        assert await company.imports.active() is None
+        assert [state.run_id async for state in company.imports.list()] == [first.id]
+
+
+async def test_the_active_import_may_come_wrapped(opens: Opens, wire: InProcess) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(rows=[{"a": 1}])
+        wire.fault = lambda method, path, number: Fault(change=lambda body: b'{"run": ' + body + b"}")
+        active = await company.imports.active()
+        assert active is not None
+        assert active.run_id == run.id
+
+
+async def test_answers_are_checked_against_what_was_asked(
+    opens: Opens, customer: Customer, wire: InProcess
+) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
+        with pytest.raises(InvalidInput, match="asks nothing"):
+            await run.approve()
+        await run.wait()
+        assert run.needs_attention is not None
+        question = run.needs_attention.questions[0]
+        before = len(wire.sent)
+        for answers, reason in (
+            ({"fq9": "a"}, "was not asked"),
+            ({question.id: "z"}, "is not one of"),
+            ({question.id: Custom("x")}, "takes only its options"),
+        ):
+            with pytest.raises(InvalidInput, match=reason):
+                await run.approve(answers=answers)
+        assert len(wire.sent) == before
+        await run.approve(answers={question.id: "a"})
+        done = await run.wait()
+    assert done.report is not None
+    assert done.report.inserted == 20
+
+
+async def test_a_decision_that_somebody_else_made_first_is_a_conflict(
+    opens: Opens, customer: Customer
+) -> None:
+    async with opens() as session, opens() as elsewhere:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
+        await run.wait()
+        other = elsewhere.watch(run.id, company.id)
+        await other.wait()
+        await other.reject()
+        with pytest.raises(Conflict):
+            await run.approve()
+        with pytest.raises(RunFailed, match="Rejected"):
+            await run.wait()
+
+
+async def test_a_stale_reading_after_a_decision_is_no_new_park(
+    opens: Opens, customer: Customer, wire: InProcess, world: World
+) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
+        parked = await run.wait()
+        stale = Reply(status=200, body=__import__("msgspec").json.encode(parked))
+        reads = 0
+
+        def lagging(method: str, path: str, number: int) -> Fault | None:
+            nonlocal reads
+            if method == "GET" and path.endswith(run.id):
+                reads += 1
+                return Fault(instead=stale) if reads <= 2 else None
+            return None
+
+        wire.fault = lagging
+        await run.approve()
+        assert (await run.wait()).status == "completed"
+
+
+async def test_updates_come_once_each_and_end(opens: Opens) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(rows=[{"a": 1}])
+        seen = [(state.status, state.progress_message) async for state in run.updates()]
+    assert len(seen) == len(set(seen))
+    assert [status for status, _ in seen][-1] == "completed"
+
+
+@pytest.mark.parametrize(("wanted", "reason"), [("Nope", "is not known"), ("Twice", "is the name of 2")])
+def test_a_name_that_is_not_there_or_not_clear_is_said(wanted: str, reason: str) -> None:
+    from asyncmig import Source
+
+    sources = [Source(id="1", name="Once"), Source(id="2", name="Twice"), Source(id="3", name="Twice")]
+    assert find("source", "Once", sources) == find("source", "1", sources) == "1"
+    with pytest.raises(InvalidInput, match=reason):
+        find("source", wanted, sources)
