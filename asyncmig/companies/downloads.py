@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Self, final
 
-import anyio.to_thread
 import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
@@ -118,7 +118,7 @@ class _Download:
                 with ExitStack() as stack:
                     parts = await self._fetch(sheets, folder, stack)
                     self._check_sum(parts)
-                    return await anyio.to_thread.run_sync(_commit, parts)
+                    return await in_thread(_commit, parts)
             except TruncatedDownload as error:
                 trouble = error
             await tries.failed(trouble)
@@ -158,7 +158,7 @@ class _Download:
             try:
                 with tempfile.TemporaryFile() as archive:
                     await self._stream({}, archive)
-                    return await anyio.to_thread.run_sync(self._unpack, archive, sheets, folder, stack)
+                    return await in_thread(self._unpack, archive, sheets, folder, stack)
             except _TRANSIENT as error:
                 trouble: AsyncmigError = error
             except ApiError as error:

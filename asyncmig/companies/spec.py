@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
+from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.outcome import Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
@@ -84,7 +84,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
     """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty."""
-    return tuple([await anyio.to_thread.run_sync(_read_input, path) for path in paths])
+    return tuple([await in_thread(_read_input, path) for path in paths])
 
 
 def _read_input(path: Path) -> FileInput:

@@ -8,11 +8,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Self, final
 
-import anyio.to_thread
 import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.errors import AsyncmigError, InvalidInput, NoAnswer, UnexpectedReply, api_error
@@ -90,7 +90,7 @@ class _Bytes:
         left = self._size
         try:
             while left:
-                chunk = await anyio.to_thread.run_sync(self._file.read, min(_CHUNK, left))
+                chunk = await in_thread(self._file.read, min(_CHUNK, left))
                 if not chunk:
                     raise OSError(f"changed while it was read (it had {self._size} bytes)")
                 left -= len(chunk)

@@ -1,0 +1,29 @@
+"""Blocking work in a thread that ends before its caller goes on, also when the caller is cancelled."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["in_thread"]
+
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """Run `function` in the loop's executor and return what it returns.
+
+    Cancelled, this waits for the thread first: a file must not be closed while another thread reads it. The loop's
+    own executor, because a loop with a virtual clock can tell that it has work.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue
+        if not work.cancelled():
+            work.exception()
+        raise
