@@ -150,7 +150,7 @@ class Fleet:
                 self._session,
                 spec,
                 journal=self._journal,
-                to=self._to / safe_name(spec.external_id),
+                to=self._to / safe_name(spec.external_id, longest=255),
                 decide=self._decide,
                 row_filter=self._row_filter,
                 repeat_failed=self._repeat_failed,

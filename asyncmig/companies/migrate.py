@@ -198,10 +198,12 @@ class _Migration:
                 )
 
     def _finished(self) -> Outcome | None:
-        """Return an outcome that more work would not change: delivered files that are there, a failed import."""
+        """Return an outcome that more work would not change: files as they are wanted, or a failed import."""
         outcome = self._record.outcome
         if isinstance(outcome, Delivered):
-            return outcome if all(Path(file.path).exists() for file in outcome.files) else None
+            paths = [Path(file.path) for file in outcome.files]
+            there = all(path.parent == self._to and path.exists() for path in paths)
+            return outcome if there and outcome.row_filter == self._filter else None
         if isinstance(outcome, Failed) and self._record.import_body is not None:
             return outcome
         return None
@@ -357,7 +359,7 @@ class _Migration:
                 rank=self._rank,
             )
         )
-        return Delivered(**self._who(), files=tuple(files), report=state.report)
+        return Delivered(**self._who(), files=tuple(files), row_filter=self._filter, report=state.report)
 
     # What every step needs
 

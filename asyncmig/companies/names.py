@@ -10,10 +10,10 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?",
 _LONGEST = 120
 
 
-def safe_name(name: str) -> str:
-    """Return `name` fit to be a file's name on Linux, macOS and Windows (at most 120 bytes, never empty)."""
+def safe_name(name: str, *, longest: int = _LONGEST) -> str:
+    """Return `name` fit to be a file's name on Linux, macOS and Windows (at most `longest` bytes, never empty)."""
     clean = (
-        _FORBIDDEN.sub("_", name).strip(" .").encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+        _FORBIDDEN.sub("_", name).strip(" .").encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
     )
     clean = clean.strip(" .") or "_"
     return f"_{clean}" if _DEVICES.fullmatch(clean) else clean

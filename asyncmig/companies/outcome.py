@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.downloads import Downloaded, RowFilter
 from asyncmig.companies.imports import Custom
 from asyncmig.companies.wire import Action, ImportReport, NeedsAttention
 
@@ -27,6 +27,8 @@ class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
     """The import completed and its sheets are on disk."""
 
     files: tuple[Downloaded, ...]
+    row_filter: RowFilter = "valid"
+    """Which rows the files hold."""
     report: ImportReport | None = None
 
 

@@ -216,6 +216,24 @@ def test_filter_all_keeps_the_rows_with_a_bad_cell(run: Cli, customers: Customer
     assert company["rows"] == {"inserted": 41, "flagged": 1}
 
 
+def test_another_filter_or_folder_is_delivered_again_without_a_second_import(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    manifest = customers(acme=b"Email,Name\n" + b"".join(b"p%d@x.de,P\n" % n for n in range(40)) + b"no,C\n")
+    for args, lines in (((), 41), (("--filter", "all"), 42), (("--out", "more", "--filter", "all"), 42)):
+        assert run(manifest, *args).code == 0
+        folder = tmp_path / ("more" if "--out" in args else "out")
+        assert len((folder / "acme/Contacts.csv").read_bytes().splitlines()) == lines
+    assert sum(entry.method == "POST" for entry in simulator.world.ledger.entries) == 3
+
+
+def test_long_external_ids_do_not_share_a_folder(run: Cli, customers: Customers, tmp_path: Path) -> None:
+    first, second = "a" * 200 + "1", "a" * 200 + "2"
+    manifest = customers(**{first: b"Email,Name\n1@x.de,A\n", second: b"Email,Name\n2@x.de,A\n"})
+    assert run(manifest).code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {first, second}
+
+
 def test_sheets_whose_names_differ_only_in_case_are_two_files(
     run: Cli, customers: Customers, tmp_path: Path
 ) -> None:
