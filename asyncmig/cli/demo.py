@@ -91,6 +91,9 @@ def _faults(plan: Plan, company: CompanyRow, world: World) -> Iterator[str]:
 
 def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Plan], world: World) -> bool:
     """Print what came out and whether that is what was planned; return whether it is."""
+    if ended.reason:
+        say(data, f"The demo did not come to its end ({clean(ended.reason)}). It begins anew next time.")
+        return False
     faults = deviations(plans, ended, world)
     print_outcomes(data, ended, options)
     print_figures(

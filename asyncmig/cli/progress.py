@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncmig.cli.terminal import clean, say
-from asyncmig.companies.outcome import Delivered, Outcome
+from asyncmig.companies.outcome import Delivered, Outcome, Pending
 from asyncmig.events import Event, MigrationChanged, RequestDone
 from asyncmig.session import Session
 
@@ -32,12 +32,24 @@ _VIEW_EVERY = 0.2
 class Progress:
     """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
 
-    __slots__ = ("_answers", "_console", "_ended", "_known", "_now", "_session", "_speed", "_steps", "_total")
+    __slots__ = (
+        "_answers",
+        "_console",
+        "_ended",
+        "_known",
+        "_now",
+        "_pending",
+        "_session",
+        "_speed",
+        "_steps",
+        "_total",
+    )
 
     def __init__(self, console: Console, external_ids: Sequence[str], *, speed: float = 1.0) -> None:
         self._console, self._speed, self._total = console, speed, len(external_ids)
         self._steps = dict.fromkeys(external_ids, "waiting")
         self._known: frozenset[str] = frozenset()
+        self._pending: frozenset[str] = frozenset()
         self._ended: Counter[str] = Counter()
         self._answers: deque[float] = deque()
         self._session: Session | None = None
@@ -63,15 +75,22 @@ class Progress:
             say(self._console, f"{len(delivered):,} customers were delivered before.", "dim")
 
     def ended(self, outcome: Outcome) -> None:
-        """Show how one customer's migration ended; on a terminal only if it was not delivered."""
+        """Show how one customer's migration ended, unless that is no news; on a terminal not if it was delivered."""
         kind = str(outcome.__struct_config__.tag)
         self._ended[kind] += 1
         self._steps[outcome.external_id] = kind
-        hidden = self._console.is_terminal or outcome.external_id in self._known
-        if not (isinstance(outcome, Delivered) and hidden):
+        if not self._hides(outcome):
             say(self._console, _line(kind, outcome), STYLES[kind])
         for note in outcome.notes:
             say(self._console, f"{'note':>9}  {outcome.external_id}  {clean(note)}", "dim")
+
+    def _hides(self, outcome: Outcome) -> bool:
+        if isinstance(outcome, Delivered):
+            return self._console.is_terminal or outcome.external_id in self._known
+        if isinstance(outcome, Pending):  # a refused key, or an interrupt, is the same for all of them
+            said, self._pending = outcome.error in self._pending, self._pending | {outcome.error}
+            return said
+        return False
 
     def status(self) -> str:
         """Return one line about the whole fleet."""

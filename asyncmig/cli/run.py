@@ -108,6 +108,7 @@ async def drive(manifest: Manifest, options: Options, words: Console, *, api_key
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
         report.begin(records)
+        _check_folders(options.out, manifest)
         progress = Progress(
             words, [customer.external_id for customer in manifest.customers], speed=options.speed
         )
@@ -202,6 +203,19 @@ def _check_speed(speed: float, base_url: str) -> None:
     host = urlsplit(base_url).hostname
     if speed != 1 and host not in _THIS_MACHINE:
         raise InvalidInput("speed", speed, f"is for the simulator on this machine, and {host} is another one")
+
+
+def _check_folders(out: Path, manifest: Manifest) -> None:
+    """Refuse ids that differ only in case where the file system does not tell them apart."""
+    if not (out / "REPORT.JSON").exists():
+        return
+    seen: dict[str, str] = {}
+    for customer in manifest.customers:
+        other = seen.setdefault(customer.external_id.casefold(), customer.external_id)
+        if other != customer.external_id:
+            raise InvalidInput(
+                "external_id", customer.external_id, f"and {other!r} would be one folder on this file system"
+            )
 
 
 async def _if_offered(read: Callable[[], Awaitable[T]]) -> T | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from asyncmig.cli.progress import Progress
 from asyncmig.cli.report import Budget, CompanyRow, Report
 from asyncmig.cli.run import Ended
-from asyncmig.companies.outcome import Delivered, Failed
+from asyncmig.companies.outcome import Delivered, Failed, Pending
 from asyncmig.events import MigrationChanged, RequestDone
 from asyncmig.session import Session
 
@@ -58,3 +58,17 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
     assert status in out.getvalue()
     assert "1 uploading" in out.getvalue()
     assert "1 requests in the last minute" in out.getvalue()
+
+
+@pytest.mark.looptime
+async def test_what_holds_for_all_is_said_once() -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=200), ["a", "b", "c", "d"])
+    progress.known(["d"])
+    for external_id in "ab":
+        progress.ended(Pending(external_id=external_id, name="", error="the key was refused"))
+    progress.ended(Pending(external_id="c", name="", error="held by another process"))
+    progress.ended(Delivered(external_id="d", name="", files=()))
+    assert out.getvalue().count("pending") == 2
+    assert "1 customers were delivered before." in out.getvalue()
+    assert progress.status().startswith("4 of 4 done (1 delivered, 3 pending)")

@@ -234,6 +234,19 @@ def test_long_external_ids_do_not_share_a_folder(run: Cli, customers: Customers,
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {first, second}
 
 
+def test_2_ids_that_would_share_a_folder_here(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    manifest = customers(acme=GOOD, ACME=GOOD)
+    assert run(manifest).code == 0
+    (tmp_path / "out/REPORT.JSON").write_text("what a file system without case would show", encoding="utf-8")
+    sent = simulator.count()
+    result = run(manifest)
+    assert result.code == 2
+    assert "would be one folder" in result.err
+    assert simulator.count() == sent
+
+
 def test_sheets_whose_names_differ_only_in_case_are_two_files(
     run: Cli, customers: Customers, tmp_path: Path
 ) -> None:
