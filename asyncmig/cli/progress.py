@@ -17,7 +17,7 @@ from asyncmig.companies.outcome import Delivered, Outcome, Pending
 from asyncmig.events import Event, MigrationChanged, RequestDone
 from asyncmig.session import Session
 
-__all__ = ["STYLES", "Progress"]
+__all__ = ["STYLES", "Progress", "counted"]
 
 STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
 """A colour for each outcome."""
@@ -72,7 +72,7 @@ class Progress:
         """Say which customers an earlier process has delivered: they are not shown one by one."""
         self._known = frozenset(delivered)
         if delivered:
-            say(self._console, f"{len(delivered):,} customers were delivered before.", "dim")
+            say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
 
     def ended(self, outcome: Outcome) -> None:
         """Show how one customer's migration ended, unless that is no news; on a terminal not if it was delivered."""
@@ -108,7 +108,7 @@ class Progress:
         """Return what was sent of late, and what the limit holds back at present."""
         while self._answers and self._answers[0] < self._now - _WINDOW:
             self._answers.popleft()
-        sent = f"{len(self._answers)} requests in the last minute"
+        sent = f"{counted(len(self._answers), 'request')} in the last minute"
         gates = self._session.stats().values() if self._session else ()
         waiting = sum(gate.waiting.get(lane, 0) for gate in gates for lane in ("DECIDE", "WORK"))
         return f"{sent}, {waiting} wait for the limit" if waiting else sent
@@ -157,6 +157,11 @@ class Progress:
             timer.cancel()
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def _line(kind: str, outcome: Outcome) -> str:
     return f"{kind:>9}  {outcome.external_id}  {clean(outcome.name, 60)}: {_what(outcome)}"
 
@@ -167,4 +172,4 @@ def _what(outcome: Outcome) -> str:
     rows, sheets = sum(file.rows for file in outcome.files), len(outcome.files)
     flagged = outcome.report.invalid_rows if outcome.report else None
     bad = f", {flagged} with a bad cell" if flagged else ""
-    return f"{rows:,} rows in {sheets} sheet{'s' * (sheets != 1)}{bad} ({outcome.seconds:.0f} s)"
+    return f"{counted(rows, 'row')} in {counted(sheets, 'sheet')}{bad} ({outcome.seconds:.0f} s)"

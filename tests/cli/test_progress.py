@@ -57,7 +57,7 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
     status = "2 of 3 done (1 delivered, 1 failed)"
     assert status in out.getvalue()
     assert "1 uploading" in out.getvalue()
-    assert "1 requests in the last minute" in out.getvalue()
+    assert "1 request in the last minute" in out.getvalue()
 
 
 @pytest.mark.looptime
@@ -70,5 +70,5 @@ async def test_what_holds_for_all_is_said_once() -> None:
     progress.ended(Pending(external_id="c", name="", error="held by another process"))
     progress.ended(Delivered(external_id="d", name="", files=()))
     assert out.getvalue().count("pending") == 2
-    assert "1 customers were delivered before." in out.getvalue()
+    assert "Delivered before: 1 customer." in out.getvalue()
     assert progress.status().startswith("4 of 4 done (1 delivered, 3 pending)")

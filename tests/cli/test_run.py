@@ -42,7 +42,7 @@ def test_0_all_delivered_and_the_same_line_again_sends_nothing(
     again = run(manifest)
     assert again.code == 0
     assert simulator.count() == sent
-    assert "2 customers were delivered before." in again.err
+    assert "Delivered before: 2 customers." in again.err
     assert outcomes(tmp_path) == {"acme": "delivered", "bolt": "delivered"}
 
 
