@@ -240,9 +240,7 @@ class Gate:
     def close(self, error: AsyncmigError | None = None) -> None:
         """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""
         self._closed = error or SessionClosed()
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-            self._dispatcher = None
+        self._stop_dispatcher()
         for line in self._lines.values():
             for _, _, waiter in line:
                 if not waiter.done():
@@ -270,9 +268,8 @@ class Gate:
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.left("unsent", waiter.result())  # cancelled in the very turn of its grant
-            if self._dispatcher is not None and not self._anybody():
-                self._dispatcher.cancel()
-                self._dispatcher = None
+            if not self._anybody():
+                self._stop_dispatcher()
             raise
 
     def left(self, kind: str, sent_at: float, retry_after: float | None = None) -> None:
@@ -287,6 +284,11 @@ class Gate:
             case _:
                 self._limiter.lost(now, sent_at=sent_at)
         self._rouse()
+
+    def _stop_dispatcher(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            self._dispatcher = None
 
     async def _dispatch(self) -> None:
         """Grant slots while somebody waits; the only one who waits for the bucket."""

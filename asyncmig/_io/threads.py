@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 __all__ = ["in_thread"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_thread(function: Callable[..., T], *args: object) -> T:
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in the loop's executor and return what it returns.
 
     Cancelled, this waits for the thread first: a file must not be closed while another thread reads it. The loop's
     own executor, because a loop with a virtual clock can tell that it has work.
     """
-    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
