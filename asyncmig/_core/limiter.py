@@ -19,8 +19,9 @@ W starts at the documented limit and is only believed until a 429 says otherwise
   higher by 1, 2, 4, ...; and B by an eighth. A 429 in the window of a trial needs no probe to be understood: the
   trial is undone, and the patience doubled.
 
-Sends are `SPREAD` apart, and until a large burst was accepted once, only as many requests are unanswered as half of
-what was accepted so far: a server with a small bucket then costs one or two 429s, not ninety.
+Sends are `SPREAD` apart (closer where the limit is large: a whole burst takes at most a thirtieth of the window), and
+until a large burst was accepted once, only as many requests are unanswered as half of what was accepted so far: a
+server with a small bucket then costs one or two 429s, not ninety.
 
 Absolute times on the caller's clock go in and come out; nothing here awaits.
 """
@@ -40,6 +41,7 @@ FEWEST_UNPROVEN = 4
 PROVEN = 90
 MOST_PATIENCE = 16
 LONGEST_PROBE_WAIT = 8.0
+LONGEST_RETRY_AFTER = 60.0
 
 
 class _Mode(enum.Enum):
@@ -70,12 +72,15 @@ class Limiter:
         "_mode",
         "_open",
         "_patience",
+        "_probe",
         "_probes",
         "_proven",
         "_review_at",
         "_rng",
         "_slots_known",
+        "_spread",
         "_step",
+        "_was_full",
         "_window",
         "burst",
         "refused",
@@ -84,6 +89,7 @@ class Limiter:
 
     def __init__(self, *, limit: int, window: float, rng: Random) -> None:
         self._limit, self._window, self._rng = limit, window, rng
+        self._spread = _spread(limit, window)
         self.slots = limit
         """W: how many may be taken."""
         self.burst = limit
@@ -94,9 +100,11 @@ class Limiter:
         self._last_send = float("-inf")
         self._mode = _Mode.OPEN
         self._held_until = self._cut_at = float("-inf")
+        self._probe: float | None = None
+        """When the probe that is under way was sent."""
         self._probes = 0
         self._accepted: deque[float] = deque()
-        self._proven = 0
+        self._proven, self._was_full = 0, False
         self._level, self._level_at = 0.0, float("-inf")
         self._slots_known = self._burst_known = limit
         """W and B without the trial that is on."""
@@ -105,9 +113,9 @@ class Limiter:
 
     # What may be sent
 
-    @property
-    def used(self) -> int:
-        """Slots that are taken: unanswered, or answered less than a window ago (as of the last call)."""
+    def used(self, now: float) -> int:
+        """Return the slots that are taken: unanswered, or answered less than a window ago."""
+        self._advance(now)
         return self._open + len(self._freeing)
 
     @property
@@ -116,33 +124,35 @@ class Limiter:
 
     def next_at(self, now: float) -> float | None:
         """Return when a slot may be taken: `now`, a later time, or None until an answer comes."""
-        self._advance(now)
+        freeing = self._freeing
+        if (freeing and freeing[0] <= now) or now >= self._review_at:
+            self._advance(now)
         if self._mode is _Mode.PROBE:
             return None
-        if self._mode is _Mode.HOLD:
-            return max(now, self._held_until)
         if self._held_until > now:
             return self._held_until
-        if self._unproven() and self._open >= max(FEWEST_UNPROVEN, self._proven // 2):
+        if self._mode is _Mode.HOLD:
+            return now
+        if self._proven < PROVEN and self._unproven():
             return None
-        over = self.used - self.slots
+        over = self._open + len(freeing) - self.slots
         if over >= 0:
-            self._busy = True
-            return self._freeing[over] if over < len(self._freeing) else None
-        return max(now, self._last_send + SPREAD)
+            self._fill()
+            return freeing[over] if over < len(freeing) else None
+        spread = self._spread if self._proven >= PROVEN or not self._was_full else self._spread * 2
+        return max(now, self._last_send + spread)
 
     def take(self, now: float) -> None:
         """Take a slot at the time that `next_at` gave; the request is sent now."""
         self._open += 1
         self._last_send = now
         if self._mode is _Mode.HOLD:
-            self._mode = _Mode.PROBE
+            self._mode, self._probe = _Mode.PROBE, now
 
     def wait_for(self, position: int, now: float) -> float:
         """Return about how many seconds pass until the request at `position` (from 0) in the line is sent."""
-        self._advance(now)
-        over = self.used - self.slots + position
-        wait = position * SPREAD
+        over = self.used(now) - self.slots + position
+        wait = position * self._spread
         if over >= 0:
             rounds, rest = divmod(over, self.slots)
             first = self._freeing[min(rest, len(self._freeing) - 1)] - now if self._freeing else self._window
@@ -152,49 +162,47 @@ class Limiter:
     # What came of it
 
     def unsent(self, now: float, *, sent_at: float) -> None:
-        """The request was not sent after all: its slot is free at once."""
+        """The request was not sent after all: its slot is free at once, and the next one may be the probe."""
         self._open -= 1
-        if self._is_probe(sent_at):
-            self._mode, self._held_until = _Mode.HOLD, now
+        if sent_at == self._probe:
+            self._hold(now)
 
     def lost(self, now: float, *, sent_at: float) -> None:
         """No answer will come: the request may have arrived, up to now. As a probe it told nothing."""
-        self._open -= 1
-        self._freeing.append(now + self._window + MARGIN)
-        if self._is_probe(sent_at):
-            self._mode, self._held_until = _Mode.HOLD, now
+        self._leave(now)
+        if sent_at == self._probe:
+            self._hold(now + self._rng.uniform(1.0, 2.0))
 
     def accepted(self, now: float, *, sent_at: float) -> None:
         """An answer came, and it was not a 429."""
-        self._open -= 1
-        self._freeing.append(now + self._window + MARGIN)
-        self._accepted.append(now)
+        self._leave(now)
+        self._remember(now)
         self._proven += 1
-        self._drip(now)
-        self._level += 1
-        if self._is_probe(sent_at):
+        if sent_at == self._probe:
             self._learn(now)
 
     def rejected(self, now: float, *, sent_at: float, retry_after: float | None = None) -> None:
-        """A 429 came. Everybody holds; `retry_after`: at least so many seconds."""
-        self._open -= 1
-        self._freeing.append(now + self._window + MARGIN)
+        """A 429 came. Everybody holds; `retry_after`: at least so many seconds (at most `LONGEST_RETRY_AFTER`)."""
+        self._leave(now)
         self.refused += 1
-        is_probe = self._is_probe(sent_at)
-        if not is_probe and (self._mode is not _Mode.OPEN or sent_at < self._cut_at):
-            return  # sent before the last cut: old news
-        if is_probe:
+        asked = now + min(LONGEST_RETRY_AFTER, retry_after or 0.0)
+        if sent_at == self._probe:
             self._probes += 1
+            self._hold(max(asked, now + self._pause()))
+        elif self._mode is not _Mode.OPEN or sent_at < self._cut_at:
+            self._held_until = max(
+                asked, self._held_until
+            )  # sent before the last cut: no news but for what it asks
         else:
             self._probes, self._cut_at = 0, now
-        wait = min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2**self._probes)
-        self._held_until = now + max(wait, retry_after or 0.0)
-        if is_probe or not self._undo_trial(now):
-            self._mode = _Mode.HOLD
+            self._held_until = max(asked, now + self._pause())
+            if not self._undo_trial(now):
+                self._hold(self._held_until)
 
     def resize(self, limit: int) -> None:
         """Believe in another limit from now on, and forget what was learnt."""
         self._limit = self.slots = self.burst = self._ceiling = limit
+        self._spread = _spread(limit, self._window)
         self._slots_known = self._burst_known = limit
         self._patience = self._step = 1
 
@@ -215,27 +223,44 @@ class Limiter:
     def _advance(self, now: float) -> None:
         while self._freeing and self._freeing[0] <= now:
             self._freeing.popleft()
-        if self._mode is _Mode.OPEN:
-            while self._accepted and self._accepted[0] <= now - self._window:
-                self._accepted.popleft()
         if now >= self._review_at:
             self._review(now)
 
+    def _fill(self) -> None:
+        """All slots are taken. That they come back as believed is to be proven the first time, with a slower burst."""
+        self._busy = True
+        if not self._was_full:
+            self._was_full, self._proven = True, 0
+
     def _unproven(self) -> bool:
-        return self._proven < min(PROVEN, self.slots)
+        """Return whether as many are under way as may be, while no large burst was accepted yet."""
+        return self._proven < self.slots and self._open >= max(FEWEST_UNPROVEN, self._proven // 2)
 
-    def _drip(self, now: float) -> None:
-        """Let the server's bucket, as far as it can be guessed, refill until now."""
-        if now > self._level_at:
-            self._level = max(0.0, self._level - (now - self._level_at) * self.slots / self._window)
-            self._level_at = now
+    def _leave(self, now: float) -> None:
+        """Let the slot of a request that may have arrived until now become free after a window."""
+        self._open -= 1
+        self._freeing.append(now + self._window + MARGIN)
 
-    def _is_probe(self, sent_at: float) -> bool:
-        return self._mode is _Mode.PROBE and sent_at >= self._held_until
+    def _remember(self, now: float) -> None:
+        """Count an acceptance: in the last window, and in the server's bucket as far as it can be guessed."""
+        self._accepted.append(now)
+        if self._mode is _Mode.OPEN:  # else a 429 is still to be explained by them
+            while self._accepted[0] <= now - self._window:
+                self._accepted.popleft()
+        dripped = (now - self._level_at) * self.slots / self._window
+        self._level = 1.0 + max(0.0, self._level - dripped)
+        self._level_at = now
+
+    def _pause(self) -> float:
+        return min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2.0**self._probes)
+
+    def _hold(self, until: float) -> None:
+        """Let nobody send until then, and then one probe."""
+        self._mode, self._probe, self._held_until = _Mode.HOLD, None, until
 
     def _learn(self, now: float) -> None:
         """The probe was accepted: conclude from how many it took, and go on."""
-        self._mode = _Mode.OPEN
+        self._mode, self._probe = _Mode.OPEN, None
         before = sum(at > self._cut_at - self._window for at in self._accepted) - 1
         if self._probes == 0 and self.burst == self._limit:
             self.burst = max(1, min(self.burst, int(self._level) - 1))
@@ -287,3 +312,7 @@ class Limiter:
             self._step *= 2
         elif self.burst < self._limit:
             self.burst = min(self._limit, self.burst + max(1, self.burst // 8))
+
+
+def _spread(limit: int, window: float) -> float:
+    return min(SPREAD, window / (30 * limit))

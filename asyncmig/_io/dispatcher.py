@@ -1,0 +1,182 @@
+"""Between those who wait and what the limiter allows: one timer, and the bucket where the server has a small one.
+
+Everything is decided in `turn`, a plain function: it runs when somebody joins, when an answer comes and when the
+timer fires; it grants what may be granted and sets the timer for the rest. There is a task only while the bucket is
+waited for, and nothing at all when nobody waits.
+"""
+
+import asyncio
+import copy
+from collections.abc import Iterable
+from typing import final
+
+from aiolimiter import AsyncLimiter
+
+from asyncmig._core.endpoint import Lane
+from asyncmig._core.limiter import Limiter
+from asyncmig._io.waiters import Waiters
+from asyncmig.errors import AsyncmigError
+
+__all__ = ["TICK", "Dispatcher"]
+
+TICK = 1e-6
+"""Seconds by which an event loop may fire a timer early; waiting once more for them could go on for ever."""
+_TOKEN = 1.0 - 1e-9
+
+
+@final
+class Dispatcher:
+    """Gives the slots of one limiter to who waits for them."""
+
+    __slots__ = (
+        "_bucket",
+        "_bucket_shape",
+        "_closed",
+        "_fetching",
+        "_has_token",
+        "_loop",
+        "_recent",
+        "_timer",
+        "_window",
+        "granted",
+        "limiter",
+        "waiters",
+    )
+
+    def __init__(self, limiter: Limiter, *, window: float, recent: Iterable[float]) -> None:
+        self.limiter = limiter
+        self.waiters = Waiters()
+        self.granted = 0
+        self._window = window
+        self._recent = tuple(recent)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._bucket: AsyncLimiter | None = None
+        self._bucket_shape = (0, 0)
+        self._has_token = False
+        self._fetching: asyncio.Task[None] | None = None
+        self._closed: AsyncmigError | None = None
+
+    def now(self) -> float:
+        """Return the loop's time; the first call takes over what an earlier process used."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self.limiter.resume(self._recent, self._loop.time())
+        return self._loop.time()
+
+    # The way in
+
+    def enter_now(self) -> float | None:
+        """Take a slot if there is one and nobody waits: return when, or None. Raises what `close` was given."""
+        if self._closed is not None:
+            raise copy.copy(self._closed)
+        limiter = self.limiter
+        if self.waiters.count or limiter.burst < limiter.slots:
+            return None
+        now = self.now()
+        at = limiter.next_at(now)
+        return None if at is None or at > now else self._grant(now)
+
+    async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
+        """Wait for a slot, take it, and return when."""
+        waiter = self.waiters.join(lane, rank, ticket)
+        if self._timer is None:
+            self.turn()
+        try:
+            return await waiter
+        except BaseException:
+            self._gave_up(waiter, lane)
+            raise
+
+    def _gave_up(self, waiter: asyncio.Future[float], lane: Lane) -> None:
+        if waiter.cancel() or waiter.cancelled():
+            self.waiters.give_up(lane)
+            if not self.waiters.count:
+                self._rest()
+        elif waiter.exception() is None:  # cancelled in the very turn of its grant
+            self.unsent(waiter.result())
+
+    # The way out
+
+    def accepted(self, sent_at: float) -> None:
+        self.limiter.accepted(self.now(), sent_at=sent_at)
+        self._left()
+
+    def rejected(self, sent_at: float, retry_after: float | None) -> None:
+        self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
+        self._left()
+
+    def lost(self, sent_at: float) -> None:
+        self.limiter.lost(self.now(), sent_at=sent_at)
+        self._left()
+
+    def unsent(self, sent_at: float) -> None:
+        self.limiter.unsent(self.now(), sent_at=sent_at)
+        self.turn()
+
+    def _left(self) -> None:
+        """An answer makes nothing possible sooner than the timer, if there is one."""
+        if self._timer is None and self.waiters.count:
+            self.turn()
+
+    # Turns
+
+    def turn(self) -> None:
+        """Grant what may be granted now, and see to it that the rest has its turn."""
+        self._disarm()
+        while self.waiters.count and self._fetching is None:
+            now = self.now()
+            at = self.limiter.next_at(now)
+            if at is None:
+                return  # an answer will come
+            if at - now > TICK:
+                self._timer = asyncio.get_running_loop().call_at(at, self.turn)
+                return
+            if not self._has_token and self.limiter.burst < self.limiter.slots:
+                self._fetching = asyncio.create_task(self._fetch(), name="asyncmig gate")
+                return
+            if (waiter := self.waiters.next(self.granted)) is None:
+                return
+            self._has_token = False
+            waiter.set_result(self._grant(max(now, at)))
+
+    def _grant(self, now: float) -> float:
+        self.limiter.take(now)
+        self.granted += 1
+        return now
+
+    async def _fetch(self) -> None:
+        """Wait for a token of the bucket, alone: its own order, by amount, cannot matter."""
+        await self._take_token()
+        self._has_token, self._fetching = True, None
+        self.turn()
+
+    async def _take_token(self) -> None:
+        burst, slots = shape = (self.limiter.burst, self.limiter.slots)
+        bucket = self._bucket
+        if bucket is None or self._bucket_shape != shape:
+            bucket = AsyncLimiter(burst, burst * self._window / slots)
+            await bucket.acquire(burst)  # it starts empty: the server's is
+            self._bucket, self._bucket_shape = bucket, shape
+        # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
+        while not bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
+            await asyncio.sleep(self._window / slots)
+        await bucket.acquire(_TOKEN)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rest(self) -> None:
+        """Nobody waits: leave no timer and no task."""
+        self._disarm()
+        if self._fetching is not None:
+            self._fetching.cancel()
+            self._fetching = None
+
+    def close(self, error: AsyncmigError) -> None:
+        """End everybody who waits, and everybody who comes, with a copy of `error`."""
+        self._closed = error
+        self._rest()
+        self.waiters.end(error)
