@@ -7,8 +7,10 @@ from asyncmig.simulator.app import Serving, serve
 from asyncmig.simulator.clock import fast_loop
 from asyncmig.simulator.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.ledger import Ledger
+from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.runs import Pace
-from asyncmig.simulator.world import Reply, Request, World
+from asyncmig.simulator.variants import Variants
+from asyncmig.simulator.world import World
 
 __all__ = [
     "SCHEMAS",
@@ -19,6 +21,7 @@ __all__ = [
     "Reply",
     "Request",
     "Serving",
+    "Variants",
     "World",
     "fast_loop",
     "generate",

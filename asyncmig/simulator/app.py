@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from asyncmig.simulator.world import Reply, Request, World
+from asyncmig.simulator.messages import Reply, Request
+from asyncmig.simulator.world import World
 
 __all__ = ["Serving", "serve"]
 

@@ -36,6 +36,12 @@ class Ledger:
         self.detection: dict[str, float] = {}
         """By run: seconds from its end to the first read that showed it."""
 
+        self.decisions: list[tuple[str, int]] = []
+        """Decisions that were taken: the run, and which of its parks was answered."""
+
+    def note_decision(self, run_id: str, park: int) -> None:
+        self.decisions.append((run_id, park))
+
     def note(self, entry: Entry) -> None:
         self.entries.append(entry)
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
+from asyncmig.simulator.bodies import AnswerIn
+from asyncmig.simulator.messages import Json
 from asyncmig.simulator.tables import Flaw, Table, apply_action, bad_rows, find_flaws
+from asyncmig.simulator.variants import Variants
 
 __all__ = ["ImportRun", "Pace"]
 
-Json = dict[str, object]
 PARKS_ABOVE = 0.05
 """A run parks when more than this share of its rows would be dropped or duplicated."""
 _PROPOSED = {
@@ -46,7 +48,10 @@ class ImportRun:
     failure: str | None
     pace: Pace
     rng: Random
+    variants: Variants = field(default_factory=Variants)
     inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
+    parks: int = 0
+    """How often it has waited for a decision."""
     decided: int = 0
     rejected: bool = False
     attention: Json | None = None
@@ -65,9 +70,12 @@ class ImportRun:
         """Return the status at `now`; what must have happened until then happens here."""
         if self._settled is None and now >= self.settles_at:
             self._settle()
+        lasts = self.variants.park_lasts
+        if self._settled == "needs_attention" and lasts is not None and now >= self.settles_at + lasts:
+            self._settled, self.failure = "failed", "Nobody decided in time"
         if self._settled is not None:
             return self._settled
-        return "queued" if now < self.runs_from else "running"
+        return "queued" if now < self.runs_from else self.variants.strange_status or "running"
 
     @property
     def ended(self) -> bool:
@@ -84,12 +92,21 @@ class ImportRun:
         total = sum(len(table.rows) for table in self.tables)
         if self.rejected:
             self._settled = "failed"
+            if not self.variants.rejected_keeps:
+                for table, _ in self.inserted:
+                    table.rows.clear()
             self.failure = "Rejected by a person"
-        elif not self.decided and sum(bad_rows(flaws).values()) > PARKS_ABOVE * max(1, total):
+        elif self._asks(sum(bad_rows(flaws).values()), total):
             self._settled = "needs_attention"
+            self.parks += 1
             self._propose(flaws)
         else:
             self._settled = "completed"
+
+    def _asks(self, bad: int, total: int) -> bool:
+        if self.decided:
+            return self.variants.parks_twice and self.decided < 2 and bad > 0
+        return bad > PARKS_ABOVE * max(1, total)
 
     def _propose(self, flaws: Sequence[Flaw]) -> None:
         self._proposals = [(flaw, self._action(flaw)) for flaw in flaws]
@@ -134,22 +151,22 @@ class ImportRun:
             "allow_custom": flaw.kind == "strict",
         }
 
-    def decide(self, approve: bool, answers: Mapping[str, Mapping[str, str]], now: float) -> None:
+    def decide(self, approve: bool, answers: Mapping[str, AnswerIn], now: float) -> None:
         """Take a decision; the patch is applied at once, and the run goes on for a while."""
         if approve:
             for n, (flaw, action) in enumerate(self._proposals):
-                self._apply(flaw, action, answers.get(f"fq{n}", {}))
+                self._apply(flaw, action, answers.get(f"fq{n}"))
         else:
             self.rejected = True
         self.decided += 1
         self._settled = None
         self.runs_from, self.settles_at = now, now + (self.settles_at - self.created_at) / 2
 
-    def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: Mapping[str, str]) -> None:
-        if answer.get("option_id") == "b":
+    def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: AnswerIn | None) -> None:
+        if answer is not None and answer.option_id == "b":
             return
-        if "custom" in answer:
-            action = {"action": "set_value", "value": answer["custom"]}
+        if answer is not None and answer.custom is not None:
+            action = {"action": "set_value", "value": answer.custom}
         same = [
             each for each in find_flaws(self.tables) if (each.sheet_id, each.column, each.kind) == _what(flaw)
         ]
@@ -160,7 +177,7 @@ class ImportRun:
         """Return the run as a read shows it."""
         status = self.status(now)
         shown: Json = {"status": status}
-        if status in ("queued", "running"):
+        if status in ("queued", "running", self.variants.strange_status):
             done = (now - self.created_at) / max(1.0, self.settles_at - self.created_at)
             shown["progress_message"] = (
                 "Waiting to start" if status == "queued" else f"Mapping, {done:.0%} done"

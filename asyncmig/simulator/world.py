@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -10,10 +9,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
+from asyncmig.simulator.bodies import CompanyIn, DecisionIn, ExportIn, ImportIn, Malformed, UploadIn, read
+from asyncmig.simulator.exports import ExportRun
 from asyncmig.simulator.ledger import Entry, Ledger
 from asyncmig.simulator.limits import RateLimit, SlidingLog
-from asyncmig.simulator.runs import ImportRun, Json, Pace
+from asyncmig.simulator.messages import Json, Refusal, Reply, Request, drifted, json_reply
+from asyncmig.simulator.runs import ImportRun, Pace
 from asyncmig.simulator.tables import Schema, Table, Unreadable, find_flaws, read_csv, to_table
+from asyncmig.simulator.variants import Variants
 
 __all__ = ["Refusal", "Reply", "Request", "World"]
 
@@ -21,34 +24,6 @@ _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _UPLOAD_LIVES = 3600.0
 _PREFIX = "/api/v1"
 _COMPANY = f"{_PREFIX}/companies/(?P<company>[^/]+)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What came in; header names in lower case."""
-
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict[str, str])
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What goes out."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-
-
-class Refusal(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,17 +43,16 @@ class _Company:
     external_id: str | None
     schemas: list[Schema]
     tables: list[Table]
+    sheets: list[Json] = field(default_factory=list[Json])
+    connected: bool = False
     uploads: dict[str, _Upload] = field(default_factory=dict[str, _Upload])
     runs: dict[str, ImportRun] = field(default_factory=dict[str, ImportRun])
-    keys: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
-    """Idempotency keys: payload and run id."""
+    exports: dict[str, ExportRun] = field(default_factory=dict[str, ExportRun])
+    keys: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
+    """Idempotency keys of imports and exports (under `i` and `e`): payload and run id."""
 
 
 Handler = Callable[["World", Request, Mapping[str, str], float], Reply]
-
-
-def _json(status: int, value: object) -> Reply:
-    return Reply(status=status, body=json.dumps(value).encode())
 
 
 @final
@@ -86,7 +60,7 @@ class World:
     """One account of the Migration API.
 
     `limit`: makes the rate limit of an endpoint (or of the key, with `scope="key"`). `storage_url` is where signed
-    upload URLs point to; whoever serves the world sets it.
+    upload URLs point to; whoever serves the world sets it. `variants`: what it does where the contract is silent.
     """
 
     def __init__(
@@ -99,6 +73,7 @@ class World:
         limit: Callable[[], RateLimit] = lambda: SlidingLog(100),
         scope: str = "endpoint",
         pace: Pace | None = None,
+        variants: Variants | None = None,
     ) -> None:
         self.key = key
         self.sources = dict(sources)
@@ -109,6 +84,7 @@ class World:
         self._limit, self._scope = limit, scope
         self._limits: dict[str, RateLimit] = {}
         self._pace = pace or Pace()
+        self.variants = variants or Variants()
         self._companies: dict[str, _Company] = {}
         self._pending: dict[str, tuple[str, str]] = {}
         """Signed tokens: company and upload reference."""
@@ -119,7 +95,7 @@ class World:
             match = pattern.fullmatch(request.path)
             if match and method == request.method:
                 return self._noted(request, template, match.groupdict(), handler, now)
-        return _json(404, {"error": "No such route"})
+        return json_reply(404, {"error": "No such route"})
 
     def _noted(
         self, request: Request, template: str, ids: Mapping[str, str], handler: Handler, now: float
@@ -136,16 +112,23 @@ class World:
         self, request: Request, template: str, ids: Mapping[str, str], handler: Handler, now: float
     ) -> Reply:
         if request.headers.get("x-api-key") != self.key:
-            return _json(401, {"error": "Invalid API key"})
+            return json_reply(401, {"error": "Invalid API key"})
         name = "*" if self._scope == "key" else f"{request.method} {template}"
         if name not in self._limits:
             self._limits[name] = self._limit()
         if not self._limits[name].allow(now):
-            return _json(429, {"error": "Too many requests"})
+            return json_reply(429, {"error": "Too many requests"})
         try:
             return handler(self, request, ids, now)
+        except Malformed as malformed:
+            status, text = 400, str(malformed)
         except Refusal as refusal:
-            return _json(refusal.status, {"error": refusal.text})
+            status, text = refusal.status, refusal.text
+        return (
+            json_reply(status, {"error": text})
+            if self.variants.error_body
+            else Reply(status=status, body=b"")
+        )
 
     def _note_reading(self, ids: Mapping[str, str], now: float) -> None:
         run = self._companies[ids["company"]].runs[ids["run"]]
@@ -156,22 +139,23 @@ class World:
         """Answer a request to the storage's host: a PUT to a signed URL, once."""
         if "x-api-key" in request.headers:
             self.ledger.key_leaks += 1
-            return _json(400, {"error": "The API key does not belong here"})
+            return json_reply(400, {"error": "The API key does not belong here"})
         company_id, ref = self._pending.get(request.path.removeprefix("/"), ("", ""))
         if request.method != "PUT" or not ref:
-            return _json(403, {"error": "The signature is not valid"})
+            return json_reply(403, {"error": "The signature is not valid"})
         upload = self._companies[company_id].uploads[ref]
         if upload.content is not None or now > upload.expires_at:
-            return _json(403, {"error": "The URL has expired"})
+            return json_reply(403, {"error": "The URL has expired"})
         if request.headers.get("content-type") != upload.content_type or len(request.body) != upload.size:
-            return _json(403, {"error": "Content-Type or size is not what was signed"})
+            return json_reply(403, {"error": "Content-Type or size is not what was signed"})
         upload.content = request.body
         return Reply(status=200, body=b"", content_type="text/plain")
 
     # Routes
 
     def list_sources(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        return _json(
+        self._require(self.variants.catalogue)
+        return json_reply(
             200,
             {
                 "sources": [
@@ -181,24 +165,22 @@ class World:
         )
 
     def list_templates(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        return _json(200, {"templates": [_describe(schema) for schema in self.schemas.values()]})
+        self._require(self.variants.catalogue)
+        return json_reply(200, {"templates": [_describe(schema) for schema in self.schemas.values()]})
 
     def create_company(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        body = _body(request)
-        name, source, external_id = _text(body, "name"), _text(body, "source"), body.get("external_id")
-        if source not in self.sources:
+        body = read(request.body, CompanyIn)
+        if body.source not in self.sources:
             raise Refusal(404, "Source not found")
-        if external_id is not None and not (
-            isinstance(external_id, str) and _EXTERNAL_ID.fullmatch(external_id)
-        ):
+        if body.external_id is not None and not _EXTERNAL_ID.fullmatch(body.external_id):
             raise Refusal(400, "external_id is malformed")
-        for other in self._companies.values():
-            if external_id is not None and other.external_id == external_id:
-                raise Refusal(409, "A company with this external_id exists")
-            if (other.name, other.source) == (name, source):
-                raise Refusal(400, "A company of this name exists for the source")
-        wanted = body.get("template_ids") or list(self.schemas)
-        if not isinstance(wanted, list) or not all(each in self.schemas for each in wanted):
+        taken = self._taken(body)
+        if isinstance(taken, _Company):
+            return self._created(taken, status=200)
+        if taken is not None:
+            raise taken
+        wanted = body.template_ids or list(self.schemas)
+        if not all(each in self.schemas for each in wanted):
             raise Refusal(400, "template_ids names a template that does not exist")
         schemas = [self.schemas[each] for each in wanted]
         tables = [
@@ -207,69 +189,92 @@ class World:
         ]
         company = _Company(
             id=self._id(),
-            name=name,
-            source=source,
-            external_id=external_id if isinstance(external_id, str) else None,
+            name=body.name,
+            source=body.source,
+            external_id=body.external_id,
             schemas=schemas,
             tables=tables,
+            sheets=[
+                {"id": table.sheet_id, "name": table.name, "template_id": schema.id}
+                for table, schema in zip(tables, schemas, strict=True)
+            ],
+            connected=bool(body.connections),
         )
         self._companies[company.id] = company
-        sheets = [
-            {"id": table.sheet_id, "name": table.name, "template_id": schema.id}
-            for table, schema in zip(tables, schemas, strict=True)
-        ]
+        return self._created(company, status=201)
+
+    def _taken(self, body: CompanyIn) -> "_Company | Refusal | None":
+        """Return what stands in the way of a new company, in the order in which this server looks."""
+        found: list[_Company | Refusal] = []
+        for other in self._companies.values():
+            if body.external_id is not None and other.external_id == body.external_id:
+                known = (
+                    other
+                    if self.variants.existing
+                    else Refusal(409, "A company with this external_id exists")
+                )
+                found.insert(0, known)
+            if (other.name, other.source) == (body.name, body.source):
+                found.append(Refusal(400, "A company of this name exists for the source"))
+        if self.variants.name_first and not self.variants.existing:
+            found.reverse()
+        return found[0] if found else None
+
+    def _created(self, company: _Company, *, status: int) -> Reply:
         shown = {
             "id": company.id,
-            "name": name,
-            "external_id": external_id,
+            "name": company.name,
+            "external_id": company.external_id,
             "created_at": "2026-01-01T00:00:00Z",
         }
-        return _json(
-            201,
+        connection = {"id": self._id(), "kind": "destination", "creds_configured": True}
+        return self._shown(
+            status,
             {
                 "company": shown,
                 "workbook_id": self._id(),
-                "sheets": sheets,
-                "connections": [],
+                "sheets": company.sheets,
+                "connections": [connection] if company.connected else [],
                 "magic_link_url": f"https://app.invalid/magic/{self._id()}",
             },
         )
 
     def create_upload(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        company, body = self._company(ids), _body(request)
-        size = body.get("size")
-        if not isinstance(size, int) or size <= 0:
+        company, body = self._company(ids), read(request.body, UploadIn)
+        if body.size <= 0:
             raise Refusal(400, "size must be a positive number of bytes")
         ref, token = self._id(), self._id()
         company.uploads[ref] = _Upload(
-            name=_text(body, "name"),
-            content_type=_text(body, "content_type"),
-            size=size,
-            expires_at=now + _UPLOAD_LIVES,
+            name=body.name, content_type=body.content_type, size=body.size, expires_at=now + _UPLOAD_LIVES
         )
         self._pending[token] = (company.id, ref)
-        return _json(201, {"upload_url": f"{self.storage_url}/{token}", "upload_ref": ref})
+        return self._shown(201, {"upload_url": f"{self.storage_url}/{token}", "upload_ref": ref})
 
     def start_import(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        company, body = self._company(ids), _body(request)
-        key = _text(body, "idempotency_key")
-        payload = json.dumps({name: body.get(name) for name in ("files", "rows")}, sort_keys=True)
-        if key in company.keys:
-            known, run_id = company.keys[key]
-            if known != payload:
-                raise Refusal(409, "The idempotency key was used with another payload")
-            return self._started(company, company.runs[run_id], now, status=200)
+        company, body = self._company(ids), read(request.body, ImportIn)
+        known = self._known(company, f"i{body.idempotency_key}", body.payload())
+        if known is not None:
+            present = company.runs[known].status(now)
+            return self._started(company, "imports", known, present, replay=True)
         if any(run.status(now) and not run.ended for run in company.runs.values()):
             raise Refusal(409, "Another import is running")
         run = self._new_run(company, body, now)
         company.runs[run.id] = run
-        company.keys[key] = (payload, run.id)
-        return self._started(company, run, now, status=201)
+        company.keys[f"i{body.idempotency_key}"] = (body.payload(), run.id)
+        return self._started(company, "imports", run.id, run.status(now))
 
-    def _new_run(self, company: _Company, body: Json, now: float) -> ImportRun:
-        if bool(body.get("files")) == bool(body.get("rows")):
+    def _known(self, company: _Company, key: str, payload: bytes) -> str | None:
+        """Return the run that an idempotency key stands for; refuse another payload."""
+        known, run_id = company.keys.get(key, (payload, None))
+        if known != payload:
+            raise Refusal(409, "The idempotency key was used with another payload")
+        return run_id
+
+    def _new_run(self, company: _Company, body: ImportIn, now: float) -> ImportRun:
+        if bool(body.files) == bool(body.rows):
             raise Refusal(400, "Give either files or rows")
-        failure, inserted = None, []
+        failure: str | None = None
+        inserted: list[tuple[Table, list[list[str]]]] = []
         try:
             for header, records, name in _contents(company, body):
                 inserted.append(self._place(company, header, records, name))
@@ -280,9 +285,10 @@ class World:
             created_at=now,
             tables=company.tables,
             failure=failure,
-            inserted=inserted,
             pace=self._pace,
             rng=self.rng,
+            inserted=inserted,
+            variants=self.variants,
         )
 
     def _place(
@@ -296,39 +302,93 @@ class World:
         company.tables.append(table)
         return table, rows
 
-    def _started(self, company: _Company, run: ImportRun, now: float, *, status: int) -> Reply:
-        path = f"{_PREFIX}/companies/{company.id}/imports/{run.id}"
-        return _json(status, {"run_id": run.id, "status": run.status(now), "poll_url": path})
+    def _started(
+        self,
+        company: _Company,
+        kind: str,
+        run_id: str,
+        status: str,
+        *,
+        replay: bool = False,
+        code: int | None = None,
+    ) -> Reply:
+        path = f"{_PREFIX}/companies/{company.id}/{kind}/{run_id}"
+        foreign = self.variants.poll_url == "foreign"
+        queued = replay and self.variants.replay_shows == "queued"
+        return self._shown(
+            code or (self.variants.replay_status if replay else 201),
+            {
+                "run_id": run_id,
+                "status": "queued" if queued else status,
+                "poll_url": f"https://elsewhere.invalid{path}" if foreign else path,
+            },
+        )
 
     def read_import(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        return _json(200, self._run(ids).describe(now))
+        run = self._run(ids)
+        if now < run.created_at + self.variants.lag:
+            raise Refusal(404, "Run not found")
+        return self._shown(200, run.describe(now))
 
     def list_imports(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         runs = list(reversed(self._company(ids).runs.values()))
-        described = [{"run_id": run.id, **run.describe(now)} for run in runs]
-        if request.query.get("status") == "active":
-            active = [shown for shown, run in zip(described, runs, strict=True) if not run.ended]
-            return _json(200, active[0] if active else {"run": None})
-        return _json(200, {"imports": described})
+        if request.query.get("status") != "active":
+            return self._shown(200, {"imports": [{"run_id": run.id, **run.describe(now)} for run in runs]})
+        for run in runs:
+            shown = run.describe(now)
+            if not run.ended:
+                named = shown if self.variants.active == "anonymous" else {"run_id": run.id, **shown}
+                return self._shown(200, {"run": named} if self.variants.active == "wrapped" else named)
+        return json_reply(200, {"run": None})
 
     def decide(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
-        run, body = self._run(ids), _body(request)
-        decision = body.get("decision")
-        if decision not in ("approve", "reject"):
+        run, body = self._run(ids), read(request.body, DecisionIn)
+        if body.decision not in ("approve", "reject"):
             raise Refusal(400, "decision must be approve or reject")
         if run.status(now) != "needs_attention":
             raise Refusal(409, "The run is not waiting for a decision")
-        answers = body.get("answers") or []
-        if not isinstance(answers, list):
-            raise Refusal(400, "answers must be a list")
-        run.decide(decision == "approve", {answer["question_id"]: answer for answer in answers}, now)
-        return self._started(self._company(ids), run, now, status=200)
+        self.ledger.note_decision(run.id, run.parks)
+        run.decide(body.decision == "approve", {answer.question_id: answer for answer in body.answers}, now)
+        return self._started(self._company(ids), "imports", run.id, run.status(now), code=200)
+
+    def start_export(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        company, body = self._company(ids), read(request.body, ExportIn)
+        known = self._known(company, f"e{body.idempotency_key}", body.payload())
+        if known is not None:
+            return self._started(company, "exports", known, company.exports[known].status(now), replay=True)
+        if body.mode not in ("full", "canary"):
+            raise Refusal(400, "mode must be full or canary")
+        if not company.connected and self.variants.unconnected_export == "refused":
+            raise Refusal(400, "No destination is connected")
+        wanted = body.selection.template_ids if body.selection else None
+        tables = [
+            t for t in company.tables if wanted is None or (t.schema is not None and t.schema.id in wanted)
+        ]
+        run = ExportRun(
+            id=self._id(),
+            created_at=now,
+            mode=body.mode,
+            tables=tables,
+            connected=company.connected,
+            rng=Random(self.rng.random()),
+        )
+        company.exports[run.id] = run
+        company.keys[f"e{body.idempotency_key}"] = (body.payload(), run.id)
+        return self._started(company, "exports", run.id, run.status(now))
+
+    def read_export(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        run = self._company(ids).exports.get(ids["run"])
+        if run is None:
+            raise Refusal(404, "Run not found")
+        return self._shown(200, run.describe(now))
 
     def download(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         company = self._company(ids)
         only_valid = request.query.get("filter", "valid") != "all"
         sheet_id = request.query.get("sheet_id")
         if sheet_id is None:
+            if self.variants.zip_status != 200:
+                raise Refusal(self.variants.zip_status, "There is no archive of all sheets")
             archive = io.BytesIO()
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
                 for table in company.tables:
@@ -352,6 +412,13 @@ class World:
         if run is None:
             raise Refusal(404, "Run not found")
         return run
+
+    def _require(self, offered: bool) -> None:
+        if not offered:
+            raise Refusal(404, "No such route")
+
+    def _shown(self, status: int, value: Json) -> Reply:
+        return json_reply(status, drifted(value) if self.variants.drift else value)
 
     def _id(self) -> str:
         text = f"{self.rng.getrandbits(128):032x}"
@@ -385,31 +452,17 @@ def _describe(schema: Schema) -> Json:
     }
 
 
-def _body(request: Request) -> Json:
-    try:
-        body = json.loads(request.body)
-    except ValueError:
-        raise Refusal(400, "The body is not JSON") from None
-    if not isinstance(body, dict):
-        raise Refusal(400, "The body is not an object")
-    return body
-
-
-def _text(body: Json, name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not value:
-        raise Refusal(400, f"{name} is required")
-    return value
-
-
-def _contents(company: _Company, body: Json) -> Iterable[tuple[list[str], list[list[str]], str]]:
+def _contents(company: _Company, body: ImportIn) -> Iterable[tuple[list[str], list[list[str]], str]]:
     """Yield header, records and name of each file of an import, or of its rows."""
-    rows, files = body.get("rows"), body.get("files")
-    if isinstance(rows, list):
-        header = list(dict.fromkeys(name for row in rows for name in row))
-        yield header, [[str(row.get(name, "")) for name in header] for row in rows], "Rows"
-    for file in files if isinstance(files, list) else ():
-        upload = company.uploads.get(file.get("upload_ref"))
+    if body.rows:
+        header = list(dict.fromkeys(name for row in body.rows for name in row))
+        yield (
+            header,
+            [["" if row.get(n) is None else str(row[n]) for n in header] for row in body.rows],
+            "Rows",
+        )
+    for file in body.files or ():
+        upload = company.uploads.get(file.upload_ref)
         if upload is None:
             raise Refusal(400, "upload_ref is not known")
         if upload.content is None:
@@ -439,6 +492,13 @@ _ROUTES: list[tuple[str, re.Pattern[str], str, Handler]] = [
         ("POST", f"{_COMPANY}/uploads", "/companies/{id}/uploads", World.create_upload),
         ("POST", f"{_COMPANY}/imports", "/companies/{id}/imports", World.start_import),
         ("POST", f"{_RUN}/decisions", "/companies/{id}/imports/{run_id}/decisions", World.decide),
+        ("POST", f"{_COMPANY}/exports", "/companies/{id}/exports", World.start_export),
+        (
+            "GET",
+            f"{_COMPANY}/exports/(?P<run>[^/]+)",
+            "/companies/{id}/exports/{run_id}",
+            World.read_export,
+        ),
         ("GET", f"{_PREFIX}/sources", "/sources", World.list_sources),
         ("GET", f"{_PREFIX}/templates", "/templates", World.list_templates),
     )

@@ -1,0 +1,59 @@
+"""What goes in and out of a world."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+__all__ = ["Json", "Refusal", "Reply", "Request", "drifted", "json_reply"]
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What came in; header names in lower case."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What goes out."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+def json_reply(status: int, value: object) -> Reply:
+    return Reply(status=status, body=json.dumps(value).encode())
+
+
+def drifted(value: object) -> object:
+    """Return a reply as a later version of a preview API may send it; what is required stays what it is.
+
+    Numbers come as strings, empty lists not at all, and every object has a field that nobody knows.
+    """
+    if isinstance(value, dict):
+        fields = cast("Json", value)
+        return {
+            "nobody_knows": {"since": "v2"},
+            **{n: drifted(each) for n, each in fields.items() if each != []},
+        }
+    if isinstance(value, list):
+        return [drifted(each) for each in cast("list[object]", value)]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
