@@ -4,41 +4,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts
-from asyncmig.simulator import Reply, Request, World
+from asyncmig.simulator import Fault, Request, World
 
 KEY = "key-that-nobody-may-see"
 BASE_URL = "https://api.test/api/v1"
 STORAGE_URL = "https://storage.test"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What becomes of one request. Each field is one way in which it goes wrong."""
-
-    lost_before: bool = False
-    """It never arrives."""
-    refused: bool = False
-    """Nobody listens: it cannot have arrived."""
-    lost_after: bool = False
-    """It is processed, and no answer comes."""
-    cut_to: int | None = None
-    """Only so many bytes of the body come, and then the connection breaks."""
-    truncated_to: int | None = None
-    """Only so many bytes of the body come, and the length agrees."""
-    hangs: bool = False
-    """It is processed; nothing comes until the client gives up."""
-    instead: Reply | None = None
-    """Something before the server answers this, and the server does not see it."""
-    afterwards: Reply | None = None
-    """The server processes it, and this is answered."""
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    change: Callable[[bytes], bytes] | None = None
-    """What becomes of the body of a success."""
 
 
 @dataclass
@@ -110,20 +85,17 @@ class InProcess:
             raise Lost("ClientConnectorError", sent=False)
         if fault.lost_before:
             raise Lost("ServerDisconnectedError", sent=True)
-        reply = fault.instead or handle(request, loop.time())
-        reply = fault.afterwards or reply
+        reply = fault.reply(lambda: handle(request, loop.time()))
         if fault.hangs:
             await asyncio.sleep(timeouts.total or timeouts.stall or 0.0)
             raise Lost("TimeoutError", sent=True, timed_out=True)
         await asyncio.sleep(delay / 2)
         if fault.lost_after:
             raise Lost("ServerDisconnectedError", sent=True)
-        content = fault.change(reply.body) if fault.change and reply.status < 300 else reply.body
-        keep = fault.cut_to if fault.cut_to is not None else fault.truncated_to
         return _Answer(
             status=reply.status,
-            headers={"Content-Type": reply.content_type, **fault.headers},
-            body=content if keep is None else content[:keep],
+            headers={"Content-Type": reply.content_type, **reply.headers},
+            body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
             cut=fault.cut_to is not None,
         )
 

@@ -6,15 +6,19 @@ It knows the contract and nothing of the client.
 from asyncmig.simulator.app import Serving, serve
 from asyncmig.simulator.clock import fast_loop
 from asyncmig.simulator.data import SCHEMAS, SOURCES, Plan, generate
-from asyncmig.simulator.ledger import Ledger
+from asyncmig.simulator.faults import FAULTS, Fault, Faults
+from asyncmig.simulator.ledger import Ledger, Verdict
 from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.runs import Pace
 from asyncmig.simulator.variants import Variants
 from asyncmig.simulator.world import World
 
 __all__ = [
+    "FAULTS",
     "SCHEMAS",
     "SOURCES",
+    "Fault",
+    "Faults",
     "Ledger",
     "Pace",
     "Plan",
@@ -22,6 +26,7 @@ __all__ = [
     "Request",
     "Serving",
     "Variants",
+    "Verdict",
     "World",
     "fast_loop",
     "generate",

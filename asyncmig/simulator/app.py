@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from asyncmig.simulator.faults import Faults
 from asyncmig.simulator.messages import Reply, Request
-from asyncmig.simulator.world import World
+from asyncmig.simulator.world import World, endpoint_of
 
 __all__ = ["Serving", "serve"]
 
 _LARGEST = 2 * 1024**3
+_FOR_EVER = 86_400.0
+_Handle = Callable[[Request, float], Reply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,17 @@ class Serving:
 
 @asynccontextmanager
 async def serve(
-    world: World, *, host: str = "127.0.0.1", port: int = 0, storage_port: int = 0
+    world: World,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    storage_port: int = 0,
+    faults: Faults | None = None,
 ) -> AsyncGenerator[Serving]:
     """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's."""
-    storage, storage_port = await _start(world.storage, host, storage_port)
-    api, port = await _start(world.handle, host, port)
+    faults = faults or Faults()
+    storage, storage_port = await _start(_handler(world.storage, faults), host, storage_port)
+    api, port = await _start(_handler(world.handle, faults), host, port)
     world.storage_url = f"http://{host}:{storage_port}"
     try:
         yield Serving(f"http://{host}:{port}/api/v1", world)
@@ -40,10 +49,10 @@ async def serve(
 
 
 async def _start(
-    handle: Callable[[Request, float], Reply], host: str, port: int
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], host: str, port: int
 ) -> tuple[web.AppRunner, int]:
     app = web.Application(client_max_size=_LARGEST)
-    app.router.add_route("*", "/{path:.*}", _handler(handle))
+    app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
@@ -51,9 +60,7 @@ async def _start(
     return runner, int(address[1])
 
 
-def _handler(
-    handle: Callable[[Request, float], Reply],
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         asked = Request(
             method=request.method,
@@ -62,9 +69,28 @@ def _handler(
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await request.read(),
         )
-        reply = handle(asked, asyncio.get_running_loop().time())
-        return web.Response(
-            status=reply.status, body=reply.body, headers={"Content-Type": reply.content_type}
-        )
+        loop = asyncio.get_running_loop()
+        fault = faults.pick(endpoint_of(asked), loop.time())
+        if fault.lost_before or fault.refused:
+            return _break_off(request, web.Response())
+        reply = fault.reply(lambda: handle(asked, loop.time()))
+        if fault.hangs:
+            await asyncio.sleep(_FOR_EVER)
+        if fault.lost_after:
+            return _break_off(request, web.Response())
+        headers = {**reply.headers, "Content-Type": reply.content_type}
+        if fault.cut_to is None:
+            return web.Response(status=reply.status, body=reply.body, headers=headers)
+        headers["Content-Length"] = str(len(reply.body) + 1)
+        response = web.StreamResponse(status=reply.status, headers=headers)
+        await response.prepare(request)
+        await response.write(reply.body[: fault.cut_to])
+        return _break_off(request, response)
 
     return answer
+
+
+def _break_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    if request.transport is not None:
+        request.transport.abort()
+    return response

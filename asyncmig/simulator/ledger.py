@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "Verdict"]
 
+_HASTY = 1.5
 _POLLS = ("/imports/{run_id}", "/exports/{run_id}")
 
 
@@ -25,6 +27,31 @@ class Entry:
         return f"{self.method} {self.template}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How often a client has done what it should not."""
+
+    over_the_limit: int
+    """Requests that were answered 429."""
+    key_leaks: int
+    """Requests that carried the API key to the storage's host."""
+    duplicate_imports: int
+    """Imports of rows that the company had got already."""
+    duplicate_companies: int
+    polls_after_the_end: int
+    """Reads of a run after one that showed its end."""
+    hasty_polls: int
+    """Reads of a run less than 1.5 s after the one before."""
+    blind_decisions: int
+    """Decisions about a park that had not been read."""
+    after_refusal: int
+    """Requests after the first one that was answered 401."""
+    malformed: int
+    """Requests that were answered 400."""
+    unaccounted: int
+    """Imports that ended, and nobody read it."""
+
+
 @final
 class Ledger:
     """Keeps the entries, and answers questions about them."""
@@ -36,17 +63,45 @@ class Ledger:
         self.detection: dict[str, float] = {}
         """By run: seconds from its end to the first read that showed it."""
 
+        self.readings: dict[str, list[tuple[float, int]]] = {}
+        """By run: when it was read, and at which of its parks it then was."""
+        self.end_read_at: dict[str, float] = {}
         self.decisions: list[tuple[str, int]] = []
         """Decisions that were taken: the run, and which of its parks was answered."""
 
     def note_decision(self, run_id: str, park: int) -> None:
         self.decisions.append((run_id, park))
 
+    def note_reading(self, run_id: str, park: int, now: float) -> None:
+        self.readings.setdefault(run_id, []).append((now, park))
+
+    def verdict(self, *, duplicate_imports: int, duplicate_companies: int, unaccounted: int) -> Verdict:
+        """Return what a client has done wrong, with what only the world can tell."""
+        statuses = [entry.status for entry in self.entries]
+        refused = statuses.index(401) if 401 in statuses else len(statuses)
+        shown = {(run_id, park) for run_id, readings in self.readings.items() for _, park in readings}
+        times = [[at for at, _ in readings] for readings in self.readings.values()]
+        return Verdict(
+            over_the_limit=self.over_the_limit,
+            key_leaks=self.key_leaks,
+            duplicate_imports=duplicate_imports,
+            duplicate_companies=duplicate_companies,
+            polls_after_the_end=sum(
+                at > ended for run_id, ended in self.end_read_at.items() for at, _ in self.readings[run_id]
+            ),
+            hasty_polls=sum(late - early < _HASTY for reads in times for early, late in pairwise(reads)),
+            blind_decisions=sum(decision not in shown for decision in self.decisions),
+            after_refusal=max(0, len(statuses) - refused - 1),
+            malformed=statuses.count(400),
+            unaccounted=unaccounted,
+        )
+
     def note(self, entry: Entry) -> None:
         self.entries.append(entry)
 
     def note_end(self, run_id: str, *, ended_at: float, read_at: float) -> None:
         self.detection.setdefault(run_id, read_at - ended_at)
+        self.end_read_at.setdefault(run_id, read_at)
 
     @property
     def over_the_limit(self) -> int:

@@ -50,6 +50,8 @@ class ImportRun:
     rng: Random
     variants: Variants = field(default_factory=Variants)
     inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
+    digest: str = ""
+    """Of the rows that came."""
     parks: int = 0
     """How often it has waited for a decision."""
     decided: int = 0

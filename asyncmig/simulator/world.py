@@ -1,9 +1,11 @@
 """The server's state: a request and `now` go in, a reply comes out. It knows the contract and no client."""
 
 import csv
+import hashlib
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -11,7 +13,7 @@ from typing import final
 
 from asyncmig.simulator.bodies import CompanyIn, DecisionIn, ExportIn, ImportIn, Malformed, UploadIn, read
 from asyncmig.simulator.exports import ExportRun
-from asyncmig.simulator.ledger import Entry, Ledger
+from asyncmig.simulator.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.limits import RateLimit, SlidingLog
 from asyncmig.simulator.messages import Json, Refusal, Reply, Request, drifted, json_reply
 from asyncmig.simulator.runs import ImportRun, Pace
@@ -131,7 +133,10 @@ class World:
         )
 
     def _note_reading(self, ids: Mapping[str, str], now: float) -> None:
-        run = self._companies[ids["company"]].runs[ids["run"]]
+        run = self._companies[ids["company"]].runs.get(ids["run"])
+        if run is None:
+            return
+        self.ledger.note_reading(run.id, run.parks, now)
         if run.ended:
             self.ledger.note_end(run.id, ended_at=run.settles_at, read_at=now)
 
@@ -289,6 +294,7 @@ class World:
             rng=self.rng,
             inserted=inserted,
             variants=self.variants,
+            digest=hashlib.sha256(repr([rows for _, rows in inserted]).encode()).hexdigest(),
         )
 
     def _place(
@@ -424,6 +430,23 @@ class World:
         text = f"{self.rng.getrandbits(128):032x}"
         return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
+    def verdict(self, now: float) -> Verdict:
+        """Return what a client of this world has done wrong."""
+        unread = duplicates = 0
+        for company in self._companies.values():
+            good: set[str] = set()
+            for run in company.runs.values():
+                run.status(now)
+                unread += run.ended and run.id not in self.ledger.detection
+                duplicates += run.failure is None and run.digest in good
+                good |= {run.digest} if run.failure is None else set()
+        names = Counter((company.name, company.source) for company in self._companies.values())
+        return self.ledger.verdict(
+            duplicate_imports=duplicates,
+            duplicate_companies=sum(count - 1 for count in names.values()),
+            unaccounted=unread,
+        )
+
     def parked(self, external_id: str) -> bool:
         """Return whether an import of this customer has ever waited for a decision."""
         companies = [each for each in self._companies.values() if each.external_id == external_id]
@@ -503,3 +526,11 @@ _ROUTES: list[tuple[str, re.Pattern[str], str, Handler]] = [
         ("GET", f"{_PREFIX}/templates", "/templates", World.list_templates),
     )
 ]
+
+
+def endpoint_of(request: Request) -> str:
+    """Return method and route template of a request; `PUT storage` for an upload."""
+    for method, pattern, template, _ in _ROUTES:
+        if method == request.method and pattern.fullmatch(request.path):
+            return f"{method} {template}"
+    return f"{request.method} storage"
