@@ -1,12 +1,43 @@
 """Callers in front of a gate, and a server that counts in its own way behind it."""
 
 import asyncio
+import selectors
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 from asyncmig import Gate
 from asyncmig._core.endpoint import Lane
 from asyncmig.simulator.limits import RateLimit
+
+T = TypeVar("T")
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """What looptime does, without its care for real I/O: ten times as fast, for loads of thousands of callers."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        selector = selectors.DefaultSelector()
+        select = selector.select
+
+        def jump(timeout: float | None = None) -> object:
+            assert timeout is not None, "everybody waits, and nobody will be woken"
+            self._at += max(0.0, timeout)
+            return select(0)
+
+        selector.select = jump  # type: ignore[method-assign, assignment]
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self._at
+
+
+def run(main: Coroutine[object, object, T]) -> T:
+    """Run `main` where waiting takes no time."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(main)
 
 
 @dataclass

@@ -227,7 +227,7 @@ class Limiter:
             self._review(now)
 
     def _fill(self) -> None:
-        """All slots are taken. That they come back as believed is to be proven the first time, with a slower burst."""
+        """All slots are taken. That they come back as believed is to be proven once, by a slower burst."""
         self._busy = True
         if not self._was_full:
             self._was_full, self._proven = True, 0

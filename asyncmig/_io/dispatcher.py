@@ -79,6 +79,7 @@ class Dispatcher:
 
     async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
         """Wait for a slot, take it, and return when."""
+        self._loop = asyncio.get_running_loop()
         waiter = self.waiters.join(lane, rank, ticket)
         if self._timer is None:
             self.turn()
@@ -124,16 +125,16 @@ class Dispatcher:
     def turn(self) -> None:
         """Grant what may be granted now, and see to it that the rest has its turn."""
         self._disarm()
-        while self.waiters.count and self._fetching is None:
+        while self._loop is not None and self.waiters.count and self._fetching is None:
             now = self.now()
             at = self.limiter.next_at(now)
             if at is None:
                 return  # an answer will come
             if at - now > TICK:
-                self._timer = asyncio.get_running_loop().call_at(at, self.turn)
+                self._timer = self._loop.call_at(at, self.turn)
                 return
             if not self._has_token and self.limiter.burst < self.limiter.slots:
-                self._fetching = asyncio.create_task(self._fetch(), name="asyncmig gate")
+                self._fetching = self._loop.create_task(self._fetch(), name="asyncmig gate")
                 return
             if (waiter := self.waiters.next(self.granted)) is None:
                 return

@@ -1,10 +1,13 @@
 """The line before a budget: order, cancellation, close; nobody stranded, no slot lost."""
 
 import asyncio
+import gc
+import os
+import weakref
 from random import Random
 
 import pytest
-from gateload import Load, most_in_a_window
+from gateload import Load, most_in_a_window, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +117,7 @@ async def test_a_cancelled_waiter_costs_nobody_a_window(granted_first: bool) -> 
     first, second = asyncio.create_task(use(gate)), asyncio.create_task(use(gate))
     await settle()
     loop.call_at(60.05 if granted_first else 1.0, first.cancel)
-    assert await second == pytest.approx(60.05, abs=0.03)
+    assert await second == pytest.approx(60.05, abs=0.05)
     assert first.cancelled()
     assert not tasks()
 
@@ -267,18 +270,72 @@ async def test_no_window_can_hold_more_arrivals_than_the_limit(data: st.DataObje
     assert not tasks()
 
 
-@pytest.mark.parametrize("seed", range(20))
-async def test_a_storm_of_cancellations_slows_nobody(seed: int) -> None:
-    rng = Random(seed)
-    gate, load = Gate(rng=rng), Load(SlidingLog(100), rng)
-    running = [asyncio.create_task(load.call(gate)) for _ in range(400)]
-    loop = asyncio.get_running_loop()
-    for task in rng.sample(running, 200):
-        loop.call_later(rng.uniform(0.0, 150.0), task.cancel)
-    await asyncio.gather(*running, return_exceptions=True)
+@pytest.mark.parametrize("seed", range(int(os.environ.get("GATE_SEEDS", "20"))))
+def test_a_storm_of_cancellations_slows_nobody(seed: int) -> None:
+    """Half of 2,000 callers give up, wherever they are: the rest is served at the full rate."""
+
+    async def main() -> tuple[Load, dict[str, int], set[str]]:
+        rng = Random(seed)
+        gate, load = Gate(rng=rng), Load(SlidingLog(100), rng)
+        running = [asyncio.create_task(load.call(gate)) for _ in range(2000)]
+        loop = asyncio.get_running_loop()
+        for task in rng.sample(running, 1000):
+            loop.call_at(rng.uniform(0.0, 700.0), task.cancel)
+        await asyncio.gather(*running, return_exceptions=True)
+        return load, gate.statistics().waiting, tasks()
+
+    load, waiting, left = run(main())
     assert load.refused == 0
-    served = len(load.done_at)
-    assert served >= 200
-    assert max(load.done_at) < 60.5 * ((len(load.spans) - 1) // 100) + 8.0
+    assert len(load.done_at) >= 1000
+    assert max(load.done_at) < 60.4 * ((len(load.spans) - 1) // 100) + 6.0
+    assert set(waiting.values()) == {0}
+    assert not left
+
+
+def test_who_gives_up_in_line_is_forgotten() -> None:
+    """A line that nobody leaves but by giving up keeps no memory of those who did."""
+
+    async def main() -> int:
+        gate = Gate(limit=1, rng=Random(1))
+        async with gate.slot() as slot:
+            refs = []
+            for _ in range(20):
+                waiting = [asyncio.create_task(use(gate)) for _ in range(100)]
+                refs += [weakref.ref(task) for task in waiting]
+                await settle()
+                for task in waiting[1:]:
+                    task.cancel()
+                await settle()
+            assert gate.statistics().waiting["WORK"] == 20
+            del waiting, task
+            gc.collect()
+            slot.answered(200)
+            gate.close()
+            return sum(ref() is not None for ref in refs)
+
+    assert run(main()) < 300
+
+
+async def test_a_waiter_that_is_thrown_away_leaves_the_line() -> None:
+    gate = Gate(limit=1, rng=Random(1))
+    await use(gate)
+    waiting = use(gate)
+    waiting.send(None)
+    waiting.close()
+    assert gate.statistics().waiting["WORK"] == 0
+    assert await use(gate) == pytest.approx(60.05)
+
+
+async def test_nothing_is_left_behind_when_nobody_waits() -> None:
+    gate = Gate(limit=100, rng=Random(1))
+    async with gate.slot() as slot:
+        slot.answered(429)
+    await use(gate)  # the probe: accepted, so there is a bucket
+    bucket = [asyncio.create_task(use(gate)) for _ in range(3)]
     await settle()
+    for task in bucket:
+        task.cancel()
+    await settle()
+    assert not tasks()
+    assert await use(gate) < 200.0
     assert not tasks()
