@@ -9,7 +9,8 @@ from random import Random
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts
-from asyncmig.simulator import Fault, Request, World
+from asyncmig.simulator import Fault, Faults, Request, World
+from asyncmig.simulator.world import endpoint_of
 
 KEY = "key-that-nobody-may-see"
 BASE_URL = "https://api.test/api/v1"
@@ -40,13 +41,19 @@ class InProcess:
         latency: float = 0.1,
         rng: Random | None = None,
         fault: Callable[[str, str, int], Fault | None] = lambda method, path, number: None,
+        faulty_endpoint: str = "",
+        faults: Faults | None = None,
     ) -> None:
+        """`fault`: asked by path. `faulty_endpoint`: whose n-th requests meet `nth`. `faults`: a plan for all."""
+        self.faulty_endpoint, self.nth, self.faults_met = faulty_endpoint, dict[int, Fault](), 0
+        self.faults = faults or Faults()
         self.world, self.latency, self.rng, self.fault = world, latency, rng or Random(7), fault
         world.storage_url = STORAGE_URL
         self.sent: list[tuple[float, str, str]] = []
         self.foreign: list[str] = []
         self.open = 0
         self.closed = False
+        self._requests: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
 
     @asynccontextmanager
@@ -78,7 +85,7 @@ class InProcess:
         handle = self.world.handle if host == "api.test" else self.world.storage
         path = request.path if host == "api.test" else "/storage"
         self._numbers[request.method, path] += 1
-        fault = self.fault(request.method, path, self._numbers[request.method, path]) or Fault()
+        fault = self._fault(request, path)
         delay = self.latency * self.rng.uniform(0.5, 1.5)
         await asyncio.sleep(delay / 2)
         if fault.refused:
@@ -98,6 +105,15 @@ class InProcess:
             body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
             cut=fault.cut_to is not None,
         )
+
+    def _fault(self, request: Request, path: str) -> Fault:
+        endpoint = endpoint_of(request)
+        self._requests[endpoint] += 1
+        if endpoint == self.faulty_endpoint and self._requests[endpoint] in self.nth:
+            self.faults_met += 1
+            return self.nth[self._requests[endpoint]]
+        asked = self.fault(request.method, path, self._numbers[request.method, path])
+        return asked or self.faults.pick(endpoint, asyncio.get_running_loop().time())
 
     async def aclose(self) -> None:
         self.closed = True

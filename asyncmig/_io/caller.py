@@ -238,6 +238,10 @@ class Caller:
             async with self._transport.exchange(
                 "PUT", url, headers=headers, body=body, timeouts=self._timeouts.streaming()
             ) as answer:
+                if 200 <= answer.status < 300 and is_html(answer):
+                    raise UnexpectedReply(
+                        "PUT", "{upload_url}", answer.status, "HTML instead of a storage's answer"
+                    )
                 return answer.status
         except Lost as lost:
             raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
@@ -337,6 +341,11 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers
+
+
+def is_html(answer: Answer) -> bool:
+    """Return whether a page for people came: a proxy's, whatever its status says."""
+    return answer.headers.get("Content-Type", "").startswith("text/html")
 
 
 def is_loopback(url: str) -> bool:

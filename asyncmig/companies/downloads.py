@@ -16,7 +16,7 @@ from typing import IO, Literal, Self, final
 
 import msgspec
 
-from asyncmig._io.caller import Call
+from asyncmig._io.caller import Call, is_html
 from asyncmig._io.engine import Engine
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
@@ -203,7 +203,7 @@ class _Download:
         if isinstance(target, _Part):
             target.restart()
         async with self._engine.caller.stream(call) as answer:
-            if answer.headers.get("Content-Type", "").startswith("text/html"):
+            if is_html(answer):
                 raise UnexpectedReply(
                     "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
                 )
