@@ -13,7 +13,7 @@ import typer
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.options import Options, Rate, parse_rate
 from asyncmig.cli.run import RESUMABLE, USAGE, drive
-from asyncmig.cli.sim import new_world, serve_until_interrupted
+from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
 from asyncmig.errors import AsyncmigError
@@ -141,12 +141,21 @@ def sim(
     seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1,
     speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0,
     rate: Annotated[str, typer.Option(help="The limit of each endpoint.")] = "100/60s",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Something to go wrong, NAME or NAME:RATE; repeatable. A wrong name lists them all."
+        ),
+    ] = None,
 ) -> None:
     """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste."""
-    world = new_world(seed=seed, rate=parse_rate(rate))
+    faults, variants = parse_faults(fault or (), seed)
+    world = new_world(seed=seed, rate=parse_rate(rate), variants=variants)
     run_at(
         speed,
-        serve_until_interrupted(world, port=port, speed=speed, data=data_console(), words=words_console()),
+        serve_until_interrupted(
+            world, port=port, speed=speed, data=data_console(), words=words_console(), faults=faults
+        ),
     )
 
 

@@ -10,13 +10,14 @@ from asyncmig.simulator.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.ledger import Ledger, Verdict
 from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.runs import Pace
-from asyncmig.simulator.variants import Variants
+from asyncmig.simulator.variants import VARIANTS, Variants
 from asyncmig.simulator.world import World
 
 __all__ = [
     "FAULTS",
     "SCHEMAS",
     "SOURCES",
+    "VARIANTS",
     "Fault",
     "Faults",
     "Ledger",

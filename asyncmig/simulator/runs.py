@@ -56,6 +56,7 @@ class ImportRun:
     """How often it has waited for a decision."""
     decided: int = 0
     rejected: bool = False
+    canceled: bool = False
     attention: Json | None = None
     """What it asked last; stays for the record when it runs again."""
     runs_from: float = 0.0
@@ -64,6 +65,10 @@ class ImportRun:
     _proposals: list[tuple[Flaw, dict[str, str]]] = field(default_factory=list[tuple[Flaw, dict[str, str]]])
 
     def __post_init__(self) -> None:
+        fate = self.rng.random()
+        if fate < self.variants.zombies:
+            self.failure = "Import timed out"
+        self.canceled = self.variants.zombies <= fate < self.variants.zombies + self.variants.canceled
         queued, running = self.pace.draw(sum(len(rows) for _, rows in self.inserted), self.rng)
         self.runs_from = self.created_at + queued
         self.settles_at = self.runs_from + running
@@ -84,8 +89,8 @@ class ImportRun:
         return self._settled in ("completed", "failed", "canceled")
 
     def _settle(self) -> None:
-        if self.failure is not None:
-            self._settled = "failed"
+        if self.failure is not None or self.canceled:
+            self._settled = "canceled" if self.canceled else "failed"
             return
         if not self.decided:
             for table, rows in self.inserted:
@@ -189,6 +194,8 @@ class ImportRun:
             valid = report["inserted"] - report["invalidCellCount"]
             shown["report"] = {"inserted": valid, "invalidCellCount": report["invalidCellCount"]}
             shown["needs_attention"] = self.attention
+        elif status == "canceled":
+            shown["error"] = "Canceled by a person"
         elif status == "failed":
             shown["error"] = self.failure
             if self.rejected:

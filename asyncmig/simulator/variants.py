@@ -1,9 +1,10 @@
 """Where the contract is silent: what this server does there. A client must be right under all of it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from random import Random
 
-__all__ = ["Variants"]
+__all__ = ["VARIANTS", "Variants"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,16 @@ class Variants:
     """15: errors come with their text; otherwise with an empty body."""
     lag: float = 0.0
     """18: seconds in which a run that was just created answers 404."""
+    zombies: float = 0.0
+    """Share of runs whose engine dies: they read `failed` in the end."""
+    canceled: float = 0.0
+    """Share of runs that somebody cancels."""
+    stale: float = 0.0
+    """Share of reads that show what the read before has shown."""
+    upload_lives: float = 3600.0
+    """Seconds in which a signed URL can be used."""
+    key_lives: float | None = None
+    """Seconds from the first request to the moment at which the key is revoked."""
 
     @classmethod
     def drawn(cls, rng: Random) -> "Variants":
@@ -62,4 +73,34 @@ class Variants:
             drift=rng.random() < 0.5,
             error_body=rng.random() < 0.7,
             lag=rng.choice((0.0, 5.0, 15.0)),
+            zombies=rng.choice((0.0, 0.1)),
+            canceled=rng.choice((0.0, 0.1)),
+            stale=rng.choice((0.0, 0.2)),
         )
+
+    def having(self, name: str, rate: float) -> "Variants":
+        """Return these with one more, by the name that a command line gives it; raise `KeyError` for no such name."""
+        if name in ("zombies", "canceled", "stale"):
+            return {
+                "zombies": replace(self, zombies=rate),
+                "canceled": replace(self, canceled=rate),
+                "stale": replace(self, stale=rate),
+            }[name]
+        return _NAMED[name](self)
+
+
+_NAMED: dict[str, Callable[[Variants], Variants]] = {
+    "expired-upload-url": lambda variants: replace(variants, upload_lives=0.2),
+    "revoked-key": lambda variants: replace(variants, key_lives=60.0),
+    "expiring-park": lambda variants: replace(variants, park_lasts=60.0),
+    "no-zip": lambda variants: replace(variants, zip_status=404),
+    "no-catalogue": lambda variants: replace(variants, catalogue=False),
+    "foreign-poll-url": lambda variants: replace(variants, poll_url="foreign"),
+    "strange-status": lambda variants: replace(variants, strange_status="blocked"),
+    "drift": lambda variants: replace(variants, drift=True),
+    "lagging-run": lambda variants: replace(variants, lag=10.0),
+    "second-park": lambda variants: replace(variants, parks_twice=True),
+    "empty-errors": lambda variants: replace(variants, error_body=False),
+}
+VARIANTS = ("zombies", "canceled", "stale", *_NAMED)
+"""Names that `Variants.having` knows; the first three have a rate."""

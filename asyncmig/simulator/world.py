@@ -23,7 +23,6 @@ from asyncmig.simulator.variants import Variants
 __all__ = ["Refusal", "Reply", "Request", "World"]
 
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_UPLOAD_LIVES = 3600.0
 _PREFIX = "/api/v1"
 _COMPANY = f"{_PREFIX}/companies/(?P<company>[^/]+)"
 
@@ -87,6 +86,8 @@ class World:
         self._limits: dict[str, RateLimit] = {}
         self._pace = pace or Pace()
         self.variants = variants or Variants()
+        self._key_dies: float | None = None
+        self._last_shown: dict[str, Reply] = {}
         self._companies: dict[str, _Company] = {}
         self._pending: dict[str, tuple[str, str]] = {}
         """Signed tokens: company and upload reference."""
@@ -113,7 +114,9 @@ class World:
     def _answer(
         self, request: Request, template: str, ids: Mapping[str, str], handler: Handler, now: float
     ) -> Reply:
-        if request.headers.get("x-api-key") != self.key:
+        if self._key_dies is None and self.variants.key_lives is not None:
+            self._key_dies = now + self.variants.key_lives
+        if request.headers.get("x-api-key") != self.key or now >= (self._key_dies or float("inf")):
             return json_reply(401, {"error": "Invalid API key"})
         name = "*" if self._scope == "key" else f"{request.method} {template}"
         if name not in self._limits:
@@ -250,7 +253,10 @@ class World:
             raise Refusal(400, "size must be a positive number of bytes")
         ref, token = self._id(), self._id()
         company.uploads[ref] = _Upload(
-            name=body.name, content_type=body.content_type, size=body.size, expires_at=now + _UPLOAD_LIVES
+            name=body.name,
+            content_type=body.content_type,
+            size=body.size,
+            expires_at=now + self.variants.upload_lives,
         )
         self._pending[token] = (company.id, ref)
         return self._shown(201, {"upload_url": f"{self.storage_url}/{token}", "upload_ref": ref})
@@ -334,7 +340,10 @@ class World:
         run = self._run(ids)
         if now < run.created_at + self.variants.lag:
             raise Refusal(404, "Run not found")
-        return self._shown(200, run.describe(now))
+        if run.id in self._last_shown and self.rng.random() < self.variants.stale:
+            return self._last_shown[run.id]
+        reply = self._last_shown[run.id] = self._shown(200, run.describe(now))
+        return reply
 
     def list_imports(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         runs = list(reversed(self._company(ids).runs.values()))

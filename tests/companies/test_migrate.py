@@ -269,8 +269,7 @@ async def test_cancelled_anywhere_it_goes_on_and_leaves_nothing(
         task = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path))
         await asyncio.sleep(after)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
     assert wire.open == 0
     assert asyncio.all_tasks() == tasks
     assert wire.closed

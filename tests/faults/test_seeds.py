@@ -44,8 +44,9 @@ def check(outcome: Outcome, plan: Plan, world: World) -> None:
         }
         assert all(Path(file.path).exists() for file in outcome.files)
     elif isinstance(outcome, Failed):
-        assert plan.outcome == "failed", outcome.error
-        assert plan.reason in outcome.error
+        assert outcome.error in ("Import timed out", "Canceled by a person") or (
+            plan.outcome == "failed" and plan.reason in outcome.error
+        )
     else:
         assert isinstance(outcome, Unknown), outcome
         assert "POST /companies:" in outcome.error  # the one case in which the contract leaves no way
