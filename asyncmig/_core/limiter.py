@@ -17,7 +17,8 @@ W starts at the documented limit and is only believed until a 429 says otherwise
   is less than half of W, somebody else uses the same budget: W is halved, and the old W remembered as a ceiling.
 - After a clean and busy window W is tried half way to the ceiling; at the ceiling, after `patience` such windows,
   higher by 1, 2, 4, ...; and B by an eighth. A 429 in the window of a trial needs no probe to be understood: the
-  trial is undone, and the patience doubled.
+  trial is undone, what it started from is the ceiling now, and the patience is doubled (else somebody who shares the
+  budget and stays would be met every minute).
 
 Sends are `SPREAD` apart (closer where the limit is large: a whole burst takes at most a thirtieth of the window), and
 until a large burst was accepted once, only as many requests are unanswered as half of what was accepted so far: a
@@ -283,7 +284,7 @@ class Limiter:
         if (self.slots, self.burst) == (self._slots_known, self._burst_known):
             return False
         self.slots, self.burst = self._slots_known, self._burst_known
-        self._ceiling = max(self._ceiling if self.slots < self._ceiling - 1 else self.slots, self.slots)
+        self._ceiling = self.slots
         self._patience = min(MOST_PATIENCE, self._patience * 2)
         self._step = 1
         self._await_review(now)

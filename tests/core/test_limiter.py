@@ -1,5 +1,6 @@
 """What a budget allows and what a 429 teaches it, by numbers: no loop, no clock."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -106,7 +107,7 @@ def test_until_a_burst_was_accepted_only_half_of_that_may_be_unanswered() -> Non
     open_ = [take(it, 0.1 * n) for n in range(4)]
     assert it.next_at(1.0) is None
     it.accepted(1.0, sent_at=open_[0])
-    now = answer(it, 1.0, count=19)
+    now = answer(it, 1.0, count=20)
     for n in range(7):
         take(it, now + n)
     assert it.next_at(now + 8.0) is None
@@ -235,14 +236,39 @@ def test_a_probe_that_is_accepted_at_once_tells_of_a_bucket_and_its_size() -> No
     assert it.burst in range(8, 12)
 
 
+@pytest.mark.parametrize("latency", [0.02, 0.3])
+@pytest.mark.parametrize("count", [9, 40])
+def test_the_bucket_is_what_was_accepted_above_the_refill_less_one(count: int, latency: float) -> None:
+    it, level, before = limiter(), 0.0, -1e9
+    answer(it, 0.0, count=20)
+    now = 500.0
+    for _ in range(count):
+        now = answer(it, now, latency=latency)
+        level, before = max(0.0, level - (now - before) * 100 / 60) + 1, now
+    refuse(it, now)
+    end = probe(it, accepted=True)
+    assert it.burst == max(1, int(max(0.0, level - (end - before) * 100 / 60) + 1) - 1)
+
+
+def test_there_is_always_one_slot_and_a_burst_of_one() -> None:
+    it, now = limiter(limit=1), 0.0
+    for refused_probes in (0, 0, 3, 3, 0):
+        now = max(now, refuse(it, now + 100.0))
+        for _ in range(refused_probes):
+            probe(it, accepted=False)
+        now = probe(it, accepted=True)
+        assert (it.slots, it.burst) == (1, 1)
+
+
 def test_a_second_time_the_bucket_is_halved() -> None:
     it = limiter()
     refuse(it, answer(it, 0.0, count=21, latency=0.02))
     burst, now = it.burst, probe(it, accepted=True)
-    burst = it.burst
-    refuse(it, answer(it, now, count=5))
-    probe(it, accepted=True)
-    assert it.burst == burst // 2
+    for _ in range(3):
+        burst = it.burst
+        refuse(it, answer(it, now, count=5))
+        now = probe(it, accepted=True)
+        assert it.burst == burst // 2
 
 
 def test_a_probe_that_is_refused_tells_how_large_the_window_is() -> None:
@@ -276,6 +302,59 @@ def test_nothing_is_won_back_while_the_budget_is_not_used() -> None:
     assert it.slots == 50
 
 
+@pytest.mark.parametrize(
+    ("accepted", "slots", "later"), [(40, 50, 75), (49, 50, 75), (50, 50, 51), (60, 60, 61)]
+)
+def test_less_than_half_is_somebody_else_and_more_is_the_window(
+    accepted: int, slots: int, later: int
+) -> None:
+    it = limiter()
+    refuse(it, answer(it, 0.0, count=accepted, latency=0.02))
+    probe(it, accepted=False)
+    now = probe(it, accepted=True)
+    assert it.slots == slots
+    busy_window(it, now)
+    assert it.slots == later
+
+
+def test_what_was_accepted_in_the_window_before_the_429_counts_however_long_the_probes_take() -> None:
+    it = limiter()
+    now = answer(it, 0.0, count=70, latency=0.02)
+    refuse(it, now + 50.0)
+    for _ in range(5):
+        probe(it, accepted=False)
+    assert probe(it, accepted=True) > 70.0
+    assert it.slots == 70
+
+
+def test_what_was_accepted_before_that_window_does_not_count() -> None:
+    it = limiter()
+    answer(it, 0.0, count=20, latency=0.02)
+    refuse(it, answer(it, 65.0, count=60, latency=0.02))
+    probe(it, accepted=False)
+    probe(it, accepted=True)
+    assert it.slots == 60
+
+
+def test_a_neighbour_that_stays_is_met_less_and_less_often() -> None:
+    it = limiter()
+    refuse(it, answer(it, 0.0, count=30))
+    probe(it, accepted=False)
+    now = busy_window(it, probe(it, accepted=True))
+    assert it.slots == 75
+    now = max(now, refuse(it, now))
+    assert it.slots == 50
+    gaps = []
+    for _ in range(3):
+        windows = 0
+        while it.slots == 50:
+            now, windows = busy_window(it, now), windows + 1
+        assert it.slots == 51
+        gaps.append(windows)
+        now = max(now, refuse(it, now))
+    assert gaps == [2, 4, 8]
+
+
 def _learnt_80() -> tuple[Limiter, float]:
     it = limiter()
     refuse(it, answer(it, 0.0, count=80, latency=0.02))
@@ -285,6 +364,8 @@ def _learnt_80() -> tuple[Limiter, float]:
 
 def test_a_learnt_window_is_tried_higher_in_growing_steps_up_to_the_limit() -> None:
     it, now = _learnt_80()
+    for _ in range(3):  # unused windows tell nothing
+        now = answer(it, now + 61.0)
     seen = []
     for _ in range(8):
         now = busy_window(it, now)
@@ -320,14 +401,19 @@ def test_a_bucket_recovers_too() -> None:
     assert seen == sorted(seen)
     assert seen[1] == seen[0] + 1
     assert seen[-1] == 100
+    assert all(isinstance(burst, int) for burst in seen)
+    assert all(1 <= late - early <= 12 for early, late in pairwise(seen) if late < 100)
 
 
 def test_another_limit_forgets_what_was_learnt() -> None:
     it, now = _learnt_80()
     it.resize(200)
     assert (it.slots, it.burst) == (200, 200)
-    assert busy_window(it, now) > now
+    now = busy_window(it, now)
     assert it.slots == 200
+    now = max(now, refuse(it, now))
+    take(it, now)
+    assert it.next_at(now + 1.0) is None  # news to be probed, no trial to be undone
 
 
 # Between processes
@@ -360,5 +446,19 @@ def test_the_wait_of_a_place_in_line() -> None:
     assert it.wait_for(0, 0.0) == 0.0
     answer(it, 0.0, count=2, latency=1.0)
     assert [it.wait_for(n, 10.0) for n in range(4)] == pytest.approx([51.05, 52.05, 111.05, 112.05])
+    assert it.wait_for(0, 70.0) == 0.0
     until = refuse(it, 62.5)
-    assert it.wait_for(0, 62.6) >= until - 62.6
+    assert it.wait_for(0, 62.6) == until - 62.6
+    assert it.wait_for(0, 200.0) == 0.0
+
+
+def test_the_wait_where_answers_are_still_out() -> None:
+    it = limiter(limit=3)
+    assert it.wait_for(2, 0.0) == pytest.approx(0.04)
+    it.accepted(1.0, sent_at=take(it, 0.0))
+    take(it, 1.0)
+    take(it, 2.0)
+    assert [it.wait_for(n, 10.0) for n in range(3)] == pytest.approx([51.05] * 3)
+    alone = limiter(limit=1)
+    take(alone, 0.0)
+    assert alone.wait_for(0, 10.0) == 60.0

@@ -97,6 +97,7 @@ class GateMachine(RuleBasedStateMachine):
             caller = Caller(lane, rank, self.numbers, fate=self.loop.create_future())
             self.waiting.append(caller)
             caller.task = self.loop.create_task(self._call(caller))
+            caller.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen
             self.do()
 
     @precondition(lambda self: self.holding)
