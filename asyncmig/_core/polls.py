@@ -31,14 +31,14 @@ Nothing here awaits: `now` goes in, a run comes out. All times are seconds on th
 
 import enum
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import count
-from typing import Generic, TypeVar, final
+from typing import Generic, Protocol, TypeVar, final
 
 from asyncmig._core.hazard import EDGES, Hazard, shelf_of
 from asyncmig._core.lifecycle import Phase
 
-__all__ = ["FAIR", "PollSchedule", "Polled", "floor"]
+__all__ = ["FAIR", "Durations", "PollSchedule", "Polled", "floor"]
 
 RunT = TypeVar("RunT")
 
@@ -54,6 +54,20 @@ _LONGEST_PAUSE = 60.0
 def floor(age: float) -> float:
     """Return the seconds that must pass between an answer and the next read of a run of this age."""
     return min(30.0, max(2.0, age / 120.0))
+
+
+class Durations(Protocol):
+    """What is known of how long runs take; `Hazard` learns it."""
+
+    def waiting(self, low: float, high: float) -> float:
+        """Return W(low, high) of the theory above."""
+        ...
+
+    def lived(self, low: float, high: float) -> None:
+        """Learn that a run was running between these ages."""
+
+    def ended(self, low: float, high: float) -> None:
+        """Learn that a run ended between these ages."""
 
 
 class _Place(enum.Enum):
@@ -120,10 +134,10 @@ _Line = list[tuple[float, int, Polled[RunT]]]
 class _Class(Generic[RunT]):
     """Runs of one distribution of durations: what is known of it, and the shelves."""
 
-    __slots__ = ("hazard", "shelves")
+    __slots__ = ("durations", "shelves")
 
-    def __init__(self) -> None:
-        self.hazard = Hazard()
+    def __init__(self, durations: Durations) -> None:
+        self.durations = durations
         self.shelves: list[_Line[RunT]] = [[] for _ in EDGES]
 
 
@@ -134,6 +148,8 @@ class PollSchedule(Generic[RunT]):
     __slots__ = (
         "_by_age",
         "_classes",
+        "_durations",
+        "_fair",
         "_hurried",
         "_parked",
         "_resting",
@@ -143,7 +159,9 @@ class PollSchedule(Generic[RunT]):
         "ready",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, durations: Callable[[], Durations] = Hazard, fair: float = FAIR) -> None:
+        """`durations` makes what learns of one class; `fair`: how long a run goes unpolled, if the pace allows."""
+        self._durations, self._fair = durations, fair
         self._classes: dict[Hashable, _Class[RunT]] = {}
         self._resting: _Line[RunT] = []
         self._hurried: _Line[RunT] = []
@@ -159,9 +177,9 @@ class PollSchedule(Generic[RunT]):
     def __len__(self) -> int:
         return self._wanted
 
-    def hazard(self, group: Hashable = None) -> Hazard:
-        """Return what is known of the durations of a class."""
-        return self._class(group).hazard
+    def durations(self, group: Hashable = None) -> Durations:
+        """Return what is known of a class."""
+        return self._class(group).durations
 
     # Who is polled
 
@@ -268,17 +286,17 @@ class PollSchedule(Generic[RunT]):
     def _learn(self, run: Polled[RunT], now: float, phase: Phase, sent: float) -> None:
         if run.parked:
             return
-        hazard, low = self._class(run.group).hazard, max(0.0, run.seen - run.started)
+        durations, low = self._class(run.group).durations, max(0.0, run.seen - run.started)
         if phase is Phase.ACTIVE:
-            hazard.lived(low, sent - run.started)
+            durations.lived(low, sent - run.started)
         else:
-            hazard.ended(low, max(low, (run.gone_at or now) - run.started))
+            durations.ended(low, max(low, (run.gone_at or now) - run.started))
 
     # The lines
 
     def _class(self, group: Hashable) -> _Class[RunT]:
         if group not in self._classes:
-            self._classes[group] = _Class()
+            self._classes[group] = _Class(self._durations())
         return self._classes[group]
 
     def _put(self, run: Polled[RunT], now: float) -> None:
@@ -330,12 +348,12 @@ class PollSchedule(Generic[RunT]):
 
     def _is_late(self, now: float, pace: float) -> bool:
         """Return whether some run will have gone unpolled for too long unless the oldest go now."""
-        if self._wanted * pace > FAIR:
+        if self._wanted * pace > self._fair:
             return False
         ahead = 0
         for bucket in sorted(self._by_age):
             ahead += self._by_age[bucket]
-            left = bucket * _BUCKET + FAIR - now
+            left = bucket * _BUCKET + self._fair - now
             if ahead * pace > left:
                 return True
             if left > self.ready * pace:
@@ -351,7 +369,7 @@ class PollSchedule(Generic[RunT]):
         """Return the shelf whose head has the largest index."""
         best, chosen = -1.0, None
         for each in self._classes.values():
-            waiting = each.hazard.waiting
+            waiting = each.durations.waiting
             for line in each.shelves:
                 if not line:
                     continue
