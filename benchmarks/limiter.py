@@ -4,7 +4,8 @@
 
 Each client gets the same calls, the same server, the same latencies (median 0.15 s) on a virtual clock, and does
 what the contract says after a 429: wait a second or two, and again. The makespan is given as a ratio to what a client
-could reach that sees into the server and has no latency; in brackets the 429s. Needs the extra `[bench]`.
+could reach that sees into the server, sends as soon as it may and has no latency; in brackets the 429s. (Haste does
+not pay on a sliding counter: there a ratio may be below 1.) Needs the extra `[bench]`.
 """
 
 import argparse

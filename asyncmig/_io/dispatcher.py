@@ -21,7 +21,8 @@ __all__ = ["TICK", "Dispatcher"]
 
 TICK = 1e-6
 """Seconds by which an event loop may fire a timer early; waiting once more for them could go on for ever."""
-_TOKEN = 1.0 - 1e-9
+_TOKEN = 1.0 - 1e-6
+"""What a token may lack: rounding, and timers that fire early, should not cost another sleep."""
 
 
 @final
@@ -161,7 +162,7 @@ class Dispatcher:
             self._bucket, self._bucket_shape = bucket, shape
         # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
         while not bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
-            await asyncio.sleep(self._window / slots)
+            await asyncio.sleep(self._window / slots / 4)
         await bucket.acquire(_TOKEN)
 
     def _disarm(self) -> None:
