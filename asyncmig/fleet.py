@@ -86,7 +86,8 @@ class Fleet:
     ) -> None:
         self._group.cancel_scope.cancel()
         try:
-            await self._group.__aexit__(exc_type, exc, tb)
+            # The block's own error is not the group's: it leaves as it is, and not in an ExceptionGroup.
+            await self._group.__aexit__(None, None, None)
         finally:
             if self._own_journal is not None:
                 with anyio.CancelScope(shield=True):

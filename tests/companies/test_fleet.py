@@ -1,0 +1,160 @@
+"""Many customers at once: outcomes as they come, one's trouble is nobody else's, an orderly end."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from inprocess import InProcess
+
+from asyncmig import (
+    Delivered,
+    Failed,
+    Fleet,
+    InvalidInput,
+    Journal,
+    JournalError,
+    MemoryJournal,
+    Outcome,
+    Pending,
+    Session,
+    SessionClosed,
+    Spec,
+)
+from asyncmig.events import MigrationChanged
+from asyncmig.simulator import World
+
+from .conftest import Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+
+
+async def run(session: Session, specs: list[Spec], journal: MemoryJournal, to: Path) -> dict[str, Outcome]:
+    async with Fleet(session, journal=journal, to=to, decide="approve") as fleet:
+        return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
+
+
+async def test_each_customer_gets_a_folder_and_an_outcome(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    specs = [customer(f"c{n}") for n in range(5)]
+    async with opens() as session:
+        outcomes = await run(session, specs, MemoryJournal(), tmp_path / "out")
+    assert outcomes.keys() == {f"c{n}" for n in range(5)}
+    assert all((tmp_path / "out" / name / "Contacts.csv").exists() for name in outcomes)
+
+
+async def test_bad_input_of_one_touches_nobody_else(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    good, bad, gone = customer("good"), customer("bad"), customer("gone")
+    gone.files[0].unlink()
+    async with opens() as session:
+        outcomes = await run(
+            session, [good, msgspec.structs.replace(bad, name=" "), gone], MemoryJournal(), tmp_path / "out"
+        )
+    assert isinstance(outcomes["good"], Delivered)
+    assert isinstance(outcomes["bad"], Failed)
+    assert isinstance(outcomes["gone"], Failed)
+    assert "contacts.csv" in outcomes["gone"].error
+
+
+async def test_the_same_customer_is_not_started_twice(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=tmp_path) as fleet:
+        first, second = fleet.submit(customer()), fleet.submit(customer())
+        assert await first == await second
+    assert world.ledger.requests["POST /companies"] == 1
+
+
+async def test_the_longest_go_first(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    text = "Email,First Name,Last Name\n"
+    specs = [customer(f"c{n}", contacts=text + f"p{n}@x.org,A,B\n" * (n % 4 + 1)) for n in range(8)]
+    async with opens(limit=1) as session:
+        began: list[str] = []
+
+        def watch(event: object) -> None:
+            if isinstance(event, MigrationChanged) and event.step == "uploading":
+                began.append(event.external_id)
+
+        with session.events.subscribe(watch):
+            await run(session, specs, MemoryJournal(), tmp_path / "out")
+    sizes = [int(name[1:]) % 4 for name in began]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+async def test_drained_it_says_so_and_goes_on_later(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal, specs = MemoryJournal(), [customer(f"c{n}") for n in range(4)]
+    async with opens() as session, Fleet(session, journal=journal, to=tmp_path) as fleet:
+        running = [fleet.submit(spec) for spec in specs]
+        await asyncio.sleep(10.0)
+        await fleet.drain()
+        outcomes = [await each for each in running]
+        late = await fleet.submit(customer("late"))
+    assert all(isinstance(outcome, Pending) for outcome in [*outcomes, late])
+    assert "goes on from here" in outcomes[0].error  # type: ignore[union-attr]
+    async with opens() as session:
+        again = await run(session, specs, journal, tmp_path)
+    assert all(isinstance(outcome, Delivered) for outcome in again.values())
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 4
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.3, 1.0, 12.0, 38.0])
+async def test_left_early_it_leaves_nothing_behind(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, after: float
+) -> None:
+    journal, specs = MemoryJournal(), [customer(f"c{n}") for n in range(4)]
+    before = asyncio.all_tasks()
+    async with opens() as session, Fleet(session, journal=journal, to=tmp_path) as fleet:
+        futures = [fleet.submit(spec) for spec in specs]
+        await asyncio.sleep(after)
+    assert all(future.done() for future in futures)
+    assert asyncio.all_tasks() == before
+    assert wire.open == 0
+    async with opens() as session:
+        again = await run(session, specs, journal.successor(), tmp_path)
+    assert len(again) == 4
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_imports == verdict.duplicate_companies == verdict.unaccounted == 0
+
+
+async def test_an_error_of_the_block_leaves_it_as_it_is(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    async def broken(session: Session) -> None:
+        async with Fleet(session, journal=MemoryJournal(), to=tmp_path) as fleet:
+            fleet.submit(customer())
+            raise LookupError("mine")
+
+    async with opens() as session:
+        with pytest.raises(LookupError, match="mine"):
+            await broken(session)
+
+
+async def test_a_journal_that_cannot_be_written_ends_the_run(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "fleet.db")
+    async with opens() as session, Fleet(session, journal=journal, to=tmp_path) as fleet:
+        with pytest.raises(JournalError):
+            _ = [outcome async for outcome in fleet.run([customer()])]  # it was never opened
+
+
+async def test_outcomes_survive_json(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async with opens() as session:
+        outcomes = await run(session, [customer()], MemoryJournal(), tmp_path)
+    encoded = msgspec.json.encode(outcomes["acme"])
+    assert msgspec.json.decode(encoded, type=Outcome) == outcomes["acme"]
+
+
+async def test_a_fleet_without_a_place_is_refused(opens: Opens) -> None:
+    async with opens() as session:
+        with pytest.raises(InvalidInput):
+            Fleet(session, journal=MemoryJournal(), concurrency=0)
+    with pytest.raises(SessionClosed):
+        await session.companies.sources()
