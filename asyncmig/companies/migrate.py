@@ -10,11 +10,12 @@ only what is repeatable, and ends in the same place.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, TypeVar, final
 
+import anyio
 import msgspec
 
 from asyncmig._core.endpoint import Endpoint
@@ -62,6 +63,8 @@ _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
 _LOOK_AGAIN = 10.0
 """Seconds between looks at an import that has no id to be polled by."""
+_GRACE = 5.0
+"""Seconds that a cancelled migration waits for the answer to the creation of its company."""
 _DECISIONS = 8
 """How often a decision may be refused as "already decided" while the run still asks the same."""
 
@@ -218,6 +221,9 @@ class _Migration:
         doubtful = record.creating
         if not doubtful:
             await self._write("create", creating=True)
+        return await _to_its_answer(self._provision(doubtful=doubtful))
+
+    async def _provision(self, *, doubtful: bool) -> Company:
         try:
             company = await self._patiently(self._create)
         except (Conflict, BadRequest) as error:
@@ -408,6 +414,19 @@ class _Who(TypedDict):
     company_id: str | None
     run_id: str | None
     seconds: float
+
+
+async def _to_its_answer(step: Coroutine[object, object, T]) -> T:
+    """Run a step whose outcome nobody could find out later; cancelled, it may still take `_GRACE` to its answer."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task], timeout=_GRACE)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # what it came to is in the journal
+        raise
 
 
 def _kind(outcome: Outcome) -> str:
