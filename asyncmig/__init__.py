@@ -8,7 +8,7 @@ from asyncmig.companies.catalog import Companies, Company
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.imports import Custom, ImportRun
-from asyncmig.companies.migrate import migrate
+from asyncmig.companies.migrate import adopt, migrate
 from asyncmig.companies.outcome import (
     Decision,
     Delivered,
@@ -112,5 +112,6 @@ __all__ = [
     "UnknownOutcome",
     "Uploaded",
     "WaitTooLong",
+    "adopt",
     "migrate",
 ]

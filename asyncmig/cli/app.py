@@ -16,7 +16,9 @@ from asyncmig.cli.run import RESUMABLE, USAGE, drive
 from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
+from asyncmig.companies.migrate import adopt as adopt_company
 from asyncmig.errors import AsyncmigError
+from asyncmig.journal import Journal
 from asyncmig.manifest import InvalidManifest, read_manifest
 from asyncmig.simulator.clock import fast_loop
 
@@ -129,6 +131,24 @@ def demo(
     ended = run_at(speed, play(world, options, words))
     as_planned = print_demo(data, ended, options, plans, world)
     raise typer.Exit(0 if as_planned else 1)
+
+
+@app.command(
+    epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db"
+)
+def adopt(
+    external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
+    company_id: Annotated[str, typer.Argument(help="The company's id, as the dashboard shows it.")],
+    journal: Annotated[Path, typer.Option(help="File that remembers how far it came.")] = Path("fleet.db"),
+) -> None:
+    """Say which company a customer is whose creation was never answered; the next run goes on from there."""
+    run_at(1.0, write_adoption(journal, external_id, company_id))
+    say(words_console(), f"{external_id} is company {clean(company_id)} from now on. Run again to go on.")
+
+
+async def write_adoption(path: Path, external_id: str, company_id: str) -> None:
+    async with Journal(path) as journal:
+        await adopt_company(journal, external_id, company_id)
 
 
 @app.command(

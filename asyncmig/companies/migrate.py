@@ -20,7 +20,7 @@ import msgspec
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig.companies import routes
-from asyncmig.companies.catalog import Company
+from asyncmig.companies.catalog import Company, check_external_id
 from asyncmig.companies.downloads import RowFilter
 from asyncmig.companies.imports import ImportRun, import_body
 from asyncmig.companies.outcome import (
@@ -53,7 +53,7 @@ from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session
 
-__all__ = ["migrate"]
+__all__ = ["adopt", "migrate"]
 
 T = TypeVar("T")
 _TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
@@ -113,16 +113,12 @@ class _Migration:
         self._started = asyncio.get_running_loop().time()
         self._notes: list[str] = []
         self._rank = 0.0
-        self._record = (
-            msgspec.json.decode(claim.state, type=Record)
-            if claim.state
-            else Record(
-                external_id=spec.external_id,
-                name=spec.name,
-                source=spec.source,
-                template_ids=spec.template_ids,
+        record = msgspec.json.decode(claim.state, type=Record) if claim.state else _unnamed(spec.external_id)
+        if not record.name:
+            record = msgspec.structs.replace(
+                record, name=spec.name, source=spec.source, template_ids=spec.template_ids
             )
-        )
+        self._record = record
 
     async def run(self) -> Outcome:
         """Run the steps that are left, and write down what they came to."""
@@ -148,6 +144,8 @@ class _Migration:
 
     async def _steps(self) -> Outcome:
         company = await self._company()
+        if self._record.adopted and not self._record.begun:
+            await self._look_first(company)
         await self._upload(company)
         run = await self._run(company)
         try:
@@ -168,7 +166,7 @@ class _Migration:
         )
         if spec_changed and record.company_id:
             self._notes.append(f"the company was created as {record.name!r}, and stays as it was created")
-        begun, failed = record.import_body is not None, isinstance(record.outcome, Failed)
+        begun, failed = record.begun, isinstance(record.outcome, Failed)
         try:
             spec.check()
             files = await read_inputs(spec.files)
@@ -191,6 +189,7 @@ class _Migration:
                 uploads=(),
                 import_body=None,
                 run_id=None,
+                adopted=False,
                 outcome=None,
             )
         elif not begun and (changed or not record.files or spec_changed):
@@ -207,7 +206,7 @@ class _Migration:
             paths = [Path(file.path) for file in outcome.files]
             there = all(path.parent == self._to and path.exists() for path in paths)
             return outcome if there and outcome.row_filter == self._filter else None
-        if isinstance(outcome, Failed) and self._record.import_body is not None:
+        if isinstance(outcome, Failed) and self._record.begun:
             return outcome
         return None
 
@@ -249,8 +248,25 @@ class _Migration:
                 raise error.__cause__ from error  # no answer yet, and the external id makes a repeat harmless
             raise
 
+    async def _look_first(self, company: Company) -> None:
+        """Find the import that an adopted company has had: the one that runs, or the newest that completed."""
+        self._tell("starting", "looks for an earlier import")
+        states = await self._patiently(partial(_list, company))
+        running = [state for state in states if state.status not in routes.IMPORT.terminal]
+        for state in running or [state for state in states if state.status == "completed"]:
+            run_id = state.run_id or state.id
+            if run_id is None:
+                reason = (
+                    f"the company has an import that is {state.status}, and the server does not say its id"
+                )
+                endpoint = routes.START_IMPORT
+                raise UnknownOutcome(endpoint.method, endpoint.template, reason, "", endpoint.advice)
+            self._notes.append(f"the company had an import that is {state.status}; it was not repeated")
+            await self._write("found", run_id=run_id, started_at=_wall_clock(), foreign=True)
+            return
+
     async def _upload(self, company: Company) -> None:
-        if self._record.import_body is not None:
+        if self._record.begun:
             return
         if self._record.uploads and _wall_clock() - self._record.uploaded_at > _UPLOADS_KEEP:
             await self._write("uploads expired", uploads=())
@@ -414,6 +430,39 @@ class _Who(TypedDict):
     company_id: str | None
     run_id: str | None
     seconds: float
+
+
+async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None:
+    """Write down which company a customer is whose creation was never answered, or whose journal was lost.
+
+    The next `migrate` goes on from there: an import of the company that runs is waited for, one that completed is
+    delivered and not repeated, and without any the import is started. Raises `InvalidInput` if the journal knows
+    another company for the customer, `CompanyHeld` if a process works on it.
+    """
+    check_external_id(external_id)
+    if not company_id.strip():
+        raise InvalidInput("company_id", company_id, "is empty")
+    async with await journal.claim(external_id) as claim:
+        record = msgspec.json.decode(claim.state, type=Record) if claim.state else _unnamed(external_id)
+        if record.company_id not in (None, company_id):
+            raise InvalidInput(
+                "company_id", company_id, f"is not the one that the journal has: {record.company_id}"
+            )
+        adopted = msgspec.structs.replace(
+            record, company_id=company_id, creating=False, adopted=True, outcome=None
+        )
+        await claim.write(
+            "adopt", msgspec.json.encode({"company_id": company_id}), msgspec.json.encode(adopted)
+        )
+
+
+def _unnamed(external_id: str) -> Record:
+    """Return the record of a customer of whom only the id is known; its spec fills in the rest."""
+    return Record(external_id=external_id, name="", source="")
+
+
+async def _list(company: Company) -> list[ImportState]:
+    return [state async for state in company.imports.list()]
 
 
 async def _to_its_answer(step: Coroutine[object, object, T]) -> T:

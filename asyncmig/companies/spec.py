@@ -72,9 +72,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     started_at: float = 0.0
     """Wall-clock time at which the run was first known."""
+    adopted: bool = False
+    """A person said which company it is: what was imported into it before must be looked at first."""
     foreign: bool = False
     """Somebody else's import of this company was seen: row counts of ours say nothing about the whole."""
     outcome: Outcome | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its import may have begun."""
+        return self.import_body is not None or self.run_id is not None
 
     def changed_files(self, files: Iterable[FileInput]) -> list[str]:
         """Return the names of files whose content is not what it was, or that came or went."""

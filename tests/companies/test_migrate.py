@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 from inprocess import KEY, Fault, InProcess
 
-from asyncmig import Decision, Delivered, Failed, MemoryJournal, Parked, Pending, Spec, Unknown, migrate
+from asyncmig import (
+    Decision,
+    Delivered,
+    Failed,
+    InvalidInput,
+    MemoryJournal,
+    Parked,
+    Pending,
+    Spec,
+    Unknown,
+    adopt,
+    migrate,
+)
 from asyncmig.simulator import Reply, World
 
 from .conftest import CLEAN, DUPLICATES, Opens
@@ -303,3 +315,48 @@ async def test_the_key_goes_nowhere_but_to_the_api(
     shown += [url for _, _, url in wire.sent]
     assert KEY not in caplog.text + "".join(shown)
     assert world.ledger.key_leaks == 0
+
+
+async def unknown_company(opens: Opens, spec: Spec, wire: InProcess, journal: MemoryJournal, to: Path) -> str:
+    """Lose the answer to a creation, and return the id that a person then finds in the dashboard."""
+    wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
+    async with opens() as session:
+        assert isinstance(await migrate(session, spec, journal=journal, to=to), Unknown)
+    wire.fault = lambda method, path, number: None
+    return next(iter(wire.world._companies))
+
+
+async def test_an_adopted_company_goes_on(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    await adopt(journal, "acme", company_id)
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert outcome.company_id == company_id
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+    with pytest.raises(InvalidInput, match="is not the one"):
+        await adopt(journal, "acme", "another")
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, wait: bool
+) -> None:
+    spec = customer()
+    async with opens() as session:
+        lost = asyncio.create_task(migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "lost"))
+        await asyncio.sleep(60.0 if wait else 10.0)
+        lost.cancel()
+        await asyncio.wait([lost])
+    journal = MemoryJournal()
+    async with opens() as session:
+        assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
+        await adopt(journal, "acme", next(iter(world._companies)))
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert any("was not repeated" in note for note in outcome.notes)
+    assert (tmp_path / "Contacts.csv").exists()
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 1
