@@ -39,7 +39,8 @@ class Session:
     Use one per key and event loop, as `async with`. `api_key` and `base_url` default to `VERN_API_KEY` and
     `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in `window` seconds, counted by
     endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets are by endpoint and that of
-    the polls is short, ask for the active import, too. `recent`: a file that tells the next process what this one
+    the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for some endpoints, by method
+    and route template (`GET /sources`). `recent`: a file that tells the next process what this one
     sent in its last window. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
@@ -55,6 +56,7 @@ class Session:
         scope: Scope = "endpoint",
         second_channel: bool = False,
         timeouts: Timeouts | None = None,
+        timeouts_by_endpoint: Mapping[str, Timeouts] | None = None,
         retry: RetryPolicy | None = None,
         max_parallel_uploads: int = 16,
         recent: Path | str | None = None,
@@ -88,6 +90,7 @@ class Session:
             on_refused_key=self.close,
             policy=retry or RetryPolicy(),
             timeouts=timeouts or Timeouts(),
+            timeouts_by_endpoint=timeouts_by_endpoint,
         )
         self._engine = Engine(
             caller=self._caller,

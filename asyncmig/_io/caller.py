@@ -143,6 +143,7 @@ class Caller:
         "_outage",
         "_policy",
         "_timeouts",
+        "_timeouts_by_endpoint",
         "_transport",
         "requests",
     )
@@ -159,9 +160,11 @@ class Caller:
         on_refused_key: Callable[[AuthError], None],
         policy: RetryPolicy,
         timeouts: Timeouts,
+        timeouts_by_endpoint: Mapping[str, Timeouts] | None = None,
         largest_body: int = 64 * 1024 * 1024,
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
+        self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
         self._base_url, self._key = base_url, key
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._outage = policy, Outage(policy, rng)
@@ -217,7 +220,9 @@ class Caller:
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
-                    async with self._exchange(call, slot, 1, self._timeouts.streaming()) as answer:
+                    async with self._exchange(
+                        call, slot, 1, self._patience(call.endpoint).streaming()
+                    ) as answer:
                         yield answer
                         return
                 except RateLimited:
@@ -246,13 +251,16 @@ class Caller:
         except Lost as lost:
             raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
 
+    def _patience(self, endpoint: Endpoint) -> Timeouts:
+        return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)
+
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
         return self._gate(call.endpoint).slot(
             lane=call.endpoint.lane, rank=call.rank, max_wait=call.max_wait, ticket=ticket
         )
 
     async def _attempt(self, call: Call, kind: type[T], slot: Slot, attempt: int) -> T:
-        async with self._exchange(call, slot, attempt, self._timeouts) as answer:
+        async with self._exchange(call, slot, attempt, self._patience(call.endpoint)) as answer:
             body = await self._read(answer)
         try:
             return decode(body, kind)

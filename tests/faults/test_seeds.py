@@ -24,7 +24,7 @@ LIMITS: list[Callable[[], RateLimit]] = [
     lambda: FixedWindow(100, phase=17.0),
     lambda: TokenBucket(100, burst=100),
 ]
-CUSTOMERS = 8
+CUSTOMERS = 20
 STOP = 900.0
 
 
