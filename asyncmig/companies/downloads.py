@@ -196,7 +196,7 @@ class _Download:
     async def _stream(self, query: dict[str, str], target: _Part | IO[bytes]) -> None:
         call = Call(
             endpoint=routes.DOWNLOAD,
-            ids={"company_id": self._company_id},
+            ids={"id": self._company_id},
             query={**query, "filter": self._filter},
             rank=self._rank,
         )

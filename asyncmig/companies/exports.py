@@ -54,7 +54,7 @@ class Exports:
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,
-            ids={"company_id": self._company_id},
+            ids={"id": self._company_id},
             body=encoded,
             sent=encoded.decode(),
         )

@@ -90,7 +90,7 @@ class Imports:
         """
         call = Call(
             endpoint=routes.START_IMPORT,
-            ids={"company_id": self._company_id},
+            ids={"id": self._company_id},
             body=body,
             rank=rank,
             sent=body.decode(),
@@ -240,7 +240,7 @@ class _Decided(msgspec.Struct, frozen=True):
 
 
 def _listing(company_id: str, query: dict[str, str]) -> Call:
-    return Call(endpoint=routes.LIST_IMPORTS, ids={"company_id": company_id}, query=query)
+    return Call(endpoint=routes.LIST_IMPORTS, ids={"id": company_id}, query=query)
 
 
 def _active_import(company_id: str) -> Call:

@@ -43,33 +43,33 @@ CREATE_COMPANY = Endpoint(
 CREATE_ANONYMOUS = replace(CREATE_COMPANY, repeat=Repeat.NEVER)
 """The same without an external id: nothing would keep a repeat from creating a second company."""
 CREATE_UPLOAD = Endpoint(
-    name="create upload", method="POST", template="/companies/{company_id}/uploads", repeat=Repeat.ALWAYS
+    name="create upload", method="POST", template="/companies/{id}/uploads", repeat=Repeat.ALWAYS
 )
 PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{upload_url}", repeat=Repeat.ALWAYS)
 START_IMPORT = Endpoint(
     name="start import",
     method="POST",
-    template="/companies/{company_id}/imports",
+    template="/companies/{id}/imports",
     repeat=Repeat.ALWAYS,  # the idempotency key makes it so
     advice="List the company's imports: if none of them is this one, start it under a new idempotency key.",
 )
 READ_IMPORT = Endpoint(
     name="read import",
     method="GET",
-    template="/companies/{company_id}/imports/{run_id}",
+    template="/companies/{id}/imports/{run_id}",
     repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
 )
 LIST_IMPORTS = Endpoint(
     name="list imports",  # also, with `status=active`, the active import
     method="GET",
-    template="/companies/{company_id}/imports",
+    template="/companies/{id}/imports",
     repeat=Repeat.ALWAYS,
 )
 DECIDE = Endpoint(
     name="decide",
     method="POST",
-    template="/companies/{company_id}/imports/{run_id}/decisions",
+    template="/companies/{id}/imports/{run_id}/decisions",
     repeat=Repeat.NEVER,  # repeated blindly it could answer the questions of the next park
     lane=Lane.DECIDE,
     advice="Read the run: if it still asks the same questions, decide again.",
@@ -77,16 +77,16 @@ DECIDE = Endpoint(
 START_EXPORT = Endpoint(
     name="start export",
     method="POST",
-    template="/companies/{company_id}/exports",
+    template="/companies/{id}/exports",
     repeat=Repeat.ALWAYS,  # the idempotency key makes it so
 )
 READ_EXPORT = Endpoint(
     name="read export",
     method="GET",
-    template="/companies/{company_id}/exports/{run_id}",
+    template="/companies/{id}/exports/{run_id}",
     repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
 )
 DOWNLOAD = Endpoint(
-    name="download", method="GET", template="/companies/{company_id}/export.csv", repeat=Repeat.ALWAYS
+    name="download", method="GET", template="/companies/{id}/export.csv", repeat=Repeat.ALWAYS
 )

@@ -109,4 +109,4 @@ class Run(Generic[StateT]):
         return reading
 
     def _ids(self) -> dict[str, str]:
-        return {"company_id": self.company_id, "run_id": self.id}
+        return {"id": self.company_id, "run_id": self.id}

@@ -143,7 +143,7 @@ async def _attempt(
 ) -> Uploaded:
     call = Call(
         endpoint=routes.CREATE_UPLOAD,
-        ids={"company_id": company_id},
+        ids={"id": company_id},
         body=msgspec.json.encode(body),
         rank=rank,
     )

@@ -47,6 +47,14 @@ async def test_a_short_budget_gains_from_the_second_channel(
     assert again.ledger.requests[LIST] > 20
 
 
+async def test_the_sessions_own_gate_goes_by_the_routes_of_the_contract(opens: Opens, world: World) -> None:
+    async with opens() as session:
+        ((run_id, company_id),) = await start(session, 1)
+        await session.watch(run_id, company_id).wait()
+        for endpoint, count in world.ledger.requests.items():
+            assert session.gate(*endpoint.split()).statistics().granted == count
+
+
 async def test_with_one_budget_for_the_key_there_is_no_second_channel(opens: Opens, world: World) -> None:
     await follow(opens, world, 20, second_channel=True, scope="key")
     assert world.ledger.requests[LIST] == 0

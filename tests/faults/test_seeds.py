@@ -53,6 +53,7 @@ def check(outcome: Outcome, plan: Plan, world: World) -> None:
 
 
 async def test_any_fleet_under_any_faults(seed_of_faults: int, tmp_path: Path) -> None:
+    print(f"again: pytest tests/faults/test_seeds.py --first-seed {seed_of_faults} --seeds 1")  # noqa: T201
     rng = Random(seed_of_faults)
     plans = {
         plan.external_id: plan
