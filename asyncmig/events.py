@@ -1,47 +1,113 @@
 """What happens inside a session, as frozen records for whoever wants to watch.
 
-    with session.events.subscribe(print):
+    with session.events.subscribe(print):  # called at once, in the task where it happens: it must not block
         ...
 
-A subscriber that raises is reported to the log and dropped: it can break no call.
+    with session.events.open(RunEnded, Held) as events:  # an async iterator with a buffer, for a task of its own
+        async for event in events:
+            ...
+
+No subscriber can break a call, and one that iterates cannot slow it either: what it is too slow for is dropped, the
+oldest first, and counted. All times are seconds on the loop's clock, so that events of one session make one timeline.
+
+The same goes to the logger `asyncmig`, which is silent unless you configure logging: requests as DEBUG, holds, runs
+and migrations as INFO, stalled runs as WARNING. Each record carries the event's fields, and its name as `event`.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import final
+from types import TracebackType
+from typing import Generic, Self, TypeVar, cast, final, overload
 
 import msgspec
 
-__all__ = ["Event", "Events", "MigrationChanged", "RequestDone", "RequestSent", "RunChanged", "RunStalled"]
+from asyncmig.errors import InvalidInput
+
+__all__ = [
+    "BudgetLearnt",
+    "Event",
+    "EventStream",
+    "EventT",
+    "Events",
+    "Held",
+    "MigrationChanged",
+    "RequestDone",
+    "RequestSent",
+    "RunChanged",
+    "RunEnded",
+    "RunStalled",
+]
 
 _log = logging.getLogger("asyncmig")
+_log.addHandler(logging.NullHandler())
 
 
-class RequestSent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class _Happening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    at: float
+    """When, on the loop's clock."""
+
+
+class RequestSent(_Happening, frozen=True, kw_only=True, tag=True):
     """The limit let a request go, and it goes."""
 
     endpoint: str
     """Method and route template."""
+    ids: Mapping[str, str] = {}
+    """What stands in the route's placeholders."""
     lane: str
     attempt: int
+    """From 1. A repeat after a 429 has the number of the attempt that was refused."""
+    waited: float = 0.0
+    """For the limit; the attempts before this one and the pauses between them are not in it."""
 
 
-class RequestDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One attempt of one request ended. Times are seconds on the loop's clock."""
+class RequestDone(_Happening, frozen=True, kw_only=True, tag=True):
+    """One attempt of one request ended."""
 
     endpoint: str
     """Method and route template."""
+    ids: Mapping[str, str] = {}
+    """What stands in the route's placeholders."""
     lane: str
     attempt: int
+    waited: float = 0.0
+    """For the limit, before it was sent."""
     seconds: float
     """From the send to the answer's end, or to the failure."""
     status: int | None
     """None: no answer came."""
     error: str | None = None
+    """Why no answer came, or not all of it."""
 
 
-class RunChanged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Held(_Happening, frozen=True, kw_only=True, tag=True):
+    """A 429 came: nobody sends to this budget for a while, and then one probe goes first."""
+
+    budget: str
+    """Method and route template; `*` where one budget is for all."""
+    until: float
+    seconds: float
+    slots: int
+    """W, the requests in a window that are believed in so far; what the 429 taught comes as `BudgetLearnt`."""
+    burst: int
+    """B, how many of them at once."""
+
+
+class BudgetLearnt(_Happening, frozen=True, kw_only=True, tag=True):
+    """A probe after a 429, a window without one, or a new limit changed what is believed of a budget."""
+
+    budget: str
+    """Method and route template; `*` where one budget is for all."""
+    slots: int
+    """W, the requests in a window."""
+    burst: int
+    """B, how many of them at once."""
+
+
+class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """A run was read and had a new status or a new progress text."""
 
     company_id: str
@@ -50,7 +116,19 @@ class RunChanged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     progress: str | None
 
 
-class RunStalled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class RunEnded(_Happening, frozen=True, kw_only=True, tag=True):
+    """A run was read and had ended; its `RunChanged` came just before."""
+
+    company_id: str
+    run_id: str
+    status: str
+    seconds: float | None
+    """For which it ran, without the time for which it was parked; None if nobody knows when it began."""
+    noticed_within: float | None
+    """Since it was last known to go on: its end was noticed at most so late. None if that was never seen."""
+
+
+class RunStalled(_Happening, frozen=True, kw_only=True, tag=True):
     """A run has not ended for longer than any should take; it is polled on."""
 
     company_id: str
@@ -58,42 +136,166 @@ class RunStalled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     seconds: float
 
 
-class MigrationChanged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """One customer's migration came to a step."""
 
     external_id: str
+    company_id: str | None = None
+    """None until the company is there."""
+    run_id: str | None = None
+    """None until its import has started."""
     step: str
     """checking, creating, uploading, starting, running, parked, deciding, downloading, or an outcome."""
     detail: str = ""
 
 
-Event = RequestSent | RequestDone | RunChanged | RunStalled | MigrationChanged
+Event = (
+    RequestSent | RequestDone | Held | BudgetLearnt | RunChanged | RunEnded | RunStalled | MigrationChanged
+)
+EventT = TypeVar("EventT", bound=Event)
+
+_LEVELS: dict[type[Event], int] = {
+    RequestDone: logging.DEBUG,
+    Held: logging.INFO,
+    BudgetLearnt: logging.INFO,
+    RunChanged: logging.INFO,
+    RunEnded: logging.INFO,
+    MigrationChanged: logging.INFO,
+}
+"""What is logged, and how. A request is logged once, when it is done; of a stalled run the poller warns by itself."""
 
 
 @final
 class Events:
     """Hands each event to every subscriber, in order, in the task where it happened."""
 
-    __slots__ = ("_subscribers",)
+    __slots__ = ("_closed", "_streams", "_subscribers")
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[Event], None]] = []
+        self._streams: list[EventStream[Event]] = []
+        self._closed = False
 
     @contextmanager
     def subscribe(self, subscriber: Callable[[Event], None]) -> Generator[None]:
-        """Call `subscriber` with each event until the block ends. It must not block."""
+        """Call `subscriber` with each event until the block ends. It must not block.
+
+        One that raises is reported to the log and hears of nothing more.
+        """
         self._subscribers.append(subscriber)
         try:
             yield
         finally:
-            if subscriber in self._subscribers:
-                self._subscribers.remove(subscriber)
+            self._drop(subscriber)
+
+    @overload
+    def open(self, *, buffer: int = 10_000) -> "EventStream[Event]": ...
+    @overload
+    def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]": ...
+    def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]":
+        """Return the events from now on, or those of some `kinds`, as an async iterator; use it as `with`.
+
+        It keeps at most `buffer` events for a reader that is busy; the oldest beyond them are dropped and counted in
+        `dropped`. It ends when the session is left. Raises `InvalidInput` for a buffer that holds nothing.
+        """
+        return EventStream(self._streams, kinds, buffer, ended=self._closed)
+
+    @property
+    def wants_requests(self) -> bool:
+        """Whether anybody hears of requests; if not, their events need not be made."""
+        return bool(self._subscribers or self._streams) or _log.isEnabledFor(logging.DEBUG)
 
     def emit(self, event: Event) -> None:
-        """Tell every subscriber."""
+        """Tell every subscriber, every stream and the log."""
         for subscriber in tuple(self._subscribers):
             try:
                 subscriber(event)
             except Exception:
                 _log.exception("a subscriber of events failed and is dropped")
-                self._subscribers.remove(subscriber)
+                self._drop(subscriber)
+        for stream in self._streams:
+            stream.put(event)
+        level = _LEVELS.get(type(event), logging.NOTSET)
+        if level and _log.isEnabledFor(level):
+            _write(level, event)
+
+    def close(self) -> None:
+        """End every stream, once it has yielded what it holds."""
+        self._closed = True
+        for stream in tuple(self._streams):
+            stream.close()
+
+    def _drop(self, subscriber: Callable[[Event], None]) -> None:
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
+
+
+@final
+class EventStream(Generic[EventT]):
+    """Events in the order in which they happened, for tasks that take their time."""
+
+    __slots__ = ("_buffer", "_ended", "_kinds", "_streams", "_wake", "dropped")
+
+    def __init__(
+        self,
+        streams: "list[EventStream[Event]]",
+        kinds: tuple[type[EventT], ...],
+        buffer: int,
+        *,
+        ended: bool,
+    ) -> None:
+        if buffer < 1:
+            raise InvalidInput("buffer", buffer, "must hold at least one event")
+        self._streams, self._kinds, self._ended = streams, kinds, ended
+        self._buffer: deque[EventT] = deque(maxlen=buffer)
+        self._wake = asyncio.Event()
+        self.dropped = 0
+        """Events that came while the buffer was full; each cost the oldest one in it."""
+        if not ended:
+            streams.append(cast("EventStream[Event]", self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> EventT:
+        while not self._buffer:
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._buffer.popleft()
+
+    def put(self, event: Event) -> None:
+        """Take in an event, if it is of the kinds that are wanted."""
+        if self._kinds and not isinstance(event, self._kinds):
+            return
+        self.dropped += len(self._buffer) == self._buffer.maxlen
+        self._buffer.append(cast("EventT", event))
+        self._wake.set()
+
+    def close(self) -> None:
+        """Take in nothing more; iteration ends after what is there."""
+        self._ended = True
+        self._wake.set()
+        this = cast("EventStream[Event]", self)
+        if this in self._streams:
+            self._streams.remove(this)
+
+
+def _write(level: int, event: Event) -> None:
+    """Log an event: a sentence of its fields, and the fields."""
+    fields: dict[str, object] = msgspec.structs.asdict(event)
+    name = type(event).__name__
+    words = " ".join(f"{field}={value!r}" for field, value in fields.items() if value not in (None, "", {}))
+    _log.log(level, "%s %s", name, words, extra={"event": name, **fields})

@@ -106,6 +106,7 @@ class Session:
         return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"
 
     async def __aenter__(self) -> Self:
+        self._exits.callback(self.events.close)
         if self._recent_path is not None:
             speed = float(getattr(asyncio.get_running_loop(), "speed", 1.0))
             self._recent = RecentLog(self._recent_path, speed=speed)
@@ -168,6 +169,7 @@ class Session:
                 rng=self._rng,
                 recent=self._recent_for(key),
                 name=name,
+                events=self.events,
             )
             if self._closed is not None:
                 gate.close(self._closed)
@@ -184,7 +186,8 @@ class Session:
 
     def _stalled(self, run: object, seconds: float) -> None:
         _, company_id, run_id = cast("tuple[str, str, str]", run)
-        self.events.emit(RunStalled(company_id=company_id, run_id=run_id, seconds=seconds))
+        now = asyncio.get_running_loop().time()
+        self.events.emit(RunStalled(at=now, company_id=company_id, run_id=run_id, seconds=seconds))
 
 
 def _checked_key(key: str) -> Secret:

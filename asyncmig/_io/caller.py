@@ -278,7 +278,8 @@ class Caller:
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
         started, status, trouble = loop.time(), None, None
         self.requests[endpoint.key, endpoint.lane.name] += 1
-        self._events.emit(RequestSent(endpoint=endpoint.key, lane=endpoint.lane.name, attempt=attempt))
+        if self._events.wants_requests:
+            self._tell_sent(call, slot, attempt, started)
         try:
             async with self._transport.exchange(
                 endpoint.method,
@@ -305,16 +306,38 @@ class Caller:
                 timed_out=lost.timed_out,
             ) from lost
         finally:
-            self._events.emit(
-                RequestDone(
-                    endpoint=endpoint.key,
-                    lane=endpoint.lane.name,
-                    attempt=attempt,
-                    seconds=loop.time() - started,
-                    status=status,
-                    error=trouble,
-                )
+            if self._events.wants_requests:
+                self._tell_done(call, slot, attempt, started, status, trouble)
+
+    def _tell_sent(self, call: Call, slot: Slot, attempt: int, now: float) -> None:
+        self._events.emit(
+            RequestSent(
+                at=now,
+                endpoint=call.endpoint.key,
+                ids=call.ids,
+                lane=call.endpoint.lane.name,
+                attempt=attempt,
+                waited=slot.waited,
             )
+        )
+
+    def _tell_done(
+        self, call: Call, slot: Slot, attempt: int, sent_at: float, status: int | None, error: str | None
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        self._events.emit(
+            RequestDone(
+                at=now,
+                endpoint=call.endpoint.key,
+                ids=call.ids,
+                lane=call.endpoint.lane.name,
+                attempt=attempt,
+                waited=slot.waited,
+                seconds=now - sent_at,
+                status=status,
+                error=error,
+            )
+        )
 
     async def _refusal(self, endpoint: Endpoint, answer: Answer, retry_after: float) -> Exception:
         status = answer.status

@@ -16,6 +16,7 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError
+from asyncmig.events import BudgetLearnt, Events, Held
 
 __all__ = ["TICK", "Dispatcher"]
 
@@ -30,9 +31,12 @@ class Dispatcher:
     """Gives the slots of one limiter to who waits for them."""
 
     __slots__ = (
+        "_believed",
         "_bucket",
         "_bucket_shape",
+        "_budget",
         "_closed",
+        "_events",
         "_fetching",
         "_has_token",
         "_loop",
@@ -44,11 +48,23 @@ class Dispatcher:
         "waiters",
     )
 
-    def __init__(self, limiter: Limiter, *, window: float, recent: Iterable[float]) -> None:
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        window: float,
+        recent: Iterable[float],
+        budget: str = "",
+        events: Events | None = None,
+    ) -> None:
+        """`budget`: what the `events` call it."""
         self.limiter = limiter
         self.waiters = Waiters()
         self.granted = 0
         self._window = window
+        self._budget, self._events = budget, events
+        self._believed = (limiter.slots, limiter.burst)
+        """What the events have said last."""
         self._recent = tuple(recent)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -102,10 +118,14 @@ class Dispatcher:
 
     def accepted(self, sent_at: float) -> None:
         self.limiter.accepted(self.now(), sent_at=sent_at)
+        self._tell_learnt()
         self._left()
 
     def rejected(self, sent_at: float, retry_after: float | None) -> None:
-        self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
+        limiter, held = self.limiter, self.limiter.held_until
+        limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
+        if limiter.held_until > held:
+            self._tell_held()
         self._left()
 
     def lost(self, sent_at: float) -> None:
@@ -120,6 +140,30 @@ class Dispatcher:
         """An answer makes nothing possible sooner than the timer, if there is one."""
         if self._timer is None and self.waiters.count:
             self.turn()
+
+    # What is told
+
+    def _tell_held(self) -> None:
+        if self._events is None:
+            return
+        limiter, now = self.limiter, self.now()
+        self._believed = (limiter.slots, limiter.burst)
+        self._events.emit(
+            Held(
+                at=now,
+                budget=self._budget,
+                until=limiter.held_until,
+                seconds=max(0.0, limiter.held_until - now),
+                slots=limiter.slots,
+                burst=limiter.burst,
+            )
+        )
+
+    def _tell_learnt(self) -> None:
+        slots, burst = believed = (self.limiter.slots, self.limiter.burst)
+        if self._events is not None and believed != self._believed:
+            self._believed = believed
+            self._events.emit(BudgetLearnt(at=self.now(), budget=self._budget, slots=slots, burst=burst))
 
     # Turns
 

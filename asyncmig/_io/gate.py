@@ -11,6 +11,7 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
+from asyncmig.events import Events
 
 __all__ = ["TICK", "Gate", "GateStatistics", "Slot"]
 
@@ -47,7 +48,7 @@ class Slot:
     the context ended. A slot is entered once: the next request needs another.
     """
 
-    __slots__ = ("_dispatcher", "_lane", "_max_wait", "_rank", "_sent_at", "ticket")
+    __slots__ = ("_dispatcher", "_lane", "_max_wait", "_rank", "_sent_at", "ticket", "waited")
 
     def __init__(
         self, dispatcher: Dispatcher, lane: Lane, rank: float, max_wait: float | None, ticket: int
@@ -57,12 +58,16 @@ class Slot:
         """None: not granted yet, or done with."""
         self.ticket = ticket
         """The place in line; a request that was refused may ask for the same again."""
+        self.waited = 0.0
+        """Seconds that it waited for its turn."""
 
     async def __aenter__(self) -> "Slot":
         self._sent_at = self._dispatcher.enter_now()
         if self._sent_at is None:
             self._check_wait()
+            asked = self._dispatcher.now()
             self._sent_at = await self._dispatcher.wait(self._lane, self._rank, self.ticket)
+            self.waited = max(0.0, self._sent_at - asked)
         return self
 
     async def __aexit__(
@@ -132,7 +137,7 @@ class Gate:
     """Lets requests to one budget go as fast as the limit allows, and no faster, however the server counts.
 
     `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process got in its
-    last window. Usable alone, wherever the same key is used:
+    last window. `events` are told when it holds and what it learns. Usable alone, wherever the same key is used:
 
         async with gate.slot() as slot:
             response = await send()
@@ -152,6 +157,7 @@ class Gate:
         rng: Random | None = None,
         recent: Iterable[float] = (),
         name: str = "",
+        events: Events | None = None,
     ) -> None:
         _check_limit(limit)
         if not window > 0:
@@ -159,7 +165,7 @@ class Gate:
         self.name = name
         self._limit, self._window = limit, window
         self._limiter = Limiter(limit=limit, window=window, rng=rng or Random())
-        self._dispatcher = Dispatcher(self._limiter, window=window, recent=recent)
+        self._dispatcher = Dispatcher(self._limiter, window=window, recent=recent, budget=name, events=events)
         self._tickets = count(1)
 
     @property

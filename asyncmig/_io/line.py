@@ -61,7 +61,12 @@ class Alarms:
         if watch.stalled or watch.ended or watch.entry.parked or age < _STALLED:
             return
         watch.stalled = True
-        _log.warning("run %s has not ended after %.0f s; it is polled on", watch.run, age)
+        _log.warning(
+            "run %s has not ended after %.0f s; it is polled on",
+            watch.run,
+            age,
+            extra={"event": "RunStalled", "run": watch.run, "seconds": age},
+        )
         if self._on_stalled is not None:
             try:
                 self._on_stalled(watch.run, age)

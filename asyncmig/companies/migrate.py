@@ -410,7 +410,14 @@ class _Migration:
         self._record = record
 
     def _tell(self, step: str, detail: str = "") -> None:
-        event = MigrationChanged(external_id=self._spec.external_id, step=step, detail=detail)
+        event = MigrationChanged(
+            at=asyncio.get_running_loop().time(),
+            external_id=self._spec.external_id,
+            company_id=self._record.company_id,
+            run_id=self._record.run_id,
+            step=step,
+            detail=detail,
+        )
         self._session.events.emit(event)
 
     def _who(self) -> "_Who":

@@ -2,18 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.lifecycle import Lifecycle
+from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch
 from asyncmig.errors import RunCanceled, RunFailed
-from asyncmig.events import RunChanged
+from asyncmig.events import RunChanged, RunEnded
 
 __all__ = ["Run"]
+
+
+class _Who(TypedDict):
+    company_id: str
+    run_id: str
+    at: float
 
 
 class _State(Protocol):
@@ -34,7 +40,7 @@ class Run(Generic[StateT]):
     ENDPOINT: ClassVar[Endpoint]
     LIFECYCLE: ClassVar[Lifecycle]
 
-    __slots__ = ("_engine", "_kind", "_watch", "company_id", "id")
+    __slots__ = ("_began", "_engine", "_kind", "_watch", "company_id", "id")
 
     def __init__(
         self,
@@ -50,6 +56,8 @@ class Run(Generic[StateT]):
         """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long."""
         self._engine, self._kind = engine, kind
         self.company_id, self.id = company_id, run_id
+        self._began = age is not None
+        """Whether it is known when the run began."""
         self._watch: Watch[StateT] = engine.poller.watch(
             (self.ENDPOINT.key, company_id, run_id),
             gate=engine.gate(self.ENDPOINT),
@@ -98,15 +106,24 @@ class Run(Generic[StateT]):
         reading = Reading(status=state.status, progress=state.progress_message, value=state)
         latest = self._watch.latest
         if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):
-            self._engine.events.emit(
-                RunChanged(
-                    company_id=self.company_id,
-                    run_id=self.id,
-                    status=reading.status,
-                    progress=reading.progress,
-                )
-            )
+            self._tell(reading)
         return reading
+
+    def _tell(self, reading: Reading[StateT]) -> None:
+        """Tell of a new status or progress text; and of the end, once."""
+        watch, now = self._watch, asyncio.get_running_loop().time()
+        emit, who = self._engine.events.emit, _Who(company_id=self.company_id, run_id=self.id, at=now)
+        emit(RunChanged(**who, status=reading.status, progress=reading.progress))
+        if watch.ended or self.LIFECYCLE.phase(reading.status) is not Phase.TERMINAL:
+            return
+        emit(
+            RunEnded(
+                **who,
+                status=reading.status,
+                seconds=watch.entry.age(now) if self._began else None,
+                noticed_within=now - watch.entry.seen if self._began or watch.latest else None,
+            )
+        )
 
     def _ids(self) -> dict[str, str]:
         return {"id": self.company_id, "run_id": self.id}

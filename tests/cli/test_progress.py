@@ -43,9 +43,9 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
     progress = Progress(Console(file=out, width=200, force_terminal=terminal), ["a", "b", "c"])
     session = Session("key", "http://127.0.0.1:9/api/v1")
     with progress.following(session):
-        session.events.emit(MigrationChanged(external_id="c", step="uploading"))
+        session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
         session.events.emit(
-            RequestDone(endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None)
+            RequestDone(at=0.0, endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None)
         )
         progress.ended(Delivered(external_id="a", name="Acme", files=(), notes=("renamed",)))
         progress.ended(Failed(external_id="b", name="Bolt", error="no\nway"))

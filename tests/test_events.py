@@ -1,0 +1,296 @@
+"""What a session tells of itself: who hears it, in what order, and that no listener can be in its way."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+
+import pytest
+from inprocess import BASE_URL, KEY, Fault, InProcess
+
+from asyncmig import Fleet, InvalidInput, MemoryJournal, Session, Spec
+from asyncmig.events import (
+    BudgetLearnt,
+    Event,
+    Events,
+    EventStream,
+    EventT,
+    Held,
+    MigrationChanged,
+    RequestDone,
+    RequestSent,
+    RunChanged,
+    RunEnded,
+)
+from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator.limits import SlidingLog
+
+pytestmark = pytest.mark.looptime
+SOURCE = next(iter(SOURCES))
+
+
+@pytest.fixture
+def wire() -> InProcess:
+    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0)))
+
+
+def session(wire: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+
+
+def changed(step: str) -> MigrationChanged:
+    return MigrationChanged(at=0.0, external_id="acme", step=step)
+
+
+async def rest(events: EventStream[EventT]) -> list[EventT]:
+    """End a stream and return what it still holds."""
+    events.close()
+    return [event async for event in events]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# One call
+
+
+async def test_a_request_is_told_of_as_it_goes_and_when_it_is_done(wire: InProcess) -> None:
+    heard: list[Event] = []
+    async with session(wire) as opened:
+        with opened.events.subscribe(heard.append):
+            began = now()
+            company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
+            took = now() - began
+            await company.upload(b"Email\na@x.org\n", name="a.csv")
+    sent, done, *upload = heard
+    assert sent == RequestSent(at=began, endpoint="POST /companies", lane="WORK", attempt=1)
+    assert isinstance(done, RequestDone)
+    assert (done.status, done.attempt, done.waited, done.error) == (201, 1, 0.0, None)
+    assert done.seconds == pytest.approx(took)
+    assert done.at == pytest.approx(began + took)
+    assert [(event.endpoint, event.ids) for event in upload if isinstance(event, RequestDone)] == [
+        ("POST /companies/{id}/uploads", {"id": company.id})
+    ]
+
+
+async def test_the_time_in_the_line_is_told_apart_from_the_time_on_the_way(wire: InProcess) -> None:
+    async with session(wire, limit=1) as opened:
+        with opened.events.open(RequestDone) as events:
+            await opened.companies.sources()
+            asked = now()
+            await opened.companies.sources()
+            _, second = [await anext(events), await anext(events)]
+    assert second.waited == pytest.approx(second.at - second.seconds - asked)
+    assert second.waited > 55
+    assert second.seconds < 1
+
+
+async def test_each_attempt_has_its_number_and_what_became_of_it() -> None:
+    faults = [Fault(refused=True), Fault(hangs=True), None]
+    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5)
+    wire = InProcess(world, fault=lambda method, path, number: faults[number - 1])
+    async with session(wire) as opened:
+        with opened.events.open(RequestDone) as events:
+            await opened.companies.sources()
+            first, second, third = [await anext(events) for _ in range(3)]
+    assert [event.attempt for event in (first, second, third)] == [1, 2, 3]
+    assert (first.status, first.error) == (None, "ClientConnectorError")
+    assert (second.status, second.error) == (None, "TimeoutError")
+    assert (third.status, third.error) == (200, None)
+
+
+async def test_a_hold_is_told_of_with_its_end_and_what_it_taught() -> None:
+    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, limit=lambda: SlidingLog(10))
+    async with session(InProcess(world)) as opened:
+        with opened.events.open(Held, BudgetLearnt) as events:
+            await asyncio.gather(*(opened.companies.sources() for _ in range(30)))
+            held = await anext(events)
+            assert isinstance(held, Held)
+            learnt = [event for event in await rest(events) if isinstance(event, BudgetLearnt)]
+        believed = opened.stats()["GET /sources"]
+    assert held.budget == "GET /sources"
+    assert held.until == pytest.approx(held.at + held.seconds)
+    assert held.seconds > 0
+    assert held.slots == 100
+    assert learnt[0].at > held.at
+    assert (learnt[-1].slots, learnt[-1].burst) == (believed.slots, believed.burst)
+    assert believed.slots < 100
+
+
+# Runs and migrations
+
+
+async def test_the_end_of_a_run_is_told_once_with_how_late_it_was_noticed(wire: InProcess) -> None:
+    async with session(wire) as opened:
+        company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
+        run = await company.imports.start(rows=[{"Email": "a@x.org"}])
+        began = now()
+        with opened.events.open(RunChanged, RunEnded, RequestSent) as events:
+            await asyncio.gather(run.wait(), run.wait())
+            await opened.watch(run.id, company.id).read()
+            heard = await rest(events)
+    changes = [event.status for event in heard if isinstance(event, RunChanged)]
+    reads = [event for event in heard if isinstance(event, RequestSent)]
+    (ended,) = [event for event in heard if isinstance(event, RunEnded)]
+    assert (changes[0], changes[-1]) == ("queued", "completed")
+    assert (ended.company_id, ended.run_id, ended.status) == (company.id, run.id, "completed")
+    assert ended.seconds == pytest.approx(ended.at - began)
+    assert {event.ids["run_id"] for event in reads} == {run.id}
+    last = max(event.at for event in reads if event.at < reads[-1].at)
+    assert ended.noticed_within == pytest.approx(ended.at - last)
+
+
+async def test_of_a_run_that_was_never_seen_running_nobody_says_how_long_it_ran(wire: InProcess) -> None:
+    async with session(wire) as opened:
+        company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
+        run = await company.imports.start(rows=[{"Email": "a@x.org"}])
+        await asyncio.sleep(4000)
+    async with session(wire) as later:
+        with later.events.open(RunEnded) as events:
+            await later.watch(run.id, company.id).wait()
+            ended = await anext(events)
+    assert (ended.seconds, ended.noticed_within) == (None, None)
+
+
+async def test_a_migration_tells_its_steps_and_its_ids(wire: InProcess, tmp_path: Path) -> None:
+    (tmp_path / "contacts.csv").write_text("Email\na@x.org\n", encoding="utf-8")
+    spec = Spec(external_id="acme", name="A", source=SOURCE, files=(tmp_path / "contacts.csv",))
+    async with session(wire) as opened:
+        with opened.events.open(MigrationChanged, RunEnded) as events:
+            async with Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+                (outcome,) = [outcome async for outcome in fleet.run([spec])]
+            heard = await rest(events)
+    steps = [event for event in heard if isinstance(event, MigrationChanged)]
+    assert [(steps[0].step, steps[0].company_id), steps[-1].step] == [("checking", None), "delivered"]
+    assert (steps[-1].company_id, steps[-1].run_id) == (outcome.company_id, outcome.run_id)
+    assert [event.run_id for event in heard if isinstance(event, RunEnded)] == [outcome.run_id]
+    assert [event.at for event in heard] == sorted(event.at for event in heard)
+
+
+# Listeners
+
+
+async def test_a_listener_that_fails_is_reported_once_and_nobody_else_misses_anything(
+    wire: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Event] = []
+
+    def fails(event: Event) -> None:
+        raise ValueError("no")
+
+    async with session(wire) as opened:
+        with opened.events.subscribe(fails), opened.events.subscribe(heard.append):
+            assert len(await opened.companies.sources()) == 3
+    assert len(heard) == 2
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "a subscriber of events failed and is dropped"
+    ]
+
+
+def test_a_listener_may_leave_while_it_is_told() -> None:
+    events, heard = Events(), list[str]()
+    with ExitStack() as leaving, events.subscribe(lambda event: heard.append("second")):
+
+        def once(event: Event) -> None:
+            heard.append("once")
+            leaving.close()
+            raise ValueError("and it fails, too")
+
+        leaving.enter_context(events.subscribe(once))
+        events.emit(changed("creating"))
+        events.emit(changed("uploading"))
+    assert heard == ["second", "once", "second"]
+
+
+async def test_a_reader_gets_what_happened_since_it_opened_of_the_kinds_it_wants() -> None:
+    events = Events()
+    events.emit(changed("missed"))
+    with events.open(MigrationChanged) as some, events.open() as every:
+        events.emit(changed("creating"))
+        events.emit(RunChanged(at=1.0, company_id="c", run_id="r", status="running", progress=None))
+        events.emit(changed("uploading"))
+    events.emit(changed("missed, too"))
+    assert [event.step async for event in some] == ["creating", "uploading"]
+    assert len([event async for event in every]) == 3
+
+
+async def test_a_slow_reader_loses_the_oldest_and_knows_how_many() -> None:
+    events = Events()
+    with events.open(buffer=3) as slow, events.open() as fast:
+        for number in range(10):
+            events.emit(changed(str(number)))
+    assert [event.step async for event in slow if isinstance(event, MigrationChanged)] == ["7", "8", "9"]
+    assert (slow.dropped, fast.dropped) == (7, 0)
+
+
+async def test_a_stream_ends_with_its_session(wire: InProcess) -> None:
+    async def collect(stream: EventStream[RequestDone]) -> list[str]:
+        return [event.endpoint async for event in stream]
+
+    async with session(wire) as opened:
+        reading = asyncio.create_task(collect(opened.events.open(RequestDone)))
+        await opened.companies.sources()
+    assert await reading == ["GET /sources"]
+    assert [event async for event in opened.events.open()] == []
+
+
+async def test_a_reader_that_is_cancelled_loses_nothing() -> None:
+    events = Events()
+    with events.open() as stream:
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        events.emit(changed("creating"))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await anext(stream) == changed("creating")
+
+
+def test_a_buffer_holds_something() -> None:
+    with pytest.raises(InvalidInput, match="buffer"):
+        Events().open(buffer=0)
+
+
+# The log
+
+
+async def test_the_log_has_one_line_a_request_with_fields_and_never_the_key(
+    wire: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "asyncmig"):
+        async with session(wire) as opened:
+            company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
+            await (await company.imports.start(rows=[{"Email": "a@x.org"}])).wait()
+    done = [record for record in caplog.records if getattr(record, "event", "") == "RequestDone"]
+    assert len(done) == len(wire.sent)
+    assert {record.levelno for record in done} == {logging.DEBUG}
+    assert [vars(done[0])[name] for name in ("endpoint", "lane", "status", "attempt", "waited")] == [
+        "POST /companies", "WORK", 201, 1, 0.0,
+    ]  # fmt: skip
+    assert "endpoint='POST /companies'" in done[0].getMessage()
+    assert {record.levelno for record in caplog.records if "Run" in getattr(record, "event", "")} == {
+        logging.INFO
+    }
+    assert KEY not in "".join(str(vars(record)) for record in caplog.records)
+
+
+def test_the_log_is_silent_unless_it_is_asked_for() -> None:
+    code = (
+        "import logging, asyncmig.events as e\n"
+        "e.Events().emit(e.RunStalled(at=0.0, company_id='c', run_id='r', seconds=1.0))\n"
+        "logging.getLogger('asyncmig').warning('loud')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
+async def test_no_event_is_made_for_nobody(wire: InProcess) -> None:
+    async with session(wire) as opened:
+        assert not opened.events.wants_requests
+        with opened.events.open():
+            assert opened.events.wants_requests
+        assert not opened.events.wants_requests
