@@ -3,6 +3,7 @@
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
+from asyncmig._io.reply import Reply
 from asyncmig._io.transport import Timeouts
 from asyncmig.companies.catalog import Companies, Company
 from asyncmig.companies.downloads import Downloaded
@@ -93,6 +94,7 @@ __all__ = [
     "Pending",
     "Question",
     "RateLimited",
+    "Reply",
     "RetryPolicy",
     "RunCanceled",
     "RunError",

@@ -13,13 +13,15 @@ from urllib.parse import urlsplit
 import aiohttp
 import anyio
 
-from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.caller import Caller, Secret, is_loopback
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.poller import Poller
+from asyncmig._io.raw import raw_call
 from asyncmig._io.recent import RecentLog
+from asyncmig._io.reply import Reply
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
@@ -142,6 +144,46 @@ class Session:
     def watch(self, run_id: str, company_id: str) -> ImportRun:
         """Return the handle of an import that somebody else started, to wait for or to follow."""
         return self.companies.open(company_id).imports.open(run_id)
+
+    async def request(
+        self,
+        method: str,
+        template: str,
+        /,
+        *,
+        body: object = None,
+        params: Mapping[str, str] | None = None,
+        repeatable: bool | None = None,
+        lane: Lane = Lane.WORK,
+        rank: float = 0.0,
+        max_wait: float | None = None,
+        **ids: str,
+    ) -> Reply:
+        """Send a request that has no method of its own yet, through gate, retry and errors like every other.
+
+            reply = await session.request("GET", "/companies/{id}/notes", id=company.id)
+            notes = reply.json(list[Note])
+
+        `template`: the path below the base URL with `{placeholders}`, which `ids` fill, encoded; budgets are counted
+        by it, so write it as the API's documentation does. `body`: sent as JSON; bytes are JSON already.
+        `repeatable`: whether it may be sent again when its outcome is not known; only GET and HEAD are, unless said.
+
+        Raises `InvalidInput` before a request is spent, the `ApiError` of a refusal; `NoAnswer`, `ServerError` or
+        `UnexpectedReply` when the attempts are used up; `UnknownOutcome` for a doubt about what is not repeatable.
+        """
+        return await self._caller.reply(
+            raw_call(
+                method,
+                template,
+                ids=ids,
+                params=params,
+                body=body,
+                repeatable=repeatable,
+                lane=lane,
+                rank=rank,
+                max_wait=max_wait,
+            )
+        )
 
     def gate(self, method: str, template: str) -> Gate:
         """Return the session's own gate for an endpoint, for other code that calls it with the same key."""

@@ -5,42 +5,39 @@ at the headers, and leaves the decision about a repeat to `_core.retry`.
 """
 
 import asyncio
-import email.utils
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from random import Random
 from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
-import msgspec
-
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.retry import Doubt, Next, RetryPolicy, after_failure, refusal_is_doubtful
+from asyncmig._core.retry import Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.outage import Outage
+from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
+from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
     ApiError,
-    AsyncmigError,
     AuthError,
     NoAnswer,
     RateLimited,
     ServerError,
     UnexpectedReply,
-    UnknownOutcome,
     api_error,
 )
 from asyncmig.events import Events, RequestDone, RequestSent
 
-__all__ = ["Call", "Caller", "Secret", "Tries"]
+__all__ = ["Call", "Caller", "Secret"]
 
 T = TypeVar("T")
-_TEXT = 200
-_LONGEST_RETRY_AFTER = 60.0
+Understand = Callable[["Call", Answer, bytes], T]
+"""Makes a value of a 2xx answer's body; raises `Failed` for one that another attempt may give whole."""
 _FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
 """Undocumented statuses that another try does not change; the others (redirects, 408, 425) may pass."""
 
@@ -76,57 +73,6 @@ class Call:
     max_wait: float | None = None
     sent: str = ""
     """What an `UnknownOutcome` may show of the body; never a secret."""
-
-
-class _Failed(Exception):
-    """An attempt failed in a way that a repeat may mend."""
-
-    def __init__(
-        self, error: AsyncmigError, doubt: Doubt, *, retry_after: float = 0.0, timed_out: bool = False
-    ) -> None:
-        super().__init__(error)
-        self.error, self.doubt, self.retry_after, self.timed_out = error, doubt, retry_after, timed_out
-
-
-@final
-class Tries:
-    """The attempts of one call, or of one compound step: counts them, waits between them, ends them."""
-
-    __slots__ = ("_endpoint", "_outage", "_policy", "_queued", "_seen", "_sent", "attempt", "doubts")
-
-    def __init__(self, endpoint: Endpoint, *, outage: Outage, policy: RetryPolicy, sent: str = "") -> None:
-        self._endpoint, self._outage, self._policy, self._sent = endpoint, outage, policy, sent
-        self._queued, self._seen = False, 0
-        self.attempt, self.doubts = 1, 0
-
-    async def failed(
-        self,
-        error: AsyncmigError,
-        doubt: Doubt = Doubt.MAYBE,
-        *,
-        retry_after: float = 0.0,
-        timed_out: bool = False,
-    ) -> None:
-        """Wait until the next attempt may start; or raise what the call comes to."""
-        self.doubts += doubt is Doubt.MAYBE
-        what = after_failure(self._endpoint.repeat, doubt, self.attempt, self._policy)
-        if what is Next.UNKNOWN:
-            raise self.unknown(str(error)) from error
-        if what is Next.GIVE_UP:
-            raise error
-        seen = self._outage.successes
-        # In the line of an outage an attempt is spent only if the server answered somebody else since:
-        # then the fault is this call's own, otherwise it waits for the server, not for luck.
-        self.attempt += not self._queued or seen > self._seen
-        self._seen = seen
-        self._queued = await self._outage.wait(
-            self.attempt - 1, retry_after=retry_after, timed_out=timed_out, queued=self._queued
-        )
-
-    def unknown(self, reason: str) -> UnknownOutcome:
-        """Return the error for an outcome that nobody knows."""
-        endpoint = self._endpoint
-        return UnknownOutcome(endpoint.method, endpoint.template, reason, self._sent, endpoint.advice)
 
 
 @final
@@ -182,12 +128,19 @@ class Caller:
         Raises the `ApiError` of a refusal; `NoAnswer`, `ServerError` or `UnexpectedReply` when the attempts are
         used up; `UnknownOutcome` where the server may have acted and a repeat could do it twice.
         """
+        return await self._repeated(call, partial(_decoded, kind))
+
+    async def reply(self, call: Call) -> Reply:
+        """Send as `call` does, and return the answer as it is; a body that is not what it says it is, is none."""
+        return await self._repeated(call, self._reply)
+
+    async def _repeated(self, call: Call, understand: Understand[T]) -> T:
         tries = self.tries(call.endpoint, call.sent)
         ticket: int | None = None
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
-                    return await self._attempt(call, kind, slot, tries.attempt)
+                    return await self._attempt(call, understand, slot, tries.attempt)
                 except RateLimited:
                     ticket = slot.ticket
                     continue
@@ -196,7 +149,7 @@ class Caller:
                         raise tries.unknown(str(error)) from error
                     error.after_doubt = tries.doubts > 0
                     raise
-                except _Failed as failure:
+                except Failed as failure:
                     failed = failure
             ticket = None
             await tries.failed(
@@ -206,8 +159,8 @@ class Caller:
     async def once(self, call: Call, kind: type[T], slot: Slot) -> T:
         """Make one attempt with a slot that the caller holds; raise what it comes to, unrepeated."""
         try:
-            return await self._attempt(call, kind, slot, 1)
-        except _Failed as failure:
+            return await self._attempt(call, partial(_decoded, kind), slot, 1)
+        except Failed as failure:
             raise failure.error from failure
 
     @asynccontextmanager
@@ -227,7 +180,7 @@ class Caller:
                         return
                 except RateLimited:
                     ticket = slot.ticket
-                except _Failed as failure:
+                except Failed as failure:
                     raise failure.error from failure
 
     async def put(self, url: str, body: Body, headers: Mapping[str, str]) -> int:
@@ -259,22 +212,32 @@ class Caller:
             lane=call.endpoint.lane, rank=call.rank, max_wait=call.max_wait, ticket=ticket
         )
 
-    async def _attempt(self, call: Call, kind: type[T], slot: Slot, attempt: int) -> T:
+    async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
         async with self._exchange(call, slot, attempt, self._patience(call.endpoint)) as answer:
             body = await self._read(answer)
-        try:
-            return decode(body, kind)
-        except Unreadable as error:
-            text = f"{error}; it begins {excerpt(body)!r}"
-            endpoint = call.endpoint
-            unreadable = UnexpectedReply(endpoint.method, endpoint.template, answer.status, text)
-            raise _Failed(unreadable, Doubt.MAYBE) from error
+        return understand(call, answer, body)
+
+    def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
+        if body and (is_json(answer) or is_html(answer)):
+            _decoded(object, call, answer, body)  # cut JSON is none, and a page for people never was
+        headers: dict[str, str] = {}
+        for name, value in answer.headers.items():
+            name, value = name.lower(), value.replace(self._key.reveal(), "***")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        endpoint = call.endpoint
+        return Reply(
+            method=endpoint.method,
+            endpoint=endpoint.template,
+            status=answer.status,
+            headers=headers,
+            content=body,
+        )
 
     @asynccontextmanager
     async def _exchange(
         self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
     ) -> AsyncGenerator[Answer]:
-        """Send once; tell the gate the status at the headers; raise `ApiError` or `_Failed` unless it is a 2xx."""
+        """Send once; tell the gate the status at the headers; raise `ApiError` or `Failed` unless it is a 2xx."""
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
         started, status, trouble = loop.time(), None, None
         self.requests[endpoint.key, endpoint.lane.name] += 1
@@ -289,7 +252,7 @@ class Caller:
                 timeouts=timeouts,
             ) as answer:
                 status = answer.status
-                wait = _retry_after(answer.headers)
+                wait = retry_after(answer.headers)
                 slot.answered(status, retry_after=wait)
                 if status < 500:
                     self._outage.succeeded()
@@ -300,7 +263,7 @@ class Caller:
             trouble = lost.reason
             if not lost.sent:
                 slot.unsent()
-            raise _Failed(
+            raise Failed(
                 NoAnswer(endpoint.method, endpoint.template, lost.reason),
                 Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
                 timed_out=lost.timed_out,
@@ -342,14 +305,14 @@ class Caller:
     async def _refusal(self, endpoint: Endpoint, answer: Answer, retry_after: float) -> Exception:
         status = answer.status
         try:
-            text = _error_text(await self._read(answer))
+            text = error_text(await self._read(answer))
         except Lost as lost:
             text = f"(the body was cut off: {lost.reason})"
         error = api_error(endpoint.method, endpoint.template, status, text)
         if isinstance(error, AuthError):
             self._on_refused_key(error)
         if isinstance(error, ServerError | UnexpectedReply) and status not in _FINAL:
-            return _Failed(error, Doubt.MAYBE, retry_after=retry_after)
+            return Failed(error, Doubt.MAYBE, retry_after=retry_after)
         return error
 
     async def _read(self, answer: Answer) -> bytes:
@@ -374,43 +337,16 @@ class Caller:
         return headers
 
 
-def is_html(answer: Answer) -> bool:
-    """Return whether a page for people came: a proxy's, whatever its status says."""
-    return answer.headers.get("Content-Type", "").startswith("text/html")
+def _decoded(kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
+    try:
+        return decode(body, kind)
+    except Unreadable as error:
+        endpoint = call.endpoint
+        raise Failed(
+            unreadable(endpoint.method, endpoint.template, answer.status, body, error), Doubt.MAYBE
+        ) from error
 
 
 def is_loopback(url: str) -> bool:
     """Return whether `url` names this machine, where plain http shows nobody anything."""
     return urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
-
-
-def excerpt(body: bytes) -> str:
-    """Return at most 200 characters of a body that is not what was expected."""
-    return body[: _TEXT * 4].decode("utf-8", "replace")[:_TEXT]
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return decode(body, _ErrorBody).error
-    except Unreadable:
-        return excerpt(body)
-
-
-class _ErrorBody(msgspec.Struct):
-    error: str
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), at most 60; None without one."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    if value.isdigit():
-        seconds = float(value[:9])
-    else:
-        try:
-            at = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)

@@ -142,7 +142,7 @@ class AiohttpTransport:
     def _session(self, method: str) -> aiohttp.ClientSession:
         if self._given is not None:
             return self._given
-        if method == "POST":
+        if method in ("POST", "PATCH", "DELETE"):
             self._single = self._single or self._open(force_close=True)
             return self._single
         self._pooled = self._pooled or self._open(force_close=False)

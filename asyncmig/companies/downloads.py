@@ -16,8 +16,9 @@ from typing import IO, Literal, Self, final
 
 import msgspec
 
-from asyncmig._io.caller import Call, is_html
+from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.reply import is_html
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.names import file_names

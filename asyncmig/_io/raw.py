@@ -1,0 +1,105 @@
+"""A request to a route that the library does not know: checked, and told from its method how it may be repeated."""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+import msgspec
+
+from asyncmig._core.endpoint import Endpoint, Lane, Repeat
+from asyncmig._io.caller import Call
+from asyncmig.errors import InvalidInput
+
+__all__ = ["raw_call"]
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_HARMLESS = frozenset({"GET", "HEAD"})
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+/?|/")
+_DOTS = frozenset({".", ".."})
+"""Segments that a server, or what stands before it, may take for another route."""
+_ADVICE = "Ask the server whether it was done before you send it again."
+
+
+def raw_call(
+    method: str,
+    template: str,
+    *,
+    ids: Mapping[str, str],
+    params: Mapping[str, str] | None,
+    body: object,
+    repeatable: bool | None,
+    lane: Lane,
+    rank: float,
+    max_wait: float | None,
+) -> Call:
+    """Return the call; raise `InvalidInput` for what cannot be meant."""
+    method = method.upper()
+    if method not in _METHODS:
+        raise InvalidInput("method", method, f"is none of {', '.join(sorted(_METHODS))}")
+    _check_template(template)
+    _check_ids(template, ids)
+    safe = method in _HARMLESS if repeatable is None else repeatable
+    endpoint = Endpoint(
+        name=f"{method} {template}",
+        method=method,
+        template=template,
+        repeat=Repeat.ALWAYS if safe else Repeat.NEVER,
+        lane=lane,
+        advice=_ADVICE,
+    )
+    return Call(
+        endpoint=endpoint,
+        ids=dict(ids),
+        query=_checked_params(params or {}),
+        body=_encoded(body),
+        rank=rank,
+        max_wait=max_wait,
+    )
+
+
+def _check_template(template: str) -> None:
+    if not template.startswith("/"):
+        raise InvalidInput("template", template, 'must begin with "/": it is a path below the base URL')
+    plain = _PLACEHOLDER.sub("x", template)
+    if "?" in plain:
+        raise InvalidInput("template", template, "must have no query: give it as params")
+    if not _PATH.fullmatch(plain):
+        raise InvalidInput(
+            "template", template, "is not a path: ids go in {placeholders}, the rest is encoded"
+        )
+    if _DOTS & {unquote(segment) for segment in plain.split("/")}:
+        raise InvalidInput("template", template, "leads elsewhere: it has a segment of dots")
+
+
+def _check_ids(template: str, ids: Mapping[str, str]) -> None:
+    wanted = set(_PLACEHOLDER.findall(template))
+    for name in sorted(wanted - ids.keys()):
+        raise InvalidInput(name, None, f"is missing: {template} needs it")
+    for name, value in ids.items():
+        if name not in wanted:
+            raise InvalidInput(name, value, f"has no place in {template}")
+        _check_id(name, value)
+
+
+def _check_id(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidInput(name, value, "must be a str")
+    if not value or value in _DOTS:
+        raise InvalidInput(name, value, "would lead to another route")
+
+
+def _checked_params(params: Mapping[str, object]) -> dict[str, str]:
+    for name, value in params.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"params[{name!r}]", value, "must be a str")
+    return {name: str(value) for name, value in params.items()}
+
+
+def _encoded(body: object) -> bytes | None:
+    if body is None or isinstance(body, bytes):
+        return body
+    try:
+        return msgspec.json.encode(body)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput("body", type(body).__name__, f"is not JSON: {error}") from error

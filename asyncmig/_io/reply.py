@@ -1,0 +1,95 @@
+"""What an answer says: its body as a type, the text of a refusal, the pause that it asks for."""
+
+import email.utils
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TypeVar, final, overload
+
+import msgspec
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig._io.transport import Answer
+from asyncmig.errors import UnexpectedReply
+
+__all__ = ["Reply", "error_text", "is_html", "is_json", "retry_after", "unreadable"]
+
+T = TypeVar("T")
+_TEXT = 200
+_LONGEST_RETRY_AFTER = 60.0
+
+
+@final
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A 2xx answer to a request that was written by hand."""
+
+    method: str
+    endpoint: str
+    """The route template."""
+    status: int
+    headers: Mapping[str, str]
+    """By name in lower case; repeated ones joined by commas."""
+    content: bytes
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status} to {self.method} {self.endpoint}: {len(self.content)} bytes>"
+
+    @overload
+    def json(self) -> object: ...
+    @overload
+    def json(self, kind: type[T]) -> T: ...
+    def json(self, kind: type[T] | type[object] = object) -> T | object:
+        """Return the body decoded, as `kind` if one is given: a msgspec struct, a dataclass, `dict[str, int]`, ...
+
+        Raises `UnexpectedReply` for a body that is not JSON, or not of that kind.
+        """
+        try:
+            return msgspec.json.decode(self.content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise unreadable(self.method, self.endpoint, self.status, self.content, error) from error
+
+
+def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
+    """Return the error for a body that is not what was asked for."""
+    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
+
+
+def is_html(answer: Answer) -> bool:
+    """Return whether a page for people came: a proxy's, whatever its status says."""
+    return answer.headers.get("Content-Type", "").startswith("text/html")
+
+
+def is_json(answer: Answer) -> bool:
+    """Return whether the answer says that it is JSON."""
+    return answer.headers.get("Content-Type", "").partition(";")[0].strip().endswith("json")
+
+
+def excerpt(body: bytes) -> str:
+    """Return at most 200 characters of a body that is not what was expected."""
+    return body[: _TEXT * 4].decode("utf-8", "replace")[:_TEXT]
+
+
+def error_text(body: bytes) -> str:
+    try:
+        return decode(body, _ErrorBody).error
+    except Unreadable:
+        return excerpt(body)
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), at most 60; None without one."""
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    if value.isdigit():
+        seconds = float(value[:9])
+    else:
+        try:
+            at = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)

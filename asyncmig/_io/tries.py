@@ -1,0 +1,61 @@
+"""The attempts of one call: how many there were, and when there may be another."""
+
+from typing import final
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.retry import Doubt, Next, RetryPolicy, after_failure
+from asyncmig._io.outage import Outage
+from asyncmig.errors import AsyncmigError, UnknownOutcome
+
+__all__ = ["Failed", "Tries"]
+
+
+class Failed(Exception):
+    """An attempt failed in a way that a repeat may mend."""
+
+    def __init__(
+        self, error: AsyncmigError, doubt: Doubt, *, retry_after: float = 0.0, timed_out: bool = False
+    ) -> None:
+        super().__init__(error)
+        self.error, self.doubt, self.retry_after, self.timed_out = error, doubt, retry_after, timed_out
+
+
+@final
+class Tries:
+    """The attempts of one call, or of one compound step: counts them, waits between them, ends them."""
+
+    __slots__ = ("_endpoint", "_outage", "_policy", "_queued", "_seen", "_sent", "attempt", "doubts")
+
+    def __init__(self, endpoint: Endpoint, *, outage: Outage, policy: RetryPolicy, sent: str = "") -> None:
+        self._endpoint, self._outage, self._policy, self._sent = endpoint, outage, policy, sent
+        self._queued, self._seen = False, 0
+        self.attempt, self.doubts = 1, 0
+
+    async def failed(
+        self,
+        error: AsyncmigError,
+        doubt: Doubt = Doubt.MAYBE,
+        *,
+        retry_after: float = 0.0,
+        timed_out: bool = False,
+    ) -> None:
+        """Wait until the next attempt may start; or raise what the call comes to."""
+        self.doubts += doubt is Doubt.MAYBE
+        what = after_failure(self._endpoint.repeat, doubt, self.attempt, self._policy)
+        if what is Next.UNKNOWN:
+            raise self.unknown(str(error)) from error
+        if what is Next.GIVE_UP:
+            raise error
+        seen = self._outage.successes
+        # In the line of an outage an attempt is spent only if the server answered somebody else since:
+        # then the fault is this call's own, otherwise it waits for the server, not for luck.
+        self.attempt += not self._queued or seen > self._seen
+        self._seen = seen
+        self._queued = await self._outage.wait(
+            self.attempt - 1, retry_after=retry_after, timed_out=timed_out, queued=self._queued
+        )
+
+    def unknown(self, reason: str) -> UnknownOutcome:
+        """Return the error for an outcome that nobody knows."""
+        endpoint = self._endpoint
+        return UnknownOutcome(endpoint.method, endpoint.template, reason, self._sent, endpoint.advice)
