@@ -5,14 +5,16 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
 from asyncmig._io.transport import Timeouts
+from asyncmig.companies.adoption import adopt
 from asyncmig.companies.catalog import Companies, Company
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.imports import Custom, ImportRun
-from asyncmig.companies.migrate import adopt, migrate
+from asyncmig.companies.migrate import migrate
 from asyncmig.companies.outcome import (
     Decision,
     Delivered,
+    Exported,
     Failed,
     Outcome,
     Parked,
@@ -73,6 +75,7 @@ __all__ = [
     "Delivered",
     "Downloaded",
     "ExportRun",
+    "Exported",
     "Failed",
     "Fleet",
     "Gate",

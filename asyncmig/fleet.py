@@ -10,9 +10,10 @@ from typing import Self, final
 import anyio
 
 from asyncmig.companies.downloads import RowFilter
-from asyncmig.companies.migrate import migrate
+from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
-from asyncmig.companies.outcome import Outcome, Pending, Policy
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.companies.outcome import ExportMode, Outcome, Pending, Policy
 from asyncmig.companies.spec import Spec
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
 from asyncmig.journal import Journal, JournalPort
@@ -27,20 +28,18 @@ _log = logging.getLogger("asyncmig")
 class Fleet:
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
-    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `decide`,
-    `row_filter` and `repeat_failed` as for `migrate`. Leaving the block cancels what has not ended; it stays alive on
-    the server, and the same specs go on from there. One customer's failure or bad input never touches another's.
+    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. What else there
+    is, is as for `migrate`. Leaving the block cancels what has not ended; it stays alive on the server, and the
+    same specs go on from there. One customer's failure or bad input never touches another's.
     """
 
     __slots__ = (
-        "_decide",
         "_draining",
         "_group",
         "_journal",
+        "_options",
         "_own_journal",
         "_places",
-        "_repeat_failed",
-        "_row_filter",
         "_session",
         "_submitted",
         "_to",
@@ -54,15 +53,21 @@ class Fleet:
         to: Path | str = "out",
         decide: Policy = "park",
         row_filter: RowFilter = "valid",
-        repeat_failed: bool = False,
+        retries: int = 0,
+        deliver_rejected: bool = False,
+        export: ExportMode | None = None,
         concurrency: int = 500,
     ) -> None:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         self._session, self._to = session, Path(to)
-        self._decide: Policy = decide
-        self._row_filter: RowFilter = row_filter
-        self._repeat_failed = repeat_failed
+        self._options = MigrationOptions(
+            decide=decide,
+            row_filter=row_filter,
+            retries=retries,
+            deliver_rejected=deliver_rejected,
+            export=export,
+        )
         self._own_journal: Journal | None = None
         if isinstance(journal, str | Path):
             journal = self._own_journal = Journal(journal)
@@ -147,15 +152,8 @@ class Fleet:
         if self._draining:
             return _pending(spec, "interrupted before it began")
         try:
-            return await migrate(
-                self._session,
-                spec,
-                journal=self._journal,
-                to=self._to / safe_name(spec.external_id, longest=255),
-                decide=self._decide,
-                row_filter=self._row_filter,
-                repeat_failed=self._repeat_failed,
-            )
+            folder = self._to / safe_name(spec.external_id, longest=255)
+            return await migrate_as(self._session, spec, self._journal, folder, self._options)
         except CompanyHeld as error:
             return _pending(spec, str(error))
         except JournalError:

@@ -16,7 +16,7 @@ from asyncmig.cli.run import RESUMABLE, USAGE, drive
 from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
-from asyncmig.companies.migrate import adopt as adopt_company
+from asyncmig.companies.adoption import adopt as adopt_company
 from asyncmig.errors import AsyncmigError
 from asyncmig.journal import Journal
 from asyncmig.manifest import InvalidManifest, read_manifest

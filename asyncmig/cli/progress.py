@@ -21,7 +21,7 @@ __all__ = ["STYLES", "Progress", "counted"]
 
 STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
 """A colour for each outcome."""
-_ACTIVE = ("checking", "creating", "uploading", "starting", "running", "deciding", "downloading")
+_ACTIVE = ("checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting")
 _WINDOW = 60.0
 _LINE_EVERY = 5.0
 """Wall-clock seconds between lines about the whole fleet, where there is no terminal."""

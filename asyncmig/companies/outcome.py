@@ -7,9 +7,65 @@ import msgspec
 
 from asyncmig.companies.downloads import Downloaded, RowFilter
 from asyncmig.companies.imports import Custom
-from asyncmig.companies.wire import Action, ImportReport, NeedsAttention
+from asyncmig.companies.wire import Action, ExportReport, ExportResult, ImportReport, NeedsAttention
 
-__all__ = ["Decide", "Decision", "Delivered", "Failed", "Outcome", "Parked", "Pending", "Policy", "Unknown"]
+__all__ = [
+    "Decide",
+    "Decision",
+    "Delivered",
+    "ExportMode",
+    "Exported",
+    "Failed",
+    "Outcome",
+    "Parked",
+    "Pending",
+    "Policy",
+    "Unknown",
+]
+
+
+ExportMode = Literal["canary", "full"]
+"""What is written to the destination, in this order: the first row of each template; everything."""
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """One export to the customer's destination, and every write that it lost."""
+
+    mode: ExportMode
+    run_id: str
+    total: int | None = None
+    """Writes, as far as the server says."""
+    failed: int = 0
+    """Writes that the destination refused."""
+    hollow: int = 0
+    """Writes that the destination accepted, and did not keep the fields."""
+    lost: tuple[ExportResult, ...] = ()
+    """Those of them that the server lists."""
+
+    @property
+    def losses(self) -> int:
+        """Writes that the destination has not, or not whole."""
+        return self.failed + self.hollow
+
+    @classmethod
+    def read(cls, mode: ExportMode, run_id: str, report: ExportReport | None) -> "Exported":
+        """Return what a report says; where it counts more losses than it lists, the count stands."""
+        report = report or ExportReport()
+        refused = tuple(filter(_is_refused, report.results))
+        hollow = tuple(each for each in report.results if each.is_hollow and not _is_refused(each))
+        counted = (report.total or 0) - (report.succeeded or 0) if len(report.results) != report.total else 0
+        return cls(
+            mode=mode,
+            run_id=run_id,
+            total=report.total,
+            failed=max(len(refused), counted),
+            hollow=len(hollow),
+            lost=(*refused, *hollow),
+        )
+
+
+def _is_refused(result: ExportResult) -> bool:
+    return result.ok is False or (result.ok is None and (result.status or 0) >= 400)
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,12 +80,28 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
-    """The import completed and its sheets are on disk."""
+    """The import completed, its sheets are on disk, and what was to be exported was exported."""
 
     files: tuple[Downloaded, ...]
     row_filter: RowFilter = "valid"
     """Which rows the files hold."""
     report: ImportReport | None = None
+    exports: tuple[Exported, ...] = ()
+    rows: int = 0
+    """Of all files; told by them, like the next two, and here so that JSON has it."""
+    flagged: int | None = None
+    """Rows of the import with at least one bad cell; None if the server does not say."""
+    losses: int = 0
+    """Writes to the destination that it refused, or accepted and did not keep: `exports` lists them."""
+
+    def __post_init__(self) -> None:
+        told: dict[str, int | None] = {
+            "rows": sum(file.rows for file in self.files),
+            "flagged": self.report.invalid_rows if self.report else None,
+            "losses": sum(each.losses for each in self.exports),
+        }
+        for name, value in told.items():
+            msgspec.structs.force_setattr(self, name, value)
 
 
 class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
@@ -37,19 +109,26 @@ class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
 
     error: str
     report: ImportReport | None = None
+    step: str = ""
+    """Where it failed: `checking`, `creating`, `uploading`, `starting`, `running`, `deciding`, `downloading` or
+    `exporting`; empty in a journal of an earlier version."""
+    files: tuple[Downloaded, ...] = ()
+    """What came all the same: before an export that failed, or of an import that was rejected."""
+    exports: tuple[Exported, ...] = ()
 
 
 class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
-    """The run asks something that the policy leaves to a person."""
+    """The run asks something that the policy leaves to a person: `attention` has the questions and the patch."""
 
     attention: NeedsAttention
     report: ImportReport | None = None
+    destructive: tuple[Action, ...] = ()
+    """The actions of the proposed patch that destroy rows, or may."""
 
-    @property
-    def destructive(self) -> tuple[Action, ...]:
-        """The actions of the proposed patch that destroy rows, or may."""
+    def __post_init__(self) -> None:
         patch = self.attention.proposed_patch
-        return tuple(action for action in patch.actions if action.is_destructive) if patch else ()
+        destructive = tuple(action for action in patch.actions if action.is_destructive) if patch else ()
+        msgspec.structs.force_setattr(self, "destructive", destructive)
 
     @property
     def error(self) -> str:
@@ -60,11 +139,13 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
 
 
 class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):
-    """Nobody can tell whether a request was processed; `error` says what to do."""
+    """Nobody can tell whether a request was processed; `error` says what happened, and what to do."""
 
     error: str
     sent: str = ""
     """The body of that request, without secrets."""
+    advice: str = ""
+    """What to do, alone."""
 
 
 class Pending(_Common, frozen=True, kw_only=True, tag="pending"):

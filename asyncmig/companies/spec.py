@@ -1,19 +1,19 @@
 """What one customer's migration is made from, and the record of how far it came."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
-from asyncmig.companies.outcome import Outcome
+from asyncmig.companies.outcome import Exported, ExportMode, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
 from asyncmig.companies.wire import Sheet
 from asyncmig.errors import InvalidInput
 
-__all__ = ["FileInput", "Record", "Spec", "derived_key", "read_inputs"]
+__all__ = ["ExportStep", "FileInput", "Record", "Spec", "derived_key", "read_inputs"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,15 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[Path, ...]
     template_ids: tuple[str, ...] | None = None
     """None: all templates."""
+    connections: Mapping[str, object] | None = None
+    """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
+    no journal has them; whoever encodes a spec has."""
+
+    def __repr__(self) -> str:
+        return f"<Spec {self.external_id}: {self.name!r} from {self.source}, {len(self.files)} files>"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
 
     def check(self) -> int:
         """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
@@ -47,6 +56,17 @@ class FileInput(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     size: int
     sha256: str
+
+
+class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One export to the destination: written before it is started, and after each change."""
+
+    mode: ExportMode
+    idempotency_key: str
+    run_id: str | None = None
+    started_at: float = 0.0
+    """Wall-clock time at which the run was first known."""
+    result: Exported | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +96,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A person said which company it is: what was imported into it before must be looked at first."""
     foreign: bool = False
     """Somebody else's import of this company was seen: row counts of ours say nothing about the whole."""
+    retried: int = 0
+    """How often an import or export that failed was begun again, since the files last changed."""
+    rejected: bool = False
+    """We rejected what its import proposed, or were about to."""
+    exports: tuple[ExportStep, ...] = ()
     outcome: Outcome | None = None
 
     @property

@@ -79,7 +79,7 @@ class World:
         self.key = key
         self.sources = dict(sources)
         self.schemas = {schema.id: schema for schema in schemas}
-        self.rng = Random(seed)
+        self._seed, self.rng = seed, Random(seed)
         self.ledger = Ledger()
         self.storage_url = "https://storage.invalid"
         self._limit, self._scope = limit, scope
@@ -385,7 +385,7 @@ class World:
             mode=body.mode,
             tables=tables,
             connected=company.connected,
-            rng=Random(self.rng.random()),
+            rng=Random(f"{self._seed} {company.name} {body.idempotency_key}"),  # in any order the same losses
         )
         company.exports[run.id] = run
         company.keys[f"e{body.idempotency_key}"] = (body.payload(), run.id)

@@ -45,7 +45,9 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
     with progress.following(session):
         session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
         session.events.emit(
-            RequestDone(at=0.0, endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None)
+            RequestDone(
+                at=0.0, endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None
+            )
         )
         progress.ended(Delivered(external_id="a", name="Acme", files=(), notes=("renamed",)))
         progress.ended(Failed(external_id="b", name="Bolt", error="no\nway"))

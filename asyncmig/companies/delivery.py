@@ -1,0 +1,144 @@
+"""What comes of an import that has ended: its sheets on disk, and its rows at the destination."""
+
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from asyncmig.companies.catalog import Company
+from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.companies.outcome import Delivered, Exported, ExportMode, Failed, Outcome
+from asyncmig.companies.progress import Progress, wall_clock
+from asyncmig.companies.spec import ExportStep, derived_key
+from asyncmig.companies.wire import ImportReport
+from asyncmig.errors import BadRequest, Conflict, NotFound, RunError
+
+__all__ = ["Delivery"]
+
+_REFUSED = (BadRequest, Conflict, NotFound)
+
+
+@final
+class Delivery:
+    """The last steps of one migration, as its caller wants them; the sheets come to `folder`."""
+
+    __slots__ = ("_folder", "_options", "_progress")
+
+    def __init__(self, progress: Progress, folder: Path, options: MigrationOptions) -> None:
+        self._progress, self._folder, self._options = progress, folder, options
+
+    def is_done(self, outcome: Outcome | None) -> bool:
+        """Return whether all that is wanted of an import was delivered: nothing is left to do."""
+        if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
+            return False
+        exported = {each.mode for each in outcome.exports}
+        return self._are_there(outcome.files) and exported.issuperset(self._options.exports)
+
+    def is_salvaged(self, failed: Failed) -> bool:
+        """Return whether nothing more is to be had of an import that failed."""
+        wanted = self._options.deliver_rejected and self._was_rejected(failed)
+        return self._are_there(failed.files) and (bool(failed.files) or not wanted)
+
+    async def deliver(self, company: Company, report: ImportReport | None) -> Outcome:
+        """Bring the sheets to disk, checked; then, if it is wanted, write to the destination."""
+        progress = self._progress
+        progress.begin("downloading")
+        single = progress.record.epoch == 0 and not progress.record.foreign
+        files = await self._download(company, report if single else None)
+        try:
+            reason = await self._export(company)
+        except (RunError, *_REFUSED) as error:
+            reason = f"the destination export failed: {getattr(error, 'text', '') or error}"
+        exports = self._exported()
+        if reason:
+            return Failed(
+                **progress.who(),
+                error=reason,
+                step=progress.step,
+                report=report,
+                files=tuple(files),
+                exports=exports,
+            )
+        return Delivered(
+            **progress.who(),
+            files=tuple(files),
+            row_filter=self._options.row_filter,
+            report=report,
+            exports=exports,
+        )
+
+    async def salvage(self, company: Company, failed: Failed) -> Failed:
+        """Bring to disk what the server still gives of an import that was rejected, if that is wanted."""
+        if not (self._options.deliver_rejected and self._was_rejected(failed)):
+            return failed
+        self._progress.tell("downloading", "what is left of the rejected import")
+        try:
+            files = await self._download(company, None)
+        except _REFUSED as error:
+            self._progress.notes.append(f"nothing is left of the rejected import: {error}")
+            return failed
+        return msgspec.structs.replace(failed, files=tuple(files))
+
+    def _was_rejected(self, failed: Failed) -> bool:
+        """Tell a rejection, ours or that of somebody else, from a failure: only the former has a report."""
+        return failed.step == "running" and (self._progress.record.rejected or failed.report is not None)
+
+    def _are_there(self, files: tuple[Downloaded, ...]) -> bool:
+        paths = [Path(file.path) for file in files]
+        return all(path.parent == self._folder and path.exists() for path in paths)
+
+    async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
+        return await self._progress.patiently(
+            partial(
+                company.download,
+                to=self._folder,
+                filter=self._options.row_filter,
+                report=report,
+                rank=self._progress.rank,
+            )
+        )
+
+    async def _export(self, company: Company) -> str | None:
+        """Make the exports that are wanted and were not made; return why the last was not begun, or None."""
+        for mode in self._options.exports:
+            self._progress.begin("exporting", mode)
+            result = await self._exported_once(company, mode)
+            if mode != self._options.exports[-1] and result.losses:
+                return (
+                    f"the destination has lost {result.losses} of {result.total} writes of the canary export; "
+                    "the full one was not started"
+                )
+        return None
+
+    async def _exported_once(self, company: Company, mode: ExportMode) -> Exported:
+        step = self._known(mode)
+        if step is None:
+            key = derived_key(self._progress.record, f"export {mode} {self._progress.record.retried}")
+            step = await self._write("export", ExportStep(mode=mode, idempotency_key=key))
+        if step.run_id is None:
+            run = await self._progress.patiently(
+                partial(company.exports.start, mode=mode, idempotency_key=step.idempotency_key)
+            )
+            started = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
+            step = await self._write("export started", started)
+        if step.result is None:
+            assert step.run_id is not None
+            run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
+            state = await run.wait()
+            result = Exported.read(mode, run.id, state.report)
+            step = await self._write("exported", msgspec.structs.replace(step, result=result))
+        assert step.result is not None
+        return step.result
+
+    async def _write(self, kind: str, step: ExportStep) -> ExportStep:
+        others = [each for each in self._progress.record.exports if each.mode != step.mode]
+        await self._progress.write(kind, exports=(*others, step))
+        return step
+
+    def _known(self, mode: ExportMode) -> ExportStep | None:
+        return next((step for step in self._progress.record.exports if step.mode == mode), None)
+
+    def _exported(self) -> tuple[Exported, ...]:
+        return tuple(step.result for step in self._progress.record.exports if step.result is not None)

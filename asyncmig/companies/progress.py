@@ -1,0 +1,117 @@
+"""How far one migration came: its record, in the journal before and after each change, and told as events."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypedDict, TypeVar, final
+
+import msgspec
+
+from asyncmig.companies.spec import Record, Spec
+from asyncmig.errors import NoAnswer, ServerError, TruncatedDownload, UnexpectedReply
+from asyncmig.events import MigrationChanged
+from asyncmig.journal import ClaimPort
+from asyncmig.session import Session
+
+__all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
+
+T = TypeVar("T")
+TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+"""Errors that may pass: the server is away, or a proxy answered in its place."""
+_PATIENCE = 900.0
+"""Seconds for which a step that is harmless to repeat outlasts a server that is away."""
+
+
+class Who(TypedDict):
+    """What every outcome says."""
+
+    external_id: str
+    name: str
+    company_id: str | None
+    run_id: str | None
+    seconds: float
+
+
+@final
+class Progress:
+    """The record of one migration, while its company is claimed."""
+
+    __slots__ = ("_claim", "_events", "_started", "notes", "rank", "record", "step")
+
+    def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
+        self._claim, self._events = claim, session.events
+        self._started = asyncio.get_running_loop().time()
+        record = read_record(claim.external_id, claim.state)
+        self.record = record if record.name else named(record, spec)
+        self.notes: list[str] = []
+        """What the outcome is to say besides."""
+        self.rank = 0.0
+        """The place among requests that wait: the largest customers go first."""
+        self.step = "checking"
+        """What was begun last."""
+
+    async def write(self, kind: str, **changes: object) -> None:
+        """Write an event to the journal, and the record as it now is."""
+        known = Record.__struct_fields__
+        record = msgspec.structs.replace(
+            self.record, **{name: value for name, value in changes.items() if name in known}
+        )
+        await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
+        self.record = record
+
+    def begin(self, step: str, detail: str = "") -> None:
+        """Note that a step begins, and tell it."""
+        self.step = step
+        self.tell(step, detail)
+
+    def tell(self, step: str, detail: str = "") -> None:
+        """Tell it to whoever listens to the session's events."""
+        event = MigrationChanged(
+            at=asyncio.get_running_loop().time(),
+            external_id=self.record.external_id,
+            company_id=self.record.company_id,
+            run_id=self.record.run_id,
+            step=step,
+            detail=detail,
+        )
+        self._events.emit(event)
+
+    def who(self) -> Who:
+        """Return what every outcome says."""
+        return {
+            "external_id": self.record.external_id,
+            "name": self.record.name,
+            "company_id": self.record.company_id,
+            "run_id": self.record.run_id,
+            "seconds": asyncio.get_running_loop().time() - self._started,
+        }
+
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step that is harmless to repeat until the server is back."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        while True:
+            try:
+                return await step()
+            except TRANSIENT:
+                if loop.time() >= until:
+                    raise
+
+
+def read_record(external_id: str, state: bytes | None) -> Record:
+    """Return the record that the journal has; without one, of a customer of whom only the id is known."""
+    return (
+        msgspec.json.decode(state, type=Record)
+        if state
+        else Record(external_id=external_id, name="", source="")
+    )
+
+
+def named(record: Record, spec: Spec) -> Record:
+    """Return the record of a company that is to be created as `spec` says."""
+    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.template_ids)
+
+
+def wall_clock() -> float:
+    """Return the time for the journal, which outlives the loop's clock."""
+    return time.time()  # noqa: TID251 - see above

@@ -1,0 +1,283 @@
+"""What comes of an import: exports and their losses, runs that are begun again, what a rejection leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from inprocess import InProcess
+
+from asyncmig import (
+    Delivered,
+    Exported,
+    Failed,
+    InvalidInput,
+    MemoryJournal,
+    Outcome,
+    Parked,
+    Pending,
+    Spec,
+    Unknown,
+    migrate,
+)
+from asyncmig.companies.wire import ExportReport, ExportResult
+from asyncmig.simulator import Fault, Reply, Variants, World
+from asyncmig.simulator import exports as simulated
+
+from .conftest import CLEAN, DUPLICATES, Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+SECRET = "connection-secret-that-nobody-may-see"
+CONNECTIONS = {"destination": {"base_url": "https://d.invalid", "auth": {"token": SECRET}}}
+
+
+def connected(spec: Spec) -> Spec:
+    return msgspec.structs.replace(spec, connections=CONNECTIONS)
+
+
+def losing(monkeypatch: pytest.MonkeyPatch, *, fails: float = 0.0, hollow: float = 0.0) -> None:
+    monkeypatch.setattr(simulated, "_FAILS", fails)
+    monkeypatch.setattr(simulated, "_HOLLOW", hollow)
+
+
+def starts(world: World, kind: str) -> int:
+    return world.ledger.requests[f"POST /companies/{{id}}/{kind}"]
+
+
+async def test_a_canary_goes_before_the_full_export(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch)
+    journal = MemoryJournal()
+    for _ in range(2):  # the second time nothing is left to do
+        async with opens() as session:
+            outcome = await migrate(
+                session, connected(customer()), journal=journal, to=tmp_path, export="full"
+            )
+        assert isinstance(outcome, Delivered)
+        assert [(each.mode, each.total) for each in outcome.exports] == [("canary", 1), ("full", 20)]
+        assert (outcome.rows, outcome.flagged, outcome.losses) == (20, 0, 0)
+        assert starts(world, "exports") == 2
+
+
+async def test_every_lost_write_is_counted_and_listed(
+    opens: Opens, customer: Customer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, fails=0.2, hollow=0.2)
+    monkeypatch.setattr(simulated.ExportRun, "_chosen", lambda run, table: table.rows[run.mode == "canary" :])
+    async with opens() as session:
+        outcome = await migrate(
+            session, connected(customer()), journal=MemoryJournal(), to=tmp_path, export="canary"
+        )
+    assert isinstance(outcome, Delivered)
+    (canary,) = outcome.exports
+    assert 0 < canary.hollow < 19
+    assert 0 < canary.failed < 19
+    assert outcome.losses == canary.losses == len(canary.lost)
+    assert {result.error for result in canary.lost} == {"the destination refused the record", None}
+
+
+async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_for_again(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, hollow=1.0)
+    journal, spec = MemoryJournal(), connected(customer())
+    async with opens() as session:
+        for _ in range(2):
+            failed = await migrate(session, spec, journal=journal, to=tmp_path, export="full")
+            assert isinstance(failed, Failed)
+            assert (failed.step, failed.exports[0].losses) == ("exporting", 1)
+            assert "the full one was not started" in failed.error
+            assert all(Path(file.path).exists() for file in failed.files)
+            assert starts(world, "exports") == 1
+        losing(monkeypatch)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full", retries=1)
+    assert isinstance(outcome, Delivered)
+    assert any("exported again" in note for note in outcome.notes)
+    assert (starts(world, "imports"), starts(world, "exports")) == (1, 3)
+
+
+@pytest.mark.parametrize("variant", ["refused", "fails"])
+async def test_without_a_destination_the_export_fails_and_the_sheets_are_there(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, variant: str
+) -> None:
+    world.variants = Variants(unconnected_export=variant)
+    journal = MemoryJournal()
+    async with opens() as session:
+        failed = await migrate(session, customer(), journal=journal, to=tmp_path, export="full")
+        assert isinstance(failed, Failed)
+        assert "No destination is connected" in failed.error
+        assert (tmp_path / "Contacts.csv").exists()
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert starts(world, "imports") == 1
+
+
+async def test_a_destinations_secrets_are_seen_nowhere(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    wire.fault = lambda method, path, number: (
+        Fault(lost_after=True) if path.endswith("/companies") and number == 1 else None
+    )
+    journal, spec = MemoryJournal(), connected(customer())
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full")
+    assert isinstance(outcome, Unknown)
+    shown = [repr(spec), repr(spec.__rich_repr__()), repr(outcome), outcome.sent, caplog.text]
+    shown += [repr(await journal.states()), repr(await journal.events())]
+    assert SECRET not in "".join(shown)
+
+
+def test_what_a_report_counts_and_does_not_list_is_lost_all_the_same() -> None:
+    listed = ExportResult(ok=False, status=422, error="no")
+    report = ExportReport(total=100, succeeded=90, results=(listed,))
+    assert (Exported.read("full", "r", report).failed, Exported.read("full", "r", report).lost) == (
+        10,
+        (listed,),
+    )
+    assert Exported.read("full", "r", None).losses == 0
+    quiet = ExportResult(status=500)
+    assert Exported.read("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
+
+
+async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    world.variants = Variants(zombies=1.0)
+    journal = MemoryJournal()
+    async with opens() as session:
+        for retries, imports in ((0, 1), (2, 3), (2, 3), (3, 4)):
+            failed = await migrate(session, customer(), journal=journal, to=tmp_path, retries=retries)
+            assert isinstance(failed, Failed)
+            assert (failed.error, failed.step) == ("Import timed out", "running")
+            assert starts(world, "imports") == imports
+        world.variants = Variants()
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path, retries=4)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20
+    assert world.ledger.requests["POST /companies"] == 1
+
+
+async def test_an_input_that_failed_and_is_gone_is_not_begun_again(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    world.variants = Variants(zombies=1.0)
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        await migrate(session, spec, journal=journal, to=tmp_path)
+        spec.files[0].unlink()
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, retries=1)
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "Import timed out"
+    assert "goes on without it" in outcome.notes[0]
+    assert starts(world, "imports") == 1
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_a_rejected_import_gives_what_is_left_to_those_who_ask(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, keeps: bool
+) -> None:
+    world.variants = Variants(rejected_keeps=keeps)
+    journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
+    async with opens() as session:
+        plain = await migrate(session, spec, journal=journal, to=tmp_path, decide="reject", retries=5)
+        assert isinstance(plain, Failed)
+        assert (plain.error, plain.files, list(tmp_path.glob("*.csv"))) == ("Rejected by a person", (), [])
+        for _ in range(2):
+            outcome = await migrate(
+                session, spec, journal=journal, to=tmp_path, decide="reject", deliver_rejected=True
+            )
+            assert isinstance(outcome, Failed)
+            assert {file.sheet: file.rows for file in outcome.files}["Contacts"] == (20 if keeps else 0)
+            assert (tmp_path / "Contacts.csv").exists()
+    assert starts(world, "imports") == 1
+
+
+async def test_a_rejected_import_of_which_nothing_is_left_says_so(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    gone = Reply(status=404, body=b'{"error": "Nothing was inserted"}')
+    wire.fault = lambda method, path, number: Fault(instead=gone) if path.endswith("/export.csv") else None
+    async with opens() as session:
+        outcome = await migrate(
+            session,
+            customer(contacts=DUPLICATES),
+            journal=MemoryJournal(),
+            to=tmp_path,
+            decide="reject",
+            deliver_rejected=True,
+        )
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "Rejected by a person"
+    assert "Nothing was inserted" in outcome.notes[0]
+
+
+async def test_a_rejected_import_is_begun_again_under_another_policy(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
+    async with opens() as session:
+        await migrate(session, spec, journal=journal, to=tmp_path, decide="reject")
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve", retries=1)
+    assert isinstance(outcome, Delivered)
+    assert starts(world, "imports") == 2
+
+
+@pytest.mark.parametrize(
+    "option", [{"decide": "aprove"}, {"row_filter": "some"}, {"retries": -1}, {"export": "half"}]
+)
+async def test_an_option_that_makes_no_sense_is_refused(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, option: dict[str, object]
+) -> None:
+    async with opens() as session:
+        with pytest.raises(InvalidInput, match=next(iter(option))):
+            await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path, **option)  # type: ignore[arg-type]
+    assert not wire.sent
+
+
+async def test_every_outcome_tells_what_a_person_has_to_know_also_as_json(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, hollow=1.0)
+    flagged = CLEAN.replace("p1@x.org", "none", 1)
+    lost = Fault(lost_after=True)
+    wire.fault = lambda method, path, number: lost if path.endswith("/companies") and number == 4 else None
+
+    async def outcome(name: str, text: str, **options: object) -> Outcome:
+        async with opens() as session:
+            spec = connected(customer(name, contacts=text))
+            return await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / name, **options)  # type: ignore[arg-type]
+
+    delivered = await outcome("delivered", flagged, export="canary", row_filter="all")
+    failed = await outcome("failed", DUPLICATES, decide="reject")
+    parked = await outcome("parked", DUPLICATES)
+    wrong = await outcome("wrong", "")
+    unknown = await outcome("unknown", CLEAN)
+    shown = {}
+    for each in (delivered, failed, parked, wrong, unknown):
+        encoded = msgspec.json.encode(each)
+        assert msgspec.json.decode(encoded, type=Outcome) == each
+        shown[each.name] = msgspec.json.decode(encoded)
+    told = shown["delivered Ltd"]
+    assert (told["type"], told["rows"], told["flagged"], told["losses"]) == ("delivered", 20, 1, 1)
+    assert told["exports"][0]["lost"][0]["fields_confirmed"] is False
+    told = shown["failed Ltd"]
+    assert (told["type"], told["error"], told["step"]) == ("failed", "Rejected by a person", "running")
+    assert told["report"]["inserted"] == 0
+    told = shown["parked Ltd"]
+    assert told["type"] == "parked"
+    assert "What shall be done" in told["attention"]["questions"][0]["prompt"]
+    assert told["attention"]["proposed_patch"]["actions"] == told["destructive"]
+    assert (told["destructive"][0]["action"], told["destructive"][0]["key_column"]) == (
+        "dedup_keep_first",
+        "Email",
+    )
+    assert (shown["wrong Ltd"]["type"], shown["wrong Ltd"]["step"]) == ("failed", "checking")
+    told = shown["unknown Ltd"]
+    assert told["type"] == "unknown"
+    assert '"external_id":"unknown"' in told["sent"]
+    assert "asyncmig adopt" in told["advice"]
+    assert isinstance(parked, Parked)
+    assert not isinstance(unknown, Pending)
