@@ -52,7 +52,7 @@ class InProcess:
         self.sent: list[tuple[float, str, str]] = []
         self.foreign: list[str] = []
         self.open = 0
-        self.closed = False
+        self.closed = self.unplugged = False
         self._requests: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
 
@@ -90,6 +90,8 @@ class InProcess:
         await asyncio.sleep(delay / 2)
         if fault.refused:
             raise Lost("ClientConnectorError", sent=False)
+        if self.unplugged:
+            await asyncio.Event().wait()  # it arrives nowhere, and nobody is told
         if fault.lost_before:
             raise Lost("ServerDisconnectedError", sent=True)
         reply = fault.reply(lambda: handle(request, loop.time()))

@@ -1,0 +1,202 @@
+"""A fleet whose process is killed at any point: the same call again ends where it would have ended anyway."""
+
+import asyncio
+import os
+import shutil
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import looptime
+import msgspec
+import pytest
+from inprocess import BASE_URL, KEY, InProcess
+from mortal import Inline, Life, Process, live
+
+from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Session, Spec, Unknown, adopt
+from asyncmig._io.transport import Transport
+from asyncmig.journal import JournalPort
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, Pace, Variants, World
+
+T = TypeVar("T")
+pytestmark = pytest.mark.timeout(300)
+SOURCE = next(iter(SOURCES))
+HEADER = "E-mail,Given Name,Surname,Phone\n"
+CONTACTS = HEADER + "".join(f"p{n}@x.org,Ada,L{n},1\n" for n in range(6))
+DEALS = "Deal Name,Stage,Amount,Contact\nBig,won,1,p1@x.org\n"
+CONNECTIONS = {"destination": {"base_url": "https://d.invalid", "auth": {"token": "t"}}}
+CUSTOMERS: dict[str, dict[str, bytes]] = {
+    "plain": {"contacts": CONTACTS.encode(), "deals": DEALS.encode()},
+    "flagged": {"contacts": (CONTACTS * 1 + "none,A,B,1\n").replace("p5@x.org,Ada,L5,1\n", "").encode()},
+    "parks": {"contacts": (CONTACTS + "p1@x.org,Ada,L1,1\n" * 3).encode()},
+    "fails": {"contacts": CONTACTS.encode() + b"caf\xe9,,,\n"},
+    "unconnected": {"contacts": CONTACTS.encode()},
+}
+_IMPORTS = "/companies/{id}/imports"
+SCRIPT: dict[tuple[str, int], Fault] = {
+    ("POST /companies", 2): Fault(lost_before=True),
+    ("POST /companies/{id}/uploads", 2): FAULTS["html-502"],
+    ("PUT storage", 3): FAULTS["empty-503"],
+    (f"POST {_IMPORTS}", 2): Fault(lost_after=True),
+    (f"GET {_IMPORTS}/{{run_id}}", 3): Fault(cut_to=9),
+    (f"POST {_IMPORTS}/{{run_id}}/decisions", 1): Fault(lost_after=True),
+    ("GET /companies/{id}/export.csv", 1): Fault(cut_to=50),
+    ("POST /companies/{id}/exports", 2): Fault(lost_after=True),
+}
+
+
+def customers(folder: Path, prefix: str = "") -> list[Spec]:
+    specs: list[Spec] = []
+    for name, content in CUSTOMERS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for stem, text in content.items():
+            (folder / name / f"{stem}.csv").write_bytes(text)
+        specs.append(
+            Spec(
+                external_id=f"{prefix}{name}",
+                name=f"{prefix}{name}",
+                source=SOURCE,
+                files=tuple(sorted((folder / name).iterdir())),
+                connections=None if name == "unconnected" else CONNECTIONS,
+            )
+        )
+    return specs
+
+
+def fleet(specs: list[Spec], out: Path) -> Process[dict[str, Outcome]]:
+    """Return the process: what `asyncmig run` is, with everything that it can be asked for."""
+
+    async def process(transport: Transport, journal: JournalPort) -> dict[str, Outcome]:
+        async with (
+            Session(KEY, BASE_URL, transport=transport, rng=Random(1)) as session,
+            Fleet(session, journal=journal, to=out, decide="approve", retries=1, export="full") as fleet,
+        ):
+            return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
+
+    return process
+
+
+def simulated() -> InProcess:
+    world = World(
+        key=KEY,
+        sources=SOURCES,
+        schemas=SCHEMAS,
+        seed=1,
+        pace=Pace(queued=1.0, base=5.0, per_row=0.1, sigma=0.0),
+        variants=Variants(parks_twice=True),
+    )
+    return InProcess(world, rng=Random(1), faults=Faults(script=SCRIPT))
+
+
+def told(outcomes: dict[str, Outcome]) -> object:
+    """Return what outcomes say, without ids that a server draws anew and what hangs on the clock."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            varying = ("seconds", "company_id", "run_id", "notes", "sheetId")
+            return {name: plain(each) for name, each in value.items() if name not in varying}
+        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return {name: plain(msgspec.to_builtins(outcomes[name])) for name in sorted(outcomes)}
+
+
+def made(wire: InProcess) -> object:
+    """Return what the server has: companies, their imports, exports and keys, and what the ledger judges."""
+    world = wire.world
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_companies == verdict.key_leaks == verdict.blind_decisions == 0
+    assert verdict.unaccounted == 0
+    assert not wire.foreign
+    assert wire.open == 0
+    conflicts = Counter(entry.endpoint for entry in world.ledger.entries if entry.status == 409)
+    assert set(conflicts) <= {
+        "POST /companies",
+        f"POST {_IMPORTS}/{{run_id}}/decisions",
+    }  # no key with other content
+    return {
+        company.external_id: (
+            company.name,
+            [(run.digest, run.status(10.0**6), run.parks, run.decided) for run in company.runs.values()],
+            [run.describe(10.0**6) for run in company.exports.values()],
+            sorted(company.keys),
+            [table.rows for table in company.tables],
+        )
+        for company in world._companies.values()
+    }
+
+
+def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
+    """Return what was delivered, by place."""
+    return {
+        str(path.relative_to(folder)).removeprefix(f"{prefix}-"): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journal: MemoryJournal) -> int:
+    """Do what the outcome says: find the company in the dashboard, and adopt it."""
+    unknown = [name for name, outcome in outcomes.items() if isinstance(outcome, Unknown)]
+    ids = {company.external_id: company.id for company in wire.world._companies.values()}
+    for name in unknown:
+        await adopt(journal, name, ids[name])
+    return len(unknown)
+
+
+def run(main: Coroutine[object, object, T]) -> T:
+    """Run `main` on a virtual clock that begins at nought, with no thread: each run is the same."""
+    with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(noop_cycles=0)) as runner:
+        runner.get_loop().set_default_executor(Inline(1))
+        return runner.run(main)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
+def test_killed_at_every_write_and_every_request_it_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """In process, at all points."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine dies here, and disks are slow
+    specs, out = customers(tmp_path / "in"), tmp_path / "out"
+    process = fleet(specs, out)
+
+    async def uninterrupted() -> tuple[dict[str, Outcome], object, list[str]]:
+        wire, life = simulated(), Life()
+        outcomes, _ = await live(process, wire, MemoryJournal(), out, life)
+        assert outcomes is not None
+        return outcomes, made(wire), life.points
+
+    async def killed(life: Life) -> tuple[dict[str, Outcome], object, int]:
+        wire = simulated()
+        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+        assert outcomes is None
+        outcomes, journal = await live(process, wire, journal, out, Life())
+        assert outcomes is not None
+        adopted = await adopt_the_unknown(outcomes, wire, journal)
+        if adopted:
+            outcomes, journal = await live(process, wire, journal, out, Life())
+            assert outcomes is not None
+        return outcomes, made(wire), adopted
+
+    outcomes, server, points = run(uninterrupted())
+    assert {name: type(outcome) for name, outcome in outcomes.items()} == {
+        "plain": Delivered,
+        "flagged": Delivered,
+        "parks": Delivered,
+        "fails": Failed,
+        "unconnected": Failed,
+    }
+    expected = told(outcomes), server, files(out)
+    tried = adopted = 0
+    for number, name in enumerate(points, 1):
+        shutil.rmtree(out)
+        life = Life(number, after=after)
+        outcomes, server, lost = run(killed(life))
+        assert life.points == points[: len(life.points)]
+        assert told(outcomes) == expected[0], (number, name)
+        assert server == expected[1], (number, name)
+        assert files(out) == expected[2], (number, name)
+        tried, adopted = tried + 1, adopted + lost
+    print(f"{len(points)} points, {tried} deaths; {adopted} companies had to be adopted")  # noqa: T201
+    assert tried == len(points)

@@ -1,0 +1,158 @@
+"""A process that may die at any of its journal writes and requests, in this process: what it left behind stays."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+from inprocess import InProcess
+
+from asyncmig._io.transport import Answer, Body, Timeouts, Transport
+from asyncmig.journal import ClaimPort, Event, JournalPort, MemoryJournal
+
+T = TypeVar("T")
+
+
+class Life:
+    """Numbers every journal write and every request; the process dies just before or just after one of them."""
+
+    def __init__(
+        self, dies_at: int | None = None, *, after: bool = False, kill: Callable[[], None] = lambda: None
+    ) -> None:
+        """`kill` ends the process for good; otherwise `live` does as if."""
+        self._dies_at, self._after, self._kill = dies_at, after, kill
+        self.points: list[str] = []
+        self.died = asyncio.Event()
+
+    @asynccontextmanager
+    async def point(self, name: str) -> AsyncIterator[None]:
+        await self._goes_on()
+        self.points.append(name)
+        number = len(self.points)
+        await self._goes_on(dies=number == self._dies_at and not self._after)
+        dies = number == self._dies_at and self._after
+        try:
+            yield
+        except Exception:
+            await self._goes_on(dies=dies)
+            raise
+        await self._goes_on(dies=dies)
+
+    async def _goes_on(self, *, dies: bool = False) -> None:
+        if dies:
+            self._kill()
+            self.died.set()
+        if self.died.is_set():
+            await asyncio.Event().wait()  # what is dead does nothing, not even on the way out
+
+
+class MortalTransport:
+    """A transport of a process that may die."""
+
+    def __init__(self, transport: Transport, life: Life) -> None:
+        self._transport, self._life = transport, life
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+    ) -> AsyncIterator[Answer]:
+        exchange = self._transport.exchange(method, url, headers=headers, body=body, timeouts=timeouts)
+        async with AsyncExitStack() as stack:
+            async with self._life.point(f"{method} {urlsplit(url).path.rpartition('/')[2]}"):
+                answer = await stack.enter_async_context(exchange)
+            yield answer
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+class MortalClaim:
+    """A claim of a process that may die."""
+
+    def __init__(self, claim: ClaimPort, life: Life) -> None:
+        self._claim, self._life = claim, life
+        self.external_id, self.token = claim.external_id, claim.token
+
+    @property
+    def state(self) -> bytes | None:
+        return self._claim.state
+
+    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
+        async with self._life.point(f"write {kind}"):
+            await self._claim.write(kind, detail, state)
+
+    async def release(self) -> None:
+        if not self._life.died.is_set():
+            async with self._life.point("release"):
+                await self._claim.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.release()
+
+
+class MortalJournal:
+    """A journal of a process that may die."""
+
+    def __init__(self, journal: JournalPort, life: Life) -> None:
+        self._journal, self._life = journal, life
+
+    async def claim(self, external_id: str) -> MortalClaim:
+        async with self._life.point("claim"):
+            claim = await self._journal.claim(external_id)
+        return MortalClaim(claim, self._life)
+
+    async def states(self) -> dict[str, bytes]:
+        return await self._journal.states()
+
+    async def events(
+        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        return await self._journal.events(external_id, after=after, limit=limit)
+
+
+Process = Callable[[Transport, JournalPort], Awaitable[T]]
+
+
+async def live(
+    process: Process[T], wire: InProcess, journal: MemoryJournal, folder: Path, life: Life
+) -> tuple[T | None, MemoryJournal]:
+    """Run a process until it ends or dies; return what it returned, and the journal as it left it.
+
+    `folder`: its files stay as they were at its death, whatever its clean-up would do.
+    """
+    task = asyncio.ensure_future(process(MortalTransport(wire, life), MortalJournal(journal, life)))
+    died = asyncio.ensure_future(life.died.wait())
+    await asyncio.wait((task, died), return_when=asyncio.FIRST_COMPLETED)
+    died.cancel()
+    if task.done():
+        return task.result(), journal.successor()
+    wire.unplugged = True
+    left = folder.with_name(f"{folder.name}-left")
+    if folder.exists():
+        shutil.copytree(folder, left)
+    task.cancel()
+    await asyncio.wait([task])
+    wire.unplugged = False
+    shutil.rmtree(folder, ignore_errors=True)
+    if left.exists():
+        left.rename(folder)
+    return None, journal.successor()
+
+
+class Inline(ThreadPoolExecutor):
+    """Runs what it is given at once, so that every run of a test does the same in the same order."""
+
+    def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> "Future[T]":
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
