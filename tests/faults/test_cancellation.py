@@ -1,0 +1,128 @@
+"""A fleet that is cancelled at any turn of the loop: it leaves nothing behind, and the same call goes on."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import looptime
+import pytest
+from inprocess import BASE_URL, KEY, InProcess
+from mortal import Inline
+
+from asyncmig import Fleet, Journal, MemoryJournal, Outcome, Session, Spec
+from asyncmig.journal import JournalPort
+
+from .test_kills import customers, files, made, simulated, told
+
+pytestmark = pytest.mark.timeout(300)
+Open = Callable[[], JournalPort]
+
+
+class Turns:
+    """Counts the turns of a loop, and cancels a task at one of them."""
+
+    def __init__(self, cancel_at: int | None = None) -> None:
+        self._cancel_at, self.count = cancel_at, 0
+        self._task: asyncio.Task[object] | None = None
+
+    def watch(self, task: "asyncio.Task[object]") -> None:
+        self._task, self.count = task, 0
+
+    def stop(self) -> None:
+        self._task = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        loop = looptime.new_event_loop(noop_cycles=0)
+        loop.set_default_executor(Inline(1))
+        run_once = loop._run_once
+
+        def turn() -> None:
+            if self._task is not None:
+                self.count += 1
+                if self.count == self._cancel_at:
+                    self._task.cancel()
+            run_once()
+
+        loop._run_once = turn
+        return loop
+
+
+async def work(
+    wire: InProcess, specs: list[Spec], out: Path, journal: JournalPort, turns: Turns
+) -> dict[str, Outcome]:
+    """Run the fleet, and check afterwards, cancelled or not, that it gave everything back."""
+    session = Session(KEY, BASE_URL, transport=wire, rng=Random(1))
+    fleet = Fleet(session, journal=journal, to=out, decide="approve", export="full", concurrency=1)
+    task = asyncio.current_task()
+    assert task is not None
+    turns.watch(task)
+    try:
+        async with session, fleet:
+            return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
+    finally:
+        turns.stop()
+        task.uncancel()
+        assert asyncio.all_tasks() == {task}
+        assert wire.open == 0
+        assert not list(out.rglob("*.part"))
+        assert fleet._places.borrowed_tokens == session._engine.uploads.borrowed_tokens == 0
+        assert all(not any(gate.waiting.values()) for gate in session.stats().values())
+        await asyncio.sleep(62.0)
+        assert all(gate.used == 0 for gate in session.stats().values())
+
+
+async def cancelled(
+    specs: list[Spec], out: Path, open_journal: Open, turns: Turns
+) -> tuple[bool, object, object]:
+    """Cancel the fleet at one turn, then run it to its end; return whether it was, and what came of it."""
+    wire, journal, was = simulated(), open_journal(), False
+    if isinstance(journal, Journal):
+        await journal.__aenter__()
+    try:
+        await work(wire, specs, out, journal, turns)
+    except asyncio.CancelledError:
+        was = True
+    for spec in specs:  # nobody holds them any more
+        await (await journal.claim(spec.external_id)).release()
+    outcomes = await work(wire, specs, out, journal, Turns())
+    if isinstance(journal, Journal):
+        await journal.__aexit__(None, None, None)
+    return was, told(outcomes), made(wire)
+
+
+def run(specs: list[Spec], out: Path, open_journal: Open, turns: Turns) -> tuple[bool, object, object]:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with asyncio.Runner(loop_factory=turns.loop) as runner:
+        result = runner.run(cancelled(specs, out, open_journal, turns))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    return result
+
+
+@pytest.mark.parametrize("stride", [1, 9], ids=["in-memory-every-turn", "on-disk-every-ninth"])
+def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    out, path = tmp_path / "out", tmp_path / "fleet.db"
+
+    def open_journal() -> JournalPort:
+        return MemoryJournal() if stride == 1 else Journal(path, threaded=False)
+
+    specs = [spec for spec in customers(tmp_path / "in") if spec.external_id in ("parks", "fails")]
+    turns = Turns()
+    _, *expected = run(specs, out, open_journal, turns)
+    expected.append(files(out))
+    number = 1
+    while True:
+        shutil.rmtree(out)
+        path.unlink(missing_ok=True)
+        was, *result = run(specs, out, open_journal, Turns(number))
+        assert [*result, files(out)] == expected, number
+        if not was:
+            break
+        number += stride
+    print(f"cancelled at {number} turns")  # noqa: T201
+    assert number > 100
