@@ -12,6 +12,7 @@ asyncio.set_event_loop(None)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=200, help="how many random fleets to drive through faults")
     parser.addoption("--first-seed", type=int, default=0, help="the first of them")
+    parser.addoption("--customers", type=int, default=10, help="of each of them")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

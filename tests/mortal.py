@@ -2,13 +2,14 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
+import looptime
 from inprocess import InProcess
 
 from asyncmig._io.transport import Answer, Body, Timeouts, Transport
@@ -156,3 +157,16 @@ class Inline(ThreadPoolExecutor):
         except BaseException as error:
             future.set_exception(error)
         return future
+
+
+def virtual_loop() -> asyncio.AbstractEventLoop:
+    """Return a loop whose clock begins at nought and jumps, and that starts no thread: each run is the same."""
+    loop = looptime.new_event_loop(noop_cycles=0)
+    loop.set_default_executor(Inline(1))
+    return loop
+
+
+def run(main: Coroutine[object, object, T]) -> T:
+    """Run `main` on a virtual loop."""
+    with asyncio.Runner(loop_factory=virtual_loop) as runner:
+        return runner.run(main)

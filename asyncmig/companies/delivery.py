@@ -12,7 +12,7 @@ from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, Exported, ExportMode, Failed, Outcome
 from asyncmig.companies.progress import Progress, wall_clock
 from asyncmig.companies.spec import ExportStep, derived_key
-from asyncmig.companies.wire import ImportReport
+from asyncmig.companies.wire import ImportReport, Sheet
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError
 
 __all__ = ["Delivery"]
@@ -46,6 +46,8 @@ class Delivery:
         progress = self._progress
         progress.begin("downloading")
         single = progress.record.epoch == 0 and not progress.record.foreign
+        if not company.sheets:  # an adopted one's, whose creation was never answered
+            company.sheets = _sheets(report)
         files = await self._download(company, report if single else None)
         try:
             reason = await self._export(company)
@@ -142,3 +144,13 @@ class Delivery:
 
     def _exported(self) -> tuple[Exported, ...]:
         return tuple(step.result for step in self._progress.record.exports if step.result is not None)
+
+
+def _sheets(report: ImportReport | None) -> tuple[Sheet, ...]:
+    """Return the sheets that a report names."""
+    counts = report.per_sheet if report else ()
+    return tuple(
+        Sheet(id=count.sheet_id, name=count.template_name or count.sheet_id)
+        for count in counts
+        if count.sheet_id is not None
+    )

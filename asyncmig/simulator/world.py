@@ -447,8 +447,9 @@ class World:
             for run in company.runs.values():
                 run.status(now)
                 unread += run.ended and run.id not in self.ledger.detection
-                duplicates += run.failure is None and run.digest in good
-                good |= {run.digest} if run.failure is None else set()
+                inserted = run.failure is None and not run.canceled
+                duplicates += inserted and run.digest in good
+                good |= {run.digest} if inserted else set()
         names = Counter((company.name, company.source) for company in self._companies.values())
         return self.ledger.verdict(
             duplicate_imports=duplicates,

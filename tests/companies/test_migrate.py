@@ -21,7 +21,7 @@ from asyncmig import (
     adopt,
     migrate,
 )
-from asyncmig.simulator import Reply, World
+from asyncmig.simulator import Reply, Variants, World
 
 from .conftest import CLEAN, DUPLICATES, Opens
 
@@ -360,3 +360,20 @@ async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
     assert any("was not repeated" in note for note in outcome.notes)
     assert (tmp_path / "Contacts.csv").exists()
     assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_adopted_company_is_delivered_also_without_a_zip(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, begun: bool
+) -> None:
+    """Its sheets were named in the answer that was lost; the import's report names them again."""
+    journal, spec = MemoryJournal(), customer()
+    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    world.variants = Variants(zip_status=404)
+    async with opens() as session:
+        if begun:
+            await session.companies.open(company_id).imports.start(files=spec.files)
+        await adopt(journal, "acme", company_id)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import looptime
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
-from mortal import Inline
+from mortal import virtual_loop
 
 from asyncmig import Fleet, Journal, MemoryJournal, Outcome, Session, Spec
 from asyncmig.journal import JournalPort
 
 from .test_kills import customers, files, made, simulated, told
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_fsync")]
 Open = Callable[[], JournalPort]
 
 
@@ -35,8 +34,7 @@ class Turns:
         self._task = None
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        loop = looptime.new_event_loop(noop_cycles=0)
-        loop.set_default_executor(Inline(1))
+        loop = virtual_loop()
         run_once = loop._run_once
 
         def turn() -> None:
@@ -102,10 +100,7 @@ def run(specs: list[Spec], out: Path, open_journal: Open, turns: Turns) -> tuple
 
 
 @pytest.mark.parametrize("stride", [1, 9], ids=["in-memory-every-turn", "on-disk-every-ninth"])
-def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(tmp_path: Path, stride: int) -> None:
     out, path = tmp_path / "out", tmp_path / "fleet.db"
 
     def open_journal() -> JournalPort:

@@ -1,27 +1,21 @@
 """A fleet whose process is killed at any point: the same call again ends where it would have ended anyway."""
 
-import asyncio
-import os
 import shutil
 from collections import Counter
-from collections.abc import Coroutine
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
-import looptime
 import msgspec
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
-from mortal import Inline, Life, Process, live
+from mortal import Life, Process, live, run
 
 from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Session, Spec, Unknown, adopt
 from asyncmig._io.transport import Transport
 from asyncmig.journal import JournalPort
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, Pace, Variants, World
 
-T = TypeVar("T")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_fsync")]
 SOURCE = next(iter(SOURCES))
 HEADER = "E-mail,Given Name,Surname,Phone\n"
 CONTACTS = HEADER + "".join(f"p{n}@x.org,Ada,L{n},1\n" for n in range(6))
@@ -145,19 +139,9 @@ async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journ
     return len(unknown)
 
 
-def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` on a virtual clock that begins at nought, with no thread: each run is the same."""
-    with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(noop_cycles=0)) as runner:
-        runner.get_loop().set_default_executor(Inline(1))
-        return runner.run(main)
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_at_every_write_and_every_request_it_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
-) -> None:
+def test_killed_at_every_write_and_every_request_it_ends_the_same(tmp_path: Path, after: bool) -> None:
     """In process, at all points."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine dies here, and disks are slow
     specs, out = customers(tmp_path / "in"), tmp_path / "out"
     process = fleet(specs, out)
 

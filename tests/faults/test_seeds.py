@@ -1,103 +1,217 @@
 """Random fleets against random servers: safe while faults are on, finished soon after they stop.
 
-One seed draws the customers, the server's reading of each silence, its limit, latencies and faults. Many seeds:
-`pytest tests/faults/test_seeds.py --seeds 10000`; one that failed: `--first-seed N --seeds 1`.
+One seed draws the customers, the server's reading of each silence, its limit, latencies and faults, what the caller
+wants, and when the process is killed, cancelled or drained. Many seeds, of small fleets:
+`pytest tests/faults/test_seeds.py --seeds 10000 --customers 4`; one that failed: `--first-seed N --seeds 1`.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
+from mortal import Life, Process, live, run
 
-from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Session, Spec, Unknown
+from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Parked, Session, Spec, Unknown, adopt
+from asyncmig._io.transport import Transport
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.journal import JournalPort
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Faults, Pace, Plan, Variants, World, generate
 from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingLog, TokenBucket
 
-pytestmark = pytest.mark.looptime
+pytestmark = pytest.mark.usefixtures("no_fsync")
 SOURCE = next(iter(SOURCES))
+CONNECTIONS = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
 LIMITS: list[Callable[[], RateLimit]] = [
     lambda: SlidingLog(100),
     lambda: SlidingLog(100, count_rejects=True),
     lambda: FixedWindow(100, phase=17.0),
     lambda: TokenBucket(100, burst=100),
 ]
-CUSTOMERS = 20
 STOP = 900.0
 
 
-def drawn(rng: Random) -> dict[str, float]:
+def rates(rng: Random) -> dict[str, float]:
     """Return rates of some faults, together at most a third of all requests."""
     names = rng.sample([name for name in FAULTS if name != "too-many"], k=rng.randint(1, 5))
     return {name: rng.uniform(0.0, 0.33 / len(names)) for name in names}
 
 
-def check(outcome: Outcome, plan: Plan, world: World) -> None:
+@dataclass
+class Drawn:
+    """What one seed draws, and the fleet that it makes."""
+
+    rng: Random
+    folder: Path
+    customers: int
+
+    def __post_init__(self) -> None:
+        rng = self.rng
+        plans = generate(self.folder / "in", customers=self.customers, seed=rng.randrange(99))
+        self.plans = {plan.external_id: plan for plan in plans}
+        self.scope = rng.choice(("endpoint", "key"))
+        self.second_channel = rng.random() < 0.3
+        self.options = MigrationOptions(
+            decide=rng.choice(("approve", "approve", "approve", "approve_safe", "park", "reject")),
+            retries=rng.choice((0, 0, 1)),
+            deliver_rejected=rng.random() < 0.5,
+            export=rng.choice((None, None, "canary", "full")),
+        )
+        self.ends = [
+            rng.choice(("kill", "kill", "cancel", "drain")) for _ in range(rng.choice((0, 0, 1, 2, 4)))
+        ]
+        self.unconnected = {name for name in self.plans if rng.random() < 0.2}
+        self.specs = [
+            Spec(
+                external_id=name,
+                name=name,
+                source=SOURCE,
+                files=tuple(sorted((self.folder / "in" / name).glob("*.csv"))),
+                connections=None if name in self.unconnected else CONNECTIONS,
+            )
+            for name in self.plans
+        ]
+
+    def process(
+        self, options: MigrationOptions, *, drain_after: float | None = None
+    ) -> Process[list[Outcome]]:
+        async def process(transport: Transport, journal: JournalPort) -> list[Outcome]:
+            async with (
+                asyncio.timeout(STOP + 1800.0),
+                Session(
+                    KEY,
+                    BASE_URL,
+                    scope=self.scope,  # type: ignore[arg-type]
+                    transport=transport,
+                    rng=self.rng,
+                    second_channel=self.second_channel,
+                ) as session,
+                Fleet(
+                    session,
+                    journal=journal,
+                    to=self.folder / "out",
+                    decide=options.decide,
+                    retries=options.retries,
+                    deliver_rejected=options.deliver_rejected,
+                    export=options.export,
+                ) as fleet,
+            ):
+                drain = asyncio.ensure_future(_drain(fleet, drain_after))
+                try:
+                    return [outcome async for outcome in fleet.run(self.specs)]
+                finally:
+                    drain.cancel()
+
+        return process
+
+
+async def _drain(fleet: Fleet, after: float | None) -> None:
+    if after is not None:
+        await asyncio.sleep(after)
+        await fleet.drain(90.0)
+
+
+async def interrupted(drawn: Drawn, wire: InProcess, journal: MemoryJournal, end: str) -> MemoryJournal:
+    """Run the fleet for a while, and return what its process left behind."""
+    after, life = drawn.rng.choice((3.0, 60.0, 400.0)) * drawn.rng.random(), Life()
+    process = drawn.process(drawn.options, drain_after=after if end == "drain" else None)
+    loop, folder = asyncio.get_running_loop(), drawn.folder / "out"
+    if end == "kill":
+        timer = loop.call_later(after, life.died.set)
+        _, journal = await live(process, wire, journal, folder, life)
+        timer.cancel()
+        return journal
+    task = asyncio.ensure_future(process(wire, journal))
+    if end == "cancel":
+        loop.call_later(after, task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+    assert wire.open == 0
+    assert not list(folder.rglob("*.part"))
+    for spec in drawn.specs:
+        await (await journal.claim(spec.external_id)).release()  # nobody holds it
+    return journal
+
+
+async def settled(drawn: Drawn, wire: InProcess, journal: MemoryJournal) -> list[Outcome]:
+    """Run the fleet to its end; and do what a person does: adopt what is unknown, and decide what is parked."""
+    decide = drawn.options.decide
+    while True:
+        outcomes = await drawn.process(replace(drawn.options, decide=decide))(wire, journal)
+        unknown = [outcome for outcome in outcomes if isinstance(outcome, Unknown)]
+        ids = {company.external_id: company.id for company in wire.world._companies.values()}
+        for outcome in unknown:
+            assert "POST /companies:" in outcome.error  # the one case in which the contract leaves no way
+            await adopt(journal, outcome.external_id, ids[outcome.external_id])
+        if any(isinstance(outcome, Parked) for outcome in outcomes):
+            assert decide in ("park", "approve_safe")
+            decide = "approve"
+        elif not unknown:
+            return outcomes
+
+
+def check(outcome: Outcome, plan: Plan, drawn: Drawn, world: World) -> None:
     """What was delivered is what its generator planned, row for row; what failed was planned to."""
-    if isinstance(outcome, Delivered):
+    if isinstance(outcome, Delivered) or (isinstance(outcome, Failed) and outcome.step == "exporting"):
         rows = plan.valid_after_patch if world.parked(plan.external_id) else plan.valid
         assert plan.outcome == "delivered"
         assert {file.sheet: file.rows for file in outcome.files if file.rows} == {
             n: r for n, r in rows.items() if r
         }
         assert all(Path(file.path).exists() for file in outcome.files)
-    elif isinstance(outcome, Failed):
-        assert outcome.error in ("Import timed out", "Canceled by a person") or (
-            plan.outcome == "failed" and plan.reason in outcome.error
-        )
-    else:
-        assert isinstance(outcome, Unknown), outcome
-        assert "POST /companies:" in outcome.error  # the one case in which the contract leaves no way
+        modes = [each.mode for each in outcome.exports]
+        if isinstance(outcome, Delivered):
+            assert modes == list(drawn.options.exports)
+        else:
+            assert drawn.options.exports
+            assert outcome.external_id in drawn.unconnected or outcome.exports[0].losses
+        return
+    assert isinstance(outcome, Failed), outcome
+    rejected = drawn.options.decide == "reject" and outcome.error == "Rejected by a person"
+    assert (
+        rejected
+        or outcome.error in ("Import timed out", "Canceled by a person")
+        or (plan.outcome == "failed" and plan.reason in outcome.error)
+    )
 
 
-async def test_any_fleet_under_any_faults(seed_of_faults: int, tmp_path: Path) -> None:
-    print(f"again: pytest tests/faults/test_seeds.py --first-seed {seed_of_faults} --seeds 1")  # noqa: T201
-    rng = Random(seed_of_faults)
-    plans = {
-        plan.external_id: plan
-        for plan in generate(tmp_path / "in", customers=CUSTOMERS, seed=rng.randrange(99))
-    }
+def test_any_fleet_under_any_faults(seed_of_faults: int, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    customers = pytestconfig.getoption("--customers")
+    again = f"--first-seed {seed_of_faults} --seeds 1 --customers {customers}"
+    print(f"again: pytest tests/faults/test_seeds.py {again}")  # noqa: T201
+    run(one_seed(seed_of_faults, customers, tmp_path))
+
+
+async def one_seed(seed: int, customers: int, folder: Path) -> None:
+    rng = Random(seed)
+    drawn = Drawn(rng, folder, customers)
     world = World(
         key=KEY,
         sources=SOURCES,
         schemas=SCHEMAS,
-        seed=seed_of_faults,
+        seed=seed,
         limit=rng.choice(LIMITS),
-        scope=(scope := rng.choice(["endpoint", "key"])),
+        scope=drawn.scope,
         pace=Pace(),
         variants=Variants.drawn(rng),
     )
-    wire = InProcess(
-        world,
-        rng=rng,
-        latency=rng.choice([0.05, 0.3, 1.0]),
-        faults=Faults(drawn(rng), rng=Random(seed_of_faults), until=STOP),
-    )
-    specs = [
-        Spec(
-            external_id=name,
-            name=name,
-            source=SOURCE,
-            files=tuple(sorted((tmp_path / "in" / name).glob("*.csv"))),
-        )
-        for name in plans
-    ]
-    async with (
-        asyncio.timeout(STOP + 1800.0),
-        Session(
-            KEY, BASE_URL, scope=scope, transport=wire, rng=rng, second_channel=rng.random() < 0.3
-        ) as session,
-        Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", decide="approve") as fleet,
-    ):
-        outcomes = [outcome async for outcome in fleet.run(specs)]
-    assert {outcome.external_id for outcome in outcomes} == plans.keys()
+    faults = Faults(rates(rng), rng=Random(seed), until=STOP)
+    wire = InProcess(world, rng=rng, latency=rng.choice([0.05, 0.3, 1.0]), faults=faults)
+    journal = MemoryJournal()
+    for end in drawn.ends:
+        journal = await interrupted(drawn, wire, journal, end)
+    outcomes = await settled(drawn, wire, journal)
+    assert {outcome.external_id for outcome in outcomes} == drawn.plans.keys()
     for outcome in outcomes:
-        check(outcome, plans[outcome.external_id], world)
+        check(outcome, drawn.plans[outcome.external_id], drawn, world)
     assert not wire.foreign
     assert wire.open == 0
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(folder.rglob("*.part"))
     verdict = world.verdict(asyncio.get_running_loop().time())
     assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.key_leaks == 0
     assert verdict.blind_decisions == verdict.after_refusal == 0
@@ -105,3 +219,6 @@ async def test_any_fleet_under_any_faults(seed_of_faults: int, tmp_path: Path) -
         verdict.hasty_polls == 0
     )  # polls after an end say nothing: the answer that showed it may have been lost
     assert verdict.unaccounted == 0
+    for company in world._companies.values():
+        times = Counter(run.mode for run in company.exports.values())
+        assert all(count <= 1 + drawn.options.retries for count in times.values())
