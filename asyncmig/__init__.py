@@ -14,7 +14,7 @@ from asyncmig.companies.migrate import migrate
 from asyncmig.companies.outcome import (
     Decision,
     Delivered,
-    Exported,
+    ExportSummary,
     Failed,
     Outcome,
     Parked,
@@ -75,7 +75,7 @@ __all__ = [
     "Delivered",
     "Downloaded",
     "ExportRun",
-    "Exported",
+    "ExportSummary",
     "Failed",
     "Fleet",
     "Gate",

@@ -9,7 +9,7 @@ import msgspec
 from asyncmig.companies.catalog import Company
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import Delivered, Exported, ExportMode, Failed, Outcome
+from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.progress import Progress, wall_clock
 from asyncmig.companies.spec import ExportStep, derived_key
 from asyncmig.companies.wire import ImportReport, Sheet
@@ -114,7 +114,7 @@ class Delivery:
                 )
         return None
 
-    async def _exported_once(self, company: Company, mode: ExportMode) -> Exported:
+    async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
         step = self._known(mode)
         if step is None:
             key = derived_key(self._progress.record, f"export {mode} {self._progress.record.retried}")
@@ -129,7 +129,7 @@ class Delivery:
             assert step.run_id is not None
             run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
             state = await run.wait()
-            result = Exported.read(mode, run.id, state.report)
+            result = ExportSummary.read(mode, run.id, state.report)
             step = await self._write("exported", msgspec.structs.replace(step, result=result))
         assert step.result is not None
         return step.result
@@ -142,7 +142,7 @@ class Delivery:
     def _known(self, mode: ExportMode) -> ExportStep | None:
         return next((step for step in self._progress.record.exports if step.mode == mode), None)
 
-    def _exported(self) -> tuple[Exported, ...]:
+    def _exported(self) -> tuple[ExportSummary, ...]:
         return tuple(step.result for step in self._progress.record.exports if step.result is not None)
 
 

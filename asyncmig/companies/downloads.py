@@ -5,12 +5,14 @@ counted and compared with what the completed import reported (`_expect`); the co
 company that has had a single import.
 """
 
+import glob
 import os
 import tempfile
+import uuid
 import zipfile
 import zlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Self, final
 
@@ -55,32 +57,48 @@ class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class _Part:
-    """A file that is written beside its place, and takes it only when it is whole."""
+    """A file that is written beside its place, and takes it only when it is whole.
+
+    Its name is its own: a process that was paused for so long that another one took over must not write into
+    what that one delivers. What a process that was killed has left is removed.
+    """
 
     __slots__ = ("_file", "_part", "_path", "_size", "records", "sheet")
 
     def __init__(self, sheet: str, path: Path) -> None:
         self.sheet = sheet
-        self._path, self._part = path, path.with_name(f"{path.name}.part")
+        self._path, self._part = path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part.open("wb")
-        self.restart()
+        for left in self._path.parent.glob(f"{glob.escape(self._path.name)}.{'?' * 32}.part"):
+            with suppress(OSError):
+                left.unlink()
+        self._file = self._part.open("xb")
+        try:
+            self.restart()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            with _naming(self._part):
+                self._file.close()
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def restart(self) -> None:
         """Forget what was written."""
-        self._file.seek(0)
-        self._file.truncate()
+        with _naming(self._part):
+            self._file.seek(0)
+            self._file.truncate()
         self.records, self._size = RecordCounter(), 0
 
     def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
+        with _naming(self._part):
+            self._file.write(chunk)
         self.records.feed(chunk)
         self._size += len(chunk)
 
@@ -93,10 +111,21 @@ class _Part:
 
     def commit(self) -> Downloaded:
         """Bring it to disk and put it in place. Blocks."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _naming(self._part):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._part.replace(self._path)
         return Downloaded(sheet=self.sheet, path=str(self._path), rows=self.records.rows, size=self._size)
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Let an error of the disk say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @final

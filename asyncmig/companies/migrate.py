@@ -187,10 +187,12 @@ class _Migration:
                 await self._new_epoch(files, changed, retried=0)
             else:
                 self._note(f"changed since the import began, and not imported again: {changed}")
-        elif not record.begun and (changed or not record.files or told != record):
-            await progress.write("input", files=files, uploads=() if changed else record.uploads)
-            if not record.company_id:
-                progress.record = named(progress.record, spec)
+        elif changed or not record.files:
+            await progress.write("input", files=files, uploads=())
+        else:
+            progress.record = record.relocated(files)
+        if not progress.record.company_id:
+            progress.record = named(progress.record, spec)
 
     async def _begin_again(self, outcome: Outcome) -> bool:
         """Begin again what failed, if the caller asked for that and has not had it yet; return whether."""

@@ -14,7 +14,7 @@ __all__ = [
     "Decision",
     "Delivered",
     "ExportMode",
-    "Exported",
+    "ExportSummary",
     "Failed",
     "Outcome",
     "Parked",
@@ -28,7 +28,7 @@ ExportMode = Literal["canary", "full"]
 """What is written to the destination, in this order: the first row of each template; everything."""
 
 
-class Exported(msgspec.Struct, frozen=True, kw_only=True):
+class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One export to the customer's destination, and every write that it lost."""
 
     mode: ExportMode
@@ -48,7 +48,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
         return self.failed + self.hollow
 
     @classmethod
-    def read(cls, mode: ExportMode, run_id: str, report: ExportReport | None) -> "Exported":
+    def read(cls, mode: ExportMode, run_id: str, report: ExportReport | None) -> "ExportSummary":
         """Return what a report says; where it counts more losses than it lists, the count stands."""
         report = report or ExportReport()
         refused = tuple(filter(_is_refused, report.results))
@@ -86,7 +86,7 @@ class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
     row_filter: RowFilter = "valid"
     """Which rows the files hold."""
     report: ImportReport | None = None
-    exports: tuple[Exported, ...] = ()
+    exports: tuple[ExportSummary, ...] = ()
     rows: int = 0
     """Of all files; told by them, like the next two, and here so that JSON has it."""
     flagged: int | None = None
@@ -114,7 +114,7 @@ class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
     `exporting`; empty in a journal of an earlier version."""
     files: tuple[Downloaded, ...] = ()
     """What came all the same: before an export that failed, or of an import that was rejected."""
-    exports: tuple[Exported, ...] = ()
+    exports: tuple[ExportSummary, ...] = ()
 
 
 class Parked(_Common, frozen=True, kw_only=True, tag="parked"):

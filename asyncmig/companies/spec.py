@@ -8,7 +8,7 @@ import msgspec
 
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
-from asyncmig.companies.outcome import Exported, ExportMode, Outcome
+from asyncmig.companies.outcome import ExportMode, ExportSummary, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
 from asyncmig.companies.wire import Sheet
 from asyncmig.errors import InvalidInput
@@ -66,7 +66,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     started_at: float = 0.0
     """Wall-clock time at which the run was first known."""
-    result: Exported | None = None
+    result: ExportSummary | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +112,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """Return the names of files whose content is not what it was, or that came or went."""
         before = {(Path(file.path).name, file.sha256) for file in self.files}
         return sorted({name for name, _ in before ^ {(Path(file.path).name, file.sha256) for file in files}})
+
+    def relocated(self, files: Iterable[FileInput]) -> "Record":
+        """Return it with the places where the same files are now; their order stays, for uploads go by it."""
+        places = {(Path(file.path).name, file.sha256): file.path for file in files}
+        return msgspec.structs.replace(
+            self,
+            files=tuple(
+                msgspec.structs.replace(file, path=places[Path(file.path).name, file.sha256])
+                for file in self.files
+            ),
+        )
 
 
 async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:

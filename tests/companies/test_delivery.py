@@ -9,7 +9,7 @@ from inprocess import InProcess
 
 from asyncmig import (
     Delivered,
-    Exported,
+    ExportSummary,
     Failed,
     InvalidInput,
     MemoryJournal,
@@ -133,13 +133,13 @@ async def test_a_destinations_secrets_are_seen_nowhere(
 def test_what_a_report_counts_and_does_not_list_is_lost_all_the_same() -> None:
     listed = ExportResult(ok=False, status=422, error="no")
     report = ExportReport(total=100, succeeded=90, results=(listed,))
-    assert (Exported.read("full", "r", report).failed, Exported.read("full", "r", report).lost) == (
+    assert (ExportSummary.read("full", "r", report).failed, ExportSummary.read("full", "r", report).lost) == (
         10,
         (listed,),
     )
-    assert Exported.read("full", "r", None).losses == 0
+    assert ExportSummary.read("full", "r", None).losses == 0
     quiet = ExportResult(status=500)
-    assert Exported.read("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
+    assert ExportSummary.read("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
 
 
 async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(

@@ -1,0 +1,145 @@
+"""A journal that an earlier version wrote: each of its companies goes on from where it was.
+
+`tests/journals/v1.sqlite` was written by the first version of the schema and of the record, by a process that was
+killed after an event of each company (or had its outcome). It is never written anew: what changes is this version.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from inprocess import InProcess
+
+from asyncmig import Delivered, Failed, Journal, Outcome, Parked, Spec, Unknown, migrate
+from asyncmig.companies.progress import read_record
+from asyncmig.companies.spec import Record
+from asyncmig.simulator import World
+from asyncmig.simulator.bodies import ImportIn
+from asyncmig.simulator.tables import Table
+from asyncmig.simulator.world import _Company, _Upload
+
+from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+V1 = Path(__file__).parents[1] / "journals" / "v1.sqlite"
+PARKS = ("parked", "decide", "decided", "rejected")
+ABSENT = ("input", "create", "no-file")
+"""Companies that the server never heard of."""
+UNSENT = ("created", "one-upload", "start-unsent", "unknown", "adopted")
+"""Companies whose import it never heard of."""
+EXPECTED: dict[str, type[Outcome]] = dict.fromkeys(
+    (
+        *("input", "create", "created", "one-upload", "start-unsent", "start-sent", "running"),
+        *("parked", "decide", "decided", "delivered", "pending", "adopted"),
+    ),
+    Delivered,
+) | {"failed": Failed, "rejected": Failed, "no-file": Failed, "unknown": Unknown}
+
+
+def contents(name: str) -> dict[str, bytes]:
+    """Return the files that the customer had."""
+    text = DUPLICATES if name in PARKS else CLEAN
+    bad = b"caf\xe9,,,\n" if name == "failed" else b""
+    files = {} if name == "no-file" else {"contacts.csv": text.encode() + bad}
+    return files | ({"deals.csv": b"Deal Name,Stage\nBig,won\n"} if name == "one-upload" else {})
+
+
+def remember(world: World, record: Record) -> None:
+    """Let the world know what it had answered when the record was written."""
+    name = record.external_id
+    if name in ABSENT:
+        return
+    schemas = list(world.schemas.values())
+    ids = {sheet.name: sheet.id for sheet in record.sheets}
+    company = _Company(
+        id=record.company_id or f"company-of-{name}",
+        name=record.name,
+        source=record.source,
+        external_id=name,
+        schemas=schemas,
+        tables=[
+            Table(sheet_id=ids.get(s.name, s.name), name=s.name, schema=s, header=[c.name for c in s.columns])
+            for s in schemas
+        ],
+    )
+    world._companies[company.id] = company
+    for file in record.uploads:
+        company.uploads[file.upload_ref] = _Upload(
+            name=file.name,
+            content_type="text/csv",
+            size=file.size,
+            expires_at=0.0,
+            content=contents(name)[file.name],
+        )
+    if name in UNSENT:
+        return
+    assert record.import_body is not None
+    body = msgspec.json.decode(record.import_body, type=ImportIn)
+    run = world._new_run(company, body, -3600.0)
+    run.id = record.run_id or run.id
+    company.runs[run.id] = run
+    company.keys[f"i{body.idempotency_key}"] = (body.payload(), run.id)
+    if name in ("decided", "rejected"):
+        run.status(0.0)
+        run.decide(name == "decided", {}, -1000.0)
+
+
+def specs(folder: Path, names: Iterator[str]) -> list[Spec]:
+    made: list[Spec] = []
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for file, content in contents(name).items():
+            (folder / name / file).write_bytes(content)
+        paths = tuple(folder / name / file for file in contents(name) or ("contacts.csv",))
+        made.append(Spec(external_id=name, name=f"{name} Ltd", source=SOURCE, files=paths))
+    return made
+
+
+async def test_every_company_of_the_first_version_goes_on(
+    opens: Opens, world: World, wire: InProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "fleet.db"
+    shutil.copy(V1, path)
+    async with Journal(path, threaded=False) as journal, opens() as session:
+        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+        assert records.keys() == EXPECTED.keys()
+        for record in records.values():
+            remember(world, record)
+        outcomes = await asyncio.gather(
+            *(
+                migrate(
+                    session, spec, journal=journal, to=tmp_path / "out" / spec.external_id, decide="approve"
+                )
+                for spec in specs(tmp_path / "in", iter(records))
+            )
+        )
+    assert {outcome.external_id: type(outcome) for outcome in outcomes} == EXPECTED
+    for outcome in outcomes:
+        if isinstance(outcome, Delivered):
+            assert outcome.rows == 20 + (outcome.external_id == "one-upload"), outcome
+            assert outcome.company_id == records[outcome.external_id].company_id or outcome.name[:5] in (
+                "input",
+                "creat",
+            )
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.blind_decisions == 0
+    assert world.ledger.requests["POST /companies"] == 3  # input, create, unknown
+    assert (
+        world.ledger.requests["POST /companies/{id}/imports"] == len(UNSENT) + 2
+    )  # less unknown, with start-sent
+    assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 2
+
+
+async def test_outcomes_of_the_first_version_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    shutil.copy(V1, path)
+    async with Journal(path, threaded=False) as journal:
+        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+    delivered, parked = records["delivered"].outcome, records["parked"].outcome
+    assert isinstance(delivered, Delivered)
+    assert (delivered.rows, delivered.flagged, delivered.losses) == (20, 0, 0)
+    assert isinstance(parked, Parked)
+    assert [action.action for action in parked.destructive] == ["dedup_keep_first"]
