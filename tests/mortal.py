@@ -29,6 +29,10 @@ class Life:
         self.points: list[str] = []
         self.died = asyncio.Event()
 
+    def wake(self) -> None:
+        """Go on after all: it was no death, but sleep."""
+        self.died.clear()
+
     @asynccontextmanager
     async def point(self, name: str) -> AsyncIterator[None]:
         await self._goes_on()
@@ -45,8 +49,8 @@ class Life:
 
     async def _goes_on(self, *, dies: bool = False) -> None:
         if dies:
-            self._kill()
             self.died.set()
+            self._kill()
         if self.died.is_set():
             await asyncio.Event().wait()  # what is dead does nothing, not even on the way out
 

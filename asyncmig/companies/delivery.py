@@ -18,6 +18,8 @@ from asyncmig.errors import BadRequest, Conflict, NotFound, RunError
 __all__ = ["Delivery"]
 
 _REFUSED = (BadRequest, Conflict, NotFound)
+_TIMES = 8
+"""How often a download that cannot be checked is made again at most."""
 
 
 @final
@@ -45,10 +47,9 @@ class Delivery:
         """Bring the sheets to disk, checked; then, if it is wanted, write to the destination."""
         progress = self._progress
         progress.begin("downloading")
-        single = progress.record.epoch == 0 and not progress.record.foreign
         if not company.sheets:  # an adopted one's, whose creation was never answered
             company.sheets = _sheets(report)
-        files = await self._download(company, report if single else None)
+        files = await self._download(company, None if progress.record.foreign else report)
         try:
             reason = await self._export(company)
         except (RunError, *_REFUSED) as error:
@@ -92,15 +93,20 @@ class Delivery:
         return all(path.parent == self._folder and path.exists() for path in paths)
 
     async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
-        return await self._progress.patiently(
-            partial(
-                company.download,
-                to=self._folder,
-                filter=self._options.row_filter,
-                report=report,
-                rank=self._progress.rank,
-            )
+        """Download; with no report to compare with, until it comes twice the same: a proxy may cut it short."""
+        fetch = partial(
+            company.download,
+            to=self._folder,
+            filter=self._options.row_filter,
+            report=report,
+            rank=self._progress.rank,
         )
+        files = await self._progress.patiently(fetch)
+        for _ in range(0 if report else _TIMES):
+            before, files = files, await self._progress.patiently(fetch)
+            if files == before:
+                break
+        return files
 
     async def _export(self, company: Company) -> str | None:
         """Make the exports that are wanted and were not made; return why the last was not begun, or None."""

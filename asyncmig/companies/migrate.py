@@ -160,6 +160,7 @@ class _Migration:
                 error=error.text or str(error),
                 step=self._progress.step,
                 report=run.state.report if run.state else None,
+                status=run.state.status if run.state else None,
             )
             return await self._delivery.salvage(company, failed)
 
@@ -212,10 +213,14 @@ class _Migration:
         return False
 
     async def _new_epoch(self, files: tuple[FileInput, ...], reason: str, *, retried: int) -> None:
+        record = self._progress.record
         self._note(f"imported again, for {reason}")
+        assert isinstance(record.outcome, Failed)
+        clean = record.outcome.status == "failed" and record.outcome.report is None and not record.rejected
         await self._progress.write(
             "new epoch",
-            epoch=self._progress.record.epoch + 1,
+            epoch=record.epoch + 1,
+            foreign=record.foreign or not clean,
             retried=retried,
             files=files,
             uploads=(),

@@ -112,6 +112,8 @@ class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
     step: str = ""
     """Where it failed: `checking`, `creating`, `uploading`, `starting`, `running`, `deciding`, `downloading` or
     `exporting`; empty in a journal of an earlier version."""
+    status: str | None = None
+    """How the import's run ended, `failed` or `canceled`; None if that is not why."""
     files: tuple[Downloaded, ...] = ()
     """What came all the same: before an export that failed, or of an import that was rejected."""
     exports: tuple[ExportSummary, ...] = ()

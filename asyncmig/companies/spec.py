@@ -95,7 +95,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     adopted: bool = False
     """A person said which company it is: what was imported into it before must be looked at first."""
     foreign: bool = False
-    """Somebody else's import of this company was seen: row counts of ours say nothing about the whole."""
+    """Rows may be there that this import has not brought (somebody else's, or of one that was rejected or canceled):
+    its row counts say nothing about the whole."""
     retried: int = 0
     """How often an import or export that failed was begun again, since the files last changed."""
     rejected: bool = False

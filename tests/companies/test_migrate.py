@@ -377,3 +377,18 @@ async def test_an_adopted_company_is_delivered_also_without_a_zip(
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
+
+
+async def test_what_no_report_speaks_for_is_fetched_until_it_comes_twice_the_same(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    world.variants = Variants(zip_status=404)
+    wire.fault = on("GET", "/export.csv", 1, 2, 3, 4, fault=Fault(truncated_to=200))
+    async with opens() as session:
+        await session.companies.open(company_id).imports.start(files=spec.files)
+        await adopt(journal, "acme", company_id)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20
