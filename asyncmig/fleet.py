@@ -170,6 +170,6 @@ def _pending(spec: Spec, error: str) -> Pending:
 def _size(spec: Spec) -> int:
     """Return the bytes of a customer's files; bad input sorts last, and its migration says what is wrong."""
     try:
-        return spec.check()
+        return spec.validate()
     except InvalidInput:
         return 0

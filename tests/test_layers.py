@@ -16,6 +16,7 @@ ABOVE = {  # what a layer may not know
     "_core": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
     "_io": ("companies", "session", "fleet", "journal", "simulator", "cli"),
     "companies": ("fleet", "simulator", "cli"),
+    "preflight": ("session", "fleet", "journal", "simulator", "cli", "events"),
     "session.py": ("fleet", "journal", "simulator", "cli"),
     "fleet.py": ("simulator", "cli"),
     "journal.py": ("_io", "companies", "session", "fleet", "simulator", "cli"),

@@ -174,7 +174,7 @@ class _Migration:
         if told != record and record.company_id:
             self._note(f"the company was created as {record.name!r}, and stays as it was created")
         try:
-            spec.check()
+            spec.validate()
             files = self._files = await read_inputs(spec.files)
         except InvalidInput as error:
             if not record.begun:

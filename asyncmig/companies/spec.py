@@ -1,8 +1,9 @@
 """What one customer's migration is made from, and the record of how far it came."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,8 +11,11 @@ from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.outcome import ExportMode, ExportSummary, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
-from asyncmig.companies.wire import Sheet
+from asyncmig.companies.wire import Sheet, Template
 from asyncmig.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from asyncmig.preflight import Checked
 
 __all__ = ["ExportStep", "FileInput", "Record", "Spec", "derived_key", "read_inputs"]
 
@@ -39,7 +43,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
 
-    def check(self) -> int:
+    def validate(self) -> int:
         """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
         check_external_id(self.external_id)
         for field in ("name", "source"):
@@ -48,6 +52,19 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         if not self.files:
             raise InvalidInput("files", [], "there must be at least one")
         return sum(size_of(path) for path in self.files)
+
+    async def check(self, templates: Sequence[Template] = (), *, head: int | None = None) -> "Checked":
+        """Read the files and return what may be wrong with them, by those of `templates` that this customer gets.
+
+        Sends nothing. For `head`, the bounds, and what without templates or the extra `check` is not judged, see
+        `asyncmig.preflight.check`. Raises `InvalidInput` for what the API would refuse.
+        """
+        from asyncmig.preflight import check  # most who migrate never ask, and need not wait for its import
+
+        self.validate()
+        wanted = self.template_ids
+        chosen = [each for each in templates if wanted is None or each.id in wanted]
+        return await check(self.files, chosen, head=head)
 
 
 class FileInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,123 @@
+"""What a look at the files found, as records that encode to JSON."""
+
+from typing import Literal, final
+
+from msgspec import Struct
+
+__all__ = ["Checked", "CheckedFile", "Finding", "HeaderMatch", "Kind", "Sample", "Tally", "number_of"]
+
+Kind = Literal[
+    "encoding",
+    "not_text",
+    "nul",
+    "delimiter",
+    "line_ends",
+    "no_header",
+    "header_empty",
+    "header_twice",
+    "header_many",
+    "no_rows",
+    "rows_short",
+    "rows_long",
+    "rows_blank",
+    "quote_open",
+    "broken_off",
+    "no_template",
+    "column_missing",
+    "required",
+    "unique",
+    "strict",
+    "strict_in_part",
+    "link",
+]
+
+_MOST_SAMPLES = 5
+_LONGEST_VALUE = 80
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """One place where it was seen. `line`: where its row begins, from 1; `value`: its first 80 characters."""
+
+    line: int
+    value: str = ""
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that may be wrong. `text`: a sentence about it; `count`: how many rows or cells it concerns."""
+
+    kind: Kind
+    text: str
+    count: int = 1
+    column: str | None = None
+    """The template's column whose rule it is about."""
+    samples: tuple[Sample, ...] = ()
+    """The first five."""
+
+
+class HeaderMatch(Struct, frozen=True, kw_only=True):
+    """One header of the file. `column`: the template's column of that name, whatever case and punctuation.
+
+    `near`: a column of a similar name, where none has the same; its rules are not checked.
+    """
+
+    header: str
+    column: str | None = None
+    near: str | None = None
+
+
+class CheckedFile(Struct, frozen=True, kw_only=True):
+    """What one file is, as far as it was read. None: not known, because it is no text."""
+
+    path: str
+    size: int
+    """Bytes."""
+    encoding: str | None = None
+    """A name that Python knows; `utf-8-sig` is UTF-8 with a byte order mark. A guess where a finding says so."""
+    delimiter: str | None = None
+    rows: int | None = None
+    """Rows read, without the header and blank lines."""
+    complete: bool = False
+    """Whether these are all of them."""
+    template: str | None = None
+    """The name of the template whose columns the headers resemble most; None if they resemble none."""
+    headers: tuple[HeaderMatch, ...] = ()
+    warnings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not checked, and why."""
+
+
+class Checked(Struct, frozen=True, kw_only=True):
+    """What all files of a customer are."""
+
+    files: tuple[CheckedFile, ...]
+
+    @property
+    def warnings(self) -> int:
+        """Return how many warnings there are."""
+        return sum(len(file.warnings) for file in self.files)
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return `1 row` or `2,000 rows`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+@final
+class Tally:
+    """Counts what is wrong in the same way, and keeps the first few places."""
+
+    __slots__ = ("count", "samples")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.samples: list[Sample] = []
+
+    def add(self, line: int, value: str = "", *, count: int = 1) -> None:
+        self.count += count
+        if len(self.samples) < _MOST_SAMPLES:
+            self.samples.append(Sample(line=line, value=value[:_LONGEST_VALUE]))
+
+    def finding(self, kind: Kind, text: str, column: str | None = None) -> Finding:
+        """Return what was counted; `text` goes on with "in 2 rows"."""
+        text = f"{text} in {number_of(self.count, 'row')}"
+        return Finding(kind=kind, text=text, count=self.count, column=column, samples=tuple(self.samples))

@@ -1,0 +1,156 @@
+"""Which template the headers of a file resemble most, and which of its columns each header is."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import lru_cache
+
+from asyncmig.companies.wire import Template
+from asyncmig.preflight.findings import Finding, HeaderMatch, number_of
+
+__all__ = ["Fit", "find_fit", "header_findings"]
+
+_SIMILAR = 0.8
+_MOST_HEADERS = 2000
+_LONGEST_HEADER = 200
+_MOST_COMPARED = 200  # headers and columns of which similar names are looked for: each with each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What is known of a file's columns by their names. `places`: of the template's columns in a record."""
+
+    template: Template | None = None
+    headers: tuple[HeaderMatch, ...] = ()
+    places: Mapping[str, int] = field(default_factory=dict[str, int])
+    named: bool = False
+    """Whether the file has the template's name."""
+    warnings: tuple[Finding, ...] = ()
+
+    @property
+    def found(self) -> float:
+        """Return how many columns are found; a similar name counts half."""
+        return len(self.places) + sum(match.near is not None for match in self.headers) / 2
+
+    @property
+    def is_close(self) -> bool:
+        """Whether half of the columns, or of the headers, are found; one, if the file has the template's name."""
+        columns = len(self.template.columns) if self.template else 0
+        return self.found > 0 and (self.named or self.found * 2 >= min(columns, len(self.headers)))
+
+
+def find_fit(header: Sequence[str], templates: Sequence[Template], stem: str) -> Fit:
+    """Return the template that a header (its first 2,000 cells) has most columns of, if it is close to any.
+
+    The template that the file is named after (`stem`: without suffix) goes before the others.
+    """
+    names = [text[:_LONGEST_HEADER] for text in header[:_MOST_HEADERS]]
+    nothing = Fit(headers=tuple(HeaderMatch(header=name) for name in names))
+    if not templates:
+        return nothing
+    fits = [fit for template in templates if (fit := _compare(names, template, stem)).is_close]
+    if fits:
+        return max(fits, key=lambda fit: (fit.named, fit.found))
+    text = "no template has columns of these names; the server maps headers by itself, and may know better"
+    return Fit(headers=nothing.headers, warnings=(Finding(kind="no_template", text=text),))
+
+
+def _compare(names: Sequence[str], template: Template, stem: str) -> Fit:
+    known = {_fold(column.name): column.name for column in reversed(template.columns)}
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if (column := known.get(_fold(name))) is not None:
+            places.setdefault(column, place)
+    same = {place: column for column, place in places.items()}
+    near = _near(
+        [place for place in range(len(names)) if place not in same],
+        names,
+        [column.name for column in template.columns if column.name not in places],
+    )
+    matches = tuple(
+        HeaderMatch(header=name, column=same.get(place), near=near.get(place))
+        for place, name in enumerate(names)
+    )
+    warnings = tuple(_missing(template, places, matches))
+    named = bool(template.name) and _fold(template.name) == _fold(stem)
+    return Fit(template=template, places=places, headers=matches, named=named, warnings=warnings)
+
+
+@lru_cache(maxsize=4096)
+def _fold(name: str) -> str:
+    """Return a name without case, accents, spaces and punctuation, unless nothing else is in it."""
+    plain = "".join(each for each in unicodedata.normalize("NFKD", name.casefold()) if each.isalnum())
+    return plain or name.strip()
+
+
+@lru_cache(maxsize=4096)
+def _words(name: str) -> frozenset[str]:
+    """Return the words of a name; a hyphen joins, so that `E-mail Address` is email and address."""
+    return frozenset(filter(None, map(_fold, re.split(r"[\s_./]+", name))))
+
+
+def _near(places: Sequence[int], names: Sequence[str], columns: Sequence[str]) -> dict[int, str]:
+    """Return columns of similar names by the place of the header; each is given once."""
+    free = [place for place in places if names[place].strip()][:_MOST_COMPARED]
+    found: dict[int, str] = {}
+    for column in columns[:_MOST_COMPARED]:
+        likeness = _likeness_to(column, [names[place] for place in free])
+        best = max(range(len(free)), key=likeness.__getitem__, default=None)
+        if best is not None and likeness[best] >= _SIMILAR:
+            found[free.pop(best)] = column
+    return found
+
+
+def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
+    """Return how like each name is, from 0 to 1; one whose words are among the other's is just like enough."""
+    words, matcher = _words(column), SequenceMatcher(None, "", _fold(column), autojunk=False)
+    likeness: list[float] = []
+    for name in names:
+        others = _words(name)
+        if words and others and (words <= others or others <= words):
+            likeness.append(_SIMILAR)
+            continue
+        matcher.set_seq1(_fold(name))
+        hopeless = matcher.real_quick_ratio() < _SIMILAR or matcher.quick_ratio() < _SIMILAR
+        likeness.append(0.0 if hopeless else matcher.ratio())
+    return likeness
+
+
+def _missing(template: Template, places: Mapping[str, int], matches: Sequence[HeaderMatch]) -> list[Finding]:
+    """Return a warning for each required column that no header is called like."""
+    near = {match.near: match.header for match in matches}
+    return [
+        Finding(
+            kind="column_missing",
+            column=column.name,
+            text=f"{column.name!r} is required by {template.name}, and no header is called that"
+            + (f"; {near[column.name]!r} may be it" if column.name in near else ""),
+        )
+        for column in template.columns
+        if column.required and column.name not in places
+    ]
+
+
+def header_findings(header: Sequence[str]) -> list[Finding]:
+    """Return what is wrong with headers whatever the templates are."""
+    findings: list[Finding] = []
+    empty = [f"{place:,}" for place, text in enumerate(header, 1) if not text.strip()]
+    if empty:
+        text = f"{number_of(len(empty), 'column')} of {len(header):,} without a header: {_some(empty)}"
+        findings.append(Finding(kind="header_empty", text=text, count=len(empty)))
+    counts = Counter(text.strip()[:_LONGEST_HEADER] for text in header if text.strip())
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        text = f"{number_of(len(twice), 'header')} more than once: {_some(list(map(repr, twice)))}"
+        findings.append(Finding(kind="header_twice", text=text, count=len(twice)))
+    if len(header) > _MOST_HEADERS:
+        text = f"{len(header):,} columns; only the first {_MOST_HEADERS:,} are looked at"
+        findings.append(Finding(kind="header_many", text=text, count=len(header)))
+    return findings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

@@ -1,0 +1,172 @@
+"""What the bytes of a file are: text or not, and in which encoding."""
+
+import codecs
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+from asyncmig.preflight.findings import Finding, Sample, number_of
+
+__all__ = ["Probe", "probe"]
+
+_CHUNK = 1024 * 1024
+_SAMPLE = 16 * 1024
+_TEXT_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".txt", ""})
+_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "an Excel workbook or another ZIP archive"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook"),
+    (b"\x1f\x8b", "gzip"),
+    (b"%PDF-", "PDF"),
+)
+_WITH_NULS = ["utf_16_le", "utf_16_be"]
+_LIKELY = [  # what systems of business export; the detector's full list finds Kazakh in a Spanish file
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258"),
+    *("iso8859_2", "iso8859_15", "mac_roman", "cp437", "cp850", "cp852", "koi8_r"),
+    *("cp932", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
+]
+_UNKNOWN = "latin-1"  # reads any byte, and is right about ASCII
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """`codec` reads the file; None if it is no text."""
+
+    codec: str | None
+    encoding: str | None = None
+    warnings: list[Finding] = field(default_factory=list[Finding])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def probe(path: Path) -> Generator[None, None, Probe]:
+    """Look at every byte of a file, a megabyte at each step."""
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE)
+        if other := _not_csv(path, head):
+            return other
+        for mark, encoding in _MARKS:
+            if head.startswith(mark):
+                return _wide(encoding, encoding)
+        flaws = yield from _flaws(file)
+        return _judged(file, head, flaws)
+
+
+def _not_csv(path: Path, head: bytes) -> Probe | None:
+    csv_by_name = path.suffix.lower() in _TEXT_SUFFIXES
+    found = next((name for magic, name in _OTHER_FORMATS if head.startswith(magic)), None)
+    if csv_by_name and found:
+        text = f"is {found} whatever its name says; the server may take it for CSV"
+        return Probe(codec=None, warnings=[Finding(kind="not_text", text=text)])
+    if found or not csv_by_name:
+        return Probe(codec=None, notes=[f"{found or path.suffix}: not looked into; it is uploaded as it is"])
+    return None
+
+
+def _wide(codec: str, encoding: str) -> Probe:
+    text = f"is {encoding}; where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
+    return Probe(codec=codec, encoding=encoding, warnings=[Finding(kind="encoding", text=text)])
+
+
+@dataclass(slots=True)
+class _Flaws:
+    """Offsets of the first byte that is not UTF-8, and of the first NUL."""
+
+    not_utf8: int | None = None
+    byte: int = 0
+    nul: int | None = None
+    nuls: int = 0
+
+
+def _flaws(file: BinaryIO) -> Generator[None, None, _Flaws]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    flaws = _Flaws()
+    file.seek(0)
+    for offset, chunk in _chunks(file):
+        if nuls := chunk.count(0):
+            flaws.nuls += nuls
+            flaws.nul = offset + chunk.index(0) if flaws.nul is None else flaws.nul
+        if flaws.not_utf8 is None:
+            behind = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut
+            try:
+                decoder.decode(chunk, final=len(chunk) < _CHUNK)
+            except UnicodeDecodeError as error:
+                flaws.not_utf8, flaws.byte = offset - behind + error.start, error.object[error.start]
+        yield
+    return flaws
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield each chunk with its offset; the last is short, and may be empty."""
+    offset = file.tell()
+    while True:
+        chunk = file.read(_CHUNK)
+        yield offset, chunk
+        offset += len(chunk)
+        if len(chunk) < _CHUNK:
+            return
+
+
+def _judged(file: BinaryIO, head: bytes, flaws: _Flaws) -> Probe:
+    if flaws.nul is not None and (codec := _guess(head, _WITH_NULS)):
+        return _wide(codec, codec)
+    probed = Probe(codec="utf-8-sig", encoding="utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8")
+    if flaws.not_utf8 is not None:
+        probed = _not_utf8(file, flaws.not_utf8, flaws.byte)
+    if flaws.nul is not None:
+        if probed.encoding is None:
+            return Probe(codec=None, warnings=[Finding(kind="not_text", text="is no text in any encoding")])
+        line = _line_of(file, flaws.nul)
+        text = f"has {number_of(flaws.nuls, 'NUL character')}, the first on line {line:,}"
+        samples = (Sample(line=line),)
+        probed.warnings.append(Finding(kind="nul", text=text, count=flaws.nuls, samples=samples))
+    return probed
+
+
+def _not_utf8(file: BinaryIO, offset: int, byte: int) -> Probe:
+    line = _line_of(file, offset)
+    file.seek(max(0, offset - _SAMPLE))
+    lines = b"\n".join(line for line in file.read(_CHUNK).splitlines() if not line.isascii())
+    codec = _guess(lines[:_SAMPLE], _LIKELY)
+    guess = f"it may be {codec}" if codec else "its encoding cannot be told" + _install("charset_normalizer")
+    text = (
+        f"is not UTF-8: byte 0x{byte:02x} at offset {offset:,}, on line {line:,}; {guess}. "
+        "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
+    )
+    warning = Finding(kind="encoding", text=text, samples=(Sample(line=line),))
+    return Probe(codec=codec or _UNKNOWN, encoding=codec, warnings=[warning])
+
+
+def _install(module: str) -> str:
+    return "" if find_spec(module) else " here (pip install 'asyncmig[check]' to have it guessed)"
+
+
+def _line_of(file: BinaryIO, offset: int) -> int:
+    """Return the number of the line, from 1, on which a byte stands; lines end in LF, CR LF or CR."""
+    file.seek(0)
+    line, last = 1, b""
+    while offset > 0 and (chunk := file.read(min(_CHUNK, offset))):
+        offset -= len(chunk)
+        line += chunk.count(b"\n") + chunk.count(b"\r") - chunk.count(b"\r\n")
+        line -= last == b"\r" and chunk.startswith(b"\n")
+        last = chunk[-1:]
+    return line
+
+
+def _guess(sample: bytes, encodings: list[str]) -> str | None:
+    """Return the encoding that these bytes seem to be in; None if none fits, or the detector is not installed."""
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError:
+        return None
+    matches = from_bytes(sample, cp_isolation=encodings, enable_fallback=False)
+    names = [name for match in matches for name in (match.encoding, *match.could_be_from_charset)]
+    return (
+        "cp1252" if "cp1252" in names else next(iter(names), None)
+    )  # by far the most frequent, where it fits

@@ -1,0 +1,207 @@
+"""The rules of a template's columns, each asked about one cell at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Protocol, final
+
+from asyncmig.companies.wire import ColumnSpec, Link, Template
+from asyncmig.preflight.findings import Finding, Kind, Tally
+
+__all__ = ["ColumnRules", "Room", "Seen", "Targets", "targets_of"]
+
+_WORDS: Mapping[Kind, str] = {
+    "required": "is required, and empty",
+    "unique": "must be unique, and has a value again",
+    "strict": "does not match the rule {pattern}",
+    "strict_in_part": "matches the rule {pattern} only in part, which the server may accept,",
+    "link": "has a value that the linked column has not,",
+}
+
+
+@final
+class Room:
+    """How many more values may be remembered."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+@final
+class Seen:
+    """Remembers values by 64 bits of hash: among a million the odds that two are mixed up are 1 to 37 million."""
+
+    __slots__ = ("_hashes", "_room", "complete")
+
+    def __init__(self, room: Room) -> None:
+        self._hashes: set[int] = set()
+        self._room = room
+        self.complete = True
+        """Whether there was room for all."""
+
+    def __contains__(self, value: str) -> bool:
+        return hash(value) in self._hashes
+
+    def add(self, value: str) -> bool:
+        """Remember `value` if there is room; return whether it had been seen."""
+        number = hash(value)
+        if number in self._hashes:
+            return True
+        if self._room.left:
+            self._room.left -= 1
+            self._hashes.add(number)
+        else:
+            self.complete = False
+        return False
+
+
+Targets = Mapping[tuple[str, str], Seen]
+"""The values of columns that links point to, by template id and column name; none where no file has the column."""
+
+
+def targets_of(templates: Sequence[Template]) -> set[tuple[str, str]]:
+    """Return the columns that any link points to."""
+    return {
+        (link.template_id, link.column_name)
+        for template in templates
+        for column in template.columns
+        for link in _links(column)
+        if link.template_id is not None and link.column_name is not None
+    }
+
+
+def _links(column: ColumnSpec) -> Sequence[Link]:
+    return column.links if column.rule == "link" else ()
+
+
+class _Rule(Protocol):
+    def broken_by(self, cell: str) -> Kind | None:
+        """Return the kind of finding that a cell is (never blank, unless the rule is about that), or None."""
+        ...
+
+
+@final
+class _Unique:
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+
+    def broken_by(self, cell: str) -> Kind | None:
+        return "unique" if self._seen.add(cell) else None
+
+
+@final
+class _Linked:
+    def __init__(self, targets: Sequence[Seen]) -> None:
+        self._targets = targets
+
+    def broken_by(self, cell: str) -> Kind | None:
+        return None if any(cell in target for target in self._targets) else "link"
+
+
+class _Pattern(Protocol):
+    """What is used of google-re2, which has no types."""
+
+    def fullmatch(self, text: bytes, /) -> object | None: ...
+    def search(self, text: bytes, /) -> object | None: ...
+
+
+@final
+class _Strict:
+    """A pattern by RE2, whose time is linear in the cell whatever the pattern is.
+
+    The API does not say whether the whole cell must match, or a part of it: what matches in part is told apart.
+    """
+
+    def __init__(self, pattern: _Pattern) -> None:
+        self._pattern = pattern
+
+    def broken_by(self, cell: str) -> Kind | None:
+        text = cell.encode("utf-8", "replace")
+        if self._pattern.fullmatch(text):
+            return None
+        return "strict_in_part" if self._pattern.search(text) else "strict"
+
+
+def _compiled(pattern: str) -> _Pattern | str:
+    """Return the pattern, or why it cannot be checked."""
+    try:
+        re2 = import_module("re2")
+    except ImportError:
+        return "is not checked (pip install 'asyncmig[check]')"
+    options = re2.Options()
+    options.log_errors = False
+    compiled: Callable[[str, object], _Pattern] = re2.compile
+    try:
+        return compiled(pattern, options)
+    except (re2.error, UnicodeError) as error:
+        reason = error.args[0] if error.args else error
+        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
+        return f"cannot be checked here ({reason})"
+
+
+@final
+class ColumnRules:
+    """All rules of one column, what breaks them, and which of them are not checked."""
+
+    __slots__ = ("_column", "_rules", "_tallies", "_unique", "notes")
+
+    def __init__(self, column: ColumnSpec, seen: Seen, targets: Targets | None) -> None:
+        self._column, self._unique = column, seen
+        self._rules: list[_Rule] = []
+        self._tallies: dict[Kind, Tally] = {kind: Tally() for kind in _WORDS}
+        self.notes: list[str] = []
+        if column.unique:
+            self._rules.append(_Unique(seen))
+        if column.rule == "strict" and column.pattern:
+            self._add_strict(column.pattern)
+        if _links(column):
+            self._add_link(targets)
+
+    def _add_strict(self, pattern: str) -> None:
+        compiled = _compiled(pattern)
+        if isinstance(compiled, str):
+            self.notes.append(f"{self._column.name}: the strict rule {_short(pattern)} {compiled}")
+        else:
+            self._rules.append(_Strict(compiled))
+
+    def _add_link(self, targets: Targets | None) -> None:
+        name = self._column.name
+        if targets is None:
+            self.notes.append(f"{name}: the link rule is not checked, for not all rows are read")
+            return
+        found = [targets.get((link.template_id or "", link.column_name or "")) for link in self._column.links]
+        known = [seen for seen in found if seen is not None and seen.complete]
+        if len(known) == len(found):
+            self._rules.append(_Linked(known))
+        elif any(seen is not None and not seen.complete for seen in found):
+            self.notes.append(
+                f"{name}: the link rule is not checked, for not all the values it points to are known"
+            )
+        else:
+            self.notes.append(f"{name}: the link rule is not checked: no file has the column it points to")
+
+    def take(self, line: int, cell: str) -> None:
+        """Ask every rule about the cell of one row."""
+        if not cell:
+            if self._column.required:
+                self._tallies["required"].add(line)
+            return
+        for rule in self._rules:
+            if kind := rule.broken_by(cell):
+                self._tallies[kind].add(line, cell)
+
+    def findings(self) -> list[Finding]:
+        """Return a finding for each rule that was broken."""
+        if self._column.unique and not self._unique.complete:
+            self.notes.append(f"{self._column.name}: too many values to find every repetition")
+        name, pattern = self._column.name, _short(self._column.pattern or "")
+        return [
+            tally.finding(kind, f"{name}: {_WORDS[kind].format(pattern=pattern)}", column=name)
+            for kind, tally in self._tallies.items()
+            if tally.count
+        ]
+
+
+def _short(pattern: str) -> str:
+    return pattern if len(pattern) <= 60 else f"{pattern[:59]}…"

@@ -1,0 +1,259 @@
+"""Read the files of one customer and compare them with the templates."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Generic, TextIO, TypeVar, final
+
+from asyncmig._io.threads import in_thread
+from asyncmig.companies.uploads import size_of
+from asyncmig.companies.wire import Template
+from asyncmig.errors import InvalidInput
+from asyncmig.preflight.findings import Checked, CheckedFile, Finding, Kind, Sample, Tally
+from asyncmig.preflight.headers import Fit, find_fit, header_findings
+from asyncmig.preflight.probe import Probe, probe
+from asyncmig.preflight.records import BrokenOff, Records, sniff
+from asyncmig.preflight.rules import ColumnRules, Room, Seen, Targets, targets_of
+
+__all__ = ["check"]
+
+T = TypeVar("T")
+_ROWS_A_STEP = 2000
+_MOST_REMEMBERED = 500_000  # values, about 40 MB; once for unique rules and once for links
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_SHAPES: Mapping[Kind, str] = {
+    "rows_short": "fewer cells than the header's {width:,}",
+    "rows_long": "more cells than the header's {width:,}",
+    "rows_blank": "nothing at all",
+}
+
+
+async def check(
+    files: Sequence[Path], templates: Sequence[Template] = (), *, head: int | None = None
+) -> Checked:
+    """Look at files as one customer's import, and return what may be wrong with them; nothing is sent.
+
+    `templates`: those that the customer's company has; without any, headers and cells are not judged. `head`: how
+    many rows of each file to read (0: just the header), all if None. Whether the bytes are UTF-8 is looked for in the
+    whole file in any case, and link rules need all rows. The server maps headers and judges cells by itself, and
+    what it calls a repetition or a match may differ: all of this is a warning, never an error.
+
+    Needs the extra `check` to guess encodings and to check strict rules (by RE2, in linear time); without it the
+    result says so. Memory is bounded: 4 Mi characters for a record, and 500,000 values (about 40 MB) each for all
+    unique and for all link rules. Works in a thread, in short steps, so that it can be cancelled. Raises
+    `InvalidInput` for a file that is missing, empty or unreadable.
+    """
+    if head is not None and head < 0:
+        raise InvalidInput("head", head, "must not be negative")
+    sizes = [size_of(path) for path in files]
+    opened = [await _in_steps(path, _open(path, templates)) for path in files]
+    targets = await _targets(opened, templates) if head is None else None
+    room = Room(_MOST_REMEMBERED)
+    seen: dict[tuple[str, str], Seen] = {}
+
+    def seen_in(template: Template, column: str) -> Seen:
+        return seen.setdefault((template.id, column), Seen(room))
+
+    scans = [_Scan(file, size, targets, seen_in) for file, size in zip(opened, sizes, strict=True)]
+    return Checked(files=tuple([await _in_steps(scan.file.path, scan.run(head)) for scan in scans]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    value: T
+
+
+async def _in_steps(path: Path, steps: Generator[None, None, T]) -> T:
+    """Run each step of a generator in a thread; cancelled, it ends between two of them, and its file is closed."""
+    with closing(steps):
+        try:
+            while (done := await in_thread(_advance, steps)) is None:
+                pass
+        except OSError as error:
+            raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+    return done.value
+
+
+def _advance(steps: Generator[None, None, T]) -> _Done[T] | None:
+    try:
+        next(steps)
+    except StopIteration as stop:
+        return _Done(stop.value)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file of which the header is known. `delimiter`: None if it is no text, or has no header."""
+
+    path: Path
+    probe: Probe
+    delimiter: str | None = None
+    fit: Fit = field(default_factory=Fit)
+    width: int = 0
+    warnings: tuple[Finding, ...] = ()
+
+    def text(self) -> TextIO:
+        return self.path.open(encoding=self.probe.codec, errors="replace", newline="")
+
+    def place(self, template_id: str, column: str) -> int | None:
+        """Return where the cells of a template's column stand in a record."""
+        template = self.fit.template
+        return self.fit.places.get(column) if template is not None and template.id == template_id else None
+
+
+def _open(path: Path, templates: Sequence[Template]) -> Generator[None, None, _File]:
+    """Probe the bytes, and read the header."""
+    probed = yield from probe(path)
+    file = _File(path=path, probe=probed)
+    if probed.codec is None:
+        return file
+    with file.text() as text:
+        delimiter = sniff(text)
+        try:
+            header = yield from _header(Records(text, delimiter))
+        except BrokenOff as error:
+            return replace(file, warnings=(_broken_off(error),))
+        line_ends = text.newlines
+    if header is None:
+        return replace(file, warnings=(Finding(kind="no_header", text="has no header: every line is blank"),))
+    fit = find_fit(header, templates, path.stem)
+    warnings = (*_form(delimiter, line_ends), *header_findings(header), *fit.warnings)
+    return replace(file, delimiter=delimiter, fit=fit, width=len(header), warnings=warnings)
+
+
+def _header(records: Records) -> Generator[None, None, list[str] | None]:
+    for number, (_, record) in enumerate(records):
+        if record:
+            return record
+        if number % _ROWS_A_STEP == 0:
+            yield
+    return None
+
+
+def _form(delimiter: str, line_ends: str | tuple[str, ...] | None) -> list[Finding]:
+    findings: list[Finding] = []
+    if delimiter != ",":
+        name = _DELIMITERS[delimiter]
+        text = f"cells seem to be separated by {name}; where the server expects commas, it sees one column"
+        findings.append(Finding(kind="delimiter", text=text))
+    if line_ends == "\r":
+        text = "lines end in CR alone, as on an old Mac; where the server expects LF, it sees one line"
+        findings.append(Finding(kind="line_ends", text=text))
+    return findings
+
+
+def _broken_off(error: BrokenOff) -> Finding:
+    text = f"cannot be read on from line {error.line:,}: {error.reason}"
+    return Finding(kind="broken_off", text=text, samples=(Sample(line=error.line),))
+
+
+async def _targets(files: Sequence[_File], templates: Sequence[Template]) -> Targets:
+    """Collect the values of the columns that links point to: before any check, for links may go in circles."""
+    room = Room(_MOST_REMEMBERED)
+    targets: dict[tuple[str, str], Seen] = {}
+    for file in files:
+        found = {key: place for key in targets_of(templates) if (place := file.place(*key)) is not None}
+        if found:
+            columns = [(place, targets.setdefault(key, Seen(room))) for key, place in found.items()]
+            await _in_steps(file.path, _collect(file, columns))
+    return targets
+
+
+def _collect(file: _File, columns: Sequence[tuple[int, Seen]]) -> Generator[None, None, None]:
+    assert file.delimiter is not None
+    with file.text() as text:
+        try:
+            for number, (_, record) in enumerate(Records(text, file.delimiter)):
+                for place, seen in columns:
+                    if place < len(record) and (cell := record[place].strip()):
+                        seen.add(cell)
+                if number % _ROWS_A_STEP == 0:
+                    yield
+        except BrokenOff:
+            for _, seen in columns:
+                seen.complete = False
+
+
+@final
+class _Scan:
+    """The rows of one file, under its template's rules."""
+
+    def __init__(
+        self, file: _File, size: int, targets: Targets | None, seen_in: Callable[[Template, str], Seen]
+    ) -> None:
+        self.file, self._size = file, size
+        self._tallies: dict[Kind, Tally] = {kind: Tally() for kind in _SHAPES}
+        self._rules = [
+            (place, ColumnRules(column, seen_in(template, column.name), targets))
+            for template in [file.fit.template]
+            if template is not None
+            for column in template.columns
+            if (place := file.fit.places.get(column.name)) is not None
+        ]
+        self._rows, self._complete = 0, False
+        self._gap = self._gap_at = 0
+        self._ends: list[Finding] = []
+
+    def run(self, head: int | None) -> Generator[None, None, CheckedFile]:
+        """Read the rows, some thousand at each step."""
+        if self.file.delimiter is not None:
+            with self.file.text() as text:
+                records = Records(text, self.file.delimiter)
+                try:
+                    yield from self._read(records, head)
+                except BrokenOff as error:
+                    self._ends.append(_broken_off(error))
+        return self._result()
+
+    def _read(self, records: Records, head: int | None) -> Generator[None, None, None]:
+        line, rows = 1, iter(records)
+        next((record for _, record in rows if record), None)
+        for number, (line, record) in enumerate(rows):
+            if self._rows == head:
+                return
+            self._take(line, record)
+            if number % _ROWS_A_STEP == 0:
+                yield
+        self._complete = True
+        if records.open_quote():
+            text = f"the row on line {line:,} has a quote that is never closed: all that follows is one cell"
+            self._ends.append(Finding(kind="quote_open", text=text, samples=(Sample(line=line),)))
+        elif not self._rows:
+            self._ends.append(Finding(kind="no_rows", text="has a header and no rows"))
+
+    def _take(self, line: int, record: list[str]) -> None:
+        if not any(map(str.strip, record)):
+            self._gap, self._gap_at = self._gap + 1, self._gap_at if self._gap else line
+            return
+        self._rows += 1
+        if self._gap:  # only those between rows: at its end a file may have any number
+            self._tallies["rows_blank"].add(self._gap_at, count=self._gap)
+            self._gap = 0
+        width = self.file.width
+        if len(record) != width:
+            self._tallies["rows_short" if len(record) < width else "rows_long"].add(line)
+        for place, rules in self._rules:
+            rules.take(line, record[place].strip() if place < len(record) else "")
+
+    def _result(self) -> CheckedFile:
+        file, fit = self.file, self.file.fit
+        shapes = [
+            self._tallies[kind].finding(kind, text.format(width=file.width))
+            for kind, text in _SHAPES.items()
+            if self._tallies[kind].count
+        ]
+        broken = [finding for _, rules in self._rules for finding in rules.findings()]
+        return CheckedFile(
+            path=str(file.path),
+            size=self._size,
+            encoding=file.probe.encoding,
+            delimiter=file.delimiter,
+            rows=None if file.delimiter is None else self._rows,
+            complete=self._complete,
+            template=fit.template.name if fit.template else None,
+            headers=fit.headers,
+            warnings=(*file.probe.warnings, *file.warnings, *self._ends, *shapes, *broken),
+            notes=(*file.probe.notes, *(note for _, rules in self._rules for note in rules.notes)),
+        )
