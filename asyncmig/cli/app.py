@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.options import Options, Rate, parse_rate
 from asyncmig.cli.run import RESUMABLE, USAGE, drive
@@ -109,6 +110,34 @@ def run(
     ended = run_at(speed, drive(customers, options, words))
     print_summary(data, ended, options)
     raise typer.Exit(ended.exit_code)
+
+
+@app.command(epilog="Example: asyncmig check customers.csv --templates templates.json")
+def check(
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV with the columns external_id, name, source, templates, files.")
+    ],
+    head: Annotated[
+        int | None, typer.Option(min=0, help="Rows to read of each file; all of them if not given.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each customer.")] = False,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="JSON with the templates, as GET /templates answers; asked for if not given."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="The API's whole prefix; VERN_BASE_URL if not given.")
+    ] = None,
+) -> None:
+    """Read the files of every customer of MANIFEST, and warn of what may go wrong; nothing is created.
+
+    Exits 0 whether or not there are warnings: the server decides. With VERN_API_KEY the templates are asked for,
+    with one request.
+    """
+    options = CheckOptions(templates=templates, head=head, json=json, base_url=base_url)
+    words, data = words_console(), data_console()
+    customers = read_manifest(manifest)
+    raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
 
 
 @app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")

@@ -32,12 +32,13 @@ from asyncmig.journal import Journal
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 
-__all__ = ["DELIVERED", "RESUMABLE", "USAGE", "Ended", "drive"]
+__all__ = ["DELIVERED", "KEY_REFUSED", "RESUMABLE", "USAGE", "Ended", "drive"]
 
 T = TypeVar("T")
 DELIVERED: Final = 0
 USAGE: Final = 2
-_FAILED, _KEY_REFUSED, _PARKED, _UNKNOWN = 3, 4, 5, 6
+KEY_REFUSED: Final = 4
+_FAILED, _PARKED, _UNKNOWN = 3, 5, 6
 RESUMABLE: Final = 75
 """EX_TEMPFAIL of sysexits.h: try the same again."""
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -69,7 +70,7 @@ class Ended:
         """
         outcomes = {company.outcome for company in self.report.companies}
         if self.key_refused:
-            return _KEY_REFUSED
+            return KEY_REFUSED
         if self.unwritten:
             return RESUMABLE
         for outcome, code in (

@@ -1,0 +1,164 @@
+"""`asyncmig check`: a manifest in, and what may be wrong with its files out; nothing is created."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig.cli.run import DELIVERED, KEY_REFUSED, RESUMABLE
+from asyncmig.cli.terminal import clean, say
+from asyncmig.companies.catalog import find
+from asyncmig.companies.wire import Template, Templates
+from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
+from asyncmig.manifest import Customer, Fault, InvalidManifest, Manifest
+from asyncmig.preflight import CheckedFile, Finding, check
+from asyncmig.preflight.findings import number_of
+from asyncmig.session import Session
+
+__all__ = ["CheckOptions", "check_manifest"]
+
+_WITHOUT_TEMPLATES = "headers and cells are not judged, only the files themselves"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What `asyncmig check` was asked for. `head`: rows of each file, all if None."""
+
+    templates: Path | None = None
+    head: int | None = None
+    json: bool = False
+    base_url: str | None = None
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` prints for each customer."""
+
+    external_id: str
+    files: tuple[CheckedFile, ...]
+
+
+async def check_manifest(manifest: Manifest, options: CheckOptions, data: Console, words: Console) -> int:
+    """Check every customer's files, print what is found at each, and return the exit code.
+
+    Raises `InvalidInput` for names of templates that are not known.
+    """
+    if missing := [name for name in ("charset_normalizer", "re2") if find_spec(name) is None]:
+        what = {"charset_normalizer": "encodings are not guessed", "re2": "strict rules are not checked"}
+        why = " and ".join(what[name] for name in missing)
+        say(words, f"note: {why}; to have it, pip install 'asyncmig[check]'", "dim")
+    try:
+        templates = await _templates(options, words)
+    except (AuthError, NoAnswer, ServerError, UnexpectedReply) as error:
+        say(words, f"Error: the templates could not be read: {clean(str(error))}", "red")
+        return KEY_REFUSED if isinstance(error, AuthError) else RESUMABLE
+    chosen = _chosen(manifest, templates)
+    files = warnings = 0
+    for customer, wanted in zip(manifest.customers, chosen, strict=True):
+        checked = await check(customer.files, wanted, head=options.head)
+        files += len(checked.files)
+        warnings += checked.warnings
+        if options.json:
+            line = _Line(external_id=customer.external_id, files=checked.files)
+            data.file.write(msgspec.json.encode(line).decode() + "\n")
+        else:
+            _print(data, customer, checked.files)
+    say(words, f"{number_of(files, 'file')} of {number_of(len(chosen), 'customer')}: {_verdict(warnings)}")
+    return DELIVERED
+
+
+def _verdict(warnings: int) -> str:
+    if not warnings:
+        return "nothing to warn of."
+    return f"{number_of(warnings, 'warning')}. The server maps and judges by itself, and may take it all the same."
+
+
+async def _templates(options: CheckOptions, words: Console) -> Sequence[Template]:
+    """Return the templates of the file or of the account; none where neither can be had, and say so."""
+    if options.templates is not None:
+        return _from_file(options.templates)
+    if not os.environ.get("VERN_API_KEY"):
+        say(words, f"note: without VERN_API_KEY or --templates FILE {_WITHOUT_TEMPLATES}", "dim")
+        return ()
+    async with Session(base_url=options.base_url) as session:
+        try:
+            return await session.companies.templates()
+        except NotFound:
+            say(words, f"note: this server does not list templates: {_WITHOUT_TEMPLATES}", "dim")
+            return ()
+
+
+def _from_file(path: Path) -> tuple[Template, ...]:
+    """Read templates as the API lists them, with or without the `templates` around them."""
+    content = path.read_bytes()
+    if content.lstrip().startswith(b"["):
+        content = b'{"templates":' + content + b"}"
+    try:
+        return decode(content, Templates).templates
+    except Unreadable as error:
+        raise InvalidInput("templates", str(path), str(error)) from error
+
+
+def _chosen(manifest: Manifest, templates: Sequence[Template]) -> list[list[Template]]:
+    """Return the templates that each customer gets; raise `InvalidManifest` with every name that is not known."""
+    chosen: list[list[Template]] = []
+    faults: list[Fault] = []
+    for customer in manifest.customers:
+        wanted: set[str] = set()
+        for name in customer.templates if templates else ():
+            try:
+                wanted.add(find("templates", name, templates))
+            except InvalidInput as error:
+                faults.append(Fault(line=customer.line, field="templates", reason=f"{name!r} {error.reason}"))
+        chosen.append([each for each in templates if not wanted or each.id in wanted])
+    if faults:
+        raise InvalidManifest(str(manifest.path), tuple(faults))
+    return chosen
+
+
+def _print(data: Console, customer: Customer, files: Sequence[CheckedFile]) -> None:
+    for file in files:
+        say(data, f"{customer.external_id}  {clean(file.path)}: {_facts(file)}", "bold")
+        for warning in file.warnings:
+            say(data, f"  warning: {clean(warning.text)}{_places(warning)}", "yellow")
+        for note in (*_unmatched(file), *file.notes):
+            say(data, f"  note: {clean(note)}", "dim")
+
+
+def _facts(file: CheckedFile) -> str:
+    facts = [] if file.rows is None else [number_of(file.rows, "row") + ("" if file.complete else " read")]
+    facts += [number_of(len(file.headers), "column")] if file.headers else []
+    facts += [file.encoding.replace("utf-8-sig", "utf-8 with a byte order mark")] if file.encoding else []
+    if file.template is not None:
+        same = sum(match.column is not None for match in file.headers)
+        facts.append(f"most like {clean(file.template)} ({number_of(same, 'column')} of the same name)")
+    return ", ".join(facts) or number_of(file.size, "byte")
+
+
+def _unmatched(file: CheckedFile) -> list[str]:
+    """Return a note about headers that are no column's name, if the others are."""
+    if file.template is None:
+        return []
+    left = [
+        repr(match.header) + (f" (near {match.near!r})" if match.near else "")
+        for match in file.headers
+        if match.column is None and match.header.strip()
+    ]
+    more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
+    return [f"not in {file.template} by name: {', '.join(left[:10])}{more}"] if left else []
+
+
+def _places(finding: Finding) -> str:
+    """Return where it was seen first, with the values if there are any."""
+    if not finding.samples or f"line {finding.samples[0].line:,}" in finding.text:
+        return ""
+    if finding.samples[0].value:
+        seen = [f"line {each.line:,}: {each.value!r}" for each in finding.samples]
+        return f" ({'; '.join(seen)}{'; ...' if finding.count > len(seen) else ''})"
+    lines = ", ".join(f"{each.line:,}" for each in finding.samples)
+    more = finding.count > len(finding.samples)
+    return f" (line{'s' * (finding.count > 1)} {lines}{', ...' * more})"
