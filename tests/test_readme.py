@@ -107,8 +107,8 @@ def run(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int | None:
     """Run an `asyncmig` command of the README; None for the others. Real clocks run faster here."""
     if command[0] != "asyncmig":
         return None
-    few = ["--customers", "4", "--speed", "200"] if command[1] == "demo" else ["--speed", "60"]
-    monkeypatch.setattr(sys, "argv", [*command, *few])
+    faster = {"demo": ["--customers", "4", "--speed", "200"], "check": []}
+    monkeypatch.setattr(sys, "argv", [*command, *faster.get(command[1], ["--speed", "60"])])
     with pytest.raises(SystemExit) as caught:
         run_app()
     assert isinstance(caught.value.code, int)
