@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import assert_type
 
 import asyncmig
+from asyncmig import preflight
 
 
 async def handles() -> None:
@@ -33,6 +34,12 @@ async def fleet(specs: list[asyncmig.Spec]) -> None:
                     assert_type(outcome.destructive, tuple[asyncmig.Action, ...])
                 case asyncmig.Failed() | asyncmig.Unknown() | asyncmig.Pending():
                     assert_type(outcome.error, str)
+
+
+async def check(spec: asyncmig.Spec, templates: tuple[asyncmig.Template, ...]) -> None:
+    assert_type(await spec.check(templates, head=1000), preflight.Checked)
+    assert_type(await preflight.check(spec.files), preflight.Checked)
+    assert_type(spec.validate(), int)
 
 
 async def gate() -> None:
