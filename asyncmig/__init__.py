@@ -54,7 +54,9 @@ from asyncmig.errors import (
     TruncatedDownload,
     UnexpectedReply,
     UnknownOutcome,
+    UsageError,
     WaitTooLong,
+    WebhookRefused,
 )
 from asyncmig.fleet import Fleet
 from asyncmig.journal import Journal, MemoryJournal
@@ -116,7 +118,9 @@ __all__ = [
     "Unknown",
     "UnknownOutcome",
     "Uploaded",
+    "UsageError",
     "WaitTooLong",
+    "WebhookRefused",
     "adopt",
     "migrate",
 ]

@@ -2,6 +2,7 @@
 
     AsyncmigError
     ├── InvalidInput            you asked wrongly: found before a request was spent (also a ValueError)
+    ├── UsageError              you asked in the wrong place: outside `async with`, on another loop (RuntimeError)
     ├── WaitTooLong             refused before a wait longer than the caller allowed
     ├── SessionClosed           the session, or its gate, was closed while the call waited
     ├── ApiError                the server said no: method, endpoint, status, the server's text
@@ -18,6 +19,7 @@
     ├── NoAnswer                nobody knows: no answer came (time-out, reset); the request was harmless
     ├── UnknownOutcome          nobody knows: it may have been processed, and repeating it may do it twice
     ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
+    ├── WebhookRefused          a webhook that the server did not sign, or that does not fit to the others
     └── JournalError            the journal cannot be opened, read or written
         └── CompanyHeld         another live process works on this company
 
@@ -44,7 +46,9 @@ __all__ = [
     "TruncatedDownload",
     "UnexpectedReply",
     "UnknownOutcome",
+    "UsageError",
     "WaitTooLong",
+    "WebhookRefused",
     "api_error",
 ]
 
@@ -62,6 +66,10 @@ class InvalidInput(AsyncmigError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field}={self.value!r}: {self.reason}"
+
+
+class UsageError(AsyncmigError, RuntimeError):
+    """The library was called where it cannot work; the text says what to write instead. Nothing was sent."""
 
 
 class WaitTooLong(AsyncmigError):
@@ -187,6 +195,20 @@ class TruncatedDownload(AsyncmigError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+class WebhookRefused(AsyncmigError):
+    """A webhook is not to be believed, or not to be understood; nothing of it was kept.
+
+    `field`: what is wrong, a header (`svix-signature`) or a path in the body (`$.batch.total`). Answer it with 400.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.reason}"
 
 
 class JournalError(AsyncmigError):

@@ -9,7 +9,7 @@ from typing import TypeVar, cast, get_args, get_origin
 
 import msgspec
 
-__all__ = ["Unreadable", "decode"]
+__all__ = ["Unreadable", "convert", "decode"]
 
 T = TypeVar("T")
 
@@ -24,13 +24,13 @@ def decode(body: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(body, type=kind, strict=False)
         except msgspec.ValidationError:
-            return _tolerant(msgspec.json.decode(body), kind, "$")
+            return convert(msgspec.json.decode(body), kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(f"not JSON: {error}") from None
 
 
-def _tolerant(value: object, kind: type[T], path: str) -> T:
-    """Convert `value` field by field where the whole does not convert."""
+def convert(value: object, kind: type[T], path: str = "$") -> T:
+    """Return decoded JSON as `kind`, field by field where the whole does not convert; raise `Unreadable`."""
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -45,7 +45,7 @@ def _piecewise(value: object, kind: type, path: str, error: msgspec.ValidationEr
     if get_origin(kind) is tuple and isinstance(value, list):
         item = get_args(kind)[0]
         items = cast("list[object]", value)
-        return tuple(_tolerant(each, item, f"{path}[{n}]") for n, each in enumerate(items))
+        return tuple(convert(each, item, f"{path}[{n}]") for n, each in enumerate(items))
     if isinstance(value, dict) and issubclass(kind, msgspec.Struct):
         return _struct(cast("dict[object, object]", value), kind, path)
     raise Unreadable(f"{error} (in {path})") from None
@@ -60,7 +60,7 @@ def _struct(value: dict[object, object], kind: type[msgspec.Struct], path: str) 
                 raise Unreadable(f"required field missing: {path}.{name}")
             continue
         try:
-            found[field.name] = _tolerant(value[name], _without_none(field.type), f"{path}.{name}")
+            found[field.name] = convert(value[name], _without_none(field.type), f"{path}.{name}")
         except Unreadable:
             if field.required:
                 raise

@@ -1,0 +1,1 @@
+"""The parts of `asyncmig.webhooks`: signature, payload, reassembly."""

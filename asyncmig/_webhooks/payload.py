@@ -1,0 +1,242 @@
+"""What a webhook says: one batch of an export, flat or nested, or an event that nobody knows yet.
+
+The shape decides, not the version: a version may be added. Rows of a shape that is not understood are refused, never
+left out; what is optional may be null, absent, a number as text, or of a new shape.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import msgspec
+
+from asyncmig._core.decode import Unreadable, convert
+from asyncmig._core.decode import decode as decode_json
+from asyncmig.errors import WebhookRefused
+
+__all__ = ["Batch", "Event", "Origin", "OtherEvent", "Row", "SheetRows", "decode"]
+
+_Object = dict[str, object]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One row: its cells by column, and what is wrong with them."""
+
+    values: Mapping[str, object]
+    errors: tuple[object, ...] = ()
+    """As they came: their form is not documented."""
+    index: int | None = None
+    children: Mapping[str, tuple["Row", ...]] = {}
+    """By sheet, the rows that hang on this one; only in a nested export."""
+
+
+class SheetRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of one sheet."""
+
+    name: str = ""
+    id: str | None = None
+    """None in a nested export."""
+    row_count: int | None = None
+    """As the batch says it; whether of the batch or of the sheet is not documented."""
+    start_row_index: int | None = None
+    end_row_index: int | None = None
+    rows: tuple[Row, ...] = ()
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where rows come from."""
+
+    event: str | None = None
+    """`workbook.production.export` or `workbook.preview.export`, if a body names it."""
+    version: str | None = None
+    workbook_id: str | None = None
+    external_id: str | None = None
+    """Your own id of the customer."""
+    company_name: str | None = None
+    nested: bool = False
+    """Whether rows have children."""
+
+
+class Batch(Origin, frozen=True, kw_only=True):
+    """One batch of an export."""
+
+    message_id: str
+    """The `svix-id`: the same for the same event, however often it comes."""
+    export_id: str
+    """`batch.id`: the same in all batches of an export."""
+    index: int
+    """Its place in the export; whether counted from 0 or from 1 is not documented."""
+    total: int
+    """How many batches the export has."""
+    size: int | None = None
+    timestamp: str | None = None
+    root_sheets: tuple[str, ...] = ()
+    sheets: tuple[SheetRows, ...] = ()
+    body: bytes
+    """The bytes that came."""
+
+    def __repr__(self) -> str:  # rows are a customer's data, and not for a log
+        return f"<Batch {self.index} of {self.total} of export {self.export_id}: {len(self.body)} bytes>"
+
+
+class OtherEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that is no batch of an export, or one of a form that is not known yet. Answer it with 2xx."""
+
+    message_id: str
+    event: str | None = None
+    version: str | None = None
+    payload: Mapping[str, object]
+
+    def __repr__(self) -> str:
+        return f"<OtherEvent {self.event}, version {self.version}: {self.message_id}>"
+
+
+Event = Batch | OtherEvent
+
+
+class _Place(msgspec.Struct, frozen=True):
+    id: str
+    index: int
+    total: int
+    size: int | None = None
+    timestamp: str | None = None
+
+
+class _Head(msgspec.Struct, frozen=True):
+    version: str | None = None
+    event: str | None = None
+    type: str | None = None
+    event_type: str | None = None
+    workbook_id: str | None = None
+    external_id: str | None = None
+    company_name: str | None = None
+    root_sheets: tuple[str, ...] = ()
+
+
+class _Sheet(msgspec.Struct, frozen=True):
+    id: str | None = None
+    name: str = ""
+    row_count: int | None = None
+    start_row_index: int | None = None
+    end_row_index: int | None = None
+    data: object = None
+
+
+def decode(body: bytes, *, message_id: str = "") -> Event:
+    """Return what a webhook says, without asking who signed it: `receive` does both.
+
+    Raises `WebhookRefused` naming the place in the body that cannot be understood.
+    """
+    try:
+        return _event(body, message_id)
+    except Unreadable as error:
+        raise WebhookRefused("body", f"cannot be understood: {error}") from error
+    except RecursionError:
+        raise WebhookRefused("body", "cannot be understood: too deeply nested") from None
+
+
+def _event(body: bytes, message_id: str) -> Event:
+    payload = decode_json(body, _Object)
+    head = convert(payload, _Head)
+    event = head.event or head.event_type or head.type
+    nested = _is_nested(payload, head)
+    if payload.get("batch") is None or nested is None:
+        return OtherEvent(message_id=message_id, event=event, version=head.version, payload=payload)
+    place = convert(payload["batch"], _Place, "$.batch")
+    _check_place(place)
+    return Batch(
+        message_id=message_id,
+        export_id=place.id,
+        index=place.index,
+        total=place.total,
+        size=place.size,
+        timestamp=place.timestamp,
+        event=event,
+        version=head.version,
+        workbook_id=head.workbook_id,
+        external_id=head.external_id,
+        company_name=head.company_name,
+        nested=nested,
+        root_sheets=head.root_sheets,
+        sheets=_nested(payload.get("data")) if nested else _flat(payload.get("sheets")),
+        body=body,
+    )
+
+
+def _is_nested(payload: _Object, head: _Head) -> bool | None:
+    """Return which of the two forms this is; None for neither. An empty export may say so by its version alone."""
+    if payload.get("sheets") is not None:
+        return False
+    if payload.get("data") is not None or payload.get("export_mode") == "nested":
+        return True
+    return {"1": False, "2": True}.get((head.version or "").partition(".")[0])
+
+
+def _check_place(place: _Place) -> None:
+    if not place.id:
+        raise WebhookRefused("$.batch.id", "is empty")
+    if place.total < 1:
+        raise WebhookRefused("$.batch.total", f"is {place.total}: an export has at least one batch")
+    if not 0 <= place.index <= place.total:
+        raise WebhookRefused("$.batch.index", f"is {place.index} of {place.total}")
+
+
+def _flat(value: object) -> tuple[SheetRows, ...]:
+    sheets: list[SheetRows] = []
+    for n, each in enumerate(_list(value, "$.sheets")):
+        sheet = convert(each, _Sheet, f"$.sheets[{n}]")
+        sheets.append(
+            SheetRows(
+                id=sheet.id,
+                name=sheet.name,
+                row_count=sheet.row_count,
+                start_row_index=sheet.start_row_index,
+                end_row_index=sheet.end_row_index,
+                rows=_rows(sheet.data, f"$.sheets[{n}].data", nested=False),
+            )
+        )
+    return tuple(sheets)
+
+
+def _nested(value: object) -> tuple[SheetRows, ...]:
+    return tuple(SheetRows(name=name, rows=rows) for name, rows in _by_sheet(value, "$.data").items())
+
+
+def _by_sheet(value: object, path: str) -> dict[str, tuple[Row, ...]]:
+    if not isinstance(value, dict | None):
+        raise Unreadable(f"an object was expected at {path}")
+    sheets = cast("_Object", value or {})
+    return {name: _rows(rows, f"{path}.{name}", nested=True) for name, rows in sheets.items()}
+
+
+def _list(value: object, path: str) -> list[object]:
+    if not isinstance(value, list | None):
+        raise Unreadable(f"an array was expected at {path}")
+    return cast("list[object]", value or [])
+
+
+def _rows(value: object, path: str, *, nested: bool) -> tuple[Row, ...]:
+    return tuple(_row(each, f"{path}[{n}]", nested=nested) for n, each in enumerate(_list(value, path)))
+
+
+def _row(value: object, path: str, *, nested: bool) -> Row:
+    """Part the cells of a row from what is said about it; a column may have the name of that, and another kind."""
+    if not isinstance(value, dict):
+        raise Unreadable(f"an object was expected at {path}")
+    cells = cast("_Object", value)
+    errors, index, children = cells.get("errors"), _whole(cells.get("row_index")), cells.get("children")
+    said = {"errors"} if isinstance(errors, list | None) else set[str]()
+    said |= {"row_index"} if index is not None or cells.get("row_index") is None else set()
+    said |= {"children"} if nested else set()
+    return Row(
+        values={name: cell for name, cell in cells.items() if name not in said},
+        errors=tuple(cast("list[object]", errors or [])) if "errors" in said else (),
+        index=index,
+        children=_by_sheet(children, f"{path}.children") if nested else {},
+    )
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return msgspec.convert(value, int, strict=False)
+    except msgspec.ValidationError:
+        return None
