@@ -10,10 +10,13 @@ from asyncmig.simulator.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.ledger import Ledger, Verdict
 from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.sender import send
 from asyncmig.simulator.variants import VARIANTS, Variants
+from asyncmig.simulator.webhooks import DEFECTS, Webhook, Workbook, disordered, export_webhooks
 from asyncmig.simulator.world import World
 
 __all__ = [
+    "DEFECTS",
     "FAULTS",
     "SCHEMAS",
     "SOURCES",
@@ -28,8 +31,13 @@ __all__ = [
     "Serving",
     "Variants",
     "Verdict",
+    "Webhook",
+    "Workbook",
     "World",
+    "disordered",
+    "export_webhooks",
     "fast_loop",
     "generate",
+    "send",
     "serve",
 ]

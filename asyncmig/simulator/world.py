@@ -19,6 +19,7 @@ from asyncmig.simulator.messages import Json, Refusal, Reply, Request, drifted, 
 from asyncmig.simulator.runs import ImportRun, Pace
 from asyncmig.simulator.tables import Schema, Table, Unreadable, find_flaws, read_csv, to_table
 from asyncmig.simulator.variants import Variants
+from asyncmig.simulator.webhooks import Workbook
 
 __all__ = ["Refusal", "Reply", "Request", "World"]
 
@@ -46,6 +47,7 @@ class _Company:
     tables: list[Table]
     sheets: list[Json] = field(default_factory=list[Json])
     connected: bool = False
+    workbook_id: str = ""
     uploads: dict[str, _Upload] = field(default_factory=dict[str, _Upload])
     runs: dict[str, ImportRun] = field(default_factory=dict[str, ImportRun])
     exports: dict[str, ExportRun] = field(default_factory=dict[str, ExportRun])
@@ -236,11 +238,12 @@ class World:
             "created_at": "2026-01-01T00:00:00Z",
         }
         connection = {"id": self._id(), "kind": "destination", "creds_configured": True}
+        company.workbook_id = company.workbook_id or self._id()
         return self._shown(
             status,
             {
                 "company": shown,
-                "workbook_id": self._id(),
+                "workbook_id": company.workbook_id,
                 "sheets": company.sheets,
                 "connections": [connection] if company.connected else [],
                 "magic_link_url": f"https://app.invalid/magic/{self._id()}",
@@ -456,6 +459,18 @@ class World:
             duplicate_companies=sum(count - 1 for count in names.values()),
             unaccounted=unread,
         )
+
+    def workbook(self, external_id: str) -> Workbook:
+        """Return what webhooks deliver of this customer; raise `KeyError` if there is no such company."""
+        for company in self._companies.values():
+            if company.external_id == external_id:
+                return Workbook(
+                    id=company.workbook_id,
+                    company_name=company.name,
+                    external_id=external_id,
+                    tables=company.tables,
+                )
+        raise KeyError(external_id)
 
     def parked(self, external_id: str) -> bool:
         """Return whether an import of this customer has ever waited for a decision."""
