@@ -15,6 +15,7 @@ and migrations as INFO, stalled runs as WARNING. Each record carries the event's
 """
 
 import asyncio
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -160,9 +161,10 @@ _LEVELS: dict[type[Event], int] = {
     BudgetLearnt: logging.INFO,
     RunChanged: logging.INFO,
     RunEnded: logging.INFO,
+    RunStalled: logging.WARNING,
     MigrationChanged: logging.INFO,
 }
-"""What is logged, and how. A request is logged once, when it is done; of a stalled run the poller warns by itself."""
+"""What is logged, and how. A request is logged once, when it is done."""
 
 
 @final
@@ -180,8 +182,13 @@ class Events:
     def subscribe(self, subscriber: Callable[[Event], None]) -> Generator[None]:
         """Call `subscriber` with each event until the block ends. It must not block.
 
-        One that raises is reported to the log and hears of nothing more.
+        One that raises is reported to the log and hears of nothing more. Raises `InvalidInput` for a coroutine
+        function: nobody would wait for it, `open` is for that.
         """
+        if inspect.iscoroutinefunction(subscriber):
+            raise InvalidInput(
+                "subscriber", subscriber, "is a coroutine function: iterate over `events.open()`"
+            )
         self._subscribers.append(subscriber)
         try:
             yield
@@ -210,7 +217,7 @@ class Events:
         for subscriber in tuple(self._subscribers):
             try:
                 subscriber(event)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the call's own cancellation is not raised here
                 _log.exception("a subscriber of events failed and is dropped")
                 self._drop(subscriber)
         for stream in self._streams:

@@ -191,6 +191,25 @@ async def test_a_listener_that_fails_is_reported_once_and_nobody_else_misses_any
     ]
 
 
+def test_a_listener_cannot_cancel_a_call() -> None:
+    def cancels(event: Event) -> None:
+        raise asyncio.CancelledError
+
+    events, heard = Events(), list[Event]()
+    with events.subscribe(cancels), events.subscribe(heard.append):
+        events.emit(changed("creating"))
+        events.emit(changed("uploading"))
+    assert len(heard) == 2
+
+
+def test_a_listener_that_nobody_would_wait_for_is_bad_input() -> None:
+    async def listener(event: Event) -> None:
+        raise AssertionError
+
+    with pytest.raises(InvalidInput, match=r"events\.open"), Events().subscribe(listener):
+        pass
+
+
 def test_a_listener_may_leave_while_it_is_told() -> None:
     events, heard = Events(), list[str]()
     with ExitStack() as leaving, events.subscribe(lambda event: heard.append("second")):
@@ -276,6 +295,18 @@ async def test_the_log_has_one_line_a_request_with_fields_and_never_the_key(
         logging.INFO
     }
     assert KEY not in "".join(str(vars(record)) for record in caplog.records)
+
+
+async def test_a_run_that_stalls_is_a_warning_with_fields(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(base=5000.0, sigma=0.0))
+    async with session(InProcess(world)) as opened:
+        company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
+        run = await company.imports.start(rows=[{"Email": "a@x.org", "Last Name": "L"}])
+        await run.wait(through_parks=True)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    fields = vars(record)
+    assert (fields["event"], fields["company_id"], fields["run_id"]) == ("RunStalled", company.id, run.id)
+    assert fields["seconds"] >= 75 * 60
 
 
 def test_the_log_is_silent_unless_it_is_asked_for() -> None:

@@ -61,17 +61,13 @@ class Alarms:
         if watch.stalled or watch.ended or watch.entry.parked or age < _STALLED:
             return
         watch.stalled = True
-        _log.warning(
-            "run %s has not ended after %.0f s; it is polled on",
-            watch.run,
-            age,
-            extra={"event": "RunStalled", "run": watch.run, "seconds": age},
-        )
-        if self._on_stalled is not None:
-            try:
-                self._on_stalled(watch.run, age)
-            except Exception:
-                _log.exception("whoever is told of stalled runs failed")
+        if self._on_stalled is None:
+            _log.warning("run %s has not ended after %.0f s; it is polled on", watch.run, age)
+            return
+        try:
+            self._on_stalled(watch.run, age)
+        except Exception:
+            _log.exception("whoever is told of stalled runs failed")
 
 
 @final
@@ -145,11 +141,18 @@ class Channel:
 class Line:
     """The runs that are read through one gate."""
 
-    __slots__ = ("_alarms", "_broken", "_channels", "_close", "_schedule", "_tasks", "_watches")
+    __slots__ = ("_alarms", "_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_watches")
 
-    def __init__(self, gate: Gate, *, alarms: Alarms, close: Callable[[AsyncmigError], None]) -> None:
-        """`close` is called with an error that ends the polling of all lines."""
-        self._alarms, self._close = alarms, close
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        alarms: Alarms,
+        close: Callable[[AsyncmigError], None],
+        loop: Callable[[], asyncio.AbstractEventLoop],
+    ) -> None:
+        """`close` is called with an error that ends the polling of all lines; `loop` says where this may run."""
+        self._alarms, self._close, self._loop = alarms, close, loop
         self._schedule: PollSchedule[Watch[object]] = PollSchedule()
         self._channels = [Channel(self, gate, lookup=False)]
         self._watches: set[Watch[object]] = set()
@@ -162,8 +165,9 @@ class Line:
     def enter(self, watch: Watch[object]) -> None:
         if self._broken is not None:
             raise fresh(self._broken)
+        now = self.now()
         self._watches.add(watch)
-        self._schedule.add(watch.entry, self.now())
+        self._schedule.add(watch.entry, now)
         self.turn()
 
     def leave(self, watch: Watch[object]) -> None:
@@ -187,7 +191,7 @@ class Line:
     # For channels
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self._loop().time()
 
     def spawn(self, poll: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(poll, name="asyncmig poll")

@@ -530,7 +530,16 @@ async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(
         assert (await one.wait()).status == "completed"
     assert [run for run, _ in told] == ["run"]
     assert 4500 <= told[0][1] < 4540
-    assert "has not ended after" in caplog.text
+    assert "whoever is told of stalled runs failed" in caplog.text
+
+
+async def test_a_run_that_does_not_end_is_logged_if_nobody_is_told(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Poller() as poller:
+        server = Server((0, "running"), (9000, "completed"))
+        await poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now()).wait()
+    assert caplog.text.count("has not ended after") == 1
 
 
 async def test_a_park_is_no_stall(gate: Gate) -> None:
