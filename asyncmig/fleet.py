@@ -9,33 +9,37 @@ from typing import Self, final
 
 import anyio
 
+from asyncmig._io.home import AsyncOnly, Home
 from asyncmig.companies.downloads import RowFilter
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import ExportMode, Outcome, Pending, Policy
 from asyncmig.companies.spec import Spec
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed, UsageError
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Session
 
 __all__ = ["Fleet"]
 
+_LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
 _log = logging.getLogger("asyncmig")
 
 
 @final
-class Fleet:
+class Fleet(AsyncOnly):
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
     `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. What else there
     is, is as for `migrate`. Leaving the block cancels what has not ended; it stays alive on the server, and the
     same specs go on from there. One customer's failure or bad input never touches another's.
+    Used outside its `async with` block, or on another event loop, it raises `UsageError`.
     """
 
     __slots__ = (
         "_draining",
         "_group",
+        "_home",
         "_journal",
         "_options",
         "_own_journal",
@@ -74,9 +78,12 @@ class Fleet:
         self._journal: JournalPort = journal
         self._places = anyio.CapacityLimiter(concurrency)
         self._draining = False
+        self._home = Home("Fleet")
         self._submitted: dict[str, asyncio.Future[Outcome]] = {}
 
     async def __aenter__(self) -> Self:
+        self._session.check_open()
+        self._home.enter()
         if self._own_journal is not None:
             await self._own_journal.__aenter__()
         self._group = anyio.create_task_group()
@@ -89,6 +96,7 @@ class Fleet:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self._home.leave(_LEFT)
         self._group.cancel_scope.cancel()
         try:
             # The block's own error is not the group's: it leaves as it is, and not in an ExceptionGroup.
@@ -104,9 +112,10 @@ class Fleet:
         A customer that is under way already is not started twice: the same future is returned. Leaving the
         fleet's block cancels it; cancelling the future does not stop the migration.
         """
+        loop = self._home.loop()
         running = self._submitted.get(spec.external_id)
         if running is None:
-            running = self._submitted[spec.external_id] = asyncio.get_running_loop().create_future()
+            running = self._submitted[spec.external_id] = loop.create_future()
             self._group.start_soon(self._work, spec, running)
         return running
 
@@ -125,6 +134,7 @@ class Fleet:
         Every migration that has not ended comes to `Pending`. This closes the session for everybody. After
         `timeout` seconds what is still in flight is cancelled.
         """
+        self._home.loop()
         self._draining = True
         self._session.close(SessionClosed("interrupted: the same command goes on from here"))
         with anyio.move_on_after(timeout):

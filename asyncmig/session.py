@@ -18,11 +18,13 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.caller import Caller, Secret, is_loopback
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Gate, GateStatistics
+from asyncmig._io.home import AsyncOnly, Home
 from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
 from asyncmig._io.recent import RecentLog
 from asyncmig._io.reply import Reply
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
+from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
@@ -31,21 +33,23 @@ from asyncmig.events import Event, Events, RequestDone, RequestSent, RunStalled
 __all__ = ["Scope", "Session"]
 
 Scope = Literal["endpoint", "key"]
+_LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
 _DEFAULT_URL = "https://app.vern.so/api/v1"
 
 
 @final
-class Session:
+class Session(AsyncOnly):
     """Everything that shares one API key: its connections, its rate limits, its poll schedule.
 
-    Use one per key and event loop, as `async with`. `api_key` and `base_url` default to `VERN_API_KEY` and
-    `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in `window` seconds, counted by
-    endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets are by endpoint and that of
-    the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for some endpoints, by method
-    and route template (`GET /sources`). `recent`: a file that tells the next process what this one
-    sent in its last window. A given `http` session of aiohttp is used and not closed.
+    Use one per key and event loop, as `async with`; it lives on the loop that enters it. `api_key` and `base_url`
+    default to `VERN_API_KEY` and `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in
+    `window` seconds, counted by endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets
+    are by endpoint and that of the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for
+    some endpoints, by method and route template (`GET /sources`). `recent`: a file that tells the next process what
+    this one sent in its last window. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
+    Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
     """
 
     def __init__(
@@ -80,11 +84,13 @@ class Session:
         self._recent_ages: dict[str, list[float]] = {}
         self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
         self._exits = ExitStack()
+        self._home = Home("Session")
         self.events = Events()
-        self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled)
+        self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled, loop=self._home.loop)
         self._caller = Caller(
             transport=self._transport,
             base_url=self.base_url,
+            home=self._home,
             key=key,
             gate=self._gate,
             events=self.events,
@@ -108,6 +114,7 @@ class Session:
         return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"
 
     async def __aenter__(self) -> Self:
+        self._home.enter()
         self._exits.callback(self.events.close)
         if self._recent_path is not None:
             speed = float(getattr(asyncio.get_running_loop(), "speed", 1.0))
@@ -125,11 +132,14 @@ class Session:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(
+            SessionClosed("the session was left: make calls inside its `async with`, or open a new one")
+        )
         with anyio.CancelScope(shield=True):
             await self._poller.__aexit__(exc_type, exc, tb)
             await self._transport.aclose()
         self._exits.close()
+        self._home.leave(_LEFT)
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """Send nothing from now on: what waits, and what comes, ends with `error` (default `SessionClosed`).
@@ -140,6 +150,12 @@ class Session:
             self._closed = error or SessionClosed()
             for gate in self._gates.values():
                 gate.close(self._closed)
+
+    def check_open(self) -> None:
+        """Raise what a call would raise here and now: `UsageError`, `SessionClosed`, or the `AuthError` before."""
+        self._home.loop()
+        if self._closed is not None:
+            raise fresh(self._closed)
 
     def watch(self, run_id: str, company_id: str) -> ImportRun:
         """Return the handle of an import that somebody else started, to wait for or to follow."""

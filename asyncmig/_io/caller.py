@@ -18,6 +18,7 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.gate import Gate, Slot
+from asyncmig._io.home import Home
 from asyncmig._io.outage import Outage
 from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
@@ -83,6 +84,7 @@ class Caller:
         "_base_url",
         "_events",
         "_gate",
+        "_home",
         "_key",
         "_largest_body",
         "_on_refused_key",
@@ -99,6 +101,7 @@ class Caller:
         *,
         transport: Transport,
         base_url: str,
+        home: Home,
         key: Secret,
         gate: Callable[[Endpoint], Gate],
         events: Events,
@@ -111,7 +114,7 @@ class Caller:
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
-        self._base_url, self._key = base_url, key
+        self._base_url, self._home, self._key = base_url, home, key
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._outage = policy, Outage(policy, rng)
         self._largest_body = largest_body
@@ -188,6 +191,7 @@ class Caller:
 
         Raises `UnexpectedReply` for a URL that would send them in the clear where the API itself does not.
         """
+        self._home.loop()
         if not url.startswith("https://") and not (url.startswith("http://") and is_loopback(self._base_url)):
             raise UnexpectedReply(
                 "PUT", "{upload_url}", 0, "the upload URL that the server named is not https"
@@ -208,6 +212,7 @@ class Caller:
         return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)
 
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
+        self._home.loop()
         return self._gate(call.endpoint).slot(
             lane=call.endpoint.lane, rank=call.rank, max_wait=call.max_wait, ticket=ticket
         )

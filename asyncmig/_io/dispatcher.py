@@ -14,6 +14,7 @@ from aiolimiter import AsyncLimiter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
+from asyncmig._io.home import running_loop
 from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
@@ -77,16 +78,19 @@ class Dispatcher:
     def now(self) -> float:
         """Return the loop's time; the first call takes over what an earlier process used."""
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            self._loop = running_loop("Gate")
             self.limiter.resume(self._recent, self._loop.time())
         return self._loop.time()
 
     # The way in
 
     def enter_now(self) -> float | None:
-        """Take a slot if there is one and nobody waits: return when, or None. Raises what `close` was given."""
+        """Take a slot if there is one and nobody waits: return when, or None. Raises what `close` was given, and
+        `UsageError` on another loop than before.
+        """
         if self._closed is not None:
             raise copy.copy(self._closed)
+        running_loop("Gate", self._loop)
         limiter = self.limiter
         if self.waiters.count or limiter.burst < limiter.slots:
             return None

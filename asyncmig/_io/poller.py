@@ -1,5 +1,6 @@
 """One schedule for the status checks of all runs: any number of tasks wait on a run and share its polls."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
 from typing import Self, TypeVar, cast, final
@@ -22,16 +23,19 @@ class Poller:
 
     `second_channel`: look runs up through their second channel, too, where the budget of the first is short.
     `on_stalled` is called, once for each, with a run that has been running for more than 75 minutes, and its age.
+    `loop` returns the event loop, or raises where runs may not be watched.
     """
 
-    __slots__ = ("_alarms", "_closed", "_lines", "_second_channel", "_watches")
+    __slots__ = ("_alarms", "_closed", "_lines", "_loop", "_second_channel", "_watches")
 
     def __init__(
         self,
         *,
         second_channel: bool = False,
         on_stalled: Callable[[Hashable, float], None] | None = None,
+        loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
+        self._loop = loop
         self._second_channel, self._alarms = second_channel, Alarms(on_stalled)
         self._lines: dict[Gate, Line] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
@@ -57,6 +61,10 @@ class Poller:
             self._closed = error or SessionClosed()
             for line in self._lines.values():
                 line.break_off(self._closed)
+
+    def now(self) -> float:
+        """Return the loop's time; raise where runs may not be watched."""
+        return self._loop().time()
 
     def watch(
         self,
@@ -99,7 +107,7 @@ class Poller:
     def _line(self, gate: Gate) -> Line:
         line = self._lines.get(gate)
         if line is None:
-            line = self._lines[gate] = Line(gate, alarms=self._alarms, close=self.close)
+            line = self._lines[gate] = Line(gate, alarms=self._alarms, close=self.close, loop=self._loop)
             if self._closed is not None:
                 line.break_off(self._closed)
         return line

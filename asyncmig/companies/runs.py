@@ -63,7 +63,7 @@ class Run(Generic[StateT]):
             gate=engine.gate(self.ENDPOINT),
             read=self._read,
             lifecycle=self.LIFECYCLE,
-            started=asyncio.get_running_loop().time() - (age or 0.0),
+            started=engine.poller.now() - (age or 0.0),
             group=group,
             second=second,
         )
