@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+pytest_plugins = ["asyncmig.pytest_plugin", "pytester"]
+
 # looptime asks the policy for the main thread's loop before each test. Python 3.11 makes one if none was ever set,
 # nobody closes it, and the garbage collector's warning fails whichever test runs then. "None" counts as set.
 asyncio.set_event_loop(None)

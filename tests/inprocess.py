@@ -1,38 +1,22 @@
-"""A transport that calls a simulated world in this process: no sockets, so that virtual time stays exact."""
+"""The transport of `asyncmig.testing`, with faults that tests choose by path or by number."""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from random import Random
-from urllib.parse import parse_qsl, urlsplit
 
-from asyncmig._io.transport import Answer, Body, Lost, Timeouts
-from asyncmig.simulator import Fault, Faults, Request, World
-from asyncmig.simulator.world import endpoint_of
+from asyncmig._io.transport import Timeouts
+from asyncmig.simulator import Fault, Faults, Reply, Request, World, endpoint_of
+from asyncmig.testing import Handle
+from asyncmig.testing import InProcess as Plain
 
 KEY = "key-that-nobody-may-see"
-BASE_URL = "https://api.test/api/v1"
-STORAGE_URL = "https://storage.test"
+BASE_URL = Plain.BASE_URL
+STORAGE_URL = Plain.STORAGE_URL
 
 
-@dataclass
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    cut: bool = False
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self.body), 1000):
-            yield self.body[start : start + 1000]
-        if self.cut:
-            raise Lost("ClientPayloadError", sent=True)
-
-
-class InProcess:
-    """Hands requests to a world; `fault` is asked about each: endpoint (host, method, path) and its number."""
+class InProcess(Plain):
+    """Hands requests to a world; `fault` is asked about each: method, path and its number."""
 
     def __init__(
         self,
@@ -45,77 +29,25 @@ class InProcess:
         faults: Faults | None = None,
     ) -> None:
         """`fault`: asked by path. `faulty_endpoint`: whose n-th requests meet `nth`. `faults`: a plan for all."""
+        super().__init__(world, latency=latency, rng=rng, faults=faults)
         self.faulty_endpoint, self.nth, self.faults_met = faulty_endpoint, dict[int, Fault](), 0
-        self.faults = faults or Faults()
-        self.world, self.latency, self.rng, self.fault = world, latency, rng or Random(7), fault
-        world.storage_url = STORAGE_URL
-        self.sent: list[tuple[float, str, str]] = []
-        self.foreign: list[str] = []
-        self.open = 0
-        self.closed = self.unplugged = False
+        self.fault = fault
+        self.unplugged = False
         self._requests: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
 
-    @asynccontextmanager
-    async def exchange(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncIterator[Answer]:
-        parts = urlsplit(url)
-        content = body if isinstance(body, bytes) else b"".join([c async for c in body]) if body else b""
-        request = Request(
-            method=method,
-            path=parts.path,
-            query=dict(parse_qsl(parts.query)),
-            headers={name.lower(): value for name, value in headers.items()},
-            body=content,
-        )
-        now = asyncio.get_running_loop().time()
-        self.sent.append((now, method, url))
-        self.open += 1
-        try:
-            yield await self._answer(parts.netloc, request, timeouts)
-        finally:
-            self.open -= 1
-
-    async def _answer(self, host: str, request: Request, timeouts: Timeouts) -> _Answer:
-        loop = asyncio.get_running_loop()
-        if host not in ("api.test", "storage.test"):
-            self.foreign.append(host)
-            raise Lost("ClientConnectorDNSError", sent=False)
-        handle = self.world.handle if host == "api.test" else self.world.storage
-        path = request.path if host == "api.test" else "/storage"
-        self._numbers[request.method, path] += 1
-        fault = self._fault(request, path)
-        delay = self.latency * self.rng.uniform(0.5, 1.5)
-        await asyncio.sleep(delay / 2)
-        if fault.refused:
-            raise Lost("ClientConnectorError", sent=False)
-        if self.unplugged:
-            await asyncio.Event().wait()  # it arrives nowhere, and nobody is told
-        if fault.lost_before:
-            raise Lost("ServerDisconnectedError", sent=True)
-        reply = fault.reply(lambda: handle(request, loop.time()))
-        if fault.hangs:
-            await asyncio.sleep(timeouts.total or timeouts.stall or 0.0)
-            raise Lost("TimeoutError", sent=True, timed_out=True)
-        await asyncio.sleep(delay / 2)
-        if fault.lost_after:
-            raise Lost("ServerDisconnectedError", sent=True)
-        return _Answer(
-            status=reply.status,
-            headers={"Content-Type": reply.content_type, **reply.headers},
-            body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
-            cut=fault.cut_to is not None,
-        )
-
-    def _fault(self, request: Request, path: str) -> Fault:
+    def pick(self, request: Request, now: float) -> Fault:
         endpoint = endpoint_of(request)
+        path = "/storage" if endpoint.endswith(" storage") else request.path
         self._requests[endpoint] += 1
+        self._numbers[request.method, path] += 1
         if endpoint == self.faulty_endpoint and self._requests[endpoint] in self.nth:
             self.faults_met += 1
             return self.nth[self._requests[endpoint]]
         asked = self.fault(request.method, path, self._numbers[request.method, path])
-        return asked or self.faults.pick(endpoint, asyncio.get_running_loop().time())
+        return asked or super().pick(request, now)
 
-    async def aclose(self) -> None:
-        self.closed = True
+    async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
+        if self.unplugged:
+            await asyncio.Event().wait()  # it arrives nowhere, and nobody is told
+        return await super().arrive(handle, request, fault, timeouts)

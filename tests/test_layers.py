@@ -20,6 +20,8 @@ ABOVE = {  # what a layer may not know
     "session.py": ("fleet", "journal", "simulator", "cli"),
     "fleet.py": ("simulator", "cli"),
     "journal.py": ("_io", "companies", "session", "fleet", "simulator", "cli"),
+    "testing.py": ("cli", "pytest_plugin"),
+    "pytest_plugin.py": ("cli",),
     "_webhooks": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
 }
 PURE = ("_core", "_webhooks", "webhooks.py")
@@ -40,6 +42,8 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
     names = set(imports(path))
     for above in ABOVE.get(top, ()):
         assert not [name for name in names if re.match(rf"asyncmig\.{above}\b", name)]
+    if top not in ("testing.py", "pytest_plugin.py"):
+        assert not names & {"asyncmig.testing", "asyncmig.pytest_plugin"}
     if top == "simulator":
         assert not [n for n in names if n.startswith("asyncmig") and not n.startswith("asyncmig.simulator")]
     if top in PURE:
@@ -50,6 +54,7 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
     ("library", "homes"),
     [
         ("aiohttp", {"_io/transport.py", "simulator/app.py", "simulator/sender.py", "session.py"}),
+        ("pytest", {"pytest_plugin.py"}),
         ("aiolimiter", {"_io/dispatcher.py"}),
     ],
 )

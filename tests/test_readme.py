@@ -11,11 +11,16 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from asyncmig.cli.app import run_app
 from asyncmig.cli.options import Rate
@@ -23,6 +28,7 @@ from asyncmig.cli.report import Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.sim import new_world
 from asyncmig.manifest import read_manifest
+from asyncmig.simulator import World, disordered, export_webhooks, send
 from asyncmig.simulator.app import serve
 from asyncmig.simulator.clock import fast_loop
 from asyncmig.simulator.data import generate
@@ -60,17 +66,45 @@ def test_the_python_blocks_run_one_after_the_other(
     async def main() -> None:
         async with serve(world) as serving:
             monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
+            monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0")
             names: dict[str, object] = {}
             for block in blocks("python"):
                 code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 if inspect.iscoroutine(result := eval(code, names)):
                     await result
+            await send_webhooks(names["app"], world)
 
     run_fast(main())
     assert Path("out/acme-001/Contacts.csv").is_file()
     out = capsys.readouterr().out
     assert "acme-002 ['out/acme-002" in out
+    assert "acme-001 {'Contacts': 1, 'Deals': 1}" in out
     assert "'GET /sources': 2" in out or "'GET /sources': 1" in out
+
+
+def wall_clock() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+async def send_webhooks(app: object, world: World) -> None:
+    """Deliver the first company's workbook to the handler that the README shows."""
+    assert isinstance(app, web.Application)
+    sent = export_webhooks(world.workbook("acme-001"), rng=Random(1), target=200)
+    mixed = disordered(sent, rng=Random(2), defects=["wrong-key"])
+    async with TestServer(app) as server:
+        url = str(server.make_url("/webhooks"))
+        statuses = await send(url, mixed, secret="whsec_c2VjcmV0", clock=wall_clock, attempts=1)
+    assert Counter(status for (status,) in statuses) == {204: len(mixed) - 1, 400: 1}
+
+
+def test_the_example_of_a_test_is_one_that_passes(pytester: pytest.Pytester) -> None:
+    plugins, test = (text for text in blocks("python") if "pytest" in text)
+    pytester.makeconftest(plugins)
+    pytester.makepyfile(test)
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.runpytest_inprocess("--strict-markers", "-W", "error", "-p", "no:cacheprovider").assert_outcomes(
+        passed=1
+    )
 
 
 def test_the_commands_run(

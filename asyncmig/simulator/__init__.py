@@ -7,13 +7,15 @@ from asyncmig.simulator.app import Serving, serve
 from asyncmig.simulator.clock import fast_loop
 from asyncmig.simulator.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.faults import FAULTS, Fault, Faults
-from asyncmig.simulator.ledger import Ledger, Verdict
+from asyncmig.simulator.ledger import Entry, Ledger, Verdict
+from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.runs import Pace
 from asyncmig.simulator.sender import send
+from asyncmig.simulator.tables import Column, Schema
 from asyncmig.simulator.variants import VARIANTS, Variants
 from asyncmig.simulator.webhooks import DEFECTS, Webhook, Workbook, disordered, export_webhooks
-from asyncmig.simulator.world import World
+from asyncmig.simulator.world import World, endpoint_of
 
 __all__ = [
     "DEFECTS",
@@ -21,20 +23,29 @@ __all__ = [
     "SCHEMAS",
     "SOURCES",
     "VARIANTS",
+    "Column",
+    "Entry",
     "Fault",
     "Faults",
+    "FixedWindow",
     "Ledger",
     "Pace",
     "Plan",
+    "RateLimit",
     "Reply",
     "Request",
+    "Schema",
     "Serving",
+    "SlidingCounter",
+    "SlidingLog",
+    "TokenBucket",
     "Variants",
     "Verdict",
     "Webhook",
     "Workbook",
     "World",
     "disordered",
+    "endpoint_of",
     "export_webhooks",
     "fast_loop",
     "generate",

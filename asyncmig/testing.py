@@ -1,0 +1,226 @@
+"""Test a service that uses asyncmig: no key, no network, and no waiting where the loop's clock is virtual.
+
+    simulator = Simulator(faults={"500-before": 0.1}, seed=7)
+    async with simulator.session() as session:
+        await my_service.onboard(session, "acme-001")
+    assert simulator.verdict().duplicate_companies == 0
+
+The simulator holds to the API's contract and knows nothing of the client; what it is sent it parses, validates and
+writes down. Requests reach it by function calls, so that time is exact: on an event loop with a virtual clock
+(`looptime`, say) an import of an hour ends at once; on a plain one its polls take the seconds that they take.
+With pytest, see `asyncmig.pytest_plugin`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import final
+from urllib.parse import parse_qsl, urlsplit
+
+from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig.session import Scope, Session
+from asyncmig.simulator import (
+    SCHEMAS,
+    SOURCES,
+    Fault,
+    Faults,
+    Ledger,
+    Pace,
+    RateLimit,
+    Reply,
+    Request,
+    Schema,
+    Serving,
+    SlidingLog,
+    Variants,
+    Verdict,
+    World,
+    endpoint_of,
+    serve,
+)
+
+__all__ = ["Handle", "InProcess", "Simulator"]
+
+_CHUNK = 64 * 1024
+Handle = Callable[[Request, float], Reply]
+"""A server: a request and the time go in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    cut: bool
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.body), _CHUNK):
+            yield self.body[start : start + _CHUNK]
+        if self.cut:
+            raise Lost("ClientPayloadError", sent=True)
+
+
+class InProcess:
+    """A `Session`'s transport that calls a simulated world: no sockets, so that virtual time stays exact.
+
+    `latency`: seconds that an exchange takes, drawn from half to one and a half of it. `faults`: what goes wrong.
+    `sent` lists all requests as (time, method, URL), `foreign` the hosts that are not the API's nor its storage's.
+    """
+
+    BASE_URL = "https://api.test/api/v1"
+    STORAGE_URL = "https://storage.test"
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        latency: float = 0.1,
+        rng: Random | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self.world, self.latency, self.rng, self.faults = world, latency, rng or Random(7), faults or Faults()
+        world.storage_url = self.STORAGE_URL
+        self.sent: list[tuple[float, str, str]] = []
+        self.foreign: list[str] = []
+        self.open = 0
+        """Exchanges that have not ended."""
+        self.closed = False
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+    ) -> AsyncGenerator[Answer]:
+        """Let the world answer one request. Raises `Lost` where the fault is that no answer comes."""
+        parts = urlsplit(url)
+        request = Request(
+            method=method,
+            path=parts.path,
+            query=dict(parse_qsl(parts.query)),
+            headers={name.lower(): value for name, value in headers.items()},
+            body=await _whole(body),
+        )
+        self.sent.append((asyncio.get_running_loop().time(), method, url))
+        self.open += 1
+        try:
+            yield await self._answer(parts.netloc, request, timeouts)
+        finally:
+            self.open -= 1
+
+    def pick(self, request: Request, now: float) -> Fault:
+        """Return what becomes of a request."""
+        return self.faults.pick(endpoint_of(request), now)
+
+    async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
+        """Let a request reach the server, or not; return its answer. Raises `Lost`."""
+        if fault.refused:
+            raise Lost("ClientConnectorError", sent=False)
+        if fault.lost_before:
+            raise Lost("ServerDisconnectedError", sent=True)
+        reply = fault.reply(lambda: handle(request, asyncio.get_running_loop().time()))
+        if fault.hangs:
+            await asyncio.sleep(timeouts.total or timeouts.stall or 0.0)
+            raise Lost("TimeoutError", sent=True, timed_out=True)
+        return reply
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def _answer(self, host: str, request: Request, timeouts: Timeouts) -> _Answer:
+        handle = self._handler(host)
+        fault = self.pick(request, asyncio.get_running_loop().time())
+        delay = self.latency * self.rng.uniform(0.5, 1.5)
+        await asyncio.sleep(delay / 2)
+        reply = await self.arrive(handle, request, fault, timeouts)
+        await asyncio.sleep(delay / 2)
+        if fault.lost_after:
+            raise Lost("ServerDisconnectedError", sent=True)
+        return _Answer(
+            status=reply.status,
+            headers={"Content-Type": reply.content_type, **reply.headers},
+            body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
+            cut=fault.cut_to is not None,
+        )
+
+    def _handler(self, host: str) -> Handle:
+        if host == urlsplit(self.BASE_URL).netloc:
+            return self.world.handle
+        if host == urlsplit(self.STORAGE_URL).netloc:
+            return self.world.storage
+        self.foreign.append(host)
+        raise Lost("ClientConnectorDNSError", sent=False)
+
+
+async def _whole(body: Body | None) -> bytes:
+    return body if isinstance(body, bytes) else b"".join([chunk async for chunk in body]) if body else b""
+
+
+@final
+class Simulator:
+    """An account of the Migration API in this process, and sessions with it.
+
+    `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a plan. `variants`: what the
+    server does where the contract is silent. `pace`: how long runs take. `limit`: makes the rate limit of an
+    endpoint, or of the key with `scope="key"`. `latency`: seconds that a request takes. The same `seed`, the same
+    story.
+    """
+
+    __slots__ = ("_scope", "_seed", "faults", "transport", "world")
+
+    api_key = "key-of-the-simulator"
+    base_url = InProcess.BASE_URL
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        faults: Mapping[str, float] | Faults | None = None,
+        variants: Variants | None = None,
+        pace: Pace | None = None,
+        limit: Callable[[], RateLimit] = lambda: SlidingLog(100),
+        scope: Scope = "endpoint",
+        latency: float = 0.05,
+        sources: Mapping[str, str] = SOURCES,
+        schemas: Iterable[Schema] = SCHEMAS,
+    ) -> None:
+        self._seed = seed
+        self._scope: Scope = scope
+        self.faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
+        self.world = World(
+            key=self.api_key,
+            sources=sources,
+            schemas=schemas,
+            seed=seed,
+            limit=limit,
+            scope=scope,
+            pace=pace,
+            variants=variants,
+        )
+        self.transport = InProcess(self.world, latency=latency, rng=Random(seed), faults=self.faults)
+
+    def session(self) -> Session:
+        """Return a new session with this account, to be entered; for other options give `Session` the `transport`."""
+        return Session(
+            self.api_key,
+            self.base_url,
+            transport=self.transport,
+            rng=Random(self._seed),
+            scope=self._scope,
+        )
+
+    def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving]:
+        """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.
+
+        Its key is `api_key`. Uploads go there as well from then on.
+        """
+        return serve(self.world, port=port, faults=self.faults)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every request that came."""
+        return self.world.ledger
+
+    def verdict(self) -> Verdict:
+        """Return how often the client did what it should not; on the loop that it ran on."""
+        return self.world.verdict(asyncio.get_running_loop().time())

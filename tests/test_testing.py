@@ -1,0 +1,127 @@
+"""What a user's own tests get: a simulated account, a session with it, and a plugin that nobody has to load."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import distribution
+
+import pytest
+
+from asyncmig import RetryPolicy, Session, UnknownOutcome
+from asyncmig.simulator import Fault, Faults, Pace, Variants, export_webhooks
+from asyncmig.testing import Simulator
+
+pytestmark = pytest.mark.looptime
+ROWS = [{"Email": "ada@example.com", "First Name": "Ada", "Last Name": "Lovelace"}]
+
+
+async def onboard(session: Session, external_id: str) -> str:
+    """Stand for a user's service."""
+    source = (await session.companies.sources())[0]
+    company = await session.companies.create(name=external_id, source=source.id, external_id=external_id)
+    run = await company.imports.start(rows=ROWS)
+    return (await run.wait()).status
+
+
+async def story(**options: object) -> Simulator:
+    simulator = Simulator(**options)  # type: ignore[arg-type]
+    async with simulator.session() as session:
+        await onboard(session, "acme")
+    return simulator
+
+
+def told(simulator: Simulator) -> list[tuple[float, str, int]]:
+    """Return what the server saw, and how long after the first request."""
+    first, *_ = entries = simulator.ledger.entries
+    return [(round(entry.at - first.at, 6), entry.endpoint, entry.status) for entry in entries]
+
+
+async def test_the_same_seed_is_the_same_story() -> None:
+    one, same, other = [await story(seed=seed, faults={"500-before": 0.3}) for seed in (3, 3, 4)]
+    assert told(one) == told(same) != told(other)
+
+
+@pytest.mark.asyncmig_simulator(pace=Pace(queued=0.0, base=7000.0, sigma=0.0))
+async def test_the_marker_says_how_the_account_behaves(
+    asyncmig_simulator: Simulator, asyncmig_session: Session, looptime: float
+) -> None:
+    async with asyncmig_session as session:
+        assert await onboard(session, "acme") == "completed"
+    assert 7000 < float(looptime) < 7100
+    assert not any(
+        count for name, count in asdict(asyncmig_simulator.verdict()).items() if name != "unaccounted"
+    )
+
+
+@pytest.mark.asyncmig_simulator(variants=Variants(catalogue=False), seed=1)
+class TestMarkers:
+    @pytest.mark.asyncmig_simulator(seed=2)
+    def test_add_up_and_the_closest_wins(self, asyncmig_simulator: Simulator) -> None:
+        assert not asyncmig_simulator.world.variants.catalogue
+        assert repr(asyncmig_simulator.world.rng.random()) == repr(Simulator(seed=2).world.rng.random())
+
+
+async def test_faults_are_shares_or_a_plan() -> None:
+    plan = Faults(script={("POST /companies", 1): Fault(lost_after=True)})
+    with pytest.raises(UnknownOutcome):
+        await story(faults=plan)
+    with pytest.raises(ValueError, match="unknown fault"):
+        Simulator(faults={"no such": 1.0})
+
+
+async def test_the_same_account_is_served_to_who_makes_a_session_of_their_own() -> None:
+    simulator = Simulator()
+    async with simulator.session() as session:
+        await onboard(session, "acme")
+    async with simulator.serve() as serving, Session(simulator.api_key, serving.base_url) as session:
+        await onboard(session, "bolt")
+    assert {simulator.world.workbook(each).external_id for each in ("acme", "bolt")} == {"acme", "bolt"}
+
+
+async def test_a_session_with_other_options_takes_the_transport() -> None:
+    simulator = Simulator(faults={"500-before": 1.0})
+    retry = RetryPolicy(attempts=2)
+    async with Session(
+        simulator.api_key, simulator.base_url, transport=simulator.transport, retry=retry
+    ) as session:
+        with pytest.raises(Exception, match="500"):
+            await session.companies.sources()
+    assert len(simulator.transport.sent) == 2
+
+
+async def test_what_was_imported_can_be_sent_as_webhooks() -> None:
+    simulator = await story()
+    workbook = simulator.world.workbook("acme")
+    assert (workbook.company_name, workbook.external_id) == ("acme", "acme")
+    assert [len(table.rows) for table in workbook.tables if table.name == "Contacts"] == [1]
+    assert len(export_webhooks(workbook, rng=simulator.world.rng)) == 1
+    with pytest.raises(KeyError):
+        simulator.world.workbook("nobody")
+
+
+def test_who_does_not_load_the_plugin_pays_nothing() -> None:
+    assert not [entry for entry in distribution("asyncmig").entry_points if entry.group == "pytest11"]
+    code = "import asyncmig, sys; print({'pytest', 'asyncmig.simulator', 'asyncmig.webhooks'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+
+
+def test_the_fixtures_go_with_plain_functions(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest('pytest_plugins = ["asyncmig.pytest_plugin"]')
+    pytester.makepyfile(
+        """
+        import asyncio
+
+        def test_plain(asyncmig_session, asyncmig_simulator):
+            async def main():
+                async with asyncmig_session as session:
+                    return await session.companies.sources()
+
+            assert len(asyncio.run(main())) == 3
+            assert len(asyncmig_simulator.ledger.entries) == 1
+        """
+    )
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    result = pytester.runpytest_inprocess("--strict-markers", "-W", "error")
+    result.assert_outcomes(passed=1)
+    assert "asyncmig_simulator(**options)" in pytester.runpytest_inprocess("--markers").stdout.str()
