@@ -62,7 +62,9 @@ class InvalidInput(AsyncmigError, ValueError):
 
     def __init__(self, field: str, value: object, reason: str) -> None:
         super().__init__(field, value, reason)
-        self.field, self.value, self.reason = field, value, reason
+        self.field = field
+        self.value = value
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.field}={self.value!r}: {self.reason}"
@@ -77,7 +79,8 @@ class WaitTooLong(AsyncmigError):
 
     def __init__(self, wait: float, max_wait: float) -> None:
         super().__init__(wait, max_wait)
-        self.wait, self.max_wait = wait, max_wait
+        self.wait = wait
+        self.max_wait = max_wait
 
     def __str__(self) -> str:
         return f"the limit would be free in about {self.wait:.1f} s, more than max_wait={self.max_wait:g} s"
@@ -102,7 +105,10 @@ class ApiError(AsyncmigError):
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
         super().__init__(method, endpoint, status, text)
-        self.method, self.endpoint, self.status, self.text = method, endpoint, status, text
+        self.method = method
+        self.endpoint = endpoint
+        self.status = status
+        self.text = text
 
     def __str__(self) -> str:
         return f"{self.method} {self.endpoint} answered {self.status}: {self.text or '(empty body)'}"
@@ -141,7 +147,8 @@ class RunError(AsyncmigError):
 
     def __init__(self, run_id: str, text: str) -> None:
         super().__init__(run_id, text)
-        self.run_id, self.text = run_id, text
+        self.run_id = run_id
+        self.text = text
 
     def __str__(self) -> str:
         return f"run {self.run_id}: {self.text or '(the server gave no reason)'}"
@@ -160,7 +167,9 @@ class NoAnswer(AsyncmigError):
 
     def __init__(self, method: str, endpoint: str, reason: str) -> None:
         super().__init__(method, endpoint, reason)
-        self.method, self.endpoint, self.reason = method, endpoint, reason
+        self.method = method
+        self.endpoint = endpoint
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.method} {self.endpoint}: no answer ({self.reason})"
@@ -174,13 +183,11 @@ class UnknownOutcome(AsyncmigError):
 
     def __init__(self, method: str, endpoint: str, reason: str, sent: str, advice: str) -> None:
         super().__init__(method, endpoint, reason, sent, advice)
-        self.method, self.endpoint, self.reason, self.sent, self.advice = (
-            method,
-            endpoint,
-            reason,
-            sent,
-            advice,
-        )
+        self.method = method
+        self.endpoint = endpoint
+        self.reason = reason
+        self.sent = sent
+        self.advice = advice
 
     def __str__(self) -> str:
         return f"{self.method} {self.endpoint}: outcome unknown ({self.reason}). {self.advice}"
@@ -191,7 +198,8 @@ class TruncatedDownload(AsyncmigError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -205,7 +213,8 @@ class WebhookRefused(AsyncmigError):
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)
-        self.field, self.reason = field, reason
+        self.field = field
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.field} {self.reason}"
@@ -216,7 +225,8 @@ class JournalError(AsyncmigError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
-        self.path, self.reason = path, reason
+        self.path = path
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"journal {self.path}: {self.reason}"
@@ -227,8 +237,9 @@ class CompanyHeld(JournalError):
 
     def __init__(self, path: str, external_id: str, holder: str) -> None:
         super().__init__(path, f"{external_id} is held by {holder}")
-        self.args = (path, external_id, holder)
-        self.external_id, self.holder = external_id, holder
+        self.args: tuple[object, ...] = (path, external_id, holder)
+        self.external_id = external_id
+        self.holder = holder
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

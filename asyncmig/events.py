@@ -256,7 +256,7 @@ class EventStream(Generic[EventT]):
         self._streams, self._kinds, self._ended = streams, kinds, ended
         self._buffer: deque[EventT] = deque(maxlen=buffer)
         self._wake = asyncio.Event()
-        self.dropped = 0
+        self.dropped: int = 0
         """Events that came while the buffer was full; each cost the oldest one in it."""
         if not ended:
             streams.append(cast("EventStream[Event]", self))

@@ -101,7 +101,8 @@ class Claim:
 
     def __init__(self, writer: Writer, path: str, held: Held) -> None:
         self._writer, self._path, self._held = writer, path, held
-        self.external_id, self.token = held.external_id, held.token
+        self.external_id: str = held.external_id
+        self.token: int = held.token
         self.state: bytes | None = held.state
         self._released = False
 
@@ -214,7 +215,9 @@ class MemoryClaim:
     __slots__ = ("_journal", "external_id", "state", "token")
 
     def __init__(self, journal: "MemoryJournal", external_id: str, token: int, state: bytes | None) -> None:
-        self._journal, self.external_id, self.token, self.state = journal, external_id, token, state
+        self._journal, self.state = journal, state
+        self.external_id: str = external_id
+        self.token: int = token
 
     async def write(self, kind: str, detail: bytes, state: bytes) -> None:
         """Add an event and set the state. Raises `CompanyHeld` once it was given up."""

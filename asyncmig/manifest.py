@@ -52,8 +52,9 @@ class InvalidManifest(InvalidInput):
 
     def __init__(self, path: str, faults: tuple[Fault, ...]) -> None:
         super().__init__("manifest", path, f"{len(faults)} fault{'s' * (len(faults) != 1)}")
-        self.args = (path, faults)
-        self.path, self.faults = path, faults
+        self.args: tuple[object, ...] = (path, faults)
+        self.path = path
+        self.faults = faults
 
     def __str__(self) -> str:
         return "\n".join(f"{self.path}: {fault}" for fault in self.faults)

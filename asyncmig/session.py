@@ -71,7 +71,7 @@ class Session(AsyncOnly):
         transport: Transport | None = None,
     ) -> None:
         key = _checked_key(os.environ.get("VERN_API_KEY", "") if api_key is None else api_key)
-        self.base_url = _checked_url(base_url or os.environ.get("VERN_BASE_URL") or _DEFAULT_URL)
+        self.base_url: str = _checked_url(base_url or os.environ.get("VERN_BASE_URL") or _DEFAULT_URL)
         if scope not in ("endpoint", "key"):
             raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
         Gate(limit=limit, window=window)  # the same checks, before anything is opened
@@ -85,7 +85,7 @@ class Session(AsyncOnly):
         self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
         self._exits = ExitStack()
         self._home = Home("Session")
-        self.events = Events()
+        self.events: Events = Events()
         self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled, loop=self._home.loop)
         self._caller = Caller(
             transport=self._transport,
@@ -108,7 +108,7 @@ class Session(AsyncOnly):
             rng=self._rng,
             uploads=anyio.CapacityLimiter(max_parallel_uploads),
         )
-        self.companies = Companies(self._engine)
+        self.companies: Companies = Companies(self._engine)
 
     def __repr__(self) -> str:
         return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"

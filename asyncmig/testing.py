@@ -80,13 +80,16 @@ class InProcess:
         rng: Random | None = None,
         faults: Faults | None = None,
     ) -> None:
-        self.world, self.latency, self.rng, self.faults = world, latency, rng or Random(7), faults or Faults()
+        self.world = world
+        self.latency = latency
+        self.rng: Random = rng or Random(7)
+        self.faults: Faults = faults or Faults()
         world.storage_url = self.STORAGE_URL
         self.sent: list[tuple[float, str, str]] = []
         self.foreign: list[str] = []
-        self.open = 0
+        self.open: int = 0
         """Exchanges that have not ended."""
-        self.closed = False
+        self.closed: bool = False
 
     @asynccontextmanager
     async def exchange(
@@ -186,8 +189,8 @@ class Simulator:
     ) -> None:
         self._seed = seed
         self._scope: Scope = scope
-        self.faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
-        self.world = World(
+        self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
+        self.world: World = World(
             key=self.api_key,
             sources=sources,
             schemas=schemas,
@@ -197,7 +200,9 @@ class Simulator:
             pace=pace,
             variants=variants,
         )
-        self.transport = InProcess(self.world, latency=latency, rng=Random(seed), faults=self.faults)
+        self.transport: InProcess = InProcess(
+            self.world, latency=latency, rng=Random(seed), faults=self.faults
+        )
 
     def session(self) -> Session:
         """Return a new session with this account, to be entered; for other options give `Session` the `transport`."""

@@ -91,11 +91,11 @@ class Limiter:
     def __init__(self, *, limit: int, window: float, rng: Random) -> None:
         self._limit, self._window, self._rng = limit, window, rng
         self._spread = _spread(limit, window)
-        self.slots = limit
+        self.slots: int = limit
         """W: how many may be taken."""
-        self.burst = limit
+        self.burst: int = limit
         """B: how many may go at once."""
-        self.refused = 0
+        self.refused: int = 0
         self._open = 0
         self._freeing: deque[float] = deque()
         self._last_send = float("-inf")

@@ -107,18 +107,21 @@ class Polled(Generic[RunT]):
 
         If it is not, somebody may have read it just now, and it is polled no sooner than its floor allows.
         """
-        self.run, self.group = run, group
-        self.started = min(started, now)
+        self.run: RunT = run
+        self.group: Hashable = group
+        self.started: float = min(started, now)
         """Moved on while the run is parked: its age is the time for which it ran."""
-        self.seen = self.started if last_read is None else min(max(last_read, self.started), now)
+        self.seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
         """When it was last known to be running, or parked."""
-        self.read_at = now if last_read is None else self.seen
-        self.ready_at = self.read_at + floor(now - self.started)
-        self.parked = self.hurried = False
-        self.wanted = False
-        self.failures = 0
+        self.read_at: float = now if last_read is None else self.seen
+        self.ready_at: float = self.read_at + floor(now - self.started)
+        self.parked: bool = False
+        self.hurried: bool = False
+        self.wanted: bool = False
+        self.failures: int = 0
         self.gone_at: float | None = None
-        self.place, self.ticket = _Place.NOWHERE, 0
+        self.place: _Place = _Place.NOWHERE
+        self.ticket: int = 0
         """Where it stands, and under which number; another number in a line is a leftover."""
         self.bucket: int | None = None
 

@@ -59,9 +59,9 @@ class Dispatcher:
         events: Events | None = None,
     ) -> None:
         """`budget`: what the `events` call it."""
-        self.limiter = limiter
-        self.waiters = Waiters()
-        self.granted = 0
+        self.limiter: Limiter = limiter
+        self.waiters: Waiters = Waiters()
+        self.granted: int = 0
         self._window = window
         self._budget, self._events = budget, events
         self._believed = (limiter.slots, limiter.burst)

@@ -56,9 +56,9 @@ class Slot:
         self._dispatcher, self._lane, self._rank, self._max_wait = dispatcher, lane, rank, max_wait
         self._sent_at: float | None = None
         """None: not granted yet, or done with."""
-        self.ticket = ticket
+        self.ticket: int = ticket
         """The place in line; a request that was refused may ask for the same again."""
-        self.waited = 0.0
+        self.waited: float = 0.0
         """Seconds that it waited for its turn."""
 
     async def __aenter__(self) -> "Slot":
@@ -162,7 +162,7 @@ class Gate:
         _check_limit(limit)
         if not window > 0:
             raise InvalidInput("window", window, "must be more than 0 seconds")
-        self.name = name
+        self.name: str = name
         self._limit, self._window = limit, window
         self._limiter = Limiter(limit=limit, window=window, rng=rng or Random())
         self._dispatcher = Dispatcher(self._limiter, window=window, recent=recent, budget=name, events=events)

@@ -22,7 +22,7 @@ class Outage:
         self._rng = rng
         self._line: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self.successes = 0
+        self.successes: int = 0
 
     async def wait(self, attempt: int, *, retry_after: float, timed_out: bool, queued: bool) -> bool:
         """Wait until attempt `attempt + 1` may start; return whether that was in the line.

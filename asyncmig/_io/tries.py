@@ -29,7 +29,8 @@ class Tries:
     def __init__(self, endpoint: Endpoint, *, outage: Outage, policy: RetryPolicy, sent: str = "") -> None:
         self._endpoint, self._outage, self._policy, self._sent = endpoint, outage, policy, sent
         self._queued, self._seen = False, 0
-        self.attempt, self.doubts = 1, 0
+        self.attempt: int = 1
+        self.doubts: int = 0
 
     async def failed(
         self,

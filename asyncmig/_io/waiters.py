@@ -24,9 +24,9 @@ class Waiters:
 
     def __init__(self) -> None:
         self._heaps: tuple[list[_Entry], ...] = tuple([] for _ in Lane)
-        self.waiting = [0 for _ in Lane]
+        self.waiting: list[int] = [0 for _ in Lane]
         """How many, by lane."""
-        self.count = 0
+        self.count: int = 0
 
     def join(self, lane: Lane, rank: float, ticket: int) -> asyncio.Future[float]:
         """Stand in line; the future is given the time of the grant."""

@@ -106,15 +106,21 @@ class Watch(Generic[T]):
         lifecycle: Lifecycle,
         second: SecondChannel[T] | None,
     ) -> None:
-        self.run, self.started, self._line = run, started, line
-        self.read, self.lifecycle, self.second = read, lifecycle, second
-        self.entry = Polled(self._plain(), now, started=started, last_read=last_read, group=group)
+        self._line = line
+        self.run: Hashable = run
+        self.started: float = started
+        self.read: Callable[[Slot], Awaitable[Reading[T]]] = read
+        self.lifecycle: Lifecycle = lifecycle
+        self.second: SecondChannel[T] | None = second
+        self.entry: Polled[Watch[object]] = Polled(
+            self._plain(), now, started=started, last_read=last_read, group=group
+        )
         """The run as the poll schedule knows it."""
         self.latest: Reading[T] | None = None
         """The last reading; None before the first."""
-        self.begun = 0
+        self.begun: int = 0
         """How many reads were begun."""
-        self.stalled = False
+        self.stalled: bool = False
         self._phase = Phase.ACTIVE
         self._shown = self._stale = 0
         """The read that `latest` is from; and the last one that is older than what was heard otherwise."""
@@ -122,7 +128,7 @@ class Watch(Generic[T]):
         self._change: _Change[T] = _Change()
         self._waiters: set[asyncio.Future[None]] = set()
         self._wanted = 0
-        self.closed = False
+        self.closed: bool = False
 
     def __repr__(self) -> str:
         status = self.latest.status if self.latest else "not read yet"

@@ -84,7 +84,7 @@ class Writer:
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
         self._beat: threading.Thread | None = None
-        self.is_open = False
+        self.is_open: bool = False
 
     async def open(self) -> None:
         """Open the store and start the thread. Raises `JournalError`; cancelled, nothing stays open."""

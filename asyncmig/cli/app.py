@@ -26,7 +26,7 @@ from asyncmig.simulator.clock import fast_loop
 __all__ = ["app", "run_app"]
 
 T = TypeVar("T")
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

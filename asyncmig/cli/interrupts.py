@@ -29,7 +29,7 @@ class Interrupts:
 
     def __init__(self, session: Session, words: Console) -> None:
         self._session, self._words = session, words
-        self.count = 0
+        self.count: int = 0
         self.fleet: Fleet | None = None
         """The fleet to drain, once there is one; until then the session is closed."""
         self._drain: asyncio.Task[None] | None = None

@@ -110,11 +110,12 @@ class Company:
         created: bool = False,
     ) -> None:
         self._engine, self._created = engine, created
-        self.id, self.external_id = company_id, external_id
-        self.sheets = tuple(sheets)
-        self.magic_link_url = magic_link_url
-        self.imports = Imports(engine, company_id)
-        self.exports = Exports(engine, company_id)
+        self.id: str = company_id
+        self.external_id: str | None = external_id
+        self.sheets: tuple[Sheet, ...] = tuple(sheets)
+        self.magic_link_url: str | None = magic_link_url
+        self.imports: Imports = Imports(engine, company_id)
+        self.exports: Exports = Exports(engine, company_id)
 
     def __repr__(self) -> str:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"

@@ -15,7 +15,8 @@ class RecordCounter:
     __slots__ = ("_filled", "_in_quotes", "_line", "_return", "blank")
 
     def __init__(self) -> None:
-        self._filled = self.blank = 0
+        self._filled = 0
+        self.blank: int = 0
         self._in_quotes = self._line = self._return = False
 
     def feed(self, chunk: bytes) -> None:

@@ -55,7 +55,8 @@ class Run(Generic[StateT]):
     ) -> None:
         """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long."""
         self._engine, self._kind = engine, kind
-        self.company_id, self.id = company_id, run_id
+        self.company_id: str = company_id
+        self.id: str = run_id
         self._began = age is not None
         """Whether it is known when the run began."""
         self._watch: Watch[StateT] = engine.poller.watch(

@@ -36,7 +36,8 @@ class Refusal(Exception):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.status, self.text = status, text
+        self.status = status
+        self.text = text
 
 
 def json_reply(status: int, value: object) -> Reply:

@@ -79,15 +79,16 @@ class World:
         variants: Variants | None = None,
     ) -> None:
         self.key = key
-        self.sources = dict(sources)
-        self.schemas = {schema.id: schema for schema in schemas}
-        self._seed, self.rng = seed, Random(seed)
-        self.ledger = Ledger()
+        self.sources: dict[str, str] = dict(sources)
+        self.schemas: dict[str, Schema] = {schema.id: schema for schema in schemas}
+        self._seed = seed
+        self.rng: Random = Random(seed)
+        self.ledger: Ledger = Ledger()
         self.storage_url = "https://storage.invalid"
         self._limit, self._scope = limit, scope
         self._limits: dict[str, RateLimit] = {}
         self._pace = pace or Pace()
-        self.variants = variants or Variants()
+        self.variants: Variants = variants or Variants()
         self._key_dies: float | None = None
         self._last_shown: dict[str, Reply] = {}
         self._companies: dict[str, _Company] = {}
