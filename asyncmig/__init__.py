@@ -4,14 +4,15 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
-from asyncmig._io.transport import Timeouts
+from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.adoption import adopt
 from asyncmig.companies.catalog import Companies, Company
-from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.exports import ExportRun
-from asyncmig.companies.imports import Custom, ImportRun
+from asyncmig.companies.downloads import Downloaded, RowFilter
+from asyncmig.companies.exports import ExportRun, Exports
+from asyncmig.companies.imports import Custom, ImportRun, Imports
 from asyncmig.companies.migrate import migrate
 from asyncmig.companies.outcome import (
+    Decide,
     Decision,
     Delivered,
     ExportSummary,
@@ -19,19 +20,28 @@ from asyncmig.companies.outcome import (
     Outcome,
     Parked,
     Pending,
+    Policy,
     Unknown,
 )
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import (
     Action,
+    ColumnSpec,
+    ExportReport,
+    ExportResult,
+    ExportState,
     ImportReport,
     ImportState,
+    Link,
     NeedsAttention,
+    Option,
     Patch,
     Question,
     Sheet,
+    SheetCount,
     Source,
+    Target,
     Template,
 )
 from asyncmig.errors import (
@@ -59,8 +69,8 @@ from asyncmig.errors import (
     WebhookRefused,
 )
 from asyncmig.fleet import Fleet
-from asyncmig.journal import Journal, MemoryJournal
-from asyncmig.session import Session
+from asyncmig.journal import Journal, JournalPort, MemoryJournal
+from asyncmig.session import Scope, Session
 
 __all__ = [
     "Action",
@@ -68,16 +78,22 @@ __all__ = [
     "AsyncmigError",
     "AuthError",
     "BadRequest",
+    "ColumnSpec",
     "Companies",
     "Company",
     "CompanyHeld",
     "Conflict",
     "Custom",
+    "Decide",
     "Decision",
     "Delivered",
     "Downloaded",
+    "ExportReport",
+    "ExportResult",
     "ExportRun",
+    "ExportState",
     "ExportSummary",
+    "Exports",
     "Failed",
     "Fleet",
     "Gate",
@@ -85,34 +101,44 @@ __all__ = [
     "ImportReport",
     "ImportRun",
     "ImportState",
+    "Imports",
     "InvalidInput",
     "Journal",
     "JournalError",
+    "JournalPort",
     "Lane",
+    "Link",
     "MemoryJournal",
     "NeedsAttention",
     "NoAnswer",
     "NotFound",
+    "Option",
     "Outcome",
     "Parked",
     "Patch",
     "Pending",
+    "Policy",
     "Question",
     "RateLimited",
     "Reply",
     "RetryPolicy",
+    "RowFilter",
     "RunCanceled",
     "RunError",
     "RunFailed",
+    "Scope",
     "ServerError",
     "Session",
     "SessionClosed",
     "Sheet",
+    "SheetCount",
     "Slot",
     "Source",
     "Spec",
+    "Target",
     "Template",
     "Timeouts",
+    "Transport",
     "TruncatedDownload",
     "UnexpectedReply",
     "Unknown",

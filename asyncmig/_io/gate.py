@@ -1,6 +1,7 @@
 """The way to one budget: a slot for each request, and what became of it."""
 
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -79,7 +80,7 @@ class Slot:
         if self._sent_at is not None:
             self._dispatcher.lost(self._done())
 
-    def held(self) -> "_Held":
+    def held(self) -> AbstractAsyncContextManager["Slot"]:
         """Return a context for a slot that was entered elsewhere: leaving it leaves the slot."""
         return _Held(self)
 

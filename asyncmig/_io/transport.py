@@ -71,7 +71,9 @@ class Transport(Protocol):
         """Send and yield the answer at its headers. Raises `Lost`; leaves nothing open behind it."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Close what is open; nothing is sent afterwards."""
+        ...
 
 
 @final

@@ -1,10 +1,15 @@
 """The public API as type checkers see it: read by mypy and pyright, and never run."""
 
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_type
 
+import pytest
+from aiohttp import web
+
 import asyncmig
-from asyncmig import preflight
+from asyncmig import events, journal, preflight, testing, transport, webhooks
 
 
 async def handles() -> None:
@@ -49,3 +54,94 @@ async def gate() -> None:
         slot.answered(200)
     assert_type(budget.statistics(), asyncmig.GateStatistics)
     assert_type(budget.wait_estimate(), float)
+
+
+def sync_use() -> None:
+    with asyncmig.Session():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        pass
+
+
+async def raw_access(session: asyncmig.Session) -> None:
+    reply = await session.request("GET", "/companies/{id}/notes", id="c")
+    assert_type(reply, asyncmig.Reply)
+    assert_type(reply.json(list[asyncmig.Source]), list[asyncmig.Source])
+    assert_type(session.check_open(), None)
+
+
+async def watch(session: asyncmig.Session) -> None:
+    def hear(event: events.Event) -> None:
+        match event:
+            case events.RequestDone():
+                assert_type(event.status, int | None)
+            case _:
+                assert_type(event.at, float)
+
+    with session.events.subscribe(hear), session.events.open(events.Held) as stream:
+        assert_type(stream, events.EventStream[events.Held])
+        async for event in stream:
+            assert_type(event, events.Held)
+
+
+async def export(exports: asyncmig.Exports) -> None:
+    run = await exports.start(mode="canary")
+    assert_type(run, asyncmig.ExportRun)
+    state = await run.wait()
+    assert_type(state, asyncmig.ExportState)
+    assert_type(state.report, asyncmig.ExportReport | None)
+
+
+async def leave_it(parked: asyncmig.Parked) -> asyncmig.Decision | None:
+    return None if parked.attention.is_destructive else asyncmig.Decision(approve=True)
+
+
+DECIDE: asyncmig.Decide = leave_it
+POLICIES: list[asyncmig.Policy] = ["park", "approve_safe", "approve", "reject", leave_it]
+FILTERS: list[asyncmig.RowFilter] = ["valid", "all"]
+SCOPES: list[asyncmig.Scope] = ["endpoint", "key"]
+
+
+async def elsewhere(store: asyncmig.JournalPort) -> journal.ClaimPort:
+    return await store.claim("acme")
+
+
+class Wire:
+    """A transport of one's own."""
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: transport.Body | None,
+        timeouts: transport.Timeouts,
+    ) -> AsyncGenerator[transport.Answer]:
+        raise transport.Lost("nobody listens", sent=False)
+        yield
+
+    async def aclose(self) -> None: ...
+
+
+WIRE: asyncmig.Transport = Wire()
+
+
+async def webhook(request: web.Request, reassembler: webhooks.Reassembler) -> None:
+    event = webhooks.receive(await request.read(), request.headers, ["whsec_a", "whsec_b"], now=0.0)
+    assert_type(event, webhooks.Batch | webhooks.OtherEvent)
+    added = reassembler.add(event)
+    assert_type(added.export, webhooks.Export | None)
+    if added.export:
+        for sheet in added.export.sheets():
+            assert_type(sheet.rows, tuple[webhooks.Row, ...])
+            assert_type(sheet.rows[0].children, Mapping[str, tuple[webhooks.Row, ...]])
+        for batch in added.export.batches():
+            assert_type(batch, webhooks.Batch)
+    assert_type(added.given_up, tuple[webhooks.Incomplete, ...])
+
+
+@pytest.mark.asyncmig_simulator(seed=1)
+async def service(asyncmig_simulator: testing.Simulator, asyncmig_session: asyncmig.Session) -> None:
+    async with asyncmig_session as session, asyncmig_simulator.serve() as serving:
+        assert_type(session, asyncmig.Session)
+        assert_type(serving.base_url, str)
