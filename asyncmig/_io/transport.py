@@ -6,13 +6,16 @@ for GET and PUT). Requests that change the server travel on connections of their
 server closed while it lay idle would leave their outcome unknown.
 """
 
+import asyncio
+import math
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, Self, final
 
 import aiohttp
+import anyio
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
@@ -124,20 +127,24 @@ class AiohttpTransport:
         body: Body | None,
         timeouts: Timeouts,
     ) -> AsyncGenerator[Answer]:
+        response: ClientResponse | None = None
         try:
-            response = await self._session(method).request(
-                method,
-                URL(url, encoded=True),
-                headers=headers,
-                data=body,
-                allow_redirects=False,
-                middlewares=(_send_once,),
-                timeout=aiohttp.ClientTimeout(
-                    total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall
-                ),
-            )
+            with anyio.CancelScope() as scope:
+                response = await self._session(method).request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=body if isinstance(body, bytes | None) else _Watched(body, scope, timeouts.stall),
+                    allow_redirects=False,
+                    middlewares=(_send_once,),
+                    timeout=aiohttp.ClientTimeout(
+                        total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall
+                    ),
+                )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _lost(error) from error
+        if response is None:
+            raise Lost(f"nothing of the body was taken for {timeouts.stall} s", sent=True, timed_out=True)
         async with response:
             yield _AiohttpAnswer(response)
 
@@ -162,6 +169,26 @@ class AiohttpTransport:
         for session in (self._pooled, self._single):
             if session is not None:
                 await session.close()
+
+
+@final
+class _Watched:
+    """A body that gives up once a chunk of it is not taken in time: aiohttp has a time-out only for reading."""
+
+    __slots__ = ("_chunks", "_scope", "_stall")
+
+    def __init__(self, chunks: AsyncIterator[bytes], scope: anyio.CancelScope, stall: float | None) -> None:
+        self._chunks, self._scope, self._stall = chunks, scope, stall
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._scope.deadline = math.inf
+        chunk = await anext(self._chunks)
+        if self._stall is not None:
+            self._scope.deadline = asyncio.get_running_loop().time() + self._stall
+        return chunk
 
 
 async def _send_once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:

@@ -128,6 +128,34 @@ async def test_silence_is_a_time_out() -> None:
     assert lost.value.sent
 
 
+async def test_a_body_that_nobody_takes_is_a_time_out() -> None:
+    """aiohttp's own time-outs begin when the body has gone."""
+    stalled = asyncio.Event()
+
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stalled.wait()
+        writer.close()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 262_144
+
+    transport = AiohttpTransport()
+    async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        body, patience = endless(), Timeouts(stall=0.1).streaming()
+        with pytest.raises(Lost, match="nothing of the body was taken") as lost:
+            async with (
+                asyncio.timeout(10),
+                transport.exchange("PUT", url, headers={}, body=body, timeouts=patience),
+            ):
+                pass
+        stalled.set()
+    await transport.aclose()
+    assert lost.value.timed_out
+    assert lost.value.sent
+
+
 async def test_a_given_session_is_used_and_not_closed() -> None:
     agents: list[str] = []
 
