@@ -7,9 +7,10 @@ from asyncmig._io.reply import Reply
 from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.adoption import adopt
 from asyncmig.companies.catalog import Companies, Company
+from asyncmig.companies.connections import Destination
 from asyncmig.companies.downloads import Downloaded, RowFilter
 from asyncmig.companies.exports import ExportRun, Exports
-from asyncmig.companies.imports import Custom, ImportRun, Imports
+from asyncmig.companies.imports import ImportRun, Imports
 from asyncmig.companies.migrate import migrate
 from asyncmig.companies.outcome import (
     Decide,
@@ -23,11 +24,13 @@ from asyncmig.companies.outcome import (
     Policy,
     Unknown,
 )
+from asyncmig.companies.review import Custom
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import (
     Action,
     ColumnSpec,
+    Connection,
     ExportReport,
     ExportResult,
     ExportState,
@@ -83,10 +86,12 @@ __all__ = [
     "Company",
     "CompanyHeld",
     "Conflict",
+    "Connection",
     "Custom",
     "Decide",
     "Decision",
     "Delivered",
+    "Destination",
     "Downloaded",
     "ExportReport",
     "ExportResult",

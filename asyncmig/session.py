@@ -19,6 +19,7 @@ from asyncmig._io.caller import Caller, Secret, is_loopback
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.home import AsyncOnly, Home
+from asyncmig._io.pace import Pace
 from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
 from asyncmig._io.recent import RecentLog
@@ -45,8 +46,9 @@ class Session(AsyncOnly):
     default to `VERN_API_KEY` and `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in
     `window` seconds, counted by endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets
     are by endpoint and that of the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for
-    some endpoints, by method and route template (`GET /sources`). `recent`: a file that tells the next process what
-    this one sent in its last window. A given `http` session of aiohttp is used and not closed.
+    some endpoints, by method and route template (`GET /sources`). `max_parallel_uploads` are under way at a time,
+    together at `upload_bytes_per_second` (default: as fast as they go). `recent`: a file that tells the next process
+    what this one sent in its last window. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
@@ -65,6 +67,7 @@ class Session(AsyncOnly):
         timeouts_by_endpoint: Mapping[str, Timeouts] | None = None,
         retry: RetryPolicy | None = None,
         max_parallel_uploads: int = 16,
+        upload_bytes_per_second: float | None = None,
         recent: Path | str | None = None,
         rng: Random | None = None,
         http: aiohttp.ClientSession | None = None,
@@ -74,6 +77,8 @@ class Session(AsyncOnly):
         self.base_url: str = _checked_url(base_url or os.environ.get("VERN_BASE_URL") or _DEFAULT_URL)
         if scope not in ("endpoint", "key"):
             raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+        if max_parallel_uploads < 1:
+            raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
         Gate(limit=limit, window=window)  # the same checks, before anything is opened
         self._limit, self._window, self._scope = limit, window, scope
         self._rng = rng or Random()
@@ -107,6 +112,7 @@ class Session(AsyncOnly):
             events=self.events,
             rng=self._rng,
             uploads=anyio.CapacityLimiter(max_parallel_uploads),
+            pace=None if upload_bytes_per_second is None else Pace(upload_bytes_per_second),
         )
         self.companies: Companies = Companies(self._engine)
 

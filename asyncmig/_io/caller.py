@@ -20,7 +20,7 @@ from asyncmig._core.retry import Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.home import Home
 from asyncmig._io.outage import Outage
-from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable
+from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable, without
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
 from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
@@ -69,11 +69,13 @@ class Call:
     endpoint: Endpoint
     ids: Mapping[str, str] = field(default_factory=dict[str, str])
     query: Mapping[str, str] = field(default_factory=dict[str, str])
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
     rank: float = 0.0
     max_wait: float | None = None
     sent: str = ""
     """What an `UnknownOutcome` may show of the body; never a secret."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
 
 
 @final
@@ -132,6 +134,10 @@ class Caller:
         used up; `UnknownOutcome` where the server may have acted and a repeat could do it twice.
         """
         return await self._repeated(call, partial(_decoded, kind))
+
+    async def call_with_status(self, call: Call, kind: type[T]) -> tuple[int, T]:
+        """Send as `call` does, and return the status, too, where several are a success."""
+        return await self._repeated(call, partial(_with_status, kind))
 
     async def reply(self, call: Call) -> Reply:
         """Send as `call` does, and return the answer as it is; a body that is not what it says it is, is none."""
@@ -262,7 +268,7 @@ class Caller:
                 if status < 500:
                     self._outage.succeeded()
                 if not 200 <= status < 300:
-                    raise await self._refusal(endpoint, answer, wait or 0.0)
+                    raise await self._refusal(call, answer, wait or 0.0)
                 yield answer
         except Lost as lost:
             trouble = lost.reason
@@ -307,10 +313,10 @@ class Caller:
             )
         )
 
-    async def _refusal(self, endpoint: Endpoint, answer: Answer, retry_after: float) -> Exception:
-        status = answer.status
+    async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
+        endpoint, status = call.endpoint, answer.status
         try:
-            text = error_text(await self._read(answer))
+            text = error_text(without(await self._read(answer), call.secrets))
         except Lost as lost:
             text = f"(the body was cut off: {lost.reason})"
         error = api_error(endpoint.method, endpoint.template, status, text)
@@ -346,10 +352,14 @@ def _decoded(kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
     try:
         return decode(body, kind)
     except Unreadable as error:
-        endpoint = call.endpoint
+        endpoint, shown = call.endpoint, without(body, call.secrets)
         raise Failed(
-            unreadable(endpoint.method, endpoint.template, answer.status, body, error), Doubt.MAYBE
+            unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
         ) from error
+
+
+def _with_status(kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
+    return answer.status, _decoded(kind, call, answer, body)
 
 
 def is_loopback(url: str) -> bool:

@@ -9,6 +9,7 @@ import anyio
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.gate import Gate
+from asyncmig._io.pace import Pace
 from asyncmig._io.poller import Poller
 from asyncmig.events import Events
 
@@ -25,5 +26,7 @@ class Engine:
     events: Events
     rng: Random
     uploads: anyio.CapacityLimiter
+    pace: Pace | None = None
+    """Of the bytes of all uploads."""
     missing: set[str] = field(default_factory=set[str])
     """What this server was seen not to offer."""

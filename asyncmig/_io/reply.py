@@ -1,7 +1,8 @@
 """What an answer says: its body as a type, the text of a refusal, the pause that it asks for."""
 
 import email.utils
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar, final, overload
 
@@ -11,10 +12,12 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig._io.transport import Answer
 from asyncmig.errors import UnexpectedReply
 
-__all__ = ["Reply", "error_text", "is_html", "is_json", "retry_after", "unreadable"]
+__all__ = ["Reply", "error_text", "is_html", "is_json", "retry_after", "unreadable", "without"]
 
 T = TypeVar("T")
 _TEXT = 200
+_SHORTEST_SECRET = 4
+"""Anything shorter would be found in any text."""
 _LONGEST_RETRY_AFTER = 60.0
 
 
@@ -66,6 +69,15 @@ def is_json(answer: Answer) -> bool:
 def excerpt(body: bytes) -> str:
     """Return at most 200 characters of a body that is not what was expected."""
     return body[: _TEXT * 4].decode("utf-8", "replace")[:_TEXT]
+
+
+def without(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Return `body` with `***` for each of `secrets`, as they are or as JSON writes them; very short ones stay."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            for written in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+                body = body.replace(written.encode("utf-8", "surrogatepass"), b"***")
+    return body
 
 
 def error_text(body: bytes) -> str:

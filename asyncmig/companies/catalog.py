@@ -1,15 +1,18 @@
 """The catalogue of an account, and its companies: provision one, or open one by its id."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, final
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
+from asyncmig.companies.connections import Connections, checked_connections, secrets_of
+from asyncmig.companies.content import Progress, Stream
 from asyncmig.companies.downloads import Downloaded, RowFilter, download
 from asyncmig.companies.exports import Exports
 from asyncmig.companies.imports import Imports
@@ -17,6 +20,7 @@ from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import (
     CompanyBody,
     CompanyCreated,
+    Connection,
     ImportReport,
     Sheet,
     Source,
@@ -24,12 +28,13 @@ from asyncmig.companies.wire import (
     Template,
     Templates,
 )
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import InvalidInput, NotFound
 
-__all__ = ["Companies", "Company", "check_external_id", "find"]
+__all__ = ["Companies", "Company", "check_external_id", "find", "named"]
 
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_Named = TypeVar("_Named", Source, Template)
+_Named = TypeVar("_Named", Source, Template, Sheet)
+_Listed = TypeVar("_Listed", Sources, Templates)
 
 
 @final
@@ -42,12 +47,43 @@ class Companies:
         self._engine = engine
 
     async def sources(self) -> tuple[Source, ...]:
-        """Return the account's sources. Raises `NotFound` where the server does not list them: use ids."""
-        return (await self._engine.caller.call(Call(endpoint=routes.LIST_SOURCES), Sources)).sources
+        """Return the account's sources. Raises `NotFound` where the server does not list them: use ids.
+
+        for source in await session.companies.sources():
+            print(source.id, source.name)
+        """
+        return (await self._listed(routes.LIST_SOURCES, Sources)).sources
 
     async def templates(self) -> tuple[Template, ...]:
-        """Return the account's templates. Raises `NotFound` where the server does not list them: use ids."""
-        return (await self._engine.caller.call(Call(endpoint=routes.LIST_TEMPLATES), Templates)).templates
+        """Return the account's templates. Raises `NotFound` where the server does not list them: use ids.
+
+        required = {
+            template.name: [column.name for column in template.columns if column.required]
+            for template in await session.companies.templates()
+        }
+        """
+        return (await self._listed(routes.LIST_TEMPLATES, Templates)).templates
+
+    async def source(self, wanted: str, /) -> Source:
+        """Return the source of this name, or of this id; one request.
+
+            hubspot = await session.companies.source("HubSpot")
+            company = await session.companies.create(name="Acme", source=hubspot.id)
+
+        Raises `InvalidInput` that lists the names if there is none, or the ids if there are several of the name;
+        `NotFound` where the server does not list its sources: give the id itself to `create`.
+        """
+        return named("source", wanted, await self.sources())
+
+    async def template(self, wanted: str, /) -> Template:
+        """Return the template of this name, or of this id; one request.
+
+            contacts = await session.companies.template("Contacts")
+            company = await session.companies.create(name="Acme", source=source_id, template_ids=[contacts.id])
+
+        Raises as `source` does.
+        """
+        return named("template", wanted, await self.templates())
 
     async def create(
         self,
@@ -56,16 +92,25 @@ class Companies:
         source: str,
         external_id: str | None = None,
         template_ids: Sequence[str] | None = None,
-        connections: Mapping[str, object] | None = None,
+        connections: Connections | None = None,
         rank: float = 0.0,
     ) -> "Company":
         """Provision a company of the source with id `source`.
 
-        `external_id`: your own id of the customer, unique in the account. `template_ids`: all if not given.
-        `connections`: secrets of the destination, shown in no repr or error.
+            company = await session.companies.create(
+                name="Acme",
+                source=hubspot.id,
+                external_id="acme-001",
+                connections={"destination": Destination(base_url="https://api.crm.example", auth={"token": token})},
+            )
+
+        `external_id`: your own id of the customer, unique in the account; without one a creation whose answer was
+        lost can never be repeated. `template_ids`: all if not given. `connections`: secrets of the destination; no
+        repr, error, log or journal holds them. `rank`: a lower one goes first among requests that wait.
 
         Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken, `BadRequest` if the
-        name is; `UnknownOutcome` if an answer was lost and nobody can tell whether the company is ours.
+        name is; `UnknownOutcome` if an answer was lost and nobody can tell whether the company is ours. A server that
+        answers with the company that has the external id already gives that one: `is_new` tells.
         """
         body = _checked(name, source, external_id, template_ids, connections)
         call = Call(
@@ -73,31 +118,53 @@ class Companies:
             body=msgspec.json.encode(body),
             rank=rank,
             sent=msgspec.json.encode(msgspec.structs.replace(body, connections=msgspec.UNSET)).decode(),
+            secrets=() if body.connections is msgspec.UNSET else _secrets(body.connections),
         )
-        created = await self._engine.caller.call(call, CompanyCreated)
+        status, created = await self._engine.caller.call_with_status(call, CompanyCreated)
         return Company(
-            self._engine,
-            created.company.id,
-            external_id=external_id,
-            sheets=created.sheets,
-            magic_link_url=created.magic_link_url,
-            created=True,
+            self._engine, created.company.id, external_id=external_id, created=created, is_new=status == 201
         )
 
     def open(
         self, company_id: str, *, external_id: str | None = None, sheets: Sequence[Sheet] = ()
     ) -> "Company":
-        """Return the handle of a company that is known by its id; no request is made."""
+        """Return the handle of a company that is known by its id; no request is made.
+
+            run = await session.companies.open(company_id).imports.recover()
+
+        `sheets`: those that `create` told of, if they were kept. Raises `InvalidInput` for an empty id.
+        """
         if not company_id:
             raise InvalidInput("company_id", company_id, "is empty")
         return Company(self._engine, company_id, external_id=external_id, sheets=sheets)
+
+    async def _listed(self, endpoint: Endpoint, kind: type[_Listed]) -> _Listed:
+        try:
+            return await self._engine.caller.call(Call(endpoint=endpoint), kind)
+        except NotFound as error:
+            advice = f"this server does not {endpoint.name}: names cannot be looked up here, use ids"
+            text = f"{error.text} ({advice})" if error.text else advice
+            raise NotFound(error.method, error.endpoint, error.status, text) from error
 
 
 @final
 class Company:
     """One customer's migration: its ids, its sheets, and what can be done with them."""
 
-    __slots__ = ("_created", "_engine", "exports", "external_id", "id", "imports", "magic_link_url", "sheets")
+    __slots__ = (
+        "_engine",
+        "connections",
+        "created_at",
+        "exports",
+        "external_id",
+        "id",
+        "imports",
+        "is_new",
+        "magic_link_url",
+        "name",
+        "sheets",
+        "workbook_id",
+    )
 
     def __init__(
         self,
@@ -106,33 +173,81 @@ class Company:
         *,
         external_id: str | None = None,
         sheets: Sequence[Sheet] = (),
-        magic_link_url: str | None = None,
-        created: bool = False,
+        created: CompanyCreated | None = None,
+        is_new: bool = False,
     ) -> None:
-        self._engine, self._created = engine, created
+        self._engine = engine
         self.id: str = company_id
-        self.external_id: str | None = external_id
-        self.sheets: tuple[Sheet, ...] = tuple(sheets)
-        self.magic_link_url: str | None = magic_link_url
+        self.external_id: str | None = external_id or (created.company.external_id if created else None)
+        self.is_new: bool = is_new
+        """Whether this handle created it: False if it was there already, or was opened by its id."""
+        self.name: str | None = created.company.name if created else None
+        """None if it was opened by its id; so are the following."""
+        self.created_at: str | None = created.company.created_at if created else None
+        """ISO 8601, as the server says it."""
+        self.workbook_id: str | None = created.workbook_id if created else None
+        """What the webhooks of its exports name."""
+        self.magic_link_url: str | None = created.magic_link_url if created else None
+        """Lets whoever holds it in: it is in no repr."""
+        self.connections: tuple[Connection, ...] = created.connections if created else ()
+        """The destination as the server knows it, without its secrets."""
+        self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
         self.imports: Imports = Imports(engine, company_id)
         self.exports: Exports = Exports(engine, company_id)
 
     def __repr__(self) -> str:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
 
+    def sheet(self, wanted: str, /) -> Sheet:
+        """Return the sheet of this name, or of this id: one that `create` told of, or a completed import.
+
+            contacts = company.sheet("Contacts")
+
+        Raises `InvalidInput` that lists the names that are known. No request is made.
+        """
+        sheets = {sheet.id: sheet for sheet in (*self._reported(), *self.sheets)}
+        if not sheets:
+            raise InvalidInput("sheet", wanted, "no sheets are known here: the company was opened by its id")
+        return named("sheet", wanted, tuple(sheets.values()))
+
     async def upload(
         self,
-        source: Path | bytes,
+        source: Path | bytes | Stream,
         *,
         name: str | None = None,
+        size: int | None = None,
         content_type: str | None = None,
+        progress: Progress | None = None,
         rank: float = 0.0,
     ) -> Uploaded:
-        """Upload a file for an import; the content type goes by its name if not given.
+        """Upload a file for an import, as it is: CSV, Excel, or whatever the source reads.
 
-        Raises `InvalidInput` for a missing or empty file, or one that changes while it is read.
+            uploaded = await company.upload(Path("contacts.xlsx"))
+            uploaded = await company.upload(lambda: bucket.chunks("deals.csv"), name="deals.csv", size=bucket.size)
+            run = await company.imports.start(files=[uploaded])
+
+        `source`: a path; bytes; or a stream: an async iterable of bytes, or a callable that opens one, with its
+        `size` in bytes. A URL that failed, expired or was used is replaced, and the bytes are sent again from the
+        start. A stream that can be read only once (an async generator) is not: if it breaks off midway, the error
+        says so, no import has seen any of it, and the upload can be made again. A callable is called again instead.
+
+        `content_type`: goes by the name if not given. `progress(sent, size)`: called with bytes as they go out, from
+        0 again in a repeat; what it raises ends the upload. `rank`: a lower one goes first among requests that wait.
+        At most `max_parallel_uploads` of the session are under way at a time.
+
+        Raises `InvalidInput` for a source that is missing, empty, of another size than was said, or changes while it
+        is read; what a stream raises, as it is; `NoAnswer`, `UnexpectedReply` when the attempts are used up.
         """
-        return await upload(self._engine, self.id, source, name=name, content_type=content_type, rank=rank)
+        return await upload(
+            self._engine,
+            self.id,
+            source,
+            name=name,
+            size=size,
+            content_type=content_type,
+            progress=progress,
+            rank=rank,
+        )
 
     async def download(
         self,
@@ -163,10 +278,21 @@ class Company:
 
     def _only_report(self) -> ImportReport | None:
         """Return the report of the only import, where there can have been no other."""
-        if not self._created or len(self.imports.started) != 1:
+        if not self.is_new or len(self.imports.started) != 1:
             return None
         state = self.imports.started[0].state
         return state.report if state is not None and state.status == "completed" else None
+
+    def _reported(self) -> list[Sheet]:
+        """Return the sheets that the completed imports of this handle tell of."""
+        states = [run.state for run in self.imports.started]
+        reports = [state.report for state in states if state and state.report and state.status == "completed"]
+        return [
+            Sheet(id=count.sheet_id, name=count.template_name or "")
+            for report in reports
+            for count in report.per_sheet
+            if count.sheet_id is not None
+        ]
 
 
 def check_external_id(external_id: str) -> str:
@@ -181,7 +307,7 @@ def _checked(
     source: str,
     external_id: str | None,
     template_ids: Sequence[str] | None,
-    connections: Mapping[str, object] | None,
+    connections: Connections | None,
 ) -> CompanyBody:
     if not name.strip():
         raise InvalidInput("name", name, "is empty")
@@ -196,20 +322,28 @@ def _checked(
         source=source,
         external_id=msgspec.UNSET if external_id is None else check_external_id(external_id),
         template_ids=msgspec.UNSET if template_ids is None else tuple(template_ids),
-        connections=msgspec.UNSET if connections is None else dict(connections),
+        connections=msgspec.UNSET if connections is None else checked_connections(connections),
     )
 
 
-def find(field: str, wanted: str, among: Sequence[_Named]) -> str:
-    """Return the id of the source or template that `wanted` names, by id or by name.
+def _secrets(connections: dict[str, object]) -> tuple[str, ...]:
+    return tuple(secrets_of(connections))
+
+
+def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
+    """Return the source, template or sheet that `wanted` names, by id or by name.
 
     Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
     """
-    if any(each.id == wanted for each in among):
-        return wanted
-    ids = [each.id for each in among if each.name == wanted]
-    if len(ids) == 1:
-        return ids[0]
-    if ids:
+    found = [each for each in among if each.id == wanted] or [each for each in among if each.name == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = [each.id for each in found]
         raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
     raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
+
+
+def find(field: str, wanted: str, among: Sequence[_Named]) -> str:
+    """Return the id of what `wanted` names; see `named`."""
+    return named(field, wanted, among).id

@@ -56,7 +56,11 @@ class Creation:
             raise
         try:
             await self._progress.write(
-                "created", creating=False, company_id=company.id, sheets=company.sheets
+                "created",
+                creating=False,
+                company_id=company.id,
+                sheets=company.sheets,
+                adopted=not company.is_new,  # it may have had an import that a lost journal knew of
             )
         except JournalError as error:
             self._report(company, error)

@@ -1,56 +1,60 @@
 """Imports: start one, wait for it, answer its questions, find it again."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import msgspec
 
+from asyncmig._core.decode import convert
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
+from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
+from asyncmig.companies.pages import read_page
+from asyncmig.companies.review import Custom, checked_answers
+from asyncmig.companies.rows import checked_rows, to_csv, to_json
 from asyncmig.companies.runs import Run
-from asyncmig.companies.uploads import Uploaded, upload
+from asyncmig.companies.uploads import ToUpload, Uploaded, upload_all
 from asyncmig.companies.wire import (
     ActiveImport,
-    Answer,
     DecisionBody,
     FileRef,
     ImportBody,
-    ImportList,
     ImportState,
+    ListedImport,
     NeedsAttention,
-    Question,
     RunStarted,
 )
-from asyncmig.errors import Conflict, InvalidInput, UnknownOutcome
+from asyncmig.errors import BadRequest, Conflict, InvalidInput, UnknownOutcome
 
 __all__ = ["Custom", "ImportRun", "Imports"]
 
+_log = logging.getLogger("asyncmig")
 _ECHO = 30.0
 """Seconds for which a reading may still show the park that was decided (contract: reads may lag)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Custom:
-    """An answer in one's own words, where a question allows it."""
-
-    text: str
+_FRESH = 10.0
+"""Seconds for which a park that was read may be decided without another look."""
+_PAGES = 1000
+"""Pages of a list that are asked for: a server could name a next one for ever."""
+_ROWS = "rows.csv"
 
 
 @final
 class Imports:
     """The imports of one company."""
 
-    __slots__ = ("_company_id", "_engine", "_started")
+    __slots__ = ("_arrived", "_company_id", "_engine", "_started")
 
     def __init__(self, engine: Engine, company_id: str) -> None:
         self._engine, self._company_id = engine, company_id
         self._started: list[ImportRun] = []
+        self._arrived: dict[str, list[Uploaded]] = {}
+        """What was uploaded under an idempotency key: a repeat must send the same references."""
 
     @property
     def started(self) -> "Sequence[ImportRun]":
@@ -63,24 +67,50 @@ class Imports:
         files: Sequence[Path | Uploaded] = (),
         rows: Sequence[Mapping[str, object]] = (),
         idempotency_key: str | None = None,
+        max_inline_rows: int = 500,
+        max_inline_bytes: int = 256_000,
     ) -> "ImportRun":
-        """Upload `files` and start an import of them; or of `rows`, column by value.
+        """Upload `files`, several at once, and start an import of them; or of `rows`, column by value.
 
-        `idempotency_key`: starting again with it, and the same payload, returns the same run; drawn at random
-        if not given. Raises `InvalidInput` unless there is exactly one of files and rows, `Conflict` when another
-        import of the company runs or the key was used with another payload (`active()` tells which).
+            run = await company.imports.start(files=[Path("contacts.csv"), Path("deals.xlsx")])
+            run = await company.imports.start(rows=[{"Email": "ada@example.com", "Born": date(1815, 12, 10)}])
+
+        `rows` go as they are while they are few, and as a CSV file when there are more than `max_inline_rows`, when
+        they take more than `max_inline_bytes`, or when the server refuses them so. In a file None is an empty cell,
+        and everything else the text of its JSON value: numbers as they are, `true`, ISO 8601 dates.
+
+        `idempotency_key`: starting again with it, and the same payload, returns the same run; this handle then sends
+        the uploads of the first try again. Drawn at random if not given.
+
+        Raises `InvalidInput` unless there is exactly one of files and rows, for a file that is missing or empty, a
+        column without a name, a value that JSON does not have: all before a request is spent. `Conflict` when another
+        import of the company runs or the key was used with another payload (`recover()` tells which).
         """
+        if isinstance(files, str | bytes | Path):
+            raise InvalidInput("files", files, "must be a sequence of paths and uploads")
+        files, rows = list(files), list(rows)
         if bool(files) == bool(rows):
-            raise InvalidInput("files", list(files), "give files or rows, and not both")
+            raise InvalidInput("files", files, "give files or rows, and not both")
         key = new_key(self._engine) if idempotency_key is None else idempotency_key
         if not key:
             raise InvalidInput("idempotency_key", key, "is empty")
-        if rows:
-            return await self.post(msgspec.json.encode(ImportBody(idempotency_key=key, rows=_plain(rows))))
-        uploaded = [
-            file if isinstance(file, Uploaded) else await upload(self._engine, self._company_id, file)
-            for file in files
-        ]
+        known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
+        if not rows:
+            return await self._start_files(key, files, known)
+        checked = await in_thread(checked_rows, rows)
+        inline = await in_thread(to_json, checked, most_rows=max_inline_rows, most_bytes=max_inline_bytes)
+        # Both forms go under the same key: a refusal makes no run and takes no key. But where the answer to the
+        # inline form was lost, and only a repeat of it was refused (by another proxy, say), its rows may be imported
+        # already: then the key makes the file a 409; under a key of its own it would be imported besides.
+        if inline is not None:
+            try:
+                return await self.post(msgspec.json.encode(ImportBody(idempotency_key=key, rows=inline)))
+            except BadRequest as error:  # 400 or 413: the limit of this form is not documented
+                _log.info("an import of %d rows was refused (%s), and goes as a file", len(checked), error)
+        return await self._start_files(key, [(_ROWS, await in_thread(to_csv, checked))], known)
+
+    async def _start_files(self, key: str, files: Sequence[ToUpload], known: "list[Uploaded]") -> "ImportRun":
+        uploaded = await upload_all(self._engine, self._company_id, files, known=known)
         return await self.post(import_body(key, uploaded))
 
     async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> "ImportRun":
@@ -106,14 +136,24 @@ class Imports:
         return ImportRun(self._engine, self._company_id, run_id, age=age, group=group)
 
     async def active(self) -> ImportState | None:
-        """Return the newest import that has not ended, or None. Its `run_id` may be missing."""
+        """Return the newest import that has not ended, or None. Its `run_id` may be missing.
+
+        if await company.imports.active() is None:
+            run = await company.imports.start(files=[path])
+        """
         call = _active_import(self._company_id)
         return (await self._engine.caller.call(call, ActiveImport)).state()
 
     async def recover(self) -> "ImportRun | None":
         """Return the import that runs now, or None: the way back to a run whose id was lost.
 
-        Its `id` is empty if the server says neither here nor in the list which run it is.
+            try:
+                run = await company.imports.start(files=[path], idempotency_key=key)
+            except asyncmig.Conflict:
+                run = await company.imports.recover()
+
+        Its `id` is empty if the server says neither here nor in the list which run it is: then `active()` can tell
+        that it has ended, and no more.
         """
         state = await self.active()
         if state is None:
@@ -127,15 +167,29 @@ class Imports:
         return ImportRun(self._engine, self._company_id, run_id, age=None)
 
     async def list(self) -> AsyncIterator[ImportState]:
-        """Yield the imports, newest first, over all pages that the server offers."""
-        query: dict[str, str] = {}
-        while True:
-            page = await self._engine.caller.call(_listing(self._company_id, query), ImportList)
-            for state in page.imports or page.runs:
+        """Yield the imports, newest first, each once, over all pages that the server offers.
+
+            completed = [state async for state in company.imports.list() if state.status == "completed"]
+
+        How the server pages is not documented: it may not, and then this is what one request gives. A page that shows
+        nothing new is the last one, whatever it says of more. What an import does not say is None, its status "".
+        """
+        query: Mapping[str, str] = {}
+        asked: set[frozenset[tuple[str, str]]] = set()
+        seen: set[str] = set()
+        while len(asked) < _PAGES:
+            asked.add(frozenset(query.items()))
+            page = read_page(await self._engine.caller.call(_listing(self._company_id, query), object))
+            listed = [convert(item, ListedImport) for item in page.items]
+            states = [state for state in listed if _mark(state) not in seen]
+            seen.update(map(_mark, states))
+            for state in states:
                 yield state
-            if not page.next_cursor or query.get("cursor") == page.next_cursor:
+            if page.cut:
+                _log.warning("imports of company %s: there are more than the server gives", self._company_id)
+            if not states or page.next is None or frozenset(page.next.items()) in asked:
                 return
-            query = {"cursor": page.next_cursor}
+            query = page.next
 
 
 @final
@@ -171,25 +225,53 @@ class ImportRun(Run[ImportState]):
         return state
 
     async def approve(self, answers: Mapping[str, str | Custom] | None = None) -> None:
-        """Approve the proposed patch; with `answers`, question ids to option ids or `Custom` texts.
+        """Approve the proposed patch as it is; with `answers`, question ids to option ids or `Custom` texts.
 
-        Raises `InvalidInput` for an answer that was not offered, `Conflict` if somebody else decided first.
-        A decision whose answer is lost is repeated only if the run still asks exactly the same.
+            asked = run.needs_attention
+            if asked is not None and not asked.is_destructive:
+                await run.approve()
+            elif asked is not None:
+                await run.approve(answers={question.id: question.options[0].id for question in asked.questions})
+
+        What happens to questions that `answers` leaves out is the server's choice: as proposed, or not at all. And
+        answers concern what was asked; the patch may have actions beyond that (`needs_attention.destructive`).
+
+        Raises `InvalidInput` for an answer that was not offered, `Conflict` if somebody else decided first, also if
+        the run asks something else by now than the last reading showed. A decision whose answer is lost is repeated
+        only if the run still asks exactly the same; `UnknownOutcome` when the attempts are used up.
         """
         shown = await self._shown()
-        chosen = tuple(_answer(shown, *pair) for pair in answers.items()) if answers else msgspec.UNSET
+        chosen = checked_answers(shown, answers) if answers else msgspec.UNSET
         await self._decide(DecisionBody(decision="approve", answers=chosen), shown)
 
     async def reject(self) -> None:
-        """Reject the patch: the run ends as failed. Raises `Conflict` if somebody else decided first."""
+        """Reject the patch: the run ends as failed, and `wait` raises `RunFailed`.
+
+            await run.reject()
+
+        Whether rows that were valid are kept is the server's choice. Raises as `approve` does.
+        """
         await self._decide(DecisionBody(decision="reject"), await self._shown())
 
     async def _shown(self) -> NeedsAttention:
-        if self.needs_attention is None:
+        """Return what is decided: what the last reading showed, if the run still asks that."""
+        shown = self.needs_attention
+        if shown is None:
             await self.read()
-        if self.needs_attention is None:
-            raise InvalidInput("run", self.id, "asks nothing at present: only a parked run can be decided")
-        return self.needs_attention
+            if self.needs_attention is None:
+                raise InvalidInput(
+                    "run", self.id, "asks nothing at present: only a parked run can be decided"
+                )
+            return self.needs_attention
+        if asyncio.get_running_loop().time() - self._watch.entry.seen > _FRESH:
+            await self.read()
+            if self.needs_attention not in (
+                None,
+                shown,
+            ):  # the ids of questions may start again in every park
+                endpoint, reason = routes.DECIDE, "not sent: the run asks something else by now"
+                raise Conflict(endpoint.method, endpoint.template, 409, reason)
+        return shown
 
     async def _decide(self, body: DecisionBody, shown: NeedsAttention) -> None:
         encoded = msgspec.json.encode(body)
@@ -199,10 +281,10 @@ class ImportRun(Run[ImportState]):
             try:
                 await self._engine.caller.call(call, _Decided)
             except UnknownOutcome as error:
-                state = await self.read()
-                if state.needs_attention == shown and state.status in routes.IMPORT.parked:
+                if await self._still_asks(shown):
                     await tries.failed(error)
-                    continue
+                    if await self._still_asks(shown):  # the first one may have been slow
+                        continue
             except Conflict:
                 if not tries.doubts:
                     await self.read()
@@ -210,6 +292,10 @@ class ImportRun(Run[ImportState]):
             self._decided, self._decided_at = shown, asyncio.get_running_loop().time()
             self._watch.resumed()
             return
+
+    async def _still_asks(self, shown: NeedsAttention) -> bool:
+        await self.read()
+        return self.needs_attention == shown
 
     async def _look_up(self, slot: Slot) -> Reading[ImportState] | None:
         """Ask whether this run is the active one: nothing, or another one, says that it has ended."""
@@ -239,7 +325,7 @@ class _Decided(msgspec.Struct, frozen=True):
     status: str | None = None
 
 
-def _listing(company_id: str, query: dict[str, str]) -> Call:
+def _listing(company_id: str, query: Mapping[str, str]) -> Call:
     return Call(endpoint=routes.LIST_IMPORTS, ids={"id": company_id}, query=query)
 
 
@@ -259,29 +345,6 @@ def import_body(key: str, files: Iterable[Uploaded]) -> bytes:
     return msgspec.json.encode(ImportBody(idempotency_key=key, files=refs))
 
 
-def _plain(rows: Iterable[Mapping[str, object]]) -> tuple[dict[str, object], ...]:
-    return tuple(dict(row) for row in rows)
-
-
-def _answer(shown: NeedsAttention, question_id: str, choice: str | Custom) -> Answer:
-    question = _question(shown, question_id)
-    if isinstance(choice, Custom):
-        if not question.allow_custom:
-            raise InvalidInput(
-                f"answers[{question_id!r}]", choice.text, "this question takes only its options"
-            )
-        if not choice.text.strip():
-            raise InvalidInput(f"answers[{question_id!r}]", choice.text, "is empty")
-        return Answer(question_id=question_id, custom=choice.text)
-    offered = [option.id for option in question.options]
-    if choice not in offered:
-        raise InvalidInput(f"answers[{question_id!r}]", choice, f"is not one of {offered}")
-    return Answer(question_id=question_id, option_id=choice)
-
-
-def _question(shown: NeedsAttention, question_id: str) -> Question:
-    for question in shown.questions:
-        if question.id == question_id:
-            return question
-    asked = [question.id for question in shown.questions]
-    raise InvalidInput("answers", question_id, f"was not asked; asked were {asked}")
+def _mark(state: ImportState) -> str:
+    """Return what tells an import from others: its id, or else everything that is known of it."""
+    return state.run_id or state.id or msgspec.json.encode(state).decode()

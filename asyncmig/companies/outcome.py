@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from asyncmig.companies.downloads import Downloaded, RowFilter
-from asyncmig.companies.imports import Custom
+from asyncmig.companies.review import Custom
 from asyncmig.companies.wire import Action, ExportReport, ExportResult, ImportReport, NeedsAttention
 
 __all__ = [
@@ -128,9 +128,7 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
     """The actions of the proposed patch that destroy rows, or may."""
 
     def __post_init__(self) -> None:
-        patch = self.attention.proposed_patch
-        destructive = tuple(action for action in patch.actions if action.is_destructive) if patch else ()
-        msgspec.structs.force_setattr(self, "destructive", destructive)
+        msgspec.structs.force_setattr(self, "destructive", self.attention.destructive)
 
     @property
     def error(self) -> str:

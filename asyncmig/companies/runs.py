@@ -10,7 +10,7 @@ from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch
-from asyncmig.errors import RunCanceled, RunFailed
+from asyncmig.errors import InvalidInput, RunCanceled, RunFailed
 from asyncmig.events import RunChanged, RunEnded
 
 __all__ = ["Run"]
@@ -85,6 +85,7 @@ class Run(Generic[StateT]):
         `through_parks`: wait on while it is parked, for somebody else to decide. Any number of tasks may wait;
         they share its polls. A deadline is the caller's `asyncio.timeout`. Raises `RunFailed`, `RunCanceled`.
         """
+        self._check_id()
         state = (await self._watch.wait(through_parks=through_parks)).value
         if state.status == "failed":
             raise RunFailed(self.id, state.error or "")
@@ -94,11 +95,13 @@ class Run(Generic[StateT]):
 
     async def updates(self) -> AsyncIterator[StateT]:
         """Yield each change of status or progress text once, until the run has ended."""
+        self._check_id()
         async for reading in self._watch.updates():
             yield reading.value
 
     async def read(self) -> StateT:
         """Read the run now, or as soon as its pace allows; all who wait share the reading."""
+        self._check_id()
         return (await self._watch.refresh()).value
 
     async def _read(self, slot: Slot) -> Reading[StateT]:
@@ -125,6 +128,10 @@ class Run(Generic[StateT]):
                 noticed_within=now - watch.entry.seen if self._began or watch.latest else None,
             )
         )
+
+    def _check_id(self) -> None:
+        if not self.id:
+            raise InvalidInput("run_id", "", "is not known: the server did not say which run it is")
 
     def _ids(self) -> dict[str, str]:
         return {"id": self.company_id, "run_id": self.id}

@@ -1,7 +1,7 @@
 """What one customer's migration is made from, and the record of how far it came."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import msgspec
 
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
+from asyncmig.companies.connections import Connections, checked_connections
 from asyncmig.companies.outcome import ExportMode, ExportSummary, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
 from asyncmig.companies.wire import Sheet, Template
@@ -33,7 +34,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[Path, ...]
     template_ids: tuple[str, ...] | None = None
     """None: all templates."""
-    connections: Mapping[str, object] | None = None
+    connections: Connections | None = None
     """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
     no journal has them; whoever encodes a spec has."""
 
@@ -49,6 +50,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         for field in ("name", "source"):
             if not getattr(self, field).strip():
                 raise InvalidInput(field, getattr(self, field), "is empty")
+        if self.connections is not None:
+            checked_connections(self.connections)
         if not self.files:
             raise InvalidInput("files", [], "there must be at least one")
         return sum(size_of(path) for path in self.files)

@@ -1,25 +1,28 @@
-"""Upload a file: ask for a signed URL, put the bytes there, and ask for a fresh one when that fails."""
+"""Upload files: ask for a signed URL, put the bytes there, and ask for a fresh one when that fails."""
 
 import hashlib
 import mimetypes
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from io import BytesIO
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Self, final
 
+import anyio
 import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
+from asyncmig.companies.content import Content, Progress, Stream, content_of, size_of
 from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.errors import AsyncmigError, InvalidInput, NoAnswer, UnexpectedReply, api_error
 
-__all__ = ["Uploaded", "content_type_of", "digest_of", "size_of", "upload"]
+__all__ = ["ToUpload", "Uploaded", "content_type_of", "digest_of", "size_of", "upload", "upload_all"]
 
-_CHUNK = 256 * 1024
+_CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+( *; *[!-~ ]+)?", re.ASCII)
+_FINAL = frozenset({405, 411, 413, 415, 501})
+"""What a storage answers that a fresh URL does not change."""
+_REFUSED = "the upload URL refused the bytes"
 _TYPES = {  # what the platform's own table may lack
     ".csv": "text/csv",
     ".tsv": "text/tab-separated-values",
@@ -46,100 +49,94 @@ def content_type_of(name: str) -> str:
     return known or mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
-def size_of(path: Path) -> int:
-    """Return a file's size in bytes; raise `InvalidInput` if it is missing, unreadable or empty."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
-    if not path.is_file():
-        raise InvalidInput("files", str(path), "is not a file")
-    if size == 0:
-        raise InvalidInput("files", str(path), "is empty")
-    return size
+ToUpload = Path | Uploaded | tuple[str, bytes]
+"""A file, one that has arrived already, or a name and its bytes."""
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal. Blocks: call it in a thread."""
-    with path.open("rb") as file:
+def digest_of(source: Path | bytes) -> str:
+    """Return the SHA-256 of a file or of bytes, in hexadecimal. Blocks: call it in a thread."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@final
-class _Bytes:
-    """The bytes of one attempt, with what was seen of them on the way; open while its block runs.
-
-    aiohttp cancels its writer as soon as the server has answered, so no clean-up may be left to `chunks`.
-    """
-
-    __slots__ = ("_file", "_hash", "_size", "failure")
-
-    def __init__(self, source: Path | bytes, size: int) -> None:
-        self._file: IO[bytes] = source.open("rb") if isinstance(source, Path) else BytesIO(source)
-        self._size = size
-        self.failure: OSError | None = None
-        self._hash = hashlib.sha256()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
-
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        left = self._size
-        try:
-            while left:
-                chunk = await in_thread(self._file.read, min(_CHUNK, left))
-                if not chunk:
-                    raise OSError(f"changed while it was read (it had {self._size} bytes)")
-                left -= len(chunk)
-                self._hash.update(chunk)
-                yield chunk
-        except OSError as error:
-            self.failure = error  # the transport would take it for a broken connection
-            raise
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
 
 
 async def upload(
     engine: Engine,
     company_id: str,
-    source: Path | bytes,
+    source: Path | bytes | Stream,
     *,
     name: str | None = None,
+    size: int | None = None,
     content_type: str | None = None,
+    progress: Progress | None = None,
     rank: float = 0.0,
 ) -> Uploaded:
-    """Upload `source` and return its reference; a URL that failed, expired or was used is replaced.
-
-    Raises `InvalidInput` for a missing or empty source, or one that changes while it is read.
-    """
-    if isinstance(source, bytes):
-        if name is None:
-            raise InvalidInput("name", name, "bytes need a file name")
-        if not source:
-            raise InvalidInput("files", name, "is empty")
-        size = len(source)
-    else:
-        name = name or source.name
-        size = size_of(source)
-    body = UploadBody(name=name, content_type=content_type or content_type_of(name), size=size)
+    """Upload `source` and return its reference; see `Company.upload`."""
+    content = content_of(source, name=name, size=size)
+    kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
+    body = UploadBody(name=content.name, content_type=kind, size=content.size)
     tries = engine.caller.tries(routes.PUT_BYTES)
     async with engine.uploads:
         while True:
             try:
-                return await _attempt(engine, company_id, source, body, rank)
+                return await _attempt(engine, company_id, content, body, progress, rank)
             except (NoAnswer, UnexpectedReply) as error:
                 trouble = error
+            if content.spent:
+                raise _cannot_repeat(content, trouble) from trouble
             await tries.failed(trouble)
 
 
+async def upload_all(
+    engine: Engine, company_id: str, files: Sequence[ToUpload], *, known: list[Uploaded]
+) -> list[Uploaded]:
+    """Upload what is not uploaded yet, several at once; return all in the order of `files`.
+
+    `known`: what was uploaded before, and is taken again where name and content are the same; what arrives is added.
+    All files are looked at before the first request. If one fails, the others are broken off and its error raised.
+    """
+    for file in files:
+        if isinstance(file, Path):
+            size_of(file)
+    done: dict[int, Uploaded] = {}
+    failures: list[Exception] = []
+
+    async def one(place: int, file: ToUpload) -> None:
+        try:
+            done[place] = await _known_or_new(engine, company_id, file, known)
+        except Exception as error:
+            failures.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for place, file in enumerate(files):
+            group.start_soon(one, place, file)
+    if failures:
+        raise failures[0]
+    return [done[place] for place in range(len(files))]
+
+
+async def _known_or_new(engine: Engine, company_id: str, file: ToUpload, known: list[Uploaded]) -> Uploaded:
+    if isinstance(file, Uploaded):
+        return file
+    name, source = (file.name, file) if isinstance(file, Path) else file
+    if again := [each for each in known if each.name == name]:
+        digest = await in_thread(digest_of, source)
+        if same := [each for each in again if each.sha256 == digest]:
+            return same[0]
+    uploaded = await upload(engine, company_id, source, name=name)
+    known.append(uploaded)
+    return uploaded
+
+
 async def _attempt(
-    engine: Engine, company_id: str, source: Path | bytes, body: UploadBody, rank: float
+    engine: Engine,
+    company_id: str,
+    content: Content,
+    body: UploadBody,
+    progress: Progress | None,
+    rank: float,
 ) -> Uploaded:
     call = Call(
         endpoint=routes.CREATE_UPLOAD,
@@ -149,29 +146,40 @@ async def _attempt(
     )
     target = await engine.caller.call(call, UploadTarget)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
-    try:
-        content = _Bytes(source, body.size)
-    except OSError as error:
-        raise _unreadable(body.name, error) from error
-    try:
-        with content:
-            async with aclosing(content.chunks()) as chunks:
-                status = await engine.caller.put(target.upload_url, chunks, headers)
-    except NoAnswer as error:
-        raise (_unreadable(body.name, content.failure) if content.failure else error) from error
-    if content.failure:
-        raise _unreadable(body.name, content.failure)
+    async with content.attempt(engine.pace, progress) as attempt:
+        try:
+            status = await engine.caller.put(target.upload_url, attempt, headers)
+        except (NoAnswer, UnexpectedReply) as error:
+            if attempt.failure is None:
+                raise
+            raise attempt.failure from error
+    if attempt.failure is not None:
+        raise attempt.failure
+    if status in _FINAL:
+        raise api_error(routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, _REFUSED)
     if not 200 <= status < 300:
         raise _refused(status)
-    return Uploaded(name=body.name, upload_ref=target.upload_ref, size=body.size, sha256=content.sha256)
-
-
-def _unreadable(name: str, error: OSError) -> InvalidInput:
-    return InvalidInput("files", name, f"cannot be read: {error.strerror or error}")
-
-
-def _refused(status: int) -> AsyncmigError:
-    error = api_error(
-        routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, "the upload URL refused the bytes"
+    return Uploaded(
+        name=body.name, upload_ref=target.upload_ref, size=body.size, sha256=attempt.digest.hexdigest()
     )
-    return UnexpectedReply(*error.args)
+
+
+def _checked_type(content_type: str) -> str:
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        raise InvalidInput("content_type", content_type, "must be like text/csv")
+    return content_type
+
+
+def _refused(status: int) -> UnexpectedReply:
+    return UnexpectedReply(routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, _REFUSED)
+
+
+def _cannot_repeat(content: Content, error: NoAnswer | UnexpectedReply) -> AsyncmigError:
+    """Return the error of a stream that can be read only once, and broke off."""
+    advice = (
+        f"the stream of {content.name} can be read only once, so it was not sent again; no import has seen it. "
+        "Upload it again, or give a callable that opens it anew"
+    )
+    if isinstance(error, NoAnswer):
+        return NoAnswer(error.method, error.endpoint, f"{error.reason}; {advice}")
+    return UnexpectedReply(error.method, error.endpoint, error.status, f"{error.text}; {advice}")

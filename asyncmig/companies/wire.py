@@ -5,7 +5,9 @@ sets (statuses, actions) are plain text. Requests are exact. Where the server's 
 here says what it is.
 """
 
-from msgspec import UNSET, Struct, UnsetType, field
+from typing import ClassVar
+
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "Action",
@@ -23,10 +25,10 @@ __all__ = [
     "ExportState",
     "FileRef",
     "ImportBody",
-    "ImportList",
     "ImportReport",
     "ImportState",
     "Link",
+    "ListedImport",
     "NeedsAttention",
     "Option",
     "Patch",
@@ -45,6 +47,20 @@ __all__ = [
 ]
 
 _HARMLESS = frozenset({"set_value", "keep"})
+
+
+class _Discreet(Struct, frozen=True, kw_only=True):
+    """Holds a secret, and shows only what its class names."""
+
+    _SHOWN: ClassVar[tuple[str, ...]] = ()
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [(name, getattr(self, name)) for name in self._SHOWN]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+        )
 
 
 # Catalogue
@@ -99,12 +115,14 @@ class Templates(Struct, frozen=True, kw_only=True):
 # Companies
 
 
-class CompanyBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CompanyBody(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     source: str
     external_id: str | UnsetType = UNSET
     template_ids: tuple[str, ...] | UnsetType = UNSET
     connections: dict[str, object] | UnsetType = UNSET
+
+    _SHOWN: ClassVar = ("name", "source", "external_id", "template_ids")
 
 
 class CompanyInfo(Struct, frozen=True, kw_only=True):
@@ -123,20 +141,22 @@ class Sheet(Struct, frozen=True, kw_only=True):
 
 
 class Connection(Struct, frozen=True, kw_only=True):
+    """A connection of a company as the server shows it: without its secrets."""
+
     id: str | None = None
     kind: str | None = None
+    """`destination`; others may come."""
     creds_configured: bool | None = None
 
 
-class CompanyCreated(Struct, frozen=True, kw_only=True):
+class CompanyCreated(_Discreet, frozen=True, kw_only=True):
     company: CompanyInfo
     workbook_id: str | None = None
     sheets: tuple[Sheet, ...] = ()
     connections: tuple[Connection, ...] = ()
     magic_link_url: str | None = None
 
-    def __repr__(self) -> str:  # the magic link lets whoever holds it in
-        return f"CompanyCreated(company={self.company!r}, sheets={self.sheets!r})"
+    _SHOWN: ClassVar = ("company", "workbook_id", "sheets", "connections")
 
 
 # Uploads
@@ -148,12 +168,11 @@ class UploadBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
 
 
-class UploadTarget(Struct, frozen=True, kw_only=True):
+class UploadTarget(_Discreet, frozen=True, kw_only=True):
     upload_url: str
     upload_ref: str
 
-    def __repr__(self) -> str:  # the URL is signed: whoever holds it may write
-        return "UploadTarget('***')"
+    _SHOWN: ClassVar = ("upload_ref",)
 
 
 # Imports
@@ -167,7 +186,7 @@ class FileRef(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ImportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     idempotency_key: str
     files: tuple[FileRef, ...] | UnsetType = UNSET
-    rows: tuple[dict[str, object], ...] | UnsetType = UNSET
+    rows: Raw | UnsetType = UNSET
 
 
 class RunStarted(Struct, frozen=True, kw_only=True):
@@ -258,6 +277,12 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
     proposed_patch: Patch | None = None
 
     @property
+    def destructive(self) -> tuple[Action, ...]:
+        """The actions of the patch that destroy rows, or may: they can concern rows that no question asked about."""
+        patch = self.proposed_patch
+        return tuple(action for action in patch.actions if action.is_destructive) if patch else ()
+
+    @property
     def is_destructive(self) -> bool:
         """Whether approving it destroys rows, or may: a patch that cannot be read counts as one that does."""
         return self.proposed_patch is None or self.proposed_patch.is_destructive
@@ -275,23 +300,21 @@ class ImportState(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class ActiveImport(ImportState, frozen=True, kw_only=True):
-    """The answer to "does anything run": a run bare, or wrapped in `run`, or `run` null for nothing."""
+class ListedImport(ImportState, frozen=True, kw_only=True):
+    """An import as a list shows it, perhaps with less than a read of it would say."""
 
     status: str = ""
-    run: ImportState | None = None
+
+
+class ActiveImport(ListedImport, frozen=True, kw_only=True):
+    """The answer to "does anything run": a run bare, or wrapped in `run`, or `run` null for nothing."""
+
+    run: ListedImport | None = None
 
     def state(self) -> ImportState | None:
         """Return the run that is active, or None."""
-        return self.run if self.run is not None else (self if self.status else None)
-
-
-class ImportList(Struct, frozen=True, kw_only=True):
-    """Imports, newest first. Pagination is not documented; both customary names are understood."""
-
-    imports: tuple[ImportState, ...] = ()
-    runs: tuple[ImportState, ...] = ()
-    next_cursor: str | None = None
+        state = self if self.run is None else self.run
+        return state if state.status or state.run_id or state.id else None
 
 
 class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):

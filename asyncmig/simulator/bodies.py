@@ -35,7 +35,7 @@ class FileIn(msgspec.Struct, kw_only=True):
 class ImportIn(msgspec.Struct, kw_only=True):
     idempotency_key: str
     files: list[FileIn] | None = None
-    rows: list[dict[str, str | float | bool | None]] | None = None
+    rows: list[dict[str, str | int | float | bool | None]] | None = None
 
     def payload(self) -> bytes:
         """Return what an idempotency key stands for."""

@@ -162,7 +162,9 @@ class ImportRun:
         """Take a decision; the patch is applied at once, and the run goes on for a while."""
         if approve:
             for n, (flaw, action) in enumerate(self._proposals):
-                self._apply(flaw, action, answers.get(f"fq{n}"))
+                answer = answers.get(f"fq{n}")
+                if answer is not None or not answers or self.variants.unanswered == "proposed":
+                    self._apply(flaw, action, answer)
         else:
             self.rejected = True
         self.decided += 1

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-__all__ = ["VARIANTS", "Variants"]
+__all__ = ["PAGES", "VARIANTS", "Variants"]
+
+PAGES = ("none", "cursor", "url", "page", "offset", "repeats", "more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,17 @@ class Variants:
     """9: sources and templates can be listed; otherwise 404."""
     unconnected_export: str = "fails"
     """10: an export without a connection is `refused`, or its run `fails`."""
+    unanswered: str = "proposed"
+    """6: what an approval with answers does about questions that it leaves out: as `proposed`, or `untouched`."""
+    inline_rows: int | None = None
+    """11: how many rows an import takes inline; more are refused."""
+    inline_status: int = 413
+    """11: with 413, or 400."""
+    pages: str = "none"
+    """List imports: all at once (`none`), or one by one, and the next under `cursor`, `url`, `page` or `offset`; or
+    `repeats`, the same page for ever under ever new cursors; or `more`, without saying how to get there."""
+    list_field: str = "imports"
+    """List imports: the field that has them, or `` for a bare list."""
     park_lasts: float | None = None
     """12: seconds after which a park expires into `failed`."""
     strange_status: str | None = None
@@ -76,6 +89,11 @@ class Variants:
             zombies=rng.choice((0.0, 0.1)),
             canceled=rng.choice((0.0, 0.1)),
             stale=rng.choice((0.0, 0.2)),
+            unanswered=rng.choice(("proposed", "untouched")),
+            inline_rows=rng.choice((None, 10)),
+            inline_status=rng.choice((400, 413)),
+            pages=rng.choice(PAGES),
+            list_field=rng.choice(("imports", "runs", "items", "data", "")),
         )
 
     def having(self, name: str, rate: float) -> "Variants":
@@ -100,6 +118,10 @@ _NAMED: dict[str, Callable[[Variants], Variants]] = {
     "drift": lambda variants: replace(variants, drift=True),
     "lagging-run": lambda variants: replace(variants, lag=10.0),
     "second-park": lambda variants: replace(variants, parks_twice=True),
+    "few-inline-rows": lambda variants: replace(variants, inline_rows=10),
+    "untouched-questions": lambda variants: replace(variants, unanswered="untouched"),
+    "pages": lambda variants: replace(variants, pages="cursor"),
+    "endless-pages": lambda variants: replace(variants, pages="repeats"),
     "empty-errors": lambda variants: replace(variants, error_body=False),
 }
 VARIANTS = ("zombies", "canceled", "stale", *_NAMED)

@@ -16,6 +16,7 @@ from asyncmig.simulator.exports import ExportRun
 from asyncmig.simulator.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.limits import RateLimit, SlidingLog
 from asyncmig.simulator.messages import Json, Refusal, Reply, Request, drifted, json_reply
+from asyncmig.simulator.pages import paged
 from asyncmig.simulator.runs import ImportRun, Pace
 from asyncmig.simulator.tables import Schema, Table, Unreadable, find_flaws, read_csv, to_table
 from asyncmig.simulator.variants import Variants
@@ -90,6 +91,7 @@ class World:
         self._pace = pace or Pace()
         self.variants: Variants = variants or Variants()
         self._key_dies: float | None = None
+        self._listings = 0
         self._last_shown: dict[str, Reply] = {}
         self._companies: dict[str, _Company] = {}
         self._pending: dict[str, tuple[str, str]] = {}
@@ -271,6 +273,9 @@ class World:
         if known is not None:
             present = company.runs[known].status(now)
             return self._started(company, "imports", known, present, replay=True)
+        most = self.variants.inline_rows
+        if body.rows and most is not None and len(body.rows) > most:
+            raise Refusal(self.variants.inline_status, f"rows has more than {most} rows")
         if any(run.status(now) and not run.ended for run in company.runs.values()):
             raise Refusal(409, "Another import is running")
         run = self._new_run(company, body, now)
@@ -352,7 +357,12 @@ class World:
     def list_imports(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         runs = list(reversed(self._company(ids).runs.values()))
         if request.query.get("status") != "active":
-            return self._shown(200, {"imports": [{"run_id": run.id, **run.describe(now)} for run in runs]})
+            self._listings += 1
+            shown_runs: list[Json] = [{"run_id": run.id, **run.describe(now)} for run in runs]
+            how, field = self.variants.pages, self.variants.list_field
+            return self._shown(
+                200, paged(shown_runs, request.query, how=how, field=field, number=self._listings)
+            )
         for run in runs:
             shown = run.describe(now)
             if not run.ended:
@@ -436,7 +446,7 @@ class World:
         if not offered:
             raise Refusal(404, "No such route")
 
-    def _shown(self, status: int, value: Json) -> Reply:
+    def _shown(self, status: int, value: object) -> Reply:
         return json_reply(status, drifted(value) if self.variants.drift else value)
 
     def _id(self) -> str:

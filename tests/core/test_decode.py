@@ -18,7 +18,6 @@ REPLIES = [
     wire.RunStarted,
     wire.ImportState,
     wire.ActiveImport,
-    wire.ImportList,
     wire.ExportState,
 ]
 JSON = st.recursive(

@@ -1,13 +1,15 @@
 """Every call of the API under every fault, once each: what the caller then gets stands in one table."""
 
-from collections.abc import Awaitable, Callable
+import csv
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
-from asyncmig import Session, UnknownOutcome
+from asyncmig import RunFailed, Session, UnknownOutcome
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Variants, World
 from asyncmig.simulator.messages import drifted
 
@@ -40,10 +42,16 @@ create company   ok        unknown   unknown   ok   ok      unknown   ok    ok  
 create upload    ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 put bytes        ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
 start import     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+upload stream    ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
+start rows       ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+rows as file     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 read import      ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 active import    ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+recover          ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 list imports     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 decide           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+answer           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+reject           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 export           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 read export      ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 download         ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
@@ -55,10 +63,16 @@ ROUTES = {  # the simulator's name of each call's endpoint
     "create upload": "POST /companies/{id}/uploads",
     "put bytes": "PUT storage",
     "start import": "POST /companies/{id}/imports",
+    "upload stream": "PUT storage",
+    "start rows": "POST /companies/{id}/imports",
+    "rows as file": "POST /companies/{id}/imports",
     "read import": "GET /companies/{id}/imports/{run_id}",
     "active import": "GET /companies/{id}/imports",
+    "recover": "GET /companies/{id}/imports",
     "list imports": "GET /companies/{id}/imports",
     "decide": "POST /companies/{id}/imports/{run_id}/decisions",
+    "answer": "POST /companies/{id}/imports/{run_id}/decisions",
+    "reject": "POST /companies/{id}/imports/{run_id}/decisions",
     "export": "POST /companies/{id}/exports",
     "read export": "GET /companies/{id}/exports/{run_id}",
     "download": "GET /companies/{id}/export.csv",
@@ -111,11 +125,44 @@ class Calls:
 
     put_bytes = start_import = create_upload
 
-    async def read_import(self) -> None:
-        await self._import()
+    async def _company(self) -> None:
+        self.company = await self.session.companies.create(name="A", source=SOURCE)
+
+    async def upload_stream(self) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            for line in CSV.splitlines(keepends=True):
+                yield line.encode()
+
+        await self._company()
+        uploaded = await self.company.upload(chunks, name="contacts.csv", size=len(CSV))
+        self.run = await self.company.imports.start(files=[uploaded])
+        await self._complete()
+
+    async def start_rows(self) -> None:
+        await self._company()
+        header, *records = csv.reader(io.StringIO(CSV))
+        self.run = await self.company.imports.start(
+            rows=[dict(zip(header, record, strict=True)) for record in records]
+        )
+        await self._complete()
+
+    rows_as_file = start_rows
+
+    async def _complete(self) -> None:
         done = await self.run.wait()
         assert done.report is not None
         assert done.report.inserted == 20
+
+    async def read_import(self) -> None:
+        await self._import()
+        await self._complete()
+
+    async def recover(self) -> None:
+        await self._import()
+        found = await self.company.imports.recover()
+        assert found is not None
+        assert found.id == self.run.id
+        await found.wait()
 
     async def active_import(self) -> None:
         await self._import()
@@ -135,6 +182,23 @@ class Calls:
         assert self.run.needs_attention is not None
         await self.run.approve()
         assert (await self.run.wait()).status == "completed"
+
+    async def answer(self) -> None:
+        await self._import(DOUBLED)
+        await self.run.wait()
+        assert self.run.needs_attention is not None
+        (question,) = self.run.needs_attention.questions
+        await self.run.approve(answers={question.id: question.options[1].id})
+        done = await self.run.wait()
+        assert done.report is not None
+        assert done.report.inserted == 23
+
+    async def reject(self) -> None:
+        await self._import(DOUBLED)
+        await self.run.wait()
+        await self.run.reject()
+        with pytest.raises(RunFailed, match="Rejected"):
+            await self.run.wait()
 
     async def export(self) -> None:
         await self._import()
@@ -161,7 +225,9 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
     schemas = (
         SCHEMAS[1:2] if call == "download" else SCHEMAS
     )  # one sheet is a CSV, which no checksum protects
-    variants = Variants(zip_status=404 if call == "download" else 200)
+    variants = Variants(
+        zip_status=404 if call == "download" else 200, inline_rows=10 if call == "rows as file" else None
+    )
     world = World(
         key=KEY, sources=SOURCES, schemas=schemas, seed=1, pace=Pace(base=200.0, sigma=0.0), variants=variants
     )

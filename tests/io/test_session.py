@@ -201,7 +201,9 @@ async def test_a_company_without_an_external_id_is_never_created_twice(wire: InP
     async with session(wire) as opened:
         with pytest.raises(UnknownOutcome) as unknown:
             await opened.companies.create(
-                name="A", source=SOURCE, connections={"destination": {"auth": "s3cret"}}
+                name="A",
+                source=SOURCE,
+                connections={"destination": {"base_url": "https://d.invalid", "auth": {"token": "s3cret"}}},
             )
     assert len(wire.sent) == 1
     assert "s3cret" not in str(unknown.value) + unknown.value.sent

@@ -1,0 +1,315 @@
+"""What is uploaded: a file, bytes or a stream; cut into chunks, counted and hashed on the way."""
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Protocol, Self, final
+
+import anyio
+
+from asyncmig._io.pace import Pace
+from asyncmig._io.threads import in_thread
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Content", "Progress", "Stream", "content_of", "size_of"]
+
+Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
+"""Chunks of bytes as they come; a callable opens them anew, so that an upload that broke off can be repeated."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were handed to the network so far, and all; a repeat begins at 0 again."""
+
+_CHUNK = 256 * 1024
+
+
+def size_of(path: Path) -> int:
+    """Return a file's size in bytes; raise `InvalidInput` if it is missing, unreadable or empty."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+    if not path.is_file():
+        raise InvalidInput("files", str(path), "is not a file")
+    if size == 0:
+        raise InvalidInput("files", str(path), "is empty")
+    return size
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+_Open = Callable[[_Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+"""Opens content for one reading, which it hashes on the way."""
+
+
+@final
+class Content:
+    """One thing to upload: its name, its size in bytes, and how to read it."""
+
+    __slots__ = ("_open", "_read", "name", "once", "size")
+
+    def __init__(self, name: str, size: int, open_chunks: _Open, *, once: bool = False) -> None:
+        self.name, self.size, self.once = name, size, once
+        self._open, self._read = open_chunks, False
+
+    @property
+    def spent(self) -> bool:
+        """Whether it can be read only once, and was."""
+        return self.once and self._read
+
+    @asynccontextmanager
+    async def attempt(self, pace: Pace | None, progress: Progress | None) -> AsyncGenerator["Attempt"]:
+        """Open it for one attempt; nothing reads it any more when the block ends."""
+        digest = hashlib.sha256()
+        async with self._open(digest) as chunks:
+            attempt = Attempt(self, chunks, digest, pace, progress)
+            try:
+                yield attempt
+            finally:
+                self._read = self._read or attempt.began
+                with anyio.CancelScope(shield=True):
+                    await attempt.rested()
+
+
+@final
+class Attempt:
+    """The bytes of one attempt, as an iterator, with what was seen of them on the way.
+
+    Not a generator: aiohttp reads it in a task of its own, which it cancels as soon as the server has answered, and a
+    generator that is running cannot be closed.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_content",
+        "_given",
+        "_idle",
+        "_pace",
+        "_progress",
+        "_rest",
+        "began",
+        "digest",
+        "failure",
+    )
+
+    def __init__(
+        self,
+        content: Content,
+        chunks: AsyncIterator[bytes],
+        digest: _Digest,
+        pace: Pace | None,
+        progress: Progress | None,
+    ) -> None:
+        self._content, self._chunks, self._pace, self._progress = content, chunks, pace, progress
+        self.digest = digest
+        """SHA-256 of what was read."""
+        self._rest = memoryview(b"")
+        self._given = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.began = False
+        """Whether anything of the content was asked for."""
+        self.failure: Exception | None = None
+        """Why the content could not be read: the transport would take it for a broken connection."""
+
+    async def rested(self) -> None:
+        """Wait until no reading is under way."""
+        await self._idle.wait()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._idle.clear()
+        try:
+            return await self._next()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+        finally:
+            self._idle.set()
+
+    async def _next(self) -> bytes:
+        if self._given and self._progress is not None:
+            self._progress(self._given, self._content.size)  # what was given before has been taken
+        if self._given == self._content.size:
+            raise StopAsyncIteration
+        chunk = self._cut(self._rest or memoryview(await self._more()))
+        if self._pace is not None:
+            await self._pace.take(len(chunk))
+        self._given += len(chunk)
+        return chunk
+
+    def _cut(self, chunk: memoryview) -> bytes:
+        """Return as much as may go at once, and keep the rest."""
+        most = _CHUNK if self._pace is None else min(_CHUNK, self._pace.slice)
+        self._rest = chunk[most:]
+        return bytes(chunk[:most])
+
+    async def _more(self) -> bytes:
+        """Return what comes next; the last of it only if nothing follows."""
+        self.began, content = True, self._content
+        chunk = await _filled(self._chunks)
+        if not chunk:
+            raise _wrong_size(content, f"ended after {self._given} bytes")
+        left = content.size - self._given - len(chunk)
+        if left < 0 or (left == 0 and await _filled(self._chunks)):
+            raise _wrong_size(content, "has more bytes")
+        return chunk
+
+
+async def _filled(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return the next chunk that is not empty, or an empty one at the end."""
+    async for chunk in chunks:
+        if chunk:
+            return chunk
+    return b""
+
+
+def _wrong_size(content: Content, what: str) -> InvalidInput:
+    return InvalidInput(
+        "files", content.name, f"{what}, and its size was {content.size}: it changed, or was wrong"
+    )
+
+
+def content_of(source: Path | bytes | Stream, *, name: str | None, size: int | None) -> Content:
+    """Return what `source` holds; raise `InvalidInput` for what cannot be uploaded."""
+    if isinstance(source, Path):
+        name, known, opener = name or source.name, size_of(source), partial(_file_chunks, source)
+        return _measured(name, size, known, opener)
+    if name is None or not name.strip():
+        raise InvalidInput("name", name, "bytes and streams need a file name")
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not source:
+            raise InvalidInput("files", name, "is empty")
+        return _measured(name, size, len(source), partial(_bytes_chunks, bytes(source)))
+    if size is None or size < 1:
+        raise InvalidInput("size", size, "a stream needs its size in bytes, more than none, beforehand")
+    if isinstance(source, AsyncIterable):
+        return Content(name, size, partial(_given_chunks, source), once=isinstance(source, AsyncIterator))
+    if not callable(source):
+        raise InvalidInput("files", source, "is no Path, no bytes, no async iterable and no callable")
+    return Content(name, size, partial(_opened_chunks, source))
+
+
+def _measured(name: str, said: int | None, size: int, open_chunks: _Open) -> Content:
+    if said not in (None, size):
+        raise InvalidInput("size", said, f"is not that of {name}, which has {size} bytes")
+    return Content(name, size, open_chunks)
+
+
+@asynccontextmanager
+async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with file:
+        reader = _Reader(path, file, digest)
+        try:
+            yield reader
+        finally:
+            with anyio.CancelScope(shield=True):
+                await reader.rested()
+
+
+@asynccontextmanager
+async def _bytes_chunks(content: bytes, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
+    async def whole() -> AsyncGenerator[bytes]:
+        await in_thread(digest.update, content)
+        yield content
+
+    async with aclosing(whole()) as chunks:
+        yield chunks
+
+
+@asynccontextmanager
+async def _given_chunks(
+    source: AsyncIterable[bytes], digest: _Digest
+) -> AsyncGenerator[AsyncIterator[bytes]]:
+    yield _Hashed(aiter(source), digest)
+
+
+@asynccontextmanager
+async def _opened_chunks(
+    source: Callable[[], AsyncIterable[bytes]], digest: _Digest
+) -> AsyncGenerator[AsyncIterator[bytes]]:
+    chunks = source()
+    if not isinstance(chunks, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's own
+        if inspect.iscoroutine(chunks):
+            chunks.close()
+        raise InvalidInput("files", type(chunks).__name__, "came from the callable, and is no async iterable")
+    try:
+        yield _Hashed(aiter(chunks), digest)
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()  # who opens, closes
+
+
+@final
+class _Hashed:
+    """The chunks of a stream, hashed."""
+
+    __slots__ = ("_chunks", "_digest")
+
+    def __init__(self, chunks: AsyncIterator[bytes], digest: _Digest) -> None:
+        self._chunks, self._digest = chunks, digest
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._chunks)
+        if not isinstance(chunk, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's
+            raise InvalidInput("files", type(chunk).__name__, "came from a stream, which must yield bytes")
+        self._digest.update(chunk)
+        return bytes(chunk)
+
+
+@final
+class _Reader:
+    """The chunks of a file, read and hashed in a thread, one ahead of what is being sent."""
+
+    __slots__ = ("_ahead", "_digest", "_file", "_path")
+
+    def __init__(self, path: Path, file: IO[bytes], digest: _Digest) -> None:
+        self._path, self._file, self._digest = path, file, digest
+        self._ahead = self._begin()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await asyncio.shield(self._ahead)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        if not chunk:
+            raise StopAsyncIteration
+        self._ahead = self._begin()
+        return chunk
+
+    async def rested(self) -> None:
+        """Wait until the thread is done: a file must not be closed while it is read."""
+        await asyncio.wait([self._ahead])
+        if not self._ahead.cancelled():
+            self._ahead.exception()  # of a chunk that nobody wants any more
+
+    def _begin(self) -> asyncio.Future[bytes]:
+        return asyncio.get_running_loop().run_in_executor(None, self._read)
+
+    def _read(self) -> bytes:
+        chunk = self._file.read(_CHUNK)
+        self._digest.update(chunk)
+        return chunk
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInput:
+    return InvalidInput("files", path.name, f"cannot be read: {error.strerror or error}")

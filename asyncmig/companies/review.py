@@ -1,0 +1,52 @@
+"""What a person answers a parked import, checked against what it asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asyncmig.companies.wire import Answer, NeedsAttention, Question
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Custom", "checked_answers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """An answer in one's own words, where a question allows it.
+
+    await run.approve(answers={"fq0": Custom("unknown@example.com")})
+    """
+
+    text: str
+
+
+def checked_answers(shown: NeedsAttention, answers: Mapping[str, str | Custom]) -> tuple[Answer, ...]:
+    """Return what is sent; raise `InvalidInput` for an answer to no question, or that its question does not take."""
+    return tuple(_answer(_question(shown, question_id), choice) for question_id, choice in answers.items())
+
+
+def _answer(question: Question, choice: str | Custom) -> Answer:
+    field = f"answers[{question.id!r}]"
+    if isinstance(choice, Custom):
+        if not question.allow_custom:
+            raise InvalidInput(field, choice.text, "this question takes only its options")
+        if not choice.text.strip():
+            raise InvalidInput(field, choice.text, "is empty")
+        return Answer(question_id=question.id, custom=choice.text)
+    offered = [option.id for option in question.options]
+    if choice not in offered:
+        hint = "; your own words go into Custom(...)" if question.allow_custom else ""
+        raise InvalidInput(field, choice, f"is not one of {offered}{hint}")
+    return Answer(question_id=question.id, option_id=choice)
+
+
+def _question(shown: NeedsAttention, question_id: str) -> Question:
+    asked = [question for question in shown.questions if question.id == question_id]
+    if len(asked) == 1:
+        return asked[0]
+    if asked:
+        raise InvalidInput(
+            "answers", question_id, f"is the id of {len(asked)} questions: no answer can tell them apart"
+        )
+    raise InvalidInput(
+        "answers", question_id, f"was not asked; asked were {[question.id for question in shown.questions]}"
+    )

@@ -1,0 +1,263 @@
+"""Imports: rows that become a file, lists of any shape, and the way back to a run."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import date
+
+import pytest
+from inprocess import Fault, InProcess
+
+from asyncmig import BadRequest, Company, Conflict, ImportState, InvalidInput
+from asyncmig.simulator import Reply, World
+from asyncmig.simulator.variants import PAGES
+
+from .conftest import SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+STARTS = ("POST", "/imports")
+
+
+def people(count: int) -> list[Mapping[str, object]]:
+    return [
+        {"Email": f"p{n}@x.org", "First Name": "F", "Last Name": f'"{n}",\n', "Phone": None}
+        for n in range(count)
+    ]
+
+
+@asynccontextmanager
+async def acme(opens: Opens) -> AsyncIterator[Company]:
+    async with opens() as session:
+        yield await session.companies.create(name="Acme", source=SOURCE)
+
+
+def sent(wire: InProcess, method: str, ending: str) -> int:
+    return len([1 for _, m, url in wire.sent if m == method and url.split("?")[0].endswith(ending)])
+
+
+def contacts(world: World) -> list[list[str]]:
+    (company,) = world._companies.values()
+    return next(table.rows for table in company.tables if table.name == "Contacts")
+
+
+def on_start(*faults: Fault | None) -> Callable[[str, str, int], Fault | None]:
+    """Return a plan in which the first starts of an import meet `faults`."""
+    return lambda method, path, number: (
+        faults[number - 1]
+        if method == "POST" and path.endswith("/imports") and number <= len(faults)
+        else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "uploads"),
+    [
+        ({}, 0),
+        ({"max_inline_rows": 40}, 0),
+        ({"max_inline_rows": 39}, 1),
+        ({"max_inline_bytes": 1_000}, 1),
+        ({"max_inline_rows": 0}, 1),
+    ],
+)
+async def test_rows_beyond_a_limit_become_a_file_and_nobody_sees_a_difference(
+    options: dict[str, int], uploads: int, opens: Opens, wire: InProcess, world: World
+) -> None:
+    async with acme(opens) as company:
+        done = await (await company.imports.start(rows=people(40), **options)).wait()
+    assert done.report is not None
+    assert done.report.inserted == 40
+    assert contacts(world)[7] == ["p7@x.org", "F", '"7",', ""]
+    assert sent(wire, "POST", "/uploads") == uploads
+    assert sent(wire, *STARTS) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "uploads"),
+    [(people(500), 0), (people(501), 1), ([{"Email": "x" * 250_000}], 0), ([{"Email": "x" * 256_000}], 1)],
+    ids=["500", "501", "250 kB", "256 kB"],
+)
+async def test_by_default_500_rows_or_256_kilobytes_go_as_they_are(
+    rows: list[Mapping[str, object]], uploads: int, opens: Opens, wire: InProcess
+) -> None:
+    async with acme(opens) as company:
+        await company.imports.start(rows=rows)
+    assert sent(wire, "POST", "/uploads") == uploads
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_rows_that_the_server_finds_too_many_go_as_a_file_under_the_same_key(
+    status: int, opens: Opens, wire: InProcess, world: World
+) -> None:
+    world.variants = replace(world.variants, inline_rows=10, inline_status=status)
+    async with acme(opens) as company:
+        run = await company.imports.start(rows=people(40), idempotency_key="k")
+        done = await run.wait()
+        assert done.report is not None
+        assert done.report.inserted == 40
+        assert sent(wire, *STARTS) == 2
+        again = await company.imports.start(rows=people(40), max_inline_rows=0, idempotency_key="k")
+        assert again.id == run.id
+    assert sent(wire, "POST", "/uploads") == 1
+    assert world.verdict(10**6).duplicate_imports == 0
+
+
+async def test_a_refusal_that_a_file_does_not_mend_is_the_error(opens: Opens, wire: InProcess) -> None:
+    wire.fault = on_start(*[Fault(instead=Reply(status=400, body=b'{"error": "no such sheet"}'))] * 2)
+    async with acme(opens) as company:
+        with pytest.raises(BadRequest, match="no such sheet"):
+            await company.imports.start(rows=people(1))
+    assert sent(wire, *STARTS) == 2
+
+
+async def test_rows_whose_answer_was_lost_are_not_imported_beside_their_file(
+    opens: Opens, wire: InProcess, world: World
+) -> None:
+    """The inline form arrived; its repeat meets another proxy, which finds it too large."""
+    wire.fault = on_start(Fault(lost_after=True), Fault(instead=Reply(status=413, body=b"")))
+    async with acme(opens) as company:
+        with pytest.raises(Conflict):
+            await company.imports.start(rows=people(40))
+        run = await company.imports.recover()
+        assert run is not None
+        done = await run.wait()
+    assert done.report is not None
+    assert done.report.inserted == 40
+    assert world.verdict(10**6).duplicate_imports == 0
+
+
+async def test_what_is_no_row_costs_no_request(opens: Opens, wire: InProcess) -> None:
+    async with acme(opens) as company:
+        before = len(wire.sent)
+        for wrong, field in (
+            ({"rows": [{"a": 1}, {"": 2}]}, "rows[1]"),
+            ({"rows": [{"a": float("nan")}]}, "rows[0]['a']"),
+            ({"rows": {"a": 1}}, "rows[0]"),
+            ({"files": "contacts.csv"}, "files"),
+            ({"rows": [{"a": 1}], "idempotency_key": ""}, "idempotency_key"),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                await company.imports.start(**wrong)  # type: ignore[arg-type]
+            assert refused.value.field == field
+        assert len(wire.sent) == before
+
+
+async def test_dates_and_numbers_arrive_alike_in_both_forms(opens: Opens, world: World) -> None:
+    rows = [{"Email": "a@x.org", "Last Name": date(2024, 2, 29), "First Name": 7, "Phone": 2**60}]
+    async with acme(opens) as company:
+        await (await company.imports.start(rows=rows)).wait()
+        await (await company.imports.start(rows=rows, max_inline_rows=0)).wait()
+    first, second = contacts(world)
+    assert first == second == ["a@x.org", "7", "2024-02-29", str(2**60)]
+
+
+# Lists
+
+
+async def three_imports(company: Company) -> list[str]:
+    runs = [await company.imports.start(rows=[{"a": 1}])]
+    for n in (2, 3):
+        await runs[-1].wait()
+        runs.append(await company.imports.start(rows=[{"a": n}]))
+    return [run.id for run in reversed(runs)]
+
+
+@pytest.mark.parametrize("field", ["imports", "runs", "data", ""])
+@pytest.mark.parametrize("pages", PAGES)
+async def test_imports_are_listed_newest_first_however_the_server_pages(
+    pages: str, field: str, opens: Opens, wire: InProcess, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.variants = replace(world.variants, pages=pages, list_field=field, drift=True)
+    async with acme(opens) as company:
+        newest_first = await three_imports(company)
+        before = len(wire.sent)
+        found = [state.run_id async for state in company.imports.list()]
+    known = newest_first[:1] if pages in ("repeats", "more") else newest_first
+    assert found == known
+    assert len(wire.sent) - before <= 4
+    assert not wire.foreign
+    assert ("more than the server gives" in caplog.text) is (pages == "more")
+
+
+async def test_a_list_that_goes_on_for_ever_comes_to_an_end(
+    opens: Opens, wire: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncmig.companies.imports._PAGES", 20)
+    numbers = iter(range(10**6))
+
+    def invent(body: bytes) -> bytes:
+        n = next(numbers)
+        return json.dumps({"imports": [{"run_id": f"r{n}", "status": "completed"}], "next": f"c{n}"}).encode()
+
+    wire.fault = lambda method, path, number: Fault(change=invent) if path.endswith("/imports") else None
+    async with acme(opens) as company:
+        assert len([state async for state in company.imports.list()]) == 20
+
+
+async def test_imports_are_listed_as_far_as_they_can_be_read(opens: Opens, wire: InProcess) -> None:
+    body = (
+        b'{"imports": [{"status": "running"}, {"status": "failed"}, {"status": "failed"}, {}], "next": "x"}'
+    )
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=200, body=body)) if path.endswith("/imports") else None
+    )
+    async with acme(opens) as company:
+        statuses = [state.status async for state in company.imports.list()]
+        assert statuses == ["running", "failed", "failed", ""]
+        body = b'[{"status": null, "run_id": 7, "report": "new"}, "r2", null]'
+        (state,) = [state async for state in company.imports.list()]
+        assert (state.run_id, state.status, state.report) == ("7", "", None)
+
+
+# The way back
+
+
+@pytest.mark.parametrize(
+    ("body", "run_id"),
+    [
+        ({"run_id": "r", "status": "running"}, "r"),
+        ({"id": "r", "status": "paused"}, "r"),
+        ({"run": {"run_id": "r", "status": "running"}}, "r"),
+        ({"run": {"run_id": "r"}}, "r"),
+        ({"run": {"status": "running"}}, None),
+        ({"status": "needs_attention"}, None),
+        ({"run": None}, ""),
+        ({}, ""),
+    ],
+)
+async def test_the_active_import_is_known_in_every_form(
+    body: dict[str, object], run_id: str | None, opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=json.dumps(body).encode()))
+    async with opens() as session:
+        active = await session.companies.open("c").imports.active()
+    assert (active is None) is (run_id == "")
+    assert active is None or (active.run_id or active.id) == run_id
+
+
+@pytest.mark.parametrize("active", ["bare", "wrapped", "anonymous"])
+async def test_a_lost_run_is_found_again(active: str, opens: Opens, world: World) -> None:
+    world.variants = replace(world.variants, active=active)
+    async with acme(opens) as company:
+        assert await company.imports.recover() is None
+        run = await company.imports.start(rows=people(3))
+        found = await company.imports.recover()
+        assert found is not None
+        assert found.id == run.id
+        state: ImportState = await found.wait()
+    assert state.status == "completed"
+
+
+async def test_a_run_that_the_server_does_not_name_cannot_be_waited_for(
+    opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=b'{"status": "running"}'))
+    async with opens() as session:
+        run = await session.companies.open("c").imports.recover()
+        assert run is not None
+        assert run.id == ""
+        before = len(wire.sent)
+        for attempt in (run.wait, run.read, run.approve, run.reject, lambda: anext(run.updates())):
+            with pytest.raises(InvalidInput, match="run_id"):
+                await attempt()
+        assert len(wire.sent) == before

@@ -1,0 +1,229 @@
+"""Parked imports: what they ask, what may be answered, and decisions whose answer is lost."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import msgspec
+import pytest
+from inprocess import Fault, InProcess
+
+from asyncmig import Conflict, Custom, ImportRun, InvalidInput, NeedsAttention, RunFailed, UnknownOutcome
+from asyncmig.companies.review import checked_answers
+from asyncmig.companies.wire import Action, Answer, Option, Patch, Question
+from asyncmig.simulator import FAULTS, World
+
+from .conftest import SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+BAD = [
+    *({"Email": f"p{n}@x.org", "First Name": "F", "Last Name": "L"} for n in range(20)),
+    *({"Email": "p1@x.org", "First Name": "F", "Last Name": "L"} for _ in range(3)),
+    *({"Email": f"bad {n}", "First Name": "F", "Last Name": "L"} for n in range(3)),
+]
+DECISIONS = "/decisions"
+
+
+@asynccontextmanager
+async def parked(opens: Opens, rows: list[dict[str, str]] | None = None) -> AsyncIterator[ImportRun]:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(rows=rows or BAD)
+        await run.wait()
+        assert run.needs_attention is not None
+        yield run
+
+
+def decisions(wire: InProcess) -> int:
+    return len([1 for _, method, url in wire.sent if method == "POST" and url.endswith(DECISIONS)])
+
+
+async def test_a_parked_run_shows_questions_patch_and_what_it_would_destroy(opens: Opens) -> None:
+    async with parked(opens) as run:
+        asked = run.needs_attention
+        assert asked is not None
+        assert [question.target.column for question in asked.questions if question.target] == [
+            "Email",
+            "Email",
+        ]
+        assert asked.proposed_patch is not None
+        dedup, keep = asked.proposed_patch.actions
+        assert (dedup.action, dedup.column, dedup.key_column) == ("dedup_keep_first", None, "Email")
+        assert dedup.is_destructive
+        assert asked.is_destructive
+        assert not keep.is_destructive
+        assert asked.destructive == (dedup,)
+        assert run.state is not None
+        assert run.state.report is not None
+        assert run.state.report.per_sheet == ()
+
+
+QUESTIONS = NeedsAttention(
+    questions=(
+        Question(id="q0", options=(Option(id="a"), Option(id="b")), allow_custom=True),
+        Question(id="q1", options=(Option(id="a"),)),
+        Question(id="q2", allow_custom=True),
+        Question(id="twice", options=(Option(id="a"),)),
+        Question(id="twice", options=(Option(id="a"),)),
+    ),
+    proposed_patch=Patch(actions=(Action(action="keep"),)),
+)
+
+
+def test_answers_are_options_or_words() -> None:
+    assert checked_answers(QUESTIONS, {"q0": Custom("x"), "q1": "a"}) == (
+        Answer(question_id="q0", custom="x"),
+        Answer(question_id="q1", option_id="a"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ({"q9": "a"}, "was not asked; asked were"),
+        ({"q0": "c"}, r"is not one of \['a', 'b'\]; your own words go into Custom"),
+        ({"q1": "b"}, r"is not one of \['a'\]$"),
+        ({"q1": Custom("x")}, "takes only its options"),
+        ({"q0": Custom(" ")}, "is empty"),
+        ({"q2": "words"}, r"Custom\(\.\.\.\)"),
+        ({"q1": None}, "is not one of"),
+        ({"twice": "a"}, "is the id of 2 questions"),
+    ],
+)
+def test_an_answer_to_what_was_not_asked_is_refused(answers: dict[str, str | Custom], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        checked_answers(QUESTIONS, answers)
+
+
+@pytest.mark.parametrize("unanswered", ["proposed", "untouched"])
+async def test_an_answer_to_one_question_leaves_the_other_to_the_server(
+    unanswered: str, opens: Opens, world: World
+) -> None:
+    world.variants = replace(world.variants, unanswered=unanswered)
+    async with parked(opens) as run:
+        await run.approve(answers={"fq1": Custom("nobody@x.org")})
+        done = await run.wait()
+    assert done.report is not None
+    assert done.report.inserted == (23 if unanswered == "proposed" else 26)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_a_rejected_run_has_failed_whatever_became_of_its_rows(
+    keeps: bool, opens: Opens, world: World
+) -> None:
+    world.variants = replace(world.variants, rejected_keeps=keeps)
+    async with parked(opens) as run:
+        await run.reject()
+        with pytest.raises(RunFailed, match="Rejected"):
+            await run.wait()
+
+
+def on_decision(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
+    return lambda method, path, number: (
+        faults[number - 1] if path.endswith(DECISIONS) and number <= len(faults) else None
+    )
+
+
+async def test_a_doubtful_decision_never_answers_the_next_park(
+    opens: Opens, wire: InProcess, world: World
+) -> None:
+    """The first decision arrives, its answer does not; by the next read the run asks under the same ids again."""
+    world.variants = replace(world.variants, parks_twice=True)
+    wire.fault = on_decision(Fault(lost_after=True))
+    async with parked(opens) as run:
+        first = run.needs_attention
+        await run.approve()
+        await run.wait()
+        assert decisions(wire) == 1
+        assert run.needs_attention != first
+        assert {q.id for q in run.needs_attention.questions} <= {q.id for q in first.questions}  # type: ignore[union-attr]
+        await run.approve()
+        assert (await run.wait()).status == "completed"
+    assert world.verdict(10**6).blind_decisions == 0
+
+
+async def test_a_decision_that_is_slow_to_arrive_is_looked_for_once_more(
+    opens: Opens, wire: InProcess, world: World
+) -> None:
+    """The read after the lost answer still shows the park; the one before the repeat does not any more."""
+    async with parked(opens) as run:
+        stale = msgspec.json.encode(run.state)
+        reads = 0
+
+        def lagging(method: str, path: str, number: int) -> Fault | None:
+            nonlocal reads
+            if path.endswith(DECISIONS):
+                return Fault(lost_after=True)
+            reads += path.endswith(run.id)
+            return Fault(change=lambda body: stale) if reads == 1 else None
+
+        wire.fault = lagging
+        await run.approve()
+        assert (await run.wait()).status == "completed"
+    assert decisions(wire) == 1
+
+
+async def test_a_decision_that_never_arrives_ends_as_unknown_with_what_was_sent(
+    opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = lambda method, path, number: Fault(lost_before=True) if path.endswith(DECISIONS) else None
+    async with parked(opens) as run:
+        with pytest.raises(UnknownOutcome, match="decide again") as unknown:
+            await run.approve(answers={"fq0": "a"})
+        assert json.loads(unknown.value.sent)["answers"] == [{"question_id": "fq0", "option_id": "a"}]
+        wire.fault = lambda method, path, number: None
+        await run.approve()
+        assert (await run.wait()).status == "completed"
+
+
+async def test_questions_that_changed_since_they_were_shown_are_not_answered(
+    opens: Opens, wire: InProcess, world: World
+) -> None:
+    """Somebody else decided meanwhile, and the run parked again under the same ids."""
+    world.variants = replace(world.variants, parks_twice=True)
+    async with parked(opens) as run, opens() as elsewhere:
+        other = elsewhere.watch(run.id, run.company_id)
+        await other.wait()
+        await other.approve()
+        await other.wait()
+        assert other.needs_attention not in (None, run.needs_attention)
+        await asyncio.sleep(10.0)
+        before = decisions(wire)
+        with pytest.raises(Conflict, match="asks something else by now"):
+            await run.approve()
+        assert decisions(wire) == before
+        assert run.needs_attention == other.needs_attention
+        await run.approve()
+        assert (await run.wait()).status == "completed"
+    assert world.verdict(10**6).blind_decisions == 0
+
+
+async def test_a_fresh_park_is_decided_without_another_look(opens: Opens, wire: InProcess) -> None:
+    async with parked(opens) as run:
+        before = len(wire.sent)
+        await run.approve()
+        assert len(wire.sent) == before + 1
+
+
+async def test_a_park_that_expired_is_a_conflict_and_then_a_failure(opens: Opens, world: World) -> None:
+    world.variants = replace(world.variants, park_lasts=60.0)
+    async with parked(opens) as run:
+        await asyncio.sleep(100.0)
+        with pytest.raises(Conflict):
+            await run.approve()
+        with pytest.raises(RunFailed, match="in time"):
+            await run.wait()
+
+
+@pytest.mark.parametrize("fault", ["500-after", "truncated", "hang", "html-502"])
+async def test_a_rejection_is_made_once_whatever_becomes_of_its_answer(
+    fault: str, opens: Opens, wire: InProcess, world: World
+) -> None:
+    wire.fault = on_decision(FAULTS[fault])
+    async with parked(opens) as run:
+        await run.reject()
+        with pytest.raises(RunFailed, match="Rejected"):
+            await run.wait()
+    assert len(world.ledger.decisions) == 1

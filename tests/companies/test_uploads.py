@@ -1,0 +1,349 @@
+"""Uploads: files, bytes and streams, under a storage that refuses, breaks off and forgets."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from inprocess import Fault, InProcess
+
+from asyncmig import BadRequest, Company, InvalidInput, NoAnswer, Session, UnexpectedReply, Uploaded
+from asyncmig.simulator import Reply, World
+
+from .conftest import CLEAN, SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+CONTENT = bytes(range(256)) * 4_000
+"""About a megabyte: several chunks."""
+
+
+async def provisioned(session: Session) -> Company:
+    return await session.companies.create(name="Acme", source=SOURCE)
+
+
+def arrived(world: World) -> dict[str, tuple[str, bytes | None]]:
+    """Return name, content type and bytes of all that was uploaded."""
+    (company,) = world._companies.values()
+    return {each.name: (each.content_type, each.content) for each in company.uploads.values()}
+
+
+async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        await asyncio.sleep(0.001)
+        yield content[start : start + size]
+
+
+class Reopened:
+    """A stream that every `async for` reads from the start."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return chunks()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [CONTENT, bytearray(CONTENT), chunks, Reopened(), lambda: chunks(size=999_999), "path", "iterator"],
+    ids=["bytes", "bytearray", "function", "iterable", "callable", "path", "iterator"],
+)
+async def test_any_kind_of_source_arrives_whole(
+    source: object, opens: Opens, world: World, tmp_path: Path
+) -> None:
+    if source == "path":
+        source = tmp_path / "contacts.csv"
+        source.write_bytes(CONTENT)  # type: ignore[attr-defined]
+    source = chunks() if source == "iterator" else source
+    seen: list[tuple[int, int]] = []
+    async with opens() as session:
+        uploaded = await (await provisioned(session)).upload(
+            source,  # type: ignore[arg-type]
+            name="contacts.csv",
+            size=len(CONTENT),
+            progress=lambda sent, size: seen.append((sent, size)),
+        )
+    assert uploaded == Uploaded(
+        name="contacts.csv",
+        upload_ref=uploaded.upload_ref,
+        size=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )
+    assert arrived(world) == {"contacts.csv": ("text/csv", CONTENT)}
+    assert seen == sorted(set(seen))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kind"),
+    [
+        ("a.CSV", None, "text/csv"),
+        ("book.xlsx", None, "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("old.xls", None, "application/vnd.ms-excel"),
+        ("data.bin.unheard-of", None, "application/octet-stream"),
+        ("a.csv", "text/plain; charset=utf-16", "text/plain; charset=utf-16"),
+    ],
+)
+async def test_a_file_passes_as_it_is_under_the_type_of_its_name(
+    name: str, given: str | None, kind: str, opens: Opens, world: World
+) -> None:
+    content = b"PK\x03\x04\x00\xff not text at all"
+    async with opens() as session:
+        await (await provisioned(session)).upload(content, name=name, content_type=given)
+    assert arrived(world) == {name: (kind, content)}
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "field"),
+    [
+        (b"x", {}, "name"),
+        (b"x", {"name": " "}, "name"),
+        (b"", {"name": "a.csv"}, "files"),
+        (b"x", {"name": "a.csv", "size": 2}, "size"),
+        (b"x", {"name": "a.csv", "content_type": "text/csv\r\nx-evil: 1"}, "content_type"),
+        (chunks, {"name": "a.csv"}, "size"),
+        (chunks, {"name": "a.csv", "size": 0}, "size"),
+        (chunks, {"size": 1}, "name"),
+        ("a.csv", {"name": "a.csv", "size": 1}, "files"),
+        (lambda: "text", {"name": "a.csv", "size": 1}, "files"),
+        (Path("not-there.csv"), {}, "files"),
+        (Path(), {}, "files"),
+    ],
+)
+async def test_what_cannot_be_uploaded_is_said_and_nothing_arrives(
+    source: object, options: dict[str, object], field: str, opens: Opens, wire: InProcess, world: World
+) -> None:
+    async with opens() as session:
+        company = await provisioned(session)
+        with pytest.raises(InvalidInput) as refused:
+            await company.upload(source, **options)  # type: ignore[arg-type]
+    assert refused.value.field == field
+    assert [method for _, method, _ in wire.sent if method == "PUT"] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "what"), [(len(CONTENT) - 1, "has more"), (len(CONTENT) + 1, "ended after")]
+)
+async def test_a_stream_of_another_size_than_was_said_never_arrives(
+    size: int, what: str, opens: Opens, world: World
+) -> None:
+    async with opens() as session:
+        with pytest.raises(InvalidInput, match=what):
+            await (await provisioned(session)).upload(chunks, name="a.csv", size=size)
+    assert arrived(world)["a.csv"][1] is None
+
+
+async def test_a_file_that_grows_or_shrinks_meanwhile_is_not_taken_for_whole(
+    opens: Opens, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.csv"
+    async with opens(upload_bytes_per_second=100_000) as session:
+        company = await provisioned(session)
+        for content in (CONTENT[:-300_000], CONTENT + CONTENT):
+            file.write_bytes(CONTENT)
+            upload = asyncio.create_task(company.upload(file))
+            await asyncio.sleep(1.0)
+            file.write_bytes(content)
+            with pytest.raises(InvalidInput, match="changed"):
+                await upload
+
+
+async def test_what_a_stream_or_a_progress_callback_raises_comes_out_as_it_is(opens: Opens) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise KeyError("of the bucket")
+
+    async with opens() as session:
+        company = await provisioned(session)
+        with pytest.raises(KeyError, match="of the bucket"):
+            await company.upload(broken, name="a.csv", size=2)
+        with pytest.raises(ZeroDivisionError):
+            await company.upload(CONTENT, name="a.csv", progress=lambda sent, size: (sent / 0, None)[1])
+        assert (await company.upload(CONTENT, name="a.csv")).size == len(CONTENT)
+
+
+FAULTS = {
+    "reset": Fault(lost_after=True),
+    "expired": Fault(instead=Reply(status=403, body=b"<Error>Request has expired</Error>")),
+    "busy": Fault(instead=Reply(status=503, body=b"")),
+    "html": Fault(instead=Reply(status=200, body=b"<html>", content_type="text/html")),
+}
+
+
+def storage(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
+    """Return a plan in which the first uploads meet `faults`, one each."""
+    return lambda method, path, number: (
+        faults[number - 1] if path == "/storage" and number <= len(faults) else None
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
+    fault: Fault, opens: Opens, wire: InProcess, world: World
+) -> None:
+    wire.fault = storage(fault, fault)
+    async with opens() as session:
+        uploaded = await (await provisioned(session)).upload(chunks, name="a.csv", size=len(CONTENT))
+    urls = [url for _, method, url in wire.sent if method == "PUT"]
+    assert len(urls) == len(set(urls)) == 3
+    assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert world._companies[next(iter(world._companies))].uploads[uploaded.upload_ref].content == CONTENT
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("reset", NoAnswer), ("expired", UnexpectedReply)])
+async def test_a_stream_that_broke_off_midway_says_so_and_is_not_sent_again(
+    fault: str, kind: type[Exception], opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = storage(FAULTS[fault])
+    async with opens() as session:
+        with pytest.raises(kind, match=r"stream of a\.csv can be read only once.*give a callable"):
+            await (await provisioned(session)).upload(chunks(), name="a.csv", size=len(CONTENT))
+    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+
+
+async def test_a_stream_that_nobody_has_read_yet_is_tried_again(opens: Opens, wire: InProcess) -> None:
+    wire.fault = lambda method, path, number: (
+        Fault(lost_before=True) if path.endswith("/uploads") and number < 10 else None
+    )  # one call makes eight attempts, and then the upload begins again
+    async with opens() as session:
+        uploaded = await (await provisioned(session)).upload(chunks(), name="a.csv", size=len(CONTENT))
+    assert uploaded.size == len(CONTENT)
+
+
+async def test_a_file_that_the_storage_finds_too_large_is_not_sent_eight_times(
+    opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=413, body=b"")) if path == "/storage" else None
+    )
+    async with opens() as session:
+        with pytest.raises(BadRequest, match="413"):
+            await (await provisioned(session)).upload(CONTENT, name="a.csv")
+    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+
+
+async def test_a_url_that_expires_on_the_way_is_replaced(opens: Opens, world: World) -> None:
+    world.variants = replace(world.variants, upload_lives=5.0)
+    lives = iter([5.0, 3600.0])
+    async with opens(upload_bytes_per_second=100_000) as session:
+        company = await provisioned(session)
+
+        def slow_the_first(sent: int, size: int) -> None:
+            if sent == size:
+                next(lives, None)
+                world.variants = replace(world.variants, upload_lives=3600.0)
+
+        uploaded = await company.upload(CONTENT, name="a.csv", progress=slow_the_first)
+    assert next(lives, None) is None  # it was sent twice
+    assert uploaded.size == len(CONTENT)
+
+
+async def test_streams_that_were_opened_are_closed_whatever_happens(opens: Opens, wire: InProcess) -> None:
+    open_now = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal open_now
+        open_now += 1
+        try:
+            async for chunk in chunks():
+                yield chunk
+        finally:
+            open_now -= 1
+
+    async with opens(upload_bytes_per_second=100_000) as session:
+        company = await provisioned(session)
+        upload = asyncio.create_task(company.upload(counted, name="a.csv", size=len(CONTENT)))
+        await asyncio.sleep(3.0)
+        assert open_now == 1
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        assert open_now == 0
+        wire.fault = storage(Fault(), FAULTS["reset"])
+        await company.upload(counted, name="a.csv", size=len(CONTENT))
+        assert open_now == 0
+    assert wire.open == 0
+
+
+def written(folder: Path, count: int) -> list[Path]:
+    paths = [folder / f"file{n}.csv" for n in range(count)]
+    for n, path in enumerate(paths):
+        path.write_text(f"Email\n{n}@x.org\n", encoding="utf-8")
+    return paths
+
+
+async def test_files_of_one_import_go_several_at_once_and_keep_their_order(
+    opens: Opens, wire: InProcess, tmp_path: Path
+) -> None:
+    paths = written(tmp_path, 12)
+    most = 0
+
+    def watch(method: str, path: str, number: int) -> None:
+        nonlocal most
+        most = max(most, wire.open if path == "/storage" else 0)
+
+    wire.fault = watch
+    async with opens(max_parallel_uploads=3) as session:
+        company = await provisioned(session)
+        ready = await company.upload(CLEAN.encode(), name="ready.csv")
+        run = await company.imports.start(files=[paths[0], ready, *paths[1:]])
+        assert run.id
+    (state,) = wire.world._companies.values()
+    (imported,) = state.runs.values()
+    assert [table.name for table, _ in imported.inserted] == [
+        "file0",
+        "Contacts",
+        *(f"file{n}" for n in range(1, 12)),
+    ]
+    assert most == 3
+
+
+async def test_one_file_that_fails_ends_the_others_and_is_the_error(
+    opens: Opens, wire: InProcess, tmp_path: Path
+) -> None:
+    paths = written(tmp_path, 6)
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=413, body=b"")) if path == "/storage" and number == 2 else None
+    )
+    async with opens(upload_bytes_per_second=100.0) as session:
+        company = await provisioned(session)
+        with pytest.raises(BadRequest, match="413"):
+            await company.imports.start(files=paths)
+        puts = [method for _, method, _ in wire.sent].count("PUT")
+        await asyncio.sleep(60.0)
+        assert [method for _, method, _ in wire.sent].count("PUT") == puts
+        assert wire.open == 0
+        paths[3].unlink()
+        before = len(wire.sent)
+        with pytest.raises(InvalidInput, match="file3"):
+            await company.imports.start(files=paths)
+        assert len(wire.sent) == before
+
+
+async def test_all_uploads_share_the_pace_of_the_session(opens: Opens) -> None:
+    loop = asyncio.get_running_loop()
+    async with opens(upload_bytes_per_second=256_000) as session:
+        company = await provisioned(session)
+        began = loop.time()
+        await asyncio.gather(*(company.upload(CONTENT, name=f"{n}.csv") for n in range(4)))
+        assert loop.time() - began == pytest.approx(16.0, abs=1.0)
+
+
+async def test_starting_again_under_a_key_sends_the_uploads_of_the_first_try(
+    opens: Opens, wire: InProcess, tmp_path: Path
+) -> None:
+    """A server may take the references for part of the payload: fresh ones under the old key would be a 409."""
+    paths = written(tmp_path, 2)
+    wire.fault = lambda method, path, number: (
+        Fault(lost_after=True) if method == "POST" and path.endswith("/imports") and number <= 8 else None
+    )
+    async with opens() as session:
+        company = await provisioned(session)
+        with pytest.raises(NoAnswer):
+            await company.imports.start(files=paths, idempotency_key="k")
+        run = await company.imports.start(files=paths, idempotency_key="k")
+        assert (await run.wait()).status == "completed"
+        again = await company.imports.start(files=paths, idempotency_key="k")
+        assert again.id == run.id
+    assert [method for _, method, _ in wire.sent].count("PUT") == 2
+    assert wire.world.verdict(10**6).duplicate_imports == 0
