@@ -265,10 +265,8 @@ class ImportRun(Run[ImportState]):
             return self.needs_attention
         if asyncio.get_running_loop().time() - self._watch.entry.seen > _FRESH:
             await self.read()
-            if self.needs_attention not in (
-                None,
-                shown,
-            ):  # the ids of questions may start again in every park
+            asked = self.needs_attention
+            if asked is not None and asked != shown:  # question ids may start again in every park
                 endpoint, reason = routes.DECIDE, "not sent: the run asks something else by now"
                 raise Conflict(endpoint.method, endpoint.template, 409, reason)
         return shown

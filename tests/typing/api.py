@@ -1,6 +1,6 @@
 """The public API as type checkers see it: read by mypy and pyright, and never run."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_type
@@ -17,8 +17,12 @@ async def handles() -> None:
         assert_type(session, asyncmig.Session)
         assert_type(await session.companies.sources(), tuple[asyncmig.Source, ...])
         assert_type(await session.companies.templates(), tuple[asyncmig.Template, ...])
+        assert_type(await session.companies.source("HubSpot"), asyncmig.Source)
+        assert_type(await session.companies.template("Contacts"), asyncmig.Template)
         company = await session.companies.create(name="Acme", source="id", external_id="acme")
         assert_type(company, asyncmig.Company)
+        assert_type(company.sheet("Contacts"), asyncmig.Sheet)
+        assert_type(company.connections, tuple[asyncmig.Connection, ...])
         run = await company.imports.start(files=[Path("contacts.csv")])
         assert_type(run, asyncmig.ImportRun)
         assert_type(await run.wait(), asyncmig.ImportState)
@@ -27,6 +31,30 @@ async def handles() -> None:
             assert_type(state, asyncmig.ImportState)
         await run.approve(answers={"fq0": "a", "fq1": asyncmig.Custom("text")})
         assert_type(await company.download(to="out", filter="all"), list[asyncmig.Downloaded])
+
+
+async def uploads(company: asyncmig.Company, stream: AsyncIterator[bytes]) -> None:
+    def show(sent: int, size: int) -> None: ...
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b""
+
+    uploaded = await company.upload(b"a", name="a.csv", progress=show)
+    assert_type(uploaded, asyncmig.Uploaded)
+    assert_type(await company.upload(stream, name="a.csv", size=1), asyncmig.Uploaded)
+    assert_type(await company.upload(chunks, name="a.csv", size=1), asyncmig.Uploaded)
+    await company.imports.start(files=[Path("b.csv"), uploaded])
+    await company.imports.start(rows=[{"a": 1}, {"b": None}])
+    async for state in company.imports.list():
+        assert_type(state, asyncmig.ImportState)
+    assert_type(await company.imports.active(), asyncmig.ImportState | None)
+    assert_type(await company.imports.recover(), asyncmig.ImportRun | None)
+
+
+async def destination(session: asyncmig.Session, token: str) -> None:
+    crm = asyncmig.Destination(base_url="https://crm.example", auth={"token": token})
+    await session.companies.create(name="A", source="s", connections={"destination": crm})
+    plain = {"base_url": "https://crm.example", "auth": {"token": token}}
+    await session.companies.create(name="A", source="s", connections={"destination": plain})
 
 
 async def fleet(specs: list[asyncmig.Spec]) -> None:
