@@ -21,6 +21,7 @@ from asyncmig import (
     InvalidInput,
     MemoryJournal,
     NotFound,
+    Spec,
     UnexpectedReply,
     UnknownOutcome,
     migrate,
@@ -216,7 +217,9 @@ async def test_connections_of_another_shape_are_refused_before_a_request_and_not
     async with opens() as session:
         with pytest.raises(InvalidInput) as refused:
             await session.companies.create(name="A", source=SOURCE, connections=connections)
-    assert refused.value.field == field
+        with pytest.raises(InvalidInput) as checked:
+            Spec(external_id="a", name="A", source=SOURCE, files=(), connections=connections).check()
+    assert refused.value.field == checked.value.field == field
     assert not shows(str(refused.value) + repr(refused.value))
     assert KEY not in str(refused.value)
     assert not wire.sent
