@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import msgspec
 
@@ -86,9 +86,7 @@ class Imports:
         column without a name, a value that JSON does not have: all before a request is spent. `Conflict` when another
         import of the company runs or the key was used with another payload (`recover()` tells which).
         """
-        if isinstance(files, str | bytes | Path):
-            raise InvalidInput("files", files, "must be a sequence of paths and uploads")
-        files, rows = list(files), list(rows)
+        files, rows = _checked_files(files), list(rows)
         if bool(files) == bool(rows):
             raise InvalidInput("files", files, "give files or rows, and not both")
         key = new_key(self._engine) if idempotency_key is None else idempotency_key
@@ -106,7 +104,7 @@ class Imports:
             try:
                 return await self.post(msgspec.json.encode(ImportBody(idempotency_key=key, rows=inline)))
             except BadRequest as error:  # 400 or 413: the limit of this form is not documented
-                _log.info("an import of %d rows was refused (%s), and goes as a file", len(checked), error)
+                _log.info("%d rows were refused with %d, and go as a file", len(checked), error.status)
         return await self._start_files(key, [(_ROWS, await in_thread(to_csv, checked))], known)
 
     async def _start_files(self, key: str, files: Sequence[ToUpload], known: "list[Uploaded]") -> "ImportRun":
@@ -132,7 +130,12 @@ class Imports:
         return run
 
     def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
-        """Return the handle of a run that is known by its id; `age`: seconds since it started, if known."""
+        """Return the handle of a run that is known by its id; no request is made.
+
+            state = await session.companies.open(company_id).imports.open(run_id).wait()
+
+        `age`: seconds since it started, if known: polls are rarer for older runs. `group`: as in `post`.
+        """
         return ImportRun(self._engine, self._company_id, run_id, age=age, group=group)
 
     async def active(self) -> ImportState | None:
@@ -210,7 +213,12 @@ class ImportRun(Run[ImportState]):
 
     @property
     def needs_attention(self) -> NeedsAttention | None:
-        """What the run asks, if the last reading showed it parked."""
+        """What the run asks, if the last reading showed it parked.
+
+        if run.needs_attention is not None:
+            for question in run.needs_attention.questions:
+                print(question.prompt, [option.label for option in question.options])
+        """
         state = self.state
         if state is None or state.status not in routes.IMPORT.parked:
             return None
@@ -321,6 +329,16 @@ class _Decided(msgspec.Struct, frozen=True):
     """The answer to a decision: nothing of it is needed."""
 
     status: str | None = None
+
+
+def _checked_files(files: object) -> list[Path | Uploaded]:
+    if not isinstance(files, Sequence) or isinstance(files, str | bytes):
+        raise InvalidInput("files", files, "must be a sequence of paths and uploads")
+    given = cast("Sequence[object]", files)
+    for file in given:
+        if not isinstance(file, Path | Uploaded):
+            raise InvalidInput("files", file, "is neither a Path nor an Uploaded")
+    return cast("list[Path | Uploaded]", list(given))
 
 
 def _listing(company_id: str, query: Mapping[str, str]) -> Call:

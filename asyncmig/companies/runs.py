@@ -82,6 +82,9 @@ class Run(Generic[StateT]):
     async def wait(self, *, through_parks: bool = False) -> StateT:
         """Wait until the run completes, or parks, and return that reading.
 
+            async with asyncio.timeout(7200):
+                done = await run.wait()
+
         `through_parks`: wait on while it is parked, for somebody else to decide. Any number of tasks may wait;
         they share its polls. A deadline is the caller's `asyncio.timeout`. Raises `RunFailed`, `RunCanceled`.
         """
@@ -94,13 +97,24 @@ class Run(Generic[StateT]):
         return state
 
     async def updates(self) -> AsyncIterator[StateT]:
-        """Yield each change of status or progress text once, until the run has ended."""
+        """Yield each change of status or progress text once, until the run has ended.
+
+            async for state in run.updates():
+                print(state.status, state.progress_message)
+
+        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that is not there 30 s after its start.
+        """
         self._check_id()
         async for reading in self._watch.updates():
             yield reading.value
 
     async def read(self) -> StateT:
-        """Read the run now, or as soon as its pace allows; all who wait share the reading."""
+        """Read the run now, or as soon as its pace allows; all who wait share the reading.
+
+            state = await run.read()
+
+        That is 2 s after the last answer, up to 30 s for an old run. Raises as `updates` does.
+        """
         self._check_id()
         return (await self._watch.refresh()).value
 

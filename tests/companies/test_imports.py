@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 from inprocess import Fault, InProcess
@@ -134,6 +135,8 @@ async def test_what_is_no_row_costs_no_request(opens: Opens, wire: InProcess) ->
             ({"rows": [{"a": float("nan")}]}, "rows[0]['a']"),
             ({"rows": {"a": 1}}, "rows[0]"),
             ({"files": "contacts.csv"}, "files"),
+            ({"files": ["contacts.csv"]}, "files"),
+            ({"files": Path("contacts.csv")}, "files"),
             ({"rows": [{"a": 1}], "idempotency_key": ""}, "idempotency_key"),
         ):
             with pytest.raises(InvalidInput) as refused:
