@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,9 +13,8 @@ from asyncmig.companies.outcome import ExportMode, ExportSummary, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
 from asyncmig.companies.wire import Sheet, Template
 from asyncmig.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from asyncmig.preflight import Checked
+from asyncmig.preflight import Checked
+from asyncmig.preflight import check as check_files
 
 __all__ = ["ExportStep", "FileInput", "Record", "Spec", "derived_key", "read_inputs"]
 
@@ -56,18 +54,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("files", [], "there must be at least one")
         return sum(size_of(path) for path in self.files)
 
-    async def check(self, templates: Sequence[Template] = (), *, head: int | None = None) -> "Checked":
+    async def check(self, templates: Sequence[Template] = (), *, head: int | None = None) -> Checked:
         """Read the files and return what may be wrong with them, by those of `templates` that this customer gets.
 
         Sends nothing. For `head`, the bounds, and what without templates or the extra `check` is not judged, see
         `asyncmig.preflight.check`. Raises `InvalidInput` for what the API would refuse.
         """
-        from asyncmig.preflight import check  # most who migrate never ask, and need not wait for its import
-
         self.validate()
         wanted = self.template_ids
         chosen = [each for each in templates if wanted is None or each.id in wanted]
-        return await check(self.files, chosen, head=head)
+        return await check_files(self.files, chosen, head=head)
 
 
 class FileInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -218,7 +218,7 @@ async def test_connections_of_another_shape_are_refused_before_a_request_and_not
         with pytest.raises(InvalidInput) as refused:
             await session.companies.create(name="A", source=SOURCE, connections=connections)
         with pytest.raises(InvalidInput) as checked:
-            Spec(external_id="a", name="A", source=SOURCE, files=(), connections=connections).check()
+            Spec(external_id="a", name="A", source=SOURCE, files=(), connections=connections).validate()
     assert refused.value.field == checked.value.field == field
     assert not shows(str(refused.value) + repr(refused.value))
     assert KEY not in str(refused.value)
