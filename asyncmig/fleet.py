@@ -10,6 +10,7 @@ from typing import Self, final
 import anyio
 
 from asyncmig._io.home import AsyncOnly, Home
+from asyncmig._io.threads import in_thread
 from asyncmig.companies.downloads import RowFilter
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
@@ -24,6 +25,8 @@ __all__ = ["Fleet"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
 _log = logging.getLogger("asyncmig")
+_AT_ONCE = 50
+"""Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
 
 
 @final
@@ -124,7 +127,11 @@ class Fleet(AsyncOnly):
 
         Bad input of one is its `Failed` outcome. Raises `JournalError` if the journal cannot be written.
         """
-        futures = [self.submit(spec) for spec in sorted(specs, key=_size, reverse=True)]
+        futures: list[asyncio.Future[Outcome]] = []
+        for spec in await in_thread(_longest_first, tuple(specs)):
+            futures.append(self.submit(spec))
+            if len(futures) % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         for finished in asyncio.as_completed(futures):
             yield await finished
 
@@ -175,6 +182,10 @@ class Fleet(AsyncOnly):
 
 def _pending(spec: Spec, error: str) -> Pending:
     return Pending(external_id=spec.external_id, name=spec.name, error=error)
+
+
+def _longest_first(specs: Iterable[Spec]) -> list[Spec]:
+    return sorted(specs, key=_size, reverse=True)
 
 
 def _size(spec: Spec) -> int:
