@@ -12,7 +12,7 @@ import difflib
 import glob
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,14 +101,16 @@ class Manifest:
         return specs
 
 
-def read_manifest(path: Path | str) -> Manifest:
+def read_manifest(path: Path | str, *, begun: Container[str] = ()) -> Manifest:
     """Read and check a manifest and the files that it names; UTF-8, with or without a BOM.
+
+    `begun`: customers whose import has begun, by external id: it goes on without files that are gone since.
 
     Raises `InvalidManifest` with all faults at once: columns that are missing, ids that are malformed or stand on
     two lines, files that are missing or empty, globs that match nothing, bytes that are no CSV.
     """
     path = Path(path)
-    reader = _Reader(path)
+    reader = _Reader(path, begun)
     manifest = reader.read()
     if reader.faults:
         raise InvalidManifest(str(path), tuple(reader.faults))
@@ -119,10 +121,10 @@ def read_manifest(path: Path | str) -> Manifest:
 class _Reader:
     """One pass over one file, which keeps the faults that it meets."""
 
-    __slots__ = ("_folder", "_path", "_seen", "faults")
+    __slots__ = ("_begun", "_folder", "_path", "_seen", "faults")
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._folder = path, path.parent
+    def __init__(self, path: Path, begun: Container[str]) -> None:
+        self._path, self._folder, self._begun = path, path.parent, begun
         self._seen: dict[str, int] = {}
         self.faults: list[Fault] = []
 
@@ -198,13 +200,14 @@ class _Reader:
         for name in ("name", "source"):
             if not cells.get(name):
                 self._fault(line, name, "is empty")
+        external_id = self._external_id(line, cells.get("external_id", ""))
         return Customer(
             line=line,
-            external_id=self._external_id(line, cells.get("external_id", "")),
+            external_id=external_id,
             name=cells.get("name", ""),
             source=cells.get("source", ""),
             templates=_parts(cells.get("templates", "")),
-            files=self._files(line, cells.get("files", "")),
+            files=self._files(line, cells.get("files", ""), begun=external_id in self._begun),
         )
 
     def _external_id(self, line: int, external_id: str) -> str:
@@ -218,7 +221,7 @@ class _Reader:
             self._fault(line, "external_id", f"{external_id!r} stands on line {first} already")
         return external_id
 
-    def _files(self, line: int, cell: str) -> tuple[Path, ...]:
+    def _files(self, line: int, cell: str, *, begun: bool) -> tuple[Path, ...]:
         parts = _parts(cell)
         if not parts:
             self._fault(line, "files", "is empty: name at least one file")
@@ -227,7 +230,10 @@ class _Reader:
             try:
                 found.update(dict.fromkeys(_expand(self._folder, part)))
             except InvalidInput as error:
-                self._fault(line, "files", f"{error.value!r}: {error.reason}")
+                if begun and "\0" not in part:
+                    found[self._folder / part] = None  # the migration says that it is gone
+                else:
+                    self._fault(line, "files", f"{error.value!r}: {error.reason}")
         return tuple(found)
 
 

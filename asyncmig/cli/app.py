@@ -13,7 +13,7 @@ import typer
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.options import Options, Rate, parse_rate
-from asyncmig.cli.run import RESUMABLE, USAGE, drive
+from asyncmig.cli.run import RESUMABLE, USAGE, begun, drive
 from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
@@ -104,7 +104,7 @@ def run(
         base_url=base_url,
     )
     words, data = words_console(), data_console()
-    customers = read_manifest(manifest)
+    customers = read_manifest(manifest, begun=asyncio.run(begun(journal)))
     if customers.ignored:
         say(words, f"note: columns that mean nothing here: {clean(', '.join(customers.ignored))}", "dim")
     ended = run_at(speed, drive(customers, options, words))

@@ -14,6 +14,7 @@ from asyncmig.cli.interrupts import Interrupts
 from asyncmig.cli.options import DecideChoice, Options
 from asyncmig.cli.progress import Progress
 from asyncmig.cli.report import Report, ReportFile
+from asyncmig.cli.terminal import say
 from asyncmig.companies.outcome import Delivered
 from asyncmig.companies.spec import Record, Spec
 from asyncmig.errors import (
@@ -32,7 +33,7 @@ from asyncmig.journal import Journal
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 
-__all__ = ["DELIVERED", "KEY_REFUSED", "RESUMABLE", "USAGE", "Ended", "drive"]
+__all__ = ["DELIVERED", "KEY_REFUSED", "RESUMABLE", "USAGE", "Ended", "begun", "drive"]
 
 T = TypeVar("T")
 DELIVERED: Final = 0
@@ -109,6 +110,7 @@ async def drive(manifest: Manifest, options: Options, words: Console, *, api_key
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
         report.begin(records)
+        _say_removed(manifest, records, words)
         _check_folders(options.out, manifest)
         progress = Progress(
             words, [customer.external_id for customer in manifest.customers], speed=options.speed
@@ -197,6 +199,29 @@ class _Work:
         sources = await _if_offered(companies.sources)
         templates = await _if_offered(companies.templates) if manifest.names_templates else ()
         return manifest.specs(sources, templates)
+
+
+async def begun(path: Path) -> frozenset[str]:
+    """Return the customers whose import has begun, as far as a journal can be read."""
+    try:
+        async with Journal(path, read_only=True) as journal:
+            records = await _records(journal, path)
+    except JournalError:
+        return frozenset()  # none yet; or whoever opens it to write will say why not
+    return frozenset(external_id for external_id, record in records.items() if record.begun)
+
+
+def _say_removed(manifest: Manifest, records: Mapping[str, Record], words: Console) -> None:
+    """Say which customers were begun and stand in the manifest no more."""
+    removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
+    if removed:
+        shown = ", ".join(removed[:5]) + (", ..." if len(removed) > 5 else "")
+        say(
+            words,
+            f"note: in the journal and not in the manifest: {len(removed)} ({shown}). Nothing is done for them; "
+            "back in the manifest they go on where they were.",
+            "dim",
+        )
 
 
 def _check_speed(speed: float, base_url: str) -> None:

@@ -1,0 +1,141 @@
+"""What changes between two runs of the same line: it is said, and nothing is lost or done twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asyncmig.simulator import Reply
+
+from .conftest import Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\nb@x.de,B\n"
+MORE = b"Email,Name\na@x.de,A\nb@x.de,B\nc@x.de,C\n"
+LATIN = b"Email,Name\na@x.de,Caf\xe9\n"
+Customers = Callable[..., Path]
+
+
+@pytest.fixture
+def run(cli: Cli, simulator: Simulator) -> Cli:
+    return lambda *args: cli("run", *args, "--speed", "60", "--base-url", simulator.base_url)
+
+
+def rows(folder: Path) -> dict[str, dict[str, object]]:
+    report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
+    return {company["external_id"]: company for company in report["companies"]}
+
+
+def imports(simulator: Simulator) -> int:
+    return simulator.world.ledger.requests["POST /companies/{id}/imports"]
+
+
+def test_a_row_that_is_removed_is_named_and_left_alone_and_may_come_back(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD, bolt=GOOD)).code == 0
+    result = run(customers(acme=GOOD))
+    assert result.code == 0
+    assert "in the journal and not in the manifest: 1 (bolt)" in result.err
+    assert (tmp_path / "out/bolt/Contacts.csv").exists()
+    sent = simulator.count()
+    assert run(customers(acme=GOOD, bolt=GOOD)).code == 0
+    assert simulator.count() == sent
+
+
+def test_a_row_that_is_added_is_all_that_is_done(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    assert run(customers(acme=GOOD, bolt=GOOD)).code == 0
+    assert rows(tmp_path).keys() == {"acme", "bolt"}
+    assert (simulator.count("POST /companies"), imports(simulator)) == (6, 2)
+
+
+def test_another_external_id_of_the_same_customer_is_no_second_company(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    manifest = customers(acme=GOOD)
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace("\nacme,", "\nacme-2,"), encoding="utf-8"
+    )
+    result = run(manifest)
+    assert result.code == 3
+    assert "A company of this name exists" in str(rows(tmp_path)["acme-2"]["error"])
+    assert "in the journal and not in the manifest: 1 (acme)" in result.err
+    assert imports(simulator) == 1
+
+
+def test_another_name_of_a_customer_is_said(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    manifest = customers(acme=GOOD)
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("acme Inc", "ACME SE"), encoding="utf-8")
+    assert run(manifest).code == 0
+    assert "was created as 'acme Inc'" in str(rows(tmp_path)["acme"]["notes"])
+    assert imports(simulator) == 1
+
+
+def test_a_file_that_changed_is_named_and_not_imported_again(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    assert run(customers(acme=MORE)).code == 0
+    assert "not imported again: acme.csv" in str(rows(tmp_path)["acme"]["notes"])
+    assert imports(simulator) == 1
+
+
+def test_a_file_that_is_mended_after_a_failure_is_imported_again(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=LATIN)).code == 3
+    assert run(customers(acme=MORE)).code == 0
+    assert "imported again, for acme.csv" in str(rows(tmp_path)["acme"]["notes"])
+    assert rows(tmp_path)["acme"]["rows"] == {"inserted": 3, "flagged": 0}
+    assert imports(simulator) == 2
+
+
+def test_a_file_that_is_gone_stops_nobody_once_its_import_has_begun(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    manifest = customers(acme=GOOD)
+    assert run(manifest).code == 0
+    manifest = customers(acme=GOOD, bolt=GOOD)
+    (tmp_path / "acme.csv").unlink()
+    assert run(manifest).code == 0
+    assert "goes on without it" in str(rows(tmp_path)["acme"]["notes"])
+    (tmp_path / "bolt.csv").unlink()
+    result = run(customers(cafe=LATIN))
+    assert result.code == 3
+    (tmp_path / "cafe.csv").unlink()
+    assert run(tmp_path / "customers.csv").code == 3
+    assert rows(tmp_path)["cafe"]["outcome"] == "failed"
+
+
+def test_a_file_that_is_gone_before_its_import_began_is_a_fault_of_the_manifest(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    manifest = customers(acme=GOOD, bolt=GOOD)
+    (tmp_path / "bolt.csv").unlink()
+    sent = simulator.count()
+    assert run(manifest).code == 2
+    assert simulator.count() == sent
+
+
+def test_files_that_moved_are_found_where_they_are_now(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    refused = Reply(status=400, body=b'{"error": "not now"}')
+    simulator.intercept = lambda request: refused if request.path.endswith("/uploads") else None
+    manifest = customers(acme=GOOD)
+    assert run(manifest).code == 3
+    simulator.intercept = lambda request: None
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "acme.csv").rename(tmp_path / "moved/acme.csv")
+    text = manifest.read_text(encoding="utf-8").replace(",acme.csv", ",moved/acme.csv")
+    manifest.write_text(text, encoding="utf-8")
+    assert run(manifest).code == 0
+    assert simulator.world.ledger.requests["POST /companies"] == 1
