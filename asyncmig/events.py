@@ -146,7 +146,7 @@ class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
     run_id: str | None = None
     """None until its import has started."""
     step: str
-    """checking, creating, uploading, starting, running, parked, deciding, downloading, or an outcome."""
+    """checking, creating, uploading, starting, running, parked, deciding, downloading, exporting, or an outcome."""
     detail: str = ""
 
 

@@ -79,7 +79,7 @@ def simulated() -> InProcess:
         schemas=SCHEMAS,
         seed=1,
         pace=Pace(queued=1.0, base=5.0, per_row=0.1, sigma=0.0),
-        variants=Variants(parks_twice=True),
+        variants=Variants(parks_twice=True, zip_status=404),
     )
     return InProcess(world, rng=Random(1), faults=Faults(script=SCRIPT))
 
