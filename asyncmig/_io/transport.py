@@ -19,6 +19,8 @@ import anyio
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
+from asyncmig._io.coding import ACCEPTED, Inflater, Undecodable
+
 __all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]
 
 Body = bytes | AsyncIterator[bytes]
@@ -95,9 +97,16 @@ class _AiohttpAnswer:
         return self._response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        coding = self._response.headers.get("Content-Encoding", "").strip().lower()
         try:
+            inflater = Inflater(coding) if coding not in ("", "identity") else None
             async for chunk in self._response.content.iter_chunked(_CHUNK):
-                yield chunk
+                for piece in inflater.feed(chunk) if inflater else (chunk,):
+                    yield piece
+            if inflater:
+                inflater.close()
+        except Undecodable as error:
+            raise Lost(str(error), sent=True) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _lost(error) from error
 
@@ -133,9 +142,10 @@ class AiohttpTransport:
                 response = await self._session(method).request(
                     method,
                     URL(url, encoded=True),
-                    headers=headers,
+                    headers={"Accept-Encoding": ACCEPTED, **headers},
                     data=body if isinstance(body, bytes | None) else _Watched(body, scope, timeouts.stall),
                     allow_redirects=False,
+                    auto_decompress=False,
                     middlewares=(_send_once,),
                     timeout=aiohttp.ClientTimeout(
                         total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall

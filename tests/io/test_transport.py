@@ -1,6 +1,9 @@
 """The seam to the network: nothing is sent twice, no redirect is followed, what is lost is known to be lost."""
 
 import asyncio
+import gzip
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -183,3 +186,81 @@ async def test_no_error_shows_a_url() -> None:
             await send(transport, url)
         assert "signature" not in str(lost.value) + lost.value.reason
     await transport.aclose()
+
+
+# Compression: asked for, and taken off
+
+
+@asynccontextmanager
+async def answering(body: bytes, **headers: str) -> AsyncIterator[tuple[AiohttpTransport, str]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Accept-Encoding"] == "gzip"
+        return web.Response(
+            body=body, headers={name.replace("_", "-"): text for name, text in headers.items()}
+        )
+
+    transport = AiohttpTransport()
+    try:
+        async with serving(handler) as url:
+            yield transport, url
+    finally:
+        await transport.aclose()
+
+
+TEXT = b"name,mail\n" + b"ada,ada@example.org\n" * 40_000
+RAW = zlib.compressobj(wbits=-15)
+BODIES = {
+    "gzip": ("gzip", gzip.compress(TEXT)),
+    "upper case": ("GZIP", gzip.compress(TEXT)),
+    "old name": ("x-gzip", gzip.compress(TEXT)),
+    "members": ("gzip", gzip.compress(TEXT[:70_000]) + gzip.compress(TEXT[70_000:])),
+    "padded": ("gzip", gzip.compress(TEXT) + bytes(512)),
+    "deflate": ("deflate", zlib.compress(TEXT)),
+    "deflate without header": ("deflate", RAW.compress(TEXT) + RAW.flush()),
+    "identity": ("identity", TEXT),
+}
+
+
+@pytest.mark.parametrize(("coding", "body"), BODIES.values(), ids=BODIES)
+async def test_compression_is_taken_off(coding: str, body: bytes) -> None:
+    async with answering(body, Content_Encoding=coding) as (transport, url):
+        assert await send(transport, url) == (200, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(TEXT)[:-1]),  # all the text, and no end
+        ("gzip", gzip.compress(TEXT)[:1000]),
+        ("gzip", gzip.compress(TEXT) + b"something else"),
+        ("gzip", TEXT),
+        ("deflate", zlib.compress(TEXT)[:-1]),
+        ("br", TEXT),
+        ("gzip, gzip", gzip.compress(gzip.compress(TEXT))),
+    ],
+)
+async def test_a_compressed_body_that_is_not_whole_is_lost(coding: str, body: bytes) -> None:
+    """Although its length agrees: aiohttp takes the first two for whole."""
+    async with answering(body, Content_Encoding=coding) as (transport, url):
+        with pytest.raises(Lost):
+            await send(transport, url)
+
+
+async def test_an_answer_without_a_body_needs_no_end() -> None:
+    async with answering(b"", Content_Encoding="gzip") as (transport, url):
+        assert await send(transport, url) == (200, b"")
+
+
+async def test_a_bomb_needs_no_memory() -> None:
+    bomb, size = gzip.compress(bytes(1 << 24), 9), 0
+    async with answering(bomb, Content_Encoding="gzip") as (transport, url):
+        tracemalloc.start()
+        try:
+            async with transport.exchange("GET", url, headers={}, body=None, timeouts=Timeouts()) as answer:
+                async for chunk in answer.chunks():
+                    size += len(chunk)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert size == 1 << 24
+    assert peak < 4 << 20
