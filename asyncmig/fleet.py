@@ -11,7 +11,7 @@ import anyio
 
 from asyncmig._io.home import AsyncOnly, Home
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
 from asyncmig.companies.options import MigrationOptions

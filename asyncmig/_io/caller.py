@@ -179,15 +179,19 @@ class Caller:
         A 429 is waited out. Raises as `call` does, unrepeated; `NoAnswer` if the body breaks off.
         """
         ticket: int | None = None
+        yielded = False
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
                     async with self._exchange(
                         call, slot, 1, self._patience(call.endpoint).streaming()
                     ) as answer:
+                        yielded = True
                         yield answer
                         return
                 except RateLimited:
+                    if yielded:
+                        raise  # the caller's own
                     ticket = slot.ticket
                 except Failed as failure:
                     raise failure.error from failure

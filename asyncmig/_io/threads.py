@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import ParamSpec, TypeVar
+from types import TracebackType
+from typing import IO, ParamSpec, Self, TypeVar, final
 
 import anyio
 
-__all__ = ["in_thread"]
+__all__ = ["WriteBehind", "begin", "finish", "in_thread", "outlast"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_BATCH = 1024 * 1024
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -19,16 +21,78 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     Cancelled, this waits for the thread first: a file must not be closed while another thread reads it. The loop's
     own executor, because a loop with a virtual clock can tell that it has work.
     """
-    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+    return await finish(begin(function, *args, **kwargs))
+
+
+def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[T]":
+    """Start `function` in the loop's executor; whoever starts it must `finish` it."""
+    return asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+
+
+async def finish(work: "asyncio.Future[T]") -> T:
+    """Return what the work comes to; cancelled, wait for its thread first."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        with anyio.CancelScope(shield=True):
-            while not work.done():
-                try:
-                    await asyncio.wait([work])
-                except asyncio.CancelledError:
-                    continue
-        if not work.cancelled():
-            work.exception()
+        await outlast(work)
         raise
+
+
+async def outlast(work: "asyncio.Future[T]") -> None:
+    """Wait until the thread has ended, whoever cancels, and leave aside what came of it."""
+    with anyio.CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                continue
+    if not work.cancelled():
+        work.exception()
+
+
+@final
+class WriteBehind:
+    """Writes to a file in a thread while its caller fetches what comes next: at most 2 MiB and a chunk are in memory.
+
+    Leaving the block waits for the thread. What went wrong with a write is raised by one of the next, or at the end.
+    """
+
+    __slots__ = ("_file", "_held", "_size", "_work")
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._held: list[bytes] = []
+        self._size = 0
+        self._work: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            await self._turn()
+            await self._settle()
+        elif self._work is not None:
+            await outlast(self._work)
+
+    async def write(self, chunk: bytes) -> None:
+        self._held.append(chunk)
+        self._size += len(chunk)
+        if self._size >= _BATCH:
+            await self._turn()
+
+    async def _turn(self) -> None:
+        """Start to write what is held, once the batch before is written."""
+        await self._settle()
+        held, self._held, self._size = self._held, [], 0
+        self._work = begin(self._file.writelines, held)
+
+    async def _settle(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            await finish(work)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope
 

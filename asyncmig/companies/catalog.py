@@ -1,7 +1,8 @@
 """The catalogue of an account, and its companies: provision one, or open one by its id."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -13,9 +14,13 @@ from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
 from asyncmig.companies.connections import Connections, checked_connections, secrets_of
 from asyncmig.companies.content import Progress, Stream
-from asyncmig.companies.downloads import Downloaded, RowFilter, download
+from asyncmig.companies.downloads import Downloaded, download
+from asyncmig.companies.expected import Expected, RowFilter
 from asyncmig.companies.exports import Exports
+from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
+from asyncmig.companies.sheets import chosen, known
+from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import (
     CompanyBody,
@@ -253,28 +258,78 @@ class Company:
         self,
         *,
         to: Path | str,
+        sheets: Sequence[str | Sheet] | None = None,
         filter: RowFilter = "valid",  # noqa: A002 - the API's own word
         report: ImportReport | None = None,
         rank: float = 0.0,
     ) -> list[Downloaded]:
-        """Bring every sheet to `to/SHEET.csv`; a file is whole, or not there at all.
+        """Bring sheets to `to/SHEET.csv`; a file is whole, or not there at all.
 
-        `filter="valid"` drops every row that has one bad cell, `"all"` keeps them. `report`: of the only import
-        that the company has had (known without saying, if this handle created the company and started the import);
-        what came is compared with it, and a download that was cut short is repeated. Raises `TruncatedDownload` when
-        they still disagree at the last attempt.
+            files = await company.download(to="out/acme-001", sheets=["Contacts"], filter="all")
+
+        `sheets`: names, ids or `Sheet`s; all if not given, in one ZIP where the server offers that. File names are
+        the sheets' names, made safe. `filter="valid"` drops every row that has one bad cell, `"all"` keeps them.
+        `report`: of the only import that the company has had (known without saying, if this handle created the
+        company and started the import); what came is compared with it, and a download that was cut short is
+        repeated.
+
+        Raises `InvalidInput` for a sheet that is not known; `TruncatedDownload` when what came and the report still
+        disagree at the last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
+        folder that cannot be written.
         """
-        if filter not in ("valid", "all"):
-            raise InvalidInput("filter", filter, "is neither 'valid' nor 'all'")
-        return await download(
-            self._engine,
-            self.id,
-            self.sheets,
-            Path(to),
-            row_filter=filter,
-            report=report or self._only_report(),
+        fetch, among = self._fetch(filter, report, rank)
+        if sheets is None:
+            return await download(fetch, among, Path(to), whole=True)
+        if isinstance(sheets, str) or not sheets:
+            raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
+        wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
+        return await download(fetch, list(wanted.values()), Path(to), whole=False)
+
+    def stream(
+        self,
+        sheet: str | Sheet | None = None,
+        *,
+        filter: RowFilter = "valid",  # noqa: A002 - the API's own word
+        report: ImportReport | None = None,
+        rank: float = 0.0,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a download as an iterator over its bytes, to hand it on without a disk.
+
+            async with company.stream("Contacts") as chunks:
+                async for chunk in chunks:
+                    await storage.write(chunk)
+            await storage.commit()  # not before the loop has ended by itself
+
+        The CSV of one `sheet` (name, id or `Sheet`); without one, a ZIP of all of them, made here where the server
+        has none. Chunks have about 256 KiB at most; a slow reader slows the transfer, and no part of the limit is
+        held while the body comes. Leaving the block early closes the connection. `filter` and `report` as for
+        `download`.
+
+        Before the first byte a failed attempt is repeated. After it nothing can be taken back: a body that breaks
+        off, or has not the rows that the report says, raises `TruncatedDownload` at the end of the loop, so only a
+        loop that ends without an error has handed on the whole. Raises `InvalidInput` for a sheet that is not
+        known.
+        """
+        fetch, among = self._fetch(filter, report, rank)
+        if sheet is None:
+            return stream_all(fetch, among)
+        return stream_sheet(fetch, chosen(sheet, among, "sheet"))
+
+    def _fetch(
+        self, row_filter: RowFilter, report: ImportReport | None, rank: float
+    ) -> tuple[Fetch, list[Sheet]]:
+        """Return how to download, and the sheets that there are."""
+        if row_filter not in ("valid", "all"):
+            raise InvalidInput("filter", row_filter, "is neither 'valid' nor 'all'")
+        report = report or self._only_report()
+        fetch = Fetch(
+            engine=self._engine,
+            company_id=self.id,
+            row_filter=row_filter,
+            expected=Expected(report, row_filter),
             rank=rank,
         )
+        return fetch, known(self.sheets, report)
 
     def _only_report(self) -> ImportReport | None:
         """Return the report of the only import, where there can have been no other."""

@@ -20,7 +20,7 @@ from asyncmig.companies.adoption import look_first
 from asyncmig.companies.catalog import Company
 from asyncmig.companies.creation import Creation, unknown
 from asyncmig.companies.delivery import Delivery
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.imports import ImportRun, import_body
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import (

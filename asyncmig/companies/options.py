@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final, get_args
 
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.outcome import ExportMode, Policy
 from asyncmig.errors import InvalidInput
 

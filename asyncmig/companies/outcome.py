@@ -5,7 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from asyncmig.companies.downloads import Downloaded, RowFilter
+from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.review import Custom
 from asyncmig.companies.wire import Action, ExportReport, ExportResult, ImportReport, NeedsAttention
 

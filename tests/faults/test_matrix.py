@@ -2,6 +2,7 @@
 
 import csv
 import io
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
-from asyncmig import RunFailed, Session, UnknownOutcome
+from asyncmig import RunFailed, Session, TruncatedDownload, UnknownOutcome
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Variants, World
 from asyncmig.simulator.messages import drifted
 
@@ -33,6 +34,7 @@ NAMES = [
 ]
 # ok: the caller gets what it asked for, and the server did it once.
 # unknown: `UnknownOutcome`; the company may be there, its id was in the lost answer, and no endpoint finds it.
+# cut: `TruncatedDownload`: what was handed on of a stream cannot be taken back.
 # -: cannot happen: the answer to this call has no JSON that could drift.
 MATRIX = """
                  lost      answer    reset     429  500     500       HTML  empty  trunc.    hang     redirect  drift
@@ -55,6 +57,9 @@ reject           ok        ok        ok        ok   ok      ok        ok    ok  
 export           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 read export      ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 download         ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
+download zip     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
+stream           ok        ok        cut       ok   ok      ok        ok    ok     cut       ok       ok        -
+stream zip       ok        ok        cut       ok   ok      ok        ok    ok     cut       ok       ok        -
 """
 ROUTES = {  # the simulator's name of each call's endpoint
     "list sources": "GET /sources",
@@ -76,6 +81,9 @@ ROUTES = {  # the simulator's name of each call's endpoint
     "export": "POST /companies/{id}/exports",
     "read export": "GET /companies/{id}/exports/{run_id}",
     "download": "GET /companies/{id}/export.csv",
+    "download zip": "GET /companies/{id}/export.csv",
+    "stream": "GET /companies/{id}/export.csv",
+    "stream zip": "GET /companies/{id}/export.csv",
 }
 CELLS = [
     (line[:17].strip(), fault, expected)
@@ -217,6 +225,23 @@ class Calls:
         text = (self.tmp_path / "out" / "Contacts.csv").read_text(encoding="utf-8")
         assert len(text.splitlines()) == 21
 
+    download_zip = download
+
+    async def stream(self) -> None:
+        await self._import()
+        await self.run.wait()
+        async with self.company.stream("Contacts") as chunks:
+            text = b"".join([chunk async for chunk in chunks])
+        assert len(text.splitlines()) == 21
+
+    async def stream_zip(self) -> None:
+        await self._import()
+        await self.run.wait()
+        async with self.company.stream() as chunks:
+            archive = io.BytesIO(b"".join([chunk async for chunk in chunks]))
+        with zipfile.ZipFile(archive) as content:
+            assert len(content.read("Contacts.csv").splitlines()) == 21
+
 
 @pytest.mark.parametrize(("call", "fault", "expected"), CELLS, ids=lambda each: each)
 async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_path: Path) -> None:
@@ -237,6 +262,9 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
         make: Callable[[], Awaitable[None]] = getattr(Calls(session, tmp_path), call.replace(" ", "_"))
         if expected == "unknown":
             with pytest.raises(UnknownOutcome, match="adopt"):
+                await make()
+        elif expected == "cut":
+            with pytest.raises(TruncatedDownload):
                 await make()
         else:
             await make()

@@ -1,0 +1,89 @@
+"""One download as the server gives it: the archive of all sheets, or one sheet as CSV."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import final
+
+from asyncmig._io.caller import Call
+from asyncmig._io.engine import Engine
+from asyncmig._io.reply import is_html
+from asyncmig._io.transport import Answer
+from asyncmig.companies import routes
+from asyncmig.companies.expected import Expected, RowFilter
+from asyncmig.companies.wire import Sheet
+from asyncmig.errors import (
+    ApiError,
+    AsyncmigError,
+    NoAnswer,
+    NotFound,
+    ServerError,
+    TruncatedDownload,
+    UnexpectedReply,
+)
+
+__all__ = ["TRANSIENT", "Fetch", "is_no_archive", "no_sheets"]
+
+TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+"""What another attempt may mend."""
+_NO_ZIP = frozenset({400, 404, 405, 501})
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """What is asked for: whose rows, which of them, how urgently, and how many must come."""
+
+    engine: Engine
+    company_id: str
+    row_filter: RowFilter
+    expected: Expected
+    rank: float
+
+    @asynccontextmanager
+    async def answer(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:
+        """Yield the answer at its headers, in one attempt; without a sheet that is the archive of all of them."""
+        query = {} if sheet is None else {"sheet_id": sheet.id}
+        call = Call(
+            endpoint=routes.DOWNLOAD,
+            ids={"id": self.company_id},
+            query={**query, "filter": self.row_filter},
+            rank=self.rank,
+        )
+        async with self.engine.caller.stream(call) as answer:
+            if is_html(answer):
+                raise UnexpectedReply(
+                    "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
+                )
+            yield answer
+
+    async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
+        """Return an answer that `stack` closes, after as many attempts as it takes."""
+        tries = self.engine.caller.tries(routes.DOWNLOAD)
+        while True:
+            try:
+                return await stack.enter_async_context(self.answer(sheet))
+            except TRANSIENT as error:
+                if sheet is None and isinstance(error, ApiError) and is_no_archive(error):
+                    raise
+                trouble: AsyncmigError = error
+            await tries.failed(trouble)
+
+    @property
+    def archives(self) -> bool:
+        """Whether this server may have an archive of all sheets: it was not seen to have none."""
+        return "zip" not in self.engine.missing
+
+    def no_archives(self) -> None:
+        """Remember that sheets can be downloaded here, and an archive of them cannot."""
+        self.engine.missing.add("zip")
+
+
+def is_no_archive(error: ApiError) -> bool:
+    """Return whether this says that there is no archive of all sheets; a 404 may mean the company, too."""
+    return error.status in _NO_ZIP
+
+
+def no_sheets() -> NotFound:
+    """Return the error where there is neither an archive nor a sheet that is known."""
+    return NotFound("GET", routes.DOWNLOAD.template, 404, "no ZIP here, and no sheet ids are known")

@@ -1,0 +1,47 @@
+"""Which sheets are meant: all that are known, or some by name, by id or as they are."""
+
+from collections.abc import Sequence
+
+from asyncmig.companies.wire import ImportReport, Sheet
+from asyncmig.errors import InvalidInput
+
+__all__ = ["chosen", "known", "titled"]
+
+
+def known(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
+    """Return the sheets that are known, and those that only the report names."""
+    ids = {sheet.id for sheet in sheets}
+    reported = [
+        Sheet(id=count.sheet_id, name=count.template_name or count.sheet_id)
+        for count in (report.per_sheet if report else ())
+        if count.sheet_id is not None and count.sheet_id not in ids
+    ]
+    return [*sheets, *{sheet.id: sheet for sheet in reported}.values()]
+
+
+def chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
+    """Return the sheet that is meant: a `Sheet` as it is, a text by id or by name.
+
+    Where no sheet is known a text is taken for an id. Raises `InvalidInput` naming `field` if there is none of that
+    name, or more than one.
+    """
+    if isinstance(wanted, Sheet):
+        return wanted
+    if not wanted:
+        raise InvalidInput(field, wanted, "is empty")
+    if not among:
+        return Sheet(id=wanted)
+    named = [sheet for sheet in among if sheet.id == wanted] or titled(wanted, among)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ids = [sheet.id for sheet in named]
+        raise InvalidInput(field, wanted, f"is the name of {len(named)} sheets: use an id of {ids}")
+    raise InvalidInput(field, wanted, f"is not known; there are {sorted(sheet.name for sheet in among)}")
+
+
+def titled(title: str, sheets: Sequence[Sheet]) -> list[Sheet]:
+    """Return the sheets of this name; without any, those that have it but for upper and lower case."""
+    return [sheet for sheet in sheets if sheet.name == title] or [
+        sheet for sheet in sheets if sheet.name.casefold() == title.casefold()
+    ]

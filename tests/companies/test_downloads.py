@@ -1,0 +1,338 @@
+"""Sheets to files and to iterators: what is chosen, what is whole, what is left behind."""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from inprocess import BASE_URL, KEY, InProcess
+
+from asyncmig import (
+    Company,
+    ImportReport,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RetryPolicy,
+    Session,
+    Sheet,
+    TruncatedDownload,
+)
+from asyncmig.companies.expected import Expected
+from asyncmig.companies.records import RecordCounter
+from asyncmig.companies.wire import SheetCount
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Reply, Variants, World
+
+pytestmark = pytest.mark.looptime
+SOURCE = next(iter(SOURCES))
+ROWS = [{"Email": f"p{n}@x.org", "Last Name": "L" * 200, "First Name": "F"} for n in range(20)]
+Imported = Callable[..., AbstractAsyncContextManager[Company]]
+
+
+@pytest.fixture
+def world() -> World:
+    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0))
+
+
+@pytest.fixture
+def wire(world: World) -> InProcess:
+    return InProcess(world)
+
+
+@pytest.fixture
+def imported(wire: InProcess) -> Imported:
+    """Opens a company with three sheets, of which Contacts has 20 rows."""
+
+    @asynccontextmanager
+    async def make(**variants: object) -> AsyncIterator[Company]:
+        wire.world.variants = replace(Variants(), **variants)  # type: ignore[arg-type]
+        async with Session(
+            KEY, BASE_URL, transport=wire, rng=Random(3), retry=RetryPolicy(attempts=3)
+        ) as session:
+            company = await session.companies.create(name="Acme", source=SOURCE)
+            await (await company.imports.start(rows=ROWS)).wait()
+            yield company
+        assert wire.open == 0
+
+    return make
+
+
+def downloads(wire: InProcess) -> int:
+    return sum("/export.csv" in url for _, _, url in wire.sent)
+
+
+def faulty(wire: InProcess, fault: Fault, *numbers: int) -> None:
+    wire.faulty_endpoint = "GET /companies/{id}/export.csv"
+    wire.nth = dict.fromkeys(numbers, fault)
+
+
+async def read(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+# To files
+
+
+@pytest.mark.parametrize("wanted", ["Contacts", "contacts", "id", "sheet"])
+async def test_one_sheet_by_name_id_or_itself(
+    imported: Imported, wire: InProcess, tmp_path: Path, wanted: str
+) -> None:
+    async with imported() as company:
+        sheet = next(sheet for sheet in company.sheets if sheet.name == "Contacts")
+        asked = {"id": sheet.id, "sheet": sheet}.get(wanted, wanted)
+        files = await company.download(to=tmp_path, sheets=[asked, sheet], filter="all")
+    assert [(file.sheet, file.rows) for file in files] == [("Contacts", 20)]
+    assert [path.name for path in tmp_path.iterdir()] == ["Contacts.csv"]
+    assert downloads(wire) == 1
+
+
+@pytest.mark.parametrize(
+    ("sheets", "reason"),
+    [("Contacts", "a sequence"), ([], "not empty"), (["Nope"], "is not known"), ([""], "is empty")],
+)
+async def test_a_sheet_that_is_not_there_costs_no_request(
+    imported: Imported, wire: InProcess, tmp_path: Path, sheets: list[str], reason: str
+) -> None:
+    async with imported() as company:
+        with pytest.raises(InvalidInput, match=reason):
+            await company.download(to=tmp_path, sheets=sheets)
+        with pytest.raises(InvalidInput, match="neither"):
+            company.stream("Contacts", filter="some")  # type: ignore[arg-type]
+    assert downloads(wire) == 0
+
+
+async def test_a_name_that_two_sheets_have_is_refused(imported: Imported, wire: InProcess) -> None:
+    async with imported():
+        pass
+    async with Session(KEY, BASE_URL, transport=wire) as session:
+        twins = [Sheet(id="1", name="Twin"), Sheet(id="2", name="Twin")]
+        with pytest.raises(InvalidInput, match="is the name of 2 sheets"):
+            session.companies.open("c", sheets=twins).stream("Twin")
+
+
+async def test_where_no_sheet_is_known_a_text_is_an_id(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    async with imported() as company, Session(KEY, BASE_URL, transport=wire) as session:
+        stranger = session.companies.open(company.id)
+        files = await stranger.download(to=tmp_path, sheets=[company.sheets[1].id])
+        with pytest.raises(NotFound, match="Sheet not found"):
+            await stranger.download(to=tmp_path, sheets=["nope"])
+    assert [file.rows for file in files] == [20]
+
+
+@pytest.mark.parametrize("status", [404, 501])
+async def test_where_there_is_no_archive_that_is_asked_once(
+    imported: Imported, wire: InProcess, tmp_path: Path, status: int
+) -> None:
+    async with imported(zip_status=status) as company:
+        for _ in range(2):
+            assert len(await company.download(to=tmp_path)) == 3
+    assert downloads(wire) == 1 + 3 + 3
+
+
+async def test_a_company_that_is_gone_does_not_tell_of_archives(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    async with imported() as company:
+        gone = company.__class__(company._engine, "gone", sheets=company.sheets)
+        with pytest.raises(NotFound):
+            await gone.download(to=tmp_path)
+        await company.download(to=tmp_path)
+    assert downloads(wire) == 2 + 1
+
+
+@pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
+async def test_a_sheet_cannot_leave_its_folder(
+    imported: Imported, wire: InProcess, tmp_path: Path, name: str
+) -> None:
+    async with imported() as company:
+        sheet = Sheet(id=company.sheets[1].id, name=name)
+        [file] = await company.download(to=tmp_path / "out", sheets=[sheet])
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as content:
+            content.writestr(f"{name}.csv", "a\n1\n")
+        faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 2)
+        stranger = company.__class__(company._engine, company.id)
+        [entry] = await stranger.download(to=tmp_path / "out")
+    for each in (file, entry):
+        assert Path(each.path).parent == tmp_path / "out"
+        assert Path(each.path).stem.upper() != "CON"
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("zip_status", [200, 404])
+async def test_what_cannot_be_made_whole_leaves_nothing(
+    imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
+) -> None:
+    async with imported(zip_status=zip_status) as company:
+        faulty(wire, Fault(truncated_to=300), *range(1, 99))
+        with pytest.raises(TruncatedDownload):
+            await company.download(to=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_disk_that_is_full_is_said_and_leaves_nothing(
+    imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: object) -> io.BytesIO:
+        class Full(io.BytesIO):
+            def writelines(self, lines: object, /) -> None:
+                raise OSError(28, "No space left on device")
+
+        path.touch()
+        return Full()
+
+    async with imported() as company:
+        monkeypatch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space"):
+            await company.download(to=tmp_path, sheets=["Contacts"])
+    assert not list(tmp_path.iterdir())
+
+
+# To an iterator
+
+
+async def test_a_sheet_as_a_stream(imported: Imported, wire: InProcess) -> None:
+    async with imported() as company, company.stream("Contacts") as chunks:
+        content = await read(chunks)
+    assert content.count(b"@x.org") == 20
+    assert "filter=valid" in wire.sent[-1][2]
+
+
+@pytest.mark.parametrize("zip_status", [200, 404, 501])
+async def test_all_sheets_as_a_stream_are_an_archive_either_way(
+    imported: Imported, wire: InProcess, zip_status: int
+) -> None:
+    async with imported(zip_status=zip_status) as company:
+        for _ in range(2):
+            async with company.stream(filter="all") as chunks:
+                content = await read(chunks)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert sorted(archive.namelist()) == ["Companies.csv", "Contacts.csv", "Deals.csv"]
+        assert archive.read("Contacts.csv").count(b"@x.org") == 20
+    assert downloads(wire) == (2 if zip_status == 200 else 1 + 3 + 3)
+
+
+@pytest.mark.parametrize("fault", [Fault(truncated_to=2000), Fault(cut_to=2000)], ids=["truncated", "cut"])
+@pytest.mark.parametrize("sheet", ["Contacts", None])
+@pytest.mark.parametrize("zip_status", [200, 404])
+async def test_a_stream_that_was_cut_short_does_not_end_normally(
+    imported: Imported, wire: InProcess, fault: Fault, sheet: str | None, zip_status: int
+) -> None:
+    async with imported(zip_status=zip_status) as company:
+        body_of = 1 if sheet else 1 if zip_status == 200 else 3  # Contacts is the second sheet
+        if sheet is None and zip_status == 200:
+            fault = replace(fault, **{"truncated_to" if fault.truncated_to else "cut_to": 400})
+        faulty(wire, fault, body_of)
+        came = bytearray()
+        with pytest.raises(TruncatedDownload):
+            await _relay(company, sheet, came)
+        assert came
+        assert sheet is not None or not zipfile.is_zipfile(io.BytesIO(came))
+    assert wire.faults_met == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["request-lost", "answer-lost", "500-before", "html-200", "too-many", "redirect"]
+)
+async def test_before_the_first_byte_a_stream_is_tried_again(
+    imported: Imported, wire: InProcess, fault: str
+) -> None:
+    async with imported() as company:
+        faulty(wire, FAULTS[fault], 1)
+        async with company.stream("Contacts") as chunks:
+            assert (await read(chunks)).count(b"@x.org") == 20
+    assert downloads(wire) == 2
+
+
+async def test_leaving_a_stream_early_closes_its_connection(imported: Imported, wire: InProcess) -> None:
+    async with imported() as company:
+        async with company.stream("Contacts") as chunks:
+            assert await anext(chunks)
+            assert wire.open == 1
+        assert wire.open == 0
+        with pytest.raises(RateLimited):  # the reader's own error is not taken for the server's
+            async with company.stream("Contacts"):
+                raise RateLimited("GET", "/storage", 429, "slow down")
+        assert wire.open == 0
+        reader = asyncio.create_task(_never_done(company))
+        await asyncio.sleep(1.0)
+        assert wire.open == 1
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        assert wire.open == 0
+
+
+async def _relay(company: Company, sheet: str | None, to: bytearray) -> None:
+    async with company.stream(sheet) as chunks:
+        async for chunk in chunks:
+            to += chunk
+
+
+async def _never_done(company: Company) -> None:
+    async with company.stream("Contacts") as chunks:
+        async for _ in chunks:
+            await asyncio.sleep(3600)
+
+
+async def test_streams_hold_no_part_of_the_limit(imported: Imported, wire: InProcess) -> None:
+    """A body that takes minutes is no reason for the next to wait."""
+    async with imported() as company, Session(KEY, BASE_URL, limit=2, transport=wire) as session:
+        sheets = [session.companies.open(company.id).stream(sheet) for sheet in company.sheets]
+        async with sheets[0] as first, sheets[1] as second:
+            await asyncio.sleep(120.0)
+            async with asyncio.timeout(5.0), sheets[2] as third:
+                assert all([await read(chunks) for chunks in (first, second, third)])
+
+
+async def test_without_archive_and_sheets_there_is_nothing_to_stream(imported: Imported) -> None:
+    async with imported(zip_status=404) as company:
+        stranger = company.__class__(company._engine, company.id)
+        with pytest.raises(NotFound, match="no sheet ids are known"):
+            async with stranger.stream():
+                pass
+
+
+# What a report says
+
+
+def counter(rows: int) -> RecordCounter:
+    records = RecordCounter()
+    records.feed(b"a,b\n" + b"1,2\n" * rows)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("row_filter", "invalid", "inserted", "right", "wrong"),
+    [
+        ("all", 3, 30, [10], [9, 11]),
+        ("valid", 0, 30, [10], [9, 11]),
+        ("valid", 3, 30, [7, 8, 9, 10], [6, 11]),
+        ("valid", 25, 30, [0, 5], [6]),  # twenty of them fit into the other sheet, five do not
+        ("valid", 3, 10, [7], [6, 8]),  # there are no other rows
+        ("valid", None, 30, [0, 10], [11]),
+        ("valid", 3, None, [7, 10], [6, 11]),
+    ],
+)
+def test_how_many_rows_a_sheet_may_have(
+    row_filter: str, invalid: int | None, inserted: int | None, right: list[int], wrong: list[int]
+) -> None:
+    report = ImportReport(
+        inserted=inserted,
+        invalid_rows=invalid,
+        per_sheet=(SheetCount(sheet_id="s", rows=10, template_name="S"),),
+    )
+    expected = Expected(report, row_filter)  # type: ignore[arg-type]
+    for rows in right:
+        expected.check("S", Sheet(id="s", name="S"), counter(rows))
+        expected.check("S", None, counter(rows))
+    for rows in wrong:
+        with pytest.raises(TruncatedDownload, match="reported"):
+            expected.check("S", Sheet(id="s", name="S"), counter(rows))
+    expected.check("other", Sheet(id="o"), counter(99))
