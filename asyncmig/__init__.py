@@ -8,8 +8,9 @@ from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.adoption import adopt
 from asyncmig.companies.catalog import Companies, Company
 from asyncmig.companies.connections import Destination
-from asyncmig.companies.downloads import Downloaded, RowFilter
-from asyncmig.companies.exports import ExportRun, Exports
+from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.expected import RowFilter
+from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
 from asyncmig.companies.imports import ImportRun, Imports
 from asyncmig.companies.migrate import migrate
 from asyncmig.companies.outcome import (
@@ -31,9 +32,6 @@ from asyncmig.companies.wire import (
     Action,
     ColumnSpec,
     Connection,
-    ExportReport,
-    ExportResult,
-    ExportState,
     ImportReport,
     ImportState,
     Link,
@@ -47,6 +45,7 @@ from asyncmig.companies.wire import (
     Target,
     Template,
 )
+from asyncmig.companies.writes import ExportReport, ExportResult, ExportState
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -93,9 +92,11 @@ __all__ = [
     "Delivered",
     "Destination",
     "Downloaded",
+    "ExportOutcome",
     "ExportReport",
     "ExportResult",
     "ExportRun",
+    "ExportStage",
     "ExportState",
     "ExportSummary",
     "Exports",

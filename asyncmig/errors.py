@@ -155,7 +155,7 @@ class RunError(AsyncmigError):
 
 
 class RunFailed(RunError):
-    """The run failed; nothing was inserted."""
+    """The run failed; of an import nothing was inserted, of a destination export some may have been written."""
 
 
 class RunCanceled(RunError):
@@ -194,7 +194,7 @@ class UnknownOutcome(AsyncmigError):
 
 
 class TruncatedDownload(AsyncmigError):
-    """A download has fewer or more rows than the run reported, or ended early; no file was left."""
+    """A download ended early, or has fewer or more rows than the run reported; no file was left."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)

@@ -22,6 +22,8 @@ class Repeat(enum.Enum):
 
     ALWAYS = "always"
     """Reading, or harmless to repeat."""
+    KEYED = "keyed"
+    """The key in its body makes it harmless to repeat; given up, it may be under way, and only that key finds it."""
     UNIQUE = "unique"
     """The server refuses a second one; but a refusal cannot be told from one that concerns somebody else."""
     NEVER = "never"

@@ -55,13 +55,13 @@ def backoff(policy: RetryPolicy, attempt: int, rng: Random) -> float:
 
 
 def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolicy) -> Next:
-    """Decide after attempt `attempt` (from 1) of a call has failed."""
+    """Decide after attempt `attempt` (from 1) of a call has failed; `doubt`: the worst of all its attempts."""
     if repeat is Repeat.NEVER and doubt is Doubt.MAYBE:
         return Next.UNKNOWN
     if attempt < policy.attempts:
         return Next.RETRY
-    # The last attempts of a UNIQUE call may all have failed before they arrived, or the first may have arrived.
-    return Next.UNKNOWN if repeat is Repeat.UNIQUE and doubt is Doubt.MAYBE else Next.GIVE_UP
+    lasting = repeat in (Repeat.UNIQUE, Repeat.KEYED)
+    return Next.UNKNOWN if lasting and doubt is Doubt.MAYBE else Next.GIVE_UP
 
 
 def refusal_is_doubtful(repeat: Repeat, status: int, doubts: int) -> bool:

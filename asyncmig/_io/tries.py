@@ -42,7 +42,8 @@ class Tries:
     ) -> None:
         """Wait until the next attempt may start; or raise what the call comes to."""
         self.doubts += doubt is Doubt.MAYBE
-        what = after_failure(self._endpoint.repeat, doubt, self.attempt, self._policy)
+        worst = Doubt.MAYBE if self.doubts else doubt
+        what = after_failure(self._endpoint.repeat, worst, self.attempt, self._policy)
         if what is Next.UNKNOWN:
             raise self.unknown(str(error)) from error
         if what is Next.GIVE_UP:

@@ -16,7 +16,7 @@ from asyncmig.companies.connections import Connections, checked_connections, sec
 from asyncmig.companies.content import Progress, Stream
 from asyncmig.companies.downloads import Downloaded, download
 from asyncmig.companies.expected import Expected, RowFilter
-from asyncmig.companies.exports import Exports
+from asyncmig.companies.exports import ExportOutcome, Exports
 from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
 from asyncmig.companies.sheets import chosen, known
@@ -314,6 +314,31 @@ class Company:
         if sheet is None:
             return stream_all(fetch, among)
         return stream_sheet(fetch, chosen(sheet, among, "sheet"))
+
+    async def export(
+        self,
+        *,
+        canary_first: bool = True,
+        template_ids: Sequence[str] | None = None,
+        row_filter: str | None = None,
+        canary_key: str | None = None,
+        full_key: str | None = None,
+    ) -> ExportOutcome:
+        """Write the company's rows to its destination: the first row of each template, and if that went well, all.
+
+            exported = await company.export()
+            if not exported.is_clean:
+                print(exported.stopped, exported.report.failed, exported.report.hollow)
+
+        See `Exports.export`, which this is.
+        """
+        return await self.exports.export(
+            canary_first=canary_first,
+            template_ids=template_ids,
+            row_filter=row_filter,
+            canary_key=canary_key,
+            full_key=full_key,
+        )
 
     def _fetch(
         self, row_filter: RowFilter, report: ImportReport | None, rank: float

@@ -8,12 +8,13 @@ import msgspec
 
 from asyncmig.companies.catalog import Company
 from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
-from asyncmig.companies.progress import Progress, wall_clock
+from asyncmig.companies.progress import TRANSIENT, Progress, wall_clock
 from asyncmig.companies.spec import ExportStep, derived_key
 from asyncmig.companies.wire import ImportReport, Sheet
-from asyncmig.errors import BadRequest, Conflict, NotFound, RunError
+from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 
 __all__ = ["Delivery"]
 
@@ -126,9 +127,7 @@ class Delivery:
             key = derived_key(self._progress.record, f"export {mode} {self._progress.record.retried}")
             step = await self._write("export", ExportStep(mode=mode, idempotency_key=key))
         if step.run_id is None:
-            run = await self._progress.patiently(
-                partial(company.exports.start, mode=mode, idempotency_key=step.idempotency_key)
-            )
+            run = await self._progress.patiently(partial(_started, company, step))
             started = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
             step = await self._write("export started", started)
         if step.result is None:
@@ -150,6 +149,15 @@ class Delivery:
 
     def _exported(self) -> tuple[ExportSummary, ...]:
         return tuple(step.result for step in self._progress.record.exports if step.result is not None)
+
+
+async def _started(company: Company, step: ExportStep) -> ExportRun:
+    try:
+        return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key)
+    except UnknownOutcome as error:
+        if isinstance(error.__cause__, TRANSIENT):
+            raise error.__cause__ from error  # no answer yet, and the journal has the key
+        raise
 
 
 def _sheets(report: ImportReport | None) -> tuple[Sheet, ...]:

@@ -10,12 +10,60 @@ from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
 from asyncmig.companies.imports import new_key
 from asyncmig.companies.runs import Run
-from asyncmig.companies.wire import ExportBody, ExportState, RunStarted, Selection
-from asyncmig.errors import InvalidInput
+from asyncmig.companies.wire import RunStarted
+from asyncmig.companies.writes import ExportBody, ExportReport, ExportState, Selection
+from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 
-__all__ = ["ExportRun", "Exports"]
+__all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "Mode"]
 
 Mode = Literal["full", "canary"]
+_NO_REASON = (
+    "no reason given; without `connections` at the company's creation there is no destination to write to"
+)
+_TWICE = (
+    "The full export writes every row, also those that the canary has written, and a later export writes them all "
+    "again. No idempotency key keeps the destination from having a record twice: only the natural key does that its "
+    "writer was given when it was published, and the API does not show whether it has one."
+)
+
+
+class ExportStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A canary or a full export that has completed."""
+
+    run_id: str
+    idempotency_key: str
+    """The same key, mode and selection again return this run."""
+    report: ExportReport | None
+    """What became of the writes; None if the server does not say."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is a report, and it speaks of no failed and no hollow write."""
+        return self.report is not None and self.report.is_clean
+
+
+class ExportOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What `company.export()` has done, stage by stage."""
+
+    canary: ExportStage | None
+    """None: it was not asked for."""
+    full: ExportStage | None
+    """None: not started, for the reason in `stopped`."""
+    stopped: str | None = None
+    """What the canary showed that kept the full export from being started."""
+    note: str = _TWICE
+    """What nobody protects the destination from."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything was written, and no write is known to have failed or to be hollow."""
+        return self.full is not None and self.full.is_clean
+
+    @property
+    def report(self) -> ExportReport:
+        """The report of the last stage that ran; an empty one if the server gave none."""
+        last = self.full or self.canary
+        return (last.report if last else None) or ExportReport()
 
 
 @final
@@ -34,35 +82,94 @@ class Exports:
         template_ids: Sequence[str] | None = None,
         row_filter: str | None = None,
         idempotency_key: str | None = None,
+        rank: float = 0.0,
     ) -> "ExportRun":
-        """Start writing to the destination; `canary` writes the first row of each template only.
+        """Start writing to the destination: `full`, or `canary` for the first row of each template only.
+
+            run = await company.exports.start(mode="canary", idempotency_key="acme-001-canary")
+            report = (await run.wait()).report
+
+        `template_ids` and `row_filter` (in the server's own terms) narrow what is written. `idempotency_key`:
+        starting again with it, and the same mode and selection, returns the same run; drawn at random if not given.
 
         The key makes the start harmless to repeat, and nothing else: whether the destination gets a record twice
         hangs on the natural key that its writer was given when it was published, which no client can see or set.
+
+        Raises `InvalidInput` before a request is spent. `BadRequest` or `Conflict` where the server refuses an
+        export without a connection (other servers accept it, and `wait` raises `RunFailed`); `Conflict` as well for
+        a key that was used with another payload. Nothing runs then: the API cannot be asked which export does, but
+        the same key with the same payload is never refused. `UnknownOutcome` when no attempt was answered: it may
+        run, and the same call with the key that is in `sent` finds it.
         """
-        if mode not in ("full", "canary"):
-            raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
-        selection = Selection(
-            template_ids=msgspec.UNSET if template_ids is None else tuple(template_ids),
-            row_filter=msgspec.UNSET if row_filter is None else row_filter,
-        )
-        body = ExportBody(
-            mode=mode,
-            idempotency_key=idempotency_key or new_key(self._engine),
-            selection=msgspec.UNSET if selection == Selection() else selection,
-        )
+        body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._engine))
+        if idempotency_key == "":
+            raise InvalidInput("idempotency_key", idempotency_key, "is empty")
+        return await self._start(body, rank)
+
+    async def _start(self, body: ExportBody, rank: float = 0.0) -> "ExportRun":
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,
             ids={"id": self._company_id},
             body=encoded,
+            rank=rank,
             sent=encoded.decode(),
         )
-        started = await self._engine.caller.call(call, RunStarted)
+        try:
+            started = await self._engine.caller.call(call, RunStarted)
+        except (BadRequest, Conflict) as error:
+            if error.text:
+                raise
+            raise type(error)(error.method, error.endpoint, error.status, f"({_NO_REASON})") from error
         return ExportRun(self._engine, ExportState, self._company_id, started.run_id, age=0.0)
 
+    async def export(
+        self,
+        *,
+        canary_first: bool = True,
+        template_ids: Sequence[str] | None = None,
+        row_filter: str | None = None,
+        canary_key: str | None = None,
+        full_key: str | None = None,
+        rank: float = 0.0,
+    ) -> ExportOutcome:
+        """Write everything to the destination, after a canary that tries the first row of each template.
+
+        A canary with a failed or hollow write, or without a report, stops there: `stopped` says why, and nothing
+        more was written. Unverified writes do not stop it: a writer that reads nothing back confirms nothing. With
+        `canary_first=False` all is written at once.
+
+        `canary_key`, `full_key`: idempotency keys of the two stages. Whoever keeps them can call again after a
+        crash, a cancellation or an error, and gets the runs that there are. They do not keep the destination from
+        having a record twice, and the rows of the canary are written again by the full export: see `Exports.start`,
+        and `note`.
+
+        Raises what `start` does, and `RunFailed` or `RunCanceled` for either run.
+        """
+        for name, key in (("canary_key", canary_key), ("full_key", full_key)):
+            if key == "" or (key is not None and canary_key == full_key):
+                raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
+        canary = _checked("canary", template_ids, row_filter, canary_key or new_key(self._engine))
+        full = _checked("full", template_ids, row_filter, full_key or new_key(self._engine))
+        tried = await self._stage(canary, rank) if canary_first else None
+        if tried is not None and not tried.is_clean:
+            return ExportOutcome(canary=tried, full=None, stopped=_why(tried.report))
+        return ExportOutcome(canary=tried, full=await self._stage(full, rank))
+
+    async def _stage(self, body: ExportBody, rank: float) -> ExportStage:
+        run = await self._start(body, rank)
+        state = await run.wait()
+        return ExportStage(run_id=run.id, idempotency_key=body.idempotency_key, report=state.report)
+
     def open(self, run_id: str, *, age: float | None = None) -> "ExportRun":
-        """Return the handle of a run that is known by its id; `age`: seconds since it started, if known."""
+        """Return the handle of a run that is known by its id, to wait for; no request is made.
+
+            run = company.exports.open(record["run_id"], age=now - record["started_at"])
+
+        `age`: seconds since it started, if known.
+        """
+        if not run_id:
+            raise InvalidInput("run_id", run_id, "is empty")
         return ExportRun(self._engine, ExportState, self._company_id, run_id, age=age)
 
 
@@ -73,3 +180,45 @@ class ExportRun(Run[ExportState]):
     ENDPOINT = routes.READ_EXPORT
     LIFECYCLE = routes.EXPORT
     __slots__ = ()
+
+    async def wait(self, *, through_parks: bool = False) -> ExportState:
+        """Wait until the export has ended, and return that reading: its `report` lists what became of each write.
+
+        A run completes even when writes failed. Raises `RunFailed` if the run did, as one without a connection to a
+        destination does where the server has not refused it; rows may have been written before. See `Run.wait`.
+        """
+        try:
+            return await super().wait(through_parks=through_parks)
+        except RunFailed as error:
+            if error.text:
+                raise
+            raise RunFailed(self.id, f"({_NO_REASON})") from error
+
+
+def _checked(mode: Mode, template_ids: Sequence[str] | None, row_filter: str | None, key: str) -> ExportBody:
+    if mode not in ("full", "canary"):
+        raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
+    if template_ids is not None and (
+        isinstance(template_ids, str) or not template_ids or not all(template_ids)
+    ):
+        raise InvalidInput("template_ids", template_ids, "must be a sequence of ids, none of them empty")
+    if row_filter is not None and not row_filter.strip():
+        raise InvalidInput("row_filter", row_filter, "is empty")
+    selection = Selection(
+        template_ids=msgspec.UNSET if template_ids is None else tuple(template_ids),
+        row_filter=msgspec.UNSET if row_filter is None else row_filter,
+    )
+    return ExportBody(
+        mode=mode,
+        idempotency_key=key,
+        selection=msgspec.UNSET if selection == Selection() else selection,
+    )
+
+
+def _why(report: ExportReport | None) -> str:
+    if report is None:
+        return "the canary came without a report: nobody can tell what became of its writes"
+    failed = len(report.failed) + report.unlisted_failures
+    first = next((result.error for result in report.failed if result.error), None)
+    reason = f": {first}" if first else ""
+    return f"of the canary's writes {failed} failed and {len(report.hollow)} were hollow{reason}"

@@ -8,7 +8,8 @@ import msgspec
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.review import Custom
-from asyncmig.companies.wire import Action, ExportReport, ExportResult, ImportReport, NeedsAttention
+from asyncmig.companies.wire import Action, ImportReport, NeedsAttention
+from asyncmig.companies.writes import ExportReport, ExportResult
 
 __all__ = [
     "Decide",
@@ -52,21 +53,14 @@ class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
     def read(cls, mode: ExportMode, run_id: str, report: ExportReport | None) -> "ExportSummary":
         """Return what a report says; where it counts more losses than it lists, the count stands."""
         report = report or ExportReport()
-        refused = tuple(filter(_is_refused, report.results))
-        hollow = tuple(each for each in report.results if each.is_hollow and not _is_refused(each))
-        counted = (report.total or 0) - (report.succeeded or 0) if len(report.results) != report.total else 0
         return cls(
             mode=mode,
             run_id=run_id,
             total=report.total,
-            failed=max(len(refused), counted),
-            hollow=len(hollow),
-            lost=(*refused, *hollow),
+            failed=len(report.failed) + report.unlisted_failures,
+            hollow=len(report.hollow),
+            lost=(*report.failed, *report.hollow),
         )
-
-
-def _is_refused(result: ExportResult) -> bool:
-    return result.ok is False or (result.ok is None and (result.status or 0) >= 400)
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,8 @@ START_EXPORT = Endpoint(
     name="start export",
     method="POST",
     template="/companies/{id}/exports",
-    repeat=Repeat.ALWAYS,  # the idempotency key makes it so
+    repeat=Repeat.KEYED,  # and no lookup finds an export that runs
+    advice="Start it again with the same idempotency key, mode and selection: if it runs, that is the run you get.",
 )
 READ_EXPORT = Endpoint(
     name="read export",

@@ -19,10 +19,6 @@ __all__ = [
     "CompanyInfo",
     "Connection",
     "DecisionBody",
-    "ExportBody",
-    "ExportReport",
-    "ExportResult",
-    "ExportState",
     "FileRef",
     "ImportBody",
     "ImportReport",
@@ -34,7 +30,6 @@ __all__ = [
     "Patch",
     "Question",
     "RunStarted",
-    "Selection",
     "Sheet",
     "SheetCount",
     "Source",
@@ -326,53 +321,3 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class DecisionBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     decision: str
     answers: tuple[Answer, ...] | UnsetType = UNSET
-
-
-# Destination exports
-
-
-class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    template_ids: tuple[str, ...] | UnsetType = UNSET
-    row_filter: str | UnsetType = UNSET
-
-
-class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    mode: str
-    idempotency_key: str
-    selection: Selection | UnsetType = UNSET
-
-
-class ExportResult(Struct, frozen=True, kw_only=True):
-    """One write to the destination."""
-
-    template_id: str | None = None
-    path: str | None = None
-    status: int | None = None
-    ok: bool | None = None
-    error: str | None = None
-    fields_confirmed: bool | None = None
-
-    @property
-    def is_hollow(self) -> bool:
-        """Whether the destination said yes and did not keep the fields."""
-        return self.fields_confirmed is False and 200 <= (self.status or 0) < 300
-
-
-class ExportReport(Struct, frozen=True, kw_only=True):
-    """What a destination export did. A run completes even when writes failed."""
-
-    mode: str | None = None
-    total: int | None = None
-    succeeded: int | None = None
-    failed: int | None = None
-    results: tuple[ExportResult, ...] = ()
-
-
-class ExportState(Struct, frozen=True, kw_only=True):
-    """One reading of an export run."""
-
-    status: str
-    run_id: str | None = None
-    progress_message: str | None = None
-    report: ExportReport | None = None
-    error: str | None = None

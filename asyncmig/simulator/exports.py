@@ -6,10 +6,9 @@ from typing import final
 
 from asyncmig.simulator.messages import Json
 from asyncmig.simulator.tables import Table
+from asyncmig.simulator.variants import Variants
 
 __all__ = ["ExportRun"]
-
-_FAILS, _HOLLOW = 0.03, 0.03
 
 
 @final
@@ -23,6 +22,7 @@ class ExportRun:
     tables: list[Table]
     connected: bool
     rng: Random
+    variants: Variants
     settles_at: float = 0.0
     _results: list[Json] | None = None
 
@@ -50,7 +50,7 @@ class ExportRun:
             "total": len(self._results),
             "succeeded": len(self._results) - failed,
             "failed": failed,
-            "results": self._results,
+            "results": self._results[: self.variants.listed_writes],
         }
         return {"status": status, "report": report}
 
@@ -58,13 +58,15 @@ class ExportRun:
         return table.rows[:1] if self.mode == "canary" else table.rows
 
     def _write(self, table: Table) -> Json:
-        fate = self.rng.random()
-        fails, hollow = fate < _FAILS, _FAILS <= fate < _FAILS + _HOLLOW
+        fate, odds = self.rng.random(), self.variants
+        fails = fate < odds.failed_writes
+        hollow = not fails and fate < odds.failed_writes + odds.hollow_writes
+        unread = fails or (not hollow and fate > 1.0 - odds.unread_writes)
         return {
             "template_id": table.schema.id if table.schema else None,
             "path": f"/{table.name.lower()}",
             "status": 422 if fails else 201,
             "ok": not fails,
             "error": "the destination refused the record" if fails else None,
-            "fields_confirmed": None if fails else not hollow,
+            "fields_confirmed": None if unread else not hollow,
         }

@@ -38,6 +38,8 @@ class Verdict:
     duplicate_imports: int
     """Imports of rows that the company had got already."""
     duplicate_companies: int
+    duplicate_exports: int
+    """Exports of a company with the mode and the selection of another one, under another key."""
     polls_after_the_end: int
     """Reads of a run after one that showed its end."""
     hasty_polls: int
@@ -75,7 +77,9 @@ class Ledger:
     def note_reading(self, run_id: str, park: int, now: float) -> None:
         self.readings.setdefault(run_id, []).append((now, park))
 
-    def verdict(self, *, duplicate_imports: int, duplicate_companies: int, unaccounted: int) -> Verdict:
+    def verdict(
+        self, *, duplicate_imports: int, duplicate_companies: int, duplicate_exports: int, unaccounted: int
+    ) -> Verdict:
         """Return what a client has done wrong, with what only the world can tell."""
         statuses = [entry.status for entry in self.entries]
         refused = statuses.index(401) if 401 in statuses else len(statuses)
@@ -86,6 +90,7 @@ class Ledger:
             key_leaks=self.key_leaks,
             duplicate_imports=duplicate_imports,
             duplicate_companies=duplicate_companies,
+            duplicate_exports=duplicate_exports,
             polls_after_the_end=sum(
                 at > ended for run_id, ended in self.end_read_at.items() for at, _ in self.readings[run_id]
             ),

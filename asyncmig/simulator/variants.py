@@ -32,7 +32,17 @@ class Variants:
     catalogue: bool = True
     """9: sources and templates can be listed; otherwise 404."""
     unconnected_export: str = "fails"
-    """10: an export without a connection is `refused`, or its run `fails`."""
+    """10: an export without a connection is `refused` (400), a `conflict` (409), or its run `fails`."""
+    failed_writes: float = 0.03
+    """Share of an export's writes that the destination refuses."""
+    hollow_writes: float = 0.03
+    """Share of them that it accepts without keeping the fields."""
+    unread_writes: float = 0.0
+    """Share of the good ones that nobody reads back: `fields_confirmed` is null."""
+    listed_writes: int | None = None
+    """At most so many writes are in an export's report, whatever its counts say."""
+    gzip: bool = False
+    """Downloads are compressed for a client that accepts it."""
     unanswered: str = "proposed"
     """6: what an approval with answers does about questions that it leaves out: as `proposed`, or `untouched`."""
     inline_rows: int | None = None
@@ -80,7 +90,7 @@ class Variants:
             rejected_keeps=rng.random() < 0.5,
             zip_status=rng.choice((200, 404, 501)),
             catalogue=rng.random() < 0.7,
-            unconnected_export=rng.choice(("refused", "fails")),
+            unconnected_export=rng.choice(("refused", "conflict", "fails")),
             strange_status=rng.choice((None, "blocked", "paused")),
             poll_url=rng.choice(("path", "foreign")),
             drift=rng.random() < 0.5,
@@ -122,6 +132,9 @@ _NAMED: dict[str, Callable[[Variants], Variants]] = {
     "untouched-questions": lambda variants: replace(variants, unanswered="untouched"),
     "pages": lambda variants: replace(variants, pages="cursor"),
     "endless-pages": lambda variants: replace(variants, pages="repeats"),
+    "gzip": lambda variants: replace(variants, gzip=True),
+    "failed-writes": lambda variants: replace(variants, failed_writes=0.5),
+    "hollow-writes": lambda variants: replace(variants, hollow_writes=0.5),
     "empty-errors": lambda variants: replace(variants, error_body=False),
 }
 VARIANTS = ("zombies", "canceled", "stale", *_NAMED)

@@ -1,6 +1,7 @@
 """The server's state: a request and `now` go in, a reply comes out. It knows the contract and no client."""
 
 import csv
+import gzip
 import hashlib
 import io
 import re
@@ -387,8 +388,9 @@ class World:
             return self._started(company, "exports", known, company.exports[known].status(now), replay=True)
         if body.mode not in ("full", "canary"):
             raise Refusal(400, "mode must be full or canary")
-        if not company.connected and self.variants.unconnected_export == "refused":
-            raise Refusal(400, "No destination is connected")
+        refuses = {"refused": 400, "conflict": 409}.get(self.variants.unconnected_export)
+        if refuses is not None and not company.connected:
+            raise Refusal(refuses, "No destination is connected")
         wanted = body.selection.template_ids if body.selection else None
         tables = [
             t for t in company.tables if wanted is None or (t.schema is not None and t.schema.id in wanted)
@@ -400,6 +402,7 @@ class World:
             tables=tables,
             connected=company.connected,
             rng=Random(f"{self._seed} {company.name} {body.idempotency_key}"),  # in any order the same losses
+            variants=self.variants,
         )
         company.exports[run.id] = run
         company.keys[f"e{body.idempotency_key}"] = (body.payload(), run.id)
@@ -425,8 +428,14 @@ class World:
             return Reply(status=200, body=archive.getvalue(), content_type="application/zip")
         for table in company.tables:
             if table.sheet_id == sheet_id:
-                return Reply(status=200, body=_render(company, table, only_valid), content_type="text/csv")
+                return self._compressed(request, _render(company, table, only_valid))
         raise Refusal(404, "Sheet not found")
+
+    def _compressed(self, request: Request, content: bytes) -> Reply:
+        if not self.variants.gzip or "gzip" not in request.headers.get("accept-encoding", ""):
+            return Reply(status=200, body=content, content_type="text/csv")
+        body = gzip.compress(content, mtime=0)
+        return Reply(status=200, body=body, content_type="text/csv", headers={"Content-Encoding": "gzip"})
 
     # What routes share
 
@@ -455,8 +464,10 @@ class World:
 
     def verdict(self, now: float) -> Verdict:
         """Return what a client of this world has done wrong."""
-        unread = duplicates = 0
+        unread = duplicates = exports = 0
         for company in self._companies.values():
+            asked = [payload for key, (payload, _) in company.keys.items() if key.startswith("e")]
+            exports += len(asked) - len(set(asked))
             good: set[str] = set()
             for run in company.runs.values():
                 run.status(now)
@@ -468,6 +479,7 @@ class World:
         return self.ledger.verdict(
             duplicate_imports=duplicates,
             duplicate_companies=sum(count - 1 for count in names.values()),
+            duplicate_exports=exports,
             unaccounted=unread,
         )
 

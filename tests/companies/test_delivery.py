@@ -1,6 +1,7 @@
 """What comes of an import: exports and their losses, runs that are begun again, what a rejection leaves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from asyncmig import (
     Unknown,
     migrate,
 )
-from asyncmig.companies.wire import ExportReport, ExportResult
+from asyncmig.companies.writes import ExportReport, ExportResult
 from asyncmig.simulator import Fault, Reply, Variants, World
 from asyncmig.simulator import exports as simulated
 
@@ -36,9 +37,8 @@ def connected(spec: Spec) -> Spec:
     return msgspec.structs.replace(spec, connections=CONNECTIONS)
 
 
-def losing(monkeypatch: pytest.MonkeyPatch, *, fails: float = 0.0, hollow: float = 0.0) -> None:
-    monkeypatch.setattr(simulated, "_FAILS", fails)
-    monkeypatch.setattr(simulated, "_HOLLOW", hollow)
+def losing(world: World, *, fails: float = 0.0, hollow: float = 0.0) -> None:
+    world.variants = replace(world.variants, failed_writes=fails, hollow_writes=hollow)
 
 
 def starts(world: World, kind: str) -> int:
@@ -46,9 +46,9 @@ def starts(world: World, kind: str) -> int:
 
 
 async def test_a_canary_goes_before_the_full_export(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    losing(monkeypatch)
+    losing(world)
     journal = MemoryJournal()
     for _ in range(2):  # the second time nothing is left to do
         async with opens() as session:
@@ -62,9 +62,9 @@ async def test_a_canary_goes_before_the_full_export(
 
 
 async def test_every_lost_write_is_counted_and_listed(
-    opens: Opens, customer: Customer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losing(monkeypatch, fails=0.2, hollow=0.2)
+    losing(world, fails=0.2, hollow=0.2)
     monkeypatch.setattr(simulated.ExportRun, "_chosen", lambda run, table: table.rows[run.mode == "canary" :])
     async with opens() as session:
         outcome = await migrate(
@@ -79,9 +79,9 @@ async def test_every_lost_write_is_counted_and_listed(
 
 
 async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_for_again(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    losing(monkeypatch, hollow=1.0)
+    losing(world, hollow=1.0)
     journal, spec = MemoryJournal(), connected(customer())
     async with opens() as session:
         for _ in range(2):
@@ -91,14 +91,14 @@ async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_
             assert "the full one was not started" in failed.error
             assert all(Path(file.path).exists() for file in failed.files)
             assert starts(world, "exports") == 1
-        losing(monkeypatch)
+        losing(world)
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full", retries=1)
     assert isinstance(outcome, Delivered)
     assert any("exported again" in note for note in outcome.notes)
     assert (starts(world, "imports"), starts(world, "exports")) == (1, 3)
 
 
-@pytest.mark.parametrize("variant", ["refused", "fails"])
+@pytest.mark.parametrize("variant", ["refused", "conflict", "fails"])
 async def test_without_a_destination_the_export_fails_and_the_sheets_are_there(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, variant: str
 ) -> None:
@@ -238,9 +238,9 @@ async def test_an_option_that_makes_no_sense_is_refused(
 
 
 async def test_every_outcome_tells_what_a_person_has_to_know_also_as_json(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
-    losing(monkeypatch, hollow=1.0)
+    losing(world, hollow=1.0)
     flagged = CLEAN.replace("p1@x.org", "none", 1)
     lost = Fault(lost_after=True)
     wire.fault = lambda method, path, number: lost if path.endswith("/companies") and number == 4 else None

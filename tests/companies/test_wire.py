@@ -7,14 +7,12 @@ import msgspec
 import pytest
 
 from asyncmig._core.decode import decode
-from asyncmig.companies import wire
+from asyncmig.companies import wire, writes
 from asyncmig.companies.wire import (
     Action,
     ColumnSpec,
     CompanyInfo,
     Connection,
-    ExportReport,
-    ExportResult,
     ImportReport,
     Link,
     NeedsAttention,
@@ -27,6 +25,7 @@ from asyncmig.companies.wire import (
     Target,
     Template,
 )
+from asyncmig.companies.writes import ExportReport, ExportResult
 from asyncmig.simulator.messages import drifted
 
 SOURCES = '{"sources": [{"id": "s1", "name": "HubSpot", "logo_url": null}]}'
@@ -165,10 +164,10 @@ DOCUMENTED: dict[str, tuple[str, msgspec.Struct]] = {
         wire.ActiveImport(run=wire.ListedImport(run_id="r1", status="running")),
     ),
     "active import, none": ('{"run": null}', wire.ActiveImport()),
-    "export running": (RUNNING, wire.ExportState(status="running", progress_message="Mapping")),
+    "export running": (RUNNING, writes.ExportState(status="running", progress_message="Mapping")),
     "export completed": (
         EXPORTED,
-        wire.ExportState(
+        writes.ExportState(
             status="completed",
             report=ExportReport(
                 mode="full",
@@ -187,7 +186,7 @@ DOCUMENTED: dict[str, tuple[str, msgspec.Struct]] = {
             ),
         ),
     ),
-    "export failed": (FAILED, wire.ExportState(status="failed", error="Import timed out")),
+    "export failed": (FAILED, writes.ExportState(status="failed", error="Import timed out")),
 }
 PAYLOADS = pytest.mark.parametrize(("text", "expected"), DOCUMENTED.values(), ids=DOCUMENTED)
 
@@ -328,10 +327,10 @@ def test_a_patch_is_destructive_as_soon_as_one_action_is_or_cannot_be_told() -> 
             {"question_id": "r", "custom": "x"}]}""",
         ),
         (
-            wire.ExportBody(
+            writes.ExportBody(
                 mode="full",
                 idempotency_key="k",
-                selection=wire.Selection(template_ids=("t",), row_filter="valid"),
+                selection=writes.Selection(template_ids=("t",), row_filter="valid"),
             ),
             '{"mode": "full", "idempotency_key": "k", "selection": {"template_ids": ["t"], "row_filter": "valid"}}',
         ),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncmig._core.decode import Unreadable, decode
-from asyncmig.companies import wire
+from asyncmig.companies import wire, writes
 
 REPLIES = [
     wire.Sources,
@@ -18,7 +18,7 @@ REPLIES = [
     wire.RunStarted,
     wire.ImportState,
     wire.ActiveImport,
-    wire.ExportState,
+    writes.ExportState,
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

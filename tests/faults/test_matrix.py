@@ -56,6 +56,7 @@ answer           ok        ok        ok        ok   ok      ok        ok    ok  
 reject           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 export           ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 read export      ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
+canary first     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
 download         ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
 download zip     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        -
 stream           ok        ok        cut       ok   ok      ok        ok    ok     cut       ok       ok        -
@@ -80,6 +81,7 @@ ROUTES = {  # the simulator's name of each call's endpoint
     "reject": "POST /companies/{id}/imports/{run_id}/decisions",
     "export": "POST /companies/{id}/exports",
     "read export": "GET /companies/{id}/exports/{run_id}",
+    "canary first": "POST /companies/{id}/exports",
     "download": "GET /companies/{id}/export.csv",
     "download zip": "GET /companies/{id}/export.csv",
     "stream": "GET /companies/{id}/export.csv",
@@ -218,6 +220,13 @@ class Calls:
 
     read_export = export
 
+    async def canary_first(self) -> None:
+        await self._import()
+        await self.run.wait()
+        exported = await self.company.export()
+        assert exported.is_clean
+        assert exported.report.total == 20
+
     async def download(self) -> None:
         await self._import()
         await self.run.wait()
@@ -251,7 +260,10 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
         SCHEMAS[1:2] if call == "download" else SCHEMAS
     )  # one sheet is a CSV, which no checksum protects
     variants = Variants(
-        zip_status=404 if call == "download" else 200, inline_rows=10 if call == "rows as file" else None
+        zip_status=404 if call == "download" else 200,
+        inline_rows=10 if call == "rows as file" else None,
+        failed_writes=0.0,
+        hollow_writes=0.0,
     )
     world = World(
         key=KEY, sources=SOURCES, schemas=schemas, seed=1, pace=Pace(base=200.0, sigma=0.0), variants=variants
@@ -272,6 +284,7 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
     assert not wire.foreign
     verdict = world.verdict(now=10**6)
     assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.key_leaks == 0
+    assert verdict.duplicate_exports == 0
     assert verdict.blind_decisions == verdict.hasty_polls == verdict.polls_after_the_end == 0
     assert verdict.malformed == verdict.unaccounted == 0
     assert verdict.over_the_limit == 0

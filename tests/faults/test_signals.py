@@ -18,7 +18,6 @@ import pytest
 
 from asyncmig import Journal, adopt
 from asyncmig.simulator import SCHEMAS, SOURCES, Faults, Pace, Variants, World, fast_loop, serve
-from asyncmig.simulator import exports as simulated
 from asyncmig.simulator.limits import SlidingLog
 
 from .test_kills import KEY, files
@@ -225,7 +224,7 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
         seed=1,
         limit=lambda: SlidingLog(10**6),
         pace=Pace(queued=0.5, base=2.0, per_row=0.0, sigma=0.0),
-        variants=Variants(parks_twice=True),
+        variants=Variants(parks_twice=True, failed_writes=0.0, hollow_writes=0.0),
     )
     whole, *folders = [folder / f"t{number:02}" for number in range(count + 1)]
     for each in (whole, *folders):
@@ -239,12 +238,6 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
         again: list[Job] = [(each, None, False, 0) for each, lost in adopted.items() if lost]
         assert processes.run(again) == [[0]] * len(again)
     return Trials(world, whole, folders, statuses, points, sum(adopted.values()))
-
-
-@pytest.fixture(autouse=True)
-def destinations_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulated, "_FAILS", 0.0)
-    monkeypatch.setattr(simulated, "_HOLLOW", 0.0)
 
 
 def test_killed_with_sigkill_it_ends_the_same(tmp_path: Path) -> None:

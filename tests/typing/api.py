@@ -30,7 +30,17 @@ async def handles() -> None:
         async for state in run.updates():
             assert_type(state, asyncmig.ImportState)
         await run.approve(answers={"fq0": "a", "fq1": asyncmig.Custom("text")})
-        assert_type(await company.download(to="out", filter="all"), list[asyncmig.Downloaded])
+        assert_type(
+            await company.download(to="out", sheets=["Deals"], filter="all"), list[asyncmig.Downloaded]
+        )
+        async with company.stream("Contacts") as chunks:
+            async for chunk in chunks:
+                assert_type(chunk, bytes)
+        exported = await company.export()
+        assert_type(exported, asyncmig.ExportOutcome)
+        assert_type(exported.report.hollow, tuple[asyncmig.ExportResult, ...])
+        export = await company.exports.start(mode="canary")
+        assert_type((await export.wait()).report, asyncmig.ExportReport | None)
 
 
 async def uploads(company: asyncmig.Company, stream: AsyncIterator[bytes]) -> None:

@@ -1,0 +1,109 @@
+"""What travels for a destination export: what is asked, and what became of each write. See `wire` for the habits."""
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+__all__ = ["ExportBody", "ExportReport", "ExportResult", "ExportState", "Selection"]
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    template_ids: tuple[str, ...] | UnsetType = UNSET
+    row_filter: str | UnsetType = UNSET
+
+
+class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    mode: str
+    idempotency_key: str
+    selection: Selection | UnsetType = UNSET
+
+
+class ExportResult(Struct, frozen=True, kw_only=True):
+    """One write to the destination: failed, hollow, unverified, or confirmed."""
+
+    template_id: str | None = None
+    path: str | None = None
+    status: int | None = None
+    """The destination's answer."""
+    ok: bool | None = None
+    error: str | None = None
+    fields_confirmed: bool | None = None
+    """Whether the record was read back with its fields; None where nobody looked."""
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether the destination said yes and did not keep the fields."""
+        return self.fields_confirmed is False and (self._is_2xx or (self.status is None and self.ok is True))
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was not written: the server says so, or the destination's answer does."""
+        if self.is_hollow:
+            return False
+        refused = not self._is_2xx if self.status is not None else self.ok is None and self.error is not None
+        return self.ok is False or refused
+
+    @property
+    def is_unverified(self) -> bool:
+        """Whether it may have been kept, and nobody confirms it."""
+        return self.fields_confirmed is not True and not self.is_hollow and not self.is_failed
+
+    @property
+    def _is_2xx(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+class ExportReport(Struct, frozen=True, kw_only=True):
+    """What a destination export did. A run completes even when writes failed.
+
+    The server counts, and it lists; where the two disagree, the worse one is believed.
+    """
+
+    mode: str | None = None
+    total: int | None = None
+    """Writes, as the server counts them."""
+    succeeded: int | None = None
+    failed_count: int | None = field(name="failed", default=None)
+    """Failed writes, as the server counts them; `failed` has those that it lists."""
+    results: tuple[ExportResult, ...] = ()
+
+    @property
+    def failed(self) -> tuple[ExportResult, ...]:
+        """Writes that the destination refused, or that never got there."""
+        return tuple(result for result in self.results if result.is_failed)
+
+    @property
+    def hollow(self) -> tuple[ExportResult, ...]:
+        """Writes that the destination accepted, and whose fields it did not keep."""
+        return tuple(result for result in self.results if result.is_hollow)
+
+    @property
+    def unverified(self) -> tuple[ExportResult, ...]:
+        """Writes that went well as far as anybody knows: nobody looked whether the fields were kept."""
+        return tuple(result for result in self.results if result.is_unverified)
+
+    @property
+    def unlisted(self) -> int:
+        """Writes that were counted and not listed: nobody can tell whether they are hollow."""
+        return max(0, (self.total or 0) - len(self.results))
+
+    @property
+    def unlisted_failures(self) -> int:
+        """Failed writes that were counted and not listed."""
+        short = 0 if self.total is None or self.succeeded is None else self.total - self.succeeded
+        listed = sum(result.is_failed or result.ok is False for result in self.results)
+        return max(0, max(self.failed_count or 0, short) - listed)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no write failed or is hollow, as far as the report says; some may be unverified."""
+        return not self.failed and not self.hollow and not self.unlisted_failures
+
+
+class ExportState(Struct, frozen=True, kw_only=True):
+    """One reading of an export run."""
+
+    status: str
+    run_id: str | None = None
+    progress_message: str | None = None
+    """What it does at present, for people."""
+    report: ExportReport | None = None
+    error: str | None = None
