@@ -2,10 +2,10 @@
 
 A server in a process of its own (bare aiohttp, loopback) streams made-up CSV and throws away what is put. Each
 transfer runs in a fresh process, after a small one to warm up, ours and its peer by turns. The peer is written by
-hand with bare aiohttp: 256 KiB at a time, the same files, the same fsync; up it hashes what it sends, as ours does for
-the journal, and "no hash" is the same without. Down it counts no records. Throughput is the median over the
-rounds, and its ratio to the peer's; CPU is that of the client's process. Growth is the peak of the process's resident memory above what it was before
-the transfer (Linux). Lag: how late a timer of 5 ms came, the 99th percentile and the worst.
+hand with bare aiohttp: 256 KiB at a time, the same files, the same fsync; up it hashes what it sends, as ours does
+for the journal, and "no hash" is the same without. Down it counts no records. Throughput is the median over the
+rounds, and its ratio to the peer's; CPU is that of the client's process. Growth is the peak of its resident memory
+above what it was before the transfer (Linux). Lag: how late a timer of 5 ms came, the 99th percentile and the worst.
 """
 
 import argparse

@@ -29,7 +29,7 @@ class Expected:
     def check(self, name: str, sheet: Sheet | None, records: RecordCounter) -> None:
         """Raise `TruncatedDownload` unless what came can be the whole sheet; `name` is what the download calls it."""
         if records.cut:
-            raise TruncatedDownload(name, "it ends inside a quoted cell")
+            raise TruncatedDownload(name, "it ends inside a record")
         expected = self._rows(name, sheet)
         if expected is not None and not records.may_be(*expected):
             raise _wrong(name, records.rows, *expected)

@@ -12,6 +12,8 @@ __all__ = ["RecordCounter"]
 
 _DROPPED = bytes(set(range(256)) - set(b',"\n'))
 _NOTHING = (b"", b"\r")
+_LONGEST = 64 * 1024
+"""Bytes of a line whose cells are counted."""
 
 
 @final
@@ -70,20 +72,40 @@ class RecordCounter:
     A blank line may be an empty record of a sheet with one column, or nothing: both counts are kept.
     """
 
-    __slots__ = ("_cr", "_lf")
+    __slots__ = ("_cr", "_header", "_lf", "_rest")
 
     def __init__(self) -> None:
+        self._header: int | None = None
+        """Cells of the header, once it has come."""
+        self._rest = b""
+        """What came since the last LF; until the header is whole, all of it."""
         self._lf = _Lines()
         self._cr: _Lines | None = _Lines()
         """The same with CR for a line end, until an LF says that it is none."""
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes."""
+        self._keep(chunk)
         self._lf.feed(chunk)
         if self._lf.filled or self._lf.blank:
             self._cr = None
         elif self._cr is not None:
             self._cr.feed(chunk.replace(b"\r", b"\n"))
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._header is None:
+            chunk = self._rest + chunk
+            end = chunk.find(b"\n")
+            while end >= 0 and chunk.count(b'"', 0, end) % 2:
+                end = chunk.find(b"\n", end + 1)
+            self._header = _cells(chunk[:end]) if end >= 0 else 0 if len(chunk) > _LONGEST else None
+            if self._header is None:
+                self._rest = chunk
+                return
+            self._rest = b""
+        end = chunk.rfind(b"\n")
+        rest = chunk[end + 1 :] if end >= 0 else self._rest + chunk
+        self._rest = rest[:_LONGEST]
 
     @property
     def _lines(self) -> _Lines:
@@ -91,8 +113,11 @@ class RecordCounter:
 
     @property
     def cut(self) -> bool:
-        """Whether what came ends inside a quoted cell."""
-        return self._lines.open
+        """Whether it ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
+        if self._lines.open or self._header is None or self._rest in _NOTHING:
+            return self._lines.open
+        is_a_record = len(self._rest) < _LONGEST and self._rest.count(b'"') % 2 == 0
+        return is_a_record and _cells(self._rest) < self._header
 
     @property
     def rows(self) -> int:
@@ -107,3 +132,7 @@ class RecordCounter:
     def may_be(self, fewest: int, most: int) -> bool:
         """Return whether the file can have `fewest` to `most` records below its header."""
         return self.rows <= most and fewest <= self.rows + self.blank
+
+
+def _cells(record: bytes) -> int:
+    return 1 + sum(part.count(b",") for part in record.split(b'"')[::2])

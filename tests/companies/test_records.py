@@ -51,7 +51,7 @@ def test_it_counts_as_the_csv_module_reads(
     counter = counted(content.encode(), cuts)
     assert counter.rows == max(0, sum(bool(record) for record in records) - 1)
     assert counter.blank == sum(not record for record in records)
-    assert not counter.cut
+    assert not (counter.cut and ended)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -82,5 +82,27 @@ def test_a_lone_return_is_data_where_lines_end_otherwise() -> None:
     assert counted(b"name\r\nada\rlovelace\r\nbob\r\n", []).rows == 2
 
 
-def test_an_open_quote_is_a_cut() -> None:
-    assert counted(b'name\n"ada\n', []).cut
+@pytest.mark.parametrize(
+    ("content", "cut"),
+    [
+        (b'name\n"ada\n', True),
+        (b"a,b,c\r\n1,2,3\r\n4,5", True),
+        (b"a,b,c\r\n1,2,3\r\n4", True),
+        (b'a,b,c\n1,2,3\n4,"5,6,7"', True),
+        (b"a,b,c\r\n1,2,3\r\n4,5,", False),  # nobody can tell
+        (b"a,b,c\r\n1,2,3\r\n4,5,6\r", False),
+        (b"a,b,c\r\n1,2,3\r\n4,5\r\n", False),  # short, and ended
+        (b'"a\n1",b\n1,"x\ny"', False),
+        (b'"a\n1",b\n1,2\n"x\ny"', False),  # what came since the last line end is no record
+        (b"name\nada", False),
+        (b"a,b", False),
+        (b"a,b\n" + b"1" * 70_000, False),
+    ],
+)
+def test_what_ends_inside_a_record_is_cut(content: bytes, cut: bool) -> None:
+    for place in range(0, len(content) + 1, 1 + len(content) // 40):
+        assert counted(content, [place]).cut == cut
+
+
+def test_a_header_without_end_is_not_kept() -> None:
+    assert not counted(b"a" * 140_000 + b",b\n1", [70_000]).cut
