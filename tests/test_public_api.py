@@ -60,7 +60,8 @@ def is_private(kind: type) -> bool:
 
 
 def hints(thing: object) -> dict[str, object]:
-    return typing.get_type_hints(thing)
+    """Return what a signature says; a name that a module imports for type checkers only is found if it is public."""
+    return typing.get_type_hints(thing, localns={name: getattr(module, name) for module, name in NAMES})
 
 
 def flat(hint: object) -> Iterator[type]:

@@ -48,7 +48,9 @@ class Lost(Exception):
 
     def __init__(self, reason: str, *, sent: bool, timed_out: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.sent, self.timed_out = reason, sent, timed_out
+        self.reason = reason
+        self.sent = sent
+        self.timed_out = timed_out
 
 
 class Answer(Protocol):

@@ -42,12 +42,12 @@ class Progress:
         self._claim, self._events = claim, session.events
         self._started = asyncio.get_running_loop().time()
         record = read_record(claim.external_id, claim.state)
-        self.record = record if record.name else named(record, spec)
+        self.record: Record = record if record.name else named(record, spec)
         self.notes: list[str] = []
         """What the outcome is to say besides."""
-        self.rank = 0.0
+        self.rank: float = 0.0
         """The place among requests that wait: the largest customers go first."""
-        self.step = "checking"
+        self.step: str = "checking"
         """What was begun last."""
 
     async def write(self, kind: str, **changes: object) -> None:

@@ -109,7 +109,7 @@ class Tally:
     __slots__ = ("count", "samples")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.samples: list[Sample] = []
 
     def add(self, line: int, value: str = "", *, count: int = 1) -> None:

@@ -16,7 +16,8 @@ class BrokenOff(Exception):
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(line, reason)
-        self.line, self.reason = line, reason
+        self.line = line
+        self.reason = reason
 
 
 def sniff(file: TextIO) -> str:

@@ -25,7 +25,7 @@ class Room:
     __slots__ = ("left",)
 
     def __init__(self, left: int) -> None:
-        self.left = left
+        self.left: int = left
 
 
 @final
@@ -37,7 +37,7 @@ class Seen:
     def __init__(self, room: Room) -> None:
         self._hashes: set[int] = set()
         self._room = room
-        self.complete = True
+        self.complete: bool = True
         """Whether there was room for all."""
 
     def __contains__(self, value: str) -> bool:

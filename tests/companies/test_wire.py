@@ -173,7 +173,7 @@ DOCUMENTED: dict[str, tuple[str, msgspec.Struct]] = {
                 mode="full",
                 total=3,
                 succeeded=2,
-                failed=1,
+                failed_count=1,
                 results=(
                     ExportResult(
                         template_id="t1", path="/contacts", status=201, ok=True, fields_confirmed=True
