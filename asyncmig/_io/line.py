@@ -162,9 +162,12 @@ class Line:
 
     # For watches
 
-    def enter(self, watch: Watch[object]) -> None:
+    def check(self) -> None:
         if self._broken is not None:
             raise fresh(self._broken)
+
+    def enter(self, watch: Watch[object]) -> None:
+        self.check()
         now = self.now()
         self._watches.add(watch)
         self._schedule.add(watch.entry, now)

@@ -44,6 +44,9 @@ class Watching(Protocol):
     def enter(self, watch: "Watch[object]", /) -> None:
         """Somebody waits for the run from now on; raises if nothing is polled any more."""
 
+    def check(self) -> None:
+        """Raise if nothing is polled any more."""
+
     def leave(self, watch: "Watch[object]", /) -> None:
         """Nobody waits for the run any more."""
 
@@ -229,16 +232,16 @@ class Watch(Generic[T]):
 
     def want(self, change: int) -> None:
         """Count who waits; raises if nothing is polled any more."""
-        if change > 0 and self.closed:
-            raise SessionClosed("the watch is closed")
         if change > 0:
+            self._check()
             self._line.enter(self._plain())
         self._wanted += change
         if not self._wanted:
             self._line.leave(self._plain())
 
     async def news(self) -> None:
-        """Wait for the next reading."""
+        """Wait for the next reading; raises if nothing is polled any more."""
+        self._check()  # broken off in the turn in which a reading woke this task, nobody would wake it again
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -247,6 +250,11 @@ class Watch(Generic[T]):
             self._waiters.discard(waiter)
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # whoever was cancelled in the same turn does not hear of it
+
+    def _check(self) -> None:
+        if self.closed:
+            raise SessionClosed("the watch is closed")
+        self._line.check()
 
     def _settled(self, through_parks: bool) -> bool:
         return self._phase is Phase.TERMINAL or (self._phase is Phase.PARKED and not through_parks)

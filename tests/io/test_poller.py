@@ -319,6 +319,19 @@ async def test_a_wait_that_begins_in_the_turn_of_the_end_is_not_lost(
         await first
 
 
+@pytest.mark.parametrize("closed", ["poller", "watch"])
+async def test_an_end_in_the_turn_of_a_reading_is_not_lost(
+    poller: Poller, watch: OpenWatch, closed: str
+) -> None:
+    one = watch(Server((0, "running")))
+    waiting = asyncio.create_task(one.wait())
+    await settle()
+    one.observe(reading("running"))  # wakes the task, which finds nothing settled and waits on
+    (poller if closed == "poller" else one).close()
+    with pytest.raises(SessionClosed):
+        await asyncio.wait_for(waiting, 1000)
+
+
 async def test_a_watch_that_was_closed_is_polled_no_more(watch: OpenWatch) -> None:
     server = Server((0, "running"))
     one = watch(server)
