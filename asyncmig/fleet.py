@@ -61,6 +61,7 @@ class Fleet(AsyncOnly):
         decide: Policy = "park",
         row_filter: RowFilter = "valid",
         retries: int = 0,
+        once_more: bool = False,
         deliver_rejected: bool = False,
         export: ExportMode | None = None,
         concurrency: int = 500,
@@ -72,6 +73,7 @@ class Fleet(AsyncOnly):
             decide=decide,
             row_filter=row_filter,
             retries=retries,
+            once_more=once_more,
             deliver_rejected=deliver_rejected,
             export=export,
         )

@@ -47,7 +47,7 @@ from asyncmig.errors import (
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session
 
-__all__ = ["migrate", "migrate_as"]
+__all__ = ["migrate", "migrate_as", "nothing_ran"]
 
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
@@ -68,6 +68,7 @@ async def migrate(
     decide: Policy = "park",
     row_filter: RowFilter = "valid",
     retries: int = 0,
+    once_more: bool = False,
     deliver_rejected: bool = False,
     export: ExportMode | None = None,
 ) -> Outcome:
@@ -76,6 +77,7 @@ async def migrate(
     `decide`: what happens when the run parks. `"park"` stops there; `"approve_safe"` approves a patch that destroys
     no rows, and stops at any other; or your own coroutine. `retries`: how often a run that failed is begun again,
     with the same files and over all calls; one that was rejected is not, under a policy that may reject.
+    `once_more`: begin again what had failed before this call, once, whatever `retries` says.
     `deliver_rejected`: fetch what the server still gives of an import that was rejected.
 
     `export`: write to the customer's destination afterwards: `"canary"` the first row of each template, `"full"`
@@ -90,6 +92,7 @@ async def migrate(
         decide=decide,
         row_filter=row_filter,
         retries=retries,
+        once_more=once_more,
         deliver_rejected=deliver_rejected,
         export=export,
     )
@@ -115,6 +118,7 @@ class _Migration:
         self._progress = Progress(session, claim, spec)
         self._creation = Creation(session, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
+        self._once_more = options.once_more and isinstance(self._progress.record.outcome, Failed)
         self._files: tuple[FileInput, ...] | None = None
         """The input as it is now; None if it cannot be read."""
 
@@ -184,7 +188,7 @@ class _Migration:
         progress.rank = -float(sum(file.size for file in files))
         changed = ", ".join(record.changed_files(files)) if record.files else ""
         if record.begun and changed:
-            if _nothing_ran(record.outcome):
+            if nothing_ran(record.outcome):
                 await self._new_epoch(files, changed, retried=0)
             else:
                 self._note(f"changed since the import began, and not imported again: {changed}")
@@ -199,9 +203,11 @@ class _Migration:
         """Begin again what failed, if the caller asked for that and has not had it yet; return whether."""
         record = self._progress.record
         rejected = record.rejected and self._options.may_reject
-        if not record.begun or record.retried >= self._options.retries or rejected or self._files is None:
+        wanted = self._once_more or record.retried < self._options.retries
+        if not record.begun or not wanted or rejected or self._files is None:
             return False
-        if _nothing_ran(outcome):
+        self._once_more = False
+        if nothing_ran(outcome):
             await self._new_epoch(self._files, "it was asked for", retried=record.retried + 1)
             return True
         if isinstance(outcome, Failed) and outcome.step == "exporting":
@@ -241,7 +247,7 @@ class _Migration:
         record = self._progress.record
         outcome = record.outcome
         if self._delivery.is_done(outcome) or (
-            record.begun and _nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
+            record.begun and nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
         ):
             return outcome
         return None
@@ -358,7 +364,7 @@ class _Migration:
         return len(str(sum(file.size for file in self._progress.record.files)))
 
 
-def _nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
+def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
     """Return whether an import failed, and so that it may be imported again."""
     return isinstance(outcome, Failed) and outcome.step in _NOTHING_RAN
 

@@ -20,6 +20,7 @@ class MigrationOptions:
     decide: Policy = "park"
     row_filter: RowFilter = "valid"
     retries: int = 0
+    once_more: bool = False
     deliver_rejected: bool = False
     export: ExportMode | None = None
 

@@ -160,6 +160,18 @@ async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(
     assert world.ledger.requests["POST /companies"] == 1
 
 
+async def test_what_had_failed_before_is_begun_once_more(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    world.variants = Variants(zombies=1.0)
+    journal = MemoryJournal()
+    async with opens() as session:
+        for imports in (1, 2, 3):  # the first call has nothing that had failed before
+            failed = await migrate(session, customer(), journal=journal, to=tmp_path, once_more=True)
+            assert isinstance(failed, Failed)
+            assert starts(world, "imports") == imports
+
+
 async def test_an_input_that_failed_and_is_gone_is_not_begun_again(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
