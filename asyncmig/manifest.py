@@ -1,10 +1,11 @@
-"""Read the list of customers to migrate: a CSV file with a line a customer.
+"""Read the list of customers to migrate: a CSV file with a line a customer, or TOML with a table for each.
 
     external_id,name,source,templates,files
     acme-001,Acme Inc,HubSpot,Contacts;Deals,acme/*.csv
 
 `source` and `templates` are names or ids, `files` paths or globs below the manifest's own folder; both lists are
 joined by `;`. Empty `templates` stand for all. Every fault of the whole file is found before any is reported.
+For TOML see `_manifest_toml`.
 """
 
 import csv
@@ -12,19 +13,21 @@ import difflib
 import glob
 import io
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
+from asyncmig._manifest_toml import Cells
+from asyncmig._manifest_toml import parse as parse_toml
 from asyncmig.companies.catalog import check_external_id, find
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Source, Template
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Customer", "Fault", "InvalidManifest", "Manifest", "read_manifest"]
+__all__ = ["Customer", "Fault", "InvalidManifest", "Manifest", "read_defaults", "read_manifest"]
 
 _Named = TypeVar("_Named", Source, Template)
 _REQUIRED = ("external_id", "name", "source", "files")
@@ -80,6 +83,8 @@ class Manifest:
     path: Path
     customers: tuple[Customer, ...]
     ignored: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the file asks for besides: the `[defaults]` of TOML, as they stand there."""
 
     @property
     def names_templates(self) -> bool:
@@ -117,6 +122,13 @@ def read_manifest(path: Path | str, *, begun: Container[str] = ()) -> Manifest:
     return manifest
 
 
+def read_defaults(path: Path) -> Mapping[str, object]:
+    """Return the `[defaults]` of a manifest, none where it has none or cannot be read: `read_manifest` says why."""
+    if path.suffix.casefold() != ".toml":
+        return {}
+    return parse_toml(_Reader(path).text() or "").defaults
+
+
 @final
 class _Reader:
     """One pass over one file, which keeps the faults that it meets."""
@@ -129,11 +141,32 @@ class _Reader:
         self.faults: list[Fault] = []
 
     def read(self) -> Manifest:
-        text = self._text()
+        text = self.text()
+        return self._toml(text or "") if self._path.suffix.casefold() == ".toml" else self._csv(text)
+
+    def _toml(self, text: str) -> Manifest:
+        content = parse_toml(text)
+        for fault in content.faults:
+            self._fault(*fault)
+        customers: list[Customer] = []
+        for line, cells in content.companies:
+            for name in _REQUIRED:
+                if name not in cells:
+                    self._fault(line, name, "is missing")
+            if cells.keys() >= set(_REQUIRED):
+                customers.append(self._customer(line, cells))
+        if not content.companies and not self.faults:
+            self._fault(None, "manifest", "lists no customers: there is no [[company]]")
+        names = {name: None for _, cells in content.companies for name in cells if name not in _COLUMNS}
+        return Manifest(
+            path=self._path, customers=tuple(customers), ignored=tuple(names), defaults=content.defaults
+        )
+
+    def _csv(self, text: str | None) -> Manifest:
         records = self._records(text) if text is not None else iter(())
         header_line, header = next(records, _NOTHING)
         columns = self._columns(header_line, header) if text is not None else None
-        customers = [self._customer(*record, columns) for record in records] if columns else []
+        customers = [self._of_row(*record, columns) for record in records] if columns else []
         if columns and not customers and not self.faults:
             self._fault(None, "manifest", "lists no customers, only a header")
         return Manifest(
@@ -145,7 +178,8 @@ class _Reader:
     def _fault(self, line: int | None, field: str, reason: str) -> None:
         self.faults.append(Fault(line=line, field=field, reason=reason))
 
-    def _text(self) -> str | None:
+    def text(self) -> str | None:
+        """Return what the file holds, or None if it cannot be a manifest."""
         try:
             with self._path.open("rb") as file:
                 content = file.read(_LARGEST + 1)
@@ -193,21 +227,24 @@ class _Reader:
             self._fault(line, name, "this column is there twice")
         return None if missing or doubled else columns
 
-    def _customer(self, line: int, row: list[str], columns: list[str]) -> Customer:
+    def _of_row(self, line: int, row: list[str], columns: list[str]) -> Customer:
         if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
             self._fault(line, "manifest", f"has {len(row)} cells where the header has {len(columns)}")
-        cells = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
-        for name in ("name", "source"):
-            if not cells.get(name):
-                self._fault(line, name, "is empty")
-        external_id = self._external_id(line, cells.get("external_id", ""))
+        return self._customer(line, dict(zip(columns, row, strict=False)))
+
+    def _customer(self, line: int, cells: Cells) -> Customer:
+        name, source, external_id = (_text(cells, field) for field in ("name", "source", "external_id"))
+        for field_name, text in (("name", name), ("source", source)):
+            if not text:
+                self._fault(line, field_name, "is empty")
+        external_id = self._external_id(line, external_id)
         return Customer(
             line=line,
             external_id=external_id,
-            name=cells.get("name", ""),
-            source=cells.get("source", ""),
+            name=name,
+            source=source,
             templates=_parts(cells.get("templates", "")),
-            files=self._files(line, cells.get("files", ""), begun=external_id in self._begun),
+            files=self._files(line, _parts(cells.get("files", "")), begun=external_id in self._begun),
         )
 
     def _external_id(self, line: int, external_id: str) -> str:
@@ -221,8 +258,7 @@ class _Reader:
             self._fault(line, "external_id", f"{external_id!r} stands on line {first} already")
         return external_id
 
-    def _files(self, line: int, cell: str, *, begun: bool) -> tuple[Path, ...]:
-        parts = _parts(cell)
+    def _files(self, line: int, parts: Sequence[str], *, begun: bool) -> tuple[Path, ...]:
         if not parts:
             self._fault(line, "files", "is empty: name at least one file")
         found: dict[Path, None] = {}
@@ -291,8 +327,15 @@ def _also(lines: Sequence[int]) -> str:
     return f" (also on line {', '.join(map(str, lines[:5]))}{more})"
 
 
-def _parts(cell: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in cell.split(";") if part.strip())
+def _text(cells: Cells, name: str) -> str:
+    value = cells.get(name, "")
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _parts(cell: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of a cell that joins them by `;`, or of a list, whose parts may hold a `;`."""
+    parts = cell.split(";") if isinstance(cell, str) else cell
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _expand(folder: Path, part: str) -> list[Path]:

@@ -1,0 +1,97 @@
+"""A manifest in TOML: the same customers, the same faults, and what it asks for besides."""
+
+from pathlib import Path
+
+import pytest
+
+from asyncmig.manifest import InvalidManifest, Manifest, read_defaults, read_manifest
+
+ACME = """[[company]]
+external_id = "acme"
+name = "Acme Inc"
+source = "HubSpot"
+files = ["a;b.csv", "more/*.csv"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "more").mkdir()
+    for name in ("a;b.csv", "more/1.csv", "more/2.csv"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    return tmp_path
+
+
+def read(folder: Path, text: str) -> Manifest:
+    path = folder / "customers.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_manifest(path)
+
+
+def faults(folder: Path, text: str) -> list[str]:
+    with pytest.raises(InvalidManifest) as caught:
+        read(folder, text)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_a_table_becomes_a_customer_and_a_list_may_hold_a_semicolon(folder: Path) -> None:
+    text = f'[defaults]\nrate = "50/60s"\n\n{ACME}templates = ["Deals"]\nowner = "Eve"\n'
+    manifest = read(folder, text)
+    (customer,) = manifest.customers
+    assert (customer.line, customer.external_id, customer.source) == (4, "acme", "HubSpot")
+    assert customer.templates == ("Deals",)
+    assert [file.relative_to(folder).as_posix() for file in customer.files] == [
+        "a;b.csv",
+        "more/1.csv",
+        "more/2.csv",
+    ]
+    assert manifest.ignored == ("owner",)
+    assert manifest.defaults == read_defaults(folder / "customers.toml") == {"rate": "50/60s"}
+
+
+def test_texts_are_joined_as_in_csv(folder: Path) -> None:
+    (customer,) = read(folder, ACME.replace('["a;b.csv", "more/*.csv"]', '"more/1.csv;more/2.csv"')).customers
+    assert len(customer.files) == 2
+
+
+def test_all_faults_are_found_at_once(folder: Path) -> None:
+    broken = '[[company]]\nexternal_id = "acme"\nname = 7\nsource = ""\nfiles = ["none.csv", 3]\n'
+    found = faults(folder, f"{ACME}\n{broken}\n[[company]]\nname = 'x'\n[more]\n")
+    assert [fault.replace(f"{folder}/", "") for fault in found] == [
+        "more: is unknown: there are [[company]] and [defaults]",
+        "line 7: name: must be a text: 7",
+        "line 7: files: must be a list of texts: ['none.csv', 3]",
+        "line 7: name: is empty",
+        "line 7: source: is empty",
+        "line 7: external_id: 'acme' stands on line 1 already",
+        "line 7: files: 'none.csv': No such file or directory",
+        "line 7: files: '3': No such file or directory",
+        "line 13: external_id: is missing",
+        "line 13: source: is missing",
+        "line 13: files: is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("external_id = acme", "line 1: manifest: is not TOML"),
+        ("[defaults]\n", "manifest: lists no customers: there is no [[company]]"),
+        ("company = 3\n", "company: must be tables: [[company]]"),
+        ("company = [1, 2]\n", "company: must be tables: [[company]]"),
+        (f"defaults = 3\n{ACME}", "defaults: must be a table: [defaults]"),
+    ],
+)
+def test_what_is_no_manifest_is_told_so(folder: Path, text: str, fault: str) -> None:
+    (found,) = faults(folder, text)
+    assert found.startswith(fault)
+
+
+def test_a_text_of_several_lines_does_not_hide_where_a_company_begins(folder: Path) -> None:
+    text = ACME.replace('"Acme Inc"', '"""Acme\n[[company]]\nInc"""').replace("acme", "a b")
+    assert faults(folder, text) == ["line 1: external_id: 'a b' must be 1 to 255 of A-Z, a-z, 0-9, _ and -"]
+
+
+def test_other_manifests_have_no_defaults(folder: Path) -> None:
+    assert read_defaults(folder / "customers.csv") == {}
+    assert read_defaults(folder / "none.toml") == {}
