@@ -26,12 +26,21 @@ from typing import Protocol, Self, TypeVar, final
 
 from asyncmig._journal.file import Connect, connect
 from asyncmig._journal.lease import Moment
-from asyncmig._journal.reader import Event, read_events, read_states
+from asyncmig._journal.reader import Activity, Event, read_activity, read_events, read_states
 from asyncmig._journal.store import Held, Store
 from asyncmig._journal.writer import Writer
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
 
-__all__ = ["Claim", "ClaimPort", "Event", "Journal", "JournalPort", "MemoryClaim", "MemoryJournal"]
+__all__ = [
+    "Activity",
+    "Claim",
+    "ClaimPort",
+    "Event",
+    "Journal",
+    "JournalPort",
+    "MemoryClaim",
+    "MemoryJournal",
+]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
@@ -202,6 +211,10 @@ class Journal:
             lambda: read_events(self._path, self._connect, external_id, after, -1 if limit is None else limit)
         )
 
+    async def activity(self) -> dict[str, Activity]:
+        """Return who works on each company, and when something was last written. Raises `JournalError`."""
+        return await self._read(lambda: read_activity(self._path, self._connect))
+
     async def _read(self, work: Callable[[], _T]) -> _T:
         if not self._threaded:
             return work()
@@ -269,6 +282,14 @@ class MemoryJournal:
         """Return the events after number `after`, in order, at most `limit`."""
         found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
         return found[:limit]
+
+    async def activity(self) -> dict[str, Activity]:
+        """Return who works on each company, and when something was last written."""
+        latest = {event.external_id: event.at for event in self._events}
+        return {
+            name: Activity(latest.get(name), "a task of this process" if name in self._held else None)
+            for name in self._tokens
+        }
 
     def successor(self) -> "MemoryJournal":
         """Return another one with the same content that nobody holds anything of: as if the process had died."""

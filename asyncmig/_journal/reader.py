@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import final
 
 from asyncmig._journal.file import Connect, open_for_reading
+from asyncmig._journal.lease import Holder, Moment, Renewal
 
-__all__ = ["Event", "read_events", "read_states"]
+__all__ = ["Activity", "Event", "read_activity", "read_events", "read_states"]
 
 
 @final
@@ -19,6 +20,16 @@ class Event:
     at: str
     kind: str
     detail: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Who works on a company, and when something was last written about it (ISO 8601 in UTC)."""
+
+    at: str | None
+    holder: str | None
+    """A process that lives; None if nobody works on it."""
 
 
 def read_states(path: Path, connect: Connect) -> dict[str, bytes]:
@@ -34,3 +45,18 @@ def read_events(path: Path, connect: Connect, external_id: str | None, after: in
         WHERE seq > ? AND (? IS NULL OR external_id = ?) ORDER BY seq LIMIT ?"""
     with open_for_reading(path, connect) as db:
         return [Event(*row) for row in db.execute(query, (after, external_id, external_id, limit))]
+
+
+def read_activity(path: Path, connect: Connect) -> dict[str, Activity]:
+    """Return the activity of each company. Raises `JournalError`."""
+    query = """SELECT external_id,
+        (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holder FROM companies"""
+    with open_for_reading(path, connect) as db:
+        now = Moment.now()
+        renewals = (
+            Renewal(Holder(*row[:7]), row[7], Moment(*row[8:])) for row in db.execute("SELECT * FROM holders")
+        )
+        alive = {
+            renewal.holder.instance: renewal.describe(now) for renewal in renewals if not renewal.is_over(now)
+        }
+        return {external_id: Activity(at, alive.get(holder)) for external_id, at, holder in db.execute(query)}

@@ -1,0 +1,181 @@
+"""What a fleet would do, before it does anything: requests, bytes, the earliest end, and what asks for care.
+
+Nothing is sent. What the server alone knows (the names of sources and templates, how long imports take, what they
+will ask) is not in it; what a journal knows of earlier work is.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from asyncmig.companies import routes
+from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.migrate import nothing_ran
+from asyncmig.companies.names import safe_name
+from asyncmig.companies.outcome import Delivered, Failed, Parked
+from asyncmig.companies.spec import Record, read_inputs
+from asyncmig.companies.uploads import size_of
+from asyncmig.companies.wire import Action
+from asyncmig.forecast import UnderWay, earliest_end, requests_left
+from asyncmig.session import Scope
+
+__all__ = ["Destruction", "Plan", "PlannedFile", "plan"]
+
+_LARGEST = 5
+
+
+class Planned(Protocol):
+    """A customer to plan for: a `Spec`, or a line of a manifest."""
+
+    @property
+    def external_id(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+
+class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that would be uploaded."""
+
+    external_id: str
+    path: str
+    bytes: int
+
+
+class Destruction(msgspec.Struct, frozen=True, kw_only=True):
+    """A parked import whose proposed patch destroys rows, or may."""
+
+    external_id: str
+    actions: tuple[Action, ...]
+    """Empty if the server's proposal could not be read."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left to do. Counts are the fewest that can do."""
+
+    schema: int = 1
+    customers: int
+    done: tuple[str, ...]
+    """Customers for whom nothing is left: delivered, or failed and the same as then."""
+    new: int
+    """Customers of whom the journal knows nothing."""
+    under_way: int
+    """Customers for whom something is left, and something was done."""
+    failed: tuple[str, ...]
+    """Those of `done` that failed: they are not imported again unless their files change or it is asked for."""
+    repeated: tuple[str, ...]
+    """Failed before, and imported again: their files have changed, or it is asked for."""
+    parked: tuple[str, ...]
+    destructive: tuple[Destruction, ...]
+    files: int
+    bytes: int
+    largest: tuple[PlannedFile, ...]
+    requests: dict[str, int]
+    """By endpoint. At least one poll an import and one archive a customer: there will be more of both."""
+    seconds: float
+    """The last of them cannot be sent sooner; the imports' own time comes on top."""
+
+
+async def plan(
+    customers: Sequence[Planned],
+    records: Mapping[str, Record],
+    *,
+    to: Path,
+    row_filter: RowFilter = "valid",
+    retries: int = 0,
+    once_more: bool = False,
+    names_templates: bool = True,
+    limit: int = 100,
+    window: float = 60.0,
+    scope: Scope = "endpoint",
+) -> Plan:
+    """Return what `Fleet.run` would do for `customers`. `to`, `row_filter`, `retries`, `once_more` as for it.
+
+    `names_templates`: whether the list of templates has to be read. Raises `InvalidInput` for files that are missing.
+    """
+    left: dict[str, UnderWay] = {}
+    repeated: list[str] = []
+    for customer in customers:
+        record = records.get(customer.external_id)
+        again = await _is_repeated(customer, record, retries=retries, once_more=once_more)
+        if again:
+            repeated.append(customer.external_id)
+        state = _left(customer, record, to=to, row_filter=row_filter, again=again)
+        if state is not None:
+            left[customer.external_id] = state
+    uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
+    requests = _requests(left, names_templates=names_templates)
+    kinds = {customer.external_id: _outcome(records.get(customer.external_id)) for customer in customers}
+    done = tuple(name for name in kinds if name not in left)
+    parked = {name: outcome for name, outcome in kinds.items() if isinstance(outcome, Parked)}
+    return Plan(
+        customers=len(customers),
+        done=done,
+        new=sum(name not in records for name in left),
+        under_way=sum(name in records for name in left),
+        failed=tuple(name for name in done if isinstance(kinds[name], Failed)),
+        repeated=tuple(repeated),
+        parked=tuple(parked),
+        destructive=tuple(
+            Destruction(external_id=name, actions=outcome.destructive)
+            for name, outcome in parked.items()
+            if outcome.attention.is_destructive
+        ),
+        files=len(uploads),
+        bytes=sum(file.bytes for file in uploads),
+        largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
+        requests=requests,
+        seconds=earliest_end(requests, limit=limit, window=window, scope=scope),
+    )
+
+
+async def _is_repeated(customer: Planned, record: Record | None, *, retries: int, once_more: bool) -> bool:
+    """Return whether a failed import is begun anew: it was asked for, or a file is not what it was."""
+    if record is None or not record.begun or not nothing_ran(record.outcome):
+        return False
+    return (
+        once_more or record.retried < retries or bool(record.changed_files(await read_inputs(customer.files)))
+    )
+
+
+def _left(
+    customer: Planned, record: Record | None, *, to: Path, row_filter: RowFilter, again: bool
+) -> UnderWay | None:
+    """Return where a customer goes on, or None if nothing is left to do."""
+    files = len(customer.files)
+    if record is None or record.company_id is None:
+        return UnderWay(step="creating", files=files)
+    if again or not record.begun:
+        return UnderWay(step="uploading", files=files - (0 if again else len(record.uploads)))
+    if record.run_id is None:
+        return UnderWay(step="starting", files=0)
+    if nothing_ran(record.outcome):
+        return None
+    if isinstance(record.outcome, Delivered):
+        folder = to / safe_name(customer.external_id, longest=255)
+        paths = [Path(file.path) for file in record.outcome.files]
+        if record.outcome.row_filter == row_filter and all(p.parent == folder and p.exists() for p in paths):
+            return None
+    return UnderWay(step="running", files=0)
+
+
+def _uploads(customer: Planned, left: UnderWay | None) -> Iterator[PlannedFile]:
+    """Yield the files that are still to be uploaded: the last ones, for they go in order."""
+    count = left.files if left else 0
+    for path in customer.files[len(customer.files) - count :]:
+        yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))
+
+
+def _requests(left: Mapping[str, UnderWay], *, names_templates: bool) -> dict[str, int]:
+    if not left:
+        return {}
+    requests = Counter({routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)})
+    for state in left.values():
+        requests.update(requests_left(state))
+    return dict(+requests)
+
+
+def _outcome(record: Record | None) -> object:
+    return None if record is None else record.outcome

@@ -1,0 +1,70 @@
+"""The arithmetic of what is left: bounds that no client can beat, and an end that is learnt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncmig.forecast import Durations, Forecast, UnderWay, earliest_end, forecast, requests_left
+
+CREATE, UPLOAD, START = "POST /companies", "POST /companies/{id}/uploads", "POST /companies/{id}/imports"
+READ, DOWNLOAD = "GET /companies/{id}/imports/{run_id}", "GET /companies/{id}/export.csv"
+
+
+def as_fast_as_allowed(count: int, limit: int, window: float) -> float:
+    """Return when the last of `count` requests goes, if each goes as soon as a window log lets it."""
+    sent: list[float] = []
+    for _ in range(count):
+        sent.append(sent[-limit] + window if len(sent) >= limit else 0.0)
+    return sent[-1] if sent else 0.0
+
+
+@given(st.integers(0, 500), st.integers(1, 120))
+def test_no_client_is_faster_and_one_is_as_fast(count: int, limit: int) -> None:
+    assert earliest_end({"GET /x": count}, limit=limit, window=60.0) == as_fast_as_allowed(count, limit, 60.0)
+
+
+def test_one_budget_for_the_key_adds_up() -> None:
+    requests = {"GET /x": 60, "GET /y": 60}
+    assert earliest_end(requests, limit=100, window=60.0) == 0.0
+    assert earliest_end(requests, limit=100, window=60.0, scope="key") == 60.0
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        ("waiting", {CREATE: 1, UPLOAD: 3, START: 1, READ: 1, DOWNLOAD: 1}),
+        ("uploading", {UPLOAD: 3, START: 1, READ: 1, DOWNLOAD: 1}),
+        ("starting", {START: 1, READ: 1, DOWNLOAD: 1}),
+        ("running", {READ: 1, DOWNLOAD: 1}),
+        ("downloading", {DOWNLOAD: 1}),
+    ],
+)
+def test_what_is_left_shrinks_with_each_step(step: str, left: dict[str, int]) -> None:
+    assert dict(requests_left(UnderWay(step=step, files=3))) == left
+
+
+def predicted(*under_way: UnderWay, durations: Durations, concurrency: int = 500) -> Forecast:
+    return forecast(under_way, durations, limit=100, window=60.0, scope="endpoint", concurrency=concurrency)
+
+
+def test_before_an_import_has_ended_only_a_bound_is_known() -> None:
+    many = [UnderWay(files=2)] * 150
+    assert predicted(*many, durations=Durations()) == Forecast(120.0, is_bound=True)  # 300 uploads
+    assert predicted(durations=Durations()) == Forecast(0.0, is_bound=False)
+
+
+def test_afterwards_the_longest_one_tells_what_the_rest_will_take() -> None:
+    durations = Durations()
+    for seconds in (40.0, 90.0, 30.0):
+        durations.add(seconds)
+    assert predicted(UnderWay(step="running", age=20.0), durations=durations) == Forecast(
+        70.0, is_bound=False
+    )
+    assert predicted(*[UnderWay(files=2)] * 150, durations=durations).seconds == 60.0 + 60.0 + 90.0
+    assert predicted(*[UnderWay()] * 10, durations=durations, concurrency=2).seconds == 5 * 90.0
+
+
+def test_an_import_that_takes_longer_than_any_before_makes_it_a_bound_again() -> None:
+    durations = Durations()
+    durations.add(10.0)
+    assert predicted(UnderWay(step="running", age=50.0), durations=durations).is_bound
