@@ -135,7 +135,7 @@ class _Reader:
 
     __slots__ = ("_begun", "_folder", "_path", "_seen", "faults")
 
-    def __init__(self, path: Path, begun: Container[str]) -> None:
+    def __init__(self, path: Path, begun: Container[str] = ()) -> None:
         self._path, self._folder, self._begun = path, path.parent, begun
         self._seen: dict[str, int] = {}
         self.faults: list[Fault] = []

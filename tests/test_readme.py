@@ -22,8 +22,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from asyncmig.cli.amounts import Rate
 from asyncmig.cli.app import run_app
-from asyncmig.cli.options import Rate
 from asyncmig.cli.report import Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.sim import new_world

@@ -2,25 +2,48 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Coroutine
-from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 
+from asyncmig.cli.amounts import Rate, rate_option
 from asyncmig.cli.check import CheckOptions, check_manifest
+from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, USAGE, code_of, code_of_error
+from asyncmig.cli.config import print_config
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
-from asyncmig.cli.options import Options, Rate, parse_rate
-from asyncmig.cli.run import RESUMABLE, USAGE, begun, drive
+from asyncmig.cli.flat import flat
+from asyncmig.cli.last import LastRun
+from asyncmig.cli.options import Options
+from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
+from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
+from asyncmig.cli.run import Wanted, begun, drive
+from asyncmig.cli.selection import UNFINISHED
+from asyncmig.cli.settings import Display, JournalOption, Reach, Settings, journal_option
 from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
+from asyncmig.cli.sources import from_last_run, from_last_run_if_any
+from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
 from asyncmig.cli.summary import print_summary
-from asyncmig.cli.terminal import ToConsole, clean, data_console, say, words_console
+from asyncmig.cli.terminal import (
+    ToConsole,
+    clean,
+    counted,
+    data_console,
+    is_interactive,
+    print_line,
+    say,
+    words_console,
+)
+from asyncmig.cli.watch import follow_journal, follow_runs, how_to_go_on, running
 from asyncmig.companies.adoption import adopt as adopt_company
 from asyncmig.errors import AsyncmigError
 from asyncmig.journal import Journal
-from asyncmig.manifest import InvalidManifest, read_manifest
+from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
 from asyncmig.simulator.clock import fast_loop
 
 __all__ = ["app", "run_app"]
@@ -28,87 +51,76 @@ __all__ = ["app", "run_app"]
 T = TypeVar("T")
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,  # a local variable may be the API key
     help="Drive hundreds of customer data migrations at once through a rate-limited Migration API.",
 )
+SelectOption = Annotated[
+    str | None,
+    typer.Option(help="Only these: status:failed,parked,unknown,pending or external ids, joined by commas."),
+]
 
 
-class DecideOption(StrEnum):
-    PARK = "park"
-    APPROVE_SAFE = "approve-safe"
-    APPROVE = "approve"
-    REJECT = "reject"
-
-
-class FilterOption(StrEnum):
-    VALID = "valid"
-    ALL = "all"
-
-
-class ScopeOption(StrEnum):
-    ENDPOINT = "endpoint"
-    KEY = "key"
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(data_console(), f"asyncmig {version('asyncmig')}")
+        raise typer.Exit
 
 
 @app.callback()
-def _commands() -> None:
-    """Keep `run` a command of its own even while others come and go."""
+def _commands(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 @app.command(
     epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same line again resumes)"
 )
+@flat
 def run(
-    manifest: Annotated[
-        Path, typer.Argument(help="CSV with the columns external_id, name, source, templates, files.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path(
-        "out"
-    ),
-    journal: Annotated[Path, typer.Option(help="File that remembers how far it came.")] = Path("fleet.db"),
-    decide: Annotated[
-        DecideOption,
-        typer.Option(
-            help="What to do when an import asks: park (leave it), approve-safe (approve what destroys no rows)."
-        ),
-    ] = DecideOption.PARK,
-    row_filter: Annotated[
-        FilterOption,
-        typer.Option("--filter", help="Rows to download: valid drops every row with a bad cell."),
-    ] = FilterOption.VALID,
-    scope: Annotated[
-        ScopeOption, typer.Option(help="Whether the server counts its limit by endpoint or by key.")
-    ] = ScopeOption.ENDPOINT,
-    rate: Annotated[str, typer.Option(help="The limit.")] = "100/60s",
-    concurrency: Annotated[int, typer.Option(min=1, help="Customers under way at once.")] = 500,
-    speed: Annotated[
-        float, typer.Option(min=0.01, help="Make the clock run so many times faster: for the simulator only.")
-    ] = 1.0,
-    base_url: Annotated[
-        str | None, typer.Option(help="The API's whole prefix; VERN_BASE_URL if not given.")
-    ] = None,
+    options: Options,
+    display: Display,
+    select: SelectOption = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Check everything and say what would be done; send nothing.")
+    ] = False,
 ) -> None:
-    """Migrate every customer of MANIFEST. VERN_API_KEY holds the API key."""
-    options = Options(
-        manifest=manifest,
-        out=out,
-        journal=journal,
-        decide=decide.value,
-        filter=row_filter.value,
-        scope=scope.value,
-        rate=parse_rate(rate),
-        concurrency=concurrency,
-        speed=speed,
-        base_url=base_url,
-    )
+    """Migrate every customer of MANIFEST. VERN_API_KEY holds the API key.
+
+    Each setting can also be given as ASYNCMIG_NAME in the environment, or in the [defaults] of a TOML manifest.
+    """
+    if plan:
+        planned = asyncio.run(read_plan(_read(options), options, select))
+        print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
+        return
+    _drive(options, display, Wanted(selection=select))
+
+
+@app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
+@flat
+def retry(
+    context: typer.Context,
+    journal: Annotated[Path, journal_option(from_last_run)] = Path("fleet.db"),
+    *,
+    settings: Settings,
+    display: Display,
+    select: SelectOption = UNFINISHED,
+) -> None:
+    """Repeat the last run of a journal for whoever is not delivered; what failed is imported again."""
+    last: LastRun = context.obj
+    options = Options.of(last.path(), settings)
+    _drive(options, display, Wanted(selection=select, remembered=False))
+
+
+def _drive(options: Options, display: Display, wanted: Wanted) -> None:
     words, data = words_console(), data_console()
-    customers = read_manifest(manifest, begun=asyncio.run(begun(journal)))
-    if customers.ignored:
-        say(words, f"note: columns that mean nothing here: {clean(', '.join(customers.ignored))}", "dim")
-    ended = run_at(speed, drive(customers, options, words))
-    print_summary(data, ended, options)
+    manifest = _read(options)
+    ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
+    if not (display.quiet and ended.exit_code == DELIVERED):
+        print_summary(words if display.as_json else data, ended, options)
     raise typer.Exit(ended.exit_code)
 
 
@@ -140,6 +152,128 @@ def check(
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
 
 
+def _read(options: Options) -> Manifest:
+    manifest = read_manifest(options.manifest, begun=asyncio.run(begun(options.journal)))
+    if manifest.ignored:
+        say(
+            words_console(),
+            f"note: columns that mean nothing here: {clean(', '.join(manifest.ignored))}",
+            "dim",
+        )
+    return manifest
+
+
+@app.command(epilog="Example: asyncmig config customers.toml")
+@flat
+def config(context: typer.Context, options: Options) -> None:
+    """Print each setting that `run` would have, and where it comes from. The API key is never shown."""
+    print_config(data_console(), context, options)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+@app.command(epilog="Example: asyncmig status --journal fleet.db --json")
+def status(journal: JournalOption = Path("fleet.db"), as_json: JsonOption = False) -> None:
+    """Print how each customer of a journal stands, also while another process works on it."""
+    standings = asyncio.run(standings_of(journal))
+    if as_json:
+        for each in standings:
+            print_line({"schema": 1, **msgspec.structs.asdict(each)})
+    else:
+        print_standings(data_console(), standings)
+
+
+@app.command(epilog="Example: asyncmig show acme-001 --journal fleet.db")
+def show(
+    external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
+    journal: JournalOption = Path("fleet.db"),
+) -> None:
+    """Print all that the journal knows of one customer: what happened when, its reports and files."""
+    print_story(data_console(), asyncio.run(read_story(journal, external_id)))
+
+
+@app.command(epilog="Example: asyncmig watch --journal fleet.db")
+@flat
+def watch(
+    context: typer.Context,
+    journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
+    as_json: JsonOption = False,
+    *,
+    reach: Reach,
+) -> None:
+    """Print what another process does with a journal, as it happens, until nobody works on it any more.
+
+    If imports still run at the server then, they are followed there until each has ended or asks something; that
+    takes VERN_API_KEY.
+    """
+    data, words = data_console(), words_console()
+    run_at(1.0, follow_journal(journal, data, as_json=as_json))
+    left = run_at(1.0, running(journal))
+    if left and os.environ.get("VERN_API_KEY"):
+        say(
+            words,
+            f"Nobody works on {journal}; {counted(len(left), 'import')} may still run at the server:",
+            "dim",
+        )
+        run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
+    standings = run_at(1.0, standings_of(journal))
+    last: LastRun | None = context.obj
+    for line in how_to_go_on(standings, Options.of_last(last) if last else None):
+        say(words, line)
+    raise typer.Exit(code_of(each.outcome for each in standings))
+
+
+@app.command(epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
+@flat
+def review(
+    context: typer.Context,
+    external_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXTERNAL_ID", help="Customers; all that are parked, if none."),
+    ] = None,
+    journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Go on with what was decided until it is delivered.")
+    ] = False,
+    as_json: JsonOption = False,
+    *,
+    verdict: Verdict,
+    reach: Reach,
+) -> None:
+    """Answer what parked imports ask: one by one at the terminal, or by --approve and --reject.
+
+    In a pipe, and without either of them, it prints what they ask.
+    """
+    names = external_ids or []
+    verdict.check(names)
+    records = run_at(1.0, parked_records(journal, names))
+    words, data = words_console(), data_console()
+    if not records:
+        say(words, f"Nobody is parked in {journal}.")
+        return
+    if not verdict.is_given and (as_json or not is_interactive()):
+        print_all(data, records, as_json=as_json)
+        raise typer.Exit(PARKED)
+    reviewer = Reviewer(journal, reach, verdict, words)
+    run_at(reach.speed, reviewer.run(records))
+    _after_review(reviewer, context.obj, wait=wait)
+
+
+def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> None:
+    words = words_console()
+    if reviewer.left:
+        say(words, f"Still parked: {', '.join(reviewer.left)}.", "yellow")
+    if not reviewer.decided or last is None:
+        raise typer.Exit(PARKED if reviewer.left else DELIVERED)
+    options = Options.of_last(last)
+    if wait:
+        _drive(options, Display(), Wanted(selection=",".join(reviewer.decided), remembered=False))
+    say(words, "What was decided goes on at the server. To fetch what comes out:")
+    say(words, f"  {options.command()}")
+    raise typer.Exit(PARKED if reviewer.left else DELIVERED)
+
+
 @app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo's is written anew.")] = Path(
@@ -168,7 +302,7 @@ def demo(
 def adopt(
     external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
     company_id: Annotated[str, typer.Argument(help="The company's id, as the dashboard shows it.")],
-    journal: Annotated[Path, typer.Option(help="File that remembers how far it came.")] = Path("fleet.db"),
+    journal: JournalOption = Path("fleet.db"),
 ) -> None:
     """Say which company a customer is whose creation was never answered; the next run goes on from there."""
     run_at(1.0, write_adoption(journal, external_id, company_id))
@@ -189,7 +323,7 @@ def sim(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1,
     speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0,
-    rate: Annotated[str, typer.Option(help="The limit of each endpoint.")] = "100/60s",
+    rate: Annotated[Rate, rate_option("The limit of each endpoint.")] = Rate(),  # noqa: B008 - it is frozen
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -199,7 +333,7 @@ def sim(
 ) -> None:
     """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste."""
     faults, variants = parse_faults(fault or (), seed)
-    world = new_world(seed=seed, rate=parse_rate(rate), variants=variants)
+    world = new_world(seed=seed, rate=rate, variants=variants)
     run_at(
         speed,
         serve_until_interrupted(
@@ -226,6 +360,7 @@ def run_app() -> None:
             say(words, f"{clean(error.path)}: {clean(str(fault), 1000)}", "red")
     except (AsyncmigError, OSError) as error:
         say(words, f"Error: {clean(str(error), 1000)}", "red")
+        sys.exit(code_of_error(error))
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
     finally:

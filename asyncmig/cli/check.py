@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from asyncmig._core.decode import Unreadable, decode
-from asyncmig.cli.run import DELIVERED, KEY_REFUSED, RESUMABLE
+from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.terminal import clean, say
 from asyncmig.companies.catalog import find
 from asyncmig.companies.wire import Template, Templates

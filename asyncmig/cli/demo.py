@@ -100,7 +100,7 @@ def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Pl
         data,
         [
             ("read", f"{sum(plan.rows_in for plan in plans):,} rows{_asked(plans, world)}"),
-            *figures(ended.report),
+            *figures(ended),
             ("noticed", _noticed(world.ledger)),
             ("planned", _verdict(faults, len(plans))),
         ],

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends in order, the second one at once."""
+"""What ends a fleet early: Ctrl-C and SIGTERM (the first one in order, the second one at once), and limits."""
 
 import asyncio
 import contextlib
@@ -25,13 +25,15 @@ class Interrupts:
     Signals belong to the main thread; elsewhere, and on a loop without signal handlers, this does nothing.
     """
 
-    __slots__ = ("_drain", "_session", "_task", "_words", "count", "fleet")
+    __slots__ = ("_drain", "_session", "_task", "_words", "count", "fleet", "reason")
 
     def __init__(self, session: Session, words: Console) -> None:
         self._session, self._words = session, words
         self.count: int = 0
         self.fleet: Fleet | None = None
         """The fleet to drain, once there is one; until then the session is closed."""
+        self.reason: str | None = None
+        """Why nothing new is started; None while all goes on."""
         self._drain: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -58,11 +60,17 @@ class Interrupts:
                 say(self._words, "Stopping at once.", "yellow")
                 self._task.cancel()
             return
-        say(
-            self._words,
-            "Interrupted: nothing new is started, requests in flight may end (again Ctrl-C: stop at once).",
-            "yellow",
+        words = (
+            "Interrupted: nothing new is started, requests in flight may end (again Ctrl-C: stop at once)."
         )
+        self.stop("interrupted", words)
+
+    def stop(self, reason: str, words: str | None = None) -> None:
+        """End in order, as the first signal does; nothing happens if that was begun already."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        say(self._words, words or f"Ending early: {reason}. Requests in flight may end.", "yellow")
         if self.fleet is None:
             self._session.close(SessionClosed("interrupted: the same command goes on from here"))
         else:

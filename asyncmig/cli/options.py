@@ -1,58 +1,43 @@
 """What `asyncmig run` was asked for, and the command line that asks for the same again."""
 
-import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from asyncmig.companies.expected import RowFilter
-from asyncmig.errors import InvalidInput
-from asyncmig.session import Scope
+import typer
 
-__all__ = ["DecideChoice", "Options", "Rate", "parse_rate"]
+from asyncmig.cli.last import LastRun
+from asyncmig.cli.settings import DecideChoice, Settings, read_settings
+from asyncmig.cli.sources import from_manifest
 
-DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
-_RATE = re.compile(r"(\d{1,9})/(\d{0,9}(?:\.\d{1,9})?)(s|m|h)?")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many requests in so many seconds."""
-
-    limit: int = 100
-    window: float = 60.0
-
-    def __str__(self) -> str:
-        return f"{self.limit}/{self.window:g}s"
-
-
-def parse_rate(text: str) -> Rate:
-    """Read `100/60s`, `100/1m` or `100/m`; raise `InvalidInput` for anything else, or for a rate of nothing."""
-    match = _RATE.fullmatch(text.strip().lower())
-    if match is None or not (match[2] or match[3]):
-        raise InvalidInput("rate", text, "must look like 100/60s: so many requests in so many seconds")
-    rate = Rate(int(match[1]), float(match[2] or 1) * _UNITS[match[3] or "s"])
-    if rate.limit < 1 or rate.window <= 0:
-        raise InvalidInput("rate", text, "must be more than nothing")
-    return rate
+__all__ = ["Options"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The arguments of `asyncmig run`, with their defaults."""
+class Options(Settings):
+    """The settings, and the manifest that they are for."""
 
-    manifest: Path
-    out: Path = Path("out")
-    journal: Path = Path("fleet.db")
-    decide: DecideChoice = "park"
-    filter: RowFilter = "valid"
-    scope: Scope = "endpoint"
-    rate: Rate = Rate()
-    concurrency: int = 500
-    speed: float = 1.0
-    base_url: str | None = None
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
+            is_eager=True,  # its [defaults] are the defaults of the others
+            callback=from_manifest,
+        ),
+    ]
+
+    @classmethod
+    def of(cls, manifest: Path, settings: Settings) -> "Options":
+        """Return the settings for a manifest."""
+        return cls(
+            manifest=manifest, **{field.name: getattr(settings, field.name) for field in fields(Settings)}
+        )
+
+    @classmethod
+    def of_last(cls, last: LastRun) -> "Options":
+        """Return what the last run of a journal was asked for. Raises `ValueError` if it was not written by us."""
+        return cls.of(last.path(), read_settings(last.defaults()))
 
     def at(self, base_url: str) -> "Options":
         """Return the same, for another server."""
@@ -60,11 +45,12 @@ class Options:
 
     def command(self, decide: DecideChoice | None = None) -> str:
         """Return the line that goes on from here, with another decision if one is given; it holds no key."""
-        wanted = replace(self, decide=decide or self.decide)
-        words = ["asyncmig", "run", str(wanted.manifest)]
-        for field in fields(Options):
-            value = getattr(wanted, field.name)
-            if field.name != "manifest" and value != field.default:
-                text = f"{value:g}" if isinstance(value, float) else str(value)
-                words += [f"--{field.name.replace('_', '-')}", text]
+        words = ["asyncmig", "run", str(self.manifest)]
+        for name, text in replace(self, decide=decide or self.decide).given().items():
+            words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
         return shlex.join(words)
+
+    def about_journal(self, command: str, *words: str) -> str:
+        """Return the line of another command about the same journal."""
+        journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
+        return shlex.join(["asyncmig", command, *words, *journal])

@@ -1,31 +1,31 @@
-"""What an operator sees while a fleet runs: a live view on a terminal, plain lines elsewhere."""
+"""What an operator sees while a fleet runs: a live view on a terminal, a line for each change elsewhere."""
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from asyncmig.cli.terminal import clean, say
+from asyncmig._io.gate import GateStatistics
+from asyncmig.cli.settings import Display, Settings
+from asyncmig.cli.terminal import clean, counted, draws, say
+from asyncmig.cli.tracker import Tracker
+from asyncmig.cli.view import budget, done, under_way, view, waits, work_waiting
 from asyncmig.companies.outcome import Delivered, Outcome, Pending
-from asyncmig.events import Event, MigrationChanged, RequestDone
+from asyncmig.events import Event, Held, MigrationChanged, RunChanged, RunStalled
+from asyncmig.forecast import Forecast, forecast
 from asyncmig.session import Session
 
-__all__ = ["STYLES", "Progress", "counted"]
+__all__ = ["STYLES", "Progress"]
 
 STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
 """A colour for each outcome."""
-_ACTIVE = ("checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting")
-_WINDOW = 60.0
 _LINE_EVERY = 5.0
 """Wall-clock seconds between lines about the whole fleet, where there is no terminal."""
-_VIEW_EVERY = 0.2
+_VIEW_EVERY = 0.25
 
 
 @final
@@ -33,60 +33,61 @@ class Progress:
     """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
 
     __slots__ = (
-        "_answers",
         "_console",
-        "_ended",
+        "_display",
+        "_draws",
         "_known",
-        "_now",
+        "_last",
         "_pending",
         "_session",
-        "_speed",
-        "_steps",
-        "_total",
+        "_settings",
+        "_tracker",
     )
 
-    def __init__(self, console: Console, external_ids: Sequence[str], *, speed: float = 1.0) -> None:
-        self._console, self._speed, self._total = console, speed, len(external_ids)
-        self._steps = dict.fromkeys(external_ids, "waiting")
+    def __init__(
+        self, console: Console, files: Mapping[str, int], settings: Settings, display: Display
+    ) -> None:
+        """`files`: how many each customer has."""
+        self._console, self._settings, self._display = console, settings, display
+        self._draws = draws(console) and not display.quiet
+        self._tracker = Tracker(files)
         self._known: frozenset[str] = frozenset()
         self._pending: frozenset[str] = frozenset()
-        self._ended: Counter[str] = Counter()
-        self._answers: deque[float] = deque()
         self._session: Session | None = None
-        self._now = 0.0
+        self._last = ""
 
     @contextmanager
     def following(self, session: Session) -> Generator[None]:
         """Show what happens in `session` until the block ends."""
         self._session = session
-        with session.events.subscribe(self._note):
-            if not self._console.is_terminal:
-                with self._every(_LINE_EVERY, lambda: say(self._console, self.status())):
-                    yield
-                return
-            live = Live(self._view(), console=self._console, auto_refresh=False, transient=True)
-            with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
+        with session.events.subscribe(self._tracker.note), session.events.subscribe(self._tell):
+            if self._display.quiet:
                 yield
+            elif not self._draws:
+                with self._every(_LINE_EVERY, self._say_if_changed):
+                    yield
+            else:
+                live = Live(self._view(), console=self._console, auto_refresh=False, transient=True)
+                with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
+                    yield
 
     def known(self, delivered: Collection[str]) -> None:
         """Say which customers an earlier process has delivered: they are not shown one by one."""
         self._known = frozenset(delivered)
-        if delivered:
+        if delivered and not self._display.quiet:
             say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
 
     def ended(self, outcome: Outcome) -> None:
         """Show how one customer's migration ended, unless that is no news; on a terminal not if it was delivered."""
-        kind = str(outcome.__struct_config__.tag)
-        self._ended[kind] += 1
-        self._steps[outcome.external_id] = kind
+        kind = self._tracker.finish(outcome)
         if not self._hides(outcome):
             say(self._console, _line(kind, outcome), STYLES[kind])
-        for note in outcome.notes:
+        for note in () if self._display.quiet else outcome.notes:
             say(self._console, f"{'note':>9}  {outcome.external_id}  {clean(note)}", "dim")
 
     def _hides(self, outcome: Outcome) -> bool:
         if isinstance(outcome, Delivered):
-            return self._console.is_terminal or outcome.external_id in self._known
+            return self._draws or self._display.quiet or outcome.external_id in self._known
         if isinstance(outcome, Pending):  # a refused key, or an interrupt, is the same for all of them
             said, self._pending = outcome.error in self._pending, self._pending | {outcome.error}
             return said
@@ -94,59 +95,63 @@ class Progress:
 
     def status(self) -> str:
         """Return one line about the whole fleet."""
-        return " · ".join(part for part in (self._done(), self._under_way(), self._budget()) if part)
+        parts = (*self._counts(), budget(self._tracker, self._stats()), *self._waits())
+        return " · ".join(part for part in parts if part)
 
-    def _done(self) -> str:
-        ended = ", ".join(f"{count} {kind}" for kind, count in sorted(self._ended.items()))
-        return f"{self._ended.total()} of {self._total} done" + (f" ({ended})" if ended else "")
+    def _stats(self) -> Mapping[str, GateStatistics]:
+        return {} if self._session is None else self._session.stats()
 
-    def _under_way(self) -> str:
-        counts = Counter(self._steps.values())
-        return ", ".join(f"{counts[step]} {step}" for step in ("waiting", *_ACTIVE) if counts[step])
+    def _counts(self) -> tuple[str, str]:
+        return done(self._tracker), under_way(self._tracker)
 
-    def _budget(self) -> str:
-        """Return what was sent of late, and what the limit holds back at present."""
-        while self._answers and self._answers[0] < self._now - _WINDOW:
-            self._answers.popleft()
-        sent = f"{counted(len(self._answers), 'request')} in the last minute"
-        gates = self._session.stats().values() if self._session else ()
-        waiting = sum(gate.waiting.get(lane, 0) for gate in gates for lane in ("DECIDE", "WORK"))
-        return f"{sent}, {waiting} wait for the limit" if waiting else sent
+    def _say_if_changed(self) -> None:
+        """Say how all of them are, unless it is what was said last."""
+        counts = " · ".join(self._counts())
+        if counts != self._last:
+            self._last = counts
+            say(self._console, self.status())
 
-    def _note(self, event: Event) -> None:
-        now = self._now = asyncio.get_running_loop().time()
-        match event:
-            case MigrationChanged() if self._steps.get(event.external_id) not in STYLES:
-                if event.step in _ACTIVE:
-                    self._steps[event.external_id] = event.step
-            case RequestDone():
-                self._answers.append(now)
-            case _:
-                pass
+    def _tell(self, event: Event) -> None:
+        """Say what is worth a line of its own."""
+        line = _news(event) or (_step(event) if self._display.verbose else None)
+        if line is not None and not self._display.quiet:
+            say(self._console, line, "dim")
+
+    def _waits(self) -> Iterator[str]:
+        session = self._session
+        if session is not None:
+            yield from waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
+
+    def _forecast(self) -> Forecast:
+        settings = self._settings
+        left = forecast(
+            self._tracker.under_way(),
+            self._tracker.durations,
+            limit=settings.rate.limit,
+            window=settings.rate.window,
+            scope=settings.scope,
+            concurrency=settings.concurrency,
+        )
+        longest = (
+            [_gate_wait(session, gate.name) for gate in self._waiting()] if (session := self._session) else []
+        )
+        return replace(left, seconds=max([left.seconds, *longest]))
+
+    def _waiting(self) -> Iterator[GateStatistics]:
+        return (gate for gate in self._stats().values() if work_waiting(gate))
 
     def _view(self) -> RenderableType:
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            ProgressBar(
-                total=max(1, self._total),
-                completed=self._ended.total(),
-                width=30,
-                complete_style="green",
-                finished_style="green",
-            ),
-            self._done(),
-        )
-        return Group(bar, Text(self._under_way()), Text(self._budget(), style="dim"))
+        return view(self._tracker, self._stats(), self._forecast(), self._waits(), self._console.height)
 
     @contextmanager
     def _every(self, seconds: float, show: Callable[[], None]) -> Generator[None]:
         """Call `show` every so many seconds of the wall-clock, in the loop's own thread."""
-        loop, pause = asyncio.get_running_loop(), seconds * self._speed
+        loop, pause = asyncio.get_running_loop(), seconds * self._settings.speed
         timer: asyncio.TimerHandle
 
         def tick() -> None:
             nonlocal timer
-            self._now = loop.time()
+            self._tracker.now = loop.time()
             show()
             timer = loop.call_later(pause, tick)
 
@@ -157,9 +162,34 @@ class Progress:
             timer.cancel()
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number and what it counts."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def _gate_wait(session: Session, name: str) -> float:
+    """Return how long a request waits for the limit that `session.stats()` calls `name`."""
+    method, _, template = name.partition(" ")
+    return session.gate(method, template).wait_estimate()  # one budget for all is every endpoint's
+
+
+def _news(event: Event) -> str | None:
+    match event:
+        case Held():
+            return (
+                f"{'limit':>9}  {event.budget}: a 429 came, nothing is sent there for {event.seconds:.1f} s"
+            )
+        case RunStalled():
+            return (
+                f"{'stalled':>9}  run {clean(event.run_id)} has not ended after {event.seconds / 60:.0f} min"
+            )
+        case _:
+            return None
+
+
+def _step(event: Event) -> str | None:
+    match event:
+        case MigrationChanged():
+            return f"{event.step:>11}  {event.external_id}  {clean(event.detail)}".rstrip()
+        case RunChanged():
+            return f"{clean(event.status):>11}  run {clean(event.run_id)}  {clean(event.progress or '')}".rstrip()
+        case _:
+            return None
 
 
 def _line(kind: str, outcome: Outcome) -> str:

@@ -107,16 +107,17 @@ class ReportFile:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def add(self, outcome: Outcome) -> None:
-        """Take an outcome; the file follows soon."""
+    def add(self, outcome: Outcome) -> CompanyRow:
+        """Take an outcome, and return how the customer stands now; the file follows soon."""
         before = self._rows[outcome.external_id]
         if isinstance(outcome, Pending) and before.outcome == "delivered":
-            return  # interrupted before its turn came: what was delivered earlier still is
+            return before  # interrupted before its turn came: what was delivered earlier still is
         self._rows[outcome.external_id] = self._row(outcome)
         self._know(outcome.external_id, before.company_id, before.run_id)
         if self._timer is None:
             pause = max(1.0, len(self._rows) / 1000)  # a large file is written less often
             self._timer = asyncio.get_running_loop().call_later(pause, self._write_later)
+        return self._rows[outcome.external_id]
 
     def end(self, records: Iterable[Record], reason: str | None) -> Report:
         """Take the ids that the journal has of unfinished customers, write the last report and return it.

@@ -1,21 +1,27 @@
 """`asyncmig run`: a manifest in, a fleet driven, a report out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar, final
-from urllib.parse import urlsplit
+from typing import Literal, TypeVar, final
 
 import msgspec
 from rich.console import Console
 
+from asyncmig.cli.codes import KEY_REFUSED, RESUMABLE, code_of
+from asyncmig.cli.feed import Feed
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.options import DecideChoice, Options
+from asyncmig.cli.last import remember
+from asyncmig.cli.options import Options
 from asyncmig.cli.progress import Progress
-from asyncmig.cli.report import Report, ReportFile
-from asyncmig.cli.terminal import say
-from asyncmig.companies.outcome import Delivered
+from asyncmig.cli.reach import open_session
+from asyncmig.cli.report import CompanyRow, Report, ReportFile
+from asyncmig.cli.selection import only, select
+from asyncmig.cli.settings import DecideChoice, Display
+from asyncmig.cli.terminal import counted, say
+from asyncmig.companies.outcome import Delivered, Failed, Outcome
 from asyncmig.companies.spec import Record, Spec
 from asyncmig.errors import (
     AuthError,
@@ -32,17 +38,11 @@ from asyncmig.fleet import Fleet
 from asyncmig.journal import Journal
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
+from asyncmig.status import read_records
 
-__all__ = ["DELIVERED", "KEY_REFUSED", "RESUMABLE", "USAGE", "Ended", "begun", "drive"]
+__all__ = ["Ended", "Wanted", "begun", "drive"]
 
 T = TypeVar("T")
-DELIVERED: Final = 0
-USAGE: Final = 2
-KEY_REFUSED: Final = 4
-_FAILED, _PARKED, _UNKNOWN = 3, 5, 6
-RESUMABLE: Final = 75
-"""EX_TEMPFAIL of sysexits.h: try the same again."""
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "reject"]] = {
     "park": "park",
     "approve-safe": "approve_safe",
@@ -56,11 +56,19 @@ class Ended:
     """How a run of the command came out."""
 
     report: Report
+    selected: frozenset[str] | None = None
+    """Whom `--select` named; None: everybody."""
     key_refused: bool = False
     reason: str | None = None
     """Why it ended early; None if it did not."""
     unwritten: bool = False
     """Whether `report.json` on disk is not the last word."""
+
+    @property
+    def companies(self) -> tuple[CompanyRow, ...]:
+        """The customers that it was about: those that were selected."""
+        rows = self.report.companies
+        return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
 
     @property
     def exit_code(self) -> int:
@@ -69,20 +77,9 @@ class Ended:
         75 stands before the verdicts about customers because they are not complete while anything is pending,
         and because it is the one code at which a job runner should start the same command again.
         """
-        outcomes = {company.outcome for company in self.report.companies}
         if self.key_refused:
             return KEY_REFUSED
-        if self.unwritten:
-            return RESUMABLE
-        for outcome, code in (
-            ("pending", RESUMABLE),
-            ("unknown", _UNKNOWN),
-            ("parked", _PARKED),
-            ("failed", _FAILED),
-        ):
-            if outcome in outcomes:
-                return code
-        return DELIVERED
+        return RESUMABLE if self.unwritten else code_of(company.outcome for company in self.companies)
 
 
 @final
@@ -99,68 +96,126 @@ class _KeyWatch:
             self.refused = True
 
 
-async def drive(manifest: Manifest, options: Options, words: Console, *, api_key: str | None = None) -> Ended:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be driven, besides the options: for a single run of the command."""
+
+    selection: str | None = None
+    """Whom `--select` names; None: everybody. Whoever is selected has a failed import done again."""
+    remembered: bool = True
+    """Whether this is the run that `asyncmig retry` repeats."""
+
+
+async def drive(
+    manifest: Manifest,
+    options: Options,
+    words: Console,
+    *,
+    wanted: Wanted = Wanted(),
+    display: Display = Display(),  # noqa: B008 - it is frozen
+    api_key: str | None = None,
+) -> Ended:
     """Migrate the customers of a manifest, show it on `words`, and keep `report.json` up to date.
 
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
-    async with Journal(options.journal) as journal, _session(options, api_key) as session:
-        _check_speed(options.speed, session.base_url)
+    async with (
+        Journal(options.journal) as journal,
+        open_session(options, options.journal, api_key) as session,
+    ):
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
-        records = await _records(journal, options.journal)
+        records = await read_records(journal, str(options.journal))
+        selected = select(wanted.selection, manifest, records) if wanted.selection else None
         report.begin(records)
         _say_removed(manifest, records, words)
         _check_folders(options.out, manifest)
-        progress = Progress(
-            words, [customer.external_id for customer in manifest.customers], speed=options.speed
-        )
+        if wanted.remembered:
+            remember(options.manifest, options)
+        manifest = only(manifest, selected)
+        progress = Progress(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
+        feed = _feed(display)
         with session.events.subscribe(key), Interrupts(session, words) as interrupts:
-            with progress.following(session):
-                work = _Work(manifest, options, session, journal)
-                reason = await work.run(records, report, progress, interrupts)
+            with progress.following(session), _feeding(feed, session, len(manifest.customers)):
+                work = _Work(manifest, options, session, journal, again=selected is not None)
+                reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
             try:
-                records = await _records(journal, options.journal)
+                records = await read_records(journal, str(options.journal))
             except JournalError as error:
                 reason = reason or str(error)
             last = report.end(records.values(), reason)
-        return Ended(
+        ended = Ended(
             report=last,
+            selected=selected,
             key_refused=key.refused,
             reason=reason or report.trouble,
             unwritten=bool(report.trouble),
         )
+        if feed is not None:
+            feed.end(ended.companies, exit_code=ended.exit_code, reason=ended.reason)
+        return ended
 
 
-def _session(options: Options, api_key: str | None) -> Session:
-    return Session(
-        api_key,
-        options.base_url,
-        limit=options.rate.limit,
-        window=options.rate.window,
-        scope=options.scope,
-        recent=options.journal.with_name(f"{options.journal.name}.recent"),
-    )
+def _feed(display: Display) -> Feed | None:
+    if not display.as_json:
+        return None
+    loop = asyncio.get_running_loop()
+    return Feed(clock=loop.time, requests=display.verbose)
+
+
+@contextmanager
+def _feeding(feed: Feed | None, session: Session, customers: int) -> Generator[None]:
+    if feed is None:
+        yield
+        return
+    feed.begin(customers)
+    with session.events.subscribe(feed.note):
+        yield
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Outlets:
+    """Who is told of an outcome."""
+
+    report: ReportFile
+    progress: Progress
+    feed: Feed | None
+
+    def tell(self, outcome: Outcome) -> None:
+        row = self.report.add(outcome)
+        self.progress.ended(outcome)
+        if self.feed is not None:
+            self.feed.outcome(row)
+
+
+def _files(manifest: Manifest) -> dict[str, int]:
+    return {customer.external_id: len(customer.files) for customer in manifest.customers}
 
 
 @final
 class _Work:
     """The part of `drive` that may be interrupted."""
 
-    __slots__ = ("_journal", "_manifest", "_options", "_session")
+    __slots__ = ("_again", "_failures", "_journal", "_manifest", "_options", "_session")
 
-    def __init__(self, manifest: Manifest, options: Options, session: Session, journal: Journal) -> None:
-        self._manifest, self._options = manifest, options
+    def __init__(
+        self, manifest: Manifest, options: Options, session: Session, journal: Journal, *, again: bool
+    ) -> None:
+        self._manifest, self._options, self._again = manifest, options, again
         self._session, self._journal = session, journal
+        self._failures = 0
 
     async def run(
-        self, records: Mapping[str, Record], report: ReportFile, progress: Progress, interrupts: Interrupts
+        self, records: Mapping[str, Record], outlets: _Outlets, interrupts: Interrupts
     ) -> str | None:
         """Return why the fleet ended early, or None."""
         try:
-            specs = _delivered_specs(self._manifest, records) or await self._specs()
-            return await self._fleet(specs, report, progress, interrupts)
+            specs = _delivered_specs(self._manifest, records)
+            if specs is None:
+                specs = await self._specs()
+            return await self._fleet(specs, records, outlets, interrupts)
         except (AuthError, SessionClosed) as error:
             return str(error)
         except (NoAnswer, ServerError, UnexpectedReply) as error:
@@ -173,7 +228,11 @@ class _Work:
             return "interrupted"
 
     async def _fleet(
-        self, specs: tuple[Spec, ...], report: ReportFile, progress: Progress, interrupts: Interrupts
+        self,
+        specs: tuple[Spec, ...],
+        records: Mapping[str, Record],
+        outlets: _Outlets,
+        interrupts: Interrupts,
     ) -> str | None:
         options = self._options
         async with Fleet(
@@ -183,16 +242,45 @@ class _Work:
             decide=_POLICIES[options.decide],
             row_filter=options.filter,
             concurrency=options.concurrency,
+            retries=options.retries,
+            once_more=self._again,
+            deliver_rejected=options.deliver_rejected,
         ) as fleet:
             interrupts.fleet = fleet
             try:
-                async for outcome in fleet.run(specs):
-                    report.add(outcome)
-                    progress.ended(outcome)
+                with self._at_most(interrupts):
+                    async for outcome in fleet.run(specs):
+                        outlets.tell(outcome)
+                        self._count(outcome, records.get(outcome.external_id), interrupts)
             except JournalError as error:
                 return str(error)
             await interrupts.settled()
-        return "interrupted" if interrupts.count else None
+        return interrupts.reason
+
+    @contextmanager
+    def _at_most(self, interrupts: Interrupts) -> Generator[None]:
+        """End in order when the time is over that the block may take."""
+        limit = self._options.max_duration
+        if limit is None:
+            yield
+            return
+        reason = f"it took {limit}, as long as --max-duration allows"
+        timer = asyncio.get_running_loop().call_later(limit.seconds, interrupts.stop, reason)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _count(self, outcome: Outcome, before: Record | None, interrupts: Interrupts) -> None:
+        """Count a customer that failed just now; one that had failed before is no news."""
+        known = before.outcome if before else None
+        if not isinstance(outcome, Failed) or msgspec.structs.replace(outcome, notes=()) == known:
+            return
+        self._failures += 1
+        if self._failures == self._options.stop_after_failures:
+            interrupts.stop(
+                f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
+            )
 
     async def _specs(self) -> tuple[Spec, ...]:
         companies, manifest = self._session.companies, self._manifest
@@ -205,7 +293,7 @@ async def begun(path: Path) -> frozenset[str]:
     """Return the customers whose import has begun, as far as a journal can be read."""
     try:
         async with Journal(path, read_only=True) as journal:
-            records = await _records(journal, path)
+            records = await read_records(journal, str(path))
     except JournalError:
         return frozenset()  # none yet; or whoever opens it to write will say why not
     return frozenset(external_id for external_id, record in records.items() if record.begun)
@@ -222,13 +310,6 @@ def _say_removed(manifest: Manifest, records: Mapping[str, Record], words: Conso
             "back in the manifest they go on where they were.",
             "dim",
         )
-
-
-def _check_speed(speed: float, base_url: str) -> None:
-    """Refuse to send more than the limit to a server whose clock does not run faster, too."""
-    host = urlsplit(base_url).hostname
-    if speed != 1 and host not in _THIS_MACHINE:
-        raise InvalidInput("speed", speed, f"is for the simulator on this machine, and {host} is another one")
 
 
 def _check_folders(out: Path, manifest: Manifest) -> None:
@@ -268,11 +349,3 @@ def _delivered_specs(manifest: Manifest, records: Mapping[str, Record]) -> tuple
             )
         )
     return tuple(specs)
-
-
-async def _records(journal: Journal, path: Path) -> dict[str, Record]:
-    states = await journal.states()
-    try:
-        return {external_id: msgspec.json.decode(state, type=Record) for external_id, state in states.items()}
-    except msgspec.MsgspecError as error:
-        raise JournalError(str(path), f"holds what this version cannot read ({error})") from error

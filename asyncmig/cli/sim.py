@@ -9,7 +9,7 @@ from random import Random
 
 from rich.console import Console
 
-from asyncmig.cli.options import Rate
+from asyncmig.cli.amounts import Rate
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
 from asyncmig.simulator.app import serve

@@ -11,38 +11,53 @@ from rich.text import Text
 
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import STYLES
-from asyncmig.cli.report import CompanyRow, Report
+from asyncmig.cli.report import CompanyRow
 from asyncmig.cli.run import Ended
-from asyncmig.cli.terminal import clean, say
+from asyncmig.cli.terminal import clean, counted, say
 
-__all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary"]
+__all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary", "print_undelivered"]
 
 _MOST_REASONS = 20
+_MOST_NAMED = 3
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def print_summary(data: Console, ended: Ended, options: Options) -> None:
-    """Print outcomes with their reasons, the figures, and the next command."""
+    """Print outcomes with their reasons, who is not delivered, the figures, and the next command."""
     print_outcomes(data, ended, options)
-    print_figures(data, figures(ended.report))
+    print_undelivered(data, ended)
+    print_figures(data, figures(ended))
     data.print()
     for line in next_steps(ended, options):
         say(data, line)
 
 
-def _about_parked(options: Options) -> Iterator[str]:
-    if options.decide == "park":
-        yield "Parked customers wait for a decision. To approve what the server proposes, unless it destroys rows:"
-        yield f"  {options.command(decide='approve-safe')}"
-    elif options.decide == "approve-safe":
-        yield "What the server proposes for the parked customers destroys rows, or may. To approve it all the same:"
-        yield f"  {options.command(decide='approve')}"
-
-
 def print_outcomes(data: Console, ended: Ended, options: Options) -> None:
     """Print how many customers ended how, and why."""
     data.print()
-    data.print(_outcomes(ended.report.companies, str(options.out / "report.json")))
+    data.print(_outcomes(ended.companies, str(options.out / "report.json")))
+
+
+def print_undelivered(data: Console, ended: Ended) -> None:
+    """Print each customer that is not delivered, unless the table of outcomes named them all."""
+    groups = [group for group in _groups(ended.companies) if _is_listed(group)]
+    if len(groups) <= _MOST_REASONS and all(len(group) <= _MOST_NAMED for group in groups):
+        return
+    data.print()
+    for group in groups:
+        outcome, same = group[0].outcome, len({_reason(row) for row in group}) == 1
+        lines = [", ".join(row.external_id for row in group)] if same else _each(group)
+        for line in lines:
+            say(data, f"{outcome:>9}  {line}", STYLES[outcome])
+
+
+def _each(group: Sequence[CompanyRow]) -> list[str]:
+    return [f"{row.external_id}  {_reason(row)}" for row in group]
+
+
+def _is_listed(group: Sequence[CompanyRow]) -> bool:
+    """Return whether a group is to be listed; `asyncmig status` lists what an interrupt left behind."""
+    return group[0].outcome not in ("delivered", "pending")
 
 
 def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
@@ -52,10 +67,10 @@ def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
         say(data, f"{name:<11}{text}")
 
 
-def figures(report: Report) -> list[tuple[str, str]]:
+def figures(ended: Ended) -> list[tuple[str, str]]:
     """Return what moved and what it cost, as pairs of a name and a sentence."""
-    budget = report.budget
-    companies = [company for company in report.companies if company.outcome == "delivered"]
+    budget = ended.report.budget
+    companies = [company for company in ended.companies if company.outcome == "delivered"]
     inserted = sum(company.rows.inserted or 0 for company in companies)
     flagged = sum(company.rows.flagged or 0 for company in companies)
     files = [file for company in companies for file in company.files]
@@ -69,7 +84,7 @@ def figures(report: Report) -> list[tuple[str, str]]:
 
 def next_steps(ended: Ended, options: Options) -> Iterator[str]:
     """Yield what can be done now, each with the command to type."""
-    outcomes = {company.outcome for company in ended.report.companies}
+    outcomes = {company.outcome for company in ended.companies}
     if ended.key_refused:
         yield "The API key was refused. With a good one in VERN_API_KEY, go on:"
         yield f"  {options.command()}"
@@ -79,24 +94,45 @@ def next_steps(ended: Ended, options: Options) -> Iterator[str]:
         yield f"  {options.command()}"
     if "parked" in outcomes:
         yield from _about_parked(options)
+    if "unknown" in outcomes:
+        yield "Of an unknown customer nobody can tell what happened: the reason says how to find out. Its story:"
+        unknown = next(row.external_id for row in ended.companies if row.outcome == "unknown")
+        yield f"  {options.about_journal('show', unknown)}"
     if "failed" in outcomes:
         yield "A failed customer is imported again once its files have changed. Mend them, then:"
         yield f"  {options.command()}"
-    if outcomes <= {"delivered"}:
-        yield f"Every customer is delivered: {options.out}/EXTERNAL_ID/SHEET.csv"
+        yield "Or, to import them again as they are:"
+        yield f"  {options.about_journal('retry', '--select', 'status:failed')}"
+    if not ended.companies:
+        yield "Nobody is selected: there is nothing to do."
+    elif outcomes <= {"delivered"}:
+        which = "Every customer" if ended.selected is None else "Whoever was selected"
+        yield f"{which} is delivered: {options.out}/EXTERNAL_ID/SHEET.csv"
+    others = len(ended.report.companies) - len(ended.companies)
+    if others:
+        yield f"Not selected: {counted(others, 'customer')}. How they stand:"
+        yield f"  {options.about_journal('status')}"
+
+
+def _about_parked(options: Options) -> Iterator[str]:
+    yield "Parked customers wait for a decision. To look at what each asks, and to answer:"
+    yield f"  {options.about_journal('review')}"
+    if options.decide == "park":
+        yield "Or, to approve what the server proposes for all of them, unless it destroys rows:"
+        yield f"  {options.command(decide='approve-safe')}"
+    elif options.decide == "approve-safe":
+        yield "What the server proposes for them destroys rows, or may. To approve it all the same:"
+        yield f"  {options.command(decide='approve')}"
 
 
 def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
     """Return a table of outcomes; reasons that differ by numbers only are one row, with the first one's words."""
-    groups: defaultdict[tuple[str, str], list[CompanyRow]] = defaultdict(list)
-    for company in companies:
-        groups[company.outcome, _NUMBER.sub("#", _reason(company))].append(company)
+    ranked = _groups(companies)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("outcome", no_wrap=True)
     table.add_column("customers", justify="right")
     table.add_column("why")
     table.add_column("which")
-    ranked = sorted(groups.values(), key=lambda group: (list(STYLES).index(group[0].outcome), -len(group)))
     for group in ranked[:_MOST_REASONS]:
         outcome = group[0].outcome
         table.add_row(
@@ -108,6 +144,14 @@ def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
     return table
 
 
+def _groups(companies: Sequence[CompanyRow]) -> list[list[CompanyRow]]:
+    """Return customers of the same outcome and reason together, the good ones first."""
+    groups: defaultdict[tuple[str, str], list[CompanyRow]] = defaultdict(list)
+    for company in companies:
+        groups[company.outcome, _NUMBER.sub("#", _reason(company))].append(company)
+    return sorted(groups.values(), key=lambda group: (list(STYLES).index(group[0].outcome), -len(group)))
+
+
 def _reason(company: CompanyRow) -> str:
     return "" if company.outcome == "delivered" else clean(company.error or "")
 
@@ -116,4 +160,6 @@ def _some(group: Sequence[CompanyRow]) -> str:
     """Return a few of the ids; those delivered need none."""
     if group[0].outcome == "delivered":
         return ""
-    return ", ".join(company.external_id for company in group[:3]) + (", ..." if len(group) > 3 else "")
+    return ", ".join(company.external_id for company in group[:_MOST_NAMED]) + (
+        ", ..." if len(group) > _MOST_NAMED else ""
+    )

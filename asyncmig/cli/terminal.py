@@ -1,16 +1,31 @@
 """What reaches a terminal: a server's text may hold anything, and must not steer the terminal."""
 
+import json
 import logging
+import os
 import re
+import sys
 from typing import final
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["ToConsole", "clean", "data_console", "say", "words_console"]
+__all__ = [
+    "ToConsole",
+    "clean",
+    "counted",
+    "data_console",
+    "draws",
+    "is_interactive",
+    "print_line",
+    "say",
+    "words_console",
+]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 _LONGEST = 300
+_WIDE = 200
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:
@@ -19,9 +34,33 @@ def clean(text: str, longest: int = _LONGEST) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def print_line(value: object) -> None:
+    """Print a value as one line of JSON on stdout; all of it is ASCII, so that no text steers a terminal."""
+    sys.stdout.write(f"{json.dumps(msgspec.to_builtins(value))}\n")
+    sys.stdout.flush()
+
+
+def draws(console: Console) -> bool:
+    """Return whether a picture that changes can be drawn: on a terminal, not in a pipe that is merely coloured."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return False
+    return console.file.isatty() or "FORCE_COLOR" not in os.environ
+
+
+def is_interactive() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def data_console() -> Console:
-    """Return the console for data: stdout."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+    """Return the console for data: stdout. In a pipe, where nobody looks, it is wide enough for any table."""
+    wide = _WIDE if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
 
 
 def words_console() -> Console:

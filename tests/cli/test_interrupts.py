@@ -42,7 +42,7 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
         text=True,
     )
     deadline = time.perf_counter() + 15
-    while not slow.count("GET /companies") and time.perf_counter() < deadline:
+    while slow.count("POST /companies/{id}/imports") < 2 and time.perf_counter() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=15)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.options import Options, Rate, parse_rate
+from asyncmig.cli.amounts import Rate, parse_rate
+from asyncmig.cli.options import Options
 from asyncmig.errors import InvalidInput
 
 

@@ -10,9 +10,14 @@ from rich.console import Console
 from asyncmig.cli.progress import Progress
 from asyncmig.cli.report import Budget, CompanyRow, Report
 from asyncmig.cli.run import Ended
+from asyncmig.cli.settings import Display, Settings
 from asyncmig.companies.outcome import Delivered, Failed, Pending
 from asyncmig.events import MigrationChanged, RequestDone
 from asyncmig.session import Session
+
+
+def progress_on(console: Console, customers: str, display: Display = Display()) -> Progress:  # noqa: B008
+    return Progress(console, dict.fromkeys(customers, 1), Settings(), display)
 
 
 def ended(outcomes: Sequence[str], **facts: bool) -> Ended:
@@ -40,7 +45,7 @@ def test_the_worst_outcome_names_the_exit_code(outcomes: list[str], code: int) -
 @pytest.mark.parametrize("terminal", [False, True])
 async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) -> None:
     out = io.StringIO()
-    progress = Progress(Console(file=out, width=200, force_terminal=terminal), ["a", "b", "c"])
+    progress = progress_on(Console(file=out, width=200, force_terminal=terminal), "abc")
     session = Session("key", "http://127.0.0.1:9/api/v1")
     with progress.following(session):
         session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
@@ -65,7 +70,7 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
 @pytest.mark.looptime
 async def test_what_holds_for_all_is_said_once() -> None:
     out = io.StringIO()
-    progress = Progress(Console(file=out, width=200), ["a", "b", "c", "d"])
+    progress = progress_on(Console(file=out, width=200), "abcd")
     progress.known(["d"])
     for external_id in "ab":
         progress.ended(Pending(external_id=external_id, name="", error="the key was refused"))

@@ -1,0 +1,44 @@
+"""Exit codes: one meaning each, as the README lists them."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from asyncmig.errors import (
+    AsyncmigError,
+    AuthError,
+    CompanyHeld,
+    NoAnswer,
+    RateLimited,
+    ServerError,
+    SessionClosed,
+    UnexpectedReply,
+    UnknownOutcome,
+)
+
+__all__ = ["DELIVERED", "KEY_REFUSED", "PARKED", "RESUMABLE", "USAGE", "code_of", "code_of_error"]
+
+DELIVERED: Final = 0
+USAGE: Final = 2
+FAILED: Final = 3
+KEY_REFUSED: Final = 4
+PARKED: Final = 5
+UNKNOWN: Final = 6
+RESUMABLE: Final = 75
+"""EX_TEMPFAIL of sysexits.h: try the same again."""
+_WORST_FIRST = (("pending", RESUMABLE), ("unknown", UNKNOWN), ("parked", PARKED), ("failed", FAILED))
+_PASSING = (CompanyHeld, NoAnswer, RateLimited, ServerError, SessionClosed, UnexpectedReply)
+
+
+def code_of(outcomes: Iterable[str]) -> int:
+    """Return the code for customers that ended so: the worst one wins."""
+    found = set(outcomes)
+    return next((code for outcome, code in _WORST_FIRST if outcome in found), DELIVERED)
+
+
+def code_of_error(error: Exception) -> int:
+    """Return the code for an error that ended a command."""
+    if isinstance(error, AuthError):
+        return KEY_REFUSED
+    if isinstance(error, UnknownOutcome):
+        return UNKNOWN
+    return RESUMABLE if isinstance(error, AsyncmigError) and isinstance(error, _PASSING) else USAGE

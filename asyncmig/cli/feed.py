@@ -1,0 +1,76 @@
+"""`--json`: what happens, as one JSON object a line, for programs.
+
+Each has `schema` (1), `type`, `time` (wall-clock, ISO 8601 in UTC) and `at` (seconds since the command began, on the
+loop's clock). The first is `Begun`, the last `Ended`; between them stand the events of the session under their own
+names, and an `Outcome` for each customer, shaped as in `report.json`. Fields and types may be added.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import cast, final
+
+import msgspec
+
+from asyncmig.cli.report import CompanyRow
+from asyncmig.cli.terminal import print_line
+from asyncmig.events import Event, RequestDone, RequestSent
+
+__all__ = ["SCHEMA", "Feed", "wall_clock"]
+
+SCHEMA = 1
+_TIMES = ("at", "until")
+
+
+def wall_clock() -> str:
+    """Return the time of day as ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@final
+class Feed:
+    """Prints events, each as soon as it happens."""
+
+    __slots__ = ("_clock", "_epoch", "_requests", "_wall")
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], str] = wall_clock,
+        requests: bool = False,
+    ) -> None:
+        """`clock`: the loop's; `wall`: the time of day. `requests`: write each of them, too."""
+        self._clock, self._wall, self._requests = clock, wall, requests
+        self._epoch = clock()
+
+    def begin(self, customers: int) -> None:
+        """Write the first line."""
+        self._write("Begun", {"version": version("asyncmig"), "customers": customers})
+
+    def note(self, event: Event) -> None:
+        """Write an event."""
+        if not self._requests and isinstance(event, RequestSent | RequestDone):
+            return
+        fields = cast("dict[str, object]", msgspec.to_builtins(event))
+        self._write(str(fields.pop("type")), fields)
+
+    def outcome(self, row: CompanyRow) -> None:
+        """Write how one customer ended."""
+        self._write("Outcome", cast("dict[str, object]", msgspec.to_builtins(row)))
+
+    def end(self, companies: "tuple[CompanyRow, ...]", *, exit_code: int, reason: str | None) -> None:
+        """Write the last line."""
+        outcomes = Counter(company.outcome for company in companies)
+        self._write(
+            "Ended", {"exit_code": exit_code, "reason": reason, "outcomes": dict(sorted(outcomes.items()))}
+        )
+
+    def _write(self, kind: str, fields: "dict[str, object]") -> None:
+        at = {"at": self._clock()} | {
+            name: value for name in _TIMES if isinstance(value := fields.pop(name, None), float)
+        }
+        since = {name: round(value - self._epoch, 3) for name, value in at.items()}
+        line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
+        print_line(line)

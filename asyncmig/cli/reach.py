@@ -1,0 +1,34 @@
+"""The session of a command."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from asyncmig.cli.settings import Reach
+from asyncmig.errors import InvalidInput
+from asyncmig.session import Session
+
+__all__ = ["open_session"]
+
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def open_session(reach: Reach, journal: Path, api_key: str | None = None) -> Session:
+    """Return a session that knows what the last one with this journal sent. `api_key`: `VERN_API_KEY` if not given.
+
+    Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
+    be sent more than its limit.
+    """
+    session = Session(
+        api_key,
+        reach.base_url,
+        limit=reach.rate.limit,
+        window=reach.rate.window,
+        scope=reach.scope,
+        recent=journal.with_name(f"{journal.name}.recent"),
+    )
+    host = urlsplit(session.base_url).hostname
+    if reach.speed != 1 and host not in _THIS_MACHINE:
+        raise InvalidInput(
+            "speed", reach.speed, f"is for the simulator on this machine, and {host} is another one"
+        )
+    return session

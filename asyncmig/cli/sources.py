@@ -1,0 +1,82 @@
+"""Where a value comes from: the command line, the environment, what a file says, or the default."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import typer
+
+from asyncmig.cli.last import LastRun, has_last_run, recall
+from asyncmig.cli.settings import PATHS, Settings, environment_name
+from asyncmig.manifest import Fault, InvalidManifest, read_defaults
+
+__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "source_of"]
+
+_NAMES = [field.name for field in fields(Settings)]
+
+
+def from_manifest(context: typer.Context, manifest: Path) -> Path:
+    """Let the `[defaults]` of a manifest stand where neither the command line nor the environment says more.
+
+    Raises `InvalidManifest` for what is no setting there.
+    """
+    if not context.resilient_parsing:
+        context.default_map = _settings_of(manifest)
+    return manifest
+
+
+def from_last_run(context: typer.Context, journal: Path) -> Path:
+    """Let the settings of a journal's last run stand where neither the command line nor the environment says more.
+
+    Raises `InvalidInput` if the journal had none.
+    """
+    if not context.resilient_parsing:
+        _take(context, recall(journal))
+    return journal
+
+
+def from_last_run_if_any(context: typer.Context, journal: Path) -> Path:
+    """Do the same for a command that can do without: a program of one's own may have written the journal."""
+    if not context.resilient_parsing and has_last_run(journal):
+        _take(context, recall(journal))
+    return journal
+
+
+def _take(context: typer.Context, last: LastRun) -> None:
+    context.obj, context.default_map = last, dict(last.defaults())
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Return where the value of a setting came from, in words."""
+    source = context.get_parameter_source(name)
+    match source.name if source else "":
+        case "COMMANDLINE":
+            return "command line"
+        case "ENVIRONMENT":
+            return environment_name(name)
+        case "DEFAULT_MAP":
+            return "manifest"
+        case _:
+            return "default"
+
+
+def _settings_of(manifest: Path) -> dict[str, str]:
+    defaults = {name.replace("-", "_"): value for name, value in read_defaults(manifest).items()}
+    faults = tuple(_faults(defaults))
+    if faults:
+        raise InvalidManifest(str(manifest), faults)
+    return {
+        name: str(manifest.parent / str(value)) if name in PATHS else str(value)
+        for name, value in defaults.items()
+    }
+
+
+def _faults(defaults: dict[str, object]) -> Iterator[Fault]:
+    for name, value in defaults.items():
+        if name not in _NAMES:
+            yield Fault(
+                line=None, field=f"defaults.{name}", reason=f"is no setting; there are {', '.join(_NAMES)}"
+            )
+        elif not isinstance(value, str | int | float):
+            reason = f"must be a text, a number, true or false: {value!r}"
+            yield Fault(line=None, field=f"defaults.{name}", reason=reason)

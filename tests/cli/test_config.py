@@ -1,0 +1,97 @@
+"""Where a value comes from: flag, environment, manifest, default; and what is refused on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import KEY, SPEED, Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\n"
+MANIFEST = """
+[defaults]
+decide = "approve-safe"
+rate = "50/60s"
+out = "delivered"
+{more}
+
+[[company]]
+external_id = "acme"
+name = "Acme Inc"
+source = "HubSpot"
+templates = ["Contacts"]
+files = ["a*.csv"]
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., Path]:
+    def write(more: str = "") -> Path:
+        folder = tmp_path / "weekend"
+        folder.mkdir(exist_ok=True)
+        (folder / "acme.csv").write_bytes(GOOD)
+        path = folder / "customers.toml"
+        path.write_text(MANIFEST.format(more=more), encoding="utf-8")
+        return path
+
+    return write
+
+
+def settings(out: str) -> dict[str, tuple[str, str]]:
+    rows = [line.split(maxsplit=1) for line in out.splitlines()[2:] if line.strip()]
+    return {name: tuple(rest.rsplit(maxsplit=1)) for name, rest in rows}  # type: ignore[misc]
+
+
+def test_flag_then_environment_then_manifest_then_default(
+    cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCMIG_RATE", "40/60s")
+    monkeypatch.setenv("ASYNCMIG_DECIDE", "reject")
+    monkeypatch.setenv("VERN_BASE_URL", "http://127.0.0.1:9/api/v1")
+    result = cli("config", manifest(), "--decide", "approve")
+    assert result.code == 0
+    found = settings(result.out)
+    assert found["decide"] == ("approve", ["command", "line"][-1]) or "command line" in result.out
+    assert found["rate"] == ("40/60s", "ASYNCMIG_RATE")
+    assert found["out"][0].endswith("weekend/delivered")
+    assert found["out"][1] == "manifest"
+    assert found["concurrency"] == ("500", "default")
+    assert found["base-url"] == ("http://127.0.0.1:9/api/v1", "VERN_BASE_URL")
+    assert KEY not in result.out
+    assert "API key" in result.out
+    assert "not set" not in result.out
+    monkeypatch.delenv("VERN_API_KEY")
+    assert "not set" in cli("config", manifest()).out
+
+
+def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
+    cli: Cli, manifest: Callable[..., Path], simulator: Simulator
+) -> None:
+    path = manifest()
+    assert cli("run", path, "--speed", SPEED, "--base-url", simulator.base_url).code == 0
+    assert (path.parent / "delivered/acme/Contacts.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("concurency = 5", "defaults.concurency: is no setting; there are scope, rate"),
+        ("retries = [1]", "defaults.retries: must be a text, a number, true or false"),
+        ("filter = 'some'", "--filter"),
+        ("speed = 'fast'", "--speed"),
+        ("max-duration = 'long'", "must look like 90s, 45m or 1h30m"),
+    ],
+)
+def test_2_wrong_defaults_are_named(cli: Cli, manifest: Callable[..., Path], more: str, words: str) -> None:
+    result = cli("run", manifest(more))
+    assert result.code == 2
+    assert words in result.err
+
+
+def test_2_a_wrong_variable_is_named(
+    cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCMIG_CONCURRENCY", "none")
+    result = cli("run", manifest())
+    assert result.code == 2
+    assert "concurrency" in result.err

@@ -1,0 +1,64 @@
+"""`--max-duration` and `--stop-after-failures` end a run as one Ctrl-C does, and say why."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from asyncmig.cli.amounts import Duration, parse_duration
+from asyncmig.errors import InvalidInput
+from asyncmig.simulator.runs import Pace
+
+from .conftest import SPEED, Cli, Simulator, serving
+
+GOOD, LATIN = b"Email,Name\na@x.de,A\n", b"Email,Name\na@x.de,Caf\xe9\n"
+Customers = Callable[..., Path]
+
+
+@pytest.fixture
+def slow() -> Iterator[Simulator]:
+    with serving(Pace(queued=1.0, base=120.0, per_row=0.0, sigma=0.0)) as simulator:
+        yield simulator
+
+
+def test_75_after_so_long(cli: Cli, customers: Customers, slow: Simulator, tmp_path: Path) -> None:
+    arguments = ("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", slow.base_url)
+    result = cli(*arguments, "--max-duration", "1m")
+    assert result.code == 75
+    assert "Ending early: it took 1m, as long as --max-duration allows." in result.err
+    assert "Not finished (it took 1m, as long as --max-duration allows)" in result.out
+    assert "--max-duration 1m" in result.out  # the line that goes on
+    row = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"][0]
+    assert row["outcome"] == "pending"
+    assert row["run_id"]
+    assert cli(*arguments).code == 0
+
+
+def test_75_after_so_many_failures_and_those_of_an_earlier_run_are_no_news(
+    cli: Cli, customers: Customers, simulator: Simulator
+) -> None:
+    manifest = customers(bad=LATIN, good=GOOD, worse=LATIN)
+    arguments = ("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url)
+    result = cli(*arguments, "--concurrency", "1", "--stop-after-failures", "1")
+    assert result.code == 75
+    assert "1 customer failed, as many as --stop-after-failures allows" in result.err
+    assert "Not finished (1 customer failed, as many as --stop-after-failures allows)" in result.out
+    again = cli(*arguments, "--concurrency", "1", "--stop-after-failures", "2")
+    assert again.code == 3
+    assert "Ending early" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("90", 90), ("45m", 2700), ("1h30m", 5400), (" 2H ", 7200), ("1.5s", 1.5)],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == Duration(seconds)
+    assert parse_duration(str(Duration(seconds))) == Duration(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "0s", "m", "30m1h", "-1s", "1d"])
+def test_anything_else_is_no_duration(text: str) -> None:
+    with pytest.raises(InvalidInput, match="duration"):
+        parse_duration(text)

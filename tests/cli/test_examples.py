@@ -1,0 +1,58 @@
+"""Every command's help ends in an example, and the example runs."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli, Simulator
+
+FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
+AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "retry")
+ELSEWHERE = ("adopt", "check", "demo", "sim")
+
+
+def example(cli: Cli, command: str) -> list[str]:
+    text = " ".join(cli(command, "--help").out.split())
+    found = re.search(r"Example: asyncmig (.*?)(?: \(|$)", text)
+    assert found, text
+    return shlex.split(found[1])
+
+
+def test_every_command_has_one(cli: Cli) -> None:
+    listed = cli("--help").out.partition("Commands:")[2]
+    commands = re.findall(r"^  (\w+)", listed, re.MULTILINE)
+    assert set(commands) == {*AT_THE_JOURNAL, *ELSEWHERE}
+    assert all(example(cli, command)[0] == command for command in commands)
+
+
+def test_they_run(
+    cli: Cli,
+    simulator: Simulator,
+    customers: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VERN_BASE_URL", simulator.base_url)
+    monkeypatch.setenv("ASYNCMIG_SPEED", "60")
+    customers(**{"acme-001": FLAWED})
+    (tmp_path / "customers.toml").write_text("", encoding="utf-8")
+    results = {command: cli(*example(cli, command)) for command in AT_THE_JOURNAL}
+    codes = {command: result.code for command, result in results.items()}
+    assert codes == {"run": 5, "config": 0, "status": 0, "show": 0, "watch": 5, "review": 0, "retry": 0}, (
+        results["review"]
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli(*example(cli, "adopt")).code == 0
+    assert cli(*example(cli, "demo"), "--customers", "4", "--speed", "200").code == 0
+
+
+def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"asyncmig \d+\.\d+\.\d+\S*\n", cli("--version").out)
+    monkeypatch.setenv("_ASYNCMIG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "asyncmig re")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert set(cli().out.split()) == {"retry", "review"}

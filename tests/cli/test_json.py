@@ -1,0 +1,102 @@
+"""`--json`: one event a line, in a schema that programs may rely on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asyncmig.cli.feed import Feed
+from asyncmig.cli.report import CompanyRow, Rows
+from asyncmig.events import (
+    BudgetLearnt,
+    Held,
+    MigrationChanged,
+    RequestDone,
+    RequestSent,
+    RunChanged,
+    RunEnded,
+    RunStalled,
+)
+
+from .conftest import SPEED, Cli, Simulator
+
+GOLDEN = """\
+{"schema": 1, "type": "Begun", "time": "T", "at": 0.0, "version": "V", "customers": 1}
+{"schema": 1, "type": "MigrationChanged", "time": "T", "at": 1.5, "external_id": "acme", "company_id": null, "run_id": null, "step": "creating", "detail": ""}
+{"schema": 1, "type": "RequestSent", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0}
+{"schema": 1, "type": "RequestDone", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0, "seconds": 0.5, "status": 429, "error": null}
+{"schema": 1, "type": "Held", "time": "T", "at": 1.5, "until": 3.0, "budget": "POST /companies", "seconds": 1.5, "slots": 100, "burst": 100}
+{"schema": 1, "type": "BudgetLearnt", "time": "T", "at": 1.5, "budget": "POST /companies", "slots": 90, "burst": 90}
+{"schema": 1, "type": "RunChanged", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "status": "running", "progress": "\\u009b2J\\u202e\\u001b[2J"}
+{"schema": 1, "type": "RunStalled", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "seconds": 4500.0}
+{"schema": 1, "type": "RunEnded", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "status": "completed", "seconds": 60.0, "noticed_within": 2.0}
+{"schema": 1, "type": "Outcome", "time": "T", "at": 1.5, "external_id": "acme", "name": "Acme", "outcome": "delivered", "error": null, "company_id": "c", "run_id": "r", "rows": {"inserted": 2, "flagged": 0}, "files": [], "seconds": 60.0, "notes": []}
+{"schema": 1, "type": "Ended", "time": "T", "at": 1.5, "exit_code": 0, "reason": null, "outcomes": {"delivered": 1}}
+"""  # noqa: E501 - a line is an event
+
+ROW = CompanyRow(
+    external_id="acme",
+    name="Acme",
+    outcome="delivered",
+    company_id="c",
+    run_id="r",
+    rows=Rows(inserted=2, flagged=0),
+    seconds=60.0,
+)
+
+
+def test_the_schema_is_what_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncmig.cli.feed.version", lambda package: "V")
+    now = 1000.0
+    feed = Feed(clock=lambda: now, wall=lambda: "T", requests=True)
+    feed.begin(1)
+    now = at = 1001.5
+    request = {"endpoint": "POST /companies", "lane": "WORK", "attempt": 1}
+    for event in (
+        MigrationChanged(at=at, external_id="acme", step="creating"),
+        RequestSent(at=at, **request),  # type: ignore[arg-type]
+        RequestDone(at=at, seconds=0.5, status=429, **request),  # type: ignore[arg-type]
+        Held(at=at, budget="POST /companies", until=1003.0, seconds=1.5, slots=100, burst=100),
+        BudgetLearnt(at=at, budget="POST /companies", slots=90, burst=90),
+        RunChanged(at=at, company_id="c", run_id="r", status="running", progress="\x9b2J\u202e\x1b[2J"),
+        RunStalled(at=at, company_id="c", run_id="r", seconds=4500.0),
+        RunEnded(at=at, company_id="c", run_id="r", status="completed", seconds=60.0, noticed_within=2.0),
+    ):
+        feed.note(event)
+    feed.outcome(ROW)
+    feed.end((ROW,), exit_code=0, reason=None)
+    assert capsys.readouterr().out == GOLDEN
+
+
+def test_a_run_speaks_it_on_stdout_and_words_on_stderr(
+    cli: Cli, customers: Callable[..., Path], simulator: Simulator
+) -> None:
+    manifest = customers(acme=b"Email,Name\na@x.de,A\n", cafe=b"Email,Name\na@x.de,Caf\xe9\n")
+    arguments = ("run", manifest, "--json", "--speed", SPEED, "--base-url", simulator.base_url)
+    result = cli(*arguments)
+    events = [json.loads(line) for line in result.out.splitlines()]
+    shapes = {line["type"]: list(line) for line in map(json.loads, GOLDEN.splitlines())}
+    assert all(list(event) == shapes[event["type"]] for event in events)
+    assert [events[0]["type"], events[-1]["type"]] == ["Begun", "Ended"]
+    assert events[-1]["exit_code"] == result.code == 3
+    assert not {event["type"] for event in events} & {"RequestSent", "RequestDone"}
+    assert [event["at"] for event in events] == sorted(event["at"] for event in events)
+    assert {event["external_id"] for event in events if event["type"] == "Outcome"} == {"acme", "cafe"}
+    assert "delivered  acme" in result.err
+    assert "A failed customer is imported again" in result.err
+    more = cli(
+        "run",
+        manifest,
+        "--json",
+        "-v",
+        "--select",
+        "cafe",
+        "--speed",
+        SPEED,
+        "--base-url",
+        simulator.base_url,
+    )
+    assert {json.loads(line)["type"] for line in more.out.splitlines()} >= {"RequestSent", "RequestDone"}

@@ -1,0 +1,83 @@
+"""`run --plan`: everything checked, nothing sent."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import SPEED, Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\nb@x.de,B\n"
+FLAWED = b"Email,Name\na@x.de,A\na@x.de,B\nno,C\n"
+LATIN = b"Email,Name\na@x.de,Caf\xe9\n"
+Customers = Callable[..., Path]
+
+
+@pytest.fixture
+def plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, object]]:
+    monkeypatch.delenv("VERN_API_KEY")
+
+    def planned(*args: object) -> dict[str, object]:
+        result = cli("run", *args, "--plan", "--json")
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        assert isinstance(found, dict)
+        return found
+
+    return planned
+
+
+def test_what_is_new_is_counted_and_nothing_is_made(
+    plan: Callable[..., dict[str, object]], customers: Customers, tmp_path: Path
+) -> None:
+    manifest = customers(**{f"c-{n}": GOOD + b"c@x.de,C\n" * n for n in range(7)})
+    planned = plan(manifest, "--rate", "3/60s")
+    assert planned["requests"] == {
+        "GET /sources": 1,
+        "GET /templates": 1,
+        "POST /companies": 7,
+        "POST /companies/{id}/uploads": 7,
+        "POST /companies/{id}/imports": 7,
+        "GET /companies/{id}/imports/{run_id}": 7,
+        "GET /companies/{id}/export.csv": 7,
+    }
+    assert (planned["new"], planned["files"], planned["seconds"]) == (7, 7, 120.0)
+    assert planned["bytes"] == 7 * len(GOOD) + 21 * 9
+    largest = planned["largest"]
+    assert isinstance(largest, list)
+    assert [file["external_id"] for file in largest] == ["c-6", "c-5", "c-4", "c-3", "c-2"]
+    assert plan(manifest, "--rate", "3/60s", "--scope", "key")["seconds"] == 12 * 60.0
+    assert not list(tmp_path.glob("fleet.db*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_knows_what_was_done_and_what_would_destroy_rows(
+    cli: Cli, simulator: Simulator, customers: Customers
+) -> None:
+    manifest = customers(acme=GOOD, bolt=FLAWED, cafe=LATIN)
+    cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url)
+    sent = simulator.count()
+    words = cli("run", manifest, "--plan").out
+    assert "1 to go on with, 1 delivered already, 1 failed already" in words
+    assert "Parked, waiting for a decision: bolt." in words
+    (line,) = [line for line in words.splitlines() if line.startswith("  bolt: ")]
+    assert set(line.removeprefix("  bolt: ").split("; ")) == {"dedup_keep_first by Email"}, line
+    assert "not imported again while their files stay the same: cafe." in words
+    again = json.loads(cli("run", manifest, "--plan", "--json", "--select", "status:failed").out)
+    assert (again["repeated"], again["requests"]["POST /companies/{id}/imports"]) == (["cafe"], 1)
+    (manifest.parent / "cafe.csv").write_bytes(GOOD)
+    assert json.loads(cli("run", manifest, "--plan", "--json").out)["repeated"] == ["cafe"]
+    done = cli("run", manifest, "--plan", "--select", "acme")
+    assert "nothing is left to do" in done.out
+    assert simulator.count() == sent
+
+
+def test_2_it_finds_the_faults_that_a_run_would_find(cli: Cli, customers: Customers) -> None:
+    manifest = customers(acme=GOOD)
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace("acme.csv", "gone.csv"), encoding="utf-8"
+    )
+    result = cli("run", manifest, "--plan")
+    assert (result.code, result.out) == (2, "")
+    assert "gone.csv" in result.err

@@ -1,0 +1,155 @@
+"""`asyncmig review`: parked imports, one by one in a terminal, or decided by options."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import KEY, SPEED, Cli, Simulator
+from .terminal import Terminal
+
+FLAWED = b"Email,Name\na@x.de,A\na@x.de,B\nno,C\n"
+MILD = b"Email,Name\n" + b"".join(b"p%d@x.de,P\n" % n for n in range(9)) + b"no,C\n"
+Customers = Callable[..., Path]
+
+
+@pytest.fixture
+def parked(cli: Cli, simulator: Simulator, customers: Customers) -> Path:
+    """A journal with parked customers; its last run tells the rest where the simulator is."""
+    manifest = customers(acme=FLAWED, bolt=FLAWED, cafe=FLAWED)
+    assert cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url).code == 5
+    return manifest
+
+
+def decisions(simulator: Simulator) -> int:
+    return sum(entry.endpoint.endswith("/decisions") for entry in simulator.world.ledger.entries)
+
+
+def outcome(cli: Cli, external_id: str) -> str:
+    lines = map(json.loads, cli("status", "--json").out.splitlines())
+    return next(str(line["outcome"]) for line in lines if line["external_id"] == external_id)
+
+
+def test_5_in_a_pipe_it_prints_what_is_asked(cli: Cli, parked: Path, simulator: Simulator) -> None:
+    sent = simulator.count()
+    result = cli("review")
+    assert result.code == 5
+    for words in (
+        "acme  acme Inc: ",
+        "concerns 1 row",
+        "! dedup_keep_first",
+        "(destroys rows, or may)",
+        "1) a  ",
+    ):
+        assert words in result.out
+    lines = [json.loads(line) for line in cli("review", "bolt", "--json").out.splitlines()]
+    assert [line["external_id"] for line in lines] == ["bolt"]
+    assert lines[0]["attention"]["questions"][0]["options"]
+    assert lines[0]["is_destructive"]
+    assert simulator.count() == sent
+
+
+def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulator: Simulator) -> None:
+    refused = cli("review", "acme", "--approve")
+    assert refused.code == 2
+    assert "--allow-destructive is needed" in refused.err
+    assert decisions(simulator) == 0
+    sent = cli("review", "acme", "--approve", "--answer", "fq0=a", "--allow-destructive")
+    assert sent.code == 0
+    assert (
+        f"acme: approved.\nWhat was decided goes on at the server. To fetch what comes out:\n  asyncmig run {parked}"
+        in sent.err
+    )
+    assert decisions(simulator) == 1
+    assert outcome(cli, "acme") == "pending"
+    assert "decide" in cli("show", "acme").out
+
+
+def test_it_goes_on_to_the_delivery_if_asked(cli: Cli, parked: Path, tmp_path: Path) -> None:
+    result = cli("review", "acme", "bolt", "--approve", "--allow-destructive", "--wait")
+    assert result.code == 0, result.err
+    assert (tmp_path / "out/acme/Contacts.csv").is_file()
+    assert (outcome(cli, "bolt"), outcome(cli, "cafe")) == ("delivered", "parked")
+
+
+def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
+    assert cli("review", "acme", "--reject", "--wait").code == 3
+    assert outcome(cli, "acme") == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--approve",), "name the customers"),
+        (("acme", "--approve", "--reject"), "cannot be said together"),
+        (("acme", "--answer", "fq0=a"), "together with --approve"),
+        (("acme", "--approve", "--answer", "fq0", "--allow-destructive"), "must look like QUESTION=OPTION"),
+        (("acme", "--approve", "--answer", "fq9=a", "--allow-destructive"), "was not asked"),
+        (("acme", "--approve", "--answer", "fq0=z", "--allow-destructive"), "is not one of"),
+        (("nobody", "--reject"), "is not in the journal"),
+    ],
+)
+def test_2_what_makes_no_sense_is_not_sent(
+    cli: Cli, parked: Path, simulator: Simulator, arguments: tuple[str, ...], words: str
+) -> None:
+    result = cli("review", *arguments)
+    assert result.code == 2
+    assert words in result.err
+    assert decisions(simulator) == 0
+
+
+def test_4_and_75_a_refused_key_and_a_server_that_is_away(
+    cli: Cli, parked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = cli("review", "acme", "--reject", "--base-url", "http://127.0.0.1:9/api/v1")
+    assert away.code == 75
+    monkeypatch.setenv("VERN_API_KEY", "wrong")
+    assert cli("review", "acme", "--reject").code == 4
+    assert outcome(cli, "acme") == "parked"
+
+
+def test_at_a_terminal_each_is_shown_and_answered(
+    cli: Cli, parked: Path, simulator: Simulator, tmp_path: Path
+) -> None:
+    arguments = ["review", "--allow-destructive"]
+    with Terminal(arguments, tmp_path, VERN_API_KEY=KEY) as terminal:
+        terminal.wait_for("[q]uit: ")
+        assert "[1 of 3] acme  acme Inc" in terminal.text
+        terminal.type("what?\n")
+        terminal.wait_for("[q]uit: ")
+        terminal.type("skip\n")
+        terminal.wait_for("[2 of 3]")
+        terminal.wait_for("[q]uit: ")
+        terminal.type("c\n")
+        terminal.wait_for("fq0 (1 to 2")
+        terminal.type("7\n")
+        terminal.wait_for("There is no '7'.")
+        terminal.type("2\n")
+        terminal.wait_for("fq1 (")
+        terminal.type("\n")
+        terminal.wait_for("Type yes to send it: ")
+        terminal.type("yes\n")
+        terminal.wait_for("bolt: approved.")
+        terminal.wait_for("[q]uit: ")
+        terminal.type("\x03")
+        assert terminal.end() == 5
+    assert "Still parked: acme, cafe." in terminal.text
+    (sent,) = [entry for entry in simulator.world.ledger.entries if entry.endpoint.endswith("/decisions")]
+    assert sent.status == 200
+    assert [outcome(cli, name) for name in ("acme", "bolt", "cafe")] == ["parked", "pending", "parked"]
+    assert "approve fq0=b" in cli("show", "bolt").out
+
+
+def test_at_a_terminal_an_interrupted_answer_sends_nothing(
+    parked: Path, simulator: Simulator, tmp_path: Path
+) -> None:
+    with Terminal(["review", "acme"], tmp_path, VERN_API_KEY=KEY) as terminal:
+        terminal.wait_for("it can only be approved with --allow-destructive")
+        terminal.wait_for("[q]uit: ")
+        assert "[a]pprove" not in terminal.text
+        terminal.type("a\n")
+        terminal.wait_for("[q]uit: ")
+        terminal.type("\x04")
+        assert terminal.end() == 5
+    assert decisions(simulator) == 0

@@ -1,0 +1,130 @@
+"""`--select` and `retry`: a part of the customers, and the last run of a journal once more."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asyncmig.simulator.world import Reply, Request
+
+from .conftest import KEY, SPEED, Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\nb@x.de,B\n"
+FLAWED = b"Email,Name\na@x.de,A\na@x.de,B\nno,C\n"
+LATIN = b"Email,Name\na@x.de,Caf\xe9\n"
+IMPORTS = "POST /companies/{id}/imports"
+Customers = Callable[..., Path]
+
+
+@pytest.fixture
+def run(cli: Cli, simulator: Simulator) -> Cli:
+    return lambda *args: cli("run", *args, "--speed", SPEED, "--base-url", simulator.base_url)
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
+    return {company["external_id"]: company["outcome"] for company in report["companies"]}
+
+
+def imports(simulator: Simulator) -> int:
+    return sum(entry.endpoint == IMPORTS for entry in simulator.world.ledger.entries)
+
+
+def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
+    run: Cli, customers: Customers, tmp_path: Path
+) -> None:
+    manifest = customers(acme=GOOD, bolt=GOOD, cafe=LATIN)
+    result = run(manifest, "--select", "acme, bolt")
+    assert result.code == 0
+    assert outcomes(tmp_path) == {"acme": "delivered", "bolt": "delivered", "cafe": "pending"}
+    assert "Whoever was selected is delivered" in result.out
+    assert "Not selected: 1 customer." in result.out
+    assert run(manifest, "--select", "status:pending").code == 3
+    assert outcomes(tmp_path)["cafe"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        ("acm", "'acm': is not in customers.csv; is 'acme' meant?"),
+        ("acme,zzzz", "'zzzz': is not in customers.csv"),
+        ("status:faild", "is no status; there are delivered, failed, parked, unknown, pending"),
+        ("status:", "selects nothing"),
+        (",", "selects nothing"),
+    ],
+)
+def test_2_a_selection_of_what_is_not_there_is_named_before_anything_is_sent(
+    run: Cli, customers: Customers, simulator: Simulator, selection: str, words: str
+) -> None:
+    customers(acme=GOOD)
+    result = run("customers.csv", "--select", selection)
+    assert result.code == 2
+    assert words in result.err
+    assert simulator.count() == 0
+
+
+def test_a_status_that_nobody_has_is_nothing_to_do(
+    run: Cli, customers: Customers, simulator: Simulator
+) -> None:
+    manifest = customers(acme=GOOD)
+    result = run(manifest, "--select", "status:failed,parked")
+    assert (result.code, simulator.count()) == (0, 0)
+    assert "Nobody is selected: there is nothing to do." in result.out
+
+
+def test_retry_takes_up_who_is_not_delivered_with_the_same_options(
+    run: Cli,
+    cli: Cli,
+    customers: Customers,
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run(customers(acme=GOOD, bolt=FLAWED, cafe=LATIN), "--out", "there").code == 5
+    assert imports(simulator) == 3
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    result = cli("retry", "--journal", "../fleet.db", "--decide", "approve")
+    assert result.code == 3, result.err
+    assert imports(simulator) == 4  # what failed was imported again; what had parked went on
+    assert (tmp_path / "there/bolt/Contacts.csv").is_file()
+    assert "Not selected: 1 customer." in result.out
+    assert cli("retry", "--journal", "../fleet.db", "--select", "status:failed").code == 3
+    assert imports(simulator) == 5
+
+
+def test_retry_keeps_what_the_last_run_was_told(
+    run: Cli, cli: Cli, customers: Customers, tmp_path: Path
+) -> None:
+    run(customers(bolt=FLAWED), "--rate", "50/60s")
+    cli("retry", "--decide", "reject")
+    told = json.loads((tmp_path / "fleet.db.last").read_text(encoding="utf-8"))["settings"]
+    assert told["rate"] == "50/60s"
+    assert "decide" not in told
+    assert KEY not in json.dumps(told)
+
+
+def test_2_retry_without_a_run_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    result = cli("retry")
+    assert result.code == 2
+    assert "asyncmig run MANIFEST" in result.err
+    (tmp_path / "fleet.db.last").write_text("{", encoding="utf-8")
+    assert "cannot be read" in cli("retry").err
+
+
+def test_everybody_who_is_not_delivered_is_named_once(
+    run: Cli, customers: Customers, simulator: Simulator
+) -> None:
+    def refuse(request: Request) -> Reply | None:
+        create = request.method == "POST" and request.path.endswith("/companies")
+        return Reply(status=400, body=b'{"error": "a company of that name exists"}') if create else None
+
+    simulator.intercept = refuse
+    names = [f"c-{n}" for n in range(6)]
+    result = run(customers(**dict.fromkeys(names, GOOD)))
+    assert result.code == 3
+    assert "failed  c-0, c-1, c-2, c-3, c-4, c-5" in result.out
+    assert "asyncmig retry --select status:failed" in result.out
+    assert result.out.count("a company of that name exists") == 1
