@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from asyncmig.companies import routes
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import nothing_ran
 from asyncmig.companies.names import safe_name
 from asyncmig.companies.outcome import Delivered, Failed, Parked

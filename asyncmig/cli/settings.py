@@ -17,7 +17,7 @@ from asyncmig.cli.amounts import (
     parse_rate,
     rate_option,
 )
-from asyncmig.companies.downloads import RowFilter
+from asyncmig.companies.expected import RowFilter
 from asyncmig.session import Scope
 
 __all__ = [
