@@ -40,6 +40,8 @@ __all__ = [
     "RunChanged",
     "RunEnded",
     "RunStalled",
+    "SharedWindowFound",
+    "SharedWindowLost",
 ]
 
 _log = logging.getLogger("asyncmig")
@@ -108,6 +110,27 @@ class BudgetLearnt(_Happening, frozen=True, kw_only=True, tag=True):
     """B, how many of them at once."""
 
 
+class SharedWindowLost(_Happening, frozen=True, kw_only=True, tag=True):
+    """The window that processes share cannot be reached: this one goes on with its share of it."""
+
+    budget: str
+    """Method and route template; `*` where one budget is for all."""
+    slots: int
+    """The share: the last known window, divided by the processes."""
+    processes: int
+    error: str
+
+
+class SharedWindowFound(_Happening, frozen=True, kw_only=True, tag=True):
+    """The window that processes share is back."""
+
+    budget: str
+    slots: int
+    """W, the requests in a window of all processes."""
+    seconds: float
+    """For which it was away."""
+
+
 class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """A run was read and had a new status or a new progress text."""
 
@@ -151,7 +174,16 @@ class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
 
 
 Event = (
-    RequestSent | RequestDone | Held | BudgetLearnt | RunChanged | RunEnded | RunStalled | MigrationChanged
+    RequestSent
+    | RequestDone
+    | Held
+    | BudgetLearnt
+    | SharedWindowLost
+    | SharedWindowFound
+    | RunChanged
+    | RunEnded
+    | RunStalled
+    | MigrationChanged
 )
 EventT = TypeVar("EventT", bound=Event)
 
@@ -164,7 +196,7 @@ _LEVELS: dict[type[Event], int] = {
     RunStalled: logging.WARNING,
     MigrationChanged: logging.INFO,
 }
-"""What is logged, and how. A request is logged once, when it is done."""
+"""What is logged, and how. A request is logged once, when it is done; of a lost window those warn who notice."""
 
 
 @final

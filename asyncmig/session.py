@@ -1,6 +1,7 @@
 """The root: one API key, one event loop, one budget, one poll schedule."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
 from asyncmig._io.recent import RecentLog
 from asyncmig._io.reply import Reply
+from asyncmig._io.shared import SharedWindow
+from asyncmig._io.shared_dispatcher import Shared
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
@@ -35,6 +38,8 @@ __all__ = ["Scope", "Session"]
 
 Scope = Literal["endpoint", "key"]
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
+_LONGEST_REQUEST = 60.0
+"""Seconds, where no time-out says."""
 _DEFAULT_URL = "https://app.vern.so/api/v1"
 
 
@@ -48,7 +53,8 @@ class Session(AsyncOnly):
     are by endpoint and that of the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for
     some endpoints, by method and route template (`GET /sources`). `max_parallel_uploads` are under way at a time,
     together at `upload_bytes_per_second` (default: as fast as they go). `recent`: a file that tells the next process
-    what this one sent in its last window. A given `http` session of aiohttp is used and not closed.
+    what this one sent in its last window. `shared`: who keeps the window for all processes that use the key, such as
+    `asyncmig.distributed.redis.RedisWindow`; it is closed with the session. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
@@ -69,6 +75,7 @@ class Session(AsyncOnly):
         max_parallel_uploads: int = 16,
         upload_bytes_per_second: float | None = None,
         recent: Path | str | None = None,
+        shared: SharedWindow | None = None,
         rng: Random | None = None,
         http: aiohttp.ClientSession | None = None,
         transport: Transport | None = None,
@@ -87,6 +94,16 @@ class Session(AsyncOnly):
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: RecentLog | None = None
         self._recent_ages: dict[str, list[float]] = {}
+        timeouts = timeouts or Timeouts()
+        self._shared = (
+            None
+            if shared is None
+            else Shared(
+                keeper=shared,
+                account=_account(key, self.base_url),
+                timeout=max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0),
+            )
+        )
         self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
         self._exits = ExitStack()
         self._home = Home("Session")
@@ -102,7 +119,7 @@ class Session(AsyncOnly):
             rng=self._rng,
             on_refused_key=self.close,
             policy=retry or RetryPolicy(),
-            timeouts=timeouts or Timeouts(),
+            timeouts=timeouts,
             timeouts_by_endpoint=timeouts_by_endpoint,
         )
         self._engine = Engine(
@@ -143,6 +160,9 @@ class Session(AsyncOnly):
         )
         with anyio.CancelScope(shield=True):
             await self._poller.__aexit__(exc_type, exc, tb)
+            await asyncio.gather(*(gate.aclose() for gate in self._gates.values()))
+            if self._shared is not None:
+                await self._shared.keeper.aclose()
             await self._transport.aclose()
         self._exits.close()
         self._home.leave(_LEFT)
@@ -234,6 +254,7 @@ class Session(AsyncOnly):
                 recent=self._recent_for(key),
                 name=name,
                 events=self.events,
+                shared=self._shared,
             )
             if self._closed is not None:
                 gate.close(self._closed)
@@ -260,6 +281,16 @@ def _checked_key(key: str) -> Secret:
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise InvalidInput("api_key", "***", "has characters that no HTTP header may carry")
     return Secret(key)
+
+
+def _account(key: Secret, base_url: str) -> str:
+    """Return what tells this key at this server from others, and does not tell the key."""
+    return hashlib.sha256(f"{base_url}\0{key.reveal()}".encode()).hexdigest()[:32]
+
+
+def _longest(timeouts: Timeouts) -> float:
+    """Return after how many seconds a request has arrived, or never will."""
+    return timeouts.total or (timeouts.connect or 0.0) + (timeouts.stall or 0.0) or _LONGEST_REQUEST
 
 
 def _checked_url(url: str) -> str:

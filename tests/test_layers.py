@@ -13,20 +13,21 @@ ROOT = Path(asyncmig.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 IMPURE = {"asyncio", "aiohttp", "anyio", "aiolimiter", "logging", "time", "socket", "threading"}
 ABOVE = {  # what a layer may not know
-    "_core": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
-    "_io": ("companies", "session", "fleet", "journal", "simulator", "cli"),
-    "companies": ("fleet", "simulator", "cli"),
+    "_core": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events", "distributed"),
+    "_io": ("companies", "session", "fleet", "journal", "simulator", "cli", "distributed"),
+    "companies": ("fleet", "simulator", "cli", "distributed"),
     "preflight": ("session", "fleet", "journal", "simulator", "cli", "events"),
-    "session.py": ("fleet", "journal", "simulator", "cli"),
-    "fleet.py": ("simulator", "cli"),
-    "forecast.py": ("fleet", "journal", "simulator", "cli"),
-    "plan.py": ("fleet", "journal", "simulator", "cli"),
-    "status.py": ("session", "fleet", "simulator", "cli"),
-    "manifest.py": ("session", "fleet", "journal", "simulator", "cli"),
-    "journal.py": ("_io", "companies", "session", "fleet", "simulator", "cli"),
+    "session.py": ("fleet", "journal", "simulator", "cli", "distributed"),
+    "fleet.py": ("simulator", "cli", "distributed"),
+    "forecast.py": ("fleet", "journal", "simulator", "cli", "distributed"),
+    "plan.py": ("fleet", "journal", "simulator", "cli", "distributed"),
+    "status.py": ("session", "fleet", "simulator", "cli", "distributed"),
+    "manifest.py": ("session", "fleet", "journal", "simulator", "cli", "distributed"),
+    "journal.py": ("_io", "companies", "session", "fleet", "simulator", "cli", "distributed"),
     "testing.py": ("cli", "pytest_plugin"),
     "pytest_plugin.py": ("cli",),
     "_webhooks": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
+    "distributed": ("simulator", "cli"),
 }
 PURE = ("_core", "_webhooks", "webhooks.py")
 
@@ -60,6 +61,7 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
         ("aiohttp", {"_io/transport.py", "simulator/app.py", "simulator/sender.py", "session.py"}),
         ("pytest", {"pytest_plugin.py"}),
         ("aiolimiter", {"_io/dispatcher.py", "_io/pace.py"}),
+        ("redis", {"distributed/redis.py"}),
     ],
 )
 def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:

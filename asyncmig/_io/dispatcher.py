@@ -8,7 +8,6 @@ waited for, and nothing at all when nobody waits.
 import asyncio
 import copy
 from collections.abc import Iterable
-from typing import final
 
 from aiolimiter import AsyncLimiter
 
@@ -27,7 +26,6 @@ _TOKEN = 1.0 - 1e-6
 """What a token may lack: rounding, and timers that fire early, should not cost another sleep."""
 
 
-@final
 class Dispatcher:
     """Gives the slots of one limiter to who waits for them."""
 
@@ -82,14 +80,47 @@ class Dispatcher:
             self.limiter.resume(self._recent, self._loop.time())
         return self._loop.time()
 
+    # How the budget stands
+
+    @property
+    def slots(self) -> int:
+        """W, as it is believed to be now."""
+        return self.limiter.slots
+
+    @property
+    def burst(self) -> int:
+        """B, as it is believed to be now."""
+        return self.limiter.burst
+
+    @property
+    def refused(self) -> int:
+        """429s."""
+        return self.limiter.refused
+
+    @property
+    def held_until(self) -> float:
+        return self.limiter.held_until
+
+    def used(self) -> int:
+        """Return the slots that are taken."""
+        return self.limiter.used(self.now())
+
+    def wait_estimate(self, lane: Lane) -> float:
+        """Return about how many seconds a request of this lane would wait now."""
+        return self.limiter.wait_for(self.waiters.ahead_of(lane), self.now())
+
+    def resize(self, limit: int) -> None:
+        """Believe in another limit from now on."""
+        self.limiter.resize(limit)
+        self.turn()
+
     # The way in
 
     def enter_now(self) -> float | None:
         """Take a slot if there is one and nobody waits: return when, or None. Raises what `close` was given, and
         `UsageError` on another loop than before.
         """
-        if self._closed is not None:
-            raise copy.copy(self._closed)
+        self._check_open()
         running_loop("Gate", self._loop)
         limiter = self.limiter
         if self.waiters.count or limiter.burst < limiter.slots:
@@ -97,6 +128,10 @@ class Dispatcher:
         now = self.now()
         at = limiter.next_at(now)
         return None if at is None or at > now else self._grant(now)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise copy.copy(self._closed)
 
     async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
         """Wait for a slot, take it, and return when."""
@@ -126,9 +161,9 @@ class Dispatcher:
         self._left()
 
     def rejected(self, sent_at: float, retry_after: float | None) -> None:
-        limiter, held = self.limiter, self.limiter.held_until
-        limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
-        if limiter.held_until > held:
+        held = self.held_until
+        self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
+        if self.held_until > held:
             self._tell_held()
         self._left()
 
@@ -150,21 +185,21 @@ class Dispatcher:
     def _tell_held(self) -> None:
         if self._events is None:
             return
-        limiter, now = self.limiter, self.now()
-        self._believed = (limiter.slots, limiter.burst)
+        self._believed = slots, burst = (self.slots, self.burst)
+        now, until = self.now(), self.held_until
         self._events.emit(
             Held(
                 at=now,
                 budget=self._budget,
-                until=limiter.held_until,
-                seconds=max(0.0, limiter.held_until - now),
-                slots=limiter.slots,
-                burst=limiter.burst,
+                until=until,
+                seconds=max(0.0, until - now),
+                slots=slots,
+                burst=burst,
             )
         )
 
     def _tell_learnt(self) -> None:
-        slots, burst = believed = (self.limiter.slots, self.limiter.burst)
+        slots, burst = believed = (self.slots, self.burst)
         if self._events is not None and believed != self._believed:
             self._believed = believed
             self._events.emit(BudgetLearnt(at=self.now(), budget=self._budget, slots=slots, burst=burst))
@@ -230,3 +265,6 @@ class Dispatcher:
         self._closed = error
         self._rest()
         self.waiters.end(error)
+
+    async def aclose(self) -> None:
+        """Leave nothing running; the answers of requests in flight must have come."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from random import Random
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
+from asyncmig._io.shared_dispatcher import Shared, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events
 
@@ -106,8 +108,7 @@ class Slot:
     def _check_wait(self) -> None:
         if self._max_wait is None:
             return
-        dispatcher = self._dispatcher
-        wait = dispatcher.limiter.wait_for(dispatcher.waiters.ahead_of(self._lane), dispatcher.now())
+        wait = self._dispatcher.wait_estimate(self._lane)
         if wait > self._max_wait:
             raise WaitTooLong(wait, self._max_wait)
 
@@ -138,7 +139,8 @@ class Gate:
     """Lets requests to one budget go as fast as the limit allows, and no faster, however the server counts.
 
     `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process got in its
-    last window. `events` are told when it holds and what it learns. Usable alone, wherever the same key is used:
+    last window. `events` are told when it holds and what it learns. `shared`: who keeps the window for several
+    processes. Usable alone, wherever the same key is used:
 
         async with gate.slot() as slot:
             response = await send()
@@ -148,7 +150,7 @@ class Gate:
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
-    __slots__ = ("_dispatcher", "_limit", "_limiter", "_tickets", "_window", "name")
+    __slots__ = ("_dispatcher", "_limit", "_tickets", "_window", "name")
 
     def __init__(
         self,
@@ -159,14 +161,16 @@ class Gate:
         recent: Iterable[float] = (),
         name: str = "",
         events: Events | None = None,
+        shared: Shared | None = None,
     ) -> None:
         _check_limit(limit)
         if not window > 0:
             raise InvalidInput("window", window, "must be more than 0 seconds")
         self.name: str = name
         self._limit, self._window = limit, window
-        self._limiter = Limiter(limit=limit, window=window, rng=rng or Random())
-        self._dispatcher = Dispatcher(self._limiter, window=window, recent=recent, budget=name, events=events)
+        limiter = Limiter(limit=limit, window=window, rng=rng or Random())
+        kind = Dispatcher if shared is None else partial(SharedDispatcher, shared=shared, limit=limit)
+        self._dispatcher: Dispatcher = kind(limiter, window=window, recent=recent, budget=name, events=events)
         self._tickets = count(1)
 
     @property
@@ -178,13 +182,12 @@ class Gate:
     def limit(self, limit: int) -> None:
         _check_limit(limit)
         self._limit = limit
-        self._limiter.resize(limit)
-        self._dispatcher.turn()
+        self._dispatcher.resize(limit)
 
     @property
     def pace(self) -> float:
         """Seconds between requests that use the whole budget evenly, as it is believed to be now."""
-        return (self._window + 1.0) / self._limiter.slots
+        return (self._window + 1.0) / self._dispatcher.slots
 
     def slot(
         self,
@@ -204,30 +207,36 @@ class Gate:
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
         """Return about how many seconds a request of this lane would wait now."""
-        return self._limiter.wait_for(self._dispatcher.waiters.ahead_of(lane), self._dispatcher.now())
+        return self._dispatcher.wait_estimate(lane)
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""
-        now, held = self._dispatcher.now(), self._limiter.held_until
+        dispatcher, now = self._dispatcher, self._dispatcher.now()
+        held = dispatcher.held_until
         return GateStatistics(
             name=self.name,
             limit=self._limit,
-            slots=self._limiter.slots,
-            burst=self._limiter.burst,
-            used=self._limiter.used(now),
-            waiting={lane.name: self._dispatcher.waiters.waiting[lane] for lane in Lane},
-            granted=self._dispatcher.granted,
-            refused=self._limiter.refused,
+            slots=dispatcher.slots,
+            burst=dispatcher.burst,
+            used=dispatcher.used(),
+            waiting={lane.name: dispatcher.waiters.waiting[lane] for lane in Lane},
+            granted=dispatcher.granted,
+            refused=dispatcher.refused,
             held_until=held if held > now else None,
         )
 
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window, for the next process."""
-        return self._limiter.recent(self._dispatcher.now())
+        return self._dispatcher.limiter.recent(self._dispatcher.now())
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""
         self._dispatcher.close(error or SessionClosed())
+
+    async def aclose(self) -> None:
+        """Close, and leave nothing running."""
+        self.close()
+        await self._dispatcher.aclose()
 
 
 def _check_limit(limit: int) -> None:

@@ -1,0 +1,277 @@
+"""A budget that several processes use: what keeps it, and how this process asks it.
+
+What keeps the budget is behind a port. It hears of each slot what became of it, and grants the next one or says when
+to ask again; the time is its own, never this process's. Who goes next here (lanes, ranks, cancellation) stays the
+dispatcher's affair. The link below has one task, and that only while somebody waits or there is something to tell.
+
+If the keeper cannot be reached the link says so, and the dispatcher goes on by itself, with this process's share.
+All slots of the last window are remembered here, so that a keeper that is back, perhaps with nothing in its memory,
+is told of them first.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, final
+
+from asyncmig._io.dispatcher import TICK
+
+__all__ = ["Happened", "Host", "Link", "Reply", "SharedBudget", "SharedWindow"]
+
+What = Literal["accepted", "rejected", "lost", "unsent", "limited", "answered_before", "sent_before"]
+_MARGIN = 0.05
+_ASK_AGAIN = 12
+"""A slot that somebody did not need is found in a part of the window."""
+_SOONEST = 0.001
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+"""Real seconds between tries to reach the keeper again."""
+_FAREWELL = 1.0
+"""Real seconds for the last words at the end."""
+
+
+class Happened(NamedTuple):
+    """What became of a slot. `seconds`: a 429's Retry-After, an age, or a new limit."""
+
+    slot: str
+    what: What
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The budget as its keeper sees it. Seconds are those of the event loop's clock."""
+
+    granted: bool = False
+    wait: float = 0.0
+    """Until it makes sense to ask again."""
+    slots: int
+    burst: int
+    used: int
+    clients: int
+    """Processes that are alive, as far as they were heard of lately."""
+    held: float = 0.0
+
+
+class SharedBudget(Protocol):
+    """One budget, kept outside of this process."""
+
+    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+        """Tell what happened, and ask for a slot that is then called `want`.
+
+        Raises `OSError` if the keeper cannot be reached; it may have heard all the same.
+        """
+        ...
+
+
+class SharedWindow(Protocol):
+    """Makes the shared budgets of one session."""
+
+    processes: int
+    """How many processes to reckon with until the keeper has told."""
+
+    def budget(
+        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    ) -> SharedBudget:
+        """Return the budget `name` of an account, whose name is a digest.
+
+        `timeout`: seconds after which a request that was never answered has arrived, if ever. `speed`: seconds of
+        the loop's clock in a real one; all others are the loop's.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class Host(Protocol):
+    """Who the link works for."""
+
+    def is_waiting(self) -> bool:
+        """Return whether anybody waits for a slot."""
+        ...
+
+    def hand_out(self, slot: str) -> bool:
+        """Give a slot to whose turn it is; False if nobody waits any more."""
+        ...
+
+    def heard(self, reply: Reply) -> None:
+        """The keeper has told how the budget stands."""
+        ...
+
+    def parted(self, error: OSError) -> None:
+        """The keeper cannot be reached: go on alone."""
+        ...
+
+    def joined(self, reply: Reply) -> None:
+        """The keeper is back, and knows what this process has used."""
+        ...
+
+
+@dataclass(slots=True)
+class _Own:
+    sent_at: float
+    answered_at: float | None = None
+
+
+@final
+class Link:
+    """Asks for slots while somebody waits, and tells what became of them. Times are the loop's."""
+
+    __slots__ = (
+        "_ask_at",
+        "_budget",
+        "_doubtful",
+        "_host",
+        "_limit",
+        "_own",
+        "_pause",
+        "_poke",
+        "_speed",
+        "_task",
+        "_telling",
+        "_timeout",
+        "_window",
+        "online",
+    )
+
+    def __init__(
+        self, budget: SharedBudget, host: Host, *, limit: int, window: float, timeout: float, speed: float
+    ) -> None:
+        self._budget, self._host = budget, host
+        self._window, self._timeout, self._speed = window, timeout, speed
+        self.online = True
+        self._own: dict[str, _Own] = {}
+        """The slots of the last window, the oldest first."""
+        self._telling: list[Happened] = [Happened("", "limited", limit)]
+        self._limit = limit
+        self._doubtful: str | None = None
+        """A slot that was asked for, and no answer came."""
+        self._task: asyncio.Task[None] | None = None
+        self._poke = asyncio.Event()
+        self._ask_at = float("-inf")
+        self._pause = 0.0
+
+    # What the dispatcher says
+
+    def wake(self) -> None:
+        """Somebody waits, or there is something to tell."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work(), name="asyncmig shared gate")
+        self._poke.set()
+
+    def name(self) -> str:
+        """Return a name that no other slot has."""
+        return uuid.uuid4().hex
+
+    def sent(self, slot: str, now: float) -> None:
+        """A request goes with this slot."""
+        self._own[slot] = _Own(now)
+
+    def tell(self, slot: str, what: What, now: float, *, seconds: float = 0.0) -> None:
+        """Tell what became of a slot."""
+        own = self._own.get(slot)
+        if what == "unsent":
+            self._own.pop(slot, None)
+        elif own is not None:
+            own.answered_at = now
+        self._forget(now)
+        if self.online:
+            self._telling.append(Happened(slot, what, seconds))
+            self._ask_at = now
+            self.wake()
+
+    def resize(self, limit: int) -> None:
+        """Tell of another limit."""
+        self._limit = limit
+        self._telling.append(Happened("", "limited", limit))
+        self.wake()
+
+    async def aclose(self) -> None:
+        """Tell what is left, as far as that takes but a moment, and stop."""
+        task = self._task
+        if task is None:
+            return
+        if self.online:
+            await asyncio.wait([task], timeout=_FAREWELL * self._speed)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    # The task
+
+    async def _work(self) -> None:
+        try:
+            while self._host.is_waiting() or (self._telling and self.online):
+                await (self._turn() if self.online else self._rejoin())
+        finally:
+            self._task = None
+
+    async def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        early = self._ask_at - now > TICK
+        if early and not self._telling:
+            await self._rest(self._ask_at - now)
+            return
+        telling, self._telling = self._telling, []
+        want = self.name() if self._host.is_waiting() and not early else None
+        reply = await self._exchange(telling, want)
+        if reply is None:
+            return
+        self._host.heard(reply)
+        if want is None:
+            return
+        if not reply.granted:
+            self._ask_at = loop.time() + min(max(reply.wait, _SOONEST), self._window / _ASK_AGAIN)
+        elif loop.time() - now > self._timeout / 2 or not self._host.hand_out(want):
+            # Nobody waits, or this process stood still so long that the slot may be counted as lost.
+            self.tell(want, "unsent", loop.time())
+
+    async def _exchange(self, telling: Sequence[Happened], want: str | None) -> Reply | None:
+        """Return the reply; or go on alone, and remember what may not have been heard."""
+        try:
+            return await self._budget.exchange(telling, want)
+        except OSError as error:
+            self.online, self._pause, self._doubtful = False, _FIRST_PAUSE, want
+            self._host.parted(error)
+            return None
+
+    async def _rejoin(self) -> None:
+        """Wait a little, then try to tell all that this process used."""
+        await asyncio.sleep(self._pause * self._speed)
+        now = asyncio.get_running_loop().time()
+        self._forget(now)
+        try:
+            reply = await self._budget.exchange(self._remembered(now), None)
+        except OSError:
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+            return
+        self._telling, self._ask_at, self._doubtful, self.online = [], now, None, True
+        self._host.joined(reply)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, until woken."""
+        self._poke.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._poke.wait()
+        except TimeoutError:
+            pass
+
+    def _remembered(self, now: float) -> list[Happened]:
+        remembered = [Happened("", "limited", self._limit)]
+        if self._doubtful is not None:
+            remembered.append(Happened(self._doubtful, "unsent"))
+        for slot, own in self._own.items():
+            if own.answered_at is None:
+                remembered.append(Happened(slot, "sent_before", now - own.sent_at))
+            else:
+                remembered.append(Happened(slot, "answered_before", now - own.answered_at))
+        return remembered
+
+    def _forget(self, now: float) -> None:
+        """Drop what no window holds any more."""
+        over = now - self._window - _MARGIN
+        for slot in [slot for slot, own in self._own.items() if (own.answered_at or now) <= over]:
+            del self._own[slot]

@@ -1,0 +1,110 @@
+"""One window for all processes that use an API key, in Redis; needs the extra `redis`.
+
+    async with asyncmig.Session(shared=RedisWindow("redis://localhost")) as session:
+        ...
+
+One script keeps the budget of each endpoint: the rules of the local limiter, on Redis's own clock, so that the clocks
+of the processes do not matter. It costs one round trip a request, and nothing while nobody waits. Redis learns no API
+key, only a digest of it. All keys of an account stand in one slot of a cluster.
+
+Where Redis cannot be reached, each process goes on with its share of the last known window, warns
+(`SharedWindowLost`), and shares again once it can.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from random import Random
+from typing import final
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from asyncmig._io.shared import Happened, Reply, SharedBudget
+from asyncmig.errors import InvalidInput
+
+__all__ = ["RedisWindow"]
+
+_SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
+
+
+@final
+class RedisWindow:
+    """Keeps a session's budgets in Redis, 6.2 or later; give it to one `Session`, which closes its connections.
+
+    `url`: as redis-py takes it (`redis://`, `rediss://`, `unix://`). `processes`: how many to reckon with when Redis
+    is away before it has said how many there are. `timeout`: real seconds after which Redis counts as away. `prefix`
+    begins all keys. Raises `InvalidInput` for a URL that is none, and what is not positive.
+    """
+
+    __slots__ = ("_client", "_prefix", "_redis", "processes")
+
+    def __init__(
+        self, url: str, *, processes: int = 4, timeout: float = 1.0, prefix: str = "asyncmig"
+    ) -> None:
+        if processes < 1:
+            raise InvalidInput("processes", processes, "must be at least 1")
+        if not timeout > 0:
+            raise InvalidInput("timeout", timeout, "must be more than 0 seconds")
+        self.processes, self._prefix, self._client = processes, prefix, uuid4().hex
+        try:
+            self._redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise InvalidInput("url", "***", "is no URL of a Redis") from error
+
+    def __repr__(self) -> str:
+        return f"<RedisWindow {self._prefix}>"  # a URL may hold a password
+
+    def budget(
+        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    ) -> SharedBudget:
+        """Return the budget of one endpoint; see `asyncmig._io.shared.SharedWindow`."""
+        tag = account if speed == 1.0 else f"{account}x{speed:g}"
+        base = f"{self._prefix}:{{{tag}}}"
+        keys = [f"{base}:{name}:{part}" for part in ("state", "slots", "unanswered", "accepted")]
+        return _RedisBudget(
+            self._redis,
+            keys=[*keys, f"{base}:clients"],
+            settings=[self._client, limit, window, timeout, speed],
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+@final
+class _RedisBudget:
+    """One budget: the script, and its keys."""
+
+    __slots__ = ("_keys", "_rng", "_script", "_settings")
+
+    def __init__(self, redis: Redis, *, keys: list[str], settings: list[str | float]) -> None:
+        self._script = redis.register_script(_SCRIPT)
+        self._keys, self._settings = keys, settings
+        self._rng = Random()
+
+    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+        """Run the script once. Raises `ConnectionError`, also for a Redis that answers with an error."""
+        told = [part for one in happened for part in one]
+        arguments = [*self._settings, self._rng.random(), want or "", "", *told]
+        try:
+            granted, wait, slots, burst, used, clients, held = await self._script(self._keys, arguments)
+        except (RedisError, OSError) as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        return Reply(
+            granted=bool(granted),
+            wait=float(wait),
+            slots=slots,
+            burst=burst,
+            used=used,
+            clients=clients,
+            held=float(held),
+        )

@@ -1,0 +1,154 @@
+"""Gates of several processes before one real Redis, on a clock that is faster than the wall's."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from random import Random
+
+import pytest
+import redis
+from gateload import Load, most_in_a_window
+from inprocess import BASE_URL, KEY, InProcess
+from servers import RedisServer
+
+from asyncmig import Gate, InvalidInput, Session
+from asyncmig._io.shared_dispatcher import Shared
+from asyncmig.distributed.redis import RedisWindow
+from asyncmig.events import SharedWindowFound, SharedWindowLost
+from asyncmig.simulator import SCHEMAS, SOURCES, World
+from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.limits import SlidingLog
+
+SPEED = 60.0
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    with asyncio.Runner(loop_factory=lambda: fast_loop(SPEED)) as runner:
+        runner.run(main)
+
+
+def world() -> World:
+    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1)
+
+
+def gate(window: RedisWindow, *, limit: int = 100) -> Gate:
+    return Gate(limit=limit, name="GET /x", shared=Shared(keeper=window, account="x", timeout=60.0))
+
+
+async def close(gate: Gate, window: RedisWindow) -> None:
+    await gate.aclose()
+    await window.aclose()
+
+
+def test_four_clients_of_one_redis_send_what_one_may(redis_url: str, prefix: str) -> None:
+    async def main() -> None:
+        load, windows = (
+            Load(SlidingLog(20), Random(1)),
+            [RedisWindow(redis_url, prefix=prefix) for _ in range(4)],
+        )
+        gates = [gate(window, limit=20) for window in windows]
+        await asyncio.gather(*(load.call(one) for one in gates for _ in range(12)))
+        await asyncio.gather(*map(close, gates, windows))
+        assert load.refused == 0
+        assert most_in_a_window(load.spans, 60.0) <= 20
+        assert len(load.done_at) == 48
+
+    run(main())
+
+
+def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+
+    async def main() -> None:
+        window, load, told = RedisWindow(server.url), Load(SlidingLog(20), Random(1)), list[object]()
+        async with Session(
+            KEY,
+            BASE_URL,
+            limit=20,
+            transport=InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1)),
+            shared=window,
+        ) as session:
+            gate = session.gate("GET", "/sources")
+            with session.events.subscribe(told.append):
+                calls = asyncio.gather(*(load.call(gate) for _ in range(50)))
+                await until(lambda: len(load.done_at) >= 15)
+                server.stop()
+                await until(lambda: any(isinstance(event, SharedWindowLost) for event in told))
+                server.start()
+                await until(lambda: any(isinstance(event, SharedWindowFound) for event in told))
+                await calls
+        assert load.refused == 0
+        assert most_in_a_window(load.spans, 60.0) <= 20
+
+    server.start()
+    try:
+        run(main())
+    finally:
+        server.stop()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - it is about the outside
+        await asyncio.sleep(1.0)
+
+
+def test_redis_learns_no_key_and_hears_nothing_while_nobody_waits(redis_url: str, prefix: str) -> None:
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+
+    def calls() -> int:
+        return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+    async def main() -> None:
+        window = RedisWindow(redis_url, prefix=prefix)
+        async with Session(KEY, BASE_URL, transport=InProcess(world()), shared=window) as session:
+            await session.companies.sources()
+            await asyncio.sleep(30.0)
+            before = calls()
+            await asyncio.sleep(60.0)
+            assert calls() == before
+
+    run(main())
+    names = client.keys(f"{prefix}*")
+    digest = hashlib.sha256(f"{BASE_URL}\0{KEY}".encode()).hexdigest()[:32]
+    assert {name.split(":")[1] for name in names} == {f"{{{digest}x60}}"}
+    assert f"{prefix}:{{{digest}x60}}:GET /sources:state" in names
+    dumps = [client.execute_command("DUMP", name, NEVER_DECODE=True) for name in names]
+    assert not any(KEY.encode() in dump for dump in dumps)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "match"),
+    [
+        ("http://user:secret@host", {}, "url"),
+        ("redis://localhost", {"processes": 0}, "processes"),
+        ("redis://localhost", {"timeout": 0.0}, "timeout"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_not_repeated(url: str, options: dict[str, float], match: str) -> None:
+    with pytest.raises(InvalidInput, match=match) as caught:
+        RedisWindow(url, **options)  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(RedisWindow("redis://:secret@localhost"))
+
+
+def test_a_redis_that_refuses_the_password_counts_as_away_and_tells_no_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = RedisServer(tmp_path, password="right-secret")
+
+    async def main() -> None:
+        window = RedisWindow(server.url.replace("right", "wrong"))
+        one = gate(window, limit=8)
+        async with one.slot() as slot:
+            slot.answered(200)
+        assert one.statistics().slots == 2
+        await close(one, window)
+
+    server.start()
+    try:
+        run(main())
+    finally:
+        server.stop()
+    assert "no shared window" in caplog.text
+    assert "secret" not in caplog.text

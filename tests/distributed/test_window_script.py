@@ -1,0 +1,281 @@
+"""The script in a real Redis: against the local limiter, against an independent counter, against servers."""
+
+import heapq
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from statistics import mean
+
+import pytest
+from gateload import most_in_a_window
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from windowscript import Script
+
+from asyncmig._core.limiter import Limiter
+from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
+
+EXAMPLES = int(os.environ.get("WINDOW_EXAMPLES", "25"))
+WINDOW = 60.0
+
+
+class Fixed(Random):
+    """Draws what it is told."""
+
+    value = 0.5
+
+    def random(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize("limit", [1, 3, 12, 100])
+@pytest.mark.parametrize("seed", range(4))
+def test_one_client_is_treated_as_by_the_local_limiter(
+    redis_url: str, prefix: str, limit: int, seed: int
+) -> None:
+    rng, draws = Random(f"{limit} {seed}"), Fixed()
+    script, limiter = Script(redis_url, prefix, limit=limit), Limiter(limit=limit, window=WINDOW, rng=draws)
+    now, names, open_ = 1000.0, count(), dict[str, float]()
+    refusal = rng.choice([0.0, 0.02, 0.3])
+    for _ in range(350):
+        draws.value = rng.random()
+        asked = rng.random() < 0.6
+        if asked:
+            name, at = str(next(names)), limiter.next_at(now)
+            turn = script(now, want=name, random=draws.value)
+            may = at is not None and at <= now
+            bucket = limiter.burst < limiter.slots
+            assert turn.granted == may or (may and bucket)
+            if turn.granted:
+                limiter.take(now)
+                open_[name] = now
+        elif open_:
+            name = rng.choice(list(open_))
+            what = rng.choices(["accepted", "rejected", "lost", "unsent"], [1.0, refusal, 0.05, 0.05])[0]
+            seconds = rng.choice([0.0, 0.0, 7.0])
+            turn = script(now, (name, what, seconds), random=draws.value)
+            more = {"retry_after": seconds} if what == "rejected" else {}
+            getattr(limiter, what)(now, sent_at=open_.pop(name), **more)
+        else:
+            turn = script(now)
+        assert (turn.used, turn.slots, turn.burst) == (limiter.used(now), limiter.slots, limiter.burst)
+        assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
+        now += rng.choice([0.01, 0.05, 0.3, 1.0, 1.0 if open_ else 30.0])
+        overdue = [name for name, sent_at in open_.items() if now - sent_at > 8.0]
+        for name in overdue:  # before the script would give it up
+            limiter.accepted(now, sent_at=open_.pop(name))
+            script(now, (name, "accepted", 0.0), random=draws.value)
+
+
+@dataclass
+class Client:
+    """Asks, is answered or not, and may die with requests under way."""
+
+    name: str
+    open_: dict[str, float] = field(default_factory=dict)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=set(Phase) - {Phase.shrink},  # a window is hard to break with less
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    limit=st.integers(1, 6),
+    clients=st.integers(1, 4),
+    steps=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from(["ask", "ask", "ask", "answer", "lose", "drop", "die", "tell again"]),
+            st.sampled_from([0.0, 0.01, 0.3, 2.0, 20.0, 61.0]),
+        ),
+        min_size=20,
+        max_size=80,
+    ),
+)
+def test_no_window_holds_too_many_whatever_clients_do(
+    redis_url: str, prefix: str, limit: int, clients: int, steps: list[tuple[int, str, float]]
+) -> None:
+    """The counter is a list of intervals in which requests can have arrived."""
+    script, now, names = Script(redis_url, prefix, limit=limit), 1000.0, count()
+    script.forget()
+    fleet = [Client(f"client {n}") for n in range(clients)]
+    spans: list[tuple[float, float]] = []
+    for who, step, seconds in steps:
+        client = fleet[who % clients]
+        if step == "ask":
+            name = str(next(names))
+            if script(now, want=name, client=client.name).granted:
+                client.open_[name] = now
+        elif step == "die":  # its requests arrive, at the latest, when their time is up
+            spans += [(sent, sent + 60.0) for sent in client.open_.values()]
+            client.open_ = {}
+        elif step == "tell again":
+            again = [(name, "sent_before", now - sent) for name, sent in client.open_.items()]
+            script(now, *again, client=client.name)
+        elif client.open_:
+            name, sent = client.open_.popitem()
+            what = {"answer": "accepted", "lose": "lost", "drop": "unsent"}[step]
+            script(now, (name, what, 0.0), client=client.name)
+            if step != "drop":
+                spans.append((sent, now))
+        now += seconds
+        for client in fleet:  # nobody waits longer for an answer
+            late = [name for name, sent in client.open_.items() if now - sent > 60.0]
+            spans += [(sent := client.open_.pop(name), sent + 60.0) for name in late]
+    held = [(sent, now) for client in fleet for sent in client.open_.values()]
+    assert most_in_a_window(spans + held, WINDOW) <= limit
+
+
+Server = Callable[[Random], RateLimit]
+
+
+def drive(
+    script: Script, server: RateLimit, rng: Random, *, clients: int, each: int, dies: float = 0.0
+) -> tuple[float, int]:
+    """Let some clients make `each` calls at once, each with its own line; return the seconds and the 429s."""
+    order, names, began, refused, last = count(), count(), 1000.0, 0, 0.0
+    left = [each] * clients
+    asking = set(range(clients))
+    events = [(began, next(order), n, "ask", "") for n in range(clients)]
+
+    def later(at: float, who: int, what: str, name: str = "") -> None:
+        heapq.heappush(events, (at, next(order), who, what, name))
+
+    while events:
+        now, _, who, what, name = heapq.heappop(events)
+        if what == "ask":
+            if not left[who]:
+                asking.discard(who)
+                continue
+            name = f"{who} {next(names)}"
+            turn = script(now, want=name, client=str(who), random=rng.random())
+            if turn.granted:
+                left[who] -= 1
+                later(now + rng.uniform(0.01, 0.2), who, "arrive", name)
+            later(now + (0.001 if turn.granted else min(turn.wait, 5.0) + 0.001), who, "ask")
+        elif what == "arrive":
+            answer = "accepted" if server.allow(now) else "rejected"
+            if rng.random() >= dies:
+                later(now + rng.uniform(0.01, 0.2), who, answer, name)
+        else:
+            script(now, (name, what, 0.0), client=str(who), random=rng.random())
+            last = now
+            if what == "rejected":
+                refused += 1
+                left[who] += 1
+                if who not in asking:
+                    asking.add(who)
+                    later(now, who, "ask")
+    assert not any(left)
+    assert script.calls <= 9 * (clients * each + refused)  # a slot, its answer, and others who asked in vain
+    return last - began, refused
+
+
+@pytest.mark.parametrize(
+    ("make", "most_refused", "most_seconds"),
+    [
+        (lambda rng: FixedWindow(100, phase=rng.uniform(0, 60), count_rejects=True), 0, 125.0),
+        (lambda _: SlidingLog(100, count_rejects=True), 0, 125.0),
+        (lambda _: TokenBucket(100, burst=100), 0, 125.0),
+        (lambda _: TokenBucket(100, burst=10), 4, 190.0),
+        (lambda _: SlidingLog(80), 25, 210.0),
+        (lambda _: SlidingCounter(100), 10, 190.0),
+    ],
+    ids=["fixed", "sliding", "bucket of 100", "bucket of 10", "true limit 80", "counter"],
+)
+def test_four_processes_are_as_fast_as_one_and_learn_as_one(
+    redis_url: str, prefix: str, make: Server, most_refused: float, most_seconds: float
+) -> None:
+    took, refused = [], []
+    for seed in range(2):
+        script, rng = Script(redis_url, f"{prefix}{seed}"), Random(seed)
+        seconds, refusals = drive(script, make(rng), rng, clients=4, each=70)
+        took.append(seconds)
+        refused.append(refusals)
+    assert mean(refused) <= most_refused
+    assert mean(took) <= most_seconds
+
+
+def test_a_slot_that_nobody_answers_is_freed_after_its_time_and_a_window(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=1, timeout=20.0)
+    assert script(1000.0, want="a").granted
+    assert script(1019.0, want="b").wait == pytest.approx(60.05)  # if it is answered now
+    assert script(1030.0, want="b").wait == pytest.approx(50.05)
+    assert not script(1080.04, want="b").granted
+    assert script(1080.06, want="b").granted
+
+
+def test_a_probe_that_died_is_sent_again_by_somebody_else(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix)
+    script(1000.0, want="a", client="one")
+    script(1000.1, ("a", "rejected", 0.0), client="one")
+    assert script(1001.7, want="probe", client="one").granted
+    assert not script(1002.0, want="b", client="two").granted
+    assert script(1011.8, want="b", client="two").granted
+    assert not script(1011.9, want="c", client="two").granted
+    script(1012.0, ("b", "accepted", 0.0), client="two")
+    assert script(1012.0, want="c", client="two").granted
+
+
+def test_a_hold_is_for_all_and_as_long_as_the_server_asks(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix)
+    script(1000.0, want="a", client="one")
+    script(1000.1, ("a", "rejected", 30.0), client="one")
+    turn = script(1000.2, want="b", client="two")
+    assert (turn.granted, turn.held) == (False, pytest.approx(29.9))
+    assert turn.wait == turn.held
+
+
+def test_a_clock_that_is_set_back_frees_nothing_and_holds_nobody_for_ever(
+    redis_url: str, prefix: str
+) -> None:
+    script = Script(redis_url, prefix, limit=2)
+    script(5000.0, want="a")
+    script(5000.0, ("a", "accepted", 0.0))
+    script(5001.0, want="b")
+    script(5002.0, ("b", "accepted", 0.0))
+    assert script(1400.0, want="c").wait == pytest.approx(58.05)  # as at 5002
+    assert not script(1458.0, want="c").granted
+    assert script(1458.1, want="c").granted
+
+
+def test_a_window_that_was_lost_is_told_again_before_it_is_used(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=3)
+    script.forget()
+    script(1000.0, ("a", "answered_before", 10.0), ("b", "sent_before", 1.0), client="one")
+    assert script(1000.5, want="x", client="one").wait == pytest.approx(1.5)  # others may know more
+    script(1001.0, ("c", "answered_before", 20.0), client="two")
+    assert script(1002.0, want="x", client="one").wait == pytest.approx(39.05)
+    script(1003.0, ("b", "unsent", 0.0), client="one")
+    assert script(1003.0, want="x", client="one").granted
+
+
+def test_another_limit_is_for_all_from_then_on(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=1)
+    assert script(1000.0, want="a").granted
+    assert not script(1000.1, want="b").granted
+    assert script(1000.1, ("", "limited", 2), want="b").granted
+    assert script(1000.2).slots == 2
+
+
+def test_processes_are_counted_while_they_were_heard_of_lately(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix)
+    assert [script(1000.0, client=name).clients for name in ("one", "two", "two", "three")] == [1, 2, 2, 3]
+    assert script(1301.0, client="one").clients == 1
+
+
+def test_redis_keeps_the_time_and_forgets_what_nobody_uses(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=1, window=0.2, timeout=0.2, speed=1.0)
+    assert script(None, want="a").granted
+    turn = script(None, ("a", "accepted", 0.0), want="b")
+    assert 0.2 < turn.wait <= 0.25
+    lives = {script.redis.pttl(key) for key in script.redis.keys(f"{prefix}*")}
+    assert all(0 < milliseconds <= 12_000 for milliseconds in lives)
+    faster = Script(redis_url, f"{prefix}fast", limit=1, speed=60.0)
+    seconds, micro = faster.redis.time()
+    faster(None, want="a")
+    assert faster.state("last_send") == pytest.approx((seconds + micro / 1e6) * 60.0, abs=60.0)

@@ -1,0 +1,213 @@
+"""Gates of several processes before one budget: order, cancellation, outages; on a virtual clock."""
+
+import asyncio
+from random import Random
+
+import pytest
+from gateload import Load, most_in_a_window
+from keeper import Keeper
+
+from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
+from asyncmig._io.shared_dispatcher import Shared
+from asyncmig.events import Events, Held, SharedWindowFound, SharedWindowLost
+from asyncmig.simulator.limits import SlidingLog
+
+pytestmark = pytest.mark.looptime
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def gate(keeper: Keeper, *, limit: int = 100, events: Events | None = None, seed: int = 1) -> Gate:
+    shared = Shared(keeper=keeper, account="x", timeout=60.0)
+    return Gate(limit=limit, rng=Random(seed), name="GET /x", events=events, shared=shared)
+
+
+async def use(gate: Gate, seconds: float = 0.0, **options: object) -> float:
+    async with gate.slot(**options) as slot:  # type: ignore[arg-type]
+        at = now()
+        await asyncio.sleep(seconds)
+        slot.answered(200)
+    return at
+
+
+def tasks() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if "gate" in task.get_name()]
+
+
+async def load(keeper: Keeper, *, gates: int, each: int, limit: int = 100, true: int = 100) -> Load:
+    rng = Random(3)
+    load = Load(SlidingLog(true, count_rejects=True), rng)
+    shared = [gate(keeper, limit=limit, seed=n) for n in range(gates)]
+    await asyncio.gather(*(load.call(one) for one in shared for _ in range(each)))
+    await asyncio.gather(*(one.aclose() for one in shared))
+    return load
+
+
+async def test_four_processes_send_what_one_may_and_are_as_fast() -> None:
+    keeper = Keeper()
+    done = await load(keeper, gates=4, each=75)
+    assert done.refused == 0
+    assert most_in_a_window(done.spans, 60.0) <= 100
+    assert max(done.done_at) < 130.0
+    assert keeper.exchanges < 9 * 300
+    assert tasks() == []
+
+
+async def test_a_429_holds_all_and_teaches_all() -> None:
+    events = Events()
+    keeper, held = Keeper(), []
+    one, two = gate(keeper, events=events), gate(keeper, events=events)
+    await use(two)
+    async with one.slot() as slot:
+        slot.answered(429, retry_after=20.0)
+    with events.subscribe(lambda event: held.append(event) if isinstance(event, Held) else None):
+        assert await use(two) >= 20.0
+    assert {type(event) for event in held} == {Held}
+    assert two.statistics().slots == one.statistics().slots
+
+
+async def test_a_stricter_server_is_learnt_from_all_that_was_sent() -> None:
+    done = await load(Keeper(), gates=4, each=75, true=60)
+    assert done.refused <= 25
+    assert max(done.done_at) < 420.0
+
+
+async def test_lanes_are_kept_and_a_waiter_that_leaves_costs_nobody_a_window() -> None:
+    keeper = Keeper()
+    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    await use(mine)
+    order: list[str] = []
+
+    async def one(lane: Lane) -> None:
+        await use(mine, lane=lane)
+        order.append(lane.name)
+
+    waiting = [asyncio.create_task(one(lane)) for lane in (Lane.POLL, Lane.WORK, Lane.DECIDE)]
+    await asyncio.sleep(1.0)
+    waiting[2].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert order == ["WORK", "POLL"]
+    assert await use(other) == pytest.approx(3 * 60.05, abs=1.0)
+
+
+@pytest.mark.parametrize("at", [60.06, 60.065, 60.07, 60.075])
+async def test_one_who_is_cancelled_around_its_grant_gives_the_slot_back(at: float) -> None:
+    keeper = Keeper()
+    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    await use(mine)
+    waiter = asyncio.create_task(use(mine))
+    asyncio.get_running_loop().call_at(at, waiter.cancel)
+    await asyncio.wait({waiter})
+    until = 66.0 if waiter.cancelled() else 127.0
+    assert await use(other) < until
+
+
+async def test_nothing_is_sent_while_nobody_waits() -> None:
+    keeper = Keeper()
+    one = gate(keeper)
+    await use(one)
+    await asyncio.sleep(1.0)
+    before = keeper.exchanges
+    assert tasks() == []
+    await asyncio.sleep(3600.0)
+    assert keeper.exchanges == before
+
+
+async def test_a_wait_that_would_be_too_long_is_refused_first() -> None:
+    keeper = Keeper()
+    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    await use(other)
+    waiter = asyncio.create_task(use(mine))
+    await asyncio.sleep(1.0)
+    with pytest.raises(WaitTooLong):
+        await use(mine, max_wait=10.0)
+    await waiter
+
+
+async def test_closing_ends_those_who_wait_and_leaves_no_task() -> None:
+    keeper = Keeper()
+    one = gate(keeper, limit=1)
+    await use(one)
+    waiter = asyncio.create_task(use(one))
+    await asyncio.sleep(1.0)
+    await one.aclose()
+    with pytest.raises(SessionClosed):
+        await waiter
+    with pytest.raises(SessionClosed):
+        await use(one)
+    assert tasks() == []
+
+
+async def test_without_the_keeper_each_goes_on_with_its_share_and_all_are_back_after() -> None:
+    keeper, told = Keeper(), []
+    events = Events()
+    gates = [gate(keeper, seed=n, events=events) for n in range(4)]
+    for one in gates * 2:  # the second time each hears of all others
+        await use(one)
+    keeper.away = True
+    rng = Random(1)
+    load = Load(SlidingLog(100), rng)
+    with events.subscribe(told.append):
+        calls = asyncio.gather(*(load.call(one) for one in gates for _ in range(60)))
+        await asyncio.sleep(50.0)
+        assert 90 <= len(load.done_at) <= 100
+        assert {one.statistics().slots for one in gates} == {25}
+        keeper.away = False
+        await calls
+    assert load.refused == 0
+    assert max(load.done_at) < 190.0
+    lost = [event for event in told if isinstance(event, SharedWindowLost)]
+    assert {(event.slots, event.processes) for event in lost} == {(25, 4)}
+    assert sum(isinstance(event, SharedWindowFound) for event in told) == 4
+    assert {one.statistics().slots for one in gates} == {100}
+
+
+async def test_one_who_has_not_heard_of_others_lately_reckons_with_more() -> None:
+    keeper = Keeper(processes=10)
+    one = gate(keeper)
+    await use(one)
+    await asyncio.sleep(70.0)
+    keeper.away = True
+    await use(one)
+    assert one.statistics().slots == 10
+
+
+async def test_a_process_that_never_reached_the_keeper_takes_the_share_that_it_was_told() -> None:
+    keeper = Keeper(processes=10)
+    keeper.away = True
+    one, load = gate(keeper), Load(SlidingLog(100), Random(1))
+    calls = [asyncio.create_task(load.call(one)) for _ in range(30)]
+    await asyncio.sleep(55.0)
+    assert len(load.done_at) == 10
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    before = keeper.exchanges
+    await asyncio.sleep(600.0)
+    assert keeper.exchanges <= before + 1  # nobody waits: nobody asks whether it is back
+
+
+async def test_a_slot_whose_reply_was_lost_is_given_back() -> None:
+    keeper = Keeper()
+    one = gate(keeper, limit=4)
+    keeper.deaf = True
+    waiting = asyncio.create_task(use(one, seconds=5.0))
+    await asyncio.sleep(0.1)
+    keeper.deaf = False
+    assert await waiting < 1.0  # from its share
+    await asyncio.gather(*(use(one) for _ in range(3)))
+    assert now() < 10.0
+
+
+async def test_a_keeper_that_has_lost_its_memory_is_told_what_was_sent() -> None:
+    keeper = Keeper()
+    one = gate(keeper, limit=5)
+    await asyncio.gather(*(use(one) for _ in range(5)))
+    keeper.away = True
+    keeper.forget()
+    waiting = asyncio.create_task(use(one))
+    await asyncio.sleep(5.0)
+    keeper.away = False
+    assert await waiting >= 60.0
