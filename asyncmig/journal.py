@@ -173,7 +173,7 @@ class Journal:
         self._path = Path(path).absolute()  # also after the process changed its folder
         self._read_only, self._threaded, self._connect = read_only, threaded, connect
         store = Store(self._path, label=holder or "", lease=lease, connect=connect)
-        self._writer = Writer(store, self._path, lease=lease, threaded=threaded)
+        self._writer = Writer(store, str(self._path), lease=lease, threaded=threaded)
 
     async def __aenter__(self) -> Self:
         if self._writer.is_open:

@@ -1,6 +1,9 @@
 """What all tests share."""
 
 import asyncio
+import os
+from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
@@ -21,3 +24,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed_of_faults" in metafunc.fixturenames:
         first = metafunc.config.getoption("--first-seed")
         metafunc.parametrize("seed_of_faults", range(first, first + metafunc.config.getoption("--seeds")))
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis for all tests of a process; `REDIS_URL` if it is set."""
+    if url := os.environ.get("REDIS_URL"):
+        yield url
+        return
+    from servers import RedisServer  # most tests need no server
+
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """A PostgreSQL for all tests of a process; `DATABASE_URL` if it is set."""
+    if url := os.environ.get("DATABASE_URL"):
+        yield url
+        return
+    from servers import PostgresServer
+
+    server = PostgresServer()
+    server.start()
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Begins the names of one test."""
+    return f"test_{uuid4().hex}"

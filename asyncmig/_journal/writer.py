@@ -12,16 +12,27 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar, final
 
-from asyncmig._journal.store import Held, Store
+from asyncmig._journal.store import Held, Step
 from asyncmig.errors import CompanyHeld, JournalError
 
-__all__ = ["Writer"]
+__all__ = ["StorePort", "Writer"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+
+
+class StorePort(Protocol):
+    """What does the steps; see `asyncmig._journal.store.Store`. They run in one thread."""
+
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+    def transact(self, steps: Sequence[Step]) -> None: ...
+    def renew(self) -> None: ...
+    def claim(self, external_id: str) -> Held: ...
+    def write(self, held: Held, kind: str, detail: bytes, state: bytes) -> None: ...
+    def release(self, held: Held) -> None: ...
 
 
 class _Waited(Protocol):
@@ -46,7 +57,7 @@ class _Job(Generic[_T]):
         self.future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
 
     def attempt(self) -> None:
-        self.result = self._step()
+        self.result, self._error = self._step(), None  # an earlier try may have failed
 
     def fail(self, error: Exception) -> None:
         self.result, self._error = None, error
@@ -69,8 +80,8 @@ class Writer:
         "_beat",
         "_executor",
         "_lease",
-        "_path",
         "_pending",
+        "_place",
         "_running",
         "_stopped",
         "_store",
@@ -78,8 +89,9 @@ class Writer:
         "is_open",
     )
 
-    def __init__(self, store: Store, path: Path, *, lease: float, threaded: bool) -> None:
-        self._store, self._path, self._lease, self._threaded = store, path, lease, threaded
+    def __init__(self, store: StorePort, place: str, *, lease: float, threaded: bool) -> None:
+        """`place`: what errors call the journal."""
+        self._store, self._place, self._lease, self._threaded = store, place, lease, threaded
         self._pending: list[_Waited] = []
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
@@ -151,7 +163,7 @@ class Writer:
     def _submit(self, step: Callable[[], _T]) -> _Job[_T]:
         """Put a step in line; from here on it is done even if nobody waits for it."""
         if not self.is_open:
-            raise JournalError(str(self._path), "is not open")
+            raise JournalError(self._place, "is not open")
         job = _Job(step)
         self._pending.append(job)
         if self._running is None and len(self._pending) == 1:

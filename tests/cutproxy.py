@@ -1,0 +1,63 @@
+"""A way to a server that can be cut."""
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+
+class CutProxy:
+    """Passes a TCP connection on. `cut`: nothing passes, and nothing is closed, as when a cable is pulled."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self.open = asyncio.Event()
+        self.open.set()
+        self.last_words = b""
+        """What passes to the server once, and then all connections break."""
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.sockets[0].getsockname()[:2]
+        user, at, _ = self._url.netloc.rpartition("@")
+        return self._url._replace(netloc=f"{user}{at}{host}:{port}").geturl()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._server.close()
+        self.break_off()
+        self.open.set()
+
+    def break_off(self) -> None:
+        """Close every connection."""
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.open.wait()
+        there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
+        self._writers |= {writer, back}
+        with suppress(OSError):
+            await asyncio.gather(self._pass(reader, back, to_server=True), self._pass(there, writer))
+        self._writers -= {writer, back}
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool = False
+    ) -> None:
+        while data := await reader.read(65536):
+            await self.open.wait()
+            writer.write(data)
+            if to_server and self.last_words and self.last_words in data:
+                self.last_words = b""
+                await writer.drain()
+                await asyncio.sleep(0.05)  # the server has it
+                self.break_off()
+                return
+        writer.close()

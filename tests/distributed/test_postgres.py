@@ -1,0 +1,267 @@
+"""The journal in a real PostgreSQL: many processes, restarts, lost answers; what ports promise is in test_journal."""
+
+import asyncio
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+
+import psycopg
+import pytest
+from cutproxy import CutProxy
+from servers import PostgresServer
+
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
+from asyncmig.journal import Claim
+
+posix = pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc")
+
+
+@contextmanager
+def process(code: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", code, *args]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+async def claimed_once_free(journal: PostgresJournal, external_id: str) -> Claim:
+    while True:
+        try:
+            return await journal.claim(external_id)
+        except CompanyHeld:
+            await asyncio.sleep(0.05)
+
+
+async def test_two_journals_refuse_each_other_by_name(database_url, prefix):
+    async with (
+        PostgresJournal(database_url, schema=prefix, holder="worker one") as one,
+        PostgresJournal(database_url, schema=prefix) as two,
+    ):
+        async with await one.claim("acme") as claim:
+            await claim.write("k", b"d", b"s")
+            with pytest.raises(CompanyHeld, match=r"held by worker one \(process \d+ on ") as caught:
+                await two.claim("acme")
+            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CompanyHeld)
+        async with await two.claim("acme") as again:
+            assert again.state == b"s"
+
+
+async def test_closing_gives_up_every_claim(database_url, prefix):
+    one = PostgresJournal(database_url, schema=prefix)
+    async with one:
+        claim = await one.claim("acme")
+    with pytest.raises(JournalError, match="not open"):
+        await claim.write("k", b"", b"t")
+    async with one, await one.claim("acme"):
+        with pytest.raises(JournalError, match="open already"):
+            await one.__aenter__()
+
+
+HOLD = """
+import asyncio, sys
+from asyncmig.distributed.postgres import PostgresJournal
+async def main():
+    async with PostgresJournal(sys.argv[1], schema=sys.argv[2], holder="the other") as journal:
+        async with await journal.claim("acme"):
+            print("ready", flush=True)
+            sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+@posix
+async def test_a_dead_process_of_this_machine_is_replaced_at_once(database_url, prefix):
+    with process(HOLD, database_url, prefix) as child:
+        child.stdout.readline()
+        async with PostgresJournal(database_url, schema=prefix) as journal:
+            with pytest.raises(CompanyHeld, match=rf"held by the other \(process {child.pid} on "):
+                await journal.claim("acme")
+            child.kill()
+            child.wait()
+            async with await journal.claim("acme"):
+                pass
+
+
+PAUSED = """
+import asyncio, os, signal, sys
+from asyncmig.errors import CompanyHeld
+from asyncmig.distributed.postgres import PostgresJournal
+async def main():
+    async with PostgresJournal(sys.argv[1], schema=sys.argv[2], lease=0.5) as journal:
+        acme = await journal.claim("acme")
+        await acme.write("k", b"first", b"first")
+        journal._writer._executor.submit(os.kill, os.getpid(), signal.SIGSTOP).result()
+        try:
+            await acme.write("k", b"stale", b"stale")
+        except CompanyHeld as error:
+            print(error.holder.split(" (")[0])
+asyncio.run(main())
+"""
+
+
+@posix
+async def test_a_process_that_was_paused_past_its_lease_cannot_write(database_url, prefix):
+    with process(PAUSED, database_url, prefix) as child:
+        await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WSTOPPED)
+        async with PostgresJournal(database_url, schema=prefix, holder="the successor") as journal:
+            async with await claimed_once_free(journal, "acme") as claim:
+                await claim.write("k", b"second", b"second")
+                child.send_signal(signal.SIGCONT)
+                assert (await asyncio.to_thread(child.communicate))[0] == "the successor\n"
+                await claim.write("k", b"third", b"third")
+            assert [event.detail for event in await journal.events()] == [b"first", b"second", b"third"]
+
+
+async def test_the_lease_is_on_the_servers_clock(database_url, prefix, monkeypatch):
+    """A client whose clock is an hour off is neither taken over nor takes over."""
+    monkeypatch.setattr("asyncmig._journal.lease._uptime", lambda: 1e9)
+    async with (
+        PostgresJournal(database_url, schema=prefix, lease=5.0) as one,
+        PostgresJournal(database_url, schema=prefix, lease=5.0) as two,
+        await one.claim("acme"),
+    ):
+        with psycopg.connect(database_url, autocommit=True) as db:
+            db.execute(f"UPDATE {prefix}.holders SET boot = 'of another machine'")
+            with pytest.raises(CompanyHeld):
+                await two.claim("acme")
+            db.execute(f"UPDATE {prefix}.holders SET renewed = renewed - interval '6 s'")
+        async with await two.claim("acme"):
+            pass
+
+
+async def count(journal: PostgresJournal, name: str, to: int) -> None:
+    async with await journal.claim(name) as claim:
+        for number in range(1, to + 1):
+            await claim.write("count", b"%d" % number, b"%d" % number)
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """A server that tests stop and start."""
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+async def test_a_database_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled(own_server, prefix):
+    async with PostgresJournal(own_server.url, schema=prefix) as journal:
+        work = asyncio.gather(*(count(journal, f"c{n}", 40) for n in range(10)))
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            await asyncio.to_thread(own_server.stop)
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(own_server.start)
+        await work
+        for name in await journal.states():
+            assert [int(event.detail) for event in await journal.events(name)] == list(range(1, 41))
+        assert [event.seq for event in await journal.events()] == list(range(1, 401))
+
+
+async def test_a_write_whose_commit_was_never_answered_is_not_written_twice(database_url, prefix):
+    async with CutProxy(database_url) as proxy, PostgresJournal(proxy.url, schema=prefix) as journal:
+        proxy.last_words = b"COMMIT"
+        claim = await journal.claim("acme")
+        assert claim.token == 1
+        proxy.last_words = b"COMMIT"
+        await claim.write("k", b"once", b"once")
+        assert proxy.last_words == b""
+        assert [event.detail for event in await journal.events()] == [b"once"]
+        await claim.release()
+
+
+async def test_a_database_that_stays_away_is_an_error_in_the_end(own_server, prefix):
+    async with PostgresJournal(own_server.url, schema=prefix, patience=0.3) as journal:
+        claim = await journal.claim("acme")
+        await asyncio.to_thread(own_server.stop)
+        with pytest.raises(JournalError, match=r"postgresql://127\.0\.0\.1/postgres#test_"):
+            await claim.write("k", b"", b"")
+        with pytest.raises(JournalError):
+            await journal.states()
+        await asyncio.to_thread(own_server.start)
+        await claim.write("k", b"", b"back")
+        assert await journal.states() == {"acme": b"back"}
+
+
+async def test_changes_come_as_they_are_committed_also_over_a_break(database_url, prefix):
+    async with (
+        CutProxy(database_url) as proxy,
+        PostgresJournal(proxy.url, schema=prefix) as reader,
+        PostgresJournal(database_url, schema=prefix) as writer,
+        await writer.claim("acme") as claim,
+        aclosing(reader.changes(after=0)) as changes,
+    ):
+        await claim.write("k", b"1", b"")
+        assert (await anext(changes)).detail == b"1"
+        waiting = asyncio.create_task(anext(changes))
+        await asyncio.sleep(0.05)
+        await claim.write("k", b"2", b"")
+        assert (await waiting).detail == b"2"
+        proxy.break_off()
+        await claim.write("k", b"3", b"")
+        await claim.write("k", b"4", b"")
+        assert [(await anext(changes)).seq for _ in range(2)] == [3, 4]
+
+
+async def test_changes_begin_with_what_comes_next(database_url, prefix):
+    async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
+        await claim.write("k", b"old", b"")
+        async with aclosing(journal.changes()) as changes:
+            waiting = asyncio.create_task(anext(changes))
+            await asyncio.sleep(0.2)
+            await claim.write("k", b"new", b"")
+            assert (await waiting).detail == b"new"
+
+
+async def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_others(database_url, prefix):
+    async with PostgresJournal(database_url, schema=prefix) as journal:
+        stopped = psycopg.connect(database_url, options="-c idle_in_transaction_session_timeout=300")
+        stopped.execute(f"SELECT last FROM {prefix}.journal FOR UPDATE")
+        async with await journal.claim("acme"):
+            pass
+        stopped.close()
+        with psycopg.connect(**journal._address.options()) as db:
+            assert db.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("5s",)
+
+
+async def test_a_journal_of_a_newer_version_is_refused_and_events_stand(database_url, prefix):
+    async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
+        await claim.write("k", b"", b"")
+    with psycopg.connect(database_url, autocommit=True) as db:
+        for change in ("DELETE FROM", "UPDATE"):
+            with pytest.raises(psycopg.errors.RaiseException, match="only added"):
+                db.execute(f"{change} {prefix}.events" + (" SET kind = ''" if change == "UPDATE" else ""))
+        db.execute(f"UPDATE {prefix}.journal SET version = 99")
+    with pytest.raises(JournalError, match="version 99"):
+        async with PostgresJournal(database_url, schema=prefix):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "options", "match"),
+    [
+        ("postgresql://u:secret@host/db?nonsense=1", {}, "conninfo"),
+        ("postgresql://u:secret@host/db", {"schema": "a;b"}, "schema"),
+        ("postgresql://u:secret@host/db", {"lease": 0.0}, "lease"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_no_secret_is_told(conninfo, options, match):
+    with pytest.raises(InvalidInput, match=match) as caught:
+        PostgresJournal(conninfo, **options)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(PostgresJournal("postgresql://u:secret@host/db"))
+
+
+async def test_an_address_where_nobody_listens_is_an_error_without_the_password(prefix):
+    with pytest.raises(JournalError) as caught:
+        async with PostgresJournal("postgresql://u:secret@127.0.0.1:1/db", schema=prefix):
+            pass
+    assert "secret" not in str(caught.value)
