@@ -63,6 +63,12 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
         ("aiolimiter", {"_io/dispatcher.py", "_io/pace.py"}),
         ("psycopg", {"distributed/postgres.py", "distributed/_postgres_store.py"}),
         ("redis", {"distributed/redis.py"}),
+        (
+            "psycopg",
+            {"distributed/postgres.py", "distributed/_postgres_store.py", "distributed/_steady_queue.py"},
+        ),
+        ("redis", {"distributed/redis.py", "distributed/_steady_queue.py"}),
+        ("saq", {"distributed/saq.py", "distributed/_steady_queue.py"}),
     ],
 )
 def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:

@@ -14,7 +14,7 @@ Where Redis cannot be reached, each process goes on with its share of the last k
 from collections.abc import Sequence
 from importlib import resources
 from random import Random
-from typing import final
+from typing import cast, final
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -27,6 +27,7 @@ from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow"]
 
+_Answer = tuple[int, str, int, int, int, int, str]
 _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
 
 
@@ -96,9 +97,10 @@ class _RedisBudget:
         told = [part for one in happened for part in one]
         arguments = [*self._settings, self._rng.random(), want or "", "", *told]
         try:
-            granted, wait, slots, burst, used, clients, held = await self._script(self._keys, arguments)
+            reply = cast(_Answer, await self._script(self._keys, arguments))
         except (RedisError, OSError) as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        granted, wait, slots, burst, used, clients, held = reply
         return Reply(
             granted=bool(granted),
             wait=float(wait),

@@ -1,0 +1,356 @@
+"""A fleet on SAQ: a job for each customer, any number of workers, on Redis or PostgreSQL; needs the extra `saq`.
+
+    # worker.py, started as often as you like with SAQ's own command: saq worker.settings
+    settings = worker_settings(
+        "redis://localhost",
+        session=lambda: asyncmig.Session(shared=RedisWindow("redis://localhost")),
+        journal=lambda: PostgresJournal("postgresql://localhost/migrations"),
+    )
+
+    # anywhere
+    async with MigrationQueue("redis://localhost") as queue:
+        async for outcome in queue.run(specs):
+            ...
+
+A job is named by the customer's external id, so that nobody is migrated twice at a time; it has no time-out, shows
+by a heartbeat that its worker lives, and its result is the outcome. A parked run ends its job; `decide` begins it
+again. A worker that is stopped lets requests in flight end and gives its jobs back; what one had that died is taken
+over by the sweep of the others. Whoever it is goes on where the journal says. Files must be where the workers run.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypedDict, cast, final
+
+import msgspec
+from saq.job import TERMINAL_STATUSES, Job, Status
+from saq.types import Context
+from saq.worker import Worker
+
+from asyncmig.companies.migrate import migrate_as
+from asyncmig.companies.names import safe_name
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.companies.outcome import Decision, Outcome, Parked, Pending
+from asyncmig.companies.spec import Spec
+from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
+from asyncmig.journal import Journal, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["MigrationQueue", "settings", "worker_settings"]
+
+_log = logging.getLogger("asyncmig")
+Builtins = Mapping[str, object]
+
+_FUNCTION = "asyncmig.migrate"
+_NAME = "asyncmig"
+_ATTEMPTS = 1000
+"""How often a job may lose its worker; what the customer's migration may cost is limited elsewhere."""
+_KEPT = 7 * 24 * 3600
+"""Seconds for which a result is kept."""
+_DRAIN = 30.0
+"""Seconds that requests in flight have to end in when a worker is stopped."""
+_LOOK_AGAIN = 0.5
+"""Real seconds between looks at jobs, or at a customer that somebody else holds."""
+
+
+def worker_settings(
+    queue: str,
+    *,
+    session: Callable[[], Session],
+    journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
+    to: Path | str = "out",
+    options: MigrationOptions | None = None,
+    concurrency: int = 100,
+    name: str = _NAME,
+    sweep: int = 20,
+) -> dict[str, object]:
+    """Return the settings of a worker for SAQ's command, `saq MODULE.NAME`.
+
+    `queue`: the URL of a Redis or PostgreSQL. `session` and `journal` are called once in each worker. Sheets come to
+    `to/EXTERNAL_ID/SHEET.csv`. `options`: how all customers are migrated, by default `MigrationOptions()`.
+    `concurrency`: customers at once in one worker; on Redis each is a connection. `sweep`: seconds between looks for
+    jobs whose worker died.
+    """
+    work = _Work(session, journal, Path(to), options or MigrationOptions())
+    return {
+        "queue": open_queue(queue, name),
+        "functions": [(_FUNCTION, work.migrate)],
+        "concurrency": concurrency,
+        "startup": work.start,
+        "shutdown": work.stop,
+        "timers": {"schedule": 1, "worker_info": 10, "sweep": sweep, "abort": 1},
+        "dequeue_timeout": 5.0,
+        "cancellation_hard_deadline_s": _DRAIN,
+    }
+
+
+def settings() -> dict[str, object]:
+    """Return settings from the environment, for `saq asyncmig.distributed.saq.settings`.
+
+    `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_JOURNAL`: URL of PostgreSQL, or a file for workers of one
+    machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared. `ASYNCMIG_OUT` (`out`) and
+    `ASYNCMIG_DECIDE` (`park`, `approve_safe`, `approve`, `reject`) as for `Fleet`, `ASYNCMIG_CONCURRENCY` (100) as
+    above. Raises `InvalidInput`.
+    """
+    decide = os.environ.get("ASYNCMIG_DECIDE", "park")
+    if decide not in ("park", "approve_safe", "approve", "reject"):
+        raise InvalidInput("ASYNCMIG_DECIDE", decide, "is none of park, approve_safe, approve, reject")
+    place, concurrency = _variable("ASYNCMIG_JOURNAL"), os.environ.get("ASYNCMIG_CONCURRENCY", "100")
+    if not concurrency.isdecimal() or int(concurrency) < 1:
+        raise InvalidInput("ASYNCMIG_CONCURRENCY", concurrency, "must be at least 1")
+    return worker_settings(
+        _variable("ASYNCMIG_QUEUE"),
+        session=_session,
+        journal=lambda: _journal(place),
+        to=os.environ.get("ASYNCMIG_OUT", "out"),
+        options=MigrationOptions(decide=cast("Literal['park']", decide)),
+        concurrency=int(concurrency),
+    )
+
+
+@final
+class MigrationQueue:
+    """Submits customers to the workers, follows them, decides. Use it as `async with`.
+
+    `heartbeat`: seconds without a sign of life after which a job's worker counts as dead.
+    """
+
+    __slots__ = ("_heartbeat", "_queue")
+
+    def __init__(self, url: str, *, name: str = _NAME, heartbeat: int = 30) -> None:
+        if heartbeat < 1:
+            raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
+        self._queue, self._heartbeat = open_queue(url, name), heartbeat
+
+    async def __aenter__(self) -> Self:
+        await self._queue.connect()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._queue.disconnect()
+
+    async def submit(self, spec: Spec) -> bool:
+        """Have a customer migrated; False if that is under way already. Raises `InvalidInput` for a wrong spec."""
+        spec.check()
+        return await self._enqueue(spec)
+
+    async def decide(self, spec: Spec, parked: Parked, decision: Decision) -> bool:
+        """Have a parked customer's questions answered; False if its migration is under way already.
+
+        If the run asks something else by then, it stays parked.
+        """
+        shown = {"decision": msgspec.to_builtins(decision), "shown": _digest(parked)}
+        return await self._enqueue(spec, **shown)
+
+    async def abort(self, external_id: str) -> None:
+        """Stop a customer's migration where it is; submitted again, it goes on."""
+        job = await self._queue.job(self._key(external_id))
+        if job is not None and job.status not in TERMINAL_STATUSES:
+            await self._queue.abort(job, "aborted")
+
+    async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
+        """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it."""
+        waiting = {spec.external_id: spec for spec in specs}
+        missing = set(waiting)
+        while waiting:
+            try:
+                for external_id in sorted(missing, key=list(waiting).index):
+                    await self._enqueue(waiting[external_id])
+                    missing.discard(external_id)
+                await asyncio.sleep(real_seconds(_LOOK_AGAIN))
+                found = await self._queue.jobs([self._key(external_id) for external_id in waiting])
+                jobs = dict(zip(waiting, found, strict=True))
+            except self._queue.away as error:
+                _log.warning("the queue cannot be reached: %s", type(error).__name__)
+                await asyncio.sleep(real_seconds(_LOOK_AGAIN))
+                continue
+            for external_id, job in jobs.items():
+                if job is None or self._is_swept(job):
+                    missing.add(external_id)
+                elif job.status in TERMINAL_STATUSES:
+                    yield _outcome(waiting.pop(external_id), job)
+
+    def _key(self, external_id: str) -> str:
+        """Return the job's name; in PostgreSQL all queues of a table share their names."""
+        return f"{self._queue.name}/{external_id}"
+
+    def _is_swept(self, job: Job) -> bool:
+        """Return whether a job was taken from its worker, and is given to the next in a moment, or should be."""
+        return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
+
+    async def _enqueue(self, spec: Spec, **more: object) -> bool:
+        job = await self._queue.enqueue(
+            _FUNCTION,
+            key=self._key(spec.external_id),
+            timeout=0,  # SAQ's own is 10 s
+            heartbeat=self._heartbeat,
+            retries=_ATTEMPTS,
+            ttl=_KEPT,
+            spec=msgspec.to_builtins(spec, enc_hook=str),
+            **more,
+        )
+        return job is not None
+
+
+class _Context(TypedDict):
+    worker: Worker[Context]
+    job: Job
+
+
+@final
+class _Work:
+    """What a worker has, and what it does with a job."""
+
+    __slots__ = ("_exits", "_journal", "_open_journal", "_open_session", "_options", "_session", "_to")
+
+    def __init__(
+        self,
+        session: Callable[[], Session],
+        journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
+        to: Path,
+        options: MigrationOptions,
+    ) -> None:
+        self._open_session, self._open_journal = session, journal
+        self._to, self._options = to, options
+
+    async def start(self, context: _Context) -> None:
+        async with AsyncExitStack() as exits:
+            self._journal = await exits.enter_async_context(self._open_journal())
+            self._session = await exits.enter_async_context(self._open_session())
+            self._exits = exits.pop_all()
+
+    async def stop(self, context: _Context) -> None:
+        await self._exits.aclose()
+
+    async def migrate(
+        self, context: _Context, *, spec: Builtins, decision: Builtins | None = None, shown: str = ""
+    ) -> object:
+        """Migrate a customer, and return the outcome as JSON's types.
+
+        A job that is aborted is cancelled. When the worker stops, the session is closed: requests in flight end.
+        """
+        worker, job = context["worker"], context["job"]
+        answer = None if decision is None else msgspec.convert(decision, Decision)
+        options = self._options if answer is None else _deciding(self._options, answer, shown)
+        work = asyncio.ensure_future(self._beating(job, msgspec.convert(spec, Spec, dec_hook=_path), options))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if worker.event.is_set():  # it stops
+                self._session.close(SessionClosed("the worker stops: another one goes on"))
+            else:
+                work.cancel()
+            try:
+                await asyncio.wait([work])
+            finally:
+                work.cancel()
+            raise
+
+    async def _beating(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
+        done = asyncio.Event()
+        beat = asyncio.ensure_future(_beat(job, done))
+        try:
+            return await self._once_free(job, spec, options)
+        finally:
+            done.set()
+            await asyncio.wait([beat])  # one that came late would undo the job's end
+
+    async def _once_free(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
+        """Migrate; or wait, for the journal, or for a worker that has the customer: a slow one, or our successor."""
+        to = self._to / safe_name(spec.external_id, longest=255)
+        while True:
+            try:
+                outcome: Outcome = await migrate_as(self._session, spec, self._journal, to, options)
+                return msgspec.to_builtins(outcome)
+            except CompanyHeld as error:
+                stored = await job.get_queue().job(job.key)
+                if stored is None:
+                    return msgspec.to_builtins(_pending(spec, str(error)))
+                if stored.status in TERMINAL_STATUSES:
+                    return stored.result
+            except JournalError as error:
+                _log.warning("%s: %s", spec.external_id, error)
+            except Exception as error:
+                _log.exception("the migration of %s broke off", spec.external_id)
+                return msgspec.to_builtins(_pending(spec, f"broke off: {type(error).__name__}: {error}"))
+            await asyncio.sleep(real_seconds(_LOOK_AGAIN))
+
+
+async def _beat(job: Job, done: asyncio.Event) -> None:
+    """Show in time that the worker lives."""
+    queue = cast("AnyQueue", job.get_queue())
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(real_seconds(job.heartbeat / 3)):
+                await done.wait()
+                return
+        try:
+            await job.update()
+        except queue.away as error:
+            _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)
+
+
+def _deciding(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:
+    """Return options that answer what was shown, once; anything else stays parked."""
+    left = [decision]
+
+    async def decide(parked: Parked) -> Decision | None:
+        return left.pop() if left and _digest(parked) == shown else None
+
+    return replace(options, decide=decide)
+
+
+def _digest(parked: Parked) -> str:
+    """Return what tells one park from another: question ids may begin again in each."""
+    return hashlib.sha256(msgspec.json.encode(parked.attention)).hexdigest()
+
+
+def _outcome(spec: Spec, job: Job) -> Outcome:
+    if job.status is Status.COMPLETE:
+        return cast(Outcome, msgspec.convert(job.result, Outcome, strict=False))
+    reason = (job.error or "").strip().splitlines()
+    return _pending(spec, f"its job was {job.status.value}: {reason[-1] if reason else 'nobody says why'}")
+
+
+def _pending(spec: Spec, error: str) -> Pending:
+    return Pending(external_id=spec.external_id, name=spec.name, error=error)
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise InvalidInput(name, value, "is not set")
+    return value
+
+
+def _session() -> Session:
+    url = os.environ.get("ASYNCMIG_WINDOW")
+    if not url:
+        return Session()
+    from asyncmig.distributed.redis import RedisWindow
+
+    return Session(shared=RedisWindow(url))
+
+
+def _journal(place: str) -> AbstractAsyncContextManager[JournalPort]:
+    if not place.startswith("postgres"):
+        return Journal(place)
+    from asyncmig.distributed.postgres import PostgresJournal
+
+    return PostgresJournal(place)

@@ -1,0 +1,257 @@
+"""Jobs on real queues, with workers in this process: parks, decisions, aborts, shutdown, take-over."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from farm import customers
+from inprocess import BASE_URL, KEY, InProcess
+from saq.worker import Worker
+
+from asyncmig import Decision, Delivered, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.distributed._steady_queue import open_queue
+from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
+from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator.clock import fast_loop
+
+SPEED = 60.0
+
+
+@dataclass
+class Place:
+    """What a test's workers share."""
+
+    url: str
+    name: str
+    folder: Path
+    world: World = field(
+        default_factory=lambda: World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.0))
+    )
+    journal: MemoryJournal = field(default_factory=MemoryJournal)
+
+    def queue(self) -> MigrationQueue:
+        return MigrationQueue(self.url, name=self.name, heartbeat=1)
+
+    @asynccontextmanager
+    async def worker(
+        self, *, decide: Any = "park", latency: float = 0.1, sweep: int = 60
+    ) -> AsyncIterator[Worker]:
+        """Run a worker in this process until the block ends; then it is told to stop."""
+
+        @asynccontextmanager
+        async def journal() -> AsyncIterator[MemoryJournal]:
+            yield self.journal
+
+        told = worker_settings(
+            self.url,
+            session=lambda: Session(KEY, BASE_URL, transport=InProcess(self.world, latency=latency)),
+            journal=journal,
+            to=self.folder / "out",
+            options=MigrationOptions(decide=decide),
+            concurrency=4,
+            name=self.name,
+            sweep=sweep,
+        )
+        worker = Worker(**told)
+        worker.SIGNALS = []
+        await worker.queue.connect()
+        running = asyncio.create_task(worker.start())
+        try:
+            yield worker
+        finally:
+            worker.event.set()
+            await running
+            await worker.queue.disconnect()
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
+    url = request.getfixturevalue("redis_url" if request.param == "redis" else "database_url")
+    return Place(url, prefix, tmp_path)
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30 * SPEED):
+            await main
+
+    with asyncio.Runner(loop_factory=lambda: fast_loop(SPEED)) as runner:
+        runner.run(bounded())
+
+
+def parks(place: Place) -> list[Spec]:
+    """Return a customer whose import asks."""
+    (spec,) = customers(place.folder / "in", 1)
+    spec.files[0].write_text("Email,First Name,Last Name\n" + "p@x.org,A,B\n" * 5, encoding="utf-8")
+    return [spec]
+
+
+async def until(true: Callable[[], object]) -> None:
+    while not true():  # noqa: ASYNC110 - it is about the outside
+        await asyncio.sleep(1.0)
+
+
+def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(place: Place) -> None:
+    async def main() -> None:
+        specs = customers(place.folder / "in", 5)
+        async with place.queue() as queue:
+            assert await queue.submit(specs[0])
+            assert not await queue.submit(specs[0])
+            job = await queue._queue.job(queue._key(specs[0].external_id))
+            assert (job.timeout, job.heartbeat) == (0, 1)
+            async with place.worker():
+                outcomes = [outcome async for outcome in queue.run(specs)]
+        assert {type(outcome) for outcome in outcomes} == {Delivered}
+        assert sorted(outcome.external_id for outcome in outcomes) == [spec.external_id for spec in specs]
+        assert all(Path(file.path).is_file() for outcome in outcomes for file in outcome.files)
+
+    run(main())
+
+
+def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = specs = parks(place)
+        async with place.queue() as queue, place.worker():
+            (parked,) = [outcome async for outcome in queue.run(specs)]
+            assert isinstance(parked, Parked)
+            questions = msgspec.structs.replace(parked.attention, questions=())
+            other = msgspec.structs.replace(parked, attention=questions)
+            await queue.decide(spec, other, Decision(approve=True))
+            (still,) = [outcome async for outcome in queue.run(specs)]
+            assert isinstance(still, Parked)
+            assert await queue.decide(spec, parked, Decision(approve=True))
+            (done,) = [outcome async for outcome in queue.run(specs)]
+            assert isinstance(done, Delivered)
+
+    run(main())
+
+
+def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        async with place.queue() as queue, place.worker():
+            place.world._pace = Pace(base=240.0, sigma=0.0)
+            following = asyncio.ensure_future(_all(queue, [spec]))
+            await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
+            await queue.abort(spec.external_id)
+            (aborted,) = await following
+            assert isinstance(aborted, Pending)
+            assert "aborted" in aborted.error
+            await asyncio.sleep(6 * SPEED)  # so long SAQ remembers
+            (done,) = await _all(queue, [spec])
+            assert isinstance(done, Delivered)
+        assert place.world.verdict(asyncio.get_running_loop().time()).duplicate_imports == 0
+
+    run(main())
+
+
+def test_a_worker_that_is_stopped_lets_requests_end_and_gives_its_jobs_back(place: Place) -> None:
+    async def main() -> None:
+        specs = customers(place.folder / "in", 3)
+        ledger = place.world.ledger
+        async with place.queue() as queue:
+            following = asyncio.ensure_future(_all(queue, specs))
+            async with place.worker(latency=1.0):
+                await until(lambda: ledger.requests["POST /companies/{id}/imports"])
+            assert not following.done()
+            sent = len(ledger.entries)
+            await asyncio.sleep(10.0)
+            assert len(ledger.entries) == sent
+            async with place.worker():
+                outcomes = await following
+        assert {type(outcome) for outcome in outcomes} == {Delivered}
+        assert ledger.requests["POST /companies"] == 3
+        assert ledger.requests["POST /companies/{id}/imports"] == 3
+
+    run(main())
+
+
+async def _all(queue: MigrationQueue, specs: list[Spec]) -> list[object]:
+    return [outcome async for outcome in queue.run(specs)]
+
+
+def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> None:
+    """The dead worker took the job, and no heartbeat followed."""
+
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        async with place.queue() as queue:
+            await queue.submit(spec)
+            dead = open_queue(place.url, place.name)
+            await dead.connect()
+            job = await dead.dequeue()
+            assert job is not None
+            job.started, job.attempts = 1, 1
+            await job.update(status="active")
+            async with place.worker(sweep=60):
+                outcomes = await _all(queue, [spec])
+            await dead.disconnect()
+        assert [type(outcome) for outcome in outcomes] == [Delivered]
+
+    run(main())
+
+
+def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        claim = await place.journal.claim(spec.external_id)
+        async with place.queue() as queue, place.worker():
+            following = asyncio.ensure_future(_all(queue, [spec]))
+            await asyncio.sleep(120.0)
+            assert not following.done()
+            assert not place.world.ledger.requests["POST /companies"]
+            await claim.release()
+            assert [type(outcome) for outcome in await following] == [Delivered]
+
+    run(main())
+
+
+def test_a_queue_that_lost_its_memory_is_given_the_job_again(
+    redis_url: str, tmp_path: Path, prefix: str
+) -> None:
+    async def main() -> None:
+        place = Place(redis_url, prefix, tmp_path)
+        (spec,) = customers(tmp_path / "in", 1)
+        async with place.queue() as queue:
+            following = asyncio.ensure_future(_all(queue, [spec]))
+            await asyncio.sleep(60.0)
+            client = redis.Redis.from_url(redis_url)
+            client.delete(*client.keys(f"saq:*{prefix}*"))
+            async with place.worker():
+                assert [type(outcome) for outcome in await following] == [Delivered]
+
+    run(main())
+
+
+def test_settings_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
+) -> None:
+    monkeypatch.setenv("VERN_API_KEY", KEY)
+    for name in [name for name in os.environ if name.startswith("ASYNCMIG_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(InvalidInput, match="ASYNCMIG_JOURNAL"):
+        settings()
+    monkeypatch.setenv("ASYNCMIG_JOURNAL", str(tmp_path / "fleet.db"))
+    with pytest.raises(InvalidInput, match="ASYNCMIG_QUEUE"):
+        settings()
+    monkeypatch.setenv("ASYNCMIG_QUEUE", "amqp://secret@host")
+    with pytest.raises(InvalidInput, match="amqp://") as caught:
+        settings()
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url)
+    for name, wrong in {"ASYNCMIG_DECIDE": "guess", "ASYNCMIG_CONCURRENCY": "0"}.items():
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(InvalidInput, match=name):
+            settings()
+        monkeypatch.delenv(name)
+    assert settings()["concurrency"] == 100
+    with pytest.raises(InvalidInput, match="heartbeat"):
+        MigrationQueue(redis_url, heartbeat=0)

@@ -1,0 +1,99 @@
+"""A simulator, workers and a queue, each a process of its own; and the customers for them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from asyncmig import Spec
+from asyncmig.simulator import SOURCES
+
+HERE = Path(__file__).parent
+SOURCE = next(iter(SOURCES))
+
+
+def customers(folder: Path, count: int) -> list[Spec]:
+    """Write a file for each, and return their specs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    specs: list[Spec] = []
+    for number in range(count):
+        path = folder / f"contacts-{number:04d}.csv"
+        rows = "".join(f"p{n}@x{number}.org,A,B\n" for n in range(20))
+        path.write_text(f"Email,First Name,Last Name\n{rows}", encoding="utf-8")
+        name = f"c{number:04d}"
+        specs.append(Spec(external_id=name, name=f"Customer {name}", source=SOURCE, files=(path,)))
+    return specs
+
+
+class Farm:
+    """Starts and ends the processes. `speed`: how many times faster their clocks run."""
+
+    def __init__(
+        self, folder: Path, *, speed: float, queue: str, journal: str, window: str, decide: str = "approve"
+    ) -> None:
+        self.folder, self.speed = folder, speed
+        self._environment = {
+            **os.environ,
+            "ASYNCMIG_QUEUE": queue,
+            "ASYNCMIG_JOURNAL": journal,
+            "ASYNCMIG_WINDOW": window,
+            "ASYNCMIG_OUT": str(folder / "out"),
+            "ASYNCMIG_DECIDE": decide,
+        }
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._log = (folder / "workers.log").open("ab")
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, HERE / "simprocess.py", str(self.speed)]
+        self._simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        told = self._ask()
+        self._environment |= {"VERN_BASE_URL": told["base_url"], "VERN_API_KEY": told["key"]}
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self._simulator.kill()
+        self._simulator.communicate()
+        self._log.close()
+
+    def start(self, count: int = 1, *, clocks_off: Iterable[float] = ()) -> None:
+        """Start workers, with wall-clocks that are so many seconds off."""
+        for off in [*clocks_off, *[0.0] * count][:count]:
+            command = [sys.executable, HERE / "workerprocess.py", str(self.speed), str(off)]
+            self.workers.append(subprocess.Popen(command, env=self._environment, stderr=self._log))
+
+    def kill(self, number: int) -> None:
+        """Kill a worker."""
+        self.workers[number].kill()
+        self.workers.pop(number).wait()
+
+    def stop(self) -> list[int]:
+        """Stop all workers in order, and return their exit codes."""
+        for worker in self.workers:
+            worker.send_signal(signal.SIGTERM)
+        codes = [worker.wait() for worker in self.workers]
+        self.workers.clear()
+        return codes
+
+    def verdict(self) -> dict[str, float]:
+        """Return what the simulator's ledger says."""
+        assert self._simulator.stdin is not None
+        self._simulator.stdin.write("\n")
+        self._simulator.stdin.flush()
+        return self._ask()
+
+    def log(self) -> str:
+        return (self.folder / "workers.log").read_text(encoding="utf-8", errors="replace")
+
+    def _ask(self) -> dict[str, float]:
+        assert self._simulator.stdout is not None
+        return json.loads(self._simulator.stdout.readline())
