@@ -34,22 +34,32 @@ class Farm:
     """Starts and ends the processes. `speed`: how many times faster their clocks run."""
 
     def __init__(
-        self, folder: Path, *, speed: float, queue: str, journal: str, window: str, decide: str = "approve"
+        self,
+        folder: Path,
+        *,
+        speed: float,
+        queue: str,
+        database: str,
+        window: str,
+        name: str,
+        concurrency: int = 60,
     ) -> None:
-        self.folder, self.speed = folder, speed
-        self._environment = {
-            **os.environ,
-            "ASYNCMIG_QUEUE": queue,
-            "ASYNCMIG_JOURNAL": journal,
-            "ASYNCMIG_WINDOW": window,
-            "ASYNCMIG_OUT": str(folder / "out"),
-            "ASYNCMIG_DECIDE": decide,
+        self.folder, self.name, self._speed = folder, name, speed
+        self._told = {
+            "queue": queue,
+            "database": database,
+            "window": window,
+            "name": name,
+            "to": str(folder / "out"),
+            "concurrency": concurrency,
+            "speed": speed,
         }
+        self._environment = dict(os.environ)
         self.workers: list[subprocess.Popen[bytes]] = []
         self._log = (folder / "workers.log").open("ab")
 
     def __enter__(self) -> Self:
-        command = [sys.executable, HERE / "simprocess.py", str(self.speed)]
+        command = [sys.executable, HERE / "simprocess.py", str(self._speed)]
         self._simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         told = self._ask()
         self._environment |= {"VERN_BASE_URL": told["base_url"], "VERN_API_KEY": told["key"]}
@@ -68,8 +78,9 @@ class Farm:
     def start(self, count: int = 1, *, clocks_off: Iterable[float] = ()) -> None:
         """Start workers, with wall-clocks that are so many seconds off."""
         for off in [*clocks_off, *[0.0] * count][:count]:
-            command = [sys.executable, HERE / "workerprocess.py", str(self.speed), str(off)]
-            self.workers.append(subprocess.Popen(command, env=self._environment, stderr=self._log))
+            environment = {**self._environment, "WORKER": json.dumps({**self._told, "off": off})}
+            command = [sys.executable, HERE / "workerprocess.py"]
+            self.workers.append(subprocess.Popen(command, env=environment, stderr=self._log))
 
     def kill(self, number: int) -> None:
         """Kill a worker."""

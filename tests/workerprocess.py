@@ -1,24 +1,44 @@
 """A worker as SAQ's command starts it, on a faster clock, and with a wall-clock that may be wrong.
 
-python workerprocess.py SPEED SECONDS_OFF
+WORKER='{"speed": ..., ...}' python workerprocess.py
 """
 
 import asyncio
-import sys
+import json
+import os
 import time
 from typing import Any
 
 from saq.worker import start
 
+from asyncmig import Session
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.distributed.redis import RedisWindow
+from asyncmig.distributed.saq import worker_settings
 from asyncmig.simulator.clock import fast_loop
 
+TOLD = json.loads(os.environ["WORKER"])
 
-def main(speed: float, off: float) -> None:
-    asyncio.new_event_loop = lambda: fast_loop(speed)
+
+def settings() -> dict[str, object]:
+    return worker_settings(
+        TOLD["queue"],
+        session=lambda: Session(shared=RedisWindow(TOLD["window"])),
+        journal=lambda: PostgresJournal(TOLD["database"], schema=TOLD["name"], lease=3.0),
+        to=TOLD["to"],
+        options=MigrationOptions(decide="approve"),
+        concurrency=TOLD["concurrency"],
+        name=TOLD["name"],
+    )
+
+
+def main() -> None:
+    asyncio.new_event_loop = lambda: fast_loop(TOLD["speed"])
     wall: Any = time.time  # noqa: TID251 - the clock that is wrong
-    time.time = lambda: wall() + off  # noqa: TID251 - as above
-    start("asyncmig.distributed.saq.settings")
+    time.time = lambda: wall() + TOLD["off"]  # noqa: TID251 - as above
+    start("workerprocess.settings")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), float(sys.argv[2]))
+    main()

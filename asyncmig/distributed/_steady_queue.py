@@ -1,12 +1,19 @@
-"""SAQ's queues, made to outlast a server that is away, and to sweep quickly."""
+"""SAQ's queues, made to outlast a server that is away, to sweep quickly, and to go by the server's clock.
+
+SAQ compares one machine's clock with another's to tell whether a worker is dead. Here the times of a job are the
+server's where it is stored, and this machine's in memory.
+"""
 
 import asyncio
+import json
 import logging
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, cast, final
 from urllib.parse import urlsplit
 
 from saq.job import Job
 from saq.queue import Queue
+from saq.utils import now
 
 from asyncmig.errors import InvalidInput
 
@@ -25,8 +32,42 @@ class AnyQueue(Queue):
     """What is raised when the server cannot be reached."""
 
 
+@final
+class _Clock:
+    """How far the server's clock is ahead of this machine's, in milliseconds."""
+
+    _TIMES = ("queued", "started", "touched", "completed")
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def dump(self, job: Mapping[str, object]) -> bytes:
+        return json.dumps(self._shifted(job, self.ahead)).encode()
+
+    def load(self, stored: bytes | str) -> dict[str, object]:
+        return self._shifted(json.loads(stored), -self.ahead)
+
+    def _shifted(self, job: Mapping[str, object], by: int) -> dict[str, object]:
+        return {
+            name: value + by if name in self._TIMES and isinstance(value, int) and value else value
+            for name, value in job.items()
+        }
+
+
 class _Steady(AnyQueue):
+    clock: _Clock
     _has_swept = False
+
+    async def server_now(self) -> float:
+        """Return the server's time in seconds."""
+        raise NotImplementedError
+
+    async def connect(self) -> None:
+        await super().connect()
+        await self._set_clock()
+
+    async def _set_clock(self) -> None:
+        self.clock.ahead = round(await self.server_now() * 1000) - now()
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Job | None:  # noqa: ASYNC109 - SAQ's
         """Wait for a job; while the server is away, wait for that: SAQ would try again at once, and for ever."""
@@ -42,6 +83,7 @@ class _Steady(AnyQueue):
         if not self._has_swept:
             self._has_swept = True
             return []
+        await self._set_clock()
         lock = max(1, int(lock / real_seconds(1.0)))
         return await super().sweep(lock, real_seconds(abort))  # type: ignore[safe-super]  # as above
 
@@ -64,11 +106,19 @@ def _redis(url: str, name: str) -> AnyQueue:
     class SteadyRedisQueue(_Steady, RedisQueue):
         away = (RedisError, OSError)
 
+        async def server_now(self) -> float:
+            time = self.redis.time()  # pyright: ignore[reportUnknownMemberType]  # its options have no types
+            seconds, micro = cast("tuple[int, int]", await time)
+            return seconds + micro / 1e6
+
     # A time-out, longer than any wait for a job: a connection that was cut would be waited on for ever.
     redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
         url, socket_timeout=20.0, socket_connect_timeout=5.0
     )
-    return SteadyRedisQueue(redis, name=name)
+    clock = _Clock()
+    queue = SteadyRedisQueue(redis, name=name, dump=clock.dump, load=clock.load)
+    queue.clock = clock
+    return queue
 
 
 def _postgres(url: str, name: str) -> AnyQueue:
@@ -78,7 +128,16 @@ def _postgres(url: str, name: str) -> AnyQueue:
     class SteadyPostgresQueue(_Steady, PostgresQueue):
         away = (psycopg.Error, OSError)
 
-    return SteadyPostgresQueue(url=url, name=name)
+        async def server_now(self) -> float:
+            async with self.pool.connection() as connection:
+                answer = await connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+                (seconds,) = await answer.fetchone() or (0.0,)
+                return float(seconds)
+
+    clock = _Clock()
+    queue = SteadyPostgresQueue(url=url, name=name, dump=clock.dump, load=clock.load)
+    queue.clock = clock
+    return queue
 
 
 def real_seconds(seconds: float) -> float:

@@ -175,7 +175,7 @@ class MigrationQueue:
                 await asyncio.sleep(real_seconds(_LOOK_AGAIN))
                 continue
             for external_id, job in jobs.items():
-                if job is None or self._is_swept(job):
+                if job is None or self._is_between(job):
                     missing.add(external_id)
                 elif job.status in TERMINAL_STATUSES:
                     yield _outcome(waiting.pop(external_id), job)
@@ -184,8 +184,10 @@ class MigrationQueue:
         """Return the job's name; in PostgreSQL all queues of a table share their names."""
         return f"{self._queue.name}/{external_id}"
 
-    def _is_swept(self, job: Job) -> bool:
-        """Return whether a job was taken from its worker, and is given to the next in a moment, or should be."""
+    def _is_between(self, job: Job) -> bool:
+        """Return whether a job was taken from a worker, and is given to the next in a moment, or should be."""
+        if job.status is Status.COMPLETE:
+            return job.result is None  # a heartbeat of the worker before can have come in between
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
     async def _enqueue(self, spec: Spec, **more: object) -> bool:
@@ -276,7 +278,7 @@ class _Work:
                 stored = await job.get_queue().job(job.key)
                 if stored is None:
                     return msgspec.to_builtins(_pending(spec, str(error)))
-                if stored.status in TERMINAL_STATUSES:
+                if stored.status is Status.COMPLETE:
                     return stored.result
             except JournalError as error:
                 _log.warning("%s: %s", spec.external_id, error)
@@ -287,7 +289,7 @@ class _Work:
 
 
 async def _beat(job: Job, done: asyncio.Event) -> None:
-    """Show in time that the worker lives."""
+    """Show in time that the worker lives, as long as the job is this worker's: SAQ writes all of it."""
     queue = cast("AnyQueue", job.get_queue())
     while True:
         with suppress(TimeoutError):
@@ -295,7 +297,9 @@ async def _beat(job: Job, done: asyncio.Event) -> None:
                 await done.wait()
                 return
         try:
-            await job.update()
+            stored = await queue.job(job.key)
+            if stored is not None and stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
+                await job.update()
         except queue.away as error:
             _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)
 
