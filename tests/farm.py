@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from asyncmig import Spec
 from asyncmig.simulator import SOURCES
@@ -62,7 +62,8 @@ class Farm:
         command = [sys.executable, HERE / "simprocess.py", str(self._speed)]
         self._simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         told = self._ask()
-        self._environment |= {"VERN_BASE_URL": told["base_url"], "VERN_API_KEY": told["key"]}
+        self.base_url, self.key = told["base_url"], told["key"]
+        self._environment |= {"VERN_BASE_URL": self.base_url, "VERN_API_KEY": self.key}
         return self
 
     def __exit__(
@@ -105,6 +106,6 @@ class Farm:
     def log(self) -> str:
         return (self.folder / "workers.log").read_text(encoding="utf-8", errors="replace")
 
-    def _ask(self) -> dict[str, float]:
+    def _ask(self) -> dict[str, Any]:
         assert self._simulator.stdout is not None
         return json.loads(self._simulator.stdout.readline())

@@ -84,6 +84,10 @@ def run(
     options: Options,
     display: Display,
     select: SelectOption = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(help="Have workers do it: the queue's URL, or an environment variable that holds it."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Check everything and say what would be done; send nothing.")
     ] = False,
@@ -96,7 +100,7 @@ def run(
         planned = asyncio.run(read_plan(_read(options), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
-    _drive(options, display, Wanted(selection=select))
+    _drive(options, display, Wanted(selection=select, queue=queue))
 
 
 @app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")

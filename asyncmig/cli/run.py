@@ -1,7 +1,7 @@
 """`asyncmig run`: a manifest in, a fleet driven, a report out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from asyncmig.cli.interrupts import Interrupts
 from asyncmig.cli.last import remember
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import Progress
+from asyncmig.cli.queue import follow, queue_url
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.report import CompanyRow, Report, ReportFile
 from asyncmig.cli.selection import only, select
@@ -104,6 +105,8 @@ class Wanted:
     """Whom `--select` names; None: everybody. Whoever is selected has a failed import done again."""
     remembered: bool = True
     """Whether this is the run that `asyncmig retry` repeats."""
+    queue: str | None = None
+    """Workers that do it, by the URL of their queue or the environment variable that holds it; None: this process."""
 
 
 async def drive(
@@ -138,7 +141,7 @@ async def drive(
         feed = _feed(display)
         with session.events.subscribe(key), Interrupts(session, words) as interrupts:
             with progress.following(session), _feeding(feed, session, len(manifest.customers)):
-                work = _Work(manifest, options, session, journal, again=selected is not None)
+                work = _Work(manifest, options, session, journal, wanted)
                 reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
             try:
                 records = await read_records(journal, str(options.journal))
@@ -198,12 +201,12 @@ def _files(manifest: Manifest) -> dict[str, int]:
 class _Work:
     """The part of `drive` that may be interrupted."""
 
-    __slots__ = ("_again", "_failures", "_journal", "_manifest", "_options", "_session")
+    __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted")
 
     def __init__(
-        self, manifest: Manifest, options: Options, session: Session, journal: Journal, *, again: bool
+        self, manifest: Manifest, options: Options, session: Session, journal: Journal, wanted: Wanted
     ) -> None:
-        self._manifest, self._options, self._again = manifest, options, again
+        self._manifest, self._options, self._wanted = manifest, options, wanted
         self._session, self._journal = session, journal
         self._failures = 0
 
@@ -243,13 +246,13 @@ class _Work:
             row_filter=options.filter,
             concurrency=options.concurrency,
             retries=options.retries,
-            once_more=self._again,
+            once_more=self._wanted.selection is not None,
             deliver_rejected=options.deliver_rejected,
         ) as fleet:
             interrupts.fleet = fleet
             try:
                 with self._at_most(interrupts):
-                    async for outcome in fleet.run(specs):
+                    async for outcome in self._outcomes(fleet, specs, interrupts):
                         outlets.tell(outcome)
                         self._count(outcome, records.get(outcome.external_id), interrupts)
             except JournalError as error:
@@ -281,6 +284,14 @@ class _Work:
             interrupts.stop(
                 f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
             )
+
+    def _outcomes(
+        self, fleet: Fleet, specs: tuple[Spec, ...], interrupts: Interrupts
+    ) -> AsyncIterator[Outcome]:
+        queue = self._wanted.queue
+        if queue is None:
+            return fleet.run(specs)
+        return follow(queue_url(queue), specs, lambda: interrupts.count > 0)
 
     async def _specs(self) -> tuple[Spec, ...]:
         companies, manifest = self._session.companies, self._manifest
