@@ -28,6 +28,7 @@ ABOVE = {  # what a layer may not know
     "pytest_plugin.py": ("cli",),
     "_webhooks": ("_io", "companies", "session", "fleet", "journal", "simulator", "cli", "events"),
     "distributed": ("simulator", "cli"),
+    "telemetry.py": ("companies", "fleet", "journal", "simulator", "cli", "distributed"),
 }
 PURE = ("_core", "_webhooks", "webhooks.py")
 
@@ -67,6 +68,7 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
             "psycopg",
             {"distributed/postgres.py", "distributed/_postgres_store.py", "distributed/_steady_queue.py"},
         ),
+        ("opentelemetry", {"telemetry.py"}),
         ("redis", {"distributed/redis.py", "distributed/_steady_queue.py"}),
         ("saq", {"distributed/saq.py", "distributed/_steady_queue.py"}),
     ],

@@ -1,0 +1,205 @@
+"""Spans and metrics for OpenTelemetry, made from a session's events; needs the extra `otel`.
+
+    async with asyncmig.Session() as session:
+        with instrument(session):
+            ...
+
+A migration is a trace: its steps and its requests are spans in it, named by the semantic conventions for HTTP
+clients (stable since 1.23). Labels of metrics are few whatever happens: method and route, lane, status, outcome; an
+endless supply of routes is one label. Nothing holds a key, a body, a URL with its ids, or a file's name.
+
+Metrics, in seconds where they measure time: `http.client.request.duration`, `asyncmig.request.wait` (for the limit),
+`asyncmig.requests.refused`, `asyncmig.budget.slots`, `asyncmig.budget.held`, `asyncmig.run.duration`,
+`asyncmig.run.noticed_within`, `asyncmig.migrations`, `asyncmig.migrations.active`, `asyncmig.window.lost`.
+"""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import final
+from urllib.parse import urlsplit
+
+from opentelemetry.metrics import Meter, MeterProvider, get_meter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider, get_tracer
+from opentelemetry.trace import set_span_in_context as within
+
+from asyncmig.events import (
+    BudgetLearnt,
+    Event,
+    Held,
+    MigrationChanged,
+    RequestDone,
+    RunEnded,
+    SharedWindowLost,
+)
+from asyncmig.session import Session
+
+__all__ = ["instrument"]
+
+Attributes = Mapping[str, str | int]
+
+_NAME = "asyncmig"
+_OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
+_STATUSES = frozenset({"completed", "failed", "canceled"})
+_MOST_ROUTES = 64
+_OTHER = "other"
+
+
+@contextmanager
+def instrument(
+    session: Session,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> Generator[None]:
+    """Record what happens in `session` until the block ends; with the global providers, if none are given."""
+    telemetry = _Telemetry(
+        get_tracer(_NAME, tracer_provider=tracer_provider),
+        get_meter(_NAME, meter_provider=meter_provider),
+        server=urlsplit(session.base_url).hostname or "",
+    )
+    try:
+        with session.events.subscribe(telemetry.note):
+            yield
+    finally:
+        telemetry.end()
+
+
+@final
+class _Migration:
+    """The spans of a migration that is under way."""
+
+    __slots__ = ("company_id", "root", "step")
+
+    def __init__(self, root: Span) -> None:
+        self.root = root
+        self.step: Span | None = None
+        self.company_id: str | None = None
+
+
+@final
+class _Telemetry:
+    """Makes spans and measurements of events."""
+
+    def __init__(self, tracer: Tracer, meter: Meter, *, server: str) -> None:
+        self._tracer, self._server = tracer, server
+        self._routes: set[str] = set()
+        self._migrations: dict[str, _Migration] = {}
+        self._companies: dict[str, str] = {}
+        """By the company's id: whose migration it is."""
+        self._duration = meter.create_histogram("http.client.request.duration", "s")
+        self._wait = meter.create_histogram("asyncmig.request.wait", "s")
+        self._refused = meter.create_counter("asyncmig.requests.refused", "{request}")
+        self._slots = meter.create_gauge("asyncmig.budget.slots", "{request}")
+        self._held = meter.create_histogram("asyncmig.budget.held", "s")
+        self._run = meter.create_histogram("asyncmig.run.duration", "s")
+        self._noticed = meter.create_histogram("asyncmig.run.noticed_within", "s")
+        self._ended = meter.create_counter("asyncmig.migrations", "{migration}")
+        self._active = meter.create_up_down_counter("asyncmig.migrations.active", "{migration}")
+        self._lost = meter.create_counter("asyncmig.window.lost", "{outage}")
+
+    def note(self, event: Event) -> None:
+        """Take an event in."""
+        match event:
+            case RequestDone():
+                self._request(event)
+            case Held():
+                self._held.record(event.seconds, self._budget(event.budget))
+                self._slots.set(event.slots, self._budget(event.budget))
+            case BudgetLearnt():
+                self._slots.set(event.slots, self._budget(event.budget))
+            case RunEnded():
+                self._run_ended(event)
+            case MigrationChanged():
+                self._migration(event)
+            case SharedWindowLost():
+                self._lost.add(1, self._budget(event.budget))
+            case _:
+                pass
+
+    def end(self) -> None:
+        """End the spans of migrations that have not ended."""
+        for external_id in tuple(self._migrations):
+            self._close(external_id, "pending")
+
+    def _request(self, event: RequestDone) -> None:
+        method, route = self._route(event.endpoint)
+        labels: dict[str, str | int] = {
+            "http.request.method": method,
+            "url.template": route,
+            "server.address": self._server,
+        }
+        if event.status is not None:
+            labels["http.response.status_code"] = event.status
+        if event.status is None or event.status >= 400:
+            labels["error.type"] = "lost" if event.status is None else str(event.status)
+        self._duration.record(event.seconds, labels)
+        self._wait.record(event.waited, {"url.template": route, "asyncmig.lane": event.lane})
+        if event.status == 429:
+            self._refused.add(1, {"http.request.method": method, "url.template": route})
+        now = time.time_ns()
+        migration = self._migrations.get(self._companies.get(event.ids.get("id", ""), ""))
+        span = self._tracer.start_span(
+            f"{method} {route}",
+            within(migration.step or migration.root) if migration else None,
+            SpanKind.CLIENT,
+            {
+                **labels,
+                "asyncmig.lane": event.lane,
+                "asyncmig.waited": event.waited,
+                "http.request.resend_count": event.attempt - 1,
+            },
+            start_time=now - round(event.seconds * 1e9),
+        )
+        if "error.type" in labels:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(now)
+
+    def _run_ended(self, event: RunEnded) -> None:
+        labels = {"asyncmig.status": event.status if event.status in _STATUSES else _OTHER}
+        if event.seconds is not None:
+            self._run.record(event.seconds, labels)
+        if event.noticed_within is not None:
+            self._noticed.record(event.noticed_within, labels)
+
+    def _migration(self, event: MigrationChanged) -> None:
+        migration = self._migrations.get(event.external_id)
+        if migration is None:
+            root = self._tracer.start_span(
+                "migration", attributes={"asyncmig.external_id": event.external_id}
+            )
+            migration = self._migrations[event.external_id] = _Migration(root)
+            self._active.add(1)
+        if event.company_id is not None:
+            migration.company_id = event.company_id
+            self._companies[event.company_id] = event.external_id
+        if migration.step is not None:
+            migration.step.end()
+            migration.step = None
+        if event.step in _OUTCOMES:
+            self._close(event.external_id, event.step)
+        else:
+            migration.step = self._tracer.start_span(event.step, within(migration.root))
+
+    def _close(self, external_id: str, outcome: str) -> None:
+        migration = self._migrations.pop(external_id)
+        if migration.step is not None:
+            migration.step.end()
+        migration.root.set_attribute("asyncmig.outcome", outcome)
+        if outcome in ("failed", "unknown"):
+            migration.root.set_status(Status(StatusCode.ERROR, outcome))
+        migration.root.end()
+        self._companies.pop(migration.company_id or "", None)
+        self._active.add(-1)
+        self._ended.add(1, {"asyncmig.outcome": outcome})
+
+    def _route(self, endpoint: str) -> tuple[str, str]:
+        """Return method and route, as labels; there are never more than so many."""
+        if endpoint not in self._routes and len(self._routes) == _MOST_ROUTES:
+            return "_OTHER", _OTHER
+        self._routes.add(endpoint)
+        method, _, route = endpoint.partition(" ")
+        return method, route
+
+    def _budget(self, budget: str) -> Attributes:
+        return {"asyncmig.budget": budget if budget == "*" else " ".join(self._route(budget))}
