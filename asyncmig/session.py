@@ -54,7 +54,8 @@ class Session(AsyncOnly):
     some endpoints, by method and route template (`GET /sources`). `max_parallel_uploads` are under way at a time,
     together at `upload_bytes_per_second` (default: as fast as they go). `recent`: a file that tells the next process
     what this one sent in its last window. `shared`: who keeps the window for all processes that use the key, such as
-    `asyncmig.distributed.redis.RedisWindow`; it is closed with the session. A given `http` session of aiohttp is used and not closed.
+    `asyncmig.distributed.redis.RedisWindow`; it is closed with the session. A given `http` session of aiohttp is used
+    and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.

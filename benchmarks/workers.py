@@ -166,7 +166,7 @@ async def _fleets(url: str, keys: Iterable[int], folder: Path, count: int, run: 
 
 async def _fleet(url: str, key: int, to: Path, specs: list[Any]) -> int:
     world = _world()
-    shared = RedisWindow(url, prefix=f"bench-{uuid4().hex}", timeout=600.0)
+    shared = RedisWindow(url, prefix=f"bench-{uuid4().hex}", timeout=10.0)
     wire = InProcess(world, rng=Random(key))
     async with (
         Session(world.key, BASE_URL, transport=wire, shared=shared, rng=Random(key)) as session,

@@ -62,8 +62,6 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
         ("aiohttp", {"_io/transport.py", "simulator/app.py", "simulator/sender.py", "session.py"}),
         ("pytest", {"pytest_plugin.py"}),
         ("aiolimiter", {"_io/dispatcher.py", "_io/pace.py"}),
-        ("psycopg", {"distributed/postgres.py", "distributed/_postgres_store.py"}),
-        ("redis", {"distributed/redis.py"}),
         (
             "psycopg",
             {"distributed/postgres.py", "distributed/_postgres_store.py", "distributed/_steady_queue.py"},

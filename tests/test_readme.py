@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 from collections import Counter
 from collections.abc import Coroutine
 from datetime import UTC, datetime
@@ -53,6 +54,17 @@ def test_nothing_is_left_untested() -> None:
     assert README[: README.index("```python")].count("\n") + blocks("python")[0].count("\n") < 34
 
 
+@pytest.fixture
+def others(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers that blocks need; and a stand-in for Temporal's package, which is large."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    temporal = types.ModuleType("temporalio")
+    temporal.activity = types.SimpleNamespace(defn=lambda function: function, heartbeat=lambda: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "temporalio", temporal)
+
+
+@pytest.mark.usefixtures("others")
 def test_the_python_blocks_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,7 +79,7 @@ def test_the_python_blocks_run_one_after_the_other(
         async with serve(world) as serving:
             monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
             monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0")
-            names: dict[str, object] = {}
+            names: dict[str, object] = {"__name__": "readme"}
             for block in blocks("python"):
                 code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 if inspect.iscoroutine(result := eval(code, names)):

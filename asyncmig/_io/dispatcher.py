@@ -121,7 +121,6 @@ class Dispatcher:
         `UsageError` on another loop than before.
         """
         self._check_open()
-        running_loop("Gate", self._loop)
         limiter = self.limiter
         if self.waiters.count or limiter.burst < limiter.slots:
             return None
@@ -132,6 +131,7 @@ class Dispatcher:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise copy.copy(self._closed)
+        running_loop("Gate", self._loop)
 
     async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
         """Wait for a slot, take it, and return when."""

@@ -8,10 +8,11 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import ClassVar, cast, final
 from urllib.parse import urlsplit
 
-from saq.job import Job
+from saq.job import Job, Status
 from saq.queue import Queue
 from saq.utils import now
 
@@ -20,6 +21,8 @@ from asyncmig.errors import InvalidInput
 __all__ = ["AnyQueue", "open_queue", "real_seconds"]
 
 _log = logging.getLogger("asyncmig")
+_sweeping: ContextVar[bool] = ContextVar("_sweeping", default=False)
+"""Whether this task sweeps."""
 _PAUSE = 1.0
 _ABORT_WITHIN = 0.5
 """Real seconds that a worker has to end a job that looks dead; SAQ's 5 s, for each job, are long after a kill."""
@@ -56,7 +59,18 @@ class _Clock:
 
 class _Steady(AnyQueue):
     clock: _Clock
-    _has_swept = False
+    first_seen: dict[str, int]
+
+    def is_new(self, job: Job) -> bool:
+        """Return whether a worker may have taken the job just now, and has not said so yet.
+
+        SAQ's sweep on Redis would take it away again: it looks at a list that jobs join a moment before.
+        """
+        age = now() - self.first_seen.setdefault(job.key, now())
+        if age > 1000 * job.heartbeat:
+            del self.first_seen[job.key]
+            return age > 3000 * job.heartbeat  # that was about an earlier time
+        return True
 
     async def server_now(self) -> float:
         """Return the server's time in seconds."""
@@ -79,13 +93,13 @@ class _Steady(AnyQueue):
             return None
 
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
-        """Take jobs from workers that died. Not at the start: SAQ takes also one whose worker has just got it."""
-        if not self._has_swept:
-            self._has_swept = True
-            return []
+        """Take jobs from workers that died."""
         await self._set_clock()
-        lock = max(1, int(lock / real_seconds(1.0)))
-        return await super().sweep(lock, real_seconds(abort))  # type: ignore[safe-super]  # as above
+        lock, before = max(1, int(lock / real_seconds(1.0))), _sweeping.set(True)
+        try:
+            return await super().sweep(lock, real_seconds(abort))  # type: ignore[safe-super]  # as above
+        finally:
+            _sweeping.reset(before)
 
 
 def open_queue(url: str, name: str) -> AnyQueue:
@@ -106,6 +120,14 @@ def _redis(url: str, name: str) -> AnyQueue:
     class SteadyRedisQueue(_Steady, RedisQueue):
         away = (RedisError, OSError)
 
+        def deserialize(
+            self, payload: dict[str, object] | str | bytes | None, status: Status | str | None = None
+        ) -> Job | None:
+            job = super().deserialize(payload, status)  # pyright: ignore[reportUnknownMemberType]  # as it is
+            if job is not None and _sweeping.get() and job.status is Status.QUEUED and self.is_new(job):
+                job.status, job.touched = Status.ACTIVE, now()
+            return job
+
         async def server_now(self) -> float:
             time = self.redis.time()  # pyright: ignore[reportUnknownMemberType]  # its options have no types
             seconds, micro = cast("tuple[int, int]", await time)
@@ -113,11 +135,11 @@ def _redis(url: str, name: str) -> AnyQueue:
 
     # A time-out, longer than any wait for a job: a connection that was cut would be waited on for ever.
     redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
-        url, socket_timeout=20.0, socket_connect_timeout=5.0
+        url, socket_timeout=20.0
     )
     clock = _Clock()
     queue = SteadyRedisQueue(redis, name=name, dump=clock.dump, load=clock.load)
-    queue.clock = clock
+    queue.clock, queue.first_seen = clock, {}
     return queue
 
 
@@ -136,7 +158,7 @@ def _postgres(url: str, name: str) -> AnyQueue:
 
     clock = _Clock()
     queue = SteadyPostgresQueue(url=url, name=name, dump=clock.dump, load=clock.load)
-    queue.clock = clock
+    queue.clock, queue.first_seen = clock, {}
     return queue
 
 

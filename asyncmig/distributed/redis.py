@@ -18,6 +18,7 @@ from typing import cast, final
 from uuid import uuid4
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -40,7 +41,7 @@ class RedisWindow:
     begins all keys. Raises `InvalidInput` for a URL that is none, and what is not positive.
     """
 
-    __slots__ = ("_client", "_prefix", "_redis", "processes")
+    __slots__ = ("_client", "_prefix", "_redis", "_timeout", "_url", "processes")
 
     def __init__(
         self, url: str, *, processes: int = 4, timeout: float = 1.0, prefix: str = "asyncmig"
@@ -50,13 +51,10 @@ class RedisWindow:
         if not timeout > 0:
             raise InvalidInput("timeout", timeout, "must be more than 0 seconds")
         self.processes, self._prefix, self._client = processes, prefix, uuid4().hex
+        self._url, self._timeout = url, timeout
+        self._redis: Redis | None = None
         try:
-            self._redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
-                url,
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(NoBackoff(), 0),
-            )
+            parse_url(url)
         except ValueError as error:
             raise InvalidInput("url", "***", "is no URL of a Redis") from error
 
@@ -71,14 +69,27 @@ class RedisWindow:
         base = f"{self._prefix}:{{{tag}}}"
         keys = [f"{base}:{name}:{part}" for part in ("state", "slots", "unanswered", "accepted")]
         return _RedisBudget(
-            self._redis,
+            self._opened(speed),
             keys=[*keys, f"{base}:clients"],
             settings=[self._client, limit, window, timeout, speed],
         )
 
+    def _opened(self, speed: float) -> Redis:
+        """Return the client, which counts its time-outs in the loop's seconds."""
+        if self._redis is None:
+            timeout = self._timeout * speed
+            self._redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
+                self._url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                retry=Retry(NoBackoff(), 0),
+            )
+        return self._redis
+
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        if self._redis is not None:
+            await self._redis.aclose()
 
 
 @final

@@ -34,6 +34,7 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.types import Context
 from saq.worker import Worker
 
+from asyncmig.companies.connections import Connections
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
 from asyncmig.companies.options import MigrationOptions
@@ -68,6 +69,7 @@ def worker_settings(
     journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
     to: Path | str = "out",
     options: MigrationOptions | None = None,
+    connections: Callable[[str], Connections | None] | None = None,
     concurrency: int = 100,
     name: str = _NAME,
     sweep: int = 20,
@@ -76,10 +78,11 @@ def worker_settings(
 
     `queue`: the URL of a Redis or PostgreSQL. `session` and `journal` are called once in each worker. Sheets come to
     `to/EXTERNAL_ID/SHEET.csv`. `options`: how all customers are migrated, by default `MigrationOptions()`.
+    `connections` returns the secrets of a customer's destination, by its external id: no queue holds them.
     `concurrency`: customers at once in one worker; on Redis each is a connection. `sweep`: seconds between looks for
     jobs whose worker died.
     """
-    work = _Work(session, journal, Path(to), options or MigrationOptions())
+    work = _Work(session, journal, Path(to), options or MigrationOptions(), connections)
     return {
         "queue": open_queue(queue, name),
         "functions": [(_FUNCTION, work.migrate)],
@@ -141,7 +144,7 @@ class MigrationQueue:
 
     async def submit(self, spec: Spec) -> bool:
         """Have a customer migrated; False if that is under way already. Raises `InvalidInput` for a wrong spec."""
-        spec.check()
+        spec.validate()
         return await self._enqueue(spec)
 
     async def decide(self, spec: Spec, parked: Parked, decision: Decision) -> bool:
@@ -159,8 +162,13 @@ class MigrationQueue:
             await self._queue.abort(job, "aborted")
 
     async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
-        """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it."""
+        """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
+
+        Raises `InvalidInput` for a spec with connections.
+        """
         waiting = {spec.external_id: spec for spec in specs}
+        for spec in waiting.values():
+            _check_no_secret(spec)
         missing = set(waiting)
         while waiting:
             try:
@@ -191,6 +199,7 @@ class MigrationQueue:
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
     async def _enqueue(self, spec: Spec, **more: object) -> bool:
+        _check_no_secret(spec)
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),
@@ -213,7 +222,16 @@ class _Context(TypedDict):
 class _Work:
     """What a worker has, and what it does with a job."""
 
-    __slots__ = ("_exits", "_journal", "_open_journal", "_open_session", "_options", "_session", "_to")
+    __slots__ = (
+        "_connections",
+        "_exits",
+        "_journal",
+        "_open_journal",
+        "_open_session",
+        "_options",
+        "_session",
+        "_to",
+    )
 
     def __init__(
         self,
@@ -221,9 +239,10 @@ class _Work:
         journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
         to: Path,
         options: MigrationOptions,
+        connections: Callable[[str], Connections | None] | None,
     ) -> None:
         self._open_session, self._open_journal = session, journal
-        self._to, self._options = to, options
+        self._to, self._options, self._connections = to, options, connections
 
     async def start(self, context: _Context) -> None:
         async with AsyncExitStack() as exits:
@@ -244,7 +263,11 @@ class _Work:
         worker, job = context["worker"], context["job"]
         answer = None if decision is None else msgspec.convert(decision, Decision)
         options = self._options if answer is None else _deciding(self._options, answer, shown)
-        work = asyncio.ensure_future(self._beating(job, msgspec.convert(spec, Spec, dec_hook=_path), options))
+        customer = msgspec.convert(spec, Spec, dec_hook=_path)
+        if self._connections is not None:
+            secrets = self._connections(customer.external_id)
+            customer = msgspec.structs.replace(customer, connections=secrets)
+        work = asyncio.ensure_future(self._beating(job, customer, options))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -324,6 +347,12 @@ def _outcome(spec: Spec, job: Job) -> Outcome:
         return cast(Outcome, msgspec.convert(job.result, Outcome, strict=False))
     reason = (job.error or "").strip().splitlines()
     return _pending(spec, f"its job was {job.status.value}: {reason[-1] if reason else 'nobody says why'}")
+
+
+def _check_no_secret(spec: Spec) -> None:
+    if spec.connections is not None:
+        why = "are secrets, which a queue would keep: give the workers `connections=`"
+        raise InvalidInput("connections", "***", why)
 
 
 def _pending(spec: Spec, error: str) -> Pending:

@@ -199,6 +199,25 @@ def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> N
     run(main())
 
 
+def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        worker, other = open_queue(place.url, place.name), open_queue(place.url, place.name)
+        async with place.queue() as queue:
+            await worker.connect()
+            await other.connect()
+            await queue.submit(spec)
+            job = await worker.dequeue()
+            assert job is not None
+            assert await other.sweep(SPEED) == []  # its worker has not said yet that it has it
+            await asyncio.sleep(2.0 * SPEED)
+            assert [key.rpartition(":")[2] for key in await other.sweep(SPEED)] == [job.key]
+            await worker.disconnect()
+            await other.disconnect()
+
+    run(main())
+
+
 def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
