@@ -48,14 +48,14 @@ class Session(AsyncOnly):
     """Everything that shares one API key: its connections, its rate limits, its poll schedule.
 
     Use one per key and event loop, as `async with`; it lives on the loop that enters it. `api_key` and `base_url`
-    default to `VERN_API_KEY` and `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed in
-    `window` seconds, counted by endpoint or, with `scope="key"`, over all of them. `second_channel`: where budgets
-    are by endpoint and that of the polls is short, ask for the active import, too. `timeouts_by_endpoint`: others for
-    some endpoints, by method and route template (`GET /sources`). `max_parallel_uploads` are under way at a time,
-    together at `upload_bytes_per_second` (default: as fast as they go). `recent`: a file that tells the next process
-    what this one sent in its last window. `shared`: who keeps the window for all processes that use the key, such as
-    `asyncmig.distributed.redis.RedisWindow`; it is closed with the session. A given `http` session of aiohttp is used
-    and not closed.
+    default to `VERN_API_KEY` and `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed
+    in `window` seconds, counted by endpoint or, with `scope="key"`, over all of them. `second_channel`: where
+    budgets are by endpoint and that of the polls is short, ask for the active import, too.
+    `timeouts_by_endpoint`: others for some endpoints, by method and route template (`GET /sources`).
+    `max_parallel_uploads` are under way at a time, together at `upload_bytes_per_second` (default: as fast as
+    they go). `recent`: a file that tells the next process what this one sent in its last window. `shared`: who
+    keeps the window for all processes that use the key, such as `asyncmig.distributed.redis.RedisWindow`; it is
+    closed with the session. A given `http` session of aiohttp is used and not closed.
 
     Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
