@@ -95,9 +95,7 @@ class RecordCounter:
     def _keep(self, chunk: bytes) -> None:
         if self._header is None:
             chunk = self._rest + chunk
-            end = chunk.find(b"\n")
-            while end >= 0 and chunk.count(b'"', 0, end) % 2:
-                end = chunk.find(b"\n", end + 1)
+            end = _first_end(chunk)
             self._header = _cells(chunk[:end]) if end >= 0 else 0 if len(chunk) > _LONGEST else None
             if self._header is None:
                 self._rest = chunk
@@ -132,6 +130,16 @@ class RecordCounter:
     def may_be(self, fewest: int, most: int) -> bool:
         """Return whether the file can have `fewest` to `most` records below its header."""
         return self.rows <= most and fewest <= self.rows + self.blank
+
+
+def _first_end(text: bytes) -> int:
+    """Return where the first line ends that is not inside of a quoted cell; -1 if none does."""
+    at = 0
+    for number, part in enumerate(text.split(b'"')):
+        if number % 2 == 0 and b"\n" in part:
+            return at + part.index(b"\n")
+        at += len(part) + 1
+    return -1
 
 
 def _cells(record: bytes) -> int:
