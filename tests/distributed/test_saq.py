@@ -42,7 +42,7 @@ class Place:
 
     @asynccontextmanager
     async def worker(
-        self, *, decide: Any = "park", latency: float = 0.1, sweep: int = 60
+        self, *, decide: Any = "park", latency: float = 0.1, sweep: int = 600, connections: Any = None
     ) -> AsyncIterator[Worker]:
         """Run a worker in this process until the block ends; then it is told to stop."""
 
@@ -59,6 +59,7 @@ class Place:
             concurrency=4,
             name=self.name,
             sweep=sweep,
+            connections=connections,
         )
         worker = Worker(**told)
         worker.SIGNALS = []
@@ -214,6 +215,29 @@ def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
             assert [key.rpartition(":")[2] for key in await other.sweep(SPEED)] == [job.key]
             await worker.disconnect()
             await other.disconnect()
+
+    run(main())
+
+
+def test_secrets_of_a_destination_are_the_workers_and_never_the_queues(place: Place) -> None:
+    secrets = {"destination": {"base_url": "https://crm.example", "auth": {"token": "very-secret"}}}
+    asked: list[str] = []
+
+    def connections(external_id: str) -> dict[str, object]:
+        asked.append(external_id)
+        return secrets
+
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        async with place.queue() as queue:
+            with pytest.raises(InvalidInput, match="connections") as caught:
+                await queue.submit(msgspec.structs.replace(spec, connections=secrets))
+            assert "very-secret" not in str(caught.value)
+            async with place.worker(connections=connections):
+                assert [type(outcome) for outcome in await _all(queue, [spec])] == [Delivered]
+            job = await queue._queue.job(queue._key(spec.external_id))
+        assert asked == [spec.external_id]
+        assert "very-secret" not in repr(job.to_dict())
 
     run(main())
 
