@@ -14,7 +14,7 @@ from asyncmig.companies.spec import Record
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 
-__all__ = ["Budget", "CompanyRow", "Report", "ReportFile", "Rows", "SheetFile", "budget_of"]
+__all__ = ["Budget", "CompanyRow", "Report", "ReportFile", "Rows", "SheetFile", "budget_of", "row_of"]
 
 _log = logging.getLogger("asyncmig")
 
@@ -102,7 +102,7 @@ class ReportFile:
             if external_id not in self._rows:
                 continue
             if record.outcome is not None:
-                self._rows[external_id] = self._row(record.outcome)
+                self._rows[external_id] = row_of(record.outcome, self._folder)
             self._know(external_id, record.company_id, record.run_id)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
@@ -112,7 +112,7 @@ class ReportFile:
         before = self._rows[outcome.external_id]
         if isinstance(outcome, Pending) and before.outcome == "delivered":
             return before  # interrupted before its turn came: what was delivered earlier still is
-        self._rows[outcome.external_id] = self._row(outcome)
+        self._rows[outcome.external_id] = row_of(outcome, self._folder)
         self._know(outcome.external_id, before.company_id, before.run_id)
         if self._timer is None:
             pause = max(1.0, len(self._rows) / 1000)  # a large file is written less often
@@ -138,27 +138,6 @@ class ReportFile:
             row, company_id=row.company_id or company_id, run_id=row.run_id or run_id
         )
 
-    def _row(self, outcome: Outcome) -> CompanyRow:
-        report = getattr(outcome, "report", None)
-        return CompanyRow(
-            external_id=outcome.external_id,
-            name=outcome.name,
-            outcome=str(outcome.__struct_config__.tag),
-            error=None if isinstance(outcome, Delivered) else outcome.error,
-            company_id=outcome.company_id,
-            run_id=outcome.run_id,
-            rows=Rows(inserted=report.inserted, flagged=report.invalid_rows) if report else Rows(),
-            files=tuple(map(self._file, outcome.files)) if isinstance(outcome, Delivered) else (),
-            seconds=round(outcome.seconds, 3),
-            notes=outcome.notes,
-        )
-
-    def _file(self, file: Downloaded) -> SheetFile:
-        path = Path(file.path)
-        if path.is_relative_to(self._folder):
-            path = path.relative_to(self._folder)
-        return SheetFile(sheet=file.sheet, path=path.as_posix(), rows=file.rows, bytes=file.size)
-
     def _write_later(self) -> Report:
         """Write, or remember why that was not possible: the fleet goes on all the same."""
         if self._timer is not None:
@@ -180,6 +159,30 @@ class ReportFile:
 
     def _report(self) -> Report:
         return Report(companies=self.rows, budget=budget_of(self._session))
+
+
+def row_of(outcome: Outcome, folder: Path) -> CompanyRow:
+    """Return how a customer stands; paths of files are relative to `folder` where they lie below it."""
+    report = getattr(outcome, "report", None)
+    return CompanyRow(
+        external_id=outcome.external_id,
+        name=outcome.name,
+        outcome=str(outcome.__struct_config__.tag),
+        error=None if isinstance(outcome, Delivered) else outcome.error,
+        company_id=outcome.company_id,
+        run_id=outcome.run_id,
+        rows=Rows(inserted=report.inserted, flagged=report.invalid_rows) if report else Rows(),
+        files=tuple(_file(file, folder) for file in outcome.files) if isinstance(outcome, Delivered) else (),
+        seconds=round(outcome.seconds, 3),
+        notes=outcome.notes,
+    )
+
+
+def _file(file: Downloaded, folder: Path) -> SheetFile:
+    path = Path(file.path)
+    if path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    return SheetFile(sheet=file.sheet, path=path.as_posix(), rows=file.rows, bytes=file.size)
 
 
 def budget_of(session: Session) -> Budget:

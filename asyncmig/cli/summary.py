@@ -1,7 +1,5 @@
 """The words at the end: what came out, what it cost, and what to type next."""
 
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -11,6 +9,7 @@ from rich.text import Text
 
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import STYLES
+from asyncmig.cli.reasons import by_reason, reason
 from asyncmig.cli.report import CompanyRow
 from asyncmig.cli.run import Ended
 from asyncmig.cli.terminal import clean, counted, say
@@ -19,7 +18,6 @@ __all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_su
 
 _MOST_REASONS = 20
 _MOST_NAMED = 3
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def print_summary(data: Console, ended: Ended, options: Options) -> None:
@@ -40,19 +38,19 @@ def print_outcomes(data: Console, ended: Ended, options: Options) -> None:
 
 def print_undelivered(data: Console, ended: Ended) -> None:
     """Print each customer that is not delivered, unless the table of outcomes named them all."""
-    groups = [group for group in _groups(ended.companies) if _is_listed(group)]
+    groups = [group for group in by_reason(ended.companies) if _is_listed(group)]
     if len(groups) <= _MOST_REASONS and all(len(group) <= _MOST_NAMED for group in groups):
         return
     data.print()
     for group in groups:
-        outcome, same = group[0].outcome, len({_reason(row) for row in group}) == 1
+        outcome, same = group[0].outcome, len({reason(row) for row in group}) == 1
         lines = [", ".join(row.external_id for row in group)] if same else _each(group)
         for line in lines:
             say(data, f"{outcome:>9}  {line}", STYLES[outcome])
 
 
 def _each(group: Sequence[CompanyRow]) -> list[str]:
-    return [f"{row.external_id}  {_reason(row)}" for row in group]
+    return [f"{row.external_id}  {reason(row)}" for row in group]
 
 
 def _is_listed(group: Sequence[CompanyRow]) -> bool:
@@ -89,8 +87,8 @@ def next_steps(ended: Ended, options: Options) -> Iterator[str]:
         yield "The API key was refused. With a good one in VERN_API_KEY, go on:"
         yield f"  {options.command()}"
     elif "pending" in outcomes:
-        reason = f" ({clean(ended.reason)})" if ended.reason else ""
-        yield f"Not finished{reason}. What was begun at the server goes on there; to go on here:"
+        why = f" ({clean(ended.reason)})" if ended.reason else ""
+        yield f"Not finished{why}. What was begun at the server goes on there; to go on here:"
         yield f"  {options.command()}"
     if "parked" in outcomes:
         yield from _about_parked(options)
@@ -127,7 +125,7 @@ def _about_parked(options: Options) -> Iterator[str]:
 
 def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
     """Return a table of outcomes; reasons that differ by numbers only are one row, with the first one's words."""
-    ranked = _groups(companies)
+    ranked = by_reason(companies)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("outcome", no_wrap=True)
     table.add_column("customers", justify="right")
@@ -136,24 +134,12 @@ def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
     for group in ranked[:_MOST_REASONS]:
         outcome = group[0].outcome
         table.add_row(
-            Text(outcome, STYLES[outcome]), f"{len(group):,}", Text(_reason(group[0])), Text(_some(group))
+            Text(outcome, STYLES[outcome]), f"{len(group):,}", Text(reason(group[0])), Text(_some(group))
         )
     if len(ranked) > _MOST_REASONS:
         rest = sum(map(len, ranked[_MOST_REASONS:]))
         table.add_row("...", f"{rest:,}", Text(f"for more reasons, see {report_path}"), "")
     return table
-
-
-def _groups(companies: Sequence[CompanyRow]) -> list[list[CompanyRow]]:
-    """Return customers of the same outcome and reason together, the good ones first."""
-    groups: defaultdict[tuple[str, str], list[CompanyRow]] = defaultdict(list)
-    for company in companies:
-        groups[company.outcome, _NUMBER.sub("#", _reason(company))].append(company)
-    return sorted(groups.values(), key=lambda group: (list(STYLES).index(group[0].outcome), -len(group)))
-
-
-def _reason(company: CompanyRow) -> str:
-    return "" if company.outcome == "delivered" else clean(company.error or "")
 
 
 def _some(group: Sequence[CompanyRow]) -> str:
