@@ -18,9 +18,11 @@ from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, USAGE, code_of, cod
 from asyncmig.cli.config import print_config
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.flat import flat
+from asyncmig.cli.history import page_of_journal
 from asyncmig.cli.last import LastRun
 from asyncmig.cli.options import Options
 from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
+from asyncmig.cli.recorder import check_place, write_page, written_now
 from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
 from asyncmig.cli.run import Wanted, begun, drive
 from asyncmig.cli.selection import UNFINISHED
@@ -195,6 +197,20 @@ def show(
 ) -> None:
     """Print all that the journal knows of one customer: what happened when, its reports and files."""
     print_story(data_console(), asyncio.run(read_story(journal, external_id)))
+
+
+@app.command(epilog="Example: asyncmig report --journal fleet.db --to report.html")
+def report(
+    journal: JournalOption = Path("fleet.db"),
+    to: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write a page for a browser from a journal alone: outcomes, reasons, and who was at what when.
+
+    `run --report FILE` knows more: requests, waits for the limit, how soon the end of a run was noticed.
+    """
+    check_place(to)
+    write_page(to, asyncio.run(page_of_journal(journal, written_now())))
+    say(words_console(), f"Wrote {to}.")
 
 
 @app.command(epilog="Example: asyncmig watch --journal fleet.db")

@@ -22,7 +22,7 @@ from asyncmig.simulator.world import World
 __all__ = ["demo_options", "deviations", "play", "prepare", "print_demo"]
 
 _MARK = ".asyncmig-demo"
-_OWN = ("customers.csv", "cust-*", "out", "fleet.db*")
+_OWN = ("customers.csv", "cust-*", "out", "fleet.db*", "report.html")
 _MOST_SHOWN = 10
 
 
@@ -50,6 +50,7 @@ def demo_options(folder: Path, *, speed: float) -> Options:
         manifest=folder / "customers.csv",
         out=folder / "out",
         journal=folder / "fleet.db",
+        report=folder / "report.html",
         decide="approve",
         speed=speed,
     )
@@ -135,6 +136,7 @@ def _verdict(faults: Sequence[str], customers: int) -> str:
 
 def _next_steps(options: Options) -> Iterator[str]:
     speed = "" if options.speed == 1 else f" --speed {options.speed:g}"
+    yield f"The picture of it, for a browser: {options.report}"
     yield f"Look at {options.out}/report.json and {options.out}/cust-0001/. Next, as two processes:"
     yield f"  asyncmig sim{speed}    # in a second terminal; paste the line that it prints here, then"
     yield f"  asyncmig run {options.manifest}{speed}"

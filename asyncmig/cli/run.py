@@ -18,6 +18,7 @@ from asyncmig.cli.options import Options
 from asyncmig.cli.progress import Progress
 from asyncmig.cli.queue import follow, queue_url
 from asyncmig.cli.reach import open_session
+from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile
 from asyncmig.cli.selection import only, select
 from asyncmig.cli.settings import DecideChoice, Display
@@ -123,6 +124,7 @@ async def drive(
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
+    check_place(options.report)
     async with (
         Journal(options.journal) as journal,
         open_session(options, options.journal, api_key) as session,
@@ -138,8 +140,8 @@ async def drive(
         manifest = only(manifest, selected)
         progress = Progress(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
-        feed = _feed(display)
-        with session.events.subscribe(key), Interrupts(session, words) as interrupts:
+        feed, recorder = _feed(display), Recorder(session, options)
+        with recorder.following(), session.events.subscribe(key), Interrupts(session, words) as interrupts:
             with progress.following(session), _feeding(feed, session, len(manifest.customers)):
                 work = _Work(manifest, options, session, journal, wanted)
                 reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
@@ -155,6 +157,7 @@ async def drive(
             reason=reason or report.trouble,
             unwritten=bool(report.trouble),
         )
+        recorder.write(ended.companies, last.budget, ended.reason)
         if feed is not None:
             feed.end(ended.companies, exit_code=ended.exit_code, reason=ended.reason)
         return ended

@@ -33,7 +33,7 @@ __all__ = [
     "written",
 ]
 
-PATHS = frozenset({"out", "journal"})
+PATHS = frozenset({"out", "journal", "report"})
 """Settings that are paths: those in a file are relative to that file."""
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
@@ -93,6 +93,10 @@ class Settings(Reach):
 
     out: Annotated[Path, _setting("out", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path("out")
     journal: JournalOption = Path("fleet.db")
+    report: Annotated[
+        Path | None,
+        _setting("report", "HTML file to write at the end: outcomes, a picture of the fleet, reasons."),
+    ] = None
     decide: Annotated[
         DecideChoice,
         _setting(
@@ -137,6 +141,7 @@ class Settings(Reach):
 _READERS: Mapping[str, Callable[[str], object]] = {
     "out": Path,
     "journal": Path,
+    "report": Path,
     "rate": parse_rate,
     "retries": int,
     "deliver_rejected": lambda text: text == str(True),

@@ -10,7 +10,7 @@ import pytest
 from .conftest import Cli, Simulator
 
 FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
-AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "retry")
+AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
 ELSEWHERE = ("adopt", "check", "demo", "sim")
 
 
@@ -41,13 +41,21 @@ def test_they_run(
     (tmp_path / "customers.toml").write_text("", encoding="utf-8")
     results = {command: cli(*example(cli, command)) for command in AT_THE_JOURNAL}
     codes = {command: result.code for command, result in results.items()}
-    assert codes == {"run": 5, "config": 0, "status": 0, "show": 0, "watch": 5, "review": 0, "retry": 0}, (
-        results["review"]
-    )
+    assert codes == {
+        "run": 5,
+        "config": 0,
+        "status": 0,
+        "show": 0,
+        "watch": 5,
+        "review": 0,
+        "report": 0,
+        "retry": 0,
+    }, results["review"]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert cli(*example(cli, "adopt")).code == 0
     assert cli(*example(cli, "demo"), "--customers", "4", "--speed", "200").code == 0
+    assert Path("asyncmig-demo/report.html").is_file()
 
 
 def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +63,4 @@ def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("_ASYNCMIG_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "asyncmig re")
     monkeypatch.setenv("COMP_CWORD", "1")
-    assert set(cli().out.split()) == {"retry", "review"}
+    assert set(cli().out.split()) == {"report", "retry", "review"}

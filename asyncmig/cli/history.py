@@ -1,0 +1,73 @@
+"""The HTML report of a journal alone: what its log tells about when which customer was at what."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from asyncmig.cli.page import Page
+from asyncmig.cli.report import CompanyRow, row_of
+from asyncmig.cli.timeline import Timeline
+from asyncmig.companies.spec import Record
+from asyncmig.events import MigrationChanged
+from asyncmig.journal import Event, Journal
+from asyncmig.status import OUTCOMES, read_records
+
+__all__ = ["page_of_journal"]
+
+_STEP_AFTER: Mapping[str, str] = {
+    "input": "checking",
+    "create": "creating",
+    "created": "uploading",
+    "adopt": "uploading",
+    "uploaded": "uploading",
+    "start": "starting",
+    "started": "running",
+    "found": "running",
+    "waits for another import": "starting",
+    "new epoch": "uploading",
+    "decide": "deciding",
+    "decided": "running",
+    "export again": "exporting",
+} | {outcome: outcome for outcome in OUTCOMES}
+"""Which step begins with which line of the log."""
+_NOTES = (
+    "Made from the journal alone: times are the wall clock's at each commit; only “took” is by the clock of the run.",
+    "The time between two runs of the command counts for whatever came last.",
+    "The journal does not know of requests, 429s and waits for the limit: those are in the step that waited.",
+    "Nor does it know when a run parked, ended or was noticed, or a download began: that is all in “running”.",
+)
+
+
+async def page_of_journal(path: Path, written: str) -> Page:
+    """Return the report of a journal, also while another process writes it. Raises `JournalError`."""
+    async with Journal(path, read_only=True) as journal:
+        records, events = await read_records(journal, str(path)), await journal.events()
+    return Page(
+        title=path.name,
+        written=written,
+        rows=[_row(record, path.parent) for record in records.values()],
+        timeline=_timeline(events),
+        notes=_NOTES,
+    )
+
+
+def _row(record: Record, folder: Path) -> CompanyRow:
+    if record.outcome is not None:
+        return row_of(record.outcome, folder)
+    return CompanyRow(
+        external_id=record.external_id,
+        name=record.name,
+        error="not finished",
+        company_id=record.company_id,
+        run_id=record.run_id,
+    )
+
+
+def _timeline(events: Sequence[Event]) -> Timeline:
+    times = [datetime.fromisoformat(event.at).timestamp() for event in events]
+    timeline = Timeline(began=min(times, default=0.0))
+    for at, event in zip(times, events, strict=True):
+        if step := _STEP_AFTER.get(event.kind):
+            timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
+    timeline.end(max(times, default=0.0))
+    return timeline

@@ -1,0 +1,264 @@
+"""The HTML report: one file that needs no script and no other host, for a screen, a phone or paper."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from statistics import median
+from typing import final
+
+from asyncmig.cli.amounts import Rate, spoken
+from asyncmig.cli.pictures import KIND_WORDS, axis, delays, fleet, plain, requests
+from asyncmig.cli.reasons import by_reason, reason
+from asyncmig.cli.report import Budget, CompanyRow
+from asyncmig.cli.terminal import counted
+from asyncmig.cli.timeline import KINDS, Timeline
+from asyncmig.status import OUTCOMES
+
+__all__ = ["Page", "render"]
+
+_MOST_OPEN = 60
+"""Up to so many customers, the table of all is open."""
+_MOST_NAMED = 12
+_COLUMNS = (
+    ("", "customer"),
+    ("", "outcome"),
+    ("n", "rows in"),
+    ("n wide", "bad"),
+    ("n", "rows out"),
+    ("n wide", "files"),
+    ("n", "took"),
+    ("", "why, and notes"),
+)
+"""Class and name; those that are wide are not shown on a phone."""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that the report is about."""
+
+    title: str
+    """What was migrated: a manifest, a journal."""
+    written: str
+    """When, and by which version."""
+    rows: Sequence[CompanyRow]
+    timeline: Timeline
+    budget: Budget | None = None
+    """None where nobody counted requests."""
+    rate: Rate = Rate()  # noqa: RUF009 - it is frozen
+    by_key: bool = False
+    """Whether the limit is one for all endpoints."""
+    reason: str | None = None
+    """Why it ended early."""
+    notes: Sequence[str] = ()
+    """How the figures are to be read."""
+
+
+def render(page: Page) -> str:
+    """Return the report as HTML that is well-formed XML, too."""
+    style = resources.files("asyncmig.cli").joinpath("page.css").read_text(encoding="utf-8")
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+            f"<title>Migration report: {plain(page.title, 100)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
+            _head(page),
+            *_sections(page),
+            _foot(page),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _head(page: Page) -> str:
+    early = f'<p class="warn">Not finished: {plain(page.reason)}</p>' if page.reason else ""
+    figures = "".join(
+        f"<div><dt>{name}</dt><dd>{figure}<small>{words or '&#160;'}</small></dd></div>"
+        for name, figure, words in _figures(page)
+    )
+    return (
+        f'<header><h1>Migration of {plain(page.title, 100)}</h1><p class="soft">{plain(page.written)}</p>{early}'
+        f'<dl class="figures">{figures}</dl></header>'
+    )
+
+
+def _figures(page: Page) -> Iterator[tuple[str, str, str]]:
+    """Yield the figures that count most: what it is, the figure, and what is to be said besides."""
+    done = [row for row in page.rows if row.outcome == "delivered"]
+    flagged = sum(row.rows.flagged or 0 for row in done)
+    files = [file for row in done for file in row.files]
+    yield "customers delivered", f"{len(done):,}", f"of {len(page.rows):,}"
+    yield (
+        "rows in",
+        f"{sum(row.rows.inserted or 0 for row in done):,}",
+        f"imported, {flagged:,} with a bad cell",
+    )
+    yield "rows out", f"{sum(file.rows for file in files):,}", f"in {counted(len(files), 'file')}"
+    yield "took", spoken(page.timeline.length), ""
+    if budget := page.budget:
+        share = f"{budget.polls / budget.requests:.0%} of them polls" if budget.requests else ""
+        yield "requests", f"{budget.requests:,}", share
+        yield (
+            "answered 429",
+            f"{budget.refused:,}",
+            "over the limit" if budget.refused else "never over the limit",
+        )
+
+
+def _sections(page: Page) -> Iterator[str]:
+    yield _section("Outcomes", "", _outcomes(page.rows) + _reasons(page.rows))
+    about = "One bar for each customer, who began first on top; point at one for its times."
+    yield _section("The fleet over time", about, _legend(page) + fleet(page.timeline, page.rows))
+    if page.timeline.sent:
+        yield _section(f"Requests in each {_bin(page.timeline)}", _about_rates(page), _rates(page))
+    if page.timeline.noticed:
+        yield _section("How soon an end was noticed", _about_delays(page.timeline.noticed), _delays(page))
+    yield _section("Customers", "", _customers(page.rows))
+
+
+def _section(title: str, about: str, inside: str) -> str:
+    words = f'<p class="about">{about}</p>' if about else ""
+    return f"<section><h2>{title}</h2>{words}{inside}</section>"
+
+
+def _css(outcome: str) -> str:
+    return "stuck" if outcome == "parked" else outcome
+
+
+def _outcomes(rows: Sequence[CompanyRow]) -> str:
+    counts = Counter(row.outcome for row in rows)
+    there = [outcome for outcome in OUTCOMES if counts[outcome]]
+    parts = "".join(f'<i class="{_css(each)}" style="flex:{counts[each]}"></i>' for each in there)
+    words = "".join(
+        f'<li class="{_css(each)}"><i></i><span><b>{counts[each]:,}</b> {each}</span></li>' for each in there
+    )
+    return f'<div class="share" aria-hidden="true">{parts}</div><ul class="legend">{words}</ul>'
+
+
+def _reasons(rows: Sequence[CompanyRow]) -> str:
+    groups = [group for group in by_reason(rows) if group[0].outcome != "delivered"]
+    if not groups:
+        return ""
+    lines = "".join(
+        f'<tr>{_kind(group[0])}<td class="n">{len(group):,}</td>'
+        f'<td class="why">{plain(reason(group[0]))}<small>{_some(group)}</small></td></tr>'
+        for group in groups
+    )
+    return _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
+
+
+def _some(group: Sequence[CompanyRow]) -> str:
+    names = ", ".join(f'<span class="id">{plain(row.external_id, 60)}</span>' for row in group[:_MOST_NAMED])
+    return f"{names}, … (all are in the table below)" if len(group) > _MOST_NAMED else names
+
+
+def _kind(row: CompanyRow) -> str:
+    return f'<td class="kind {_css(row.outcome)}"><i></i><span>{row.outcome}</span></td>'
+
+
+def _table(columns: Sequence[tuple[str, str]], lines: str) -> str:
+    heads = "".join(f'<th class="{kind}">{name}</th>' for kind, name in columns)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _legend(page: Page) -> str:
+    seen = page.timeline.kinds
+    items = "".join(
+        f'<li class="k-{kind}"><i></i><span>{KIND_WORDS[kind]}</span></li>' for kind in KINDS if kind in seen
+    )
+    if any(row.outcome == "failed" for row in page.rows):
+        items += '<li class="failed"><i></i><span>failed, at the end of its bar</span></li>'
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _bin(timeline: Timeline) -> str:
+    return "minute" if timeline.bin == 60 else spoken(timeline.bin)
+
+
+def _about_rates(page: Page) -> str:
+    rate = f"{page.rate.limit:,} {'a minute' if page.rate.window == 60 else f'in {spoken(page.rate.window)}'}"
+    scope = "for all of them together" if page.by_key else "for each endpoint"
+    return (
+        f"The dashed line is the limit: {rate} {scope}. What is red was answered 429; "
+        "in a shaded time nothing was sent after a 429."
+    )
+
+
+def _rates(page: Page) -> str:
+    timeline = page.timeline
+    ranked = sorted(timeline.sent, key=lambda name: -timeline.sent[name].total())
+    figures = "".join(_rate(page, name) for name in (["*"] if page.by_key else []) + ranked)
+    return f'<div class="rates">{figures}</div>'
+
+
+def _rate(page: Page, endpoint: str) -> str:
+    timeline = page.timeline
+    limited = endpoint == "*" or not page.by_key
+    limit = page.rate.limit * timeline.bin / page.rate.window if limited else None
+    name = "all requests" if endpoint == "*" else plain(endpoint, 120)
+    words = [f"{_total(timeline, endpoint):,} sent", *_waits(timeline, endpoint)]
+    return (
+        f"<figure><figcaption><code>{name}</code><small>{' · '.join(words)}</small></figcaption>"
+        f'<div class="plot">{requests(timeline, endpoint, limit)}{axis(timeline.length)}</div></figure>'
+    )
+
+
+def _total(timeline: Timeline, endpoint: str) -> int:
+    everything = timeline.sent.values() if endpoint == "*" else [timeline.sent[endpoint]]
+    return sum(each.total() for each in everything)
+
+
+def _waits(timeline: Timeline, endpoint: str) -> Iterator[str]:
+    everything = endpoint == "*"
+    refused = sum(each.total() for name, each in timeline.refused.items() if everything or name == endpoint)
+    if refused:
+        yield f"{refused:,} answered 429"
+    held = sum(hold.end - hold.start for hold in timeline.holds.get(endpoint, ()))
+    if held:
+        yield f"held for {spoken(held)}"
+    if longest := timeline.longest_waits.get(endpoint):
+        yield f"longest wait {spoken(longest)}"
+
+
+def _about_delays(noticed: Sequence[float]) -> str:
+    ranked = sorted(noticed)
+    late = ranked[int(len(ranked) * 0.9)]
+    return (
+        f"Half of {counted(len(ranked), 'run')} were noticed within {spoken(median(ranked))} of their end, "
+        f"nine in ten within {spoken(late)}, all within {spoken(ranked[-1])}. "
+        "These are the most that it can have been: from the last look at which the run still went on."
+    )
+
+
+def _delays(page: Page) -> str:
+    return f'<div class="narrow">{delays(page.timeline.noticed)}</div>'
+
+
+def _customers(rows: Sequence[CompanyRow]) -> str:
+    ranked = sorted(rows, key=lambda row: row.outcome == "delivered")
+    table = _table(_COLUMNS, "".join(map(_customer, ranked)))
+    if len(rows) <= _MOST_OPEN:
+        return table
+    return f"<details><summary>All {len(rows):,}, those not delivered first</summary>{table}</details>"
+
+
+def _customer(row: CompanyRow) -> str:
+    why = () if row.outcome == "delivered" else (row.error or "",)
+    rows = sum(file.rows for file in row.files) if row.files else None
+    figures = (row.rows.inserted, row.rows.flagged, rows, len(row.files) or None)
+    cells = [*("" if figure is None else f"{figure:,}" for figure in figures), spoken(row.seconds)]
+    numbers = (
+        f'<td class="{kind}">{cell}</td>' for (kind, _), cell in zip(_COLUMNS[2:-1], cells, strict=True)
+    )
+    return (
+        f'<tr><td class="id">{plain(row.external_id, 60)}<small>{plain(row.name, 60)}</small></td>{_kind(row)}'
+        f'{"".join(numbers)}<td class="why">{"<br/>".join(map(plain, filter(None, (*why, *row.notes))))}</td></tr>'
+    )
+
+
+def _foot(page: Page) -> str:
+    notes = "".join(f"<li>{plain(note, 500)}</li>" for note in page.notes)
+    return f'<footer class="about">How to read this<ul>{notes}</ul></footer>'

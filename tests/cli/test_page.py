@@ -1,0 +1,163 @@
+"""The HTML report: well-formed, self-contained, and as safe as the text in it is not."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from asyncmig.cli.page import Page, render
+from asyncmig.cli.report import Budget, CompanyRow
+from asyncmig.cli.timeline import Timeline
+from asyncmig.events import Held, MigrationChanged, RequestDone, RequestSent, RunEnded
+
+from .conftest import KEY, SPEED, Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\nb@x.de,B\n"
+LATIN = b"Email,Name\na@x.de,Caf\xe9\n"
+HOSTILE = "</title><script>alert('1')</script>\"&'\x1b[2J\u202e<img src=http://evil.example/>"
+Customers = Callable[..., Path]
+
+
+def page(customers: int, *, by_key: bool = False, text: str = "plain") -> Page:
+    """Return a page about customers of whom every fifth failed, with each kind of event in it."""
+    timeline, rows = Timeline(began=0.0), []
+    for n in range(customers):
+        name = f"c-{n}{text if n == 0 else ''}"
+        for at, step in enumerate(("creating", "uploading", "running", "downloading", "failed")):
+            timeline.note(
+                MigrationChanged(at=n + at * 60.0, external_id=name, company_id=name, step=step), by=name
+            )
+            if step == "running":
+                timeline.note(
+                    RunEnded(
+                        at=n + 150.0,
+                        company_id=name,
+                        run_id="r",
+                        status="failed",
+                        seconds=1,
+                        noticed_within=n,
+                    )
+                )
+        timeline.note(RequestSent(at=n, endpoint=f"POST /{text}", lane="WORK", attempt=1))
+        outcome = "delivered" if n % 5 else "failed"
+        rows.append(CompanyRow(external_id=name, name=text, outcome=outcome, error=text, notes=(text,)))
+    timeline.note(
+        RequestDone(at=1, endpoint=f"POST /{text}", lane="WORK", attempt=1, seconds=1.0, status=429)
+    )
+    timeline.note(Held(at=1, budget="*" if by_key else f"POST /{text}", until=5, seconds=4, slots=9, burst=9))
+    timeline.end(customers + 300.0)
+    budget = Budget(requests=customers, refused=1)
+    return Page(
+        title=text,
+        written=text,
+        rows=rows,
+        timeline=timeline,
+        budget=budget,
+        by_key=by_key,
+        reason=text,
+        notes=[text],
+    )
+
+
+def parsed(html: str) -> ElementTree.Element:
+    doctype, _, rest = html.partition("\n")
+    assert doctype == "<!DOCTYPE html>"
+    return ElementTree.fromstring(rest)
+
+
+def bars(html: str) -> int:
+    return len(parsed(html).findall(".//g[@class='bar']"))
+
+
+@pytest.mark.parametrize("customers", [0, 1, 80, 81, 3000])
+@pytest.mark.parametrize("by_key", [False, True])
+def test_there_is_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
+    assert bars(render(page(customers, by_key=by_key))) == customers
+
+
+def test_a_fleet_that_did_nothing_is_a_page_too() -> None:
+    rows = [CompanyRow(external_id="acme", name="Acme")]
+    assert bars(render(Page(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
+
+
+def test_text_from_outside_stays_text() -> None:
+    html = render(page(6, text=HOSTILE))
+    tree = parsed(html)
+    assert not {element.tag for element in tree.iter()} & {"script", "img", "iframe", "link", "a"}
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", html)
+    assert "alert('1')" in "".join(tree.itertext())
+    assert not [name for element in tree.iter() for name in element.attrib if name in ("src", "href")]
+    assert not re.search(r"url\(|@import", html)
+
+
+def test_what_counts_is_on_it() -> None:
+    text = " ".join("".join(parsed(render(page(10))).itertext()).split())
+    for words in (
+        "of 10",
+        "8 delivered",
+        "2 failed",
+        "Not finished: plain",
+        "1 answered 429",
+        "held for 4.0 s",
+    ):
+        assert words in text
+    assert "Half of 10 runs were noticed within 4.5 s" in text
+
+
+def test_a_run_writes_it_and_so_does_the_journal_later(
+    cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
+) -> None:
+    manifest = customers(acme=GOOD, cafe=LATIN)
+    at = ("--speed", SPEED, "--base-url", simulator.base_url)
+    result = cli("run", manifest, *at, "--report", tmp_path / "run.html")
+    assert result.code == 3, result.err
+    assert cli("report", "--to", "journal.html").code == 0
+    for name in ("run.html", "journal.html"):
+        html = (tmp_path / name).read_text(encoding="utf-8")
+        assert bars(html) == 2
+        assert "not UTF-8" in html
+        assert KEY not in html
+        assert "127.0.0.1" not in html
+        assert "http:" not in html
+        classes = {path.get("class") for path in parsed(html).findall(".//g[@class='bar']/path")}
+        assert classes >= {"uploading", "running", "fell"}
+    assert "POST /companies/{id}/uploads" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
+def test_a_report_without_a_place_is_refused_before_anything_is_sent(
+    cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
+) -> None:
+    manifest = customers(acme=GOOD)
+    for place in (tmp_path, tmp_path / "nowhere" / "report.html"):
+        result = cli("run", manifest, "--base-url", simulator.base_url, "--report", place)
+        assert (result.code, "report" in result.err) == (2, True)
+    assert simulator.count() == 0
+    assert not list(tmp_path.glob("fleet.db*"))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no `chromium` here")
+def test_a_browser_shows_it_without_a_complaint_or_a_request(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(render(page(30, text=HOSTILE)), encoding="utf-8")
+    shown = subprocess.run(
+        [
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # what the browser wants for itself stays here
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--log-net-log={tmp_path / 'net.json'}",
+            *("--enable-logging=stderr", "--v=0", "--dump-dom", (tmp_path / "report.html").as_uri()),
+        ],
+        capture_output=True,
+        timeout=50,
+        check=True,
+    )
+    assert shown.stdout.count(b'class="bar"') == 30
+    assert b"CONSOLE" not in shown.stderr
+    log = json.loads((tmp_path / "net.json").read_bytes())
+    asked = [event["params"] for event in log["events"] if "initiator" in event.get("params", {})]
+    assert not [each["url"] for each in asked if each["initiator"] != "not an origin"]
