@@ -26,7 +26,14 @@ from typing import Protocol, Self, TypeVar, final
 
 from asyncmig._journal.file import Connect, connect
 from asyncmig._journal.lease import Moment
-from asyncmig._journal.reader import Activity, Event, read_activity, read_events, read_states
+from asyncmig._journal.reader import (
+    Activity,
+    Event,
+    check_file,
+    read_activity,
+    read_events,
+    read_states,
+)
 from asyncmig._journal.store import Held, Store
 from asyncmig._journal.writer import Writer
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
@@ -214,6 +221,10 @@ class Journal:
     async def activity(self) -> dict[str, Activity]:
         """Return who works on each company, and when something was last written. Raises `JournalError`."""
         return await self._read(lambda: read_activity(self._path, self._connect))
+
+    async def check(self) -> None:
+        """Read every page of the file; raise `JournalError` if one is damaged."""
+        await self._read(lambda: check_file(self._path, self._connect))
 
     async def _read(self, work: Callable[[], _T]) -> _T:
         if not self._threaded:

@@ -6,8 +6,9 @@ from typing import final
 
 from asyncmig._journal.file import Connect, open_for_reading
 from asyncmig._journal.lease import Holder, Moment, Renewal
+from asyncmig.errors import JournalError
 
-__all__ = ["Activity", "Event", "read_activity", "read_events", "read_states"]
+__all__ = ["Activity", "Event", "check_file", "read_activity", "read_events", "read_states"]
 
 
 @final
@@ -60,3 +61,11 @@ def read_activity(path: Path, connect: Connect) -> dict[str, Activity]:
             renewal.holder.instance: renewal.describe(now) for renewal in renewals if not renewal.is_over(now)
         }
         return {external_id: Activity(at, alive.get(holder)) for external_id, at, holder in db.execute(query)}
+
+
+def check_file(path: Path, connect: Connect) -> None:
+    """Read the whole file; raise `JournalError` if anything in it is damaged."""
+    with open_for_reading(path, connect) as db:
+        found = [str(row[0]) for row in db.execute("PRAGMA quick_check(3)")]
+    if found != ["ok"]:
+        raise JournalError(str(path), f"the file is damaged; keep a copy of it ({'; '.join(found)})")

@@ -12,11 +12,12 @@ from typing import Annotated, TypeVar
 import msgspec
 import typer
 
-from asyncmig.cli.amounts import Rate, rate_option
+from asyncmig.cli.amounts import Rate
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, USAGE, code_of, code_of_error
 from asyncmig.cli.config import print_config
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
+from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.flat import flat
 from asyncmig.cli.history import page_of_journal
 from asyncmig.cli.last import LastRun
@@ -27,7 +28,7 @@ from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
 from asyncmig.cli.run import Wanted, begun, drive
 from asyncmig.cli.selection import UNFINISHED
 from asyncmig.cli.settings import Display, JournalOption, Reach, Settings, journal_option
-from asyncmig.cli.sim import new_world, parse_faults, serve_until_interrupted
+from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
 from asyncmig.cli.sources import from_last_run, from_last_run_if_any
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
 from asyncmig.cli.summary import print_summary
@@ -334,32 +335,28 @@ async def write_adoption(path: Path, external_id: str, company_id: str) -> None:
         await adopt_company(journal, external_id, company_id)
 
 
+@app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")
+@flat
+def doctor(
+    journal: JournalOption = Path("fleet.db"),
+    out: Annotated[Path, typer.Option(help="Folder that a run would write to.")] = Path("out"),
+    *,
+    reach: Reach,
+) -> None:
+    """Look whether all is there that a run needs: key, server, clock, folders, journal, limit. Sends one request."""
+    raise typer.Exit(run_at(reach.speed, print_findings(examine(reach, journal, out), data_console())))
+
+
 @app.command(
     epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)"
 )
-def sim(
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes any that is free.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1,
-    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0,
-    rate: Annotated[Rate, rate_option("The limit of each endpoint.")] = Rate(),  # noqa: B008 - it is frozen
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Something to go wrong, NAME or NAME:RATE; repeatable. A wrong name lists them all."
-        ),
-    ] = None,
-) -> None:
-    """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste."""
-    faults, variants = parse_faults(fault or (), seed)
-    world = new_world(seed=seed, rate=rate, variants=variants)
-    run_at(
-        speed,
-        serve_until_interrupted(
-            world, port=port, speed=speed, data=data_console(), words=words_console(), faults=faults
-        ),
-    )
+@flat
+def sim(options: SimOptions) -> None:
+    """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste.
+
+    At its end it says what its clients did wrong, if anything.
+    """
+    run_at(options.speed, serve_until_interrupted(options, data_console(), words_console()))
 
 
 def run_at(speed: float, main: Coroutine[object, object, T]) -> T:

@@ -3,31 +3,79 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterable
-from dataclasses import asdict
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
+from typing import Annotated
 
+import msgspec
+import typer
 from rich.console import Console
 
-from asyncmig.cli.amounts import Rate
+from asyncmig.cli.amounts import DEFAULT_RATE, Rate, rate_option
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
+from asyncmig.session import Scope
 from asyncmig.simulator.app import serve
 from asyncmig.simulator.data import SCHEMAS, SOURCES
 from asyncmig.simulator.faults import FAULTS, Faults
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator.ledger import Verdict
+from asyncmig.simulator.profiles import PROFILES
 from asyncmig.simulator.variants import VARIANTS, Variants
 from asyncmig.simulator.world import World
 
-__all__ = ["new_world", "parse_faults", "serve_until_interrupted"]
-
+__all__ = ["SimOptions", "new_world", "parse_faults", "serve_until_interrupted", "world_of"]
 
 _SHARE = 0.05
 
 
-def parse_faults(asked: Iterable[str], seed: int) -> tuple[Faults, Variants]:
-    """Return what `NAME[:RATE]` stand for; raise `InvalidInput` for a name or a rate that makes no sense."""
-    rates, variants = dict[str, float](), Variants()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimOptions:
+    """What `asyncmig sim` can be told."""
+
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes any that is free.")
+    ] = 0
+    seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1
+    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0
+    rate: Annotated[Rate, rate_option("The limit.")] = DEFAULT_RATE
+    scope: Annotated[Scope, typer.Option(help="Whether it counts by endpoint or over the whole key.")] = (
+        "endpoint"
+    )
+    profile: Annotated[
+        str, typer.Option(help=f"What kind of server it is: {', '.join(PROFILES)}.", metavar="NAME")
+    ] = "calm"
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Something to go wrong, NAME or NAME:RATE; repeatable. A wrong name lists them all."
+        ),
+    ] = None
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="Where to write every request, a JSON object a line, and the verdict as the last."),
+    ] = None
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificate chain (PEM) for localhost: serve https. Clients trust it by SSL_CERT_FILE."
+        ),
+    ] = None
+    cert_key: Annotated[
+        Path | None, typer.Option(help="Its private key (PEM), if that is not in the same file.")
+    ] = None
+
+
+def parse_faults(
+    asked: Iterable[str], seed: int, given: Mapping[str, float] | None = None
+) -> tuple[Faults, Variants]:
+    """Return what `NAME[:RATE]` stand for, besides those `given`.
+
+    Raises `InvalidInput` for a name or a rate that makes no sense.
+    """
+    wanted = dict(given or {})
     for each in asked:
         name, _, text = each.partition(":")
         try:
@@ -36,47 +84,99 @@ def parse_faults(asked: Iterable[str], seed: int) -> tuple[Faults, Variants]:
             rate = -1.0
         if not 0 <= rate <= 1:
             raise InvalidInput("--fault", each, "the rate must be a number from 0 to 1")
-        if name in FAULTS:
-            rates[name] = rate
-        elif name in VARIANTS:
-            variants = variants.having(name, rate)
-        else:
+        if name not in FAULTS and name not in VARIANTS:
             raise InvalidInput("--fault", name, f"is not known; there are {', '.join([*FAULTS, *VARIANTS])}")
-    return Faults(rates, rng=Random(seed)), variants
+        wanted[name] = rate
+    variants = Variants()
+    for name in wanted.keys() - FAULTS.keys():
+        variants = variants.having(name, wanted[name])
+    return Faults({name: rate for name, rate in wanted.items() if name in FAULTS}, rng=Random(seed)), variants
 
 
-def new_world(*, seed: int, rate: Rate, variants: Variants | None = None) -> World:
+def new_world(
+    *,
+    seed: int,
+    rate: Rate,
+    scope: Scope = "endpoint",
+    profile: str = "calm",
+    variants: Variants | None = None,
+) -> World:
     """Return a simulated account with the generator's sources and templates; its key is made from the seed."""
+    limit = PROFILES[profile].limit
     return World(
         key=f"sim-key-{seed}",
         sources=SOURCES,
         schemas=SCHEMAS,
         seed=seed,
         variants=variants,
-        limit=lambda: SlidingLog(rate.limit, rate.window),
+        scope=scope,
+        limit=lambda: limit(rate.limit, rate.window),
     )
 
 
-async def serve_until_interrupted(
-    world: World, *, port: int, speed: float, data: Console, words: Console, faults: Faults | None = None
-) -> None:
-    """Serve a world on loopback until Ctrl-C or SIGTERM; print what a client needs, to be pasted into a shell."""
+def world_of(options: SimOptions) -> tuple[World, Faults]:
+    """Return the server that was asked for. Raises `InvalidInput` for names that are not known."""
+    if options.profile not in PROFILES:
+        known = "; ".join(f"{name} ({profile.about})" for name, profile in PROFILES.items())
+        raise InvalidInput("--profile", options.profile, f"is not known; there are {known}")
+    faults, variants = parse_faults(options.fault or (), options.seed, PROFILES[options.profile].goes_wrong)
+    world = new_world(
+        seed=options.seed,
+        rate=options.rate,
+        scope=options.scope,
+        profile=options.profile,
+        variants=variants,
+    )
+    return world, faults
+
+
+def _tls(options: SimOptions) -> ssl.SSLContext | None:
+    """Return what https takes, if it was asked for. Raises `InvalidInput` for files that are no certificate."""
+    if options.cert is None:
+        if options.cert_key is not None:
+            raise InvalidInput("--cert-key", str(options.cert_key), "is of no use without --cert")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(options.cert, options.cert_key)
+    except OSError as error:  # ssl's errors are among them
+        raise InvalidInput(
+            "--cert", str(options.cert), f"cannot be used: {error.strerror or error}"
+        ) from error
+    return context
+
+
+async def serve_until_interrupted(options: SimOptions, data: Console, words: Console) -> None:
+    """Serve on loopback until Ctrl-C or SIGTERM; print what a client needs, to be pasted into a shell."""
+    (world, faults), tls = world_of(options), _tls(options)
+    if options.ledger is not None:
+        options.ledger.write_bytes(b"")  # where that cannot be, it is said at once
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, interrupted.set)
-    async with serve(world, port=port, faults=faults) as serving:
+    async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
         say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}")
         data.file.flush()
-        clients = "" if speed == 1 else f", for clients with --speed {speed:g}"
+        clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
         say(words, f"The simulator serves until Ctrl-C{clients}.", "dim")
         await interrupted.wait()
     verdict = world.verdict(loop.time())
+    if options.ledger is not None:
+        _write_ledger(options.ledger, world, verdict)
+    _print_verdict(words, world, verdict)
+
+
+def _write_ledger(path: Path, world: World, verdict: Verdict) -> None:
+    lines = [{"type": "request", **asdict(entry)} for entry in world.ledger.entries]
+    lines.append({"type": "verdict", **asdict(verdict)})
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+
+def _print_verdict(words: Console, world: World, verdict: Verdict) -> None:
     ledger = world.ledger
     say(words, f"{len(ledger.entries):,} requests came, {ledger.over_the_limit:,} of them over the limit.")
     sins = {name.replace("_", " "): count for name, count in asdict(verdict).items() if count}
-    say(
-        words,
-        "The ledger's verdict: " + (", ".join(f"{n} {name}" for name, n in sins.items()) or "spotless") + ".",
-    )
+    said = ", ".join(f"{n} {name}" for name, n in sins.items()) or "spotless"
+    say(words, f"The ledger's verdict: {said}.")

@@ -10,6 +10,7 @@ from asyncmig.simulator.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 from asyncmig.simulator.messages import Reply, Request
+from asyncmig.simulator.profiles import PROFILES, Profile
 from asyncmig.simulator.runs import Pace
 from asyncmig.simulator.sender import send
 from asyncmig.simulator.tables import Column, Schema
@@ -20,6 +21,7 @@ from asyncmig.simulator.world import World, endpoint_of
 __all__ = [
     "DEFECTS",
     "FAULTS",
+    "PROFILES",
     "SCHEMAS",
     "SOURCES",
     "VARIANTS",
@@ -31,6 +33,7 @@ __all__ = [
     "Ledger",
     "Pace",
     "Plan",
+    "Profile",
     "RateLimit",
     "Reply",
     "Request",

@@ -1,6 +1,7 @@
 """Serve a world on loopback: the API on one port, its storage on another."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,27 +36,35 @@ async def serve(
     port: int = 0,
     storage_port: int = 0,
     faults: Faults | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Serving]:
-    """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's."""
+    """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's.
+
+    `tls`: serve https with this, under the name `localhost`, which its certificate must be for.
+    """
     faults = faults or Faults()
-    storage, storage_port = await _start(_handler(world.storage, faults), host, storage_port)
-    api, port = await _start(_handler(world.handle, faults), host, port)
-    world.storage_url = f"http://{host}:{storage_port}"
+    storage, storage_port = await _start(_handler(world.storage, faults), host, storage_port, tls)
+    api, port = await _start(_handler(world.handle, faults), host, port, tls)
+    place = f"http://{host}" if tls is None else "https://localhost"
+    world.storage_url = f"{place}:{storage_port}"
     try:
-        yield Serving(f"http://{host}:{port}/api/v1", world)
+        yield Serving(f"{place}:{port}/api/v1", world)
     finally:
         await api.cleanup()
         await storage.cleanup()
 
 
 async def _start(
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], host: str, port: int
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
 ) -> tuple[web.AppRunner, int]:
     app = web.Application(client_max_size=_LARGEST)
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
     address = runner.addresses[0]
     return runner, int(address[1])
 

@@ -11,7 +11,7 @@ from .conftest import Cli, Simulator
 
 FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
 AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
-ELSEWHERE = ("adopt", "check", "demo", "sim")
+ELSEWHERE = ("adopt", "check", "demo", "doctor", "sim")
 
 
 def example(cli: Cli, command: str) -> list[str]:

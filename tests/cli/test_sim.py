@@ -1,0 +1,137 @@
+"""`asyncmig sim`: profiles, scope, ledger, https; as a process, for a client in another."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import trustme
+
+from asyncmig import InvalidInput
+from asyncmig.cli.sim import SimOptions, world_of
+from asyncmig.simulator import PROFILES, Request, Verdict, generate
+
+from .conftest import Cli
+
+
+@contextmanager
+def sim(monkeypatch: pytest.MonkeyPatch, *options: str) -> Generator[subprocess.Popen[str]]:
+    """Serve, and have clients of this process find it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncmig", "sim", "--speed", "60", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        match = re.fullmatch(r"export VERN_BASE_URL=(\S+) VERN_API_KEY=(\S+)\n", process.stdout.readline())
+        assert match
+        monkeypatch.setenv("VERN_BASE_URL", match[1])
+        monkeypatch.setenv("VERN_API_KEY", match[2])
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+def test_the_ledger_has_every_request_and_the_verdict(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(tmp_path, customers=2, seed=3)
+    with sim(monkeypatch, "--ledger", str(tmp_path / "ledger.ndjson"), "--scope", "key"):
+        assert cli("run", "customers.csv", "--speed", "60", "--scope", "key", "--decide", "approve").code in (
+            0,
+            3,
+        )
+    *requests, verdict = [
+        json.loads(line) for line in (tmp_path / "ledger.ndjson").read_text(encoding="utf-8").splitlines()
+    ]
+    assert {request["type"] for request in requests} == {"request"}
+    assert {"POST", "GET"} == {request["method"] for request in requests}
+    assert verdict == {"type": "verdict", **{field.name: 0 for field in fields(Verdict)}}
+
+
+def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(tmp_path, customers=2, seed=4)
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    command = [
+        sys.executable,
+        "-m",
+        "asyncmig",
+        "run",
+        "customers.csv",
+        "--speed",
+        "60",
+        "--decide",
+        "approve",
+    ]
+    with sim(monkeypatch, "--cert", str(tmp_path / "server.pem")):
+        subprocess.run(command, check=False, capture_output=True, cwd=tmp_path)
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert {row["outcome"] for row in report["companies"]} == {
+        "delivered",
+        "failed",
+    }  # as its generator planned
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--profile", "nonsense"], "calm (nothing goes wrong"),
+        (["--cert", "nothing.pem"], "cannot be used"),
+        (["--cert-key", "key.pem"], "without --cert"),
+        (["--ledger", "no/such/folder/ledger"], "No such file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_served(
+    cli: Cli, options: list[str], said: str
+) -> None:
+    result = cli("sim", *options)
+    assert result.code == 2
+    assert said in " ".join(result.err.split())
+    assert "VERN_API_KEY" not in result.out
+
+
+def burst(profile: str, *, calls: int, scope: str = "endpoint") -> list[int]:
+    """Return the statuses of so many calls at once, to two endpoints in turn."""
+    options = SimOptions(profile=profile, scope=scope)  # type: ignore[arg-type]
+    world, _ = world_of(options)
+    paths = ("/api/v1/sources", "/api/v1/templates")
+    return [
+        world.handle(
+            Request(method="GET", path=paths[n % 2], query={}, headers={"x-api-key": world.key}, body=b""),
+            1.0,
+        ).status
+        for n in range(calls)
+    ]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profile_is_a_server(profile: str) -> None:
+    assert set(burst(profile, calls=6)) == {200}
+
+
+def test_profiles_and_scopes_count_in_their_own_way() -> None:
+    assert burst("calm", calls=220).count(429) == 20
+    assert burst("calm", calls=220, scope="key").count(429) == 120
+    assert burst("small-burst", calls=220).count(429) == 200
+
+
+def test_a_profile_takes_faults_besides() -> None:
+    _, faults = world_of(SimOptions(profile="flaky", fault=["hang:1"]))
+    met = [faults.pick("GET /sources", 0.0) for _ in range(300)]
+    assert any(fault.lost_before for fault in met)
+    assert any(fault.hangs for fault in met)
+    with pytest.raises(InvalidInput, match="hostile"):
+        world_of(SimOptions(profile="unheard-of"))
