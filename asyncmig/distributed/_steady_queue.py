@@ -24,6 +24,8 @@ _log = logging.getLogger("asyncmig")
 _sweeping: ContextVar[bool] = ContextVar("_sweeping", default=False)
 """Whether this task sweeps."""
 _PAUSE = 1.0
+_PATIENCE = 20.0
+"""Real seconds without an answer after which a connection counts as cut."""
 _ABORT_WITHIN = 0.5
 """Real seconds that a worker has to end a job that looks dead; SAQ's 5 s, for each job, are long after a kill."""
 
@@ -120,6 +122,13 @@ def _redis(url: str, name: str) -> AnyQueue:
     class SteadyRedisQueue(_Steady, RedisQueue):
         away = (RedisError, OSError)
 
+        async def connect(self) -> None:
+            # Longer than any wait for a job: a connection that was cut would be waited on for ever.
+            pool = self.redis.connection_pool
+            kwargs = cast("dict[str, object]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
+            kwargs["socket_timeout"] = kwargs["socket_connect_timeout"] = real_seconds(_PATIENCE)
+            await super().connect()
+
         def deserialize(
             self, payload: dict[str, object] | str | bytes | None, status: Status | str | None = None
         ) -> Job | None:
@@ -133,10 +142,7 @@ def _redis(url: str, name: str) -> AnyQueue:
             seconds, micro = cast("tuple[int, int]", await time)
             return seconds + micro / 1e6
 
-    # A time-out, longer than any wait for a job: a connection that was cut would be waited on for ever.
-    redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
-        url, socket_timeout=20.0
-    )
+    redis = Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]  # its options have no types
     clock = _Clock()
     queue = SteadyRedisQueue(redis, name=name, dump=clock.dump, load=clock.load)
     queue.clock, queue.first_seen = clock, {}

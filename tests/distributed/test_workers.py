@@ -17,7 +17,7 @@ from cutproxy import CutProxy
 from farm import Farm, customers
 from servers import PostgresServer, RedisServer
 
-from asyncmig import Delivered
+from asyncmig import Delivered, Unknown
 from asyncmig.distributed.saq import MigrationQueue
 
 CUSTOMERS = int(os.environ.get("WORKERS_CUSTOMERS", "24"))
@@ -71,9 +71,16 @@ async def farm(servers: Servers, folder: Path, prefix: str, *, window: str = "")
 
 
 async def migrate(
-    servers: Servers, farm: Farm, trouble: Callable[[], Awaitable[None]] | None = None
+    servers: Servers,
+    farm: Farm,
+    trouble: Callable[[], Awaitable[None]] | None = None,
+    *,
+    most_unknown: int = 0,
 ) -> dict[str, float]:
-    """Have all customers migrated, while there is trouble; return the ledger's verdict."""
+    """Have all customers migrated, while there is trouble; return the ledger's verdict.
+
+    Who is killed while a company is created can never know its id; `most_unknown` may end so, and say that.
+    """
     async with MigrationQueue(servers.redis.url, name=farm.name, heartbeat=HEARTBEAT) as queue:
         troubling = asyncio.ensure_future(trouble()) if trouble else None
         try:
@@ -83,11 +90,14 @@ async def migrate(
             if troubling is not None:
                 troubling.cancel()
                 await asyncio.gather(troubling, return_exceptions=True)
-    assert {type(outcome) for outcome in outcomes} == {Delivered}, farm.log()[-5000:]
+    unknown = [outcome for outcome in outcomes if isinstance(outcome, Unknown)]
+    assert {type(outcome) for outcome in outcomes} <= {Delivered, Unknown}, farm.log()[-5000:]
+    assert all(outcome.error.startswith("POST /companies: ") for outcome in unknown)
+    assert len(unknown) <= most_unknown
     assert len({outcome.external_id for outcome in outcomes}) == len(outcomes) == CUSTOMERS
-    assert len(list((farm.folder / "out").glob("*/Contacts.csv"))) == CUSTOMERS
+    assert len(list((farm.folder / "out").glob("*/Contacts.csv"))) == CUSTOMERS - len(unknown)
     verdict = await asyncio.to_thread(farm.verdict)
-    print(verdict)  # noqa: T201 - the figures of a run by hand
+    print(verdict, len(unknown), "unknown")  # noqa: T201 - the figures of a run by hand
     return verdict
 
 
@@ -128,7 +138,7 @@ async def test_workers_that_are_killed_and_paused_lose_and_double_nothing(
 
     async with farm(servers, tmp_path, prefix) as workers:
         workers.start(4)
-        verdict = await migrate(servers, workers, trouble)
+        verdict = await migrate(servers, workers, trouble, most_unknown=CUSTOMERS // 6)
         # The paused one may read a run that another has read, and a dead one's successor knows not when it read last.
         assert sins(verdict, but=("hasty_polls", "polls_after_the_end")) == {}
 
