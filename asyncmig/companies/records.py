@@ -77,7 +77,7 @@ class RecordCounter:
     def __init__(self) -> None:
         self._header: int | None = None
         """Cells of the header, once it has come."""
-        self._rest = b""
+        self._rest: bytes = b""
         """What came since the last LF; until the header is whole, all of it."""
         self._lf = _Lines()
         self._cr: _Lines | None = _Lines()
