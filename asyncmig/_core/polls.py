@@ -14,9 +14,7 @@ Keller's rule: poll at a rate proportional to the square root of the hazard ("Op
 subject to random failure", Management Science 21, 1974). It is also the Whittle index of the problem with the average
 number of polls relaxed; see Azar et al., "Tractable near-optimal policies for crawling" (PNAS 115, 2018).
 
-Runs whose last poll found them on one shelf of ages stand in one line, ordered by the time of that poll: there
-the run that was unpolled longest has the largest W, so only the heads compete, and a decision costs O(shelves), not
-O(runs). W is at most b - a, so a head that is younger than the best W so far is not even evaluated.
+How the largest is found in O(shelves), not O(runs), is in `shelves`.
 
 Around the index there are bounds that no estimate may break:
 
@@ -29,16 +27,16 @@ Around the index there are bounds that no estimate may break:
 Nothing here awaits: `now` goes in, a run comes out. All times are seconds on the caller's clock.
 """
 
-import enum
 import heapq
 from collections.abc import Callable, Hashable
 from itertools import count
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, TypeVar, final
 
-from asyncmig._core.hazard import EDGES, Hazard, shelf_of
+from asyncmig._core.hazard import Hazard
 from asyncmig._core.lifecycle import Phase
+from asyncmig._core.shelves import Durations, Line, Place, Polled, Shelves, first_of, floor
 
-__all__ = ["FAIR", "Durations", "PollSchedule", "Polled", "floor"]
+__all__ = ["FAIR", "PollSchedule"]
 
 RunT = TypeVar("RunT")
 
@@ -49,99 +47,6 @@ _PARKED_FLOOR = 10.0
 _EVERY_PARKED = 10
 _LONGEST_PAUSE = 60.0
 """The longest wait before a run whose reads fail is read again."""
-
-
-def floor(age: float) -> float:
-    """Return the seconds that must pass between an answer and the next read of a run of this age."""
-    return min(30.0, max(2.0, age / 120.0))
-
-
-class Durations(Protocol):
-    """What is known of how long runs take; `Hazard` learns it."""
-
-    def waiting(self, low: float, high: float) -> float:
-        """Return W(low, high) of the theory above."""
-        ...
-
-    def lived(self, low: float, high: float) -> None:
-        """Learn that a run was running between these ages."""
-
-    def ended(self, low: float, high: float) -> None:
-        """Learn that a run ended between these ages."""
-
-
-class _Place(enum.Enum):
-    NOWHERE = "nowhere"
-    RESTING = "resting"
-    """Below its floor."""
-    READY = "ready"
-    AWAY = "away"
-    """`next` gave it out: a read is under way."""
-
-
-@final
-class Polled(Generic[RunT]):
-    """A run as the schedule knows it; it keeps what it knows while nobody wants it polled."""
-
-    __slots__ = (
-        "bucket",
-        "failures",
-        "gone_at",
-        "group",
-        "hurried",
-        "parked",
-        "place",
-        "read_at",
-        "ready_at",
-        "run",
-        "seen",
-        "started",
-        "ticket",
-        "wanted",
-    )
-
-    def __init__(
-        self, run: RunT, now: float, *, started: float, last_read: float | None = None, group: Hashable = None
-    ) -> None:
-        """`started`: when the run did; `last_read`: when it was last seen running, if that is known.
-
-        If it is not, somebody may have read it just now, and it is polled no sooner than its floor allows.
-        """
-        self.run: RunT = run
-        self.group: Hashable = group
-        self.started: float = min(started, now)
-        """Moved on while the run is parked: its age is the time for which it ran."""
-        self.seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
-        """When it was last known to be running, or parked."""
-        self.read_at: float = now if last_read is None else self.seen
-        self.ready_at: float = self.read_at + floor(now - self.started)
-        self.parked: bool = False
-        self.hurried: bool = False
-        self.wanted: bool = False
-        self.failures: int = 0
-        self.gone_at: float | None = None
-        self.place: _Place = _Place.NOWHERE
-        self.ticket: int = 0
-        """Where it stands, and under which number; another number in a line is a leftover."""
-        self.bucket: int | None = None
-
-    def age(self, now: float) -> float:
-        """Return the seconds for which the run has been running, without those for which it was parked."""
-        return max(0.0, (self.seen if self.parked else now) - self.started)
-
-
-_Line = list[tuple[float, int, Polled[RunT]]]
-
-
-@final
-class _Class(Generic[RunT]):
-    """Runs of one distribution of durations: what is known of it, and the shelves."""
-
-    __slots__ = ("durations", "shelves")
-
-    def __init__(self, durations: Durations) -> None:
-        self.durations = durations
-        self.shelves: list[_Line[RunT]] = [[] for _ in EDGES]
 
 
 @final
@@ -165,10 +70,10 @@ class PollSchedule(Generic[RunT]):
     def __init__(self, *, durations: Callable[[], Durations] = Hazard, fair: float = FAIR) -> None:
         """`durations` makes what learns of one class; `fair`: how long a run goes unpolled, if the pace allows."""
         self._durations, self._fair = durations, fair
-        self._classes: dict[Hashable, _Class[RunT]] = {}
-        self._resting: _Line[RunT] = []
-        self._hurried: _Line[RunT] = []
-        self._parked: _Line[RunT] = []
+        self._classes: dict[Hashable, Shelves[RunT]] = {}
+        self._resting: Line[RunT] = []
+        self._hurried: Line[RunT] = []
+        self._parked: Line[RunT] = []
         self._by_age: dict[int, int] = {}
         """How many runs stand on the shelves, by the time at which they were last seen, in buckets."""
         self._tickets = count(1)
@@ -212,7 +117,7 @@ class PollSchedule(Generic[RunT]):
         self._wake(now)
         if self.ready:
             return now
-        head = _head(self._resting)
+        head = first_of(self._resting)
         return head[0] if head else None
 
     def next(self, now: float, *, pace: float, lookup: bool = False) -> Polled[RunT] | None:
@@ -226,18 +131,18 @@ class PollSchedule(Generic[RunT]):
         if line is None:
             line = self._oldest() if self._is_late(now, pace) else self._best(now)
         line = line or (None if lookup else self._parked)
-        if not line or _head(line) is None:
+        if not line or first_of(line) is None:
             return None
         run = line[0][2]
         self._since_parked = 0 if line is self._parked else self._since_parked + 1
         self._displace(run)
-        run.place = _Place.AWAY
+        run.place = Place.AWAY
         return run
 
     def landed(self, run: Polled[RunT], now: float) -> None:
         """The read that `next` gave out has ended, in whatever way: the run may be given out again."""
-        if run.place is _Place.AWAY:
-            run.place = _Place.NOWHERE
+        if run.place is Place.AWAY:
+            run.place = Place.NOWHERE
             self._put(run, now)
 
     # What came of it
@@ -297,20 +202,20 @@ class PollSchedule(Generic[RunT]):
 
     # The lines
 
-    def _class(self, group: Hashable) -> _Class[RunT]:
+    def _class(self, group: Hashable) -> Shelves[RunT]:
         if group not in self._classes:
-            self._classes[group] = _Class(self._durations())
+            self._classes[group] = Shelves(self._durations())
         return self._classes[group]
 
     def _put(self, run: Polled[RunT], now: float) -> None:
         """Put a run where it belongs."""
-        if not run.wanted or run.place is _Place.AWAY:
+        if not run.wanted or run.place is Place.AWAY:
             return
         self._displace(run)
         if run.ready_at > now:
-            run.place, line, key = _Place.RESTING, self._resting, run.ready_at
+            run.place, line, key = Place.RESTING, self._resting, run.ready_at
         else:
-            run.place, line, key = _Place.READY, self._line(run), run.seen
+            run.place, line, key = Place.READY, self._line(run), run.seen
             self.ready += 1
             run.bucket = int(run.seen // _BUCKET)
             self._by_age[run.bucket] = self._by_age.get(run.bucket, 0) + 1
@@ -319,7 +224,7 @@ class PollSchedule(Generic[RunT]):
 
     def _displace(self, run: Polled[RunT]) -> None:
         """Take a run out of the line that it stands in; what it leaves there is dropped when it comes to the head."""
-        if run.place is _Place.AWAY:
+        if run.place is Place.AWAY:
             return
         if run.bucket is not None:
             self.ready -= 1
@@ -327,25 +232,26 @@ class PollSchedule(Generic[RunT]):
             if not self._by_age[run.bucket]:
                 del self._by_age[run.bucket]
             run.bucket = None
-        run.place, run.ticket = _Place.NOWHERE, 0
+            self._class(run.group).leave(run)
+        run.place, run.ticket = Place.NOWHERE, 0
 
-    def _line(self, run: Polled[RunT]) -> _Line[RunT]:
+    def _line(self, run: Polled[RunT]) -> Line[RunT]:
         if run.hurried:
             return self._hurried
         if run.parked:
             return self._parked
-        return self._class(run.group).shelves[shelf_of(max(0.0, run.seen - run.started))]
+        return self._class(run.group).enter(run)
 
     def _wake(self, now: float) -> None:
         """Let the runs that have left their floor compete."""
-        while (head := _head(self._resting)) and head[0] <= now:
+        while (head := first_of(self._resting)) and head[0] <= now:
             self._put(head[2], now)
 
-    def _first(self, now: float) -> _Line[RunT] | None:
+    def _first(self, now: float) -> Line[RunT] | None:
         """Return the line that goes before the index, if there is one."""
-        if _head(self._hurried):
+        if first_of(self._hurried):
             return self._hurried
-        if self._since_parked >= _EVERY_PARKED - 1 and _head(self._parked):
+        if self._since_parked >= _EVERY_PARKED - 1 and first_of(self._parked):
             return self._parked
         return None
 
@@ -363,34 +269,15 @@ class PollSchedule(Generic[RunT]):
                 return False
         return False
 
-    def _oldest(self) -> _Line[RunT] | None:
+    def _oldest(self) -> Line[RunT] | None:
         """Return the shelf whose head was unpolled longest."""
-        lines = [line for each in self._classes.values() for line in each.shelves if _head(line)]
+        lines = [line for each in self._classes.values() for line in each.lines()]
         return min(lines, key=lambda line: line[0][0], default=None)
 
-    def _best(self, now: float) -> _Line[RunT] | None:
-        """Return the shelf whose head has the largest index."""
+    def _best(self, now: float) -> Line[RunT] | None:
+        """Return the line whose head has the largest index."""
         best, chosen = -1.0, None
         for each in self._classes.values():
-            waiting = each.durations.waiting
-            for line in each.shelves:
-                if not line:
-                    continue
-                head = _head(line)
-                if head is None or now - head[0] <= best:
-                    continue
-                started = head[2].started
-                worth = waiting(max(0.0, head[0] - started), max(0.0, now - started))
-                if worth > best:
-                    best, chosen = worth, line
+            best, line = each.best(now, best)
+            chosen = line or chosen
         return chosen
-
-
-def _head(line: _Line[RunT]) -> tuple[float, int, Polled[RunT]] | None:
-    """Return the first of a line, after dropping what was left behind in it."""
-    while line:
-        head = line[0]
-        if head[1] == head[2].ticket:
-            return head
-        heapq.heappop(line)
-    return None

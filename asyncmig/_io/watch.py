@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar, cast, final
 
 from asyncmig._core.lifecycle import Lifecycle, Phase
-from asyncmig._core.polls import Polled
+from asyncmig._core.shelves import Polled
 from asyncmig._io.gate import Gate, Slot
 from asyncmig.errors import AsyncmigError, SessionClosed
 

@@ -1,0 +1,181 @@
+"""The poll schedule by numbers: `now` goes in, a run comes out."""
+
+from collections import defaultdict
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncmig._core.hazard import Hazard, shelf_of
+from asyncmig._core.lifecycle import Phase
+from asyncmig._core.polls import FAIR, PollSchedule
+from asyncmig._core.shelves import Polled, floor
+
+PACE = 0.6
+
+
+class EndAt:
+    """Durations that are known: all runs end at one age."""
+
+    edition = 0
+
+    def __init__(self, age: float) -> None:
+        self.age = age
+
+    def waiting(self, low: float, high: float) -> float:
+        return max(0.0, high - max(low, self.age))
+
+    def lived(self, low: float, high: float) -> None: ...
+
+    def ended(self, low: float, high: float) -> None: ...
+
+
+def poll(schedule: PollSchedule[int], now: float, *, pace: float = PACE) -> int | None:
+    """Poll what is due; it still runs."""
+    run = schedule.next(now, pace=pace)
+    if run is None:
+        return None
+    schedule.observed(run, now, Phase.ACTIVE, sent=now)
+    schedule.landed(run, now)
+    return run.run
+
+
+def gaps(schedule: PollSchedule[int], runs: int, *, pace: float, seconds: float) -> list[float]:
+    """Poll runs that never end; return the times between the polls of a run, and from the last one to the end."""
+    polled = {run: [0.0] for run in range(runs)}
+    for run in polled:
+        schedule.add(Polled(run, 0.0, started=-4000.0 * run / runs, last_read=0.0), 0.0)
+    now = 0.0
+    while now < seconds:
+        now += pace
+        if (run := poll(schedule, now, pace=pace)) is not None:
+            polled[run].append(now)
+    return [later - earlier for times in polled.values() for earlier, later in pairwise([*times, now])]
+
+
+ACTIONS = ["next"] * 6 + ["answer"] * 5 + ["hurry", "resumed", "remove", "add"]
+actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=120)
+
+
+@given(actions, st.randoms(use_true_random=False))
+def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int]], rng: Random) -> None:
+    schedule, now = PollSchedule[int](), 1000.0
+    runs = [Polled(n, now, started=now - 700.0 * n, last_read=now) for n in range(6)]
+    answered, away = dict.fromkeys(range(6), now), list[tuple[Polled[int], float]]()
+    parked_for = defaultdict[int, float](float)
+    for run in runs:
+        schedule.add(run, now)
+    for action, number in story:
+        now += rng.choice((0.0, 0.6, 3.0, 40.0))
+        run = runs[number]
+        if action == "next" and (chosen := schedule.next(now, pace=PACE)) is not None:
+            assert chosen.run not in [out.run for out, _ in away]
+            since = answered[chosen.run]
+            age = since - (1000.0 - 700.0 * chosen.run) - parked_for[chosen.run]
+            assert now >= since + floor(age) - 1e-6
+            away.append((chosen, now))
+        elif action == "answer" and away:
+            chosen, sent = away.pop(0)
+            outcome = rng.choice((Phase.ACTIVE, Phase.ACTIVE, Phase.PARKED, None))
+            if outcome is None:
+                schedule.rejected(chosen, now)
+            else:
+                if chosen.parked:
+                    parked_for[chosen.run] = float(
+                        "inf"
+                    )  # its age is not followed here: the least floor holds
+                schedule.observed(chosen, now, outcome, sent=sent)
+            answered[chosen.run] = now
+            schedule.landed(chosen, now)
+        elif action == "remove":
+            schedule.remove(run)
+        elif action == "add":
+            schedule.add(run, now)
+        elif action == "hurry":
+            schedule.hurry(run, now)
+        elif action == "resumed":
+            schedule.resumed(run, now)
+
+
+@pytest.mark.parametrize("runs", [1, 40, 200])
+def test_no_run_goes_unpolled_for_a_quarter_of_an_hour_where_the_pace_allows_it(runs: int) -> None:
+    pace = 800.0 / runs if runs > 1 else PACE
+    assert (
+        max(gaps(PollSchedule(durations=lambda: EndAt(1e9)), runs, pace=pace, seconds=5000.0)) <= FAIR + pace
+    )
+
+
+def test_every_run_is_polled_again_and_again_however_short_the_budget_and_whatever_was_learnt() -> None:
+    schedule = PollSchedule[int]()
+    for _ in range(300):  # all that was ever seen ended young: nobody is expected to be old
+        schedule.durations().ended(10.0, 20.0)
+        schedule.durations().lived(2000.0, 3000.0)
+    unpolled = gaps(schedule, 300, pace=5.0, seconds=20_000.0)
+    assert FAIR < max(unpolled) < 5 * 300 * 5.0
+
+
+def test_the_run_that_is_expected_to_have_ended_goes_first() -> None:
+    schedule = PollSchedule[str]()
+    for _ in range(100):
+        schedule.durations().lived(0.0, 550.0)
+        schedule.durations().ended(550.0, 700.0)
+    for name, age in (("young", 100.0), ("ripe", 560.0), ("middling", 300.0)):
+        schedule.add(Polled(name, 0.0, started=-age, last_read=0.0), 0.0)
+    chosen = schedule.next(60.0, pace=PACE)
+    assert chosen is not None
+    assert chosen.run == "ripe"
+
+
+def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
+    schedule: PollSchedule[str] = PollSchedule(durations=lambda: EndAt(1500.0), fair=1e9)
+    ages = {
+        "head": (985.0, 1500.0),
+        "next": (1040.0, 1554.0),
+        "ten late": (300.0, 1510.0),
+        "five late": (200.0, 1505.0),
+    }
+    runs = {name: Polled(name, 0.0, started=-age, last_read=seen - age) for name, (seen, age) in ages.items()}
+    for run in runs.values():
+        schedule.add(run, 0.0)
+    assert schedule.next(0.0, pace=PACE) is runs["ten late"]
+    schedule.remove(runs["head"])
+    assert schedule.next(0.0, pace=PACE) is runs["next"]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32))
+def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None:
+    rng, hazard, now = Random(seed), Hazard(), 0.0
+    schedule: PollSchedule[int] = PollSchedule(durations=lambda: hazard, fair=float("inf"))
+    runs = [Polled(n, 0.0, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600)) for n in range(40)]
+    for run in runs:
+        run.seen = max(run.seen, run.started)
+        schedule.add(run, 0.0)
+    for _ in range(60):
+        now += rng.choice((0.6, 0.6, 30.0))
+        best = heads_worth(runs, hazard, now)
+        run = schedule.next(now, pace=PACE)
+        if run is None:
+            assert best is None
+            continue
+        assert best is not None
+        assert worth(run, hazard, now) == pytest.approx(best)
+        over = rng.random() < 0.2
+        schedule.observed(run, now, Phase.TERMINAL if over else Phase.ACTIVE, sent=now)
+        schedule.landed(run, now)
+
+
+def worth(run: Polled[int], hazard: Hazard, now: float) -> float:
+    return hazard.waiting(run.seen - run.started, now - run.started)
+
+
+def heads_worth(runs: list[Polled[int]], hazard: Hazard, now: float) -> float | None:
+    """Return the most that a poll is worth of those runs that were unpolled longest, on each shelf."""
+    heads: dict[int, Polled[int]] = {}
+    for run in runs:
+        if run.wanted and run.ready_at <= now:
+            shelf = shelf_of(run.seen - run.started)
+            heads[shelf] = min(heads.get(shelf, run), run, key=lambda each: each.seen)
+    return max((worth(run, hazard, now) for run in heads.values()), default=None)
