@@ -33,7 +33,7 @@ from collections.abc import Iterable
 from random import Random
 from typing import final
 
-__all__ = ["Limiter"]
+__all__ = ["MARGIN", "Limiter"]
 
 MARGIN = 0.05
 """Seconds added to the window: clocks of two machines do not run alike."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import final
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import Limiter
+from asyncmig._core.limiter import MARGIN, Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.shared_dispatcher import Shared, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
@@ -186,8 +186,11 @@ class Gate:
 
     @property
     def pace(self) -> float:
-        """Seconds between requests that use the whole budget evenly, as it is believed to be now."""
-        return (self._window + 1.0) / self._dispatcher.slots
+        """Seconds between requests that use the whole budget evenly, as it is believed to be now.
+
+        Slots come back a little later than that, by the time that answers take.
+        """
+        return (self._window + MARGIN) / self._dispatcher.slots
 
     def slot(
         self,

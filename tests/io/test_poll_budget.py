@@ -1,0 +1,29 @@
+"""Polls and the budget that they live on."""
+
+import asyncio
+
+import pytest
+from run_server import LIFE, Server, now
+
+from asyncmig._io.gate import Gate
+from asyncmig._io.poller import Poller
+
+pytestmark = pytest.mark.looptime
+
+
+async def test_polls_alone_find_a_budget_again_that_a_neighbour_took() -> None:
+    gate = Gate(limit=20)
+    async with Poller() as poller:
+        waits = [
+            asyncio.create_task(poller.watch(n, gate=gate, read=server, lifecycle=LIFE, started=now()).wait())
+            for n, server in enumerate([Server((0, "running")) for _ in range(30)])
+        ]
+        await asyncio.sleep(50.0)
+        for _ in range(2):  # refused twice: somebody else uses the budget, too
+            async with gate.slot() as slot:
+                slot.answered(429)
+        await asyncio.sleep(30.0)
+        assert gate.statistics().slots < 20
+        await asyncio.sleep(1200.0)
+        assert gate.statistics().slots == 20
+    await asyncio.gather(*waits, return_exceptions=True)
