@@ -1,0 +1,116 @@
+"""What the poll schedule costs at 10,000 runs: a decision, a run that is waited for, and the lag of the loop.
+
+    python benchmarks/polling_cost.py
+
+The lag is the longest in the best of five seconds, beside that of
+a loop with nothing to do: on a machine that does other things both are its lag, and not ours.
+"""
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from statistics import fmean
+
+from asyncmig._core.lifecycle import Lifecycle, Phase
+from asyncmig._core.polls import PollSchedule
+from asyncmig._core.shelves import Polled
+from asyncmig._io.gate import Gate, Slot
+from asyncmig._io.poller import Poller, Reading
+
+__all__ = ["cost"]
+
+PACE = 0.6
+
+
+def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
+    """Return the seconds of `next` among `n` runs of all ages: median, and mean of the quicker nine tenths."""
+    rng, schedule = Random(1), PollSchedule[int]()
+    for run in range(n):
+        schedule.add(Polled(run, 0.0, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)), 0.0)
+    now, spent = 60.0, list[float]()
+    schedule.next_at(now)  # all leave their floor, as they would have done one by one
+    for _ in range(calls):
+        begun = time.perf_counter()
+        run = schedule.next(now, pace=PACE)
+        spent.append(time.perf_counter() - begun)
+        assert run is not None
+        phase = Phase.TERMINAL if rng.getrandbits(4) == 0 else Phase.ACTIVE
+        schedule.observed(run, now, phase, sent=now)
+        schedule.landed(run, now)
+        now += PACE
+    spent.sort()
+    return spent[calls // 2], fmean(spent[: calls * 9 // 10])
+
+
+async def size(
+    make: Callable[[int], asyncio.Task[object]], n: int
+) -> tuple[list[asyncio.Task[object]], float]:
+    """Return `n` tasks, and the bytes of one when it has begun to wait."""
+    gc.collect()
+    tracemalloc.start()
+    tasks = [make(number) for number in range(n)]
+    await asyncio.sleep(0.5)
+    taken = tracemalloc.get_traced_memory()[0] / n
+    tracemalloc.stop()
+    return tasks, taken
+
+
+async def lag() -> float:
+    """Return the longest lag of the loop in the best of five seconds."""
+    loop, worst = asyncio.get_running_loop(), list[float]()
+    for _ in range(5):
+        stop, longest = loop.time() + 1.0, 0.0
+        while (begun := loop.time()) < stop:
+            await asyncio.sleep(0.005)
+            longest = max(longest, loop.time() - begun - 0.005)
+        worst.append(longest)
+    return min(worst)
+
+
+async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
+    """Return the bytes of one waiting run, with its task and without, and the loop's lag without runs and with."""
+    life = Lifecycle(known=frozenset({"running"}), parked=frozenset(), terminal=frozenset({"completed"}))
+
+    async def read(slot: Slot) -> Reading[None]:
+        await asyncio.sleep(0.1)
+        slot.answered(200)
+        return Reading(status="running", progress=None, value=None)
+
+    def watch(poller: Poller, gate: Gate, run: int) -> asyncio.Task[object]:
+        started = asyncio.get_running_loop().time() - 60.0
+        one = poller.watch(run, gate=gate, read=read, lifecycle=life, started=started, last_read=started + 30)
+        return asyncio.create_task(one.wait())
+
+    idle = await lag()
+    async with Poller() as poller:
+        gate = Gate(limit=6000)  # as at a speed of 60
+        tasks, bare = await size(lambda _: asyncio.create_task(asyncio.Event().wait()), n)
+        for task in tasks:
+            task.cancel()
+        waiting, whole = await size(partial(watch, poller, gate), n)
+        await asyncio.sleep(1.0)
+        busy = await lag()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    return whole, whole - bare, idle, busy
+
+
+def cost() -> list[tuple[str, bool]]:
+    decision, mean = min(decision_time() for _ in range(5))
+    whole, added, idle, busy = asyncio.run(alive())
+    print(f"\ncost at 10,000 runs: a decision {decision * 1e6:.0f} us (mean {mean * 1e6:.0f} us);")
+    print(f"  a waiting run {whole / 1000:.1f} kB with its task, {added / 1000:.1f} kB without;")
+    print(f"  lag {busy * 1e3:.1f} ms (without runs {idle * 1e3:.1f} ms)")
+    return [
+        (f"a decision among 10,000 runs takes {decision * 1e6:.0f} us, at most 50", decision <= 50e-6),
+        (f"a waiting run takes {whole / 1000:.1f} kB, at most 4", whole <= 4000),
+        (f"the loop lags {busy * 1e3:.0f} ms, less than 50", busy < 0.05),
+    ]
+
+
+if __name__ == "__main__":
+    for text, reached in cost():
+        print(f"  {'reached' if reached else 'MISSED '}  {text}")
