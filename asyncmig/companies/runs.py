@@ -15,6 +15,9 @@ from asyncmig.events import RunChanged, RunEnded
 
 __all__ = ["Run"]
 
+_OF_UNKNOWN_AGE = "of unknown age"
+"""A class of their own: what they teach, counted from when they were first seen, is true of their like only."""
+
 
 class _Who(TypedDict):
     company_id: str
@@ -65,7 +68,7 @@ class Run(Generic[StateT]):
             read=self._read,
             lifecycle=self.LIFECYCLE,
             started=engine.poller.now() - (age or 0.0),
-            group=group,
+            group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
         )
 

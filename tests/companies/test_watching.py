@@ -1,18 +1,23 @@
 """Runs of a whole fleet, followed by whoever asks, through everything that a session has."""
 
 import asyncio
+from collections.abc import Callable
 from statistics import mean
 
 import pytest
 from inprocess import KEY, InProcess
 
-from asyncmig import Session, SessionClosed
+from asyncmig import RunFailed, Session, SessionClosed, Spec
+from asyncmig.events import RunStalled
 from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator.variants import Variants
 
-from .conftest import SOURCE, Opens
+from .conftest import DUPLICATES, SOURCE, Opens
 
 pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
 READ, LIST = "GET /companies/{id}/imports/{run_id}", "GET /companies/{id}/imports"
+READ_EXPORT = "GET /companies/{id}/exports/{run_id}"
 
 
 async def start(session: Session, count: int) -> list[tuple[str, str]]:
@@ -45,6 +50,19 @@ async def test_a_short_budget_gains_from_the_second_channel(
     wire.world = again = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0))
     assert await follow(opens, again, 60, second_channel=True) < without
     assert again.ledger.requests[LIST] > 20
+
+
+@pytest.mark.parametrize(("reading", "lookups"), [("bare", 20), ("wrapped", 20), ("anonymous", 1)])
+async def test_the_second_channel_is_believed_as_far_as_it_says_which_run_it_means(
+    opens: Opens, wire: InProcess, reading: str, lookups: int
+) -> None:
+    wire.world = world = World(
+        key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, variants=Variants(active=reading)
+    )
+    await follow(opens, world, 20, second_channel=True)
+    assert world.ledger.requests[LIST] >= lookups
+    if reading == "anonymous":  # each run is asked for once; what says nothing is not asked again
+        assert world.ledger.requests[LIST] <= 20
 
 
 async def test_the_sessions_own_gate_goes_by_the_routes_of_the_contract(opens: Opens, world: World) -> None:
@@ -83,3 +101,84 @@ async def test_runs_stay_alive_when_the_session_closes_and_can_be_watched_again(
         await waiting
     async with opens() as session:
         assert (await session.watch(run_id, company_id).wait()).status == "completed"
+
+
+def slow(wire: InProcess, seconds: float, **variants: float) -> World:
+    """Let all runs take so long, in a new world."""
+    wire.world = World(
+        key=KEY,
+        sources=SOURCES,
+        schemas=SCHEMAS,
+        pace=Pace(base=seconds, per_row=0.0, sigma=0.0),
+        variants=Variants(**variants),  # type: ignore[arg-type]
+    )
+    return wire.world
+
+
+async def test_runs_whose_engine_died_are_polled_until_they_say_so(opens: Opens, wire: InProcess) -> None:
+    world = slow(wire, 600.0, zombies=1.0)
+    async with opens() as session:
+        started = await start(session, 2)
+        ends = await asyncio.gather(*(session.watch(*ids).wait() for ids in started), return_exceptions=True)
+    assert all(isinstance(end, RunFailed) and "timed out" in str(end) for end in ends)
+    assert max(world.ledger.detection.values()) < 6  # their floor
+
+
+async def test_a_run_of_which_nothing_is_heard_for_75_minutes_is_told_of_and_polled_on(
+    opens: Opens, wire: InProcess
+) -> None:
+    slow(wire, 600.0)
+    async with opens() as session:
+        ((run_id, company_id),) = await start(session, 1)
+    async with opens() as session:
+        with session.events.open(RunStalled) as events:
+            run = session.companies.open(company_id).imports.open(run_id, age=4300.0)
+            assert (await run.wait()).status == "completed"
+            told = await anext(events)
+    assert (told.run_id, told.company_id) == (run_id, company_id)
+    assert 4500 <= told.seconds < 4540
+
+
+async def test_a_park_that_another_process_decides_is_seen_to_resume_and_to_end(
+    opens: Opens, wire: InProcess, world: World, customer: Customer
+) -> None:
+    async with opens() as watching, opens() as deciding:
+        company = await deciding.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
+        through = asyncio.create_task(watching.watch(run.id, company.id).wait(through_parks=True))
+        assert (await watching.watch(run.id, company.id).wait()).status == "needs_attention"
+        await asyncio.sleep(300.0)
+        assert not through.done()
+        await run.approve()
+        assert (await through).status == "completed"
+    assert max(world.ledger.detection.values()) < 11  # as a parked run is read
+
+
+async def test_one_of_many_who_wait_is_cancelled(opens: Opens, world: World) -> None:
+    async with opens() as session:
+        started = await start(session, 5)
+        waiting = [asyncio.create_task(session.watch(*ids).wait()) for ids in started for _ in range(4)]
+        await asyncio.sleep(20.0)
+        waiting[7].cancel()
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(ends.pop(7), asyncio.CancelledError)
+    assert {end.status for end in ends if not isinstance(end, BaseException)} == {"completed"}
+    assert len(world.ledger.detection) == 5
+
+
+async def test_exports_are_polled_by_the_schedule_of_imports(opens: Opens, world: World) -> None:
+    async with opens(scope="key", limit=30) as session:
+        started = await start(session, 10)
+        exports = [
+            await session.companies.open(company_id).exports.start(mode="full") for _, company_id in started
+        ]
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(
+            *(export.wait() for export in exports for _ in range(5)),
+            *(session.watch(*ids).wait() for ids in started),
+            return_exceptions=True,  # exports fail: no destination is connected
+        )
+        minutes = (asyncio.get_running_loop().time() - began) / 60
+    assert world.ledger.requests[READ_EXPORT] >= 10
+    assert world.ledger.requests[READ] + world.ledger.requests[READ_EXPORT] <= 30 * (minutes + 1)
+    assert world.ledger.over_the_limit == 0
