@@ -14,6 +14,9 @@ fairness where the limit allows it. Goals are against the first. With `two class
 asks for polls in the half hour in which nothing can end), and a schedule that knows the distribution just reaches
 the goal under it: one that has to learn it does not.
 
+A client that has met 300,000 429s is given up ("never ends"): its polls only refuse each other. Peers are measured on
+fewer fleets than ours.
+
 `--sizes`: only fleets of so many runs. `--cost`: only what the schedule itself costs. Needs the extra `[bench]`.
 """
 
@@ -46,6 +49,8 @@ FLEETS = {10: (3, 1), 100: (2, 1), 300: (6, 1), 1000: (2, 1)}
 STARTS = ("at once", "Poisson")
 MORE_AT_ONCE = 5
 """So many times as many fleets where all start at once: those are soon over."""
+HOPELESS = 300_000
+"""429s after which a client is given up: its polls only refuse each other."""
 TITLES = ("mean", "/ bound", "/ ruled", "p50", "p95", "max", "polls/run", "429s")
 
 
@@ -177,7 +182,7 @@ def looped(fleet: Fleet, pauses: Callable[[Random], Iterator[float]], *, limiter
     heapq.heapify(events)
     accepted: deque[float] = deque()
     empty_at, delays, left = 0.0, dict[int, float](), len(fleet.measured)
-    while left:
+    while left and outcome.refused < HOPELESS:
         now, run = heapq.heappop(events)
         if limiter:  # AsyncLimiter(100, 60): a bucket of 100 that leaks 100 a minute, first come first served
             empty_at = max(empty_at, now) + WINDOW / LIMIT
@@ -196,7 +201,7 @@ def looped(fleet: Fleet, pauses: Callable[[Random], Iterator[float]], *, limiter
                 left -= run in fleet.measured
                 continue
         heapq.heappush(events, (now + next(rhythm[run]), run))
-    outcome.delays = [delays[run] for run in fleet.measured]
+    outcome.delays = [delays.get(run, math.inf) for run in fleet.measured]
     return outcome
 
 
@@ -273,6 +278,9 @@ def table(n: int, starts: str, number: int) -> Table:
     for name, policy in policies(distribution).items():
         done = measure(policy, fleets if name.startswith("ours") else fleets[: few * more])
         outcomes[name] = done
+        if math.inf in done.delays:
+            lines.append(f"  {name:26}{'never ends':>11}")
+            continue
         cuts = statistics.quantiles(done.delays, n=20, method="inclusive")
         lines.append(
             f"  {name:26}{done.mean:11.1f}{done.mean / bound:11.2f}{done.mean / ruled:11.2f}{cuts[9]:11.1f}"

@@ -6,7 +6,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncmig._core.hazard import Hazard
@@ -22,6 +22,7 @@ def learnt(observed: list[tuple[float, float, bool]]) -> Hazard:
     return hazard
 
 
+@settings(deadline=None)
 @given(looks, ages, st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=8).map(sorted))
 def test_waiting_grows_with_the_time_unpolled_and_never_faster(
     observed: list[tuple[float, float, bool]], low: float, unpolled: list[float]
@@ -34,6 +35,7 @@ def test_waiting_grows_with_the_time_unpolled_and_never_faster(
     assert -slack <= waited[0] <= unpolled[0] + slack
 
 
+@settings(deadline=None)
 @given(looks, ages)
 def test_waiting_has_no_bound(observed: list[tuple[float, float, bool]], low: float) -> None:
     hazard = learnt(observed)

@@ -59,6 +59,7 @@ ACTIONS = ["next"] * 6 + ["answer"] * 5 + ["hurry", "resumed", "remove", "add"]
 actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=120)
 
 
+@settings(deadline=None)
 @given(actions, st.randoms(use_true_random=False))
 def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int]], rng: Random) -> None:
     schedule, now = PollSchedule[int](), 1000.0
@@ -144,7 +145,7 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
     assert schedule.next(0.0, pace=PACE) is runs["next"]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32))
 def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None:
     rng, hazard, now = Random(seed), Hazard(), 0.0
