@@ -17,6 +17,7 @@ class CutProxy:
         self.last_words = b""
         """What passes to the server once, and then all connections break."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None] | None] = set()
 
     @property
     def url(self) -> str:
@@ -32,8 +33,10 @@ class CutProxy:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._server.close()
-        self.break_off()
         self.open.set()
+        while tasks := [task for task in self._tasks if task is not None and not task.done()]:
+            self.break_off()
+            await asyncio.wait(tasks, timeout=0.1)
 
     def break_off(self) -> None:
         """Close every connection."""
@@ -41,6 +44,7 @@ class CutProxy:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.current_task())
         await self.open.wait()
         there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
         self._writers |= {writer, back}

@@ -16,6 +16,8 @@ class Keeper:
         self.away = self.deaf = self.closed = False
         self.limiters: dict[str, Limiter] = {}
         self.taken: dict[str, float] = {}
+        self.known: set[str] = set()
+        """Slots that were told of again."""
         self.clients: set[int] = set()
         self.exchanges = 0
         self.accounts: set[str] = set()
@@ -31,7 +33,7 @@ class Keeper:
         """Lose everything but the budgets."""
         for name, old in self.limiters.items():
             self.limiters[name] = Limiter(limit=old._limit, window=old._window, rng=Random(5))
-        self.taken = {}
+        self.taken, self.known = {}, set()
 
     async def aclose(self) -> None:
         self.closed = True
@@ -65,7 +67,8 @@ class KeptBudget:
             if one.seconds != limiter._limit:
                 limiter.resize(int(one.seconds))
         elif sent_at is None:
-            if one.what == "answered_before":
+            if one.what == "answered_before" and one.slot not in self._keeper.known:
+                self._keeper.known.add(one.slot)
                 limiter.resume([one.seconds], now)
             elif one.what == "sent_before":
                 limiter.take(now)
@@ -75,6 +78,7 @@ class KeptBudget:
         elif one.what == "sent_before":
             taken[one.slot] = sent_at
         elif one.what in ("accepted", "answered_before"):
+            self._keeper.known.add(one.slot)
             limiter.accepted(now, sent_at=sent_at)
         elif one.what == "lost":
             limiter.lost(now, sent_at=sent_at)

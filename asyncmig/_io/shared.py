@@ -24,8 +24,8 @@ _MARGIN = 0.05
 _ASK_AGAIN = 12
 """A slot that somebody did not need is found in a part of the window."""
 _SOONEST = 0.001
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-"""Real seconds between tries to reach the keeper again."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
+"""Real seconds between tries to reach the keeper again; in the longest all others try, too."""
 _FAREWELL = 1.0
 """Real seconds for the last words at the end."""
 
@@ -123,6 +123,7 @@ class Link:
         "_ask_at",
         "_budget",
         "_doubtful",
+        "_found",
         "_host",
         "_limit",
         "_own",
@@ -148,6 +149,8 @@ class Link:
         self._limit = limit
         self._doubtful: str | None = None
         """A slot that was asked for, and no answer came."""
+        self._found = False
+        """Whether the keeper is back, and others may not have said yet what they used."""
         self._task: asyncio.Task[None] | None = None
         self._poke = asyncio.Event()
         self._ask_at = float("-inf")
@@ -233,19 +236,23 @@ class Link:
         try:
             return await self._budget.exchange(telling, want)
         except OSError as error:
-            self.online, self._pause, self._doubtful = False, _FIRST_PAUSE, want
+            self.online, self._found = False, False
+            self._pause, self._doubtful = _FIRST_PAUSE, want
             self._host.parted(error)
             return None
 
     async def _rejoin(self) -> None:
-        """Wait a little, then try to tell all that this process used."""
+        """Wait a little, then try to tell all that this process used; twice, for others have to tell of theirs."""
         await asyncio.sleep(self._pause * self._speed)
         now = asyncio.get_running_loop().time()
         self._forget(now)
         try:
             reply = await self._budget.exchange(self._remembered(now), None)
         except OSError:
-            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+            self._found, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
+            return
+        if not self._found:
+            self._found, self._pause = True, _LONGEST_PAUSE
             return
         self._telling, self._ask_at, self._doubtful, self.online = [], now, None, True
         self._host.joined(reply)

@@ -172,9 +172,13 @@ class SharedDispatcher(Dispatcher):
         now, clients = self.now(), self._shared.keeper.processes
         if self._view is not None:  # others may have come since an old one
             clients = max(self._view.clients, clients if now - self._heard_at > self._window else 1)
-        share = max(1, (self._view.slots if self._view else self._limit) // clients)
+        slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
+        share = max(1, slots // clients)
         self._view, self._parted_at = None, now
         self.limiter.resize(share)
+        # What others have used of the share is free again, at the latest, a window from now.
+        taken = share - super().used() - max(0, slots - used) // clients
+        self.limiter.resume([0.0] * max(0, taken), now)
         _log.warning("%s: no shared window (%s); this process keeps to %d", self._budget, error, share)
         if self._events is not None:
             self._events.emit(

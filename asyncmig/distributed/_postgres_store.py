@@ -87,7 +87,7 @@ class Address:
         The server ends a transaction whose client was stopped in the middle of it: it holds the journal's lock.
         """
         settings = (
-            f"-c search_path={self.schema} -c idle_in_transaction_session_timeout=5000 -c lock_timeout=20000"
+            f"-c search_path={self.schema} -c idle_in_transaction_session_timeout=1000 -c lock_timeout=20000"
         )
         return {
             "conninfo": self._conninfo,

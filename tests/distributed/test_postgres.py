@@ -229,7 +229,7 @@ async def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_other
             pass
         stopped.close()
         with psycopg.connect(**journal._address.options()) as db:
-            assert db.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("5s",)
+            assert db.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1s",)
 
 
 async def test_a_journal_of_a_newer_version_is_refused_and_events_stand(database_url, prefix):

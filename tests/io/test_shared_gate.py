@@ -211,3 +211,20 @@ async def test_a_keeper_that_has_lost_its_memory_is_told_what_was_sent() -> None
     await asyncio.sleep(5.0)
     keeper.away = False
     assert await waiting >= 60.0
+
+
+async def test_what_others_had_used_when_the_keeper_went_is_not_sent_again() -> None:
+    keeper, load = Keeper(), Load(SlidingLog(100), Random(1))
+    one, other = gate(keeper), gate(keeper, seed=2)
+    await asyncio.gather(*(load.call(one) for _ in range(90)))
+    await load.call(other)
+    await load.call(one)  # and hears that it is not alone
+    keeper.away = True
+    calls = [asyncio.create_task(load.call(each)) for each in (one, other) for _ in range(60)]
+    await asyncio.sleep(50.0)
+    assert 92 <= len(load.done_at) <= 100
+    assert load.refused == 0
+    keeper.away = False
+    await asyncio.gather(*calls)
+    assert load.refused == 0
+    assert most_in_a_window(load.spans, 60.0) <= 100
