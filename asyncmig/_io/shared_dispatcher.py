@@ -40,6 +40,7 @@ class SharedDispatcher(Dispatcher):
     """Gives the slots that a keeper grants, or while that is away those of this process's share."""
 
     __slots__ = (
+        "_first_heard_at",
         "_heard_at",
         "_held_until",
         "_last_grant",
@@ -69,6 +70,7 @@ class SharedDispatcher(Dispatcher):
         """What the keeper said last; None while it is away."""
         self._names: dict[float, str] = {}
         """The keeper's names of the slots that are in use, by when they were granted."""
+        self._first_heard_at = float("inf")
         self._last_grant = self._heard_at = self._parted_at = self._held_until = float("-inf")
 
     # How the budget stands
@@ -162,6 +164,7 @@ class SharedDispatcher(Dispatcher):
 
     def heard(self, reply: Reply) -> None:
         self._view, self._heard_at = reply, self.now()
+        self._first_heard_at = min(self._first_heard_at, self._heard_at)
         until = self._heard_at + reply.held
         if reply.held and until > self._held_until + _SAME_HOLD:
             self._held_until = until
@@ -170,8 +173,10 @@ class SharedDispatcher(Dispatcher):
 
     def parted(self, error: OSError) -> None:
         now, clients = self.now(), self._shared.keeper.processes
-        if self._view is not None:  # others may have come since an old one
-            clients = max(self._view.clients, clients if now - self._heard_at > self._window else 1)
+        if self._view is not None:
+            # Others may have come since, where it is long ago, and where all have only just begun.
+            known = self._heard_at > now - self._window > self._first_heard_at
+            clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
         share = max(1, slots // clients)
         self._view, self._parted_at = None, now
