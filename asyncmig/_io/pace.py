@@ -25,7 +25,7 @@ class Pace:
         if not 1.0 <= rate < float("inf"):
             raise InvalidInput("upload_bytes_per_second", rate, "must be at least one byte a second")
         self._rate = rate
-        self.slice = max(1, int(rate / _SLICES))
+        self.slice: int = max(1, int(rate / _SLICES))
         """The most that `take` gives at once, in bytes."""
         burst = max(rate / 2, 1.0)
         self._bucket = AsyncLimiter(burst, burst / rate)

@@ -60,7 +60,9 @@ class Story:
     """All that a journal knows of one customer."""
 
     def __init__(self, record: Record, stands: Standing, happenings: list[Happening]) -> None:
-        self.record, self.standing, self.happenings = record, stands, happenings
+        self.record: Record = record
+        self.standing: Standing = stands
+        self.happenings: list[Happening] = happenings
 
 
 async def read_story(path: Path, external_id: str) -> Story:

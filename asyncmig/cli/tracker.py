@@ -40,10 +40,10 @@ class Tracker:
         self._customers = {name: Customer(name, count) for name, count in files.items()}
         self._runs: dict[str, Customer] = {}
         self._answers: deque[float] = deque()
-        self.durations = Durations()
+        self.durations: Durations = Durations()
         self.ended: Counter[str] = Counter()
         """Customers by outcome."""
-        self.now = 0.0
+        self.now: float = 0.0
         """The time of the last event, on the loop's clock; whoever draws sets it."""
 
     def note(self, event: Event) -> None:

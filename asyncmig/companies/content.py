@@ -54,7 +54,9 @@ class Content:
     __slots__ = ("_open", "_read", "name", "once", "size")
 
     def __init__(self, name: str, size: int, open_chunks: _Open, *, once: bool = False) -> None:
-        self.name, self.size, self.once = name, size, once
+        self.name: str = name
+        self.size: int = size
+        self.once: bool = once
         self._open, self._read = open_chunks, False
 
     @property
@@ -106,13 +108,13 @@ class Attempt:
         progress: Progress | None,
     ) -> None:
         self._content, self._chunks, self._pace, self._progress = content, chunks, pace, progress
-        self.digest = digest
+        self.digest: _Digest = digest
         """SHA-256 of what was read."""
         self._rest = memoryview(b"")
         self._given = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.began = False
+        self.began: bool = False
         """Whether anything of the content was asked for."""
         self.failure: Exception | None = None
         """Why the content could not be read: the transport would take it for a broken connection."""

@@ -50,7 +50,8 @@ class RedisWindow:
             raise InvalidInput("processes", processes, "must be at least 1")
         if not timeout > 0:
             raise InvalidInput("timeout", timeout, "must be more than 0 seconds")
-        self.processes, self._prefix, self._client = processes, prefix, uuid4().hex
+        self.processes: int = processes
+        self._prefix, self._client = prefix, uuid4().hex
         self._url, self._timeout = url, timeout
         self._redis: Redis | None = None
         try:
