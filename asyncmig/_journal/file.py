@@ -144,10 +144,15 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
     """Return the version of a journal, 0 for an empty file. Raises `JournalError` for anything else."""
-    application, version, tables = (
-        int(db.execute(query).fetchone()[0])
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
+    with _snapshot(db):
+        application, version, tables = (
+            int(db.execute(query).fetchone()[0])
+            for query in (
+                "PRAGMA application_id",
+                "PRAGMA user_version",
+                "SELECT count(*) FROM sqlite_master",
+            )
+        )
     if application == 0 and version == 0 and tables == 0:
         return 0
     if application != _APPLICATION:
@@ -159,6 +164,20 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
             f"this one knows up to {len(MIGRATIONS)})",
         )
     return version
+
+
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Generator[None]:
+    """Let all reads of the block see one state: another process may be creating the journal meanwhile."""
+    if db.in_transaction:
+        yield
+        return
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def _use_wal(db: sqlite3.Connection, path: Path) -> None:
