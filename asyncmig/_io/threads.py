@@ -1,18 +1,22 @@
 """Blocking work in a thread that ends before its caller goes on, also when the caller is cancelled."""
 
 import asyncio
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import IO, ParamSpec, Self, TypeVar, final
 
 import anyio
 
-__all__ = ["WriteBehind", "begin", "finish", "in_thread", "outlast"]
+__all__ = ["WriteBehind", "begin", "finish", "in_thread", "outlast", "write_all"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_BATCH = 1024 * 1024
+_BATCH = 2 * 1024 * 1024
+_PIECES = 1024
+"""The most that one `writev` takes (IOV_MAX, limits.h)."""
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -50,9 +54,23 @@ async def outlast(work: "asyncio.Future[T]") -> None:
         work.exception()
 
 
+def write_all(file: IO[bytes], chunks: Sequence[bytes]) -> None:
+    """Write to an unbuffered file, in as few calls as there can be. Blocks.
+
+    After each call a thread has to win the interpreter's lock again, which costs more than the call does.
+    """
+    for start in range(0, len(chunks), _PIECES):
+        pieces = chunks[start : start + _PIECES]
+        written = 0 if sys.platform == "win32" else os.writev(file.fileno(), pieces)
+        if written < sum(map(len, pieces)):
+            rest = memoryview(b"".join(pieces))[written:]
+            while rest:
+                rest = rest[file.write(rest) :]
+
+
 @final
 class WriteBehind:
-    """Writes to a file in a thread while its caller fetches what comes next: at most 2 MiB and a chunk are in memory.
+    """Writes to an unbuffered file in a thread while its caller fetches what comes next; 4 MiB and a chunk may wait.
 
     Leaving the block waits for the thread. What went wrong with a write is raised by one of the next, or at the end.
     """
@@ -90,7 +108,7 @@ class WriteBehind:
         """Start to write what is held, once the batch before is written."""
         await self._settle()
         held, self._held, self._size = self._held, [], 0
-        self._work = begin(self._file.writelines, held)
+        self._work = begin(write_all, self._file, held)
 
     async def _settle(self) -> None:
         work, self._work = self._work, None

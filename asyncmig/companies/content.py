@@ -23,6 +23,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that were handed to the network so far, and all; a repeat begins at 0 again."""
 
 _CHUNK = 256 * 1024
+_AHEAD = 2 * 1024 * 1024
+"""Bytes of a file that a thread reads at once: to hand over costs more than to read a chunk."""
 
 
 def size_of(path: Path) -> int:
@@ -277,7 +279,7 @@ class _Hashed:
 
 @final
 class _Reader:
-    """The chunks of a file, read and hashed in a thread, one ahead of what is being sent."""
+    """The content of a file, read and hashed in a thread, ahead of what is being sent."""
 
     __slots__ = ("_ahead", "_digest", "_file", "_path")
 
@@ -308,7 +310,7 @@ class _Reader:
         return asyncio.get_running_loop().run_in_executor(None, self._read)
 
     def _read(self) -> bytes:
-        chunk = self._file.read(_CHUNK)
+        chunk = self._file.read(_AHEAD)
         self._digest.update(chunk)
         return chunk
 

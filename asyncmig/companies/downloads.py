@@ -13,7 +13,7 @@ from typing import IO, Self, final
 
 import msgspec
 
-from asyncmig._io.threads import WriteBehind, in_thread
+from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies import routes
 from asyncmig.companies.fetch import TRANSIENT, Fetch, is_no_archive, no_sheets
 from asyncmig.companies.names import file_names
@@ -57,7 +57,7 @@ class _Part:
         for left in self._path.parent.glob(f"{glob.escape(self._path.name)}.{'?' * 32}.part"):
             with suppress(OSError):
                 left.unlink()
-        self.file = self._part.open("xb")
+        self.file = self._part.open("xb", buffering=0)
         try:
             self.restart()
         except BaseException:
@@ -91,7 +91,6 @@ class _Part:
     def commit(self) -> Downloaded:
         """Bring it to disk and put it in place. Blocks."""
         with _naming(self._part):
-            self.file.flush()
             os.fsync(self.file.fileno())
         self._part.replace(self._path)
         return Downloaded(sheet=self.sheet, path=str(self._path), rows=self.records.rows, size=self._size)
@@ -180,7 +179,7 @@ async def _fetch_archive(
     tries = fetch.engine.caller.tries(routes.DOWNLOAD)
     while True:
         try:
-            with tempfile.TemporaryFile() as archive:
+            with tempfile.TemporaryFile(buffering=0) as archive:
                 async with fetch.answer(None) as answer, WriteBehind(archive) as file:
                     async for chunk in answer.chunks():
                         await file.write(chunk)
@@ -208,7 +207,7 @@ def _unpack(
                 with part.naming(), content.open(entry) as source:
                     while chunk := source.read(_CHUNK):
                         part.count(chunk)
-                        part.file.write(chunk)
+                        write_all(part.file, [chunk])
                 named = titled(part.sheet, sheets)
                 fetch.expected.check(part.sheet, named[0] if len(named) == 1 else None, part.records)
             return parts

@@ -33,7 +33,9 @@ class _Lines:
         marks = chunk.translate(None, _DROPPED)
         if b"\n\n" in marks or (marks.startswith(b"\n") and not self._begun):
             return self._feed_lines(chunk)  # some line may be blank, or only have no comma
-        inside_out = marks.translate(None, b",").replace(b'""', b"").split(b'"')
+        inside_out = [marks]
+        if b'"' in marks:
+            inside_out = marks.translate(None, b",").replace(b'""', b"").split(b'"')
         self.filled += sum(part.count(b"\n") for part in inside_out[self.open :: 2])
         self.open ^= len(inside_out) % 2 == 0
         last = chunk.rfind(b"\n")

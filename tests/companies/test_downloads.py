@@ -180,13 +180,13 @@ async def test_what_cannot_be_made_whole_leaves_nothing(
 async def test_a_disk_that_is_full_is_said_and_leaves_nothing(
     imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *args: object) -> io.BytesIO:
-        class Full(io.BytesIO):
-            def writelines(self, lines: object, /) -> None:
-                raise OSError(28, "No space left on device")
+    class Full(io.FileIO):
+        def truncate(self, size: int | None = None, /) -> int:
+            return 0
 
+    def full(path: Path, *args: object, **kwargs: object) -> Full:
         path.touch()
-        return Full()
+        return Full("/dev/full", "wb")
 
     async with imported() as company:
         monkeypatch.setattr(Path, "open", full)

@@ -144,8 +144,8 @@ async def test_a_file_that_grows_or_shrinks_meanwhile_is_not_taken_for_whole(
     file = tmp_path / "a.csv"
     async with opens(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
-        for content in (CONTENT[:-300_000], CONTENT + CONTENT):
-            file.write_bytes(CONTENT)
+        for content in (CONTENT * 5, CONTENT * 7):
+            file.write_bytes(CONTENT * 6)
             upload = asyncio.create_task(company.upload(file))
             await asyncio.sleep(1.0)
             file.write_bytes(content)

@@ -1,34 +1,53 @@
 """What is written behind the caller's back is written, or said, and never outlives its block."""
 
 import asyncio
-import io
+import os
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from asyncmig._io.threads import WriteBehind
+from asyncmig._io.threads import WriteBehind, write_all
 
-MIB = 1024 * 1024
+BATCH = 2 * 1024 * 1024
 
 
-class Slow(io.BytesIO):
-    """Writes when it is allowed to."""
+class Slow:
+    """A pipe: what is written to it waits until somebody reads."""
 
-    def __init__(self, error: OSError | None = None) -> None:
-        super().__init__()
-        self.go, self.error = threading.Event(), error
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self.file: IO[bytes] = os.fdopen(write, "wb", buffering=0)
+        self._end: IO[bytes] = os.fdopen(read, "rb")
+        self._reader = threading.Thread(target=self._read)
+        self.size = 0
 
-    def writelines(self, lines: object, /) -> None:
-        assert self.go.wait(10.0)
-        if self.error:
-            raise self.error
-        super().writelines(lines)  # type: ignore[arg-type]
+    def _read(self) -> None:
+        with self._end:
+            while chunk := self._end.read1():
+                self.size += len(chunk)
+
+    def go(self) -> None:
+        self._reader.start()
+
+    def close(self) -> None:
+        """Wait until all was read."""
+        self.file.close()
+        self._reader.join(10.0)
+
+
+@pytest.fixture
+def full() -> Iterator[IO[bytes]]:
+    """A file on a disk without space."""
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        yield file
 
 
 async def test_chunks_are_written_in_their_order(tmp_path: Path) -> None:
-    chunks = [bytes([n]) * (100_000 + n) for n in range(50)]
-    with (tmp_path / "file").open("wb") as file:
+    chunks = [bytes([n]) * (100_000 + n) for n in range(50)] + [bytes(3 * BATCH), b"", b"x"]
+    with (tmp_path / "file").open("wb", buffering=0) as file:
         async with WriteBehind(file) as behind:
             for chunk in chunks:
                 await behind.write(chunk)
@@ -36,19 +55,20 @@ async def test_chunks_are_written_in_their_order(tmp_path: Path) -> None:
 
 
 async def test_the_caller_goes_on_while_a_batch_is_written() -> None:
-    file = Slow()
-    async with WriteBehind(file) as behind:
-        await behind.write(bytes(MIB))
-        await behind.write(bytes(MIB - 1))
+    slow = Slow()
+    async with WriteBehind(slow.file) as behind:
+        await behind.write(bytes(BATCH))
+        await behind.write(bytes(BATCH - 1))
         waits = asyncio.ensure_future(behind.write(b"x"))
         await asyncio.sleep(0.01)
         assert not waits.done()  # no more than that is kept in memory
-        file.go.set()
+        slow.go()
         await waits
-    assert len(file.getvalue()) == 2 * MIB
+    slow.close()
+    assert slow.size == 2 * BATCH
 
 
-async def write(file: Slow, *sizes: int, error: Exception | None = None) -> None:
+async def write(file: IO[bytes], *sizes: int, error: Exception | None = None) -> None:
     async with WriteBehind(file) as behind:
         for size in sizes:
             await behind.write(bytes(size))
@@ -56,41 +76,53 @@ async def write(file: Slow, *sizes: int, error: Exception | None = None) -> None
             raise error
 
 
-@pytest.mark.parametrize("sizes", [(1,), (MIB,), (MIB, MIB), (MIB, 1)])
-async def test_what_goes_wrong_is_raised_by_a_later_write_or_at_the_end(sizes: tuple[int, ...]) -> None:
-    file = Slow(OSError(28, "No space left on device"))
-    file.go.set()
+@pytest.mark.parametrize("sizes", [(1,), (BATCH,), (BATCH, BATCH), (BATCH, 1)])
+async def test_what_goes_wrong_is_raised_by_a_later_write_or_at_the_end(
+    full: IO[bytes], sizes: tuple[int, ...]
+) -> None:
     with pytest.raises(OSError, match="No space"):
-        await write(
-            file, *sizes, error=KeyError("not reached") if len(sizes) == 2 and sizes[1] == MIB else None
-        )
+        await write(full, *sizes, error=KeyError("not reached") if sizes == (BATCH, BATCH) else None)
 
 
 async def test_leaving_waits_for_the_thread_whoever_cancels() -> None:
-    file, left = Slow(), []
+    slow, left = Slow(), asyncio.Event()
 
     async def never_done() -> None:
         try:
-            async with WriteBehind(file) as behind:
-                await behind.write(bytes(MIB))
+            async with WriteBehind(slow.file) as behind:
+                await behind.write(bytes(BATCH))
                 await asyncio.sleep(3600)
         finally:
-            left.append(len(file.getvalue()))
+            left.set()
 
     task = asyncio.create_task(never_done())
     await asyncio.sleep(0.01)
     for _ in range(2):
         task.cancel()
         await asyncio.sleep(0.01)
-    assert not left
-    file.go.set()
+    assert not left.is_set()
+    slow.go()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert left == [MIB]
+    slow.close()
+    assert slow.size == BATCH
 
 
-async def test_an_error_of_the_block_is_not_hidden_by_one_of_the_disk() -> None:
-    file = Slow(OSError(28, "No space left on device"))
-    file.go.set()
+async def test_an_error_of_the_block_is_not_hidden_by_one_of_the_disk(full: IO[bytes]) -> None:
     with pytest.raises(KeyError):
-        await write(file, MIB, error=KeyError("mine"))
+        await write(full, BATCH, error=KeyError("mine"))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 5, 2500])
+def test_all_is_written_however_little_of_it_the_system_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    def writev(descriptor: int, pieces: Sequence[bytes]) -> int:
+        assert len(pieces) <= 1024
+        return os.write(descriptor, b"".join(pieces)[:taken])
+
+    monkeypatch.setattr(os, "writev", writev)
+    chunks = [bytes([n % 251]) * 4 for n in range(2500)] + [b""]
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_all(file, chunks)
+    assert (tmp_path / "file").read_bytes() == b"".join(chunks)
