@@ -8,6 +8,7 @@ import msgspec
 
 from asyncmig.companies.catalog import Company
 from asyncmig.companies.downloads import Downloaded
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
@@ -50,7 +51,7 @@ class Delivery:
         progress.begin("downloading")
         if not company.sheets:  # an adopted one's, whose creation was never answered
             company.sheets = _sheets(report)
-        files = await self._download(company, None if progress.record.foreign else report)
+        files = await self._download(company, report)
         try:
             reason = await self._export(company)
         except (RunError, *_REFUSED) as error:
@@ -94,19 +95,32 @@ class Delivery:
         return all(path.parent == self._folder and path.exists() for path in paths)
 
     async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
-        """Download; with no report to compare with, until it comes twice the same: a proxy may cut it short."""
+        """Download what `report` counts, and what other imports have left there.
+
+        A proxy may cut it short. Where the report does not say exactly what there is, it is fetched until it comes
+        twice the same, no shorter than before, and with no fewer rows than were reported.
+        """
+        exact = None if self._progress.record.foreign else report
         fetch = partial(
             company.download,
             to=self._folder,
             filter=self._options.row_filter,
-            report=report,
+            report=exact,
             rank=self._progress.rank,
         )
         files = await self._progress.patiently(fetch)
-        for _ in range(0 if report else _TIMES):
+        if exact is not None:
+            return files
+        fewest, largest = _surely(report, self._options.row_filter), _size(files)
+        for _ in range(_TIMES):
             before, files = files, await self._progress.patiently(fetch)
-            if files == before:
-                break
+            largest = max(largest, _size(files))
+            if files == before and _size(files) == largest and _rows(files) >= fewest:
+                return files
+        self._progress.notes.append(
+            f"the sheets may have been cut short: at last {_rows(files)} rows came, in {_size(files)} bytes; "
+            f"at least {fewest} rows were reported, and {largest} bytes came at most"
+        )
         return files
 
     async def _export(self, company: Company) -> str | None:
@@ -158,6 +172,22 @@ async def _started(company: Company, step: ExportStep) -> ExportRun:
         if isinstance(error.__cause__, TRANSIENT):
             raise error.__cause__ from error  # no answer yet, and the journal has the key
         raise
+
+
+def _size(files: list[Downloaded]) -> int:
+    return sum(file.size for file in files)
+
+
+def _rows(files: list[Downloaded]) -> int:
+    return sum(file.rows for file in files)
+
+
+def _surely(report: ImportReport | None, row_filter: RowFilter) -> int:
+    """Return how many rows must be there by a report, whatever other imports have left."""
+    if report is None or report.inserted is None:
+        return 0
+    invalid = 0 if row_filter == "all" else report.invalid_rows
+    return 0 if invalid is None else report.inserted - invalid
 
 
 def _sheets(report: ImportReport | None) -> tuple[Sheet, ...]:

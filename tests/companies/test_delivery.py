@@ -1,6 +1,7 @@
 """What comes of an import: exports and their losses, runs that are begun again, what a rejection leaves."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +236,40 @@ async def test_a_rejected_import_is_begun_again_under_another_policy(
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve", retries=1)
     assert isinstance(outcome, Delivered)
     assert starts(world, "imports") == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "times", "doubtful"),
+    [((), 2, False), ((1,), 3, False), ((2, 3), 5, False), ((1, 2), 4, False), (range(1, 10), 9, True)],
+)
+async def test_what_no_report_counts_is_fetched_until_it_is_surely_whole(
+    opens: Opens,
+    customer: Customer,
+    world: World,
+    wire: InProcess,
+    tmp_path: Path,
+    cut: Collection[int],
+    times: int,
+    doubtful: bool,
+) -> None:
+    """Two imports have left rows, and a report counts its own; a body that was cut may look whole."""
+    world.variants = Variants(zip_status=404, rejected_keeps=False)
+    journal, spec, bodies = MemoryJournal(), customer(contacts=DUPLICATES), Counter[str]()
+
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        if not path.endswith("/export.csv") or "sheet_id" not in wire.sent[-1][2]:
+            return None
+        bodies[wire.sent[-1][2]] += 1
+        return Fault(truncated_to=9) if bodies[wire.sent[-1][2]] in cut else None
+
+    async with opens() as session:
+        await migrate(session, spec, journal=journal, to=tmp_path, decide="reject")
+        wire.fault = fault
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve", retries=1)
+    assert isinstance(outcome, Delivered)
+    assert any("cut short" in note for note in outcome.notes) == doubtful
+    assert doubtful or outcome.rows > 0
+    assert set(bodies.values()) == {times}
 
 
 @pytest.mark.parametrize(
