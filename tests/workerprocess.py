@@ -1,4 +1,4 @@
-"""A worker as SAQ's command starts it, on a faster clock, and with a wall-clock that may be wrong.
+"""SAQ's own command, on a faster clock, and with a wall-clock that may be wrong.
 
 WORKER='{"speed": ..., ...}' python workerprocess.py
 """
@@ -6,10 +6,11 @@ WORKER='{"speed": ..., ...}' python workerprocess.py
 import asyncio
 import json
 import os
+import sys
 import time
 from typing import Any
 
-from saq.worker import start
+from saq.__main__ import main as saq_command
 
 from asyncmig import Session
 from asyncmig.companies.options import MigrationOptions
@@ -37,7 +38,8 @@ def main() -> None:
     asyncio.new_event_loop = lambda: fast_loop(TOLD["speed"])
     wall: Any = time.time  # noqa: TID251 - the clock that is wrong
     time.time = lambda: wall() + TOLD["off"]  # noqa: TID251 - as above
-    start("workerprocess.settings")
+    sys.argv = ["saq", "workerprocess.settings"]
+    saq_command()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,10 @@ def run(
     select: SelectOption = None,
     queue: Annotated[
         str | None,
-        typer.Option(help="Have workers do it: the queue's URL, or an environment variable that holds it."),
+        typer.Option(
+            help="Have workers do it: the queue's URL, or an environment variable that holds it. Sheets come to "
+            "where the workers write, and where --decide, --filter and the like are not given, theirs hold."
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Check everything and say what would be done; send nothing.")

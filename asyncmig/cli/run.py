@@ -23,6 +23,7 @@ from asyncmig.cli.report import CompanyRow, Report, ReportFile
 from asyncmig.cli.selection import only, select
 from asyncmig.cli.settings import DecideChoice, Display
 from asyncmig.cli.terminal import counted, say
+from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, Failed, Outcome
 from asyncmig.companies.spec import Record, Spec
 from asyncmig.errors import (
@@ -241,21 +242,28 @@ class _Work:
         interrupts: Interrupts,
     ) -> str | None:
         options = self._options
+        each = MigrationOptions(
+            decide=_POLICIES[options.decide],
+            row_filter=options.filter,
+            retries=options.retries,
+            once_more=self._wanted.selection is not None,
+            deliver_rejected=options.deliver_rejected,
+        )
         async with Fleet(
             self._session,
             journal=self._journal,
             to=options.out,
-            decide=_POLICIES[options.decide],
-            row_filter=options.filter,
             concurrency=options.concurrency,
-            retries=options.retries,
-            once_more=self._wanted.selection is not None,
-            deliver_rejected=options.deliver_rejected,
+            decide=each.decide,
+            row_filter=each.row_filter,
+            retries=each.retries,
+            once_more=each.once_more,
+            deliver_rejected=each.deliver_rejected,
         ) as fleet:
             interrupts.fleet = fleet
             try:
                 with self._at_most(interrupts):
-                    async for outcome in self._outcomes(fleet, specs, interrupts):
+                    async for outcome in self._outcomes(fleet, each, specs, interrupts):
                         outlets.tell(outcome)
                         self._count(outcome, records.get(outcome.external_id), interrupts)
             except JournalError as error:
@@ -289,12 +297,13 @@ class _Work:
             )
 
     def _outcomes(
-        self, fleet: Fleet, specs: tuple[Spec, ...], interrupts: Interrupts
+        self, fleet: Fleet, options: MigrationOptions, specs: tuple[Spec, ...], interrupts: Interrupts
     ) -> AsyncIterator[Outcome]:
         queue = self._wanted.queue
         if queue is None:
             return fleet.run(specs)
-        return follow(queue_url(queue), specs, lambda: interrupts.count > 0)
+        asked = None if options == MigrationOptions() else options  # the workers have their own defaults
+        return follow(queue_url(queue), specs, asked, lambda: interrupts.count > 0)
 
     async def _specs(self) -> tuple[Spec, ...]:
         companies, manifest = self._session.companies, self._manifest

@@ -27,7 +27,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypedDict, cast, final
+from typing import Literal, Never, Self, TypedDict, cast, final
 
 import msgspec
 from saq.job import TERMINAL_STATUSES, Job, Status
@@ -98,15 +98,15 @@ def worker_settings(
 def settings() -> dict[str, object]:
     """Return settings from the environment, for `saq asyncmig.distributed.saq.settings`.
 
-    `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_JOURNAL`: URL of PostgreSQL, or a file for workers of one
-    machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared. `ASYNCMIG_OUT` (`out`) and
-    `ASYNCMIG_DECIDE` (`park`, `approve_safe`, `approve`, `reject`) as for `Fleet`, `ASYNCMIG_CONCURRENCY` (100) as
-    above. Raises `InvalidInput`.
+    `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_DATABASE`: where the journal is, a URL of PostgreSQL, or a
+    file for workers of one machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared.
+    `ASYNCMIG_OUT` (`out`) and `ASYNCMIG_DECIDE` (`park`, `approve-safe`, `approve`, `reject`) as for `asyncmig run`,
+    `ASYNCMIG_CONCURRENCY` (100) as above. Raises `InvalidInput`.
     """
     decide = os.environ.get("ASYNCMIG_DECIDE", "park")
-    if decide not in ("park", "approve_safe", "approve", "reject"):
-        raise InvalidInput("ASYNCMIG_DECIDE", decide, "is none of park, approve_safe, approve, reject")
-    place, concurrency = _variable("ASYNCMIG_JOURNAL"), os.environ.get("ASYNCMIG_CONCURRENCY", "100")
+    if decide not in ("park", "approve-safe", "approve", "reject"):
+        raise InvalidInput("ASYNCMIG_DECIDE", decide, "is none of park, approve-safe, approve, reject")
+    place, concurrency = _variable("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_CONCURRENCY", "100")
     if not concurrency.isdecimal() or int(concurrency) < 1:
         raise InvalidInput("ASYNCMIG_CONCURRENCY", concurrency, "must be at least 1")
     return worker_settings(
@@ -114,7 +114,7 @@ def settings() -> dict[str, object]:
         session=_session,
         journal=lambda: _journal(place),
         to=os.environ.get("ASYNCMIG_OUT", "out"),
-        options=MigrationOptions(decide=cast("Literal['park']", decide)),
+        options=MigrationOptions(decide=cast("Literal['park']", decide.replace("-", "_"))),
         concurrency=int(concurrency),
     )
 
@@ -142,18 +142,23 @@ class MigrationQueue:
     ) -> None:
         await self._queue.disconnect()
 
-    async def submit(self, spec: Spec) -> bool:
-        """Have a customer migrated; False if that is under way already. Raises `InvalidInput` for a wrong spec."""
-        spec.validate()
-        return await self._enqueue(spec)
+    async def submit(self, spec: Spec, *, options: MigrationOptions | None = None) -> bool:
+        """Have a customer migrated, as the workers do it or by `options`; False if that is under way already.
 
-    async def decide(self, spec: Spec, parked: Parked, decision: Decision) -> bool:
+        Raises `InvalidInput` for a wrong spec, and for options with a function.
+        """
+        spec.validate()
+        return await self._enqueue(spec, options)
+
+    async def decide(
+        self, spec: Spec, parked: Parked, decision: Decision, *, options: MigrationOptions | None = None
+    ) -> bool:
         """Have a parked customer's questions answered; False if its migration is under way already.
 
         If the run asks something else by then, it stays parked.
         """
         shown = {"decision": msgspec.to_builtins(decision), "shown": _digest(parked)}
-        return await self._enqueue(spec, **shown)
+        return await self._enqueue(spec, options, **shown)
 
     async def abort(self, external_id: str) -> None:
         """Stop a customer's migration where it is; submitted again, it goes on."""
@@ -161,10 +166,13 @@ class MigrationQueue:
         if job is not None and job.status not in TERMINAL_STATUSES:
             await self._queue.abort(job, "aborted")
 
-    async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
+    async def run(
+        self, specs: Iterable[Spec], *, options: MigrationOptions | None = None
+    ) -> AsyncIterator[Outcome]:
         """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
 
-        Raises `InvalidInput` for a spec with connections.
+        `options`: how they are migrated, if not as the workers do it. Raises `InvalidInput` for options with a
+        function, and for a spec with connections.
         """
         waiting = {spec.external_id: spec for spec in specs}
         for spec in waiting.values():
@@ -173,7 +181,7 @@ class MigrationQueue:
         while waiting:
             try:
                 for external_id in sorted(missing, key=list(waiting).index):
-                    await self._enqueue(waiting[external_id])
+                    await self._enqueue(waiting[external_id], options)
                     missing.discard(external_id)
                 await asyncio.sleep(real_seconds(_LOOK_AGAIN))
                 found = await self._queue.jobs([self._key(external_id) for external_id in waiting])
@@ -198,8 +206,10 @@ class MigrationQueue:
             return job.result is None  # a heartbeat of the worker before can have come in between
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
-    async def _enqueue(self, spec: Spec, **more: object) -> bool:
+    async def _enqueue(self, spec: Spec, options: MigrationOptions | None, **more: object) -> bool:
         _check_no_secret(spec)
+        if options is not None:
+            more["options"] = _written(options)
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),
@@ -254,7 +264,13 @@ class _Work:
         await self._exits.aclose()
 
     async def migrate(
-        self, context: _Context, *, spec: Builtins, decision: Builtins | None = None, shown: str = ""
+        self,
+        context: _Context,
+        *,
+        spec: Builtins,
+        options: Builtins | None = None,
+        decision: Builtins | None = None,
+        shown: str = "",
     ) -> object:
         """Migrate a customer, and return the outcome as JSON's types.
 
@@ -262,12 +278,14 @@ class _Work:
         """
         worker, job = context["worker"], context["job"]
         answer = None if decision is None else msgspec.convert(decision, Decision)
-        options = self._options if answer is None else _deciding(self._options, answer, shown)
+        wanted = self._options if options is None else MigrationOptions(**cast("dict[str, Never]", options))
+        if answer is not None:
+            wanted = _deciding(wanted, answer, shown)
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
         if self._connections is not None:
             secrets = self._connections(customer.external_id)
             customer = msgspec.structs.replace(customer, connections=secrets)
-        work = asyncio.ensure_future(self._beating(job, customer, options))
+        work = asyncio.ensure_future(self._beating(job, customer, wanted))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -325,6 +343,13 @@ async def _beat(job: Job, done: asyncio.Event) -> None:
                 await job.update()
         except queue.away as error:
             _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)
+
+
+def _written(options: MigrationOptions) -> object:
+    if callable(options.decide):
+        why = "is a function, which no queue can hold: give it to the workers, as `worker_settings(options=...)`"
+        raise InvalidInput("decide", options.decide, why)
+    return msgspec.to_builtins(options)
 
 
 def _deciding(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:

@@ -30,7 +30,18 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
         monkeypatch.setenv("ASYNCMIG_QUEUE", url)
         farm.start()
         manifest = customers(acme=GOOD, bolt=GOOD)
-        result = cli("run", manifest, "--queue", "ASYNCMIG_QUEUE", "--speed", 60, "--base-url", farm.base_url)
+        result = cli(
+            "run",
+            manifest,
+            "--queue",
+            "ASYNCMIG_QUEUE",
+            "--filter",
+            "all",
+            "--speed",
+            60,
+            "--base-url",
+            farm.base_url,
+        )
         assert result.code == 0, (result.err, farm.log())
         assert farm.verdict()["duplicate_imports"] == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))

@@ -135,6 +135,24 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
     run(main())
 
 
+def test_options_travel_with_a_job_unless_they_are_a_function(place: Place) -> None:
+    async def main() -> None:
+        specs = parks(place)
+        async with place.queue() as queue, place.worker(decide="park"):
+            approving = MigrationOptions(decide="approve", row_filter="all")
+            (done,) = [outcome async for outcome in queue.run(specs, options=approving)]
+            assert isinstance(done, Delivered)
+            assert done.row_filter == "all"
+            asking = MigrationOptions(decide=decide)
+            with pytest.raises(InvalidInput, match="decide"):
+                await queue.submit(specs[0], options=asking)
+
+    async def decide(parked: Parked) -> None:
+        raise AssertionError(parked)
+
+    run(main())
+
+
 def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
@@ -280,9 +298,9 @@ def test_settings_come_from_the_environment(
     monkeypatch.setenv("VERN_API_KEY", KEY)
     for name in [name for name in os.environ if name.startswith("ASYNCMIG_")]:
         monkeypatch.delenv(name)
-    with pytest.raises(InvalidInput, match="ASYNCMIG_JOURNAL"):
+    with pytest.raises(InvalidInput, match="ASYNCMIG_DATABASE"):
         settings()
-    monkeypatch.setenv("ASYNCMIG_JOURNAL", str(tmp_path / "fleet.db"))
+    monkeypatch.setenv("ASYNCMIG_DATABASE", str(tmp_path / "fleet.db"))
     with pytest.raises(InvalidInput, match="ASYNCMIG_QUEUE"):
         settings()
     monkeypatch.setenv("ASYNCMIG_QUEUE", "amqp://secret@host")
@@ -290,6 +308,8 @@ def test_settings_come_from_the_environment(
         settings()
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url)
+    monkeypatch.setenv("ASYNCMIG_DECIDE", "approve-safe")  # as `asyncmig run` reads it
+    settings()
     for name, wrong in {"ASYNCMIG_DECIDE": "guess", "ASYNCMIG_CONCURRENCY": "0"}.items():
         monkeypatch.setenv(name, wrong)
         with pytest.raises(InvalidInput, match=name):
