@@ -5,10 +5,13 @@ loop's clock). The first is `Begun`, the last `Ended`; between them stand the ev
 names, and an `Outcome` for each customer, shaped as in `report.json`. Fields and types may be added.
 """
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast, final
 
 import msgspec
@@ -30,9 +33,9 @@ def wall_clock() -> str:
 
 @final
 class Feed:
-    """Prints events, each as soon as it happens."""
+    """Prints events, each as soon as it happens, until nobody reads them any more."""
 
-    __slots__ = ("_clock", "_epoch", "_requests", "_wall")
+    __slots__ = ("_abandoned", "_clock", "_epoch", "_read", "_requests", "_wall")
 
     def __init__(
         self,
@@ -40,10 +43,14 @@ class Feed:
         clock: Callable[[], float],
         wall: Callable[[], str] = wall_clock,
         requests: bool = False,
+        abandoned: Callable[[], None],
     ) -> None:
-        """`clock`: the loop's; `wall`: the time of day. `requests`: write each of them, too."""
-        self._clock, self._wall, self._requests = clock, wall, requests
-        self._epoch = clock()
+        """`clock`: the loop's; `wall`: the time of day. `requests`: write each of them, too.
+
+        `abandoned` is called once, when whoever read the lines has gone away.
+        """
+        self._clock, self._wall, self._requests, self._abandoned = clock, wall, requests, abandoned
+        self._epoch, self._read = clock(), True
 
     def begin(self, customers: int) -> None:
         """Write the first line."""
@@ -73,4 +80,11 @@ class Feed:
         }
         since = {name: round(value - self._epoch, 3) for name, value in at.items()}
         line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
-        print_line(line)
+        if not self._read:
+            return
+        try:
+            print_line(line)
+        except BrokenPipeError:
+            self._read = False
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what is left of the line fails again at exit
+            self._abandoned()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, final
 
@@ -141,8 +142,9 @@ async def drive(
         manifest = only(manifest, selected)
         progress = Progress(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
-        feed, recorder = _feed(display), Recorder(session, options)
+        recorder = Recorder(session, options)
         with recorder.following(), session.events.subscribe(key), Interrupts(session, words) as interrupts:
+            feed = _feed(display, interrupts)
             with progress.following(session), _feeding(feed, session, len(manifest.customers)):
                 work = _Work(manifest, options, session, journal, wanted)
                 reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
@@ -164,11 +166,12 @@ async def drive(
         return ended
 
 
-def _feed(display: Display) -> Feed | None:
+def _feed(display: Display, interrupts: Interrupts) -> Feed | None:
     if not display.as_json:
         return None
     loop = asyncio.get_running_loop()
-    return Feed(clock=loop.time, requests=display.verbose)
+    abandoned = partial(interrupts.stop, "nobody reads stdout any more")
+    return Feed(clock=loop.time, requests=display.verbose, abandoned=abandoned)
 
 
 @contextmanager

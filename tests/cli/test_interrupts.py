@@ -76,3 +76,28 @@ async def test_a_second_signal_cancels_at_once() -> None:
         await asyncio.sleep(2.0)
     assert interrupts.count == 3
     assert "Stopping at once." in words.getvalue()
+
+
+def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
+    slow: Simulator, customers: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
+    args = ["run", manifest, "--json", "--speed", str(SPEED), "--base-url", slow.base_url]
+    with subprocess.Popen(
+        [sys.executable, "-m", "asyncmig", *args],
+        cwd=tmp_path,
+        env={**os.environ, "VERN_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["type"] == "Begun"
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 75, err
+    assert "Ending early: nobody reads stdout any more" in err
+    assert "BrokenPipe" not in err
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    assert [row["outcome"] for row in rows] == ["pending", "pending"]

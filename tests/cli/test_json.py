@@ -51,7 +51,7 @@ def test_the_schema_is_what_it_was(
 ) -> None:
     monkeypatch.setattr("asyncmig.cli.feed.version", lambda package: "V")
     now = 1000.0
-    feed = Feed(clock=lambda: now, wall=lambda: "T", requests=True)
+    feed = Feed(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
     feed.begin(1)
     now = at = 1001.5
     request = {"endpoint": "POST /companies", "lane": "WORK", "attempt": 1}
