@@ -6,7 +6,8 @@ from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
 from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.adoption import adopt
-from asyncmig.companies.catalog import Companies, Company
+from asyncmig.companies.catalog import Companies
+from asyncmig.companies.company import Company
 from asyncmig.companies.connections import Destination
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.expected import RowFilter

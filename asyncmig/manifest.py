@@ -21,7 +21,8 @@ from typing import TypeVar, final
 
 from asyncmig._manifest_toml import Cells
 from asyncmig._manifest_toml import parse as parse_toml
-from asyncmig.companies.catalog import check_external_id, find
+from asyncmig.companies.catalog import check_external_id
+from asyncmig.companies.lookup import find
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Source, Template

@@ -12,7 +12,7 @@ from rich.console import Console
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.terminal import clean, say
-from asyncmig.companies.catalog import find
+from asyncmig.companies.lookup import find
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
 from asyncmig.manifest import Customer, Fault, InvalidManifest, Manifest

@@ -5,7 +5,8 @@ from functools import partial
 import msgspec
 
 from asyncmig.companies import routes
-from asyncmig.companies.catalog import Company, check_external_id
+from asyncmig.companies.catalog import check_external_id
+from asyncmig.companies.company import Company
 from asyncmig.companies.progress import Progress, read_record, wall_clock
 from asyncmig.companies.wire import ImportState
 from asyncmig.errors import InvalidInput, UnknownOutcome

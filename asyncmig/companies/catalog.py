@@ -1,9 +1,7 @@
-"""The catalogue of an account, and its companies: provision one, or open one by its id."""
+"""The catalogue of an account, and the way to its companies: provision one, or open one by its id."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TypeVar, final
 
 import msgspec
@@ -12,33 +10,15 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
+from asyncmig.companies.company import Company
 from asyncmig.companies.connections import Connections, checked_connections, secrets_of
-from asyncmig.companies.content import Progress, Stream
-from asyncmig.companies.downloads import Downloaded, download
-from asyncmig.companies.expected import Expected, RowFilter
-from asyncmig.companies.exports import ExportOutcome, Exports
-from asyncmig.companies.fetch import Fetch
-from asyncmig.companies.imports import Imports
-from asyncmig.companies.sheets import chosen, known
-from asyncmig.companies.streams import stream_all, stream_sheet
-from asyncmig.companies.uploads import Uploaded, upload
-from asyncmig.companies.wire import (
-    CompanyBody,
-    CompanyCreated,
-    Connection,
-    ImportReport,
-    Sheet,
-    Source,
-    Sources,
-    Template,
-    Templates,
-)
+from asyncmig.companies.lookup import named
+from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
 from asyncmig.errors import InvalidInput, NotFound
 
-__all__ = ["Companies", "Company", "check_external_id", "find", "named"]
+__all__ = ["Companies", "check_external_id"]
 
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_Named = TypeVar("_Named", Source, Template, Sheet)
 _Listed = TypeVar("_Listed", Sources, Templates)
 
 
@@ -99,7 +79,7 @@ class Companies:
         template_ids: Sequence[str] | None = None,
         connections: Connections | None = None,
         rank: float = 0.0,
-    ) -> "Company":
+    ) -> Company:
         """Provision a company of the source with id `source`.
 
             company = await session.companies.create(
@@ -132,7 +112,7 @@ class Companies:
 
     def open(
         self, company_id: str, *, external_id: str | None = None, sheets: Sequence[Sheet] = ()
-    ) -> "Company":
+    ) -> Company:
         """Return the handle of a company that is known by its id; no request is made.
 
             run = await session.companies.open(company_id).imports.recover()
@@ -150,229 +130,6 @@ class Companies:
             advice = f"this server does not {endpoint.name}: names cannot be looked up here, use ids"
             text = f"{error.text} ({advice})" if error.text else advice
             raise NotFound(error.method, error.endpoint, error.status, text) from error
-
-
-@final
-class Company:
-    """One customer's migration: its ids, its sheets, and what can be done with them."""
-
-    __slots__ = (
-        "_engine",
-        "connections",
-        "created_at",
-        "exports",
-        "external_id",
-        "id",
-        "imports",
-        "is_new",
-        "magic_link_url",
-        "name",
-        "sheets",
-        "workbook_id",
-    )
-
-    def __init__(
-        self,
-        engine: Engine,
-        company_id: str,
-        *,
-        external_id: str | None = None,
-        sheets: Sequence[Sheet] = (),
-        created: CompanyCreated | None = None,
-        is_new: bool = False,
-    ) -> None:
-        self._engine = engine
-        self.id: str = company_id
-        self.external_id: str | None = external_id or (created.company.external_id if created else None)
-        self.is_new: bool = is_new
-        """Whether this handle created it: False if it was there already, or was opened by its id."""
-        self.name: str | None = created.company.name if created else None
-        """None if it was opened by its id; so are the following."""
-        self.created_at: str | None = created.company.created_at if created else None
-        """ISO 8601, as the server says it."""
-        self.workbook_id: str | None = created.workbook_id if created else None
-        """What the webhooks of its exports name."""
-        self.magic_link_url: str | None = created.magic_link_url if created else None
-        """Lets whoever holds it in: it is in no repr."""
-        self.connections: tuple[Connection, ...] = created.connections if created else ()
-        """The destination as the server knows it, without its secrets."""
-        self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
-        self.imports: Imports = Imports(engine, company_id)
-        self.exports: Exports = Exports(engine, company_id)
-
-    def __repr__(self) -> str:
-        return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
-
-    def sheet(self, wanted: str, /) -> Sheet:
-        """Return the sheet of this name, or of this id: one that `create` told of, or a completed import.
-
-            contacts = company.sheet("Contacts")
-
-        Raises `InvalidInput` that lists the names that are known. No request is made.
-        """
-        sheets = {sheet.id: sheet for sheet in (*self._reported(), *self.sheets)}
-        if not sheets:
-            raise InvalidInput("sheet", wanted, "no sheets are known here: the company was opened by its id")
-        return named("sheet", wanted, tuple(sheets.values()))
-
-    async def upload(
-        self,
-        source: Path | bytes | Stream,
-        *,
-        name: str | None = None,
-        size: int | None = None,
-        content_type: str | None = None,
-        progress: Progress | None = None,
-        rank: float = 0.0,
-    ) -> Uploaded:
-        """Upload a file for an import, as it is: CSV, Excel, or whatever the source reads.
-
-            uploaded = await company.upload(Path("contacts.xlsx"))
-            uploaded = await company.upload(lambda: bucket.chunks("deals.csv"), name="deals.csv", size=bucket.size)
-            run = await company.imports.start(files=[uploaded])
-
-        `source`: a path; bytes; or a stream: an async iterable of bytes, or a callable that opens one, with its
-        `size` in bytes. A URL that failed, expired or was used is replaced, and the bytes are sent again from the
-        start. A stream that can be read only once (an async generator) is not: if it breaks off midway, the error
-        says so, no import has seen any of it, and the upload can be made again. A callable is called again instead.
-
-        `content_type`: goes by the name if not given. `progress(sent, size)`: called with bytes as they go out, from
-        0 again in a repeat; what it raises ends the upload. `rank`: a lower one goes first among requests that wait.
-        At most `max_parallel_uploads` of the session are under way at a time.
-
-        Raises `InvalidInput` for a source that is missing, empty, of another size than was said, or changes while it
-        is read; what a stream raises, as it is; `NoAnswer`, `UnexpectedReply` when the attempts are used up.
-        """
-        return await upload(
-            self._engine,
-            self.id,
-            source,
-            name=name,
-            size=size,
-            content_type=content_type,
-            progress=progress,
-            rank=rank,
-        )
-
-    async def download(
-        self,
-        *,
-        to: Path | str,
-        sheets: Sequence[str | Sheet] | None = None,
-        filter: RowFilter = "valid",  # noqa: A002 - the API's own word
-        report: ImportReport | None = None,
-        rank: float = 0.0,
-    ) -> list[Downloaded]:
-        """Bring sheets to `to/SHEET.csv`; a file is whole, or not there at all.
-
-            files = await company.download(to="out/acme-001", sheets=["Contacts"], filter="all")
-
-        `sheets`: names, ids or `Sheet`s; all if not given, in one ZIP where the server offers that. File names are
-        the sheets' names, made safe. `filter="valid"` drops every row that has one bad cell, `"all"` keeps them.
-        `report`: of the only import that the company has had (known without saying, if this handle created the
-        company and started the import); what came is compared with it, and a download that was cut short is
-        repeated.
-
-        Raises `InvalidInput` for a sheet that is not known; `TruncatedDownload` when what came and the report still
-        disagree at the last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
-        folder that cannot be written.
-        """
-        fetch, among = self._fetch(filter, report, rank)
-        if sheets is None:
-            return await download(fetch, among, Path(to), whole=True)
-        if isinstance(sheets, str) or not sheets:
-            raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
-        wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
-        return await download(fetch, list(wanted.values()), Path(to), whole=False)
-
-    def stream(
-        self,
-        sheet: str | Sheet | None = None,
-        *,
-        filter: RowFilter = "valid",  # noqa: A002 - the API's own word
-        report: ImportReport | None = None,
-        rank: float = 0.0,
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a download as an iterator over its bytes, to hand it on without a disk.
-
-            async with company.stream("Contacts") as chunks:
-                async for chunk in chunks:
-                    await storage.write(chunk)
-            await storage.commit()  # not before the loop has ended by itself
-
-        The CSV of one `sheet` (name, id or `Sheet`); without one, a ZIP of all of them, made here where the server
-        has none. Chunks have about 256 KiB at most; a slow reader slows the transfer, and no part of the limit is
-        held while the body comes. Leaving the block early closes the connection. `filter` and `report` as for
-        `download`.
-
-        Before the first byte a failed attempt is repeated. After it nothing can be taken back: a body that breaks
-        off, or has not the rows that the report says, raises `TruncatedDownload` at the end of the loop, so only a
-        loop that ends without an error has handed on the whole. Raises `InvalidInput` for a sheet that is not
-        known.
-        """
-        fetch, among = self._fetch(filter, report, rank)
-        if sheet is None:
-            return stream_all(fetch, among)
-        return stream_sheet(fetch, chosen(sheet, among, "sheet"))
-
-    async def export(
-        self,
-        *,
-        canary_first: bool = True,
-        template_ids: Sequence[str] | None = None,
-        row_filter: str | None = None,
-        canary_key: str | None = None,
-        full_key: str | None = None,
-    ) -> ExportOutcome:
-        """Write the company's rows to its destination: the first row of each template, and if that went well, all.
-
-            exported = await company.export()
-            if not exported.is_clean:
-                print(exported.stopped, exported.report.failed, exported.report.hollow)
-
-        See `Exports.export`, which this is.
-        """
-        return await self.exports.export(
-            canary_first=canary_first,
-            template_ids=template_ids,
-            row_filter=row_filter,
-            canary_key=canary_key,
-            full_key=full_key,
-        )
-
-    def _fetch(
-        self, row_filter: RowFilter, report: ImportReport | None, rank: float
-    ) -> tuple[Fetch, list[Sheet]]:
-        """Return how to download, and the sheets that there are."""
-        if row_filter not in ("valid", "all"):
-            raise InvalidInput("filter", row_filter, "is neither 'valid' nor 'all'")
-        report = report or self._only_report()
-        fetch = Fetch(
-            engine=self._engine,
-            company_id=self.id,
-            row_filter=row_filter,
-            expected=Expected(report, row_filter),
-            rank=rank,
-        )
-        return fetch, known(self.sheets, report)
-
-    def _only_report(self) -> ImportReport | None:
-        """Return the report of the only import, where there can have been no other."""
-        if not self.is_new or len(self.imports.started) != 1:
-            return None
-        state = self.imports.started[0].state
-        return state.report if state is not None and state.status == "completed" else None
-
-    def _reported(self) -> list[Sheet]:
-        """Return the sheets that the completed imports of this handle tell of."""
-        states = [run.state for run in self.imports.started]
-        reports = [state.report for state in states if state and state.report and state.status == "completed"]
-        return [
-            Sheet(id=count.sheet_id, name=count.template_name or "")
-            for report in reports
-            for count in report.per_sheet
-            if count.sheet_id is not None
-        ]
 
 
 def check_external_id(external_id: str) -> str:
@@ -408,22 +165,3 @@ def _checked(
 
 def _secrets(connections: dict[str, object]) -> tuple[str, ...]:
     return tuple(secrets_of(connections))
-
-
-def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
-    """Return the source, template or sheet that `wanted` names, by id or by name.
-
-    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
-    """
-    found = [each for each in among if each.id == wanted] or [each for each in among if each.name == wanted]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = [each.id for each in found]
-        raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
-    raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
-
-
-def find(field: str, wanted: str, among: Sequence[_Named]) -> str:
-    """Return the id of what `wanted` names; see `named`."""
-    return named(field, wanted, among).id

@@ -9,7 +9,7 @@ import anyio
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig.companies import routes
-from asyncmig.companies.catalog import Company
+from asyncmig.companies.company import Company
 from asyncmig.companies.progress import TRANSIENT, Progress
 from asyncmig.companies.spec import Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, JournalError, UnknownOutcome

@@ -6,7 +6,7 @@ from typing import final
 
 import msgspec
 
-from asyncmig.companies.catalog import Company
+from asyncmig.companies.company import Company
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.exports import ExportRun

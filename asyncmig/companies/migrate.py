@@ -17,7 +17,7 @@ import msgspec
 
 from asyncmig.companies import routes
 from asyncmig.companies.adoption import look_first
-from asyncmig.companies.catalog import Company
+from asyncmig.companies.company import Company
 from asyncmig.companies.creation import Creation, unknown
 from asyncmig.companies.delivery import Delivery
 from asyncmig.companies.expected import RowFilter

@@ -7,7 +7,7 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import Conflict, Custom, InvalidInput, RunFailed, Spec
-from asyncmig.companies.catalog import find
+from asyncmig.companies.lookup import find
 from asyncmig.simulator import Reply, World
 
 from .conftest import DUPLICATES, SOURCE, Opens
