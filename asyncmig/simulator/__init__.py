@@ -11,12 +11,13 @@ from asyncmig.simulator.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 from asyncmig.simulator.messages import Reply, Request
 from asyncmig.simulator.profiles import PROFILES, Profile
+from asyncmig.simulator.routes import endpoint_of
 from asyncmig.simulator.runs import Pace
 from asyncmig.simulator.sender import send
 from asyncmig.simulator.tables import Column, Schema
 from asyncmig.simulator.variants import VARIANTS, Variants
 from asyncmig.simulator.webhooks import DEFECTS, Webhook, Workbook, disordered, export_webhooks
-from asyncmig.simulator.world import World, endpoint_of
+from asyncmig.simulator.world import World
 
 __all__ = [
     "DEFECTS",

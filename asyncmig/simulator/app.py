@@ -10,7 +10,8 @@ from aiohttp import web
 
 from asyncmig.simulator.faults import Faults
 from asyncmig.simulator.messages import Reply, Request
-from asyncmig.simulator.world import World, endpoint_of
+from asyncmig.simulator.routes import endpoint_of
+from asyncmig.simulator.world import World
 
 __all__ = ["Serving", "serve"]
 

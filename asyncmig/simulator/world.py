@@ -1,61 +1,31 @@
 """The server's state: a request and `now` go in, a reply comes out. It knows the contract and no client."""
 
-import csv
-import gzip
 import hashlib
-import io
 import re
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
 from asyncmig.simulator.bodies import CompanyIn, DecisionIn, ExportIn, ImportIn, Malformed, UploadIn, read
+from asyncmig.simulator.catalogue import describe_sources, describe_templates
+from asyncmig.simulator.company import Company, Upload
+from asyncmig.simulator.downloads import archive_reply, csv_reply
 from asyncmig.simulator.exports import ExportRun
+from asyncmig.simulator.intake import take_in
+from asyncmig.simulator.judge import judge
 from asyncmig.simulator.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.limits import RateLimit, SlidingLog
 from asyncmig.simulator.messages import Json, Refusal, Reply, Request, drifted, json_reply
 from asyncmig.simulator.pages import paged
+from asyncmig.simulator.routes import PREFIX, find_route
 from asyncmig.simulator.runs import ImportRun, Pace
-from asyncmig.simulator.tables import Schema, Table, Unreadable, find_flaws, read_csv, to_table
+from asyncmig.simulator.tables import Schema, Unreadable
 from asyncmig.simulator.variants import Variants
 from asyncmig.simulator.webhooks import Workbook
 
-__all__ = ["Refusal", "Reply", "Request", "World"]
+__all__ = ["World"]
 
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_PREFIX = "/api/v1"
-_COMPANY = f"{_PREFIX}/companies/(?P<company>[^/]+)"
-
-
-@dataclass(slots=True, kw_only=True)
-class _Upload:
-    name: str
-    content_type: str
-    size: int
-    expires_at: float
-    content: bytes | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Company:
-    id: str
-    name: str
-    source: str
-    external_id: str | None
-    schemas: list[Schema]
-    tables: list[Table]
-    sheets: list[Json] = field(default_factory=list[Json])
-    connected: bool = False
-    workbook_id: str = ""
-    uploads: dict[str, _Upload] = field(default_factory=dict[str, _Upload])
-    runs: dict[str, ImportRun] = field(default_factory=dict[str, ImportRun])
-    exports: dict[str, ExportRun] = field(default_factory=dict[str, ExportRun])
-    keys: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
-    """Idempotency keys of imports and exports (under `i` and `e`): payload and run id."""
-
 
 Handler = Callable[["World", Request, Mapping[str, str], float], Reply]
 
@@ -94,22 +64,17 @@ class World:
         self._key_dies: float | None = None
         self._listings = 0
         self._last_shown: dict[str, Reply] = {}
-        self._companies: dict[str, _Company] = {}
+        self._companies: dict[str, Company] = {}
         self._pending: dict[str, tuple[str, str]] = {}
         """Signed tokens: company and upload reference."""
 
     def handle(self, request: Request, now: float) -> Reply:
         """Answer a request to the API's host."""
-        for method, pattern, template, handler in _ROUTES:
-            match = pattern.fullmatch(request.path)
-            if match and method == request.method:
-                return self._noted(request, template, match.groupdict(), handler, now)
-        return json_reply(404, {"error": "No such route"})
-
-    def _noted(
-        self, request: Request, template: str, ids: Mapping[str, str], handler: Handler, now: float
-    ) -> Reply:
-        reply = self._answer(request, template, ids, handler, now)
+        found = find_route(request)
+        if found is None:
+            return json_reply(404, {"error": "No such route"})
+        template, ids = found
+        reply = self._answer(request, f"{request.method} {template}", ids, now)
         self.ledger.note(
             Entry(at=now, method=request.method, template=template, ids=ids, status=reply.status)
         )
@@ -117,20 +82,18 @@ class World:
             self._note_reading(ids, now)
         return reply
 
-    def _answer(
-        self, request: Request, template: str, ids: Mapping[str, str], handler: Handler, now: float
-    ) -> Reply:
+    def _answer(self, request: Request, endpoint: str, ids: Mapping[str, str], now: float) -> Reply:
         if self._key_dies is None and self.variants.key_lives is not None:
             self._key_dies = now + self.variants.key_lives
         if request.headers.get("x-api-key") != self.key or now >= (self._key_dies or float("inf")):
             return json_reply(401, {"error": "Invalid API key"})
-        name = "*" if self._scope == "key" else f"{request.method} {template}"
+        name = "*" if self._scope == "key" else endpoint
         if name not in self._limits:
             self._limits[name] = self._limit()
         if not self._limits[name].allow(now):
             return json_reply(429, {"error": "Too many requests"})
         try:
-            return handler(self, request, ids, now)
+            return _HANDLERS[endpoint](self, request, ids, now)
         except Malformed as malformed:
             status, text = 400, str(malformed)
         except Refusal as refusal:
@@ -169,18 +132,11 @@ class World:
 
     def list_sources(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         self._require(self.variants.catalogue)
-        return json_reply(
-            200,
-            {
-                "sources": [
-                    {"id": each, "name": name, "logo_url": None} for each, name in self.sources.items()
-                ]
-            },
-        )
+        return json_reply(200, {"sources": describe_sources(self.sources)})
 
     def list_templates(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         self._require(self.variants.catalogue)
-        return json_reply(200, {"templates": [_describe(schema) for schema in self.schemas.values()]})
+        return json_reply(200, {"templates": describe_templates(self.schemas.values())})
 
     def create_company(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         body = read(request.body, CompanyIn)
@@ -189,37 +145,20 @@ class World:
         if body.external_id is not None and not _EXTERNAL_ID.fullmatch(body.external_id):
             raise Refusal(400, "external_id is malformed")
         taken = self._taken(body)
-        if isinstance(taken, _Company):
+        if isinstance(taken, Company):
             return self._created(taken, status=200)
         if taken is not None:
             raise taken
         wanted = body.template_ids or list(self.schemas)
         if not all(each in self.schemas for each in wanted):
             raise Refusal(400, "template_ids names a template that does not exist")
-        schemas = [self.schemas[each] for each in wanted]
-        tables = [
-            Table(sheet_id=self._id(), name=s.name, schema=s, header=[c.name for c in s.columns])
-            for s in schemas
-        ]
-        company = _Company(
-            id=self._id(),
-            name=body.name,
-            source=body.source,
-            external_id=body.external_id,
-            schemas=schemas,
-            tables=tables,
-            sheets=[
-                {"id": table.sheet_id, "name": table.name, "template_id": schema.id}
-                for table, schema in zip(tables, schemas, strict=True)
-            ],
-            connected=bool(body.connections),
-        )
+        company = Company.made(body, [self.schemas[each] for each in wanted], self._id)
         self._companies[company.id] = company
         return self._created(company, status=201)
 
-    def _taken(self, body: CompanyIn) -> "_Company | Refusal | None":
+    def _taken(self, body: CompanyIn) -> Company | Refusal | None:
         """Return what stands in the way of a new company, in the order in which this server looks."""
-        found: list[_Company | Refusal] = []
+        found: list[Company | Refusal] = []
         for other in self._companies.values():
             if body.external_id is not None and other.external_id == body.external_id:
                 known = (
@@ -234,19 +173,13 @@ class World:
             found.reverse()
         return found[0] if found else None
 
-    def _created(self, company: _Company, *, status: int) -> Reply:
-        shown = {
-            "id": company.id,
-            "name": company.name,
-            "external_id": company.external_id,
-            "created_at": "2026-01-01T00:00:00Z",
-        }
+    def _created(self, company: Company, *, status: int) -> Reply:
         connection = {"id": self._id(), "kind": "destination", "creds_configured": True}
         company.workbook_id = company.workbook_id or self._id()
         return self._shown(
             status,
             {
-                "company": shown,
+                "company": company.describe(),
                 "workbook_id": company.workbook_id,
                 "sheets": company.sheets,
                 "connections": [connection] if company.connected else [],
@@ -259,7 +192,7 @@ class World:
         if body.size <= 0:
             raise Refusal(400, "size must be a positive number of bytes")
         ref, token = self._id(), self._id()
-        company.uploads[ref] = _Upload(
+        company.uploads[ref] = Upload(
             name=body.name,
             content_type=body.content_type,
             size=body.size,
@@ -270,7 +203,7 @@ class World:
 
     def start_import(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         company, body = self._company(ids), read(request.body, ImportIn)
-        known = self._known(company, f"i{body.idempotency_key}", body.payload())
+        known = company.known(f"i{body.idempotency_key}", body.payload())
         if known is not None:
             present = company.runs[known].status(now)
             return self._started(company, "imports", known, present, replay=True)
@@ -284,21 +217,12 @@ class World:
         company.keys[f"i{body.idempotency_key}"] = (body.payload(), run.id)
         return self._started(company, "imports", run.id, run.status(now))
 
-    def _known(self, company: _Company, key: str, payload: bytes) -> str | None:
-        """Return the run that an idempotency key stands for; refuse another payload."""
-        known, run_id = company.keys.get(key, (payload, None))
-        if known != payload:
-            raise Refusal(409, "The idempotency key was used with another payload")
-        return run_id
-
-    def _new_run(self, company: _Company, body: ImportIn, now: float) -> ImportRun:
+    def _new_run(self, company: Company, body: ImportIn, now: float) -> ImportRun:
         if bool(body.files) == bool(body.rows):
             raise Refusal(400, "Give either files or rows")
         failure: str | None = None
-        inserted: list[tuple[Table, list[list[str]]]] = []
         try:
-            for header, records, name in _contents(company, body):
-                inserted.append(self._place(company, header, records, name))
+            inserted = take_in(company, body, self._id)
         except Unreadable as error:
             failure, inserted = str(error), []
         return ImportRun(
@@ -313,20 +237,9 @@ class World:
             digest=hashlib.sha256(repr([rows for _, rows in inserted]).encode()).hexdigest(),
         )
 
-    def _place(
-        self, company: _Company, header: list[str], records: list[list[str]], name: str
-    ) -> tuple[Table, list[list[str]]]:
-        schema, header, rows = to_table(header, records, company.schemas)
-        for table in company.tables:
-            if schema is not None and table.schema is schema:
-                return table, rows
-        table = Table(sheet_id=self._id(), name=name.rsplit(".", 1)[0], schema=None, header=header)
-        company.tables.append(table)
-        return table, rows
-
     def _started(
         self,
-        company: _Company,
+        company: Company,
         kind: str,
         run_id: str,
         status: str,
@@ -334,7 +247,7 @@ class World:
         replay: bool = False,
         code: int | None = None,
     ) -> Reply:
-        path = f"{_PREFIX}/companies/{company.id}/{kind}/{run_id}"
+        path = f"{PREFIX}/companies/{company.id}/{kind}/{run_id}"
         foreign = self.variants.poll_url == "foreign"
         queued = replay and self.variants.replay_shows == "queued"
         return self._shown(
@@ -383,7 +296,7 @@ class World:
 
     def start_export(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
         company, body = self._company(ids), read(request.body, ExportIn)
-        known = self._known(company, f"e{body.idempotency_key}", body.payload())
+        known = company.known(f"e{body.idempotency_key}", body.payload())
         if known is not None:
             return self._started(company, "exports", known, company.exports[known].status(now), replay=True)
         if body.mode not in ("full", "canary"):
@@ -421,25 +334,16 @@ class World:
         if sheet_id is None:
             if self.variants.zip_status != 200:
                 raise Refusal(self.variants.zip_status, "There is no archive of all sheets")
-            archive = io.BytesIO()
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
-                for table in company.tables:
-                    content.writestr(f"{table.name}.csv", _render(company, table, only_valid))
-            return Reply(status=200, body=archive.getvalue(), content_type="application/zip")
+            return archive_reply(company.tables, only_valid=only_valid)
+        compressed = self.variants.gzip and "gzip" in request.headers.get("accept-encoding", "")
         for table in company.tables:
             if table.sheet_id == sheet_id:
-                return self._compressed(request, _render(company, table, only_valid))
+                return csv_reply(company.tables, table, only_valid=only_valid, compressed=compressed)
         raise Refusal(404, "Sheet not found")
-
-    def _compressed(self, request: Request, content: bytes) -> Reply:
-        if not self.variants.gzip or "gzip" not in request.headers.get("accept-encoding", ""):
-            return Reply(status=200, body=content, content_type="text/csv")
-        body = gzip.compress(content, mtime=0)
-        return Reply(status=200, body=body, content_type="text/csv", headers={"Content-Encoding": "gzip"})
 
     # What routes share
 
-    def _company(self, ids: Mapping[str, str]) -> _Company:
+    def _company(self, ids: Mapping[str, str]) -> Company:
         company = self._companies.get(ids["company"])
         if company is None:
             raise Refusal(404, "Company not found")
@@ -464,35 +368,13 @@ class World:
 
     def verdict(self, now: float) -> Verdict:
         """Return what a client of this world has done wrong."""
-        unread = duplicates = exports = 0
-        for company in self._companies.values():
-            asked = [payload for key, (payload, _) in company.keys.items() if key.startswith("e")]
-            exports += len(asked) - len(set(asked))
-            good: set[str] = set()
-            for run in company.runs.values():
-                run.status(now)
-                unread += run.ended and run.id not in self.ledger.detection
-                inserted = run.failure is None and not run.canceled
-                duplicates += inserted and run.digest in good
-                good |= {run.digest} if inserted else set()
-        names = Counter((company.name, company.source) for company in self._companies.values())
-        return self.ledger.verdict(
-            duplicate_imports=duplicates,
-            duplicate_companies=sum(count - 1 for count in names.values()),
-            duplicate_exports=exports,
-            unaccounted=unread,
-        )
+        return judge(self._companies.values(), self.ledger, now)
 
     def workbook(self, external_id: str) -> Workbook:
         """Return what webhooks deliver of this customer; raise `KeyError` if there is no such company."""
         for company in self._companies.values():
             if company.external_id == external_id:
-                return Workbook(
-                    id=company.workbook_id,
-                    company_name=company.name,
-                    external_id=external_id,
-                    tables=company.tables,
-                )
+                return company.workbook()
         raise KeyError(external_id)
 
     def parked(self, external_id: str) -> bool:
@@ -501,84 +383,16 @@ class World:
         return any(run.attention is not None for company in companies for run in company.runs.values())
 
 
-def _describe(schema: Schema) -> Json:
-    return {
-        "id": schema.id,
-        "name": schema.name,
-        "description": None,
-        "columns": [
-            {
-                "name": column.name,
-                "description": "",
-                "required": column.required,
-                "unique": column.unique,
-                "desiredRule": "strict" if column.pattern else "link" if column.link else "none",
-                "strictRule": column.pattern,
-                "linkRule": [{"templateId": column.link[0], "columnName": column.link[1]}]
-                if column.link
-                else None,
-            }
-            for column in schema.columns
-        ],
-    }
-
-
-def _contents(company: _Company, body: ImportIn) -> Iterable[tuple[list[str], list[list[str]], str]]:
-    """Yield header, records and name of each file of an import, or of its rows."""
-    if body.rows:
-        header = list(dict.fromkeys(name for row in body.rows for name in row))
-        yield (
-            header,
-            [["" if row.get(n) is None else str(row[n]) for n in header] for row in body.rows],
-            "Rows",
-        )
-    for file in body.files or ():
-        upload = company.uploads.get(file.upload_ref)
-        if upload is None:
-            raise Refusal(400, "upload_ref is not known")
-        if upload.content is None:
-            raise Unreadable(f"{upload.name}: its bytes never arrived")
-        yield *read_csv(upload.name, upload.content), upload.name
-
-
-def _render(company: _Company, table: Table, only_valid: bool) -> bytes:
-    bad: set[int] = set()
-    if only_valid:
-        bad = {n for flaw in find_flaws(company.tables) if flaw.sheet_id == table.sheet_id for n in flaw.rows}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(table.header)
-    writer.writerows(row for n, row in enumerate(table.rows) if n not in bad)
-    return text.getvalue().encode()
-
-
-_RUN = f"{_COMPANY}/imports/(?P<run>[^/]+)"
-_ROUTES: list[tuple[str, re.Pattern[str], str, Handler]] = [
-    (method, re.compile(pattern), template, handler)
-    for method, pattern, template, handler in (
-        ("GET", f"{_RUN}", "/companies/{id}/imports/{run_id}", World.read_import),
-        ("GET", f"{_COMPANY}/imports", "/companies/{id}/imports", World.list_imports),
-        ("GET", f"{_COMPANY}/export[.]csv", "/companies/{id}/export.csv", World.download),
-        ("POST", f"{_PREFIX}/companies", "/companies", World.create_company),
-        ("POST", f"{_COMPANY}/uploads", "/companies/{id}/uploads", World.create_upload),
-        ("POST", f"{_COMPANY}/imports", "/companies/{id}/imports", World.start_import),
-        ("POST", f"{_RUN}/decisions", "/companies/{id}/imports/{run_id}/decisions", World.decide),
-        ("POST", f"{_COMPANY}/exports", "/companies/{id}/exports", World.start_export),
-        (
-            "GET",
-            f"{_COMPANY}/exports/(?P<run>[^/]+)",
-            "/companies/{id}/exports/{run_id}",
-            World.read_export,
-        ),
-        ("GET", f"{_PREFIX}/sources", "/sources", World.list_sources),
-        ("GET", f"{_PREFIX}/templates", "/templates", World.list_templates),
-    )
-]
-
-
-def endpoint_of(request: Request) -> str:
-    """Return method and route template of a request; `PUT storage` for an upload."""
-    for method, pattern, template, _ in _ROUTES:
-        if method == request.method and pattern.fullmatch(request.path):
-            return f"{method} {template}"
-    return f"{request.method} storage"
+_HANDLERS: dict[str, Handler] = {
+    "GET /companies/{id}/imports/{run_id}": World.read_import,
+    "GET /companies/{id}/imports": World.list_imports,
+    "GET /companies/{id}/export.csv": World.download,
+    "POST /companies": World.create_company,
+    "POST /companies/{id}/uploads": World.create_upload,
+    "POST /companies/{id}/imports": World.start_import,
+    "POST /companies/{id}/imports/{run_id}/decisions": World.decide,
+    "POST /companies/{id}/exports": World.start_export,
+    "GET /companies/{id}/exports/{run_id}": World.read_export,
+    "GET /sources": World.list_sources,
+    "GET /templates": World.list_templates,
+}

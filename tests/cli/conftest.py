@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.app import run_app
+from asyncmig.simulator import Reply, Request, World
 from asyncmig.simulator.app import serve
 from asyncmig.simulator.clock import fast_loop
 from asyncmig.simulator.runs import Pace
 from asyncmig.simulator.tables import Column, Schema
-from asyncmig.simulator.world import Reply, Request, World
 
 SPEED = 60.0
 KEY = "sk-very-secret"

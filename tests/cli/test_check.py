@@ -11,7 +11,7 @@ import pytest
 
 from asyncmig import RetryPolicy
 from asyncmig.preflight import CheckedFile
-from asyncmig.simulator.world import Reply, Request
+from asyncmig.simulator import Reply, Request
 
 from .conftest import CONTACTS, Cli, Simulator
 

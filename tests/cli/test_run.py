@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.world import Reply, Request
+from asyncmig.simulator import Reply, Request
 
 from .conftest import CONTACTS, KEY, SOURCE, SPEED, Cli, Simulator
 

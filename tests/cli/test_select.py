@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.world import Reply, Request
+from asyncmig.simulator import Reply, Request
 
 from .conftest import KEY, SPEED, Cli, Simulator
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.runs import Pace
-from asyncmig.simulator.world import Reply, Request
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 

@@ -18,8 +18,8 @@ from asyncmig.companies.progress import read_record
 from asyncmig.companies.spec import Record
 from asyncmig.simulator import World
 from asyncmig.simulator.bodies import ImportIn
+from asyncmig.simulator.company import Company, Upload
 from asyncmig.simulator.tables import Table
-from asyncmig.simulator.world import _Company, _Upload
 
 from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
 
@@ -54,7 +54,7 @@ def remember(world: World, record: Record) -> None:
         return
     schemas = list(world.schemas.values())
     ids = {sheet.name: sheet.id for sheet in record.sheets}
-    company = _Company(
+    company = Company(
         id=record.company_id or f"company-of-{name}",
         name=record.name,
         source=record.source,
@@ -67,7 +67,7 @@ def remember(world: World, record: Record) -> None:
     )
     world._companies[company.id] = company
     for file in record.uploads:
-        company.uploads[file.upload_ref] = _Upload(
+        company.uploads[file.upload_ref] = Upload(
             name=file.name,
             content_type="text/csv",
             size=file.size,
