@@ -22,7 +22,7 @@ from typing import TypeVar, final
 from asyncmig._manifest_toml import Cells
 from asyncmig._manifest_toml import parse as parse_toml
 from asyncmig.companies.catalog import check_external_id
-from asyncmig.companies.lookup import find
+from asyncmig.companies.lookup import named
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Source, Template
@@ -312,7 +312,7 @@ class _Names:
 
 
 def _find(among: Sequence[_Named], field: str, name: str) -> str:
-    return find(field, name, among)
+    return named(field, name, among).id
 
 
 def _id_as_it_is(field: str, name: str) -> str:

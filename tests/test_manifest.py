@@ -160,7 +160,7 @@ TEMPLATES = (Template(id=CONTACTS, name="Contacts"), Template(id="t2", name="Dea
 
 
 def test_names_become_ids(folder: Path) -> None:
-    manifest = read(folder, f"a,A,HubSpot,Contacts;{CONTACTS};t2,a.csv", f"b,B,{HUBSPOT},,b.csv")
+    manifest = read(folder, f"a,A,hubSpot,contacts;{CONTACTS};t2,a.csv", f"b,B,{HUBSPOT},,b.csv")
     first, second = manifest.specs(SOURCES, TEMPLATES)
     assert (first.source, first.template_ids) == (HUBSPOT, (CONTACTS, "t2"))
     assert (second.source, second.template_ids) == (HUBSPOT, None)

@@ -12,7 +12,7 @@ from rich.console import Console
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.terminal import clean, say
-from asyncmig.companies.lookup import find
+from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
 from asyncmig.manifest import Customer, Fault, InvalidManifest, Manifest
@@ -111,7 +111,7 @@ def _chosen(manifest: Manifest, templates: Sequence[Template]) -> list[list[Temp
         wanted: set[str] = set()
         for name in customer.templates if templates else ():
             try:
-                wanted.add(find("templates", name, templates))
+                wanted.add(named("templates", name, templates).id)
             except InvalidInput as error:
                 faults.append(Fault(line=customer.line, field="templates", reason=f"{name!r} {error.reason}"))
         chosen.append([each for each in templates if not wanted or each.id in wanted])

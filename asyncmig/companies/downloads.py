@@ -16,9 +16,9 @@ import msgspec
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies import routes
 from asyncmig.companies.fetch import TRANSIENT, Fetch, is_no_archive, no_sheets
+from asyncmig.companies.lookup import called
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
-from asyncmig.companies.sheets import titled
 from asyncmig.companies.wire import Sheet
 from asyncmig.errors import ApiError, AsyncmigError, TruncatedDownload
 
@@ -208,7 +208,7 @@ def _unpack(
                     while chunk := source.read(_CHUNK):
                         part.count(chunk)
                         write_all(part.file, [chunk])
-                named = titled(part.sheet, sheets)
+                named = called(part.sheet, sheets)
                 fetch.expected.check(part.sheet, named[0] if len(named) == 1 else None, part.records)
             return parts
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:

@@ -6,7 +6,7 @@ from typing import TypeVar
 from asyncmig.companies.wire import Sheet, Source, Template
 from asyncmig.errors import InvalidInput
 
-__all__ = ["find", "named"]
+__all__ = ["called", "named"]
 
 _Named = TypeVar("_Named", Source, Template, Sheet)
 
@@ -16,7 +16,7 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
 
     Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
     """
-    found = [each for each in among if each.id == wanted] or [each for each in among if each.name == wanted]
+    found = [each for each in among if each.id == wanted] or called(wanted, among)
     if len(found) == 1:
         return found[0]
     if found:
@@ -25,6 +25,8 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
     raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
 
 
-def find(field: str, wanted: str, among: Sequence[_Named]) -> str:
-    """Return the id of what `wanted` names; see `named`."""
-    return named(field, wanted, among).id
+def called(name: str, among: Sequence[_Named]) -> list[_Named]:
+    """Return those of this name; without any, those that have it but for upper and lower case."""
+    return [each for each in among if each.name == name] or [
+        each for each in among if each.name.casefold() == name.casefold()
+    ]

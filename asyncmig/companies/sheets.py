@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import ImportReport, Sheet
 from asyncmig.errors import InvalidInput
 
-__all__ = ["chosen", "known", "titled"]
+__all__ = ["chosen", "known"]
 
 
 def known(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
@@ -31,17 +32,4 @@ def chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
         raise InvalidInput(field, wanted, "is empty")
     if not among:
         return Sheet(id=wanted)
-    named = [sheet for sheet in among if sheet.id == wanted] or titled(wanted, among)
-    if len(named) == 1:
-        return named[0]
-    if named:
-        ids = [sheet.id for sheet in named]
-        raise InvalidInput(field, wanted, f"is the name of {len(named)} sheets: use an id of {ids}")
-    raise InvalidInput(field, wanted, f"is not known; there are {sorted(sheet.name for sheet in among)}")
-
-
-def titled(title: str, sheets: Sequence[Sheet]) -> list[Sheet]:
-    """Return the sheets of this name; without any, those that have it but for upper and lower case."""
-    return [sheet for sheet in sheets if sheet.name == title] or [
-        sheet for sheet in sheets if sheet.name.casefold() == title.casefold()
-    ]
+    return named(field, wanted, among)

@@ -64,11 +64,11 @@ def test_2_unknown_names_are_listed_before_anything_is_created(
 ) -> None:
     manifest = customers(acme=GOOD)
     manifest.write_text(
-        "external_id,name,source,templates,files\na,A,Hubspot,Contact,acme.csv", encoding="utf-8"
+        "external_id,name,source,templates,files\na,A,Hubspt,Contact,acme.csv", encoding="utf-8"
     )
     result = run(manifest)
     assert result.code == 2
-    assert "line 2: source: 'Hubspot' is not known; there are ['HubSpot']" in result.err
+    assert "line 2: source: 'Hubspt' is not known; there are ['HubSpot']" in result.err
     assert "line 2: templates: 'Contact' is not known; there are ['Contacts']" in result.err
     assert simulator.count("POST") == 0
 

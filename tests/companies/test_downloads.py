@@ -111,7 +111,7 @@ async def test_a_name_that_two_sheets_have_is_refused(imported: Imported, wire: 
         pass
     async with Session(KEY, BASE_URL, transport=wire) as session:
         twins = [Sheet(id="1", name="Twin"), Sheet(id="2", name="Twin")]
-        with pytest.raises(InvalidInput, match="is the name of 2 sheets"):
+        with pytest.raises(InvalidInput, match="is the name of 2 of them"):
             session.companies.open("c", sheets=twins).stream("Twin")
 
 

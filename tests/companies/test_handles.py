@@ -7,7 +7,7 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import Conflict, Custom, InvalidInput, RunFailed, Spec
-from asyncmig.companies.lookup import find
+from asyncmig.companies.lookup import named
 from asyncmig.simulator import Reply, World
 
 from .conftest import DUPLICATES, SOURCE, Opens
@@ -18,7 +18,7 @@ Customer = Callable[..., Spec]
 
 async def test_the_first_example_of_the_readme(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     async with opens() as session:
-        source = find("source", "HubSpot", await session.companies.sources())
+        source = named("source", "HubSpot", await session.companies.sources()).id
         company = await session.companies.create(name="Acme", source=source, external_id="acme-001")
         run = await company.imports.start(files=list(customer().files))
         done = await run.wait()
@@ -159,6 +159,7 @@ def test_a_name_that_is_not_there_or_not_clear_is_said(wanted: str, reason: str)
     from asyncmig import Source
 
     sources = [Source(id="1", name="Once"), Source(id="2", name="Twice"), Source(id="3", name="Twice")]
-    assert find("source", "Once", sources) == find("source", "1", sources) == "1"
+    for wanted_as in ("Once", "once", "1"):
+        assert named("source", wanted_as, sources).id == "1"
     with pytest.raises(InvalidInput, match=reason):
-        find("source", wanted, sources)
+        named("source", wanted, sources)
