@@ -21,13 +21,13 @@ from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.flat import flat
 from asyncmig.cli.history import page_of_journal
 from asyncmig.cli.last import LastRun
-from asyncmig.cli.options import Options
+from asyncmig.cli.options import ManifestArgument, Options
 from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
 from asyncmig.cli.recorder import check_place, write_page, written_now
 from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
 from asyncmig.cli.run import Wanted, begun, drive
 from asyncmig.cli.selection import UNFINISHED
-from asyncmig.cli.settings import Display, JournalOption, Reach, Settings, journal_option
+from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, Settings, journal_option
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
 from asyncmig.cli.sources import from_last_run, from_last_run_if_any
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
@@ -136,9 +136,7 @@ def _drive(options: Options, display: Display, wanted: Wanted) -> None:
 
 @app.command(epilog="Example: asyncmig check customers.csv --templates templates.json")
 def check(
-    manifest: Annotated[
-        Path, typer.Argument(help="CSV with the columns external_id, name, source, templates, files.")
-    ],
+    manifest: ManifestArgument,
     head: Annotated[
         int | None, typer.Option(min=0, help="Rows to read of each file; all of them if not given.")
     ] = None,
@@ -147,9 +145,7 @@ def check(
         Path | None,
         typer.Option(help="JSON with the templates, as GET /templates answers; asked for if not given."),
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="The API's whole prefix; VERN_BASE_URL if not given.")
-    ] = None,
+    base_url: BaseUrlOption = None,
 ) -> None:
     """Read the files of every customer of MANIFEST, and warn of what may go wrong; nothing is created.
 

@@ -11,21 +11,23 @@ from asyncmig.cli.last import LastRun
 from asyncmig.cli.settings import DecideChoice, Settings, read_settings
 from asyncmig.cli.sources import from_manifest
 
-__all__ = ["Options"]
+__all__ = ["ManifestArgument", "Options"]
+
+ManifestArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
+        is_eager=True,  # its [defaults] are the defaults of the others
+        callback=from_manifest,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Settings):
     """The settings, and the manifest that they are for."""
 
-    manifest: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
-            is_eager=True,  # its [defaults] are the defaults of the others
-            callback=from_manifest,
-        ),
-    ]
+    manifest: ManifestArgument
 
     @classmethod
     def of(cls, manifest: Path, settings: Settings) -> "Options":

@@ -22,6 +22,7 @@ from asyncmig.session import Scope
 
 __all__ = [
     "PATHS",
+    "BaseUrlOption",
     "DecideChoice",
     "Display",
     "JournalOption",
@@ -70,6 +71,11 @@ def journal_option(callback: Callable[[typer.Context, Path], Path]) -> OptionInf
 JournalOption = Annotated[Path, _setting("journal", "File that remembers how far it came.")]
 
 
+BaseUrlOption = Annotated[
+    str | None, _setting("base_url", "The API's whole prefix; VERN_BASE_URL if not given.")
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
     """How the API is reached."""
@@ -82,9 +88,7 @@ class Reach:
         float,
         _setting("speed", "Make the clock run so many times faster: for the simulator only.", least=0.01),
     ] = 1.0
-    base_url: Annotated[
-        str | None, _setting("base_url", "The API's whole prefix; VERN_BASE_URL if not given.")
-    ] = None
+    base_url: BaseUrlOption = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,24 @@ def test_the_account_is_asked_for_its_templates_once(
     assert simulator.count() == simulator.count("GET /templates") == 1
 
 
+@pytest.mark.parametrize("said", ["environment", "manifest"])
+def test_the_base_url_may_come_from_where_the_other_commands_have_it(
+    cli: Cli, customers: Customers, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    manifest = customers(acme=GOOD).with_suffix(".toml")
+    defaults = ""
+    if said == "environment":
+        monkeypatch.setenv("ASYNCMIG_BASE_URL", simulator.base_url)
+    else:
+        defaults = f"[defaults]\nbase-url = '{simulator.base_url}'\n"
+    manifest.write_text(
+        f"{defaults}[[company]]\nexternal_id = 'a'\nname = 'A'\nsource = 'HubSpot'\nfiles = ['acme.csv']\n",
+        encoding="utf-8",
+    )
+    assert cli("check", manifest).code == 0
+    assert simulator.count("GET /templates") == 1
+
+
 def test_json_is_an_object_a_line(cli: Cli, customers: Customers, base_url: str) -> None:
     customers(acme=BAD, bolt=GOOD)
     acme, bolt = map(json.loads, cli("check", "customers.csv", "--json").out.splitlines())
