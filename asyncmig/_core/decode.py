@@ -46,7 +46,7 @@ def _piecewise(value: object, kind: type, path: str, error: msgspec.ValidationEr
         item = get_args(kind)[0]
         items = cast("list[object]", value)
         return tuple(convert(each, item, f"{path}[{n}]") for n, each in enumerate(items))
-    if isinstance(value, dict) and issubclass(kind, msgspec.Struct):
+    if isinstance(value, dict) and get_origin(kind) is None and issubclass(kind, msgspec.Struct):
         return _struct(cast("dict[object, object]", value), kind, path)
     raise Unreadable(f"{error} (in {path})") from None
 
