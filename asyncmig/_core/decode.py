@@ -2,9 +2,12 @@
 
 msgspec decodes the documented form in one step. If that fails, a second, slower reading keeps what it
 can: an optional field of a new shape counts as absent, text that arrives as something else is kept as
-its JSON. What is required and cannot be understood is an error that names the field.
+its JSON, an item of a list of which nothing is required stands there without any of its fields. What is
+required and cannot be understood is an error that names the field.
 """
 
+import contextlib
+import re
 from typing import TypeVar, cast, get_args, get_origin
 
 import msgspec
@@ -12,6 +15,8 @@ import msgspec
 __all__ = ["Unreadable", "convert", "decode"]
 
 T = TypeVar("T")
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)")
+"""An escape of a JSON string; the group is half of a surrogate pair that stands alone."""
 
 
 class Unreadable(ValueError):
@@ -22,11 +27,24 @@ def decode(body: bytes, kind: type[T]) -> T:
     """Return `body` as `kind`; raise `Unreadable` if it cannot be."""
     try:
         try:
-            return msgspec.json.decode(body, type=kind, strict=False)
-        except msgspec.ValidationError:
-            return convert(msgspec.json.decode(body), kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _decode(body, kind)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _decode(_mended(body), kind)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Unreadable(f"not JSON: {error}") from None
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except msgspec.ValidationError:
+        return convert(msgspec.json.decode(body), kind)
+
+
+def _mended(body: bytes) -> bytes:
+    """Return JSON without what is no text in it: a byte order mark, half a character where a server cut one."""
+    text = body.decode("utf-8-sig", "replace")
+    return _ESCAPE.sub(lambda found: "\\ufffd" if found[1] else found[0], text).encode()
 
 
 def convert(value: object, kind: type[T], path: str = "$") -> T:
@@ -45,10 +63,20 @@ def _piecewise(value: object, kind: type, path: str, error: msgspec.ValidationEr
     if get_origin(kind) is tuple and isinstance(value, list):
         item = get_args(kind)[0]
         items = cast("list[object]", value)
-        return tuple(convert(each, item, f"{path}[{n}]") for n, each in enumerate(items))
+        return tuple(_item(each, item, f"{path}[{n}]") for n, each in enumerate(items))
     if isinstance(value, dict) and get_origin(kind) is None and issubclass(kind, msgspec.Struct):
         return _struct(cast("dict[object, object]", value), kind, path)
     raise Unreadable(f"{error} (in {path})") from None
+
+
+def _item(value: object, kind: type[object], path: str) -> object:
+    try:
+        return convert(value, kind, path)
+    except Unreadable:
+        if get_origin(kind) is None and issubclass(kind, msgspec.Struct):
+            with contextlib.suppress(Unreadable):
+                return _struct({}, kind, path)
+        raise
 
 
 def _struct(value: dict[object, object], kind: type[msgspec.Struct], path: str) -> msgspec.Struct:

@@ -17,7 +17,19 @@ from typing import final
 
 from asyncmig._core.endpoint import Repeat
 
-__all__ = ["Doubt", "Next", "RetryPolicy", "RetryQuota", "after_failure", "backoff", "refusal_is_doubtful"]
+__all__ = [
+    "FINAL",
+    "Doubt",
+    "Next",
+    "RetryPolicy",
+    "RetryQuota",
+    "after_failure",
+    "backoff",
+    "refusal_is_doubtful",
+]
+
+FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
+"""Undocumented statuses that another try does not change; the others (redirects, 408, 425) may pass."""
 
 
 class Doubt(enum.Enum):

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.retry import Doubt, RetryPolicy, refusal_is_doubtful
+from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.home import Home
 from asyncmig._io.outage import Outage
@@ -26,6 +26,7 @@ from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
     ApiError,
     AuthError,
+    InvalidInput,
     NoAnswer,
     RateLimited,
     ServerError,
@@ -39,8 +40,10 @@ __all__ = ["Call", "Caller", "Secret"]
 T = TypeVar("T")
 Understand = Callable[["Call", Answer, bytes], T]
 """Makes a value of a 2xx answer's body; raises `Failed` for one that another attempt may give whole."""
-_FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
-"""Undocumented statuses that another try does not change; the others (redirects, 408, 425) may pass."""
+_AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
+"""What a URL may hold: only what it may not is escaped, or its signature would not fit."""
+_SHORT_KEY = 8
+"""Characters of a key that no server gives out: in a body with data it would be found by chance."""
 
 
 @final
@@ -196,27 +199,32 @@ class Caller:
                 except Failed as failure:
                     raise failure.error from failure
 
-    async def put(self, url: str, body: Body, headers: Mapping[str, str]) -> int:
+    async def put(
+        self, url: str, body: Body, headers: Mapping[str, str], *, believe_pages: bool = False
+    ) -> int:
         """Send bytes to a URL that the server named, without the key; return the status. One attempt.
 
-        Raises `UnexpectedReply` for a URL that would send them in the clear where the API itself does not.
+        Raises `UnexpectedReply` for a success that is a page for people, unless those are to be believed: it may be a
+        proxy's; and `InvalidInput` for a URL that would send the bytes in the clear where the API itself does not.
         """
         self._home.loop()
-        if not url.startswith("https://") and not (url.startswith("http://") and is_loopback(self._base_url)):
-            raise UnexpectedReply(
-                "PUT", "{upload_url}", 0, "the upload URL that the server named is not https"
-            )
+        scheme = urlsplit(url).scheme.lower()
+        if scheme != "https" and not (scheme == "http" and is_loopback(self._base_url)):
+            raise InvalidInput("upload_url", f"{scheme}://...", "was named by the server, and is not https")
         try:
             async with self._transport.exchange(
-                "PUT", url, headers=headers, body=body, timeouts=self._timeouts.streaming()
+                "PUT",
+                quote(url, safe=_AS_SIGNED),
+                headers=headers,
+                body=body,
+                timeouts=self._timeouts.streaming(),
             ) as answer:
-                if 200 <= answer.status < 300 and is_html(answer):
-                    raise UnexpectedReply(
-                        "PUT", "{upload_url}", answer.status, "HTML instead of a storage's answer"
-                    )
-                return answer.status
+                is_page = 200 <= answer.status < 300 and is_html(answer) and await self._read(answer)
         except Lost as lost:
             raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
+        if is_page and not believe_pages:
+            raise UnexpectedReply("PUT", "{upload_url}", answer.status, "HTML instead of a storage's answer")
+        return answer.status
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:
         return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)
@@ -326,7 +334,7 @@ class Caller:
         error = api_error(endpoint.method, endpoint.template, status, text)
         if isinstance(error, AuthError):
             self._on_refused_key(error)
-        if isinstance(error, ServerError | UnexpectedReply) and status not in _FINAL:
+        if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:
             return Failed(error, Doubt.MAYBE, retry_after=retry_after)
         return error
 
@@ -337,7 +345,10 @@ class Caller:
             body += chunk
             if len(body) > self._largest_body:
                 raise Lost(f"the body is larger than {self._largest_body} bytes", sent=True)
-        return bytes(body).replace(self._key.reveal().encode(), b"***")
+        key = self._key.reveal()
+        if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
+            return bytes(body)
+        return bytes(body).replace(key.encode(), b"***")
 
     def _url(self, call: Call) -> str:
         path = call.endpoint.template.format(

@@ -32,7 +32,9 @@ __all__ = ["Alarms", "Line"]
 
 _log = logging.getLogger("asyncmig")
 _LAG = 30.0
-"""Seconds after its start in which a run may answer 404 (contract: reads may lag)."""
+"""Seconds for which a run may answer 404: a read may lag, or ask a server that has not heard of it yet."""
+_UNREADABLE = 10
+"""After so many reads in a row that told nothing this is said."""
 _STALLED = 75 * 60.0
 _SHORT = 10.0
 """The budget is short if the runs that are due could not all be polled in so many seconds."""
@@ -54,6 +56,11 @@ class Alarms:
         if not watch.lifecycle.is_known(status) and status not in self._strange:
             self._strange.add(status)
             _log.warning("unknown status %r: taken for active, and polled on", status)
+
+    def failures(self, watch: Watch[object], error: AsyncmigError) -> None:
+        """Look at how often reads of a run told nothing."""
+        if watch.entry.failures == _UNREADABLE:
+            _log.warning("run %s cannot be read, and is polled on: %s", watch.run, error)
 
     def age(self, watch: Watch[object], now: float) -> None:
         """Look at how long a run has been running."""
@@ -250,13 +257,19 @@ class Line:
                 self._take(watch, reading, number, sent, lookup=False)
         except _TELLS_NOTHING as error:
             self._schedule.rejected(watch.entry, self.now(), blame=not isinstance(error, RateLimited))
+            self._alarms.failures(watch, error)
+        except NotFound as error:
+            now = self.now()
+            self._schedule.rejected(watch.entry, now)
+            watch.missed = now if watch.missed is None else watch.missed
+            if now - watch.missed > _LAG:
+                watch.fail(error)
         except (AuthError, SessionClosed) as error:
             self._schedule.rejected(watch.entry, self.now())
             self._close(error)
         except Exception as error:  # whatever it is, it is whoever waits that must hear of it
             self._schedule.rejected(watch.entry, self.now())
-            if not isinstance(error, NotFound) or self.now() - watch.started > _LAG:
-                watch.fail(error)
+            watch.fail(error)
         finally:
             self._schedule.landed(watch.entry, self.now())
             self._alarms.age(watch, self.now())
@@ -280,7 +293,7 @@ class Line:
     def _take(
         self, watch: Watch[object], reading: Reading[object], number: int | None, sent: float, *, lookup: bool
     ) -> None:
-        now = self.now()
+        now, watch.missed = self.now(), None
         phase = watch.take(reading, number)
         if phase is None:
             self._schedule.rejected(watch.entry, now, blame=False)

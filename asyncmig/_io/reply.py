@@ -58,12 +58,16 @@ def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Except
 
 def is_html(answer: Answer) -> bool:
     """Return whether a page for people came: a proxy's, whatever its status says."""
-    return answer.headers.get("Content-Type", "").startswith("text/html")
+    return _media_type(answer) == "text/html"
 
 
 def is_json(answer: Answer) -> bool:
     """Return whether the answer says that it is JSON."""
-    return answer.headers.get("Content-Type", "").partition(";")[0].strip().endswith("json")
+    return _media_type(answer).endswith("json")
+
+
+def _media_type(answer: Answer) -> str:
+    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def excerpt(body: bytes) -> str:
@@ -96,12 +100,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "").strip()
     if not value:
         return None
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         seconds = float(value[:9])
     else:
         try:
             at = email.utils.parsedate_to_datetime(value)
-        except ValueError:
+            seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
             return None
-        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)

@@ -89,11 +89,11 @@ class Watch(Generic[T]):
         "entry",
         "latest",
         "lifecycle",
+        "missed",
         "read",
         "run",
         "second",
         "stalled",
-        "started",
     )
 
     def __init__(
@@ -111,7 +111,6 @@ class Watch(Generic[T]):
     ) -> None:
         self._line = line
         self.run: Hashable = run
-        self.started: float = started
         self.read: Callable[[Slot], Awaitable[Reading[T]]] = read
         self.lifecycle: Lifecycle = lifecycle
         self.second: SecondChannel[T] | None = second
@@ -124,6 +123,8 @@ class Watch(Generic[T]):
         self.begun: int = 0
         """How many reads were begun."""
         self.stalled: bool = False
+        self.missed: float | None = None
+        """Since when every read was answered 404."""
         self._phase = Phase.ACTIVE
         self._shown = self._stale = 0
         """The read that `latest` is from; and the last one that is older than what was heard otherwise."""

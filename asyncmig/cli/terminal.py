@@ -75,13 +75,18 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 @final
 class ToConsole(logging.Handler):
-    """Shows the library's warnings as one line each; a traceback becomes its last line."""
+    """Shows the library's warnings as one line each; a traceback becomes its last line.
+
+    Not its events: whoever shows those has words for them.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "event"):
+            return
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             text = f"{text} ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"

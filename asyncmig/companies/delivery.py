@@ -8,7 +8,7 @@ import msgspec
 
 from asyncmig.companies.company import Company
 from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.expected import RowFilter
+from asyncmig.companies.expected import Expected, RowFilter
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
@@ -100,18 +100,14 @@ class Delivery:
         A proxy may cut it short. Where the report does not say exactly what there is, it is fetched until it comes
         twice the same, no shorter than before, and with no fewer rows than were reported.
         """
-        exact = None if self._progress.record.foreign else report
+        alone, row_filter = None if self._progress.record.foreign else report, self._options.row_filter
         fetch = partial(
-            company.download,
-            to=self._folder,
-            filter=self._options.row_filter,
-            report=exact,
-            rank=self._progress.rank,
+            company.download, to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
         )
         files = await self._progress.patiently(fetch)
-        if exact is not None:
+        if Expected(alone, row_filter).is_exact(company.sheets):
             return files
-        fewest, largest = _surely(report, self._options.row_filter), _size(files)
+        fewest, largest = _surely(report, row_filter), _size(files)
         for _ in range(_TIMES):
             before, files = files, await self._progress.patiently(fetch)
             largest = max(largest, _size(files))
@@ -128,11 +124,8 @@ class Delivery:
         for mode in self._options.exports:
             self._progress.begin("exporting", mode)
             result = await self._exported_once(company, mode)
-            if mode != self._options.exports[-1] and result.losses:
-                return (
-                    f"the destination has lost {result.losses} of {result.total} writes of the canary export; "
-                    "the full one was not started"
-                )
+            if mode != self._options.exports[-1] and not result.is_clean:
+                return f"{result.trouble}; the full one was not started"
         return None
 
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:

@@ -1,11 +1,14 @@
 """Bring a company's sheets to disk: each file is whole, or not there at all."""
 
 import glob
+import lzma
 import os
+import struct
 import tempfile
 import uuid
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -20,7 +23,7 @@ from asyncmig.companies.lookup import called
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
-from asyncmig.errors import ApiError, AsyncmigError, TruncatedDownload
+from asyncmig.errors import ApiError, AsyncmigError, AuthError, TruncatedDownload
 
 __all__ = ["Downloaded", "download"]
 
@@ -129,14 +132,15 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
 async def _fetch(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, whole: bool
 ) -> list[_Part]:
-    refused = False
+    in_vain = False
     if whole and len(sheets) != 1 and fetch.archives:
         try:
             parts = await _fetch_archive(fetch, sheets, folder, stack)
-        except ApiError as error:
-            if not is_no_archive(error):
+        except (ApiError, TruncatedDownload) as error:
+            none_here = isinstance(error, ApiError) and is_no_archive(error)
+            if isinstance(error, AuthError) or not (sheets or none_here):
                 raise
-            refused = True
+            in_vain = True  # the sheets one by one are the same data
         else:
             if parts is not None:
                 return parts
@@ -149,7 +153,7 @@ async def _fetch(
     ]
     for sheet, part in zip(sheets, parts, strict=True):
         await _fetch_sheet(fetch, sheet, part)
-    if refused:
+    if in_vain:
         fetch.no_archives()
     return parts
 
@@ -194,24 +198,53 @@ async def _fetch_archive(
 def _unpack(
     fetch: Fetch, archive: IO[bytes], sheets: Sequence[Sheet], folder: Path, stack: ExitStack
 ) -> list[_Part] | None:
+    with _whole():
+        content = zipfile.ZipFile(archive)
+        entries = [entry for entry in content.infolist() if _is_sheet(entry)]
+    titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
+    missing = Counter(sheet.name.casefold() for sheet in sheets)
+    missing.subtract(title.casefold() for title in titles)
+    if not entries or any(count > 0 for count in missing.values()):
+        return None
+    names = file_names(titles)
+    parts = [_Part(*each) for each in zip(titles, (folder / f"{n}.csv" for n in names), strict=True)]
+    for entry, part in zip(entries, parts, strict=True):
+        stack.enter_context(part)
+        for chunk in _chunks(content, entry):
+            part.count(chunk)
+            with part.naming():
+                write_all(part.file, [chunk])
+        named = called(part.sheet, sheets)
+        fetch.expected.check(part.sheet, named[0] if len(named) == 1 else None, part.records)
+    return parts
+
+
+def _is_sheet(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.lower().endswith(".csv") and not entry.filename.startswith("__MACOSX/")
+
+
+def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Generator[bytes]:
+    with _whole(), archive.open(entry) as source:
+        while chunk := source.read(_CHUNK):
+            yield chunk
+
+
+@contextmanager
+def _whole() -> Generator[None]:
+    """Say that an archive is damaged, in whatever way `zipfile` stumbles over it."""
     try:
-        with zipfile.ZipFile(archive) as content:
-            entries = [entry for entry in content.infolist() if not entry.is_dir()]
-            titles = [PurePosixPath(entry.filename).name.removesuffix(".csv") for entry in entries]
-            if not {sheet.name.casefold() for sheet in sheets} <= {title.casefold() for title in titles}:
-                return None
-            names = file_names(titles)
-            parts = [_Part(*each) for each in zip(titles, (folder / f"{n}.csv" for n in names), strict=True)]
-            for entry, part in zip(entries, parts, strict=True):
-                stack.enter_context(part)
-                with part.naming(), content.open(entry) as source:
-                    while chunk := source.read(_CHUNK):
-                        part.count(chunk)
-                        write_all(part.file, [chunk])
-                named = called(part.sheet, sheets)
-                fetch.expected.check(part.sheet, named[0] if len(named) == 1 else None, part.records)
-            return parts
-    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
+        yield
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        lzma.LZMAError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise TruncatedDownload("all sheets", f"not a whole ZIP archive ({error})") from error
 
 

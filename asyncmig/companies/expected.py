@@ -26,6 +26,14 @@ class Expected:
     def __init__(self, report: ImportReport | None, row_filter: RowFilter) -> None:
         self._report, self._filter = report, row_filter
 
+    def is_exact(self, sheets: Sequence[Sheet]) -> bool:
+        """Return whether a download of all of `sheets` that lacks a row would be noticed."""
+        report = self._report
+        if report is None or (self._filter == "valid" and report.invalid_rows is None):
+            return False
+        counted = bool(sheets) and all(self._reported(sheet.name, sheet) is not None for sheet in sheets)
+        return report.inserted is not None or (counted and (self._filter == "all" or not report.invalid_rows))
+
     def check(self, name: str, sheet: Sheet | None, records: RecordCounter) -> None:
         """Raise `TruncatedDownload` unless what came can be the whole sheet; `name` is what the download calls it."""
         if records.cut:

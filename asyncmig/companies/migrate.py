@@ -55,8 +55,8 @@ _LOOK_AGAIN = 10.0
 """Seconds between looks at an import that has no id to be polled by."""
 _DECISIONS = 8
 """How often a decision may be refused as "already decided" while the run still asks the same."""
-_NOTHING_RAN = frozenset({"", "starting", "running"})
-"""Steps at which an import fails without a row of it being there, so that it may be imported again."""
+_NOTHING_RAN = frozenset({"", "starting"})
+"""Steps at which an import fails before a run of it; earlier versions did not write them down."""
 
 
 async def migrate(
@@ -365,8 +365,13 @@ class _Migration:
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
-    """Return whether an import failed, and so that it may be imported again."""
-    return isinstance(outcome, Failed) and outcome.step in _NOTHING_RAN
+    """Return whether an import failed, and so that it may be imported again.
+
+    A run of which no end was read may still end well, whatever the server answered instead.
+    """
+    if not isinstance(outcome, Failed):
+        return False
+    return outcome.step in _NOTHING_RAN or (outcome.step == "running" and outcome.status is not None)
 
 
 def _kind(outcome: Outcome) -> str:

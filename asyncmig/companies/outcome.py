@@ -42,20 +42,35 @@ class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
     hollow: int = 0
     """Writes that the destination accepted, and did not keep the fields."""
     lost: tuple[ExportResult, ...] = ()
-    """Those of them that the server lists."""
+    """Those that failed or are hollow, as far as the server lists them."""
+    reported: bool = True
+    """Whether the export came with a report."""
 
     @property
     def losses(self) -> int:
         """Writes that the destination has not, or not whole."""
         return self.failed + self.hollow
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is a report, and it speaks of no loss."""
+        return self.reported and not self.losses
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not clean, in words."""
+        if not self.reported:
+            return f"the {self.mode} export came without a report: nobody can tell what became of its writes"
+        return f"the destination has lost {self.losses} of {self.total} writes of the {self.mode} export"
+
     @classmethod
     def read(cls, mode: ExportMode, run_id: str, report: ExportReport | None) -> "ExportSummary":
         """Return what a report says; where it counts more losses than it lists, the count stands."""
-        report = report or ExportReport()
+        reported, report = report is not None, report or ExportReport()
         return cls(
             mode=mode,
             run_id=run_id,
+            reported=reported,
             total=report.total,
             failed=len(report.failed) + report.unlisted_failures,
             hollow=len(report.hollow),

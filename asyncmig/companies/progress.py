@@ -7,13 +7,14 @@ from typing import TypedDict, TypeVar, final
 
 import msgspec
 
+from asyncmig._core.retry import FINAL
 from asyncmig.companies.spec import Record, Spec
-from asyncmig.errors import NoAnswer, ServerError, TruncatedDownload, UnexpectedReply
+from asyncmig.errors import ApiError, NoAnswer, ServerError, TruncatedDownload, UnexpectedReply
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
 
-__all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
+__all__ = ["TRANSIENT", "Progress", "Who", "is_final", "read_record", "wall_clock"]
 
 T = TypeVar("T")
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
@@ -93,9 +94,14 @@ class Progress:
         while True:
             try:
                 return await step()
-            except TRANSIENT:
-                if loop.time() >= until:
+            except TRANSIENT as error:
+                if loop.time() >= until or is_final(error):
                     raise
+
+
+def is_final(error: Exception) -> bool:
+    """Return whether another try would be answered the same."""
+    return isinstance(error, ApiError) and error.status in FINAL
 
 
 def read_record(external_id: str, state: bytes | None) -> Record:

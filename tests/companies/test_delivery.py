@@ -1,5 +1,6 @@
 """What comes of an import: exports and their losses, runs that are begun again, what a rejection leaves."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -270,6 +271,106 @@ async def test_what_no_report_counts_is_fetched_until_it_is_surely_whole(
     assert any("cut short" in note for note in outcome.notes) == doubtful
     assert doubtful or outcome.rows > 0
     assert set(bodies.values()) == {times}
+
+
+@pytest.mark.parametrize("missing", ["report", "all", "invalidCellCount", "inserted", "null"])
+async def test_a_report_that_counts_too_little_to_notice_a_cut_is_none(
+    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, missing: str
+) -> None:
+    world.variants = Variants(zip_status=404)
+
+    def without(body: bytes) -> bytes:
+        reply = json.loads(body)
+        if reply["status"] == "completed":
+            report = reply.pop("report")
+            changed = {"all": {}, "null": {**report, "invalidCellCount": None}}.get(
+                missing, {name: value for name, value in report.items() if name not in (missing, "perSheet")}
+            )
+            reply |= {} if missing == "report" else {"report": changed}
+        return json.dumps(reply).encode()
+
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        if method == "GET" and "/imports/" in path:
+            return Fault(change=without)
+        cut = "sheet_id" in wire.sent[-1][2] and not any("sheet_id" in url for _, _, url in wire.sent[:-1])
+        return Fault(truncated_to=9) if cut and path.endswith("/export.csv") else None
+
+    wire.fault = fault
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20
+
+
+@pytest.mark.parametrize("results", [None, [{"ok": True, "status": 200, "fields_confirmed": False}, None]])
+async def test_a_canary_of_which_nobody_knows_that_it_lost_nothing_stops_the_full_export(
+    opens: Opens,
+    customer: Customer,
+    world: World,
+    wire: InProcess,
+    tmp_path: Path,
+    results: list[object] | None,
+) -> None:
+    def changed(body: bytes) -> bytes:
+        reply = json.loads(body)
+        report = reply.pop("report", None)
+        if report and results:
+            reply["report"] = {**report, "results": results}
+        return json.dumps(reply).encode()
+
+    wire.fault = lambda method, path, number: Fault(change=changed) if "/exports/" in path else None
+    async with opens() as session:
+        failed = await migrate(
+            session, connected(customer()), journal=MemoryJournal(), to=tmp_path, export="full"
+        )
+    assert isinstance(failed, Failed)
+    assert "the full one was not started" in failed.error
+    assert ("without a report" in failed.error) == (results is None)
+    assert starts(world, "exports") == 1
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_run_of_which_no_end_was_read_is_not_begun_again(
+    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, status: int
+) -> None:
+    """The server refuses to show it, and shows it later: it went on all the while."""
+    gone = Fault(instead=Reply(status=status, body=b'{"error": "no"}'))
+    wire.fault = lambda method, path, number: gone if method == "GET" and "/imports/" in path else None
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        failed = await migrate(session, spec, journal=journal, to=tmp_path, retries=3)
+        assert isinstance(failed, Failed)
+        assert (failed.step, failed.status) == ("running", None)
+        assert f"answered {status}: no" in failed.error
+        wire.fault = lambda method, path, number: None
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, once_more=True)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20
+    assert starts(world, "imports") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "endpoint"),
+    [
+        (403, "POST /companies"),
+        (501, "POST /companies/{id}/uploads"),
+        (405, "POST /companies/{id}/imports"),
+        (410, "GET /companies/{id}/export.csv"),
+    ],
+)
+async def test_a_refusal_that_no_repeat_changes_is_not_repeated(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, status: int, endpoint: str
+) -> None:
+    refused = Fault(instead=Reply(status=status, body=b'{"error": "not yours"}'))
+    wire.faulty_endpoint, wire.nth = endpoint, dict.fromkeys(range(1, 2000), refused)
+    journal = MemoryJournal()
+    async with opens() as session:
+        pending = await migrate(session, customer(), journal=journal, to=tmp_path)
+        assert isinstance(pending, Pending)
+        assert f"answered {status}: not yours" in pending.error
+        assert len(wire.sent) < 40
+        wire.nth.clear()
+        assert isinstance(await migrate(session, customer(), journal=journal, to=tmp_path), Delivered)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,54 @@ async def test_a_company_that_is_gone_does_not_tell_of_archives(
     assert downloads(wire) == 2 + 1
 
 
+@pytest.mark.parametrize("status", [200, 403, 422, 500])
+async def test_where_the_archive_never_comes_whole_the_sheets_do(
+    imported: Imported, wire: InProcess, tmp_path: Path, status: int
+) -> None:
+    async with imported() as company:
+        wire.fault = lambda method, path, number: (
+            Fault(instead=Reply(status=status, body=b"{}"))
+            if path.endswith("/export.csv") and "sheet_id" not in wire.sent[-1][2]
+            else None
+        )
+        for _ in range(2):
+            assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
+    assert sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url) <= 8
+
+
+async def test_an_archive_may_hold_more_than_sheets_and_must_hold_each(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    async with imported() as company:
+        names = [sheet.name for sheet in company.sheets]
+        for extra in (["README.txt", "__MACOSX/._A.csv", "manifest.json"], []):
+            archive = io.BytesIO()
+            with zipfile.ZipFile(archive, "w") as content:
+                for name in [*extra, *(f"{name}.csv" for name in names[: len(extra) or 1])]:
+                    content.writestr(name, "a\n" + "1\n" * 20 * (name == "Contacts.csv"))
+            faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
+            files = await company.download(to=tmp_path / str(len(extra)))
+            assert [file.sheet for file in files] == names  # from the archive, and then one by one
+
+
+async def test_however_an_archive_is_damaged_it_is_fetched_again(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    """`zipfile` raises half a dozen kinds of errors, and none of them may pass for one of the disk."""
+    rng, damaged = Random(4), list[Fault]()
+    wire.fault = lambda method, path, number: (
+        damaged.pop() if path.endswith("/export.csv") and damaged else None
+    )
+    async with imported() as company:
+        async with company.stream() as chunks:
+            whole = await read(chunks)
+        for _ in range(150):
+            body = bytearray(whole)
+            body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+            damaged.append(Fault(instead=Reply(status=200, body=bytes(body))))
+            assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
+
+
 @pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
 async def test_a_sheet_cannot_leave_its_folder(
     imported: Imported, wire: InProcess, tmp_path: Path, name: str

@@ -215,6 +215,18 @@ async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
     assert world._companies[next(iter(world._companies))].uploads[uploaded.upload_ref].content == CONTENT
 
 
+@pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 3)])
+async def test_a_storage_that_always_answers_with_html_is_believed_in_the_end(
+    body: bytes, puts: int, opens: Opens, wire: InProcess, world: World
+) -> None:
+    page = Fault(afterwards=Reply(status=200, body=body, content_type="Text/HTML; charset=utf-8"))
+    wire.fault = storage(page, page, page)
+    async with opens() as session:
+        uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
+    assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert [method for _, method, _ in wire.sent].count("PUT") == puts
+
+
 @pytest.mark.parametrize(("fault", "kind"), [("reset", NoAnswer), ("expired", UnexpectedReply)])
 async def test_a_stream_that_broke_off_midway_says_so_and_is_not_sent_again(
     fault: str, kind: type[Exception], opens: Opens, wire: InProcess

@@ -54,6 +54,25 @@ def test_an_optional_field_of_a_new_shape_does_not_hide_the_rest() -> None:
     assert state.error == "7"
 
 
+def test_what_is_no_text_in_a_text_is_replaced_and_the_rest_read() -> None:
+    """A server that cuts a sample in the middle of a character sends half a surrogate pair, or broken UTF-8."""
+    body = rb'{"status": "\\ud83d", "error": "cut \ud83d", "progress_message": "\ud83d\ude00 \ude00\n"}'
+    state = decode(b"\xef\xbb\xbf" + body.replace(b"cut", b"\xff"), wire.ImportState)
+    assert (state.status, state.error, state.progress_message) == (r"\ud83d", "� �", "😀 �\n")
+
+
+def test_an_item_of_a_list_that_cannot_be_understood_hides_no_other() -> None:
+    hollow = '{"ok": true, "status": 200, "fields_confirmed": false}'
+    state = decode(
+        f'{{"status": "completed", "report": {{"results": [{hollow}, null, 7]}}}}'.encode(),
+        writes.ExportState,
+    )
+    assert state.report is not None
+    assert (len(state.report.results), len(state.report.hollow)) == (3, 1)
+    patch = decode(b'{"actions": [{"action": "keep"}, "erase"]}', wire.Patch)
+    assert patch.is_destructive  # nobody knows what that does
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b'{"status": ', b"[]", b"null", b'{"run": 1}', b'{"status": null}', b"\xff\xfe"]
 )

@@ -236,15 +236,31 @@ async def test_a_run_that_stays_missing_ends_the_wait(watch: OpenWatch) -> None:
     assert other_tasks() == set()
 
 
-async def test_a_run_that_is_gone_later_ends_the_wait(watch: OpenWatch) -> None:
-    server = Server((0, "running"), (50, "running:more"))
+async def test_a_run_that_is_gone_later_ends_the_wait_if_it_stays_away(watch: OpenWatch) -> None:
+    server = Server((0, "running"), (50, "running:more"), (90, "running:most"))
     one = watch(server)
     changes = one.updates()
     await anext(changes)
     await anext(changes)
-    server.troubles = [refusal(NotFound, 404)]
+    server.troubles = [refusal(NotFound, 404)] * 3  # of a server that lags behind
+    await anext(changes)
+    gone = now()
+    server.troubles = [refusal(NotFound, 404)] * 100
     with pytest.raises(NotFound):
         await anext(changes)
+    assert 30 < now() - gone < 70
+    assert other_tasks() == set()
+
+
+async def test_a_run_that_cannot_be_read_is_said_once(
+    watch: OpenWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server((0, "running"), (4000, "completed"))
+    server.troubles = [refusal(UnexpectedReply, 403)] * 20
+    await watch(server).wait()
+    assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
+        "run run cannot be read, and is polled on: GET /runs/{run_id} answered 403: the server's text"
+    ]
 
 
 @pytest.mark.parametrize("trouble", [ValueError("a bug"), refusal(BadRequest, 400)], ids=["bug", "400"])

@@ -216,7 +216,16 @@ async def test_a_creation_that_cannot_have_arrived_is_repeated(wire: InProcess) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"), [("7", 7.0), ("9999", 60.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0)]
+    ("asked", "seconds"),
+    [
+        ("7", 7.0),
+        ("9999", 60.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0),
+        ("soon", 1.0),
+        ("\u00b2", 1.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1.0),
+        ("Mon, 01 Jan 2001 00:00:00 +99999999999999", 1.0),
+    ],
 )
 async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, seconds: float) -> None:
     busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked})
