@@ -18,12 +18,12 @@ import msgspec
 
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies import routes
-from asyncmig.companies.fetch import TRANSIENT, Fetch, is_no_archive, no_sheets
+from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.lookup import called
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
-from asyncmig.errors import ApiError, AsyncmigError, AuthError, TruncatedDownload
+from asyncmig.errors import ApiError, AsyncmigError, TruncatedDownload
 
 __all__ = ["Downloaded", "download"]
 
@@ -137,10 +137,9 @@ async def _fetch(
         try:
             parts = await _fetch_archive(fetch, sheets, folder, stack)
         except (ApiError, TruncatedDownload) as error:
-            none_here = isinstance(error, ApiError) and is_no_archive(error)
-            if isinstance(error, AuthError) or not (sheets or none_here):
+            if not can_do_without(error, sheets):
                 raise
-            in_vain = True  # the sheets one by one are the same data
+            in_vain = True
         else:
             if parts is not None:
                 return parts

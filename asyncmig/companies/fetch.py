@@ -1,6 +1,6 @@
 """One download as the server gives it: the archive of all sheets, or one sheet as CSV."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import final
@@ -15,6 +15,7 @@ from asyncmig.companies.wire import Sheet
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
+    AuthError,
     NoAnswer,
     NotFound,
     ServerError,
@@ -22,7 +23,7 @@ from asyncmig.errors import (
     UnexpectedReply,
 )
 
-__all__ = ["TRANSIENT", "Fetch", "is_no_archive", "no_sheets"]
+__all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets"]
 
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 """What another attempt may mend."""
@@ -82,6 +83,13 @@ class Fetch:
 def is_no_archive(error: ApiError) -> bool:
     """Return whether this says that there is no archive of all sheets; a 404 may mean the company, too."""
     return error.status in _NO_ZIP
+
+
+def can_do_without(error: ApiError | TruncatedDownload, sheets: Sequence[Sheet]) -> bool:
+    """Return whether the sheets one by one, which are the same data, may come where the archive does not."""
+    if isinstance(error, AuthError):
+        return False
+    return bool(sheets) or (isinstance(error, ApiError) and is_no_archive(error))
 
 
 def no_sheets() -> NotFound:

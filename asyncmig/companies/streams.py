@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
-from asyncmig.companies.fetch import Fetch, is_no_archive, no_sheets
+from asyncmig.companies.fetch import Fetch, can_do_without, no_sheets
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
@@ -40,20 +40,20 @@ async def stream_sheet(fetch: Fetch, sheet: Sheet) -> AsyncGenerator[AsyncIterat
 async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[AsyncIterator[bytes]]:
     """Yield an iterator over a ZIP of all sheets: the server's, or one that is made here of the single sheets."""
     async with AsyncExitStack() as stack:
-        answer = await _archive(fetch, stack)
+        answer = await _archive(fetch, sheets, stack)
         chunks = _whole(answer) if answer is not None else _zipped(fetch, sheets)
         if answer is None and not sheets:
             raise no_sheets()
         yield await stack.enter_async_context(aclosing(chunks))
 
 
-async def _archive(fetch: Fetch, stack: AsyncExitStack) -> Answer | None:
+async def _archive(fetch: Fetch, sheets: Sequence[Sheet], stack: AsyncExitStack) -> Answer | None:
     if not fetch.archives:
         return None
     try:
         return await fetch.opened(None, stack)
     except ApiError as error:
-        if not is_no_archive(error):
+        if not can_do_without(error, sheets):
             raise
     return None
 
