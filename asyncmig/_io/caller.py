@@ -136,11 +136,11 @@ class Caller:
         Raises the `ApiError` of a refusal; `NoAnswer`, `ServerError` or `UnexpectedReply` when the attempts are
         used up; `UnknownOutcome` where the server may have acted and a repeat could do it twice.
         """
-        return await self._repeated(call, partial(_decoded, kind))
+        return await self._repeated(call, partial(self._decoded, kind))
 
     async def call_with_status(self, call: Call, kind: type[T]) -> tuple[int, T]:
         """Send as `call` does, and return the status, too, where several are a success."""
-        return await self._repeated(call, partial(_with_status, kind))
+        return await self._repeated(call, partial(self._with_status, kind))
 
     async def reply(self, call: Call) -> Reply:
         """Send as `call` does, and return the answer as it is; a body that is not what it says it is, is none."""
@@ -171,7 +171,7 @@ class Caller:
     async def once(self, call: Call, kind: type[T], slot: Slot) -> T:
         """Make one attempt with a slot that the caller holds; raise what it comes to, unrepeated."""
         try:
-            return await self._attempt(call, partial(_decoded, kind), slot, 1)
+            return await self._attempt(call, partial(self._decoded, kind), slot, 1)
         except Failed as failure:
             raise failure.error from failure
 
@@ -208,7 +208,12 @@ class Caller:
         proxy's; and `InvalidInput` for a URL that would send the bytes in the clear where the API itself does not.
         """
         self._home.loop()
-        scheme = urlsplit(url).scheme.lower()
+        try:
+            scheme = urlsplit(url).scheme.lower()
+        except ValueError as error:
+            raise InvalidInput(
+                "upload_url", "...", f"was named by the server, and is no URL: {error}"
+            ) from None
         if scheme != "https" and not (scheme == "http" and is_loopback(self._base_url)):
             raise InvalidInput("upload_url", f"{scheme}://...", "was named by the server, and is not https")
         try:
@@ -242,7 +247,7 @@ class Caller:
 
     def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
         if body and (is_json(answer) or is_html(answer)):
-            _decoded(object, call, answer, body)  # cut JSON is none, and a page for people never was
+            self._decoded(object, call, answer, body)  # cut JSON is none, and a page for people never was
         headers: dict[str, str] = {}
         for name, value in answer.headers.items():
             name, value = name.lower(), value.replace(self._key.reveal(), "***")
@@ -350,6 +355,18 @@ class Caller:
             return bytes(body)
         return bytes(body).replace(key.encode(), b"***")
 
+    def _decoded(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
+        try:
+            return decode(body, kind)
+        except Unreadable as error:
+            endpoint, shown = call.endpoint, without(body, (*call.secrets, self._key.reveal()))
+            raise Failed(
+                unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
+            ) from error
+
+    def _with_status(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
+        return answer.status, self._decoded(kind, call, answer, body)
+
     def _url(self, call: Call) -> str:
         path = call.endpoint.template.format(
             **{name: quote(text, safe="") for name, text in call.ids.items()}
@@ -361,20 +378,6 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers
-
-
-def _decoded(kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
-    try:
-        return decode(body, kind)
-    except Unreadable as error:
-        endpoint, shown = call.endpoint, without(body, call.secrets)
-        raise Failed(
-            unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
-        ) from error
-
-
-def _with_status(kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
-    return answer.status, _decoded(kind, call, answer, body)
 
 
 def is_loopback(url: str) -> bool:

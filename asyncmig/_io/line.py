@@ -38,7 +38,7 @@ _UNREADABLE = 10
 _STALLED = 75 * 60.0
 _SHORT = 10.0
 """The budget is short if the runs that are due could not all be polled in so many seconds."""
-_TELLS_NOTHING = (RateLimited, ServerError, NoAnswer, UnexpectedReply)
+_TELLS_NOTHING = (ServerError, NoAnswer, UnexpectedReply)
 
 
 @final
@@ -183,6 +183,7 @@ class Line:
     def leave(self, watch: Watch[object]) -> None:
         self._watches.discard(watch)
         self._schedule.remove(watch.entry)
+        watch.missed = None
         if not self._watches:
             self.stop()
 
@@ -255,9 +256,12 @@ class Line:
             else:
                 reading = await watch.read(slot)
                 self._take(watch, reading, number, sent, lookup=False)
+        except RateLimited:
+            self._schedule.rejected(watch.entry, self.now(), blame=False)
         except _TELLS_NOTHING as error:
-            self._schedule.rejected(watch.entry, self.now(), blame=not isinstance(error, RateLimited))
+            self._schedule.rejected(watch.entry, self.now())
             self._alarms.failures(watch, error)
+            watch.missed = None
         except NotFound as error:
             now = self.now()
             self._schedule.rejected(watch.entry, now)
@@ -280,7 +284,7 @@ class Line:
         assert second is not None
         try:
             reading = await second.lookup(slot)
-        except Unsure:
+        except (NotFound, Unsure):
             watch.second = None
             self._schedule.rejected(watch.entry, self.now(), blame=False)
             return

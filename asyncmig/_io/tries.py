@@ -32,6 +32,11 @@ class Tries:
         self.attempt: int = 1
         self.doubts: int = 0
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no attempt follows the present one."""
+        return self.attempt >= self._policy.attempts
+
     async def failed(
         self,
         error: AsyncmigError,

@@ -143,7 +143,7 @@ class Watch(Generic[T]):
     async def wait(self, *, through_parks: bool = False) -> Reading[T]:
         """Wait until the run has ended, or has parked (unless `through_parks`), and return that reading.
 
-        Raises `AuthError`, `SessionClosed`, `NotFound` later than 30 s after the start, and what else `read`
+        Raises `AuthError`, `SessionClosed`, `NotFound` once every read has said so for 30 s, and what else `read`
         raised that no later poll can mend.
         """
         if not self._settled(through_parks):

@@ -29,7 +29,7 @@ from asyncmig.cli.run import Wanted, begun, drive
 from asyncmig.cli.selection import UNFINISHED
 from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, Settings, journal_option
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
-from asyncmig.cli.sources import from_last_run, from_last_run_if_any
+from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
@@ -84,6 +84,7 @@ def _commands(
 )
 @flat
 def run(
+    context: typer.Context,
     options: Options,
     display: Display,
     select: SelectOption = None,
@@ -106,7 +107,7 @@ def run(
         planned = asyncio.run(read_plan(_read(options), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
-    _drive(options, display, Wanted(selection=select, queue=queue))
+    _drive(options, display, Wanted(selection=select, queue=queue, given=given(context)))
 
 
 @app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")

@@ -75,13 +75,13 @@ class Feed:
         )
 
     def _write(self, kind: str, fields: "dict[str, object]") -> None:
+        if not self._read:
+            return
         at = {"at": self._clock()} | {
             name: value for name in _TIMES if isinstance(value := fields.pop(name, None), float)
         }
         since = {name: round(value - self._epoch, 3) for name, value in at.items()}
         line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
-        if not self._read:
-            return
         try:
             print_line(line)
         except BrokenPipeError:

@@ -3,14 +3,17 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
-from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Outcome
 from asyncmig.companies.spec import Spec
 from asyncmig.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from asyncmig.distributed.saq import Asked
 
 __all__ = ["follow", "queue_url"]
 
@@ -33,17 +36,17 @@ def queue_url(given: str) -> str:
 
 
 async def follow(
-    url: str, specs: Sequence[Spec], options: MigrationOptions | None, is_over: Callable[[], bool]
+    url: str, specs: Sequence[Spec], asked: "Asked", is_over: Callable[[], bool]
 ) -> AsyncIterator[Outcome]:
     """Submit all of `specs`, and yield each outcome as it comes, until `is_over`. The jobs go on without it.
 
-    `options`: how they are migrated, if not as the workers do it.
+    What is not `asked` is as the workers do it.
     Files are named by absolute paths, which have to mean the same to the workers.
     """
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     async with MigrationQueue(url) as queue:
-        outcomes = queue.run([_absolute(spec) for spec in specs], options=options)
+        outcomes = queue.run([_absolute(spec) for spec in specs], **asked)
         coming = asyncio.ensure_future(anext(outcomes, None))
         try:
             while not is_over():

@@ -1,12 +1,12 @@
 """`asyncmig run`: a manifest in, a fleet driven, a report out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, final
+from typing import TYPE_CHECKING, Literal, TypeVar, final
 
 import msgspec
 from rich.console import Console
@@ -24,7 +24,6 @@ from asyncmig.cli.report import CompanyRow, Report, ReportFile
 from asyncmig.cli.selection import only, select
 from asyncmig.cli.settings import DecideChoice, Display
 from asyncmig.cli.terminal import counted, say
-from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, Failed, Outcome
 from asyncmig.companies.spec import Record, Spec
 from asyncmig.errors import (
@@ -43,6 +42,9 @@ from asyncmig.journal import Journal
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 from asyncmig.status import read_records
+
+if TYPE_CHECKING:
+    from asyncmig.distributed.saq import Asked
 
 __all__ = ["Ended", "Wanted", "begun", "drive"]
 
@@ -110,6 +112,8 @@ class Wanted:
     """Whether this is the run that `asyncmig retry` repeats."""
     queue: str | None = None
     """Workers that do it, by the URL of their queue or the environment variable that holds it; None: this process."""
+    given: Collection[str] = ()
+    """The settings that are not the defaults' own: workers have theirs."""
 
 
 async def drive(
@@ -245,28 +249,21 @@ class _Work:
         interrupts: Interrupts,
     ) -> str | None:
         options = self._options
-        each = MigrationOptions(
-            decide=_POLICIES[options.decide],
-            row_filter=options.filter,
-            retries=options.retries,
-            once_more=self._wanted.selection is not None,
-            deliver_rejected=options.deliver_rejected,
-        )
         async with Fleet(
             self._session,
             journal=self._journal,
             to=options.out,
             concurrency=options.concurrency,
-            decide=each.decide,
-            row_filter=each.row_filter,
-            retries=each.retries,
-            once_more=each.once_more,
-            deliver_rejected=each.deliver_rejected,
+            decide=_POLICIES[options.decide],
+            row_filter=options.filter,
+            retries=options.retries,
+            once_more=self._wanted.selection is not None,
+            deliver_rejected=options.deliver_rejected,
         ) as fleet:
             interrupts.fleet = fleet
             try:
                 with self._at_most(interrupts):
-                    async for outcome in self._outcomes(fleet, each, specs, interrupts):
+                    async for outcome in self._outcomes(fleet, specs, interrupts):
                         outlets.tell(outcome)
                         self._count(outcome, records.get(outcome.external_id), interrupts)
             except JournalError as error:
@@ -300,13 +297,26 @@ class _Work:
             )
 
     def _outcomes(
-        self, fleet: Fleet, options: MigrationOptions, specs: tuple[Spec, ...], interrupts: Interrupts
+        self, fleet: Fleet, specs: tuple[Spec, ...], interrupts: Interrupts
     ) -> AsyncIterator[Outcome]:
         queue = self._wanted.queue
         if queue is None:
             return fleet.run(specs)
-        asked = None if options == MigrationOptions() else options  # the workers have their own defaults
-        return follow(queue_url(queue), specs, asked, lambda: interrupts.count > 0)
+        return follow(queue_url(queue), specs, self._asked(), lambda: interrupts.reason is not None)
+
+    def _asked(self) -> "Asked":
+        """Return what was asked for, as against what the workers do by themselves."""
+        options, given = self._options, self._wanted.given
+        asked: Asked = {"once_more": True} if self._wanted.selection is not None else {}
+        if "decide" in given:
+            asked["decide"] = _POLICIES[options.decide]
+        if "filter" in given:
+            asked["row_filter"] = options.filter
+        if "retries" in given:
+            asked["retries"] = options.retries
+        if "deliver_rejected" in given:
+            asked["deliver_rejected"] = options.deliver_rejected
+        return asked
 
     async def _specs(self) -> tuple[Spec, ...]:
         companies, manifest = self._session.companies, self._manifest

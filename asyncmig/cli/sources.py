@@ -10,7 +10,7 @@ from asyncmig.cli.last import LastRun, has_last_run, recall
 from asyncmig.cli.settings import PATHS, Settings, environment_name
 from asyncmig.manifest import Fault, InvalidManifest, read_defaults
 
-__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "source_of"]
+__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "source_of"]
 
 _NAMES = [field.name for field in fields(Settings)]
 
@@ -58,6 +58,11 @@ def source_of(context: typer.Context, name: str) -> str:
             return "manifest"
         case _:
             return "default"
+
+
+def given(context: typer.Context) -> frozenset[str]:
+    """Return the settings that the command line, the environment or a file gives."""
+    return frozenset(name for name in _NAMES if source_of(context, name) != "default")
 
 
 def _settings_of(manifest: Path) -> dict[str, str]:

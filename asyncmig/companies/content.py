@@ -12,7 +12,7 @@ from typing import IO, Protocol, Self, final
 import anyio
 
 from asyncmig._io.pace import Pace
-from asyncmig._io.threads import in_thread
+from asyncmig._io.threads import begin, in_thread, outlast
 from asyncmig.errors import InvalidInput
 
 __all__ = ["Content", "Progress", "Stream", "content_of", "size_of"]
@@ -285,7 +285,7 @@ class _Reader:
 
     def __init__(self, path: Path, file: IO[bytes], digest: _Digest) -> None:
         self._path, self._file, self._digest = path, file, digest
-        self._ahead = self._begin()
+        self._ahead = begin(self._read)
 
     def __aiter__(self) -> Self:
         return self
@@ -297,17 +297,12 @@ class _Reader:
             raise _unreadable(self._path, error) from error
         if not chunk:
             raise StopAsyncIteration
-        self._ahead = self._begin()
+        self._ahead = begin(self._read)
         return chunk
 
     async def rested(self) -> None:
         """Wait until the thread is done: a file must not be closed while it is read."""
-        await asyncio.wait([self._ahead])
-        if not self._ahead.cancelled():
-            self._ahead.exception()  # of a chunk that nobody wants any more
-
-    def _begin(self) -> asyncio.Future[bytes]:
-        return asyncio.get_running_loop().run_in_executor(None, self._read)
+        await outlast(self._ahead)
 
     def _read(self) -> bytes:
         chunk = self._file.read(_AHEAD)

@@ -13,8 +13,9 @@ from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.progress import TRANSIENT, Progress, wall_clock
+from asyncmig.companies.sheets import known
 from asyncmig.companies.spec import ExportStep, derived_key
-from asyncmig.companies.wire import ImportReport, Sheet
+from asyncmig.companies.wire import ImportReport
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 
 __all__ = ["Delivery"]
@@ -50,7 +51,7 @@ class Delivery:
         progress = self._progress
         progress.begin("downloading")
         if not company.sheets:  # an adopted one's, whose creation was never answered
-            company.sheets = _sheets(report)
+            company.sheets = tuple(known((), report))
         files = await self._download(company, report)
         try:
             reason = await self._export(company)
@@ -126,6 +127,8 @@ class Delivery:
             result = await self._exported_once(company, mode)
             if mode != self._options.exports[-1] and not result.is_clean:
                 return f"{result.trouble}; the full one was not started"
+            if not result.reported:
+                self._progress.notes.append(result.trouble)
         return None
 
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
@@ -181,13 +184,3 @@ def _surely(report: ImportReport | None, row_filter: RowFilter) -> int:
         return 0
     invalid = 0 if row_filter == "all" else report.invalid_rows
     return 0 if invalid is None else report.inserted - invalid
-
-
-def _sheets(report: ImportReport | None) -> tuple[Sheet, ...]:
-    """Return the sheets that a report names."""
-    counts = report.per_sheet if report else ()
-    return tuple(
-        Sheet(id=count.sheet_id, name=count.template_name or count.sheet_id)
-        for count in counts
-        if count.sheet_id is not None
-    )

@@ -1,13 +1,10 @@
 """Bring a company's sheets to disk: each file is whole, or not there at all."""
 
 import glob
-import lzma
 import os
-import struct
 import tempfile
 import uuid
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -23,7 +20,7 @@ from asyncmig.companies.lookup import called
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
-from asyncmig.errors import ApiError, AsyncmigError, TruncatedDownload
+from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 
 __all__ = ["Downloaded", "download"]
 
@@ -132,14 +129,14 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
 async def _fetch(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, whole: bool
 ) -> list[_Part]:
-    in_vain = False
+    none_here = False
     if whole and len(sheets) != 1 and fetch.archives:
         try:
             parts = await _fetch_archive(fetch, sheets, folder, stack)
-        except (ApiError, TruncatedDownload) as error:
+        except (ApiError, NoAnswer, TruncatedDownload) as error:
             if not can_do_without(error, sheets):
                 raise
-            in_vain = True
+            none_here = isinstance(error, ApiError) and is_no_archive(error)
         else:
             if parts is not None:
                 return parts
@@ -152,7 +149,7 @@ async def _fetch(
     ]
     for sheet, part in zip(sheets, parts, strict=True):
         await _fetch_sheet(fetch, sheet, part)
-    if in_vain:
+    if none_here:
         fetch.no_archives()
     return parts
 
@@ -233,17 +230,7 @@ def _whole() -> Generator[None]:
     """Say that an archive is damaged, in whatever way `zipfile` stumbles over it."""
     try:
         yield
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        lzma.LZMAError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # a dozen kinds, few of them documented
         raise TruncatedDownload("all sheets", f"not a whole ZIP archive ({error})") from error
 
 

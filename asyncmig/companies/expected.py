@@ -31,7 +31,8 @@ class Expected:
         report = self._report
         if report is None or (self._filter == "valid" and report.invalid_rows is None):
             return False
-        counted = bool(sheets) and all(self._reported(sheet.name, sheet) is not None for sheet in sheets)
+        counts = [self._reported(sheet.name, by_id) for sheet in sheets for by_id in (sheet, None)]
+        counted = bool(counts) and None not in counts  # in an archive sheets are told by their names
         return report.inserted is not None or (counted and (self._filter == "all" or not report.invalid_rows))
 
     def check(self, name: str, sheet: Sheet | None, records: RecordCounter) -> None:

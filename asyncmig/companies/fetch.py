@@ -26,7 +26,7 @@ from asyncmig.errors import (
 __all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets"]
 
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
-"""What another attempt may mend."""
+"""What another attempt may mend: the server is away, or a proxy answered in its place."""
 _NO_ZIP = frozenset({400, 404, 405, 501})
 
 
@@ -85,7 +85,7 @@ def is_no_archive(error: ApiError) -> bool:
     return error.status in _NO_ZIP
 
 
-def can_do_without(error: ApiError | TruncatedDownload, sheets: Sequence[Sheet]) -> bool:
+def can_do_without(error: AsyncmigError, sheets: Sequence[Sheet]) -> bool:
     """Return whether the sheets one by one, which are the same data, may come where the archive does not."""
     if isinstance(error, AuthError):
         return False

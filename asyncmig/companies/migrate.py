@@ -210,6 +210,8 @@ class _Migration:
         if nothing_ran(outcome):
             await self._new_epoch(self._files, "it was asked for", retried=record.retried + 1)
             return True
+        if isinstance(outcome, Failed) and outcome.step == "running":
+            self._note("not imported again: no end of its run was read, and it may have ended well")
         if isinstance(outcome, Failed) and outcome.step == "exporting":
             self._note(
                 "exported again: only its writer's key keeps the destination from having a record twice"

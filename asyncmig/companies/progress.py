@@ -8,8 +8,10 @@ from typing import TypedDict, TypeVar, final
 import msgspec
 
 from asyncmig._core.retry import FINAL
+from asyncmig.companies.fetch import TRANSIENT
+from asyncmig.companies.routes import PUT_BYTES
 from asyncmig.companies.spec import Record, Spec
-from asyncmig.errors import ApiError, NoAnswer, ServerError, TruncatedDownload, UnexpectedReply
+from asyncmig.errors import ApiError
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
@@ -17,8 +19,6 @@ from asyncmig.session import Session
 __all__ = ["TRANSIENT", "Progress", "Who", "is_final", "read_record", "wall_clock"]
 
 T = TypeVar("T")
-TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
-"""Errors that may pass: the server is away, or a proxy answered in its place."""
 _PATIENCE = 900.0
 """Seconds for which a step that is harmless to repeat outlasts a server that is away."""
 
@@ -100,8 +100,10 @@ class Progress:
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether another try would be answered the same."""
-    return isinstance(error, ApiError) and error.status in FINAL
+    """Return whether another try would be answered the same; a storage has another URL for each."""
+    if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
+        return False
+    return error.status in FINAL
 
 
 def read_record(external_id: str, state: bytes | None) -> Record:

@@ -105,7 +105,7 @@ class Run(Generic[StateT]):
             async for state in run.updates():
                 print(state.status, state.progress_message)
 
-        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that is not there 30 s after its start.
+        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that is not there for 30 s.
         """
         self._check_id()
         async for reading in self._watch.updates():

@@ -16,7 +16,7 @@ from asyncmig.companies.fetch import Fetch, can_do_without, no_sheets
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
-from asyncmig.errors import ApiError, TruncatedDownload
+from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -52,7 +52,7 @@ async def _archive(fetch: Fetch, sheets: Sequence[Sheet], stack: AsyncExitStack)
         return None
     try:
         return await fetch.opened(None, stack)
-    except ApiError as error:
+    except (ApiError, NoAnswer) as error:
         if not can_do_without(error, sheets):
             raise
     return None

@@ -23,8 +23,6 @@ _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+( *; *[!-~ ]+)?", re.ASCII)
 _FINAL = frozenset({405, 411, 413, 415, 501})
 """What a storage answers that a fresh URL does not change."""
 _REFUSED = "the upload URL refused the bytes"
-_PAGES = 2
-"""How often a success with a page for people is taken for a proxy's: some storages answer so."""
 _TYPES = {  # what the platform's own table may lack
     ".csv": "text/csv",
     ".tsv": "text/tab-separated-values",
@@ -78,16 +76,18 @@ async def upload(
     content = content_of(source, name=name, size=size)
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
-    tries = engine.caller.tries(routes.PUT_BYTES)
+    tries, pages = engine.caller.tries(routes.PUT_BYTES), 0
     async with engine.uploads:
         while True:
             try:
-                believes = content.once or tries.attempt > _PAGES
+                # Some storages always answer with a page, and where there is no other answer it has to be theirs.
+                believes = content.once or (tries.is_last and pages == tries.attempt - 1)
                 return await _attempt(
                     engine, company_id, content, body, progress, rank, believe_pages=believes
                 )
             except (NoAnswer, UnexpectedReply) as error:
                 trouble = error
+            pages += isinstance(trouble, UnexpectedReply) and 200 <= trouble.status < 300
             if content.spent:
                 raise _cannot_repeat(content, trouble) from trouble
             await tries.failed(trouble)

@@ -27,7 +27,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Never, Self, TypedDict, cast, final
+from typing import Literal, Self, TypedDict, Unpack, cast, final
 
 import msgspec
 from saq.job import TERMINAL_STATUSES, Job, Status
@@ -35,17 +35,18 @@ from saq.types import Context
 from saq.worker import Worker
 
 from asyncmig.companies.connections import Connections
+from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import safe_name
 from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import Decision, Outcome, Parked, Pending
+from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
 from asyncmig.companies.spec import Spec
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Session
 
-__all__ = ["MigrationQueue", "settings", "worker_settings"]
+__all__ = ["Asked", "MigrationQueue", "settings", "worker_settings"]
 
 _log = logging.getLogger("asyncmig")
 Builtins = Mapping[str, object]
@@ -119,6 +120,17 @@ def settings() -> dict[str, object]:
     )
 
 
+class Asked(TypedDict, total=False):
+    """What a caller may ask for, as of `migrate`; the rest is as the workers do it."""
+
+    decide: Policy
+    row_filter: RowFilter
+    retries: int
+    once_more: bool
+    deliver_rejected: bool
+    export: ExportMode | None
+
+
 @final
 class MigrationQueue:
     """Submits customers to the workers, follows them, decides. Use it as `async with`.
@@ -142,23 +154,21 @@ class MigrationQueue:
     ) -> None:
         await self._queue.disconnect()
 
-    async def submit(self, spec: Spec, *, options: MigrationOptions | None = None) -> bool:
-        """Have a customer migrated, as the workers do it or by `options`; False if that is under way already.
+    async def submit(self, spec: Spec, **asked: Unpack[Asked]) -> bool:
+        """Have a customer migrated; False if that is under way already. What is not `asked` is as the workers do it.
 
-        Raises `InvalidInput` for a wrong spec, and for options with a function.
+        Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides.
         """
         spec.validate()
-        return await self._enqueue(spec, options)
+        return await self._enqueue(spec, asked)
 
-    async def decide(
-        self, spec: Spec, parked: Parked, decision: Decision, *, options: MigrationOptions | None = None
-    ) -> bool:
+    async def decide(self, spec: Spec, parked: Parked, decision: Decision, **asked: Unpack[Asked]) -> bool:
         """Have a parked customer's questions answered; False if its migration is under way already.
 
         If the run asks something else by then, it stays parked.
         """
         shown = {"decision": msgspec.to_builtins(decision), "shown": _digest(parked)}
-        return await self._enqueue(spec, options, **shown)
+        return await self._enqueue(spec, asked, **shown)
 
     async def abort(self, external_id: str) -> None:
         """Stop a customer's migration where it is; submitted again, it goes on."""
@@ -166,13 +176,11 @@ class MigrationQueue:
         if job is not None and job.status not in TERMINAL_STATUSES:
             await self._queue.abort(job, "aborted")
 
-    async def run(
-        self, specs: Iterable[Spec], *, options: MigrationOptions | None = None
-    ) -> AsyncIterator[Outcome]:
+    async def run(self, specs: Iterable[Spec], **asked: Unpack[Asked]) -> AsyncIterator[Outcome]:
         """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
 
-        `options`: how they are migrated, if not as the workers do it. Raises `InvalidInput` for options with a
-        function, and for a spec with connections.
+        What is not `asked` is as the workers do it. Raises `InvalidInput` as `submit` does, and for a spec with
+        connections.
         """
         waiting = {spec.external_id: spec for spec in specs}
         for spec in waiting.values():
@@ -181,7 +189,7 @@ class MigrationQueue:
         while waiting:
             try:
                 for external_id in sorted(missing, key=list(waiting).index):
-                    await self._enqueue(waiting[external_id], options)
+                    await self._enqueue(waiting[external_id], asked)
                     missing.discard(external_id)
                 await asyncio.sleep(real_seconds(_LOOK_AGAIN))
                 found = await self._queue.jobs([self._key(external_id) for external_id in waiting])
@@ -206,10 +214,11 @@ class MigrationQueue:
             return job.result is None  # a heartbeat of the worker before can have come in between
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
-    async def _enqueue(self, spec: Spec, options: MigrationOptions | None, **more: object) -> bool:
+    async def _enqueue(self, spec: Spec, asked: Asked, **more: object) -> bool:
         _check_no_secret(spec)
-        if options is not None:
-            more["options"] = _written(options)
+        if callable(MigrationOptions(**asked).decide):
+            why = "is a function, which no queue can hold: give it to the workers, in `worker_settings(options=...)`"
+            raise InvalidInput("decide", asked.get("decide"), why)
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),
@@ -218,6 +227,7 @@ class MigrationQueue:
             retries=_ATTEMPTS,
             ttl=_KEPT,
             spec=msgspec.to_builtins(spec, enc_hook=str),
+            asked=dict(asked),
             **more,
         )
         return job is not None
@@ -268,7 +278,7 @@ class _Work:
         context: _Context,
         *,
         spec: Builtins,
-        options: Builtins | None = None,
+        asked: Asked | None = None,
         decision: Builtins | None = None,
         shown: str = "",
     ) -> object:
@@ -278,7 +288,9 @@ class _Work:
         """
         worker, job = context["worker"], context["job"]
         answer = None if decision is None else msgspec.convert(decision, Decision)
-        wanted = self._options if options is None else MigrationOptions(**cast("dict[str, Never]", options))
+        wanted = replace(self._options, **(asked or {}))
+        if job.attempts > 1:  # a worker that died may have done it
+            wanted = replace(wanted, once_more=False)
         if answer is not None:
             wanted = _deciding(wanted, answer, shown)
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
@@ -343,13 +355,6 @@ async def _beat(job: Job, done: asyncio.Event) -> None:
                 await job.update()
         except queue.away as error:
             _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)
-
-
-def _written(options: MigrationOptions) -> object:
-    if callable(options.decide):
-        why = "is a function, which no queue can hold: give it to the workers, as `worker_settings(options=...)`"
-        raise InvalidInput("decide", options.decide, why)
-    return msgspec.to_builtins(options)
 
 
 def _deciding(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:

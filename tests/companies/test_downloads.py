@@ -147,19 +147,20 @@ async def test_a_company_that_is_gone_does_not_tell_of_archives(
     assert downloads(wire) == 2 + 1
 
 
-@pytest.mark.parametrize("status", [200, 403, 422, 500])
+@pytest.mark.parametrize("fault", [200, 403, 422, 500, "cut"])
 async def test_where_the_archive_never_comes_whole_the_sheets_do(
-    imported: Imported, wire: InProcess, tmp_path: Path, status: int
+    imported: Imported, wire: InProcess, tmp_path: Path, fault: int | str
 ) -> None:
     async with imported() as company:
         wire.fault = lambda method, path, number: (
-            Fault(instead=Reply(status=status, body=b"{}"))
+            (Fault(instead=Reply(status=fault, body=b"{}")) if isinstance(fault, int) else Fault(cut_to=9))
             if path.endswith("/export.csv") and "sheet_id" not in wire.sent[-1][2]
             else None
         )
         for _ in range(2):
             assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
-    assert sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url) <= 8
+    archives = sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url)
+    assert archives <= 2 * 8  # another time it may come
 
 
 async def test_an_archive_may_hold_more_than_sheets_and_must_hold_each(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,16 +216,29 @@ async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
     assert world._companies[next(iter(world._companies))].uploads[uploaded.upload_ref].content == CONTENT
 
 
-@pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 3)])
+@pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 8)])
 async def test_a_storage_that_always_answers_with_html_is_believed_in_the_end(
     body: bytes, puts: int, opens: Opens, wire: InProcess, world: World
 ) -> None:
     page = Fault(afterwards=Reply(status=200, body=body, content_type="Text/HTML; charset=utf-8"))
-    wire.fault = storage(page, page, page)
+    wire.fault = storage(*[page] * 9)
     async with opens() as session:
         uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
     assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert [method for _, method, _ in wire.sent].count("PUT") == puts
+
+
+@pytest.mark.parametrize("url", ["http://elsewhere.invalid/x", "https://[bad/x", "ftp://x/y", "nothing"])
+async def test_a_url_that_nothing_can_be_sent_to_is_said(opens: Opens, wire: InProcess, url: str) -> None:
+    named = Fault(
+        afterwards=Reply(status=201, body=json.dumps({"upload_url": url, "upload_ref": "r"}).encode())
+    )
+    async with opens() as session:
+        company = await provisioned(session)
+        wire.fault = lambda method, path, number: named if path.endswith("/uploads") else None
+        with pytest.raises(InvalidInput, match="named by the server"):
+            await company.upload(CONTENT, name="a.csv")
+    assert not any(method == "PUT" for _, method, _ in wire.sent)
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("reset", NoAnswer), ("expired", UnexpectedReply)])

@@ -135,17 +135,19 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
     run(main())
 
 
-def test_options_travel_with_a_job_unless_they_are_a_function(place: Place) -> None:
+def test_what_is_asked_for_travels_with_a_job_and_the_rest_is_the_workers(place: Place) -> None:
     async def main() -> None:
         specs = parks(place)
-        async with place.queue() as queue, place.worker(decide="park"):
-            approving = MigrationOptions(decide="approve", row_filter="all")
-            (done,) = [outcome async for outcome in queue.run(specs, options=approving)]
+        async with place.queue() as queue, place.worker(decide="approve"):
+            (parked,) = [outcome async for outcome in queue.run(specs, decide="park")]
+            assert isinstance(parked, Parked)
+            (done,) = [outcome async for outcome in queue.run(specs, row_filter="all")]
             assert isinstance(done, Delivered)
             assert done.row_filter == "all"
-            asking = MigrationOptions(decide=decide)
             with pytest.raises(InvalidInput, match="decide"):
-                await queue.submit(specs[0], options=asking)
+                await queue.submit(specs[0], decide=decide)
+            with pytest.raises(InvalidInput, match="retries"):
+                await queue.submit(specs[0], retries=-1)
 
     async def decide(parked: Parked) -> None:
         raise AssertionError(parked)

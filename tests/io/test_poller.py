@@ -252,11 +252,29 @@ async def test_a_run_that_is_gone_later_ends_the_wait_if_it_stays_away(watch: Op
     assert other_tasks() == set()
 
 
+async def test_only_404s_in_a_row_say_that_a_run_is_gone(watch: OpenWatch) -> None:
+    server = Server((0, "running"), (300, "completed"))
+    server.troubles = [refusal(NotFound, 404), *[no_answer()] * 5, refusal(NotFound, 404)]
+    assert (await watch(server).wait()).status == "completed"
+
+
+async def test_404s_do_not_add_up_while_nobody_waits(watch: OpenWatch) -> None:
+    server = Server((0, "running"), (1200, "completed"))
+    server.troubles = [refusal(NotFound, 404)]
+    one = watch(server)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await one.wait()
+    await asyncio.sleep(600)
+    server.troubles = [refusal(NotFound, 404)]
+    assert (await one.wait()).status == "completed"
+
+
 async def test_a_run_that_cannot_be_read_is_said_once(
     watch: OpenWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server((0, "running"), (4000, "completed"))
-    server.troubles = [refusal(UnexpectedReply, 403)] * 20
+    server.troubles = [*[refusal(UnexpectedReply, 403)] * 10, *[refusal(RateLimited, 429)] * 5]
     await watch(server).wait()
     assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
         "run run cannot be read, and is polled on: GET /runs/{run_id} answered 403: the server's text"

@@ -19,6 +19,7 @@ from asyncmig import (
     ServerError,
     Session,
     SessionClosed,
+    UnexpectedReply,
     UnknownOutcome,
 )
 from asyncmig._io.caller import Secret
@@ -234,6 +235,20 @@ async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, 
         await opened.companies.sources()
     first, second = (at for at, _, _ in wire.sent)
     assert seconds <= second - first < seconds + 2.5
+
+
+@pytest.mark.parametrize("key", ["secret7", "a-key-of-some-length"])
+async def test_a_key_that_is_echoed_is_in_no_error_and_a_short_one_spoils_no_data(
+    wire: InProcess, key: str
+) -> None:
+    echo = f'{{"sources": [{{"id": "1", "name": "my secret7", "logo_url": null}}], "key": "{key}"}}'
+    wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=echo.encode()))
+    async with Session(key, BASE_URL, transport=wire) as opened:
+        assert [source.name for source in await opened.companies.sources()] == ["my secret7"]
+        echo = f"oops, your key is {key}"
+        with pytest.raises(UnexpectedReply) as caught:
+            await opened.companies.sources()
+    assert key not in str(caught.value)
 
 
 async def test_a_429_is_waited_out_and_spends_no_attempt(wire: InProcess) -> None:
