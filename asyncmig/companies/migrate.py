@@ -323,6 +323,7 @@ class _Migration:
         if active.id:
             with contextlib.suppress(RunError):
                 await active.wait(through_parks=True)
+            await asyncio.sleep(_LOOK_AGAIN)  # what tells of active imports may lag behind what reads them
             return
         while await self._progress.patiently(company.imports.active) is not None:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(_LOOK_AGAIN)

@@ -9,7 +9,7 @@ from inprocess import KEY, InProcess
 
 from asyncmig import RunFailed, Session, SessionClosed, Spec
 from asyncmig.events import RunStalled
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator import SCHEMAS, SOURCES, Fault, Pace, Reply, World
 from asyncmig.simulator.variants import Variants
 
 from .conftest import DUPLICATES, SOURCE, Opens
@@ -63,6 +63,16 @@ async def test_the_second_channel_is_believed_as_far_as_it_says_which_run_it_mea
     assert world.ledger.requests[LIST] >= lookups
     if reading == "anonymous":  # each run is asked for once; what says nothing is not asked again
         assert world.ledger.requests[LIST] <= 20
+
+
+async def test_a_second_channel_that_knows_of_no_run_harms_none(
+    opens: Opens, wire: InProcess, world: World
+) -> None:
+    unknown = Fault(instead=Reply(status=404, body=b'{"error": "Not found"}'))
+    wire.fault = lambda method, path, number: (
+        unknown if method == "GET" and path.endswith("/imports") else None
+    )
+    await follow(opens, world, 60, second_channel=True)
 
 
 async def test_the_sessions_own_gate_goes_by_the_routes_of_the_contract(opens: Opens, world: World) -> None:
