@@ -10,9 +10,12 @@ def main() -> None:
     """Run the command line; without its extra say how to install it, and exit 1."""
     if find_spec("typer") is None or find_spec("rich") is None:
         sys.exit("The command line needs its extra. Install it with: pip install 'asyncmig[cli]'")
-    from asyncmig.cli.app import run_app
+    try:
+        from asyncmig.cli.app import run_app
 
-    run_app()
+        run_app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ class Fleet(AsyncOnly):
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # who iterates hears of the first one, and of the others nobody has to
         except BaseException:
             future.cancel()
             raise

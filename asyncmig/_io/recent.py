@@ -14,6 +14,8 @@ from typing import TextIO, final
 __all__ = ["RecentLog"]
 
 _LARGEST = 256 * 1024
+_KEPT = 900.0
+"""Seconds of the loop's clock after which no window remembers a request."""
 
 
 @final
@@ -53,9 +55,16 @@ class RecentLog:
                 continue  # the last line of a process that was killed
 
     def open(self) -> None:
-        """Start appending; a file that has grown large is begun anew once its content is older than a window."""
-        large = self._path.exists() and self._path.stat().st_size > _LARGEST
-        self._file = self._path.open("w" if large else "a", buffering=1, encoding="utf-8")
+        """Start appending; of a file that has grown large what is older than any window is dropped."""
+        if self._path.exists() and self._path.stat().st_size > _LARGEST:
+            oldest = time.time() - _KEPT / self._speed  # noqa: TID251 - as above
+            young = [f"{kind} {at:.3f} {endpoint}\n" for kind, at, endpoint in self._lines() if at > oldest]
+            with self._path.open(
+                "r+", encoding="utf-8"
+            ) as file:  # the same file, for others may append to it
+                file.writelines(young)
+                file.truncate()
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
 
     def note(self, kind: str, endpoint: str) -> None:
         """Append that a request was `sent`, or is `done`."""

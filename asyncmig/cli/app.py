@@ -131,7 +131,10 @@ def _drive(options: Options, display: Display, wanted: Wanted) -> None:
     manifest = _read(options)
     ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
     if not (display.quiet and ended.exit_code == DELIVERED):
-        print_summary(words if display.as_json else data, ended, options)
+        try:
+            print_summary(words if display.as_json else data, ended, options)
+        except OSError as error:  # what was done was done, whether or not somebody reads of it
+            say(words, f"Error: the summary could not be printed: {error}", "red")
     raise typer.Exit(ended.exit_code)
 
 

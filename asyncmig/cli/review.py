@@ -179,7 +179,7 @@ class Reviewer:
         if gone or decision is None:
             say(
                 self._words,
-                f"{record.external_id}: asks nothing any more; somebody else has decided.",
+                f"{record.external_id}: asks nothing any more: somebody else has decided, or its run has ended.",
                 "yellow",
             )
         else:

@@ -59,7 +59,8 @@ def is_interactive() -> bool:
 
 def data_console() -> Console:
     """Return the console for data: stdout. In a pipe, where nobody looks, it is wide enough for any table."""
-    wide = _WIDE if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison] - closed
+    wide = None if is_terminal or "COLUMNS" in os.environ else _WIDE
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
 
 

@@ -19,7 +19,8 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None
     """Write down which company a customer is whose creation was never answered, or whose journal was lost.
 
     The next `migrate` goes on from there: an import of the company that runs is waited for, one that completed is
-    delivered and not repeated, and without any the import is started. Raises `InvalidInput` if the journal knows
+    delivered and not repeated, one that failed has failed (`retries` begins it again), and without any the import is
+    started. Raises `InvalidInput` if the journal knows
     another company for the customer, `CompanyHeld` if a process works on it.
     """
     check_external_id(external_id)
@@ -40,20 +41,30 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None
 
 
 async def look_first(company: Company, progress: Progress) -> None:
-    """Find the import that an adopted company has had: the one that runs, or the newest that completed."""
+    """Find the import that an adopted company has had: one that runs, the newest that completed, or that failed."""
     progress.begin("starting", "looks for an earlier import")
-    states = await progress.patiently(partial(_list, company))
+    states, is_cut = await progress.patiently(partial(_list, company))
     running = [state for state in states if state.status not in routes.IMPORT.terminal]
-    for state in running or [state for state in states if state.status == "completed"]:
+    found = running or [state for state in states if state.status == "completed"]
+    if is_cut and not found:
+        raise _unknown("the server does not give all imports of the company, and one may be among the others")
+    for state in found or states:
         run_id = state.run_id or state.id
         if run_id is None:
-            reason = f"the company has an import that is {state.status}, and the server does not say its id"
-            endpoint = routes.START_IMPORT
-            raise UnknownOutcome(endpoint.method, endpoint.template, reason, "", endpoint.advice)
+            raise _unknown(
+                f"the company has an import that is {state.status}, and the server does not say its id"
+            )
         progress.notes.append(f"the company had an import that is {state.status}; it was not repeated")
-        await progress.write("found", run_id=run_id, started_at=wall_clock(), foreign=True)
+        epoch = max(progress.record.epoch, len(states) - 1)  # each of them may have used a key
+        await progress.write("found", run_id=run_id, started_at=wall_clock(), foreign=True, epoch=epoch)
         return
 
 
-async def _list(company: Company) -> list[ImportState]:
-    return [state async for state in company.imports.list()]
+async def _list(company: Company) -> tuple[list[ImportState], bool]:
+    pages = [page async for page in company.imports.pages()]
+    return [state for states, _ in pages for state in states], any(is_cut for _, is_cut in pages)
+
+
+def _unknown(reason: str) -> UnknownOutcome:
+    endpoint = routes.START_IMPORT
+    return UnknownOutcome(endpoint.method, endpoint.template, reason, "", endpoint.advice)

@@ -14,7 +14,7 @@ from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.progress import TRANSIENT, Progress, wall_clock
 from asyncmig.companies.sheets import known
-from asyncmig.companies.spec import ExportStep, derived_key
+from asyncmig.companies.spec import ExportStep, export_key
 from asyncmig.companies.wire import ImportReport
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 
@@ -134,7 +134,7 @@ class Delivery:
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
         step = self._known(mode)
         if step is None:
-            key = derived_key(self._progress.record, f"export {mode} {self._progress.record.retried}")
+            key = export_key(self._progress.record, mode)
             step = await self._write("export", ExportStep(mode=mode, idempotency_key=key))
         if step.run_id is None:
             run = await self._progress.patiently(partial(_started, company, step))

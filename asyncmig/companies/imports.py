@@ -177,20 +177,27 @@ class Imports:
         How the server pages is not documented: it may not, and then this is what one request gives. A page that shows
         nothing new is the last one, whatever it says of more. What an import does not say is None, its status "".
         """
+        async for states, is_cut in self.pages():
+            for state in states:
+                yield state
+            if is_cut:
+                _log.warning("imports of company %s: there are more than the server gives", self._company_id)
+
+    async def pages(self) -> AsyncIterator[tuple[Sequence[ImportState], bool]]:
+        """Yield what `list` does, page by page, and whether the server keeps more back than it gives."""
         query: Mapping[str, str] = {}
         asked: set[frozenset[tuple[str, str]]] = set()
         seen: set[str] = set()
         while len(asked) < _PAGES:
             asked.add(frozenset(query.items()))
-            page = read_page(await self._engine.caller.call(_listing(self._company_id, query), object))
+            reply = await self._engine.caller.reply(_listing(self._company_id, query))
+            page = read_page(reply.json(), reply.headers.get("link", ""))
             listed = [convert(item, ListedImport) for item in page.items]
             states = [state for state in listed if _mark(state) not in seen]
             seen.update(map(_mark, states))
-            for state in states:
-                yield state
-            if page.cut:
-                _log.warning("imports of company %s: there are more than the server gives", self._company_id)
-            if not states or page.next is None or frozenset(page.next.items()) in asked:
+            is_last = not states or page.next is None or frozenset(page.next.items()) in asked
+            yield states, page.cut or (is_last and len(seen) < (page.total or 0))
+            if is_last or page.next is None:
                 return
             query = page.next
 

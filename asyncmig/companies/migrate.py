@@ -34,7 +34,7 @@ from asyncmig.companies.outcome import (
     Unknown,
 )
 from asyncmig.companies.progress import TRANSIENT, Progress, named, wall_clock
-from asyncmig.companies.spec import FileInput, Spec, derived_key, read_inputs
+from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -216,7 +216,13 @@ class _Migration:
             self._note(
                 "exported again: only its writer's key keeps the destination from having a record twice"
             )
-            await self._progress.write("export again", exports=(), retried=record.retried + 1, outcome=None)
+            await self._progress.write(
+                "export again",
+                exports=(),
+                retried=record.retried + 1,
+                exported_again=record.exported_again + 1,
+                outcome=None,
+            )
             return True
         return False
 
@@ -237,6 +243,7 @@ class _Migration:
             adopted=False,
             rejected=False,
             exports=(),
+            exported_again=0,
             outcome=None,
         )
 
@@ -281,7 +288,7 @@ class _Migration:
         self._progress.begin("starting")
         doubtful = record.import_body is not None
         if record.import_body is None:
-            body = import_body(derived_key(record, "import"), record.uploads)
+            body = import_body(import_key(record), record.uploads)
             await self._progress.write("start", import_body=body.decode())
         run = await self._start(company, doubtful=doubtful)
         await self._progress.write("started", run_id=run.id, started_at=wall_clock())

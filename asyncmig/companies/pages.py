@@ -6,6 +6,7 @@ nothing is ever sent to an address that a reply named), or counters. Nothing of 
 there is more and not how to get it, that is `cut`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -34,6 +35,8 @@ _TOKENS = {
 _MORE = ("has_more", "hasMore", "has_next", "hasNext", "has_next_page", "hasNextPage")
 _PAGES = ("total_pages", "totalPages", "pages", "page_count", "last_page")
 _LONGEST = 4096
+_LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
+"""The target of a `Link` header that leads to the next page (RFC 8288)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +48,24 @@ class Page:
     """The query of the next page; None after the last one."""
     cut: bool
     """There is more, and the reply does not say how to get it."""
+    total: int | None
+    """How many items there are on all pages, if that is said."""
 
 
-def read_page(reply: object) -> Page:
-    """Return what `reply`, decoded JSON, holds."""
+def read_page(reply: object, link: str = "") -> Page:
+    """Return what `reply`, decoded JSON, holds; `link` is the header of that name."""
+    leads = _LINK.search(link[:_LONGEST])
+    linked = _query_of(leads[1]) if leads else None
     if isinstance(reply, list):
-        return Page(items=_objects(cast("list[object]", reply)), next=None, cut=False)
+        return Page(items=_objects(cast("list[object]", reply)), next=linked, cut=False, total=None)
     whole = _object(reply)
     places = [whole, *(_object(whole[name]) for name in _AROUND if name in whole)]
     more = next(
         (place[name] for place in places for name in _MORE if isinstance(place.get(name), bool)), None
     )
-    following = None if more is False else next((query for p in places if (query := _next(p))), None)
-    return Page(items=_items(whole), next=following, cut=more is True and following is None)
+    following = None if more is False else next((query for p in places if (query := _next(p))), linked)
+    total = next((n for place in places if (n := _number(place.get("total"))) is not None), None)
+    return Page(items=_items(whole), next=following, cut=more is True and following is None, total=total)
 
 
 def _object(value: object) -> dict[str, object]:

@@ -16,7 +16,7 @@ from asyncmig.errors import InvalidInput
 from asyncmig.preflight import Checked
 from asyncmig.preflight import check as check_files
 
-__all__ = ["ExportStep", "FileInput", "Record", "Spec", "derived_key", "read_inputs"]
+__all__ = ["ExportStep", "FileInput", "Record", "Spec", "export_key", "import_key", "read_inputs"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +115,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     its row counts say nothing about the whole."""
     retried: int = 0
     """How often an import or export that failed was begun again, since the files last changed."""
+    exported_again: int = 0
+    """How often the exports of the present import were begun again."""
     rejected: bool = False
     """We rejected what its import proposed, or were about to."""
     exports: tuple[ExportStep, ...] = ()
@@ -156,7 +158,15 @@ def _read_input(path: Path) -> FileInput:
     return FileInput(path=str(path), size=size, sha256=digest)
 
 
-def derived_key(record: Record, purpose: str) -> str:
-    """Return the idempotency key of a request: the same for the same input, whichever process asks."""
-    parts = [record.external_id, purpose, str(record.epoch), *(file.sha256 for file in record.files)]
+def import_key(record: Record) -> str:
+    """Return the idempotency key of an import: the same for the same input, whichever process asks."""
+    return _derived(record.external_id, "import", str(record.epoch), *(file.sha256 for file in record.files))
+
+
+def export_key(record: Record, mode: ExportMode) -> str:
+    """Return the idempotency key of an export: the same for the same import, also when the journal was lost."""
+    return _derived(record.external_id, f"export {mode}", str(record.run_id), str(record.exported_again))
+
+
+def _derived(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

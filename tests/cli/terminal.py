@@ -70,6 +70,16 @@ class Terminal:
             assert self._read(), f"ended without {text!r}: {self.text[self._passed :]!r}"
         self._passed = found + len(text)
 
+    def interrupt(self) -> int:
+        """Type Ctrl-C at a prompt, and return the exit code. One that comes before `input` reads waits for a line."""
+        for _ in range(10):
+            self.type("\x03")
+            until = time.perf_counter() + 2.0
+            while time.perf_counter() < until:
+                if not self._read():
+                    return self._process.wait(25.0)
+        raise AssertionError(f"goes on after {self.text[-2000:]!r}")
+
     def end(self, seconds: float = 25.0) -> int:
         """Read to the end and return the exit code."""
         deadline = time.perf_counter() + seconds

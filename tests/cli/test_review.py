@@ -132,8 +132,7 @@ def test_at_a_terminal_each_is_shown_and_answered(
         terminal.type("yes\n")
         terminal.wait_for("bolt: approved.")
         terminal.wait_for("[q]uit: ")
-        terminal.type("\x03")
-        assert terminal.end() == 5
+        assert terminal.interrupt() == 5
     assert "Still parked: acme, cafe." in terminal.text
     (sent,) = [entry for entry in simulator.world.ledger.entries if entry.endpoint.endswith("/decisions")]
     assert sent.status == 200
