@@ -1,6 +1,9 @@
 """`--max-duration` and `--stop-after-failures` end a run as one Ctrl-C does, and say why."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from asyncmig.cli.amounts import Duration, parse_duration
 from asyncmig.errors import InvalidInput
 from asyncmig.simulator.runs import Pace
 
-from .conftest import SPEED, Cli, Simulator, serving
+from .conftest import KEY, SPEED, Cli, Simulator, serving
 
 GOOD, LATIN = b"Email,Name\na@x.de,A\n", b"Email,Name\na@x.de,Caf\xe9\n"
 Customers = Callable[..., Path]
@@ -62,3 +65,21 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(InvalidInput, match="duration"):
         parse_duration(text)
+
+
+def test_a_summary_that_cannot_be_printed_changes_nothing_of_what_was_done(
+    simulator: Simulator, customers: Customers, tmp_path: Path
+) -> None:
+    arguments = ["run", customers(acme=GOOD), "--speed", str(SPEED), "--base-url", simulator.base_url]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "asyncmig", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "VERN_API_KEY": KEY},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert "the summary could not be printed" in ended.stderr

@@ -1,10 +1,12 @@
 """One customer from CSV to CSV: whatever happens on the way, nothing is done twice and nothing is lost."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from inprocess import KEY, Fault, InProcess
 
@@ -360,6 +362,71 @@ async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
     assert any("was not repeated" in note for note in outcome.notes)
     assert (tmp_path / "Contacts.csv").exists()
     assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+
+
+@pytest.mark.parametrize("more", [{"has_more": True}, {"total": 5}])
+async def test_what_a_list_keeps_back_may_be_an_earlier_import(
+    opens: Opens,
+    customer: Customer,
+    wire: InProcess,
+    world: World,
+    tmp_path: Path,
+    more: dict[str, object],
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    await adopt(journal, "acme", await unknown_company(opens, spec, wire, journal, tmp_path))
+    failed = {"imports": [{"run_id": "r", "status": "failed"}], **more}
+    page = Fault(instead=Reply(status=200, body=json.dumps(failed).encode()))
+    wire.fault = lambda method, path, number: page if (method, path[-8:]) == ("GET", "/imports") else None
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+    assert isinstance(outcome, Unknown)
+    assert "does not give all imports" in outcome.error
+    assert world.ledger.requests["POST /companies/{id}/imports"] == 0
+
+
+async def test_with_the_journal_lost_an_import_that_failed_is_begun_again_if_that_is_asked_for(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    spec, starts = customer(), "POST /companies/{id}/imports"
+    world.variants = Variants(zombies=1.0)
+    async with opens() as session:
+        await migrate(session, spec, journal=MemoryJournal(), to=tmp_path, retries=1)
+        assert world.ledger.requests[starts] == 2
+        world.variants = Variants()
+        journal = MemoryJournal()
+        assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
+        await adopt(journal, "acme", next(iter(world._companies)))
+        failed = await migrate(session, spec, journal=journal, to=tmp_path)
+        assert isinstance(failed, Failed)
+        assert (failed.status, world.ledger.requests[starts]) == ("failed", 2)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, once_more=True)
+    assert isinstance(outcome, Delivered)
+    assert outcome.rows == 20
+    assert world.ledger.requests[starts] == 3
+
+
+async def test_with_the_journal_lost_no_export_is_made_twice(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    """Not even if the import was not the first, or the files are others by now: the import is the same."""
+    connections = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
+    spec = msgspec.structs.replace(customer(), connections=connections)
+    world.variants = Variants(zombies=1.0)
+    async with opens() as session:
+        journal = MemoryJournal()
+        await migrate(session, spec, journal=journal, to=tmp_path)
+        world.variants = Variants(failed_writes=0.0, hollow_writes=0.0)
+        for number in range(2):
+            outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full", retries=1)
+            assert isinstance(outcome, Delivered)
+            assert [each.mode for each in outcome.exports] == ["canary", "full"]
+            journal = MemoryJournal()
+            spec.files[0].write_text(f"Email,Name\nother{number}@x.de,O\n", encoding="utf-8")
+            assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
+            await adopt(journal, "acme", next(iter(world._companies)))
+    assert world.ledger.requests["POST /companies/{id}/exports"] == 4
+    assert [len(company.exports) for company in world._companies.values()] == [2]
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -49,7 +49,16 @@ def test_the_next_page_is_where_the_reply_says(reply: object, following: dict[st
     assert not page.cut
 
 
+@pytest.mark.parametrize("reply", [[RUN], {"imports": [RUN], "links": {"self": "x"}}])
+def test_the_next_page_may_be_in_a_header(reply: object) -> None:
+    link = '<https://elsewhere.invalid/x?cursor=0>; rel="first", </x?cursor=2&limit=1>; rel="next"'
+    assert read_page(reply, link).next == {"cursor": "2", "limit": "1"}
+    assert read_page(reply, link.replace("next", "prev")).next is None
+    assert read_page(reply, '</x>; rel="next"').next is None
+
+
 def test_more_without_a_way_to_get_it_is_said() -> None:
+    assert read_page({"imports": [RUN], "meta": {"total": "7"}}).total == 7
     assert read_page({"imports": [RUN], "has_more": True}).cut
     assert not read_page({"imports": [RUN], "has_more": True, "next_cursor": "x"}).cut
 
