@@ -61,7 +61,7 @@ class RecentLog:
             young = [f"{kind} {at:.3f} {endpoint}\n" for kind, at, endpoint in self._lines() if at > oldest]
             with self._path.open(
                 "r+", encoding="utf-8"
-            ) as file:  # the same file, for others may append to it
+            ) as file:  # not another one: somebody may append to it
                 file.writelines(young)
                 file.truncate()
         self._file = self._path.open("a", buffering=1, encoding="utf-8")

@@ -20,8 +20,8 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None
 
     The next `migrate` goes on from there: an import of the company that runs is waited for, one that completed is
     delivered and not repeated, one that failed has failed (`retries` begins it again), and without any the import is
-    started. Raises `InvalidInput` if the journal knows
-    another company for the customer, `CompanyHeld` if a process works on it.
+    started. Raises `InvalidInput` if the journal knows another company for the customer, `CompanyHeld` if a process
+    works on it.
     """
     check_external_id(external_id)
     if not company_id.strip():

@@ -114,23 +114,24 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
     attempt.
     """
     tries = fetch.engine.caller.tries(routes.DOWNLOAD)
+    archived = whole and len(sheets) != 1
     while True:
         try:
             with ExitStack() as stack:
-                parts = await _fetch(fetch, sheets, folder, stack, whole)
+                parts = await _fetch(fetch, sheets, folder, stack, archived)
                 if whole:
                     fetch.expected.check_sum([part.records for part in parts])
                 return await in_thread(_commit, parts)
         except TruncatedDownload as error:
-            trouble = error
+            trouble, archived = error, not sheets
         await tries.failed(trouble)
 
 
 async def _fetch(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, whole: bool
+    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, archived: bool
 ) -> list[_Part]:
     none_here = False
-    if whole and len(sheets) != 1 and fetch.archives:
+    if archived and fetch.archives:
         try:
             parts = await _fetch_archive(fetch, sheets, folder, stack)
         except (ApiError, NoAnswer, TruncatedDownload) as error:
