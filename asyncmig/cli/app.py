@@ -34,6 +34,7 @@ from asyncmig.cli.status import print_standings, print_story, read_story, standi
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
     ToConsole,
+    abandon_stdout,
     clean,
     counted,
     data_console,
@@ -134,6 +135,7 @@ def _drive(options: Options, display: Display, wanted: Wanted) -> None:
         try:
             print_summary(words if display.as_json else data, ended, options)
         except OSError as error:  # what was done was done, whether or not somebody reads of it
+            abandon_stdout()
             say(words, f"Error: the summary could not be printed: {error}", "red")
     raise typer.Exit(ended.exit_code)
 

@@ -5,19 +5,16 @@ loop's clock). The first is `Begun`, the last `Ended`; between them stand the ev
 names, and an `Outcome` for each customer, shaped as in `report.json`. Fields and types may be added.
 """
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import cast, final
 
 import msgspec
 
 from asyncmig.cli.report import CompanyRow
-from asyncmig.cli.terminal import print_line
+from asyncmig.cli.terminal import abandon_stdout, print_line
 from asyncmig.events import Event, RequestDone, RequestSent
 
 __all__ = ["SCHEMA", "Feed", "wall_clock"]
@@ -86,5 +83,5 @@ class Feed:
             print_line(line)
         except BrokenPipeError:
             self._read = False
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what is left of the line fails again at exit
+            abandon_stdout()
             self._abandoned()

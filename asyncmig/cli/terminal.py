@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import final
 
 import msgspec
@@ -13,6 +14,7 @@ from rich.text import Text
 
 __all__ = [
     "ToConsole",
+    "abandon_stdout",
     "clean",
     "counted",
     "data_console",
@@ -43,6 +45,11 @@ def print_line(value: object) -> None:
     """Print a value as one line of JSON on stdout; all of it is ASCII, so that no text steers a terminal."""
     sys.stdout.write(f"{json.dumps(msgspec.to_builtins(value))}\n")
     sys.stdout.flush()
+
+
+def abandon_stdout() -> None:
+    """Print nothing on stdout any more: what is left in its buffer would fail again at exit, with another code."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for good
 
 
 def draws(console: Console) -> bool:

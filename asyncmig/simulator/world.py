@@ -314,7 +314,7 @@ class World:
             mode=body.mode,
             tables=tables,
             connected=company.connected,
-            rng=Random(f"{self._seed} {company.name} {body.idempotency_key}"),  # in any order the same losses
+            rng=Random(f"{self._seed} {company.name} {len(company.exports)}"),  # in any order the same losses
             variants=self.variants,
         )
         company.exports[run.id] = run
