@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from farm import Farm
 
-from .conftest import Cli
+from .conftest import Cli, Simulator
 
 GOOD = b"Email,First Name,Last Name\na@x.de,A,B\nb@x.de,B,C\n"
 
@@ -50,6 +50,21 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
         "bolt": "delivered",
     }
     assert (folder / "out/acme/Contacts.csv").is_file()
+
+
+def test_it_ends_in_order_though_no_worker_comes(
+    cli: Cli,
+    customers: Callable[..., Path],
+    simulator: Simulator,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url.removesuffix("/0") + "/8")
+    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    arguments = ("run", customers(acme=GOOD), "--queue", "ASYNCMIG_QUEUE", "--max-duration", "1m", *reach)
+    result = cli(*arguments)
+    assert result.code == 75
+    assert "Ending early: it took 1m" in result.err
 
 
 @pytest.mark.parametrize(
