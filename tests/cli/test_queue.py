@@ -52,6 +52,7 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
     assert (folder / "out/acme/Contacts.csv").is_file()
 
 
+@pytest.mark.timeout(30)  # it would end some time
 def test_it_ends_in_order_though_no_worker_comes(
     cli: Cli,
     customers: Callable[..., Path],
