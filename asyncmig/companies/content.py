@@ -220,8 +220,7 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
         try:
             yield reader
         finally:
-            with anyio.CancelScope(shield=True):
-                await reader.rested()
+            await reader.rested()
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import msgspec
 
 from asyncmig.companies.company import Company
 from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.expected import Expected, RowFilter
+from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
@@ -101,14 +101,15 @@ class Delivery:
         A proxy may cut it short. Where the report does not say exactly what there is, it is fetched until it comes
         twice the same, no shorter than before, and with no fewer rows than were reported.
         """
-        alone, row_filter = None if self._progress.record.foreign else report, self._options.row_filter
+        row_filter = self._options.row_filter
+        alone = None if self._progress.record.foreign else report
         fetch = partial(
             company.download, to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
         )
         files = await self._progress.patiently(fetch)
         if Expected(alone, row_filter).is_exact(company.sheets):
             return files
-        fewest, largest = _surely(report, row_filter), _size(files)
+        fewest, largest = Expected(report, row_filter).total or 0, _size(files)  # others may have left more
         for _ in range(_TIMES):
             before, files = files, await self._progress.patiently(fetch)
             largest = max(largest, _size(files))
@@ -176,11 +177,3 @@ def _size(files: list[Downloaded]) -> int:
 
 def _rows(files: list[Downloaded]) -> int:
     return sum(file.rows for file in files)
-
-
-def _surely(report: ImportReport | None, row_filter: RowFilter) -> int:
-    """Return how many rows must be there by a report, whatever other imports have left."""
-    if report is None or report.inserted is None:
-        return 0
-    invalid = 0 if row_filter == "all" else report.invalid_rows
-    return 0 if invalid is None else report.inserted - invalid

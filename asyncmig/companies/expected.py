@@ -29,11 +29,19 @@ class Expected:
     def is_exact(self, sheets: Sequence[Sheet]) -> bool:
         """Return whether a download of all of `sheets` that lacks a row would be noticed."""
         report = self._report
-        if report is None or (self._filter == "valid" and report.invalid_rows is None):
-            return False
+        if report is None or self.total is not None:
+            return report is not None
         counts = [self._reported(sheet.name, by_id) for sheet in sheets for by_id in (sheet, None)]
         counted = bool(counts) and None not in counts  # in an archive sheets are told by their names
-        return report.inserted is not None or (counted and (self._filter == "all" or not report.invalid_rows))
+        return counted and (self._filter == "all" or report.invalid_rows == 0)
+
+    @property
+    def total(self) -> int | None:
+        """The rows of all sheets together that the report has brought; None where it does not say."""
+        report = self._report
+        if report is None or report.inserted is None or self._filter == "all":
+            return report.inserted if report else None
+        return None if report.invalid_rows is None else report.inserted - report.invalid_rows
 
     def check(self, name: str, sheet: Sheet | None, records: RecordCounter) -> None:
         """Raise `TruncatedDownload` unless what came can be the whole sheet; `name` is what the download calls it."""
@@ -45,14 +53,9 @@ class Expected:
 
     def check_sum(self, sheets: Sequence[RecordCounter]) -> None:
         """Compare the rows of all sheets together with what the same report inserted."""
-        report = self._report
-        if report is None or report.inserted is None:
+        expected = self.total
+        if expected is None:
             return
-        expected = report.inserted
-        if self._filter == "valid":
-            if report.invalid_rows is None:
-                return
-            expected -= report.invalid_rows
         fewest = sum(records.rows for records in sheets)
         if not fewest <= expected <= fewest + sum(records.blank for records in sheets):
             raise _wrong(_ALL, fewest, expected, expected)

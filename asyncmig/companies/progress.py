@@ -16,7 +16,7 @@ from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
 
-__all__ = ["TRANSIENT", "Progress", "Who", "is_final", "read_record", "wall_clock"]
+__all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
 
 T = TypeVar("T")
 _PATIENCE = 900.0
@@ -95,11 +95,11 @@ class Progress:
             try:
                 return await step()
             except TRANSIENT as error:
-                if loop.time() >= until or is_final(error):
+                if loop.time() >= until or _is_final(error):
                     raise
 
 
-def is_final(error: Exception) -> bool:
+def _is_final(error: Exception) -> bool:
     """Return whether another try would be answered the same; a storage has another URL for each."""
     if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
         return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
-from asyncmig.companies.fetch import Fetch, can_do_without, no_sheets
+from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.names import file_names
 from asyncmig.companies.records import RecordCounter
 from asyncmig.companies.wire import Sheet
@@ -40,22 +40,25 @@ async def stream_sheet(fetch: Fetch, sheet: Sheet) -> AsyncGenerator[AsyncIterat
 async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[AsyncIterator[bytes]]:
     """Yield an iterator over a ZIP of all sheets: the server's, or one that is made here of the single sheets."""
     async with AsyncExitStack() as stack:
-        answer = await _archive(fetch, sheets, stack)
-        chunks = _whole(answer) if answer is not None else _zipped(fetch, sheets)
+        answer, none_here = await _archive(fetch, sheets, stack)
+        chunks = _whole(answer) if answer is not None else _zipped(fetch, sheets, none_here=none_here)
         if answer is None and not sheets:
             raise no_sheets()
         yield await stack.enter_async_context(aclosing(chunks))
 
 
-async def _archive(fetch: Fetch, sheets: Sequence[Sheet], stack: AsyncExitStack) -> Answer | None:
+async def _archive(
+    fetch: Fetch, sheets: Sequence[Sheet], stack: AsyncExitStack
+) -> tuple[Answer | None, bool]:
+    """Return the archive, if it comes, and whether the server says that it has none."""
     if not fetch.archives:
-        return None
+        return None, True
     try:
-        return await fetch.opened(None, stack)
+        return await fetch.opened(None, stack), False
     except (ApiError, NoAnswer) as error:
         if not can_do_without(error, sheets):
             raise
-    return None
+        return None, isinstance(error, ApiError) and is_no_archive(error)
 
 
 async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:
@@ -102,7 +105,7 @@ def _ends(tail: bytes, size: int) -> bool:
     return is_zip64 or start + length + 22 + comment <= size
 
 
-async def _zipped(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[bytes]:
+async def _zipped(fetch: Fetch, sheets: Sequence[Sheet], *, none_here: bool) -> AsyncGenerator[bytes]:
     """Yield a ZIP archive that is made of the single sheets while they come."""
     outlet = _Outlet()
     names = file_names(sheet.name or sheet.id for sheet in sheets)
@@ -114,7 +117,8 @@ async def _zipped(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[bytes
                         await in_thread(entry.write, chunk)
                         if ready := outlet.taken():
                             yield ready
-    fetch.no_archives()
+    if none_here:
+        fetch.no_archives()
     yield outlet.taken()
 
 

@@ -159,8 +159,11 @@ async def test_where_the_archive_never_comes_whole_the_sheets_do(
         )
         for _ in range(2):
             assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
+        if fault not in (200, "cut"):  # those began to come, and what was handed on cannot be taken back
+            async with company.stream() as chunks:
+                assert len(zipfile.ZipFile(io.BytesIO(await read(chunks))).namelist()) == 3
     archives = sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url)
-    assert archives <= 2 * 8  # another time it may come
+    assert 2 <= archives <= 3 * 8  # another time it may come
 
 
 async def test_an_archive_may_hold_more_than_sheets_and_must_hold_each(
