@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,20 +27,25 @@ def slow() -> Iterator[Simulator]:
         yield simulator
 
 
+def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """Start the real program in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "asyncmig", *args],
+        cwd=folder,
+        env={**os.environ, "VERN_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     slow: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
     args = ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asyncmig", *args],
-        cwd=tmp_path,
-        env={**os.environ, "VERN_API_KEY": KEY},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(args, tmp_path)
     deadline = time.perf_counter() + 15
     while slow.count("POST /companies/{id}/imports") < 2 and time.perf_counter() < deadline:
         time.sleep(0.01)
@@ -82,15 +87,8 @@ def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
     slow: Simulator, customers: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
-    args = ["run", manifest, "--json", "--speed", str(SPEED), "--base-url", slow.base_url]
-    with subprocess.Popen(
-        [sys.executable, "-m", "asyncmig", *args],
-        cwd=tmp_path,
-        env={**os.environ, "VERN_API_KEY": KEY},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    args = ["run", str(manifest), "--json", "--speed", str(SPEED), "--base-url", slow.base_url]
+    with started(args, tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["type"] == "Begun"
