@@ -84,7 +84,7 @@ class Hazard:
 
     def ended(self, low: float, high: float) -> None:
         """Learn that a run that was running at age `low` had ended at age `high`."""
-        if low >= high:
+        if high - low < 1e-9:  # no share of so short a time could be told from none
             self._ended[shelf_of(high)] += 1.0
         else:
             self._spread(low, high)
