@@ -145,6 +145,8 @@ def _left(
 ) -> UnderWay | None:
     """Return where a customer goes on, or None if nothing is left to do."""
     files = len(customer.files)
+    if record is not None and not record.is_readable:
+        return None
     if record is None or record.company_id is None:
         return UnderWay(step="creating", files=files)
     if again or not record.begun:

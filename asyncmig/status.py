@@ -10,10 +10,9 @@ import msgspec
 
 from asyncmig.companies.outcome import Decision, Delivered, Failed, Outcome, Parked
 from asyncmig.companies.review import Custom
-from asyncmig.companies.spec import FileInput, Record
+from asyncmig.companies.spec import FileInput, Record, read_record
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Action
-from asyncmig.errors import JournalError
 from asyncmig.journal import Activity, Event
 
 __all__ = [
@@ -102,12 +101,12 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_records(journal: "_States", path: str) -> dict[str, Record]:
-    """Return how far each customer came. Raises `JournalError`, also for states that this version cannot read."""
+    """Return how far each customer came, the oldest first. Raises `JournalError` if the journal cannot be read.
+
+    A customer whose record this version cannot decode has a failed outcome with the reason; see `Record.is_readable`.
+    """
     states = await journal.states()
-    try:
-        return {external_id: msgspec.json.decode(state, type=Record) for external_id, state in states.items()}
-    except msgspec.MsgspecError as error:
-        raise JournalError(path, f"holds what this version cannot read ({error})") from error
+    return {external_id: read_record(external_id, state) for external_id, state in states.items()}
 
 
 async def read_standings(journal: Readable, path: str) -> list[Standing]:
@@ -209,7 +208,7 @@ def _detail(event: Event) -> _Detail:
     """Return what an event holds, as far as it is of this version's making."""
     try:
         return msgspec.json.decode(event.detail, type=_Detail)
-    except msgspec.MsgspecError:
+    except (ValueError, TypeError, RecursionError):
         return _Detail()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from asyncmig import Failed, Journal, JournalError, MemoryJournal, NeedsAttention, Parked
+from asyncmig import Failed, Journal, MemoryJournal, NeedsAttention, Parked
 from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import Action, Patch
 from asyncmig.journal import Activity
@@ -77,12 +77,16 @@ async def test_a_holder_that_died_works_on_nothing(tmp_path: Path) -> None:
     assert stands.held_by is None
 
 
-async def test_a_state_of_another_program_is_an_error() -> None:
+async def test_a_state_of_another_program_concerns_its_customer_alone() -> None:
     journal = MemoryJournal()
+    await note(journal, "bolt", "create")
     async with await journal.claim("acme") as claim:
         await claim.write("create", b"{}", b"[]")
-    with pytest.raises(JournalError, match="cannot read"):
-        await read_records(journal, "fleet.db")
+    records = await read_records(journal, "fleet.db")
+    assert records["bolt"].outcome is None
+    stands = standing(records["acme"])
+    assert stands.outcome == "failed"
+    assert "cannot read" in (stands.error or "")
 
 
 async def test_the_timeline_says_what_happened_and_how_long_it_took() -> None:

@@ -192,7 +192,8 @@ class Store:
 
     def _company(self, db: sqlite3.Connection, external_id: str) -> tuple[int, int, bytes | None, str | None]:
         row: tuple[int, int, bytes | None, str | None] = db.execute(
-            "SELECT id, token, state, holder FROM companies WHERE external_id = ?", (external_id,)
+            "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?",
+            (external_id,),
         ).fetchone()
         return row
 

@@ -7,7 +7,9 @@ import msgspec
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.company import Company
-from asyncmig.companies.progress import Progress, read_record, wall_clock
+from asyncmig.companies.outcome import Failed
+from asyncmig.companies.progress import Progress, wall_clock
+from asyncmig.companies.spec import read_record
 from asyncmig.companies.wire import ImportState
 from asyncmig.errors import InvalidInput, UnknownOutcome
 from asyncmig.journal import JournalPort
@@ -28,6 +30,8 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None
         raise InvalidInput("company_id", company_id, "is empty")
     async with await journal.claim(external_id) as claim:
         record = read_record(external_id, claim.state)
+        if not record.is_readable and isinstance(record.outcome, Failed):
+            raise InvalidInput("external_id", external_id, record.outcome.error)
         if record.company_id not in (None, company_id):
             raise InvalidInput(
                 "company_id", company_id, f"is not the one that the journal has: {record.company_id}"

@@ -13,7 +13,7 @@ import msgspec
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.outcome import Decision, Parked
 from asyncmig.companies.review import checked_answers
-from asyncmig.companies.spec import Record
+from asyncmig.companies.spec import Record, read_record
 from asyncmig.companies.wire import ImportState, NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import ClaimPort, JournalPort
@@ -59,8 +59,8 @@ async def decide_parked(
     if decision.approve and decision.answers:
         checked_answers(shown, decision.answers)
     async with await journal.claim(external_id) as claim:
-        record = msgspec.json.decode(claim.state, type=Record) if claim.state else None
-        if record is None or not isinstance(record.outcome, Parked):
+        record = read_record(external_id, claim.state)
+        if not isinstance(record.outcome, Parked):
             raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
         run = _run(session, record)
         state = await _read(run)

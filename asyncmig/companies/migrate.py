@@ -34,7 +34,7 @@ from asyncmig.companies.outcome import (
     Unknown,
 )
 from asyncmig.companies.progress import TRANSIENT, Progress, named, wall_clock
-from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs
+from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs, read_record
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -104,6 +104,9 @@ async def migrate_as(
 ) -> Outcome:
     """Do what `migrate` says."""
     async with await journal.claim(spec.external_id) as claim:
+        record = read_record(spec.external_id, claim.state)
+        if not record.is_readable and record.outcome is not None:
+            return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
         return await _Migration(session, spec, claim, to, options).run()
 
 

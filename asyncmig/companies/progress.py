@@ -10,13 +10,13 @@ import msgspec
 from asyncmig._core.retry import FINAL
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import PUT_BYTES
-from asyncmig.companies.spec import Record, Spec
+from asyncmig.companies.spec import Record, Spec, read_record
 from asyncmig.errors import ApiError
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
 
-__all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
+__all__ = ["TRANSIENT", "Progress", "Who", "wall_clock"]
 
 T = TypeVar("T")
 _PATIENCE = 900.0
@@ -104,15 +104,6 @@ def _is_final(error: Exception) -> bool:
     if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
         return False
     return error.status in FINAL
-
-
-def read_record(external_id: str, state: bytes | None) -> Record:
-    """Return the record that the journal has; without one, of a customer of whom only the id is known."""
-    return (
-        msgspec.json.decode(state, type=Record)
-        if state
-        else Record(external_id=external_id, name="", source="")
-    )
 
 
 def named(record: Record, spec: Spec) -> Record:

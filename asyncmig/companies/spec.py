@@ -9,14 +9,26 @@ import msgspec
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.connections import Connections, checked_connections
-from asyncmig.companies.outcome import ExportMode, ExportSummary, Outcome
+from asyncmig.companies.outcome import ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
 from asyncmig.companies.wire import Sheet, Template
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight import Checked
 from asyncmig.preflight import check as check_files
 
-__all__ = ["ExportStep", "FileInput", "Record", "Spec", "export_key", "import_key", "read_inputs"]
+__all__ = [
+    "ExportStep",
+    "FileInput",
+    "Record",
+    "Spec",
+    "export_key",
+    "import_key",
+    "read_inputs",
+    "read_record",
+]
+
+_VERSION = 1
+_UNREADABLE = 0
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +100,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How far one migration came: what the journal holds of it. Written before and after each change."""
 
-    version: int = 1
+    version: int = _VERSION
     external_id: str
     name: str
     source: str
@@ -125,7 +137,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def begun(self) -> bool:
         """Whether its import may have begun."""
-        return self.import_body is not None or self.run_id is not None
+        return not self.is_readable or self.import_body is not None or self.run_id is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the journal's bytes could be decoded; if not, `outcome` says why; do not overwrite them."""
+        return self.version != _UNREADABLE
 
     def changed_files(self, files: Iterable[FileInput]) -> list[str]:
         """Return the names of files whose content is not what it was, or that came or went."""
@@ -142,6 +159,56 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
                 for file in self.files
             ),
         )
+
+
+class _Ids(msgspec.Struct, kw_only=True):
+    """What is shown of a record that cannot be decoded as a whole."""
+
+    name: str = ""
+    company_id: str | None = None
+    run_id: str | None = None
+
+
+def read_record(external_id: str, state: bytes | None) -> Record:
+    """Return the record that a journal holds for a customer; a new one if `state` is None.
+
+    A state that this version cannot decode gives a stand-in that is not `is_readable`, and whose outcome is `Failed`
+    with the reason.
+    """
+    if state is None:
+        return Record(external_id=external_id, name="", source="")
+    try:
+        record = msgspec.json.decode(state, type=Record)
+    except (ValueError, TypeError, RecursionError) as error:
+        return _stand_in(external_id, state, str(error))
+    if record.version != _VERSION:
+        return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")
+    return record
+
+
+def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
+    try:
+        ids = msgspec.json.decode(state, type=_Ids)
+    except (ValueError, TypeError, RecursionError):
+        ids = _Ids()
+    outcome = Failed(
+        external_id=external_id,
+        name=ids.name,
+        company_id=ids.company_id,
+        run_id=ids.run_id,
+        error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
+        "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
+        step="checking",
+    )
+    return Record(
+        version=_UNREADABLE,
+        external_id=external_id,
+        name=ids.name,
+        source="",
+        company_id=ids.company_id,
+        run_id=ids.run_id,
+        outcome=outcome,
+    )
 
 
 async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
