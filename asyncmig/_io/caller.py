@@ -18,7 +18,7 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.gate import Gate, Slot
-from asyncmig._io.home import Home
+from asyncmig._io.home import Home, loop_speed
 from asyncmig._io.outage import Outage
 from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable, without
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
@@ -280,7 +280,7 @@ class Caller:
                 timeouts=timeouts,
             ) as answer:
                 status = answer.status
-                wait = retry_after(answer.headers)
+                wait = retry_after(answer.headers, speed=loop_speed(loop))
                 slot.answered(status, retry_after=wait)
                 if status < 500:
                     self._outage.succeeded()

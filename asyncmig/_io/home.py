@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from asyncmig.errors import AsyncmigError, UsageError
 
-__all__ = ["AsyncOnly", "Home", "running_loop"]
+__all__ = ["AsyncOnly", "Home", "loop_speed", "running_loop"]
 
 
 class AsyncOnly:
@@ -41,6 +41,11 @@ def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> as
             "that loop with `asyncio.run_coroutine_threadsafe(coroutine, loop)`"
         )
     return loop
+
+
+def loop_speed(loop: asyncio.AbstractEventLoop) -> float:
+    """Return the seconds of the loop's clock in one second of the wall clock; not 1 on a simulator's loop."""
+    return float(getattr(loop, "speed", 1.0))
 
 
 @final

@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar, final, overload
@@ -19,6 +20,8 @@ _TEXT = 200
 _SHORTEST_SECRET = 4
 """Anything shorter would be found in any text."""
 _LONGEST_RETRY_AFTER = 60.0
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""RFC 9110 knows whole seconds only; some proxies send fractions."""
 
 
 @final
@@ -95,17 +98,28 @@ class _ErrorBody(msgspec.Struct):
     error: str
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), at most 60; None without one."""
+def retry_after(headers: Mapping[str, str], *, speed: float = 1.0) -> float | None:
+    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), from 0 to 60; None without one.
+
+    A date is compared with the reply's own `Date`, because the server's clock may differ from this machine's;
+    without one it is compared with the wall clock. `speed`: see `loop_speed`.
+    """
     value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    if value.isascii() and value.isdigit():
-        seconds = float(value[:9])
+    if _SECONDS.fullmatch(value):
+        seconds = float(value)
     else:
-        try:
-            at = email.utils.parsedate_to_datetime(value)
-            seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-        except (ValueError, OverflowError):
+        at = _http_date(value)
+        if at is None:
             return None
+        now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
+        seconds = (at - now).total_seconds() * speed
     return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _http_date(text: str) -> datetime | None:
+    """Return the time that a header names, in UTC; None if it names none."""
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError, TypeError, IndexError):  # its parser raises them for odd texts
+        return None

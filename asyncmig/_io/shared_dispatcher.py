@@ -15,6 +15,7 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.dispatcher import Dispatcher
+from asyncmig._io.home import loop_speed
 from asyncmig._io.shared import Link, Reply, SharedWindow, What
 from asyncmig.events import Events, SharedWindowFound, SharedWindowLost
 
@@ -210,7 +211,7 @@ class SharedDispatcher(Dispatcher):
         """Return the link, which is made when the loop's speed is known."""
         if self._link is None:
             shared = self._shared
-            speed = float(getattr(loop, "speed", 1.0))
+            speed = loop_speed(loop)
             budget = shared.keeper.budget(
                 self._budget,
                 account=shared.account,

@@ -224,12 +224,41 @@ async def test_a_creation_that_cannot_have_arrived_is_repeated(wire: InProcess) 
         ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0),
         ("soon", 1.0),
         ("\u00b2", 1.0),
+        ("0000000007", 7.0),
+        ("7.5", 7.5),
+        ("9" * 5000, 60.0),
+        ("-7", 1.0),
         ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1.0),
         ("Mon, 01 Jan 2001 00:00:00 +99999999999999", 1.0),
     ],
 )
 async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, seconds: float) -> None:
     busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked})
+    wire.fault = lambda method, path, number: busy if number == 1 else None
+    async with session(wire) as opened:
+        await opened.companies.sources()
+    first, second = (at for at, _, _ in wire.sent)
+    assert seconds <= second - first < seconds + 2.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "date", "speed", "seconds"),
+    [
+        ("Mon, 01 Jan 2001 00:00:07 GMT", "Mon, 01 Jan 2001 00:00:00 GMT", 1.0, 7.0),
+        ("Monday, 01-Jan-01 00:00:07 GMT", "Mon Jan  1 00:00:00 2001", 1.0, 7.0),
+        ("Mon, 01 Jan 2001 01:00:07 +0100", "Mon, 01 Jan 2001 00:00:00 -0000", 1.0, 7.0),
+        ("Mon, 01 Jan 2001 00:00:07 GMT", "Mon, 01 Jan 2001 00:00:00 GMT", 5.0, 35.0),
+        ("Mon, 01 Jan 2001 00:00:50 GMT", "Mon, 01 Jan 2001 00:00:00 GMT", 5.0, 60.0),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 2001 00:00:00 GMT", 1.0, 1.0),
+        ("Mon, 01 Jan 2001 00:00:50 GMT", "yesterday", 1.0, 1.0),
+        ("Mon, 01 Jan 2180 00:00:50 GMT", "", 1.0, 60.0),
+    ],
+)
+async def test_a_date_in_retry_after_is_compared_with_the_servers_own_clock(
+    wire: InProcess, monkeypatch: pytest.MonkeyPatch, asked: str, date: str, speed: float, seconds: float
+) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "speed", speed, raising=False)
+    busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked, "Date": date})
     wire.fault = lambda method, path, number: busy if number == 1 else None
     async with session(wire) as opened:
         await opened.companies.sources()
