@@ -42,6 +42,8 @@ Understand = Callable[["Call", Answer, bytes], T]
 """Makes a value of a 2xx answer's body; raises `Failed` for one that another attempt may give whole."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """What a URL may hold: only what it may not is escaped, or its signature would not fit."""
+_NO_SEGMENT = frozenset({"", ".", ".."})
+"""Ids that no encoding keeps apart from a path without them."""
 _SHORT_KEY = 8
 """Characters of a key that no server gives out: in a body with data it would be found by chance."""
 
@@ -79,6 +81,12 @@ class Call:
     """What an `UnknownOutcome` may show of the body; never a secret."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidInput` for an id that would make a path of another route, whoever named it."""
+        for name, text in self.ids.items():
+            if text in _NO_SEGMENT:
+                raise InvalidInput(name, text, "would lead to another route")
 
 
 @final

@@ -79,21 +79,18 @@ def _check_ids(template: str, ids: Mapping[str, str]) -> None:
     for name, value in ids.items():
         if name not in wanted:
             raise InvalidInput(name, value, f"has no place in {template}")
-        _check_id(name, value)
+        _check_str(name, value)
 
 
-def _check_id(name: str, value: object) -> None:
+def _checked_params(params: Mapping[str, str]) -> dict[str, str]:
+    for name, value in params.items():
+        _check_str(f"params[{name!r}]", value)
+    return dict(params)
+
+
+def _check_str(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise InvalidInput(name, value, "must be a str")
-    if not value or value in _DOTS:
-        raise InvalidInput(name, value, "would lead to another route")
-
-
-def _checked_params(params: Mapping[str, object]) -> dict[str, str]:
-    for name, value in params.items():
-        if not isinstance(value, str):
-            raise InvalidInput(f"params[{name!r}]", value, "must be a str")
-    return {name: str(value) for name, value in params.items()}
 
 
 def _encoded(body: object) -> bytes | None:

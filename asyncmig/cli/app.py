@@ -23,6 +23,7 @@ from asyncmig.cli.history import page_of_journal
 from asyncmig.cli.last import LastRun
 from asyncmig.cli.options import ManifestArgument, Options
 from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
+from asyncmig.cli.reach import check_journal
 from asyncmig.cli.recorder import check_place, write_page, written_now
 from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
 from asyncmig.cli.run import Wanted, begun, drive
@@ -327,17 +328,18 @@ def demo(
 )
 def adopt(
     external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
-    company_id: Annotated[str, typer.Argument(help="The company's id, as the dashboard shows it.")],
+    company_id: Annotated[str, typer.Argument(help="The company's id, or its URL in the dashboard.")],
     journal: JournalOption = Path("fleet.db"),
 ) -> None:
     """Say which company a customer is whose creation was never answered; the next run goes on from there."""
-    run_at(1.0, write_adoption(journal, external_id, company_id))
-    say(words_console(), f"{external_id} is company {clean(company_id)} from now on. Run again to go on.")
+    adopted = run_at(1.0, write_adoption(journal, external_id, company_id))
+    say(words_console(), f"{external_id.strip()} is company {adopted} from now on. Run again to go on.")
 
 
-async def write_adoption(path: Path, external_id: str, company_id: str) -> None:
+async def write_adoption(path: Path, external_id: str, company_id: str) -> str:
+    await check_journal(path)
     async with Journal(path) as journal:
-        await adopt_company(journal, external_id, company_id)
+        return await adopt_company(journal, external_id, company_id)
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")

@@ -55,7 +55,8 @@ def recall(journal: Path) -> LastRun:
     try:
         return msgspec.json.decode(place.read_bytes(), type=LastRun)
     except FileNotFoundError:
-        reason = f"has no run to repeat: {place} is not there; name the manifest: asyncmig run MANIFEST"
+        why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
+        reason = f"{why}; name the manifest: asyncmig run MANIFEST"
     except (OSError, msgspec.MsgspecError) as error:
         reason = f"does not tell what its last run was asked for: {place} cannot be read ({error})"
     raise InvalidInput("journal", str(journal), reason)

@@ -41,7 +41,7 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
 
 
 async def _records(options: Options) -> dict[str, Record]:
-    if not options.journal.exists():
+    if not options.journal.exists() or not options.journal.stat().st_size:
         return {}
     async with Journal(options.journal, read_only=True) as journal:
         return await read_records(journal, str(options.journal))

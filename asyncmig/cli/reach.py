@@ -1,15 +1,22 @@
-"""The session of a command."""
+"""The session of a command, and the journal that it needs."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from asyncmig.cli.settings import Reach
 from asyncmig.errors import InvalidInput
+from asyncmig.journal import Journal
 from asyncmig.session import Session
 
-__all__ = ["open_session"]
+__all__ = ["check_journal", "open_session"]
 
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+async def check_journal(path: Path) -> None:
+    """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
+    async with Journal(path, read_only=True):
+        pass
 
 
 def open_session(reach: Reach, journal: Path, api_key: str | None = None) -> Session:

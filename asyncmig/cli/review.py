@@ -85,6 +85,7 @@ async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> lis
 
     Raises `InvalidInput` for one that is named and not parked, `JournalError`.
     """
+    external_ids = [each.strip() for each in external_ids]
     async with Journal(journal, read_only=True) as opened:
         records = await read_records(opened, str(journal))
     for external_id in external_ids:

@@ -1,5 +1,6 @@
 """Where a value comes from: the command line, the environment, what a file says, or the default."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import typer
 
 from asyncmig.cli.last import LastRun, has_last_run, recall
+from asyncmig.cli.reach import check_journal
 from asyncmig.cli.settings import PATHS, Settings, environment_name
 from asyncmig.manifest import Fault, InvalidManifest, read_defaults
 
@@ -28,10 +30,12 @@ def from_manifest(context: typer.Context, manifest: Path) -> Path:
 def from_last_run(context: typer.Context, journal: Path) -> Path:
     """Let the settings of a journal's last run stand where neither the command line nor the environment says more.
 
-    Raises `InvalidInput` if the journal had none.
+    Raises `JournalError` if there is no such journal, `InvalidInput` if it had no run.
     """
     if not context.resilient_parsing:
-        _take(context, recall(journal))
+        last = recall(journal)
+        asyncio.run(check_journal(journal))
+        _take(context, last)
     return journal
 
 

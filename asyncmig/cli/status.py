@@ -67,6 +67,7 @@ class Story:
 
 async def read_story(path: Path, external_id: str) -> Story:
     """Return what the journal knows of a customer. Raises `InvalidInput` if that is nothing, `JournalError`."""
+    external_id = external_id.strip()
     async with Journal(path, read_only=True) as journal:
         records, activity = await read_records(journal, str(path)), await journal.activity()
         record = records.get(external_id)

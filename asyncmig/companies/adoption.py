@@ -7,6 +7,7 @@ import msgspec
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.company import Company
+from asyncmig.companies.ids import COMPANY, checked_id
 from asyncmig.companies.outcome import Failed
 from asyncmig.companies.progress import Progress, wall_clock
 from asyncmig.companies.spec import read_record
@@ -17,17 +18,17 @@ from asyncmig.journal import JournalPort
 __all__ = ["adopt", "look_first"]
 
 
-async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None:
+async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
     """Write down which company a customer is whose creation was never answered, or whose journal was lost.
 
     The next `migrate` goes on from there: an import of the company that runs is waited for, one that completed is
     delivered and not repeated, one that failed has failed (`retries` begins it again), and without any the import is
-    started. Raises `InvalidInput` if the journal knows another company for the customer, `CompanyHeld` if a process
-    works on it.
+    started. Returns the company's id: `company_id` may have spaces around it, or be a URL of the dashboard. Raises
+    `InvalidInput` for what is not an id, or if the journal knows another company for the customer; `CompanyHeld` if
+    a process works on it.
     """
-    check_external_id(external_id)
-    if not company_id.strip():
-        raise InvalidInput("company_id", company_id, "is empty")
+    external_id = check_external_id(external_id.strip())
+    company_id = checked_id("company_id", company_id, COMPANY)
     async with await journal.claim(external_id) as claim:
         record = read_record(external_id, claim.state)
         if not record.is_readable and isinstance(record.outcome, Failed):
@@ -42,6 +43,7 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> None
         await claim.write(
             "adopt", msgspec.json.encode({"company_id": company_id}), msgspec.json.encode(adopted)
         )
+    return company_id
 
 
 async def look_first(company: Company, progress: Progress) -> None:

@@ -12,6 +12,7 @@ from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.connections import Connections, checked_connections, secrets_of
+from asyncmig.companies.ids import COMPANY, checked_id
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
 from asyncmig.errors import InvalidInput, NotFound
@@ -117,11 +118,11 @@ class Companies:
 
             run = await session.companies.open(company_id).imports.recover()
 
-        `sheets`: those that `create` told of, if they were kept. Raises `InvalidInput` for an empty id.
+        `sheets`: those that `create` told of, if they were kept. `company_id` may have spaces around it, or be a URL
+        of the dashboard. Raises `InvalidInput` for what is not an id.
         """
-        if not company_id:
-            raise InvalidInput("company_id", company_id, "is empty")
-        return Company(self._engine, company_id, external_id=external_id, sheets=sheets)
+        checked = checked_id("company_id", company_id, COMPANY)
+        return Company(self._engine, checked, external_id=external_id, sheets=sheets)
 
     async def _listed(self, endpoint: Endpoint, kind: type[_Listed]) -> _Listed:
         try:

@@ -8,6 +8,7 @@ import msgspec
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
+from asyncmig.companies.ids import EXPORT, checked_id
 from asyncmig.companies.imports import new_key
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import RunStarted
@@ -166,11 +167,10 @@ class Exports:
 
             run = company.exports.open(record["run_id"], age=now - record["started_at"])
 
-        `age`: seconds since it started, if known.
+        `age`: seconds since it started, if known. Raises `InvalidInput` for what is not an id.
         """
-        if not run_id:
-            raise InvalidInput("run_id", run_id, "is empty")
-        return ExportRun(self._engine, ExportState, self._company_id, run_id, age=age)
+        checked = checked_id("run_id", run_id, EXPORT)
+        return ExportRun(self._engine, ExportState, self._company_id, checked, age=age)
 
 
 @final

@@ -15,6 +15,7 @@ from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
+from asyncmig.companies.ids import IMPORT, checked_id
 from asyncmig.companies.pages import read_page
 from asyncmig.companies.review import Custom, checked_answers
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
@@ -135,8 +136,10 @@ class Imports:
             state = await session.companies.open(company_id).imports.open(run_id).wait()
 
         `age`: seconds since it started, if known: polls are rarer for older runs. `group`: as in `post`.
+        Raises `InvalidInput` for what is not an id.
         """
-        return ImportRun(self._engine, self._company_id, run_id, age=age, group=group)
+        checked = checked_id("run_id", run_id, IMPORT)
+        return ImportRun(self._engine, self._company_id, checked, age=age, group=group)
 
     async def active(self) -> ImportState | None:
         """Return the newest import that has not ended, or None. Its `run_id` may be missing.

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from asyncmig.companies.ids import SHEET, checked_id
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import ImportReport, Sheet
-from asyncmig.errors import InvalidInput
 
 __all__ = ["chosen", "known"]
 
@@ -28,8 +28,6 @@ def chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
     """
     if isinstance(wanted, Sheet):
         return wanted
-    if not wanted:
-        raise InvalidInput(field, wanted, "is empty")
-    if not among:
-        return Sheet(id=wanted)
+    if not among or not wanted:
+        return Sheet(id=checked_id(field, wanted, SHEET))
     return named(field, wanted, among)

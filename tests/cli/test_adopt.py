@@ -4,26 +4,100 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from asyncmig import Journal
 from asyncmig.cli.app import app
 
+COMPANY = "0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11"
 
-def test_it_is_written_down(tmp_path: Path) -> None:
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """A journal that knows of nobody."""
     path = tmp_path / "fleet.db"
-    ended = CliRunner().invoke(app, ["adopt", "acme-001", "c-1", "--journal", str(path)])
-    assert ended.exit_code == 0
-    assert "Run again to go on" in ended.stderr
 
-    async def states() -> dict[str, bytes]:
-        async with Journal(path) as journal:
+    async def make() -> None:
+        async with Journal(path):
+            pass
+
+    asyncio.run(make())
+    return path
+
+
+def states(path: Path) -> dict[str, bytes]:
+    async def read() -> dict[str, bytes]:
+        async with Journal(path, read_only=True) as journal:
             return await journal.states()
 
-    assert b'"company_id":"c-1"' in asyncio.run(states())["acme-001"]
+    return asyncio.run(read())
 
 
-@pytest.mark.parametrize("arguments", [["a b", "c-1"], ["acme", " "]])
-def test_what_makes_no_sense_is_refused(tmp_path: Path, arguments: list[str]) -> None:
-    ended = CliRunner().invoke(app, ["adopt", *arguments, "--journal", str(tmp_path / "fleet.db")])
+def adopt(journal: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["adopt", "--journal", str(journal), "--", *arguments])
+
+
+def test_it_is_written_down(journal: Path) -> None:
+    ended = adopt(journal, "acme-001", "c-1")
+    assert ended.exit_code == 0
+    assert "Run again to go on" in ended.stderr
+    assert b'"company_id":"c-1"' in states(journal)["acme-001"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f" {COMPANY}\n",
+        f"https://app.vern.so/companies/{COMPANY}",
+        f"https://app.vern.so/acme/companies/{COMPANY}/imports/7?tab=a#top",
+        f"https://app.vern.so/companies/{COMPANY}/",
+        f"https://app.vern.so/#/companies/{COMPANY}",
+        f"  http://localhost:3000/companies/{COMPANY}?x=1 ",
+    ],
+)
+def test_a_pasted_id_or_address_is_the_id(journal: Path, given: str) -> None:
+    ended = adopt(journal, " acme-001 ", given)
+    assert ended.exit_code == 0, ended.output
+    assert f"acme-001 is company {COMPANY} from now on" in ended.stderr
+    assert f'"company_id":"{COMPANY}"'.encode() in states(journal)["acme-001"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a b", "c-1"],
+        ["a/b", "c-1"],
+        ["", "c-1"],
+        ["x" * 256, "c-1"],
+        *(
+            ["acme", company]
+            for company in (
+                *(" ", "..", ".", "a/b", "a/b?c", "a?c", "a#c", "a%2fb", "a b", "a\tb", "a\x00b", "a\\b"),
+                *("a\u200bb", "a\u202eb", "a\x9bb", "\udcff", "x" * 256),
+                *(
+                    "https://app.vern.so/companies/",
+                    "https://app.vern.so/companies/..",
+                    "https://app.vern.so",
+                ),
+                *("https://app.vern.so/sources/s-1", "https://app.vern.so/companies/a%2Fb", "http://["),
+            )
+        ),
+    ],
+    ids=ascii,
+)
+def test_what_makes_no_sense_is_refused(journal: Path, arguments: list[str]) -> None:
+    assert adopt(journal, *arguments).exit_code != 0
+    assert states(journal) == {}
+
+
+def test_the_address_itself_is_not_repeated(journal: Path) -> None:
+    ended = adopt(journal, "acme", "https://user:hunter2@app.vern.so/login?token=hunter2")
     assert ended.exit_code != 0
+    assert "hunter2" not in f"{ended.output}{ended.exception}"
+
+
+def test_a_journal_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    ended = adopt(tmp_path / "typo.db", "acme-001", "c-1")
+    assert ended.exit_code != 0
+    assert "there is no such file" in str(ended.exception)
+    assert list(tmp_path.iterdir()) == []

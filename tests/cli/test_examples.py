@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Cli, Simulator
+from .test_status import make_journal
 
 FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
 AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
@@ -53,6 +54,7 @@ def test_they_run(
     }, results["review"]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    make_journal(Path("fleet.db"))
     assert cli(*example(cli, "adopt")).code == 0
     assert cli(*example(cli, "demo"), "--customers", "4", "--speed", "200").code == 0
     assert Path("asyncmig-demo/report.html").is_file()

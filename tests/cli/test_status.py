@@ -1,16 +1,20 @@
 """`status`, `show` and `watch`: what a journal knows, also while another process writes it."""
 
+import asyncio
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from asyncmig import Journal
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.runs import Pace
 
@@ -18,6 +22,29 @@ from .conftest import KEY, SPEED, Cli, Simulator, serving
 
 GOOD, LATIN = b"Email,Name\na@x.de,A\n", b"Email,Name\na@x.de,Caf\xe9\n"
 Customers = Callable[..., Path]
+NEED_A_JOURNAL = (
+    ("status",),
+    ("show", "acme"),
+    ("watch",),
+    ("review",),
+    ("review", "acme", "--approve"),
+    ("report",),
+    ("retry",),
+    ("adopt", "acme", "c-1"),
+)
+
+
+def make_journal(path: Path) -> None:
+    async def make() -> None:
+        async with Journal(path):
+            pass
+
+    asyncio.run(make())
+
+
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
 
 
 @pytest.fixture
@@ -52,12 +79,54 @@ def test_each_customer_is_a_line_and_its_story_is_told(
 
 
 def test_2_what_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
-    for command in (("status",), ("show", "acme"), ("watch",), ("review",)):
+    for command in NEED_A_JOURNAL:
         result = cli(*command)
         assert result.code == 2
         assert "there is no such file" in result.err
+    assert list(tmp_path.iterdir()) == []
+    make_journal(tmp_path / "fleet.db")
     assert cli("adopt", "acme", "c-1").code == 0
     assert "is not in the journal" in cli("show", "bolt").err
+
+
+@pytest.mark.parametrize("command", NEED_A_JOURNAL, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("folder", "this is a folder"),
+        ("empty", "is empty"),
+        ("text", "this file is not a journal"),
+        ("sqlite", "another program's"),
+        ("newer", "was written by a newer version of asyncmig"),
+        ("no folder", "there is no folder"),
+    ],
+)
+def test_2_what_is_not_a_journal_is_refused_and_stays_as_it_is(
+    cli: Cli, tmp_path: Path, command: tuple[str, ...], kind: str, reason: str
+) -> None:
+    place = tmp_path / ("nowhere/x.db" if kind == "no folder" else "x.db")
+    match kind:
+        case "folder":
+            place.mkdir()
+        case "empty":
+            place.touch()
+        case "text":
+            place.write_text("external_id,name,source,files\n" * 100)
+        case "sqlite":
+            change(place, "CREATE TABLE other (x)")
+        case "newer":
+            make_journal(place)
+            change(place, "PRAGMA user_version=99")
+        case _:
+            pass
+    if command[0] == "retry" and kind != "no folder":
+        last = {"folder": str(tmp_path), "manifest": "customers.csv", "settings": {}}
+        place.with_name("x.db.last").write_text(json.dumps(last))
+    before = sorted(tmp_path.rglob("*")), place.read_bytes() if place.is_file() else b""
+    result = cli(*command, "--journal", place)
+    assert result.code == 2
+    assert reason in result.err or (command[0] == "retry" and kind == "no folder")
+    assert (sorted(tmp_path.rglob("*")), place.read_bytes() if place.is_file() else b"") == before
 
 
 def test_while_another_process_works_it_is_seen_and_followed(
