@@ -9,14 +9,14 @@ from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, cast, final
-from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
 
 from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
-from asyncmig._io.caller import Caller, Secret, is_loopback
+from asyncmig._io.addresses import checked_base_url, is_loopback
+from asyncmig._io.caller import Caller, Secret
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.home import AsyncOnly, Home
@@ -57,7 +57,11 @@ class Session(AsyncOnly):
     keeps the window for all processes that use the key, such as `asyncmig.distributed.redis.RedisWindow`; it is
     closed with the session. A given `http` session of aiohttp is used and not closed.
 
-    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit.
+    Proxies are taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), credentials from a netrc file
+    never are. A given `http` session keeps its own settings for both.
+
+    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit, and
+    a proxy variable that cannot be used.
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
     """
 
@@ -82,7 +86,7 @@ class Session(AsyncOnly):
         transport: Transport | None = None,
     ) -> None:
         key = _checked_key(os.environ.get("VERN_API_KEY", "") if api_key is None else api_key)
-        self.base_url: str = _checked_url(base_url or os.environ.get("VERN_BASE_URL") or _DEFAULT_URL)
+        self.base_url: str = _base_url(base_url)
         if scope not in ("endpoint", "key"):
             raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
         if max_parallel_uploads < 1:
@@ -105,7 +109,7 @@ class Session(AsyncOnly):
                 timeout=max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0),
             )
         )
-        self._transport = transport or AiohttpTransport(http, trust_env=not is_loopback(self.base_url))
+        self._transport = transport or _transport(http, self.base_url)
         self._exits = ExitStack()
         self._home = Home("Session")
         self.events: Events = Events()
@@ -291,19 +295,18 @@ def _account(key: Secret, base_url: str) -> str:
 
 def _longest(timeouts: Timeouts) -> float:
     """Return after how many seconds a request has arrived, or never will."""
-    return timeouts.total or (timeouts.connect or 0.0) + (timeouts.stall or 0.0) or _LONGEST_REQUEST
+    return timeouts.total or timeouts.headers or _LONGEST_REQUEST
 
 
-def _checked_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InvalidInput("base_url", url, str(error)) from error
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InvalidInput("base_url", parts.hostname, "must have no credentials, query or fragment")
-    if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise InvalidInput("base_url", url, "must be an absolute https URL")
-    if parts.scheme == "http" and not is_loopback(url):
-        raise InvalidInput("base_url", url, "must be https: the API key would travel in the clear")
-    return url.rstrip("/")
+def _base_url(given: str | None) -> str:
+    if given:
+        return checked_base_url(given, "base_url")
+    name = "VERN_BASE_URL"
+    return checked_base_url(os.environ.get(name, "").strip() or _DEFAULT_URL, name)
+
+
+def _transport(http: aiohttp.ClientSession | None, base_url: str) -> AiohttpTransport:
+    """Return the transport; raise `InvalidInput` now for a proxy variable that requests to the API could not use."""
+    transport = AiohttpTransport(http, trust_env=not is_loopback(base_url))
+    transport.proxy_for(base_url)
+    return transport

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
+from asyncmig._io.addresses import is_loopback
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.home import Home, loop_speed
 from asyncmig._io.outage import Outage
@@ -386,8 +387,3 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether `url` names this machine, where plain http shows nobody anything."""
-    return urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}

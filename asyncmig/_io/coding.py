@@ -5,10 +5,10 @@ short is what a download must be safe from.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import final
 
-__all__ = ["ACCEPTED", "Inflater", "Undecodable"]
+__all__ = ["ACCEPTED", "Inflater", "Undecodable", "decoder_for"]
 
 ACCEPTED = "gzip"
 """What a request asks for."""
@@ -20,6 +20,20 @@ class Undecodable(Exception):
     """The body is not what its `Content-Encoding` says, or ends early."""
 
 
+def decoder_for(headers: Iterable[str]) -> "Inflater | None":
+    """Return the decoder for the values of `Content-Encoding`, None where there is nothing to decode.
+
+    Raises `Undecodable` for an encoding that is not known, and for several: no request asked for that.
+    """
+    codings = [name.strip().lower() for value in headers for name in value.split(",")]
+    codings = [name for name in codings if name not in ("", "identity")]
+    if not codings:
+        return None
+    if len(codings) > 1:
+        raise Undecodable(f"the body is encoded {len(codings)} times, which was not asked for")
+    return Inflater(codings[0])
+
+
 @final
 class Inflater:
     """Decodes one body of the given `Content-Encoding`; raises `Undecodable` for one that is not known."""
@@ -28,7 +42,7 @@ class Inflater:
 
     def __init__(self, coding: str) -> None:
         if coding not in _WBITS:
-            raise Undecodable(f"the body is encoded as {coding[:40]!r}, which nobody asked for")
+            raise Undecodable(f"the body is encoded as {coding[:40]!r}, which was not asked for")
         self._wbits = _WBITS[coding]
         self._begun = False
         self._zlib = zlib.decompressobj(self._wbits)

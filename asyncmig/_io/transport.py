@@ -11,7 +11,7 @@ import math
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, final
 
 import aiohttp
@@ -19,28 +19,49 @@ import anyio
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
-from asyncmig._io.coding import ACCEPTED, Inflater, Undecodable
+from asyncmig._io.addresses import Proxies, Proxy
+from asyncmig._io.coding import ACCEPTED, Undecodable, decoder_for
+from asyncmig.errors import InvalidInput
 
 __all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]
 
 Body = bytes | AsyncIterator[bytes]
 _CHUNK = 256 * 1024
+_PIECE = 64 * 1024
+"""Bytes of a body that must be taken before a time-out for silence: as many as asyncio buffers."""
+_LARGEST_HEADER = 64 * 1024
+"""Bytes of one header of an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Time-outs in seconds; None is none.
+    """Time-outs in seconds, and the slowest transfer that is accepted; None is no limit.
 
-    `connect`: until a connection stands. `total`: until the whole answer was read. `stall`: without a byte.
+    `connect`: until a connection is established. `headers`: until the headers of the answer are complete, from the
+    start of the request or, where a body is streamed, from its end. `total`: until the whole answer was read; files
+    that are uploaded or downloaded have none. `stall`: without a byte. `min_rate`, bytes per second: a body, sent or
+    received, must move `min_rate * rate_window` bytes in every `rate_window` seconds. Seconds in which this program
+    produces or consumes the body do not count.
+
+    Raises `InvalidInput` for a value that is not more than 0.
     """
 
     connect: float | None = 10.0
+    headers: float | None = 60.0
     total: float | None = 60.0
     stall: float | None = 30.0
+    min_rate: float | None = 100.0
+    rate_window: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInput(name, value, "must be more than 0, or None for no limit")
 
     def streaming(self) -> "Timeouts":
-        """Return the same without a total: a transfer takes as long as it takes, unless it stalls."""
-        return Timeouts(connect=self.connect, total=None, stall=self.stall)
+        """Return the same without a total: a transfer takes as long as its size needs."""
+        return replace(self, total=None)
 
 
 class Lost(Exception):
@@ -85,10 +106,10 @@ class Transport(Protocol):
 
 @final
 class _AiohttpAnswer:
-    __slots__ = ("_response",)
+    __slots__ = ("_rate", "_response")
 
-    def __init__(self, response: ClientResponse) -> None:
-        self._response = response
+    def __init__(self, response: ClientResponse, timeouts: Timeouts) -> None:
+        self._response, self._rate = response, _Rate(timeouts)
 
     @property
     def status(self) -> int:
@@ -99,32 +120,71 @@ class _AiohttpAnswer:
         return self._response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        coding = self._response.headers.get("Content-Encoding", "").strip().lower()
         try:
-            inflater = Inflater(coding) if coding not in ("", "identity") else None
-            async for chunk in self._response.content.iter_chunked(_CHUNK):
-                for piece in inflater.feed(chunk) if inflater else (chunk,):
+            decoder = decoder_for(self._response.headers.getall("Content-Encoding", ()))
+            while chunk := await self._read():
+                for piece in decoder.feed(chunk) if decoder else (chunk,):
                     yield piece
-            if inflater:
-                inflater.close()
+            if decoder:
+                decoder.close()
         except Undecodable as error:
             raise Lost(str(error), sent=True) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _lost(error) from error
+
+    async def _read(self) -> bytes:
+        """Return the next bytes as they came, none at the end. Raises `Lost` also where they come too slowly."""
+        chunk, lost, loop = None, None, asyncio.get_running_loop()
+        started = loop.time()
+        with anyio.move_on_after(self._rate.patience()):
+            try:
+                chunk = await self._response.content.read(_CHUNK)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                lost = _lost(error)
+        if chunk is None:
+            raise lost or Lost(f"the body came too slowly: {self._rate}", sent=True, timed_out=True)
+        self._rate.moved(len(chunk), loop.time() - started)
+        return chunk
+
+
+@final
+class _Rate:
+    """Decides when a body moves too slowly, by the bytes in successive windows of time spent waiting for the peer."""
+
+    __slots__ = ("_bytes", "_timeouts", "_waited")
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts, self._bytes, self._waited = timeouts, 0, 0.0
+
+    def __str__(self) -> str:
+        return f"less than {self._timeouts.min_rate:g} bytes/s for {self._timeouts.rate_window:g} s"
+
+    def patience(self) -> float:
+        """Return for how many more seconds the peer may move nothing."""
+        if self._timeouts.min_rate is None:
+            return math.inf
+        window = self._timeouts.rate_window
+        is_enough = self._bytes >= self._timeouts.min_rate * window
+        return window - self._waited + (window if is_enough else 0.0)
+
+    def moved(self, size: int, seconds: float) -> None:
+        """Count bytes, and the seconds that the peer took for them."""
+        self._bytes += size
+        self._waited += seconds
+        if self._waited >= self._timeouts.rate_window:
+            self._bytes, self._waited = 0, 0.0
 
 
 @final
 class AiohttpTransport:
-    """Requests through aiohttp. A given `http` session is used for everything, and is not closed.
+    """Requests through aiohttp. A given `http` session is used for everything, as it is set up, and is not closed.
 
-    `trust_env`: take proxies from the environment, as aiohttp does.
+    `trust_env`: take proxies from the environment (but no credentials from a netrc file, as aiohttp would).
     """
 
-    __slots__ = ("_given", "_pooled", "_single", "_trust_env")
+    __slots__ = ("_given", "_pooled", "_proxies", "_single")
 
     def __init__(self, http: aiohttp.ClientSession | None = None, *, trust_env: bool = True) -> None:
         self._given = http
-        self._trust_env = trust_env
+        self._proxies = Proxies() if trust_env and http is None else None
         self._pooled: aiohttp.ClientSession | None = None
         self._single: aiohttp.ClientSession | None = None
 
@@ -138,27 +198,38 @@ class AiohttpTransport:
         body: Body | None,
         timeouts: Timeouts,
     ) -> AsyncGenerator[Answer]:
-        response: ClientResponse | None = None
+        proxy = self.proxy_for(url)
+        watch = _Watch(timeouts)
+        response, lost = None, None
         try:
-            with anyio.CancelScope() as scope:
+            with watch.scope:
+                watch.headers()
                 response = await self._session(method).request(
                     method,
                     URL(url, encoded=True),
-                    headers={"Accept-Encoding": ACCEPTED, **headers},
-                    data=body if isinstance(body, bytes | None) else _Watched(body, scope, timeouts.stall),
+                    headers={"Accept-Encoding": ACCEPTED, **headers, **_for_proxy(url, proxy)},
+                    data=body if isinstance(body, bytes | None) else _Watched(body, watch),
                     allow_redirects=False,
                     auto_decompress=False,
                     middlewares=(_send_once,),
+                    proxy=None if proxy is None else proxy.url,
+                    proxy_headers=None if proxy is None else proxy.headers,
                     timeout=aiohttp.ClientTimeout(
                         total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall
                     ),
                 )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise _lost(error) from error
-        if response is None:
-            raise Lost(f"nothing of the body was taken for {timeouts.stall} s", sent=True, timed_out=True)
+            lost = _lost(error)
+        if (
+            response is None
+        ):  # raised here, so that it has no context: aiohttp's errors hold URLs and passwords
+            raise lost or Lost(watch.reason, sent=True, timed_out=True)
         async with response:
-            yield _AiohttpAnswer(response)
+            yield _AiohttpAnswer(response, timeouts)
+
+    def proxy_for(self, url: str) -> Proxy | None:
+        """Return the proxy that a request to `url` would use; raise `InvalidInput` for one that is not supported."""
+        return self._proxies.proxy_for(url) if self._proxies is not None else None
 
     def _session(self, method: str) -> aiohttp.ClientSession:
         if self._given is not None:
@@ -174,7 +245,8 @@ class AiohttpTransport:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=self._trust_env,
+            max_line_size=_LARGEST_HEADER,
+            max_field_size=_LARGEST_HEADER,
         )
 
     async def aclose(self) -> None:
@@ -184,23 +256,76 @@ class AiohttpTransport:
 
 
 @final
+class _Watch:
+    """Cancels a request whose body is not taken, or whose headers do not come: aiohttp limits only silence."""
+
+    __slots__ = ("_rate", "_timeouts", "reason", "scope")
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts, self._rate = timeouts, _Rate(timeouts)
+        self.scope = anyio.CancelScope()
+        self.reason = ""
+        """Why the scope was cancelled."""
+
+    def headers(self) -> None:
+        """Wait for the headers of the answer from now on."""
+        self._limit(self._timeouts.headers, f"no complete headers within {self._timeouts.headers} s")
+
+    def source(self) -> None:
+        """Wait for this program."""
+        self._limit(None, "")
+
+    def piece(self) -> None:
+        """Wait until the next piece of the body is taken."""
+        patience, stall = self._rate.patience(), self._timeouts.stall
+        if stall is not None and stall <= patience:
+            self._limit(stall, f"nothing of the body was taken for {stall} s")
+        else:
+            self._limit(patience, f"the body was taken too slowly: {self._rate}")
+
+    def taken(self, size: int, seconds: float) -> None:
+        """Note that a piece of `size` bytes was taken in so many seconds."""
+        self._rate.moved(size, seconds)
+
+    def _limit(self, seconds: float | None, reason: str) -> None:
+        self.reason = reason
+        now = asyncio.get_running_loop().time()
+        self.scope.deadline = math.inf if seconds is None else now + seconds
+
+
+@final
 class _Watched:
-    """A body that gives up once a chunk of it is not taken in time: aiohttp has a time-out only for reading."""
+    """A body in pieces that are small enough to see whether the peer takes them."""
 
-    __slots__ = ("_chunks", "_scope", "_stall")
+    __slots__ = ("_chunks", "_given_at", "_piece", "_rest", "_watch")
 
-    def __init__(self, chunks: AsyncIterator[bytes], scope: anyio.CancelScope, stall: float | None) -> None:
-        self._chunks, self._scope, self._stall = chunks, scope, stall
+    def __init__(self, chunks: AsyncIterator[bytes], watch: _Watch) -> None:
+        self._chunks, self._watch = chunks, watch
+        self._rest = memoryview(b"")
+        self._piece, self._given_at = b"", 0.0
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        self._scope.deadline = math.inf
-        chunk = await anext(self._chunks)
-        if self._stall is not None:
-            self._scope.deadline = asyncio.get_running_loop().time() + self._stall
-        return chunk
+        loop = asyncio.get_running_loop()
+        self._watch.taken(len(self._piece), loop.time() - self._given_at if self._piece else 0.0)
+        if not self._rest:
+            self._watch.source()
+            try:
+                self._rest = memoryview(await anext(self._chunks))
+            except BaseException:
+                self._watch.headers()
+                raise
+        self._piece, self._rest = bytes(self._rest[:_PIECE]), self._rest[_PIECE:]
+        self._given_at = loop.time()
+        self._watch.piece()
+        return self._piece
+
+
+def _for_proxy(url: str, proxy: Proxy | None) -> Mapping[str, str]:
+    """Return headers for the proxy that travel with the request: a tunnel is asked for in one of its own."""
+    return proxy.headers if proxy is not None and url.startswith("http:") else {}
 
 
 async def _send_once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
@@ -216,12 +341,20 @@ async def _send_once(request: ClientRequest, handler: ClientHandlerType) -> Clie
 def _lost(error: Exception) -> Lost:
     sent = not isinstance(
         error,
-        aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | ValueError | ssl.SSLError,
+        aiohttp.ClientConnectorError
+        | aiohttp.ClientHttpProxyError
+        | aiohttp.ConnectionTimeoutError
+        | ValueError
+        | ssl.SSLError,
     )
     return Lost(_name(error), sent=sent, timed_out=isinstance(error, TimeoutError))
 
 
 def _name(error: Exception) -> str:
     """Say what happened without the URL, which some of aiohttp's messages carry and which may be signed."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy refused the connection with status {error.status}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the headers of the answer are too large or malformed"
     what = type(error).__name__
     return f"{what}: {error.strerror}" if isinstance(error, OSError) and error.strerror else what

@@ -3,14 +3,13 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from asyncmig._io.addresses import is_loopback
 from asyncmig.cli.settings import Reach
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import Journal
 from asyncmig.session import Session
 
 __all__ = ["check_journal", "open_session"]
-
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 async def check_journal(path: Path) -> None:
@@ -33,8 +32,8 @@ def open_session(reach: Reach, journal: Path, api_key: str | None = None) -> Ses
         scope=reach.scope,
         recent=journal.with_name(f"{journal.name}.recent"),
     )
-    host = urlsplit(session.base_url).hostname
-    if reach.speed != 1 and host not in _THIS_MACHINE:
+    if reach.speed != 1 and not is_loopback(session.base_url):
+        host = urlsplit(session.base_url).hostname
         raise InvalidInput(
             "speed", reach.speed, f"is for the simulator on this machine, and {host} is another one"
         )
