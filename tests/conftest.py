@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import pytest
@@ -52,6 +53,16 @@ def database_url() -> Iterator[str]:
     server.start()
     yield server.url
     server.remove()
+
+
+@pytest.fixture(params=["lazy", "eager"] if sys.version_info >= (3, 12) else ["lazy"])
+async def task_factory(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Run a test with tasks that start in the next turn of the loop, and on Python 3.12+ with eager ones, too."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 12) and request.param == "eager":
+        loop.set_task_factory(asyncio.eager_task_factory)
+    yield
+    loop.set_task_factory(None)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from aiolimiter import AsyncLimiter
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.home import running_loop
+from asyncmig._io.tasks import start_task
 from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
@@ -218,7 +219,7 @@ class Dispatcher:
                 self._timer = self._loop.call_at(at, self.turn)
                 return
             if not self._has_token and self.limiter.burst < self.limiter.slots:
-                self._fetching = self._loop.create_task(self._fetch(), name="asyncmig gate")
+                self._fetching = start_task(self._fetch(), name="asyncmig gate")
                 return
             if (waiter := self.waiters.next(self.granted)) is None:
                 return

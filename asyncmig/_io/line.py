@@ -16,6 +16,7 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.polls import PollSchedule
 from asyncmig._io.gate import TICK, Gate, Slot
+from asyncmig._io.tasks import start_task
 from asyncmig._io.watch import Reading, Unsure, Watch, fresh
 from asyncmig.errors import (
     AsyncmigError,
@@ -204,8 +205,8 @@ class Line:
     def now(self) -> float:
         return self._loop().time()
 
-    def spawn(self, poll: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(poll, name="asyncmig poll")
+    def spawn(self, poll: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = start_task(poll, name="asyncmig poll")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

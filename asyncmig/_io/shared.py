@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, final
 
 from asyncmig._io.dispatcher import TICK
+from asyncmig._io.tasks import start_task
 
 __all__ = ["Happened", "Host", "Link", "Reply", "SharedBudget", "SharedWindow"]
 
@@ -161,7 +162,7 @@ class Link:
     def wake(self) -> None:
         """Somebody waits, or there is something to tell."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work(), name="asyncmig shared gate")
+            self._task = start_task(self._work(), name="asyncmig shared gate")
         self._poke.set()
 
     def name(self) -> str:

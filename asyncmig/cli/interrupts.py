@@ -8,6 +8,7 @@ from typing import Self, final
 
 from rich.console import Console
 
+from asyncmig._io.tasks import start_task
 from asyncmig.cli.terminal import say
 from asyncmig.errors import SessionClosed
 from asyncmig.fleet import Fleet
@@ -74,7 +75,7 @@ class Interrupts:
         if self.fleet is None:
             self._session.close(SessionClosed("interrupted: the same command goes on from here"))
         else:
-            self._drain = asyncio.get_running_loop().create_task(self.fleet.drain())
+            self._drain = start_task(self.fleet.drain(), name="asyncmig drain")
 
     async def settled(self) -> None:
         """Wait for the orderly end, if one was begun."""

@@ -27,7 +27,7 @@ from asyncmig.simulator import World
 
 from .conftest import Opens
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 Customer = Callable[..., Spec]
 
 

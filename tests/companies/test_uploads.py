@@ -15,7 +15,7 @@ from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World, serve
 
 from .conftest import CLEAN, SOURCE, Opens
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 CONTENT = bytes(range(256)) * 4_000
 """About a megabyte: several chunks."""
 

@@ -14,7 +14,7 @@ from asyncmig.simulator.variants import Variants
 
 from .conftest import DUPLICATES, SOURCE, Opens
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 Customer = Callable[..., Spec]
 READ, LIST = "GET /companies/{id}/imports/{run_id}", "GET /companies/{id}/imports"
 READ_EXPORT = "GET /companies/{id}/exports/{run_id}"

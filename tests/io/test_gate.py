@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from asyncmig import AuthError, Gate, InvalidInput, Lane, SessionClosed, WaitTooLong
 from asyncmig.simulator.limits import SlidingLog
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 
 
 def now() -> float:

@@ -23,7 +23,7 @@ from asyncmig.errors import (
     UnexpectedReply,
 )
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.events import Events, Held, SharedWindowFound, SharedWindowLost
 from asyncmig.simulator.limits import SlidingLog
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 
 
 def now() -> float:
