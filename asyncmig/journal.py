@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, final
 
+from asyncmig._journal.claims import Held
 from asyncmig._journal.file import Connect, connect
 from asyncmig._journal.lease import Moment
 from asyncmig._journal.reader import (
@@ -34,7 +35,7 @@ from asyncmig._journal.reader import (
     read_events,
     read_states,
 )
-from asyncmig._journal.store import Held, Store
+from asyncmig._journal.store import Store
 from asyncmig._journal.writer import Writer
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
 
@@ -130,7 +131,11 @@ class Claim:
         self.state = state
 
     async def release(self) -> None:
-        """Give the company up. Raises `JournalError` if that cannot be written; it ends with the journal then."""
+        """Give the company up.
+
+        Raises `JournalError` if that cannot be written. This journal can claim the company all the same, and gives it
+        up for other processes as soon as a heartbeat can be written.
+        """
         if self._released or not self._writer.is_open:
             return
         self._released = True
@@ -183,8 +188,6 @@ class Journal:
         self._writer = Writer(store, str(self._path), lease=lease, threaded=threaded)
 
     async def __aenter__(self) -> Self:
-        if self._writer.is_open:
-            raise JournalError(str(self._path), "is open already")
         if self._read_only:
             await self.events(limit=0)
         else:

@@ -40,6 +40,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What leads from one version of the schema to the next; a journal that was released is never edited here."""
 
+_BY_HOLDER = "CREATE INDEX IF NOT EXISTS companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
+"""Each heartbeat asks what its instance holds. An index needs no new version: earlier ones keep it up to date."""
+
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_READONLY: "the file or its folder is read-only",
@@ -131,6 +134,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id={_APPLICATION}")
             db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        db.execute(_BY_HOLDER)
         # A process that was killed leaves its row; what it held is taken over one by one.
         db.execute(
             "DELETE FROM holders WHERE instance NOT IN (SELECT holder FROM companies WHERE holder NOT NULL)"

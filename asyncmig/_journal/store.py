@@ -1,17 +1,18 @@
-"""What is done inside a transaction: claim, write, give up; and many of these in one transaction."""
+"""The journal's one SQLite connection that writes, and how it does many steps in one transaction."""
 
 import logging
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
+from asyncmig._journal.claims import ClaimStore, Held, Rows, Sighting, Step
 from asyncmig._journal.file import Connect, explain, open_for_writing
 from asyncmig._journal.lease import Holder, Moment, Renewal, enter, leave
 from asyncmig.errors import CompanyHeld, JournalError
 
-__all__ = ["Held", "Step", "Store"]
+__all__ = ["Store"]
 
 _log = logging.getLogger("asyncmig.journal")
 
@@ -28,37 +29,15 @@ _ITS_OWN_FAULT = (
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A company that was claimed: its row, and the token that a write has to show."""
-
-    external_id: str
-    row: int
-    token: int
-    state: bytes | None
-
-
-class Step(Protocol):
-    """A part of a transaction, which somebody waits for."""
-
-    def attempt(self) -> None:
-        """Do it, inside the transaction, and keep the result."""
-        ...
-
-    def fail(self, error: JournalError) -> None:
-        """It was not done."""
-        ...
-
-
-@final
-class Store:
+class Store(ClaimStore):
     """The one connection that writes. Not for two threads at once."""
 
-    __slots__ = ("_connect", "_db", "_holder", "_identity", "_label", "_lease", "_now", "_path", "_renewed")
+    __slots__ = ("_connect", "_db", "_identity", "_lease", "_now", "_path", "_renewed")
+    _COMPANY = "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?"
 
     def __init__(self, path: Path, *, label: str, lease: float, connect: Connect) -> None:
-        self._path, self._label, self._lease, self._connect = path, label, lease, connect
-        self._holder = Holder.here(label)
+        super().__init__(str(path), label)
+        self._path, self._lease, self._connect = path, lease, connect
         self._db: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._now = Moment.now()
@@ -69,22 +48,23 @@ class Store:
         self._db = open_for_writing(self._path, self._connect)
         self._identity = self._inode()
         self._holder = Holder.here(self._label)  # anew: the process may have forked since
+        self._owned.clear()
         enter(self._holder)
 
     def close(self) -> None:
         """Give up all that is held, and close the file; a second time nothing happens."""
-        db, self._db = self._db, None
+        db = self._db
         if db is None:
             return
         leave(self._holder)  # from here on others in this process may take over, even if the next lines fail
         try:
             with db:
                 db.execute("BEGIN IMMEDIATE")
-                db.execute("UPDATE companies SET holder = NULL WHERE holder = ?", (self._holder.instance,))
-                db.execute("DELETE FROM holders WHERE instance = ?", (self._holder.instance,))
+                self._give_up_all()
         except sqlite3.Error as error:
             _log.warning("journal %s: what was held has to expire: %s", self._path, explain(error))
         finally:
+            self._db = None
             db.close()
 
     def transact(self, steps: Sequence[Step]) -> None:
@@ -96,10 +76,14 @@ class Store:
             db = self._ready()
             db.execute("BEGIN IMMEDIATE")
             self._now = Moment.now()
+            self._new.clear()
             for step in steps:
                 self._attempt(db, step)
-            self._renew(db)
+            if due := self._is_due(self._now):
+                self._renew()
             db.execute("COMMIT")
+            self._owned.update(self._new)
+            self._renewed = self._now if due else self._renewed
         except (sqlite3.Error, OSError, JournalError) as error:
             reason = error.reason if isinstance(error, JournalError) else explain(error)
             for step in steps:
@@ -114,43 +98,6 @@ class Store:
         if self._db is not None and self._is_due(Moment.now()):
             self.transact(())
 
-    def claim(self, external_id: str) -> Held:
-        """Take a company, whether it is known or not. Raises `CompanyHeld`. For use in a step."""
-        db = self._opened()
-        db.execute("INSERT OR IGNORE INTO companies (external_id) VALUES (?)", (external_id,))
-        row, token, state, holder = self._company(db, external_id)
-        if holder is not None:
-            self._check_free(db, external_id, holder)
-        db.execute(
-            "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*astuple(self._holder), self._lease, self._now.wall, self._now.uptime),
-        )
-        db.execute(
-            "UPDATE companies SET token = ?, holder = ? WHERE id = ?", (token + 1, self._holder.instance, row)
-        )
-        return Held(external_id, row, token + 1, state)
-
-    def write(self, held: Held, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state. Raises `CompanyHeld` if it was taken over. For use in a step."""
-        db = self._opened()
-        changed = db.execute(
-            "UPDATE companies SET state = ? WHERE id = ? AND token = ? AND holder = ?",
-            (state, held.row, held.token, self._holder.instance),
-        )
-        if changed.rowcount != 1:
-            raise CompanyHeld(str(self._path), held.external_id, self._successor(db, held))
-        db.execute(
-            "INSERT INTO events (company, at, kind, detail) VALUES (?, ?, ?, ?)",
-            (held.row, self._now.iso(), kind, detail),
-        )
-
-    def release(self, held: Held) -> None:
-        """Give a company up, if it is still held. For use in a step."""
-        self._opened().execute(
-            "UPDATE companies SET holder = NULL WHERE id = ? AND token = ? AND holder = ?",
-            (held.row, held.token, self._holder.instance),
-        )
-
     def _attempt(self, db: sqlite3.Connection, step: Step) -> None:
         db.execute("SAVEPOINT step")
         try:
@@ -160,42 +107,47 @@ class Store:
             step.fail(error if isinstance(error, JournalError) else JournalError(str(self._path), str(error)))
         db.execute("RELEASE step")
 
-    def _renew(self, db: sqlite3.Connection) -> None:
-        if self._is_due(self._now):
-            db.execute(
-                "UPDATE holders SET wall = ?, uptime = ? WHERE instance = ?",
-                (self._now.wall, self._now.uptime, self._holder.instance),
-            )
-            self._renewed = self._now
+    def _renew(self) -> None:
+        self._run(
+            "UPDATE holders SET wall = ?, uptime = ? WHERE instance = ?",
+            self._now.wall,
+            self._now.uptime,
+            self._holder.instance,
+        )
+        self._give_up_strays()
 
     def _is_due(self, now: Moment) -> bool:
         # Half of a beat: a beat that comes right after a write would otherwise leave two thirds of the lease.
         return now.uptime - self._renewed.uptime >= self._lease / 6
 
-    def _check_free(self, db: sqlite3.Connection, external_id: str, instance: str) -> None:
-        renewal = _renewal(db, instance)
-        # What this journal holds stays held, also when all of the process slept past its own lease.
-        if renewal is not None and (instance == self._holder.instance or not renewal.is_over(self._now)):
-            raise CompanyHeld(str(self._path), external_id, self._describe(renewal))
-        _log.warning(
-            "journal %s: %s is taken over from %s", self._path, external_id, renewal and renewal.holder
+    def _run(self, sql: str, *values: object) -> Rows:
+        return self._opened().execute(sql, values)
+
+    def _announce(self) -> None:
+        self._run(
+            "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *astuple(self._holder),
+            self._lease,
+            self._now.wall,
+            self._now.uptime,
         )
 
-    def _successor(self, db: sqlite3.Connection, held: Held) -> str:
-        instance = self._company(db, held.external_id)[3]
-        renewal = None if instance is None else _renewal(db, instance)
-        return "nobody now, after it was taken over" if renewal is None else self._describe(renewal)
+    def _append(self, held: Held, kind: str, detail: bytes) -> None:
+        self._run(
+            "INSERT INTO events (company, at, kind, detail) VALUES (?, ?, ?, ?)",
+            held.row,
+            self._now.iso(),
+            kind,
+            detail,
+        )
 
-    def _describe(self, renewal: Renewal) -> str:
-        own = renewal.holder.instance == self._holder.instance
-        return "another task of this journal" if own else renewal.describe(self._now)
-
-    def _company(self, db: sqlite3.Connection, external_id: str) -> tuple[int, int, bytes | None, str | None]:
-        row: tuple[int, int, bytes | None, str | None] = db.execute(
-            "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?",
-            (external_id,),
-        ).fetchone()
-        return row
+    def _look_up(self, instance: str) -> Sighting | None:
+        row = self._opened().execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()
+        if row is None:
+            return None
+        *holder, lease, wall, uptime = row
+        renewal = Renewal(Holder(*holder), lease, Moment(wall, uptime))
+        return Sighting(renewal.holder, renewal.describe(self._now), not renewal.is_over(self._now))
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
@@ -229,11 +181,3 @@ class Store:
             self._db = None
             leave(self._holder)
             db.close()
-
-
-def _renewal(db: sqlite3.Connection, instance: str) -> Renewal | None:
-    row = db.execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()
-    if row is None:
-        return None
-    *holder, lease, wall, uptime = row
-    return Renewal(Holder(*holder), lease, Moment(wall, uptime))

@@ -8,14 +8,16 @@ to wait for. The lease is renewed in real seconds by a timer of its own, also wh
 
 import asyncio
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Generic, Protocol, TypeVar, final
 
-from asyncmig._journal.store import Held, Step
-from asyncmig.errors import CompanyHeld, JournalError
+from asyncmig._journal.claims import Held, Step
+from asyncmig.errors import CompanyHeld, JournalError, UsageError
 
 __all__ = ["StorePort", "Writer"]
 
@@ -24,7 +26,7 @@ _log = logging.getLogger("asyncmig.journal")
 
 
 class StorePort(Protocol):
-    """What does the steps; see `asyncmig._journal.store.Store`. They run in one thread."""
+    """What does the steps; see `asyncmig._journal.claims.ClaimStore`. They run in one thread."""
 
     def open(self) -> None: ...
     def close(self) -> None: ...
@@ -33,6 +35,7 @@ class StorePort(Protocol):
     def claim(self, external_id: str) -> Held: ...
     def write(self, held: Held, kind: str, detail: bytes, state: bytes) -> None: ...
     def release(self, held: Held) -> None: ...
+    def disown(self, held: Held) -> None: ...
 
 
 class _Waited(Protocol):
@@ -48,10 +51,10 @@ class _Job(Generic[_T]):
     `attempt` and `fail` run in the thread, `deliver` on the loop once the thread is done with it.
     """
 
-    __slots__ = ("_error", "_step", "future", "result")
+    __slots__ = ("_error", "_on_failure", "_step", "future", "result")
 
-    def __init__(self, step: Callable[[], _T]) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[], _T], on_failure: Callable[[], None] | None) -> None:
+        self._step, self._on_failure = step, on_failure
         self._error: Exception | None = None
         self.result: _T | None = None
         self.future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
@@ -61,6 +64,8 @@ class _Job(Generic[_T]):
 
     def fail(self, error: Exception) -> None:
         self.result, self._error = None, error
+        if self._on_failure is not None:
+            self._on_failure()
 
     def deliver(self) -> None:
         if self._error is None:
@@ -80,7 +85,9 @@ class Writer:
         "_beat",
         "_executor",
         "_lease",
+        "_loop",
         "_pending",
+        "_pid",
         "_place",
         "_running",
         "_stopped",
@@ -96,10 +103,18 @@ class Writer:
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
         self._beat: threading.Thread | None = None
+        self._pid = os.getpid()
         self.is_open: bool = False
 
     async def open(self) -> None:
         """Open the store and start the thread. Raises `JournalError`; cancelled, nothing stays open."""
+        if self.is_open and self._pid == os.getpid():
+            if not self._is_abandoned():
+                raise JournalError(self._place, "is open already")
+            self._stop_beat()
+            self._abandon()
+        self._loop, self._pid = weakref.ref(asyncio.get_running_loop()), os.getpid()
+        self._pending, self._running, self._beat = [], None, None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncmig-journal")
         try:
             await self._call(self._store.open)
@@ -118,8 +133,13 @@ class Writer:
 
         Cancelled, it does the same at once, while the loop stands still for a moment.
         """
-        if not self.is_open:
+        if not self.is_open or self._pid != os.getpid():
             return
+        if self._is_abandoned():
+            self._stop_beat()
+            self._abandon()
+            return
+        self._check_place()
         self.is_open = False
         try:
             self._start()
@@ -127,9 +147,7 @@ class Writer:
                 await asyncio.wait((self._running,))
             await self._call(self._store.close)
         finally:
-            self._stopped.set()
-            if self._beat is not None:
-                self._beat.join()
+            self._stop_beat()
             left, self._pending = self._pending, []
             if left:
                 self._executor.submit(self._store.transact, left)
@@ -145,7 +163,7 @@ class Writer:
             return await job.future
         except asyncio.CancelledError:
             if self.is_open:
-                self._submit(partial(self._give_back, job))
+                self._submit_release(lambda: job.result)
             raise
 
     async def write(self, held: Held, kind: str, detail: bytes, state: bytes) -> None:
@@ -153,23 +171,36 @@ class Writer:
         await self._submit(partial(self._store.write, held, kind, detail, state)).future
 
     async def release(self, held: Held) -> None:
-        """Give a company up. Raises `JournalError`."""
-        await self._submit(partial(self._store.release, held)).future
+        """Give a company up. Raises `JournalError`; then this journal may claim it, and a heartbeat gives it up."""
+        await self._submit_release(lambda: held).future
 
-    def _give_back(self, claim: _Job[Held]) -> None:
-        if claim.result is not None:
-            self._store.release(claim.result)
+    def _submit_release(self, held: Callable[[], Held | None]) -> _Job[None]:
+        """Put the release of a claim in line, which may be in line itself."""
 
-    def _submit(self, step: Callable[[], _T]) -> _Job[_T]:
+        def do(act: Callable[[Held], None]) -> None:
+            if (claimed := held()) is not None:
+                act(claimed)
+
+        return self._submit(partial(do, self._store.release), partial(do, self._store.disown))
+
+    def _submit(self, step: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> _Job[_T]:
         """Put a step in line; from here on it is done even if nobody waits for it."""
         if not self.is_open:
             raise JournalError(self._place, "is not open")
-        job = _Job(step)
+        self._check_place()
+        job = _Job(step, on_failure)
         self._pending.append(job)
         if self._running is None and len(self._pending) == 1:
             # Not at once: what other tasks ask for in this same turn of the loop comes along.
             asyncio.get_running_loop().call_soon(self._start)
         return job
+
+    def _check_place(self) -> None:
+        """Raise `UsageError` in a process or on an event loop that did not open the journal."""
+        if self._pid != os.getpid():
+            raise UsageError(f"journal {self._place} was opened before this process was forked: open it anew")
+        if self._loop() is not asyncio.get_running_loop():
+            raise UsageError(f"journal {self._place} was opened on another event loop: open one on each loop")
 
     def _start(self) -> None:
         if self._running is not None or not self._pending:
@@ -201,9 +232,33 @@ class Writer:
         return done
 
     def _beat_on(self) -> None:
-        """Have the lease renewed, in real seconds."""
+        """Have the lease renewed, in real seconds, for as long as the event loop is there."""
+        beat: Future[None] | None = None
         while not self._stopped.wait(self._lease / 3):
             try:
-                self._executor.submit(self._store.renew)
+                if self._is_abandoned():
+                    self._abandon()
+                    return
+                if beat is None or beat.done():  # one that waits for the database is enough
+                    beat = self._executor.submit(self._store.renew)
             except RuntimeError:  # the interpreter ends, with a journal that was never closed
                 return
+
+    def _stop_beat(self) -> None:
+        self._stopped.set()
+        if self._beat is not None:
+            self._beat.join()
+
+    def _is_abandoned(self) -> bool:
+        """Return whether the event loop ended, and the journal was never closed."""
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+    def _abandon(self) -> None:
+        """Do what `close` does, for an event loop that is no more: nobody waits for what stands in line."""
+        left, self._pending = self._pending, []
+        if left:
+            self._executor.submit(self._store.transact, left)
+        self._executor.submit(self._store.close)
+        self._executor.shutdown(wait=True)
+        self.is_open = False

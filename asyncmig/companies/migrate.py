@@ -9,6 +9,7 @@ only what is repeatable, and ends in the same place.
 
 import asyncio
 import contextlib
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, final
@@ -40,6 +41,7 @@ from asyncmig.errors import (
     AuthError,
     Conflict,
     InvalidInput,
+    JournalError,
     RunError,
     SessionClosed,
     UnknownOutcome,
@@ -49,6 +51,7 @@ from asyncmig.session import Session
 
 __all__ = ["migrate", "migrate_as", "nothing_ran"]
 
+_log = logging.getLogger("asyncmig")
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
 _LOOK_AGAIN = 10.0
@@ -103,11 +106,27 @@ async def migrate_as(
     session: Session, spec: Spec, journal: JournalPort, to: Path, options: MigrationOptions
 ) -> Outcome:
     """Do what `migrate` says."""
-    async with await journal.claim(spec.external_id) as claim:
-        record = read_record(spec.external_id, claim.state)
-        if not record.is_readable and record.outcome is not None:
-            return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-        return await _Migration(session, spec, claim, to, options).run()
+    outcome: Outcome | None = None
+    try:
+        async with await journal.claim(spec.external_id) as claim:
+            outcome = await _migrate_claimed(session, spec, claim, to, options)
+    except JournalError as error:
+        if outcome is None:
+            raise
+        _log.warning(
+            "%s: its outcome is in the journal, but the claim was not released: %s", spec.external_id, error
+        )
+    assert outcome is not None
+    return outcome
+
+
+async def _migrate_claimed(
+    session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions
+) -> Outcome:
+    record = read_record(spec.external_id, claim.state)
+    if not record.is_readable and record.outcome is not None:
+        return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
+    return await _Migration(session, spec, claim, to, options).run()
 
 
 @final

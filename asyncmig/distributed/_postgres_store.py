@@ -7,6 +7,7 @@ server's.
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -18,8 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from asyncmig._journal.claims import ClaimStore, Held, Rows, Sighting, Step
 from asyncmig._journal.lease import Holder, enter, leave
-from asyncmig._journal.store import Held, Step
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
 
 __all__ = ["VERSION", "Address", "PostgresStore"]
@@ -47,10 +48,10 @@ _TABLES = """
     CREATE TRIGGER events_stand BEFORE UPDATE OR DELETE ON events
         FOR EACH STATEMENT EXECUTE FUNCTION events_stand();
 """
+_BY_HOLDER = "CREATE INDEX companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
+"""Each heartbeat asks what its instance holds. Journals of earlier versions get it when they are opened."""
 _CLEAN = """DELETE FROM holders WHERE renewed < clock_timestamp() - interval '1 day'
     AND instance NOT IN (SELECT holder FROM companies WHERE holder IS NOT NULL)"""
-_Renewal = tuple[Holder, float, float]
-"""A holder, its lease, and the seconds since it said that it lives, on the server's clock."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between tries to connect again; the last one over and over."""
 _ITS_OWN_FAULT = (CompanyHeld, psycopg.DataError, psycopg.IntegrityError, UnicodeError)
@@ -64,7 +65,7 @@ class Address:
     Raises `InvalidInput` for what is no connection string of PostgreSQL.
     """
 
-    __slots__ = ("_conninfo", "schema", "text")
+    __slots__ = ("_conninfo", "_writable", "schema", "text")
 
     def __init__(self, conninfo: str, schema: str) -> None:
         try:
@@ -74,6 +75,9 @@ class Address:
         if not schema.isidentifier() or len(schema) > 50:
             raise InvalidInput("schema", schema, "must be a plain name of at most 50 characters")
         self._conninfo, self.schema = conninfo, schema
+        # A standby that is being promoted counts as away, and of several hosts the one that takes writes is used.
+        chosen = "target_session_attrs" in parts or "PGTARGETSESSIONATTRS" in os.environ
+        self._writable: dict[str, str] = {} if chosen else {"target_session_attrs": "read-write"}
         self.text = f"postgresql://{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}#{schema}"
 
     @property
@@ -95,6 +99,7 @@ class Address:
             "connect_timeout": 5,
             "tcp_user_timeout": 10_000,
             "options": settings,
+            **self._writable,
         }
 
     def connect(self) -> _Connection:
@@ -107,19 +112,20 @@ class Address:
 
 
 @final
-class PostgresStore:
+class PostgresStore(ClaimStore):
     """The one connection of this process that writes. Not for two threads at once.
 
     `patience`: real seconds for which a database that is away is waited for.
     """
 
-    __slots__ = ("_address", "_db", "_done", "_holder", "_label", "_lease", "_patience", "_seq", "_stopping")
+    __slots__ = ("_address", "_db", "_lease", "_patience", "_seq", "_stopping")
+    _COMPANY = "SELECT id, token, state, holder FROM companies WHERE external_id = ?"
 
     def __init__(self, address: Address, *, label: str, lease: float, patience: float) -> None:
-        self._address, self._label, self._lease, self._patience = address, label, lease, patience
+        super().__init__(address.text, label)
+        self._address, self._lease, self._patience = address, lease, patience
         self._db: _Connection | None = None
-        self._holder = Holder.here(label)
-        self._done, self._seq = "", 0
+        self._seq = 0
         self._stopping = True
 
     def open(self) -> None:
@@ -131,6 +137,7 @@ class PostgresStore:
         except psycopg.Error as error:
             raise self._address.explain(error) from error
         self._holder = Holder.here(self._label)
+        self._owned.clear()
         enter(self._holder)
 
     def _prepare(self, db: _Connection) -> None:
@@ -141,6 +148,8 @@ class PostgresStore:
                 if db.execute("SELECT to_regnamespace(%s)", (self._address.schema,)).fetchone() == (None,):
                     db.execute(SQL("CREATE SCHEMA {}").format(schema))
                 db.execute(_TABLES)
+            if db.execute("SELECT to_regclass('companies_by_holder')").fetchone() == (None,):
+                db.execute(_BY_HOLDER)
             row = db.execute("SELECT version FROM journal").fetchone()
             if row is None or row[0] != VERSION:
                 newer = f"is of version {row and row[0]}, and this asyncmig knows {VERSION}"
@@ -149,18 +158,17 @@ class PostgresStore:
 
     def close(self) -> None:
         """Give up all that is held, and disconnect; a second time nothing happens."""
-        db, self._db = self._db, None
         if self._stopping:
             return
         self._stopping = True
         leave(self._holder)
         try:
-            db = db if db is not None and not db.closed else self._address.connect()
-            with db, db.transaction():
-                db.execute("UPDATE companies SET holder = NULL WHERE holder = %s", (self._holder.instance,))
-                db.execute("DELETE FROM holders WHERE instance = %s", (self._holder.instance,))
+            with self._reconnected() as db, db.transaction():
+                self._give_up_all()
         except psycopg.Error as error:
             _log.warning("journal %s: what was held has to expire: %s", self._address.text, error)
+        finally:
+            self._db = None
 
     def transact(self, steps: Sequence[Step]) -> None:
         """Do all steps in one transaction, once, also if the connection breaks.
@@ -188,6 +196,7 @@ class PostgresStore:
         while True:
             try:
                 self._once(steps, done)
+                self._owned.update(self._new)
                 return
             except psycopg.Error:
                 broken = self._db is None or self._db.closed
@@ -199,17 +208,17 @@ class PostgresStore:
     def _once(self, steps: Sequence[Step], done: str) -> None:
         if self._stopping:
             raise JournalError(self._address.text, "is closed")
-        if self._db is None or self._db.closed:
-            self._db = None
-            self._db = self._address.connect()
-        db = self._db
+        db = self._reconnected()
         with db.transaction():
             (seq,) = db.execute("SELECT last FROM journal FOR UPDATE").fetchone() or (0,)
             self._seq = seq
             if self._has_done(db, done):
                 return
+            self._new.clear()
             for step in steps:
                 self._attempt(db, step)
+            if not steps:
+                self._give_up_strays()
             if self._seq != seq:
                 db.execute("UPDATE journal SET last = %s", (self._seq,))
                 db.execute("SELECT pg_notify(%s, %s)", (self._address.channel, str(self._seq)))
@@ -237,85 +246,44 @@ class PostgresStore:
             self._seq = seq
             step.fail(error if isinstance(error, JournalError) else self._address.explain(error))
 
-    # Steps
+    def _reconnected(self) -> _Connection:
+        """Return the connection, a new one if it broke. Raises `psycopg.OperationalError`."""
+        if self._db is None or self._db.closed:
+            self._db = None
+            self._db = self._address.connect()
+        return self._db
 
-    def claim(self, external_id: str) -> Held:
-        """Take a company, whether it is known or not. Raises `CompanyHeld`. For use in a step."""
-        db = self._connected()
-        db.execute("INSERT INTO companies (external_id) VALUES (%s) ON CONFLICT DO NOTHING", (external_id,))
-        row = db.execute(
-            "SELECT id, token, state, holder FROM companies WHERE external_id = %s FOR UPDATE", (external_id,)
-        ).fetchone()
-        assert row is not None
-        company, token, state, holder = row
-        if holder is not None:
-            self._check_free(db, external_id, holder)
-        db.execute(
-            "UPDATE companies SET token = %s, holder = %s WHERE id = %s",
-            (token + 1, self._holder.instance, company),
-        )
-        return Held(external_id, company, token + 1, state)
+    # The dialect
 
-    def write(self, held: Held, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state. Raises `CompanyHeld` if it was taken over. For use in a step."""
-        db = self._connected()
-        changed = db.execute(
-            "UPDATE companies SET state = %s WHERE id = %s AND token = %s AND holder = %s",
-            (state, held.row, held.token, self._holder.instance),
-        )
-        if changed.rowcount != 1:
-            raise CompanyHeld(self._address.text, held.external_id, self._successor(db, held))
+    def _run(self, sql: str, *values: object) -> Rows:
+        return self._connected().execute(sql.replace("?", "%s").encode(), values)
+
+    def _announce(self) -> None:
+        """Do nothing: each transaction does so."""
+
+    def _append(self, held: Held, kind: str, detail: bytes) -> None:
         self._seq += 1
-        db.execute(
-            "INSERT INTO events VALUES (%s, %s, clock_timestamp(), %s, %s)",
-            (self._seq, held.row, kind, detail),
+        self._run(
+            "INSERT INTO events VALUES (?, ?, clock_timestamp(), ?, ?)", self._seq, held.row, kind, detail
         )
 
-    def release(self, held: Held) -> None:
-        """Give a company up, if it is still held. For use in a step."""
-        self._connected().execute(
-            "UPDATE companies SET holder = NULL WHERE id = %s AND token = %s AND holder = %s",
-            (held.row, held.token, self._holder.instance),
+    def _look_up(self, instance: str) -> Sighting | None:
+        row = (
+            self._connected()
+            .execute(
+                """SELECT instance, label, host, boot, namespace, pid, started, lease,
+                extract(epoch FROM clock_timestamp() - renewed)::float8 FROM holders WHERE instance = %s""",
+                (instance,),
+            )
+            .fetchone()
         )
-
-    def _check_free(self, db: _Connection, external_id: str, instance: str) -> None:
-        if instance == self._holder.instance:
-            raise CompanyHeld(self._address.text, external_id, "another task of this journal")
-        found = self._renewal(db, instance)
-        if found is not None:
-            holder, lease, age = found
-            if age < lease and not holder.is_dead():
-                raise CompanyHeld(self._address.text, external_id, _describe(found))
-        _log.warning(
-            "journal %s: %s is taken over from %s", self._address.text, external_id, found and found[0]
-        )
-
-    def _successor(self, db: _Connection, held: Held) -> str:
-        row = db.execute("SELECT holder FROM companies WHERE id = %s", (held.row,)).fetchone()
-        found = None if row is None or row[0] is None else self._renewal(db, row[0])
-        return (
-            "nobody now, after it was taken over"
-            if found is None
-            else f"{found[0]}, last seen {found[2]:.0f} s ago"
-        )
-
-    def _renewal(self, db: _Connection, instance: str) -> _Renewal | None:
-        row = db.execute(
-            """SELECT instance, label, host, boot, namespace, pid, started, lease,
-            extract(epoch FROM clock_timestamp() - renewed)::float8 FROM holders WHERE instance = %s""",
-            (instance,),
-        ).fetchone()
         if row is None:
             return None
-        *holder, lease, age = row
-        return Holder(*holder), lease, age
+        *fields, lease, age = row
+        holder = Holder(*fields)
+        return Sighting(holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead())
 
     def _connected(self) -> _Connection:
         if self._db is None:
             raise JournalError(self._address.text, "is closed")
         return self._db
-
-
-def _describe(renewal: _Renewal) -> str:
-    holder, _, age = renewal
-    return f"{holder}, last seen {age:.0f} s ago"

@@ -21,7 +21,7 @@ from psycopg.sql import SQL, Identifier
 
 from asyncmig._journal.writer import Writer
 from asyncmig.distributed._postgres_store import Address, PostgresStore
-from asyncmig.errors import InvalidInput, JournalError
+from asyncmig.errors import InvalidInput
 from asyncmig.journal import Claim, Event
 
 __all__ = ["PostgresJournal"]
@@ -67,8 +67,6 @@ class PostgresJournal:
         return f"<PostgresJournal {self._address.text}>"
 
     async def __aenter__(self) -> Self:
-        if self._writer.is_open:
-            raise JournalError(self._address.text, "is open already")
         await self._writer.open()
         return self
 

@@ -1,0 +1,241 @@
+"""Rows that name a journal although none of its tasks holds the company: free at once here, soon for everybody."""
+
+import asyncio
+import os
+import sqlite3
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from servers import PostgresServer
+
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.errors import CompanyHeld, JournalError, UsageError
+from asyncmig.journal import Claim, Journal
+
+AnyJournal = Journal | PostgresJournal
+SOON = 0.03
+"""A lease in seconds, so that a heartbeat comes every hundredth of a second."""
+
+
+class Place:
+    """Where journals are opened, and changed behind their backs."""
+
+    def __init__(self, kind: str, where: str, schema: str) -> None:
+        self._kind, self._where, self._schema = kind, where, schema
+
+    def open(self, *, lease: float = 30.0) -> AnyJournal:
+        if self._kind == "sqlite":
+            return Journal(self._where, lease=lease, connect=impatient)
+        return PostgresJournal(self._where, schema=self._schema, lease=lease, patience=0.05)
+
+    def run(self, sql: str) -> list[tuple[object, ...]]:
+        if self._kind == "sqlite":
+            with closing(sqlite3.connect(self._where, isolation_level=None, timeout=10)) as db:
+                return db.execute(sql).fetchall()
+        with psycopg.connect(self._where, autocommit=True, options=f"-c search_path={self._schema}") as db:
+            cursor = db.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+
+def impatient(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=0.05, isolation_level=None, check_same_thread=False)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
+    if request.param == "sqlite":
+        return Place("sqlite", str(tmp_path / "fleet.db"), "")
+    return Place("postgres", request.getfixturevalue("database_url"), prefix)
+
+
+async def claimed_once_free(journal: AnyJournal, external_id: str) -> Claim:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await journal.claim(external_id)
+            except CompanyHeld:
+                await asyncio.sleep(0.01)
+
+
+async def undone_release(place: Place, journal: AnyJournal) -> None:
+    """Release a company, and have the database forget that."""
+    async with await journal.claim("acme") as claim:
+        await claim.write("k", b"", b"one")
+        ((holder,),) = place.run("SELECT holder FROM companies")
+    place.run(f"UPDATE companies SET holder = '{holder}'")
+
+
+async def test_a_release_that_was_undone_leaves_the_company_free_for_its_own_journal(place: Place) -> None:
+    async with place.open() as journal:
+        await undone_release(place, journal)
+        async with await journal.claim("acme") as again:
+            assert (again.state, again.token) == (b"one", 2)
+            with pytest.raises(CompanyHeld, match="another task of this journal"):
+                await journal.claim("acme")
+            await again.write("k", b"", b"two")
+        assert await journal.states() == {"acme": b"two"}
+
+
+async def test_a_release_that_was_undone_is_repeated_by_a_heartbeat(place: Place) -> None:
+    async with place.open(lease=SOON) as journal, place.open() as other:
+        await undone_release(place, journal)
+        async with await claimed_once_free(other, "acme") as claim:
+            await claim.write("k", b"", b"other")
+
+
+async def test_a_claim_that_the_database_lost_cannot_write(place: Place) -> None:
+    async with place.open() as journal, place.open() as other:
+        claim = await journal.claim("acme")
+        place.run("UPDATE companies SET holder = NULL, token = 0")
+        with pytest.raises(CompanyHeld, match="another task of this journal"):  # it does not know yet
+            await journal.claim("acme")
+        async with await other.claim("acme") as taken:
+            assert taken.token == claim.token
+            with pytest.raises(CompanyHeld):
+                await claim.write("k", b"", b"stale")
+            await claim.release()
+            await taken.write("k", b"", b"right")
+        async with await journal.claim("acme") as again:
+            assert again.state == b"right"
+
+
+async def test_a_claim_cannot_write_to_another_company_that_got_its_row(place: Place) -> None:
+    async with place.open() as journal:
+        claim = await journal.claim("acme")
+        place.run("UPDATE companies SET external_id = 'beta'")
+        with pytest.raises(CompanyHeld):
+            await claim.write("k", b"", b"of acme")
+        async with await journal.claim("beta") as beta:
+            assert beta.state is None
+
+
+async def test_heartbeats_take_nothing_from_tasks_that_claim_meanwhile(place: Place) -> None:
+    async def work(number: int) -> None:
+        for turn in range(15):
+            async with await journal.claim(f"c{number}") as claim:
+                await claim.write("k", b"", b"%d" % turn)
+                await asyncio.sleep(0.005)
+                await claim.write("k", b"", b"%d" % turn)
+
+    async with place.open(lease=0.003) as journal:
+        await asyncio.gather(*(work(number) for number in range(10)))
+        assert await journal.states() == {f"c{number}": b"14" for number in range(10)}
+        assert place.run("SELECT count(*) FROM companies WHERE holder IS NOT NULL") == [(0,)]
+
+
+async def test_what_a_locked_file_kept_from_being_released_is_free_later(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    place = Place("sqlite", str(path), "")
+    async with place.open(lease=SOON) as journal, place.open() as other:
+        claim, cancelled = await journal.claim("acme"), await journal.claim("beta")
+        with closing(sqlite3.connect(path, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            release = asyncio.create_task(cancelled.release())
+            await asyncio.sleep(0)
+            release.cancel()
+            with pytest.raises(JournalError, match="kept it locked"):
+                await claim.release()
+        async with await journal.claim("acme"), await claimed_once_free(other, "beta"):
+            pass
+        async with await claimed_once_free(other, "acme"):
+            pass
+
+
+async def test_a_claim_whose_commit_was_not_answered_is_no_claim(tmp_path: Path) -> None:
+    class Unanswered(sqlite3.Connection):
+        def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+            cursor = super().execute(sql, parameters)
+            if sql == "COMMIT" and failing:
+                failing.clear()
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                raise error
+            return cursor
+
+    def connect(uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, factory=Unanswered
+        )
+
+    failing: list[bool] = []
+    path = tmp_path / "fleet.db"
+    async with Journal(path, connect=connect) as journal:
+        failing.append(True)
+        with pytest.raises(JournalError, match="disk"):
+            await journal.claim("acme")
+        async with await journal.claim("acme") as claim:
+            assert claim.token == 2
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+async def test_what_a_database_that_was_away_did_not_release_is_free_later(
+    own_server: PostgresServer, prefix: str
+) -> None:
+    place = Place("postgres", own_server.url, prefix)
+    async with place.open(lease=3.0) as journal:
+        claim = await journal.claim("acme")
+        await asyncio.to_thread(own_server.stop)
+        with pytest.raises(JournalError):
+            await claim.release()
+        await asyncio.to_thread(own_server.start)
+        async with place.open() as other, await claimed_once_free(other, "acme"):
+            with pytest.raises(CompanyHeld, match="held by process"):
+                await journal.claim("acme")
+
+
+def test_the_leases_of_an_event_loop_that_was_closed_end(place: Place) -> None:
+    async def leak(journal: AnyJournal) -> None:
+        await journal.__aenter__()
+        await (await journal.claim("acme")).write("k", b"", b"left")
+
+    async def take(journal: AnyJournal) -> bytes | None:
+        async with journal, await claimed_once_free(journal, "acme") as claim:
+            return claim.state
+
+    leaking = place.open(lease=SOON)
+    asyncio.run(leak(leaking))
+    assert asyncio.run(take(place.open())) == b"left"
+    assert asyncio.run(take(leaking)) == b"left"  # it can be opened again
+
+
+def test_a_journal_is_of_the_loop_that_opened_it(place: Place) -> None:
+    journal, first, second = place.open(), asyncio.new_event_loop(), asyncio.new_event_loop()
+    first.run_until_complete(journal.__aenter__())
+    with pytest.raises(UsageError, match="another event loop"):
+        second.run_until_complete(journal.claim("acme"))
+    first.run_until_complete(journal.__aexit__(None, None, None))
+    second.run_until_complete(journal.__aenter__())
+    second.run_until_complete(second.run_until_complete(journal.claim("acme")).release())
+    second.run_until_complete(journal.__aexit__(None, None, None))
+    for loop in (first, second):
+        loop.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+async def test_a_forked_process_cannot_use_the_journal_of_its_parent(place: Place) -> None:
+    async with place.open() as journal, await journal.claim("acme") as claim:
+        with warnings.catch_warnings(action="ignore"):  # Python 3.12 warns of threads
+            pid = os.fork()
+        if pid == 0:
+            refused = 1
+            try:
+                journal.claim("beta").send(None)
+            except UsageError:
+                refused = 0
+            finally:
+                os._exit(refused)
+        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert status == 0
+        await claim.write("k", b"", b"still mine")
