@@ -102,6 +102,8 @@ class ApiError(AsyncmigError):
     """
 
     after_doubt: bool = False
+    is_documented: bool = False
+    """Whether the body was the API's own: JSON with an `error`; a proxy's or another server's is not."""
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
         super().__init__(method, endpoint, status, text)

@@ -342,10 +342,11 @@ class Caller:
     async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
         try:
-            text = error_text(without(await self._read(answer), call.secrets))
+            text, documented = error_text(without(await self._read(answer), call.secrets))
         except Lost as lost:
-            text = f"(the body was cut off: {lost.reason})"
+            text, documented = f"(the body was cut off: {lost.reason})", False
         error = api_error(endpoint.method, endpoint.template, status, text)
+        error.is_documented = documented
         if isinstance(error, AuthError):
             self._on_refused_key(error)
         if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:

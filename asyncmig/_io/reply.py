@@ -87,11 +87,12 @@ def without(body: bytes, secrets: Iterable[str]) -> bytes:
     return body
 
 
-def error_text(body: bytes) -> str:
+def error_text(body: bytes) -> tuple[str, bool]:
+    """Return what a refusal says, and whether it says it as the API does: in JSON with an `error`."""
     try:
-        return decode(body, _ErrorBody).error
+        return decode(body, _ErrorBody).error, True
     except Unreadable:
-        return excerpt(body)
+        return excerpt(body), False
 
 
 class _ErrorBody(msgspec.Struct):

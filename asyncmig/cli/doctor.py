@@ -1,25 +1,39 @@
 """`asyncmig doctor`: whether everything is there that a run needs, one line each."""
 
+import asyncio
 import email.utils
 import os
 import platform
 import sqlite3
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
-from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE
+from asyncmig._core.retry import RetryPolicy
+from asyncmig._io.addresses import is_loopback
+from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.report import Report
 from asyncmig.cli.settings import Reach
 from asyncmig.cli.terminal import clean, counted, say
-from asyncmig.errors import ApiError, AsyncmigError, AuthError, InvalidInput, JournalError, NotFound
+from asyncmig.errors import (
+    ApiError,
+    AsyncmigError,
+    AuthError,
+    InvalidInput,
+    JournalError,
+    NotFound,
+    ServerError,
+    UnexpectedReply,
+    WaitTooLong,
+)
 from asyncmig.journal import Journal
 from asyncmig.session import Session
 from asyncmig.status import read_records
@@ -29,99 +43,210 @@ __all__ = ["Finding", "examine", "print_findings"]
 _CLOCK_OFF = 120.0
 """Seconds by which a clock may be off: webhooks are refused at five minutes, and certificates have edges."""
 _LIBRARIES = ("asyncmig", "aiohttp", "aiolimiter", "anyio", "msgspec")
+_EXTRAS = {
+    "check": ("charset_normalizer", "re2"),
+    "otel": ("opentelemetry",),
+    "postgres": ("psycopg",),
+    "redis": ("redis",),
+    "saq": ("saq",),
+}
 _CHEAP = "/sources"
+_PATIENCE = 15.0
+"""Seconds of the loop's clock that the server has for its answer."""
+_BUSY = 2.0
+"""Real seconds that another program may keep the journal locked."""
+_READ_THROUGH = 256 * 1024 * 1024
+"""Bytes of a journal up to which every page is read: within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `code`: what the command exits with for it."""
+    """One thing that was looked at. `code`: what the command exits with for it; None: it could not be looked at."""
 
     what: str
     text: str
-    code: int = DELIVERED
+    code: int | None = DELIVERED
 
 
 async def examine(reach: Reach, journal: Path, out: Path) -> AsyncIterator[Finding]:
-    """Look at everything, and yield what is found; one request is sent, and nothing is changed."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-    yield Finding(
-        "versions", f"Python {platform.python_version()}, {libraries}, SQLite {sqlite3.sqlite_version}"
-    )
+    """Look at everything, and yield what is found. Sends one request, changes nothing, takes 30 s at most."""
+    yield _versions()
     yield _folder("output", out)
-    yield _folder("journal's folder", journal.parent)
+    yield _journal_folder(journal)
     yield await _journal(journal)
-    async for finding in _server(reach, journal):
+    for finding in await _server(reach):
         yield finding
     yield _limit(reach, out)
 
 
-def _folder(what: str, folder: Path) -> Finding:
-    """Write into a folder, or the nearest one above it that exists."""
-    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+def _versions() -> Finding:
+    libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
+    extras = ", ".join(f"{name} {'yes' if _is_installed(name) else 'no'}" for name in _EXTRAS)
+    sqlite = f"SQLite {sqlite3.sqlite_version}"
+    return Finding("versions", f"Python {platform.python_version()}, {libraries}, {sqlite}; extras: {extras}")
+
+
+def _version(package: str) -> str:
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed as a package)"
+
+
+def _is_installed(extra: str) -> bool:
+    return all(find_spec(name) is not None for name in _EXTRAS[extra])
+
+
+def _folder(what: str, folder: Path) -> Finding:
+    """Tell whether a folder can be written, or made in the nearest one above it that exists."""
+    try:
+        place = next(
+            each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each)
+        )
+        if not place.is_dir():
+            return Finding(what, f"{place} is not a folder", USAGE)
     except OSError as error:
-        return Finding(what, f"{place} cannot be written: {error.strerror or error}", USAGE)
+        return Finding(what, f"{folder} cannot be looked at: {error.strerror or error}", USAGE)
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding(what, f"{place} cannot be written: permission is denied, or it is read-only", USAGE)
     return Finding(
         what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be made"
     )
 
 
+def _journal_folder(journal: Path) -> Finding:
+    folder = journal.absolute().parent
+    if not os.path.lexists(folder):
+        return Finding("journal's folder", f"there is no folder {folder}: make it first", USAGE)
+    return _folder("journal's folder", folder)
+
+
 async def _journal(path: Path) -> Finding:
-    if not path.exists():  # noqa: ASYNC240 - nothing else runs in this loop
-        return Finding("journal", f"{path} is not there yet: the first run makes it")
     try:
-        async with Journal(path, read_only=True) as journal:
-            await journal.check()
-            records, activity = await read_records(journal, str(path)), await journal.activity()
+        size = path.stat().st_size  # noqa: ASYNC240 - nothing else runs in this loop
+        if not size and path.is_file():  # noqa: ASYNC240
+            return Finding("journal", f"{path} is empty: the first run fills it")
+        return await _read_journal(path, read_through=size <= _READ_THROUGH)
+    except FileNotFoundError:
+        return Finding("journal", f"{path} is not there yet: the first run makes it")
     except JournalError as error:
-        return Finding("journal", str(error), USAGE)
+        return Finding("journal", str(error), code_of_error(error))
+    except OSError as error:
+        return Finding("journal", f"{path} cannot be looked at: {error.strerror or error}", USAGE)
+
+
+async def _read_journal(path: Path, *, read_through: bool) -> Finding:
+    async with Journal(path, read_only=True, connect=_connect) as journal:
+        if read_through:
+            await journal.check()
+        records, activity = await read_records(journal, str(path)), await journal.activity()
+    unreadable = sum(not record.is_readable for record in records.values())
+    if unreadable:
+        text = f"{path}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
+        return Finding("journal", text, USAGE)
+    if not os.access(path, os.W_OK):
+        return Finding("journal", f"{path} can be read and not written: permission is denied", USAGE)
+    try:
+        with closing(_connect(f"{path.absolute().as_uri()}?mode=rw")) as db:  # noqa: ASYNC240
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        return Finding("journal", f"{path} cannot be written now: {error}", RESUMABLE)
     holders = sorted({each.holder for each in activity.values() if each.holder})
     held = f"; in use by {', '.join(holders)}" if holders else ""
-    return Finding("journal", f"{path} is intact, with {counted(len(records), 'customer')}{held}")
+    state = "is intact" if read_through else "is large, and was not read through"
+    return Finding("journal", f"{path} {state}, with {counted(len(records), 'customer')}{held}")
 
 
-async def _server(reach: Reach, journal: Path) -> AsyncIterator[Finding]:
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+
+
+async def _server(reach: Reach) -> list[Finding]:
+    """Ask the server one thing, and return what that tells of the server, the key and the clock."""
     if not os.environ.get("VERN_API_KEY", "").strip():
-        yield Finding("API key", "VERN_API_KEY is not set", USAGE)
-        return
+        return _with_unchecked(Finding("API key", "VERN_API_KEY is not set", USAGE))
     try:
-        session = open_session(reach, journal)
+        # Not what a run sent lately: that would be written down in a file. A 429 is an answer like any other here.
+        session = open_session(reach, None, retry=RetryPolicy(attempts=1))
     except InvalidInput as error:
-        yield Finding("API key" if error.field == "api_key" else "server", str(error), USAGE)
-        return
+        return _with_unchecked(
+            Finding("API key" if error.field == "api_key" else "server", str(error), USAGE)
+        )
     async with session:
-        for finding in await _asked(session):
-            yield finding
+        return _with_unchecked(*[finding async for finding in _asked(session)])
 
 
-async def _asked(session: Session) -> list[Finding]:
+def _with_unchecked(*found: Finding) -> list[Finding]:
+    """Return findings about the server, the key and the clock, each: what is not `found` could not be looked at."""
+    names = [finding.what for finding in found]
+    others = [name for name in ("server", "API key", "clock") if name not in names]
+    return [*found, *(Finding(name, "was not checked", None) for name in others)]
+
+
+async def _asked(session: Session) -> AsyncIterator[Finding]:
     """Make one call that costs little, and conclude from what comes of it."""
     url = session.base_url
     try:
-        reply = await session.request("GET", _CHEAP)
-    except AuthError as error:
-        return [Finding("server", f"{url} answers"), Finding("API key", str(error), KEY_REFUSED)]
-    except NotFound:
-        listed = "it does not list sources: use ids"
-        return [Finding("server", f"{url} answers; {listed}"), Finding("API key", "is accepted")]
+        async with asyncio.timeout(_PATIENCE):
+            reply = await session.request("GET", _CHEAP, max_wait=0.0)
+            listed: object = reply.json()
+    except TimeoutError:
+        yield Finding("server", f"{url} did not answer within {_PATIENCE:g} s", RESUMABLE)
+    except WaitTooLong:
+        yield Finding("server", f"{url} answers 429: other programs use up the key's limit now", RESUMABLE)
+    except ApiError as error:
+        for finding in _refused(url, error):
+            yield finding
     except AsyncmigError as error:
-        answered = isinstance(error, ApiError)
-        return [Finding("server", str(error) if answered else f"{url} cannot be reached: {error}", RESUMABLE)]
-    return [
-        Finding("server", f"{url} answers"),
-        Finding("API key", "is accepted"),
-        _clock(reply.headers.get("date")),
-    ]
+        yield Finding("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
+    else:
+        if not (isinstance(listed, dict) and "sources" in listed):
+            yield _another(url, reply.status, "with JSON that lists no sources")
+            return
+        yield Finding("server", f"{url} answers")
+        yield Finding("API key", "is accepted")
+        yield _clock(reply.headers.get("date"))
+
+
+def _refused(url: str, error: ApiError) -> Iterator[Finding]:
+    """Yield what a refusal tells: an unrelated web server has its own words for it, the API an `error` in JSON."""
+    match error:
+        case AuthError():
+            yield Finding("server", f"{url} answers")
+            yield Finding("API key", str(error), KEY_REFUSED)
+        case NotFound() if error.is_documented:
+            yield Finding("server", f"{url} answers; it does not list sources: use ids")
+            yield Finding("API key", "is accepted")
+        case ServerError():
+            yield Finding("server", f"{url}: {error}", RESUMABLE)
+        case UnexpectedReply() if 300 <= error.status < 400:
+            yield _another(url, error.status, "a redirect, which is not followed")
+        case _ if error.is_documented:
+            yield Finding("server", f"{url}: {error}", USAGE)
+        case _:
+            yield _another(url, error.status, f"and not as the API does: {error.text or '(empty body)'}")
+
+
+def _another(url: str, status: int, how: str) -> Finding:
+    text = f"{url}{_CHEAP} answers {status}, {how}. Is this the API's base URL?{_by_proxy(url)}"
+    return Finding("server", text, USAGE)
+
+
+def _by_proxy(url: str) -> str:
+    if is_loopback(url):
+        return ""
+    names = ("ALL_PROXY", f"{url.partition(':')[0].upper()}_PROXY")
+    found = [name for each in names for name in (each, each.lower()) if os.environ.get(name)]
+    return f" (a proxy is set by {', '.join(found)})" if found else ""
 
 
 def _clock(said: str | None) -> Finding:
     try:
         at = email.utils.parsedate_to_datetime(said or "")
-    except ValueError:
+        off = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
+    except (ValueError, OverflowError):
         return Finding("clock", "the server does not say its time")
-    off = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
     if abs(off) <= _CLOCK_OFF:
         return Finding("clock", f"agrees with the server's within {max(1.0, abs(off)):.0f} s")
     where = "ahead of" if off > 0 else "behind"
@@ -135,12 +260,12 @@ def _limit(reach: Reach, out: Path) -> Finding:
         report = msgspec.json.decode((out / "report.json").read_bytes(), type=Report)
     except FileNotFoundError:
         return Finding("limit", f"{configured}; no run has written {out}/report.json yet")
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         return Finding("limit", f"{configured}; {out}/report.json cannot be read: {error}")
     less = [
         f"{name}: {seen['believed']}"
         for name, seen in sorted(report.budget.limits.items())
-        if seen["believed"] < seen["limit"]
+        if "believed" in seen and seen["believed"] < seen.get("limit", 0)
     ]
     learnt = "was seen to be less: " + ", ".join(less) if less else "held"
     refused = counted(report.budget.refused, "request")
@@ -149,9 +274,9 @@ def _limit(reach: Reach, out: Path) -> Finding:
 
 async def print_findings(findings: AsyncIterator[Finding], data: Console) -> int:
     """Print each finding as it comes, and return the exit code: that of the worst."""
-    codes = {DELIVERED}
+    codes: set[int | None] = {DELIVERED}
     async for finding in findings:
-        mark, style = ("ok ", "") if finding.code == DELIVERED else ("BAD", "red")
+        mark, style = {DELIVERED: ("ok ", ""), None: ("?  ", "dim")}.get(finding.code, ("BAD", "red"))
         say(data, f"{mark}  {finding.what:16}  {clean(finding.text)}", style)
         codes.add(finding.code)
     return next(code for code in (KEY_REFUSED, USAGE, RESUMABLE, DELIVERED) if code in codes)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig.cli.settings import Reach
 from asyncmig.errors import InvalidInput
@@ -18,8 +19,12 @@ async def check_journal(path: Path) -> None:
         pass
 
 
-def open_session(reach: Reach, journal: Path, api_key: str | None = None) -> Session:
+def open_session(
+    reach: Reach, journal: Path | None, api_key: str | None = None, *, retry: RetryPolicy | None = None
+) -> Session:
     """Return a session that knows what the last one with this journal sent. `api_key`: `VERN_API_KEY` if not given.
+
+    Without a journal it knows of no other, and writes nothing down.
 
     Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
     be sent more than its limit.
@@ -30,7 +35,8 @@ def open_session(reach: Reach, journal: Path, api_key: str | None = None) -> Ses
         limit=reach.rate.limit,
         window=reach.rate.window,
         scope=reach.scope,
-        recent=journal.with_name(f"{journal.name}.recent"),
+        recent=None if journal is None else journal.with_name(f"{journal.name}.recent"),
+        retry=retry,
     )
     if reach.speed != 1 and not is_loopback(session.base_url):
         host = urlsplit(session.base_url).hostname
