@@ -28,6 +28,7 @@ Nothing here awaits: `now` goes in, a run comes out. All times are seconds on th
 """
 
 import heapq
+import math
 from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar, final
@@ -105,9 +106,9 @@ class PollSchedule(Generic[RunT]):
             self._wanted -= 1
             self._displace(run)
 
-    def hurry(self, run: Polled[RunT], now: float) -> None:
-        """Poll `run` before others until it was observed, but still not below its floor."""
-        run.hurried = True
+    def hurry(self, run: Polled[RunT], now: float, *, until: float = -math.inf) -> None:
+        """Poll `run` before others until it was observed, and until the time `until`, but not below its floor."""
+        run.hurried, run.awaited_until = True, max(run.awaited_until, until)
         self._put(run, now)
 
     # Which one
@@ -152,7 +153,7 @@ class PollSchedule(Generic[RunT]):
     ) -> None:
         """Report what a read of `run` showed that was sent at `sent` and answered `now`, whoever made it."""
         self._learn(run, now, phase, sent)
-        run.failures, run.hurried, run.gone_at = 0, False, None
+        run.failures, run.hurried, run.gone_at = 0, now < run.awaited_until, None
         if not lookup:
             run.read_at = now
         if phase is Phase.TERMINAL:

@@ -60,6 +60,7 @@ class Polled(Generic[RunT]):
     """A run as the schedule knows it; it keeps what it knows while nobody wants it polled."""
 
     __slots__ = (
+        "awaited_until",
         "bucket",
         "failures",
         "gone_at",
@@ -94,6 +95,8 @@ class Polled(Generic[RunT]):
         self.ready_at: float = self.read_at + floor(now - self.started)
         self.parked: bool = False
         self.hurried: bool = False
+        self.awaited_until: float = -math.inf
+        """Until then it is polled before others whatever a read shows: a reply named its end, and reads may lag."""
         self.wanted: bool = False
         self.failures: int = 0
         self.gone_at: float | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import final
 
 from asyncmig._core.endpoint import Lane
+from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
 from asyncmig._io.gate import TICK, Gate, Slot
 from asyncmig._io.tasks import start_task
@@ -190,6 +191,11 @@ class Line:
 
     def hurry(self, watch: Watch[object]) -> None:
         self._schedule.hurry(watch.entry, self.now())
+        self.turn()
+
+    def announced(self, watch: Watch[object], phase: Phase) -> None:
+        now = self.now()
+        self._schedule.hurry(watch.entry, now, until=now + (_LAG if phase is Phase.TERMINAL else 0.0))
         self.turn()
 
     def resumed(self, watch: Watch[object]) -> None:

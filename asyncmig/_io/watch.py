@@ -53,6 +53,9 @@ class Watching(Protocol):
     def hurry(self, watch: "Watch[object]", /) -> None:
         """Somebody wants the run read before others."""
 
+    def announced(self, watch: "Watch[object]", phase: Phase, /) -> None:
+        """A reply other than a read named an end or a park of the run."""
+
     def resumed(self, watch: "Watch[object]", /) -> None:
         """The run was answered."""
 
@@ -177,6 +180,12 @@ class Watch(Generic[T]):
         """Take in what somebody else read just now: it counts as a poll. Reads under way are older news."""
         self._stale = self.begun
         self._line.observed(self._plain(), cast("Reading[object]", reading))
+
+    def announced(self, status: str) -> None:
+        """A reply other than a read named this status. A run that has ended or parked by it is read next."""
+        phase = self.lifecycle.phase(status)
+        if phase is not Phase.ACTIVE and not self.ended:
+            self._line.announced(self._plain(), phase)
 
     def resumed(self) -> None:
         """A decision was sent: the run is active again, whatever the last reading says."""

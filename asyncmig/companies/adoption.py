@@ -8,6 +8,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.company import Company
 from asyncmig.companies.ids import COMPANY, checked_id
+from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.outcome import Failed
 from asyncmig.companies.progress import Progress, wall_clock
 from asyncmig.companies.spec import read_record
@@ -46,8 +47,8 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
     return company_id
 
 
-async def look_first(company: Company, progress: Progress) -> None:
-    """Find the import that an adopted company has had: one that runs, the newest that completed, or that failed."""
+async def look_first(company: Company, progress: Progress) -> ImportRun | None:
+    """Return the import that an adopted company has had: one that runs, the newest that completed, or that failed."""
     progress.begin("starting", "looks for an earlier import")
     states, is_cut = await progress.patiently(partial(_list, company))
     running = [state for state in states if state.status not in routes.IMPORT.terminal]
@@ -63,7 +64,8 @@ async def look_first(company: Company, progress: Progress) -> None:
         progress.notes.append(f"the company had an import that is {state.status}; it was not repeated")
         epoch = max(progress.record.epoch, len(states) - 1)  # each of them may have used a key
         await progress.write("found", run_id=run_id, started_at=wall_clock(), foreign=True, epoch=epoch)
-        return
+        return company.imports.found(state)
+    return None
 
 
 async def _list(company: Company) -> tuple[list[ImportState], bool]:

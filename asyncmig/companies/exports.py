@@ -122,7 +122,9 @@ class Exports:
             if error.text:
                 raise
             raise type(error)(error.method, error.endpoint, error.status, f"({_NO_REASON})") from error
-        return ExportRun(self._engine, ExportState, self._company_id, started.run_id, age=0.0)
+        return ExportRun(
+            self._engine, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
+        )
 
     async def export(
         self,

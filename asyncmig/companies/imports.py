@@ -125,7 +125,7 @@ class Imports:
             sent=body.decode(),
         )
         started = await self._engine.caller.call(call, RunStarted)
-        run = ImportRun(self._engine, self._company_id, started.run_id, group=group)
+        run = ImportRun(self._engine, self._company_id, started.run_id, group=group, status=started.status)
         if run.id not in [known.id for known in self._started]:
             self._started.append(run)
         return run
@@ -164,13 +164,17 @@ class Imports:
         state = await self.active()
         if state is None:
             return None
-        run_id = state.run_id or state.id or ""
-        if not run_id:
+        if not (state.run_id or state.id):
             async for listed in self.list():
                 if listed.status not in routes.IMPORT.terminal:
-                    run_id = listed.run_id or listed.id or ""
+                    state = listed
                     break
-        return ImportRun(self._engine, self._company_id, run_id, age=None)
+        return self.found(state)
+
+    def found(self, state: ImportState) -> "ImportRun":
+        """Return the import of a list or a lookup; what ended or parked there is read next."""
+        run_id = state.run_id or state.id or ""
+        return ImportRun(self._engine, self._company_id, run_id, age=None, status=state.status)
 
     async def list(self) -> AsyncIterator[ImportState]:
         """Yield the imports, newest first, each once, over all pages that the server offers.
@@ -214,10 +218,19 @@ class ImportRun(Run[ImportState]):
     __slots__ = ("_decided", "_decided_at")
 
     def __init__(
-        self, engine: Engine, company_id: str, run_id: str, *, age: float | None = 0.0, group: Hashable = None
+        self,
+        engine: Engine,
+        company_id: str,
+        run_id: str,
+        *,
+        age: float | None = 0.0,
+        group: Hashable = None,
+        status: str = "",
     ) -> None:
         second = SecondChannel(gate=engine.gate(routes.LIST_IMPORTS), lookup=self._look_up)
-        super().__init__(engine, ImportState, company_id, run_id, age=age, group=group, second=second)
+        super().__init__(
+            engine, ImportState, company_id, run_id, age=age, group=group, second=second, status=status
+        )
         self._decided: NeedsAttention | None = None
         self._decided_at = 0.0
 
@@ -294,8 +307,9 @@ class ImportRun(Run[ImportState]):
         call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, sent=encoded.decode())
         tries = self._engine.caller.tries(routes.READ_IMPORT)
         while True:
+            status = ""
             try:
-                await self._engine.caller.call(call, _Decided)
+                status = (await self._engine.caller.call(call, _Decided)).status or ""
             except UnknownOutcome as error:
                 if await self._still_asks(shown):
                     await tries.failed(error)
@@ -307,6 +321,7 @@ class ImportRun(Run[ImportState]):
                     raise
             self._decided, self._decided_at = shown, asyncio.get_running_loop().time()
             self._watch.resumed()
+            self._watch.announced(status)
             return
 
     async def _still_asks(self, shown: NeedsAttention) -> bool:
@@ -336,7 +351,7 @@ class ImportRun(Run[ImportState]):
 
 
 class _Decided(msgspec.Struct, frozen=True):
-    """The answer to a decision: nothing of it is needed."""
+    """The answer to a decision."""
 
     status: str | None = None
 

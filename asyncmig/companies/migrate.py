@@ -174,10 +174,10 @@ class _Migration:
     async def _steps(self) -> Outcome:
         company = await self._creation.company()
         record = self._progress.record
-        if record.adopted and not record.begun:
-            await look_first(company, self._progress)
-        await self._upload(company)
-        run = await self._run(company)
+        run = await look_first(company, self._progress) if record.adopted and not record.begun else None
+        if run is None:
+            await self._upload(company)
+            run = await self._run(company)
         try:
             return await self._to_the_end(company, run)
         except RunError as error:

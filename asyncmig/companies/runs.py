@@ -55,8 +55,14 @@ class Run(Generic[StateT]):
         age: float | None,
         group: Hashable = None,
         second: SecondChannel[StateT] | None = None,
+        status: str = "",
     ) -> None:
-        """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long."""
+        """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long.
+
+        `status`: what the reply that named the run says. An end or a park is read next, and the run started earlier.
+        """
+        if self.LIFECYCLE.phase(status) is not Phase.ACTIVE:
+            age = None
         self._engine, self._kind = engine, kind
         self.company_id: str = company_id
         self.id: str = run_id
@@ -71,6 +77,7 @@ class Run(Generic[StateT]):
             group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
         )
+        self._watch.announced(status)
 
     def __repr__(self) -> str:
         status = self.state.status if self.state else "not read yet"

@@ -100,6 +100,19 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
             schedule.resumed(run, now)
 
 
+def test_a_run_whose_end_was_announced_goes_first_although_a_read_lags() -> None:
+    schedule, done = PollSchedule[int](), Polled(99, 0.0, started=0.0)
+    for number in range(20):
+        schedule.add(Polled(number, 0.0, started=-100.0, last_read=-50.0), 0.0)
+    schedule.add(done, 0.0)
+    schedule.hurry(done, 0.0, until=30.0)
+    assert poll(schedule, 2.0) == 99  # and shows it running: the read lagged behind the announcement
+    assert poll(schedule, 3.0) != 99  # below its floor
+    assert poll(schedule, 4.0) == 99
+    assert poll(schedule, 31.0) == 99
+    assert poll(schedule, 33.0) != 99  # it goes on after all
+
+
 @pytest.mark.parametrize("runs", [1, 40, 200])
 def test_no_run_goes_unpolled_for_a_quarter_of_an_hour_where_the_pace_allows_it(runs: int) -> None:
     pace = 800.0 / runs if runs > 1 else PACE
