@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
@@ -10,13 +10,14 @@ from typing import Self, final
 import anyio
 
 from asyncmig._io.home import AsyncOnly, Home
+from asyncmig._io.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
-from asyncmig.companies.names import safe_name
+from asyncmig.companies.names import customer_folder
 from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import ExportMode, Outcome, Pending, Policy
-from asyncmig.companies.spec import Spec
+from asyncmig.companies.outcome import ExportMode, Failed, Outcome, Pending, Policy
+from asyncmig.companies.spec import Spec, check_different
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed, UsageError
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Session
@@ -36,6 +37,7 @@ class Fleet(AsyncOnly):
     `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. What else there
     is, is as for `migrate`. Leaving the block cancels what has not ended; it stays alive on the server, and the
     same specs go on from there. One customer's failure or bad input never touches another's.
+    `protected`: files that no sheet replaces, besides those of the specs.
     Used outside its `async with` block, or on another event loop, it raises `UsageError`.
     """
 
@@ -43,6 +45,7 @@ class Fleet(AsyncOnly):
         "_draining",
         "_group",
         "_home",
+        "_inputs",
         "_journal",
         "_options",
         "_own_journal",
@@ -65,6 +68,7 @@ class Fleet(AsyncOnly):
         deliver_rejected: bool = False,
         export: ExportMode | None = None,
         concurrency: int = 500,
+        protected: Iterable[Path] = (),
     ) -> None:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
@@ -77,14 +81,17 @@ class Fleet(AsyncOnly):
             deliver_rejected=deliver_rejected,
             export=export,
         )
+        self._inputs = Inputs()
+        self._inputs.add(protected)
         self._own_journal: Journal | None = None
         if isinstance(journal, str | Path):
+            self._inputs.add([Path(journal)])
             journal = self._own_journal = Journal(journal)
         self._journal: JournalPort = journal
         self._places = anyio.CapacityLimiter(concurrency)
         self._draining = False
         self._home = Home("Fleet")
-        self._submitted: dict[str, asyncio.Future[Outcome]] = {}
+        self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
 
     async def __aenter__(self) -> Self:
         self._session.check_open()
@@ -114,28 +121,55 @@ class Fleet(AsyncOnly):
     def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Start a migration as soon as there is a place; the future gives its outcome.
 
-        A customer that is under way already is not started twice: the same future is returned. Leaving the
-        fleet's block cancels it; cancelling the future does not stop the migration.
+        A customer that is under way already is not started twice: the same spec gets the same future, and another
+        one raises `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
+        return self._submit(spec)
+
+    def _submit(self, spec: Spec, refused: InvalidInput | None = None) -> "asyncio.Future[Outcome]":
         loop = self._home.loop()
-        running = self._submitted.get(spec.external_id)
-        if running is None:
-            running = self._submitted[spec.external_id] = loop.create_future()
-            self._group.start_soon(self._work, spec, running)
-        return running
+        self._check_not_other(spec)
+        under_way = self._submitted.get(spec.external_id)
+        if under_way is not None:
+            return under_way[1]
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._submitted[spec.external_id] = spec, future
+        self._group.start_soon(self._work, spec, refused, future)
+        return future
+
+    def _check_not_other(self, spec: Spec) -> None:
+        """Raise `InvalidInput` if another spec of this customer is under way: this one would be ignored."""
+        under_way = self._submitted.get(spec.external_id)
+        if under_way is not None and under_way[0] != spec:
+            reason = "is under way with another spec: wait for its outcome, and submit this one then"
+            raise InvalidInput("external_id", spec.external_id, reason)
 
     async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
         """Migrate all of `specs`, the longest first, and yield each outcome as it comes.
 
-        Bad input of one is its `Failed` outcome. Raises `JournalError` if the journal cannot be written.
+        Bad input of one is its `Failed` outcome, and so is a file below a folder that gets the sheets of any of them.
+        Raises `InvalidInput`, before anything is sent, for two specs of one external id, and for a customer that is
+        under way with another spec; `JournalError` if the journal cannot be written.
         """
+        given = tuple(specs)
+        check_different(given)
+        keys, ready = await in_thread(self._prepared, given)
+        for spec in given:
+            self._check_not_other(spec)
         futures: list[asyncio.Future[Outcome]] = []
-        for spec in await in_thread(_longest_first, tuple(specs)):
-            futures.append(self.submit(spec))
-            if len(futures) % _AT_ONCE == 0:
-                await asyncio.sleep(0)
-        for finished in asyncio.as_completed(futures):
-            yield await finished
+        with self._inputs.holding(keys):
+            for spec, refused in ready:
+                futures.append(self._submit(spec, refused))
+                if len(futures) % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            for finished in asyncio.as_completed(futures):
+                yield await finished
+
+    def _prepared(self, specs: Sequence[Spec]) -> tuple[list[Key], list[tuple[Spec, InvalidInput | None]]]:
+        """Return what protects the files of `specs`, and these, the longest first, with what is wrong with each."""
+        folders = FolderLookup(self._folder(spec) for spec in specs)
+        ready = [(spec, _below(folders, spec)) for spec in sorted(specs, key=_size, reverse=True)]
+        return keys_of(path for spec in specs for path in spec.files), ready
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
         """Start nothing new, let requests in flight end, and leave the runs alive on the server.
@@ -147,14 +181,16 @@ class Fleet(AsyncOnly):
         self._draining = True
         self._session.close(SessionClosed("interrupted: the same command goes on from here"))
         with anyio.move_on_after(timeout):
-            await asyncio.gather(*self._submitted.values(), return_exceptions=True)
+            await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
             return
         self._group.cancel_scope.cancel()
 
-    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]") -> None:
+    async def _work(
+        self, spec: Spec, refused: InvalidInput | None, future: "asyncio.Future[Outcome]"
+    ) -> None:
         try:
             async with self._places:
-                outcome = await self._one(spec)
+                outcome = await self._one(spec) if refused is None else _failed(spec, refused)
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
@@ -172,8 +208,9 @@ class Fleet(AsyncOnly):
         if self._draining:
             return _pending(spec, "interrupted before it began")
         try:
-            folder = self._to / safe_name(spec.external_id, longest=255)
-            return await migrate_as(self._session, spec, self._journal, folder, self._options)
+            return await migrate_as(
+                self._session, spec, self._journal, self._folder(spec), self._options, self._inputs
+            )
         except CompanyHeld as error:
             return _pending(spec, str(error))
         except JournalError:
@@ -182,13 +219,24 @@ class Fleet(AsyncOnly):
             _log.exception("the migration of %s broke off", spec.external_id)
             return _pending(spec, f"broke off: {type(error).__name__}: {error}")
 
+    def _folder(self, spec: Spec) -> Path:
+        return customer_folder(self._to, spec.external_id)
+
+
+def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:
+    for path in spec.files:
+        if folder := folders.above(path):
+            reason = f"lies below {folder}, where sheets are delivered: choose another folder"
+            return InvalidInput("files", str(path), reason)
+    return None
+
+
+def _failed(spec: Spec, error: InvalidInput) -> Failed:
+    return Failed(external_id=spec.external_id, name=spec.name, error=str(error), step="checking")
+
 
 def _pending(spec: Spec, error: str) -> Pending:
     return Pending(external_id=spec.external_id, name=spec.name, error=error)
-
-
-def _longest_first(specs: Iterable[Spec]) -> list[Spec]:
-    return sorted(specs, key=_size, reverse=True)
 
 
 def _size(spec: Spec) -> int:

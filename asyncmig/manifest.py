@@ -27,6 +27,7 @@ from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Source, Template
 from asyncmig.errors import InvalidInput
+from asyncmig.outputs import Outputs, OwnFiles
 
 __all__ = ["Customer", "Fault", "InvalidManifest", "Manifest", "read_defaults", "read_manifest"]
 
@@ -86,6 +87,11 @@ class Manifest:
     ignored: tuple[str, ...] = ()
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
     """What the file asks for besides: the `[defaults]` of TOML, as they stand there."""
+    excluded: Mapping[Path, str] = field(default_factory=dict[Path, str])
+    """Files that a glob matches and that are no inputs, each with what it is: "the manifest", "a report", ..."""
+    protected: tuple[Path, ...] = ()
+    """Those of `excluded` that no sheet may replace: they lie where a customer's sheets will come to for the first
+    time, and so are nothing that was delivered."""
 
     @property
     def names_templates(self) -> bool:
@@ -107,19 +113,23 @@ class Manifest:
         return specs
 
 
-def read_manifest(path: Path | str, *, begun: Container[str] = ()) -> Manifest:
+def read_manifest(
+    path: Path | str, *, begun: Container[str] = (), outputs: Outputs | None = None
+) -> Manifest:
     """Read and check a manifest and the files that it names; UTF-8, with or without a BOM.
 
     `begun`: customers whose import has begun, by external id: it goes on without files that are gone since.
+    `outputs`: where the run writes. Globs leave out the manifest, journals, reports and delivered sheets; to name one
+    of them as an input is a fault.
 
     Raises `InvalidManifest` with all faults at once: columns that are missing, ids that are malformed or stand on
     two lines, files that are missing or empty, globs that match nothing, bytes that are no CSV.
     """
     path = Path(path)
-    reader = _Reader(path, begun)
+    reader = _Reader(path, begun, outputs or Outputs())
     manifest = reader.read()
     if reader.faults:
-        raise InvalidManifest(str(path), tuple(reader.faults))
+        raise InvalidManifest(str(path), tuple(sorted(reader.faults, key=lambda fault: fault.line or 0)))
     return manifest
 
 
@@ -134,11 +144,13 @@ def read_defaults(path: Path) -> Mapping[str, object]:
 class _Reader:
     """One pass over one file, which keeps the faults that it meets."""
 
-    __slots__ = ("_begun", "_folder", "_path", "_seen", "faults")
+    __slots__ = ("_begun", "_excluded", "_folder", "_outputs", "_path", "_protected", "_seen", "faults")
 
-    def __init__(self, path: Path, begun: Container[str] = ()) -> None:
-        self._path, self._folder, self._begun = path, path.parent, begun
+    def __init__(self, path: Path, begun: Container[str] = (), outputs: Outputs = Outputs()) -> None:  # noqa: B008
+        self._path, self._folder, self._begun, self._outputs = path, path.parent, begun, outputs
         self._seen: dict[str, int] = {}
+        self._excluded: dict[Path, str] = {}
+        self._protected: list[Path] = []
         self.faults: list[Fault] = []
 
     def read(self) -> Manifest:
@@ -149,31 +161,39 @@ class _Reader:
         content = parse_toml(text)
         for fault in content.faults:
             self._fault(*fault)
-        customers: list[Customer] = []
+        complete: list[tuple[int, Cells]] = []
         for line, cells in content.companies:
             for name in _REQUIRED:
                 if name not in cells:
                     self._fault(line, name, "is missing")
             if cells.keys() >= set(_REQUIRED):
-                customers.append(self._customer(line, cells))
+                complete.append((line, cells))
+        customers = self._customers(complete)
         if not content.companies and not self.faults:
             self._fault(None, "manifest", "lists no customers: there is no [[company]]")
         names = {name: None for _, cells in content.companies for name in cells if name not in _COLUMNS}
         return Manifest(
-            path=self._path, customers=tuple(customers), ignored=tuple(names), defaults=content.defaults
+            path=self._path,
+            customers=customers,
+            ignored=tuple(names),
+            defaults=content.defaults,
+            excluded=self._excluded,
+            protected=tuple(self._protected),
         )
 
     def _csv(self, text: str | None) -> Manifest:
         records = self._records(text) if text is not None else iter(())
         header_line, header = next(records, _NOTHING)
         columns = self._columns(header_line, header) if text is not None else None
-        customers = [self._of_row(*record, columns) for record in records] if columns else []
+        customers = self._customers([self._cells(*record, columns) for record in records] if columns else [])
         if columns and not customers and not self.faults:
             self._fault(None, "manifest", "lists no customers, only a header")
         return Manifest(
             path=self._path,
-            customers=tuple(customers),
+            customers=customers,
             ignored=tuple(name for name in columns or () if name and name not in _COLUMNS),
+            excluded=self._excluded,
+            protected=tuple(self._protected),
         )
 
     def _fault(self, line: int | None, field: str, reason: str) -> None:
@@ -228,12 +248,18 @@ class _Reader:
             self._fault(line, name, "this column is there twice")
         return None if missing or doubled else columns
 
-    def _of_row(self, line: int, row: list[str], columns: list[str]) -> Customer:
+    def _cells(self, line: int, row: list[str], columns: list[str]) -> tuple[int, Cells]:
         if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
             self._fault(line, "manifest", f"has {len(row)} cells where the header has {len(columns)}")
-        return self._customer(line, dict(zip(columns, row, strict=False)))
+        return line, dict(zip(columns, row, strict=False))
 
-    def _customer(self, line: int, cells: Cells) -> Customer:
+    def _customers(self, rows: Sequence[tuple[int, Cells]]) -> tuple[Customer, ...]:
+        """Return the customers of all rows: where each one's sheets go decides what is no input of the others."""
+        external_ids = [_text(cells, "external_id") for _, cells in rows]
+        own = OwnFiles(self._path, self._outputs, external_ids)
+        return tuple([self._customer(line, cells, own) for line, cells in rows])
+
+    def _customer(self, line: int, cells: Cells, own: OwnFiles) -> Customer:
         name, source, external_id = (_text(cells, field) for field in ("name", "source", "external_id"))
         for field_name, text in (("name", name), ("source", source)):
             if not text:
@@ -245,7 +271,7 @@ class _Reader:
             name=name,
             source=source,
             templates=_parts(cells.get("templates", "")),
-            files=self._files(line, _parts(cells.get("files", "")), begun=external_id in self._begun),
+            files=self._files(line, _parts(cells.get("files", "")), own, begun=external_id in self._begun),
         )
 
     def _external_id(self, line: int, external_id: str) -> str:
@@ -259,19 +285,49 @@ class _Reader:
             self._fault(line, "external_id", f"{external_id!r} stands on line {first} already")
         return external_id
 
-    def _files(self, line: int, parts: Sequence[str], *, begun: bool) -> tuple[Path, ...]:
+    def _files(self, line: int, parts: Sequence[str], own: OwnFiles, *, begun: bool) -> tuple[Path, ...]:
         if not parts:
             self._fault(line, "files", "is empty: name at least one file")
         found: dict[Path, None] = {}
         for part in parts:
             try:
-                found.update(dict.fromkeys(_expand(self._folder, part)))
+                found.update(dict.fromkeys(self._expand(part, own)))
             except InvalidInput as error:
                 if begun and "\0" not in part:
                     found[self._folder / part] = None  # the migration says that it is gone
                 else:
                     self._fault(line, "files", f"{error.value!r}: {error.reason}")
         return tuple(found)
+
+    def _expand(self, part: str, own: OwnFiles) -> list[Path]:
+        """Return the inputs that a path or a glob names; a file that is really called `a[1].csv` is that file."""
+        if "\0" in part:
+            raise InvalidInput("files", part, "is not a path")
+        path = self._folder / part
+        if not glob.has_magic(part) or path.is_file():
+            size_of(path)
+            if what := own.kind_of(path):
+                raise InvalidInput("files", part, f"is {what}, and cannot be an input")
+            return [path]
+        matches = sorted(glob.glob(part, root_dir=self._folder, recursive=True))
+        found = {file: own.kind_of(file) for file in map(self._folder.joinpath, matches) if file.is_file()}
+        excluded = {file: what for file, what in found.items() if what is not None}
+        files = [file for file in found if file not in excluded]
+        if not files:
+            but = (
+                f", but for {next(iter(excluded))}, which is {next(iter(excluded.values()))}"
+                if excluded
+                else ""
+            )
+            raise InvalidInput("files", part, f"matches no file{but}")
+        for file in files:
+            size_of(file)
+        for file in excluded.keys() - self._excluded.keys():
+            owner = own.owner_of(file)
+            if owner is not None and owner not in self._begun:
+                self._protected.append(file)
+        self._excluded.update(excluded)
+        return files
 
 
 @final
@@ -337,23 +393,6 @@ def _parts(cell: str | Sequence[str]) -> tuple[str, ...]:
     """Return the parts of a cell that joins them by `;`, or of a list, whose parts may hold a `;`."""
     parts = cell.split(";") if isinstance(cell, str) else cell
     return tuple(part.strip() for part in parts if part.strip())
-
-
-def _expand(folder: Path, part: str) -> list[Path]:
-    """Return the files that a path or a glob names; a file that is really called `a[1].csv` is that file."""
-    if "\0" in part:
-        raise InvalidInput("files", part, "is not a path")
-    path = folder / part
-    if not glob.has_magic(part) or path.is_file():
-        size_of(path)
-        return [path]
-    matches = [folder / name for name in sorted(glob.glob(part, root_dir=folder, recursive=True))]
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise InvalidInput("files", part, "matches no file")
-    for file in files:
-        size_of(file)
-    return files
 
 
 def _not_a_manifest(content: bytes) -> str | None:

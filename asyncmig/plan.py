@@ -14,7 +14,7 @@ import msgspec
 from asyncmig.companies import routes
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import nothing_ran
-from asyncmig.companies.names import safe_name
+from asyncmig.companies.names import customer_folder
 from asyncmig.companies.outcome import Delivered, Failed, Parked
 from asyncmig.companies.spec import Record, read_inputs
 from asyncmig.companies.uploads import size_of
@@ -156,7 +156,7 @@ def _left(
     if nothing_ran(record.outcome):
         return None
     if isinstance(record.outcome, Delivered):
-        folder = to / safe_name(customer.external_id, longest=255)
+        folder = customer_folder(to, customer.external_id)
         paths = [Path(file.path) for file in record.outcome.files]
         if record.outcome.row_filter == row_filter and all(p.parent == folder and p.exists() for p in paths):
             return None

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -26,11 +27,11 @@ from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
 from asyncmig.cli.reach import check_journal
 from asyncmig.cli.recorder import check_place, write_page, written_now
 from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
-from asyncmig.cli.run import Wanted, begun, drive
+from asyncmig.cli.run import Wanted, begun, drive, known_customers
 from asyncmig.cli.selection import UNFINISHED
 from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, Settings, journal_option
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
-from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given
+from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given, outputs_of
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
@@ -49,11 +50,13 @@ from asyncmig.companies.adoption import adopt as adopt_company
 from asyncmig.errors import AsyncmigError
 from asyncmig.journal import Journal
 from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
+from asyncmig.outputs import OwnFiles
 from asyncmig.simulator.clock import fast_loop
 
 __all__ = ["app", "run_app"]
 
 T = TypeVar("T")
+_MOST_NAMED = 5
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -131,6 +134,9 @@ def retry(
 def _drive(options: Options, display: Display, wanted: Wanted) -> None:
     words, data = words_console(), data_console()
     manifest = _read(options)
+    files = [file for customer in manifest.customers for file in customer.files]
+    protected = [manifest.path, *files, *manifest.protected]
+    wanted = replace(wanted, protected=protected)
     ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
     if not (display.quiet and ended.exit_code == DELIVERED):
         try:
@@ -143,6 +149,7 @@ def _drive(options: Options, display: Display, wanted: Wanted) -> None:
 
 @app.command(epilog="Example: asyncmig check customers.csv --templates templates.json")
 def check(
+    context: typer.Context,
     manifest: ManifestArgument,
     head: Annotated[
         int | None, typer.Option(min=0, help="Rows to read of each file; all of them if not given.")
@@ -161,12 +168,17 @@ def check(
     """
     options = CheckOptions(templates=templates, head=head, json=json, base_url=base_url)
     words, data = words_console(), data_console()
-    customers = read_manifest(manifest)
+    customers = read_manifest(manifest, outputs=outputs_of(context))
+    _say_excluded(customers)
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
 
 
 def _read(options: Options) -> Manifest:
-    manifest = read_manifest(options.manifest, begun=asyncio.run(begun(options.journal)))
+    known = asyncio.run(known_customers(options.journal))
+    outputs = options.outputs(known.values())
+    manifest = read_manifest(options.manifest, begun=begun(known.values()), outputs=outputs)
+    OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
+    _say_excluded(manifest)
     if manifest.ignored:
         say(
             words_console(),
@@ -174,6 +186,19 @@ def _read(options: Options) -> Manifest:
             "dim",
         )
     return manifest
+
+
+def _say_excluded(manifest: Manifest) -> None:
+    """Say which files a glob matches and that are no inputs."""
+    if manifest.excluded:
+        named = [f"{clean(str(path))} ({clean(what)})" for path, what in manifest.excluded.items()]
+        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+        say(
+            words_console(),
+            f"note: a glob matches files that are no inputs, and leaves them out: "
+            f"{', '.join(named[:_MOST_NAMED])}{more}",
+            "dim",
+        )
 
 
 @app.command(epilog="Example: asyncmig config customers.toml")

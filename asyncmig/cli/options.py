@@ -1,6 +1,7 @@
 """What `asyncmig run` was asked for, and the command line that asks for the same again."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from asyncmig.cli.last import LastRun
 from asyncmig.cli.settings import DecideChoice, Settings, read_settings
 from asyncmig.cli.sources import from_manifest
+from asyncmig.companies.spec import Record
+from asyncmig.outputs import Outputs
 
 __all__ = ["ManifestArgument", "Options"]
 
@@ -51,6 +54,18 @@ class Options(Settings):
         for name, text in replace(self, decide=decide or self.decide).given().items():
             words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
         return shlex.join(words)
+
+    def outputs(self, records: Iterable[Record]) -> Outputs:
+        """Return where the run writes, and what was delivered to the customers of `records`."""
+        known = list(records)
+        sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]
+        return Outputs(
+            out=self.out,
+            journal=self.journal,
+            report=self.report,
+            customers=frozenset(record.external_id for record in known),
+            delivered=tuple(sheets),
+        )
 
     def about_journal(self, command: str, *words: str) -> str:
         """Return the line of another command about the same journal."""

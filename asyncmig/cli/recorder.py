@@ -15,6 +15,7 @@ from asyncmig.cli.report import Budget, CompanyRow
 from asyncmig.cli.timeline import Timeline
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event
+from asyncmig.outputs import check_replaceable
 from asyncmig.session import Session
 
 __all__ = ["Recorder", "check_place", "write_page", "written_now"]
@@ -83,10 +84,13 @@ def _notes(speed: float) -> Iterator[str]:
 
 
 def check_place(path: Path | None) -> None:
-    """Raise `InvalidInput` for a report that has no place, before anything is begun."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    """Raise `InvalidInput` for a report that has no place, or would replace another file, before anything begins."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         reason = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise InvalidInput("report", str(path), f"{reason}: name a file")
+    check_replaceable("report", path, "a report")
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -1,7 +1,16 @@
 """`asyncmig run`: a manifest in, a fleet driven, a report out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +55,7 @@ from asyncmig.status import read_records
 if TYPE_CHECKING:
     from asyncmig.distributed.saq import Asked
 
-__all__ = ["Ended", "Wanted", "begun", "drive"]
+__all__ = ["Ended", "Wanted", "begun", "drive", "known_customers"]
 
 T = TypeVar("T")
 _POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "reject"]] = {
@@ -112,6 +121,8 @@ class Wanted:
     """Whether this is the run that `asyncmig retry` repeats."""
     queue: str | None = None
     """Workers that do it, by the URL of their queue or the environment variable that holds it; None: this process."""
+    protected: Sequence[Path] = ()
+    """Files that no sheet may replace, besides those of the customers that are driven."""
     given: Collection[str] = ()
     """The settings that are not the defaults' own: workers have theirs."""
 
@@ -259,6 +270,7 @@ class _Work:
             retries=options.retries,
             once_more=self._wanted.selection is not None,
             deliver_rejected=options.deliver_rejected,
+            protected=self._wanted.protected,
         ) as fleet:
             interrupts.fleet = fleet
             try:
@@ -325,14 +337,18 @@ class _Work:
         return manifest.specs(sources, templates)
 
 
-async def begun(path: Path) -> frozenset[str]:
-    """Return the customers whose import has begun, as far as a journal can be read."""
+async def known_customers(path: Path) -> dict[str, Record]:
+    """Return the customers of a journal as far as it can be read."""
     try:
         async with Journal(path, read_only=True) as journal:
-            records = await read_records(journal, str(path))
+            return await read_records(journal, str(path))
     except JournalError:
-        return frozenset()  # none yet; or whoever opens it to write will say why not
-    return frozenset(external_id for external_id, record in records.items() if record.begun)
+        return {}  # none yet; or whoever opens it to write will say why not
+
+
+def begun(records: Iterable[Record]) -> frozenset[str]:
+    """Return the customers whose import has begun, by external id."""
+    return frozenset(record.external_id for record in records if record.begun)
 
 
 def _say_removed(manifest: Manifest, records: Mapping[str, Record], words: Console) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from asyncmig.cli.amounts import DEFAULT_RATE, Rate, rate_option
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
+from asyncmig.outputs import check_replaceable
 from asyncmig.session import Scope
 from asyncmig.simulator.app import serve
 from asyncmig.simulator.data import SCHEMAS, SOURCES
@@ -150,6 +151,8 @@ async def serve_until_interrupted(options: SimOptions, data: Console, words: Con
     """Serve on loopback until Ctrl-C or SIGTERM; print what a client needs, to be pasted into a shell."""
     (world, faults), tls = world_of(options), _tls(options)
     if options.ledger is not None:
+        if options.ledger.is_file():
+            check_replaceable("--ledger", options.ledger, "a ledger")
         options.ledger.write_bytes(b"")  # where that cannot be, it is said at once
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """Where a value comes from: the command line, the environment, what a file says, or the default."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +12,9 @@ from asyncmig.cli.last import LastRun, has_last_run, recall
 from asyncmig.cli.reach import check_journal
 from asyncmig.cli.settings import PATHS, Settings, environment_name
 from asyncmig.manifest import Fault, InvalidManifest, read_defaults
+from asyncmig.outputs import Outputs
 
-__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "source_of"]
+__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "outputs_of", "source_of"]
 
 _NAMES = [field.name for field in fields(Settings)]
 
@@ -67,6 +69,18 @@ def source_of(context: typer.Context, name: str) -> str:
 def given(context: typer.Context) -> frozenset[str]:
     """Return the settings that the command line, the environment or a file gives."""
     return frozenset(name for name in _NAMES if source_of(context, name) != "default")
+
+
+def outputs_of(context: typer.Context) -> Outputs:
+    """Return where a run would write, for a command that has no options for that."""
+    defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
+    defaults |= context.default_map or {}
+    out, journal, report = (
+        os.environ.get(environment_name(name)) or defaults.get(name) for name in ("out", "journal", "report")
+    )
+    return Outputs(
+        out=Path(str(out)), journal=Path(str(journal)), report=Path(str(report)) if report else None
+    )
 
 
 def _settings_of(manifest: Path) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """One company: its ids, its sheets, and the way to all that can be done with it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
 
 from asyncmig._io.engine import Engine
+from asyncmig._io.paths import Inputs
 from asyncmig.companies.content import Progress, Stream
 from asyncmig.companies.downloads import Downloaded, download
 from asyncmig.companies.expected import Expected, RowFilter
@@ -27,7 +28,9 @@ class Company:
     """One customer's migration: its ids, its sheets, and what can be done with them."""
 
     __slots__ = (
+        "_checks",
         "_engine",
+        "_uploaded",
         "connections",
         "created_at",
         "exports",
@@ -67,11 +70,20 @@ class Company:
         self.connections: tuple[Connection, ...] = created.connections if created else ()
         """The destination as the server knows it, without its secrets."""
         self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
-        self.imports: Imports = Imports(engine, company_id)
+        self._uploaded = Inputs()
+        self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)
+        self.imports: Imports = Imports(engine, company_id, self._uploaded)
         self.exports: Exports = Exports(engine, company_id)
 
     def __repr__(self) -> str:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
+
+    def guard(self, check: Callable[[Path], None]) -> None:
+        """Call `check` with each file before a download puts it in place; what it raises ends the download.
+
+        Downloads never replace what this handle has uploaded; this protects other files as well.
+        """
+        self._checks = (self._uploaded.check, check)
 
     def sheet(self, wanted: str, /) -> Sheet:
         """Return the sheet of this name, or of this id: one that `create` told of, or a completed import.
@@ -113,6 +125,8 @@ class Company:
         Raises `InvalidInput` for a source that is missing, empty, of another size than was said, or changes while it
         is read; what a stream raises, as it is; `NoAnswer`, `UnexpectedReply` when the attempts are used up.
         """
+        if isinstance(source, Path):
+            self._uploaded.add([source])
         return await upload(
             self._engine,
             self.id,
@@ -143,8 +157,9 @@ class Company:
         company and started the import); what came is compared with it, and a download that was cut short is
         repeated.
 
-        Raises `InvalidInput` for a sheet that is not known; `TruncatedDownload` when what came and the report still
-        disagree at the last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
+        Raises `InvalidInput` for a sheet that is not known, and for one that would replace a file that this handle
+        uploaded or that a fleet migrates; `TruncatedDownload` when what came and the report still disagree at the
+        last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
         folder that cannot be written.
         """
         fetch, among = self._fetch(filter, report, rank)
@@ -223,6 +238,7 @@ class Company:
             row_filter=row_filter,
             expected=Expected(report, row_filter),
             rank=rank,
+            checks=self._checks,
         )
         return fetch, known(self.sheets, report)
 

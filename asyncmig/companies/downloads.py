@@ -6,7 +6,7 @@ import tempfile
 import uuid
 import zipfile
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Self, final
@@ -88,6 +88,11 @@ class _Part:
         self.records.feed(chunk)
         self._size += len(chunk)
 
+    @property
+    def path(self) -> Path:
+        """Its place."""
+        return self._path
+
     def commit(self) -> Downloaded:
         """Bring it to disk and put it in place. Blocks."""
         with _naming(self._part):
@@ -111,7 +116,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
 
     All of them come in one ZIP where the server offers that. Everything is fetched and checked before anything is
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
-    attempt.
+    attempt, `InvalidInput` if a file would replace an input.
     """
     tries = fetch.engine.caller.tries(routes.DOWNLOAD)
     archived = whole and len(sheets) != 1
@@ -121,7 +126,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
                 parts = await _fetch(fetch, sheets, folder, stack, archived)
                 if whole:
                     fetch.expected.check_sum([part.records for part in parts])
-                return await in_thread(_commit, parts)
+                return await in_thread(_commit, parts, fetch.checks)
         except TruncatedDownload as error:
             trouble, archived = error, not sheets
         await tries.failed(trouble)
@@ -235,5 +240,8 @@ def _whole() -> Generator[None]:
         raise TruncatedDownload("all sheets", f"not a whole ZIP archive ({error})") from error
 
 
-def _commit(parts: Sequence[_Part]) -> list[Downloaded]:
+def _commit(parts: Sequence[_Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:
+    for part in parts:
+        for check in checks:
+            check(part.path)
     return [part.commit() for part in parts]

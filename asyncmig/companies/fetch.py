@@ -1,8 +1,9 @@
 """One download as the server gives it: the archive of all sheets, or one sheet as CSV."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from asyncmig._io.caller import Call
@@ -40,6 +41,8 @@ class Fetch:
     row_filter: RowFilter
     expected: Expected
     rank: float
+    checks: Sequence[Callable[[Path], None]] = ()
+    """Called with each file before it is put in place; they raise what keeps it from that."""
 
     @asynccontextmanager
     async def answer(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:

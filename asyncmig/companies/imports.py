@@ -12,6 +12,7 @@ from asyncmig._core.decode import convert
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
+from asyncmig._io.paths import Inputs
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
@@ -49,10 +50,10 @@ _ROWS = "rows.csv"
 class Imports:
     """The imports of one company."""
 
-    __slots__ = ("_arrived", "_company_id", "_engine", "_started")
+    __slots__ = ("_arrived", "_company_id", "_engine", "_inputs", "_started")
 
-    def __init__(self, engine: Engine, company_id: str) -> None:
-        self._engine, self._company_id = engine, company_id
+    def __init__(self, engine: Engine, company_id: str, inputs: Inputs) -> None:
+        self._engine, self._company_id, self._inputs = engine, company_id, inputs
         self._started: list[ImportRun] = []
         self._arrived: dict[str, list[Uploaded]] = {}
         """What was uploaded under an idempotency key: a repeat must send the same references."""
@@ -93,6 +94,7 @@ class Imports:
         key = new_key(self._engine) if idempotency_key is None else idempotency_key
         if not key:
             raise InvalidInput("idempotency_key", key, "is empty")
+        self._inputs.add(file for file in files if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
         if not rows:
             return await self._start_files(key, files, known)

@@ -10,12 +10,16 @@ only what is repeatable, and ends in the same place.
 import asyncio
 import contextlib
 import logging
+import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, final
 
 import msgspec
 
+from asyncmig._io.paths import Inputs, entries, file_id, keys_of
+from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.adoption import look_first
 from asyncmig.companies.company import Company
@@ -81,7 +85,8 @@ async def migrate(
     no rows, and stops at any other; or your own coroutine. `retries`: how often a run that failed is begun again,
     with the same files and over all calls; one that was rejected is not, under a policy that may reject.
     `once_more`: begin again what had failed before this call, once, whatever `retries` says.
-    `deliver_rejected`: fetch what the server still gives of an import that was rejected.
+    `deliver_rejected`: fetch what the server still gives of an import that was rejected. A file of the spec that lies
+    in `to` is refused: a sheet could replace it.
 
     `export`: write to the customer's destination afterwards: `"canary"` the first row of each template, `"full"`
     everything, after a canary that lost nothing. What the destination lost is in the outcome. A repeat under the same
@@ -103,13 +108,20 @@ async def migrate(
 
 
 async def migrate_as(
-    session: Session, spec: Spec, journal: JournalPort, to: Path, options: MigrationOptions
+    session: Session,
+    spec: Spec,
+    journal: JournalPort,
+    to: Path,
+    options: MigrationOptions,
+    inputs: Inputs | None = None,
 ) -> Outcome:
-    """Do what `migrate` says."""
+    """Do what `migrate` says. `inputs`: the files of migrations that run besides, which no sheet may replace."""
+    inputs = inputs or Inputs()
     outcome: Outcome | None = None
     try:
-        async with await journal.claim(spec.external_id) as claim:
-            outcome = await _migrate_claimed(session, spec, claim, to, options)
+        with inputs.holding(await in_thread(keys_of, spec.files)):
+            async with await journal.claim(spec.external_id) as claim:
+                outcome = await _migrate_claimed(session, spec, claim, to, options, inputs)
     except JournalError as error:
         if outcome is None:
             raise
@@ -121,12 +133,12 @@ async def migrate_as(
 
 
 async def _migrate_claimed(
-    session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions
+    session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions, inputs: Inputs
 ) -> Outcome:
     record = read_record(spec.external_id, claim.state)
     if not record.is_readable and record.outcome is not None:
         return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-    return await _Migration(session, spec, claim, to, options).run()
+    return await _Migration(session, spec, claim, to, options, inputs).run()
 
 
 @final
@@ -134,9 +146,15 @@ class _Migration:
     """The steps from the input to the end of the import."""
 
     def __init__(
-        self, session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions
+        self,
+        session: Session,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
     ) -> None:
-        self._spec, self._options = spec, options
+        self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
         self._progress = Progress(session, claim, spec)
         self._creation = Creation(session, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
@@ -173,6 +191,7 @@ class _Migration:
 
     async def _steps(self) -> Outcome:
         company = await self._creation.company()
+        company.guard(self._inputs.check)
         record = self._progress.record
         run = await look_first(company, self._progress) if record.adopted and not record.begun else None
         if run is None:
@@ -201,6 +220,7 @@ class _Migration:
             self._note(f"the company was created as {record.name!r}, and stays as it was created")
         try:
             spec.validate()
+            await in_thread(_check_apart, spec.files, self._to)
             files = self._files = await read_inputs(spec.files)
         except InvalidInput as error:
             if not record.begun:
@@ -394,6 +414,15 @@ class _Migration:
     def _group(self) -> int:
         """Return the class of runs that take about as long: the order of magnitude of the bytes."""
         return len(str(sum(file.size for file in self._progress.record.files)))
+
+
+def _check_apart(files: Iterable[Path], to: Path) -> None:
+    """Raise `InvalidInput` for a file that lies where the sheets come to: one of them may have its name."""
+    folder = file_id(to)
+    for path in files:
+        if folder is not None and folder in [file_id(os.path.dirname(each)) for each in entries(path)]:
+            reason = f"lies in {to}, where sheets are delivered: choose another folder"
+            raise InvalidInput("files", str(path), reason)
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["file_names", "safe_name"]
+__all__ = ["customer_folder", "file_names", "safe_name"]
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -17,6 +18,11 @@ def safe_name(name: str, *, longest: int = _LONGEST) -> str:
     )
     clean = clean.strip(" .") or "_"
     return f"_{clean}" if _DEVICES.fullmatch(clean) else clean
+
+
+def customer_folder(out: Path, external_id: str) -> Path:
+    """Return the folder below `out` that gets a customer's sheets."""
+    return out / safe_name(external_id, longest=255)
 
 
 def file_names(names: Iterable[str]) -> list[str]:

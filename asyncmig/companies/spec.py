@@ -1,6 +1,7 @@
 """What one customer's migration is made from, and the record of how far it came."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -76,6 +77,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         wanted = self.template_ids
         chosen = [each for each in templates if wanted is None or each.id in wanted]
         return await check_files(self.files, chosen, head=head)
+
+
+def check_different(specs: Sequence[Spec]) -> None:
+    """Raise `InvalidInput` for two specs of one customer: one of them would not be migrated."""
+    for external_id, count in Counter(spec.external_id for spec in specs).items():
+        if count > 1:
+            reason = f"is the external id of {count} specs: give one spec with all files of the customer"
+            raise InvalidInput("external_id", external_id, reason)
 
 
 class FileInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,13 +34,14 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.types import Context
 from saq.worker import Worker
 
+from asyncmig._io.paths import Inputs
 from asyncmig.companies.connections import Connections
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
-from asyncmig.companies.names import safe_name
+from asyncmig.companies.names import customer_folder
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
-from asyncmig.companies.spec import Spec
+from asyncmig.companies.spec import Spec, check_different
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
 from asyncmig.journal import Journal, JournalPort
@@ -179,10 +180,12 @@ class MigrationQueue:
     async def run(self, specs: Iterable[Spec], **asked: Unpack[Asked]) -> AsyncIterator[Outcome]:
         """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
 
-        What is not `asked` is as the workers do it. Raises `InvalidInput` as `submit` does, and for a spec with
-        connections.
+        What is not `asked` is as the workers do it. Raises `InvalidInput` as `submit` does, for a spec with
+        connections, and for two specs of one external id.
         """
-        waiting = {spec.external_id: spec for spec in specs}
+        given = tuple(specs)
+        check_different(given)
+        waiting = {spec.external_id: spec for spec in given}
         for spec in waiting.values():
             _check_no_secret(spec)
         missing = set(waiting)
@@ -245,6 +248,7 @@ class _Work:
     __slots__ = (
         "_connections",
         "_exits",
+        "_inputs",
         "_journal",
         "_open_journal",
         "_open_session",
@@ -263,6 +267,7 @@ class _Work:
     ) -> None:
         self._open_session, self._open_journal = session, journal
         self._to, self._options, self._connections = to, options, connections
+        self._inputs = Inputs()
 
     async def start(self, context: _Context) -> None:
         async with AsyncExitStack() as exits:
@@ -322,10 +327,12 @@ class _Work:
 
     async def _once_free(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
         """Migrate; or wait, for the journal, or for a worker that has the customer: a slow one, or our successor."""
-        to = self._to / safe_name(spec.external_id, longest=255)
+        to = customer_folder(self._to, spec.external_id)
         while True:
             try:
-                outcome: Outcome = await migrate_as(self._session, spec, self._journal, to, options)
+                outcome: Outcome = await migrate_as(
+                    self._session, spec, self._journal, to, options, self._inputs
+                )
                 return msgspec.to_builtins(outcome)
             except CompanyHeld as error:
                 stored = await job.get_queue().job(job.key)

@@ -1,0 +1,140 @@
+"""Which file a path means, however it is written: relative, through links, in another letter case or Unicode form."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import final
+
+from asyncmig.errors import InvalidInput
+
+__all__ = ["FileId", "FolderLookup", "Inputs", "Key", "entries", "file_id", "is_same", "keys_of"]
+
+FileId = tuple[int, int]
+"""Device and inode: the same for all names of one file or folder."""
+Key = FileId | str
+"""A file, or a directory entry."""
+
+
+def file_id(path: str | Path, *, follow: bool = True) -> FileId | None:
+    """Return what identifies an existing file; None if it cannot be found."""
+    try:
+        found = os.stat(path, follow_symlinks=follow)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def entries(path: str | Path) -> Iterator[str]:
+    """Yield the directory entry that a path names, and, if it is a symbolic link, each entry that it leads to.
+
+    Replacing any of them changes what the path reads.
+    """
+    seen: set[str] = set()
+    at = str(path)
+    while "\0" not in at:
+        at = os.path.join(os.path.realpath(os.path.dirname(at)), os.path.basename(at))
+        if at in seen:
+            return
+        seen.add(at)
+        yield at
+        try:
+            at = os.path.join(os.path.dirname(at), os.readlink(at))
+        except (OSError, ValueError):
+            return
+
+
+def _folded(path: str | Path) -> str:
+    """Return one text for all spellings that a file system may take for the same path."""
+    return _folded_entry(os.path.realpath(path))
+
+
+def _folded_entry(entry: str) -> str:
+    return unicodedata.normalize("NFC", entry).casefold()
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths are one file; paths that do not exist yet are compared without letter case."""
+    ids = file_id(one), file_id(other)
+    if ids == (None, None):
+        return _folded(one) == _folded(other)
+    return ids[0] == ids[1]
+
+
+@final
+class FolderLookup:
+    """Finds the folder of a fixed set that a path lies below; a folder need not exist yet."""
+
+    __slots__ = ("_by_id", "_by_name", "_ids")
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._by_id: dict[FileId, Path] = {}
+        self._by_name: dict[str, Path] = {}
+        self._ids: dict[Path, FileId | None] = {}
+        for folder in folders:
+            identity = file_id(folder)
+            if identity is not None:
+                self._by_id[identity] = folder
+            else:
+                self._by_name[_folded(folder)] = folder
+
+    def above(self, path: Path) -> Path | None:
+        """Return the folder that `path`, or an entry that it leads to, lies below; None if there is none."""
+        places = [Path(entry) for entry in entries(path)]
+        if ".." not in path.parts:  # through a linked folder: the folders above it, as they are written
+            places.append(path.absolute())
+        for parent in (parent for place in places for parent in place.parents):
+            if parent not in self._ids:
+                self._ids[parent] = file_id(parent)
+            identity = self._ids[parent]
+            found = self._by_id.get(identity) if identity else self._by_name.get(_folded(parent))
+            if found is not None:
+                return found
+        return None
+
+
+def keys_of(paths: Iterable[Path]) -> list[Key]:
+    """Return by what files are known, now and when they are replaced by others of their names. Blocks."""
+    keys: list[Key] = []
+    for path in paths:
+        for entry in entries(path):
+            identities = {file_id(entry), file_id(entry, follow=False)}
+            keys += [_folded_entry(entry), *(each for each in identities if each is not None)]
+    return keys
+
+
+@final
+class Inputs:
+    """The files that are being read, or that must stay as they are: nothing that is written may replace one."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self) -> None:
+        self._keys: Counter[Key] = Counter()
+
+    @contextmanager
+    def holding(self, keys: Sequence[Key]) -> Generator[None]:
+        """Protect files, by what `keys_of` returns for them, while the block runs."""
+        self._keys.update(keys)
+        try:
+            yield
+        finally:
+            self._keys.subtract(keys)
+            for key in keys:
+                if self._keys[key] <= 0:
+                    del self._keys[key]
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Protect files from now on. Blocks."""
+        self._keys.update(keys_of(paths))
+
+    def check(self, target: Path) -> None:
+        """Raise `InvalidInput` if replacing `target` would replace a file that is protected."""
+        if not os.path.lexists(target):
+            return
+        keys = (file_id(target), file_id(target, follow=False), *map(_folded_entry, entries(target)))
+        if any(key in self._keys for key in keys if key is not None):
+            reason = "is an input file: it was not replaced; choose another folder for the output"
+            raise InvalidInput("to", str(target), reason)

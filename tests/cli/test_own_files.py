@@ -1,0 +1,287 @@
+"""No file of a customer is replaced by what a run writes, and nothing that a run writes is taken for an input."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asyncmig.simulator import Reply, Request
+
+from .conftest import SPEED, Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\nb@x.de,B\n"
+SECRET = b"Email,Name\nsecret@bolt.de,S\n"
+Customers = Callable[..., Path]
+HEADER = "external_id,name,source,templates,files\n"
+
+
+@pytest.fixture
+def run(cli: Cli, simulator: Simulator) -> Cli:
+    return lambda *args: cli("run", *args, "--speed", SPEED, "--base-url", simulator.base_url)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Write a manifest with a line `external_id=files` for each customer."""
+
+    def write(name: str = "customers.csv", **files: str) -> Path:
+        lines = [f"{key},{key} Inc,HubSpot,Contacts,{each}\n" for key, each in files.items()]
+        (tmp_path / name).write_text(HEADER + "".join(lines), encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def put(path: Path, content: bytes = GOOD) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def uploaded(simulator: Simulator) -> list[str]:
+    """The names of the files that are uploaded, in their order."""
+    names: list[str] = []
+
+    def note(request: Request) -> Reply | None:
+        if request.method == "POST" and request.path.endswith("/uploads"):
+            names.append(json.loads(request.body)["name"])
+        return None
+
+    simulator.intercept = note
+    return names
+
+
+@pytest.mark.parametrize("files", ["acme/*.csv", "acme/Contacts.csv", "./acme/../acme/Contacts.csv"])
+@pytest.mark.parametrize("out", [".", "absolute", "linked"])
+def test_an_input_where_sheets_are_delivered_is_refused_before_any_request(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, files: str, out: str
+) -> None:
+    source = put(tmp_path / "acme/Contacts.csv")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    result = run(manifest(acme=files), "--out", tmp_path if out == "absolute" else out)
+    assert result.code == 2
+    assert "line 2: files:" in result.err
+    assert "where sheets are delivered" in result.err
+    assert source.read_bytes() == GOOD
+    assert simulator.count() == 0
+
+
+def test_so_is_one_in_the_folder_of_another_customer(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
+) -> None:
+    put(tmp_path / "out/bolt/Contacts.csv")
+    put(tmp_path / "bolt.csv")
+    result = run(manifest(acme="out/bolt/Contacts.csv", bolt="bolt.csv"))
+    assert result.code == 2
+    assert "line 2: files: 'out/bolt/Contacts.csv': is below out/bolt" in result.err
+    assert simulator.count() == 0
+
+
+@pytest.mark.parametrize("target", ["out/acme", "out/acme/Contacts.csv"])
+def test_so_is_one_that_leads_there_by_a_link(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, target: str
+) -> None:
+    source = put(tmp_path / "out/acme/Contacts.csv")
+    (tmp_path / "data").symlink_to(tmp_path / target)
+    files = "data" if target.endswith(".csv") else "data/Contacts.csv"
+    result = run(manifest(acme=files))
+    assert (result.code, simulator.count()) == (2, 0), result.err
+    assert source.read_bytes() == GOOD
+
+
+def test_so_is_one_that_lies_there_as_a_link(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
+) -> None:
+    put(tmp_path / "data.csv")
+    (tmp_path / "out/acme").mkdir(parents=True)
+    (tmp_path / "out/acme/Contacts.csv").symlink_to(tmp_path / "data.csv")
+    result = run(manifest(acme="out/acme/Contacts.csv"))
+    assert (result.code, simulator.count()) == (2, 0)
+    assert (tmp_path / "out/acme/Contacts.csv").is_symlink()
+
+
+def test_a_file_that_a_glob_leaves_out_is_not_replaced_either(
+    run: Cli, manifest: Callable[..., Path], uploaded: list[str], tmp_path: Path
+) -> None:
+    source = put(tmp_path / "acme/Contacts.csv")
+    put(tmp_path / "in/contacts.csv", SECRET)
+    result = run(manifest(acme="**/*.csv"), "--out", ".")
+    assert result.code == 3
+    assert "is an input file: it was not replaced" in result.err + result.out
+    assert source.read_bytes() == GOOD
+    assert uploaded == ["contacts.csv"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--report", "customers.csv"), "is the manifest"),
+        (("--report", "manifest-link.html"), "is the manifest"),
+        (("--report", "manifest-hard.html"), "is the manifest"),
+        (("--report", "sub/../customers.csv"), "is the manifest"),
+        (("--report", "acme.csv"), "acme.csv"),
+        (("--report", "other.txt"), "exists, and is not a report"),
+        (("--report", "fleet.db"), "is the journal"),
+        (("--report", "fleet.db.recent"), "is a file of the journal"),
+        (("--report", "fleet.db-wal"), "is a file of the journal"),
+        (("--report", "out/report.json"), "report"),
+        (("--report", "out/Report.JSON"), "report"),
+        (("--report", "out/acme/Contacts.csv"), "lies below out/acme"),
+        (("--journal", "customers.csv"), "is the manifest"),
+        (("--journal", "acme.csv"), "acme.csv"),
+        (("--journal", "out/report.json"), "is the journal"),
+        (("--journal", "out/acme/fleet.db"), "lies below out/acme"),
+        (("--out", "taken"), "exists, and is not a report"),
+    ],
+)
+def test_a_place_to_write_to_that_is_something_else_is_refused(
+    run: Cli,
+    manifest: Callable[..., Path],
+    simulator: Simulator,
+    tmp_path: Path,
+    args: tuple[str, str],
+    words: str,
+) -> None:
+    path = manifest(acme="acme.csv")
+    put(tmp_path / "acme.csv")
+    put(tmp_path / "other.txt", b"mine")
+    put(tmp_path / "taken/report.json", b'{"mine": 1}')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "manifest-link.html").symlink_to(path)
+    os.link(path, tmp_path / "manifest-hard.html")
+    (tmp_path / "out/acme").mkdir(parents=True)
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    result = run(path, *args)
+    assert (result.code, simulator.count()) == (2, 0), result.err
+    assert words in result.err
+    assert {each: each.read_bytes() for each in before} == before
+
+
+def test_a_manifest_where_sheets_are_delivered_is_refused(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
+) -> None:
+    put(tmp_path / "data/acme.csv")
+    (tmp_path / "acme").mkdir()
+    result = run(manifest("acme/Contacts.csv", acme="../data/acme.csv"), "--out", ".")
+    assert (result.code, simulator.count()) == (2, 0)
+    assert "manifest=" in result.err
+
+
+@pytest.mark.parametrize("glob", ["*", "*.csv", "**/*", "**/*.csv", "[a-z]*"])
+def test_globs_leave_out_what_runs_write_and_say_so(
+    run: Cli, manifest: Callable[..., Path], uploaded: list[str], tmp_path: Path, glob: str
+) -> None:
+    put(tmp_path / "acme.csv")
+    put(tmp_path / "bolt-in.csv", SECRET)
+    both = manifest("both.toml", acme="")
+    tables = (
+        f'[[company]]\nexternal_id="{key}"\nname="{key}"\nsource="HubSpot"\nfiles=["{file}"]\n'
+        for key, file in (("acme", "acme.csv"), ("bolt", "bolt-in.csv"))
+    )
+    both.write_text("".join(tables), encoding="utf-8")
+    assert run(both, "--report", "report.html").code == 0
+    (tmp_path / "bolt-in.csv").unlink()
+    both.unlink()
+    uploaded.clear()
+    result = run(
+        manifest(cora=glob), "--report", "second.html", "--journal", "second.db", "--decide", "approve"
+    )
+    assert "a glob matches files that are no inputs, and leaves them out: " in result.err
+    assert "customers.csv (the manifest)" in result.err
+    assert result.code == 0, result.err
+    assert uploaded == ["acme.csv"]
+
+
+def test_a_resumed_run_does_not_upload_what_it_delivered(
+    run: Cli, manifest: Callable[..., Path], uploaded: list[str], tmp_path: Path
+) -> None:
+    put(tmp_path / "acme.csv")
+    put(tmp_path / "sub/bolt.csv", SECRET)
+    manifest(acme="acme.csv", bolt="sub/bolt.csv")
+    assert run("customers.csv").code == 0
+    manifest(acme="acme.csv", bolt="sub/bolt.csv", cora="**/acme.csv;out/**/*.csv")
+    result = run("customers.csv")
+    assert result.code == 2
+    assert "line 4: files: 'out/**/*.csv': matches no file, but for out/" in result.err
+    manifest(acme="acme.csv", cora="**/*.csv")  # bolt is not in the manifest any more
+    result = run("customers.csv", "--json", "-q")
+    assert result.code in (0, 3)
+    assert "out/bolt/Contacts.csv (below out/bolt, where sheets are delivered)" in result.err
+    assert "leaves them out" not in result.out
+    assert sorted(uploaded) == ["acme.csv", "acme.csv", "bolt.csv", "bolt.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("customers.csv", "is the manifest"),
+        ("fleet.db", "is the journal"),
+        ("fleet.db.last", "is a file of a journal"),
+        ("old.db", "is a journal"),
+        ("out/report.json", "is the report"),
+        ("moved.json", "is a report"),
+        ("report.html", "is a report"),
+        ("out/acme/Contacts.csv", "is below out/acme"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_what_a_run_wrote_is_no_input_by_name(
+    run: Cli,
+    manifest: Callable[..., Path],
+    simulator: Simulator,
+    tmp_path: Path,
+    name: str,
+    what: str,
+    command: str,
+) -> None:
+    put(tmp_path / "acme.csv")
+    manifest(acme="acme.csv")
+    assert run("customers.csv", "--report", "report.html", "--journal", "old.db").code == 0
+    os.rename(tmp_path / "out/report.json", tmp_path / "moved.json")
+    run("customers.csv", "--plan")
+    assert run("customers.csv").code in (0, 6)  # its own journal knows nothing of acme
+    sent = simulator.count()
+    result = run(manifest(acme="acme.csv", bolt=name), *(["--plan"] if command == "plan" else []))
+    assert result.code == 2
+    assert f"line 3: files: '{name}': {what}" in result.err
+    assert simulator.count() == sent
+
+
+def test_check_leaves_the_same_files_out(
+    cli: Cli, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VERN_API_KEY")
+    put(tmp_path / "acme.csv")
+    put(tmp_path / "out/acme/Contacts.csv")
+    result = cli("check", manifest(acme="**/*.csv"))
+    assert result.code == 0
+    assert "acme.csv" in result.out
+    assert "customers.csv" not in result.out
+    assert "Contacts.csv" not in result.out
+    assert "customers.csv (the manifest)" in result.err
+
+
+@pytest.mark.parametrize("place", ["customers.csv", "acme.csv", "fleet.db", "fleet.db.last"])
+def test_other_commands_replace_nothing_else_either(
+    run: Cli, cli: Cli, manifest: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    put(tmp_path / "acme.csv")
+    assert run(manifest(acme="acme.csv")).code == 0
+    before = (tmp_path / place).read_bytes()
+    for command in (("report", "--to"), ("sim", "--ledger"), ("retry", "--report")):
+        result = cli(*command, place)
+        assert result.code == 2, command
+        assert place in result.err
+    assert (tmp_path / place).read_bytes() == before
+
+
+def test_a_report_and_a_ledger_of_an_earlier_run_are_written_anew(
+    run: Cli, cli: Cli, customers: Customers
+) -> None:
+    manifest = customers(acme=GOOD)
+    for _ in range(2):
+        assert run(manifest, "--report", "report.html").code == 0
+        assert cli("report", "--to", "journal.html").code == 0

@@ -1,0 +1,149 @@
+"""No download replaces a file that was imported, and no customer's spec is passed over."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Outcome, Spec, migrate
+from asyncmig.events import MigrationChanged
+from asyncmig.simulator import World
+
+from .conftest import CLEAN, SOURCE, Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+
+
+def placed(path: Path, external_id: str = "acme") -> Spec:
+    """Write a file, and return the spec of a customer that has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(CLEAN, encoding="utf-8")
+    return Spec(external_id=external_id, name=external_id, source=SOURCE, files=(path,))
+
+
+async def outcomes_of(opens: Opens, specs: list[Spec], to: Path) -> dict[str, Outcome]:
+    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=to, decide="approve") as fleet:
+        return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
+
+
+@pytest.mark.parametrize("by", ["fleet", "migrate"])
+@pytest.mark.parametrize("link", ["none", "file", "folder", "relative"])
+async def test_a_file_where_the_sheets_come_to_is_refused(
+    opens: Opens, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, link: str
+) -> None:
+    to = tmp_path / "out"
+    spec = placed(to / "acme" / "Contacts.csv")
+    if link == "file":
+        (tmp_path / "link.csv").symlink_to(spec.files[0])
+        spec = msgspec.structs.replace(spec, files=(tmp_path / "link.csv",))
+    if link == "folder":
+        (tmp_path / "link").symlink_to(to)
+        to = tmp_path / "link"
+    if link == "relative":
+        monkeypatch.chdir(tmp_path / "out" / "acme")
+        to = Path("..")
+    if by == "fleet":
+        outcome = (await outcomes_of(opens, [spec], to))["acme"]
+    else:
+        async with opens() as session:
+            outcome = await migrate(session, spec, journal=MemoryJournal(), to=to / "acme")
+    assert isinstance(outcome, Failed)
+    assert "where sheets are delivered" in outcome.error
+    assert str(spec.files[0]) in outcome.error
+    assert spec.files[0].read_text(encoding="utf-8") == CLEAN
+    assert world.ledger.requests.total() == 0
+
+
+async def test_one_below_the_folder_of_another_customer_is_refused_and_kept(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    mine = placed(tmp_path / "out" / "bolt" / "Contacts.csv", "acme")
+    outcomes = await outcomes_of(opens, [mine, customer("bolt"), customer("cora")], tmp_path / "out")
+    assert isinstance(outcomes["acme"], Failed)
+    assert isinstance(outcomes["cora"], Delivered)
+    assert isinstance(outcomes["bolt"], Failed)
+    assert "is an input file: it was not replaced" in outcomes["bolt"].error
+    assert mine.files[0].read_text(encoding="utf-8") == CLEAN
+
+
+@pytest.mark.parametrize("how", ["moved", "linked", "hard-linked"])
+async def test_one_that_gets_there_meanwhile_is_not_replaced(
+    opens: Opens, customer: Customer, tmp_path: Path, how: str
+) -> None:
+    spec, place = customer(), tmp_path / "out" / "Contacts.csv"
+    source = spec.files[0]
+
+    def meddle(event: object) -> None:
+        if isinstance(event, MigrationChanged) and event.step == "downloading":
+            place.parent.mkdir()
+            if how == "moved":
+                source.rename(place)
+            elif how == "linked":
+                place.symlink_to(source)
+            else:
+                os.link(source, place)
+
+    async with opens() as session:
+        with session.events.subscribe(meddle):
+            outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Failed)
+    assert outcome.step == "downloading"
+    assert place.read_text(encoding="utf-8") == CLEAN
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("by", ["upload", "start"])
+async def test_a_handle_does_not_replace_what_it_uploaded(opens: Opens, tmp_path: Path, by: str) -> None:
+    spec = placed(tmp_path / "Contacts.csv")
+    async with opens() as session:
+        company = await session.companies.create(name="A", source=SOURCE, external_id="acme")
+        file = await company.upload(spec.files[0]) if by == "upload" else spec.files[0]
+        run = await company.imports.start(files=[file])
+        await run.wait()
+        with pytest.raises(InvalidInput, match="is an input file"):
+            await company.download(to=tmp_path)
+        assert spec.files[0].read_text(encoding="utf-8") == CLEAN
+        assert await company.download(to=tmp_path / "out")
+        assert await company.download(to=tmp_path / "out")  # what was delivered before is replaced
+
+
+async def test_sheets_that_were_delivered_are_replaced(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        first = await migrate(session, spec, journal=journal, to=tmp_path / "out")
+        assert isinstance(first, Delivered)
+        again = await migrate(session, spec, journal=journal, to=tmp_path / "out", row_filter="all")
+    assert isinstance(again, Delivered)
+
+
+async def test_two_specs_of_one_customer_are_refused_before_anything_is_sent(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
+    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+        for specs in ([one, customer("bolt"), other], [one, one]):
+            with pytest.raises(InvalidInput, match="external_id='acme'"):
+                _ = [outcome async for outcome in fleet.run(specs)]
+    assert world.ledger.requests.total() == 0
+
+
+async def test_another_spec_of_a_customer_under_way_is_refused(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
+    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+        running = fleet.submit(one)
+        assert fleet.submit(customer("acme")) is running
+        with pytest.raises(InvalidInput, match="external_id='acme'"):
+            fleet.submit(other)
+        with pytest.raises(InvalidInput, match="external_id='acme'"):
+            _ = [outcome async for outcome in fleet.run([customer("bolt"), other])]
+        assert isinstance(await running, Delivered)
+        late = await fleet.submit(other)
+    assert late.notes  # its files are others than those that were imported
+    assert world.ledger.requests["POST /companies"] == 1
