@@ -21,10 +21,13 @@
     ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
     ├── WebhookRefused          a webhook that the server did not sign, or that does not fit to the others
     └── JournalError            the journal cannot be opened, read or written
-        └── CompanyHeld         another live process works on this company
+        ├── CompanyHeld         another live process works on this company
+        └── JournalUnavailable  it is locked, its disk is full, its database is away: try again later
 
 Every error survives `pickle`: its arguments are its signature. None carries a header, a key or a signed URL.
 """
+
+import errno
 
 __all__ = [
     "ApiError",
@@ -35,6 +38,7 @@ __all__ = [
     "Conflict",
     "InvalidInput",
     "JournalError",
+    "JournalUnavailable",
     "NoAnswer",
     "NotFound",
     "RateLimited",
@@ -50,7 +54,16 @@ __all__ = [
     "WaitTooLong",
     "WebhookRefused",
     "api_error",
+    "is_temporary",
 ]
+
+_TEMPORARY = frozenset(
+    getattr(errno, name, 0)
+    for name in (
+        *("EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ESTALE", "ETIMEDOUT"),
+    )
+)
 
 
 class AsyncmigError(Exception):
@@ -244,6 +257,10 @@ class CompanyHeld(JournalError):
         self.holder = holder
 
 
+class JournalUnavailable(JournalError):
+    """The journal cannot be used at present: it is locked, its disk is full or broken, or its database is away."""
+
+
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: BadRequest,
     401: AuthError,
@@ -259,3 +276,8 @@ def api_error(method: str, endpoint: str, status: int, text: str) -> ApiError:
     """Return the error that `status` stands for."""
     kind = ServerError if status >= 500 else _BY_STATUS.get(status, UnexpectedReply)
     return kind(method, endpoint, status, text)
+
+
+def is_temporary(error: OSError) -> bool:
+    """Return whether the operating system lacks something that it may have later: space, descriptors, a network."""
+    return bool(error.errno) and error.errno in _TEMPORARY

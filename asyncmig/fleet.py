@@ -14,7 +14,7 @@ from asyncmig._io.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
-from asyncmig.companies.names import customer_folder
+from asyncmig.companies.names import check_utf8, customer_folder
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import ExportMode, Failed, Outcome, Pending, Policy
 from asyncmig.companies.spec import Spec, check_different
@@ -72,6 +72,7 @@ class Fleet(AsyncOnly):
     ) -> None:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
+        check_utf8("to", to)
         self._session, self._to = session, Path(to)
         self._options = MigrationOptions(
             decide=decide,

@@ -1,10 +1,12 @@
-"""Start background tasks in the same order under every task factory."""
+"""Start tasks in the same order under every task factory, and run several whose error leaves ungrouped."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TypeVar
 
-__all__ = ["start_task"]
+import anyio
+
+__all__ = ["run_all", "start_task"]
 
 T = TypeVar("T")
 
@@ -17,3 +19,24 @@ def start_task(coroutine: Coroutine[object, object, T], *, name: str) -> "asynci
     task would clear it before the caller sets it. So the loop's task factory is not asked.
     """
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name)
+
+
+async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Run all of `work` at once, and wait until each has ended.
+
+    If one raises, the others are cancelled, and that first error is raised itself.
+    """
+    failures: list[Exception] = []
+
+    async def one(function: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await function()
+        except Exception as error:
+            failures.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for function in work:
+            group.start_soon(one, function)
+    if failures:
+        raise failures[0]

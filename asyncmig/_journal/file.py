@@ -1,15 +1,23 @@
 """The file: how it is opened, what stands in it, which version of it, and what its errors mean."""
 
-import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from asyncmig.errors import JournalError
+from asyncmig.errors import JournalError, JournalUnavailable, is_temporary
 
-__all__ = ["BUSY", "MIGRATIONS", "Connect", "connect", "explain", "open_for_reading", "open_for_writing"]
+__all__ = [
+    "BUSY",
+    "MIGRATIONS",
+    "Connect",
+    "connect",
+    "explain",
+    "journal_error",
+    "open_for_reading",
+    "open_for_writing",
+]
 
 Connect = Callable[[str], sqlite3.Connection]
 """How an SQLite URI is opened: in autocommit mode, usable in any thread."""
@@ -55,11 +63,37 @@ _REASONS = {
 }
 
 
+_TEMPORARY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+"""Codes of SQLite for which the same call may succeed later, without anybody changing the file or its permissions."""
+
+
 def explain(error: Exception) -> str:
-    """Return what an error of SQLite means to whoever has to mend it, and its own words."""
-    code = getattr(error, "sqlite_errorcode", None)
-    reason = _REASONS.get(code & 0xFF) if isinstance(code, int) else None
+    """Return what an error of SQLite or of the operating system means, and its own words."""
+    reason = _REASONS.get(_code(error))
     return f"{reason} ({error})" if reason else str(error)
+
+
+def journal_error(path: Path, error: sqlite3.Error | OSError | JournalError) -> JournalError:
+    """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
+    if isinstance(error, JournalError):
+        return error
+    passes = is_temporary(error) if isinstance(error, OSError) else _code(error) in _TEMPORARY
+    return (JournalUnavailable if passes else JournalError)(str(path), explain(error))
+
+
+def _code(error: Exception) -> int:
+    """Return the primary result code of an error of SQLite, 0 for any other error."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def connect(uri: str) -> sqlite3.Connection:
@@ -105,8 +139,11 @@ def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:
     # "immutable" is for a folder where side files cannot be made; with a "-wal" file there, it would not see all.
     modes = ["rw", "ro"] if _beside(path, "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
     for mode in modes[:-1]:
-        with contextlib.suppress(sqlite3.OperationalError):
+        try:
             return _queryable(path, mode, connect)
+        except sqlite3.OperationalError as error:
+            if _code(error) in _TEMPORARY:  # another mode would ignore a lock, or wait for it once more
+                raise
     return _queryable(path, modes[-1], connect)
 
 
@@ -193,7 +230,7 @@ def _use_wal(db: sqlite3.Connection, path: Path) -> None:
         try:
             mode: str = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or pause is None:
+            if _code(error) != sqlite3.SQLITE_BUSY or pause is None:
                 raise
             time.sleep(pause)
         else:
@@ -224,4 +261,4 @@ def _explained(path: Path) -> Generator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise JournalError(str(path), explain(error)) from error
+        raise journal_error(path, error) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from asyncmig._journal.claims import ClaimStore, Held, Rows, Sighting, Step
-from asyncmig._journal.file import Connect, explain, open_for_writing
+from asyncmig._journal.file import Connect, explain, journal_error, open_for_writing
 from asyncmig._journal.lease import Holder, Moment, Renewal, enter, leave
 from asyncmig.errors import CompanyHeld, JournalError
 
@@ -85,11 +85,11 @@ class Store(ClaimStore):
             self._owned.update(self._new)
             self._renewed = self._now if due else self._renewed
         except (sqlite3.Error, OSError, JournalError) as error:
-            reason = error.reason if isinstance(error, JournalError) else explain(error)
-            for step in steps:
-                step.fail(JournalError(str(self._path), reason))
+            failure = journal_error(self._path, error)
+            for step in steps:  # an error for each: their callers raise them in tasks of their own
+                step.fail(type(failure)(str(self._path), failure.reason))
             if not steps:
-                _log.warning("journal %s: the lease was not renewed: %s", self._path, reason)
+                _log.warning("journal %s: the lease was not renewed: %s", self._path, failure.reason)
         finally:
             self._roll_back()
 

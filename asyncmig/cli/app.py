@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
+from rich.console import Console
 
 from asyncmig.cli.amounts import Rate
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, USAGE, code_of, code_of_error
+from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, code_of, code_of_error, worst_code
 from asyncmig.cli.config import print_config
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
@@ -404,14 +405,39 @@ def run_app() -> None:
     log.addHandler(warnings)
     try:
         app()
-    except InvalidManifest as error:
-        for fault in error.faults:
-            say(words, f"{clean(error.path)}: {clean(str(fault), 1000)}", "red")
-    except (AsyncmigError, OSError) as error:
-        say(words, f"Error: {clean(str(error), 1000)}", "red")
-        sys.exit(code_of_error(error))
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
+    except (AsyncmigError, OSError, BaseExceptionGroup) as error:
+        sys.exit(_tell(error, words))
     finally:
         log.removeHandler(warnings)
-    sys.exit(USAGE)
+
+
+def _tell(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:
+    """Print the errors of this library and of the system, one sentence each; return the code, or raise others."""
+    errors = list(_leaves(error))
+    if any(isinstance(each, KeyboardInterrupt) for each in errors):
+        return RESUMABLE
+    known = [each for each in errors if isinstance(each, AsyncmigError | OSError)]
+    if len(known) < len(errors):
+        raise error
+    for line in dict.fromkeys(line for each in known for line in _lines(each)):
+        say(words, line, "red")
+    return worst_code(map(code_of_error, known))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, also of groups inside it; a cancellation is the consequence of another error."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        if not isinstance(each, asyncio.CancelledError):
+            yield from _leaves(each)
+
+
+def _lines(error: Exception) -> Iterator[str]:
+    if isinstance(error, InvalidManifest):
+        yield from (f"{clean(error.path)}: {clean(str(fault), 1000)}" for fault in error.faults)
+    else:
+        yield f"Error: {clean(str(error), 1000)}"

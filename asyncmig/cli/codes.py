@@ -4,18 +4,28 @@ from collections.abc import Iterable
 from typing import Final
 
 from asyncmig.errors import (
-    AsyncmigError,
     AuthError,
     CompanyHeld,
+    JournalUnavailable,
     NoAnswer,
     RateLimited,
     ServerError,
     SessionClosed,
     UnexpectedReply,
     UnknownOutcome,
+    is_temporary,
 )
 
-__all__ = ["DELIVERED", "KEY_REFUSED", "PARKED", "RESUMABLE", "USAGE", "code_of", "code_of_error"]
+__all__ = [
+    "DELIVERED",
+    "KEY_REFUSED",
+    "PARKED",
+    "RESUMABLE",
+    "USAGE",
+    "code_of",
+    "code_of_error",
+    "worst_code",
+]
 
 DELIVERED: Final = 0
 USAGE: Final = 2
@@ -26,7 +36,15 @@ UNKNOWN: Final = 6
 RESUMABLE: Final = 75
 """EX_TEMPFAIL of sysexits.h: try the same again."""
 _WORST_FIRST = (("pending", RESUMABLE), ("unknown", UNKNOWN), ("parked", PARKED), ("failed", FAILED))
-_PASSING = (CompanyHeld, NoAnswer, RateLimited, ServerError, SessionClosed, UnexpectedReply)
+_PASSING = (
+    CompanyHeld,
+    JournalUnavailable,
+    NoAnswer,
+    RateLimited,
+    ServerError,
+    SessionClosed,
+    UnexpectedReply,
+)
 
 
 def code_of(outcomes: Iterable[str]) -> int:
@@ -41,4 +59,13 @@ def code_of_error(error: Exception) -> int:
         return KEY_REFUSED
     if isinstance(error, UnknownOutcome):
         return UNKNOWN
-    return RESUMABLE if isinstance(error, AsyncmigError) and isinstance(error, _PASSING) else USAGE
+    passes = is_temporary(error) if isinstance(error, OSError) else isinstance(error, _PASSING)
+    return RESUMABLE if passes else USAGE
+
+
+def worst_code(codes: Iterable[int]) -> int:
+    """Return the code of a command that several errors ended: 4, 75, 6, then any other."""
+    found = set(codes)
+    return next(
+        (code for code in (KEY_REFUSED, RESUMABLE, UNKNOWN) if code in found), max(found, default=USAGE)
+    )

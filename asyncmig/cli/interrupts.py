@@ -1,8 +1,10 @@
-"""What ends a fleet early: Ctrl-C and SIGTERM (the first one in order, the second one at once), and limits."""
+"""What ends a fleet early: Ctrl-C and SIGTERM (in order, and at once the second time), SIGHUP, and limits."""
 
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, final
 
@@ -14,19 +16,49 @@ from asyncmig.errors import SessionClosed
 from asyncmig.fleet import Fleet
 from asyncmig.session import Session
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "handling_signals"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""Sent when the terminal goes away; Windows has none."""
+
+
+@contextmanager
+def handling_signals(interrupted: Callable[[], None], hung_up: Callable[[], None]) -> Generator[None]:
+    """Call `interrupted` for each SIGINT and SIGTERM, and `hung_up` for each SIGHUP, until the block ends.
+
+    A SIGHUP that was ignored when the process started (nohup) stays ignored. Signals belong to the main thread;
+    elsewhere, and on a loop without signal handlers, nothing is called.
+    """
+    loop, is_gone = asyncio.get_running_loop(), asyncio.Event()
+
+    def hang_up() -> None:
+        is_gone.set()
+        hung_up()
+
+    handlers = {signal.SIGINT: interrupted, signal.SIGTERM: interrupted}
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+        handlers[_HANGUP] = hang_up
+    installed: list[signal.Signals] = []
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+            installed.append(number)
+    try:
+        yield
+    finally:
+        for number in installed:
+            loop.remove_signal_handler(number)
+        if _HANGUP is not None and is_gone.is_set():
+            signal.signal(
+                _HANGUP, signal.SIG_IGN
+            )  # the shell may send another one while the report is written
 
 
 @final
 class Interrupts:
-    """While the block runs, a signal drains the fleet, and a second one cancels the task that entered it.
+    """While the block runs, a signal drains the fleet, and a second one cancels the task that entered it."""
 
-    Signals belong to the main thread; elsewhere, and on a loop without signal handlers, this does nothing.
-    """
-
-    __slots__ = ("_drain", "_session", "_task", "_words", "count", "fleet", "reason")
+    __slots__ = ("_drain", "_session", "_signals", "_task", "_words", "count", "fleet", "reason")
 
     def __init__(self, session: Session, words: Console) -> None:
         self._session, self._words = session, words
@@ -39,19 +71,14 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, self.interrupt)
+        self._signals = handling_signals(self.interrupt, self.hang_up)
+        self._signals.__enter__()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+        self._signals.__exit__(None, None, None)
 
     def interrupt(self) -> None:
         """Do what the next signal does."""
@@ -65,6 +92,12 @@ class Interrupts:
             "Interrupted: nothing new is started, requests in flight may end (again Ctrl-C: stop at once)."
         )
         self.stop("interrupted", words)
+
+    def hang_up(self) -> None:
+        """End in order. The kernel and the shell may both send SIGHUP, so a second one changes nothing."""
+        if self.count == 0:
+            self.count = 1
+            self.stop("the terminal was closed (SIGHUP)")
 
     def stop(self, reason: str, words: str | None = None) -> None:
         """End in order, as the first signal does; nothing happens if that was begun already."""

@@ -12,6 +12,7 @@ from asyncmig.cli.last import LastRun
 from asyncmig.cli.settings import DecideChoice, Settings, read_settings
 from asyncmig.cli.sources import from_manifest
 from asyncmig.companies.spec import Record
+from asyncmig.errors import InvalidInput
 from asyncmig.outputs import Outputs
 
 __all__ = ["ManifestArgument", "Options"]
@@ -41,8 +42,12 @@ class Options(Settings):
 
     @classmethod
     def of_last(cls, last: LastRun) -> "Options":
-        """Return what the last run of a journal was asked for. Raises `ValueError` if it was not written by us."""
-        return cls.of(last.path(), read_settings(last.defaults()))
+        """Return what the last run of a journal was asked for. Raises `InvalidInput` for unreadable settings."""
+        try:
+            return cls.of(last.path(), read_settings(last.defaults()))
+        except (TypeError, ValueError) as error:
+            reason = f"the settings of the last run beside the journal cannot be read ({error})"
+            raise InvalidInput("journal", last.settings.get("journal", ""), reason) from error
 
     def at(self, base_url: str) -> "Options":
         """Return the same, for another server."""

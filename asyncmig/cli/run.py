@@ -31,14 +31,16 @@ from asyncmig.cli.reach import open_session
 from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile
 from asyncmig.cli.selection import only, select
-from asyncmig.cli.settings import DecideChoice, Display
+from asyncmig.cli.settings import PATHS, DecideChoice, Display
 from asyncmig.cli.terminal import counted, say
+from asyncmig.companies.names import check_utf8
 from asyncmig.companies.outcome import Delivered, Failed, Outcome
 from asyncmig.companies.spec import Record, Spec
 from asyncmig.errors import (
     AuthError,
     InvalidInput,
     JournalError,
+    JournalUnavailable,
     NoAnswer,
     NotFound,
     ServerError,
@@ -141,6 +143,7 @@ async def drive(
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
+    _check_names(options)
     check_place(options.report)
     async with (
         Journal(options.journal) as journal,
@@ -338,10 +341,12 @@ class _Work:
 
 
 async def known_customers(path: Path) -> dict[str, Record]:
-    """Return the customers of a journal as far as it can be read."""
+    """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
     try:
         async with Journal(path, read_only=True) as journal:
             return await read_records(journal, str(path))
+    except JournalUnavailable:
+        raise
     except JournalError:
         return {}  # none yet; or whoever opens it to write will say why not
 
@@ -362,6 +367,14 @@ def _say_removed(manifest: Manifest, records: Mapping[str, Record], words: Conso
             "back in the manifest they go on where they were.",
             "dim",
         )
+
+
+def _check_names(options: Options) -> None:
+    """Refuse paths whose names are not UTF-8: reports, and what is remembered of the run, hold them as text."""
+    named = {name: getattr(options, name) for name in ("manifest", *sorted(PATHS))}
+    for name, path in {**named, "folder": Path.cwd()}.items():
+        if path is not None:
+            check_utf8(name, path)
 
 
 def _check_folders(out: Path, manifest: Manifest) -> None:

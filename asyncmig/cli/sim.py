@@ -1,8 +1,6 @@
 """`asyncmig sim`: the simulator for a client in another process, and the worlds that the commands serve."""
 
 import asyncio
-import contextlib
-import signal
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ import typer
 from rich.console import Console
 
 from asyncmig.cli.amounts import DEFAULT_RATE, Rate, rate_option
+from asyncmig.cli.interrupts import handling_signals
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
 from asyncmig.outputs import check_replaceable
@@ -148,27 +147,24 @@ def _tls(options: SimOptions) -> ssl.SSLContext | None:
 
 
 async def serve_until_interrupted(options: SimOptions, data: Console, words: Console) -> None:
-    """Serve on loopback until Ctrl-C or SIGTERM; print what a client needs, to be pasted into a shell."""
+    """Serve on loopback until Ctrl-C, SIGTERM or SIGHUP; print what a client needs, to be pasted into a shell."""
     (world, faults), tls = world_of(options), _tls(options)
     if options.ledger is not None:
         if options.ledger.is_file():
             check_replaceable("--ledger", options.ledger, "a ledger")
         options.ledger.write_bytes(b"")  # where that cannot be, it is said at once
     interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, interrupted.set)
-    async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
-        say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}")
-        data.file.flush()
-        clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
-        say(words, f"The simulator serves until Ctrl-C{clients}.", "dim")
-        await interrupted.wait()
-    verdict = world.verdict(loop.time())
-    if options.ledger is not None:
-        _write_ledger(options.ledger, world, verdict)
-    _print_verdict(words, world, verdict)
+    with handling_signals(interrupted.set, interrupted.set):
+        async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
+            say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}")
+            data.file.flush()
+            clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
+            say(words, f"The simulator serves until Ctrl-C{clients}.", "dim")
+            await interrupted.wait()
+        verdict = world.verdict(asyncio.get_running_loop().time())
+        if options.ledger is not None:
+            _write_ledger(options.ledger, world, verdict)
+        _print_verdict(words, world, verdict)
 
 
 def _write_ledger(path: Path, world: World, verdict: Verdict) -> None:

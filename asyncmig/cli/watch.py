@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import anyio
 from rich.console import Console
 
+from asyncmig._io.tasks import run_all
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import STYLES
 from asyncmig.cli.reach import open_session
@@ -69,9 +70,8 @@ async def follow_runs(
 
     Raises `InvalidInput` without a key, and `AuthError` for one that is refused.
     """
-    async with open_session(reach, path) as session, anyio.create_task_group() as group:
-        for record in records:
-            group.start_soon(_follow_run, session, record, data, as_json)
+    async with open_session(reach, path) as session:
+        await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
 
 
 async def _follow_run(session: Session, record: Record, data: Console, as_json: bool) -> None:

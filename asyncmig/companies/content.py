@@ -13,6 +13,7 @@ import anyio
 
 from asyncmig._io.pace import Pace
 from asyncmig._io.threads import begin, in_thread, outlast
+from asyncmig.companies.names import check_utf8
 from asyncmig.errors import InvalidInput
 
 __all__ = ["Content", "Progress", "Stream", "content_of", "size_of"]
@@ -28,7 +29,8 @@ _AHEAD = 2 * 1024 * 1024
 
 
 def size_of(path: Path) -> int:
-    """Return a file's size in bytes; raise `InvalidInput` if it is missing, unreadable or empty."""
+    """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8."""
+    check_utf8("files", path)
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -187,9 +189,11 @@ def content_of(source: Path | bytes | Stream, *, name: str | None, size: int | N
     """Return what `source` holds; raise `InvalidInput` for what cannot be uploaded."""
     if isinstance(source, Path):
         name, known, opener = name or source.name, size_of(source), partial(_file_chunks, source)
+        check_utf8("name", name)
         return _measured(name, size, known, opener)
     if name is None or not name.strip():
         raise InvalidInput("name", name, "bytes and streams need a file name")
+    check_utf8("name", name)
     if isinstance(source, bytes | bytearray | memoryview):
         if not source:
             raise InvalidInput("files", name, "is empty")

@@ -27,6 +27,7 @@ from asyncmig.companies.creation import Creation, unknown
 from asyncmig.companies.delivery import Delivery
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.imports import ImportRun, import_body
+from asyncmig.companies.names import check_utf8
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import (
     Decision,
@@ -104,6 +105,7 @@ async def migrate(
         deliver_rejected=deliver_rejected,
         export=export,
     )
+    check_utf8("to", to)
     return await migrate_as(session, spec, journal, to, options)
 
 

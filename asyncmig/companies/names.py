@@ -4,11 +4,23 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["customer_folder", "file_names", "safe_name"]
+from asyncmig.errors import InvalidInput
+
+__all__ = ["check_utf8", "customer_folder", "file_names", "safe_name"]
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _LONGEST = 120
+
+
+def check_utf8(field: str, path: object) -> None:
+    """Raise `InvalidInput` for a path or name that is not UTF-8: the API, journals and reports cannot hold it."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="replace").decode()
+        raise InvalidInput(field, shown, "this name is not UTF-8: rename it") from None
 
 
 def safe_name(name: str, *, longest: int = _LONGEST) -> str:

@@ -4,13 +4,14 @@ import hashlib
 import mimetypes
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import anyio
 import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.content import Content, Progress, Stream, content_of, size_of
@@ -105,20 +106,11 @@ async def upload_all(
         if isinstance(file, Path):
             size_of(file)
     done: dict[int, Uploaded] = {}
-    failures: list[Exception] = []
 
     async def one(place: int, file: ToUpload) -> None:
-        try:
-            done[place] = await _known_or_new(engine, company_id, file, known)
-        except Exception as error:
-            failures.append(error)
-            group.cancel_scope.cancel()
+        done[place] = await _known_or_new(engine, company_id, file, known)
 
-    async with anyio.create_task_group() as group:
-        for place, file in enumerate(files):
-            group.start_soon(one, place, file)
-    if failures:
-        raise failures[0]
+    await run_all(partial(one, place, file) for place, file in enumerate(files))
     return [done[place] for place in range(len(files))]
 
 

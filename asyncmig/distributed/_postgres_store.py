@@ -21,7 +21,7 @@ from psycopg.sql import SQL, Identifier
 
 from asyncmig._journal.claims import ClaimStore, Held, Rows, Sighting, Step
 from asyncmig._journal.lease import Holder, enter, leave
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, JournalUnavailable
 
 __all__ = ["VERSION", "Address", "PostgresStore"]
 
@@ -107,8 +107,9 @@ class Address:
         return psycopg.connect(**self.options())  # type: ignore[arg-type]  # a mapping has one type of values
 
     def explain(self, error: Exception) -> JournalError:
-        """Return the error that callers see."""
-        return JournalError(self.text, " ".join(str(error).split()))
+        """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
+        passes = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        return (JournalUnavailable if passes else JournalError)(self.text, " ".join(str(error).split()))
 
 
 @final

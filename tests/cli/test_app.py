@@ -1,5 +1,6 @@
 """The program as a whole: help, demo, sim, and what happens without the extra."""
 
+import asyncio
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import asyncmig.__main__
+from asyncmig.errors import AuthError, InvalidInput, NoAnswer
 from asyncmig.simulator.data import generate
 
 from .conftest import Cli
@@ -64,6 +66,28 @@ def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: py
     result = cli("demo", "--customers", "5")
     assert result.code == 1
     assert "did not come as planned" in result.out
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "lines"),
+    [
+        ([NoAnswer("GET", "/x", "time-out"), AuthError("GET", "/x", 401, "no")], 4, 2),
+        ([NoAnswer("GET", "/x", "time-out"), NoAnswer("GET", "/x", "time-out")], 75, 1),
+        ([InvalidInput("out", "x", "is wrong"), ExceptionGroup("", [OSError(28, "full")])], 75, 2),
+        ([InvalidInput("out", "x", "is wrong"), asyncio.CancelledError()], 2, 1),
+        ([InvalidInput("out", "x", "is wrong"), KeyboardInterrupt()], 75, 0),
+    ],
+)
+def test_errors_that_come_in_a_group_are_told_like_single_ones(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, errors: list[BaseException], code: int, lines: int
+) -> None:
+    def raise_all(*args: object, **kwargs: object) -> object:
+        raise BaseExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+    monkeypatch.setattr("asyncmig.cli.app.examine", raise_all)
+    result = cli("doctor")
+    assert result.code == code
+    assert result.err.count("Error: ") == lines
 
 
 def test_the_demo_touches_no_folder_that_holds_something_else(cli: Cli, tmp_path: Path) -> None:

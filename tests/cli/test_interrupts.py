@@ -39,7 +39,7 @@ def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     slow: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -53,7 +53,12 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     out, err = process.communicate(timeout=15)
 
     assert process.returncode == 75, err
-    assert "Interrupted: nothing new is started" in err
+    said = (
+        "the terminal was closed (SIGHUP)"
+        if number is signal.SIGHUP
+        else "Interrupted: nothing new is started"
+    )
+    assert said in err
     assert "What was begun at the server goes on there; to go on here:\n  asyncmig run" in out
     rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]
@@ -64,6 +69,31 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     starts = [entry for entry in slow.world.ledger.entries if entry.method == "POST"]
     assert sum(entry.endpoint.endswith("/imports") for entry in starts) == 2
     assert sum(entry.endpoint.endswith("/companies") for entry in starts) == 2
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_second_hangup_is_in_no_hurry_and_one_that_was_ignored_at_start_up_stays_so(
+    slow: Simulator, customers: Callable[..., Path], tmp_path: Path, ignored: bool
+) -> None:
+    manifest = customers(acme=b"Email,Name\na@x.de,A\n")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        process = started(
+            ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url], tmp_path
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    deadline = time.perf_counter() + 15
+    while not slow.count("POST /companies/{id}/imports") and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM if ignored else signal.SIGHUP)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 75, err
+    assert ("SIGHUP" in err) is not ignored
+    assert "Stopping at once" not in err
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    assert [row["outcome"] for row in rows] == ["pending"]
 
 
 @pytest.mark.looptime

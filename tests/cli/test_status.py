@@ -168,6 +168,32 @@ def test_75_what_nobody_works_on_is_followed_at_the_server(
     assert sum(entry.method == "POST" for entry in slow.world.ledger.entries) == sent
 
 
+def test_4_when_the_key_is_refused_while_imports_are_followed(
+    cli: Cli, customers: Customers, slow: Simulator
+) -> None:
+    manifest = customers(acme=GOOD, bolt=GOOD)
+    cli("run", manifest, "--speed", SPEED, "--base-url", slow.base_url, "--max-duration", "60s")
+    slow.intercept = lambda request: Reply(status=401, body=b'{"error":"Invalid API key"}')
+    result = cli("watch")
+    assert result.code == 4
+    assert result.err.count("Error: ") == 1
+    assert "Invalid API key" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_2_when_what_is_remembered_of_the_last_run_makes_no_sense(
+    cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    cli("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", simulator.base_url)
+    place = tmp_path / "fleet.db.last"
+    last = json.loads(place.read_text(encoding="utf-8"))
+    for settings in ({"rate": "fast"}, {"colour": "red"}, {"speed": "x"}):
+        place.write_text(json.dumps({**last, "settings": settings}), encoding="utf-8")
+        result = cli("watch")
+        assert result.code == 2, settings
+        assert "Traceback" not in result.err
+
+
 def test_a_servers_text_in_the_journal_does_not_steer_the_terminal(
     cli: Cli, customers: Customers, simulator: Simulator
 ) -> None:
