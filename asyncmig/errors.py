@@ -209,7 +209,12 @@ class UnknownOutcome(AsyncmigError):
 
 
 class TruncatedDownload(AsyncmigError):
-    """A download ended early, or has fewer or more rows than the run reported; no file was left."""
+    """A download ended early, or has fewer or more rows than the run reported; no file was left.
+
+    `is_final`: it came the same several times, so that another attempt is unlikely to differ.
+    """
+
+    is_final: bool = False
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)

@@ -93,10 +93,14 @@ class WriteBehind:
         tb: TracebackType | None,
     ) -> None:
         if exc_type is None:
-            await self._turn()
-            await self._settle()
+            await self.settled()
         elif self._work is not None:
             await outlast(self._work)
+
+    async def settled(self) -> None:
+        """Wait until everything is written."""
+        await self._turn()
+        await self._settle()
 
     async def write(self, chunk: bytes) -> None:
         self._held.append(chunk)

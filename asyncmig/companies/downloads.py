@@ -1,114 +1,32 @@
 """Bring a company's sheets to disk: each file is whole, or not there at all."""
 
-import glob
-import os
+import hashlib
 import tempfile
-import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Self, final
-
-import msgspec
+from typing import IO
 
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies import routes
+from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.lookup import called
 from asyncmig.companies.names import file_names
-from asyncmig.companies.records import RecordCounter
+from asyncmig.companies.part import CHUNK, Downloaded, Part, Repeats, may_take
 from asyncmig.companies.wire import Sheet
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 
 __all__ = ["Downloaded", "download"]
 
-_CHUNK = 256 * 1024
-
-
-class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
-    """One sheet on disk."""
-
-    sheet: str
-    path: str
-    rows: int
-    """Records below the header."""
-    size: int
-    """Bytes."""
-
-
-@final
-class _Part:
-    """A file that is written beside its place, and takes it only when it is whole.
-
-    Its name is its own: a process that was paused for so long that another one took over must not write into
-    what that one delivers. What a process that was killed has left is removed.
-    """
-
-    __slots__ = ("_part", "_path", "_size", "file", "records", "sheet")
-
-    def __init__(self, sheet: str, path: Path) -> None:
-        self.sheet = sheet
-        self._path, self._part = path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-
-    def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self._path.parent.glob(f"{glob.escape(self._path.name)}.{'?' * 32}.part"):
-            with suppress(OSError):
-                left.unlink()
-        self.file = self._part.open("xb", buffering=0)
-        try:
-            self.restart()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        try:
-            with _naming(self._part):
-                self.file.close()
-        finally:
-            self._part.unlink(missing_ok=True)
-
-    def restart(self) -> None:
-        """Forget what was written."""
-        with _naming(self._part):
-            self.file.seek(0)
-            self.file.truncate()
-        self.records, self._size = RecordCounter(), 0
-
-    def naming(self) -> AbstractContextManager[None]:
-        """Let an error of the disk say that it is about this file."""
-        return _naming(self._part)
-
-    def count(self, chunk: bytes) -> None:
-        """Take note of bytes that are written."""
-        self.records.feed(chunk)
-        self._size += len(chunk)
-
-    @property
-    def path(self) -> Path:
-        """Its place."""
-        return self._path
-
-    def commit(self) -> Downloaded:
-        """Bring it to disk and put it in place. Blocks."""
-        with _naming(self._part):
-            os.fsync(self.file.fileno())
-        self._part.replace(self._path)
-        return Downloaded(sheet=self.sheet, path=str(self._path), rows=self.records.rows, size=self._size)
-
-
-@contextmanager
-def _naming(path: Path) -> Generator[None]:
-    """Let an error of the disk say which file it is about."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+_ALL = "all sheets"
+_DIRECTORY = 4 * 1024 * 1024
+"""Bytes of an archive's directory; it is read into memory, and 40,000 members fit."""
+_MORE_SHEETS = 100
+"""So many sheets may be in an archive besides those that are known; a file is open for each."""
 
 
 async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole: bool) -> list[Downloaded]:
@@ -116,29 +34,37 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
 
     All of them come in one ZIP where the server offers that. Everything is fetched and checked before anything is
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
-    attempt, `InvalidInput` if a file would replace an input.
+    attempt, or when the same wrong bytes came eight times; `InvalidInput` if a file would replace an input.
     """
-    tries = fetch.engine.caller.tries(routes.DOWNLOAD)
+    tries, repeats = fetch.engine.caller.tries(routes.DOWNLOAD), Repeats()
     archived = whole and len(sheets) != 1
     while True:
         try:
             with ExitStack() as stack:
-                parts = await _fetch(fetch, sheets, folder, stack, archived)
+                parts = await _fetch(fetch, sheets, folder, stack, repeats, archived=archived)
                 if whole:
-                    fetch.expected.check_sum([part.records for part in parts])
+                    await in_thread(_check_sum, fetch.expected, parts, repeats)
                 return await in_thread(_commit, parts, fetch.checks)
         except TruncatedDownload as error:
+            if error.is_final:
+                raise
             trouble, archived = error, not sheets
         await tries.failed(trouble)
 
 
 async def _fetch(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, archived: bool
-) -> list[_Part]:
+    fetch: Fetch,
+    sheets: Sequence[Sheet],
+    folder: Path,
+    stack: ExitStack,
+    repeats: Repeats,
+    *,
+    archived: bool,
+) -> list[Part]:
     none_here = False
     if archived and fetch.archives:
         try:
-            parts = await _fetch_archive(fetch, sheets, folder, stack)
+            parts = await _fetch_archive(fetch, sheets, folder, stack, repeats)
         except (ApiError, NoAnswer, TruncatedDownload) as error:
             if not can_do_without(error, sheets):
                 raise
@@ -150,7 +76,7 @@ async def _fetch(
         raise no_sheets()
     names = file_names(sheet.name or sheet.id for sheet in sheets)
     parts = [
-        stack.enter_context(_Part(sheet.name or sheet.id, folder / f"{name}.csv"))
+        stack.enter_context(Part(sheet.name or sheet.id, folder / f"{name}.csv", repeats))
         for sheet, name in zip(sheets, names, strict=True)
     ]
     for sheet, part in zip(sheets, parts, strict=True):
@@ -160,18 +86,22 @@ async def _fetch(
     return parts
 
 
-async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: _Part) -> None:
+async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
     tries = fetch.engine.caller.tries(routes.DOWNLOAD)
     while True:
         try:
-            part.restart()
+            part.restart(fetch.expected.most_rows(part.sheet, sheet))
             with part.naming():
                 async with fetch.answer(sheet) as answer, WriteBehind(part.file) as file:
                     async for chunk in answer.chunks():
-                        part.count(chunk)
                         await file.write(chunk)
-            fetch.expected.check(part.sheet, sheet, part.records)
+                        if part.count(chunk):
+                            await file.settled()
+                            await in_thread(part.check_bound)
+            await in_thread(part.check, fetch.expected, sheet)
         except TRANSIENT as error:
+            if _is_final(error):
+                raise
             trouble: AsyncmigError = error
         else:
             return
@@ -179,46 +109,100 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: _Part) -> None:
 
 
 async def _fetch_archive(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack
-) -> list[_Part] | None:
+    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
+) -> list[Part] | None:
     """Fetch all sheets as one archive; None if not all of them are in it."""
     tries = fetch.engine.caller.tries(routes.DOWNLOAD)
     while True:
         try:
             with tempfile.TemporaryFile(buffering=0) as archive:
+                bound = _archive_bound(fetch, len(sheets))
                 async with fetch.answer(None) as answer, WriteBehind(archive) as file:
                     async for chunk in answer.chunks():
+                        if reason := bound.exceeded(len(chunk)):
+                            raise repeats.too_much(_ALL, reason)
                         await file.write(chunk)
-                return await in_thread(_unpack, fetch, archive, sheets, folder, stack)
+                return await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
         except TRANSIENT as error:
-            if isinstance(error, ApiError) and is_no_archive(error):
+            if _is_final(error) or (isinstance(error, ApiError) and is_no_archive(error)):
                 raise
             trouble: AsyncmigError = error
         await tries.failed(trouble)
 
 
+def _archive_bound(fetch: Fetch, sheets: int) -> Bound:
+    free = may_take(Path(tempfile.gettempdir()))
+    most = fetch.expected.most_in_archive(sheets)
+    return Bound(rows=None, size=free if most is None else min(free, most))
+
+
 def _unpack(
-    fetch: Fetch, archive: IO[bytes], sheets: Sequence[Sheet], folder: Path, stack: ExitStack
-) -> list[_Part] | None:
-    with _whole():
-        content = zipfile.ZipFile(archive)
-        entries = [entry for entry in content.infolist() if _is_sheet(entry)]
-    titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
-    missing = Counter(sheet.name.casefold() for sheet in sheets)
-    missing.subtract(title.casefold() for title in titles)
-    if not entries or any(count > 0 for count in missing.values()):
-        return None
-    names = file_names(titles)
-    parts = [_Part(*each) for each in zip(titles, (folder / f"{n}.csv" for n in names), strict=True)]
-    for entry, part in zip(entries, parts, strict=True):
-        stack.enter_context(part)
-        for chunk in _chunks(content, entry):
-            part.count(chunk)
-            with part.naming():
-                write_all(part.file, [chunk])
-        named = called(part.sheet, sheets)
-        fetch.expected.check(part.sheet, named[0] if len(named) == 1 else None, part.records)
-    return parts
+    fetch: Fetch,
+    archive: IO[bytes],
+    sheets: Sequence[Sheet],
+    folder: Path,
+    stack: ExitStack,
+    repeats: Repeats,
+) -> list[Part] | None:
+    try:
+        with _whole():
+            _check_directory(archive)
+            content = zipfile.ZipFile(archive)
+            entries = [entry for entry in content.infolist() if _is_sheet(entry)]
+            if len(entries) > len(sheets) + _MORE_SHEETS:
+                raise ValueError(f"it has {len(entries)} sheets")
+        titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
+        missing = Counter(sheet.name.casefold() for sheet in sheets)
+        missing.subtract(title.casefold() for title in titles)
+        if not entries or any(count > 0 for count in missing.values()):
+            return None
+        parts = [
+            stack.enter_context(Part(title, folder / f"{name}.csv", repeats))
+            for title, name in zip(titles, file_names(titles), strict=True)
+        ]
+        for entry, part in zip(entries, parts, strict=True):
+            _unpack_sheet(fetch.expected, content, entry, part, sheets)
+        return parts
+    except TruncatedDownload as error:
+        if error.name == _ALL:
+            archive.seek(0)
+            digest = hashlib.sha256()
+            for chunk in iter(partial(archive.read, CHUNK), b""):
+                digest.update(chunk)
+            raise repeats.wrong(error, digest.digest()) from error.__cause__
+        raise
+
+
+def _unpack_sheet(
+    expected: Expected, content: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part, sheets: Sequence[Sheet]
+) -> None:
+    named = called(part.sheet, sheets)
+    sheet = named[0] if len(named) == 1 else None
+    part.restart(expected.most_rows(part.sheet, sheet))
+    for chunk in _chunks(content, entry):
+        with part.naming():
+            write_all(part.file, [chunk])
+        if part.count(chunk):
+            part.check_bound()
+    part.check(expected, sheet)
+
+
+def _check_directory(archive: IO[bytes]) -> None:
+    """Raise for an archive whose directory does not fit into memory: `zipfile` reads all of it.
+
+    The sizes are in the records that end an archive (APPNOTE.TXT, 4.3.14 and 4.3.16).
+    """
+    size = archive.seek(0, 2)
+    start = archive.seek(max(0, size - 22 - 65_535 - 76))
+    tail = archive.read(size - start)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0:
+        return
+    directory = int.from_bytes(tail[at + 12 : at + 16], "little")
+    if at >= 76 and tail[at - 20 :].startswith(b"PK\x06\x07"):  # ZIP64
+        directory = int.from_bytes(tail[at - 36 : at - 28], "little")
+    if directory > _DIRECTORY:
+        raise ValueError(f"its directory has {directory} bytes")
 
 
 def _is_sheet(entry: zipfile.ZipInfo) -> bool:
@@ -227,7 +211,7 @@ def _is_sheet(entry: zipfile.ZipInfo) -> bool:
 
 def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Generator[bytes]:
     with _whole(), archive.open(entry) as source:
-        while chunk := source.read(_CHUNK):
+        while chunk := source.read(CHUNK):
             yield chunk
 
 
@@ -237,10 +221,31 @@ def _whole() -> Generator[None]:
     try:
         yield
     except Exception as error:  # a dozen kinds, few of them documented
-        raise TruncatedDownload("all sheets", f"not a whole ZIP archive ({error})") from error
+        raise TruncatedDownload(_ALL, f"not a whole ZIP archive ({error})") from error
 
 
-def _commit(parts: Sequence[_Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:
+def _check_sum(expected: Expected, parts: Sequence[Part], repeats: Repeats) -> None:
+    """Compare the rows of all sheets together with what was reported; count all in another way if they differ."""
+    try:
+        expected.check_sum([part.found for part in parts if part.found is not None])
+    except TruncatedDownload as error:
+        recounted = [part.recounted() for part in parts]
+        for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
+            if any(count.cut for count in counts):
+                continue
+            with suppress(TruncatedDownload):
+                expected.check_sum(counts)
+                for part, count in zip(parts, counts, strict=True):
+                    part.found = count
+                return
+        raise repeats.wrong(error, b"".join(digest for _, digest in recounted)) from None
+
+
+def _is_final(error: AsyncmigError) -> bool:
+    return isinstance(error, TruncatedDownload) and error.is_final
+
+
+def _commit(parts: Sequence[Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:
     for part in parts:
         for check in checks:
             check(part.path)

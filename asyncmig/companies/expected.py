@@ -2,19 +2,68 @@
 
 A proxy may cut a body short and still answer 200 with a length that agrees. So the records that came are counted and
 compared with what the completed import reported; that is only right for a company that has had a single import.
+
+More than was reported is wrong as well, and such a body may never end. So each body is watched while it comes: see
+`Bound`.
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, Protocol, final
 
-from asyncmig.companies.records import RecordCounter
+from asyncmig.companies.records import RowCount
 from asyncmig.companies.wire import ImportReport, Sheet
 from asyncmig.errors import TruncatedDownload
 
-__all__ = ["Expected", "RowFilter"]
+__all__ = ["Bound", "Counted", "Expected", "RowFilter"]
 
 RowFilter = Literal["valid", "all"]
 _ALL = "all sheets"
+_MIB = 1024 * 1024
+_LONGEST_RECORD = 16 * _MIB
+"""Bytes of one record: spreadsheets allow 32,767 characters in a cell, so 500 full cells fit."""
+_ROW_IN_ARCHIVE = 1 * _MIB
+"""Bytes that a row may take in an archive on average, where rows cannot be counted while it comes."""
+
+
+class Counted(Protocol):
+    """What has counted the rows of a sheet."""
+
+    def counts(self) -> Sequence[RowCount]:
+        """Return what each way of counting found, the most likely first."""
+        ...
+
+
+@final
+class Bound:
+    """Notices when more has arrived than there can be.
+
+    That is more rows than were reported, whichever way they are counted; 16 MiB without a new row; or more than
+    `size` bytes. `slack`: bytes to add to the 16 MiB.
+    """
+
+    __slots__ = ("_came", "_counts", "_grown_at", "_longest", "_rows", "_size")
+
+    def __init__(self, *, rows: int | None, size: int | None = None, slack: int = 0) -> None:
+        self._rows, self._size, self._longest = rows, size, _LONGEST_RECORD + slack
+        self._came = self._grown_at = 0
+        self._counts: tuple[int, ...] = ()
+
+    def exceeded(self, size: int, rows: Sequence[int] = ()) -> str | None:
+        """Take note of `size` more bytes, and of all rows so far by each way of counting; return what is too much.
+
+        `rows`: empty where rows cannot be counted.
+        """
+        self._came += size
+        if rows:
+            if tuple(rows) != self._counts:
+                self._counts, self._grown_at = tuple(rows), self._came
+            if self._rows is not None and min(rows) > self._rows:
+                return f"more rows came than the {self._rows} that were reported"
+            if self._came - self._grown_at > self._longest:
+                return f"no row ended within {_LONGEST_RECORD // _MIB} MiB"
+        if self._size is not None and self._came > self._size:
+            return f"more than {self._size} bytes came"
+        return None
 
 
 @final
@@ -43,22 +92,40 @@ class Expected:
             return report.inserted if report else None
         return None if report.invalid_rows is None else report.inserted - report.invalid_rows
 
-    def check(self, name: str, sheet: Sheet | None, records: RecordCounter) -> None:
-        """Raise `TruncatedDownload` unless what came can be the whole sheet; `name` is what the download calls it."""
-        if records.cut:
-            raise TruncatedDownload(name, "it ends inside a record")
-        expected = self._rows(name, sheet)
-        if expected is not None and not records.may_be(*expected):
-            raise _wrong(name, records.rows, *expected)
+    def check(self, name: str, sheet: Sheet | None, counted: Counted) -> RowCount:
+        """Return the first count by which this can be the whole sheet; `name` is what the download calls it.
 
-    def check_sum(self, sheets: Sequence[RecordCounter]) -> None:
+        Raises `TruncatedDownload` if there is none.
+        """
+        counts, expected = counted.counts(), self._rows(name, sheet)
+        whole = [count for count in counts if not count.cut]
+        if not whole:
+            raise TruncatedDownload(name, "it ends inside a record")
+        fitting = [count for count in whole if expected is None or count.may_be(*expected)]
+        if not fitting:
+            assert expected is not None
+            raise _wrong(name, whole[0].rows, *expected)
+        return fitting[0]
+
+    def check_sum(self, sheets: Sequence[RowCount]) -> None:
         """Compare the rows of all sheets together with what the same report inserted."""
         expected = self.total
         if expected is None:
             return
-        fewest = sum(records.rows for records in sheets)
-        if not fewest <= expected <= fewest + sum(records.blank for records in sheets):
+        fewest = sum(count.rows for count in sheets)
+        if not fewest <= expected <= fewest + sum(count.blank for count in sheets):
             raise _wrong(_ALL, fewest, expected, expected)
+
+    def most_rows(self, name: str, sheet: Sheet | None) -> int | None:
+        """Return how many rows a sheet can have at most; None where the report does not say."""
+        expected = self._rows(name, sheet)
+        inserted = self._report.inserted if self._report else None
+        return inserted if expected is None else expected[1]
+
+    def most_in_archive(self, sheets: int) -> int | None:
+        """Return how many bytes an archive of so many sheets can have at most; None where the report does not say."""
+        inserted = self._report.inserted if self._report else None
+        return None if inserted is None else sheets * _LONGEST_RECORD + inserted * _ROW_IN_ARCHIVE
 
     def _rows(self, name: str, sheet: Sheet | None) -> tuple[int, int] | None:
         """Return the fewest and the most rows that a sheet can have, or None where the report does not say.

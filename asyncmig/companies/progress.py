@@ -11,7 +11,7 @@ from asyncmig._core.retry import FINAL
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import PUT_BYTES
 from asyncmig.companies.spec import Record, Spec, read_record
-from asyncmig.errors import ApiError
+from asyncmig.errors import ApiError, TruncatedDownload
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
@@ -101,6 +101,8 @@ class Progress:
 
 def _is_final(error: Exception) -> bool:
     """Return whether another try would be answered the same; a storage has another URL for each."""
+    if isinstance(error, TruncatedDownload):
+        return error.is_final
     if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
         return False
     return error.status in FINAL

@@ -4,16 +4,36 @@ Records are not lines: a quoted cell (RFC 4180) may hold line ends. Whether a li
 number of quotes before it, odd or even; so of each chunk only quotes and line ends are looked at, and what two quotes
 with no line end between them do, they undo. That leaves a handful of bytes to a chunk, found at the speed of
 `bytes.translate`; commas are kept as well, as the sign that a line is not blank.
+
+A quote in the middle of a cell may mean something else, and a lone carriage return, too: see `recount`.
 """
 
+from dataclasses import dataclass
 from typing import final
 
-__all__ = ["RecordCounter"]
+__all__ = ["RecordCounter", "RowCount"]
 
 _DROPPED = bytes(set(range(256)) - set(b',"\n'))
 _NOTHING = (b"", b"\r")
 _LONGEST = 64 * 1024
 """Bytes of a line whose cells are counted."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RowCount:
+    """What one way of counting found."""
+
+    rows: int
+    """Records without the header, not counting blank lines."""
+    blank: int
+    """Blank lines outside of quoted cells."""
+    cut: bool
+    """Whether it ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
+
+    def may_be(self, fewest: int, most: int) -> bool:
+        """Return whether the file can have `fewest` to `most` rows: a blank line may be one, or nothing."""
+        return self.rows <= most and fewest <= self.rows + self.blank
 
 
 @final
@@ -131,7 +151,11 @@ class RecordCounter:
 
     def may_be(self, fewest: int, most: int) -> bool:
         """Return whether the file can have `fewest` to `most` records below its header."""
-        return self.rows <= most and fewest <= self.rows + self.blank
+        return self.counts()[0].may_be(fewest, most)
+
+    def counts(self) -> tuple[RowCount, ...]:
+        """Return what was counted, in the only way that this knows."""
+        return (RowCount(self.rows, self.blank, self.cut),)
 
 
 def _first_end(text: bytes) -> int:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, final
 
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
+from asyncmig.companies.expected import Bound
 from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.names import file_names
-from asyncmig.companies.records import RecordCounter
+from asyncmig.companies.recount import Recounter
 from asyncmig.companies.wire import Sheet
 from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload
 
@@ -41,7 +42,11 @@ async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[As
     """Yield an iterator over a ZIP of all sheets: the server's, or one that is made here of the single sheets."""
     async with AsyncExitStack() as stack:
         answer, none_here = await _archive(fetch, sheets, stack)
-        chunks = _whole(answer) if answer is not None else _zipped(fetch, sheets, none_here=none_here)
+        chunks = (
+            _whole(fetch, sheets, answer)
+            if answer is not None
+            else _zipped(fetch, sheets, none_here=none_here)
+        )
         if answer is None and not sheets:
             raise no_sheets()
         yield await stack.enter_async_context(aclosing(chunks))
@@ -70,21 +75,27 @@ async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:
 
 
 async def _checked(fetch: Fetch, sheet: Sheet, answer: Answer) -> AsyncGenerator[bytes]:
-    """Yield the bytes of a sheet, and raise at the end if they cannot be all of it."""
-    name, records = sheet.name or sheet.id, RecordCounter()
+    """Yield the bytes of a sheet; raise when more come than there can be, or at the end unless it can be whole."""
+    name, records = sheet.name or sheet.id, Recounter()
+    bound = Bound(rows=fetch.expected.most_rows(name, sheet))
     async with aclosing(_chunks(name, answer)) as chunks:
         async for chunk in chunks:
             records.feed(chunk)
+            if reason := bound.exceeded(len(chunk), [count.rows for count in records.counts()]):
+                raise TruncatedDownload(name, reason)
             yield chunk
     fetch.expected.check(name, sheet, records)
 
 
-async def _whole(answer: Answer) -> AsyncGenerator[bytes]:
+async def _whole(fetch: Fetch, sheets: Sequence[Sheet], answer: Answer) -> AsyncGenerator[bytes]:
     """Yield the bytes of an archive, and raise at the end unless its last record says that it ends there."""
     size, tail = 0, b""
+    bound = Bound(rows=None, size=fetch.expected.most_in_archive(len(sheets)))
     async with aclosing(_chunks(_ALL, answer)) as chunks:
         async for chunk in chunks:
             size += len(chunk)
+            if reason := bound.exceeded(len(chunk)):
+                raise TruncatedDownload(_ALL, reason)
             tail = (tail + chunk)[-_LONGEST_END:]
             yield chunk
     if not _ends(tail, size):

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
@@ -216,6 +217,138 @@ async def test_a_sheet_cannot_leave_its_folder(
         assert Path(each.path).parent == tmp_path / "out"
         assert Path(each.path).stem.upper() != "CON"
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+async def downloaded(imported: Imported, wire: InProcess, to: Path, content: bytes) -> int:
+    """Return the rows of a sheet that comes like this, always, after an import of 20 rows."""
+    faulty(wire, Fault(instead=Reply(status=200, body=content, content_type="text/csv")), *range(1, 999))
+    async with imported() as company:
+        [file] = await company.download(to=to, sheets=["Contacts"], filter="all")
+    assert Path(file.path).read_bytes() == content
+    return file.rows
+
+
+@pytest.mark.parametrize(
+    ("line", "end"), [('p@x,6" pipe', "\r\n"), ('p@x,6"', "\n"), ('p@x, "a,b"', "\n"), ("p@x,a\rb", "\r\n")]
+)
+async def test_a_sheet_that_can_be_read_in_two_ways_comes_once(
+    imported: Imported, wire: InProcess, tmp_path: Path, line: str, end: str
+) -> None:
+    content = "Email,Note" + end + (line + end) * 20
+    assert await downloaded(imported, wire, tmp_path, content.encode()) == 20
+    assert downloads(wire) == 1
+
+
+async def test_a_quote_that_is_never_closed_is_text_if_the_same_comes_again(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    content = b'Email,Note\r\np@x,"6 pipe\r\n' + b"p@x,x\r\n" * 19
+    assert await downloaded(imported, wire, tmp_path, content) == 20
+    assert downloads(wire) == 2
+
+
+async def test_what_comes_wrong_and_always_the_same_is_not_asked_for_ever(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    with pytest.raises(TruncatedDownload, match="19 rows came") as caught:
+        await downloaded(imported, wire, tmp_path, b"Email,Note\r\n" + b"p@x,x\r\n" * 19)
+    assert caught.value.is_final
+    assert downloads(wire) == 8
+    assert not list(tmp_path.iterdir())
+
+
+class Flood:
+    """An answer without end: what begins it, and what comes again and again."""
+
+    def __init__(self, head: bytes, more: bytes, content_type: str = "text/csv") -> None:
+        self._head, self._more = head, more
+        self.status, self.headers = 200, {"Content-Type": content_type}
+        self.came = 0
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._head
+        while True:
+            self.came += len(self._more)
+            assert self.came < 256 * 1024 * 1024
+            yield self._more
+
+
+class Flooding(InProcess):
+    """A transport whose downloads never end."""
+
+    flood: Flood
+
+    @asynccontextmanager
+    async def exchange(self, method: str, url: str, **other: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        async with super().exchange(method, url, **other) as answer:
+            yield self.flood if "/export.csv" in url else answer
+
+
+async def _streamed(company: Company) -> None:
+    async with company.stream("Contacts") as chunks:
+        async for _ in chunks:
+            pass
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("head", "more", "reason"),
+    [
+        (b"Email\r\n", b"p@x\r\n" * 1000, "more rows came than the 20"),
+        (b"", b"header" * 10_000, "no row ended within 16 MiB"),
+        (b'Email\r\np@x\r\n"', b"a cell\r\n" * 10_000, "no row ended within 16 MiB"),
+        (b"Email\r\n", b"\r\n" * 10_000, "no row ended within 16 MiB"),
+    ],
+)
+async def test_a_sheet_without_end_is_stopped(
+    world: World, tmp_path: Path, head: bytes, more: bytes, reason: str, streamed: bool
+) -> None:
+    wire = Flooding(world)
+    wire.flood = Flood(head, more)
+    async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        await (await company.imports.start(rows=ROWS)).wait()
+        with pytest.raises(TruncatedDownload, match=reason):
+            await (_streamed(company) if streamed else company.download(to=tmp_path, sheets=["Contacts"]))
+    assert downloads(wire) == 1 + (not streamed)
+    assert wire.flood.came <= 40 * 1024 * 1024
+    assert not list(tmp_path.iterdir())
+
+
+async def test_an_archive_without_end_is_stopped(world: World, tmp_path: Path) -> None:
+    wire = Flooding(world)
+    wire.flood = Flood(b"PK\x03\x04", b"x" * 1024 * 1024, "application/zip")
+    async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        await (await company.imports.start(rows=ROWS)).wait()
+        with pytest.raises(TruncatedDownload):
+            await company.download(to=tmp_path, filter="all")
+    assert downloads(wire) <= 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bomb", ["rows", "cell", "members", "sheets"])
+async def test_an_archive_that_unpacks_to_more_than_was_reported_is_stopped(
+    imported: Imported, wire: InProcess, tmp_path: Path, bomb: str
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        if bomb == "members":
+            for n in range(90_000):
+                content.writestr(f"{n}.txt", "")
+        if bomb == "sheets":
+            for n in range(300):
+                content.writestr(f"{n}.csv", "")
+        with content.open("Contacts.csv", "w") as sheet:
+            for _ in range({"rows": 1, "cell": 40}.get(bomb, 0)):
+                sheet.write((b"p@x\n" if bomb == "rows" else b"abcd") * 2**18)
+    body = Reply(status=200, body=archive.getvalue(), content_type="application/zip")
+    wire.fault = lambda method, path, number: None
+    async with imported() as company:
+        faulty(wire, Fault(instead=body), *range(1, 99))
+        with pytest.raises(TruncatedDownload):
+            await company.download(to=tmp_path, filter="all")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("zip_status", [200, 404])

@@ -1,0 +1,250 @@
+"""Count the records of a CSV in every way in which it may be read.
+
+Servers write CSV that readers understand in different ways, and nobody can tell which of them the reported number of
+rows follows. Two questions are open, and each has two answers:
+
+- A quote in the middle of a cell (`6" pipe`) is text, or it opens a quoted part as it does at the start of a cell.
+- A carriage return without a line feed is text, or it ends a line. Where no line feed ends a line it always does.
+
+A file is counted once while all answers agree on it. From the first byte on which they disagree, each is counted.
+Each chunk is split at its quotes, what lies outside of quoted cells is joined again with one quote for each cell, and
+the lines of that text are counted. This is exact, and takes several times as long as `RecordCounter`, which knows one
+way of counting.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import final
+
+from asyncmig.companies.records import RowCount
+
+__all__ = ["Recounter"]
+
+_BOM = b"\xef\xbb\xbf"
+_LAST = itemgetter(slice(-1, None))
+_BEFORE_A_CELL = frozenset({b",", b"\n", b"\r"})
+_BEFORE_A_QUOTE = _BEFORE_A_CELL | {b""}
+"""What may stand before a quote that opens a cell; nothing: the quote before it is doubled."""
+_LONGEST = 64 * 1024
+"""Bytes of a line whose cells are counted, and of an open cell that is kept."""
+_WAYS = ((True, False), (True, True), (False, False), (False, True))
+"""Whether quotes in the middle of a cell are text, and whether a lone return ends a line; the most likely first."""
+
+
+@final
+class _Lines:
+    """Counts lines, those without content apart."""
+
+    __slots__ = ("begun", "blank", "filled")
+
+    def __init__(self) -> None:
+        self.filled = self.blank = 0
+        self.begun = False
+        """The present line has content so far."""
+
+    def take(self, lines: Sequence[bytes], *, ended: bool) -> None:
+        """Take lines; `ended`: the last of them is complete."""
+        complete = len(lines) - (not ended)
+        blank = lines.count(b"") - (complete > 0 and self.begun and not lines[0])
+        self.blank += blank
+        self.filled += complete - blank
+        self.begun = not ended or (self.begun and not complete)
+
+
+class _Quotes:
+    """One answer about quotes: keeps track of quoted cells, and counts the records between them."""
+
+    __slots__ = ("_any", "_commas", "_header", "_last", "_lf", "_line", "_open", "_spans", "_tail")
+
+    def __init__(self) -> None:
+        self._open = False
+        """Inside a quoted cell."""
+        self._last = b","
+        """The last byte of what came; at the beginning there is one that a cell may follow."""
+        self._lf, self._any = _Lines(), _Lines()
+        """Lines that end with LF or CRLF; and with a lone CR, too."""
+        self._header: int | None = None
+        """Cells of the header, once it has come; 0 if it is too long to say."""
+        self._commas = self._line = 0
+        """Separators and bytes outside of quotes since the last LF."""
+        self._spans = False
+        """The present record has a line end in a quoted cell."""
+        self._tail = b""
+        """What came since the present quoted cell was opened."""
+
+    def feed(self, parts: Sequence[bytes]) -> None:
+        """Take what lies between the quotes of the next chunk."""
+        outside, ends_open = parts[self._open :: 2], self._open ^ (len(parts) % 2 == 0)
+        self._note_inside(parts, ends_open=ends_open)
+        self._count(b'"'.join([*outside, b""] if ends_open and outside else outside))
+
+    def _note_inside(self, parts: Sequence[bytes], *, ends_open: bool) -> None:
+        last = parts[-1]
+        if ends_open:
+            self._tail = ((self._tail if len(parts) == 1 else b"") + last)[:_LONGEST]
+        was_open = ends_open
+        for part in reversed(parts):
+            if b"\n" in part:
+                self._spans = was_open
+                break
+            was_open = not was_open
+        self._open = ends_open
+        if last or len(parts) > 1:
+            self._last = last[-1:] or b'"'
+
+    def _count(self, text: bytes) -> None:
+        """Count the lines of text outside of quoted cells, each of which it shows as a quote."""
+        if not text:
+            return
+        lines, ended = text.splitlines(), text.endswith((b"\n", b"\r"))
+        if text.count(b"\n") == len(lines) - (not ended):
+            self._lf.take(lines, ended=ended)
+        else:  # a lone return
+            *complete, rest = text.split(b"\n")
+            complete = [b"" if line == b"\r" else line for line in complete]
+            goes_on = rest not in (b"", b"\r")
+            self._lf.take([*complete, rest] if goes_on else complete, ended=not goes_on)
+        self._any.take(lines, ended=ended)
+        at = text.rfind(b"\n")
+        if at < 0:
+            self._commas += text.count(b",")
+            self._line += len(text)
+            return
+        if self._header is None:
+            end = text.index(b"\n")
+            self._header = 1 + self._commas + text.count(b",", 0, end) if self._line + end < _LONGEST else 0
+        self._commas, self._line = text.count(b",", at + 1), len(text) - at - 1
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether the last line has fewer cells than the header, as far as can be told."""
+        is_known = self._header is not None and self._lf.begun and not self._spans and self._line < _LONGEST
+        return is_known and 1 + self._commas < (self._header or 0)
+
+    def count(self, *, lone_return_ends: bool) -> RowCount:
+        is_lf = self._lf.filled + self._lf.blank > 0 and not lone_return_ends
+        lines = self._lf if is_lf else self._any
+        records = lines.filled + (lines.begun or self._open)
+        return RowCount(max(0, records - 1), lines.blank, self._open or self._is_short)
+
+    def unclosed(self) -> RowCount | None:
+        """Return the count where the last quote was text, if it was never closed; None if it cannot be so.
+
+        It can where each line since then has as many cells as the header.
+        """
+        if not self._open or self._header is None or len(self._tail) >= _LONGEST:
+            return None
+        lines = self._tail.removesuffix(b"\n").split(b"\n")
+        cells = [1 + line.count(b",") for line in lines]
+        cells[0] += self._commas
+        if set(cells) != {self._header}:
+            return None
+        return RowCount(max(0, self._lf.filled + len(lines) - 1), self._lf.blank, cut=False)
+
+
+@final
+class _Parity(_Quotes):
+    """Each quote opens a quoted part or closes one."""
+
+    __slots__ = ()
+
+    def is_clear(self, parts: Sequence[bytes]) -> bool:
+        """Return whether each quote that opens a part here stands at the start of a cell, or is doubled."""
+        ends = parts[self._open : -1 : 2]
+        if not ends:
+            return True
+        if not self._open and not ends[0] and self._last not in _BEFORE_A_CELL and self._last != b'"':
+            return False
+        return _BEFORE_A_QUOTE.issuperset(map(_LAST, ends))
+
+    def forked(self) -> "_CellStart":
+        """Return what reads on from here by the other rule."""
+        other = _CellStart()
+        for name in _Quotes.__slots__:
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
+
+
+@final
+class _CellStart(_Quotes):
+    """A quote opens a quoted cell only at the start of a cell; elsewhere it is text."""
+
+    __slots__ = ()
+
+    def feed(self, parts: Sequence[bytes]) -> None:
+        """Take what lies between the quotes of the next chunk: without the quotes that are text it is regular."""
+        super().feed(list(self._regular(parts)))
+
+    def _regular(self, parts: Sequence[bytes]) -> Iterator[bytes]:
+        is_open, last, held = self._open, self._last, b""
+        for part in parts[:-1]:
+            last = part[-1:] or last
+            if is_open or last in _BEFORE_A_CELL or (last == b'"' and not part):
+                yield held + part
+                held, is_open, last = b"", not is_open, b'"'
+            else:  # shown as another byte of the cell
+                held += part + b"'"
+                last = b"'"
+        yield held + parts[-1]
+
+
+@final
+class Recounter:
+    """Counts the records of a CSV file in UTF-8, however its bytes are cut into chunks."""
+
+    __slots__ = ("_cell_start", "_held", "_parity", "_started", "believes_unclosed")
+
+    def __init__(self) -> None:
+        self.believes_unclosed: bool = False
+        """Also count as if a quote that is never closed was text.
+
+        A file that was cut short looks the same, so this is for bytes that came more than once.
+        """
+        self._parity = _Parity()
+        self._cell_start: _CellStart | None = None
+        """The other answer about quotes, from where it differs."""
+        self._held = b""
+        """A return that may be followed by its line feed; at first, what may be a byte order mark."""
+        self._started = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        if self._held:
+            chunk, self._held = self._held + chunk, b""
+        if not self._started:
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._held = chunk
+                return
+            self._started, chunk = True, chunk.removeprefix(_BOM)
+        if chunk.endswith(b"\r"):
+            chunk, self._held = chunk[:-1], b"\r"
+        if chunk:
+            self._read(chunk.split(b'"') if b'"' in chunk else [chunk])
+
+    def _read(self, parts: Sequence[bytes]) -> None:
+        if self._cell_start is None and not self._parity.is_clear(parts):
+            self._cell_start = self._parity.forked()
+        self._parity.feed(parts)
+        if self._cell_start is not None:
+            self._cell_start.feed(parts)
+
+    def counts(self) -> tuple[RowCount, ...]:
+        """Return what each way of counting found, always in the same order, the most likely first."""
+        cell_start, parity = self._at_end()
+        counts = [
+            (cell_start if quotes_are_text else parity).count(lone_return_ends=lone_return_ends)
+            for quotes_are_text, lone_return_ends in _WAYS
+        ]
+        if self.believes_unclosed:
+            found = (cell_start.unclosed(), parity.unclosed())
+            counts += [count for count in found if count is not None]
+        return tuple(counts)
+
+    def _at_end(self) -> tuple[_Quotes, _Quotes]:
+        """Return both answers about quotes as they are if nothing follows."""
+        last = self
+        if self._held:
+            last = copy.deepcopy(self)
+            last._read([last._held])
+        return last._cell_start or last._parity, last._parity
