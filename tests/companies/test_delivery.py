@@ -429,3 +429,18 @@ async def test_every_outcome_tells_what_a_person_has_to_know_also_as_json(
     assert "asyncmig adopt" in told["advice"]
     assert isinstance(parked, Parked)
     assert not isinstance(unknown, Pending)
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_sheets_that_are_always_wrong_in_the_same_way_end_as_pending_soon(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, more: bool
+) -> None:
+    content = b"E-mail\r\n" + b"p@x\r\n" * (999 if more else 7)
+    wrong = Fault(instead=Reply(status=200, body=content, content_type="text/csv"))
+    wire.fault = lambda method, path, number: wrong if path.endswith("/export.csv") else None
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Pending)
+    assert "rows came" in outcome.error
+    assert sum("sheet_id" in url for _, _, url in wire.sent if "/export.csv" in url) <= (2 if more else 8)
+    assert [path for path in tmp_path.glob("out/**/*") if path.is_file()] == []
