@@ -157,25 +157,33 @@ class Caller:
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
         tries = self.tries(call.endpoint, call.sent)
+        while True:
+            try:
+                return await self._through_the_gate(call, understand, tries.attempt)
+            except ApiError as error:
+                if refusal_is_doubtful(call.endpoint.repeat, error.status, tries.doubts):
+                    raise tries.unknown(str(error)) from error
+                error.after_doubt = tries.doubts > 0
+                raise
+            except Failed as failure:
+                failed = failure
+            await tries.failed(failed)
+
+    async def attempt(self, call: Call, kind: type[T], tries: Tries) -> T:
+        """Make one attempt of a compound step that counts its own; a 429 is waited out.
+
+        Raises what `call` does, and `Failed` where another attempt of the step may succeed.
+        """
+        return await self._through_the_gate(call, partial(self._decoded, kind), tries.attempt)
+
+    async def _through_the_gate(self, call: Call, understand: Understand[T], attempt: int) -> T:
         ticket: int | None = None
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
-                    return await self._attempt(call, understand, slot, tries.attempt)
+                    return await self._attempt(call, understand, slot, attempt)
                 except RateLimited:
                     ticket = slot.ticket
-                    continue
-                except ApiError as error:
-                    if refusal_is_doubtful(call.endpoint.repeat, error.status, tries.doubts):
-                        raise tries.unknown(str(error)) from error
-                    error.after_doubt = tries.doubts > 0
-                    raise
-                except Failed as failure:
-                    failed = failure
-            ticket = None
-            await tries.failed(
-                failed.error, failed.doubt, retry_after=failed.retry_after, timed_out=failed.timed_out
-            )
 
     async def once(self, call: Call, kind: type[T], slot: Slot) -> T:
         """Make one attempt with a slot that the caller holds; raise what it comes to, unrepeated."""

@@ -14,7 +14,12 @@ class Failed(Exception):
     """An attempt failed in a way that a repeat may mend."""
 
     def __init__(
-        self, error: AsyncmigError, doubt: Doubt, *, retry_after: float = 0.0, timed_out: bool = False
+        self,
+        error: AsyncmigError,
+        doubt: Doubt = Doubt.MAYBE,
+        *,
+        retry_after: float = 0.0,
+        timed_out: bool = False,
     ) -> None:
         super().__init__(error)
         self.error, self.doubt, self.retry_after, self.timed_out = error, doubt, retry_after, timed_out
@@ -37,17 +42,11 @@ class Tries:
         """Whether no attempt follows the present one."""
         return self.attempt >= self._policy.attempts
 
-    async def failed(
-        self,
-        error: AsyncmigError,
-        doubt: Doubt = Doubt.MAYBE,
-        *,
-        retry_after: float = 0.0,
-        timed_out: bool = False,
-    ) -> None:
+    async def failed(self, failure: Failed) -> None:
         """Wait until the next attempt may start; or raise what the call comes to."""
-        self.doubts += doubt is Doubt.MAYBE
-        worst = Doubt.MAYBE if self.doubts else doubt
+        error = failure.error
+        self.doubts += failure.doubt is Doubt.MAYBE
+        worst = Doubt.MAYBE if self.doubts else failure.doubt
         what = after_failure(self._endpoint.repeat, worst, self.attempt, self._policy)
         if what is Next.UNKNOWN:
             raise self.unknown(str(error)) from error
@@ -59,7 +58,10 @@ class Tries:
         self.attempt += not self._queued or seen > self._seen
         self._seen = seen
         self._queued = await self._outage.wait(
-            self.attempt - 1, retry_after=retry_after, timed_out=timed_out, queued=self._queued
+            self.attempt - 1,
+            retry_after=failure.retry_after,
+            timed_out=failure.timed_out,
+            queued=self._queued,
         )
 
     def unknown(self, reason: str) -> UnknownOutcome:

@@ -50,7 +50,7 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
 async def look_first(company: Company, progress: Progress) -> ImportRun | None:
     """Return the import that an adopted company has had: one that runs, the newest that completed, or that failed."""
     progress.begin("starting", "looks for an earlier import")
-    states, is_cut = await progress.patiently(partial(_list, company))
+    states, is_cut = await progress.patiently(partial(_list, company, progress.rank))
     running = [state for state in states if state.status not in routes.IMPORT.terminal]
     found = running or [state for state in states if state.status == "completed"]
     if is_cut and not found:
@@ -68,8 +68,8 @@ async def look_first(company: Company, progress: Progress) -> ImportRun | None:
     return None
 
 
-async def _list(company: Company) -> tuple[list[ImportState], bool]:
-    pages = [page async for page in company.imports.pages()]
+async def _list(company: Company, rank: float) -> tuple[list[ImportState], bool]:
+    pages = [page async for page in company.imports.pages(rank=rank)]
     return [state for states, _ in pages for state in states], any(is_cut for _, is_cut in pages)
 
 

@@ -208,6 +208,7 @@ class Company:
         row_filter: str | None = None,
         canary_key: str | None = None,
         full_key: str | None = None,
+        rank: float = 0.0,
     ) -> ExportOutcome:
         """Write the company's rows to its destination: the first row of each template, and if that went well, all.
 
@@ -223,6 +224,7 @@ class Company:
             row_filter=row_filter,
             canary_key=canary_key,
             full_key=full_key,
+            rank=rank,
         )
 
     def _fetch(

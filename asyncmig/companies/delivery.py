@@ -138,7 +138,7 @@ class Delivery:
             key = export_key(self._progress.record, mode)
             step = await self._write("export", ExportStep(mode=mode, idempotency_key=key))
         if step.run_id is None:
-            run = await self._progress.patiently(partial(_started, company, step))
+            run = await self._progress.patiently(partial(_started, company, step, self._progress.rank))
             started = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
             step = await self._write("export started", started)
         if step.result is None:
@@ -162,9 +162,9 @@ class Delivery:
         return tuple(step.result for step in self._progress.record.exports if step.result is not None)
 
 
-async def _started(company: Company, step: ExportStep) -> ExportRun:
+async def _started(company: Company, step: ExportStep, rank: float) -> ExportRun:
     try:
-        return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key)
+        return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key, rank=rank)
     except UnknownOutcome as error:
         if isinstance(error.__cause__, TRANSIENT):
             raise error.__cause__ from error  # no answer yet, and the journal has the key

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
+from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
@@ -49,7 +50,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
             if error.is_final:
                 raise
             trouble, archived = error, not sheets
-        await tries.failed(trouble)
+        await tries.failed(Failed(trouble))
 
 
 async def _fetch(
@@ -105,7 +106,7 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
             trouble: AsyncmigError = error
         else:
             return
-        await tries.failed(trouble)
+        await tries.failed(Failed(trouble))
 
 
 async def _fetch_archive(
@@ -127,7 +128,7 @@ async def _fetch_archive(
             if _is_final(error) or (isinstance(error, ApiError) and is_no_archive(error)):
                 raise
             trouble: AsyncmigError = error
-        await tries.failed(trouble)
+        await tries.failed(Failed(trouble))
 
 
 def _archive_bound(fetch: Fetch, sheets: int) -> Bound:

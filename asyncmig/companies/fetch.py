@@ -10,6 +10,7 @@ from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Answer
+from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Expected, RowFilter
 from asyncmig.companies.wire import Sheet
@@ -71,7 +72,7 @@ class Fetch:
                 if sheet is None and isinstance(error, ApiError) and is_no_archive(error):
                     raise
                 trouble: AsyncmigError = error
-            await tries.failed(trouble)
+            await tries.failed(Failed(trouble))
 
     @property
     def archives(self) -> bool:

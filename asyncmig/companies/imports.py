@@ -15,6 +15,7 @@ from asyncmig._io.gate import Slot
 from asyncmig._io.paths import Inputs
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig._io.threads import in_thread
+from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.ids import IMPORT, checked_id
 from asyncmig.companies.pages import read_page
@@ -143,16 +144,16 @@ class Imports:
         checked = checked_id("run_id", run_id, IMPORT)
         return ImportRun(self._engine, self._company_id, checked, age=age, group=group)
 
-    async def active(self) -> ImportState | None:
+    async def active(self, *, rank: float = 0.0) -> ImportState | None:
         """Return the newest import that has not ended, or None. Its `run_id` may be missing.
 
         if await company.imports.active() is None:
             run = await company.imports.start(files=[path])
         """
-        call = _active_import(self._company_id)
+        call = _active_import(self._company_id, rank)
         return (await self._engine.caller.call(call, ActiveImport)).state()
 
-    async def recover(self) -> "ImportRun | None":
+    async def recover(self, *, rank: float = 0.0) -> "ImportRun | None":
         """Return the import that runs now, or None: the way back to a run whose id was lost.
 
             try:
@@ -163,11 +164,11 @@ class Imports:
         Its `id` is empty if the server says neither here nor in the list which run it is: then `active()` can tell
         that it has ended, and no more.
         """
-        state = await self.active()
+        state = await self.active(rank=rank)
         if state is None:
             return None
         if not (state.run_id or state.id):
-            async for listed in self.list():
+            async for listed in self.list(rank=rank):
                 if listed.status not in routes.IMPORT.terminal:
                     state = listed
                     break
@@ -178,7 +179,7 @@ class Imports:
         run_id = state.run_id or state.id or ""
         return ImportRun(self._engine, self._company_id, run_id, age=None, status=state.status)
 
-    async def list(self) -> AsyncIterator[ImportState]:
+    async def list(self, *, rank: float = 0.0) -> AsyncIterator[ImportState]:
         """Yield the imports, newest first, each once, over all pages that the server offers.
 
             completed = [state async for state in company.imports.list() if state.status == "completed"]
@@ -186,20 +187,20 @@ class Imports:
         How the server pages is not documented: it may not, and then this is what one request gives. A page that shows
         nothing new is the last one, whatever it says of more. What an import does not say is None, its status "".
         """
-        async for states, is_cut in self.pages():
+        async for states, is_cut in self.pages(rank=rank):
             for state in states:
                 yield state
             if is_cut:
                 _log.warning("imports of company %s: there are more than the server gives", self._company_id)
 
-    async def pages(self) -> AsyncIterator[tuple[Sequence[ImportState], bool]]:
+    async def pages(self, *, rank: float = 0.0) -> AsyncIterator[tuple[Sequence[ImportState], bool]]:
         """Yield what `list` does, page by page, and whether the server keeps more back than it gives."""
         query: Mapping[str, str] = {}
         asked: set[frozenset[tuple[str, str]]] = set()
         seen: set[str] = set()
         while len(asked) < _PAGES:
             asked.add(frozenset(query.items()))
-            reply = await self._engine.caller.reply(_listing(self._company_id, query))
+            reply = await self._engine.caller.reply(_listing(self._company_id, query, rank))
             page = read_page(reply.json(), reply.headers.get("link", ""))
             listed = [convert(item, ListedImport) for item in page.items]
             states = [state for state in listed if _mark(state) not in seen]
@@ -257,7 +258,7 @@ class ImportRun(Run[ImportState]):
             state = await super().wait(through_parks=through_parks)
         return state
 
-    async def approve(self, answers: Mapping[str, str | Custom] | None = None) -> None:
+    async def approve(self, answers: Mapping[str, str | Custom] | None = None, *, rank: float = 0.0) -> None:
         """Approve the proposed patch as it is; with `answers`, question ids to option ids or `Custom` texts.
 
             asked = run.needs_attention
@@ -275,16 +276,16 @@ class ImportRun(Run[ImportState]):
         """
         shown = await self._shown()
         chosen = checked_answers(shown, answers) if answers else msgspec.UNSET
-        await self._decide(DecisionBody(decision="approve", answers=chosen), shown)
+        await self._decide(DecisionBody(decision="approve", answers=chosen), shown, rank)
 
-    async def reject(self) -> None:
+    async def reject(self, *, rank: float = 0.0) -> None:
         """Reject the patch: the run ends as failed, and `wait` raises `RunFailed`.
 
             await run.reject()
 
         Whether rows that were valid are kept is the server's choice. Raises as `approve` does.
         """
-        await self._decide(DecisionBody(decision="reject"), await self._shown())
+        await self._decide(DecisionBody(decision="reject"), await self._shown(), rank)
 
     async def _shown(self) -> NeedsAttention:
         """Return what is decided: what the last reading showed, if the run still asks that."""
@@ -304,9 +305,9 @@ class ImportRun(Run[ImportState]):
                 raise Conflict(endpoint.method, endpoint.template, 409, reason)
         return shown
 
-    async def _decide(self, body: DecisionBody, shown: NeedsAttention) -> None:
+    async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
         encoded = msgspec.json.encode(body)
-        call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, sent=encoded.decode())
+        call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, sent=encoded.decode())
         tries = self._engine.caller.tries(routes.READ_IMPORT)
         while True:
             status = ""
@@ -314,7 +315,7 @@ class ImportRun(Run[ImportState]):
                 status = (await self._engine.caller.call(call, _Decided)).status or ""
             except UnknownOutcome as error:
                 if await self._still_asks(shown):
-                    await tries.failed(error)
+                    await tries.failed(Failed(error))
                     if await self._still_asks(shown):  # the first one may have been slow
                         continue
             except Conflict:
@@ -368,13 +369,13 @@ def _checked_files(files: object) -> list[Path | Uploaded]:
     return cast("list[Path | Uploaded]", list(given))
 
 
-def _listing(company_id: str, query: Mapping[str, str]) -> Call:
-    return Call(endpoint=routes.LIST_IMPORTS, ids={"id": company_id}, query=query)
+def _listing(company_id: str, query: Mapping[str, str], rank: float) -> Call:
+    return Call(endpoint=routes.LIST_IMPORTS, ids={"id": company_id}, query=query, rank=rank)
 
 
-def _active_import(company_id: str) -> Call:
+def _active_import(company_id: str, rank: float = 0.0) -> Call:
     """Return the call that asks which import runs."""
-    return _listing(company_id, {"status": "active"})
+    return _listing(company_id, {"status": "active"}, rank)
 
 
 def new_key(engine: Engine) -> str:

@@ -229,7 +229,6 @@ class _Migration:
                 raise
             self._note(f"{error}; its import had begun, and goes on without it")
             return
-        progress.rank = -float(sum(file.size for file in files))
         changed = ", ".join(record.changed_files(files)) if record.files else ""
         if record.begun and changed:
             if nothing_ran(record.outcome):
@@ -356,7 +355,7 @@ class _Migration:
                 )
             except Conflict as error:
                 conflict = error
-            active = await progress.patiently(company.imports.recover)
+            active = await progress.patiently(partial(company.imports.recover, rank=progress.rank))
             if active is None:
                 idle += 1
                 if idle > 1:
@@ -376,7 +375,8 @@ class _Migration:
                 await active.wait(through_parks=True)
             await asyncio.sleep(_LOOK_AGAIN)  # what tells of active imports may lag behind what reads them
             return
-        while await self._progress.patiently(company.imports.active) is not None:  # noqa: ASYNC110 - the server's
+        look = partial(company.imports.active, rank=self._progress.rank)
+        while await self._progress.patiently(look) is not None:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _to_the_end(self, company: Company, run: ImportRun) -> Outcome:
@@ -395,7 +395,10 @@ class _Migration:
                 "decide", shown=run.needs_attention, decision=decision, rejected=not decision.approve
             )
             try:
-                await (run.approve(decision.answers) if decision.approve else run.reject())
+                if decision.approve:
+                    await run.approve(decision.answers, rank=progress.rank)
+                else:
+                    await run.reject(rank=progress.rank)
             except Conflict as error:
                 refused += 1
                 if refused == _DECISIONS:

@@ -37,7 +37,7 @@ class Who(TypedDict):
 class Progress:
     """The record of one migration, while its company is claimed."""
 
-    __slots__ = ("_claim", "_events", "_started", "notes", "rank", "record", "step")
+    __slots__ = ("_claim", "_events", "_started", "notes", "record", "step")
 
     def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
         self._claim, self._events = claim, session.events
@@ -46,10 +46,13 @@ class Progress:
         self.record: Record = record if record.name else named(record, spec)
         self.notes: list[str] = []
         """What the outcome is to say besides."""
-        self.rank: float = 0.0
-        """The place among requests that wait: the largest customers go first."""
         self.step: str = "checking"
         """What was begun last."""
+
+    @property
+    def rank(self) -> float:
+        """The place among requests that wait: the largest customers go first."""
+        return -float(sum(file.size for file in self.record.files))
 
     async def write(self, kind: str, **changes: object) -> None:
         """Write an event to the journal, and the record as it now is."""

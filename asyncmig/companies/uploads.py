@@ -13,6 +13,7 @@ from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
+from asyncmig._io.tries import Failed, Tries
 from asyncmig.companies import routes
 from asyncmig.companies.content import Content, Progress, Stream, content_of, size_of
 from asyncmig.companies.wire import UploadBody, UploadTarget
@@ -77,21 +78,27 @@ async def upload(
     content = content_of(source, name=name, size=size)
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
-    tries, pages = engine.caller.tries(routes.PUT_BYTES), 0
-    async with engine.uploads:
-        while True:
-            try:
-                # Some storages always answer with a page, and where there is no other answer it has to be theirs.
-                believes = content.once or (tries.is_last and pages == tries.attempt - 1)
+    tries, asks, pages = engine.caller.tries(routes.PUT_BYTES), engine.caller.tries(routes.CREATE_UPLOAD), 0
+    while True:
+        # Some storages always answer with a page, and where there is no other answer it has to be theirs.
+        believes = content.once or (tries.is_last and pages == tries.attempt - 1)
+        try:
+            async with engine.uploads:  # but not during the pause before a repeat
                 return await _attempt(
-                    engine, company_id, content, body, progress, rank, believe_pages=believes
+                    engine, company_id, content, body, progress, rank, asks, believe_pages=believes
                 )
+        except Failed as failure:  # there was no URL: that request has attempts of its own
+            try:
+                await asks.failed(failure)
+                continue
             except (NoAnswer, UnexpectedReply) as error:
-                trouble = error
+                trouble, asks = error, engine.caller.tries(routes.CREATE_UPLOAD)
+        except (NoAnswer, UnexpectedReply) as error:
+            trouble = error
             pages += isinstance(trouble, UnexpectedReply) and 200 <= trouble.status < 300
-            if content.spent:
-                raise _cannot_repeat(content, trouble) from trouble
-            await tries.failed(trouble)
+        if content.spent:
+            raise _cannot_repeat(content, trouble) from trouble
+        await tries.failed(Failed(trouble))
 
 
 async def upload_all(
@@ -134,6 +141,7 @@ async def _attempt(
     body: UploadBody,
     progress: Progress | None,
     rank: float,
+    asks: Tries,
     *,
     believe_pages: bool,
 ) -> Uploaded:
@@ -143,7 +151,7 @@ async def _attempt(
         body=msgspec.json.encode(body),
         rank=rank,
     )
-    target = await engine.caller.call(call, UploadTarget)
+    target = await engine.caller.attempt(call, UploadTarget, asks)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
     async with content.attempt(engine.pace, progress) as attempt:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,7 @@ from asyncmig import (
 from asyncmig.events import MigrationChanged
 from asyncmig.simulator import World
 
-from .conftest import Opens
+from .conftest import CLEAN, Opens
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 Customer = Callable[..., Spec]
@@ -158,3 +159,26 @@ async def test_a_fleet_without_a_place_is_refused(opens: Opens) -> None:
             Fleet(session, journal=MemoryJournal(), concurrency=0)
     with pytest.raises(SessionClosed):
         await session.companies.sources()
+
+
+async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_ones(
+    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+) -> None:
+    world.variants = replace(world.variants, failed_writes=0.0, hollow_writes=0.0)
+    secrets = {"destination": {"base_url": "https://d.invalid", "auth": {"token": "secret-of-d"}}}
+    rows = "".join(f"q{n}@x.org,Ada,L{n},1\n" for n in range(200))
+    large = msgspec.structs.replace(customer("large", contacts=CLEAN + rows), connections=secrets)
+    specs = [large, *(customer(f"small-{n}") for n in range(60))]
+    async with opens(scope="key", limit=30) as session:
+        outcomes: dict[str, Outcome] = {}
+        async with Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", export="canary") as fleet:
+            async for outcome in fleet.run(specs):
+                outcomes[outcome.external_id] = outcome
+                if outcome.external_id == "large":
+                    break
+    assert isinstance(outcomes["large"], Delivered), outcomes["large"]
+    company = outcomes["large"].company_id
+    mine = [number for number, (_, _, url) in enumerate(wire.sent) if f"/{company}/export" in url]
+    start = next(number for number in mine if wire.sent[number][1] == "POST")
+    between = [url for _, method, url in wire.sent[mine[0] : start] if method == "POST"]
+    assert len(between) < 3, between

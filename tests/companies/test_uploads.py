@@ -349,6 +349,25 @@ async def test_files_of_one_import_go_several_at_once_and_keep_their_order(
     assert most == 3
 
 
+@pytest.mark.parametrize("broken", ["/storage", "/uploads"])
+async def test_uploads_that_wait_for_a_repeat_hold_no_place(
+    broken: str, opens: Opens, wire: InProcess
+) -> None:
+    fails = True
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=503, body=b"")) if fails and path.endswith(broken) else None
+    )
+    loop = asyncio.get_running_loop()
+    async with opens(max_parallel_uploads=2) as session:
+        company = await provisioned(session)
+        stuck = [asyncio.create_task(company.upload(CONTENT, name=f"{n}.csv")) for n in range(2)]
+        await asyncio.sleep(0.5)
+        fails, began = False, loop.time()
+        await company.upload(CONTENT, name="good.csv")
+        assert loop.time() - began < 0.5  # a back-off is a second at least
+        await asyncio.gather(*stuck)
+
+
 async def test_one_file_that_fails_ends_the_others_and_is_the_error(
     opens: Opens, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
