@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,33 @@ async def use(path: Path, external_id: str = "acme", state: bytes = b"s") -> Non
 def pragma(path: Path, name: str) -> int:
     with closing(sqlite3.connect(path)) as db:
         return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_only_its_owner_can_read_a_new_journal(path, umask):
+    before = os.umask(umask)
+    try:
+        async with Journal(path) as journal, await journal.claim("acme") as claim:
+            await claim.write("k", b"s", b"s")
+            modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("fleet.db", "fleet.db-wal", "fleet.db-shm"), 0o600)
+
+
+async def test_the_mode_of_a_journal_that_exists_is_its_owners_choice(path):
+    path.touch()
+    path.chmod(0o640)
+    await use(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+async def test_a_link_to_a_place_without_a_file_leads_to_a_new_journal(path):
+    path.symlink_to("elsewhere.db")
+    await use(path)
+    assert stat.S_IMODE(path.with_name("elsewhere.db").stat().st_mode) == 0o600
+    assert path.is_symlink()
 
 
 def script(path: Path, sql: str) -> None:

@@ -1,6 +1,9 @@
 """The file: how it is opened, what stands in it, which version of it, and what its errors mean."""
 
+import contextlib
+import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -102,12 +105,13 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
-    """Open a journal, create it where there is none, and bring an old one up to date.
+    """Open a journal, create it where there is none (mode 0600), and bring an old one up to date.
 
     Raises `JournalError`; an existing file that is no journal is left as it was.
     """
     _check_place(path)
     with _explained(path):
+        _create(path)
         db = connect(_uri(path, "rwc"))
         try:
             _prepare(db, path)
@@ -115,6 +119,24 @@ def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
             db.close()
             raise
         return db
+
+
+def _create(path: Path) -> None:
+    """Make the file, unless it exists, readable for its owner alone; SQLite's side files get the same mode.
+
+    It is never opened by its own name: closing it again would drop SQLite's locks of this process. Where that is not
+    possible, SQLite makes the file, or says why not.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists():
+        return
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix=f"{place.name}.", dir=place.parent)
+        try:
+            os.close(descriptor)
+            os.link(name, place)
+        finally:
+            os.unlink(name)
 
 
 @contextmanager

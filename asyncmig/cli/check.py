@@ -11,7 +11,7 @@ from rich.console import Console
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE
-from asyncmig.cli.terminal import clean, say
+from asyncmig.cli.terminal import clean, print_line, say
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
@@ -63,8 +63,7 @@ async def check_manifest(manifest: Manifest, options: CheckOptions, data: Consol
         files += len(checked.files)
         warnings += checked.warnings
         if options.json:
-            line = _Line(external_id=customer.external_id, files=checked.files)
-            data.file.write(msgspec.json.encode(line).decode() + "\n")
+            print_line(_Line(external_id=customer.external_id, files=checked.files))
         else:
             _print(data, customer, checked.files)
     say(words, f"{number_of(files, 'file')} of {number_of(len(chosen), 'customer')}: {_verdict(warnings)}")

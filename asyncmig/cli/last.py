@@ -1,12 +1,12 @@
 """What the last run of a journal was asked for, kept beside it: no key, no secret."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 import msgspec
 
+from asyncmig.cli.files import write_whole
 from asyncmig.cli.settings import PATHS, Settings
 from asyncmig.errors import InvalidInput
 
@@ -38,10 +38,7 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
 def remember(manifest: Path, settings: Settings) -> None:
     """Write down what a run is asked for. Raises `OSError`."""
     last = LastRun(folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()))
-    place = _place(settings.journal)
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
-    part.replace(place)
+    write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 
 
 def has_last_run(journal: Path) -> bool:

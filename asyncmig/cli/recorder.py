@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
+from asyncmig.cli.files import write_whole
 from asyncmig.cli.options import Options
 from asyncmig.cli.page import Page, render
 from asyncmig.cli.report import Budget, CompanyRow
@@ -95,9 +96,7 @@ def check_place(path: Path | None) -> None:
 
 def write_page(path: Path, page: Page) -> None:
     """Write a page, whole or not at all. Raises `OSError`."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(render(page), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, render(page).encode())
 
 
 def written_now() -> str:

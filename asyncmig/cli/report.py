@@ -8,6 +8,8 @@ from typing import final
 
 import msgspec
 
+from asyncmig.cli.files import write_whole
+from asyncmig.cli.terminal import escaped
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.outcome import Delivered, Outcome, Pending
 from asyncmig.companies.spec import Record
@@ -152,9 +154,8 @@ class ReportFile:
 
     def _write(self) -> Report:
         report = self._report()
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        part.replace(self._path)
+        text = msgspec.json.format(msgspec.json.encode(report), indent=1).decode()
+        write_whole(self._path, f"{escaped(text)}\n".encode())
         return report
 
     def _report(self) -> Report:

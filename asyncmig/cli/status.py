@@ -36,10 +36,10 @@ def print_standings(data: Console, standings: Sequence[Standing]) -> None:
     table.add_column("why, or who is at it")
     for each in standings:
         table.add_row(
-            Text(each.external_id),
+            Text(clean(each.external_id)),
             Text(each.outcome, STYLES[each.outcome]),
             Text("" if each.outcome == "delivered" else each.step),
-            Text((each.changed_at or "")[:19].replace("T", " ")),
+            Text(clean(each.changed_at or "")[:19].replace("T", " ")),
             Text(clean(_why(each))),
         )
     data.print(table)
@@ -93,7 +93,9 @@ def print_story(data: Console, story: Story) -> None:
     table.add_column("")
     for each in story.happenings:
         waited = spoken(each.waited) if each.waited else ""
-        table.add_row(each.at[:23].replace("T", " "), waited, Text(clean(each.kind)), Text(clean(each.words)))
+        table.add_row(
+            clean(each.at)[:23].replace("T", " "), waited, Text(clean(each.kind)), Text(clean(each.words))
+        )
     data.print(table)
 
 

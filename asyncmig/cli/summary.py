@@ -146,6 +146,6 @@ def _some(group: Sequence[CompanyRow]) -> str:
     """Return a few of the ids; those delivered need none."""
     if group[0].outcome == "delivered":
         return ""
-    return ", ".join(company.external_id for company in group[:_MOST_NAMED]) + (
+    return ", ".join(clean(company.external_id) for company in group[:_MOST_NAMED]) + (
         ", ..." if len(group) > _MOST_NAMED else ""
     )

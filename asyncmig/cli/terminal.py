@@ -19,13 +19,17 @@ __all__ = [
     "counted",
     "data_console",
     "draws",
+    "escaped",
     "is_interactive",
     "print_line",
     "say",
     "words_console",
 ]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
+_STEERING = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
+"""Controls, and what changes the direction of text, for a pattern; not the line feed."""
+_CONTROL = re.compile(rf"[\n{_STEERING}]+")
+_CONTROL_IN_LINES = re.compile(rf"[{_STEERING}]+")
 _LONGEST = 300
 _WIDE = 200
 
@@ -34,6 +38,11 @@ def clean(text: str, longest: int = _LONGEST) -> str:
     """Return `text` as one line without control characters or changes of direction, cut at `longest`."""
     line = _CONTROL.sub(" ", text).strip()
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def escaped(json: str) -> str:
+    """Return JSON text with escapes for the characters that could steer a terminal which shows it; lines stay."""
+    return _CONTROL_IN_LINES.sub(lambda found: "".join(f"\\u{ord(each):04x}" for each in found[0]), json)
 
 
 def counted(count: int, noun: str) -> str:
@@ -77,8 +86,8 @@ def words_console() -> Console:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print one line whole: neither wrapped nor taken for markup."""
-    console.print(Text(text, style=style), soft_wrap=True)
+    """Print a text whole: neither wrapped nor taken for markup, and without controls but line feeds."""
+    console.print(Text(_CONTROL_IN_LINES.sub(" ", text), style=style), soft_wrap=True)
 
 
 @final

@@ -94,7 +94,7 @@ def _slowest(tracker: Tracker, most: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for customer in tracker.slowest(most):
         table.add_row(
-            Text(customer.external_id, overflow="ellipsis", no_wrap=True),
+            Text(clean(customer.external_id), overflow="ellipsis", no_wrap=True),
             Text(customer.step, style="cyan"),
             Text(spoken(max(0.0, tracker.now - customer.since))),
             Text(clean(customer.text, 80), style="dim", overflow="ellipsis", no_wrap=True),
