@@ -63,7 +63,7 @@ async def look_first(company: Company, progress: Progress) -> ImportRun | None:
             )
         progress.notes.append(f"the company had an import that is {state.status}; it was not repeated")
         epoch = max(progress.record.epoch, len(states) - 1)  # each of them may have used a key
-        await progress.write("found", run_id=run_id, started_at=wall_clock(), foreign=True, epoch=epoch)
+        await progress.keep("found", run_id=run_id, started_at=wall_clock(), foreign=True, epoch=epoch)
         return company.imports.found(state)
     return None
 

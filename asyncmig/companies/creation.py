@@ -1,7 +1,6 @@
 """Create a migration's company, once: the one request that nobody can look up when its answer is lost."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import TypeVar, final
 
@@ -12,13 +11,12 @@ from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.progress import TRANSIENT, Progress
 from asyncmig.companies.spec import Spec
-from asyncmig.errors import ApiError, BadRequest, Conflict, JournalError, UnknownOutcome
+from asyncmig.errors import ApiError, BadRequest, Conflict, UnknownOutcome
 from asyncmig.session import Session
 
 __all__ = ["Creation", "unknown"]
 
 T = TypeVar("T")
-_log = logging.getLogger("asyncmig")
 _GRACE = 5.0
 """Seconds that a cancelled migration waits for the answer to the creation of its company."""
 
@@ -52,30 +50,16 @@ class Creation:
         except (Conflict, BadRequest) as error:
             if doubtful or isinstance(error, Conflict):
                 raise unknown(routes.CREATE_COMPANY, error) from error
-            await self._progress.write("refused", creating=False)
+            await self._progress.keep("refused", creating=False)
             raise
-        try:
-            await self._progress.write(
-                "created",
-                creating=False,
-                company_id=company.id,
-                sheets=company.sheets,
-                adopted=not company.is_new,  # it may have had an import that a lost journal knew of
-            )
-        except JournalError as error:
-            self._report(company, error)
-            raise
-        return company
-
-    def _report(self, company: Company, error: JournalError) -> None:
-        """Say the id of a company that could not be written down: no endpoint finds it again."""
-        _log.error(
-            "%s; but company %s was created: once the journal can be written, `asyncmig adopt %s %s`",
-            error,
-            company.id,
-            company.external_id,
-            company.id,
+        await self._progress.keep(
+            "created",
+            creating=False,
+            company_id=company.id,
+            sheets=company.sheets,
+            adopted=not company.is_new,  # it may have had an import that a lost journal knew of
         )
+        return company
 
     async def _create(self) -> Company:
         record = self._progress.record

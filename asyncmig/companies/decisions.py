@@ -10,13 +10,14 @@ from typing import Literal
 
 import msgspec
 
+from asyncmig.companies.answers import Answers
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.outcome import Decision, Parked
 from asyncmig.companies.review import checked_answers
-from asyncmig.companies.spec import Record, read_record
+from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import ImportState, NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
 __all__ = ["Reviewed", "decide_parked", "look"]
@@ -59,22 +60,25 @@ async def decide_parked(
     if decision.approve and decision.answers:
         checked_answers(shown, decision.answers)
     async with await journal.claim(external_id) as claim:
-        record = read_record(external_id, claim.state)
+        answers = Answers(session, claim)
+        await answers.catch_up()
+        record = answers.record
         if not isinstance(record.outcome, Parked):
             raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
         run = _run(session, record)
         state = await _read(run)
         if run.needs_attention != shown:
-            return await _not_as_shown(claim, record, run, state)
+            return await _not_as_shown(answers, record, run, state)
         record = msgspec.structs.replace(record, rejected=not decision.approve)
-        await _write(claim, record, "decide", shown=shown, decision=decision)
+        detail = msgspec.json.encode({"shown": shown, "decision": decision})
+        await claim.write("decide", detail, msgspec.json.encode(record))
         try:
             await (run.approve(decision.answers) if decision.approve else run.reject())
         except Conflict:  # somebody else was faster, and the run was read since
             if run.needs_attention == shown or run.state is None:
                 raise
-            return await _not_as_shown(claim, record, run, run.state)
-        await _write(claim, msgspec.structs.replace(record, outcome=None), "decided")
+            return await _not_as_shown(answers, record, run, run.state)
+        await answers.keep("decided", b"{}", msgspec.structs.replace(record, outcome=None))
     return "sent"
 
 
@@ -88,20 +92,17 @@ async def _read(run: ImportRun) -> ImportState:
         raise NoAnswer(run.ENDPOINT.method, run.ENDPOINT.template, reason) from error
 
 
-async def _not_as_shown(claim: ClaimPort, record: Record, run: ImportRun, state: ImportState) -> Reviewed:
+async def _not_as_shown(answers: Answers, record: Record, run: ImportRun, state: ImportState) -> Reviewed:
     """Write down that the run asks something else by now, or nothing."""
     attention = run.needs_attention
     if attention is None:
-        await _write(claim, msgspec.structs.replace(record, outcome=None), "decided elsewhere")
+        await answers.keep("decided elsewhere", b"{}", msgspec.structs.replace(record, outcome=None))
         return "gone"
     assert isinstance(record.outcome, Parked)
     outcome = msgspec.structs.replace(record.outcome, attention=attention, report=state.report)
-    await _write(claim, msgspec.structs.replace(record, outcome=outcome), "parked", outcome=outcome)
+    detail = msgspec.json.encode({"outcome": outcome})
+    await answers.keep("parked", detail, msgspec.structs.replace(record, outcome=outcome))
     return "changed"
-
-
-async def _write(claim: ClaimPort, record: Record, kind: str, **detail: object) -> None:
-    await claim.write(kind, msgspec.json.encode(detail), msgspec.json.encode(record))
 
 
 def _run(session: Session, record: Record) -> ImportRun:

@@ -136,24 +136,23 @@ class Delivery:
         step = self._known(mode)
         if step is None:
             key = export_key(self._progress.record, mode)
-            step = await self._write("export", ExportStep(mode=mode, idempotency_key=key))
+            step = ExportStep(mode=mode, idempotency_key=key)
+            await self._progress.write("export", exports=self._with(step))
         if step.run_id is None:
             run = await self._progress.patiently(partial(_started, company, step, self._progress.rank))
-            started = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
-            step = await self._write("export started", started)
+            step = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
+            await self._progress.keep("export started", exports=self._with(step))
         if step.result is None:
             assert step.run_id is not None
             run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
             state = await run.wait()
-            result = ExportSummary.read(mode, run.id, state.report)
-            step = await self._write("exported", msgspec.structs.replace(step, result=result))
+            step = msgspec.structs.replace(step, result=ExportSummary.read(mode, run.id, state.report))
+            await self._progress.keep("exported", exports=self._with(step))
         assert step.result is not None
         return step.result
 
-    async def _write(self, kind: str, step: ExportStep) -> ExportStep:
-        others = [each for each in self._progress.record.exports if each.mode != step.mode]
-        await self._progress.write(kind, exports=(*others, step))
-        return step
+    def _with(self, step: ExportStep) -> tuple[ExportStep, ...]:
+        return (*(each for each in self._progress.record.exports if each.mode != step.mode), step)
 
     def _known(self, mode: ExportMode) -> ExportStep | None:
         return next((step for step in self._progress.record.exports if step.mode == mode), None)

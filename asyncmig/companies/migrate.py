@@ -127,9 +127,7 @@ async def migrate_as(
     except JournalError as error:
         if outcome is None:
             raise
-        _log.warning(
-            "%s: its outcome is in the journal, but the claim was not released: %s", spec.external_id, error
-        )
+        _log.warning("%s: the claim was not released, the journal repeats that: %s", spec.external_id, error)
     assert outcome is not None
     return outcome
 
@@ -140,7 +138,14 @@ async def _migrate_claimed(
     record = read_record(spec.external_id, claim.state)
     if not record.is_readable and record.outcome is not None:
         return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-    return await _Migration(session, spec, claim, to, options, inputs).run()
+    progress = Progress(session, claim, spec)
+    try:
+        await progress.answers.catch_up()
+        return await _Migration(session, spec, progress, to, options, inputs).run()
+    except JournalError as error:
+        if not (progress.answers.unwritten and progress.answers.must_end):
+            raise
+        return Pending(**progress.who(), error=str(error))
 
 
 @final
@@ -151,13 +156,13 @@ class _Migration:
         self,
         session: Session,
         spec: Spec,
-        claim: ClaimPort,
+        progress: Progress,
         to: Path,
         options: MigrationOptions,
         inputs: Inputs,
     ) -> None:
         self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
-        self._progress = Progress(session, claim, spec)
+        self._progress = progress
         self._creation = Creation(session, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
         self._once_more = options.once_more and isinstance(self._progress.record.outcome, Failed)
@@ -170,7 +175,7 @@ class _Migration:
         while True:
             outcome = await self._outcome()
             if outcome != progress.record.outcome:
-                await progress.write(_kind(outcome), outcome=outcome)
+                await progress.keep(_kind(outcome), outcome=outcome)
             if not await self._begin_again(outcome):
                 break
         if progress.notes:
@@ -317,7 +322,7 @@ class _Migration:
             uploaded = await progress.patiently(partial(company.upload, Path(file.path), rank=progress.rank))
             if uploaded.sha256 != file.sha256:
                 raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
-            await progress.write(
+            await progress.keep(
                 "uploaded",
                 uploads=(*progress.record.uploads, uploaded),
                 uploaded_at=progress.record.uploaded_at if progress.record.uploads else wall_clock(),
@@ -334,7 +339,7 @@ class _Migration:
             body = import_body(import_key(record), record.uploads)
             await self._progress.write("start", import_body=body.decode())
         run = await self._start(company, doubtful=doubtful)
-        await self._progress.write("started", run_id=run.id, started_at=wall_clock())
+        await self._progress.keep("started", run_id=run.id, started_at=wall_clock())
         return run
 
     async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:
@@ -364,7 +369,7 @@ class _Migration:
             if active.id and (doubtful or conflict.after_doubt):
                 return active
             if not (doubtful or conflict.after_doubt):
-                await progress.write("waits for another import", foreign=True)
+                await progress.keep("waits for another import", foreign=True)
             await self._outlast(company, active)
 
     async def _outlast(self, company: Company, active: ImportRun) -> None:
@@ -405,7 +410,7 @@ class _Migration:
                     return Pending(**progress.who(), error=str(error))
             else:
                 refused = 0
-                await progress.write("decided")
+                await progress.keep("decided")
 
     async def _decision(self, parked: Parked) -> Decision | None:
         policy = self._options.decide

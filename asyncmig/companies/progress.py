@@ -8,6 +8,7 @@ from typing import TypedDict, TypeVar, final
 import msgspec
 
 from asyncmig._core.retry import FINAL
+from asyncmig.companies.answers import Answers
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import PUT_BYTES
 from asyncmig.companies.spec import Record, Spec, read_record
@@ -16,7 +17,7 @@ from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
 
-__all__ = ["TRANSIENT", "Progress", "Who", "wall_clock"]
+__all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
 
 T = TypeVar("T")
 _PATIENCE = 900.0
@@ -37,12 +38,13 @@ class Who(TypedDict):
 class Progress:
     """The record of one migration, while its company is claimed."""
 
-    __slots__ = ("_claim", "_events", "_started", "notes", "record", "step")
+    __slots__ = ("_claim", "_events", "_started", "answers", "notes", "record", "step")
 
     def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
         self._claim, self._events = claim, session.events
         self._started = asyncio.get_running_loop().time()
-        record = read_record(claim.external_id, claim.state)
+        self.answers: Answers = Answers(session, claim)
+        record = self.answers.record
         self.record: Record = record if record.name else named(record, spec)
         self.notes: list[str] = []
         """What the outcome is to say besides."""
@@ -55,13 +57,21 @@ class Progress:
         return -float(sum(file.size for file in self.record.files))
 
     async def write(self, kind: str, **changes: object) -> None:
-        """Write an event to the journal, and the record as it now is."""
-        known = Record.__struct_fields__
-        record = msgspec.structs.replace(
-            self.record, **{name: value for name, value in changes.items() if name in known}
-        )
+        """Write an intent to the journal, and the record as it now is. Raises `JournalError`."""
+        record = self._changed(changes)
         await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
         self.record = record
+
+    async def keep(self, kind: str, **changes: object) -> None:
+        """Write an answer of the server to the journal, and the record as it now is; see `Answers.keep`."""
+        self.record = self._changed(changes)
+        await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
+
+    def _changed(self, changes: dict[str, object]) -> Record:
+        known = Record.__struct_fields__
+        return msgspec.structs.replace(
+            self.record, **{name: value for name, value in changes.items() if name in known}
+        )
 
     def begin(self, step: str, detail: str = "") -> None:
         """Note that a step begins, and tell it."""

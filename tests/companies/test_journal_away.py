@@ -1,15 +1,32 @@
 """A journal that cannot be reached for a while: what the server answered meanwhile is not lost."""
 
+import asyncio
+import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import pytest
+from inprocess import InProcess
 
-from asyncmig import Delivered, JournalError, MemoryJournal, Spec, migrate
+from asyncmig import (
+    Delivered,
+    Fleet,
+    JournalError,
+    MemoryJournal,
+    Outcome,
+    Pending,
+    Session,
+    Spec,
+    adopt,
+    migrate,
+)
 from asyncmig.journal import ClaimPort, Event
+from asyncmig.simulator import Variants, World
 
-from .conftest import Opens
+from .conftest import DUPLICATES, Opens
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -58,8 +75,9 @@ class AwayClaim:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.release()
+    async def __aexit__(self, exc_type: object, exc: object, tb: object) -> None:
+        with contextlib.suppress(*([] if exc is None else [JournalError])):
+            await self.release()
 
 
 async def test_an_outcome_stands_although_the_claim_cannot_be_released(
@@ -70,3 +88,131 @@ async def test_an_outcome_stands_although_the_claim_cannot_be_released(
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
     assert "connection refused" in caplog.text
+
+
+ANSWERS = ["created", "uploaded", "started", "decided", "export started", "exported", "delivered"]
+
+
+def exported(customer: Customer, world: World) -> Spec:
+    """Return a customer that parks and has a destination."""
+    world.variants = Variants(failed_writes=0.0, hollow_writes=0.0)
+    connections = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
+    return msgspec.structs.replace(customer(contacts=DUPLICATES), connections=connections)
+
+
+def away_for(seconds: float, first: str) -> Callable[[str], bool]:
+    """Return whether a journal is away: from the first write of this kind on, for so long."""
+    since: list[float] = []
+
+    def is_away(kind: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        if kind == first and not since:
+            since.append(now)
+        return bool(since) and now < since[0] + seconds
+
+    return is_away
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_an_answer_outlasts_a_journal_that_is_away(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
+) -> None:
+    journal = AwayJournal(away_for(80.0, answer))
+    async with opens() as session:
+        outcome = await migrate(
+            session,
+            exported(customer, world),
+            journal=journal,
+            to=tmp_path / "out",
+            decide="approve",
+            export="canary",
+        )
+    assert isinstance(outcome, Delivered)
+    kinds = [event.kind for event in await journal.events("acme")]
+    assert [kinds.count(kind) for kind in ANSWERS] == [1] * len(ANSWERS)
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_imports == verdict.duplicate_companies == verdict.unaccounted == 0
+
+
+async def test_nothing_is_sent_for_a_customer_until_the_journal_has_its_company(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    journal = AwayJournal(away_for(80.0, "created"))
+    async with opens() as session:
+        migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
+        await asyncio.sleep(79.0)
+        assert [method for _, method, _ in wire.sent] == ["POST"]
+        assert isinstance(await migration, Delivered)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_what_a_journal_could_not_take_at_all_is_written_by_the_next_call(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
+) -> None:
+    journal, spec = AwayJournal(away_for(3600.0, answer)), exported(customer, world)
+
+    async def call(session: Session) -> Outcome:
+        return await migrate(
+            session, spec, journal=journal, to=tmp_path / "out", decide="approve", export="canary"
+        )
+
+    async with opens() as session:
+        with pytest.raises(JournalError, match="connection refused; the journal does not have"):
+            await call(session)
+        await asyncio.sleep(3600.0)
+        assert isinstance(await call(session), Delivered)
+    kinds = [event.kind for event in await journal.events("acme")]
+    assert [kinds.count(kind) for kind in ANSWERS] == [1] * len(ANSWERS)
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_imports == verdict.duplicate_companies == verdict.unaccounted == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0])
+async def test_a_customer_that_was_cancelled_meanwhile_goes_on_with_what_was_answered(
+    opens: Opens, customer: Customer, tmp_path: Path, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = AwayJournal(away_for(80.0, "created"))
+    async with opens() as session:
+        migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
+        await asyncio.sleep(5.0 + seconds)
+        migration.cancel()
+        await asyncio.wait([migration])
+        assert migration.cancelled()
+        assert "`asyncmig adopt acme " in caplog.text
+        await asyncio.sleep(80.0)
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
+    assert isinstance(outcome, Delivered)
+
+
+async def test_what_another_process_did_meanwhile_is_not_undone(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = AwayJournal(away_for(1800.0, "created"))
+    async with opens() as session:
+        with pytest.raises(JournalError) as caught:
+            await migrate(session, customer(), journal=journal, to=tmp_path / "out")
+        said = re.search(r"`asyncmig adopt acme (\S+)`", str(caught.value))
+        assert said is not None
+        await adopt(journal.inner, "acme", said[1])
+        await asyncio.sleep(1800.0)
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
+    assert isinstance(outcome, Delivered)
+    kinds = [event.kind for event in await journal.events("acme")]
+    assert "created" not in kinds
+    assert outcome.company_id == said[1]
+
+
+async def test_a_process_that_must_end_says_what_it_knows(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    journal = AwayJournal(away_for(3600.0, "started"))
+    async with opens() as session, Fleet(session, journal=journal, to=tmp_path / "out") as fleet:
+        ending = fleet.submit(customer())
+        await asyncio.sleep(60.0)
+        await fleet.drain()
+        outcome = await ending
+    assert isinstance(outcome, Pending)
+    (company,) = world._companies.values()
+    assert outcome.company_id == company.id
+    assert outcome.run_id in company.runs
+    assert f"does not have run {outcome.run_id} yet" in outcome.error
