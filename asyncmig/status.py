@@ -10,7 +10,8 @@ import msgspec
 
 from asyncmig.companies.outcome import Decision, Delivered, Failed, Outcome, Parked
 from asyncmig.companies.review import Custom
-from asyncmig.companies.spec import FileInput, Record, read_record
+from asyncmig.companies.spec import ExportStep, FileInput, Record, read_record
+from asyncmig.companies.steps import ACTIVE, OUTCOMES
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Action
 from asyncmig.journal import Activity, Event
@@ -29,23 +30,8 @@ __all__ = [
     "words_of",
 ]
 
-OUTCOMES = ("delivered", "failed", "parked", "unknown", "pending")
-"""How a customer can stand; pending stands for everything that has not ended."""
-STEPS = (
-    "waiting",
-    "checking",
-    "creating",
-    "uploading",
-    "starting",
-    "running",
-    "deciding",
-    "downloading",
-    "exporting",
-    "ended",
-)
+STEPS = ("waiting", *ACTIVE, "ended")
 """How far a migration came, in order; one that failed stays at the step at which it did."""
-
-
 _IDLE_LOOKS = 3
 """How often nobody may be at work, in looks one after the other, until a journal counts as left alone."""
 
@@ -185,6 +171,7 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileInput, ...] = ()
     uploads: tuple[Uploaded, ...] = ()
     decision: Decision | None = None
+    exports: tuple[ExportStep, ...] = ()
     outcome: Outcome | None = None
 
 
@@ -224,6 +211,8 @@ def _words(kind: str, detail: _Detail) -> str:
             return _files(detail.files)
         case "uploaded":
             return _files(detail.uploads[-1:])
+        case "export" | "export started" | "exported":
+            return _export(detail.exports[-1:])
         case "decide":
             return _decision(detail.decision)
         case "new epoch":
@@ -237,6 +226,11 @@ def _files(files: Sequence[FileInput | Uploaded]) -> str:
     names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
     size = sum(file.size for file in files)
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
+
+
+def _export(steps: Sequence[ExportStep]) -> str:
+    """Return the words for the export that an entry is about, which stands last."""
+    return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
 
 
 def _decision(decision: Decision | None) -> str:

@@ -13,6 +13,7 @@ Metrics, in seconds where they measure time: `http.client.request.duration`, `as
 `asyncmig.run.noticed_within`, `asyncmig.migrations`, `asyncmig.migrations.active`, `asyncmig.window.lost`.
 """
 
+import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ _NAME = "asyncmig"
 _OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
+_OF_A_COMPANY = re.compile(r"[A-Z]+ /companies/\{id\}(/|$)")
+"""The endpoints whose placeholder `id` stands for a company."""
 _OTHER = "other"
 
 
@@ -138,7 +141,8 @@ class _Telemetry:
         if event.status == 429:
             self._refused.add(1, {"http.request.method": method, "url.template": route})
         now = time.time_ns()
-        migration = self._migrations.get(self._companies.get(event.ids.get("id", ""), ""))
+        company_id = event.ids.get("id", "") if _OF_A_COMPANY.match(event.endpoint) else ""
+        migration = self._migrations.get(self._companies.get(company_id, ""))
         span = self._tracer.start_span(
             f"{method} {route}",
             within(migration.step or migration.root) if migration else None,

@@ -1,6 +1,7 @@
 """What OpenTelemetry gets to see of a fleet: spans in traces, few labels, no secrets."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -15,8 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from asyncmig import Fleet, MemoryJournal, Session
-from asyncmig.events import RequestDone, SharedWindowLost
+from asyncmig import ApiError, Fleet, MemoryJournal, Session
+from asyncmig.events import MigrationChanged, RequestDone, SharedWindowLost
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, World
 from asyncmig.telemetry import instrument
 
@@ -133,3 +134,22 @@ async def test_prometheus_can_scrape_it() -> None:
     assert "http_client_request_duration_seconds_count{" in page
     assert 'url_template="/sources"' in page
     assert KEY not in page
+
+
+@pytest.mark.parametrize(
+    ("route", "belongs"),
+    [("/companies/{id}/notes", True), ("/workbooks/{id}", False), ("/companies/{id}s", False)],
+)
+async def test_an_id_in_another_route_is_not_taken_for_a_company(
+    route: str, belongs: bool, watched: Watched, tmp_path: Path
+) -> None:
+    async with session() as opened:
+        with instrument(opened, tracer_provider=watched.tracers, meter_provider=watched.meters):
+            opened.events.emit(
+                MigrationChanged(at=0.0, external_id="acme", company_id="c-1", run_id=None, step="uploading")
+            )
+            with suppress(ApiError):
+                await opened.request("GET", route, id="c-1")
+    (request,) = [span for span in watched.spans if span.name == f"GET {route}"]
+    (step,) = [span for span in watched.spans if span.name == "uploading"]
+    assert (request.parent is not None and request.parent.span_id == step.context.span_id) is belongs

@@ -3,33 +3,19 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 from asyncmig.cli.page import Page
 from asyncmig.cli.report import CompanyRow, row_of
 from asyncmig.cli.timeline import Timeline
 from asyncmig.companies.spec import Record
+from asyncmig.companies.steps import STEP_AFTER
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import Event, Journal
-from asyncmig.status import OUTCOMES, read_records
+from asyncmig.status import read_records
 
 __all__ = ["page_of_journal"]
 
-_STEP_AFTER: Mapping[str, str] = {
-    "input": "checking",
-    "create": "creating",
-    "created": "uploading",
-    "adopt": "uploading",
-    "uploaded": "uploading",
-    "start": "starting",
-    "started": "running",
-    "found": "running",
-    "waits for another import": "starting",
-    "new epoch": "uploading",
-    "decide": "deciding",
-    "decided": "running",
-    "export again": "exporting",
-} | {outcome: outcome for outcome in OUTCOMES}
-"""Which step begins with which line of the log."""
 _NOTES = (
     "Made from the journal alone: times are the wall clock's at each commit; only “took” is by the clock of the run.",
     "The time between two runs of the command counts for whatever came last.",
@@ -65,9 +51,9 @@ def _row(record: Record, folder: Path) -> CompanyRow:
 
 def _timeline(events: Sequence[Event]) -> Timeline:
     times = [datetime.fromisoformat(event.at).timestamp() for event in events]
-    timeline = Timeline(began=min(times, default=0.0))
+    timeline, steps = Timeline(began=min(times, default=0.0)), cast("Mapping[str, str]", STEP_AFTER)
     for at, event in zip(times, events, strict=True):
-        if step := _STEP_AFTER.get(event.kind):
+        if step := steps.get(event.kind):
             timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
     timeline.end(max(times, default=0.0))
     return timeline

@@ -5,10 +5,11 @@ and minutes, not with requests.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, cast, final
 
+from asyncmig.companies.steps import OUTCOMES, PICTURED_AS
 from asyncmig.events import (
     Event,
     Held,
@@ -18,22 +19,12 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
-from asyncmig.status import OUTCOMES
 
 __all__ = ["KINDS", "Bar", "Hold", "Segment", "Timeline"]
 
 KINDS: Final = ("limit", "preparing", "uploading", "running", "unnoticed", "parked", "downloading")
 """What a segment can be, in the order of a legend."""
-_KIND_OF = {
-    "checking": "preparing",
-    "creating": "preparing",
-    "starting": "preparing",
-    "uploading": "uploading",
-    "running": "running",
-    "deciding": "parked",
-    "downloading": "downloading",
-    "exporting": "downloading",
-}
+_PICTURES: Final = cast("Mapping[str, str]", PICTURED_AS)
 _PARKED = "needs_attention"
 _MINUTE = 60.0
 _LEAST = 0.01
@@ -176,7 +167,7 @@ class Timeline:
         if event.company_id:
             self._companies[event.company_id] = bar
         ends = event.step in OUTCOMES
-        bar.turn("parked" if event.step == "parked" else _KIND_OF.get(event.step), at)
+        bar.turn("parked" if event.step == "parked" else _PICTURES.get(event.step), at)
         if by is not None and ends:
             self._at_work.pop(by, None)
         elif by is not None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig.companies.outcome import Outcome
+from asyncmig.companies.steps import ACTIVE
 from asyncmig.events import Event, MigrationChanged, RequestDone, RunChanged, RunEnded
 from asyncmig.forecast import Durations, UnderWay
 
-__all__ = ["ACTIVE", "Customer", "Tracker"]
+__all__ = ["Customer", "Tracker"]
 
-ACTIVE = ("checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting")
-"""The steps of a migration that is under way, in order."""
 _WINDOW = 60.0
 
 

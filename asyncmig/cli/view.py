@@ -10,7 +10,8 @@ from rich.text import Text
 from asyncmig._io.gate import GateStatistics
 from asyncmig.cli.amounts import spoken
 from asyncmig.cli.terminal import clean, counted
-from asyncmig.cli.tracker import ACTIVE, Tracker
+from asyncmig.cli.tracker import Tracker
+from asyncmig.companies.steps import ACTIVE
 from asyncmig.forecast import Forecast
 
 __all__ = ["budget", "done", "time_left", "under_way", "view", "waits", "work_waiting"]

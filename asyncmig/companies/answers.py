@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from asyncmig.companies.spec import Record, read_record
+from asyncmig.companies.steps import Entry
 from asyncmig.errors import AuthError, CompanyHeld, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
@@ -25,7 +26,7 @@ _PAUSE = 1.0
 @final
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    kind: str
+    kind: Entry
     detail: bytes
     state: bytes
 
@@ -63,7 +64,7 @@ class Answers:
         )
         """The customer's record with all answers."""
 
-    async def keep(self, kind: str, detail: bytes, record: Record) -> None:
+    async def keep(self, kind: Entry, detail: bytes, record: Record) -> None:
         """Write an answer, and the record as it now is; while the journal is away, wait for it.
 
         Raises `JournalError` if it stays away for 15 minutes, or if the session was closed meanwhile, and

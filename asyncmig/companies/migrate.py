@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard, final
+from typing import TypeGuard, cast, final
 
 import msgspec
 
@@ -41,6 +41,7 @@ from asyncmig.companies.outcome import (
 )
 from asyncmig.companies.progress import TRANSIENT, Progress, named, wall_clock
 from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs, read_record
+from asyncmig.companies.steps import OutcomeName
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -445,5 +446,5 @@ def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
     return outcome.step in _NOTHING_RAN or (outcome.step == "running" and outcome.status is not None)
 
 
-def _kind(outcome: Outcome) -> str:
-    return str(outcome.__struct_config__.tag)
+def _kind(outcome: Outcome) -> OutcomeName:
+    return cast("OutcomeName", outcome.__struct_config__.tag)

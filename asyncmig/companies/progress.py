@@ -12,6 +12,7 @@ from asyncmig.companies.answers import Answers
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import PUT_BYTES
 from asyncmig.companies.spec import Record, Spec, read_record
+from asyncmig.companies.steps import Entry, OutcomeName, Step
 from asyncmig.errors import ApiError, TruncatedDownload
 from asyncmig.events import MigrationChanged
 from asyncmig.journal import ClaimPort
@@ -48,7 +49,7 @@ class Progress:
         self.record: Record = record if record.name else named(record, spec)
         self.notes: list[str] = []
         """What the outcome is to say besides."""
-        self.step: str = "checking"
+        self.step: Step = "checking"
         """What was begun last."""
 
     @property
@@ -56,13 +57,13 @@ class Progress:
         """The place among requests that wait: the largest customers go first."""
         return -float(sum(file.size for file in self.record.files))
 
-    async def write(self, kind: str, **changes: object) -> None:
+    async def write(self, kind: Entry, **changes: object) -> None:
         """Write an intent to the journal, and the record as it now is. Raises `JournalError`."""
         record = self._changed(changes)
         await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
         self.record = record
 
-    async def keep(self, kind: str, **changes: object) -> None:
+    async def keep(self, kind: Entry, **changes: object) -> None:
         """Write an answer of the server to the journal, and the record as it now is; see `Answers.keep`."""
         self.record = self._changed(changes)
         await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
@@ -73,12 +74,12 @@ class Progress:
             self.record, **{name: value for name, value in changes.items() if name in known}
         )
 
-    def begin(self, step: str, detail: str = "") -> None:
+    def begin(self, step: Step, detail: str = "") -> None:
         """Note that a step begins, and tell it."""
         self.step = step
         self.tell(step, detail)
 
-    def tell(self, step: str, detail: str = "") -> None:
+    def tell(self, step: Step | OutcomeName, detail: str = "") -> None:
         """Tell it to whoever listens to the session's events."""
         event = MigrationChanged(
             at=asyncio.get_running_loop().time(),

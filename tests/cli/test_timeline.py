@@ -1,6 +1,17 @@
-"""What a fleet did when, from events alone."""
+"""What a fleet did when, from events alone, and from a journal alone."""
 
+import asyncio
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from asyncmig import Journal
+from asyncmig.cli.history import page_of_journal
 from asyncmig.cli.timeline import Hold, Timeline
+from asyncmig.companies.spec import Record
+from asyncmig.companies.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Step
 from asyncmig.events import (
     Event,
     Held,
@@ -150,3 +161,32 @@ def test_delays_are_kept_where_they_are_known() -> None:
     for event in (ended(10, 2.5), ended(11, None), ended(12, 0.5)):
         timeline.note(event)
     assert timeline.noticed == [2.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        ("export", "downloading"),
+        ("export started", "downloading"),
+        ("exported", "downloading"),
+        ("uploads expired", "uploading"),
+        ("decided elsewhere", "running"),
+        ("refused", "preparing"),
+    ],
+)
+async def test_each_entry_of_a_journal_is_a_step(entry: str, kind: str, tmp_path: Path) -> None:
+    state = msgspec.json.encode(Record(external_id="acme", name="Acme", source="s"))
+    async with Journal(tmp_path / "fleet.db") as journal, await journal.claim("acme") as claim:
+        for each in ("decide", entry, "failed"):
+            await claim.write(each, b"{}", state)
+            await asyncio.sleep(0.03)
+    page = await page_of_journal(tmp_path / "fleet.db", "now")
+    assert page.timeline is not None
+    assert [segment.kind for segment in page.timeline.bar("acme").segments] == ["parked", kind]
+
+
+def test_the_table_knows_every_step_and_every_entry_that_is_written() -> None:
+    entries, outcomes = get_args(Entry)
+    assert set(STEP_AFTER) == {*get_args(entries), *get_args(outcomes)}
+    assert set(STEP_AFTER.values()) <= {*ACTIVE, *OUTCOMES}
+    assert set(PICTURED_AS) == set(get_args(Step))
