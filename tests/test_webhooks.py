@@ -247,6 +247,33 @@ def test_a_flat_batch_says_all_that_is_documented() -> None:
     assert msgspec.json.decode(msgspec.json.encode(got), type=Batch) == got
 
 
+@pytest.mark.parametrize(
+    ("was", "written"),
+    [
+        (b'"size":2', b'"size":NaN'),
+        (b'"size":2', b'"size":1e999'),
+        (b'"row_index":1', b'"row_index":1,"Score":-Infinity'),
+        (b'"workbook_id"', b'"novelty":' + b"[" * 5000 + b"]" * 5000 + b',"workbook_id"'),
+        (b'{"event"', b'\xef\xbb\xbf{"event"'),
+        (b'"Contacts"', b'"Con\ttacts"'),
+    ],
+)
+def test_a_batch_that_is_not_strict_json_is_read(was: bytes, written: bytes) -> None:
+    body = encoded(FLAT)
+    assert was in body
+    got = decode(body.replace(was, written, 1) + b"\n", message_id="msg_1")
+    assert isinstance(got, Batch)
+    assert (got.export_id, got.index, got.total) == ("x", 1, 2)
+    assert [row.values["Email"] for row in got.sheets[0].rows] == ["a@x.org", "?"]
+
+
+@pytest.mark.parametrize("field", ["batch", "sheets", "data"])
+def test_rows_that_are_nested_too_deeply_are_refused_and_not_left_out(field: str) -> None:
+    body = encoded({**FLAT, field: "..."}).replace(b'"..."', b"[" * 5000 + b"]" * 5000)
+    with pytest.raises(WebhookRefused, match=rf"too deeply nested in \$\.{field}"):
+        decode(body)
+
+
 def test_a_nested_batch_says_all_that_is_documented() -> None:
     got = batch(NESTED)
     deal = Row(values={"Title": "Big"}, errors=("too big",), index=3)

@@ -3,7 +3,10 @@
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Endpoint", "Lane", "Repeat"]
+__all__ = ["LARGEST_LIST", "LARGEST_REPLY", "Endpoint", "Lane", "Repeat"]
+
+LARGEST_REPLY = 4 * 1024 * 1024
+LARGEST_LIST = 16 * 1024 * 1024
 
 
 class Lane(enum.IntEnum):
@@ -42,6 +45,9 @@ class Endpoint:
     lane: Lane = Lane.WORK
     advice: str = ""
     """What a person can do when the outcome of a request is not known."""
+
+    largest_reply: int = LARGEST_REPLY
+    """Bytes of a reply, decompressed; a larger one is not read to its end."""
 
     @property
     def key(self) -> str:

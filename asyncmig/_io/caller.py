@@ -6,7 +6,7 @@ at the headers, and leaves the decision about a repeat to `_core.retry`.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,14 +14,24 @@ from random import Random
 from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncmig._core.decode import Unreadable, decode
+from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.home import Home, loop_speed
 from asyncmig._io.outage import Outage
-from asyncmig._io.reply import Reply, error_text, is_html, is_json, retry_after, unreadable, without
+from asyncmig._io.reply import (
+    Reply,
+    beginning,
+    decoded,
+    error_text,
+    is_html,
+    is_json,
+    retry_after,
+    unreadable,
+    without,
+)
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
 from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
@@ -39,12 +49,14 @@ from asyncmig.events import Events, RequestDone, RequestSent
 __all__ = ["Call", "Caller", "Secret"]
 
 T = TypeVar("T")
-Understand = Callable[["Call", Answer, bytes], T]
+Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
 """Makes a value of a 2xx answer's body; raises `Failed` for one that another attempt may give whole."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """What a URL may hold: only what it may not is escaped, or its signature would not fit."""
 _NO_SEGMENT = frozenset({"", ".", ".."})
 """Ids that no encoding keeps apart from a path without them."""
+_LARGEST_ERROR = 64 * 1024
+"""Bytes of a refusal's body that are read."""
 _SHORT_KEY = 8
 """Characters of a key that no server gives out: in a body with data it would be found by chance."""
 
@@ -100,7 +112,6 @@ class Caller:
         "_gate",
         "_home",
         "_key",
-        "_largest_body",
         "_on_refused_key",
         "_outage",
         "_policy",
@@ -124,14 +135,12 @@ class Caller:
         policy: RetryPolicy,
         timeouts: Timeouts,
         timeouts_by_endpoint: Mapping[str, Timeouts] | None = None,
-        largest_body: int = 64 * 1024 * 1024,
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
         self._base_url, self._home, self._key = base_url, home, key
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._outage = policy, Outage(policy, rng)
-        self._largest_body = largest_body
         self.requests: Counter[tuple[str, str]] = Counter()
         """Requests sent, by endpoint key and lane name."""
 
@@ -241,7 +250,7 @@ class Caller:
                 body=body,
                 timeouts=self._timeouts.streaming(),
             ) as answer:
-                is_page = 200 <= answer.status < 300 and is_html(answer) and await self._read(answer)
+                is_page = 200 <= answer.status < 300 and is_html(answer) and await self._read_error(answer)
         except Lost as lost:
             raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
         if is_page and not believe_pages:
@@ -259,12 +268,14 @@ class Caller:
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
         async with self._exchange(call, slot, attempt, self._patience(call.endpoint)) as answer:
-            body = await self._read(answer)
-        return understand(call, answer, body)
+            body = await self._read(answer, call.endpoint.largest_reply)
+        return await understand(call, answer, body)
 
-    def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
+    async def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
         if body and (is_json(answer) or is_html(answer)):
-            self._decoded(object, call, answer, body)  # cut JSON is none, and a page for people never was
+            await self._decoded(
+                object, call, answer, body
+            )  # cut JSON is none, and a page for people never was
         headers: dict[str, str] = {}
         for name, value in answer.headers.items():
             name, value = name.lower(), value.replace(self._key.reveal(), "***")
@@ -350,7 +361,7 @@ class Caller:
     async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
         try:
-            text, documented = error_text(without(await self._read(answer), call.secrets))
+            text, documented = error_text(without(await self._read_error(answer), call.secrets))
         except Lost as lost:
             text, documented = f"(the body was cut off: {lost.reason})", False
         error = api_error(endpoint.method, endpoint.template, status, text)
@@ -361,29 +372,37 @@ class Caller:
             return Failed(error, Doubt.MAYBE, retry_after=retry_after)
         return error
 
-    async def _read(self, answer: Answer) -> bytes:
-        """Read a body up to the limit; a server that echoes the key does not get it into an error or a log."""
-        body = bytearray()
-        async for chunk in answer.chunks():
-            body += chunk
-            if len(body) > self._largest_body:
-                raise Lost(f"the body is larger than {self._largest_body} bytes", sent=True)
+    async def _read(self, answer: Answer, most: int) -> bytes:
+        """Read a body; raise `Lost` once more than `most` bytes of it have come, decompressed."""
+        body = await beginning(answer, most)
+        if len(body) > most:
+            raise Lost(f"the body is larger than {most} bytes", sent=True)
+        return self._without_key(answer, body)
+
+    async def _read_error(self, answer: Answer) -> bytes:
+        """Read as much of a refusal's body as a message can need, and drop the rest."""
+        body = await beginning(answer, _LARGEST_ERROR)
+        return self._without_key(answer, body[:_LARGEST_ERROR])
+
+    def _without_key(self, answer: Answer, body: bytes) -> bytes:
+        """Keep a key that the server echoes out of errors and logs."""
         key = self._key.reveal()
         if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
-            return bytes(body)
-        return bytes(body).replace(key.encode(), b"***")
+            return body
+        return body.replace(key.encode(), b"***")
 
-    def _decoded(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
+    async def _decoded(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
         try:
-            return decode(body, kind)
+            return await decoded(body, kind)
         except Unreadable as error:
-            endpoint, shown = call.endpoint, without(body, (*call.secrets, self._key.reveal()))
+            endpoint = call.endpoint
+            shown = without(body[:_LARGEST_ERROR], (*call.secrets, self._key.reveal()))
             raise Failed(
                 unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
             ) from error
 
-    def _with_status(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
-        return answer.status, self._decoded(kind, call, answer, body)
+    async def _with_status(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
+        return answer.status, await self._decoded(kind, call, answer, body)
 
     def _url(self, call: Call) -> str:
         path = call.endpoint.template.format(

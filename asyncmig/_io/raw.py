@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from asyncmig._core.endpoint import Endpoint, Lane, Repeat
+from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
 from asyncmig._io.caller import Call
 from asyncmig.errors import InvalidInput
 
@@ -47,6 +47,7 @@ def raw_call(
         repeat=Repeat.ALWAYS if safe else Repeat.NEVER,
         lane=lane,
         advice=_ADVICE,
+        largest_reply=LARGEST_LIST,
     )
     return Call(
         endpoint=endpoint,

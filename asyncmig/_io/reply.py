@@ -1,22 +1,37 @@
 """What an answer says: its body as a type, the text of a refusal, the pause that it asks for."""
 
+import contextlib
 import email.utils
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar, final, overload
 
 import msgspec
 
-from asyncmig._core.decode import Unreadable, decode
+from asyncmig._core.decode import Unreadable, decode, decode_documented
+from asyncmig._core.repair import repaired
+from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer
 from asyncmig.errors import UnexpectedReply
 
-__all__ = ["Reply", "error_text", "is_html", "is_json", "retry_after", "unreadable", "without"]
+__all__ = [
+    "Reply",
+    "beginning",
+    "decoded",
+    "error_text",
+    "is_html",
+    "is_json",
+    "retry_after",
+    "unreadable",
+    "without",
+]
 
 T = TypeVar("T")
 _TEXT = 200
+_AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
+"""Bytes that are decoded on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
 _SHORTEST_SECRET = 4
 """Anything shorter would be found in any text."""
 _LONGEST_RETRY_AFTER = 60.0
@@ -46,12 +61,38 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     def json(self, kind: type[T] | type[object] = object) -> T | object:
         """Return the body decoded, as `kind` if one is given: a msgspec struct, a dataclass, `dict[str, int]`, ...
 
+        NaN, infinities and values that are nested deeper than 100 levels become null.
         Raises `UnexpectedReply` for a body that is not JSON, or not of that kind.
         """
-        try:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return msgspec.json.decode(self.content, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            return msgspec.json.decode(repaired(self.content), type=kind)
+        except (msgspec.DecodeError, RecursionError, Unreadable) as error:
             raise unreadable(self.method, self.endpoint, self.status, self.content, error) from error
+
+
+async def beginning(answer: Answer, most: int) -> bytes:
+    """Return a body, or its beginning once more than `most` bytes of it have come, decompressed."""
+    body, chunks = bytearray(), answer.chunks()
+    try:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > most:
+                break
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+    return bytes(body)
+
+
+async def decoded(body: bytes, kind: type[T]) -> T:
+    """Return `body` as `kind`, decoded in a thread if that can take long; raise `Unreadable`."""
+    if len(body) <= _AT_ONCE and (documented := decode_documented(body, kind)) is not None:
+        return documented
+    if len(body) <= _AT_ONCE_IN_PARTS:
+        return decode(body, kind)
+    return await in_thread(decode, body, kind)
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:

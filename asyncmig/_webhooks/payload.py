@@ -16,6 +16,8 @@ from asyncmig.errors import WebhookRefused
 __all__ = ["Batch", "Event", "Origin", "OtherEvent", "Row", "SheetRows", "decode"]
 
 _Object = dict[str, object]
+_ROWS = ("batch", "sheets", "data")
+"""Fields in which nothing may be left out."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +137,7 @@ def decode(body: bytes, *, message_id: str = "") -> Event:
 
 
 def _event(body: bytes, message_id: str) -> Event:
-    payload = decode_json(body, _Object)
+    payload = decode_json(body, _Object, whole=_ROWS)
     head = convert(payload, _Head)
     event = head.event or head.event_type or head.type
     nested = _is_nested(payload, head)

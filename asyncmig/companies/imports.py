@@ -8,17 +8,18 @@ from typing import cast, final
 
 import msgspec
 
-from asyncmig._core.decode import convert
+from asyncmig._core.decode import Unreadable, convert
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
 from asyncmig._io.paths import Inputs
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
+from asyncmig._io.reply import Reply, unreadable
 from asyncmig._io.threads import in_thread
 from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.ids import IMPORT, checked_id
-from asyncmig.companies.pages import read_page
+from asyncmig.companies.pages import Page, read_page
 from asyncmig.companies.review import Custom, checked_answers
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
 from asyncmig.companies.runs import Run
@@ -201,8 +202,7 @@ class Imports:
         while len(asked) < _PAGES:
             asked.add(frozenset(query.items()))
             reply = await self._engine.caller.reply(_listing(self._company_id, query, rank))
-            page = read_page(reply.json(), reply.headers.get("link", ""))
-            listed = [convert(item, ListedImport) for item in page.items]
+            page, listed = await in_thread(_read_listing, reply)
             states = [state for state in listed if _mark(state) not in seen]
             seen.update(map(_mark, states))
             is_last = not states or page.next is None or frozenset(page.next.items()) in asked
@@ -210,6 +210,15 @@ class Imports:
             if is_last or page.next is None:
                 return
             query = page.next
+
+
+def _read_listing(reply: Reply) -> tuple[Page, tuple[ListedImport, ...]]:
+    """Return a page of a list and its items; raise `UnexpectedReply` for one that cannot be read. May take long."""
+    page = read_page(reply.json(), reply.headers.get("link", ""))
+    try:
+        return page, convert(list(page.items), tuple[ListedImport, ...])
+    except Unreadable as error:
+        raise unreadable(reply.method, reply.endpoint, reply.status, reply.content, error) from error
 
 
 @final

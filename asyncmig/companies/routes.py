@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from asyncmig._core.endpoint import Endpoint, Lane, Repeat
+from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
 from asyncmig._core.lifecycle import Lifecycle
 
 __all__ = [
@@ -28,8 +28,14 @@ _ENDED = frozenset({"completed", "failed", "canceled"})
 IMPORT = Lifecycle(known=_ACTIVE, parked=frozenset({"needs_attention"}), terminal=_ENDED)
 EXPORT = Lifecycle(known=_ACTIVE, parked=frozenset(), terminal=_ENDED)
 
-LIST_SOURCES = Endpoint(name="list sources", method="GET", template="/sources", repeat=Repeat.ALWAYS)
-LIST_TEMPLATES = Endpoint(name="list templates", method="GET", template="/templates", repeat=Repeat.ALWAYS)
+LIST_SOURCES = Endpoint(
+    name="list sources",
+    method="GET",
+    template="/sources",
+    repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
+)
+LIST_TEMPLATES = replace(LIST_SOURCES, name="list templates", template="/templates")
 CREATE_COMPANY = Endpoint(
     name="create company",
     method="POST",
@@ -65,6 +71,7 @@ LIST_IMPORTS = Endpoint(
     method="GET",
     template="/companies/{id}/imports",
     repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
 )
 DECIDE = Endpoint(
     name="decide",

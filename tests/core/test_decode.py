@@ -1,13 +1,15 @@
 """What a preview API sends is decoded, or refused by a sentence that names the field; never anything else."""
 
+import contextlib
 import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from asyncmig._core.decode import Unreadable, decode
+from asyncmig._core.repair import repaired
 from asyncmig.companies import wire, writes
 
 REPLIES = [
@@ -133,3 +135,102 @@ def test_any_json_decodes_or_is_unreadable(
 def test_any_bytes_decode_or_are_unreadable(body: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(body, wire.CompanyCreated)
+
+
+# What is not strict JSON
+
+STATUS = '"status": "completed"'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'{{{STATUS}, "score": NaN}}',
+        f'{{"score": -Infinity, {STATUS}, "scores": [Infinity, +inf, nan, -NaN, 1.#QNAN, -1.#INF]}}',
+        f'{{"score": 1e999, {STATUS}, "other": -1E+400}}',
+        f'{{"score": {"9" * 5000}, {STATUS}}}',
+        f'{{"deep": {"[" * 5000}{"]" * 5000}, {STATUS}}}',
+        '{"deep": ' + '{"a":' * 5000 + "1" + "}" * 5000 + f", {STATUS}}}",
+        f'{{{STATUS}, "text": "a tab\tand\na newline"}}',
+        rf'{{{STATUS}, "text": "it\'s C:\dir \u12"}}',
+        f"\ufeff\ufeff{{{STATUS}}}",
+        f"{{{STATUS}}}\n\0\0",
+        f"{{{STATUS}}}\n<!-- served by a proxy -->",
+        f"{{{STATUS}}}}}",
+        f'{{"status": "running", {STATUS}}}',
+        f'{{"status": "running", "score": NaN, {STATUS}}}',
+    ],
+)
+def test_a_field_that_is_not_strict_json_does_not_hide_the_status(body: str) -> None:
+    assert decode(body.encode(), wire.ImportState).status == "completed"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_another_encoding_of_unicode_is_read(encoding: str) -> None:
+    state = decode('{"status": "completed", "error": "Zürich"}'.encode(encoding), wire.ImportState)
+    assert (state.status, state.error) == ("completed", "Zürich")
+
+
+def test_what_is_no_number_is_null_where_a_number_is_expected_and_stays_text_in_a_text() -> None:
+    report = b'{"inserted": NaN, "invalidCellCount": 1e999}'
+    text = b'"NaN, -Infinity \\" 1e999"'
+    state = decode(b'{"status": "completed", "error": %b, "report": %b}' % (text, report), wire.ImportState)
+    assert state.error == 'NaN, -Infinity " 1e999'
+    assert state.report == wire.ImportReport()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"status": "completed", "score": NaN',
+        b'{"status": "completed", "score": NaN, "text": "cut',
+        b'{"status": "completed"',
+        b'{"status": "running"}{"status": "completed"}',
+        b'{"status": "running"}\n{"status": "completed"}\n',
+        b'{"status": completed}',
+        b'<html>{"status": "completed"}</html>',
+        b'{"status": "completed"' + b"[" * 5000,
+    ],
+)
+def test_what_is_cut_or_ambiguous_is_not_repaired(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        decode(body, wire.ImportState)
+
+
+@given(JSON)
+def test_strict_json_needs_no_repair(value: object) -> None:
+    text = json.dumps(value)
+    assume("Infinity" not in text)
+    assert json.loads(repaired(text.encode())) == value
+
+
+@given(st.text(alphabet='{}[]",:\\u0dNaIfty1.e-\n\ud83d', max_size=40))
+def test_a_repair_of_anything_ends_in_bytes_or_unreadable(text: str) -> None:
+    with contextlib.suppress(Unreadable):
+        assert isinstance(repaired(text.encode("utf-8", "surrogatepass")), bytes)
+
+
+# Bounds
+
+
+def test_strange_items_cost_a_bounded_number_of_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, convert = 0, msgspec.convert
+
+    def counted(*args: object, **options: object) -> object:
+        nonlocal count
+        count += 1
+        return convert(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(msgspec, "convert", counted)
+    item = b'{"ok": [], "status": [], "path": 7}'
+    body = b'{"status": "completed", "report": {"results": [' + b",".join([item] * 100_000) + b"]}}"
+    state = decode(body, writes.ExportState)
+    assert count < 25_000
+    assert state.status == "completed"
+
+
+def test_more_values_than_any_reply_has_are_not_decoded() -> None:
+    with pytest.raises(Unreadable, match="more than 1000000 values"):
+        decode(b'{"status": "completed", "x": [' + b"{}," * 1_000_001 + b"{}]}", wire.ImportState)
+    with pytest.raises(Unreadable, match="more than 1000000 tokens"):
+        decode(b'{"status": "completed", "x": ' + b"[" * 700_000 + b"]" * 700_000 + b"}", wire.ImportState)

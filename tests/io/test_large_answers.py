@@ -1,0 +1,219 @@
+"""Answers of any size, compressed or not, cost a bounded amount of memory, and no time of the event loop."""
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from asyncmig import BadRequest, NoAnswer, RetryPolicy, Session, UnexpectedReply, UnknownOutcome
+from asyncmig._io.reply import decoded
+from asyncmig.companies import wire
+
+MIB = 1024 * 1024
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def asking(handler: Handler) -> AsyncIterator[Session]:
+    """Yield a session with a server that answers everything with `handler`."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    policy = RetryPolicy(attempts=1)
+    async with (
+        TestServer(app) as server,
+        Session("key-of-a-test", str(server.make_url("/api")), retry=policy) as session,
+    ):
+        yield session
+
+
+def answering(body: bytes, status: int = 200, **headers: str) -> Handler:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(
+            status=status,
+            body=body,
+            content_type="application/json",
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+    return handler
+
+
+def sources(size: int) -> bytes:
+    """A documented list of about `size` bytes."""
+    item = b'{"id":"s1","name":"%b","logo_url":null}' % (b"x" * 1000)
+    return b'{"sources":[' + b",".join([item] * (size // len(item))) + b"]}"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_bomb_ends_at_the_limit(coding: str) -> None:
+    text = b'{"run_id":"r","status":"completed","x":[' + b"[]," * (20 * MIB) + b"[]]}"
+    bomb = gzip.compress(text, 9) if coding == "gzip" else zlib.compress(text, 9)
+    assert (len(text), len(bomb)) > (60 * MIB, 0)
+    assert len(bomb) < 100_000
+    del text
+    async with asking(answering(bomb, Content_Encoding=coding)) as session:
+        tracemalloc.start()
+        try:
+            with pytest.raises(UnknownOutcome, match=f"larger than {4 * MIB} bytes"):
+                await session.companies.create(name="A", source="s", external_id="a")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 16 * MIB
+
+
+async def test_a_list_may_be_larger_than_a_reply_and_is_bounded_too() -> None:
+    async with asking(answering(sources(15 * MIB))) as session:
+        assert len(await session.companies.sources()) > 10_000
+    async with asking(answering(sources(17 * MIB))) as session:
+        with pytest.raises(NoAnswer, match=f"larger than {16 * MIB} bytes"):
+            await session.companies.sources()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_of_an_endless_refusal_only_the_beginning_is_read(compressed: bool) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400)
+        if compressed:
+            response.headers["Content-Encoding"] = "gzip"
+        await response.prepare(request)
+        squeeze = zlib.compressobj(wbits=31)
+        while True:
+            chunk = b"no such source. " * 10_000
+            await response.write(squeeze.compress(chunk) if compressed else chunk)
+
+    async with asking(endless) as session:
+        with pytest.raises(BadRequest, match="no such source") as refused:
+            await session.companies.sources()
+    assert len(str(refused.value)) < 500
+
+
+async def test_a_large_body_is_decoded_beside_the_event_loop() -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticker = asyncio.create_task(tick())
+    strange = b'{"sources":[' + b",".join([b'{"id":"s","name":[7]}'] * 1000) + b"]}"
+    for body in (sources(4 * MIB), strange):
+        ticks = 0
+        assert (await decoded(body, wire.Sources)).sources
+        assert ticks > 0
+    ticker.cancel()
+
+
+@pytest.mark.parametrize(
+    "coding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "something else", "gzip;q=1"]
+)
+async def test_an_encoding_that_was_not_asked_for_is_named(coding: str) -> None:
+    async with asking(answering(gzip.compress(b'{"sources":[]}'), Content_Encoding=coding)) as session:
+        with pytest.raises(NoAnswer, match="which was not asked for"):
+            await session.companies.sources()
+
+
+@pytest.mark.parametrize("coding", ["identity, gzip", "GZIP, identity", " , gzip"])
+async def test_identity_is_no_encoding(coding: str) -> None:
+    async with asking(answering(gzip.compress(sources(5000)), Content_Encoding=coding)) as session:
+        assert len(await session.companies.sources()) == 4
+
+
+@pytest.mark.parametrize("lines", [["gzip", "gzip"], ["identity", "gzip"]])
+async def test_encodings_may_stand_on_several_lines(lines: list[str]) -> None:
+    body = sources(5000)
+    for line in lines:
+        body = gzip.compress(body) if line == "gzip" else body
+
+    async def handler(request: web.Request) -> web.Response:
+        response = web.Response(body=body)
+        for line in lines:
+            response.headers.add("Content-Encoding", line)
+        return response
+
+    async with asking(handler) as session:
+        if lines.count("gzip") == 1:
+            assert len(await session.companies.sources()) == 4
+        else:
+            with pytest.raises(NoAnswer, match="which was not asked for"):
+                await session.companies.sources()
+
+
+@asynccontextmanager
+async def raw(head: bytes) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that answers with these bytes before an empty line and a list without sources."""
+    asked: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(1)
+        try:
+            writer.write(head + b"Content-Length: 14\r\nConnection: close\r\n\r\n" + b'{"sources":[]}')
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api", asked
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        OK + b"X: " + b"a" * 100_000 + b"\r\n",
+        OK + b"X: " + b"a" * 10_000_000 + b"\r\n",
+        OK + b"".join(b"X-%d: a\r\n" % n for n in range(10_000)),
+        OK + b"X: a\r\n" * 100_000,
+        OK + b"a" * 100_000 + b": x\r\n",
+        b"HTTP/1.1 200 " + b"a" * 100_000 + b"\r\n",
+        b"HTTP/1.1 " + b"9" * 1000 + b" OK\r\n",
+        b"HTTP/1.1 -1 OK\r\n",
+        b"HTTP/9.9 200 OK\r\n",
+        b"\0" * 1000,
+        b"not http at all\r\n",
+        OK + b"X: a\0b\r\n",
+        OK + b": nameless\r\n",
+        OK + b"Content-Length: -5\r\n",
+        OK + b"Content-Length: 5, 6\r\n",
+        OK + b"Content-Length: " + b"9" * 5000 + b"\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n",
+        OK + b"Transfer-Encoding: gzip\r\n",
+    ],
+    ids=lambda head: f"{head[9:30]!r} {len(head)}",
+)
+async def test_headers_that_are_too_large_or_broken_are_retried_and_reported(head: bytes) -> None:
+    async with raw(head) as (url, asked):
+        policy = RetryPolicy(attempts=3, floor=0.001, ceiling=0.002)
+        async with Session("key-of-a-test", url, retry=policy) as session:
+            with pytest.raises((NoAnswer, UnexpectedReply)):
+                await session.companies.sources()
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "head", [OK + b"X: " + b"a" * 60_000 + b"\r\n", OK + b"".join(b"X-%d: a\r\n" % n for n in range(120))]
+)
+async def test_large_headers_are_read(head: bytes) -> None:
+    async with raw(head) as (url, _), Session("key-of-a-test", url) as session:
+        assert await session.companies.sources() == ()
+
+
+async def test_a_raw_reply_with_what_is_not_strict_json_is_decoded() -> None:
+    async with asking(
+        answering(b'{"notes": [1, NaN], "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}")
+    ) as session:
+        reply = await session.request("GET", "/notes")
+    assert reply.json(dict[str, object])["notes"] == [1, None]
