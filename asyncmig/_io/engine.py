@@ -8,6 +8,7 @@ import anyio
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Caller
+from asyncmig._io.decided import DecidedParks
 from asyncmig._io.gate import Gate
 from asyncmig._io.pace import Pace
 from asyncmig._io.poller import Poller
@@ -30,3 +31,4 @@ class Engine:
     """Of the bytes of all uploads."""
     missing: set[str] = field(default_factory=set[str])
     """What this server was seen not to offer."""
+    decided: DecidedParks = field(default_factory=DecidedParks)

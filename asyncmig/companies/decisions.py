@@ -13,7 +13,8 @@ import msgspec
 from asyncmig.companies.answers import Answers
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.outcome import Decision, Parked
-from asyncmig.companies.review import checked_answers
+from asyncmig.companies.progress import wall_clock
+from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import ImportState, NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
@@ -69,7 +70,9 @@ async def decide_parked(
         state = await _read(run)
         if run.needs_attention != shown:
             return await _not_as_shown(answers, record, run, state)
-        record = msgspec.structs.replace(record, rejected=not decision.approve)
+        record = msgspec.structs.replace(
+            record, rejected=not decision.approve, decided=mark_of(shown), decided_at=wall_clock()
+        )
         detail = msgspec.json.encode({"shown": shown, "decision": decision})
         await claim.write("decide", detail, msgspec.json.encode(record))
         try:

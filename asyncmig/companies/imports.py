@@ -9,6 +9,7 @@ from typing import cast, final
 import msgspec
 
 from asyncmig._core.decode import Unreadable, convert
+from asyncmig._core.lifecycle import Phase
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Slot
@@ -20,7 +21,7 @@ from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.ids import IMPORT, checked_id
 from asyncmig.companies.pages import Page, read_page
-from asyncmig.companies.review import Custom, checked_answers
+from asyncmig.companies.review import Custom, checked_answers, mark_of
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
 from asyncmig.companies.runs import Run
 from asyncmig.companies.uploads import ToUpload, Uploaded, upload_all
@@ -39,8 +40,6 @@ from asyncmig.errors import BadRequest, Conflict, InvalidInput, UnknownOutcome
 __all__ = ["Custom", "ImportRun", "Imports"]
 
 _log = logging.getLogger("asyncmig")
-_ECHO = 30.0
-"""Seconds for which a reading may still show the park that was decided (contract: reads may lag)."""
 _FRESH = 10.0
 """Seconds for which a park that was read may be decided without another look."""
 _PAGES = 1000
@@ -227,7 +226,7 @@ class ImportRun(Run[ImportState]):
 
     ENDPOINT = routes.READ_IMPORT
     LIFECYCLE = routes.IMPORT
-    __slots__ = ("_decided", "_decided_at")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -243,21 +242,17 @@ class ImportRun(Run[ImportState]):
         super().__init__(
             engine, ImportState, company_id, run_id, age=age, group=group, second=second, status=status
         )
-        self._decided: NeedsAttention | None = None
-        self._decided_at = 0.0
 
     @property
     def needs_attention(self) -> NeedsAttention | None:
-        """What the run asks, if the last reading showed it parked.
+        """What the run asks, if the last reading showed it parked; None also for a park that was just decided.
 
         if run.needs_attention is not None:
             for question in run.needs_attention.questions:
                 print(question.prompt, [option.label for option in question.options])
         """
         state = self.state
-        if state is None or state.status not in routes.IMPORT.parked:
-            return None
-        return state.needs_attention or NeedsAttention()
+        return None if state is None or self._is_echo(state) else _asked(state)
 
     async def wait(self, *, through_parks: bool = False) -> ImportState:
         """Wait until the run completes, or parks: `needs_attention` then says what it asks. See `Run.wait`."""
@@ -300,7 +295,9 @@ class ImportRun(Run[ImportState]):
         """Return what is decided: what the last reading showed, if the run still asks that."""
         shown = self.needs_attention
         if shown is None:
-            await self.read()
+            state = await self.read()
+            if self._is_echo(state):
+                raise _not_sent("what the run asks was decided a moment ago")
             if self.needs_attention is None:
                 raise InvalidInput(
                     "run", self.id, "asks nothing at present: only a parked run can be decided"
@@ -310,8 +307,7 @@ class ImportRun(Run[ImportState]):
             await self.read()
             asked = self.needs_attention
             if asked is not None and asked != shown:  # question ids may start again in every park
-                endpoint, reason = routes.DECIDE, "not sent: the run asks something else by now"
-                raise Conflict(endpoint.method, endpoint.template, 409, reason)
+                raise _not_sent("the run asks something else by now")
         return shown
 
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
@@ -329,12 +325,29 @@ class ImportRun(Run[ImportState]):
                         continue
             except Conflict:
                 if not tries.doubts:
+                    self.note_decision(mark_of(shown))  # somebody else's
                     await self.read()
                     raise
-            self._decided, self._decided_at = shown, asyncio.get_running_loop().time()
+            self.note_decision(mark_of(shown))
             self._watch.resumed()
             self._watch.announced(status)
             return
+
+    def note_decision(self, mark: str, *, age: float = 0.0) -> None:
+        """Take note that the park with this mark (`review.mark_of`) was decided `age` seconds ago.
+
+        For 30 s after a decision, and for 16 readings, one that shows its park is an old one; that holds for each
+        handle of the run in this session.
+        """
+        now = asyncio.get_running_loop().time()
+        self._engine.decided.add(self._watch.run, mark, at=now - age, now=now)
+
+    async def _read(self, slot: Slot) -> Reading[ImportState]:
+        reading = await super()._read(slot)
+        asked = _asked(reading.value)
+        ended = self.LIFECYCLE.phase(reading.status) is Phase.TERMINAL
+        self._engine.decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
+        return reading
 
     async def _still_asks(self, shown: NeedsAttention) -> bool:
         await self.read()
@@ -354,12 +367,17 @@ class ImportRun(Run[ImportState]):
 
     def _is_echo(self, state: ImportState) -> bool:
         """Return whether this shows the park that was decided a moment ago, rather than a new one."""
-        return (
-            self._decided is not None
-            and state.status in routes.IMPORT.parked
-            and state.needs_attention == self._decided
-            and asyncio.get_running_loop().time() < self._decided_at + _ECHO
-        )
+        asked, now = _asked(state), asyncio.get_running_loop().time()
+        return asked is not None and self._engine.decided.is_echo(self._watch.run, mark_of(asked), now=now)
+
+
+def _not_sent(reason: str) -> Conflict:
+    return Conflict(routes.DECIDE.method, routes.DECIDE.template, 409, f"not sent: {reason}")
+
+
+def _asked(state: ImportState) -> NeedsAttention | None:
+    """Return what a run asks, if it is parked."""
+    return (state.needs_attention or NeedsAttention()) if state.status in routes.IMPORT.parked else None
 
 
 class _Decided(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ from asyncmig.companies.outcome import (
     Unknown,
 )
 from asyncmig.companies.progress import TRANSIENT, Progress, named, wall_clock
+from asyncmig.companies.review import mark_of
 from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs, read_record
 from asyncmig.companies.steps import OutcomeName
 from asyncmig.errors import (
@@ -291,6 +292,7 @@ class _Migration:
             run_id=None,
             adopted=False,
             rejected=False,
+            decided="",
             exports=(),
             exported_again=0,
             outcome=None,
@@ -332,8 +334,11 @@ class _Migration:
     async def _run(self, company: Company) -> ImportRun:
         record = self._progress.record
         if record.run_id is not None:
-            age = wall_clock() - record.started_at
-            return company.imports.open(record.run_id, age=age, group=self._group())
+            now = wall_clock()
+            run = company.imports.open(record.run_id, age=now - record.started_at, group=self._group())
+            if record.decided:
+                run.note_decision(record.decided, age=max(0.0, now - record.decided_at))
+            return run
         self._progress.begin("starting")
         doubtful = record.import_body is not None
         if record.import_body is None:
@@ -396,9 +401,16 @@ class _Migration:
             decision = await self._decision(parked)
             if decision is None:
                 return parked
+            if run.needs_attention is None:
+                continue  # somebody else has decided meanwhile
             progress.begin("deciding", "approve" if decision.approve else "reject")
             await progress.write(
-                "decide", shown=run.needs_attention, decision=decision, rejected=not decision.approve
+                "decide",
+                shown=run.needs_attention,
+                decision=decision,
+                rejected=not decision.approve,
+                decided=mark_of(run.needs_attention),
+                decided_at=wall_clock(),
             )
             try:
                 if decision.approve:

@@ -1,12 +1,15 @@
 """What a person answers a parked import, checked against what it asked."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from asyncmig.companies.wire import Answer, NeedsAttention, Question
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Custom", "checked_answers"]
+__all__ = ["Custom", "checked_answers", "mark_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,11 @@ class Custom:
     """
 
     text: str
+
+
+def mark_of(shown: NeedsAttention) -> str:
+    """Return what tells a park from others of the same run: the SHA-256 of what it asks."""
+    return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()
 
 
 def checked_answers(shown: NeedsAttention, answers: Mapping[str, str | Custom]) -> tuple[Answer, ...]:

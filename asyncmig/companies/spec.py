@@ -140,6 +140,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How often the exports of the present import were begun again."""
     rejected: bool = False
     """We rejected what its import proposed, or were about to."""
+    decided: str = ""
+    """The mark of the park that was decided last, or was about to be: a read that lags may show it again."""
+    decided_at: float = 0.0
+    """Wall-clock time of that."""
     exports: tuple[ExportStep, ...] = ()
     outcome: Outcome | None = None
 

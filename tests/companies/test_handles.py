@@ -1,7 +1,9 @@
 """The handles, as a reader of the README uses them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from inprocess import Fault, InProcess
@@ -143,6 +145,51 @@ async def test_a_stale_reading_after_a_decision_is_no_new_park(
         wire.fault = lagging
         await run.approve()
         assert (await run.wait()).status == "completed"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_no_handle_takes_a_stale_reading_after_a_decision_for_a_new_park(
+    opens: Opens, world: World, seed: int
+) -> None:
+    world.variants = replace(world.variants, parks_twice=True)
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        mails = [*(f"p{n}@x.org" for n in range(20)), *["p1@x.org"] * 3, *(f"bad {n}" for n in range(3))]
+        rows = [{"Email": mail, "First Name": "F", "Last Name": "L"} for mail in mails]
+        run = await company.imports.start(rows=rows)
+        await run.wait()
+        asked = run.needs_attention
+        world.variants, world.rng = replace(world.variants, stale=0.6), Random(seed)
+        await run.approve()
+        del run
+        later = session.companies.open(company.id).imports
+        active = await later.recover()
+        assert active is not None
+        second = later.open(active.id)
+        await second.wait()
+        assert second.needs_attention != asked
+        await second.approve()
+        del second
+        assert (await later.open(active.id).wait()).status == "completed"
+    assert world.verdict(10**6).blind_decisions == 0
+
+
+async def test_a_park_that_another_handle_decided_is_not_decided_again(
+    opens: Opens, customer: Customer, wire: InProcess, world: World
+) -> None:
+    async with opens() as session:
+        company = await session.companies.create(name="Acme", source=SOURCE)
+        run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
+        parked = Reply(status=200, body=__import__("msgspec").json.encode(await run.wait()))
+        other = company.imports.open(run.id)
+        await run.approve()
+        wire.fault = lambda method, path, number: (
+            Fault(instead=parked) if method == "GET" and path.endswith(run.id) else None
+        )
+        before = len(wire.sent)
+        with pytest.raises(Conflict, match="was decided a moment ago"):
+            await other.approve()
+        assert not any(url.endswith("/decisions") for _, _, url in wire.sent[before:])
 
 
 async def test_updates_come_once_each_and_end(opens: Opens) -> None:
