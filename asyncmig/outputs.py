@@ -1,5 +1,6 @@
 """What a run of the command writes, so that none of it is taken for an input, and no input is replaced by it."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from asyncmig._io.paths import FolderLookup, file_id, is_same
 from asyncmig.companies.names import customer_folder
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Outputs", "OwnFiles", "check_replaceable"]
+__all__ = ["Outputs", "OwnFiles", "check_folder", "check_replaceable"]
 
 _SIDE_FILE: Final = re.compile(r"(?P<journal>.+?)(-(wal|shm|journal)|\.(recent|last)(\..+)?)")
 """What lies beside a journal: files of SQLite, the send log, the settings of the last run."""
@@ -158,6 +159,24 @@ def _reported(out: Path | None) -> list[str]:
     except (OSError, msgspec.MsgspecError):
         return []
     return [each.external_id for each in report.companies]
+
+
+def check_folder(field: str, folder: Path) -> Path:
+    """Return the folder, or the nearest one above it, that exists. Nothing is created.
+
+    Raises `InvalidInput` naming `field` where a file stands in the place of a folder, or files cannot be made there.
+    """
+    above = (folder.absolute(), *folder.absolute().parents)
+    try:
+        place = next(each for each in above if os.path.lexists(each))
+        if not place.is_dir():
+            raise InvalidInput(field, str(folder), f"{place} is not a folder: name another one")
+    except OSError as error:
+        raise InvalidInput(field, str(folder), f"cannot be looked at: {error.strerror or error}") from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} cannot be written: permission is denied, or the file system is read-only"
+        raise InvalidInput(field, str(folder), reason)
+    return place
 
 
 def check_replaceable(field: str, path: Path, kind: str) -> None:

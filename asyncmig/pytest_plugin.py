@@ -34,7 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def asyncmig_simulator(request: pytest.FixtureRequest) -> Simulator:
     """An account of a simulated Migration API, made with the options of the markers; the closest marker wins."""
-    markers = reversed(list(request.node.iter_markers(_MARKER)))
+    markers = list(reversed(list(request.node.iter_markers(_MARKER))))
+    for marker in markers:
+        if marker.args:
+            raise pytest.UsageError(
+                f"{_MARKER}{marker.args}: give the options by name, as in {_MARKER}(seed=7)"
+            )
     return Simulator(**{name: value for marker in markers for name, value in marker.kwargs.items()})
 
 

@@ -80,7 +80,7 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     """Wall-clock time, ISO 8601 in UTC."""
     waited: float
-    """Real seconds since the one before."""
+    """Real seconds since the one before; 0 where the wall clock was set back."""
     kind: str
     words: str
     """What is to be said about it; text of the server's stands in it as it came."""
@@ -132,7 +132,7 @@ def timeline(events: Sequence[Event]) -> Iterator[Happening]:
     before: datetime | None = None
     for event in events:
         at = datetime.fromisoformat(event.at)
-        waited = (at - before).total_seconds() if before else 0.0
+        waited = max(0.0, (at - before).total_seconds()) if before else 0.0
         yield Happening(at=event.at, waited=waited, kind=event.kind, words=words_of(event))
         before = at
 

@@ -20,6 +20,7 @@ from typing import final
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session
 from asyncmig.simulator import (
     SCHEMAS,
@@ -167,6 +168,8 @@ class Simulator:
     server does where the contract is silent. `pace`: how long runs take. `limit`: makes the rate limit of an
     endpoint, or of the key with `scope="key"`. `latency`: seconds that a request takes. The same `seed`, the same
     story.
+
+    Raises `ValueError` for names that are not known, and for numbers that make no sense, such as a share over 1.
     """
 
     __slots__ = ("_scope", "_seed", "faults", "transport", "world")
@@ -187,6 +190,7 @@ class Simulator:
         sources: Mapping[str, str] = SOURCES,
         schemas: Iterable[Schema] = SCHEMAS,
     ) -> None:
+        _check(seed=seed, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency)
         self._seed = seed
         self._scope: Scope = scope
         self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
@@ -229,3 +233,20 @@ class Simulator:
     def verdict(self) -> Verdict:
         """Return how often the client did what it should not; on the loop that it ran on."""
         return self.world.verdict(asyncio.get_running_loop().time())
+
+
+def _check(
+    *, seed: object, variants: object, pace: object, limit: object, scope: object, latency: object
+) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise InvalidInput("seed", seed, "must be a whole number, 0 or more")
+    if not isinstance(variants, Variants | None):
+        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
+    if not isinstance(pace, Pace | None):
+        raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.Pace`")
+    if not callable(limit):
+        raise InvalidInput("limit", limit, "must make a rate limit, as `lambda: SlidingLog(100)` does")
+    if scope not in ("endpoint", "key"):
+        raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+    if not isinstance(latency, int | float) or not 0 <= latency < float("inf"):
+        raise InvalidInput("latency", latency, "must be a number of seconds, 0 or more")

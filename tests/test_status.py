@@ -9,7 +9,7 @@ import pytest
 from asyncmig import Failed, Journal, MemoryJournal, NeedsAttention, Parked
 from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import Action, Patch
-from asyncmig.journal import Activity
+from asyncmig.journal import Activity, Event
 from asyncmig.status import follow, read_records, read_standings, standing, timeline
 
 
@@ -108,6 +108,12 @@ async def test_the_timeline_says_what_happened_and_how_long_it_took() -> None:
     ]
     assert happenings[0].waited == 0.0
     assert all(each.waited >= 0.0 for each in happenings)
+
+
+def test_no_time_is_negative_though_the_wall_clock_was_set_back() -> None:
+    times = ("2026-03-29T02:30:00.000Z", "2026-03-29T01:00:00.000Z", "2026-03-29T01:00:02.000Z")
+    events = [Event(number, "acme", at, "create", b"{}") for number, at in enumerate(times)]
+    assert [each.waited for each in timeline(events)] == [0.0, 0.0, 2.0]
 
 
 @pytest.mark.looptime

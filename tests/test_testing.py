@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import distribution
 
 import pytest
 
 from asyncmig import RetryPolicy, Session, UnknownOutcome
-from asyncmig.simulator import Fault, Faults, Pace, Variants, export_webhooks
+from asyncmig.simulator import Fault, Faults, Pace, SlidingLog, Variants, export_webhooks
+from asyncmig.simulator.limits import FixedWindow, SlidingCounter, TokenBucket
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime
@@ -125,3 +127,76 @@ def test_the_fixtures_go_with_plain_functions(pytester: pytest.Pytester) -> None
     result = pytester.runpytest_inprocess("--strict-markers", "-W", "error")
     result.assert_outcomes(passed=1)
     assert "asyncmig_simulator(**options)" in pytester.runpytest_inprocess("--markers").stdout.str()
+
+
+BAD_OPTIONS: list[dict[str, object]] = [
+    *({"faults": {"500-before": rate}} for rate in (2, -0.1, float("nan"), float("inf"), "0.1", True, None)),
+    {"faults": {7: 0.1}},
+    *({"seed": seed} for seed in (-1, 1.5, "x", None, True)),
+    *({"limit": limit} for limit in (10, None)),
+    *({"latency": latency} for latency in (-1, float("nan"), float("inf"), "1")),
+    {"scope": "company"},
+    {"variants": {"zombies": 0.1}},
+    {"pace": 3},
+]
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name.removesuffix("s")):
+        Simulator(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {name: share}
+            for name in ("zombies", "stale", "hollow_writes")
+            for share in (1.1, -0.1, float("nan"), "x")
+        ),
+        *({name: -1} for name in ("lag", "inline_rows", "park_lasts", "key_lives", "upload_lives")),
+        {"replay_shows": "past"},
+        {"poll_url": "ftp"},
+        {"pages": "scroll"},
+        {"replay_status": 500},
+    ],
+    ids=str,
+)
+def test_a_variant_that_no_server_has_is_refused(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        Variants(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), "10", None])
+def test_a_limit_or_a_pace_below_nothing_is_refused(limit: object) -> None:
+    for make in (SlidingLog, FixedWindow, SlidingCounter, partial(TokenBucket, burst=1)):
+        with pytest.raises(ValueError, match="limit"):
+            make(limit)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="window"):
+            make(1, 0.0)
+    with pytest.raises(ValueError, match=r"pace\.base"):
+        Pace(base=limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("7", "give the options by name"),
+        ("faults={'500-before': 2}", "must be a number from 0 to 1"),
+        ("faults={'no such': 1}", "unknown fault"),
+        ("seed=-1", "seed"),
+        ("sead=1", "sead"),
+    ],
+)
+def test_a_marker_that_cannot_be_meant_is_an_error(pytester: pytest.Pytester, mark: str, words: str) -> None:
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    pytester.makeconftest('pytest_plugins = ["asyncmig.pytest_plugin"]')
+    pytester.makepyfile(
+        f"import pytest\n@pytest.mark.asyncmig_simulator({mark})\ndef test_it(asyncmig_simulator): pass\n"
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"*{words}*"])

@@ -333,7 +333,7 @@ def demo(
         "asyncmig-demo"
     ),
     customers: Annotated[int, typer.Option(min=1, max=9999, help="How many customers to make up.")] = 40,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same customers.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same customers.")] = 1,
     speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 60.0,
 ) -> None:
     """Migrate made-up customers with messy files through a simulator: offline, in well under a minute.

@@ -35,6 +35,7 @@ from asyncmig.errors import (
     WaitTooLong,
 )
 from asyncmig.journal import Journal
+from asyncmig.outputs import check_folder
 from asyncmig.session import Session
 from asyncmig.status import read_records
 
@@ -100,15 +101,9 @@ def _is_installed(extra: str) -> bool:
 def _folder(what: str, folder: Path) -> Finding:
     """Tell whether a folder can be written, or made in the nearest one above it that exists."""
     try:
-        place = next(
-            each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each)
-        )
-        if not place.is_dir():
-            return Finding(what, f"{place} is not a folder", USAGE)
-    except OSError as error:
-        return Finding(what, f"{folder} cannot be looked at: {error.strerror or error}", USAGE)
-    if not os.access(place, os.W_OK | os.X_OK):
-        return Finding(what, f"{place} cannot be written: permission is denied, or it is read-only", USAGE)
+        place = check_folder(what, folder)
+    except InvalidInput as error:
+        return Finding(what, error.reason, USAGE)
     return Finding(
         what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be made"
     )

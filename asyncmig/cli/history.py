@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -50,7 +51,8 @@ def _row(record: Record, folder: Path) -> CompanyRow:
 
 
 def _timeline(events: Sequence[Event]) -> Timeline:
-    times = [datetime.fromisoformat(event.at).timestamp() for event in events]
+    # In order even where the wall clock was set back.
+    times = list(accumulate((datetime.fromisoformat(event.at).timestamp() for event in events), max))
     timeline, steps = Timeline(began=min(times, default=0.0)), cast("Mapping[str, str]", STEP_AFTER)
     for at, event in zip(times, events, strict=True):
         if step := steps.get(event.kind):

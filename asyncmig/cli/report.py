@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import final
 
 import msgspec
+from rich.console import Console
 
 from asyncmig.cli.files import write_whole
-from asyncmig.cli.terminal import escaped
+from asyncmig.cli.terminal import counted, escaped, say
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.outcome import Delivered, Outcome, Pending
 from asyncmig.companies.spec import Record
 from asyncmig.manifest import Manifest
 from asyncmig.session import Session
 
-__all__ = ["Budget", "CompanyRow", "Report", "ReportFile", "Rows", "SheetFile", "budget_of", "row_of"]
+__all__ = [
+    "Budget",
+    "CompanyRow",
+    "Report",
+    "ReportFile",
+    "Rows",
+    "SheetFile",
+    "budget_of",
+    "row_of",
+    "warn_of_lost_journal",
+]
 
 _log = logging.getLogger("asyncmig")
 
@@ -160,6 +171,24 @@ class ReportFile:
 
     def _report(self) -> Report:
         return Report(companies=self.rows, budget=budget_of(self._session))
+
+
+def warn_of_lost_journal(journal: Path, folder: Path, words: Console) -> None:
+    """Warn if the report in `folder` lists deliveries and there is no journal of them."""
+    if journal.exists() and journal.stat().st_size:
+        return
+    try:
+        report = msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
+    except (OSError, ValueError, RecursionError):
+        return
+    if delivered := sum(row.outcome == "delivered" for row in report.companies):
+        say(
+            words,
+            f"warning: {journal} is missing or empty, but {folder}/report.json lists "
+            f"{counted(delivered, 'customer')} as delivered. Was the journal lost, or is --journal wrong? Without it "
+            "their companies are not found again. To stop, press Ctrl-C; then restore the journal.",
+            "yellow",
+        )
 
 
 def row_of(outcome: Outcome, folder: Path) -> CompanyRow:

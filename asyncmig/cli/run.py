@@ -29,7 +29,7 @@ from asyncmig.cli.progress import Progress
 from asyncmig.cli.queue import follow, queue_url
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.recorder import Recorder, check_place
-from asyncmig.cli.report import CompanyRow, Report, ReportFile
+from asyncmig.cli.report import CompanyRow, Report, ReportFile, warn_of_lost_journal
 from asyncmig.cli.selection import only, select
 from asyncmig.cli.settings import PATHS, DecideChoice, Display
 from asyncmig.cli.terminal import counted, say
@@ -51,6 +51,7 @@ from asyncmig.events import Event, RequestDone
 from asyncmig.fleet import Fleet
 from asyncmig.journal import Journal
 from asyncmig.manifest import Manifest
+from asyncmig.outputs import check_folder
 from asyncmig.session import Session
 from asyncmig.status import read_records
 
@@ -144,7 +145,10 @@ async def drive(
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
     _check_names(options)
+    check_folder("out", options.out)
     check_place(options.report)
+    if wanted.queue is None:  # workers have a journal of their own
+        warn_of_lost_journal(options.journal, options.out, words)
     async with (
         Journal(options.journal) as journal,
         open_session(options, options.journal, api_key) as session,

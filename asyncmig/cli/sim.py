@@ -38,7 +38,7 @@ class SimOptions:
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes any that is free.")
     ] = 0
-    seed: Annotated[int, typer.Option(help="Draws ids and how long runs take, and names the key.")] = 1
+    seed: Annotated[int, typer.Option(min=0, help="Draws ids and how long runs take, and names the key.")] = 1
     speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0
     rate: Annotated[Rate, rate_option("The limit.")] = DEFAULT_RATE
     scope: Annotated[Scope, typer.Option(help="Whether it counts by endpoint or over the whole key.")] = (
@@ -87,6 +87,7 @@ def parse_faults(
         if name not in FAULTS and name not in VARIANTS:
             raise InvalidInput("--fault", name, f"is not known; there are {', '.join([*FAULTS, *VARIANTS])}")
         wanted[name] = rate
+    wanted = {name: rate for name, rate in wanted.items() if rate}  # a rate of 0 is not at all
     variants = Variants()
     for name in wanted.keys() - FAULTS.keys():
         variants = variants.having(name, wanted[name])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
+from asyncmig.simulator.amounts import is_share
 from asyncmig.simulator.messages import Reply
 
 __all__ = ["FAULTS", "Fault", "Faults"]
@@ -94,7 +95,10 @@ class Faults:
         """`rates`: shares of all requests, by the fault's name. `until`: no fault by rate from that time on."""
         unknown = set(rates or ()) - FAULTS.keys()
         if unknown:
-            raise ValueError(f"unknown fault {sorted(unknown)}; there are {sorted(FAULTS)}")
+            raise ValueError(f"unknown fault {sorted(map(str, unknown))}; there are {sorted(FAULTS)}")
+        for name, rate in (rates or {}).items():
+            if not is_share(rate):
+                raise ValueError(f"the rate of the fault {name!r} must be a number from 0 to 1: {rate!r}")
         self._rates = dict(rates or {})
         self._script = dict(script or {})
         self._rng = rng or Random(0)

@@ -3,7 +3,14 @@
 from collections import deque
 from typing import Protocol, final
 
+from asyncmig.simulator.amounts import check_amount
+
 __all__ = ["FixedWindow", "RateLimit", "SlidingCounter", "SlidingLog", "TokenBucket"]
+
+
+def _check(limit: float, window: float) -> None:
+    check_amount("limit", limit)
+    check_amount("window", window, is_zero_allowed=False)
 
 
 class RateLimit(Protocol):
@@ -21,6 +28,7 @@ class FixedWindow:
     def __init__(
         self, limit: int, window: float = 60.0, *, phase: float = 0.0, count_rejects: bool = False
     ) -> None:
+        _check(limit, window)
         self._limit, self._window, self._phase, self._rejects = limit, window, phase, count_rejects
         self._current, self._count = -1.0, 0
 
@@ -38,6 +46,7 @@ class SlidingLog:
     """`limit` calls in any `window` seconds."""
 
     def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
+        _check(limit, window)
         self._limit, self._window, self._rejects = limit, window, count_rejects
         self._log: deque[float] = deque()
 
@@ -55,6 +64,7 @@ class SlidingCounter:
     """The present fixed window, plus the previous one weighted by how much of it is still in view."""
 
     def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
+        _check(limit, window)
         self._limit, self._window, self._rejects = limit, window, count_rejects
         self._current, self._count, self._previous = -1.0, 0, 0
 
@@ -73,6 +83,8 @@ class TokenBucket:
     """`burst` tokens, refilled at `limit` in `window` seconds. With `count_rejects` a refused call costs one, too."""
 
     def __init__(self, limit: int, window: float = 60.0, *, burst: int, count_rejects: bool = False) -> None:
+        _check(limit, window)
+        check_amount("burst", burst)
         self._rate, self._burst, self._rejects = limit / window, burst, count_rejects
         self._tokens, self._at = float(burst), 0.0
 

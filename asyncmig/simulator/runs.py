@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
+from asyncmig.simulator.amounts import check_amount
 from asyncmig.simulator.bodies import AnswerIn
 from asyncmig.simulator.messages import Json
 from asyncmig.simulator.tables import Flaw, Table, apply_action, bad_rows, find_flaws
@@ -30,6 +31,11 @@ class Pace:
     base: float = 30.0
     per_row: float = 0.2
     sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a time that is negative."""
+        for name in ("queued", "base", "per_row", "sigma"):
+            check_amount(f"pace.{name}", getattr(self, name))
 
     def draw(self, rows: int, rng: Random) -> tuple[float, float]:
         """Return how long a run is queued, and how long it runs."""

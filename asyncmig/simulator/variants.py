@@ -4,9 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
+from asyncmig.simulator.amounts import check_amount, is_share
+
 __all__ = ["PAGES", "VARIANTS", "Variants"]
 
+_SHARES = ("failed_writes", "hollow_writes", "unread_writes", "zombies", "canceled", "stale")
+_AMOUNTS = ("listed_writes", "inline_rows", "park_lasts", "lag", "upload_lives", "key_lives")
 PAGES = ("none", "cursor", "url", "page", "offset", "repeats", "more")
+
+_WORDS: dict[str, tuple[object, ...]] = {
+    "replay_status": (200, 201),
+    "replay_shows": ("present", "queued"),
+    "active": ("bare", "wrapped", "anonymous"),
+    "unconnected_export": ("refused", "conflict", "fails"),
+    "unanswered": ("proposed", "untouched"),
+    "pages": PAGES,
+    "poll_url": ("path", "foreign"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +90,20 @@ class Variants:
     """Seconds in which a signed URL can be used."""
     key_lives: float | None = None
     """Seconds from the first request to the moment at which the key is revoked."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what no server can do: a share beyond 0 to 1, a word that is not known."""
+        for name in _SHARES:
+            if not is_share(getattr(self, name)):
+                raise ValueError(f"{name} must be a number from 0 to 1: {getattr(self, name)!r}")
+        for name in _AMOUNTS:
+            if getattr(self, name) is not None:
+                check_amount(name, getattr(self, name))
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, known))}: {getattr(self, name)!r}"
+                )
 
     @classmethod
     def drawn(cls, rng: Random) -> "Variants":

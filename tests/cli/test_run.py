@@ -109,7 +109,8 @@ def test_2_templates_are_not_looked_up_where_nobody_names_any(
         (("--base-url", "https://example.com/api/v1", "--speed", "60"), "for the simulator on this machine"),
         (("--journal", "."), "this is a folder"),
         (("--journal", "none/fleet.db"), "there is no folder"),
-        (("--out", "acme.csv"), "acme.csv"),
+        (("--out", "acme.csv"), "acme.csv is not a folder"),
+        (("--out", "acme.csv/a/b"), "acme.csv is not a folder"),
         (("--decide", "maybe"), "maybe"),
         (("--concurrency", "0"), "--concurrency"),
     ],
@@ -195,6 +196,23 @@ def test_6_a_lost_journal_leaves_the_outcome_unknown(run: Cli, customers: Custom
     assert result.code == 6
     assert outcomes(tmp_path) == {"acme": "unknown", "bolt": "unknown"}
     assert "external_id" in result.out
+
+
+@pytest.mark.parametrize("lost", ["missing", "0 bytes"])
+def test_a_lost_journal_is_told_before_anything_is_created(
+    run: Cli, customers: Customers, tmp_path: Path, lost: str
+) -> None:
+    manifest = customers(acme=GOOD)
+    assert "warning" not in run(manifest).err
+    (tmp_path / "fleet.db").unlink()
+    if lost == "0 bytes":
+        (tmp_path / "fleet.db").touch()
+    result = run(manifest)
+    warning, _, rest = result.err.partition("\n")
+    assert "fleet.db is missing or empty" in warning
+    assert "lists 1 customer as delivered" in warning
+    assert "warning" not in rest
+    assert "warning" not in run(manifest).err
 
 
 def test_75_a_server_that_is_away_while_the_catalogue_is_read(

@@ -9,14 +9,22 @@ import pytest
 from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Session, Spec, Timeouts, Unknown
 from asyncmig.cli.amounts import Rate
 from asyncmig.cli.sim import new_world, parse_faults
-from asyncmig.simulator import FAULTS, SOURCES, VARIANTS, generate, serve
+from asyncmig.simulator import FAULTS, SOURCES, VARIANTS, Fault, Variants, generate, serve
 
 
-@pytest.mark.parametrize("asked", ["nonsense", "hang:2", "hang:x", ":0.1"])
+@pytest.mark.parametrize(
+    "asked", ["nonsense", "hang:2", "hang:x", ":0.1", "hang:-1", "hang:nan", "hang:inf", "stale:1.5"]
+)
 def test_a_fault_that_makes_no_sense_is_named(asked: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         parse_faults([asked], seed=1)
     assert refused.value.field == "--fault"
+
+
+def test_a_rate_of_0_is_not_at_all() -> None:
+    faults, variants = parse_faults(["hang:0", "no-zip:0", "drift:0"], seed=1)
+    assert variants == Variants()
+    assert faults.pick("GET /sources", 0.0) == Fault()
 
 
 def test_every_name_is_understood() -> None:
