@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -19,11 +20,11 @@ from asyncmig._io.addresses import checked_base_url, is_loopback
 from asyncmig._io.caller import Caller, Secret
 from asyncmig._io.engine import Engine
 from asyncmig._io.gate import Gate, GateStatistics
-from asyncmig._io.home import AsyncOnly, Home
+from asyncmig._io.home import AsyncOnly, Home, loop_speed
 from asyncmig._io.pace import Pace
 from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
-from asyncmig._io.recent import RecentLog
+from asyncmig._io.recent import EarlierSlot, Kind, RecentLog
 from asyncmig._io.reply import Reply
 from asyncmig._io.shared import SharedWindow
 from asyncmig._io.shared_dispatcher import Shared
@@ -32,12 +33,14 @@ from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
-from asyncmig.events import Event, Events, RequestDone, RequestSent, RunStalled
+from asyncmig.events import Events, RunStalled
 
 __all__ = ["Scope", "Session"]
 
 Scope = Literal["endpoint", "key"]
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
+_BY_KEY = "*"
+"""The name of the only budget where requests are counted by key."""
 _LONGEST_REQUEST = 60.0
 """Seconds, where no time-out says."""
 _DEFAULT_URL = "https://app.vern.so/api/v1"
@@ -98,15 +101,15 @@ class Session(AsyncOnly):
         self._closed: AsyncmigError | None = None
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: RecentLog | None = None
-        self._recent_ages: dict[str, list[float]] = {}
         timeouts = timeouts or Timeouts()
+        self._timeout = max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0)
         self._shared = (
             None
             if shared is None
             else Shared(
                 keeper=shared,
                 account=_account(key, self.base_url),
-                timeout=max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0),
+                timeout=self._timeout,
             )
         )
         self._transport = transport or _transport(http, self.base_url)
@@ -145,12 +148,16 @@ class Session(AsyncOnly):
         self._home.enter()
         self._exits.callback(self.events.close)
         if self._recent_path is not None:
-            speed = float(getattr(asyncio.get_running_loop(), "speed", 1.0))
-            self._recent = RecentLog(self._recent_path, speed=speed)
-            self._recent_ages = self._recent.ages()
+            loop = self._home.loop()
+            self._recent = RecentLog(
+                self._recent_path,
+                speed=loop_speed(loop),
+                window=self._window,
+                timeout=self._timeout,
+                clock=loop.time,
+            )
             self._exits.callback(self._recent.close)
             self._recent.open()
-            self._exits.enter_context(self.events.subscribe(self._note))
         await self._poller.__aenter__()
         return self
 
@@ -249,35 +256,38 @@ class Session(AsyncOnly):
         return self._gate_by_key(endpoint.key)
 
     def _gate_by_key(self, key: str) -> Gate:
-        name = "*" if self._scope == "key" else key
+        name = _BY_KEY if self._scope == "key" else key
         gate = self._gates.get(name)
         if gate is None:
             gate = self._gates[name] = Gate(
                 limit=self._limit,
                 window=self._window,
                 rng=self._rng,
-                recent=self._recent_for(key),
+                recent=[slot.answered_for(self._timeout) for slot in self._earlier(name)],
                 name=name,
                 events=self.events,
                 shared=self._shared,
+                note=None if self._recent is None else partial(_note, self._recent, name),
             )
             if self._closed is not None:
                 gate.close(self._closed)
         return gate
 
-    def _recent_for(self, key: str) -> list[float]:
-        if self._scope == "endpoint":
-            return self._recent_ages.get(key, [])
-        return [age for ages in self._recent_ages.values() for age in ages]
-
-    def _note(self, event: Event) -> None:
-        if self._recent is not None and isinstance(event, RequestSent | RequestDone):
-            self._recent.note("sent" if isinstance(event, RequestSent) else "done", event.endpoint)
+    def _earlier(self, name: str) -> list[EarlierSlot]:
+        """Return what earlier processes sent with this budget; they may have counted by key, and this one not."""
+        if self._recent is None:
+            return []
+        names = (None,) if name == _BY_KEY else (name, _BY_KEY)
+        return [slot for each in names for slot in self._recent.earlier(each)]
 
     def _stalled(self, run: object, seconds: float) -> None:
         _, company_id, run_id = cast("tuple[str, str, str]", run)
         now = asyncio.get_running_loop().time()
         self.events.emit(RunStalled(at=now, company_id=company_id, run_id=run_id, seconds=seconds))
+
+
+def _note(log: RecentLog, budget: str, kind: Kind, slot: str) -> None:
+    log.note(kind, budget, slot)
 
 
 def _checked_key(key: str) -> Secret:

@@ -7,6 +7,7 @@ waited for, and nothing at all when nobody waits.
 
 import asyncio
 import copy
+import uuid
 from collections.abc import Iterable
 
 from aiolimiter import AsyncLimiter
@@ -153,6 +154,10 @@ class Dispatcher:
                 self._rest()
         elif waiter.exception() is None:  # cancelled in the very turn of its grant
             self.unsent(waiter.result())
+
+    def name_of(self, sent_at: float) -> str:
+        """Return a name for the slot that was taken at `sent_at`, which no other slot of any process has."""
+        return uuid.uuid4().hex
 
     # The way out
 

@@ -1,6 +1,6 @@
 """The way to one budget: a slot for each request, and what became of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import MARGIN, Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
+from asyncmig._io.recent import Kind
 from asyncmig._io.shared_dispatcher import Shared, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events
@@ -19,6 +20,8 @@ from asyncmig.events import Events
 __all__ = ["TICK", "Gate", "GateStatistics", "Slot"]
 
 _TOO_MANY = 429
+Note = Callable[[Kind, str], None]
+"""Is told what becomes of a slot, and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +54,28 @@ class Slot:
     the context ended. A slot is entered once: the next request needs another.
     """
 
-    __slots__ = ("_dispatcher", "_lane", "_max_wait", "_rank", "_sent_at", "ticket", "waited")
+    __slots__ = (
+        "_dispatcher",
+        "_lane",
+        "_max_wait",
+        "_name",
+        "_note",
+        "_rank",
+        "_sent_at",
+        "ticket",
+        "waited",
+    )
 
     def __init__(
-        self, dispatcher: Dispatcher, lane: Lane, rank: float, max_wait: float | None, ticket: int
+        self,
+        dispatcher: Dispatcher,
+        lane: Lane,
+        rank: float,
+        max_wait: float | None,
+        ticket: int,
+        note: Note | None,
     ) -> None:
+        self._note, self._name = note, ""
         self._dispatcher, self._lane, self._rank, self._max_wait = dispatcher, lane, rank, max_wait
         self._sent_at: float | None = None
         """None: not granted yet, or done with."""
@@ -71,6 +91,9 @@ class Slot:
             asked = self._dispatcher.now()
             self._sent_at = await self._dispatcher.wait(self._lane, self._rank, self.ticket)
             self.waited = max(0.0, self._sent_at - asked)
+        if self._note is not None:
+            self._name = self._dispatcher.name_of(self._sent_at)
+            self._note("sent", self._name)
         return self
 
     async def __aexit__(
@@ -80,7 +103,7 @@ class Slot:
         tb: TracebackType | None,
     ) -> None:
         if self._sent_at is not None:
-            self._dispatcher.lost(self._done())
+            self._dispatcher.lost(self._done("done"))
 
     def held(self) -> AbstractAsyncContextManager["Slot"]:
         """Return a context for a slot that was entered elsewhere: leaving it leaves the slot."""
@@ -91,18 +114,20 @@ class Slot:
         if self._sent_at is None:
             return
         if status == _TOO_MANY:
-            self._dispatcher.rejected(self._done(), retry_after)
+            self._dispatcher.rejected(self._done("done"), retry_after)
         else:
-            self._dispatcher.accepted(self._done())
+            self._dispatcher.accepted(self._done("done"))
 
     def unsent(self) -> None:
         """Nothing was sent: the slot goes to the next in line."""
         if self._sent_at is not None:
-            self._dispatcher.unsent(self._done())
+            self._dispatcher.unsent(self._done("unsent"))
 
-    def _done(self) -> float:
+    def _done(self, kind: Kind) -> float:
         sent_at, self._sent_at = self._sent_at, None
         assert sent_at is not None
+        if self._note is not None:
+            self._note(kind, self._name)
         return sent_at
 
     def _check_wait(self) -> None:
@@ -140,7 +165,8 @@ class Gate:
 
     `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process got in its
     last window. `events` are told when it holds and what it learns. `shared`: who keeps the window for several
-    processes. Usable alone, wherever the same key is used:
+    processes. `note` is told of each slot that is used, for the process after this one. Usable alone, wherever the
+    same key is used:
 
         async with gate.slot() as slot:
             response = await send()
@@ -150,7 +176,7 @@ class Gate:
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
-    __slots__ = ("_dispatcher", "_limit", "_tickets", "_window", "name")
+    __slots__ = ("_dispatcher", "_limit", "_note", "_tickets", "_window", "name")
 
     def __init__(
         self,
@@ -162,6 +188,7 @@ class Gate:
         name: str = "",
         events: Events | None = None,
         shared: Shared | None = None,
+        note: Note | None = None,
     ) -> None:
         _check_limit(limit)
         if not window > 0:
@@ -171,7 +198,7 @@ class Gate:
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
         kind = Dispatcher if shared is None else partial(SharedDispatcher, shared=shared, limit=limit)
         self._dispatcher: Dispatcher = kind(limiter, window=window, recent=recent, budget=name, events=events)
-        self._tickets = count(1)
+        self._tickets, self._note = count(1), note
 
     @property
     def limit(self) -> int:
@@ -206,7 +233,8 @@ class Gate:
         goes first, then first come, first served; `ticket`: the place of an earlier slot that was refused. Entering
         raises `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and what `close` was given.
         """
-        return Slot(self._dispatcher, lane, rank, max_wait, next(self._tickets) if ticket is None else ticket)
+        ticket = next(self._tickets) if ticket is None else ticket
+        return Slot(self._dispatcher, lane, rank, max_wait, ticket, self._note)
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
         """Return about how many seconds a request of this lane would wait now."""

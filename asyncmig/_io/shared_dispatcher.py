@@ -122,10 +122,13 @@ class SharedDispatcher(Dispatcher):
 
     def _grant(self, now: float, name: str | None = None) -> float:
         now = self._last_grant = max(now, math.nextafter(self._last_grant, math.inf))
-        if self._link is not None:
-            self._names[now] = name or self._link.name()
-            self._link.sent(self._names[now], now)
+        assert self._link is not None
+        self._names[now] = name or self._link.name()
+        self._link.sent(self._names[now], now)
         return super()._grant(now)
+
+    def name_of(self, sent_at: float) -> str:
+        return self._names[sent_at]
 
     def accepted(self, sent_at: float) -> None:
         self._tell(sent_at, "accepted")
@@ -144,8 +147,8 @@ class SharedDispatcher(Dispatcher):
         super().unsent(sent_at)
 
     def _tell(self, sent_at: float, what: What, seconds: float = 0.0) -> None:
-        if self._link is not None:
-            self._link.tell(self._names.pop(sent_at), what, self.now(), seconds=seconds)
+        assert self._link is not None
+        self._link.tell(self._names.pop(sent_at), what, self.now(), seconds=seconds)
 
     async def aclose(self) -> None:
         if self._link is not None:

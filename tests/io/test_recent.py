@@ -1,11 +1,44 @@
 """What was sent in the last minute is known to the next process, however long the log before it is."""
 
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from inprocess import BASE_URL, KEY, InProcess
 
+from asyncmig import Session
 from asyncmig._io.recent import RecentLog
+from asyncmig.simulator import SCHEMAS, SOURCES, World
+
+ENDPOINT = "GET /sources"
+
+
+def opened(path: Path, **options: float) -> RecentLog:
+    log = RecentLog(path, **options)  # type: ignore[arg-type]
+    log.open()
+    return log
+
+
+def names(path: Path) -> set[str]:
+    log = opened(path)
+    log.close()
+    return {slot.name for slot in log.earlier()}
+
+
+def session(path: Path, limit: int = 5) -> Session:
+    wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+    return Session(KEY, BASE_URL, transport=wire, recent=path, limit=limit)
 
 
 @pytest.mark.parametrize("old", [0, 20_000])
@@ -38,3 +71,239 @@ def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
     assert RecentLog(path, speed=1.0).ages() == {"GET /x": [0.0, 0.0]}
     first.close()
     second.close()
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from asyncmig._io.recent import RecentLog
+name, count = sys.argv[2], int(sys.argv[3])
+for number in range(count):
+    if number % 10 == 0:  # each time it compacts the file
+        if number:
+            log.close()
+        log = RecentLog(Path(sys.argv[1]))
+        log.open()
+    log.note("sent", "GET /x", f"{name}{number:031x}")
+    if number == count // 2:
+        print("half", flush=True)
+        sys.stdin.readline()
+log.close()
+"""
+
+
+def test_processes_that_compact_a_log_lose_no_line_of_each_other(tmp_path: Path) -> None:
+    path, count = tmp_path / "recent", 200
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", APPEND, path, name, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abcd"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    killed = processes.pop()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    (tmp_path / "recent.part").write_bytes(
+        b"half of a compa"
+    )  # of a process that was killed while it compacted
+    for process in processes:
+        process.communicate("\n")
+    expected = {f"{name}{number:031x}" for name in "abc" for number in range(count)}
+    assert names(path) == expected | {f"d{number:031x}" for number in range(count // 2 + 1)}
+
+
+def test_nobody_waits_for_a_process_that_is_stopped_while_it_has_the_lock(tmp_path: Path) -> None:
+    path, slots = tmp_path / "recent", [uuid4().hex for _ in range(3)]
+    log = opened(path)
+    log.note("sent", ENDPOINT, slots[0])
+    with path.open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        log.note("sent", ENDPOINT, slots[1])
+        assert names(path) == {slots[0]}
+    log.note("sent", ENDPOINT, slots[2])
+    assert names(path) == set(slots)
+    log.close()
+
+
+def test_a_log_whose_file_was_removed_is_begun_again(tmp_path: Path) -> None:
+    path, slot = tmp_path / "recent", uuid4().hex
+    log = opened(path)
+    path.unlink()
+    log.note("sent", ENDPOINT, slot)
+    assert names(path) == {slot}
+    log.close()
+
+
+def test_garbage_is_skipped_and_costs_no_line(tmp_path: Path) -> None:
+    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
+    slots = [uuid4().hex for _ in range(3)]
+    lines = [f"sent {now:.3f}+120 {ENDPOINT} #{slot}".encode() for slot in slots[:2]]
+    garbage = [
+        b"\xff\xfe",
+        b"\0" * 5000,
+        b"sent nan GET /x",
+        b"sent 1e999 GET /x",
+        b"done -5 GET /x",
+        b"sent",
+        b"a" * 9999,
+    ]
+    garbage += [b"sent %.3f GET /\xff" % now, b"sent %.3f GET /\0" % now, "gesendet ä".encode("utf-16")]
+    path.write_bytes(b"\n".join([lines[0], *garbage, lines[1], b"sent 17"]))
+    log = opened(path)
+    log.note("sent", ENDPOINT, slots[2])
+    log.close()
+    assert RecentLog(path).ages() == {ENDPOINT: [0.0] * 3}
+    assert names(path) == set(slots)
+
+
+@pytest.mark.parametrize("ahead", [0.5, 3 * 3600.0, 1e9])
+def test_a_time_to_come_counts_as_now_and_not_once_more_at_the_next_start(
+    tmp_path: Path, ahead: float
+) -> None:
+    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
+    path.write_text(f"done {now + ahead:.3f} {ENDPOINT}\n", encoding="utf-8")
+    log = opened(path)
+    assert RecentLog(path).ages()[ENDPOINT] == [pytest.approx(0.0, abs=5.0)]
+    log.close()
+    later = opened(path, speed=0.01)  # of the loop's seconds, fewer pass
+    assert [slot.age <= 0.05 for slot in later.earlier()] == [True]
+    later.close()
+    in_a_minute = RecentLog(path, clock=Clock(0.0, 61.5))  # type: ignore[arg-type]
+    assert in_a_minute.ages() == {}
+
+
+class Clock:
+    """Says one time, and another one from then on."""
+
+    def __init__(self, *times: float) -> None:
+        self._times = list(times)
+
+    def __call__(self) -> float:
+        return self._times.pop(0) if len(self._times) > 1 else self._times[0]
+
+
+def test_a_request_that_was_not_sent_is_not_in_the_log(tmp_path: Path) -> None:
+    path, (sent, unsent, done) = tmp_path / "recent", [uuid4().hex for _ in range(3)]
+    log = opened(path)
+    for slot in (sent, unsent, done):
+        log.note("sent", ENDPOINT, slot)
+    log.note("unsent", ENDPOINT, unsent)
+    log.note("done", ENDPOINT, done)
+    log.close()
+    again = opened(path)
+    assert {slot.name: slot.is_answered for slot in again.earlier(ENDPOINT)} == {sent: False, done: True}
+    again.close()
+
+
+def test_a_huge_log_is_read_in_little_memory(tmp_path: Path) -> None:
+    path, slot = tmp_path / "recent", uuid4().hex
+    now = time.time()  # noqa: TID251 - what the log is in
+    with path.open("wb") as file:
+        file.truncate(100 * 1024 * 1024)  # takes no room on the disk
+        file.seek(0, os.SEEK_END)
+        file.write(b"done 1600000000.123 GET /sources\n" * 300_000)
+        file.write(f"sent {now:.3f}+120 {ENDPOINT} #{slot}\n".encode())
+    tracemalloc.start()
+    try:
+        assert names(path) == {slot}
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size < 1000
+
+
+@pytest.mark.looptime
+async def test_the_log_of_a_service_stays_small_while_it_runs(tmp_path: Path) -> None:
+    path, largest = tmp_path / "recent", 0
+    async with session(path, limit=100) as service:
+        for _ in range(9000):
+            async with service.gate("GET", "/sources").slot() as slot:
+                slot.answered(200)
+            largest = max(largest, path.stat().st_size)
+    assert largest < 512 * 1024
+    assert asyncio.get_running_loop().time() > 5000.0
+
+
+@pytest.mark.looptime
+async def test_other_code_that_uses_a_gate_of_the_session_is_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "recent"
+    async with session(path) as service, service.gate("POST", "/mine").slot() as slot:
+        slot.answered(200)
+    assert list(RecentLog(path).ages()) == ["POST /mine"]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("there", [False, True])
+def test_only_its_owner_reads_a_log(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "recent"
+    if there:
+        path.touch(0o666)
+    log = opened(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    log.close()
+
+
+def planted_symlink(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def planted_hard_link(path: Path, target: Path) -> None:
+    path.hardlink_to(target)
+
+
+def planted_fifo(path: Path, target: Path) -> None:
+    os.mkfifo(path)
+
+
+def planted_folder(path: Path, target: Path) -> None:
+    path.mkdir()
+
+
+def planted_part(path: Path, target: Path) -> None:
+    path.with_name(f"{path.name}.part").symlink_to(target)
+
+
+def planted_nowhere(path: Path, target: Path) -> None:
+    path.parent.rmdir()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("plant", "warned"),
+    [
+        (planted_symlink, True),
+        (planted_hard_link, True),
+        (planted_fifo, True),
+        (planted_folder, True),
+        (planted_nowhere, True),
+        (planted_part, False),
+    ],
+)
+async def test_a_log_that_somebody_else_planted_is_not_written_and_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, plant: object, warned: bool
+) -> None:
+    path, target = tmp_path / "here/recent", tmp_path / "target"
+    path.parent.mkdir()
+    target.write_text("precious\n", encoding="utf-8")
+    target.chmod(0o644)
+    plant(path, target)  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        async with session(path) as opened:
+            for _ in range(3):
+                assert await opened.companies.sources()
+    assert target.read_text(encoding="utf-8") == "precious\n"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+    assert [str(path) in record.getMessage() for record in caplog.records] == [True] * warned
