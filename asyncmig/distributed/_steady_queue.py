@@ -36,6 +36,11 @@ class AnyQueue(Queue):
     away: ClassVar[tuple[type[Exception], ...]]
     """What is raised when the server cannot be reached."""
 
+    async def stored(self, job: Job) -> Job | None:
+        """Return the job as it is stored; None if it is lost, even if another one has its key by now."""
+        stored = await self.job(job.key)
+        return None if stored is None or stored.meta != job.meta else stored
+
 
 @final
 class _Clock:
@@ -94,6 +99,20 @@ class _Steady(AnyQueue):
             await asyncio.sleep(real_seconds(_PAUSE))
             return None
 
+    async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
+        """Write a job's end, unless the job is lost or another worker has it: the end would be another job's."""
+        if "connection" in kwargs or await self._is_ours(job):  # with a connection it was read there
+            await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # as they came
+
+    async def retry(self, job: Job, error: str | None) -> None:
+        """Put a job back into the queue, unless it is lost or another worker has it."""
+        if await self._is_ours(job):
+            await super().retry(job, error)
+
+    async def _is_ours(self, job: Job) -> bool:
+        stored = await self.stored(job)
+        return stored is not None and stored.worker_id == job.worker_id
+
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
         """Take jobs from workers that died."""
         await self._set_clock()
@@ -128,6 +147,10 @@ def _redis(url: str, name: str) -> AnyQueue:
             kwargs = cast("dict[str, object]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
             kwargs["socket_timeout"] = kwargs["socket_connect_timeout"] = real_seconds(_PATIENCE)
             await super().connect()
+
+        async def _update(self, job: Job, status: Status | None = None, **kwargs: object) -> None:
+            if await self.stored(job) is not None:  # SAQ would store it again
+                await super()._update(job, status, **kwargs)
 
         def deserialize(
             self, payload: dict[str, object] | str | bytes | None, status: Status | str | None = None

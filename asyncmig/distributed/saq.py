@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast, final
+from uuid import uuid4
 
 import msgspec
 from saq.job import TERMINAL_STATUSES, Job, Status
@@ -229,6 +230,9 @@ class MigrationQueue:
             heartbeat=self._heartbeat,
             retries=_ATTEMPTS,
             ttl=_KEPT,
+            meta={
+                "id": uuid4().hex
+            },  # tells it from another job of the same name, after the queue lost this one
             spec=msgspec.to_builtins(spec, enc_hook=str),
             asked=dict(asked),
             **more,
@@ -317,10 +321,17 @@ class _Work:
             raise
 
     async def _beating(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
+        """Migrate; stop, and return None, if the queue loses the job: whoever wants it done enqueues another one."""
         done = asyncio.Event()
-        beat = asyncio.ensure_future(_beat(job, done))
+        work = asyncio.ensure_future(self._once_free(job, spec, options))
+        beat = asyncio.ensure_future(_beat(job, done, on_lost=work.cancel))
         try:
-            return await self._once_free(job, spec, options)
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None
         finally:
             done.set()
             await asyncio.wait([beat])  # one that came late would undo the job's end
@@ -335,11 +346,9 @@ class _Work:
                 )
                 return msgspec.to_builtins(outcome)
             except CompanyHeld as error:
-                stored = await job.get_queue().job(job.key)
-                if stored is None:
-                    return msgspec.to_builtins(_pending(spec, str(error)))
-                if stored.status is Status.COMPLETE:
-                    return stored.result
+                _log.debug("%s: %s", spec.external_id, error)
+                if (result := await _result_of_another(job)) is not None:
+                    return result
             except JournalError as error:
                 _log.warning("%s: %s", spec.external_id, error)
             except Exception as error:
@@ -348,7 +357,17 @@ class _Work:
             await asyncio.sleep(real_seconds(_LOOK_AGAIN))
 
 
-async def _beat(job: Job, done: asyncio.Event) -> None:
+async def _result_of_another(job: Job) -> object:
+    """Return the result that another worker, which had the job too, has written; None if there is none."""
+    queue = cast("AnyQueue", job.get_queue())
+    try:
+        stored = await queue.stored(job)
+    except queue.away:
+        return None  # the heartbeat says so
+    return stored.result if stored is not None and stored.status is Status.COMPLETE else None
+
+
+async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], object]) -> None:
     """Show in time that the worker lives, as long as the job is this worker's: SAQ writes all of it."""
     queue = cast("AnyQueue", job.get_queue())
     while True:
@@ -357,8 +376,12 @@ async def _beat(job: Job, done: asyncio.Event) -> None:
                 await done.wait()
                 return
         try:
-            stored = await queue.job(job.key)
-            if stored is not None and stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
+            stored = await queue.stored(job)
+            if stored is None:
+                _log.warning("the queue has lost %s: its task stops", job.key)
+                on_lost()
+                return
+            if stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
                 await job.update()
         except queue.away as error:
             _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)

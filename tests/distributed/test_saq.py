@@ -294,6 +294,57 @@ def test_a_queue_that_lost_its_memory_is_given_the_job_again(
     run(main())
 
 
+def lose_jobs(place: Place) -> None:
+    client = redis.Redis.from_url(place.url)
+    client.delete(*client.keys(f"saq:*{place.name}*"))
+
+
+def test_a_queue_that_loses_its_jobs_three_times_in_two_seconds_ends_nobody_as_pending(
+    redis_url: str, tmp_path: Path, prefix: str
+) -> None:
+    async def main() -> None:
+        place = Place(redis_url, prefix, tmp_path)
+        specs = customers(tmp_path / "in", 4)
+        claims = [await place.journal.claim(spec.external_id) for spec in specs]
+        async with place.queue() as queue, place.worker():
+            for _ in range(3):
+                for spec in specs:
+                    await queue.submit(spec)
+                await asyncio.sleep(0.3 * SPEED)
+                lose_jobs(place)
+                await asyncio.sleep(0.6 * SPEED)
+                assert not any([await queue._queue.job(queue._key(spec.external_id)) for spec in specs])
+            following = asyncio.ensure_future(_all(queue, specs))
+            await asyncio.sleep(SPEED)
+            for claim in claims:
+                await claim.release()
+            assert [type(outcome) for outcome in await following] == [Delivered] * 4
+
+    run(main())
+
+
+def test_a_task_whose_job_is_lost_stops_and_writes_no_result(
+    redis_url: str, tmp_path: Path, prefix: str
+) -> None:
+    async def main() -> None:
+        place = Place(redis_url, prefix, tmp_path)
+        place.world._pace = Pace(base=60.0, sigma=0.0)
+        ledger, (lost, ended) = place.world.ledger, customers(tmp_path / "in", 2)
+        async with place.queue() as queue, place.worker():
+            await queue.submit(lost)
+            await until(lambda: ledger.requests["POST /companies/{id}/imports"])
+            lose_jobs(place)
+            await queue.submit(ended)  # it is alive all the same
+            assert [type(outcome) for outcome in await _all(queue, [ended])] == [Delivered]
+            await asyncio.sleep(2 * SPEED)
+            assert await queue._queue.job(queue._key(lost.external_id)) is None
+            assert not (tmp_path / "out" / lost.external_id).exists()
+            assert [type(outcome) for outcome in await _all(queue, [lost])] == [Delivered]
+        assert ledger.requests["POST /companies/{id}/imports"] == 2
+
+    run(main())
+
+
 def test_settings_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
 ) -> None:
