@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 
+from asyncmig._core.invisible import MARK, invisible_in_name, named_characters
 from asyncmig.companies.wire import Template
-from asyncmig.preflight.findings import Finding, HeaderMatch, number_of
+from asyncmig.preflight.findings import Finding, HeaderMatch, Sample, number_of
 
 __all__ = ["Fit", "find_fit", "header_findings"]
 
@@ -146,6 +147,16 @@ def header_findings(header: Sequence[str]) -> list[Finding]:
     if twice:
         text = f"{number_of(len(twice), 'header')} more than once: {_some(list(map(repr, twice)))}"
         findings.append(Finding(kind="header_twice", text=text, count=len(twice)))
+    if header[0].startswith(MARK):
+        text = f"begins with a second byte order mark, which is part of the first header: {header[0]!a}"
+        findings.append(Finding(kind="mark", text=text, samples=(Sample(line=1),)))
+    invisible = {name: found for name in header if (found := invisible_in_name(name.removeprefix(MARK)))}
+    if invisible:
+        characters = named_characters({each for found in invisible.values() for each in found})
+        names = _some([ascii(name[:_LONGEST_HEADER]) for name in invisible])
+        count = number_of(len(invisible), "header")
+        text = f"{count} with invisible or look-alike characters ({characters}): {names}"
+        findings.append(Finding(kind="header_invisible", text=text, count=len(invisible)))
     if len(header) > _MOST_HEADERS:
         text = f"{len(header):,} columns; only the first {_MOST_HEADERS:,} are looked at"
         findings.append(Finding(kind="header_many", text=text, count=len(header)))

@@ -4,6 +4,8 @@ import csv
 from collections.abc import Iterator
 from typing import TextIO, final
 
+from asyncmig._core.invisible import MARK
+
 __all__ = ["BrokenOff", "Records", "sniff"]
 
 _SNIFFED = 4096
@@ -39,13 +41,15 @@ class Records:
     Raises `BrokenOff` for a record longer than that, and for a cell over `csv.field_size_limit()`.
     """
 
-    __slots__ = ("_complete", "_delimiter", "_file", "_line", "_pending", "_size")
+    __slots__ = ("_complete", "_delimiter", "_file", "_line", "_pending", "_size", "is_marked")
 
     def __init__(self, file: TextIO, delimiter: str) -> None:
         self._file, self._delimiter = file, delimiter
         self._line = self._size = 0
         self._pending: list[str] = []
         self._complete = False
+        self.is_marked = False
+        """Whether a byte order mark stands before the record that came last, outside of its cells."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         line = 1
@@ -62,6 +66,8 @@ class Records:
         while text := self._file.readline(_LONGEST_RECORD):
             if self._complete:
                 self._pending, self._size, self._complete = [], 0, False
+            if not self._pending:
+                self.is_marked = text.startswith(MARK)
             self._line += 1
             self._size += len(text)
             self._pending.append(text)

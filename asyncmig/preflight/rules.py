@@ -158,6 +158,11 @@ class ColumnRules:
         if _links(column):
             self._add_link(targets)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the cells are compared, with each other or with a pattern."""
+        return bool(self._rules)
+
     def _add_strict(self, pattern: str) -> None:
         compiled = _compiled(pattern)
         if isinstance(compiled, str):

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TextIO, TypeVar, final
 
+from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Template
 from asyncmig.errors import InvalidInput
-from asyncmig.preflight.findings import Checked, CheckedFile, Finding, Kind, Sample, Tally
+from asyncmig.preflight.findings import Checked, CheckedFile, Finding, Kind, Sample, Tally, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings
 from asyncmig.preflight.probe import Probe, probe
 from asyncmig.preflight.records import BrokenOff, Records, sniff
@@ -26,6 +27,8 @@ _SHAPES: Mapping[Kind, str] = {
     "rows_short": "fewer cells than the header's {width:,}",
     "rows_long": "more cells than the header's {width:,}",
     "rows_blank": "nothing at all",
+    "mark": "a byte order mark before the row, as where files were joined,",
+    "invisible": "invisible or look-alike characters ({invisible})",
 }
 
 
@@ -192,6 +195,9 @@ class _Scan:
             for column in template.columns
             if (place := file.fit.places.get(column.name)) is not None
         ]
+        self._exact = {place for place, rules in self._rules if rules.is_exact}
+        self._invisible: set[str] = set()
+        self._in_prose = Tally()
         self._rows, self._complete = 0, False
         self._gap = self._gap_at = 0
         self._ends: list[Finding] = []
@@ -213,6 +219,9 @@ class _Scan:
         for number, (line, record) in enumerate(rows):
             if self._rows == head:
                 return
+            if records.is_marked:
+                self._tallies["mark"].add(line)
+                record = [record[0].removeprefix(MARK), *record[1:]]
             self._take(line, record)
             if number % _ROWS_A_STEP == 0:
                 yield
@@ -234,13 +243,36 @@ class _Scan:
         width = self.file.width
         if len(record) != width:
             self._tallies["rows_short" if len(record) < width else "rows_long"].add(line)
+        self._note_invisible(line, record)
         for place, rules in self._rules:
             rules.take(line, record[place].strip() if place < len(record) else "")
+
+    def _note_invisible(self, line: int, record: list[str]) -> None:
+        """Note the first cell that is not what it looks like: a warning if cells of its column are compared."""
+        if all(map(str.isascii, record)):
+            return
+        for place, cell in enumerate(record):
+            exact = place in self._exact
+            if found := invisible_in_name(cell) if exact else invisible_in_prose(cell):
+                self._invisible.update(found)
+                (self._tallies["invisible"] if exact else self._in_prose).add(line, cell)
+                return
+
+    def _notes(self) -> list[str]:
+        if not self._in_prose.count:
+            return []
+        names, first = named_characters(self._invisible), self._in_prose.samples[0]
+        rows = number_of(self._in_prose.count, "row")
+        return [
+            f"invisible or look-alike characters ({names}) in {rows}, first on line {first.line:,}: {first.value!a}"
+        ]
 
     def _result(self) -> CheckedFile:
         file, fit = self.file, self.file.fit
         shapes = [
-            self._tallies[kind].finding(kind, text.format(width=file.width))
+            self._tallies[kind].finding(
+                kind, text.format(width=file.width, invisible=named_characters(self._invisible))
+            )
             for kind, text in _SHAPES.items()
             if self._tallies[kind].count
         ]
@@ -255,5 +287,9 @@ class _Scan:
             template=fit.template.name if fit.template else None,
             headers=fit.headers,
             warnings=(*file.probe.warnings, *file.warnings, *self._ends, *shapes, *broken),
-            notes=(*file.probe.notes, *(note for _, rules in self._rules for note in rules.notes)),
+            notes=(
+                *file.probe.notes,
+                *self._notes(),
+                *(note for _, rules in self._rules for note in rules.notes),
+            ),
         )

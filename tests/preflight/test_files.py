@@ -313,3 +313,42 @@ def test_the_words_about_a_real_file_that_is_not_utf8() -> None:
         "is not UTF-8: byte 0xe6 at offset 5,764, on line 31; it may be cp1252. "
         "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
     )
+
+
+def finding(file: CheckedFile, kind: str) -> str:
+    (found,) = [warning for warning in file.warnings if warning.kind == kind]
+    return f"{found.text} {[(sample.line, sample.value) for sample in found.samples]}"
+
+
+def test_a_second_byte_order_mark_is_told(tmp_path: Path) -> None:
+    file = look(written(tmp_path, "\ufeff\ufeffEmail,Name\na@x,A\n"))
+    assert "second byte order mark" in finding(file, "mark")
+    assert kinds(file) == ["mark"]
+
+
+def test_a_byte_order_mark_before_a_later_row_is_told_with_its_line(tmp_path: Path) -> None:
+    file = look(written(tmp_path, "\ufeffEmail,Name\na@x,A\n\ufeffEmail,Name\nb@x,B\n\ufeffc@x,C\n"))
+    assert "in 2 rows" in finding(file, "mark")
+    assert "(3, " in finding(file, "mark")
+    assert kinds(file) == ["mark"]
+
+
+@pytest.mark.parametrize(
+    "character", "\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u202e\u2060\u2066\ufeff\u3000"
+)
+def test_an_invisible_character_is_told_in_headers_and_cells(tmp_path: Path, character: str) -> None:
+    file = look(written(tmp_path, f"Email,Last{character}Name\na@x,A\n"))
+    assert f"U+{ord(character):04X}" in finding(file, "header_invisible")
+    assert kinds(file) == ["header_invisible"]
+    file = look(written(tmp_path, f"Email,Name\nb@x,B\na@x{character},A\n"))
+    assert f"U+{ord(character):04X}" in file.notes[0]
+    assert "first on line 3" in file.notes[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["👩\u200d👩\u200d👧", "می\u200cخواهم", "Bonjour\u00a0!", "10\u202f000 €", "क्\u200dष", "日本\u3000語"],
+)
+def test_what_a_language_has_use_for_is_no_finding(tmp_path: Path, text: str) -> None:
+    file = look(written(tmp_path, f"Email,Name\na@x,{text}\n"))
+    assert (kinds(file), file.notes) == ([], ())

@@ -65,6 +65,14 @@ def the(kind: str, file: CheckedFile) -> Finding:
     return found
 
 
+@pytest.mark.parametrize("character", "\u00a0\u00ad\u200b\u200d\u202e\ufeff")
+async def test_an_invisible_character_matters_where_cells_are_compared(write: Write, character: str) -> None:
+    (file,) = await look(write(contacts=f"Email,Last Name\na@x.org,A\na{character}@x.org,B\n"), CONTACTS)
+    warning = the("invisible", file)
+    assert (warning.count, warning.samples[0].line, warning.samples[0].value) == (1, 3, f"a{character}@x.org")
+    assert f"U+{ord(character):04X}" in warning.text
+
+
 async def test_rows_that_break_rules_are_counted_where_they_stand(write: Write) -> None:
     text = (
         'e-mail,LAST_NAME,phone\na@x.org,A,1\n a@x.org ,B,\n"b@x.\norg",C,\n,D,\nnobody,,\nc@x.org (old),E\n'

@@ -1,0 +1,45 @@
+"""Characters that are invisible or look like a space: a text with one looks equal to another and is not."""
+
+import re
+import unicodedata
+
+__all__ = ["MARK", "invisible_in_name", "invisible_in_prose", "named_characters", "trimmed"]
+
+MARK = "\ufeff"
+_FORMAT = (
+    "\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+)
+"""Soft hyphen, zero-width space, marks of direction, byte order mark and the like."""
+_JOINERS = "\u200c\u200d"
+"""Part of how words are written in some scripts, and of emoji; between ASCII characters they are nothing."""
+_SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
+"""What looks like a space: usual inside of a sentence, and not at its ends."""
+_ANY = re.compile(f"[{_FORMAT}{_JOINERS}{_SPACES}]")
+_IN_PROSE = re.compile(
+    f"[{_FORMAT}]|(?<![^\\x00-\\x7f])[{_JOINERS}]|[{_JOINERS}](?![^\\x00-\\x7f])|\\A[{_SPACES}]|[{_SPACES}]\\Z"
+)
+_ENDS = re.compile(rf"\A[\s{_FORMAT}{_JOINERS}]+|[\s{_FORMAT}{_JOINERS}]+\Z")
+
+
+def invisible_in_name(text: str) -> list[str]:
+    """Return the characters of a name, or of a value that is compared, that make it another than it looks."""
+    return [] if text.isascii() else _ANY.findall(text)
+
+
+def invisible_in_prose(text: str) -> list[str]:
+    """Return such characters of a text that is only read: those that its language has no use for."""
+    return [] if text.isascii() else _IN_PROSE.findall(text)
+
+
+def trimmed(text: str) -> str:
+    """Return `text` without spaces and invisible characters at its ends."""
+    return _ENDS.sub("", text)
+
+
+def named_characters(characters: set[str]) -> str:
+    """Return what they are called: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER MARK`."""
+    return ", ".join(f"U+{ord(each):04X} {_name(each)}" for each in sorted(characters))
+
+
+def _name(character: str) -> str:
+    return "BYTE ORDER MARK" if character == "\ufeff" else unicodedata.name(character, "(a control)")
