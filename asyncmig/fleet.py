@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
 import anyio
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.home import AsyncOnly, Home
 from asyncmig._io.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig._io.threads import in_thread
@@ -16,8 +17,8 @@ from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import check_utf8, customer_folder
 from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import ExportMode, Failed, Outcome, Pending, Policy
-from asyncmig.companies.spec import Spec, check_different
+from asyncmig.companies.outcome import ExportMode, Outcome, Pending, Policy
+from asyncmig.companies.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed, UsageError
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Session
@@ -55,6 +56,7 @@ class Fleet(AsyncOnly):
         "_to",
     )
 
+    @checked_call
     def __init__(
         self,
         session: Session,
@@ -125,17 +127,21 @@ class Fleet(AsyncOnly):
         A customer that is under way already is not started twice: the same spec gets the same future, and another
         one raises `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
-        return self._submit(spec)
+        return self._submit(*checked_spec(spec))
 
-    def _submit(self, spec: Spec, refused: InvalidInput | None = None) -> "asyncio.Future[Outcome]":
+    def _submit(self, spec: Spec, refused: InvalidInput | None) -> "asyncio.Future[Outcome]":
         loop = self._home.loop()
+        if refused is not None:
+            future: asyncio.Future[Outcome] = loop.create_future()
+            future.set_result(failed(spec, refused))
+            return future
         self._check_not_other(spec)
         under_way = self._submitted.get(spec.external_id)
         if under_way is not None:
             return under_way[1]
-        future: asyncio.Future[Outcome] = loop.create_future()
+        future = loop.create_future()
         self._submitted[spec.external_id] = spec, future
-        self._group.start_soon(self._work, spec, refused, future)
+        self._group.start_soon(self._work, spec, future)
         return future
 
     def _check_not_other(self, spec: Spec) -> None:
@@ -145,18 +151,20 @@ class Fleet(AsyncOnly):
             reason = "is under way with another spec: wait for its outcome, and submit this one then"
             raise InvalidInput("external_id", spec.external_id, reason)
 
-    async def run(self, specs: Iterable[Spec]) -> AsyncIterator[Outcome]:
+    async def run(self, specs: Iterable[Spec] | AsyncIterable[Spec]) -> AsyncIterator[Outcome]:
         """Migrate all of `specs`, the longest first, and yield each outcome as it comes.
 
-        Bad input of one is its `Failed` outcome, and so is a file below a folder that gets the sheets of any of them.
-        Raises `InvalidInput`, before anything is sent, for two specs of one external id, and for a customer that is
-        under way with another spec; `JournalError` if the journal cannot be written.
+        All specs are read before the first one begins. Bad input of one is its `Failed` outcome, and so is a file
+        below a folder that gets the sheets of any of them. Raises `InvalidInput`, before anything is sent, for two
+        specs of one external id, and for a customer that is under way with another spec; `JournalError` if the
+        journal cannot be written.
         """
-        given = tuple(specs)
-        check_different(given)
+        given = [checked_spec(each) async for each in each_spec(specs)]
+        check_different([spec for spec, refused in given if refused is None])
         keys, ready = await in_thread(self._prepared, given)
-        for spec in given:
-            self._check_not_other(spec)
+        for spec, refused in given:
+            if refused is None:
+                self._check_not_other(spec)
         futures: list[asyncio.Future[Outcome]] = []
         with self._inputs.holding(keys):
             for spec, refused in ready:
@@ -166,12 +174,15 @@ class Fleet(AsyncOnly):
             for finished in asyncio.as_completed(futures):
                 yield await finished
 
-    def _prepared(self, specs: Sequence[Spec]) -> tuple[list[Key], list[tuple[Spec, InvalidInput | None]]]:
-        """Return what protects the files of `specs`, and these, the longest first, with what is wrong with each."""
+    def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
+        """Return what protects the files of `given`, and these, the longest first, with what is wrong with each."""
+        specs = sorted((spec for spec, refused in given if refused is None), key=_size, reverse=True)
         folders = FolderLookup(self._folder(spec) for spec in specs)
-        ready = [(spec, _below(folders, spec)) for spec in sorted(specs, key=_size, reverse=True)]
+        bad = [each for each in given if each[1] is not None]
+        ready = [*bad, *((spec, _below(folders, spec)) for spec in specs)]
         return keys_of(path for spec in specs for path in spec.files), ready
 
+    @checked_call
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
         """Start nothing new, let requests in flight end, and leave the runs alive on the server.
 
@@ -186,12 +197,10 @@ class Fleet(AsyncOnly):
             return
         self._group.cancel_scope.cancel()
 
-    async def _work(
-        self, spec: Spec, refused: InvalidInput | None, future: "asyncio.Future[Outcome]"
-    ) -> None:
+    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]") -> None:
         try:
             async with self._places:
-                outcome = await self._one(spec) if refused is None else _failed(spec, refused)
+                outcome = await self._one(spec)
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
@@ -230,10 +239,6 @@ def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:
             reason = f"lies below {folder}, where sheets are delivered: choose another folder"
             return InvalidInput("files", str(path), reason)
     return None
-
-
-def _failed(spec: Spec, error: InvalidInput) -> Failed:
-    return Failed(external_id=spec.external_id, name=spec.name, error=str(error), step="checking")
 
 
 def _pending(spec: Spec, error: str) -> Pending:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, final
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._journal.claims import Held
 from asyncmig._journal.file import Connect, connect
 from asyncmig._journal.lease import Moment
@@ -170,6 +171,7 @@ class Journal:
 
     __slots__ = ("_connect", "_path", "_read_only", "_threaded", "_writer")
 
+    @checked_call
     def __init__(
         self,
         path: str | Path,

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
+from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._manifest_toml import Cells
 from asyncmig._manifest_toml import parse as parse_toml
 from asyncmig.companies.catalog import check_external_id
@@ -113,6 +114,7 @@ class Manifest:
         return specs
 
 
+@checked_call
 def read_manifest(
     path: Path | str, *, begun: Container[str] = (), outputs: Outputs | None = None
 ) -> Manifest:
@@ -138,6 +140,10 @@ def read_defaults(path: Path) -> Mapping[str, object]:
     if path.suffix.casefold() != ".toml":
         return {}
     return parse_toml(_Reader(path).text() or "").defaults
+
+
+class _OwnFile(InvalidInput):
+    """A file is named that a run writes, or the manifest."""
 
 
 @final
@@ -262,8 +268,8 @@ class _Reader:
     def _customer(self, line: int, cells: Cells, own: OwnFiles) -> Customer:
         name, source, external_id = (_text(cells, field) for field in ("name", "source", "external_id"))
         for field_name, text in (("name", name), ("source", source)):
-            if not text:
-                self._fault(line, field_name, "is empty")
+            if flaw := flaw_of(text):
+                self._fault(line, field_name, f"{text!r} {flaw}" if text else flaw)
         external_id = self._external_id(line, external_id)
         return Customer(
             line=line,
@@ -293,7 +299,7 @@ class _Reader:
             try:
                 found.update(dict.fromkeys(self._expand(part, own)))
             except InvalidInput as error:
-                if begun and "\0" not in part:
+                if begun and "\0" not in part and not isinstance(error, _OwnFile):
                     found[self._folder / part] = None  # the migration says that it is gone
                 else:
                     self._fault(line, "files", f"{error.value!r}: {error.reason}")
@@ -307,7 +313,7 @@ class _Reader:
         if not glob.has_magic(part) or path.is_file():
             size_of(path)
             if what := own.kind_of(path):
-                raise InvalidInput("files", part, f"is {what}, and cannot be an input")
+                raise _OwnFile("files", part, f"is {what}, and cannot be an input")
             return [path]
         matches = sorted(glob.glob(part, root_dir=self._folder, recursive=True))
         found = {file: own.kind_of(file) for file in map(self._folder.joinpath, matches) if file.is_file()}

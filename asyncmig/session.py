@@ -14,6 +14,7 @@ from typing import Literal, Self, cast, final
 import aiohttp
 import anyio
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
@@ -68,6 +69,7 @@ class Session(AsyncOnly):
     Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
     """
 
+    @checked_call
     def __init__(
         self,
         api_key: str | None = None,
@@ -195,10 +197,12 @@ class Session(AsyncOnly):
         if self._closed is not None:
             raise fresh(self._closed)
 
+    @checked_call
     def watch(self, run_id: str, company_id: str) -> ImportRun:
         """Return the handle of an import that somebody else started, to wait for or to follow."""
         return self.companies.open(company_id).imports.open(run_id)
 
+    @checked_call
     async def request(
         self,
         method: str,
@@ -239,6 +243,7 @@ class Session(AsyncOnly):
             )
         )
 
+    @checked_call
     def gate(self, method: str, template: str) -> Gate:
         """Return the session's own gate for an endpoint, for other code that calls it with the same key."""
         return self._gate_by_key(f"{method.upper()} {template}")

@@ -19,6 +19,7 @@ from random import Random
 from typing import final
 from urllib.parse import parse_qsl, urlsplit
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session
@@ -177,6 +178,7 @@ class Simulator:
     api_key = "key-of-the-simulator"
     base_url = InProcess.BASE_URL
 
+    @checked_call
     def __init__(
         self,
         *,

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import final
 
+from asyncmig._core.arguments import check_fields
 from asyncmig._core.endpoint import Repeat
+from asyncmig.errors import InvalidInput
 
 __all__ = [
     "FINAL",
@@ -51,11 +53,19 @@ class Next(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often, and how far apart (seconds)."""
+    """How often, and how far apart (seconds). Raises `InvalidInput` for less than one attempt, or a negative time."""
 
     attempts: int = 8
     floor: float = 1.0
     ceiling: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.attempts < 1:
+            raise InvalidInput("attempts", self.attempts, "must be at least 1")
+        for name in ("floor", "ceiling"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InvalidInput(name, getattr(self, name), "must be a number of seconds, and not negative")
 
 
 def backoff(policy: RetryPolicy, attempt: int, rng: Random) -> float:

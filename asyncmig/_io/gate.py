@@ -9,6 +9,7 @@ from random import Random
 from types import TracebackType
 from typing import final
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import MARGIN, Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
@@ -178,6 +179,7 @@ class Gate:
 
     __slots__ = ("_dispatcher", "_limit", "_note", "_tickets", "_window", "name")
 
+    @checked_call
     def __init__(
         self,
         *,

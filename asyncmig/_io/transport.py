@@ -19,6 +19,7 @@ import anyio
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
+from asyncmig._core.arguments import check_fields
 from asyncmig._io.addresses import Proxies, Proxy
 from asyncmig._io.coding import ACCEPTED, Undecodable, decoder_for
 from asyncmig.errors import InvalidInput
@@ -54,6 +55,7 @@ class Timeouts:
     rate_window: float = 60.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.__slots__:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, cast, final
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._webhooks.payload import Batch, Event, Origin, OtherEvent, Row, SheetRows, decode
 from asyncmig.errors import InvalidInput, WebhookRefused
 
@@ -129,6 +130,7 @@ class Reassembler:
 
     __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_seen")
 
+    @checked_call
     def __init__(self, *, max_bytes: int = 128 * 1024**2, remembered: int = 10_000) -> None:
         for name, bound in (("max_bytes", max_bytes), ("remembered", remembered)):
             if bound < 1:

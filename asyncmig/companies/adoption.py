@@ -4,6 +4,7 @@ from functools import partial
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.company import Company
@@ -19,6 +20,7 @@ from asyncmig.journal import JournalPort
 __all__ = ["adopt", "look_first"]
 
 
+@checked_call
 async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
     """Write down which company a customer is whose creation was never answered, or whose journal was lost.
 

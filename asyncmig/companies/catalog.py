@@ -6,6 +6,7 @@ from typing import TypeVar, final
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
@@ -13,7 +14,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.connections import Connections, checked_connections, secrets_of
 from asyncmig.companies.ids import COMPANY, checked_id
-from asyncmig.companies.lookup import named
+from asyncmig.companies.lookup import checked_templates, named, source_id
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
 from asyncmig.errors import InvalidInput, NotFound
 
@@ -50,6 +51,7 @@ class Companies:
         """
         return (await self._listed(routes.LIST_TEMPLATES, Templates)).templates
 
+    @checked_call
     async def source(self, wanted: str, /) -> Source:
         """Return the source of this name, or of this id; one request.
 
@@ -61,6 +63,7 @@ class Companies:
         """
         return named("source", wanted, await self.sources())
 
+    @checked_call
     async def template(self, wanted: str, /) -> Template:
         """Return the template of this name, or of this id; one request.
 
@@ -71,17 +74,18 @@ class Companies:
         """
         return named("template", wanted, await self.templates())
 
+    @checked_call
     async def create(
         self,
         *,
         name: str,
-        source: str,
+        source: str | Source,
         external_id: str | None = None,
-        template_ids: Sequence[str] | None = None,
+        template_ids: Sequence[str | Template] | None = None,
         connections: Connections | None = None,
         rank: float = 0.0,
     ) -> Company:
-        """Provision a company of the source with id `source`.
+        """Provision a company of a source, given by its id or as `source` or `sources` return it.
 
             company = await session.companies.create(
                 name="Acme",
@@ -91,8 +95,9 @@ class Companies:
             )
 
         `external_id`: your own id of the customer, unique in the account; without one a creation whose answer was
-        lost can never be repeated. `template_ids`: all if not given. `connections`: secrets of the destination; no
-        repr, error, log or journal holds them. `rank`: a lower one goes first among requests that wait.
+        lost can never be repeated. `template_ids`: ids or `Template`s; all if not given. `connections`: secrets of
+        the destination; no repr, error, log or journal holds them. `rank`: a lower one goes first among requests that
+        wait.
 
         Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken, `BadRequest` if the
         name is; `UnknownOutcome` if an answer was lost and nobody can tell whether the company is ours. A server that
@@ -111,6 +116,7 @@ class Companies:
             self._engine, created.company.id, external_id=external_id, created=created, is_new=status == 201
         )
 
+    @checked_call
     def open(
         self, company_id: str, *, external_id: str | None = None, sheets: Sequence[Sheet] = ()
     ) -> Company:
@@ -133,33 +139,25 @@ class Companies:
             raise NotFound(error.method, error.endpoint, error.status, text) from error
 
 
-def check_external_id(external_id: str) -> str:
+def check_external_id(external_id: object) -> str:
     """Return `external_id`, or raise `InvalidInput` if the API would refuse it."""
-    if not _EXTERNAL_ID.fullmatch(external_id):
+    if not isinstance(external_id, str) or not _EXTERNAL_ID.fullmatch(external_id):
         raise InvalidInput("external_id", external_id, "must be 1 to 255 of A-Z, a-z, 0-9, _ and -")
     return external_id
 
 
 def _checked(
     name: str,
-    source: str,
+    source: str | Source,
     external_id: str | None,
-    template_ids: Sequence[str] | None,
+    template_ids: Sequence[str | Template] | None,
     connections: Connections | None,
 ) -> CompanyBody:
-    if not name.strip():
-        raise InvalidInput("name", name, "is empty")
-    if not source.strip():
-        raise InvalidInput("source", source, "is empty")
-    if template_ids is not None and (
-        isinstance(template_ids, str) or not all(template_ids) or not template_ids
-    ):
-        raise InvalidInput("template_ids", template_ids, "must be a sequence of ids, none of them empty")
     return CompanyBody(
-        name=name,
-        source=source,
+        name=checked_text("name", name),
+        source=source_id("source", source),
         external_id=msgspec.UNSET if external_id is None else check_external_id(external_id),
-        template_ids=msgspec.UNSET if template_ids is None else tuple(template_ids),
+        template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
         connections=msgspec.UNSET if connections is None else checked_connections(connections),
     )
 

@@ -5,9 +5,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.engine import Engine
 from asyncmig._io.paths import Inputs
-from asyncmig.companies.content import Progress, Stream
+from asyncmig.companies.content import BinaryFile, Progress, Stream
 from asyncmig.companies.downloads import Downloaded, download
 from asyncmig.companies.expected import Expected, RowFilter
 from asyncmig.companies.exports import ExportOutcome, Exports
@@ -17,7 +18,7 @@ from asyncmig.companies.lookup import named
 from asyncmig.companies.sheets import chosen, known
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
-from asyncmig.companies.wire import CompanyCreated, Connection, ImportReport, Sheet
+from asyncmig.companies.wire import CompanyCreated, Connection, ImportReport, Sheet, Template
 from asyncmig.errors import InvalidInput
 
 __all__ = ["Company"]
@@ -85,6 +86,7 @@ class Company:
         """
         self._checks = (self._uploaded.check, check)
 
+    @checked_call
     def sheet(self, wanted: str, /) -> Sheet:
         """Return the sheet of this name, or of this id: one that `create` told of, or a completed import.
 
@@ -97,9 +99,10 @@ class Company:
             raise InvalidInput("sheet", wanted, "no sheets are known here: the company was opened by its id")
         return named("sheet", wanted, tuple(sheets.values()))
 
+    @checked_call
     async def upload(
         self,
-        source: Path | bytes | Stream,
+        source: Path | str | bytes | BinaryFile | Stream,
         *,
         name: str | None = None,
         size: int | None = None,
@@ -113,10 +116,11 @@ class Company:
             uploaded = await company.upload(lambda: bucket.chunks("deals.csv"), name="deals.csv", size=bucket.size)
             run = await company.imports.start(files=[uploaded])
 
-        `source`: a path; bytes; or a stream: an async iterable of bytes, or a callable that opens one, with its
-        `size` in bytes. A URL that failed, expired or was used is replaced, and the bytes are sent again from the
-        start. A stream that can be read only once (an async generator) is not: if it breaks off midway, the error
-        says so, no import has seen any of it, and the upload can be made again. A callable is called again instead.
+        `source`: a path; bytes; a binary file object that can seek, which is read from where it stands and is not
+        closed; or a stream: an async iterable of bytes, or a callable that opens one, with its `size` in bytes. A URL
+        that failed, expired or was used is replaced, and the bytes are sent again from the start. A stream that can
+        be read only once (an async generator) is not: if it breaks off midway, the error says so, no import has seen
+        any of it, and the upload can be made again. A callable is called again instead.
 
         `content_type`: goes by the name if not given. `progress(sent, size)`: called with bytes as they go out, from
         0 again in a repeat; what it raises ends the upload. `rank`: a lower one goes first among requests that wait.
@@ -125,8 +129,8 @@ class Company:
         Raises `InvalidInput` for a source that is missing, empty, of another size than was said, or changes while it
         is read; what a stream raises, as it is; `NoAnswer`, `UnexpectedReply` when the attempts are used up.
         """
-        if isinstance(source, Path):
-            self._uploaded.add([source])
+        if isinstance(source, Path | str):
+            self._uploaded.add([Path(source)])
         return await upload(
             self._engine,
             self.id,
@@ -138,6 +142,7 @@ class Company:
             rank=rank,
         )
 
+    @checked_call
     async def download(
         self,
         *,
@@ -170,6 +175,7 @@ class Company:
         wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
         return await download(fetch, list(wanted.values()), Path(to), whole=False)
 
+    @checked_call
     def stream(
         self,
         sheet: str | Sheet | None = None,
@@ -200,11 +206,12 @@ class Company:
             return stream_all(fetch, among)
         return stream_sheet(fetch, chosen(sheet, among, "sheet"))
 
+    @checked_call
     async def export(
         self,
         *,
         canary_first: bool = True,
-        template_ids: Sequence[str] | None = None,
+        template_ids: Sequence[str | Template] | None = None,
         row_filter: str | None = None,
         canary_key: str | None = None,
         full_key: str | None = None,

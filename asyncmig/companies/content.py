@@ -3,23 +3,27 @@
 import asyncio
 import hashlib
 import inspect
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol, Self, final
+from typing import IO, Protocol, Self, TypeGuard, cast, final
 
 import anyio
 
+from asyncmig._core.arguments import checked_text
 from asyncmig._io.pace import Pace
 from asyncmig._io.threads import begin, in_thread, outlast
 from asyncmig.companies.names import check_utf8
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Content", "Progress", "Stream", "content_of", "size_of"]
+__all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of", "size_of"]
 
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
 """Chunks of bytes as they come; a callable opens them anew, so that an upload that broke off can be repeated."""
+BinaryFile = IO[bytes]
+"""A binary file object that can seek; it is read from where it stands, again in a repeat, and never closed."""
 Progress = Callable[[int, int], None]
 """Called with the bytes that were handed to the network so far, and all; a repeat begins at 0 again."""
 
@@ -31,6 +35,8 @@ _AHEAD = 2 * 1024 * 1024
 def size_of(path: Path) -> int:
     """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8."""
     check_utf8("files", path)
+    if "\0" in str(path):
+        raise InvalidInput("files", str(path), "is not a path")
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -185,15 +191,30 @@ def _wrong_size(content: Content, what: str) -> InvalidInput:
     )
 
 
-def content_of(source: Path | bytes | Stream, *, name: str | None, size: int | None) -> Content:
+def content_of(
+    source: Path | str | bytes | BinaryFile | Stream, *, name: str | None, size: int | None
+) -> Content:
     """Return what `source` holds; raise `InvalidInput` for what cannot be uploaded."""
+    if isinstance(source, str):
+        if "\n" in source:
+            raise InvalidInput(
+                "source", source[:40], "is text, and not a path: give it as bytes, with a name"
+            )
+        source = Path(source)
     if isinstance(source, Path):
         name, known, opener = name or source.name, size_of(source), partial(_file_chunks, source)
         check_utf8("name", name)
         return _measured(name, size, known, opener)
-    if name is None or not name.strip():
+    if _is_file(source):
+        return _of_file(source, name=name, size=size)
+    if not isinstance(source, bytes | bytearray | memoryview | AsyncIterable) and not callable(source):
+        reason = (
+            "is no path, no bytes, no seekable binary file, no async iterable and no callable that opens one"
+        )
+        raise InvalidInput("source", type(source).__name__, reason)
+    if name is None:
         raise InvalidInput("name", name, "bytes and streams need a file name")
-    check_utf8("name", name)
+    checked_text("name", name)
     if isinstance(source, bytes | bytearray | memoryview):
         if not source:
             raise InvalidInput("files", name, "is empty")
@@ -202,9 +223,39 @@ def content_of(source: Path | bytes | Stream, *, name: str | None, size: int | N
         raise InvalidInput("size", size, "a stream needs its size in bytes, more than none, beforehand")
     if isinstance(source, AsyncIterable):
         return Content(name, size, partial(_given_chunks, source), once=isinstance(source, AsyncIterator))
-    if not callable(source):
-        raise InvalidInput("files", source, "is no Path, no bytes, no async iterable and no callable")
     return Content(name, size, partial(_opened_chunks, source))
+
+
+def _is_file(source: object) -> TypeGuard[BinaryFile]:
+    return hasattr(source, "read") and not isinstance(source, AsyncIterable)
+
+
+def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content:
+    """Return what a file object holds from where it stands; raise `InvalidInput` if it cannot be read again."""
+    shown = type(file).__name__
+    try:
+        is_binary, can_seek = isinstance(cast(object, file.read(0)), bytes), file.seekable()
+        start = file.tell() if can_seek else 0
+        length = file.seek(0, os.SEEK_END) - start if can_seek else 0
+        file.seek(start) if can_seek else None
+    except (AttributeError, OSError, TypeError, ValueError) as error:  # closed, or opened for writing only
+        raise InvalidInput("source", shown, f"cannot be read: {error}") from error
+    if not is_binary:
+        raise InvalidInput("source", shown, 'was opened as text: open it with "rb"')
+    if not can_seek:
+        reason = (
+            "cannot seek, so a repeat could not read it again: give its bytes, or a callable that opens it"
+        )
+        raise InvalidInput("source", shown, reason)
+    given = getattr(file, "name", None) if name is None else name
+    if not isinstance(given, str):
+        raise InvalidInput("name", name, "a file object without a name of its own needs one")
+    name = checked_text("name", given if name else Path(given).name)
+    if length < 1:
+        raise InvalidInput(
+            "source", name, f"is empty from where it stands, at byte {start}: seek(0) reads it all"
+        )
+    return _measured(name, size, length, partial(_object_chunks, file, start, name))
 
 
 def _measured(name: str, said: int | None, size: int, open_chunks: _Open) -> Content:
@@ -218,13 +269,31 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path.name, error) from error
     with file:
-        reader = _Reader(path, file, digest)
-        try:
+        async with _read(path.name, file, digest) as reader:
             yield reader
-        finally:
-            await reader.rested()
+
+
+@asynccontextmanager
+async def _object_chunks(
+    file: BinaryFile, start: int, name: str, digest: _Digest
+) -> AsyncGenerator[AsyncIterator[bytes]]:
+    try:
+        await in_thread(file.seek, start)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    async with _read(name, file, digest) as reader:
+        yield reader
+
+
+@asynccontextmanager
+async def _read(name: str, file: BinaryFile, digest: _Digest) -> AsyncGenerator["_Reader"]:
+    reader = _Reader(name, file, digest)
+    try:
+        yield reader
+    finally:
+        await reader.rested()
 
 
 @asynccontextmanager
@@ -284,10 +353,10 @@ class _Hashed:
 class _Reader:
     """The content of a file, read and hashed in a thread, ahead of what is being sent."""
 
-    __slots__ = ("_ahead", "_digest", "_file", "_path")
+    __slots__ = ("_ahead", "_digest", "_file", "_name")
 
-    def __init__(self, path: Path, file: IO[bytes], digest: _Digest) -> None:
-        self._path, self._file, self._digest = path, file, digest
+    def __init__(self, name: str, file: BinaryFile, digest: _Digest) -> None:
+        self._name, self._file, self._digest = name, file, digest
         self._ahead = begin(self._read)
 
     def __aiter__(self) -> Self:
@@ -296,8 +365,8 @@ class _Reader:
     async def __anext__(self) -> bytes:
         try:
             chunk = await asyncio.shield(self._ahead)
-        except OSError as error:
-            raise _unreadable(self._path, error) from error
+        except (OSError, ValueError) as error:  # a file object that was closed meanwhile
+            raise _unreadable(self._name, error) from error
         if not chunk:
             raise StopAsyncIteration
         self._ahead = begin(self._read)
@@ -313,5 +382,5 @@ class _Reader:
         return chunk
 
 
-def _unreadable(path: Path, error: OSError) -> InvalidInput:
-    return InvalidInput("files", path.name, f"cannot be read: {error.strerror or error}")
+def _unreadable(name: str, error: OSError | ValueError) -> InvalidInput:
+    return InvalidInput("files", name, f"cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -5,13 +5,15 @@ from typing import Literal, final
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
 from asyncmig.companies.ids import EXPORT, checked_id
 from asyncmig.companies.imports import new_key
+from asyncmig.companies.lookup import checked_templates
 from asyncmig.companies.runs import Run
-from asyncmig.companies.wire import RunStarted
+from asyncmig.companies.wire import RunStarted, Template
 from asyncmig.companies.writes import ExportBody, ExportReport, ExportState, Selection
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 
@@ -76,11 +78,12 @@ class Exports:
     def __init__(self, engine: Engine, company_id: str) -> None:
         self._engine, self._company_id = engine, company_id
 
+    @checked_call
     async def start(
         self,
         *,
         mode: Mode,
-        template_ids: Sequence[str] | None = None,
+        template_ids: Sequence[str | Template] | None = None,
         row_filter: str | None = None,
         idempotency_key: str | None = None,
         rank: float = 0.0,
@@ -126,11 +129,12 @@ class Exports:
             self._engine, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
         )
 
+    @checked_call
     async def export(
         self,
         *,
         canary_first: bool = True,
-        template_ids: Sequence[str] | None = None,
+        template_ids: Sequence[str | Template] | None = None,
         row_filter: str | None = None,
         canary_key: str | None = None,
         full_key: str | None = None,
@@ -164,6 +168,7 @@ class Exports:
         state = await run.wait()
         return ExportStage(run_id=run.id, idempotency_key=body.idempotency_key, report=state.report)
 
+    @checked_call
     def open(self, run_id: str, *, age: float | None = None) -> "ExportRun":
         """Return the handle of a run that is known by its id, to wait for; no request is made.
 
@@ -197,17 +202,15 @@ class ExportRun(Run[ExportState]):
             raise RunFailed(self.id, f"({_NO_REASON})") from error
 
 
-def _checked(mode: Mode, template_ids: Sequence[str] | None, row_filter: str | None, key: str) -> ExportBody:
+def _checked(
+    mode: Mode, template_ids: Sequence[str | Template] | None, row_filter: str | None, key: str
+) -> ExportBody:
     if mode not in ("full", "canary"):
         raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
-    if template_ids is not None and (
-        isinstance(template_ids, str) or not template_ids or not all(template_ids)
-    ):
-        raise InvalidInput("template_ids", template_ids, "must be a sequence of ids, none of them empty")
     if row_filter is not None and not row_filter.strip():
         raise InvalidInput("row_filter", row_filter, "is empty")
     selection = Selection(
-        template_ids=msgspec.UNSET if template_ids is None else tuple(template_ids),
+        template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
         row_filter=msgspec.UNSET if row_filter is None else row_filter,
     )
     return ExportBody(

@@ -8,6 +8,7 @@ from typing import cast, final
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._core.decode import Unreadable, convert
 from asyncmig._core.lifecycle import Phase
 from asyncmig._io.caller import Call
@@ -64,11 +65,12 @@ class Imports:
         """The imports that this handle has started."""
         return self._started
 
+    @checked_call
     async def start(
         self,
         *,
-        files: Sequence[Path | Uploaded] = (),
-        rows: Sequence[Mapping[str, object]] = (),
+        files: Sequence[Path | str | Uploaded] | Path | str | Uploaded | None = (),
+        rows: Iterable[Mapping[str, object]] | None = (),
         idempotency_key: str | None = None,
         max_inline_rows: int = 500,
         max_inline_bytes: int = 256_000,
@@ -89,17 +91,17 @@ class Imports:
         column without a name, a value that JSON does not have: all before a request is spent. `Conflict` when another
         import of the company runs or the key was used with another payload (`recover()` tells which).
         """
-        files, rows = _checked_files(files), list(rows)
-        if bool(files) == bool(rows):
-            raise InvalidInput("files", files, "give files or rows, and not both")
+        given, listed = _checked_files(files), [] if rows is None else list(rows)
+        if bool(given) == bool(listed):
+            raise InvalidInput("files", given, "give files or rows, and not both")
         key = new_key(self._engine) if idempotency_key is None else idempotency_key
         if not key:
             raise InvalidInput("idempotency_key", key, "is empty")
-        self._inputs.add(file for file in files if isinstance(file, Path))
+        self._inputs.add(file for file in given if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
-        if not rows:
-            return await self._start_files(key, files, known)
-        checked = await in_thread(checked_rows, rows)
+        if not listed:
+            return await self._start_files(key, given, known)
+        checked = await in_thread(checked_rows, listed)
         inline = await in_thread(to_json, checked, most_rows=max_inline_rows, most_bytes=max_inline_bytes)
         # Both forms go under the same key: a refusal makes no run and takes no key. But where the answer to the
         # inline form was lost, and only a repeat of it was refused (by another proxy, say), its rows may be imported
@@ -262,6 +264,7 @@ class ImportRun(Run[ImportState]):
             state = await super().wait(through_parks=through_parks)
         return state
 
+    @checked_call
     async def approve(self, answers: Mapping[str, str | Custom] | None = None, *, rank: float = 0.0) -> None:
         """Approve the proposed patch as it is; with `answers`, question ids to option ids or `Custom` texts.
 
@@ -387,13 +390,18 @@ class _Decided(msgspec.Struct, frozen=True):
 
 
 def _checked_files(files: object) -> list[Path | Uploaded]:
-    if not isinstance(files, Sequence) or isinstance(files, str | bytes):
+    if isinstance(files, Path | str | Uploaded):
+        files = [files]
+    if files is not None and (not isinstance(files, Sequence) or isinstance(files, bytes)):
         raise InvalidInput("files", files, "must be a sequence of paths and uploads")
-    given = cast("Sequence[object]", files)
-    for file in given:
-        if not isinstance(file, Path | Uploaded):
-            raise InvalidInput("files", file, "is neither a Path nor an Uploaded")
-    return cast("list[Path | Uploaded]", list(given))
+    checked: list[Path | Uploaded] = []
+    for file in cast("Sequence[object]", files or ()):
+        if not isinstance(file, Path | str | Uploaded):
+            raise InvalidInput(
+                "files", file, "is neither a path nor an Uploaded: give company.upload(...) it first"
+            )
+        checked.append(Path(file) if isinstance(file, str) else file)
+    return checked
 
 
 def _listing(company_id: str, query: Mapping[str, str], rank: float) -> Call:

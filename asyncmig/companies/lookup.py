@@ -1,12 +1,13 @@
 """What a name or an id stands for among sources, templates or sheets."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
+from asyncmig._core.arguments import checked_text, flaw_of
 from asyncmig.companies.wire import Sheet, Source, Template
 from asyncmig.errors import InvalidInput
 
-__all__ = ["called", "named"]
+__all__ = ["called", "checked_templates", "named", "source_id"]
 
 _Named = TypeVar("_Named", Source, Template, Sheet)
 
@@ -16,6 +17,7 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
 
     Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
     """
+    checked_text(field, wanted)
     found = [each for each in among if each.id == wanted] or called(wanted, among)
     if len(found) == 1:
         return found[0]
@@ -23,6 +25,22 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
         ids = [each.id for each in found]
         raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
     raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
+
+
+def source_id(field: str, source: object) -> str:
+    """Return the id of a source that is given by its id or as a `Source`. Raises `InvalidInput`."""
+    return checked_text(field, source.id if isinstance(source, Source) else source)
+
+
+def checked_templates(templates: object) -> tuple[str, ...]:
+    """Return the ids of templates that are given by their ids or as `Template`s. Raises `InvalidInput`."""
+    if not isinstance(templates, Sequence) or isinstance(templates, str | bytes) or not templates:
+        raise InvalidInput("template_ids", templates, "must be a sequence of ids, and not empty")
+    ids = [each.id if isinstance(each, Template) else each for each in cast("Sequence[object]", templates)]
+    for each in ids:
+        if flaw := flaw_of(each):
+            raise InvalidInput("template_ids", templates, f"must be a sequence of ids: {each!r} {flaw}")
+    return tuple(cast("list[str]", ids))
 
 
 def called(name: str, among: Sequence[_Named]) -> list[_Named]:

@@ -9,15 +9,17 @@ only what is repeatable, and ends in the same place.
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, cast, final
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.paths import Inputs, entries, file_id, keys_of
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
@@ -30,6 +32,7 @@ from asyncmig.companies.imports import ImportRun, import_body
 from asyncmig.companies.names import check_utf8
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import (
+    Decide,
     Decision,
     ExportMode,
     Failed,
@@ -41,7 +44,15 @@ from asyncmig.companies.outcome import (
 )
 from asyncmig.companies.progress import TRANSIENT, Progress, named, wall_clock
 from asyncmig.companies.review import mark_of
-from asyncmig.companies.spec import FileInput, Spec, import_key, read_inputs, read_record
+from asyncmig.companies.spec import (
+    FileInput,
+    Spec,
+    checked_spec,
+    failed,
+    import_key,
+    read_inputs,
+    read_record,
+)
 from asyncmig.companies.steps import OutcomeName
 from asyncmig.errors import (
     ApiError,
@@ -69,12 +80,13 @@ _NOTHING_RAN = frozenset({"", "starting"})
 """Steps at which an import fails before a run of it; earlier versions did not write them down."""
 
 
+@checked_call
 async def migrate(
     session: Session,
     spec: Spec,
     *,
     journal: JournalPort,
-    to: Path,
+    to: Path | str,
     decide: Policy = "park",
     row_filter: RowFilter = "valid",
     retries: int = 0,
@@ -108,7 +120,7 @@ async def migrate(
         export=export,
     )
     check_utf8("to", to)
-    return await migrate_as(session, spec, journal, to, options)
+    return await migrate_as(session, spec, journal, Path(to), options)
 
 
 async def migrate_as(
@@ -120,6 +132,9 @@ async def migrate_as(
     inputs: Inputs | None = None,
 ) -> Outcome:
     """Do what `migrate` says. `inputs`: the files of migrations that run besides, which no sheet may replace."""
+    spec, refused = checked_spec(spec)
+    if refused is not None:
+        return failed(spec, refused)
     inputs = inputs or Inputs()
     outcome: Outcome | None = None
     try:
@@ -428,7 +443,7 @@ class _Migration:
     async def _decision(self, parked: Parked) -> Decision | None:
         policy = self._options.decide
         if callable(policy):
-            return await policy(parked)
+            return _checked_decision(await _result(policy, parked))
         if policy == "reject":
             return Decision(approve=False)
         safe = not parked.attention.is_destructive
@@ -437,6 +452,20 @@ class _Migration:
     def _group(self) -> int:
         """Return the class of runs that take about as long: the order of magnitude of the bytes."""
         return len(str(sum(file.size for file in self._progress.record.files)))
+
+
+async def _result(policy: Decide, parked: Parked) -> object:
+    """Return what a function decides, whether or not it is a coroutine function."""
+    decision: object = policy(parked)
+    return await cast("Awaitable[object]", decision) if inspect.isawaitable(decision) else decision
+
+
+def _checked_decision(decision: object) -> Decision | None:
+    if decision is None or isinstance(decision, Decision):
+        return decision
+    raise InvalidInput(
+        "decide", decision, "came from the function that decides; it must return a Decision or None"
+    )
 
 
 def _check_apart(files: Iterable[Path], to: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final, get_args
 
+from asyncmig._core.arguments import check_fields
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.outcome import ExportMode, Policy
 from asyncmig.errors import InvalidInput
@@ -25,6 +26,7 @@ class MigrationOptions:
     export: ExportMode | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not callable(self.decide) and self.decide not in _POLICIES:
             raise InvalidInput("decide", self.decide, f"is neither a function nor one of {list(_POLICIES)}")
         if self.row_filter not in get_args(RowFilter):

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from asyncmig._core.arguments import check_fields
 from asyncmig.companies.downloads import Downloaded
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.review import Custom
@@ -172,6 +173,10 @@ class Decision(msgspec.Struct, frozen=True):
 
     approve: bool
     answers: Mapping[str, str | Custom] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidInput` for what is neither True nor False, and for answers that are no mapping."""
+        check_fields(self)
 
 
 Decide = Callable[[Parked], Awaitable[Decision | None]]

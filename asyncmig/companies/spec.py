@@ -2,27 +2,37 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from asyncmig._core.arguments import checked_text
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.connections import Connections, checked_connections
+from asyncmig.companies.lookup import checked_templates
 from asyncmig.companies.outcome import ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
-from asyncmig.companies.wire import Sheet, Template
+from asyncmig.companies.wire import Sheet, Source, Template
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight import Checked
 from asyncmig.preflight import check as check_files
 
 __all__ = [
+    "CheckedSpec",
     "ExportStep",
     "FileInput",
     "Record",
     "Spec",
+    "check_different",
+    "checked_spec",
+    "each_spec",
     "export_key",
+    "failed",
     "import_key",
     "read_inputs",
     "read_record",
@@ -41,13 +51,27 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     external_id: str
     name: str
     source: str
-    """The source's id."""
+    """The source's id; a `Source` is taken as well."""
     files: tuple[Path, ...]
+    """One path is taken as well, and texts are taken for paths."""
     template_ids: tuple[str, ...] | None = None
-    """None: all templates."""
+    """None: all templates. `Template`s are taken as well."""
     connections: Connections | None = None
     """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
     no journal has them; whoever encodes a spec has."""
+
+    def __post_init__(self) -> None:
+        """Take what is meant: one path or texts for `files`, a `Source`, `Template`s. `validate` judges the rest."""
+        source, templates = cast(object, self.source), cast(object, self.template_ids)
+        force_setattr(self, "files", _paths(self.files))
+        if isinstance(source, Source):
+            force_setattr(self, "source", source.id)
+        if isinstance(templates, Sequence) and not isinstance(templates, str | bytes):
+            ids = [
+                each.id if isinstance(each, Template) else each
+                for each in cast("Sequence[object]", templates)
+            ]
+            force_setattr(self, "template_ids", tuple(ids))
 
     def __repr__(self) -> str:
         return f"<Spec {self.external_id}: {self.name!r} from {self.source}, {len(self.files)} files>"
@@ -55,16 +79,24 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
 
-    def validate(self) -> int:
-        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
+    def check_values(self) -> None:
+        """Raise `InvalidInput` for values that the API would refuse, without a look at the files."""
         check_external_id(self.external_id)
-        for field in ("name", "source"):
-            if not getattr(self, field).strip():
-                raise InvalidInput(field, getattr(self, field), "is empty")
+        checked_text("name", self.name)
+        checked_text("source", self.source)
+        if self.template_ids is not None:
+            checked_templates(self.template_ids)
         if self.connections is not None:
             checked_connections(self.connections)
         if not self.files:
             raise InvalidInput("files", [], "there must be at least one")
+        for path in cast("tuple[object, ...]", self.files):
+            if not isinstance(path, Path):
+                raise InvalidInput("files", path, "is not a path")
+
+    def validate(self) -> int:
+        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
+        self.check_values()
         return sum(size_of(path) for path in self.files)
 
     async def check(self, templates: Sequence[Template] = (), *, head: int | None = None) -> Checked:
@@ -77,6 +109,58 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         wanted = self.template_ids
         chosen = [each for each in templates if wanted is None or each.id in wanted]
         return await check_files(self.files, chosen, head=head)
+
+
+CheckedSpec = tuple[Spec, InvalidInput | None]
+"""A spec, and what is wrong with its values, if anything is."""
+
+
+def checked_spec(given: object) -> CheckedSpec:
+    """Return a spec with what is wrong with its values; of what is not a spec, as much as can be told."""
+    if not isinstance(given, Spec):
+        error = InvalidInput("spec", given, "is not a Spec")
+        known = [getattr(given, name, "") for name in ("external_id", "name")]
+        return Spec(external_id=_shown(known[0]), name=_shown(known[1]), source="", files=()), error
+    try:
+        given.check_values()
+    except InvalidInput as error:
+        return given, error
+    return given, None
+
+
+async def each_spec(specs: object) -> AsyncIterator[object]:
+    """Yield from any iterable, also from an async one. Raises `InvalidInput` for what is neither."""
+    if isinstance(specs, AsyncIterable):
+        async for spec in cast("AsyncIterable[object]", specs):
+            yield spec
+    elif isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping):
+        for spec in cast("Iterable[object]", specs):
+            yield spec
+    else:
+        raise InvalidInput("specs", specs, "must be an iterable of specs, or an async one")
+
+
+def failed(spec: Spec, error: InvalidInput) -> Failed:
+    """Return the outcome of a spec that cannot be migrated; nothing of it is in the journal."""
+    return Failed(
+        external_id=_shown(spec.external_id),
+        name=_shown(spec.name),
+        error=_shown(str(error)),
+        step="checking",
+    )
+
+
+def _shown(value: object) -> str:
+    """Return a value as text that UTF-8 can carry."""
+    return str(value).encode(errors="replace").decode()
+
+
+def _paths(files: object) -> tuple[Path, ...]:
+    """Return one path, or several, as a tuple; what is not a path stays as it is, for `validate` to refuse."""
+    if isinstance(files, str | PathLike) or not isinstance(files, Iterable):
+        files = (files,)
+    given = cast("Iterable[object]", files)
+    return tuple(cast(Path, Path(each) if isinstance(each, str) else each) for each in given)
 
 
 def check_different(specs: Sequence[Spec]) -> None:

@@ -15,7 +15,7 @@ from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
 from asyncmig._io.tries import Failed, Tries
 from asyncmig.companies import routes
-from asyncmig.companies.content import Content, Progress, Stream, content_of, size_of
+from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of, size_of
 from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.errors import AsyncmigError, InvalidInput, NoAnswer, UnexpectedReply, api_error
 
@@ -66,7 +66,7 @@ def digest_of(source: Path | bytes) -> str:
 async def upload(
     engine: Engine,
     company_id: str,
-    source: Path | bytes | Stream,
+    source: Path | str | bytes | BinaryFile | Stream,
     *,
     name: str | None = None,
     size: int | None = None,

@@ -19,6 +19,7 @@ import psycopg
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._journal.writer import Writer
 from asyncmig.distributed._postgres_store import Address, PostgresStore
 from asyncmig.errors import InvalidInput
@@ -48,6 +49,7 @@ class PostgresJournal:
 
     __slots__ = ("_address", "_patience", "_writer")
 
+    @checked_call
     def __init__(
         self,
         conninfo: str,

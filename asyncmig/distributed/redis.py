@@ -23,6 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.shared import Happened, Reply, SharedBudget
 from asyncmig.errors import InvalidInput
 
@@ -43,6 +44,7 @@ class RedisWindow:
 
     __slots__ = ("_client", "_prefix", "_redis", "_timeout", "_url", "processes")
 
+    @checked_call
     def __init__(
         self, url: str, *, processes: int = 4, timeout: float = 1.0, prefix: str = "asyncmig"
     ) -> None:

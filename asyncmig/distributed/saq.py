@@ -22,7 +22,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.types import Context
 from saq.worker import Worker
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.paths import Inputs
 from asyncmig.companies.connections import Connections
 from asyncmig.companies.expected import RowFilter
@@ -42,7 +43,7 @@ from asyncmig.companies.migrate import migrate_as
 from asyncmig.companies.names import customer_folder
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
-from asyncmig.companies.spec import Spec, check_different
+from asyncmig.companies.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
 from asyncmig.journal import Journal, JournalPort
@@ -65,6 +66,7 @@ _LOOK_AGAIN = 0.5
 """Real seconds between looks at jobs, or at a customer that somebody else holds."""
 
 
+@checked_call
 def worker_settings(
     queue: str,
     *,
@@ -142,6 +144,7 @@ class MigrationQueue:
 
     __slots__ = ("_heartbeat", "_queue")
 
+    @checked_call
     def __init__(self, url: str, *, name: str = _NAME, heartbeat: int = 30) -> None:
         if heartbeat < 1:
             raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
@@ -161,9 +164,13 @@ class MigrationQueue:
 
         Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides.
         """
+        spec, refused = checked_spec(spec)
+        if refused is not None:
+            raise refused
         spec.validate()
         return await self._enqueue(spec, asked)
 
+    @checked_call
     async def decide(self, spec: Spec, parked: Parked, decision: Decision, **asked: Unpack[Asked]) -> bool:
         """Have a parked customer's questions answered; False if its migration is under way already.
 
@@ -172,23 +179,31 @@ class MigrationQueue:
         shown = {"decision": msgspec.to_builtins(decision), "shown": _digest(parked)}
         return await self._enqueue(spec, asked, **shown)
 
+    @checked_call
     async def abort(self, external_id: str) -> None:
         """Stop a customer's migration where it is; submitted again, it goes on."""
         job = await self._queue.job(self._key(external_id))
         if job is not None and job.status not in TERMINAL_STATUSES:
             await self._queue.abort(job, "aborted")
 
-    async def run(self, specs: Iterable[Spec], **asked: Unpack[Asked]) -> AsyncIterator[Outcome]:
+    async def run(
+        self, specs: Iterable[Spec] | AsyncIterable[Spec], **asked: Unpack[Asked]
+    ) -> AsyncIterator[Outcome]:
         """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
 
-        What is not `asked` is as the workers do it. Raises `InvalidInput` as `submit` does, for a spec with
-        connections, and for two specs of one external id.
+        What is not `asked` is as the workers do it. Bad values of a spec are its `Failed` outcome. Raises
+        `InvalidInput` for options as `submit` does, for a spec with connections, and for two specs of one external
+        id.
         """
-        given = tuple(specs)
-        check_different(given)
-        waiting = {spec.external_id: spec for spec in given}
+        given = [checked_spec(each) async for each in each_spec(specs)]
+        good = [spec for spec, refused in given if refused is None]
+        check_different(good)
+        waiting = {spec.external_id: spec for spec in good}
         for spec in waiting.values():
             _check_no_secret(spec)
+        for spec, refused in given:
+            if refused is not None:
+                yield failed(spec, refused)
         missing = set(waiting)
         while waiting:
             try:

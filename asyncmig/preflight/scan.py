@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TextIO, TypeVar, final
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.uploads import size_of
@@ -32,8 +33,9 @@ _SHAPES: Mapping[Kind, str] = {
 }
 
 
+@checked_call
 async def check(
-    files: Sequence[Path], templates: Sequence[Template] = (), *, head: int | None = None
+    files: Sequence[Path | str] | Path | str, templates: Sequence[Template] = (), *, head: int | None = None
 ) -> Checked:
     """Look at files as one customer's import, and return what may be wrong with them; nothing is sent.
 
@@ -49,8 +51,10 @@ async def check(
     """
     if head is not None and head < 0:
         raise InvalidInput("head", head, "must not be negative")
-    sizes = [size_of(path) for path in files]
-    opened = [await _in_steps(path, _open(path, templates)) for path in files]
+    given = [files] if isinstance(files, Path | str) else files
+    paths = [Path(each) for each in given]
+    sizes = [size_of(path) for path in paths]
+    opened = [await _in_steps(path, _open(path, templates)) for path in paths]
     targets = await _targets(opened, templates) if head is None else None
     room = Room(_MOST_REMEMBERED)
     seen: dict[tuple[str, str], Seen] = {}

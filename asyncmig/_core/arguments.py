@@ -1,0 +1,139 @@
+"""Checks what a caller hands to a public function, so that a mistake is one sentence and never a raw `TypeError`."""
+
+import inspect
+import types
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import IO, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from asyncmig.errors import InvalidInput
+
+__all__ = ["check_fields", "checked_call", "checked_text", "flaw_of"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_Test = Callable[[object], bool]
+_SECRET = frozenset({"api_key", "auth", "connections", "secret", "secrets", "url", "queue", "conninfo"})
+"""Parameters whose value no error shows."""
+_WORDS: Mapping[type, str] = {
+    bool: "True or False",
+    bytes: "bytes",
+    float: "a number",
+    int: "a whole number",
+    str: "a str",
+    Path: "a Path",
+    type(None): "None",
+}
+
+
+def checked_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function raise `InvalidInput` for an argument that is not of the type that its signature names.
+
+    Looks at plain types, unions, classes and protocols, and at whether a collection is one; not into it.
+    """
+    signature = inspect.signature(function)
+    tests: dict[str, tuple[_Test, str]] = {}
+
+    def check(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        if not tests:
+            tests.update(_tests_of(function))
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in tests and not tests[name][0](value):
+                shown = "***" if name in _SECRET else value
+                raise InvalidInput(name, shown, f"must be {tests[name][1]}")
+
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> object:
+            check(args, kwargs)
+            return await function(*args, **kwargs)
+
+        return cast("Callable[P, R]", awaited)
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        check(args, kwargs)
+        return function(*args, **kwargs)
+
+    return called
+
+
+def check_fields(instance: object) -> None:
+    """Raise `InvalidInput` for a field that is not of the type that its class names; as `checked_call`."""
+    for name, hint in get_type_hints(type(instance)).items():
+        test, value = _test_of(hint), getattr(instance, name)
+        if test is not None and not test[0](value):
+            raise InvalidInput(name, "***" if name in _SECRET else value, f"must be {test[1]}")
+
+
+def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    tests: dict[str, tuple[_Test, str]] = {"": (lambda _: True, "")}
+    for name, hint in get_type_hints(function).items():
+        if name in kinds and kinds[name] not in variadic:
+            test = _test_of(hint)
+            if test is not None:
+                tests[name] = test
+    return tests
+
+
+def _test_of(hint: object) -> tuple[_Test, str] | None:
+    """Return what tells whether a value is of a type, and words for it; None if that is left to the function.
+
+    It is for literals: the function has better words for what each of them means.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        parts = [_test_of(part) for part in get_args(hint)]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        tests = [test for test, _ in known]
+        return (lambda value: any(test(value) for test in tests)), " or ".join(words for _, words in known)
+    kind = origin or hint
+    if not isinstance(kind, type) or kind in (object, IO):  # IO: no file object is an instance of it
+        return None
+    if getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc":
+        names = [name for name in vars(kind) if not name.startswith("_")]
+        return (lambda value: all(hasattr(value, name) for name in names)), _called(kind)
+    return (lambda value: _is_a(value, kind)), _WORDS.get(kind, _called(kind))
+
+
+def _called(kind: type) -> str:
+    name = kind.__name__.lower() if kind.__module__ == "collections.abc" else kind.__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if issubclass(kind, Sequence | Iterable) and kind.__module__ == "collections.abc":
+        return isinstance(value, kind) and not isinstance(value, str | bytes)
+    return isinstance(value, kind)
+
+
+def checked_text(field: str, value: object) -> str:
+    """Return a name or an id as it is; raise `InvalidInput` if it is not one."""
+    if flaw := flaw_of(value):
+        raise InvalidInput(field, value, flaw)
+    return cast(str, value)
+
+
+def flaw_of(value: object) -> str | None:
+    """Return what keeps a value from being a name or an id, in words; None if nothing does."""
+    if not isinstance(value, str):
+        return "must be a str"
+    if not value.strip():
+        return "is empty"
+    kinds = {unicodedata.category(character) for character in value if character not in "\t\n\r"}
+    if "Cs" in kinds:
+        return "has half of a surrogate pair, which UTF-8 cannot carry"
+    if "Cc" in kinds:
+        return "has control characters"
+    return None
