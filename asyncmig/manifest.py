@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from asyncmig._core.arguments import checked_call, flaw_of
+from asyncmig._core.invisible import MARK, trimmed
+from asyncmig._manifest_hints import LARGEST, column_name, header_fault, not_a_manifest, path_hint
 from asyncmig._manifest_toml import Cells
 from asyncmig._manifest_toml import parse as parse_toml
 from asyncmig.companies.catalog import check_external_id
@@ -37,7 +39,8 @@ _REQUIRED = ("external_id", "name", "source", "files")
 _COLUMNS = (*_REQUIRED, "templates")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NOTHING: tuple[int, list[str]] = (1, [])
-_LARGEST = 64 * 1024 * 1024
+_SEP_COMMA = (["sep=", ""], ["sep=,"])
+"""A first line by which Excel says that columns are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +193,9 @@ class _Reader:
     def _csv(self, text: str | None) -> Manifest:
         records = self._records(text) if text is not None else iter(())
         header_line, header = next(records, _NOTHING)
-        columns = self._columns(header_line, header) if text is not None else None
+        if header and [cell.strip().casefold() for cell in header] in _SEP_COMMA:
+            header_line, header = next(records, _NOTHING)
+        columns = self._columns(header_line, header) if not self.faults else None
         customers = self._customers([self._cells(*record, columns) for record in records] if columns else [])
         if columns and not customers and not self.faults:
             self._fault(None, "manifest", "lists no customers, only a header")
@@ -209,21 +214,25 @@ class _Reader:
         """Return what the file holds, or None if it cannot be a manifest."""
         try:
             with self._path.open("rb") as file:
-                content = file.read(_LARGEST + 1)
+                content = file.read(LARGEST + 1)
         except (OSError, ValueError) as error:
             self._fault(None, "manifest", getattr(error, "strerror", None) or "is not a path")
             return None
-        if reason := _not_a_manifest(content):
+        if reason := not_a_manifest(content):
             self._fault(None, "manifest", reason)
             return None
         try:
-            return content.decode("utf-8-sig")
+            text = content.decode().lstrip(MARK)  # two of them where files were joined
         except UnicodeDecodeError as error:
             line = _line_of(content, error.start)
             self._fault(
                 line, "manifest", f"is not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"
             )
             return None
+        if not trimmed(text):
+            self._fault(None, "manifest", "is empty")
+            return None
+        return text
 
     def _records(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Yield each record that is not blank, with the line on which it begins."""
@@ -241,14 +250,15 @@ class _Reader:
                 yield line, row
 
     def _columns(self, line: int, header: list[str]) -> list[str] | None:
-        columns = [name.strip().casefold() for name in header]
+        columns = [column_name(name, _COLUMNS) for name in header]
         missing = [name for name in _REQUIRED if name not in columns]
+        if missing and (reason := header_fault(header, _COLUMNS)):
+            self._fault(line, "manifest", reason)
+            return None
         for name in missing:
             near = difflib.get_close_matches(name, set(columns).difference(_COLUMNS), n=1)
             hint = f"; is {near[0]!r} meant for it?" if near else ""
             self._fault(line, name, f"this column is missing{hint}")
-        if missing and len(header) == 1 and ";" in header[0]:
-            self._fault(line, "manifest", "separates its columns by ';': they must be separated by ','")
         doubled = sorted({name for name in columns if name in _COLUMNS and columns.count(name) > 1})
         for name in doubled:
             self._fault(line, name, "this column is there twice")
@@ -302,7 +312,7 @@ class _Reader:
                 if begun and "\0" not in part and not isinstance(error, _OwnFile):
                     found[self._folder / part] = None  # the migration says that it is gone
                 else:
-                    self._fault(line, "files", f"{error.value!r}: {error.reason}")
+                    self._fault(line, "files", f"{error.value!r}: {error.reason}{path_hint(part)}")
         return tuple(found)
 
     def _expand(self, part: str, own: OwnFiles) -> list[Path]:
@@ -392,26 +402,13 @@ def _also(lines: Sequence[int]) -> str:
 
 def _text(cells: Cells, name: str) -> str:
     value = cells.get(name, "")
-    return value.strip() if isinstance(value, str) else ""
+    return trimmed(value) if isinstance(value, str) else ""
 
 
 def _parts(cell: str | Sequence[str]) -> tuple[str, ...]:
     """Return the parts of a cell that joins them by `;`, or of a list, whose parts may hold a `;`."""
     parts = cell.split(";") if isinstance(cell, str) else cell
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _not_a_manifest(content: bytes) -> str | None:
-    """Return why these bytes cannot be a manifest, for what people hand over by mistake."""
-    if len(content) > _LARGEST:
-        return f"is larger than {_LARGEST // 2**20} MB: is it one of the customers' files?"
-    if not content.strip():
-        return "is empty"
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "is UTF-16: save it as UTF-8"
-    if content.startswith(b"PK\x03\x04"):
-        return "is a ZIP archive or an Excel workbook: save it as CSV (UTF-8)"
-    return None
+    return tuple(name for part in parts if (name := trimmed(part)))
 
 
 def _line_of(content: bytes, position: int) -> int:

@@ -1,6 +1,7 @@
 """The manifest reader: what it accepts, every fault that it names, and bytes that are no manifest at all."""
 
 import contextlib
+import os
 import pickle
 from pathlib import Path
 
@@ -210,3 +211,111 @@ def test_arbitrary_bytes_are_a_manifest_or_its_faults(folder: Path, content: byt
     with contextlib.suppress(InvalidManifest):
         manifest = read_manifest(path)
         assert all(customer.files for customer in manifest.customers)
+
+
+ROW = "acme,Acme,s,,a.csv"
+
+
+def lines_of(path: Path) -> list[str]:
+    with pytest.raises(InvalidManifest) as refused:
+        read_manifest(path)
+    return [str(fault) for fault in refused.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            f"{HEADER}\n{ROW}".replace(",", "\t"),
+            "separates its columns by tabs: they must be separated by ','",
+        ),
+        (f"{HEADER}\n{ROW}".replace(",", ";"), "separates its columns by ';': they must be separated by ','"),
+        (f"{HEADER}\n{ROW}".replace(",", "|"), "separates its columns by '|': they must be separated by ','"),
+        (f"sep=;\n{HEADER}\n{ROW}".replace(",", ";"), "begins with 'sep=;': remove this line"),
+        (f"sep=\t\n{HEADER}\n{ROW}".replace(",", "\t"), "begins with 'sep=\t': remove this line"),
+        (f'"{HEADER}"\n"{ROW}"', "has each line in quotes"),
+        (f"{HEADER}\n{ROW}".encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        (f"{HEADER}\n{ROW}".encode("utf-16-be"), "UTF-16 without a byte order mark"),
+        (f"{HEADER}\n{ROW}".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (f"{HEADER}\n{ROW}".encode("utf-32"), "save it as UTF-8"),
+        (f"{HEADER}\nacme,Café,s,,a.csv".encode("cp1252"), "is not UTF-8 (byte 0xe9): save it as UTF-8"),
+        (f"{HEADER},é\n{ROW}".encode("cp1252"), "is not UTF-8 (byte 0xe9): save it as UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1...", "is an old Excel workbook: save it as CSV (UTF-8)"),
+        (b"PK\x03\x04...", "is a ZIP archive or an Excel workbook: save it as CSV (UTF-8)"),
+        ("\ufeff", "is empty"),
+        ("\ufeff\n \u200b\n", "is empty"),
+        (",,\n,,", "has no header"),
+        (
+            ROW,
+            "has no header: the first line must name the columns external_id, name, source, files, templates",
+        ),
+        ('[[company]]\nexternal_id = "acme"\n', "looks like TOML"),
+        ("<html><table><tr><td>external_id</td></tr></table></html>", "looks like HTML or XML"),
+        ('{"external_id": "acme"}', "looks like JSON"),
+    ],
+    ids=ascii,
+)
+def test_what_is_really_wrong_is_said_once(folder: Path, content: str | bytes, reason: str) -> None:
+    path = folder / "m.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (fault,) = lines_of(path)
+    assert reason in fault
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"\ufeff{HEADER}",
+        f"\ufeff\ufeff{HEADER}",
+        f"sep=,\n{HEADER}",
+        HEADER.upper(),
+        HEADER.replace(",", " , "),
+        HEADER.replace("external_id", "External ID"),
+        HEADER.replace("external_id", "external-id"),
+        HEADER.replace("external_id", "external\u00a0id"),
+        HEADER.replace("name", "na\u200bme"),
+        HEADER.replace("source", "\u200bsource\ufeff"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\u200b"], ids=ascii)
+def test_what_is_clear_is_read(folder: Path, header: str, mark: str) -> None:
+    path = folder / "m.csv"
+    path.write_text(f"{header}\n{mark}{ROW}{mark}\n", encoding="utf-8")
+    (customer,) = read_manifest(path).customers
+    assert (customer.external_id, customer.name, customer.files) == ("acme", "Acme", (folder / "a.csv",))
+
+
+@pytest.mark.parametrize(
+    ("part", "hint"),
+    [
+        ("deep\\c.csv", "folders are separated by '/': write deep/c.csv"),
+        ("deep\\*.csv", "folders are separated by '/': write deep/*.csv"),
+        ("C:\\data\\a.csv", "it is a path of a Windows computer"),
+        ("\\\\server\\share\\a.csv", "it is a path of a Windows computer"),
+        ("~/a.csv", "'~' does not stand for a home folder here"),
+        ("~ada/*.csv", "'~' does not stand for a home folder here"),
+        ("file:///data/my%20a.csv", "it is a URL: write its path, /data/my a.csv"),
+        ("https://example.org/a.csv", "it is a URL: download the file"),
+        ("'a.csv'", "it has quotes around it: write a.csv"),
+        ('""a.csv""', "it has quotes around it: write a.csv"),
+        ("\u201ca.csv\u201d", "it has quotes around it: write a.csv"),
+        ("$HOME/a.csv", "variables are not replaced here"),
+        ("%USERPROFILE%/a.csv", "variables are not replaced here"),
+        ("a\u200b.csv", "it has invisible or look-alike characters (U+200B ZERO WIDTH SPACE)"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
+def test_a_path_that_leads_nowhere_says_why(folder: Path, part: str, hint: str) -> None:
+    cell = '"""a.csv"""' if part.startswith('"') else part
+    (fault,) = faults(folder, f"acme,Acme,s,,{cell}")
+    assert fault.startswith("line 2: files: ")
+    assert hint in fault
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
+@pytest.mark.parametrize("name", ["back\\slash.csv", "~home.csv", "'quoted'.csv", "$x.csv"])
+def test_a_file_that_is_really_called_so_is_that_file(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+    assert read(folder, f"acme,Acme,s,,{name}").customers[0].files == (folder / name,)
