@@ -4,12 +4,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
 from asyncmig.companies.outcome import Outcome
 from asyncmig.companies.spec import Spec
+from asyncmig.distributed._servers import parse_server
 from asyncmig.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,15 +23,17 @@ _LOOK_UP = 0.5
 def queue_url(given: str) -> str:
     """Return the URL that `--queue` names: itself, or an environment variable that holds it.
 
-    Raises `InvalidInput` for a URL with a password: everybody on the machine could read it there.
+    Raises `InvalidInput`, which shows no secret, for what is neither, and for a URL with a password: everybody on the
+    machine could read it on the command line.
     """
-    if "://" not in given:
-        url = os.environ.get(given, "")
-        if not url:
-            raise InvalidInput("queue", given, "is neither a URL nor an environment variable that holds one")
+    if url := os.environ.get(given):
+        parse_server(given, url)
         return url
-    if urlsplit(given).password:
-        raise InvalidInput("queue", "***", "has a password: put it into ASYNCMIG_QUEUE, and give that name")
+    if "://" not in given and "=" not in given:
+        raise InvalidInput("queue", given, "is neither a URL nor an environment variable that holds one")
+    if parse_server("queue", given).has_secret:
+        why = "has a password: put it into an environment variable such as ASYNCMIG_QUEUE, and give that name"
+        raise InvalidInput("queue", "***", why)
     return given
 
 

@@ -149,6 +149,8 @@ async def drive(
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
         warn_of_lost_journal(options.journal, options.out, words)
+    else:
+        queue_url(wanted.queue)
     async with (
         Journal(options.journal) as journal,
         open_session(options, options.journal, api_key) as session,

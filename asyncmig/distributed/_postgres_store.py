@@ -6,8 +6,10 @@ connection breaks; whether it was committed after all is told by its name, which
 server's.
 """
 
+import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -21,6 +23,7 @@ from psycopg.sql import SQL, Identifier
 
 from asyncmig._journal.claims import ClaimStore, Held, Rows, Sighting, Step
 from asyncmig._journal.lease import Holder, enter, leave
+from asyncmig.distributed._servers import parse_server
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, JournalUnavailable
 
 __all__ = ["VERSION", "Address", "PostgresStore"]
@@ -52,53 +55,67 @@ _BY_HOLDER = "CREATE INDEX companies_by_holder ON companies (holder) WHERE holde
 """Each heartbeat asks what its instance holds. Journals of earlier versions get it when they are opened."""
 _CLEAN = """DELETE FROM holders WHERE renewed < clock_timestamp() - interval '1 day'
     AND instance NOT IN (SELECT holder FROM companies WHERE holder IS NOT NULL)"""
+_HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
+_LONGEST_NAME = 63
+"""Bytes of a name in PostgreSQL."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between tries to connect again; the last one over and over."""
 _ITS_OWN_FAULT = (CompanyHeld, psycopg.DataError, psycopg.IntegrityError, UnicodeError)
 """Errors that concern one step of a transaction and not the others."""
 
 
+def _checked_schema(name: str) -> str:
+    if not name.strip() or not name.isprintable() or ";" in name or len(name.encode()) > _LONGEST_NAME:
+        raise InvalidInput(
+            "schema", name, f"must be a name of at most {_LONGEST_NAME} bytes, without a semicolon"
+        )
+    if name.lower().startswith("pg_") or name == "$user":
+        raise InvalidInput("schema", name, "is a name that PostgreSQL keeps for itself")
+    return name
+
+
 @final
 class Address:
     """Where a journal is: a database, a schema in it, and what errors call it, which holds no secret.
 
-    Raises `InvalidInput` for what is no connection string of PostgreSQL.
+    Raises `InvalidInput` for an address or a name that PostgreSQL would not accept.
     """
 
-    __slots__ = ("_conninfo", "_writable", "schema", "text")
+    __slots__ = ("_options", "_server", "_writable", "schema", "text")
 
     def __init__(self, conninfo: str, schema: str) -> None:
-        try:
-            parts = conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError as error:
-            raise InvalidInput("conninfo", "***", "is no connection string of PostgreSQL") from error
-        if not schema.isidentifier() or len(schema) > 50:
-            raise InvalidInput("schema", schema, "must be a plain name of at most 50 characters")
-        self._conninfo, self.schema = conninfo, schema
+        self._server = parse_server("conninfo", conninfo, "postgres")
+        parts = self._server.checked("conninfo", conninfo_to_dict)
+        self.schema = _checked_schema(schema)
+        self._options = str(parts.get("options") or "")
         # A standby that is being promoted counts as away, and of several hosts the one that takes writes is used.
         chosen = "target_session_attrs" in parts or "PGTARGETSESSIONATTRS" in os.environ
         self._writable: dict[str, str] = {} if chosen else {"target_session_attrs": "read-write"}
         self.text = f"postgresql://{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}#{schema}"
 
+    def __repr__(self) -> str:
+        return f"<Address {self.text}>"
+
     @property
     def channel(self) -> str:
-        """The channel on which changes are told."""
-        return f"{self.schema}_journal"
+        """The channel on which changes are told; its name is as short as PostgreSQL allows."""
+        name = f"{self.schema}_journal"
+        return name if len(name.encode()) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()[:48]
 
     def options(self) -> dict[str, str | int | bool]:
         """Return how to connect.
 
         The server ends a transaction whose client was stopped in the middle of it: it holds the journal's lock.
         """
-        settings = (
-            f"-c search_path={self.schema} -c idle_in_transaction_session_timeout=1000 -c lock_timeout=20000"
-        )
+        quoted = '"' + self.schema.replace('"', '""') + '"'
+        path = re.sub(r"([\\\s])", r"\\\1", quoted)  # libpq splits at blanks, and a backslash keeps one
+        settings = f"-c search_path={path} -c idle_in_transaction_session_timeout=1000 -c lock_timeout=20000"
         return {
-            "conninfo": self._conninfo,
+            "conninfo": self._server.text,
             "autocommit": True,
             "connect_timeout": 5,
             "tcp_user_timeout": 10_000,
-            "options": settings,
+            "options": f"{self._options} {settings}".strip(),
             **self._writable,
         }
 
@@ -108,6 +125,7 @@ class Address:
 
     def explain(self, error: Exception) -> JournalError:
         """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
+        self._server.scrub(error)
         passes = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         return (JournalUnavailable if passes else JournalError)(self.text, " ".join(str(error).split()))
 
@@ -146,7 +164,8 @@ class PostgresStore(ClaimStore):
         with db.transaction():
             db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 7))", (self._address.channel,))
             if db.execute("SELECT to_regclass('journal')").fetchone() == (None,):
-                if db.execute("SELECT to_regnamespace(%s)", (self._address.schema,)).fetchone() == (None,):
+                self._check_no_other_case(db)
+                if db.execute(_HAS_SCHEMA, (self._address.schema,)).fetchone() is None:
                     db.execute(SQL("CREATE SCHEMA {}").format(schema))
                 db.execute(_TABLES)
             if db.execute("SELECT to_regclass('companies_by_holder')").fetchone() == (None,):
@@ -156,6 +175,16 @@ class PostgresStore(ClaimStore):
                 newer = f"is of version {row and row[0]}, and this asyncmig knows {VERSION}"
                 raise JournalError(self._address.text, newer)
             db.execute(_CLEAN)
+
+    def _check_no_other_case(self, db: _Connection) -> None:
+        """Refuse to begin a new journal where an earlier version would have used one whose name is in lower case."""
+        name = self._address.schema
+        folded = Identifier(name.lower(), "journal").as_string(db)
+        if name != name.lower() and db.execute("SELECT to_regclass(%s)", (folded,)).fetchone() != (None,):
+            raise JournalError(
+                self._address.text,
+                f"there is a journal in the schema {name.lower()!r}: give its name in lower case",
+            )
 
     def close(self) -> None:
         """Give up all that is held, and disconnect; a second time nothing happens."""
@@ -167,7 +196,7 @@ class PostgresStore(ClaimStore):
             with self._reconnected() as db, db.transaction():
                 self._give_up_all()
         except psycopg.Error as error:
-            _log.warning("journal %s: what was held has to expire: %s", self._address.text, error)
+            _log.warning("what was held has to expire: %s", self._address.explain(error))
         finally:
             self._db = None
 
@@ -180,10 +209,11 @@ class PostgresStore(ClaimStore):
         try:
             self._outlast(steps, done=uuid4().hex)
         except (psycopg.Error, JournalError) as error:
+            reason = error if isinstance(error, JournalError) else self._address.explain(error)
             for step in steps:
-                step.fail(error if isinstance(error, JournalError) else self._address.explain(error))
+                step.fail(reason)
             if not steps:
-                _log.warning("journal %s: the lease was not renewed: %s", self._address.text, error)
+                _log.warning("the lease was not renewed: %s", reason)
 
     def renew(self) -> None:
         """Say that this holder lives."""

@@ -10,13 +10,12 @@ import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import ClassVar, cast, final
-from urllib.parse import urlsplit
 
 from saq.job import Job, Status
 from saq.queue import Queue
 from saq.utils import now
 
-from asyncmig.errors import InvalidInput
+from asyncmig.distributed._servers import Server, parse_server
 
 __all__ = ["AnyQueue", "open_queue", "real_seconds"]
 
@@ -67,6 +66,12 @@ class _Clock:
 class _Steady(AnyQueue):
     clock: _Clock
     first_seen: dict[str, int]
+    server: Server
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name} on {self.server}>"  # SAQ logs it, with what its client shows
+        )
 
     def is_new(self, job: Job) -> bool:
         """Return whether a worker may have taken the job just now, and has not said so yet.
@@ -124,19 +129,21 @@ class _Steady(AnyQueue):
 
 
 def open_queue(url: str, name: str) -> AnyQueue:
-    """Return a queue on a Redis or PostgreSQL, not connected yet. Raises `InvalidInput` for another URL."""
-    scheme = urlsplit(url).scheme
-    if scheme in ("redis", "rediss", "unix"):
-        return _redis(url, name)
-    if scheme in ("postgres", "postgresql"):
-        return _postgres(url, name)
-    raise InvalidInput("queue", f"{scheme}://...", "must be the URL of a Redis or a PostgreSQL")
+    """Return a queue on a Redis or PostgreSQL, not connected yet.
+
+    Raises `InvalidInput` for another address, or one that is not valid; it shows nothing of it.
+    """
+    server = parse_server("queue", url)
+    return _redis(server, name) if server.kind == "redis" else _postgres(server, name)
 
 
-def _redis(url: str, name: str) -> AnyQueue:
-    from redis.asyncio import Redis
+def _redis(server: Server, name: str) -> AnyQueue:
     from redis.exceptions import RedisError
     from saq.queue.redis import RedisQueue
+
+    from asyncmig.distributed.redis import checked_redis, redis_client
+
+    checked_redis("queue", server.text)
 
     class SteadyRedisQueue(_Steady, RedisQueue):
         away = (RedisError, OSError)
@@ -165,15 +172,15 @@ def _redis(url: str, name: str) -> AnyQueue:
             seconds, micro = cast("tuple[int, int]", await time)
             return seconds + micro / 1e6
 
-    redis = Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]  # its options have no types
     clock = _Clock()
-    queue = SteadyRedisQueue(redis, name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen = clock, {}
+    queue = SteadyRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
+    queue.clock, queue.first_seen, queue.server = clock, {}, server
     return queue
 
 
-def _postgres(url: str, name: str) -> AnyQueue:
+def _postgres(server: Server, name: str) -> AnyQueue:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
     from saq.queue.postgres import PostgresQueue
 
     class SteadyPostgresQueue(_Steady, PostgresQueue):
@@ -185,9 +192,10 @@ def _postgres(url: str, name: str) -> AnyQueue:
                 (seconds,) = await answer.fetchone() or (0.0,)
                 return float(seconds)
 
+    server.checked("queue", conninfo_to_dict)
     clock = _Clock()
-    queue = SteadyPostgresQueue(url=url, name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen = clock, {}
+    queue = SteadyPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
+    queue.clock, queue.first_seen, queue.server = clock, {}, server
     return queue
 
 

@@ -14,23 +14,43 @@ Where Redis cannot be reached, each process goes on with its share of the last k
 from collections.abc import Sequence
 from importlib import resources
 from random import Random
-from typing import cast, final
+from typing import Never, cast, final
 from uuid import uuid4
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._io.shared import Happened, Reply, SharedBudget
+from asyncmig.distributed._servers import Server, parse_server
 from asyncmig.errors import InvalidInput
 
-__all__ = ["RedisWindow"]
+__all__ = ["RedisWindow", "checked_redis", "redis_client"]
 
 _Answer = tuple[int, str, int, int, int, int, str]
 _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
+
+
+def checked_redis(field: str, url: str) -> Server:
+    """Return the server that a URL names. Raises `InvalidInput` for `field`, without the URL."""
+    server = parse_server(field, url, "redis")
+    server.checked(field, parse_url)
+    return server
+
+
+def redis_client(server: Server, **options: object) -> Redis:
+    """Return a client, not connected yet, whose `repr` shows no password; options of the URL go before `options`."""
+    settings: dict[str, object] = {**options, **parse_url(server.text)}
+    user, password = settings.pop("username", None), settings.pop("password", None)
+    if user or password:
+        settings["credential_provider"] = UsernamePasswordCredentialProvider(
+            cast("str | None", user), cast("str | None", password)
+        )
+    return Redis.from_pool(ConnectionPool(**cast("dict[str, Never]", settings)))
 
 
 @final
@@ -42,7 +62,7 @@ class RedisWindow:
     begins all keys. Raises `InvalidInput` for a URL that is none, and what is not positive.
     """
 
-    __slots__ = ("_client", "_prefix", "_redis", "_timeout", "_url", "processes")
+    __slots__ = ("_client", "_prefix", "_redis", "_server", "_timeout", "processes")
 
     @checked_call
     def __init__(
@@ -54,15 +74,11 @@ class RedisWindow:
             raise InvalidInput("timeout", timeout, "must be more than 0 seconds")
         self.processes: int = processes
         self._prefix, self._client = prefix, uuid4().hex
-        self._url, self._timeout = url, timeout
+        self._server, self._timeout = checked_redis("url", url), timeout
         self._redis: Redis | None = None
-        try:
-            parse_url(url)
-        except ValueError as error:
-            raise InvalidInput("url", "***", "is no URL of a Redis") from error
 
     def __repr__(self) -> str:
-        return f"<RedisWindow {self._prefix}>"  # a URL may hold a password
+        return f"<RedisWindow {self._prefix} on {self._server}>"
 
     def budget(
         self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
@@ -73,6 +89,7 @@ class RedisWindow:
         keys = [f"{base}:{name}:{part}" for part in ("state", "slots", "unanswered", "accepted")]
         return _RedisBudget(
             self._opened(speed),
+            self._server,
             keys=[*keys, f"{base}:clients"],
             settings=[self._client, limit, window, timeout, speed],
         )
@@ -81,8 +98,8 @@ class RedisWindow:
         """Return the client, which counts its time-outs in the loop's seconds."""
         if self._redis is None:
             timeout = self._timeout * speed
-            self._redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
-                self._url,
+            self._redis = redis_client(
+                self._server,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 retry=Retry(NoBackoff(), 0),
@@ -99,11 +116,11 @@ class RedisWindow:
 class _RedisBudget:
     """One budget: the script, and its keys."""
 
-    __slots__ = ("_keys", "_rng", "_script", "_settings")
+    __slots__ = ("_keys", "_rng", "_script", "_server", "_settings")
 
-    def __init__(self, redis: Redis, *, keys: list[str], settings: list[str | float]) -> None:
+    def __init__(self, redis: Redis, server: Server, *, keys: list[str], settings: list[str | float]) -> None:
         self._script = redis.register_script(_SCRIPT)
-        self._keys, self._settings = keys, settings
+        self._keys, self._settings, self._server = keys, settings, server
         self._rng = Random()
 
     async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
@@ -113,6 +130,7 @@ class _RedisBudget:
         try:
             reply = cast(_Answer, await self._script(self._keys, arguments))
         except (RedisError, OSError) as error:
+            self._server.scrub(error)
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         granted, wait, slots, burst, used, clients, held = reply
         return Reply(

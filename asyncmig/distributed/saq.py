@@ -44,6 +44,7 @@ from asyncmig.companies.names import customer_folder
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
 from asyncmig.companies.spec import Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.distributed._servers import is_postgres
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
 from asyncmig.journal import Journal, JournalPort
@@ -457,7 +458,7 @@ def _session() -> Session:
 
 
 def _journal(place: str) -> AbstractAsyncContextManager[JournalPort]:
-    if not place.startswith("postgres"):
+    if not is_postgres(place):
         return Journal(place)
     from asyncmig.distributed.postgres import PostgresJournal
 

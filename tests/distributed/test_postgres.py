@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager
 import psycopg
 import pytest
 from cutproxy import CutProxy
+from psycopg.sql import SQL, Identifier
 from servers import PostgresServer
 
 from asyncmig.distributed.postgres import PostgresJournal
@@ -265,3 +266,52 @@ async def test_an_address_where_nobody_listens_is_an_error_without_the_password(
         async with PostgresJournal("postgresql://u:secret@127.0.0.1:1/db", schema=prefix):
             pass
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["MixedCase", "order", "with blank", 'a"quote', "back\\slash", "bür.o-1", "1st", "x" * 63, "ü" * 31],
+)
+async def test_a_schema_may_have_any_name_that_postgresql_takes(database_url, schema):
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(schema)))
+    for turn in (b"1", b"2"):
+        async with (
+            PostgresJournal(database_url, schema=schema) as journal,
+            await journal.claim("acme") as claim,
+            aclosing(journal.changes()) as changes,
+        ):
+            waiting = asyncio.create_task(anext(changes))
+            await asyncio.sleep(0.2)
+            await claim.write("k", turn, turn)
+            assert (await waiting).detail == turn
+    with psycopg.connect(database_url, autocommit=True) as db:
+        query = SQL("SELECT state FROM {}").format(Identifier(schema, "companies"))
+        assert db.execute(query).fetchall() == [(b"2",)]
+        assert [event.seq for event in await journal.events()] == [1, 2]
+        db.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
+
+
+async def test_a_journal_that_an_earlier_version_found_in_lower_case_is_not_begun_again(database_url, prefix):
+    async with (
+        PostgresJournal(database_url, schema=prefix),
+        PostgresJournal(database_url, schema="Fleet") as two,
+    ):
+        assert await two.states() == {}
+    with pytest.raises(JournalError, match=f"journal in the schema '{prefix}'"):
+        async with PostgresJournal(database_url, schema=prefix.upper()):
+            pass
+
+
+@pytest.mark.parametrize("schema", ["", " ", "a;b", "a\0b", "a\nb", "x" * 64, "ü" * 32, "pg_mine", "$user"])
+def test_a_schema_that_postgresql_would_not_take_is_refused(schema):
+    with pytest.raises(InvalidInput, match="schema"):
+        PostgresJournal("postgresql://host/db", schema=schema)
+
+
+async def test_options_in_the_address_hold(database_url, prefix):
+    url = f"{database_url}?options=-c%20application_name%3Dmine"
+    async with PostgresJournal(url, schema=prefix):
+        with psycopg.connect(database_url) as db:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mine'"
+            assert db.execute(query).fetchone() == (1,)

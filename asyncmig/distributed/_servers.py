@@ -1,0 +1,241 @@
+"""Addresses of Redis and PostgreSQL as users write them: the one place that parses them, and hides their secrets.
+
+A password in an address may hold any character, and one that should have been percent-encoded shifts everything that
+follows: what a lenient parser takes for a host, a port or a database may be a part of the password. So an address is
+parsed strictly, as the client libraries read it, and an error shows nothing of it.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Literal, TypeVar, final
+from urllib.parse import unquote, unquote_plus
+
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Kind", "Server", "is_postgres", "parse_server"]
+
+T = TypeVar("T")
+Kind = Literal["redis", "postgres"]
+_SCHEMES: dict[str, Kind] = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+}
+_EXAMPLES: dict[Kind, str] = {
+    "redis": "the URL of a Redis (redis://HOST:PORT/0, rediss://..., unix:///PATH)",
+    "postgres": "the address of a PostgreSQL (postgresql://HOST:PORT/DATABASE, or host=HOST dbname=DATABASE)",
+}
+_HINT = "is not valid; in a user name or a password write % as %25, / as %2F, @ as %40, # as %23, ? as %3F, [ as %5B"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]@#\s]*)(?::(\d{0,5}))?")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+_SETTINGS = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|passfile|service|sslmode|options)\s*=")
+_SETTING = re.compile(
+    r"\s*([^\s='\\]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)", re.DOTALL
+)
+_SPACE = re.compile(r"[\s\x00-\x1f\x7f]")
+
+
+class _Malformed(Exception):
+    """What is no address; it says nothing of what was given."""
+
+
+@final
+class Server:
+    """Where a server is, and how to log in; its text shows no secret."""
+
+    __slots__ = ("_secrets", "_text", "database", "host", "kind", "scheme")
+
+    def __init__(
+        self, kind: Kind, text: str, scheme: str, *, host: str, database: str, secrets: frozenset[str]
+    ) -> None:
+        self.kind: Kind = kind
+        self.scheme: str = scheme
+        self.host: str = host
+        """The host, with its port if it has one; several are joined by commas. The path of a Unix socket."""
+        self.database: str = database
+        self._text, self._secrets = text, secrets
+
+    @property
+    def text(self) -> str:
+        """The address as it was given, secrets included: for the client library alone."""
+        return self._text
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether the address contains a password."""
+        return bool(self._secrets)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}{'/' if self.database else ''}{self.database}"
+
+    def __repr__(self) -> str:
+        return f"<Server {self}>"
+
+    def clean(self, text: str) -> str:
+        """Return a text of a library without the address and its secrets."""
+        for secret in sorted({self._text, *self._secrets} if self._secrets else (), key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    def scrub(self, error: BaseException) -> None:
+        """Remove the secrets from an error of a library, and from its causes."""
+        seen: set[int] = set()
+        left: list[BaseException | None] = [error]
+        while left:
+            each = left.pop()
+            if each is not None and id(each) not in seen:
+                seen.add(id(each))
+                each.args = tuple(self.clean(arg) if isinstance(arg, str) else arg for arg in each.args)
+                if getattr(each, "_pgconn", None) is not None:
+                    vars(each)["_pgconn"] = None  # psycopg keeps all that it connected with
+                left += [each.__cause__, each.__context__]
+
+    def checked(self, field: str, parse: Callable[[str], T]) -> T:
+        """Return what a client library makes of the address. Raises `InvalidInput` for what it refuses."""
+        parsed: list[T] = []
+        refused = False
+        try:
+            parsed.append(parse(self._text))
+        except Exception:  # a library may raise anything, with the address in it
+            refused = True
+        if refused:  # not in the `except` block: the error would be the context of ours
+            raise InvalidInput(field, "***", _HINT)
+        return parsed[0]
+
+
+def is_postgres(text: str) -> bool:
+    """Return whether this is meant to be the address of a PostgreSQL, and not the path of a file."""
+    scheme = _SCHEME.match(text.strip())
+    return _SCHEMES.get(scheme[1].lower()) == "postgres" if scheme else bool(_SETTINGS.match(text))
+
+
+def parse_server(field: str, text: str, *kinds: Kind) -> Server:
+    """Return the server that `text` names. Raises `InvalidInput`, which shows nothing of it, for the name `field`.
+
+    `kinds`: which servers it may be, by default any.
+    """
+    text, kinds = text.strip(), kinds or ("redis", "postgres")
+    scheme = _SCHEME.match(text)
+    kind: Kind | None = "postgres" if kinds == ("postgres",) or _SETTINGS.match(text) else None
+    if scheme is not None:
+        kind = _SCHEMES.get(scheme[1].lower())
+    if kind not in kinds:
+        shown = f"{scheme[1]}://..." if scheme else "***"
+        raise InvalidInput(field, shown, f"must be {' or '.join(_EXAMPLES[kind] for kind in kinds)}")
+    server: Server | None = None
+    with suppress(_Malformed):
+        server = _read_settings(text) if scheme is None else _read_url(text, scheme)
+    if server is None:
+        raise InvalidInput(field, "***", _HINT)
+    return server
+
+
+def _read_url(text: str, scheme: re.Match[str]) -> Server:
+    if _SPACE.search(text):
+        raise _Malformed
+    name, rest = scheme[1].lower(), text[scheme.end() :]
+    return _read_redis(text, name, rest) if _SCHEMES[name] == "redis" else _read_postgres(text, rest)
+
+
+def _read_redis(text: str, scheme: str, rest: str) -> Server:
+    """Read a URL as redis-py does, which uses `urllib`."""
+    before, _, query = rest.partition("?")
+    authority, slash, path = before.partition("/")
+    userinfo, _, host = authority.rpartition("@")
+    if "#" in rest or "@" in path + query or "[" in userinfo or "]" in userinfo:
+        raise _Malformed
+    options, secrets = _read_query(query)
+    secrets |= _password(userinfo)
+    if scheme == "unix":
+        if host or not path:
+            raise _Malformed
+        return Server("redis", text, scheme, host=slash + path, database="", secrets=secrets)
+    database = options.get("db", path.strip("/"))
+    if database and not database.isdecimal():
+        raise _Malformed
+    host = _checked_host(host) or "localhost"
+    return Server("redis", text, scheme, host=host, database=database, secrets=secrets)
+
+
+def _read_postgres(text: str, rest: str) -> Server:
+    """Read a URL as libpq does: a user name and a password end at the first @ that comes before any slash."""
+    userinfo, at, others = rest.partition("@")
+    if not at or "/" in userinfo:
+        userinfo, others = "", rest
+    before, _, query = others.partition("?")
+    hosts, _, database = before.partition("/")
+    if "@" in before or _BAD_ESCAPE.search(rest):
+        raise _Malformed
+    options, secrets = _read_query(query)
+    hosts = ",".join(_checked_host(host) for host in hosts.split(","))
+    return _postgres(
+        text,
+        host=options.get("host") or options.get("hostaddr") or unquote(hosts),
+        database=options.get("dbname") or unquote(database),
+        secrets=secrets | _password(userinfo),
+    )
+
+
+def _read_settings(text: str) -> Server:
+    """Read `key=value` pairs as libpq does."""
+    options = dict(_settings(text))
+    secrets = frozenset(value for name, value in options.items() if _is_secret(name) and value)
+    host = options.get("host") or options.get("hostaddr", "")
+    return _postgres(text, host=host, database=options.get("dbname", ""), secrets=secrets)
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    at = 0
+    while at < len(text.rstrip()):
+        found = _SETTING.match(text, at)
+        if found is None:
+            raise _Malformed
+        name, quoted, plain = found.groups()
+        yield name, re.sub(r"\\(.)", r"\1", quoted if quoted is not None else plain or "", flags=re.DOTALL)
+        at = found.end()
+
+
+def _postgres(text: str, *, host: str, database: str, secrets: frozenset[str]) -> Server:
+    if "@" in host and not host.startswith("@"):  # an abstract socket begins with it
+        raise _Malformed
+    if "://" in database or "=" in database:  # another address, with secrets of its own
+        raise _Malformed
+    return Server(
+        "postgres", text, "postgresql", host=host or "localhost", database=database, secrets=secrets
+    )
+
+
+def _checked_host(text: str) -> str:
+    found = _HOST.fullmatch(text)
+    if found is None or int(found[2] or 0) > 65535:
+        raise _Malformed
+    return text
+
+
+def _read_query(query: str) -> tuple[dict[str, str], frozenset[str]]:
+    """Return the options of a URL, and the secrets among them, as they are written and as they are meant."""
+    options: dict[str, str] = {}
+    secrets: set[str] = set()
+    for part in query.split("&") if query else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise _Malformed
+        name = unquote(name)
+        options[name] = unquote(value)
+        if _is_secret(name):  # redis-py decodes twice, and reads + as a blank
+            secrets |= {value, unquote(value), unquote(unquote_plus(value))}
+    return options, frozenset(secrets - {""})
+
+
+def _password(userinfo: str) -> frozenset[str]:
+    password = userinfo.partition(":")[2]
+    return frozenset({password, unquote(password)} - {""})
+
+
+def _is_secret(name: str) -> bool:
+    name = name.lower()
+    return name != "passfile" and any(word in name for word in ("pass", "secret", "token", "scram_"))

@@ -1,0 +1,212 @@
+"""Addresses of Redis and PostgreSQL: what is accepted, and that no secret of one is ever shown."""
+
+import pickle
+from collections.abc import Iterator
+
+import pytest
+from servers import RedisServer
+
+from asyncmig import InvalidInput, JournalError, MemoryJournal, Session
+from asyncmig.cli.queue import queue_url
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.distributed.redis import RedisWindow
+from asyncmig.distributed.saq import MigrationQueue, worker_settings
+
+PW = "hunter2"
+"""Is in every address below, and may be in no message."""
+
+GOOD_REDIS = [
+    f"redis://:{PW}@host",
+    f"redis://user:{PW}@host:6379/0",
+    f"rediss://user:{PW}@host:6380/1?ssl_cert_reqs=none",
+    f"redis://user:{PW}%40%23%25%2F%3F%5B@host/0",
+    f"redis://:{PW}:with:colons@host",
+    f"redis://[::1]:6379/0?password={PW}",
+    f"redis://host?username=u&password={PW}&db=2",
+    f"redis://host?pass%77ord={PW}",
+    f"unix:///run/redis.sock?password={PW}&db=1",
+    f"unix://user:{PW}@/run/redis.sock",
+    f" redis://:{PW}@host\n",
+]
+BAD_REDIS = [
+    f"redis://:{PW}#1@host",
+    f"redis://:12#{PW}@host",
+    f"redis://:1/{PW}@host",
+    f"redis://:1?{PW}@host",
+    f"redis://:a{PW}/b@host",
+    f"redis://:[{PW}@host",
+    f"redis://:{PW}[x]@host",
+    f"redis://:{PW}@[::1",
+    f"redis://:{PW}@host:port",
+    f"redis://:{PW}@host:99999",
+    f"redis://:{PW}",
+    f"redis://host/{PW}",
+    f"redis://:{PW}@host?socket_timeout={PW}",
+    f"redis://:a {PW}@host",
+    f"unix://{PW}",
+    f"unix:///run/{PW}@redis.sock",
+]
+GOOD_POSTGRES = [
+    f"postgresql://user:{PW}@host/db",
+    f"postgres://user:{PW}@host:5432/db",
+    f"postgresql://user:{PW}#1?[2]@host/db",
+    f"postgresql://user:{PW}%25%40%2F@host/db",
+    f"postgresql://user:{PW}@h1:5432,h2:5433,[::1]:5434/db",
+    f"postgresql://user:{PW}@%2Fvar%2Frun%2Fpostgresql/db",
+    f"postgresql:///db?host=/var/run&user=u&password={PW}",
+    f"postgresql://host/db?pass%77ord={PW}",
+    f"postgresql://host/db?sslpassword={PW}",
+    f"host=host dbname=db user=u password={PW}",
+    f"host=host password='{PW} with \\' quote and blank'",
+    f"password = {PW} host = h1,h2 port = 5432,5433",
+    f"host=/var/run password={PW}",
+]
+BAD_POSTGRES = [
+    f"postgresql://user:{PW}%zz@host/db",
+    f"postgresql://user:{PW}%@host/db",
+    f"postgresql://user:a@{PW}@host/db",
+    f"postgresql://user:{PW}/b@host/db",
+    f"postgresql://user:12/{PW}@host/db",
+    f"postgresql://user:12/3?{PW}@host/db",
+    f"postgresql://user:a b{PW}@host/db",
+    f"postgresql://user:{PW}@host:port/db",
+    f"postgresql://user:{PW}@host:99999/db",
+    f"postgresql://user:{PW}@host/db?nonsense=1",
+    f"postgresql://user:{PW}@[::1/db",
+    f"host=host password=a {PW}",
+    f"host=host password='{PW}",
+    f"host=host password=p nonsense={PW}",
+    f"dbname=postgresql://u:{PW}@host/db",
+    f"POSTGRESQL://user:{PW}@host/db",
+]
+OTHERS = [
+    f"mysql://user:{PW}@host/db",
+    f"http://user:{PW}@host",
+    f"user:{PW}@host",
+    f"://:{PW}@host",
+]
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None:
+            yield each
+            left += [each.__cause__, each.__context__]
+
+
+def check_quiet(error: BaseException) -> None:
+    for each in chain(error):
+        assert PW not in f"{each} {each!r} {each.args}"
+        assert PW not in str(vars(each))
+    assert PW not in str(pickle.loads(pickle.dumps(error)))
+
+
+@pytest.mark.parametrize("url", GOOD_REDIS)
+def test_every_form_that_redis_takes_is_accepted_and_never_shown(url: str) -> None:
+    queue = worker_settings(url, session=Session, journal=MemoryJournal)["queue"]  # type: ignore[arg-type]
+    for each in (RedisWindow(url), MigrationQueue(url), queue):
+        assert PW not in repr(each)
+    assert PW not in repr(queue.redis)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("conninfo", GOOD_POSTGRES)
+async def test_every_form_that_postgresql_takes_is_accepted_and_never_shown(conninfo: str) -> None:
+    queue = worker_settings(conninfo, session=Session, journal=MemoryJournal)["queue"]  # type: ignore[arg-type]
+    for each in (PostgresJournal(conninfo), MigrationQueue(conninfo), queue):
+        assert PW not in repr(each)
+
+
+@pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_POSTGRES, *OTHERS])
+async def test_what_cannot_be_an_address_is_refused_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(InvalidInput, match="queue") as caught:
+        MigrationQueue(url)
+    check_quiet(caught.value)
+    with pytest.raises(InvalidInput, match="url") as caught:
+        RedisWindow(url)
+    check_quiet(caught.value)
+    with pytest.raises(InvalidInput, match="conninfo") as caught:
+        PostgresJournal(url)
+    check_quiet(caught.value)
+
+
+def test_a_redis_is_no_place_for_a_journal_and_a_postgresql_none_for_the_window() -> None:
+    with pytest.raises(InvalidInput, match="PostgreSQL"):
+        PostgresJournal("redis://host")
+    with pytest.raises(InvalidInput, match="Redis"):
+        RedisWindow("postgresql://host")
+
+
+@pytest.mark.parametrize("url", [*GOOD_REDIS, *GOOD_POSTGRES])
+def test_a_password_on_the_command_line_is_refused_in_every_form(url: str) -> None:
+    with pytest.raises(InvalidInput, match="give that name") as caught:
+        queue_url(url)
+    check_quiet(caught.value)
+
+
+@pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_POSTGRES])
+def test_what_cannot_be_an_address_is_refused_on_the_command_line_and_in_a_variable(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        MigrationQueue(queue_url(url))
+    check_quiet(caught.value)
+    monkeypatch.setenv("MY_QUEUE", url)
+    with pytest.raises(InvalidInput) as caught:
+        MigrationQueue(queue_url("MY_QUEUE"))
+    check_quiet(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://user@host:6379/0",
+        "redis://:@host",
+        "rediss://host",
+        "unix:///run/redis.sock",
+        "postgresql://user@host/db",
+        "postgresql://user:@host/db",
+        "postgresql:///db?passfile=/home/me/.pgpass",
+        "host=h dbname=db user=u",
+    ],
+)
+def test_an_address_without_a_password_may_stand_on_the_command_line(url: str) -> None:
+    assert queue_url(url) == url
+
+
+def test_a_variable_that_holds_the_address_may_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_QUEUE", GOOD_REDIS[0])
+    assert queue_url("MY_QUEUE") == GOOD_REDIS[0]
+    with pytest.raises(InvalidInput, match="NO_QUEUE"):
+        queue_url("NO_QUEUE")
+
+
+@pytest.mark.parametrize("url", ["postgresql://user:{}@127.0.0.1:1/db", "host=127.0.0.1 port=1 password={}"])
+async def test_an_error_of_the_database_shows_no_password(url: str) -> None:
+    with pytest.raises(JournalError, match=r"127\.0\.0\.1") as caught:
+        async with PostgresJournal(url.format(PW), patience=0.0):
+            pass
+    check_quiet(caught.value)
+
+
+async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path) -> None:
+    server = RedisServer(tmp_path, password=PW)
+    server.start()
+    try:
+        host = server.url.rpartition("@")[2]
+        for url in (server.url, f"redis://{host}?password={PW}", f"redis://default:{PW}@{host}"):
+            window = RedisWindow(url, timeout=10.0)
+            budget = window.budget("GET /x", account="a", limit=5, window=60.0, timeout=60.0, speed=1.0)
+            assert (await budget.exchange((), None)).used == 0
+            await window.aclose()
+        window = RedisWindow(server.url.replace(PW, f"{PW}!"), timeout=10.0)
+        budget = window.budget("GET /x", account="a", limit=5, window=60.0, timeout=60.0, speed=1.0)
+        with pytest.raises(ConnectionError) as caught:
+            await budget.exchange((), None)
+        for each in chain(caught.value):
+            assert PW not in str(each)
+        await window.aclose()
+    finally:
+        server.stop()
