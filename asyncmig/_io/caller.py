@@ -32,6 +32,7 @@ from asyncmig._io.reply import (
     unreadable,
     without,
 )
+from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
 from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
@@ -227,10 +228,10 @@ class Caller:
 
     async def put(
         self, url: str, body: Body, headers: Mapping[str, str], *, believe_pages: bool = False
-    ) -> int:
-        """Send bytes to a URL that the server named, without the key; return the status. One attempt.
+    ) -> PutReply:
+        """Send bytes to a URL that the server named, without the key; return what was answered. One attempt.
 
-        Raises `UnexpectedReply` for a success that is a page for people, unless those are to be believed: it may be a
+        Raises `UnexpectedReply` for a 200 with a page for people, unless those are to be believed: it may be a
         proxy's; and `InvalidInput` for a URL that would send the bytes in the clear where the API itself does not.
         """
         self._home.loop()
@@ -250,12 +251,21 @@ class Caller:
                 body=body,
                 timeouts=self._timeouts.streaming(),
             ) as answer:
-                is_page = 200 <= answer.status < 300 and is_html(answer) and await self._read_error(answer)
+                if not 200 <= answer.status < 300:
+                    return await self._storage_refusal(answer, url)
+                is_page = answer.status == 200 and is_html(answer) and await self._read_error(answer)
         except Lost as lost:
             raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
         if is_page and not believe_pages:
             raise UnexpectedReply("PUT", "{upload_url}", answer.status, "HTML instead of a storage's answer")
-        return answer.status
+        return PutReply(status=answer.status)
+
+    async def _storage_refusal(self, answer: Answer, url: str) -> PutReply:
+        try:
+            body = await self._read_error(answer)
+        except Lost:
+            body = b""
+        return storage_error(answer.status, body, url, retry_after=retry_after(answer.headers) or 0.0)
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:
         return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)

@@ -8,15 +8,18 @@ server closed while it lay idle would leave their outcome unknown.
 
 import asyncio
 import math
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, Self, final
 
 import aiohttp
 import anyio
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from asyncmig._core.arguments import check_fields
@@ -30,6 +33,8 @@ Body = bytes | AsyncIterator[bytes]
 _CHUNK = 256 * 1024
 _PIECE = 64 * 1024
 """Bytes of a body that must be taken before a time-out for silence: as many as asyncio buffers."""
+_BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
+"""The headers of an answer that say that a body follows."""
 _LARGEST_HEADER = 64 * 1024
 """Bytes of one header of an answer."""
 
@@ -245,7 +250,7 @@ class AiohttpTransport:
     def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
         # Cookies would carry state from one customer's request to the next; the gate bounds the connections.
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
+            connector=_Connector(limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_LARGEST_HEADER,
             max_field_size=_LARGEST_HEADER,
@@ -255,6 +260,31 @@ class AiohttpTransport:
         for session in (self._pooled, self._single):
             if session is not None:
                 await session.close()
+
+
+@final
+class _Protocol(ResponseHandler):
+    """A connection that takes a 204 for an answer also if a body follows, as some storages send it.
+
+    aiohttp would read that body as the next answer, and lose this one over it.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        if data[9:13] == b"204 " and data.startswith(b"HTTP/1.") and (end := data.find(b"\r\n\r\n")) > 0:
+            if len(data) > end + 4 or _BODY.search(data, 0, end):
+                self.force_close()
+            data = data[: end + 4]
+        super().data_received(data)
+
+
+@final
+class _Connector(aiohttp.TCPConnector):
+    """A connector whose connections are of that kind; aiohttp has no public way to choose it."""
+
+    def __init__(self, *, limit: int, force_close: bool) -> None:
+        super().__init__(limit=limit, force_close=force_close)
+        connection: type[ResponseHandler] = _Protocol
+        self._factory = partial(connection, loop=asyncio.get_running_loop())
 
 
 @final

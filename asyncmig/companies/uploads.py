@@ -3,28 +3,51 @@
 import hashlib
 import mimetypes
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import msgspec
 
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
+from asyncmig._io.storage import PutReply
 from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
 from asyncmig._io.tries import Failed, Tries
 from asyncmig.companies import routes
 from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of, size_of
 from asyncmig.companies.wire import UploadBody, UploadTarget
-from asyncmig.errors import AsyncmigError, InvalidInput, NoAnswer, UnexpectedReply, api_error
+from asyncmig.errors import AsyncmigError, BadRequest, InvalidInput, NoAnswer, UnexpectedReply
 
 __all__ = ["ToUpload", "Uploaded", "content_type_of", "digest_of", "size_of", "upload", "upload_all"]
 
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+( *; *[!-~ ]+)?", re.ASCII)
-_FINAL = frozenset({405, 411, 413, 415, 501})
+_FINAL = frozenset({405, 411, 413, 414, 415, 501})
+_FINAL_CODES = frozenset(
+    {"EntityTooLarge", "EntityTooSmall", "MaxMessageLengthExceeded", "RequestBodyTooLarge"}
+)
 """What a storage answers that a fresh URL does not change."""
-_REFUSED = "the upload URL refused the bytes"
+_PASSING = frozenset({408, 425, 429})
+_PASSING_CODES = frozenset(
+    {
+        "BadDigest",
+        "IncompleteBody",
+        "InternalError",
+        "OperationAborted",
+        "OperationTimedOut",
+        "RequestTimeout",
+        "ServerBusy",
+        "ServiceUnavailable",
+        "SlowDown",
+    }
+)
+"""What it answers when it is busy, or when bytes were lost on the way; S3 says some of it with status 400."""
+_SAME, _REFUSALS = 3, 6
+"""After so many refusals of one kind, or of any, a fresh URL will not change it."""
+_REFUSED = "the storage refused the bytes"
 _TYPES = {  # what the platform's own table may lack
     ".csv": "text/csv",
     ".tsv": "text/tab-separated-values",
@@ -78,7 +101,8 @@ async def upload(
     content = content_of(source, name=name, size=size)
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
-    tries, asks, pages = engine.caller.tries(routes.PUT_BYTES), engine.caller.tries(routes.CREATE_UPLOAD), 0
+    tries, asks = engine.caller.tries(routes.PUT_BYTES), engine.caller.tries(routes.CREATE_UPLOAD)
+    refusals, pages = _Refusals(), 0
     while True:
         # Some storages always answer with a page, and where there is no other answer it has to be theirs.
         believes = content.once or (tries.is_last and pages == tries.attempt - 1)
@@ -92,13 +116,15 @@ async def upload(
                 await asks.failed(failure)
                 continue
             except (NoAnswer, UnexpectedReply) as error:
-                trouble, asks = error, engine.caller.tries(routes.CREATE_UPLOAD)
+                trouble, pause, asks = error, 0.0, engine.caller.tries(routes.CREATE_UPLOAD)
+        except _Refused as refused:
+            trouble, pause = refusals.error(refused.reply), refused.reply.retry_after
         except (NoAnswer, UnexpectedReply) as error:
-            trouble = error
-            pages += isinstance(trouble, UnexpectedReply) and 200 <= trouble.status < 300
+            trouble, pause = error, 0.0
+            pages += isinstance(error, UnexpectedReply) and 200 <= error.status < 300
         if content.spent:
             raise _cannot_repeat(content, trouble) from trouble
-        await tries.failed(Failed(trouble))
+        await tries.failed(Failed(trouble, retry_after=pause))
 
 
 async def upload_all(
@@ -155,17 +181,15 @@ async def _attempt(
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
     async with content.attempt(engine.pace, progress) as attempt:
         try:
-            status = await engine.caller.put(target.upload_url, attempt, headers, believe_pages=believe_pages)
+            reply = await engine.caller.put(target.upload_url, attempt, headers, believe_pages=believe_pages)
         except (NoAnswer, UnexpectedReply) as error:
             if attempt.failure is None:
                 raise
             raise attempt.failure from error
     if attempt.failure is not None:
         raise attempt.failure
-    if status in _FINAL:
-        raise api_error(routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, _REFUSED)
-    if not 200 <= status < 300:
-        raise _refused(status)
+    if not 200 <= reply.status < 300:
+        raise _Refused(reply)
     return Uploaded(
         name=body.name, upload_ref=target.upload_ref, size=body.size, sha256=attempt.digest.hexdigest()
     )
@@ -177,8 +201,45 @@ def _checked_type(content_type: str) -> str:
     return content_type
 
 
-def _refused(status: int) -> UnexpectedReply:
-    return UnexpectedReply(routes.PUT_BYTES.method, routes.PUT_BYTES.template, status, _REFUSED)
+class _Refused(Exception):
+    """The storage answered, and did not take the bytes."""
+
+    def __init__(self, reply: PutReply) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+@final
+class _Refusals:
+    """Tells a refusal that a fresh URL may change, such as that of an expired one, from a final one."""
+
+    __slots__ = ("_times",)
+
+    def __init__(self) -> None:
+        self._times: Counter[tuple[int, str]] = Counter()
+
+    def error(self, reply: PutReply) -> UnexpectedReply:
+        """Return the error of a refusal that a fresh URL may change; raise `BadRequest` for a final one."""
+        method, endpoint = routes.PUT_BYTES.method, routes.PUT_BYTES.template
+        text = f"{_REFUSED}: {reply.reason}" if reply.reason else _REFUSED
+        if _may_pass(reply):
+            return UnexpectedReply(method, endpoint, reply.status, text)
+        self._times[reply.status, reply.code] += 1
+        times = self._times[reply.status, reply.code]
+        if reply.status in _FINAL or reply.code in _FINAL_CODES:
+            raise BadRequest(method, endpoint, reply.status, text)
+        if times >= _SAME or self._times.total() >= _REFUSALS:
+            raise BadRequest(method, endpoint, reply.status, f"{text} (also under a fresh URL)")
+        return UnexpectedReply(method, endpoint, reply.status, text)
+
+
+def _may_pass(reply: PutReply) -> bool:
+    """Return whether this says that the storage is busy or away, or the transfer broke."""
+    return (
+        reply.code in _PASSING_CODES
+        or reply.status in _PASSING
+        or (reply.status >= 500 and reply.status != 501)
+    )
 
 
 def _cannot_repeat(content: Content, error: NoAnswer | UnexpectedReply) -> AsyncmigError:

@@ -459,3 +459,16 @@ async def test_what_no_report_speaks_for_is_fetched_until_it_comes_twice_the_sam
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
+
+
+async def test_a_file_that_the_storage_refuses_fails_its_customer_with_the_reason(
+    opens: Opens, customer: Callable[..., Spec], wire: InProcess, tmp_path: Path
+) -> None:
+    body = b"<Error><Code>EntityTooLarge</Code><Message>At most 5 GB</Message><Key>secret</Key></Error>"
+    refused = Fault(instead=Reply(status=400, body=body, content_type="application/xml"))
+    wire.fault = lambda method, path, number: refused if path == "/storage" else None
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.endswith("EntityTooLarge: At most 5 GB")
+    assert [method for _, method, _ in wire.sent].count("PUT") == 1

@@ -273,6 +273,85 @@ async def test_a_file_that_the_storage_finds_too_large_is_not_sent_eight_times(
     assert [method for _, method, _ in wire.sent].count("PUT") == 1
 
 
+def xml(code: str, message: str = "as it is") -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+def answers(*replies: Reply) -> Callable[[str, str, int], Fault | None]:
+    """Answer the first PUTs so, and all that follow like the last; an empty reply means that it is stored."""
+
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        reply = replies[min(number, len(replies)) - 1]
+        return Fault(instead=reply) if path == "/storage" and reply.body else None
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "puts"),
+    [
+        (400, "EntityTooLarge", 1),
+        (413, "RequestBodyTooLarge", 1),
+        (400, "InvalidRequest", 3),
+        (401, "AccessDenied", 3),
+        (403, "RequestTimeTooSkewed", 3),
+        (404, "NoSuchBucket", 3),
+        (409, "BlobImmutable", 3),
+    ],
+)
+async def test_what_the_storage_refuses_again_under_a_fresh_url_is_final(
+    opens: Opens, wire: InProcess, world: World, status: int, code: str, puts: int
+) -> None:
+    wire.fault = answers(Reply(status=status, body=xml(code), content_type="application/xml"))
+    async with opens() as session:
+        company = await provisioned(session)
+        with pytest.raises(BadRequest, match=f"{status}: the storage refused the bytes: {code}: as it is"):
+            await company.upload(CONTENT, name="a.csv")
+        await session.companies.sources()  # the key was not refused
+    assert [method for _, method, _ in wire.sent].count("PUT") == puts
+    assert len({url for _, method, url in wire.sent if method == "PUT"}) == puts
+
+
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        [(403, "AccessDenied"), (403, "AccessDenied")],
+        [(503, "SlowDown")] * 5,
+        [(400, "RequestTimeout")] * 5,
+        [(429, "TooMany"), (408, "Late"), (403, "AccessDenied"), (500, "InternalError")],
+    ],
+)
+async def test_what_may_pass_is_tried_again(
+    opens: Opens, wire: InProcess, refusals: list[tuple[int, str]]
+) -> None:
+    wire.fault = answers(
+        *(Reply(status=each, body=xml(code)) for each, code in refusals), Reply(status=200, body=b"")
+    )
+    async with opens() as session:
+        uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
+    assert uploaded.size == len(CONTENT)
+    assert [method for _, method, _ in wire.sent].count("PUT") == len(refusals) + 1
+
+
+async def test_a_storage_may_say_when_to_come_again(opens: Opens, wire: InProcess) -> None:
+    busy = Reply(status=503, body=xml("SlowDown"), headers={"Retry-After": "40"})
+    wire.fault = answers(busy, Reply(status=200, body=b""))
+    async with opens() as session:
+        await (await provisioned(session)).upload(CONTENT, name="a.csv")
+    first, second = (at for at, method, _ in wire.sent if method == "PUT")
+    assert 40 <= second - first < 70
+
+
+@pytest.mark.parametrize("status", [201, 204])
+async def test_another_success_with_a_page_means_that_it_is_stored(
+    opens: Opens, wire: InProcess, status: int
+) -> None:
+    wire.fault = answers(Reply(status=status, body=b"<html>stored</html>", content_type="text/html"))
+    async with opens() as session:
+        await (await provisioned(session)).upload(CONTENT, name="a.csv")
+    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+
+
 async def test_a_url_that_expires_on_the_way_is_replaced(opens: Opens, world: World) -> None:
     world.variants = replace(world.variants, upload_lives=5.0)
     lives = iter([5.0, 3600.0])

@@ -5,7 +5,7 @@ import gzip
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -264,3 +264,33 @@ async def test_a_bomb_needs_no_memory() -> None:
             tracemalloc.stop()
     assert size == 1 << 24
     assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Connection: close"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_204_with_a_body_is_an_answer_and_ends_its_connection(head: bytes, apart: bool) -> None:
+    connections: list[asyncio.Task[None] | None] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n" + head + b"\r\n\r\n")
+        if apart:
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        with suppress(ConnectionError):
+            writer.write(b"hello")
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        transport = AiohttpTransport()
+        for _ in range(3):
+            async with transport.exchange("PUT", url, headers={}, body=b"x", timeouts=Timeouts()) as got:
+                assert got.status == 204
+        await transport.aclose()
+        await asyncio.gather(*filter(None, connections))
+    assert len(connections) == 3
