@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -264,14 +265,15 @@ class Session(AsyncOnly):
         name = _BY_KEY if self._scope == "key" else key
         gate = self._gates.get(name)
         if gate is None:
+            earlier = self._earlier(name)
             gate = self._gates[name] = Gate(
                 limit=self._limit,
                 window=self._window,
                 rng=self._rng,
-                recent=[slot.answered_for(self._timeout) for slot in self._earlier(name)],
+                recent=[slot.answered_for(self._timeout) for slot in earlier],
                 name=name,
                 events=self.events,
-                shared=self._shared,
+                shared=self._shared and replace(self._shared, earlier=earlier),
                 note=None if self._recent is None else partial(_note, self._recent, name),
             )
             if self._closed is not None:

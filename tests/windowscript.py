@@ -18,6 +18,9 @@ class Turn:
     used: int
     clients: int
     held: float
+    epoch: str = ""
+    turn: int = 0
+    lost: bool = False
 
 
 class Script:
@@ -53,12 +56,34 @@ class Script:
         reply = self._run(
             self._keys, [client, *self._settings, random, want, "" if now is None else now, *told]
         )
-        granted, wait, slots, burst, used, clients, held = reply
-        return Turn(bool(granted), float(wait), slots, burst, used, clients, float(held))
+        granted, wait, slots, burst, used, clients, held, *more = reply
+        epoch, turn, lost = more or (b"", 0, 0)  # told to those who say what they know
+        return Turn(
+            bool(granted),
+            float(wait),
+            slots,
+            burst,
+            used,
+            clients,
+            float(held),
+            epoch.decode(),
+            turn,
+            bool(lost),
+        )
 
     def state(self, name: str) -> float:
         return float(self.redis.hget(self._keys[0], name))
 
-    def forget(self) -> None:
-        """Lose everything, as a Redis does that was killed."""
-        self.redis.delete(*self._keys)
+    def forget(self, *parts: int) -> None:
+        """Lose everything, as a Redis does that was killed; or some keys only, as one does that is full."""
+        self.redis.delete(*([self._keys[part] for part in parts] or self._keys))
+
+    def copies(self) -> dict[str, bytes]:
+        """Return what Redis holds, as a replica has it that falls behind from now on."""
+        return {key: dump for key in self._keys if (dump := self.redis.dump(key)) is not None}
+
+    def restore(self, copies: dict[str, bytes]) -> None:
+        """Let that replica take over."""
+        self.forget()
+        for key, dump in copies.items():
+            self.redis.restore(key, 0, dump)

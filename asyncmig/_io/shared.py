@@ -5,22 +5,33 @@ to ask again; the time is its own, never this process's. Who goes next here (lan
 dispatcher's affair. The link below has one task, and that only while somebody waits or there is something to tell.
 
 If the keeper cannot be reached the link says so, and the dispatcher goes on by itself, with this process's share.
-All slots of the last window are remembered here, so that a keeper that is back, perhaps with nothing in its memory,
-is told of them first.
+All slots of the last window are remembered here, also those of earlier processes that the send log names. A keeper
+that is back, or says that it has lost what it knew, is told of them first.
 """
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, final
 
 from asyncmig._io.dispatcher import TICK
+from asyncmig._io.recent import EarlierSlot
 from asyncmig._io.tasks import start_task
 
 __all__ = ["Happened", "Host", "Link", "Reply", "SharedBudget", "SharedWindow"]
 
-What = Literal["accepted", "rejected", "lost", "unsent", "limited", "answered_before", "sent_before"]
+What = Literal[
+    "accepted",
+    "rejected",
+    "lost",
+    "unsent",
+    "limited",
+    "answered_before",
+    "sent_before",
+    "used_before",
+    "knows",
+]
 _MARGIN = 0.05
 _ASK_AGAIN = 12
 """A slot that somebody did not need is found in a part of the window."""
@@ -32,7 +43,11 @@ _FAREWELL = 1.0
 
 
 class Happened(NamedTuple):
-    """What became of a slot. `seconds`: a 429's Retry-After, an age, or a new limit."""
+    """What became of a slot. `seconds`: a 429's Retry-After, an age, or a new limit.
+
+    Two are not about a slot: how many were taken by all (`used_before`, and its age), and the epoch and the turn that
+    were seen last (`knows`).
+    """
 
     slot: str
     what: What
@@ -52,6 +67,12 @@ class Reply:
     clients: int
     """Processes that are alive, as far as they were heard of lately."""
     held: float = 0.0
+    epoch: str = ""
+    """Changes when the keeper has lost what it knew."""
+    turn: int = 0
+    """Rises with each exchange of an epoch; one that falls shows that the keeper has lost the last moments."""
+    lost: bool = False
+    """Whether this process has to tell again what it knows; no slot was granted."""
 
 
 class SharedBudget(Protocol):
@@ -125,6 +146,8 @@ class Link:
         "_budget",
         "_doubtful",
         "_found",
+        "_heard",
+        "_heard_at",
         "_host",
         "_limit",
         "_own",
@@ -139,14 +162,25 @@ class Link:
     )
 
     def __init__(
-        self, budget: SharedBudget, host: Host, *, limit: int, window: float, timeout: float, speed: float
+        self,
+        budget: SharedBudget,
+        host: Host,
+        *,
+        limit: int,
+        window: float,
+        timeout: float,
+        speed: float,
+        earlier: Iterable[EarlierSlot] = (),
     ) -> None:
+        """`earlier`: what the send log knows of other processes."""
         self._budget, self._host = budget, host
         self._window, self._timeout, self._speed = window, timeout, speed
         self.online = True
         self._own: dict[str, _Own] = {}
-        """The slots of the last window, the oldest first."""
-        self._telling: list[Happened] = [Happened("", "limited", limit)]
+        """The slots of the last window."""
+        now = asyncio.get_running_loop().time()
+        for slot in earlier:
+            self._own[slot.name] = _Own(now - slot.age, now - slot.age if slot.is_answered else None)
         self._limit = limit
         self._doubtful: str | None = None
         """A slot that was asked for, and no answer came."""
@@ -156,6 +190,10 @@ class Link:
         self._poke = asyncio.Event()
         self._ask_at = float("-inf")
         self._pause = 0.0
+        self._heard: Reply | None = None
+        """The last reply."""
+        self._heard_at = float("-inf")
+        self._telling = self._remembered(now)
 
     # What the dispatcher says
 
@@ -224,6 +262,9 @@ class Link:
         if reply is None:
             return
         self._host.heard(reply)
+        if reply.lost:
+            self._telling = [*self._remembered(now), *self._telling]
+            return
         if want is None:
             return
         if not reply.granted:
@@ -235,12 +276,24 @@ class Link:
     async def _exchange(self, telling: Sequence[Happened], want: str | None) -> Reply | None:
         """Return the reply; or go on alone, and remember what may not have been heard."""
         try:
-            return await self._budget.exchange(telling, want)
+            return await self._asked(telling, want)
         except OSError as error:
             self.online, self._found = False, False
             self._pause, self._doubtful = _FIRST_PAUSE, want
             self._host.parted(error)
             return None
+
+    async def _asked(self, telling: Sequence[Happened], want: str | None) -> Reply:
+        loop, heard = asyncio.get_running_loop(), self._heard
+        if heard is None or self._heard_at < loop.time() - self._timeout - self._window:
+            knows = Happened("", "knows")  # nothing that matters any more
+        else:
+            knows = Happened(heard.epoch, "knows", heard.turn)
+        reply = await self._budget.exchange([knows, *telling], want)
+        if reply.lost and heard is not None:
+            self._telling.insert(0, Happened(str(heard.used), "used_before", loop.time() - self._heard_at))
+        self._heard, self._heard_at = reply, loop.time()
+        return reply
 
     async def _rejoin(self) -> None:
         """Wait a little, then try to tell all that this process used; twice, for others have to tell of theirs."""
@@ -248,7 +301,7 @@ class Link:
         now = asyncio.get_running_loop().time()
         self._forget(now)
         try:
-            reply = await self._budget.exchange(self._remembered(now), None)
+            reply = await self._asked([*self._remembered(now), *self._telling], None)
         except OSError:
             self._found, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
             return
@@ -281,5 +334,6 @@ class Link:
     def _forget(self, now: float) -> None:
         """Drop what no window holds any more."""
         over = now - self._window - _MARGIN
-        for slot in [slot for slot, own in self._own.items() if (own.answered_at or now) <= over]:
-            del self._own[slot]
+        for slot, own in list(self._own.items()):
+            if (own.sent_at + self._timeout if own.answered_at is None else own.answered_at) <= over:
+                del self._own[slot]

@@ -8,7 +8,7 @@ the last known window.
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -16,6 +16,7 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._io.dispatcher import Dispatcher
 from asyncmig._io.home import loop_speed
+from asyncmig._io.recent import EarlierSlot
 from asyncmig._io.shared import Link, Reply, SharedWindow, What
 from asyncmig.events import Events, SharedWindowFound, SharedWindowLost
 
@@ -28,12 +29,16 @@ _SAME_HOLD = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """Who keeps the budgets of an account. `timeout`: a request that takes longer has arrived, if ever."""
+    """Who keeps the budgets of an account. `timeout`: a request that takes longer has arrived, if ever.
+
+    `earlier`: what the send log knows of a budget, for a keeper that does not.
+    """
 
     keeper: SharedWindow
     account: str
     """A digest that tells one API key from another."""
     timeout: float
+    earlier: Sequence[EarlierSlot] = ()
 
 
 @final
@@ -230,5 +235,6 @@ class SharedDispatcher(Dispatcher):
                 window=self._window,
                 timeout=shared.timeout,
                 speed=speed,
+                earlier=shared.earlier,
             )
         return self._link

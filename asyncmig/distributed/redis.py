@@ -8,7 +8,8 @@ of the processes do not matter. It costs one round trip a request, and nothing w
 key, only a digest of it. All keys of an account stand in one slot of a cluster.
 
 Where Redis cannot be reached, each process goes on with its share of the last known window, warns
-(`SharedWindowLost`), and shares again once it can.
+(`SharedWindowLost`), and shares again once it can. Where Redis has lost its data, each process tells it again what
+was sent in the last window.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
 
-_Answer = tuple[int, str, int, int, int, int, str]
+_Answer = tuple[int, str, int, int, int, int, str, bytes, int, int]
 _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
 
 
@@ -132,7 +133,7 @@ class _RedisBudget:
         except (RedisError, OSError) as error:
             self._server.scrub(error)
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        granted, wait, slots, burst, used, clients, held = reply
+        granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
         return Reply(
             granted=bool(granted),
             wait=float(wait),
@@ -141,4 +142,7 @@ class _RedisBudget:
             used=used,
             clients=clients,
             held=float(held),
+            epoch=epoch.decode(),
+            turn=turn,
+            lost=bool(lost),
         )

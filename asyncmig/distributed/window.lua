@@ -10,7 +10,14 @@
 --       6 a random number in [0, 1)  7 a new slot's name, or empty: nobody waits  8 the time, or empty: Redis's own
 --       9... what has happened, three each: name, what, seconds
 -- Returns granted (0, 1), seconds until it makes sense to ask again, W, B, slots taken, live clients, seconds of a
---         hold. All times are on Redis's clock, in the client's seconds.
+--         hold; and to a client that says what it `knows`: epoch, turn, and whether the client knows more than Redis
+--         (0, 1). All times are on Redis's clock, in the client's seconds.
+--
+-- Redis may lose all of this, or a part, or the last moments: FLUSHALL, a restart, eviction, a failover. Each client
+-- names the epoch and the turn that it saw last. Where they do not fit, or a key does not hold as much as was written
+-- to it, a new epoch begins: nothing is granted for `SETTLE` seconds, and each client of an earlier epoch is told to
+-- tell again what it knows. Slots have names, so that nothing counts twice. Of the clients that are silent, the others
+-- know how many slots were taken: the difference is filled up.
 
 local client, limit, window, timeout = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local speed, random, want = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
@@ -22,7 +29,11 @@ local SETTLE = 2       -- seconds in which those who knew a window that Redis lo
 local RECHECK = 0.25   -- seconds until somebody else's answer may have changed what can be sent
 local OPEN, HOLD, PROBE = 0, 1, 2
 local NEVER, FOREVER = -1e300, 1e300
-local TIMES = {"held_until", "cut_at", "probe_at", "last_send", "level_at", "review_at", "bucket_at", "seen"}
+local TIMES = {
+  "held_until", "cut_at", "probe_at", "last_send", "level_at", "review_at", "bucket_at", "seen", "settled_at", "used_at",
+}
+local TEXTS = {probe = true, epoch = true}
+local COUNTED = {n_slots = SLOTS, n_unanswered = UNANSWERED, n_accepted = ACCEPTED}
 
 local s = {}
 
@@ -31,7 +42,7 @@ local s = {}
 local function load_state()
   local fields = redis.call("HGETALL", STATE)
   for i = 1, #fields, 2 do
-    s[fields[i]] = fields[i] == "probe" and fields[i + 1] or tonumber(fields[i + 1])
+    s[fields[i]] = TEXTS[fields[i]] and fields[i + 1] or tonumber(fields[i + 1])
   end
   return #fields > 0
 end
@@ -48,7 +59,31 @@ local function new_state()
   s.review_at, s.bucket, s.bucket_at, s.bucket_burst, s.bucket_slots, s.seen = FOREVER, 0, NEVER, 0, 0, NEVER
 end
 
+local function begin_epoch(now)
+  s.epoch = string.format("%.6f/%.9f", now, random)
+  s.settled_at, s.used, s.used_at, s.granted_before = NEVER, 0, NEVER, 0
+end
+
+local function settle(now)
+  s.settled_at = now + SETTLE
+  s.held_until = math.max(s.held_until, s.settled_at)
+end
+
+-- Returns whether each key holds what was written to it; a script of an older version does not write how much that is.
+local function is_whole()
+  for name, key in pairs(COUNTED) do
+    if s.counted_at == s.seen and s[name] ~= redis.call("ZCARD", key) then
+      return false
+    end
+  end
+  return true
+end
+
 local function save_state()
+  s.turn, s.counted_at = s.turn + 1, s.seen
+  for name, key in pairs(COUNTED) do
+    s[name] = redis.call("ZCARD", key)
+  end
   local fields = {}
   for name, value in pairs(s) do
     fields[#fields + 1] = name
@@ -215,15 +250,38 @@ function happened.limited(_, _, to)
   end
 end
 
--- Told again by those who knew a window that Redis may have lost: `age` seconds since the answer, or the send.
+-- Told again by those who knew a window that Redis may have lost: `age` seconds since the answer, or the send. What
+-- Redis knows of a slot is better: it may have been told by the client that the slot belongs to.
 function happened.answered_before(name, now, age)
-  redis.call("ZREM", UNANSWERED, name)
-  redis.call("ZADD", SLOTS, now - age + window + MARGIN, name)
+  if redis.call("ZREM", UNANSWERED, name) == 1 or not redis.call("ZSCORE", SLOTS, name) then
+    redis.call("ZADD", SLOTS, now - age + window + MARGIN, name)
+  end
 end
 
 function happened.sent_before(name, now, age)
-  redis.call("ZADD", UNANSWERED, now - age, name)
-  redis.call("ZADD", SLOTS, now - age + timeout + window + MARGIN, name)
+  if not redis.call("ZSCORE", SLOTS, name) then
+    redis.call("ZADD", UNANSWERED, now - age, name)
+    redis.call("ZADD", SLOTS, now - age + timeout + window + MARGIN, name)
+  end
+end
+
+-- So many slots of all clients were taken `age` seconds ago; who heard it last knows best.
+function happened.used_before(count, now, age)
+  if now - age > s.used_at then
+    s.used, s.used_at = tonumber(count), now - age
+  end
+end
+
+function happened.knows() end
+
+-- Takes the slots of those who did not tell again.
+local function fill_up(now)
+  local missing = s.used - (redis.call("ZCARD", SLOTS) - s.granted_before)
+  local free_at = s.used_at + window + MARGIN
+  for i = 1, free_at > now and missing or 0 do
+    redis.call("ZADD", SLOTS, free_at, s.epoch .. "/" .. i)
+  end
+  s.used = 0
 end
 
 -- What may be sent
@@ -232,6 +290,9 @@ local function advance(now)
   redis.call("ZREMRANGEBYSCORE", SLOTS, "-inf", now)
   redis.call("ZREMRANGEBYSCORE", UNANSWERED, "-inf", now - timeout)
   redis.call("ZREMRANGEBYSCORE", CLIENTS, "-inf", now - 5 * window)
+  if s.used > 0 and now >= s.settled_at then
+    fill_up(now)
+  end
   if s.mode == PROBE and now >= s.probe_at + LAPSE then
     hold(now)
   end
@@ -301,15 +362,32 @@ if not now then
   local time = redis.call("TIME")
   now = (time[1] + time[2] / 1e6) * speed
 end
-if not load_state() then
-  new_state()
-  for i = 9, #ARGV, 3 do
-    if ARGV[i + 1] == "answered_before" or ARGV[i + 1] == "sent_before" then
-      s.held_until = now + SETTLE
-    end
+local known, known_turn, tells = nil, 0, false
+for i = 9, #ARGV, 3 do
+  if ARGV[i + 1] == "knows" then
+    known, known_turn = ARGV[i], tonumber(ARGV[i + 2])
+  elseif ARGV[i + 1] == "answered_before" or ARGV[i + 1] == "sent_before" then
+    tells = true
   end
 end
+local is_found = load_state()
+local is_damaged = is_found and not is_whole()
+if not is_found then
+  new_state()
+end
+if not s.epoch then  -- it is new, or of an older version
+  s.turn = 0
+  begin_epoch(now)
+end
 follow_clock(now)
+local is_lost = known and known ~= "" and (is_damaged or s.epoch ~= known or s.turn < known_turn)
+if is_damaged or (is_lost and s.epoch == known) then
+  begin_epoch(now)
+  settle(now)
+elseif s.settled_at == NEVER and (is_lost or (tells and not is_found)) then
+  s.granted_before = is_found and redis.call("ZCARD", SLOTS) or 0
+  settle(now)
+end
 advance(now)
 for i = 9, #ARGV, 3 do
   happened[ARGV[i + 1]](ARGV[i], now, tonumber(ARGV[i + 2]))
@@ -317,7 +395,7 @@ end
 redis.call("ZADD", CLIENTS, now, client)
 
 local granted, wait = 0, 0
-if want ~= "" then
+if want ~= "" and not is_lost then
   local at = next_at(now)
   if at <= now then
     granted = 1
@@ -327,7 +405,11 @@ if want ~= "" then
   end
 end
 save_state()
-return {
+local reply = {
   granted, string.format("%.9f", wait), s.slots, s.burst, redis.call("ZCARD", SLOTS),
   redis.call("ZCARD", CLIENTS), string.format("%.9f", math.max(0, s.held_until - now)),
 }
+if known then
+  reply[8], reply[9], reply[10] = s.epoch, s.turn, is_lost and 1 or 0
+end
+return reply

@@ -88,6 +88,60 @@ def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) 
         server.stop()
 
 
+def empty(url: str, prefix: str) -> None:
+    client = redis.Redis.from_url(url)
+    for key in client.keys(f"{prefix}:*"):
+        client.delete(key)
+
+
+def test_a_redis_that_is_emptied_again_and_again_lets_nobody_send_too_much(
+    redis_url: str, prefix: str
+) -> None:
+    async def main() -> None:
+        load = Load(SlidingLog(20, count_rejects=True), Random(1))
+        windows = [RedisWindow(redis_url, prefix=prefix) for _ in range(3)]
+        gates = [gate(window, limit=20) for window in windows]
+        calls = asyncio.gather(*(load.call(one) for one in gates for _ in range(18)))
+        for done in (3, 6, 9, 25, 27):
+            await until(lambda done=done: len(load.done_at) >= done)  # type: ignore[misc]
+            empty(redis_url, prefix)
+        await calls
+        await asyncio.gather(*map(close, gates, windows))
+        assert load.refused == 0
+        assert most_in_a_window(load.spans, 60.0) <= 20
+
+    run(main())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_an_earlier_process_sent_is_in_the_window_once(
+    redis_url: str, prefix: str, tmp_path: Path, lost: bool
+) -> None:
+    def session() -> Session:
+        return Session(
+            KEY,
+            BASE_URL,
+            limit=5,
+            window=1200.0,  # a window takes long: the machine may be slow
+            transport=InProcess(world()),
+            shared=RedisWindow(redis_url, prefix=prefix),
+            recent=tmp_path / "recent",
+        )
+
+    async def main() -> None:
+        async with session() as first:
+            for _ in range(3):
+                await first.companies.sources()
+        if lost:
+            empty(redis_url, prefix)
+        async with session() as second, session() as third:
+            for one in (second, third):
+                await one.companies.sources()
+            assert third.gate("GET", "/sources").statistics().used == 5
+
+    run(main())
+
+
 async def until(true: Callable[[], bool]) -> None:
     while not true():  # noqa: ASYNC110 - it is about the outside
         await asyncio.sleep(1.0)

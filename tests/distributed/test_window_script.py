@@ -280,3 +280,76 @@ def test_redis_keeps_the_time_and_forgets_what_nobody_uses(redis_url: str, prefi
     seconds, micro = faster.redis.time()
     faster(None, want="a")
     assert faster.state("last_send") == pytest.approx((seconds + micro / 1e6) * 60.0, abs=60.0)
+
+
+@pytest.mark.parametrize(
+    "lost", [(), (0,), (1,), (0, 1), (1, 2)], ids=["all", "state", "slots", "both", "sets"]
+)
+def test_a_loss_is_noticed_by_all_who_knew_more_and_nothing_counts_twice(
+    redis_url: str, prefix: str, lost: tuple[int, ...]
+) -> None:
+    script = Script(redis_url, prefix, limit=4)
+    known: dict[str, tuple[str, str, float]] = {}
+    for now, client, slot in ((1000.0, "one", "a"), (1001.0, "one", "b"), (1002.0, "two", "c")):
+        turn = script(now, known.get(client, ("", "knows", 0)), want=slot, client=client)
+        assert (turn.granted, turn.lost) == (True, False)
+        known[client] = (turn.epoch, "knows", turn.turn)
+    script(1002.5, ("a", "accepted", 0.0), ("b", "accepted", 0.0), client="one")
+    script.forget(*lost)
+    tells = [("a", "answered_before", 7.5), ("b", "answered_before", 7.5)]
+    turn = script(1010.0, known["one"], want="x", client="one")
+    assert (turn.granted, turn.lost) == (False, True)
+    knows = (turn.epoch, "knows", turn.turn)
+    turn = script(1010.0, knows, *tells, want="x", client="one")
+    assert (turn.granted, turn.lost, turn.wait) == (False, False, pytest.approx(2.0))  # others may know more
+    turn = script(1011.0, known["two"], want="y", client="two")
+    assert (turn.granted, turn.lost) == (False, True)
+    script(1011.0, (turn.epoch, "knows", turn.turn), ("c", "sent_before", 9.0), *tells, client="two")
+    assert script(1012.1, want="x", client="one").granted
+    turn = script(1012.2, want="y", client="two")
+    assert (turn.granted, turn.used) == (False, 4)
+    assert turn.wait == pytest.approx(1062.55 - 1012.2, abs=0.1)
+
+
+def test_what_the_silent_had_used_is_not_sent_again(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=4)
+    for slot in "abc":
+        script(1000.0 + ord(slot) - 97, want=slot, client="silent")
+        script(1000.1 + ord(slot) - 97, (slot, "accepted", 0.0), client="silent")
+    turn = script(1005.0, ("", "knows", 0), client="one")
+    assert turn.used == 3
+    script.forget()
+    assert script(1006.0, ("", "knows", 0), want="new", client="new").granted  # it knows nothing of it
+    lost = script(1006.5, (turn.epoch, "knows", turn.turn), want="x", client="one")
+    assert lost.lost
+    script(1006.5, (lost.epoch, "knows", lost.turn), ("3", "used_before", 1.5), client="one")
+    turn = script(1009.0, want="x", client="one")
+    assert (turn.granted, turn.used) == (False, 4)
+    assert script(1065.1, want="x", client="one").granted
+
+
+def test_a_replica_that_had_fallen_behind_is_told_what_it_does_not_know(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=2)
+    behind = script(1000.0, ("", "knows", 0), want="a", client="one")
+    copies = script.copies()
+    turn = script(1001.0, (behind.epoch, "knows", behind.turn), want="b", client="one")
+    script.restore(copies)
+    turn = script(1002.0, (turn.epoch, "knows", turn.turn), want="c", client="one")
+    assert turn.lost
+    assert turn.epoch != behind.epoch
+    told = [("a", "sent_before", 2.0), ("b", "sent_before", 1.0)]
+    script(1002.0, (turn.epoch, "knows", turn.turn), *told, client="one")
+    turn = script(1005.0, want="c", client="one")
+    assert (turn.granted, turn.used) == (False, 2)
+
+
+def test_three_losses_in_two_seconds_hold_everybody_for_a_moment_only(redis_url: str, prefix: str) -> None:
+    script = Script(redis_url, prefix, limit=4)
+    turn = script(1000.0, ("", "knows", 0), want="a")
+    for number in range(3):
+        script.forget()
+        turn = script(1001.0 + number, (turn.epoch, "knows", turn.turn), want="b")
+        assert turn.lost
+        script(1001.0 + number, (turn.epoch, "knows", turn.turn), ("a", "sent_before", 1.0 + number))
+    assert not script(1004.9, (turn.epoch, "knows", turn.turn), want="b").granted
+    assert script(1005.1, (turn.epoch, "knows", turn.turn), want="b").granted
