@@ -99,8 +99,12 @@ class Fleet(AsyncOnly):
     async def __aenter__(self) -> Self:
         self._session.check_open()
         self._home.enter()
-        if self._own_journal is not None:
-            await self._own_journal.__aenter__()
+        try:
+            if self._own_journal is not None:
+                await self._own_journal.__aenter__()
+        except BaseException:
+            self._home.forget()
+            raise
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         return self

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from asyncmig._io.recent import EarlierSlot, Kind, RecentLog
 from asyncmig._io.reply import Reply
 from asyncmig._io.shared import SharedWindow
 from asyncmig._io.shared_dispatcher import Shared
+from asyncmig._io.tasks import finish_all
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
@@ -116,7 +117,6 @@ class Session(AsyncOnly):
             )
         )
         self._transport = transport or _transport(http, self.base_url)
-        self._exits = ExitStack()
         self._home = Home("Session")
         self.events: Events = Events()
         self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled, loop=self._home.loop)
@@ -149,19 +149,12 @@ class Session(AsyncOnly):
 
     async def __aenter__(self) -> Self:
         self._home.enter()
-        self._exits.callback(self.events.close)
-        if self._recent_path is not None:
-            loop = self._home.loop()
-            self._recent = RecentLog(
-                self._recent_path,
-                speed=loop_speed(loop),
-                window=self._window,
-                timeout=self._timeout,
-                clock=loop.time,
-            )
-            self._exits.callback(self._recent.close)
-            self._recent.open()
-        await self._poller.__aenter__()
+        try:
+            if self._recent_path is not None:
+                self._recent = self._opened_log(self._recent_path)
+        except BaseException:
+            self._home.forget()
+            raise
         return self
 
     async def __aexit__(
@@ -170,17 +163,34 @@ class Session(AsyncOnly):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        """Close everything, also what comes after something that fails or is cancelled."""
         self.close(
             SessionClosed("the session was left: make calls inside its `async with`, or open a new one")
         )
+        closing = AsyncExitStack()  # the last one is closed first
+        closing.callback(self._home.leave, _LEFT)
+        closing.callback(self.events.close)
+        if self._recent is not None:
+            closing.callback(self._recent.close)
+        closing.push_async_callback(self._transport.aclose)
+        if self._shared is not None:
+            closing.push_async_callback(self._shared.keeper.aclose)
+        closing.push_async_callback(finish_all, [gate.aclose for gate in self._gates.values()])
+        closing.push_async_callback(self._poller.aclose)
         with anyio.CancelScope(shield=True):
-            await self._poller.__aexit__(exc_type, exc, tb)
-            await asyncio.gather(*(gate.aclose() for gate in self._gates.values()))
-            if self._shared is not None:
-                await self._shared.keeper.aclose()
-            await self._transport.aclose()
-        self._exits.close()
-        self._home.leave(_LEFT)
+            await closing.aclose()
+
+    def _opened_log(self, path: Path) -> RecentLog:
+        loop = self._home.loop()
+        log = RecentLog(
+            path, speed=loop_speed(loop), window=self._window, timeout=self._timeout, clock=loop.time
+        )
+        try:
+            log.open()
+        except BaseException:
+            log.close()
+            raise
+        return log
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """Send nothing from now on: what waits, and what comes, ends with `error` (default `SessionClosed`).

@@ -69,6 +69,10 @@ class Home:
             )
         self._loop = loop
 
+    def forget(self) -> None:
+        """Undo `enter`, after what followed it failed: it may be entered again."""
+        self._loop = None
+
     def leave(self, error: AsyncmigError) -> None:
         """Raise `error` from now on."""
         self._left = error

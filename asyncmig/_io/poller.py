@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 from asyncmig._core.lifecycle import Lifecycle
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.line import Alarms, Line
+from asyncmig._io.tasks import finish_all
 from asyncmig._io.watch import Reading, SecondChannel, Unsure, Watch
 from asyncmig.errors import AsyncmigError, SessionClosed
 
@@ -50,10 +51,12 @@ class Poller:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
         """Stop polling; every wait ends with `SessionClosed`. The runs stay alive on the server."""
         self.close()
-        for line in self._lines.values():
-            await line.aclose()
+        await finish_all([line.aclose for line in self._lines.values()])
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End every wait, and those to come, with `error` (default `SessionClosed`). Reads under way go on."""

@@ -235,10 +235,12 @@ class Link:
         task = self._task
         if task is None:
             return
-        if self.online:
-            await asyncio.wait([task], timeout=_FAREWELL * self._speed)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        try:
+            if self.online:
+                await asyncio.wait([task], timeout=_FAREWELL * self._speed)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     # The task
 

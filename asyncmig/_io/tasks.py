@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import anyio
 
-__all__ = ["run_all", "start_task"]
+__all__ = ["finish_all", "run_all", "start_task"]
 
 T = TypeVar("T")
 
@@ -40,3 +40,19 @@ async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
             group.start_soon(one, function)
     if failures:
         raise failures[0]
+
+
+async def finish_all(work: Iterable[Callable[[], Coroutine[object, object, object]]]) -> None:
+    """Run all of `work` at once, and wait until each has ended, also if others raise; then raise the first error.
+
+    Cancelled, it cancels them all, and waits until they have ended.
+    """
+    tasks = [start_task(function(), name="finish") for function in work]
+    try:
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        task.result()

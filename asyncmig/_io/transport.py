@@ -25,6 +25,7 @@ from yarl import URL
 from asyncmig._core.arguments import check_fields
 from asyncmig._io.addresses import Proxies, Proxy
 from asyncmig._io.coding import ACCEPTED, Undecodable, decoder_for
+from asyncmig._io.tasks import finish_all
 from asyncmig.errors import InvalidInput
 
 __all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]
@@ -257,9 +258,7 @@ class AiohttpTransport:
         )
 
     async def aclose(self) -> None:
-        for session in (self._pooled, self._single):
-            if session is not None:
-                await session.close()
+        await finish_all([http.close for http in (self._pooled, self._single) if http is not None])
 
 
 @final

@@ -116,17 +116,18 @@ class Writer:
         self._loop, self._pid = weakref.ref(asyncio.get_running_loop()), os.getpid()
         self._pending, self._running, self._beat = [], None, None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncmig-journal")
+        self._stopped.clear()
         try:
             await self._call(self._store.open)
+            if self._threaded:
+                beat = threading.Thread(target=self._beat_on, name="asyncmig-lease", daemon=True)
+                beat.start()
+                self._beat = beat
         except BaseException:
             self._executor.submit(self._store.close)
             self._executor.shutdown(wait=False)
             raise
-        self._stopped.clear()
         self.is_open = True
-        if self._threaded:
-            self._beat = threading.Thread(target=self._beat_on, name="asyncmig-lease", daemon=True)
-            self._beat.start()
 
     async def close(self) -> None:
         """Write what stands in line, give up what is held, and close the store.

@@ -40,6 +40,10 @@ class AnyQueue(Queue):
         stored = await self.job(job.key)
         return None if stored is None or stored.meta != job.meta else stored
 
+    async def abandon(self) -> None:
+        """Close what a `connect` that failed has opened; the queue cannot be used again."""
+        await self.disconnect()
+
 
 @final
 class _Clock:
@@ -185,6 +189,9 @@ def _postgres(server: Server, name: str) -> AnyQueue:
 
     class SteadyPostgresQueue(_Steady, PostgresQueue):
         away = (psycopg.Error, OSError)
+
+        async def abandon(self) -> None:
+            await self.pool.close()  # SAQ does so only for a queue that is connected
 
         async def server_now(self) -> float:
             async with self.pool.connection() as connection:

@@ -25,11 +25,13 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast, final
 from uuid import uuid4
 
+import anyio
 import msgspec
 from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.types import Context
@@ -143,16 +145,23 @@ class MigrationQueue:
     `heartbeat`: seconds without a sign of life after which a job's worker counts as dead.
     """
 
-    __slots__ = ("_heartbeat", "_queue")
+    __slots__ = ("_heartbeat", "_open", "_queue")
 
     @checked_call
     def __init__(self, url: str, *, name: str = _NAME, heartbeat: int = 30) -> None:
         if heartbeat < 1:
             raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
-        self._queue, self._heartbeat = open_queue(url, name), heartbeat
+        self._open, self._heartbeat = partial(open_queue, url, name), heartbeat
+        self._queue = self._open()
 
     async def __aenter__(self) -> Self:
-        await self._queue.connect()
+        try:
+            await self._queue.connect()
+        except BaseException:
+            failed, self._queue = self._queue, self._open()
+            with anyio.CancelScope(shield=True):
+                await failed.abandon()
+            raise
         return self
 
     async def __aexit__(

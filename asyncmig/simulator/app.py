@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -44,15 +44,12 @@ async def serve(
     `tls`: serve https with this, under the name `localhost`, which its certificate must be for.
     """
     faults = faults or Faults()
-    storage, storage_port = await _start(_handler(world.storage, faults), host, storage_port, tls)
-    api, port = await _start(_handler(world.handle, faults), host, port, tls)
-    place = f"http://{host}" if tls is None else "https://localhost"
-    world.storage_url = f"{place}:{storage_port}"
-    try:
+    async with AsyncExitStack() as running:
+        storage_port = await _start(_handler(world.storage, faults), host, storage_port, tls, running)
+        port = await _start(_handler(world.handle, faults), host, port, tls, running)
+        place = f"http://{host}" if tls is None else "https://localhost"
+        world.storage_url = f"{place}:{storage_port}"
         yield Serving(f"{place}:{port}/api/v1", world)
-    finally:
-        await api.cleanup()
-        await storage.cleanup()
 
 
 async def _start(
@@ -60,14 +57,16 @@ async def _start(
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
-) -> tuple[web.AppRunner, int]:
+    running: AsyncExitStack,
+) -> int:
+    """Serve until `running` is closed; return the port."""
     app = web.Application(client_max_size=_LARGEST)
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    running.push_async_callback(runner.cleanup)
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=tls).start()
-    address = runner.addresses[0]
-    return runner, int(address[1])
+    return int(runner.addresses[0][1])
 
 
 def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -1,0 +1,247 @@
+"""What is opened is closed, whatever fails on the way; and what could not be opened can be opened again."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+import redis.exceptions
+from inprocess import BASE_URL, KEY, InProcess
+
+from asyncmig import (
+    Delivered,
+    Fleet,
+    Journal,
+    JournalError,
+    Session,
+    SessionClosed,
+    Spec,
+    UsageError,
+)
+from asyncmig._io.shared import Happened, Reply
+from asyncmig.distributed.saq import MigrationQueue
+from asyncmig.simulator import SCHEMAS, SOURCES, World
+from asyncmig.testing import Simulator
+
+pytestmark = pytest.mark.looptime
+
+
+class Keeper:
+    """A shared window that never answers, and is closed in its own way."""
+
+    processes = 2
+
+    def __init__(self, *, error: BaseException | None = None, hangs: bool = False) -> None:
+        self.error, self.hangs, self.closing, self.closed = error, hangs, asyncio.Event(), 0
+
+    def budget(
+        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    ) -> "Keeper":
+        return self
+
+    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+        raise ConnectionError
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        self.closing.set()
+        if self.hangs:
+            await asyncio.sleep(1000)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def wire() -> InProcess:
+    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+
+
+def open_files(path: Path) -> int:
+    """Return how many of this process's files are `path`."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += link.readlink() == path
+    return count
+
+
+def session(wire: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+
+
+async def left(opened: Session, wire: InProcess, recent: Path) -> None:
+    """Check that nothing of a session is left."""
+    assert wire.closed
+    assert open_files(recent) == 0
+    with pytest.raises(SessionClosed):
+        await opened.companies.sources()
+    with opened.events.open() as stream:
+        assert [event async for event in stream] == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_session_closes_everything_although_closing_its_window_fails(
+    wire: InProcess, tmp_path: Path
+) -> None:
+    keeper, recent = Keeper(error=RuntimeError("cannot close")), tmp_path / "recent"
+    opened = session(wire, shared=keeper, recent=recent)
+    await opened.__aenter__()
+    await opened.companies.sources()
+    assert open_files(recent) == 1
+    with pytest.raises(RuntimeError, match="cannot close"):
+        await opened.__aexit__(None, None, None)
+    assert keeper.closed == 1
+    await left(opened, wire, recent)
+
+
+async def test_a_session_closes_everything_although_its_transport_fails(
+    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        wire.closed = True
+        raise OSError("cannot close")
+
+    monkeypatch.setattr(wire, "aclose", fail)
+    keeper, recent = Keeper(), tmp_path / "recent"
+    opened = session(wire, shared=keeper, recent=recent)
+    with pytest.raises(OSError, match="cannot close"):
+        async with opened:
+            await opened.companies.sources()
+    assert keeper.closed == 1
+    await left(opened, wire, recent)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_session_closes_everything_although_it_is_cancelled_meanwhile(
+    wire: InProcess, tmp_path: Path, times: int
+) -> None:
+    keeper, recent = Keeper(hangs=True), tmp_path / "recent"
+    opened = session(wire, shared=keeper, recent=recent)
+
+    async def use() -> None:
+        async with opened:
+            await opened.companies.sources()
+
+    task = asyncio.create_task(use())
+    await keeper.closing.wait()
+    for _ in range(times):
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await left(opened, wire, recent)
+
+
+async def test_a_session_is_closed_after_an_error_of_its_block(wire: InProcess, tmp_path: Path) -> None:
+    recent = tmp_path / "recent"
+    opened = session(wire, recent=recent)
+    with pytest.raises(LookupError):
+        async with opened:
+            raise LookupError
+    await left(opened, wire, recent)
+
+
+def failing_open(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let the operating system fail to open a file, in a way that no code expects, until the patch is undone."""
+    really = os.open
+
+    def fail(name: str, *args: int) -> int:
+        if Path(name) == path:
+            raise MemoryError
+        return really(name, *args)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+async def test_a_session_that_could_not_be_entered_can_be_entered_again(
+    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = tmp_path / "recent"
+    opened = session(wire, recent=recent)
+    with monkeypatch.context() as patch:
+        failing_open(patch, recent)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                await opened.__aenter__()
+    with pytest.raises(UsageError, match="not open yet"):
+        await opened.companies.sources()
+    async with opened:
+        assert len(await opened.companies.sources()) == 3
+    await left(opened, wire, recent)
+    with pytest.raises(UsageError, match="was entered before"):
+        await opened.__aenter__()
+
+
+def test_a_session_that_could_not_be_entered_can_be_entered_on_another_loop(
+    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = session(wire, recent=tmp_path / "recent")
+
+    async def use() -> int:
+        async with opened:
+            return len(await opened.companies.sources())
+
+    with monkeypatch.context() as patch:
+        failing_open(patch, tmp_path / "recent")
+        with pytest.raises(MemoryError):
+            asyncio.run(use())
+    assert asyncio.run(use()) == 3
+
+
+async def test_a_fleet_whose_journal_cannot_be_opened_can_be_entered_again(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Email\na@example.org\n", encoding="utf-8")
+    simulator, journal = Simulator(seed=1), tmp_path / "folder" / "fleet.db"
+    async with simulator.session() as opened:
+        fleet = Fleet(opened, journal=journal, to=tmp_path / "out")
+        for _ in range(2):
+            with pytest.raises(JournalError):
+                await fleet.__aenter__()
+        journal.parent.mkdir()
+        spec = Spec(external_id="a", name="A", source=next(iter(SOURCES)), files=(tmp_path / "a.csv",))
+        async with fleet:
+            assert isinstance(await fleet.submit(spec), Delivered)
+    assert open_files(journal) == 0
+
+
+async def test_a_journal_that_cannot_be_opened_can_be_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    path.write_bytes(b"something else, and long enough to be looked at" * 100)
+    journal = Journal(path)
+    for _ in range(2):
+        with pytest.raises(JournalError):
+            await journal.__aenter__()
+    path.unlink()
+    async with journal:
+        async with await journal.claim("a") as claim:
+            await claim.write("kind", b"detail", b"state")
+        assert await journal.states() == {"a": b"state"}
+    assert open_files(path) == 0
+
+
+async def test_a_simulator_that_finds_its_port_taken_leaves_nothing_open() -> None:
+    simulator = Simulator(seed=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        for _ in range(3):
+            with pytest.raises(OSError, match="in use"):
+                async with simulator.serve(port=taken.getsockname()[1]):
+                    raise AssertionError
+        assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    async with simulator.serve() as serving:
+        assert serving.base_url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.looptime(False)
+async def test_a_queue_that_cannot_be_reached_can_be_entered_again(redis_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    queue = MigrationQueue(f"redis://127.0.0.1:{port}/0", name="opening")
+    for _ in range(2):
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await queue.__aenter__()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    async with MigrationQueue(redis_url, name="opening"):
+        pass
