@@ -281,6 +281,7 @@ async def test_closing_while_cancelled_waits_for_the_transaction_under_way(path)
         async with Journal(path, connect=connect) as journal:
             claim = await journal.claim("acme")
             Slow.may.clear()
+            timer.start()  # not before: on a busy machine it would end before the wait for it begins
             tasks.append(asyncio.create_task(claim.write("k", b"", b"under way")))
             await asyncio.sleep(0.01)
             tasks.append(asyncio.create_task(claim.write("k", b"", b"in line")))
@@ -288,10 +289,9 @@ async def test_closing_while_cancelled_waits_for_the_transaction_under_way(path)
             asyncio.get_running_loop().call_soon(tasks[0].cancel)
 
     Slow.may.set()
+    timer = threading.Timer(0.1, Slow.may.set)
     tasks: list[asyncio.Task[None]] = []
     tasks.append(asyncio.create_task(work()))
-    timer = threading.Timer(0.1, Slow.may.set)
-    timer.start()
     await asyncio.wait(tasks)
     timer.join()
     assert tasks[0].cancelled()
