@@ -58,7 +58,7 @@ def handling_signals(interrupted: Callable[[], None], hung_up: Callable[[], None
 class Interrupts:
     """While the block runs, a signal drains the fleet, and a second one cancels the task that entered it."""
 
-    __slots__ = ("_drain", "_session", "_signals", "_task", "_words", "count", "fleet", "reason")
+    __slots__ = ("_drain", "_session", "_signals", "_task", "_words", "count", "fleet", "over", "reason")
 
     def __init__(self, session: Session, words: Console) -> None:
         self._session, self._words = session, words
@@ -67,6 +67,8 @@ class Interrupts:
         """The fleet to drain, once there is one; until then the session is closed."""
         self.reason: str | None = None
         """Why nothing new is started; None while all goes on."""
+        self.over: asyncio.Event = asyncio.Event()
+        """Set once there is a reason."""
         self._drain: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -104,6 +106,7 @@ class Interrupts:
         if self.reason is not None:
             return
         self.reason = reason
+        self.over.set()
         say(self._words, words or f"Ending early: {reason}. Requests in flight may end.", "yellow")
         if self.fleet is None:
             self._session.close(SessionClosed("interrupted: the same command goes on from here"))

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from asyncmig.distributed.saq import Asked
 
 __all__ = ["follow", "queue_url"]
-
-_LOOK_UP = 0.5
 
 
 def queue_url(given: str) -> str:
@@ -38,31 +36,40 @@ def queue_url(given: str) -> str:
 
 
 async def follow(
-    url: str, specs: Sequence[Spec], asked: "Asked", is_over: Callable[[], bool]
-) -> AsyncIterator[Outcome]:
-    """Submit all of `specs`, and yield each outcome as it comes, until `is_over`. The jobs go on without it.
+    url: str, specs: Sequence[Spec], asked: "Asked", over: asyncio.Event
+) -> AsyncGenerator[Outcome]:
+    """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs go on without it.
 
-    What is not `asked` is as the workers do it.
-    Files are named by absolute paths, which have to mean the same to the workers.
+    What is not `asked` is as the workers do it. Files are named by absolute paths, which have to mean the same to the
+    workers. Once `over` is set, neither a connection nor a reply is waited for.
     """
+    outcomes = _outcomes(url, specs, asked)
+    ending = asyncio.ensure_future(over.wait())
+    coming: asyncio.Future[Outcome | None] | None = None
+    try:
+        while not over.is_set():
+            coming = asyncio.ensure_future(anext(outcomes, None))
+            await asyncio.wait([coming, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                return
+            outcome = coming.result()
+            if outcome is None:
+                return
+            yield outcome
+    finally:
+        ending.cancel()
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
+        await outcomes.aclose()
+
+
+async def _outcomes(url: str, specs: Sequence[Spec], asked: "Asked") -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     async with MigrationQueue(url) as queue:
-        outcomes = queue.run([_absolute(spec) for spec in specs], **asked)
-        coming = asyncio.ensure_future(anext(outcomes, None))
-        try:
-            while not is_over():
-                await asyncio.wait([coming], timeout=_LOOK_UP)
-                if not coming.done():
-                    continue
-                outcome = coming.result()
-                if outcome is None:
-                    return
-                yield outcome
-                coming = asyncio.ensure_future(anext(outcomes, None))
-        finally:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+        async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
+            yield outcome
 
 
 def _absolute(spec: Spec) -> Spec:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -11,7 +10,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -246,12 +245,18 @@ class _Work:
     ) -> str | None:
         """Return why the fleet ended early, or None."""
         try:
-            specs = _delivered_specs(self._manifest, records)
-            if specs is None:
-                specs = await self._specs()
-            return await self._fleet(specs, records, outlets, interrupts)
-        except (AuthError, SessionClosed) as error:
+            with self._at_most(interrupts):
+                specs = _delivered_specs(self._manifest, records)
+                if specs is None:
+                    specs = await self._specs()
+                work = self._fleet if self._wanted.queue is None else self._queue
+                await work(specs, records, outlets, interrupts)
+            await interrupts.settled()
+            return interrupts.reason
+        except (AuthError, JournalError) as error:
             return str(error)
+        except SessionClosed as error:
+            return interrupts.reason or str(error)
         except (NoAnswer, ServerError, UnexpectedReply) as error:
             return f"the catalogue could not be read: {error}"
         except asyncio.CancelledError:
@@ -267,7 +272,8 @@ class _Work:
         records: Mapping[str, Record],
         outlets: _Outlets,
         interrupts: Interrupts,
-    ) -> str | None:
+    ) -> None:
+        """Migrate the customers in this process."""
         options = self._options
         async with Fleet(
             self._session,
@@ -279,18 +285,31 @@ class _Work:
             retries=options.retries,
             once_more=self._wanted.selection is not None,
             deliver_rejected=options.deliver_rejected,
-            protected=self._wanted.protected,
         ) as fleet:
             interrupts.fleet = fleet
-            try:
-                with self._at_most(interrupts):
-                    async for outcome in self._outcomes(fleet, specs, interrupts):
-                        outlets.tell(outcome)
-                        self._count(outcome, records.get(outcome.external_id), interrupts)
-            except JournalError as error:
-                return str(error)
+            async for outcome in fleet.run(specs):
+                self._take(outcome, records, outlets, interrupts)
             await interrupts.settled()
-        return interrupts.reason
+
+    async def _queue(
+        self,
+        specs: tuple[Spec, ...],
+        records: Mapping[str, Record],
+        outlets: _Outlets,
+        interrupts: Interrupts,
+    ) -> None:
+        """Have workers migrate the customers, and follow that until it is over."""
+        assert self._wanted.queue is not None
+        url = queue_url(self._wanted.queue)
+        async with aclosing(follow(url, specs, self._asked(), interrupts.over)) as outcomes:
+            async for outcome in outcomes:
+                self._take(outcome, records, outlets, interrupts)
+
+    def _take(
+        self, outcome: Outcome, records: Mapping[str, Record], outlets: _Outlets, interrupts: Interrupts
+    ) -> None:
+        outlets.tell(outcome)
+        self._count(outcome, records.get(outcome.external_id), interrupts)
 
     @contextmanager
     def _at_most(self, interrupts: Interrupts) -> Generator[None]:
@@ -316,14 +335,6 @@ class _Work:
             interrupts.stop(
                 f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
             )
-
-    def _outcomes(
-        self, fleet: Fleet, specs: tuple[Spec, ...], interrupts: Interrupts
-    ) -> AsyncIterator[Outcome]:
-        queue = self._wanted.queue
-        if queue is None:
-            return fleet.run(specs)
-        return follow(queue_url(queue), specs, self._asked(), lambda: interrupts.reason is not None)
 
     def _asked(self) -> "Asked":
         """Return what was asked for, as against what the workers do by themselves."""

@@ -12,6 +12,7 @@ Where Redis cannot be reached, each process goes on with its share of the last k
 was sent in the last window.
 """
 
+import asyncio
 from collections.abc import Sequence
 from importlib import resources
 from random import Random
@@ -19,7 +20,7 @@ from typing import Never, cast, final
 from uuid import uuid4
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
@@ -51,7 +52,26 @@ def redis_client(server: Server, **options: object) -> Redis:
         settings["credential_provider"] = UsernamePasswordCredentialProvider(
             cast("str | None", user), cast("str | None", password)
         )
-    return Redis.from_pool(ConnectionPool(**cast("dict[str, Never]", settings)))
+    pool = ConnectionPool(**cast("dict[str, Never]", settings))
+    kind = pool.connection_class
+    pool.connection_class = type(f"Heeding{kind.__name__}", (_HeedsCancellation, kind), {})
+    return Redis.from_pool(pool)
+
+
+class _HeedsCancellation(AbstractConnection):
+    """A connection on which no cancellation is lost.
+
+    redis-py sends under `asyncio.wait_for`. On Python 3.11 that swallows a cancellation which comes in the turn of
+    the loop in which the bytes were sent: it returns as if nothing had happened, and the caller goes on for ever.
+    """
+
+    async def send_packed_command(self, command: object, check_health: bool = True) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)  # type: ignore[arg-type]
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # its reply would be taken for that of the next command
+            raise asyncio.CancelledError
 
 
 @final

@@ -345,6 +345,28 @@ def test_a_task_whose_job_is_lost_stops_and_writes_no_result(
     run(main())
 
 
+def test_a_cancellation_in_any_turn_of_the_loop_ends_the_wait_for_outcomes(
+    redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    (spec,) = customers(tmp_path / "in", 1)
+
+    async def main() -> None:
+        async def consume() -> None:
+            async for _ in queue.run([spec]):
+                raise AssertionError("there is no worker")
+
+        async with MigrationQueue(redis_url, name=prefix) as queue:
+            for turns in range(60):
+                task = asyncio.create_task(consume())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task], timeout=10.0)
+                assert task.cancelled(), f"cancelled after {turns} turns, it goes on"
+
+    asyncio.run(main())
+
+
 def test_settings_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
 ) -> None:
