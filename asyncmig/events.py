@@ -11,7 +11,8 @@ No subscriber can break a call, and one that iterates cannot slow it either: wha
 oldest first, and counted. All times are seconds on the loop's clock, so that events of one session make one timeline.
 
 The same goes to the logger `asyncmig`, which is silent unless you configure logging: requests as DEBUG, holds, runs
-and migrations as INFO, stalled runs as WARNING. Each record carries the event's fields, and its name as `event`.
+and migrations as INFO, stalled runs and failed attempts that are repeated as WARNING. Each record carries the event's
+fields, and its name as `event`.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ import msgspec
 from asyncmig.errors import InvalidInput
 
 __all__ = [
+    "AttemptFailed",
     "BudgetLearnt",
     "Event",
     "EventStream",
@@ -35,6 +37,7 @@ __all__ = [
     "Events",
     "Held",
     "MigrationChanged",
+    "Recovered",
     "RequestDone",
     "RequestSent",
     "RunChanged",
@@ -84,6 +87,46 @@ class RequestDone(_Happening, frozen=True, kw_only=True, tag=True):
     """None: no answer came."""
     error: str | None = None
     """Why no answer came, or not all of it."""
+
+
+class AttemptFailed(_Happening, frozen=True, kw_only=True, tag=True):
+    """An attempt failed, and it is repeated: a request, an upload or download as a whole, or a status check.
+
+    Not every failure is told: the first one of a step, and then one after 15 s, 30 s, 60 s, ... at most 10 minutes.
+    """
+
+    external_id: str | None = None
+    """The customer on whose behalf it was made; None for calls outside of `migrate` and `Fleet`."""
+    endpoint: str
+    """Method and route template."""
+    ids: Mapping[str, str] = {}
+    """What stands in the route's placeholders, as far as it is known."""
+    attempt: int
+    """From 1, counted over the whole step; so many have failed."""
+    attempts: int | None = None
+    """The most attempts that are made; None if `until` limits them, or nothing does.
+
+    Nothing limits status checks, and calls that wait for a server that answers nobody.
+    """
+    until: float | None = None
+    """Until when it is tried again, on the loop's clock; None if `attempts` limits that, or nothing does."""
+    status: int | None
+    """None: no answer came, or not all of it."""
+    error: str
+    """The server's text, or why there is none."""
+
+
+class Recovered(_Happening, frozen=True, kw_only=True, tag=True):
+    """A step of which `AttemptFailed` told went well after all."""
+
+    external_id: str | None = None
+    endpoint: str
+    """Method and route template of the failure that was told last."""
+    ids: Mapping[str, str] = {}
+    attempts: int
+    """How many it took."""
+    seconds: float
+    """Since the failure that was told last."""
 
 
 class Held(_Happening, frozen=True, kw_only=True, tag=True):
@@ -152,9 +195,11 @@ class RunEnded(_Happening, frozen=True, kw_only=True, tag=True):
     """Since it was last known to go on: its end was noticed at most so late. None if that was never seen."""
 
 
-class RunStalled(_Happening, frozen=True, kw_only=True, tag=True):
+class RunStalled(_Happening, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A run has not ended for longer than any should take; it is polled on."""
 
+    external_id: str | None = None
+    """The customer, if somebody waits for the run in `migrate` or `Fleet`."""
     company_id: str
     run_id: str
     seconds: float
@@ -184,6 +229,8 @@ Event = (
     | RunEnded
     | RunStalled
     | MigrationChanged
+    | AttemptFailed
+    | Recovered
 )
 EventT = TypeVar("EventT", bound=Event)
 
@@ -195,6 +242,8 @@ _LEVELS: dict[type[Event], int] = {
     RunEnded: logging.INFO,
     RunStalled: logging.WARNING,
     MigrationChanged: logging.INFO,
+    AttemptFailed: logging.WARNING,
+    Recovered: logging.INFO,
 }
 """What is logged, and how. A request is logged once, when it is done; of a lost window those warn who notice."""
 

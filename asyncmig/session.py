@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -119,7 +119,9 @@ class Session(AsyncOnly):
         self._transport = transport or _transport(http, self.base_url)
         self._home = Home("Session")
         self.events: Events = Events()
-        self._poller = Poller(second_channel=second_channel, on_stalled=self._stalled, loop=self._home.loop)
+        self._poller = Poller(
+            second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._home.loop
+        )
         self._caller = Caller(
             transport=self._transport,
             base_url=self.base_url,
@@ -297,10 +299,18 @@ class Session(AsyncOnly):
         names = (None,) if name == _BY_KEY else (name, _BY_KEY)
         return [slot for each in names for slot in self._recent.earlier(each)]
 
-    def _stalled(self, run: object, seconds: float) -> None:
+    def _stalled(self, run: Hashable, seconds: float) -> None:
         _, company_id, run_id = cast("tuple[str, str, str]", run)
         now = asyncio.get_running_loop().time()
-        self.events.emit(RunStalled(at=now, company_id=company_id, run_id=run_id, seconds=seconds))
+        self.events.emit(
+            RunStalled(
+                at=now,
+                external_id=self._poller.customer(run),
+                company_id=company_id,
+                run_id=run_id,
+                seconds=seconds,
+            )
+        )
 
 
 def _note(log: RecentLog, budget: str, kind: Kind, slot: str) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from asyncmig.companies.failures import LastFailure
 from asyncmig.companies.outcome import Decision, Delivered, Failed, Outcome, Parked
 from asyncmig.companies.review import Custom
 from asyncmig.companies.spec import ExportStep, FileInput, Record, read_record
@@ -65,6 +66,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What a parked run proposes and what destroys rows, or may."""
     changed_at: str | None = None
     """Wall-clock time of the last change, ISO 8601 in UTC."""
+    last_failure: LastFailure | None = None
+    """The last attempt that failed and was repeated; `is_over` says whether the customer came further since."""
     held_by: str | None = None
     """The process that works on it now."""
 
@@ -122,6 +125,7 @@ def standing(record: Record, seen: Activity | None = None) -> Standing:
         run_id=record.run_id,
         rows=outcome.rows if isinstance(outcome, Delivered) else None,
         destructive=outcome.destructive if isinstance(outcome, Parked) else (),
+        last_failure=record.last_failure,
         changed_at=seen.at if seen else None,
         held_by=holder,
     )
@@ -172,6 +176,8 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
     uploads: tuple[Uploaded, ...] = ()
     decision: Decision | None = None
     exports: tuple[ExportStep, ...] = ()
+    last_failure: LastFailure | None = None
+    attempts: int | None = None
     outcome: Outcome | None = None
 
 
@@ -213,6 +219,10 @@ def _words(kind: str, detail: _Detail) -> str:
             return _files(detail.uploads[-1:])
         case "export" | "export started" | "exported":
             return _export(detail.exports[-1:])
+        case "retrying":
+            return detail.last_failure.words if detail.last_failure else ""
+        case "recovered":
+            return f"after {detail.attempts} attempts"
         case "decide":
             return _decision(detail.decision)
         case "new epoch":

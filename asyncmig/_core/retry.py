@@ -11,6 +11,7 @@ A 429 is no failure in this sense: it belongs to the gate and spends no attempt.
 """
 
 import enum
+import math
 from dataclasses import dataclass
 from random import Random
 from typing import final
@@ -23,6 +24,7 @@ __all__ = [
     "FINAL",
     "Doubt",
     "Next",
+    "Occasions",
     "RetryPolicy",
     "RetryQuota",
     "after_failure",
@@ -89,6 +91,31 @@ def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolic
 def refusal_is_doubtful(repeat: Repeat, status: int, doubts: int) -> bool:
     """Return whether "taken" (400, 409) may be the echo of an earlier attempt of ours that was never answered."""
     return repeat is Repeat.UNIQUE and doubts > 0 and status in (400, 409)
+
+
+@final
+class Occasions:
+    """Which failures of one step are worth telling: the first, and then one after 15 s, 30 s, 60 s, ... 10 min.
+
+    Times are seconds on the caller's clock.
+    """
+
+    FIRST_PAUSE, LONGEST_PAUSE = 15.0, 600.0
+
+    __slots__ = ("_next_at", "_pause", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Failures so far."""
+        self._next_at, self._pause = -math.inf, self.FIRST_PAUSE
+
+    def failed(self, now: float) -> bool:
+        """Count a failure, and return whether it is to be told."""
+        self.count += 1
+        if now < self._next_at:
+            return False
+        self._next_at, self._pause = now + self._pause, min(self.LONGEST_PAUSE, 2 * self._pause)
+        return True
 
 
 @final

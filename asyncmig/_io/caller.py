@@ -145,9 +145,11 @@ class Caller:
         self.requests: Counter[tuple[str, str]] = Counter()
         """Requests sent, by endpoint key and lane name."""
 
-    def tries(self, endpoint: Endpoint, sent: str = "") -> Tries:
+    def tries(self, endpoint: Endpoint, ids: Mapping[str, str], sent: str = "") -> Tries:
         """Return the retry state of one call; compound steps share it over their parts."""
-        return Tries(endpoint, outage=self._outage, policy=self._policy, sent=sent)
+        return Tries(
+            endpoint, outage=self._outage, policy=self._policy, events=self._events, ids=ids, sent=sent
+        )
 
     async def call(self, call: Call, kind: type[T]) -> T:
         """Send until there is an answer that a caller can use, and return it decoded.
@@ -166,10 +168,10 @@ class Caller:
         return await self._repeated(call, self._reply)
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
-        tries = self.tries(call.endpoint, call.sent)
+        tries = self.tries(call.endpoint, call.ids, call.sent)
         while True:
             try:
-                return await self._through_the_gate(call, understand, tries.attempt)
+                value = await self._through_the_gate(call, understand, tries.attempt)
             except ApiError as error:
                 if refusal_is_doubtful(call.endpoint.repeat, error.status, tries.doubts):
                     raise tries.unknown(str(error)) from error
@@ -177,6 +179,9 @@ class Caller:
                 raise
             except Failed as failure:
                 failed = failure
+            else:
+                await tries.succeeded()
+                return value
             await tries.failed(failed)
 
     async def attempt(self, call: Call, kind: type[T], tries: Tries) -> T:

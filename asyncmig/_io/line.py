@@ -16,6 +16,7 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
+from asyncmig._io.failures import Failures
 from asyncmig._io.gate import TICK, Gate, Slot
 from asyncmig._io.tasks import start_task
 from asyncmig._io.watch import Reading, Unsure, Watch, fresh
@@ -29,6 +30,7 @@ from asyncmig.errors import (
     SessionClosed,
     UnexpectedReply,
 )
+from asyncmig.events import Events
 
 __all__ = ["Alarms", "Line"]
 
@@ -47,10 +49,10 @@ _TELLS_NOTHING = (ServerError, NoAnswer, UnexpectedReply)
 class Alarms:
     """Tells of what is odd, once: a status that was never seen, a run that should long have ended."""
 
-    __slots__ = ("_on_stalled", "_strange")
+    __slots__ = ("_events", "_on_stalled", "_strange")
 
-    def __init__(self, on_stalled: Callable[[Hashable, float], None] | None) -> None:
-        self._on_stalled = on_stalled
+    def __init__(self, on_stalled: Callable[[Hashable, float], None] | None, events: Events) -> None:
+        self._on_stalled, self._events = on_stalled, events
         self._strange: set[str] = set()
 
     def status(self, watch: Watch[object], status: str) -> None:
@@ -59,10 +61,19 @@ class Alarms:
             self._strange.add(status)
             _log.warning("unknown status %r: taken for active, and polled on", status)
 
-    def failures(self, watch: Watch[object], error: AsyncmigError) -> None:
-        """Look at how often reads of a run told nothing."""
+    async def failed(self, watch: Watch[object], error: AsyncmigError) -> None:
+        """Tell that a read of a run told nothing."""
         if watch.entry.failures == _UNREADABLE:
-            _log.warning("run %s cannot be read, and is polled on: %s", watch.run, error)
+            _log.warning("run %s cannot be read, and is polled on: %s", watch.name, error)
+        if watch.failures is None:
+            watch.failures = Failures(self._events, owner=watch.owner)
+        await watch.failures.failed(error, endpoint=watch.name, ids=watch.ids)
+
+    async def succeeded(self, watch: Watch[object]) -> None:
+        """Tell that a run can be read again."""
+        failures, watch.failures = watch.failures, None
+        if failures is not None:
+            await failures.succeeded()
 
     def age(self, watch: Watch[object], now: float) -> None:
         """Look at how long a run has been running."""
@@ -71,7 +82,7 @@ class Alarms:
             return
         watch.stalled = True
         if self._on_stalled is None:
-            _log.warning("run %s has not ended after %.0f s; it is polled on", watch.run, age)
+            _log.warning("run %s has not ended after %.0f s; it is polled on", watch.name, age)
             return
         try:
             self._on_stalled(watch.run, age)
@@ -263,12 +274,13 @@ class Line:
             else:
                 reading = await watch.read(slot)
                 self._take(watch, reading, number, sent, lookup=False)
+            await self._alarms.succeeded(watch)
         except RateLimited:
             self._schedule.rejected(watch.entry, self.now(), blame=False)
         except _TELLS_NOTHING as error:
             self._schedule.rejected(watch.entry, self.now())
-            self._alarms.failures(watch, error)
             watch.missed = None
+            await self._alarms.failed(watch, error)
         except NotFound as error:
             now = self.now()
             self._schedule.rejected(watch.entry, now)

@@ -1,7 +1,7 @@
 """One schedule for the status checks of all runs: any number of tasks wait on a run and share its polls."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar, cast, final
 from weakref import WeakValueDictionary
@@ -12,10 +12,12 @@ from asyncmig._io.line import Alarms, Line
 from asyncmig._io.tasks import finish_all
 from asyncmig._io.watch import Reading, SecondChannel, Unsure, Watch
 from asyncmig.errors import AsyncmigError, SessionClosed
+from asyncmig.events import Events
 
 __all__ = ["Poller", "Reading", "SecondChannel", "Unsure", "Watch"]
 
 T = TypeVar("T")
+_NO_IDS: Mapping[str, str] = {}
 
 
 @final
@@ -24,6 +26,7 @@ class Poller:
 
     `second_channel`: look runs up through their second channel, too, where the budget of the first is short.
     `on_stalled` is called, once for each, with a run that has been running for more than 75 minutes, and its age.
+    `events` hears of reads that fail.
     `loop` returns the event loop, or raises where runs may not be watched.
     """
 
@@ -34,10 +37,11 @@ class Poller:
         *,
         second_channel: bool = False,
         on_stalled: Callable[[Hashable, float], None] | None = None,
+        events: Events | None = None,
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._loop = loop
-        self._second_channel, self._alarms = second_channel, Alarms(on_stalled)
+        self._second_channel, self._alarms = second_channel, Alarms(on_stalled, events or Events())
         self._lines: dict[Gate, Line] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
         self._closed: AsyncmigError | None = None
@@ -80,6 +84,7 @@ class Poller:
         last_read: float | None = None,
         group: Hashable = None,
         second: SecondChannel[T] | None = None,
+        ids: Mapping[str, str] = _NO_IDS,
     ) -> Watch[T]:
         """Return the watch of `run`, the same for everybody who asks while anybody has it.
 
@@ -88,7 +93,8 @@ class Poller:
         the start. `AuthError` and `SessionClosed` end all polling; any other error ends the waits for this run.
 
         `started` and `last_read` are on the loop's clock; without `last_read` somebody else may have read the run
-        just now. Runs of one `group` are expected to take alike; groups should be few.
+        just now. Runs of one `group` are expected to take alike; groups should be few. `ids`: what
+        stands in the route of the reads, for events.
         """
         found = self._watches.get(run)
         if found is None or found.closed:
@@ -103,9 +109,15 @@ class Poller:
                 read=read,
                 lifecycle=lifecycle,
                 second=self._second(line, gate, second),
+                ids=ids,
             )
             found = self._watches[run] = cast("Watch[object]", made)
         return cast("Watch[T]", found)  # one run is of one kind
+
+    def customer(self, run: Hashable) -> str | None:
+        """Return on whose behalf a run is waited for, if that is known."""
+        watch = self._watches.get(run)
+        return watch.owner.external_id if watch is not None and watch.owner is not None else None
 
     def _line(self, gate: Gate) -> Line:
         line = self._lines.get(gate)

@@ -1,11 +1,14 @@
 """The attempts of one call: how many there were, and when there may be another."""
 
+from collections.abc import Mapping
 from typing import final
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import Doubt, Next, RetryPolicy, after_failure
+from asyncmig._io.failures import Failures, current_step
 from asyncmig._io.outage import Outage
 from asyncmig.errors import AsyncmigError, UnknownOutcome
+from asyncmig.events import Events
 
 __all__ = ["Failed", "Tries"]
 
@@ -29,10 +32,34 @@ class Failed(Exception):
 class Tries:
     """The attempts of one call, or of one compound step: counts them, waits between them, ends them."""
 
-    __slots__ = ("_endpoint", "_outage", "_policy", "_queued", "_seen", "_sent", "attempt", "doubts")
+    __slots__ = (
+        "_endpoint",
+        "_failures",
+        "_ids",
+        "_is_own",
+        "_outage",
+        "_policy",
+        "_queued",
+        "_seen",
+        "_sent",
+        "attempt",
+        "doubts",
+    )
 
-    def __init__(self, endpoint: Endpoint, *, outage: Outage, policy: RetryPolicy, sent: str = "") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        outage: Outage,
+        policy: RetryPolicy,
+        events: Events,
+        ids: Mapping[str, str],
+        sent: str = "",
+    ) -> None:
         self._endpoint, self._outage, self._policy, self._sent = endpoint, outage, policy, sent
+        step = current_step()
+        self._ids, self._failures = ids, step or Failures(events, most=policy.attempts)
+        self._is_own = step is None
         self._queued, self._seen = False, 0
         self.attempt: int = 1
         self.doubts: int = 0
@@ -52,6 +79,9 @@ class Tries:
             raise self.unknown(str(error)) from error
         if what is Next.GIVE_UP:
             raise error
+        await self._failures.failed(
+            error, endpoint=self._endpoint.key, ids=self._ids, limited=not self._queued
+        )
         seen = self._outage.successes
         # In the line of an outage an attempt is spent only if the server answered somebody else since:
         # then the fault is this call's own, otherwise it waits for the server, not for luck.
@@ -63,6 +93,11 @@ class Tries:
             timed_out=failure.timed_out,
             queued=self._queued,
         )
+
+    async def succeeded(self) -> None:
+        """Note that the last attempt went well; a step that goes on beyond it says so itself."""
+        if self._is_own:
+            await self._failures.succeeded()
 
     def unknown(self, reason: str) -> UnknownOutcome:
         """Return the error for an outcome that nobody knows."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar, cast, final
 
 from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._core.shelves import Polled
+from asyncmig._io.failures import Failures, Owner, owner
 from asyncmig._io.gate import Gate, Slot
 from asyncmig.errors import AsyncmigError, SessionClosed
 
@@ -90,9 +91,12 @@ class Watch(Generic[T]):
         "begun",
         "closed",
         "entry",
+        "failures",
+        "ids",
         "latest",
         "lifecycle",
         "missed",
+        "owner",
         "read",
         "run",
         "second",
@@ -111,6 +115,7 @@ class Watch(Generic[T]):
         read: Callable[[Slot], Awaitable[Reading[T]]],
         lifecycle: Lifecycle,
         second: SecondChannel[T] | None,
+        ids: Mapping[str, str],
     ) -> None:
         self._line = line
         self.run: Hashable = run
@@ -123,6 +128,12 @@ class Watch(Generic[T]):
         """The run as the poll schedule knows it."""
         self.latest: Reading[T] | None = None
         """The last reading; None before the first."""
+        self.ids: Mapping[str, str] = ids
+        """What stands in the route of its reads."""
+        self.owner: Owner | None = owner()
+        """On whose behalf it was last waited for."""
+        self.failures: Failures | None = None
+        """Those of the reads since the last one that told something."""
         self.begun: int = 0
         """How many reads were begun."""
         self.stalled: bool = False
@@ -140,6 +151,12 @@ class Watch(Generic[T]):
     def __repr__(self) -> str:
         status = self.latest.status if self.latest else "not read yet"
         return f"<Watch of {self.run}: {status}, {self._wanted} waiting>"
+
+    @property
+    def name(self) -> str:
+        """What people call it: with the customer, if that is known."""
+        run_id = self.ids.get("run_id", str(self.run))
+        return f"{run_id} of {self.owner.external_id}" if self.owner else run_id
 
     # For whoever waits
 
@@ -244,6 +261,7 @@ class Watch(Generic[T]):
         """Count who waits; raises if nothing is polled any more."""
         if change > 0:
             self._check()
+            self.owner = owner() or self.owner
             self._line.enter(self._plain())
         self._wanted += change
         if not self._wanted:

@@ -1,10 +1,9 @@
 """The HTML report of a journal alone: what its log tells about when which customer was at what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
 
 from asyncmig.cli.page import Page
 from asyncmig.cli.report import CompanyRow, row_of
@@ -53,9 +52,9 @@ def _row(record: Record, folder: Path) -> CompanyRow:
 def _timeline(events: Sequence[Event]) -> Timeline:
     # In order even where the wall clock was set back.
     times = list(accumulate((datetime.fromisoformat(event.at).timestamp() for event in events), max))
-    timeline, steps = Timeline(began=min(times, default=0.0)), cast("Mapping[str, str]", STEP_AFTER)
+    timeline = Timeline(began=min(times, default=0.0))
     for at, event in zip(times, events, strict=True):
-        if step := steps.get(event.kind):
+        if step := STEP_AFTER.get(event.kind):
             timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
     timeline.end(max(times, default=0.0))
     return timeline

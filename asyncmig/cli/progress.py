@@ -13,9 +13,10 @@ from asyncmig._io.gate import GateStatistics
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.cli.terminal import clean, counted, draws, say
 from asyncmig.cli.tracker import Tracker
-from asyncmig.cli.view import budget, done, under_way, view, waits, work_waiting
+from asyncmig.cli.view import budget, done, failing, under_way, view, waits, work_waiting
+from asyncmig.companies.failures import words_of
 from asyncmig.companies.outcome import Delivered, Outcome, Pending
-from asyncmig.events import Event, Held, MigrationChanged, RunChanged, RunStalled
+from asyncmig.events import AttemptFailed, Event, Held, MigrationChanged, Recovered, RunChanged, RunStalled
 from asyncmig.forecast import Forecast, forecast
 from asyncmig.session import Session
 
@@ -95,7 +96,12 @@ class Progress:
 
     def status(self) -> str:
         """Return one line about the whole fleet."""
-        parts = (*self._counts(), budget(self._tracker, self._stats()), *self._waits())
+        parts = (
+            *self._counts(),
+            failing(self._tracker),
+            budget(self._tracker, self._stats()),
+            *self._waits(),
+        )
         return " · ".join(part for part in parts if part)
 
     def _stats(self) -> Mapping[str, GateStatistics]:
@@ -106,7 +112,7 @@ class Progress:
 
     def _say_if_changed(self) -> None:
         """Say how all of them are, unless it is what was said last."""
-        counts = " · ".join(self._counts())
+        counts = " · ".join((*self._counts(), "retrying" if self._tracker.in_trouble() else ""))
         if counts != self._last:
             self._last = counts
             say(self._console, self.status())
@@ -175,9 +181,8 @@ def _news(event: Event) -> str | None:
                 f"{'limit':>9}  {event.budget}: a 429 came, nothing is sent there for {event.seconds:.1f} s"
             )
         case RunStalled():
-            return (
-                f"{'stalled':>9}  run {clean(event.run_id)} has not ended after {event.seconds / 60:.0f} min"
-            )
+            run = f"run {clean(event.run_id)}" + (f" of {event.external_id}" if event.external_id else "")
+            return f"{'stalled':>9}  {run} has not ended after {event.seconds / 60:.0f} min"
         case _:
             return None
 
@@ -186,10 +191,18 @@ def _step(event: Event) -> str | None:
     match event:
         case MigrationChanged():
             return f"{event.step:>11}  {event.external_id}  {clean(event.detail)}".rstrip()
+        case AttemptFailed():
+            return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
+        case Recovered():
+            return f"{'recovered':>11}  {_whose(event)}  {event.endpoint}: after {event.attempts} attempts"
         case RunChanged():
             return f"{clean(event.status):>11}  run {clean(event.run_id)}  {clean(event.progress or '')}".rstrip()
         case _:
             return None
+
+
+def _whose(event: AttemptFailed | Recovered) -> str:
+    return event.external_id or event.ids.get("id") or "all customers"
 
 
 def _line(kind: str, outcome: Outcome) -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich import box
@@ -51,9 +52,11 @@ def print_standings(data: Console, standings: Sequence[Standing]) -> None:
 
 
 def _why(each: Standing) -> str:
-    if each.held_by:
-        return f"under way: {each.held_by}"
-    return each.error or ""
+    if not each.held_by:
+        return each.error or ""
+    failure = each.last_failure
+    trouble = f"; {failure.words}" if failure is not None and not failure.is_over else ""
+    return f"under way: {each.held_by}{trouble}"
 
 
 class Story:
@@ -112,6 +115,9 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
         )
     if stands.error:
         yield "why", stands.error
+    if stands.last_failure:
+        at = datetime.fromtimestamp(stands.last_failure.at, UTC)
+        yield "failure", f"{at:%Y-%m-%d %H:%M:%S} UTC  {stands.last_failure.words}"
     for file in record.files:
         yield "input", f"{file.path} ({file.size:,} bytes)"
     outcome = record.outcome

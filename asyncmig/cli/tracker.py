@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from asyncmig.companies.failures import words_of
 from asyncmig.companies.outcome import Outcome
 from asyncmig.companies.steps import ACTIVE
-from asyncmig.events import Event, MigrationChanged, RequestDone, RunChanged, RunEnded
+from asyncmig.events import (
+    AttemptFailed,
+    Event,
+    MigrationChanged,
+    Recovered,
+    RequestDone,
+    RunChanged,
+    RunEnded,
+)
 from asyncmig.forecast import Durations, UnderWay
 
 __all__ = ["Customer", "Tracker"]
@@ -25,6 +34,8 @@ class Customer:
     since: float = 0.0
     began: float = 0.0
     text: str = ""
+    trouble: str = ""
+    """The last failed attempt, until the customer comes further."""
     uploads: int = 0
 
 
@@ -53,6 +64,10 @@ class Tracker:
                 self._step(event)
             case RequestDone():
                 self._answers.append(event.at)
+            case AttemptFailed() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = words_of(event)
+            case Recovered() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = ""
             case RunChanged() if event.run_id in self._runs:
                 self._runs[event.run_id].text = event.progress or ""
             case RunEnded() if event.seconds is not None:
@@ -88,6 +103,10 @@ class Tracker:
         active = [customer for customer in self._customers.values() if customer.step in ACTIVE]
         return sorted(active, key=lambda customer: customer.began)[:most]
 
+    def in_trouble(self) -> list[Customer]:
+        """Return those whose last attempt failed and is repeated, in the order of the manifest."""
+        return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
+
     def under_way(self) -> list[UnderWay]:
         """Return what is left to do for each customer who has not ended."""
         return [
@@ -110,7 +129,7 @@ class Tracker:
             customer.began = event.at
         if customer.step != event.step:
             customer.since, customer.text = event.at, ""
-        customer.step = event.step
+        customer.step, customer.trouble = event.step, ""
         if event.step == "running" and event.run_id:
             self._runs[event.run_id] = customer
         elif event.detail:

@@ -14,11 +14,11 @@ from asyncmig.cli.tracker import Tracker
 from asyncmig.companies.steps import ACTIVE
 from asyncmig.forecast import Forecast
 
-__all__ = ["budget", "done", "time_left", "under_way", "view", "waits", "work_waiting"]
+__all__ = ["budget", "done", "failing", "time_left", "under_way", "view", "waits", "work_waiting"]
 
 _SLOWEST = 10
 _BUDGETS = 3
-_BESIDES = 8
+_BESIDES = 9
 """Lines of the view besides the slowest, and some room."""
 
 
@@ -38,7 +38,7 @@ def view(
         " · ".join(part for part in (done(tracker), time_left(left)) if part),
     )
     lines = [_line(under_way(tracker)), _line(budget(tracker, stats), "dim")]
-    lines += [_line(text, "yellow") for text in waiting]
+    lines += [_line(text, "yellow") for text in (failing(tracker), *waiting) if text]
     return Group(bar, *lines, _slowest(tracker, min(_SLOWEST, max(0, height - _BESIDES))))
 
 
@@ -82,6 +82,15 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
             yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken(estimate(gate.name))}"
 
 
+def failing(tracker: Tracker) -> str:
+    """Return how many customers repeat what failed, and what failed for one of them."""
+    troubled = tracker.in_trouble()
+    if not troubled:
+        return ""
+    first = troubled[0]
+    return f"{counted(len(troubled), 'customer')} retrying, {first.external_id}: {clean(first.trouble, 300)}"
+
+
 def work_waiting(gate: GateStatistics) -> int:
     """Return how many requests wait that are no polls."""
     return sum(gate.waiting.get(lane, 0) for lane in ("DECIDE", "WORK"))
@@ -98,6 +107,11 @@ def _slowest(tracker: Tracker, most: int) -> RenderableType:
             Text(clean(customer.external_id), overflow="ellipsis", no_wrap=True),
             Text(customer.step, style="cyan"),
             Text(spoken(max(0.0, tracker.now - customer.since))),
-            Text(clean(customer.text, 80), style="dim", overflow="ellipsis", no_wrap=True),
+            Text(
+                clean(customer.trouble or customer.text, 200 if customer.trouble else 80),
+                style="yellow" if customer.trouble else "dim",
+                overflow="ellipsis",
+                no_wrap=True,
+            ),
         )
     return table

@@ -7,13 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asyncmig._io.failures import Owner, working_for
 from asyncmig._io.tasks import run_all
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import STYLES
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.settings import Reach
 from asyncmig.cli.terminal import clean, counted, print_line, say
+from asyncmig.companies.failures import words_of as failure_words
+from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.spec import Record
+from asyncmig.events import AttemptFailed
+from asyncmig.events import Event as Happening
 from asyncmig.journal import Event, Journal
 from asyncmig.session import Session
 from asyncmig.status import Standing, follow, read_records, words_of
@@ -71,13 +76,28 @@ async def follow_runs(
     Raises `InvalidInput` without a key, and `AuthError` for one that is refused.
     """
     async with open_session(reach, path) as session:
-        await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
+        with session.events.subscribe(partial(_print_failure, data, as_json)):
+            await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
+
+
+def _print_failure(data: Console, as_json: bool, event: Happening) -> None:
+    """Print a read that failed and is repeated."""
+    if not isinstance(event, AttemptFailed):
+        return
+    if as_json:
+        print_line({"schema": 1, "external_id": event.external_id, "failure": failure_words(event)})
+    else:
+        say(data, f"{'retrying':<15}  {event.external_id}  {clean(failure_words(event))}", "yellow")
 
 
 async def _follow_run(session: Session, record: Record, data: Console, as_json: bool) -> None:
     assert record.run_id is not None
     assert record.company_id is not None
-    run = session.watch(record.run_id, record.company_id)
+    with working_for(Owner(record.external_id)):
+        await _print_updates(session.watch(record.run_id, record.company_id), record, data, as_json)
+
+
+async def _print_updates(run: ImportRun, record: Record, data: Console, as_json: bool) -> None:
     async for state in run.updates():
         if as_json:
             print_line({"schema": 1, "external_id": record.external_id, "run": state})

@@ -37,7 +37,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
     attempt, or when the same wrong bytes came eight times; `InvalidInput` if a file would replace an input.
     """
-    tries, repeats = fetch.engine.caller.tries(routes.DOWNLOAD), Repeats()
+    tries, repeats = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids), Repeats()
     archived = whole and len(sheets) != 1
     while True:
         try:
@@ -45,11 +45,14 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
                 parts = await _fetch(fetch, sheets, folder, stack, repeats, archived=archived)
                 if whole:
                     await in_thread(_check_sum, fetch.expected, parts, repeats)
-                return await in_thread(_commit, parts, fetch.checks)
+                done = await in_thread(_commit, parts, fetch.checks)
         except TruncatedDownload as error:
             if error.is_final:
                 raise
             trouble, archived = error, not sheets
+        else:
+            await tries.succeeded()
+            return done
         await tries.failed(Failed(trouble))
 
 
@@ -88,7 +91,7 @@ async def _fetch(
 
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
-    tries = fetch.engine.caller.tries(routes.DOWNLOAD)
+    tries = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids)
     while True:
         try:
             part.restart(fetch.expected.most_rows(part.sheet, sheet))
@@ -105,6 +108,7 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
                 raise
             trouble: AsyncmigError = error
         else:
+            await tries.succeeded()
             return
         await tries.failed(Failed(trouble))
 
@@ -113,7 +117,7 @@ async def _fetch_archive(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
 ) -> list[Part] | None:
     """Fetch all sheets as one archive; None if not all of them are in it."""
-    tries = fetch.engine.caller.tries(routes.DOWNLOAD)
+    tries = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids)
     while True:
         try:
             with tempfile.TemporaryFile(buffering=0) as archive:
@@ -123,11 +127,14 @@ async def _fetch_archive(
                         if reason := bound.exceeded(len(chunk)):
                             raise repeats.too_much(_ALL, reason)
                         await file.write(chunk)
-                return await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
+                parts = await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
         except TRANSIENT as error:
             if _is_final(error) or (isinstance(error, ApiError) and is_no_archive(error)):
                 raise
             trouble: AsyncmigError = error
+        else:
+            await tries.succeeded()
+            return parts
         await tries.failed(Failed(trouble))
 
 

@@ -45,13 +45,18 @@ class Fetch:
     checks: Sequence[Callable[[Path], None]] = ()
     """Called with each file before it is put in place; they raise what keeps it from that."""
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """What stands in the route."""
+        return {"id": self.company_id}
+
     @asynccontextmanager
     async def answer(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:
         """Yield the answer at its headers, in one attempt; without a sheet that is the archive of all of them."""
         query = {} if sheet is None else {"sheet_id": sheet.id}
         call = Call(
             endpoint=routes.DOWNLOAD,
-            ids={"id": self.company_id},
+            ids=self.ids,
             query={**query, "filter": self.row_filter},
             rank=self.rank,
         )
@@ -64,14 +69,17 @@ class Fetch:
 
     async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
         """Return an answer that `stack` closes, after as many attempts as it takes."""
-        tries = self.engine.caller.tries(routes.DOWNLOAD)
+        tries = self.engine.caller.tries(routes.DOWNLOAD, self.ids)
         while True:
             try:
-                return await stack.enter_async_context(self.answer(sheet))
+                answer = await stack.enter_async_context(self.answer(sheet))
             except TRANSIENT as error:
                 if sheet is None and isinstance(error, ApiError) and is_no_archive(error):
                     raise
                 trouble: AsyncmigError = error
+            else:
+                await tries.succeeded()
+                return answer
             await tries.failed(Failed(trouble))
 
     @property

@@ -316,7 +316,7 @@ class ImportRun(Run[ImportState]):
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
         encoded = msgspec.json.encode(body)
         call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, sent=encoded.decode())
-        tries = self._engine.caller.tries(routes.READ_IMPORT)
+        tries = self._engine.caller.tries(routes.READ_IMPORT, self._ids())
         while True:
             status = ""
             try:

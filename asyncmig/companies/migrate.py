@@ -20,6 +20,7 @@ from typing import TypeGuard, cast, final
 import msgspec
 
 from asyncmig._core.arguments import checked_call
+from asyncmig._io.failures import working_for
 from asyncmig._io.paths import Inputs, entries, file_id, keys_of
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
@@ -158,7 +159,8 @@ async def _migrate_claimed(
     progress = Progress(session, claim, spec)
     try:
         await progress.answers.catch_up()
-        return await _Migration(session, spec, progress, to, options, inputs).run()
+        with working_for(progress.owner()):
+            return await _Migration(session, spec, progress, to, options, inputs).run()
     except JournalError as error:
         if not (progress.answers.unwritten and progress.answers.must_end):
             raise

@@ -1,26 +1,31 @@
 """How far one migration came: its record, in the journal before and after each change, and told as events."""
 
 import asyncio
-import time
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypedDict, TypeVar, final
 
 import msgspec
 
 from asyncmig._core.retry import FINAL
+from asyncmig._io.failures import Owner, repeating
 from asyncmig.companies.answers import Answers
+from asyncmig.companies.failures import LastFailure, wall_clock
 from asyncmig.companies.fetch import TRANSIENT
-from asyncmig.companies.routes import PUT_BYTES
+from asyncmig.companies.routes import DOWNLOAD, PUT_BYTES
 from asyncmig.companies.spec import Record, Spec, read_record
 from asyncmig.companies.steps import Entry, OutcomeName, Step
-from asyncmig.errors import ApiError, TruncatedDownload
-from asyncmig.events import MigrationChanged
+from asyncmig.errors import ApiError, JournalError, TruncatedDownload
+from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
 from asyncmig.journal import ClaimPort
 from asyncmig.session import Session
 
 __all__ = ["TRANSIENT", "Progress", "Who", "read_record", "wall_clock"]
 
 T = TypeVar("T")
+_log = logging.getLogger("asyncmig")
+_STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
+"""Entries after which the last failure may be why it went no further."""
 _PATIENCE = 900.0
 """Seconds for which a step that is harmless to repeat outlasts a server that is away."""
 
@@ -39,11 +44,12 @@ class Who(TypedDict):
 class Progress:
     """The record of one migration, while its company is claimed."""
 
-    __slots__ = ("_claim", "_events", "_started", "answers", "notes", "record", "step")
+    __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
 
     def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
         self._claim, self._events = claim, session.events
         self._started = asyncio.get_running_loop().time()
+        self._writing = asyncio.Lock()
         self.answers: Answers = Answers(session, claim)
         record = self.answers.record
         self.record: Record = record if record.name else named(record, spec)
@@ -59,20 +65,45 @@ class Progress:
 
     async def write(self, kind: Entry, **changes: object) -> None:
         """Write an intent to the journal, and the record as it now is. Raises `JournalError`."""
-        record = self._changed(changes)
-        await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
-        self.record = record
+        async with self._writing:
+            record = self._changed(kind, changes)
+            await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
+            self.record = record
 
     async def keep(self, kind: Entry, **changes: object) -> None:
         """Write an answer of the server to the journal, and the record as it now is; see `Answers.keep`."""
-        self.record = self._changed(changes)
-        await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
+        async with self._writing:
+            self.record = self._changed(kind, changes)
+            await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
 
-    def _changed(self, changes: dict[str, object]) -> Record:
-        known = Record.__struct_fields__
+    def _changed(self, kind: Entry, changes: dict[str, object]) -> Record:
+        known, record = Record.__struct_fields__, self.record
+        if record.last_failure is not None and kind not in _STOPPED:
+            over = msgspec.structs.replace(record.last_failure, is_over=True)
+            record = msgspec.structs.replace(record, last_failure=over)
         return msgspec.structs.replace(
-            self.record, **{name: value for name, value in changes.items() if name in known}
+            record, **{name: value for name, value in changes.items() if name in known}
         )
+
+    def owner(self) -> Owner:
+        """Return what says on whose behalf requests are sent, and writes down their failures."""
+        return Owner(self.record.external_id, self._note)
+
+    async def _note(self, event: AttemptFailed | Recovered) -> None:
+        """Write a failed attempt to the journal, for `status` and `show`, or that it went well after all.
+
+        A poll may fail while something else is being written, or waits to be: then this is left out. A journal that
+        cannot be written does not break the attempt: the next step needs it, and says so.
+        """
+        if self._writing.locked() or self.answers.unwritten:
+            return
+        try:
+            if isinstance(event, AttemptFailed):
+                await self.write("retrying", last_failure=LastFailure.of(event, wall=wall_clock()))
+            else:
+                await self.write("recovered", attempts=event.attempts)
+        except JournalError as error:
+            _log.warning("%s: a failed attempt is not in the journal: %s", self.record.external_id, error)
 
     def begin(self, step: Step, detail: str = "") -> None:
         """Note that a step begins, and tell it."""
@@ -105,12 +136,17 @@ class Progress:
         """Repeat a step that is harmless to repeat until the server is back."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
-        while True:
-            try:
-                return await step()
-            except TRANSIENT as error:
-                if loop.time() >= until or _is_final(error):
-                    raise
+        with repeating(self._events, until=until) as failures:
+            while True:
+                try:
+                    result = await step()
+                except TRANSIENT as error:
+                    if loop.time() >= until or _is_final(error):
+                        raise
+                    await failures.failed(error, endpoint=DOWNLOAD.key, ids={})
+                else:
+                    await failures.succeeded()
+                    return result
 
 
 def _is_final(error: Exception) -> bool:
@@ -125,8 +161,3 @@ def _is_final(error: Exception) -> bool:
 def named(record: Record, spec: Spec) -> Record:
     """Return the record of a company that is to be created as `spec` says."""
     return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.template_ids)
-
-
-def wall_clock() -> float:
-    """Return the time for the journal, which outlives the loop's clock."""
-    return time.time()  # noqa: TID251 - see above

@@ -76,6 +76,7 @@ class Run(Generic[StateT]):
             started=engine.poller.now() - (age or 0.0),
             group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
+            ids=self._ids(),
         )
         self._watch.announced(status)
 

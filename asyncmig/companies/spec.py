@@ -14,6 +14,7 @@ from asyncmig._core.arguments import checked_text
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.connections import Connections, checked_connections
+from asyncmig.companies.failures import LastFailure
 from asyncmig.companies.lookup import checked_templates
 from asyncmig.companies.outcome import ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.companies.uploads import Uploaded, digest_of, size_of
@@ -229,6 +230,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     decided_at: float = 0.0
     """Wall-clock time of that."""
     exports: tuple[ExportStep, ...] = ()
+    last_failure: LastFailure | None = None
+    """The last failed attempt that was told."""
     outcome: Outcome | None = None
 
     @property

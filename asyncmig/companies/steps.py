@@ -9,6 +9,8 @@ Step = Literal[
     "checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting"
 ]
 OutcomeName = Literal["delivered", "failed", "parked", "unknown", "pending"]
+Remark = Literal["retrying", "recovered"]
+"""Entries that change no step."""
 Picture = Literal["preparing", "uploading", "running", "parked", "downloading"]
 Entry = (
     Literal[
@@ -33,6 +35,7 @@ Entry = (
         "exported",
     ]
     | OutcomeName
+    | Remark
 )
 """What an entry of the log is called. Type checkers accept no other name where one is written."""
 
@@ -51,7 +54,7 @@ ACTIVE: Final = tuple(PICTURED_AS)
 """The steps of a migration that is under way, in order."""
 OUTCOMES: Final[tuple[OutcomeName, ...]] = ("delivered", "failed", "parked", "unknown", "pending")
 """How a customer can stand; pending stands for everything that has not ended."""
-STEP_AFTER: Final[Mapping[Entry, Step | OutcomeName]] = {
+STEP_AFTER: Final[Mapping[str, Step | OutcomeName]] = {
     "input": "checking",
     "create": "creating",
     "refused": "creating",

@@ -101,14 +101,14 @@ async def upload(
     content = content_of(source, name=name, size=size)
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
-    tries, asks = engine.caller.tries(routes.PUT_BYTES), engine.caller.tries(routes.CREATE_UPLOAD)
-    refusals, pages = _Refusals(), 0
+    ids, refusals, pages = {"id": company_id}, _Refusals(), 0
+    tries, asks = (engine.caller.tries(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
     while True:
         # Some storages always answer with a page, and where there is no other answer it has to be theirs.
         believes = content.once or (tries.is_last and pages == tries.attempt - 1)
         try:
             async with engine.uploads:  # but not during the pause before a repeat
-                return await _attempt(
+                uploaded = await _attempt(
                     engine, company_id, content, body, progress, rank, asks, believe_pages=believes
                 )
         except Failed as failure:  # there was no URL: that request has attempts of its own
@@ -116,12 +116,16 @@ async def upload(
                 await asks.failed(failure)
                 continue
             except (NoAnswer, UnexpectedReply) as error:
-                trouble, pause, asks = error, 0.0, engine.caller.tries(routes.CREATE_UPLOAD)
+                trouble, pause, asks = error, 0.0, engine.caller.tries(routes.CREATE_UPLOAD, ids)
         except _Refused as refused:
             trouble, pause = refusals.error(refused.reply), refused.reply.retry_after
         except (NoAnswer, UnexpectedReply) as error:
             trouble, pause = error, 0.0
             pages += isinstance(error, UnexpectedReply) and 200 <= error.status < 300
+        else:
+            await asks.succeeded()
+            await tries.succeeded()
+            return uploaded
         if content.spent:
             raise _cannot_repeat(content, trouble) from trouble
         await tries.failed(Failed(trouble, retry_after=pause))

@@ -12,7 +12,7 @@ from asyncmig.cli.report import Budget, CompanyRow, Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.companies.outcome import Delivered, Failed, Pending
-from asyncmig.events import MigrationChanged, RequestDone
+from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone
 from asyncmig.session import Session
 
 
@@ -79,3 +79,32 @@ async def test_what_holds_for_all_is_said_once() -> None:
     assert out.getvalue().count("pending") == 2
     assert "Delivered before: 1 customer." in out.getvalue()
     assert progress.status().startswith("4 of 4 done (1 delivered, 3 pending)")
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_customers_whose_attempts_fail_are_shown_until_they_recover(terminal: bool) -> None:
+    out = io.StringIO()
+    progress = progress_on(Console(file=out, width=250, force_terminal=terminal), "abc")
+    session = Session("key", "http://127.0.0.1:9/api/v1")
+    with progress.following(session):
+        session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
+        session.events.emit(
+            AttemptFailed(
+                at=0.0,
+                external_id="c",
+                endpoint="PUT {upload_url}",
+                attempt=3,
+                attempts=8,
+                status=403,
+                error="denied\nfor ever",
+            )
+        )
+        await asyncio.sleep(6.0)
+        shown = "c: PUT {upload_url} answered 403 (attempt 3 of 8; tried again): denied for ever"
+        assert f"1 customer retrying, {shown}" in out.getvalue()
+        assert "retrying" in progress.status()
+        session.events.emit(
+            Recovered(at=6.0, external_id="c", endpoint="PUT {upload_url}", attempts=4, seconds=6.0)
+        )
+        assert "retrying" not in progress.status()

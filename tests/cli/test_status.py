@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from asyncmig import Journal
+from asyncmig.companies.failures import LastFailure
+from asyncmig.companies.spec import Record
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.runs import Pace
 
@@ -206,3 +209,45 @@ def test_a_servers_text_in_the_journal_does_not_steer_the_terminal(
     cli("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", simulator.base_url)
     for command in (("status",), ("status", "--json"), ("show", "acme")):
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(cli(*command).out)
+
+
+def test_what_fails_and_is_repeated_is_said_at_once_and_kept(
+    cli: Cli, customers: Customers, simulator: Simulator
+) -> None:
+    refused = iter(range(3))
+    simulator.intercept = lambda request: (
+        Reply(status=503, body=b'{"error": "the disk is full"}')
+        if request.path.endswith("/uploads") and next(refused, None) is not None
+        else None
+    )
+    manifest = customers(acme=GOOD)
+    done = cli("run", manifest, "-v", "--speed", SPEED, "--base-url", simulator.base_url)
+    assert done.code == 0
+    (line,) = [line for line in done.err.splitlines() if " retrying " in line]
+    assert "acme  POST /companies/{id}/uploads answered 503 (attempt 1; tried again until " in line
+    assert line.endswith("): the disk is full")
+    assert any("recovered  acme  " in line for line in done.err.splitlines())
+    story = cli("show", "acme").out
+    assert re.search(
+        r"failure +\d{4}-\d\d-\d\d .*answered 503 \(attempt 1; it went on since\): the disk", story
+    )
+    assert re.search(r"retrying +POST /companies/\{id\}/uploads answered 503", story)
+    standing = json.loads(cli("status", "--json").out.splitlines()[0])
+    assert standing["last_failure"]["error"] == "the disk is full"
+    assert KEY not in done.err + story
+
+
+async def test_status_tells_what_a_customer_under_way_repeats(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = LastFailure(
+        at=0.0, endpoint="PUT {upload_url}", status=403, error="denied", attempt=7, until=2_000_000_000.0
+    )
+    record = Record(external_id="acme", name="Acme", source="s", company_id="c", last_failure=failure)
+    monkeypatch.chdir(tmp_path)
+    async with Journal(tmp_path / "fleet.db") as journal, await journal.claim("acme") as claim:
+        await claim.write(
+            "retrying", msgspec.json.encode({"last_failure": failure}), msgspec.json.encode(record)
+        )
+        table = await asyncio.to_thread(cli, "status")
+    assert "PUT {upload_url} answered 403 (attempt 7; tried again until 03:33:20 UTC): denied" in table.out

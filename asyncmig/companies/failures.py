@@ -1,0 +1,75 @@
+"""The last failed attempt of a customer, as the journal keeps it and as people read it."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from asyncmig.events import AttemptFailed
+
+__all__ = ["LastFailure", "wall_clock", "words_of"]
+
+
+class LastFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that failed and was repeated: the first of a step, or one that was told after it."""
+
+    at: float
+    """Wall-clock time, in seconds."""
+    endpoint: str
+    """Method and route template."""
+    status: int | None = None
+    """None: no answer came, or not all of it."""
+    error: str = ""
+    """The server's text, or why there is none."""
+    attempt: int = 1
+    """From 1, counted over the whole step."""
+    attempts: int | None = None
+    """The most attempts that are made, if their number is limited."""
+    until: float | None = None
+    """Wall-clock time until which the step is tried again, if its time is limited."""
+    is_over: bool = False
+    """Whether the customer came further since."""
+
+    @classmethod
+    def of(cls, event: AttemptFailed, *, wall: float) -> "LastFailure":
+        """Return an event of the running loop as it is kept, with `wall` for the present wall-clock time."""
+        loop = asyncio.get_running_loop()
+        now, speed = loop.time(), float(getattr(loop, "speed", 1.0))
+        return cls(
+            at=wall - (now - event.at) / speed,
+            endpoint=event.endpoint,
+            status=event.status,
+            error=event.error,
+            attempt=event.attempt,
+            attempts=event.attempts,
+            until=None if event.until is None else wall + (event.until - now) / speed,
+        )
+
+    @property
+    def words(self) -> str:
+        """One line for people; it holds text of the server's as it came."""
+        answered = f" answered {self.status}" if self.status is not None else ""
+        which = f"attempt {self.attempt}" + (f" of {self.attempts}" if self.attempts else "")
+        if self.is_over:
+            what = "it went on since"
+        elif self.until is not None:
+            what = f"tried again until {clock(self.until)}"
+        else:
+            what = "tried again" if self.attempts else "tried again until it is answered"
+        return f"{self.endpoint}{answered} ({which}; {what}): {self.error}"
+
+
+def words_of(event: AttemptFailed) -> str:
+    """Return an event of the running loop as one line for people; it holds text of the server's as it came."""
+    return LastFailure.of(event, wall=wall_clock()).words
+
+
+def wall_clock() -> float:
+    """Return the time for the journal, which outlives the loop's clock."""
+    return time.time()  # noqa: TID251 - see above
+
+
+def clock(wall: float) -> str:
+    """Return a wall-clock time for people: the time of day in UTC."""
+    return f"{datetime.fromtimestamp(wall, UTC):%H:%M:%S} UTC"
