@@ -71,6 +71,7 @@ class Fleet(AsyncOnly):
         export: ExportMode | None = None,
         concurrency: int = 500,
         protected: Iterable[Path] = (),
+        root: Path | str | None = None,
     ) -> None:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
@@ -83,6 +84,7 @@ class Fleet(AsyncOnly):
             once_more=once_more,
             deliver_rejected=deliver_rejected,
             export=export,
+            root=root,
         )
         self._inputs = Inputs()
         self._inputs.add(protected)

@@ -21,6 +21,7 @@ from typing import TypeVar, final
 
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import MARK, trimmed
+from asyncmig._io.paths import check_below
 from asyncmig._manifest_hints import LARGEST, column_name, header_fault, not_a_manifest, path_hint
 from asyncmig._manifest_toml import Cells
 from asyncmig._manifest_toml import parse as parse_toml
@@ -119,19 +120,23 @@ class Manifest:
 
 @checked_call
 def read_manifest(
-    path: Path | str, *, begun: Container[str] = (), outputs: Outputs | None = None
+    path: Path | str,
+    *,
+    begun: Container[str] = (),
+    outputs: Outputs | None = None,
+    root: Path | str | None = None,
 ) -> Manifest:
     """Read and check a manifest and the files that it names; UTF-8, with or without a BOM.
 
     `begun`: customers whose import has begun, by external id: it goes on without files that are gone since.
     `outputs`: where the run writes. Globs leave out the manifest, journals, reports and delivered sheets; to name one
-    of them as an input is a fault.
+    of them as an input is a fault. `root`: a folder that all inputs must lie below, symbolic links followed.
 
     Raises `InvalidManifest` with all faults at once: columns that are missing, ids that are malformed or stand on
     two lines, files that are missing or empty, globs that match nothing, bytes that are no CSV.
     """
     path = Path(path)
-    reader = _Reader(path, begun, outputs or Outputs())
+    reader = _Reader(path, begun, outputs or Outputs(), None if root is None else Path(root))
     manifest = reader.read()
     if reader.faults:
         raise InvalidManifest(str(path), tuple(sorted(reader.faults, key=lambda fault: fault.line or 0)))
@@ -145,18 +150,35 @@ def read_defaults(path: Path) -> Mapping[str, object]:
     return parse_toml(_Reader(path).text() or "").defaults
 
 
-class _OwnFile(InvalidInput):
-    """A file is named that a run writes, or the manifest."""
+class _NotAnInput(InvalidInput):
+    """A file is named that a run writes, or the manifest, or one outside of the root."""
 
 
 @final
 class _Reader:
     """One pass over one file, which keeps the faults that it meets."""
 
-    __slots__ = ("_begun", "_excluded", "_folder", "_outputs", "_path", "_protected", "_seen", "faults")
+    __slots__ = (
+        "_begun",
+        "_excluded",
+        "_folder",
+        "_outputs",
+        "_path",
+        "_protected",
+        "_root",
+        "_seen",
+        "faults",
+    )
 
-    def __init__(self, path: Path, begun: Container[str] = (), outputs: Outputs = Outputs()) -> None:  # noqa: B008
-        self._path, self._folder, self._begun, self._outputs = path, path.parent, begun, outputs
+    def __init__(
+        self,
+        path: Path,
+        begun: Container[str] = (),
+        outputs: Outputs = Outputs(),  # noqa: B008 - it is frozen
+        root: Path | None = None,
+    ) -> None:
+        self._path, self._folder, self._root = path, path.parent, root
+        self._begun, self._outputs = begun, outputs
         self._seen: dict[str, int] = {}
         self._excluded: dict[Path, str] = {}
         self._protected: list[Path] = []
@@ -309,7 +331,7 @@ class _Reader:
             try:
                 found.update(dict.fromkeys(self._expand(part, own)))
             except InvalidInput as error:
-                if begun and "\0" not in part and not isinstance(error, _OwnFile):
+                if begun and "\0" not in part and not isinstance(error, _NotAnInput):
                     found[self._folder / part] = None  # the migration says that it is gone
                 else:
                     self._fault(line, "files", f"{error.value!r}: {error.reason}{path_hint(part)}")
@@ -321,9 +343,10 @@ class _Reader:
             raise InvalidInput("files", part, "is not a path")
         path = self._folder / part
         if not glob.has_magic(part) or path.is_file():
+            self._check_root(part, [path])
             size_of(path)
             if what := own.kind_of(path):
-                raise _OwnFile("files", part, f"is {what}, and cannot be an input")
+                raise _NotAnInput("files", part, f"is {what}, and cannot be an input")
             return [path]
         matches = sorted(glob.glob(part, root_dir=self._folder, recursive=True))
         found = {file: own.kind_of(file) for file in map(self._folder.joinpath, matches) if file.is_file()}
@@ -336,6 +359,7 @@ class _Reader:
                 else ""
             )
             raise InvalidInput("files", part, f"matches no file{but}")
+        self._check_root(part, files)
         for file in files:
             size_of(file)
         for file in excluded.keys() - self._excluded.keys():
@@ -344,6 +368,16 @@ class _Reader:
                 self._protected.append(file)
         self._excluded.update(excluded)
         return files
+
+    def _check_root(self, part: str, files: Sequence[Path]) -> None:
+        if self._root is None:
+            return
+        try:
+            check_below(self._root, files)
+        except InvalidInput as error:
+            if error.field == "root":
+                raise
+            raise _NotAnInput("files", part, error.reason) from error
 
 
 @final

@@ -13,6 +13,7 @@ import aiohttp
 import procrastinate.testing
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from farm import customers
 
 import asyncmig
@@ -91,7 +92,10 @@ def test_a_service_that_is_stopped_goes_on_when_it_starts_again(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = customer(prefix, tmp_path)
-    body = {"id": prefix, "name": prefix, "source": sent["source"], "files": [sent["file"]]}
+    upload = tmp_path / "uploads" / prefix / "contacts.csv"
+    upload.parent.mkdir(parents=True)
+    Path(sent["file"]).rename(upload)
+    body = {"id": prefix, "name": prefix, "source": sent["source"], "files": ["contacts.csv"]}
 
     async def once(until: Callable[[asyncmig.Fleet], Awaitable[object]]) -> None:
         app = web.Application()
@@ -112,12 +116,46 @@ def test_a_service_that_is_stopped_goes_on_when_it_starts_again(
     async def main(world: World) -> None:
         await once(lambda _: begun(world))
         spec = asyncmig.Spec(
-            external_id=prefix, name=prefix, source=sent["source"], files=(Path(sent["file"]),)
+            external_id=prefix,
+            name=prefix,
+            source=sent["source"],
+            files=(Path("uploads", prefix, "contacts.csv"),),
         )
         await once(lambda fleet: fleet.submit(spec))
         assert Path("out", prefix, "Contacts.csv").is_file()
 
     run(main, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ({"files": ["/etc/passwd"]}, "No such file"),
+        ({"files": ["../../secret.csv"]}, "No such file"),
+        ({"files": ["link.csv"]}, "lies outside of uploads"),
+        ({"id": "../secret"}, "external_id="),
+        ({"id": ".."}, "external_id="),
+    ],
+)
+def test_a_service_reads_no_file_but_uploads(
+    names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: Names, words: str
+) -> None:
+    (tmp_path / "uploads/acme").mkdir(parents=True)
+    (tmp_path / "secret.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    (tmp_path / "uploads/acme/link.csv").symlink_to(tmp_path / "secret.csv")
+    monkeypatch.setenv("VERN_API_KEY", "key")
+    body = {"id": "acme", "name": "Acme", "source": "source", "files": ["link.csv"], **sent}
+
+    async def main() -> None:
+        app = web.Application()
+        app.cleanup_ctx.append(names["migrations"])
+        app.router.add_post("/migrations", names["submit"])
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.post("/migrations", json=body)
+            assert answer.status == 400
+            assert words in (await answer.json())["error"]
+
+    asyncio.run(main())
 
 
 def test_an_arq_job_that_is_cancelled_is_tried_again(

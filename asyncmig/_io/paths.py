@@ -10,7 +10,17 @@ from typing import final
 
 from asyncmig.errors import InvalidInput
 
-__all__ = ["FileId", "FolderLookup", "Inputs", "Key", "entries", "file_id", "is_same", "keys_of"]
+__all__ = [
+    "FileId",
+    "FolderLookup",
+    "Inputs",
+    "Key",
+    "check_below",
+    "entries",
+    "file_id",
+    "is_same",
+    "keys_of",
+]
 
 FileId = tuple[int, int]
 """Device and inode: the same for all names of one file or folder."""
@@ -61,6 +71,20 @@ def is_same(one: Path, other: Path) -> bool:
     if ids == (None, None):
         return _folded(one) == _folded(other)
     return ids[0] == ids[1]
+
+
+def check_below(root: Path, paths: Iterable[Path]) -> None:
+    """Raise `InvalidInput` for a file that does not lie below `root` once symbolic links are followed. Blocks."""
+    folder = file_id(root) if root.is_dir() else None
+    if folder is None:
+        raise InvalidInput("root", str(root), "is not a folder")
+    inside: dict[Path, bool] = {}
+    for path in paths:
+        parent = Path(path if "\0" in str(path) else os.path.realpath(path)).parent
+        if parent not in inside:
+            inside[parent] = folder in map(file_id, (parent, *parent.parents))
+        if not inside[parent]:
+            raise InvalidInput("files", str(path), f"lies outside of {root}, where all files must be")
 
 
 @final

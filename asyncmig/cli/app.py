@@ -32,7 +32,7 @@ from asyncmig.cli.run import Wanted, begun, drive, known_customers
 from asyncmig.cli.selection import UNFINISHED
 from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, Settings, journal_option
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
-from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given, outputs_of
+from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given, places_of
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
@@ -169,7 +169,8 @@ def check(
     """
     options = CheckOptions(templates=templates, head=head, json=json, base_url=base_url)
     words, data = words_console(), data_console()
-    customers = read_manifest(manifest, outputs=outputs_of(context))
+    outputs, root = places_of(context)
+    customers = read_manifest(manifest, outputs=outputs, root=root)
     _say_excluded(customers)
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
 
@@ -177,7 +178,9 @@ def check(
 def _read(options: Options) -> Manifest:
     known = asyncio.run(known_customers(options.journal))
     outputs = options.outputs(known.values())
-    manifest = read_manifest(options.manifest, begun=begun(known.values()), outputs=outputs)
+    manifest = read_manifest(
+        options.manifest, begun=begun(known.values()), outputs=outputs, root=options.root
+    )
     OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
     _say_excluded(manifest)
     if manifest.ignored:

@@ -285,6 +285,8 @@ class _Work:
             retries=options.retries,
             once_more=self._wanted.selection is not None,
             deliver_rejected=options.deliver_rejected,
+            protected=self._wanted.protected,
+            root=options.root,
         ) as fleet:
             interrupts.fleet = fleet
             async for outcome in fleet.run(specs):

@@ -34,7 +34,7 @@ __all__ = [
     "written",
 ]
 
-PATHS = frozenset({"out", "journal", "report"})
+PATHS = frozenset({"out", "journal", "report", "root"})
 """Settings that are paths: those in a file are relative to that file."""
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
@@ -101,6 +101,12 @@ class Settings(Reach):
         Path | None,
         _setting("report", "HTML file to write at the end: outcomes, a picture of the fleet, reasons."),
     ] = None
+    root: Annotated[
+        Path | None,
+        _setting(
+            "root", "Folder that all input files must lie below, also once symbolic links are followed."
+        ),
+    ] = None
     decide: Annotated[
         DecideChoice,
         _setting(
@@ -146,6 +152,7 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "out": Path,
     "journal": Path,
     "report": Path,
+    "root": Path,
     "rate": parse_rate,
     "retries": int,
     "deliver_rejected": lambda text: text == str(True),

@@ -14,7 +14,7 @@ from asyncmig.cli.settings import PATHS, Settings, environment_name
 from asyncmig.manifest import Fault, InvalidManifest, read_defaults
 from asyncmig.outputs import Outputs
 
-__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "outputs_of", "source_of"]
+__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "places_of", "source_of"]
 
 _NAMES = [field.name for field in fields(Settings)]
 
@@ -71,16 +71,13 @@ def given(context: typer.Context) -> frozenset[str]:
     return frozenset(name for name in _NAMES if source_of(context, name) != "default")
 
 
-def outputs_of(context: typer.Context) -> Outputs:
-    """Return where a run would write, for a command that has no options for that."""
+def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
+    """Return where a run would write, and the root of its inputs, for a command that has no options for them."""
     defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
     defaults |= context.default_map or {}
-    out, journal, report = (
-        os.environ.get(environment_name(name)) or defaults.get(name) for name in ("out", "journal", "report")
-    )
-    return Outputs(
-        out=Path(str(out)), journal=Path(str(journal)), report=Path(str(report)) if report else None
-    )
+    given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
+    paths = {name: Path(str(value)) for name, value in given.items() if value}
+    return Outputs(out=paths["out"], journal=paths["journal"], report=paths.get("report")), paths.get("root")
 
 
 def _settings_of(manifest: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._io.failures import working_for
-from asyncmig._io.paths import Inputs, entries, file_id, keys_of
+from asyncmig._io.paths import Inputs, check_below, entries, file_id, keys_of
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.adoption import look_first
@@ -94,6 +94,7 @@ async def migrate(
     once_more: bool = False,
     deliver_rejected: bool = False,
     export: ExportMode | None = None,
+    root: Path | str | None = None,
 ) -> Outcome:
     """Migrate one customer; its sheets come to `to/SHEET.csv`. Call it again to go on where it ended.
 
@@ -102,7 +103,8 @@ async def migrate(
     with the same files and over all calls; one that was rejected is not, under a policy that may reject.
     `once_more`: begin again what had failed before this call, once, whatever `retries` says.
     `deliver_rejected`: fetch what the server still gives of an import that was rejected. A file of the spec that lies
-    in `to` is refused: a sheet could replace it.
+    in `to` is refused: a sheet could replace it. `root`: a folder that all files must lie below, also once symbolic
+    links are followed.
 
     `export`: write to the customer's destination afterwards: `"canary"` the first row of each template, `"full"`
     everything, after a canary that lost nothing. What the destination lost is in the outcome. A repeat under the same
@@ -119,6 +121,7 @@ async def migrate(
         once_more=once_more,
         deliver_rejected=deliver_rejected,
         export=export,
+        root=root,
     )
     check_utf8("to", to)
     return await migrate_as(session, spec, journal, Path(to), options)
@@ -245,7 +248,7 @@ class _Migration:
         if told != record and record.company_id:
             self._note(f"the company was created as {record.name!r}, and stays as it was created")
         try:
-            spec.validate()
+            spec.validate(root=self._options.root)
             await in_thread(_check_apart, spec.files, self._to)
             files = self._files = await read_inputs(spec.files)
         except InvalidInput as error:
@@ -339,6 +342,8 @@ class _Migration:
             await progress.write("uploads expired", uploads=())
         for file in progress.record.files[len(progress.record.uploads) :]:
             progress.begin("uploading", Path(file.path).name)
+            if self._options.root is not None:  # a link may have changed since
+                check_below(Path(self._options.root), [Path(file.path)])
             uploaded = await progress.patiently(partial(company.upload, Path(file.path), rank=progress.rank))
             if uploaded.sha256 != file.sha256:
                 raise InvalidInput("files", file.path, "changed while it was being migrated: run again")

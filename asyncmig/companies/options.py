@@ -1,6 +1,7 @@
 """What a caller wants of a migration besides the migration: decisions, rows, repeats, exports."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final, get_args
 
 from asyncmig._core.arguments import check_fields
@@ -24,6 +25,7 @@ class MigrationOptions:
     once_more: bool = False
     deliver_rejected: bool = False
     export: ExportMode | None = None
+    root: Path | str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

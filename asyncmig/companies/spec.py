@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from asyncmig._core.arguments import checked_text
+from asyncmig._io.paths import check_below
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.connections import Connections, checked_connections
@@ -95,9 +96,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             if not isinstance(path, Path):
                 raise InvalidInput("files", path, "is not a path")
 
-    def validate(self) -> int:
-        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse."""
+    def validate(self, *, root: Path | str | None = None) -> int:
+        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse.
+
+        `root`: a folder that all files must lie below, also once symbolic links are followed.
+        """
         self.check_values()
+        if root is not None:
+            check_below(Path(root), self.files)
         return sum(size_of(path) for path in self.files)
 
     async def check(self, templates: Sequence[Template] = (), *, head: int | None = None) -> Checked:
@@ -116,7 +122,7 @@ CheckedSpec = tuple[Spec, InvalidInput | None]
 """A spec, and what is wrong with its values, if anything is."""
 
 
-def checked_spec(given: object) -> CheckedSpec:
+def checked_spec(given: object, root: Path | str | None = None) -> CheckedSpec:
     """Return a spec with what is wrong with its values; of what is not a spec, as much as can be told."""
     if not isinstance(given, Spec):
         error = InvalidInput("spec", given, "is not a Spec")
@@ -124,6 +130,8 @@ def checked_spec(given: object) -> CheckedSpec:
         return Spec(external_id=_shown(known[0]), name=_shown(known[1]), source="", files=()), error
     try:
         given.check_values()
+        if root is not None:
+            check_below(Path(root), given.files)
     except InvalidInput as error:
         return given, error
     return given, None

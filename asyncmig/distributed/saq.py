@@ -109,7 +109,8 @@ def settings() -> dict[str, object]:
     `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_DATABASE`: where the journal is, a URL of PostgreSQL, or a
     file for workers of one machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared.
     `ASYNCMIG_OUT` (`out`) and `ASYNCMIG_DECIDE` (`park`, `approve-safe`, `approve`, `reject`) as for `asyncmig run`,
-    `ASYNCMIG_CONCURRENCY` (100) as above. Raises `InvalidInput`.
+    `ASYNCMIG_CONCURRENCY` (100) as above. `ASYNCMIG_ROOT`: a folder that all files must lie below, symbolic links
+    followed; set it, for a job names the paths that its worker reads. Raises `InvalidInput`.
     """
     decide = os.environ.get("ASYNCMIG_DECIDE", "park")
     if decide not in ("park", "approve-safe", "approve", "reject"):
@@ -122,7 +123,10 @@ def settings() -> dict[str, object]:
         session=_session,
         journal=lambda: _journal(place),
         to=os.environ.get("ASYNCMIG_OUT", "out"),
-        options=MigrationOptions(decide=cast("Literal['park']", decide.replace("-", "_"))),
+        options=MigrationOptions(
+            decide=cast("Literal['park']", decide.replace("-", "_")),
+            root=os.environ.get("ASYNCMIG_ROOT") or None,
+        ),
         concurrency=int(concurrency),
     )
 
@@ -142,17 +146,21 @@ class Asked(TypedDict, total=False):
 class MigrationQueue:
     """Submits customers to the workers, follows them, decides. Use it as `async with`.
 
-    `heartbeat`: seconds without a sign of life after which a job's worker counts as dead.
+    `heartbeat`: seconds without a sign of life after which a job's worker counts as dead. `root`: a folder that all
+    files must lie below, also once symbolic links are followed; workers have their own (`MigrationOptions`).
+    The queue is trusted: whoever can write to it makes workers read files and answer questions.
     """
 
-    __slots__ = ("_heartbeat", "_open", "_queue")
+    __slots__ = ("_heartbeat", "_open", "_queue", "_root")
 
     @checked_call
-    def __init__(self, url: str, *, name: str = _NAME, heartbeat: int = 30) -> None:
+    def __init__(
+        self, url: str, *, name: str = _NAME, heartbeat: int = 30, root: Path | str | None = None
+    ) -> None:
         if heartbeat < 1:
             raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
         self._open, self._heartbeat = partial(open_queue, url, name), heartbeat
-        self._queue = self._open()
+        self._queue, self._root = self._open(), root
 
     async def __aenter__(self) -> Self:
         try:
@@ -177,7 +185,7 @@ class MigrationQueue:
         spec, refused = checked_spec(spec)
         if refused is not None:
             raise refused
-        spec.validate()
+        spec.validate(root=self._root)
         return await self._enqueue(spec, asked)
 
     @checked_call
@@ -205,7 +213,7 @@ class MigrationQueue:
         `InvalidInput` for options as `submit` does, for a spec with connections, and for two specs of one external
         id.
         """
-        given = [checked_spec(each) async for each in each_spec(specs)]
+        given = [checked_spec(each, self._root) async for each in each_spec(specs)]
         good = [spec for spec, refused in given if refused is None]
         check_different(good)
         waiting = {spec.external_id: spec for spec in good}

@@ -285,3 +285,38 @@ def test_a_report_and_a_ledger_of_an_earlier_run_are_written_anew(
     for _ in range(2):
         assert run(manifest, "--report", "report.html").code == 0
         assert cli("report", "--to", "journal.html").code == 0
+
+
+@pytest.mark.parametrize("files", ["../outside.csv", "in/../../outside.csv", "in/link.csv", "in/*.csv"])
+@pytest.mark.parametrize("by", ["option", "environment", "toml"])
+def test_inputs_lie_below_the_root(
+    run: Cli,
+    manifest: Callable[..., Path],
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: str,
+    by: str,
+) -> None:
+    put(tmp_path / "outside.csv", SECRET)
+    put(tmp_path / "work/in/good.csv")
+    (tmp_path / "work/in/link.csv").symlink_to(tmp_path / "outside.csv")
+    path = manifest("work/customers.csv", acme=files)
+    args: list[str] = []
+    if by == "option":
+        args = ["--root", "work/in"]
+    elif by == "environment":
+        monkeypatch.setenv("ASYNCMIG_ROOT", "work/in")
+    else:
+        path = tmp_path / "work/customers.toml"
+        path.write_text(
+            '[defaults]\nroot = "in"\n[[company]]\nexternal_id = "acme"\nname = "A"\nsource = "HubSpot"\n'
+            f'files = ["{files}"]\n',
+            encoding="utf-8",
+        )
+    result = run(path, *args)
+    assert (result.code, simulator.count()) == (2, 0)
+    assert f"files: '{files}': lies outside of" in result.err
+    (tmp_path / "work/in/link.csv").unlink()
+    if "*" in files:
+        assert run(path, *args).code == 0

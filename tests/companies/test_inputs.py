@@ -147,3 +147,79 @@ async def test_another_spec_of_a_customer_under_way_is_refused(
         late = await fleet.submit(other)
     assert late.notes  # its files are others than those that were imported
     assert world.ledger.requests["POST /companies"] == 1
+
+
+@pytest.mark.parametrize("by", ["fleet", "migrate", "validate"])
+@pytest.mark.parametrize("path", ["outside", "dots", "link", "linked folder", "the root"])
+async def test_a_file_outside_of_the_root_is_refused(
+    opens: Opens, world: World, tmp_path: Path, by: str, path: str
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "root-2"
+    spec = placed(outside / "contacts.csv")
+    root.mkdir()
+    (root / "link.csv").symlink_to(spec.files[0])
+    (root / "folder").symlink_to(outside)
+    file = {
+        "outside": spec.files[0],
+        "dots": root / ".." / "root-2" / "contacts.csv",
+        "link": root / "link.csv",
+        "linked folder": root / "folder" / "contacts.csv",
+        "the root": root,
+    }[path]
+    spec = msgspec.structs.replace(spec, files=(file,))
+    if by == "validate":
+        with pytest.raises(InvalidInput, match="lies outside of"):
+            spec.validate(root=root)
+        return
+    async with opens() as session:
+        if by == "fleet":
+            async with Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=root) as fleet:
+                outcome = await fleet.submit(spec)
+        else:
+            outcome = await migrate(
+                session, spec, journal=MemoryJournal(), to=tmp_path / "out", root=str(root)
+            )
+    assert isinstance(outcome, Failed)
+    assert "lies outside of" in outcome.error
+    assert world.ledger.requests.total() == 0
+
+
+@pytest.mark.parametrize("link", [False, True])
+async def test_a_file_below_the_root_is_migrated(opens: Opens, tmp_path: Path, link: bool) -> None:
+    spec, root = placed(tmp_path / "in" / "acme" / "contacts.csv"), tmp_path / "in"
+    if link:
+        (tmp_path / "to-in").symlink_to(root)
+        root = tmp_path / "to-in"
+    async with (
+        opens() as session,
+        Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=root) as fleet,
+    ):
+        assert isinstance(await fleet.submit(spec), Delivered)
+
+
+async def test_a_link_that_leaves_the_root_meanwhile_is_not_followed(
+    opens: Opens, world: World, customer: Customer, tmp_path: Path
+) -> None:
+    spec, secret = customer("acme"), placed(tmp_path / "secret.csv").files[0]
+
+    def swap(event: object) -> None:
+        if isinstance(event, MigrationChanged) and event.step == "uploading":
+            spec.files[0].unlink()
+            spec.files[0].symlink_to(secret)
+
+    async with (
+        opens() as session,
+        Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=tmp_path / "in") as fleet,
+    ):
+        with session.events.subscribe(swap):
+            outcome = await fleet.submit(spec)
+    assert isinstance(outcome, Failed)
+    assert "lies outside of" in outcome.error
+    assert world.ledger.requests["POST /companies/{id}/uploads"] == 0
+
+
+async def test_a_root_that_is_no_folder_is_said(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    async with opens() as session, Fleet(session, journal=MemoryJournal(), root=tmp_path / "none") as fleet:
+        outcome = await fleet.submit(customer())
+    assert isinstance(outcome, Failed)
+    assert "root=" in outcome.error

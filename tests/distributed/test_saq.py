@@ -15,7 +15,7 @@ from farm import customers
 from inprocess import BASE_URL, KEY, InProcess
 from saq.worker import Worker
 
-from asyncmig import Decision, Delivered, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
+from asyncmig import Decision, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.distributed._steady_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
@@ -42,7 +42,13 @@ class Place:
 
     @asynccontextmanager
     async def worker(
-        self, *, decide: Any = "park", latency: float = 0.1, sweep: int = 600, connections: Any = None
+        self,
+        *,
+        decide: Any = "park",
+        latency: float = 0.1,
+        sweep: int = 600,
+        connections: Any = None,
+        root: Path | None = None,
     ) -> AsyncIterator[Worker]:
         """Run a worker in this process until the block ends; then it is told to stop."""
 
@@ -55,7 +61,7 @@ class Place:
             session=lambda: Session(KEY, BASE_URL, transport=InProcess(self.world, latency=latency)),
             journal=journal,
             to=self.folder / "out",
-            options=MigrationOptions(decide=decide),
+            options=MigrationOptions(decide=decide, root=root),
             concurrency=4,
             name=self.name,
             sweep=sweep,
@@ -113,6 +119,36 @@ def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(
         assert {type(outcome) for outcome in outcomes} == {Delivered}
         assert sorted(outcome.external_id for outcome in outcomes) == [spec.external_id for spec in specs]
         assert all(Path(file.path).is_file() for outcome in outcomes for file in outcome.files)
+
+    run(main())
+
+
+def test_a_wrong_spec_is_one_failure_and_two_of_one_customer_are_refused(place: Place) -> None:
+    async def main() -> None:
+        good, other, outside = customers(place.folder / "in", 3)
+        wrong = msgspec.structs.replace(other, name="a\0b")
+        moved = place.folder / "outside.csv"
+        outside.files[0].rename(moved)
+        outside = msgspec.structs.replace(outside, files=(moved,))
+
+        async def specs() -> AsyncIterator[Spec]:
+            for spec in (good, wrong, outside):
+                yield spec
+
+        async with place.queue() as queue, place.worker(root=place.folder / "in"):
+            with pytest.raises(InvalidInput, match=good.external_id):
+                _ = [outcome async for outcome in queue.run([good, good])]
+            with pytest.raises(InvalidInput, match="name="):
+                await queue.submit(wrong)
+            outcomes = {outcome.external_id: outcome async for outcome in queue.run(specs())}
+        assert isinstance(outcomes[good.external_id], Delivered)
+        failed = [outcomes[spec.external_id] for spec in (wrong, outside)]
+        assert [type(outcome) for outcome in failed] == [Failed, Failed]
+        assert "name=" in str(getattr(failed[0], "error", ""))
+        assert "lies outside of" in str(getattr(failed[1], "error", ""))
+        async with MigrationQueue(place.url, name=place.name, root=place.folder / "in") as queue:
+            with pytest.raises(InvalidInput, match="lies outside of"):
+                await queue.submit(outside)
 
     run(main())
 
