@@ -14,7 +14,7 @@ from yarl import URL
 
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Proxies", "Proxy", "checked_base_url", "is_loopback"]
+__all__ = ["Proxies", "Proxy", "checked_base_url", "is_loopback", "shown_url"]
 
 _PORTS = {"http": 80, "https": 443}
 _SYSTEM = "the proxy settings of this system"
@@ -46,7 +46,7 @@ def checked_base_url(url: str, name: str) -> str:
             return str(URL(url).with_query(None).with_fragment(None)).rstrip("/")
         except ValueError:
             reason = "has a host name that is not valid"
-    raise InvalidInput(name, _shown(url), reason or "")
+    raise InvalidInput(name, shown_url(url), reason or "")
 
 
 def _split(url: str) -> SplitResult | None:
@@ -72,7 +72,7 @@ def _fault(url: str, parts: SplitResult) -> str | None:
     return None
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """Return `url` for an error message: without credentials, query and fragment, which may be secret."""
     scheme, rest = _parted(url)
     if "@" in rest:

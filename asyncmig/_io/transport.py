@@ -131,7 +131,9 @@ class _AiohttpAnswer:
         try:
             decoder = decoder_for(self._response.headers.getall("Content-Encoding", ()))
             while chunk := await self._read():
-                for piece in decoder.feed(chunk) if decoder else (chunk,):
+                for number, piece in enumerate(decoder.feed(chunk) if decoder else (chunk,)):
+                    if number:
+                        await asyncio.sleep(0)  # a small chunk can inflate to many pieces
                     yield piece
             if decoder:
                 decoder.close()

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asyncmig._io.addresses import shown_url
 from asyncmig.cli.options import Options
 from asyncmig.cli.settings import Settings, written
 from asyncmig.cli.sources import source_of
@@ -27,6 +28,7 @@ def print_config(data: Console, context: typer.Context, options: Options) -> Non
         if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
             value, source = url, "VERN_BASE_URL"
         shown = "-" if value is None else written(value)
+        shown = shown_url(shown) if field.name == "base_url" else shown
         table.add_row(field.name.replace("_", "-"), Text(clean(shown)), Text(source))
     is_set = bool(os.environ.get("VERN_API_KEY", "").strip())
     table.add_row("API key", "set" if is_set else "not set", "VERN_API_KEY")

@@ -95,3 +95,23 @@ def test_2_a_wrong_variable_is_named(
     result = cli("run", manifest())
     assert result.code == 2
     assert "concurrency" in result.err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("VERN_BASE_URL", "https://user:secret@api.example.org/api"),
+        ("VERN_BASE_URL", "https://user:s#secret@api.example.org/api"),
+        ("HTTPS_PROXY", "socks5://user:secret@proxy.example.org:1080"),
+        ("HTTPS_PROXY", "user:1/secret@proxy.example.org:1080"),
+    ],
+)
+def test_2_an_address_that_cannot_be_used_is_named_and_its_credentials_are_not_shown(
+    cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("VERN_BASE_URL", "https://api.example.org/api")
+    monkeypatch.setenv(variable, value)
+    result = cli("run", manifest())
+    assert result.code == 2
+    assert variable in result.err
+    assert "secret" not in result.err + result.out + cli("config", manifest()).out

@@ -94,6 +94,18 @@ async def test_of_an_endless_refusal_only_the_beginning_is_read(compressed: bool
     assert len(str(refused.value)) < 500
 
 
+async def test_the_event_loop_goes_on_while_a_bomb_is_inflated() -> None:
+    bomb, ticks = gzip.compress(bytes(32 * MIB), 9), 0
+    async with asking(answering(bomb, Content_Encoding="gzip")) as session:
+        asked = asyncio.ensure_future(session.companies.sources())
+        while not asked.done():
+            ticks += 1
+            await asyncio.sleep(0)
+        with pytest.raises(NoAnswer):
+            await asked
+    assert ticks > 60  # one for each 256 KiB
+
+
 async def test_a_large_body_is_decoded_beside_the_event_loop() -> None:
     ticks = 0
 
