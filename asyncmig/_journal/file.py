@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from asyncmig.errors import JournalError, JournalUnavailable, is_temporary
@@ -150,6 +151,9 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
         raise JournalError(str(path), "there is no such file")
     with _explained(path), closing(_first_readable(path, connect)) as db:
         version = _version(db, path)
+        db.text_factory = partial(
+            str, encoding="utf-8", errors="replace"
+        )  # a damaged text concerns its row alone
         if version != len(MIGRATIONS):
             reason = "is empty" if version == 0 else "is of an older version: a run brings it up to date"
             raise JournalError(str(path), reason)

@@ -1,10 +1,13 @@
 """`asyncmig doctor`: whether everything is there that a run needs, one line each."""
 
 import asyncio
+import contextlib
 import email.utils
 import os
 import platform
+import socket
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from yarl import URL
 
 from asyncmig._core.retry import RetryPolicy
-from asyncmig._io.addresses import is_loopback
+from asyncmig._io.addresses import Proxies
 from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.report import Report
@@ -183,6 +187,9 @@ async def _asked(session: Session) -> AsyncIterator[Finding]:
     """Make one call that costs little, and conclude from what comes of it."""
     url = session.base_url
     try:
+        if unknown := await _unknown_host(url):
+            yield Finding("server", f"{url} cannot be reached: {unknown}{_by_proxy(url)}", RESUMABLE)
+            return
         async with asyncio.timeout(_PATIENCE):
             reply = await session.request("GET", _CHEAP, max_wait=0.0)
             listed: object = reply.json()
@@ -193,6 +200,8 @@ async def _asked(session: Session) -> AsyncIterator[Finding]:
     except ApiError as error:
         for finding in _refused(url, error):
             yield finding
+    except InvalidInput as error:  # a proxy that cannot be used
+        yield Finding("server", str(error), USAGE)
     except AsyncmigError as error:
         yield Finding("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
     else:
@@ -229,11 +238,39 @@ def _another(url: str, status: int, how: str) -> Finding:
 
 
 def _by_proxy(url: str) -> str:
-    if is_loopback(url):
-        return ""
-    names = ("ALL_PROXY", f"{url.partition(':')[0].upper()}_PROXY")
-    found = [name for each in names for name in (each, each.lower()) if os.environ.get(name)]
-    return f" (a proxy is set by {', '.join(found)})" if found else ""
+    proxy = Proxies().proxy_for(url)
+    return f" (through the proxy {proxy.url})" if proxy else ""
+
+
+async def _unknown_host(url: str) -> str | None:
+    """Return why the first host on the way to a server has no address; None if it has one.
+
+    A resolver that hangs cannot be stopped: its thread holds up neither the next check nor the end of the process.
+    """
+    proxy = Proxies().proxy_for(url)
+    host = (proxy.url if proxy else URL(url)).host or ""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str | None] = loop.create_future()
+
+    def tell(reason: str | None) -> None:
+        if not answer.done():
+            answer.set_result(reason)
+
+    def ask() -> None:
+        reason = None
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            reason = f"{host}: {getattr(error, 'strerror', None) or error}"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, reason)
+
+    threading.Thread(target=ask, name="asyncmig-doctor", daemon=True).start()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await answer
+    except TimeoutError:
+        return f"{host}: no answer of the name server within {_PATIENCE:g} s"
 
 
 def _clock(said: str | None) -> Finding:

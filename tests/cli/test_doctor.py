@@ -3,6 +3,7 @@
 import json
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -234,5 +235,31 @@ def test_a_proxy_of_the_environment_is_named(cli: Cli, monkeypatch: pytest.Monke
     monkeypatch.setenv("https_proxy", "http://user:hunter2@127.0.0.1:9")
     result = cli("doctor", "--base-url", "https://api.example.org/v1")
     assert result.code == 75
-    assert "https_proxy" in lines(result)["server"]
+    assert "through the proxy http://127.0.0.1:9" in lines(result)["server"]
     assert "hunter2" not in result.out + result.err
+
+
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "http://[", "ftp://hunter2@x"])
+def test_2_a_proxy_that_cannot_be_used_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("https_proxy", value)
+    result = cli("doctor", "--base-url", "https://api.example.org/v1")
+    assert result.code == 2
+    assert "https_proxy" in lines(result)["server"]
+    assert "limit" in lines(result)
+    assert "hunter2" not in result.out + result.err
+
+
+def test_75_a_name_server_that_hangs_is_not_waited_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def hang(*arguments: object) -> None:
+        asked.set()
+        answered.wait(60)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    result = cli("doctor", "--base-url", "http://localhost:9", "--speed", "300")
+    answered.set()
+    assert asked.is_set()
+    assert result.code == 75
+    assert "no answer of the name server" in lines(result)["server"]
+    assert "limit" in lines(result)

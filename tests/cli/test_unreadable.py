@@ -84,3 +84,17 @@ def test_5_what_can_be_told_of_it_is(cli: Cli, fleet: Path) -> None:
         if line["external_id"] == "bad"
     ]
     assert (told["name"], told["company_id"], told["run_id"]) == ("B", "c-7", "r-7")
+
+
+def test_a_damaged_text_concerns_its_row_alone(cli: Cli, fleet: Path) -> None:
+    with closing(sqlite3.connect("fleet.db")) as db, db:
+        db.execute("INSERT INTO companies (external_id, state) VALUES (CAST(x'ff41' AS TEXT), x'7b')")
+        db.execute("DROP TRIGGER events_stand")
+        db.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT), detail = x'ff' WHERE seq = 1")
+    told = {
+        line["external_id"]: line["outcome"]
+        for line in map(json.loads, cli("status", "--json").out.splitlines())
+    }
+    assert told == {"acme": "delivered", "park": "parked", "bad": "delivered", "\ufffdA": "failed"}
+    for command in (("show", "acme"), ("status",), ("report",)):
+        assert cli(*command).code == 0
