@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +15,7 @@ from asyncmig.errors import InvalidInput
 if TYPE_CHECKING:
     from asyncmig.distributed.saq import Asked
 
-__all__ = ["follow", "queue_url"]
+__all__ = ["follow", "notes_about", "queue_url"]
 
 
 def queue_url(given: str) -> str:
@@ -74,3 +74,34 @@ async def _outcomes(url: str, specs: Sequence[Spec], asked: "Asked") -> AsyncGen
 
 def _absolute(spec: Spec) -> Spec:
     return msgspec.structs.replace(spec, files=tuple(path.absolute() for path in spec.files))
+
+
+_OF_THE_WORKERS = {
+    "scope": "ASYNCMIG_SCOPE",
+    "rate": "ASYNCMIG_RATE",
+    "base_url": "ASYNCMIG_BASE_URL",
+    "out": "ASYNCMIG_OUT",
+    "journal": "ASYNCMIG_DATABASE",
+    "concurrency": "ASYNCMIG_CONCURRENCY",
+    "root": "ASYNCMIG_ROOT",
+    "speed": None,
+}
+"""Settings that one session of a worker has for all its jobs, and the worker's variable for each."""
+
+
+def notes_about(given: Collection[str], *, verbose: bool) -> Iterator[str]:
+    """Yield, for people, which of the `given` settings do not reach the workers; the others travel with the jobs."""
+    here = [name for name in _OF_THE_WORKERS if name in given]
+    if here:
+        variables = ", ".join(variable for name in here if (variable := _OF_THE_WORKERS[name]))
+        where = f"; for the workers, set {variables} where they run" if variables else ""
+        yield f"note: {_flags(here)} from here do not reach the workers{where}."
+    ends = [name for name in ("max_duration", "stop_after_failures") if name in given]
+    if ends:
+        yield f"note: {_flags(ends)} can end this command; the jobs go on."
+    if verbose:
+        yield "note: -v cannot show the steps of customers that workers migrate; only outcomes are printed."
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

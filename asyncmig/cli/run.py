@@ -25,7 +25,7 @@ from asyncmig.cli.interrupts import Interrupts
 from asyncmig.cli.last import remember
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import Progress
-from asyncmig.cli.queue import follow, queue_url
+from asyncmig.cli.queue import follow, notes_about, queue_url
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile, warn_of_lost_journal
@@ -150,6 +150,8 @@ async def drive(
         warn_of_lost_journal(options.journal, options.out, words)
     else:
         queue_url(wanted.queue)
+        for note in notes_about(wanted.given, verbose=display.verbose):
+            say(words, note, "dim")
     async with (
         Journal(options.journal) as journal,
         open_session(options, options.journal, api_key) as session,

@@ -21,14 +21,13 @@ over by the sweep of the others. Whoever it is goes on where the journal says. F
 import asyncio
 import hashlib
 import logging
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack, cast, final
+from typing import Self, TypedDict, Unpack, cast, final
 from uuid import uuid4
 
 import anyio
@@ -46,10 +45,10 @@ from asyncmig.companies.names import customer_folder
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
 from asyncmig.companies.spec import Spec, check_different, checked_spec, each_spec, failed
-from asyncmig.distributed._servers import is_postgres
+from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
-from asyncmig.journal import Journal, JournalPort
+from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
 __all__ = ["Asked", "MigrationQueue", "settings", "worker_settings"]
@@ -108,26 +107,20 @@ def settings() -> dict[str, object]:
 
     `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_DATABASE`: where the journal is, a URL of PostgreSQL, or a
     file for workers of one machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared.
-    `ASYNCMIG_OUT` (`out`) and `ASYNCMIG_DECIDE` (`park`, `approve-safe`, `approve`, `reject`) as for `asyncmig run`,
-    `ASYNCMIG_CONCURRENCY` (100) as above. `ASYNCMIG_ROOT`: a folder that all files must lie below, symbolic links
-    followed; set it, for a job names the paths that its worker reads. Raises `InvalidInput`.
+    `ASYNCMIG_CONCURRENCY` (100) as above. As for `asyncmig run`: `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`,
+    `ASYNCMIG_BASE_URL` and `ASYNCMIG_OUT`, which a job cannot choose; `ASYNCMIG_DECIDE`, `ASYNCMIG_FILTER`,
+    `ASYNCMIG_RETRIES` and `ASYNCMIG_DELIVER_REJECTED`, where a job does not. `ASYNCMIG_ROOT`: a folder that all
+    files must lie below, symbolic links followed; set it, for a job names the paths that its worker reads. Any other
+    `ASYNCMIG_...` is a warning. Raises `InvalidInput`.
     """
-    decide = os.environ.get("ASYNCMIG_DECIDE", "park")
-    if decide not in ("park", "approve-safe", "approve", "reject"):
-        raise InvalidInput("ASYNCMIG_DECIDE", decide, "is none of park, approve-safe, approve, reject")
-    place, concurrency = _variable("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_CONCURRENCY", "100")
-    if not concurrency.isdecimal() or int(concurrency) < 1:
-        raise InvalidInput("ASYNCMIG_CONCURRENCY", concurrency, "must be at least 1")
+    worker = read_environment()
     return worker_settings(
-        _variable("ASYNCMIG_QUEUE"),
-        session=_session,
-        journal=lambda: _journal(place),
-        to=os.environ.get("ASYNCMIG_OUT", "out"),
-        options=MigrationOptions(
-            decide=cast("Literal['park']", decide.replace("-", "_")),
-            root=os.environ.get("ASYNCMIG_ROOT") or None,
-        ),
-        concurrency=int(concurrency),
+        worker.queue,
+        session=worker.session,
+        journal=worker.journal,
+        to=worker.out,
+        options=worker.options,
+        concurrency=worker.concurrency,
     )
 
 
@@ -456,27 +449,3 @@ def _path(kind: type, value: object) -> object:
     if kind is Path:
         return Path(str(value))
     raise NotImplementedError(kind)
-
-
-def _variable(name: str) -> str:
-    value = os.environ.get(name, "")
-    if not value:
-        raise InvalidInput(name, value, "is not set")
-    return value
-
-
-def _session() -> Session:
-    url = os.environ.get("ASYNCMIG_WINDOW")
-    if not url:
-        return Session()
-    from asyncmig.distributed.redis import RedisWindow
-
-    return Session(shared=RedisWindow(url))
-
-
-def _journal(place: str) -> AbstractAsyncContextManager[JournalPort]:
-    if not is_postgres(place):
-        return Journal(place)
-    from asyncmig.distributed.postgres import PostgresJournal
-
-    return PostgresJournal(place)

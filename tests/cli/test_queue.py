@@ -1,13 +1,20 @@
 """`asyncmig run --queue`: a worker elsewhere does it, and this process reports."""
 
+import asyncio
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from farm import Farm
+from saq.worker import Worker
 
-from .conftest import Cli, Simulator
+from asyncmig import Delivered, Spec
+from asyncmig.distributed.saq import MigrationQueue, settings
+from asyncmig.simulator.clock import fast_loop
+
+from .conftest import KEY, SOURCE, SPEED, Cli, Simulator
 
 GOOD = b"Email,First Name,Last Name\na@x.de,A,B\nb@x.de,B,C\n"
 
@@ -66,6 +73,75 @@ def test_it_ends_in_order_though_no_worker_comes(
     result = cli(*arguments)
     assert result.code == 75
     assert "Ending early: it took 1m" in result.err
+
+
+def test_what_the_workers_do_not_take_from_here_is_said(
+    cli: Cli,
+    customers: Callable[..., Path],
+    simulator: Simulator,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url.removesuffix("/0") + "/9")
+    monkeypatch.setenv("ASYNCMIG_RATE", "10/60s")
+    arguments = (
+        "run",
+        customers(acme=GOOD),
+        "--queue",
+        "ASYNCMIG_QUEUE",
+        "--max-duration",
+        "1m",
+        "--verbose",
+    )
+    reach = ("--speed", 60, "--base-url", simulator.base_url, "--scope", "key")
+    travel = ("--filter", "all", "--retries", 1, "--decide", "approve", "--deliver-rejected")
+    said = cli(*arguments, *reach, *travel, "--root", ".", "--concurrency", 7, "--stop-after-failures", 3).err
+    assert (
+        "note: --scope, --rate, --base-url, --concurrency, --root, --speed from here do not reach the workers"
+        in said
+    )
+    assert (
+        "set ASYNCMIG_SCOPE, ASYNCMIG_RATE, ASYNCMIG_BASE_URL, ASYNCMIG_CONCURRENCY, ASYNCMIG_ROOT where they run"
+        in said
+    )
+    assert "note: --max-duration, --stop-after-failures can end this command; the jobs go on." in said
+    assert "note: -v cannot show" in said
+    notes = [line for line in said.splitlines() if line.startswith("note:")]
+    assert not any(
+        f"{option} " in note for note in notes for option in travel[::2] if isinstance(option, str)
+    )
+
+
+def test_a_worker_takes_rate_scope_and_options_from_its_environment(
+    simulator: Simulator, redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = redis_url.removesuffix("/0") + "/10"
+    told = {"RATE": "1/20s", "SCOPE": "key", "FILTER": "all", "BASE_URL": simulator.base_url, "QUEUE": url}
+    told |= {"DATABASE": str(tmp_path / "fleet.db"), "OUT": str(tmp_path / "out")}
+    monkeypatch.setenv("VERN_API_KEY", KEY)
+    for name, value in told.items():
+        monkeypatch.setenv(f"ASYNCMIG_{name}", value)
+    (tmp_path / "acme.csv").write_bytes(GOOD)
+    spec = Spec(external_id="acme", name="Acme", source=SOURCE, files=(tmp_path / "acme.csv",))
+
+    async def main() -> None:
+        worker = Worker(**settings())  # type: ignore[arg-type]
+        worker.SIGNALS = []
+        await worker.queue.connect()
+        running = asyncio.create_task(worker.start())
+        async with MigrationQueue(url) as queue:
+            (outcome,) = [outcome async for outcome in queue.run([spec])]
+        worker.event.set()
+        await running
+        await worker.queue.disconnect()
+        assert isinstance(outcome, Delivered)
+        assert outcome.row_filter == "all"
+
+    with asyncio.Runner(loop_factory=lambda: fast_loop(SPEED)) as runner:
+        runner.run(main())
+    times = [entry.at for entry in simulator.world.ledger.entries if "storage" not in entry.endpoint]
+    assert len(times) > 4
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 20.0
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_a_cancellation_in_any_turn_of_the_loop_ends_the_wait_for_outcomes(
 
 
 def test_settings_come_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VERN_API_KEY", KEY)
     for name in [name for name in os.environ if name.startswith("ASYNCMIG_")]:
@@ -421,11 +421,25 @@ def test_settings_come_from_the_environment(
     monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url)
     monkeypatch.setenv("ASYNCMIG_DECIDE", "approve-safe")  # as `asyncmig run` reads it
     settings()
-    for name, wrong in {"ASYNCMIG_DECIDE": "guess", "ASYNCMIG_CONCURRENCY": "0"}.items():
+    wrongs = {
+        "ASYNCMIG_DECIDE": "guess",
+        "ASYNCMIG_CONCURRENCY": "0",
+        "ASYNCMIG_RATE": "100",
+        "ASYNCMIG_SCOPE": "company",
+        "ASYNCMIG_FILTER": "some",
+        "ASYNCMIG_RETRIES": "-1",
+        "ASYNCMIG_DELIVER_REJECTED": "perhaps",
+    }
+    for name, wrong in wrongs.items():
         monkeypatch.setenv(name, wrong)
         with pytest.raises(InvalidInput, match=name):
             settings()
         monkeypatch.delenv(name)
+    caplog.clear()
     assert settings()["concurrency"] == 100
+    assert caplog.messages == []
+    monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "1h")
+    settings()
+    assert "no effect on a worker: ASYNCMIG_MAX_DURATION" in caplog.text
     with pytest.raises(InvalidInput, match="heartbeat"):
         MigrationQueue(redis_url, heartbeat=0)

@@ -1,0 +1,33 @@
+"""A rate as people write it: so many requests in so much time."""
+
+import re
+from dataclasses import dataclass
+
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Rate", "parse_rate"]
+
+_RATE = re.compile(r"(\d{1,9})/(\d{0,9}(?:\.\d{1,9})?)(s|m|h)?")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many requests in so many seconds."""
+
+    limit: int = 100
+    window: float = 60.0
+
+    def __str__(self) -> str:
+        return f"{self.limit}/{self.window:g}s"
+
+
+def parse_rate(text: str) -> Rate:
+    """Read `100/60s`, `100/1m` or `100/m`; raise `InvalidInput` for anything else, or for a rate of nothing."""
+    match = _RATE.fullmatch(text.strip().lower())
+    if match is None or not (match[2] or match[3]):
+        raise InvalidInput("rate", text, "must look like 100/60s: so many requests in so many seconds")
+    rate = Rate(int(match[1]), float(match[2] or 1) * _UNITS[match[3] or "s"])
+    if rate.limit < 1 or rate.window <= 0:
+        raise InvalidInput("rate", text, "must be more than nothing")
+    return rate

@@ -1,0 +1,149 @@
+"""What the environment tells a worker that SAQ's own command starts."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, final
+
+from asyncmig._core.rate import Rate, parse_rate
+from asyncmig.companies.expected import RowFilter
+from asyncmig.companies.options import MigrationOptions
+from asyncmig.companies.outcome import Policy
+from asyncmig.distributed._servers import is_postgres
+from asyncmig.errors import InvalidInput
+from asyncmig.journal import Journal, JournalPort
+from asyncmig.session import Scope, Session
+
+__all__ = ["WorkerEnvironment", "read_environment"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger("asyncmig")
+_VARIABLES = tuple(
+    f"ASYNCMIG_{name}"
+    for name in (
+        "QUEUE",
+        "DATABASE",
+        "WINDOW",
+        "OUT",
+        "CONCURRENCY",
+        "RATE",
+        "SCOPE",
+        "BASE_URL",
+        "DECIDE",
+        "FILTER",
+        "RETRIES",
+        "DELIVER_REJECTED",
+        "ROOT",
+    )
+)
+_POLICIES: Mapping[str, Policy] = {
+    "park": "park",
+    "approve-safe": "approve_safe",
+    "approve": "approve",
+    "reject": "reject",
+}
+_SCOPES: Mapping[str, Scope] = {"endpoint": "endpoint", "key": "key"}
+_FILTERS: Mapping[str, RowFilter] = {"valid": "valid", "all": "all"}
+_YES_OR_NO = dict.fromkeys(("false", "0", "no", "off", "f", "n"), False) | dict.fromkeys(
+    ("true", "1", "yes", "on", "t", "y"), True
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # a URL may hold a password
+class WorkerEnvironment:
+    """What a worker was told. A job may choose what `options` say, and nothing else: the session is for all jobs."""
+
+    queue: str
+    place: str
+    window: str | None
+    out: Path
+    concurrency: int
+    rate: Rate
+    scope: Scope
+    base_url: str | None
+    options: MigrationOptions
+
+    def session(self) -> Session:
+        """Return a session whose send log stands in the folder that the worker writes to."""
+        shared = None
+        if self.window:
+            from asyncmig.distributed.redis import RedisWindow
+
+            shared = RedisWindow(self.window)
+        self.out.mkdir(parents=True, exist_ok=True)
+        return Session(
+            base_url=self.base_url,
+            limit=self.rate.limit,
+            window=self.rate.window,
+            scope=self.scope,
+            shared=shared,
+            recent=self.out / "asyncmig.recent",
+        )
+
+    def journal(self) -> AbstractAsyncContextManager[JournalPort]:
+        """Return the journal of all workers."""
+        if not is_postgres(self.place):
+            return Journal(self.place)
+        from asyncmig.distributed.postgres import PostgresJournal
+
+        return PostgresJournal(self.place)
+
+
+def read_environment() -> WorkerEnvironment:
+    """Read the variables; warn of others whose names begin as theirs. Raises `InvalidInput`."""
+    ignored = sorted(name for name in os.environ if name.startswith("ASYNCMIG_") and name not in _VARIABLES)
+    if ignored:
+        _log.warning("no effect on a worker: %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
+    return WorkerEnvironment(
+        place=_required("ASYNCMIG_DATABASE"),
+        queue=_required("ASYNCMIG_QUEUE"),
+        window=os.environ.get("ASYNCMIG_WINDOW"),
+        out=Path(os.environ.get("ASYNCMIG_OUT") or "out"),
+        concurrency=_number("CONCURRENCY", 100, least=1),
+        rate=_rate(),
+        scope=_choice("SCOPE", _SCOPES),
+        base_url=os.environ.get("ASYNCMIG_BASE_URL"),
+        options=MigrationOptions(
+            decide=_choice("DECIDE", _POLICIES),
+            row_filter=_choice("FILTER", _FILTERS),
+            retries=_number("RETRIES", 0, least=0),
+            deliver_rejected=_choice("DELIVER_REJECTED", _YES_OR_NO),
+            root=os.environ.get("ASYNCMIG_ROOT") or None,
+        ),
+    )
+
+
+def _required(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise InvalidInput(name, value, "is not set")
+    return value
+
+
+def _rate() -> Rate:
+    try:
+        return parse_rate(os.environ.get("ASYNCMIG_RATE") or str(Rate()))
+    except InvalidInput as error:
+        raise InvalidInput("ASYNCMIG_RATE", error.value, error.reason) from None
+
+
+def _choice(setting: str, choices: Mapping[str, _T]) -> _T:
+    """Return what a variable chooses; the first of `choices` if it is not set."""
+    name = f"ASYNCMIG_{setting}"
+    text = os.environ.get(name) or next(iter(choices))
+    if text.lower() not in choices:
+        raise InvalidInput(name, text, f"is none of {', '.join(choices)}")
+    return choices[text.lower()]
+
+
+def _number(setting: str, default: int, *, least: int) -> int:
+    name = f"ASYNCMIG_{setting}"
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise InvalidInput(name, text, f"must be a number of at least {least}")
+    return int(text)
