@@ -170,7 +170,7 @@ def check_folder(field: str, folder: Path) -> Path:
     try:
         place = next(each for each in above if os.path.lexists(each))
         if not place.is_dir():
-            raise InvalidInput(field, str(folder), f"{place} is not a folder: name another one")
+            raise InvalidInput(field, str(folder), f"{place} is not a folder")
     except OSError as error:
         raise InvalidInput(field, str(folder), f"cannot be looked at: {error.strerror or error}") from error
     if not os.access(place, os.W_OK | os.X_OK):

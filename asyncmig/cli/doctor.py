@@ -127,7 +127,7 @@ async def _journal(path: Path) -> Finding:
             return Finding("journal", f"{path} is empty: the first run fills it")
         return await _read_journal(path, read_through=size <= _READ_THROUGH)
     except FileNotFoundError:
-        return Finding("journal", f"{path} is not there yet: the first run makes it")
+        return Finding("journal", f"{path} is not there yet")
     except JournalError as error:
         return Finding("journal", str(error), code_of_error(error))
     except OSError as error:
@@ -233,7 +233,7 @@ def _refused(url: str, error: ApiError) -> Iterator[Finding]:
 
 
 def _another(url: str, status: int, how: str) -> Finding:
-    text = f"{url}{_CHEAP} answers {status}, {how}. Is this the API's base URL?{_by_proxy(url)}"
+    text = f"is this the API's base URL? {url}{_CHEAP}{_by_proxy(url)} answers {status}, {how}"
     return Finding("server", text, USAGE)
 
 
