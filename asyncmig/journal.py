@@ -26,7 +26,7 @@ from typing import Protocol, Self, TypeVar, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._journal.claims import Held
-from asyncmig._journal.file import Connect, connect
+from asyncmig._journal.file import Connect, check_is_path, connect
 from asyncmig._journal.lease import Moment
 from asyncmig._journal.reader import (
     Activity,
@@ -184,6 +184,7 @@ class Journal:
     ) -> None:
         if not (lease > 0 and math.isfinite(lease)):
             raise InvalidInput("lease", lease, "must be a positive number of seconds")
+        check_is_path(path)
         self._path = Path(path).absolute()  # also after the process changed its folder
         self._read_only, self._threaded, self._connect = read_only, threaded, connect
         store = Store(self._path, label=holder or "", lease=lease, connect=connect)

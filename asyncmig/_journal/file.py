@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -10,7 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from asyncmig.errors import JournalError, JournalUnavailable, is_temporary
+from asyncmig.errors import InvalidInput, JournalError, JournalUnavailable, is_temporary
 
 __all__ = [
     "BUSY",
@@ -29,6 +30,7 @@ Connect = Callable[[str], sqlite3.Connection]
 BUSY = 10.0
 """Real seconds that one process waits for another one's transaction, which takes milliseconds."""
 
+_ADDRESS = re.compile(r"(postgres(ql)?|rediss?|unix|mysql|https?):/|.*\bpassword\s*=", re.IGNORECASE)
 _APPLICATION = 0x61736D67  # "asmg", which tells a journal from any other SQLite file
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -98,6 +100,13 @@ def journal_error(path: Path, error: sqlite3.Error | OSError | JournalError) -> 
 def _code(error: Exception) -> int:
     """Return the primary result code of an error of SQLite, 0 for any other error."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def check_is_path(path: str | Path) -> None:
+    """Raise `InvalidInput` for the address of a server, which may hold a password, in place of a file."""
+    if _ADDRESS.match(str(path)):
+        why = "is the address of a server; for PostgreSQL use asyncmig.distributed.postgres.PostgresJournal"
+        raise InvalidInput("journal", "***", why)
 
 
 def connect(uri: str) -> sqlite3.Connection:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Never, cast
 import typer
 from typer.models import OptionInfo
 
+from asyncmig._journal.file import check_is_path
 from asyncmig.cli.amounts import (
     DEFAULT_RATE,
     Duration,
@@ -49,8 +50,12 @@ def written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _setting(name: str, words: str, *, least: float | None = None) -> OptionInfo:
-    option = typer.Option(help=words, min=least, envvar=environment_name(name), show_envvar=False)
+def _setting(
+    name: str, words: str, *, least: float | None = None, callback: Callable[[Path], Path] | None = None
+) -> OptionInfo:
+    option = typer.Option(
+        help=words, min=least, envvar=environment_name(name), show_envvar=False, callback=callback
+    )
     assert isinstance(option, OptionInfo)
     return option
 
@@ -62,13 +67,20 @@ def journal_option(callback: Callable[[typer.Context, Path], Path]) -> OptionInf
         envvar=environment_name("journal"),
         show_envvar=False,
         is_eager=True,
-        callback=callback,
+        callback=lambda context, path: callback(context, _checked_journal(path)),
     )
     assert isinstance(option, OptionInfo)
     return option
 
 
-JournalOption = Annotated[Path, _setting("journal", "File that remembers how far it came.")]
+def _checked_journal(path: Path) -> Path:
+    check_is_path(path)
+    return path
+
+
+JournalOption = Annotated[
+    Path, _setting("journal", "File that remembers how far it came.", callback=_checked_journal)
+]
 
 
 BaseUrlOption = Annotated[

@@ -13,7 +13,7 @@ from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.options import MigrationOptions
 from asyncmig.companies.outcome import Policy
-from asyncmig.distributed._servers import is_postgres
+from asyncmig.distributed._servers import Kind, is_postgres, parse_server
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Scope, Session
@@ -99,10 +99,11 @@ def read_environment() -> WorkerEnvironment:
     ignored = sorted(name for name in os.environ if name.startswith("ASYNCMIG_") and name not in _VARIABLES)
     if ignored:
         _log.warning("no effect on a worker: %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
+    place, window = _required("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_WINDOW")
     return WorkerEnvironment(
-        place=_required("ASYNCMIG_DATABASE"),
-        queue=_required("ASYNCMIG_QUEUE"),
-        window=os.environ.get("ASYNCMIG_WINDOW"),
+        place=_address("ASYNCMIG_DATABASE", place, "postgres") if _is_address(place) else place,
+        queue=_address("ASYNCMIG_QUEUE", _required("ASYNCMIG_QUEUE")),
+        window=window and _address("ASYNCMIG_WINDOW", window, "redis"),
         out=Path(os.environ.get("ASYNCMIG_OUT") or "out"),
         concurrency=_number("CONCURRENCY", 100, least=1),
         rate=_rate(),
@@ -123,6 +124,15 @@ def _required(name: str) -> str:
     if not value:
         raise InvalidInput(name, value, "is not set")
     return value
+
+
+def _is_address(place: str) -> bool:
+    return "://" in place or is_postgres(place)
+
+
+def _address(name: str, text: str, *kinds: Kind) -> str:
+    parse_server(name, text, *kinds)
+    return text
 
 
 def _rate() -> Rate:

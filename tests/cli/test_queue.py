@@ -146,7 +146,13 @@ def test_a_worker_takes_rate_scope_and_options_from_its_environment(
 
 @pytest.mark.parametrize(
     ("queue", "said"),
-    [("redis://:secret@127.0.0.1:1", "has a password"), ("NO_SUCH_VARIABLE", "neither a URL nor")],
+    [
+        ("redis://:secret@127.0.0.1:1", "has a password"),
+        ("redis://127.0.0.1:1?password=secret", "has a password"),
+        ("host=127.0.0.1 port=1 password=secret", "has a password"),
+        ("redis://:secret#1@127.0.0.1:1", "write % as %25"),
+        ("NO_SUCH_VARIABLE", "neither a URL nor"),
+    ],
 )
 def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
     cli: Cli, customers: Callable[..., Path], simulator: object, queue: str, said: str
@@ -163,4 +169,19 @@ def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
     )
     assert result.code == 2
     assert said in result.err
+    assert "secret" not in result.err + result.out
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("show", "acme"), ("retry",), ("doctor",), ("watch",), ("review",)]
+)
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:secret@host/db", "redis://:secret@host", "host=h password=secret"]
+)
+def test_the_address_of_a_server_is_no_journal_and_is_not_printed(
+    cli: Cli, command: tuple[str, ...], address: str
+) -> None:
+    result = cli(*command, "--journal", address)
+    assert result.code == 2
+    assert "the address of a server" in result.err
     assert "secret" not in result.err + result.out

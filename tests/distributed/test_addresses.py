@@ -2,15 +2,17 @@
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import redis
 from servers import RedisServer
 
-from asyncmig import InvalidInput, JournalError, MemoryJournal, Session
+from asyncmig import InvalidInput, Journal, JournalError, MemoryJournal, Session
 from asyncmig.cli.queue import queue_url
 from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.distributed.redis import RedisWindow
-from asyncmig.distributed.saq import MigrationQueue, worker_settings
+from asyncmig.distributed.redis import RedisWindow, checked_redis, redis_client
+from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 
 PW = "hunter2"
 """Is in every address below, and may be in no message."""
@@ -183,6 +185,28 @@ def test_a_variable_that_holds_the_address_may_hold_a_password(monkeypatch: pyte
         queue_url("NO_QUEUE")
 
 
+@pytest.mark.parametrize("variable", ["ASYNCMIG_QUEUE", "ASYNCMIG_DATABASE", "ASYNCMIG_WINDOW"])
+def test_a_worker_names_the_variable_whose_address_is_not_valid(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("ASYNCMIG_QUEUE", "redis://host")
+    monkeypatch.setenv("ASYNCMIG_DATABASE", "postgresql://host/db")
+    monkeypatch.setenv(
+        variable, f"{'postgresql' if variable == 'ASYNCMIG_DATABASE' else 'redis'}://u:{PW}@[host"
+    )
+    with pytest.raises(InvalidInput, match=variable) as caught:
+        settings()
+    check_quiet(caught.value)
+
+
+@pytest.mark.parametrize("address", [GOOD_REDIS[0], GOOD_POSTGRES[0], GOOD_POSTGRES[-1], OTHERS[0]])
+def test_the_path_of_a_journal_is_no_address_of_a_server(address: str) -> None:
+    for path in (address, Path(address)):
+        with pytest.raises(InvalidInput, match="PostgresJournal") as caught:
+            Journal(path)
+        check_quiet(caught.value)
+
+
 @pytest.mark.parametrize("url", ["postgresql://user:{}@127.0.0.1:1/db", "host=127.0.0.1 port=1 password={}"])
 async def test_an_error_of_the_database_shows_no_password(url: str) -> None:
     with pytest.raises(JournalError, match=r"127\.0\.0\.1") as caught:
@@ -191,22 +215,19 @@ async def test_an_error_of_the_database_shows_no_password(url: str) -> None:
     check_quiet(caught.value)
 
 
-async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path) -> None:
+async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, password=PW)
     server.start()
     try:
         host = server.url.rpartition("@")[2]
         for url in (server.url, f"redis://{host}?password={PW}", f"redis://default:{PW}@{host}"):
-            window = RedisWindow(url, timeout=10.0)
-            budget = window.budget("GET /x", account="a", limit=5, window=60.0, timeout=60.0, speed=1.0)
-            assert (await budget.exchange((), None)).used == 0
-            await window.aclose()
-        window = RedisWindow(server.url.replace(PW, f"{PW}!"), timeout=10.0)
-        budget = window.budget("GET /x", account="a", limit=5, window=60.0, timeout=60.0, speed=1.0)
-        with pytest.raises(ConnectionError) as caught:
-            await budget.exchange((), None)
+            async with redis_client(checked_redis("url", url)) as client:
+                assert await client.ping()
+                assert PW not in repr(client)
+        async with redis_client(checked_redis("url", server.url.replace(PW, f"{PW}!"))) as client:
+            with pytest.raises(redis.AuthenticationError) as caught:
+                await client.ping()
         for each in chain(caught.value):
             assert PW not in str(each)
-        await window.aclose()
     finally:
         server.stop()
