@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import Self, cast, final
 
 import anyio
 
@@ -186,7 +186,8 @@ class Fleet(AsyncOnly):
         folders = FolderLookup(self._folder(spec) for spec in specs)
         bad = [each for each in given if each[1] is not None]
         ready = [*bad, *((spec, _below(folders, spec)) for spec in specs)]
-        return keys_of(path for spec in specs for path in spec.files), ready
+        files = (path for spec, _ in given for path in cast("tuple[object, ...]", spec.files))
+        return keys_of(path for path in files if isinstance(path, Path)), ready
 
     @checked_call
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled

@@ -136,6 +136,8 @@ def read_manifest(
     two lines, files that are missing or empty, globs that match nothing, bytes that are no CSV.
     """
     path = Path(path)
+    if root is not None and not Path(root).is_dir():
+        raise InvalidInput("root", str(root), "is not a folder")
     reader = _Reader(path, begun, outputs or Outputs(), None if root is None else Path(root))
     manifest = reader.read()
     if reader.faults:
@@ -375,8 +377,6 @@ class _Reader:
         try:
             check_below(self._root, files)
         except InvalidInput as error:
-            if error.field == "root":
-                raise
             raise _NotAnInput("files", part, error.reason) from error
 
 

@@ -3,8 +3,9 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import final
 
@@ -28,6 +29,10 @@ Key = FileId | str
 """A file, or a directory entry."""
 
 
+def _resolved(path: str) -> str:
+    return os.path.realpath(path)
+
+
 def file_id(path: str | Path, *, follow: bool = True) -> FileId | None:
     """Return what identifies an existing file; None if it cannot be found."""
     try:
@@ -37,15 +42,15 @@ def file_id(path: str | Path, *, follow: bool = True) -> FileId | None:
     return found.st_dev, found.st_ino
 
 
-def entries(path: str | Path) -> Iterator[str]:
+def entries(path: str | Path, real: Callable[[str], str] = _resolved) -> Iterator[str]:
     """Yield the directory entry that a path names, and, if it is a symbolic link, each entry that it leads to.
 
-    Replacing any of them changes what the path reads.
+    Replacing any of them changes what the path reads. `real`: `realpath`, with a memory where there are many paths.
     """
     seen: set[str] = set()
     at = str(path)
     while "\0" not in at:
-        at = os.path.join(os.path.realpath(os.path.dirname(at)), os.path.basename(at))
+        at = os.path.join(real(os.path.dirname(at)), os.path.basename(at))
         if at in seen:
             return
         seen.add(at)
@@ -91,12 +96,14 @@ def check_below(root: Path, paths: Iterable[Path]) -> None:
 class FolderLookup:
     """Finds the folder of a fixed set that a path lies below; a folder need not exist yet."""
 
-    __slots__ = ("_by_id", "_by_name", "_ids")
+    __slots__ = ("_by_id", "_by_name", "_found", "_real")
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._by_id: dict[FileId, Path] = {}
         self._by_name: dict[str, Path] = {}
-        self._ids: dict[Path, FileId | None] = {}
+        self._found: dict[str, Path | None] = {}
+        """By place, which of the folders it is or lies below."""
+        self._real: Callable[[str], str] = cache(_resolved)
         for folder in folders:
             identity = file_id(folder)
             if identity is not None:
@@ -106,24 +113,25 @@ class FolderLookup:
 
     def above(self, path: Path) -> Path | None:
         """Return the folder that `path`, or an entry that it leads to, lies below; None if there is none."""
-        places = [Path(entry) for entry in entries(path)]
+        places = [os.path.dirname(entry) for entry in entries(path, self._real)]
         if ".." not in path.parts:  # through a linked folder: the folders above it, as they are written
-            places.append(path.absolute())
-        for parent in (parent for place in places for parent in place.parents):
-            if parent not in self._ids:
-                self._ids[parent] = file_id(parent)
-            identity = self._ids[parent]
-            found = self._by_id.get(identity) if identity else self._by_name.get(_folded(parent))
-            if found is not None:
-                return found
-        return None
+            places.append(os.path.dirname(path.absolute()))
+        return next((found for place in places if (found := self._at_or_above(place))), None)
+
+    def _at_or_above(self, place: str) -> Path | None:
+        if place not in self._found:
+            identity, parent = file_id(place), os.path.dirname(place)
+            found = self._by_id.get(identity) if identity else self._by_name.get(_folded(place))
+            self._found[place] = found or (None if parent == place else self._at_or_above(parent))
+        return self._found[place]
 
 
 def keys_of(paths: Iterable[Path]) -> list[Key]:
     """Return by what files are known, now and when they are replaced by others of their names. Blocks."""
     keys: list[Key] = []
+    real: Callable[[str], str] = cache(_resolved)
     for path in paths:
-        for entry in entries(path):
+        for entry in entries(path, real):
             identities = {file_id(entry), file_id(entry, follow=False)}
             keys += [_folded_entry(entry), *(each for each in identities if each is not None)]
     return keys

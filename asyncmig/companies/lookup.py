@@ -34,12 +34,14 @@ def source_id(field: str, source: object) -> str:
 
 def checked_templates(templates: object) -> tuple[str, ...]:
     """Return the ids of templates that are given by their ids or as `Template`s. Raises `InvalidInput`."""
-    if not isinstance(templates, Sequence) or isinstance(templates, str | bytes) or not templates:
-        raise InvalidInput("template_ids", templates, "must be a sequence of ids, and not empty")
-    ids = [each.id if isinstance(each, Template) else each for each in cast("Sequence[object]", templates)]
+    shown: object = templates
+    given = cast("Sequence[object]", templates) if isinstance(templates, Sequence) else ()
+    if isinstance(templates, str | bytes) or not given:
+        raise InvalidInput("template_ids", shown, "must be a sequence of ids, and not empty")
+    ids = [each.id if isinstance(each, Template) else each for each in given]
     for each in ids:
         if flaw := flaw_of(each):
-            raise InvalidInput("template_ids", templates, f"must be a sequence of ids: {each!r} {flaw}")
+            raise InvalidInput("template_ids", given, f"must be a sequence of ids: {each!r} {flaw}")
     return tuple(cast("list[str]", ids))
 
 

@@ -139,6 +139,7 @@ def checked_spec(given: object, root: Path | str | None = None) -> CheckedSpec:
 
 async def each_spec(specs: object) -> AsyncIterator[object]:
     """Yield from any iterable, also from an async one. Raises `InvalidInput` for what is neither."""
+    shown: object = specs
     if isinstance(specs, AsyncIterable):
         async for spec in cast("AsyncIterable[object]", specs):
             yield spec
@@ -146,7 +147,7 @@ async def each_spec(specs: object) -> AsyncIterator[object]:
         for spec in cast("Iterable[object]", specs):
             yield spec
     else:
-        raise InvalidInput("specs", specs, "must be an iterable of specs, or an async one")
+        raise InvalidInput("specs", shown, "must be an iterable of specs, or an async one")
 
 
 def failed(spec: Spec, error: InvalidInput) -> Failed:
@@ -166,9 +167,9 @@ def _shown(value: object) -> str:
 
 def _paths(files: object) -> tuple[Path, ...]:
     """Return one path, or several, as a tuple; what is not a path stays as it is, for `validate` to refuse."""
-    if isinstance(files, str | PathLike) or not isinstance(files, Iterable):
-        files = (files,)
-    given = cast("Iterable[object]", files)
+    one: object = files
+    is_one = isinstance(files, str | PathLike) or not isinstance(files, Iterable)
+    given = (one,) if is_one else cast("Iterable[object]", files)
     return tuple(cast(Path, Path(each) if isinstance(each, str) else each) for each in given)
 
 

@@ -318,5 +318,8 @@ def test_inputs_lie_below_the_root(
     assert (result.code, simulator.count()) == (2, 0)
     assert f"files: '{files}': lies outside of" in result.err
     (tmp_path / "work/in/link.csv").unlink()
+    missing = run(path, "--root", "none")
+    assert (missing.code, simulator.count()) == (2, 0)
+    assert "root='none': is not a folder" in missing.err
     if "*" in files:
         assert run(path, *args).code == 0
