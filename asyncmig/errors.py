@@ -61,7 +61,17 @@ _TEMPORARY = frozenset(
     getattr(errno, name, 0)
     for name in (
         *("EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ESTALE", "ETIMEDOUT"),
+        *(
+            "EHOSTDOWN",
+            "EHOSTUNREACH",
+            "ENETDOWN",
+            "ENETUNREACH",
+            "ENOLCK",
+            "ENOTCONN",
+            "EREMOTEIO",
+            "ESTALE",
+        ),
+        "ETIMEDOUT",
     )
 )
 

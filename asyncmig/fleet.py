@@ -256,5 +256,5 @@ def _size(spec: Spec) -> int:
     """Return the bytes of a customer's files; bad input sorts last, and its migration says what is wrong."""
     try:
         return spec.validate()
-    except InvalidInput:
+    except (InvalidInput, OSError):
         return 0

@@ -30,7 +30,7 @@ from asyncmig.companies.lookup import named
 from asyncmig.companies.spec import Spec
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Source, Template
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import InvalidInput, is_temporary
 from asyncmig.outputs import Outputs, OwnFiles
 
 __all__ = ["Customer", "Fault", "InvalidManifest", "Manifest", "read_defaults", "read_manifest"]
@@ -240,6 +240,8 @@ class _Reader:
             with self._path.open("rb") as file:
                 content = file.read(LARGEST + 1)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and is_temporary(error):
+                raise
             self._fault(None, "manifest", getattr(error, "strerror", None) or "is not a path")
             return None
         if reason := not_a_manifest(content):

@@ -169,11 +169,11 @@ class Company:
         """
         fetch, among = self._fetch(filter, report, rank)
         if sheets is None:
-            return await download(fetch, among, Path(to), whole=True)
+            return await download(fetch, among, Path(to), among=among, whole=True)
         if isinstance(sheets, str) or not sheets:
             raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
         wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
-        return await download(fetch, list(wanted.values()), Path(to), whole=False)
+        return await download(fetch, list(wanted.values()), Path(to), among=among, whole=False)
 
     @checked_call
     def stream(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol, Self, TypeGuard, cast, final
+from typing import IO, NoReturn, Protocol, Self, TypeGuard, cast, final
 
 import anyio
 
@@ -16,9 +16,9 @@ from asyncmig._core.arguments import checked_text
 from asyncmig._io.pace import Pace
 from asyncmig._io.threads import begin, in_thread, outlast
 from asyncmig.companies.names import check_utf8
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import InvalidInput, is_temporary
 
-__all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of", "size_of"]
+__all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of", "raise_unreadable", "size_of"]
 
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
 """Chunks of bytes as they come; a callable opens them anew, so that an upload that broke off can be repeated."""
@@ -33,19 +33,35 @@ _AHEAD = 2 * 1024 * 1024
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8."""
+    """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8.
+
+    Raises `OSError` for what may pass, as `raise_unreadable` does.
+    """
     check_utf8("files", path)
     if "\0" in str(path):
         raise InvalidInput("files", str(path), "is not a path")
     try:
-        size = path.stat().st_size
+        size, is_file = path.stat().st_size, path.is_file()
     except OSError as error:
-        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
-    if not path.is_file():
+        raise_unreadable(str(path), error)
+    if not is_file:
         raise InvalidInput("files", str(path), "is not a file")
     if size == 0:
         raise InvalidInput("files", str(path), "is empty")
     return size
+
+
+def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
+    """Raise what it means that an input cannot be read; call it where `error` is caught.
+
+    That is `error` itself if it may pass (see `is_temporary`): the input is not to blame. Otherwise `InvalidInput`.
+    """
+    if isinstance(error, OSError) and is_temporary(error):
+        error.filename = error.filename or name
+        raise error
+    raise InvalidInput(
+        "files", name, getattr(error, "strerror", None) or f"cannot be read: {error}"
+    ) from error
 
 
 class _Digest(Protocol):
@@ -269,7 +285,7 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _unreadable(path.name, error) from error
+        raise_unreadable(path.name, error)
     with file:
         async with _read(path.name, file, digest) as reader:
             yield reader
@@ -282,7 +298,7 @@ async def _object_chunks(
     try:
         await in_thread(file.seek, start)
     except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
+        raise_unreadable(name, error)
     async with _read(name, file, digest) as reader:
         yield reader
 
@@ -366,7 +382,7 @@ class _Reader:
         try:
             chunk = await asyncio.shield(self._ahead)
         except (OSError, ValueError) as error:  # a file object that was closed meanwhile
-            raise _unreadable(self._name, error) from error
+            raise_unreadable(self._name, error)
         if not chunk:
             raise StopAsyncIteration
         self._ahead = begin(self._read)
@@ -380,7 +396,3 @@ class _Reader:
         chunk = self._file.read(_AHEAD)
         self._digest.update(chunk)
         return chunk
-
-
-def _unreadable(name: str, error: OSError | ValueError) -> InvalidInput:
-    return InvalidInput("files", name, f"cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -30,8 +30,12 @@ _MORE_SHEETS = 100
 """So many sheets may be in an archive besides those that are known; a file is open for each."""
 
 
-async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole: bool) -> list[Downloaded]:
-    """Bring `sheets` to `folder/SHEET.csv`; `whole`: they are all that the company has.
+async def download(
+    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], whole: bool
+) -> list[Downloaded]:
+    """Bring `sheets` to `folder/SHEET.csv`. `whole`: they are all that the company has; `among`: all that are known.
+
+    A sheet has the same file name whichever of the others are fetched with it.
 
     All of them come in one ZIP where the server offers that. Everything is fetched and checked before anything is
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
@@ -42,7 +46,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
     while True:
         try:
             with ExitStack() as stack:
-                parts = await _fetch(fetch, sheets, folder, stack, repeats, archived=archived)
+                parts = await _fetch(fetch, sheets, among, folder, stack, repeats, archived=archived)
                 if whole:
                     await in_thread(_check_sum, fetch.expected, parts, repeats)
                 done = await in_thread(_commit, parts, fetch.checks)
@@ -59,6 +63,7 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, whole
 async def _fetch(
     fetch: Fetch,
     sheets: Sequence[Sheet],
+    among: Sequence[Sheet],
     folder: Path,
     stack: ExitStack,
     repeats: Repeats,
@@ -78,10 +83,11 @@ async def _fetch(
                 return parts
     if not sheets:
         raise no_sheets()
-    names = file_names(sheet.name or sheet.id for sheet in sheets)
+    every = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
+    names = dict(zip(every, file_names(every.values()), strict=True))
     parts = [
-        stack.enter_context(Part(sheet.name or sheet.id, folder / f"{name}.csv", repeats))
-        for sheet, name in zip(sheets, names, strict=True)
+        stack.enter_context(Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", repeats))
+        for sheet in sheets
     ]
     for sheet, part in zip(sheets, parts, strict=True):
         await _fetch_sheet(fetch, sheet, part)

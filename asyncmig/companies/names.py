@@ -1,6 +1,7 @@
 """File names for what a server names: a sheet called `../x` or `CON` cannot leave its folder."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,8 +9,12 @@ from asyncmig.errors import InvalidInput
 
 __all__ = ["check_utf8", "customer_folder", "file_names", "safe_name"]
 
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066-\u2069]')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_FORBIDDEN = frozenset('<>:"/\\|?*')
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what steers a terminal, cannot be seen, or is half of a character."""
+_JOINERS = frozenset("\u200c\u200d")
+"""They are part of how words in some languages, and some emoji, are written."""
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\s*\..*)?", re.IGNORECASE)
 _LONGEST = 120
 
 
@@ -24,12 +29,18 @@ def check_utf8(field: str, path: object) -> None:
 
 
 def safe_name(name: str, *, longest: int = _LONGEST) -> str:
-    """Return `name` fit to be a file's name on Linux, macOS and Windows (at most `longest` bytes, never empty)."""
-    clean = (
-        _FORBIDDEN.sub("_", name).strip(" .").encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
-    )
-    clean = clean.strip(" .") or "_"
-    return f"_{clean}" if _DEVICES.fullmatch(clean) else clean
+    """Return `name` fit to be a file's name on Linux, macOS and Windows, in NFC.
+
+    It has at most `longest` bytes of UTF-8, and is never empty.
+    """
+    composed = unicodedata.normalize("NFC", "".join(map(_safe, name)))
+    clean = composed.strip(" .").encode()[:longest].decode("utf-8", "ignore").strip(" .") or "_"
+    return f"_{clean}"[:longest] if _DEVICES.fullmatch(clean) else clean
+
+
+def _safe(character: str) -> str:
+    is_unseen = unicodedata.category(character) in _UNSEEN and character not in _JOINERS
+    return "_" if is_unseen or character in _FORBIDDEN else character
 
 
 def customer_folder(out: Path, external_id: str) -> Path:
@@ -38,14 +49,34 @@ def customer_folder(out: Path, external_id: str) -> Path:
 
 
 def file_names(names: Iterable[str]) -> list[str]:
-    """Return a safe name for each of `names`, all different also where case is not told apart."""
+    """Return a safe name for each of `names`, all different for every file system.
+
+    Some file systems do not tell case apart, or composed and decomposed characters. Of names that are the same to one
+    of them, the first in the order of characters stays as it is; the others get a number. So the result does not
+    depend on the order of the names, unless two are equal.
+    """
+    wanted = list(names)
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    found: dict[int, str] = {}
     taken: set[str] = set()
-    result: list[str] = []
-    for name in names:
-        clean = candidate = safe_name(name)
-        number = 2
-        while candidate.casefold() in taken:
-            candidate, number = f"{clean}-{number}", number + 1
-        taken.add(candidate.casefold())
-        result.append(candidate)
-    return result
+    for place in order:
+        clean = safe_name(wanted[place])
+        if (key := _folded(clean)) not in taken:
+            taken.add(key)
+            found[place] = clean
+    for place in order:
+        if place in found:
+            continue
+        clean, number = safe_name(wanted[place]), 2
+        while (key := _folded(f"{clean}-{number}")) in taken:
+            number += 1
+        taken.add(key)
+        found[place] = f"{clean}-{number}"
+    return [found[place] for place in range(len(wanted))]
+
+
+def _folded(name: str) -> str:
+    """Return what is equal for names that some file system does not tell apart (Unicode, 3.13, D146)."""
+    visible = "".join(each for each in name if each not in _JOINERS)
+    once = unicodedata.normalize("NFKD", visible).casefold()
+    return unicodedata.normalize("NFKD", once).casefold()

@@ -15,6 +15,7 @@ from asyncmig._io.paths import check_below
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.catalog import check_external_id
 from asyncmig.companies.connections import Connections, checked_connections
+from asyncmig.companies.content import raise_unreadable
 from asyncmig.companies.failures import LastFailure
 from asyncmig.companies.lookup import checked_templates
 from asyncmig.companies.outcome import ExportMode, ExportSummary, Failed, Outcome
@@ -330,7 +331,7 @@ def _read_input(path: Path) -> FileInput:
     try:
         digest = digest_of(path)
     except OSError as error:
-        raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+        raise_unreadable(str(path), error)
     return FileInput(path=str(path), size=size, sha256=digest)
 
 

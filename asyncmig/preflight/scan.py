@@ -9,6 +9,7 @@ from typing import Generic, TextIO, TypeVar, final
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
+from asyncmig.companies.content import raise_unreadable
 from asyncmig.companies.uploads import size_of
 from asyncmig.companies.wire import Template
 from asyncmig.errors import InvalidInput
@@ -78,7 +79,7 @@ async def _in_steps(path: Path, steps: Generator[None, None, T]) -> T:
             while (done := await in_thread(_advance, steps)) is None:
                 pass
         except OSError as error:
-            raise InvalidInput("files", str(path), error.strerror or type(error).__name__) from error
+            raise_unreadable(str(path), error)
     return done.value
 
 

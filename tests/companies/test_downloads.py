@@ -352,6 +352,42 @@ async def test_an_archive_that_unpacks_to_more_than_was_reported_is_stopped(
 
 
 @pytest.mark.parametrize("zip_status", [200, 404])
+async def test_sheets_that_a_file_system_does_not_tell_apart_are_two_files(
+    imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
+) -> None:
+    names = ["Caf\u00e9", "CAFE\u0301", "cafe"]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as content:
+        for name, rows in reversed(list(zip(names, (0, 20, 0), strict=True))):
+            content.writestr(f"{name}.csv", "a\n" + "1\n" * rows)
+    async with imported(zip_status=zip_status) as company:
+        company.sheets = [
+            Sheet(id=sheet.id, name=name) for sheet, name in zip(company.sheets, names, strict=True)
+        ]
+        if zip_status == 200:
+            faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
+        files = await company.download(to=tmp_path, report=ImportReport(inserted=20), filter="all")
+        [alone] = await company.download(to=tmp_path, sheets=[names[0]], filter="all")
+    expected = {"CAFE\u0301": "CAF\u00c9", "Caf\u00e9": "Caf\u00e9-2", "cafe": "cafe"}
+    assert {file.sheet: Path(file.path).stem for file in files} == expected
+    assert Path(alone.path).stem == "Caf\u00e9-2"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+async def test_a_download_is_not_written_through_a_link(imported: Imported, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    other.write_text("mine")
+    out.mkdir()
+    (out / "Contacts.csv").symlink_to(other)
+    (out / f"Contacts.csv.{'0' * 32}.part").symlink_to(other)
+    async with imported() as company:
+        await company.download(to=out, sheets=["Contacts"])
+    assert other.read_text() == "mine"
+    assert [path.name for path in out.iterdir()] == ["Contacts.csv"]
+    assert not (out / "Contacts.csv").is_symlink()
+
+
+@pytest.mark.parametrize("zip_status", [200, 404])
 async def test_what_cannot_be_made_whole_leaves_nothing(
     imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
 ) -> None:

@@ -1,10 +1,13 @@
 """One customer from CSV to CSV: whatever happens on the way, nothing is done twice and nothing is lost."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +19,7 @@ from asyncmig import (
     Failed,
     InvalidInput,
     MemoryJournal,
+    Outcome,
     Parked,
     Pending,
     Spec,
@@ -472,3 +476,42 @@ async def test_a_file_that_the_storage_refuses_fails_its_customer_with_the_reaso
     assert isinstance(outcome, Failed)
     assert outcome.error.endswith("EntityTooLarge: At most 5 GB")
     assert [method for _, method, _ in wire.sent].count("PUT") == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EMFILE, Pending),
+        (errno.ENFILE, Pending),
+        (errno.EIO, Pending),
+        (errno.ESTALE, Pending),
+        (errno.EACCES, Failed),
+        (errno.ENOENT, Failed),
+    ],
+)
+async def test_an_input_is_not_to_blame_for_what_this_machine_lacks(
+    opens: Opens,
+    customer: Callable[..., Spec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    kind: type[Outcome],
+    late: bool,
+) -> None:
+    """The file cannot be opened: when it is looked at first, or when it is uploaded."""
+    spec, journal, really, opened = customer(), MemoryJournal(), Path.open, 0
+
+    def refusing(path: Path, *args: Any, **kwargs: Any) -> Any:
+        nonlocal opened
+        opened += path in spec.files
+        if path in spec.files and opened == 1 + late:
+            raise OSError(code, os.strerror(code), str(path))
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
+        assert isinstance(outcome, kind)
+        assert os.strerror(code) in outcome.error  # type: ignore[attr-defined]
+        assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)

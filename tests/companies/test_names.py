@@ -1,5 +1,7 @@
 """What a server names cannot leave its folder, nor meet another file there."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,14 @@ from asyncmig.companies.names import file_names, safe_name
         ("a\x1b[31mb", "a_[31mb"),
         ("Kunden: 2024?", "Kunden_ 2024_"),
         ("顧客", "顧客"),
+        ("con .txt", "_con .txt"),
+        ("CONOUT$", "_CONOUT$"),
+        ("a. .", "a"),
+        ("e\u0301", "é"),
+        ("é" * 100, "é" * 60),  # 120 bytes
+        ("gpj\u202e.exe", "gpj_.exe"),
+        ("a\u200bb\ufeff", "a_b_"),
+        ("\ud800x", "_x"),
     ],
 )
 def test_names(name: str, safe: str) -> None:
@@ -35,7 +45,41 @@ def test_any_name_is_one_part_of_a_path(name: str) -> None:
     assert safe not in (".", "..")
 
 
-@given(st.lists(st.sampled_from(["a", "A", "a/", "a-2", "../a", "b"]), max_size=6))
+ALIKE = [
+    "a",
+    "A",
+    "a/",
+    "a-2",
+    "../a",
+    "b",
+    "é",
+    "e\u0301",
+    "É",
+    "ß",
+    "SS",
+    "ss",
+    "K",
+    "\u212a",
+    "x" * 130,
+    "X" * 140,
+]
+
+
+def as_a_file_system_sees_it(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+@given(st.lists(st.sampled_from(ALIKE), max_size=6))
 def test_no_two_files_meet(names: list[str]) -> None:
     made = file_names(names)
-    assert len({name.casefold() for name in made}) == len(names)
+    assert len({as_a_file_system_sees_it(name) for name in made}) == len(names)
+
+
+@given(
+    st.lists(st.sampled_from(ALIKE), unique=True).flatmap(
+        lambda names: st.tuples(st.just(names), st.permutations(names))
+    )
+)
+def test_a_file_keeps_its_name_in_whatever_order_they_come(orders: tuple[list[str], list[str]]) -> None:
+    first, second = (dict(zip(order, file_names(order), strict=True)) for order in orders)
+    assert first == second
