@@ -92,6 +92,9 @@ class RequestDone(_Happening, frozen=True, kw_only=True, tag=True):
 class AttemptFailed(_Happening, frozen=True, kw_only=True, tag=True):
     """An attempt failed, and it is repeated: a request, an upload or download as a whole, or a status check.
 
+    Also told of a journal that cannot be written (`endpoint` is `journal`), and of a shared window that is still away
+    after `SharedWindowLost` (`shared window of BUDGET`).
+
     Not every failure is told: the first one of a step, and then one after 15 s, 30 s, 60 s, ... at most 10 minutes.
     """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig._core.retry import Occasions
-from asyncmig.errors import ApiError, NoAnswer
+from asyncmig.errors import ApiError, JournalError, NoAnswer
 from asyncmig.events import AttemptFailed, Events, Recovered
 
 __all__ = ["Failures", "Owner", "current_step", "owner", "repeating", "working_for"]
@@ -141,5 +141,7 @@ def _reason(error: Exception) -> str:
             return error.text or "(empty body)"
         case NoAnswer():
             return f"no answer ({error.reason})"
+        case JournalError():
+            return error.reason
         case _:
             return str(error)

@@ -126,6 +126,10 @@ class Host(Protocol):
         """The keeper cannot be reached: go on alone."""
         ...
 
+    def still_away(self, error: OSError) -> None:
+        """The keeper was tried again, and cannot be reached."""
+        ...
+
     def joined(self, reply: Reply) -> None:
         """The keeper is back, and knows what this process has used."""
         ...
@@ -304,7 +308,8 @@ class Link:
         self._forget(now)
         try:
             reply = await self._asked([*self._remembered(now), *self._telling], None)
-        except OSError:
+        except OSError as error:
+            self._host.still_away(error)
             self._found, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
             return
         if not self._found:

@@ -14,11 +14,12 @@ from typing import final
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
+from asyncmig._core.retry import Occasions
 from asyncmig._io.dispatcher import Dispatcher
 from asyncmig._io.home import loop_speed
 from asyncmig._io.recent import EarlierSlot
 from asyncmig._io.shared import Link, Reply, SharedWindow, What
-from asyncmig.events import Events, SharedWindowFound, SharedWindowLost
+from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost
 
 __all__ = ["Shared", "SharedDispatcher"]
 
@@ -46,6 +47,7 @@ class SharedDispatcher(Dispatcher):
     """Gives the slots that a keeper grants, or while that is away those of this process's share."""
 
     __slots__ = (
+        "_away",
         "_first_heard_at",
         "_heard_at",
         "_held_until",
@@ -72,6 +74,8 @@ class SharedDispatcher(Dispatcher):
         super().__init__(limiter, window=window, recent=recent, budget=budget, events=events)
         self._shared, self._limit = shared, limit
         self._link: Link | None = None
+        self._away = Occasions()
+        """Which failures to reach the keeper are told."""
         self._view: Reply | None = None
         """What the keeper said last; None while it is away."""
         self._names: dict[float, str] = {}
@@ -188,7 +192,8 @@ class SharedDispatcher(Dispatcher):
             clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
         share = max(1, slots // clients)
-        self._view, self._parted_at = None, now
+        self._view, self._parted_at, self._away = None, now, Occasions()
+        self._away.failed(now)  # which `SharedWindowLost` tells
         self.limiter.resize(share)
         # What others have used of the share is free again, at the latest, a window from now.
         taken = share - super().used() - max(0, slots - used) // clients
@@ -201,6 +206,19 @@ class SharedDispatcher(Dispatcher):
                 )
             )
         self.turn()
+
+    def still_away(self, error: OSError) -> None:
+        now = self.now()
+        if self._events is not None and self._away.failed(now):
+            self._events.emit(
+                AttemptFailed(
+                    at=now,
+                    endpoint=f"shared window of {self._budget}",
+                    attempt=self._away.count,
+                    status=None,
+                    error=str(error),
+                )
+            )
 
     def joined(self, reply: Reply) -> None:
         self._rest()

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from asyncmig._io.failures import Failures, Owner
 from asyncmig.companies.spec import Record, read_record
 from asyncmig.companies.steps import Entry
 from asyncmig.errors import AuthError, CompanyHeld, JournalError, JournalUnavailable, SessionClosed
@@ -79,6 +80,7 @@ class Answers:
         """Write what the journal does not have yet. Raises as `keep` does."""
         loop = asyncio.get_running_loop()
         until, failed = loop.time() + _PATIENCE, False
+        failures = Failures(self._session.events, until=until, owner=Owner(self._claim.external_id))
         try:
             while self._entries:
                 entry = self._entries[0]
@@ -94,7 +96,9 @@ class Answers:
                     if loop.time() >= until or self.must_end:
                         kind = JournalUnavailable if isinstance(error, JournalUnavailable) else JournalError
                         raise kind(error.path, f"{error.reason}; {self.unwritten}") from error
+                    await failures.failed(error, endpoint="journal", ids={})
                     await asyncio.sleep(_PAUSE)
+            await failures.succeeded()
         except BaseException:
             left = _Unwritten(self._claim.state, tuple(self._entries))
             _unwritten.setdefault(self._session, {})[self._claim.external_id] = left

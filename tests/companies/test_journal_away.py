@@ -23,6 +23,7 @@ from asyncmig import (
     adopt,
     migrate,
 )
+from asyncmig.events import AttemptFailed, Recovered
 from asyncmig.journal import ClaimPort, Event
 from asyncmig.simulator import Variants, World
 
@@ -216,3 +217,21 @@ async def test_a_process_that_must_end_says_what_it_knows(
     assert outcome.company_id == company.id
     assert outcome.run_id in company.runs
     assert f"does not have run {outcome.run_id} yet" in outcome.error
+
+
+async def test_a_journal_that_stays_away_is_told_now_and_then(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    loop, told = asyncio.get_running_loop(), list[object]()
+    journal = AwayJournal(lambda kind: kind == "uploaded" and loop.time() < 200.0)
+    async with opens() as session:
+        with session.events.subscribe(told.append):
+            outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
+    assert isinstance(outcome, Delivered)
+    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    assert 4 <= len(failures) <= 6
+    assert {(event.external_id, event.endpoint, event.error) for event in failures} == {
+        ("acme", "journal", "connection refused")
+    }
+    assert all(event.until == pytest.approx(failures[0].at + 900.0, abs=2.0) for event in failures)
+    assert len([event for event in told if isinstance(event, Recovered)]) == 1

@@ -1,6 +1,7 @@
 """Gates of several processes before one budget: order, cancellation, outages; on a virtual clock."""
 
 import asyncio
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from keeper import Keeper
 
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
 from asyncmig._io.shared_dispatcher import Shared
-from asyncmig.events import Events, Held, SharedWindowFound, SharedWindowLost
+from asyncmig.events import AttemptFailed, Events, Held, SharedWindowFound, SharedWindowLost
 from asyncmig.simulator.limits import SlidingLog
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
@@ -228,3 +229,19 @@ async def test_what_others_had_used_when_the_keeper_went_is_not_sent_again() -> 
     await asyncio.gather(*calls)
     assert load.refused == 0
     assert most_in_a_window(load.spans, 60.0) <= 100
+
+
+async def test_a_keeper_that_stays_away_is_told_now_and_then() -> None:
+    keeper, told, events = Keeper(), list[object](), Events()
+    one = gate(keeper, limit=1, events=events)
+    await use(one)
+    keeper.away = True
+    with events.subscribe(told.append):
+        waiting = [asyncio.create_task(use(one)) for _ in range(4)]
+        await asyncio.gather(*waiting)
+    assert len([event for event in told if isinstance(event, SharedWindowLost)]) == 1
+    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    assert 3 <= len(failures) <= 6
+    assert all(later.at - earlier.at >= 15.0 for earlier, later in pairwise(failures))
+    assert {event.endpoint for event in failures} == {"shared window of GET /x"}
+    await one.aclose()
