@@ -140,7 +140,8 @@ def _variable(kind: str) -> str:
 def _parsed(name: str, value: str) -> Proxy:
     scheme, rest = _parted(value)
     if scheme.lower() not in ("", "http://"):
-        raise InvalidInput(name, f"{scheme}***", "is a kind of proxy that is not supported: only http:// is")
+        reason = "is not supported: only http:// proxies are; NO_PROXY lists hosts that need none"
+        raise InvalidInput(name, f"{scheme}***", reason)
     parts = _split(f"http://{rest}")
     host = parts.hostname or "" if parts is not None else ""
     if parts is not None and _HOST.fullmatch(host) and "@" not in rest[len(parts.netloc) :]:

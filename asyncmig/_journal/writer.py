@@ -77,6 +77,10 @@ class _Job(Generic[_T]):
             _log.warning("a write whose caller was cancelled failed: %s", self._error)
 
 
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="asyncmig-journal")
+
+
 @final
 class Writer:
     """Runs steps of a store, many in a transaction. `threaded=False` runs them at once, on the loop."""
@@ -103,6 +107,7 @@ class Writer:
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
         self._beat: threading.Thread | None = None
+        self._executor = _one_thread()
         self._pid = os.getpid()
         self.is_open: bool = False
 
@@ -113,9 +118,12 @@ class Writer:
                 raise JournalError(self._place, "is open already")
             self._stop_beat()
             self._abandon()
+        before, was_here = self._executor, self._pid == os.getpid()
         self._loop, self._pid = weakref.ref(asyncio.get_running_loop()), os.getpid()
         self._pending, self._running, self._beat = [], None, None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="asyncmig-journal")
+        self._executor = _one_thread()
+        if was_here:
+            self._call(before.shutdown)  # an attempt that failed or was cancelled ends first
         self._stopped.clear()
         try:
             await self._call(self._store.open)

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import astuple
 from typing import final
 from uuid import uuid4
@@ -149,12 +150,15 @@ class PostgresStore(ClaimStore):
 
     def open(self) -> None:
         """Connect, and make the tables where there are none. Raises `JournalError`."""
-        self._stopping = False
-        try:
-            self._db = self._address.connect()
-            self._prepare(self._db)
-        except psycopg.Error as error:
-            raise self._address.explain(error) from error
+        with ExitStack() as opened:
+            try:
+                db = self._address.connect()
+                opened.callback(db.close)
+                self._prepare(db)
+            except psycopg.Error as error:
+                raise self._address.explain(error) from error
+            opened.pop_all()
+        self._db, self._stopping = db, False
         self._holder = Holder.here(self._label)
         self._owned.clear()
         enter(self._holder)

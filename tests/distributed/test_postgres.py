@@ -54,6 +54,41 @@ async def test_two_journals_refuse_each_other_by_name(database_url, prefix):
             assert again.state == b"s"
 
 
+async def test_a_journal_that_could_not_be_opened_can_be_opened_again(database_url, prefix, monkeypatch):
+    journal = PostgresJournal(database_url, schema=prefix)
+
+    def refuse(*args, **options):
+        raise psycopg.OperationalError("away")
+
+    async with PostgresJournal(database_url, schema=prefix):
+        pass
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg, "connect", refuse)
+            with pytest.raises(JournalError, match="away"):
+                await journal.__aenter__()
+        async with journal, await journal.claim("acme") as claim:
+            await claim.write("k", b"d", b"s")
+
+
+async def test_a_journal_of_another_version_is_refused_and_disconnected(database_url, prefix):
+    async with PostgresJournal(database_url, schema=prefix):
+        pass
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute(SQL("UPDATE {}.journal SET version = 99").format(Identifier(prefix)))
+        named = f"{database_url}{'&' if '?' in database_url else '?'}application_name={prefix}"
+        connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+        journals = [PostgresJournal(named, schema=prefix) for _ in range(3)]
+        for journal in journals:
+            with pytest.raises(JournalError, match="version 99"):
+                await journal.__aenter__()
+        for _ in range(100):
+            if (left := db.execute(connected, (prefix,)).fetchone()) == (0,):
+                break
+            await asyncio.sleep(0.05)
+        assert left == (0,)
+
+
 async def test_closing_gives_up_every_claim(database_url, prefix):
     one = PostgresJournal(database_url, schema=prefix)
     async with one:
