@@ -193,6 +193,8 @@ class Simulator:
         schemas: Iterable[Schema] = SCHEMAS,
     ) -> None:
         _check(seed=seed, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency)
+        if faults is not None and not isinstance(faults, Mapping | Faults):
+            raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
         self._seed = seed
         self._scope: Scope = scope
         self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))

@@ -132,6 +132,8 @@ def test_the_fixtures_go_with_plain_functions(pytester: pytest.Pytester) -> None
 BAD_OPTIONS: list[dict[str, object]] = [
     *({"faults": {"500-before": rate}} for rate in (2, -0.1, float("nan"), float("inf"), "0.1", True, None)),
     {"faults": {7: 0.1}},
+    {"faults": ["hang"]},
+    {"faults": "hang"},
     *({"seed": seed} for seed in (-1, 1.5, "x", None, True)),
     *({"limit": limit} for limit in (10, None)),
     *({"latency": latency} for latency in (-1, float("nan"), float("inf"), "1")),
