@@ -192,9 +192,9 @@ class Simulator:
         sources: Mapping[str, str] = SOURCES,
         schemas: Iterable[Schema] = SCHEMAS,
     ) -> None:
-        _check(seed=seed, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency)
-        if faults is not None and not isinstance(faults, Mapping | Faults):
-            raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
+        _check(
+            seed=seed, faults=faults, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency
+        )
         self._seed = seed
         self._scope: Scope = scope
         self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
@@ -240,10 +240,19 @@ class Simulator:
 
 
 def _check(
-    *, seed: object, variants: object, pace: object, limit: object, scope: object, latency: object
+    *,
+    seed: object,
+    faults: object,
+    variants: object,
+    pace: object,
+    limit: object,
+    scope: object,
+    latency: object,
 ) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InvalidInput("seed", seed, "must be a whole number, 0 or more")
+    if not isinstance(faults, Mapping | Faults | None):
+        raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
     if not isinstance(variants, Variants | None):
         raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
     if not isinstance(pace, Pace | None):
