@@ -16,7 +16,7 @@ from rich.console import Console
 
 from asyncmig.cli.amounts import Rate
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, code_of, code_of_error, worst_code
+from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, code_of_error, worst_code
 from asyncmig.cli.config import print_config
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
@@ -34,10 +34,10 @@ from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, 
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
 from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given, places_of
 from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
+from asyncmig.cli.streams import guarded, is_unread, report_failure
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
     ToConsole,
-    abandon_stdout,
     clean,
     counted,
     data_console,
@@ -140,11 +140,8 @@ def _drive(options: Options, display: Display, wanted: Wanted) -> None:
     wanted = replace(wanted, protected=protected)
     ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
     if not (display.quiet and ended.exit_code == DELIVERED):
-        try:
-            print_summary(words if display.as_json else data, ended, options)
-        except OSError as error:  # what was done was done, whether or not somebody reads of it
-            abandon_stdout()
-            say(words, f"Error: the summary could not be printed: {error}", "red")
+        print_summary(words if display.as_json else data, ended, options)
+    report_failure(words, "the summary could not be printed: ")
     raise typer.Exit(ended.exit_code)
 
 
@@ -265,7 +262,7 @@ def watch(
     """
     data, words = data_console(), words_console()
     run_at(1.0, follow_journal(journal, data, as_json=as_json))
-    left = run_at(1.0, running(journal))
+    left = [] if is_unread() else run_at(1.0, running(journal))
     if left and os.environ.get("VERN_API_KEY"):
         say(
             words,
@@ -403,17 +400,28 @@ def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
 
 def run_app() -> None:
     """Run the command that the arguments name; an error that has a sentence is that sentence, and no traceback."""
-    words = words_console()
+    with guarded():
+        words = words_console()
+        code = _run_command(words)
+        if report_failure(words):
+            code = UNWRITTEN
+    sys.exit(code)
+
+
+def _run_command(words: Console) -> int:
     warnings, log = ToConsole(words), logging.getLogger("asyncmig")
     log.addHandler(warnings)
     try:
         app()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else DELIVERED
     except KeyboardInterrupt:
-        sys.exit(RESUMABLE)
+        return RESUMABLE
     except (AsyncmigError, OSError, BaseExceptionGroup) as error:
-        sys.exit(_tell(error, words))
+        return _tell(error, words)
     finally:
         log.removeHandler(warnings)
+    return DELIVERED
 
 
 def _tell(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "KEY_REFUSED",
     "PARKED",
     "RESUMABLE",
+    "UNWRITTEN",
     "USAGE",
     "code_of",
     "code_of_error",
@@ -33,6 +34,11 @@ FAILED: Final = 3
 KEY_REFUSED: Final = 4
 PARKED: Final = 5
 UNKNOWN: Final = 6
+UNWRITTEN: Final = 74
+"""EX_IOERR of sysexits.h: stdout could not be written (a full disk, a pipe that nobody reads).
+
+`run` and `retry` end in order instead, as after an interrupt: with 75 if anything is left to do. A broken
+stderr changes no code of the other commands."""
 RESUMABLE: Final = 75
 """EX_TEMPFAIL of sysexits.h: try the same again."""
 _WORST_FIRST = (("pending", RESUMABLE), ("unknown", UNKNOWN), ("parked", PARKED), ("failed", FAILED))

@@ -14,7 +14,7 @@ from typing import cast, final
 import msgspec
 
 from asyncmig.cli.report import CompanyRow
-from asyncmig.cli.terminal import abandon_stdout, print_line
+from asyncmig.cli.terminal import print_line
 from asyncmig.events import Event, RequestDone, RequestSent
 
 __all__ = ["SCHEMA", "Feed", "wall_clock"]
@@ -81,7 +81,6 @@ class Feed:
         line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
         try:
             print_line(line)
-        except BrokenPipeError:
+        except OSError:  # of a stdout that is not guarded
             self._read = False
-            abandon_stdout()
             self._abandoned()

@@ -68,7 +68,13 @@ class Progress:
                 with self._every(_LINE_EVERY, self._say_if_changed):
                     yield
             else:
-                live = Live(self._view(), console=self._console, auto_refresh=False, transient=True)
+                live = Live(
+                    self._view(),
+                    console=self._console,
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,  # `--json` prints there
+                )
                 with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
                     yield
 

@@ -10,7 +10,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile, warn_of_lost_journal
 from asyncmig.cli.selection import only, select
 from asyncmig.cli.settings import PATHS, DecideChoice, Display
+from asyncmig.cli.streams import GuardedStream, guarded_streams, is_unread
 from asyncmig.cli.terminal import counted, say
 from asyncmig.companies.names import check_utf8
 from asyncmig.companies.outcome import Delivered, Failed, Outcome
@@ -79,7 +80,7 @@ class Ended:
     reason: str | None = None
     """Why it ended early; None if it did not."""
     unwritten: bool = False
-    """Whether `report.json` on disk is not the last word."""
+    """Whether `report.json`, or what `--json` prints, is incomplete."""
 
     @property
     def companies(self) -> tuple[CompanyRow, ...]:
@@ -168,7 +169,12 @@ async def drive(
         progress = Progress(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
         recorder = Recorder(session, options)
-        with recorder.following(), session.events.subscribe(key), Interrupts(session, words) as interrupts:
+        with (
+            recorder.following(),
+            session.events.subscribe(key),
+            Interrupts(session, words) as interrupts,
+            _heard(interrupts),
+        ):
             feed = _feed(display, interrupts)
             with progress.following(session), _feeding(feed, session, len(manifest.customers)):
                 work = _Work(manifest, options, session, journal, wanted)
@@ -183,7 +189,7 @@ async def drive(
             selected=selected,
             key_refused=key.refused,
             reason=reason or report.trouble,
-            unwritten=bool(report.trouble),
+            unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
         recorder.write(ended.companies, last.budget, ended.reason)
         if feed is not None:
@@ -197,6 +203,22 @@ def _feed(display: Display, interrupts: Interrupts) -> Feed | None:
     loop = asyncio.get_running_loop()
     abandoned = partial(interrupts.stop, "nobody reads stdout any more")
     return Feed(clock=loop.time, requests=display.verbose, abandoned=abandoned)
+
+
+@contextmanager
+def _heard(interrupts: Interrupts) -> Generator[None]:
+    """End in order once stdout or stderr cannot be written."""
+    loop = asyncio.get_running_loop()
+
+    def failed(
+        stream: GuardedStream,
+    ) -> None:  # not at once: it fails in the middle of a line of some console
+        loop.call_soon_threadsafe(interrupts.stop, stream.trouble)
+
+    with ExitStack() as exits:
+        for stream in guarded_streams():
+            exits.enter_context(stream.on_failure(failed))
+        yield
 
 
 @contextmanager
@@ -253,7 +275,6 @@ class _Work:
                     specs = await self._specs()
                 work = self._fleet if self._wanted.queue is None else self._queue
                 await work(specs, records, outlets, interrupts)
-            await interrupts.settled()
             return interrupts.reason
         except (AuthError, JournalError) as error:
             return str(error)
@@ -294,6 +315,7 @@ class _Work:
             async for outcome in fleet.run(specs):
                 self._take(outcome, records, outlets, interrupts)
             await interrupts.settled()
+            interrupts.fleet = None  # what comes now finds nothing to drain
 
     async def _queue(
         self,

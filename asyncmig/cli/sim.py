@@ -14,6 +14,7 @@ from rich.console import Console
 
 from asyncmig.cli.amounts import DEFAULT_RATE, Rate, rate_option
 from asyncmig.cli.interrupts import handling_signals
+from asyncmig.cli.streams import is_unread
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
 from asyncmig.outputs import check_replaceable
@@ -159,6 +160,8 @@ async def serve_until_interrupted(options: SimOptions, data: Console, words: Con
         async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
             say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}")
             data.file.flush()
+            if is_unread():
+                return
             clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
             say(words, f"The simulator serves until Ctrl-C{clients}.", "dim")
             await interrupted.wait()

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-from pathlib import Path
 from typing import final
 
 import msgspec
@@ -14,7 +13,6 @@ from rich.text import Text
 
 __all__ = [
     "ToConsole",
-    "abandon_stdout",
     "clean",
     "counted",
     "data_console",
@@ -56,11 +54,6 @@ def print_line(value: object) -> None:
     sys.stdout.flush()
 
 
-def abandon_stdout() -> None:
-    """Print nothing on stdout any more: what is left in its buffer would fail again at exit, with another code."""
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for good
-
-
 def draws(console: Console) -> bool:
     """Return whether a picture that changes can be drawn: on a terminal, not in a pipe that is merely coloured."""
     if not console.is_terminal or console.is_dumb_terminal:
@@ -75,14 +68,13 @@ def is_interactive() -> bool:
 
 def data_console() -> Console:
     """Return the console for data: stdout. In a pipe, where nobody looks, it is wide enough for any table."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison] - closed
-    wide = None if is_terminal or "COLUMNS" in os.environ else _WIDE
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
 
 
 def words_console() -> Console:
     """Return the console for progress and warnings: stderr."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -13,6 +13,7 @@ from asyncmig.cli.options import Options
 from asyncmig.cli.progress import STYLES
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.settings import Reach
+from asyncmig.cli.streams import is_unread
 from asyncmig.cli.terminal import clean, counted, print_line, say
 from asyncmig.companies.failures import words_of as failure_words
 from asyncmig.companies.imports import ImportRun
@@ -32,6 +33,8 @@ async def follow_journal(path: Path, data: Console, *, as_json: bool) -> None:
         known = await journal.events()
         async for event in follow(journal, after=known[-1].seq if known else 0):
             _print(data, event, as_json=as_json)
+            if is_unread():
+                return
 
 
 def _print(data: Console, event: Event, *, as_json: bool) -> None:
@@ -104,5 +107,5 @@ async def _print_updates(run: ImportRun, record: Record, data: Console, as_json:
         else:
             words = state.error or state.progress_message or ""
             say(data, f"{clean(state.status, 30):<15}  {record.external_id}  {clean(words)}".rstrip())
-        if run.needs_attention is not None:
+        if run.needs_attention is not None or is_unread():
             return
