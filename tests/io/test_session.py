@@ -373,3 +373,25 @@ def test_a_secret_shows_nothing_and_is_not_pickled() -> None:
     with pytest.raises(TypeError):
         pickle.dumps(secret())
     logging.getLogger("asyncmig").debug("%s", secret())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"score": NaN',
+        b'"score": -Infinity',
+        b'"score": 1e999',
+        b'"novelty": ' + b"[" * 100_000 + b"]" * 100_000,
+        b'"text": "half a character \\ud83d"',
+    ],
+    ids=lambda more: more[:20].decode(),
+)
+async def test_an_end_in_a_reply_that_is_not_strict_json_is_noticed(wire: InProcess, more: bytes) -> None:
+    ended = Reply(status=200, body=b'{"status": "completed", %b, "report": {"inserted": 3}}' % more)
+    wire.fault = lambda method, path, number: Fault(instead=ended)
+    async with session(wire) as opened:
+        async with asyncio.timeout(120):
+            state = await opened.watch("run", "company").wait()
+        assert state.report is not None
+        assert state.report.inserted == 3
+    assert len(wire.sent) == 1
