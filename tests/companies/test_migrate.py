@@ -515,3 +515,47 @@ async def test_an_input_is_not_to_blame_for_what_this_machine_lacks(
         assert isinstance(outcome, kind)
         assert os.strerror(code) in outcome.error  # type: ignore[attr-defined]
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)
+
+
+async def test_a_park_that_was_decided_before_a_restart_is_not_shown_again(
+    opens: Opens, customer: Callable[..., Spec], wire: InProcess, tmp_path: Path
+) -> None:
+    """The process ends right after the decision, and the next one's first reads lag behind it."""
+    asked: list[Parked] = []
+    journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
+    shown: list[bytes] = []
+    lag = 0
+
+    def lagging(body: bytes) -> bytes:
+        nonlocal lag
+        if not asked:
+            shown[:] = [body]
+        elif lag < 4:
+            lag += 1
+            return shown[0]
+        return body
+
+    decided = asyncio.Event()
+
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        if path.endswith("/decisions"):
+            decided.set()
+        return Fault(change=lagging) if method == "GET" and "/imports/" in path else None
+
+    wire.fault = fault
+
+    async def decide(parked: Parked) -> Decision:
+        asked.append(parked)
+        return Decision(approve=True)
+
+    async with opens() as session:
+        first = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path, decide=decide))
+        await decided.wait()
+        await asyncio.sleep(0.5)
+        first.cancel()
+        await asyncio.wait([first])
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide=decide)
+    assert isinstance(outcome, Delivered)
+    assert lag == 4
+    assert len(asked) == 1
