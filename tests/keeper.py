@@ -14,6 +14,8 @@ class Keeper:
     def __init__(self, *, latency: float = 0.01, processes: int = 4) -> None:
         self.latency, self.processes = latency, processes
         self.away = self.deaf = self.closed = False
+        self.leaky = False
+        """It loses between any two exchanges what it knew."""
         self.limiters: dict[str, Limiter] = {}
         self.taken: dict[str, float] = {}
         self.known: set[str] = set()
@@ -51,6 +53,8 @@ class KeptBudget:
         await asyncio.sleep(keeper.latency / 2)
         if keeper.away:
             raise ConnectionError("it is away")
+        if keeper.leaky:
+            return Reply(slots=100, burst=100, used=0, clients=1, epoch=f"{keeper.exchanges}", lost=True)
         keeper.clients.add(id(self))
         for one in happened:
             self._hear(one, loop.time())

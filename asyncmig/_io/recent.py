@@ -47,8 +47,7 @@ _LINE = re.compile(
 """What happened, when, for how many seconds that matters, the budget, the slot. Older versions wrote no seconds and
 no slot.
 """
-_NAME = 32
-"""Characters of a slot's name."""
+_NAME = re.compile("[0-9a-f]{32}")
 _SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
 
 
@@ -278,7 +277,7 @@ def _wall() -> float:
 
 
 def _line(kind: Kind, slot: str, entry: _Entry) -> bytes:
-    name = f" #{slot}" if len(slot) == _NAME else ""
+    name = f" #{slot}" if _NAME.fullmatch(slot) else ""
     return f"{kind} {entry.at:.3f}+{entry.keep} {entry.budget}{name}\n".encode()
 
 

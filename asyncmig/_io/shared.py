@@ -11,6 +11,7 @@ that is back, or says that it has lost what it knew, is told of them first.
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, final
@@ -36,6 +37,8 @@ _MARGIN = 0.05
 _ASK_AGAIN = 12
 """A slot that somebody did not need is found in a part of the window."""
 _SOONEST = 0.001
+_MOST_LOSSES = 8
+"""How often in a window a keeper may lose what it knew; each time nothing is sent for a moment."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
 """Real seconds between tries to reach the keeper again; in the longest all others try, too."""
 _FAREWELL = 1.0
@@ -154,6 +157,7 @@ class Link:
         "_heard_at",
         "_host",
         "_limit",
+        "_losses",
         "_own",
         "_pause",
         "_poke",
@@ -197,6 +201,7 @@ class Link:
         self._heard: Reply | None = None
         """The last reply."""
         self._heard_at = float("-inf")
+        self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
         self._telling = self._remembered(now)
 
     # What the dispatcher says
@@ -296,9 +301,13 @@ class Link:
         else:
             knows = Happened(heard.epoch, "knows", heard.turn)
         reply = await self._budget.exchange([knows, *telling], want)
+        now = loop.time()
         if reply.lost and heard is not None:
-            self._telling.insert(0, Happened(str(heard.used), "used_before", loop.time() - self._heard_at))
-        self._heard, self._heard_at = reply, loop.time()
+            self._telling.insert(0, Happened(str(heard.used), "used_before", now - self._heard_at))
+            self._losses.append(now)
+        self._heard, self._heard_at = reply, now
+        if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
+            raise ConnectionError("it loses again and again what it knows")
         return reply
 
     async def _rejoin(self) -> None:

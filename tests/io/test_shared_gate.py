@@ -214,6 +214,23 @@ async def test_a_keeper_that_has_lost_its_memory_is_told_what_was_sent() -> None
     assert await waiting >= 60.0
 
 
+async def test_a_keeper_that_loses_its_memory_again_and_again_is_done_without() -> None:
+    keeper = Keeper(processes=10)
+    one = gate(keeper)
+    await use(one)
+    keeper.leaky = True
+    assert await use(one) < 60.0
+    exchanges = keeper.exchanges
+    await asyncio.gather(*(use(one) for _ in range(5)))
+    assert keeper.exchanges - exchanges < 100
+    assert now() < 120.0
+    keeper.leaky = False
+    await asyncio.sleep(60.0)
+    await asyncio.gather(*(use(one) for _ in range(50)))
+    assert one.statistics().slots == 100
+    assert now() < 260.0
+
+
 async def test_what_others_had_used_when_the_keeper_went_is_not_sent_again() -> None:
     keeper, load = Keeper(), Load(SlidingLog(100), Random(1))
     one, other = gate(keeper), gate(keeper, seed=2)
