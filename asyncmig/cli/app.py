@@ -451,4 +451,11 @@ def _lines(error: Exception) -> Iterator[str]:
     if isinstance(error, InvalidManifest):
         yield from (f"{clean(error.path)}: {clean(str(fault), 1000)}" for fault in error.faults)
     else:
-        yield f"Error: {clean(str(error), 1000)}"
+        yield f"Error: {clean(_sentence(error), 1000)}"
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says; one of the system names its file first, and has no number."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -14,6 +14,7 @@ from asyncmig.cli.summary import figures, print_figures, print_outcomes
 from asyncmig.cli.terminal import clean, say
 from asyncmig.errors import InvalidInput
 from asyncmig.manifest import read_manifest
+from asyncmig.outputs import check_folder
 from asyncmig.simulator.app import serve
 from asyncmig.simulator.data import Plan, generate
 from asyncmig.simulator.ledger import Ledger
@@ -31,8 +32,9 @@ def prepare(folder: Path, *, customers: int, seed: int) -> list[Plan]:
 
     Raises `InvalidInput` for a folder that holds anything else.
     """
+    check_folder("out", folder)
     if folder.exists():
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).is_file()):
+        if any(folder.iterdir()) and not (folder / _MARK).is_file():
             raise InvalidInput("out", str(folder), "holds something that no demo wrote: name another folder")
         for pattern in _OWN:
             for path in folder.glob(pattern):

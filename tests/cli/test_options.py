@@ -8,6 +8,8 @@ from asyncmig.cli.amounts import Rate, parse_rate
 from asyncmig.cli.options import Options
 from asyncmig.errors import InvalidInput
 
+from .conftest import Cli
+
 
 @pytest.mark.parametrize(
     ("text", "rate"),
@@ -43,3 +45,12 @@ def test_the_line_that_goes_on_names_what_is_not_a_default() -> None:
     )
     assert options.command(decide="approve-safe").count("--decide approve-safe") == 1
     assert Options(manifest=Path("c.csv")).command() == "asyncmig run c.csv"
+
+
+def test_2_an_error_of_the_system_is_a_sentence(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    for out in ("taken", "taken/below"):
+        told = cli("demo", "--out", out, "--customers", "1")
+        assert (told.code, "taken is not a folder" in told.err) == (2, True), told.err
+    told = cli("sim", "--ledger", "none/ledger.json")
+    assert (told.code, told.err) == (2, "Error: none/ledger.json: No such file or directory\n")
