@@ -202,7 +202,7 @@ class Link:
         """The last reply."""
         self._heard_at = float("-inf")
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
-        self._telling = self._remembered(now)
+        self._telling: list[Happened] = self._remembered(now)
 
     # What the dispatcher says
 

@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 import msgspec
@@ -89,12 +89,14 @@ def _found(pattern: re.Pattern[bytes], text: bytes) -> str:
 
 
 def _read_json(value: object) -> tuple[str, str]:
-    fields = value[0] if isinstance(value, list) and value else value
-    if not isinstance(fields, dict):
+    if isinstance(value, list) and value:
+        value = cast("list[object]", value)[0]
+    if not isinstance(value, dict):
         return "", ""
+    fields = cast("dict[object, object]", value)
     inner = fields.get("error", fields.get("Error"))
     if isinstance(inner, dict):
-        fields, inner = inner, None
+        fields = cast("dict[object, object]", inner)
     texts = {str(name).lower(): each for name, each in fields.items() if isinstance(each, str)}
     code = next((texts[name] for name in ("code", "status", "reason", "error") if name in texts), "")
     message = next((texts[name] for name in ("message", "error_description", "detail") if name in texts), "")

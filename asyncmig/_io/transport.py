@@ -283,7 +283,7 @@ class _Connector(aiohttp.TCPConnector):
     """A connector whose connections are of that kind; aiohttp has no public way to choose it."""
 
     def __init__(self, *, limit: int, force_close: bool) -> None:
-        super().__init__(limit=limit, force_close=force_close)
+        super().__init__(limit=limit, force_close=force_close)  # pyright: ignore[reportUnknownMemberType]  # of aiohttp
         connection: type[ResponseHandler] = _Protocol
         self._factory = partial(connection, loop=asyncio.get_running_loop())
 

@@ -25,7 +25,10 @@ class Failed(Exception):
         timed_out: bool = False,
     ) -> None:
         super().__init__(error)
-        self.error, self.doubt, self.retry_after, self.timed_out = error, doubt, retry_after, timed_out
+        self.error: AsyncmigError = error
+        self.doubt: Doubt = doubt
+        self.retry_after: float = retry_after
+        self.timed_out: bool = timed_out
 
 
 @final

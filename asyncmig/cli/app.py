@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import msgspec
 import typer
@@ -442,7 +442,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         yield error
         return
-    for each in error.exceptions:
+    for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
         if not isinstance(each, asyncio.CancelledError):
             yield from _leaves(each)
 

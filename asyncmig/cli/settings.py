@@ -62,12 +62,16 @@ def _setting(
 
 def journal_option(callback: Callable[[typer.Context, Path], Path]) -> OptionInfo:
     """Return the option of a command that takes its other settings from what stands beside the journal."""
+
+    def checked(context: typer.Context, path: Path) -> Path:
+        return callback(context, _checked_journal(path))
+
     option = typer.Option(
         help="File that remembers how far it came, and beside which the settings of its last run stand.",
         envvar=environment_name("journal"),
         show_envvar=False,
         is_eager=True,
-        callback=lambda context, path: callback(context, _checked_journal(path)),
+        callback=checked,
     )
     assert isinstance(option, OptionInfo)
     return option

@@ -417,9 +417,10 @@ class _Migration:
         while True:
             progress.begin("running", run.id)
             state = await run.wait()
-            if run.needs_attention is None:
+            attention = run.needs_attention
+            if attention is None:
                 return await self._delivery.deliver(company, state.report)
-            parked = Parked(**progress.who(), attention=run.needs_attention, report=state.report)
+            parked = Parked(**progress.who(), attention=attention, report=state.report)
             decision = await self._decision(parked)
             if decision is None:
                 return parked

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Self, final
 
@@ -90,7 +91,7 @@ class Part:
     )
 
     def __init__(self, sheet: str, path: Path, repeats: Repeats) -> None:
-        self.sheet = sheet
+        self.sheet: str = sheet
         self.path: Path = path
         self._repeats = repeats
         self._part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
@@ -101,7 +102,7 @@ class Part:
             with suppress(OSError):
                 left.unlink()
         self._free = may_take(self.path.parent)
-        self.file = self._part.open("xb", buffering=0)
+        self.file: FileIO = self._part.open("xb", buffering=0)
         try:
             self.restart(None)
         except BaseException:
@@ -121,7 +122,8 @@ class Part:
         with self.naming():
             self.file.seek(0)
             self.file.truncate()
-        self.records, self._size = RecordCounter(), 0
+        self.records: RecordCounter = RecordCounter()
+        self._size = 0
         self.found: RowCount | None = None
         """The count by which it can be the whole sheet, once that was checked."""
         self._most_rows, self._cleared = most_rows, 0

@@ -48,9 +48,10 @@ _POLICIES: Mapping[str, Policy] = {
 }
 _SCOPES: Mapping[str, Scope] = {"endpoint": "endpoint", "key": "key"}
 _FILTERS: Mapping[str, RowFilter] = {"valid": "valid", "all": "all"}
-_YES_OR_NO = dict.fromkeys(("false", "0", "no", "off", "f", "n"), False) | dict.fromkeys(
-    ("true", "1", "yes", "on", "t", "y"), True
-)
+_YES_OR_NO: Mapping[str, bool] = {
+    **dict.fromkeys(("false", "0", "no", "off", "f", "n"), False),
+    **dict.fromkeys(("true", "1", "yes", "on", "t", "y"), True),
+}
 
 
 @final

@@ -48,7 +48,7 @@ class Records:
         self._line = self._size = 0
         self._pending: list[str] = []
         self._complete = False
-        self.is_marked = False
+        self.is_marked: bool = False
         """Whether a byte order mark stands before the record that came last, outside of its cells."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
