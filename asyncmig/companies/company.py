@@ -162,6 +162,10 @@ class Company:
         company and started the import); what came is compared with it, and a download that was cut short is
         repeated.
 
+        A download is stopped once more rows have come than were reported, no row has ended within 16 MiB, or it has
+        taken nine tenths of the disk space that was free; an archive also once it has more than 16 MiB for each sheet
+        and 1 MiB for each row that was reported. It is then tried once more.
+
         Raises `InvalidInput` for a sheet that is not known, and for one that would replace a file that this handle
         uploaded or that a fleet migrates; `TruncatedDownload` when what came and the report still disagree at the
         last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
