@@ -20,7 +20,7 @@ from asyncmig.events import AttemptFailed, Event, Held, MigrationChanged, Recove
 from asyncmig.forecast import Forecast, forecast
 from asyncmig.session import Session
 
-__all__ = ["STYLES", "Progress"]
+__all__ = ["STYLES", "Progress", "failure_line"]
 
 STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
 """A colour for each outcome."""
@@ -198,13 +198,18 @@ def _step(event: Event) -> str | None:
         case MigrationChanged():
             return f"{event.step:>11}  {event.external_id}  {clean(event.detail)}".rstrip()
         case AttemptFailed():
-            return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
+            return failure_line(event)
         case Recovered():
             return f"{'recovered':>11}  {_whose(event)}  {event.endpoint}: after {event.attempts} attempts"
         case RunChanged():
             return f"{clean(event.status):>11}  run {clean(event.run_id)}  {clean(event.progress or '')}".rstrip()
         case _:
             return None
+
+
+def failure_line(event: AttemptFailed) -> str:
+    """Return an attempt that failed and is repeated as a line for people."""
+    return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
 
 
 def _whose(event: AttemptFailed | Recovered) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from asyncmig.cli.ask import ask_decision
 from asyncmig.cli.parked import print_parked
+from asyncmig.cli.progress import failure_line
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.settings import Reach
 from asyncmig.cli.terminal import print_line, say
@@ -19,6 +20,7 @@ from asyncmig.companies.review import Custom
 from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import NeedsAttention
 from asyncmig.errors import InvalidInput
+from asyncmig.events import AttemptFailed, Event
 from asyncmig.journal import Journal
 from asyncmig.session import Session
 from asyncmig.status import read_records
@@ -130,10 +132,16 @@ class Reviewer:
     async def run(self, records: Sequence[Record]) -> None:
         """Decide about each. Raises `InvalidInput`, `JournalError` and the errors of requests."""
         async with Journal(self._journal) as journal, open_session(self._reach, self._journal) as session:
-            for number, record in enumerate(records, 1):
-                if not await self._one(session, journal, record, f"[{number} of {len(records)}] "):
-                    self.left += [left.external_id for left in records[number - 1 :]]
-                    return
+            with session.events.subscribe(self._tell_failure):
+                for number, record in enumerate(records, 1):
+                    if not await self._one(session, journal, record, f"[{number} of {len(records)}] "):
+                        self.left += [left.external_id for left in records[number - 1 :]]
+                        return
+
+    def _tell_failure(self, event: Event) -> None:
+        """Say that a request failed and is repeated: somebody sits there and waits."""
+        if isinstance(event, AttemptFailed):
+            say(self._words, failure_line(event), "yellow")
 
     async def _one(self, session: Session, journal: Journal, record: Record, place: str) -> bool:
         """Take one customer; return False to end the review."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from asyncmig._io.failures import Owner, working_for
 from asyncmig.companies.answers import Answers
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.outcome import Decision, Parked
@@ -18,7 +19,7 @@ from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.spec import Record
 from asyncmig.companies.wire import ImportState, NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
-from asyncmig.journal import JournalPort
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session
 
 __all__ = ["Reviewed", "decide_parked", "look"]
@@ -34,8 +35,9 @@ async def look(session: Session, record: Record) -> NeedsAttention | None:
 
     Raises as reading a run does, and `NoAnswer` after a minute without an answer.
     """
-    run = _run(session, record)
-    await _read(run)
+    with working_for(Owner(record.external_id)):
+        run = _run(session, record)
+        await _read(run)
     return run.needs_attention
 
 
@@ -61,27 +63,34 @@ async def decide_parked(
     if decision.approve and decision.answers:
         checked_answers(shown, decision.answers)
     async with await journal.claim(external_id) as claim:
-        answers = Answers(session, claim)
-        await answers.catch_up()
-        record = answers.record
-        if not isinstance(record.outcome, Parked):
-            raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
-        run = _run(session, record)
-        state = await _read(run)
-        if run.needs_attention != shown:
-            return await _not_as_shown(answers, record, run, state)
-        record = msgspec.structs.replace(
-            record, rejected=not decision.approve, decided=mark_of(shown), decided_at=wall_clock()
-        )
-        detail = msgspec.json.encode({"shown": shown, "decision": decision})
-        await claim.write("decide", detail, msgspec.json.encode(record))
-        try:
-            await (run.approve(decision.answers) if decision.approve else run.reject())
-        except Conflict:  # somebody else was faster, and the run was read since
-            if run.needs_attention == shown or run.state is None:
-                raise
-            return await _not_as_shown(answers, record, run, run.state)
-        await answers.keep("decided", b"{}", msgspec.structs.replace(record, outcome=None))
+        with working_for(Owner(external_id)):
+            return await _decide(session, claim, external_id, decision, shown)
+
+
+async def _decide(
+    session: Session, claim: ClaimPort, external_id: str, decision: Decision, shown: NeedsAttention
+) -> Reviewed:
+    answers = Answers(session, claim)
+    await answers.catch_up()
+    record = answers.record
+    if not isinstance(record.outcome, Parked):
+        raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
+    run = _run(session, record)
+    state = await _read(run)
+    if run.needs_attention != shown:
+        return await _not_as_shown(answers, record, run, state)
+    record = msgspec.structs.replace(
+        record, rejected=not decision.approve, decided=mark_of(shown), decided_at=wall_clock()
+    )
+    detail = msgspec.json.encode({"shown": shown, "decision": decision})
+    await claim.write("decide", detail, msgspec.json.encode(record))
+    try:
+        await (run.approve(decision.answers) if decision.approve else run.reject())
+    except Conflict:  # somebody else was faster, and the run was read since
+        if run.needs_attention == shown or run.state is None:
+            raise
+        return await _not_as_shown(answers, record, run, run.state)
+    await answers.keep("decided", b"{}", msgspec.structs.replace(record, outcome=None))
     return "sent"
 
 

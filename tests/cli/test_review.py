@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncmig.simulator import Reply
+
 from .conftest import KEY, SPEED, Cli, Simulator
 from .terminal import Terminal
 
@@ -152,3 +154,19 @@ def test_at_a_terminal_an_interrupted_answer_sends_nothing(
         terminal.type("\x04")
         assert terminal.end() == 5
     assert decisions(simulator) == 0
+
+
+def test_a_read_that_fails_and_is_repeated_is_said(cli: Cli, parked: Path, simulator: Simulator) -> None:
+    refused = iter(range(2))
+    simulator.intercept = lambda request: (
+        Reply(status=503, body=b'{"error": "not now"}')
+        if request.method == "GET" and "/imports/" in request.path and next(refused, None) is not None
+        else None
+    )
+    sent = cli("review", "acme", "--approve", "--allow-destructive")
+    assert sent.code == 0
+    (line,) = [line for line in sent.err.splitlines() if " retrying " in line]
+    assert (
+        "acme  GET /companies/{id}/imports/{run_id} answered 503 (attempt 1; tried again until it is" in line
+    )
+    assert line.endswith("not now")
