@@ -48,7 +48,7 @@ from asyncmig.cli.terminal import (
 )
 from asyncmig.cli.watch import follow_journal, follow_runs, how_to_go_on, running
 from asyncmig.companies.adoption import adopt as adopt_company
-from asyncmig.errors import AsyncmigError
+from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.journal import Journal
 from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
 from asyncmig.outputs import OwnFiles
@@ -67,6 +67,14 @@ app: typer.Typer = typer.Typer(
 SelectOption = Annotated[
     str | None,
     typer.Option(help="Only these: status:failed,parked,unknown,pending or external ids, joined by commas."),
+]
+
+QueueOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Have workers do it: the queue's URL, or an environment variable that holds it. Sheets come to "
+        "where the workers write, and where --decide, --filter and the like are not given, theirs hold."
+    ),
 ]
 
 
@@ -94,13 +102,7 @@ def run(
     options: Options,
     display: Display,
     select: SelectOption = None,
-    queue: Annotated[
-        str | None,
-        typer.Option(
-            help="Have workers do it: the queue's URL, or an environment variable that holds it. Sheets come to "
-            "where the workers write, and where --decide, --filter and the like are not given, theirs hold."
-        ),
-    ] = None,
+    queue: QueueOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Check everything and say what would be done; send nothing.")
     ] = False,
@@ -110,6 +112,10 @@ def run(
     Each setting can also be given as ASYNCMIG_NAME in the environment, or in the [defaults] of a TOML manifest.
     """
     if plan:
+        if queue is not None:
+            raise InvalidInput(
+                "--plan", True, "is about this process: what the workers have done it cannot tell"
+            )
         planned = asyncio.run(read_plan(_read(options), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
@@ -125,11 +131,13 @@ def retry(
     settings: Settings,
     display: Display,
     select: SelectOption = UNFINISHED,
+    queue: QueueOption = None,
 ) -> None:
     """Repeat the last run of a journal for whoever is not delivered; what failed is imported again."""
     last: LastRun = context.obj
     options = Options.of(last.path(), settings)
-    _drive(options, display, Wanted(selection=select, remembered=False))
+    again = last.queue_again(queue)
+    _drive(options, display, Wanted(selection=select, remembered=False, queue=again, given=given(context)))
 
 
 def _drive(options: Options, display: Display, wanted: Wanted) -> None:
@@ -272,7 +280,8 @@ def watch(
         run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
     standings = run_at(1.0, standings_of(journal))
     last: LastRun | None = context.obj
-    for line in how_to_go_on(standings, Options.of_last(last) if last else None):
+    by_queue = last is not None and last.queue is not None  # then the workers go on by themselves
+    for line in how_to_go_on(standings, Options.of_last(last) if last and not by_queue else None):
         say(words, line)
     raise typer.Exit(code_of(each.outcome for each in standings))
 
@@ -321,9 +330,13 @@ def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> No
         raise typer.Exit(PARKED if reviewer.left else DELIVERED)
     options = Options.of_last(last)
     if wait:
-        _drive(options, Display(), Wanted(selection=",".join(reviewer.decided), remembered=False))
+        selection, queue = ",".join(reviewer.decided), last.queue_again(None)
+        _drive(options, Display(), Wanted(selection=selection, remembered=False, queue=queue))
     say(words, "What was decided goes on at the server. To fetch what comes out:")
-    say(words, f"  {options.command()}")
+    if last.queue == "":
+        say(words, "run it again with the same --queue.")
+    else:
+        say(words, f"  {options.command(queue=last.queue)}")
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 

@@ -21,6 +21,8 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     manifest: str
     settings: dict[str, str]
+    queue: str | None = None
+    """The environment variable that held the URL of the workers' queue; "" if the URL was given, None without one."""
 
     def path(self) -> Path:
         """Return the manifest's path, from the folder that is the present one now."""
@@ -31,13 +33,24 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
         moved = {name: str(self._from_here(text)) for name, text in self.settings.items() if name in PATHS}
         return {**self.settings, **moved}
 
+    def queue_again(self, given: str | None) -> str | None:
+        """Return the queue for the same run once more; `given`: what `--queue` says now.
+
+        Raises `InvalidInput` if the last run had a queue that nothing names.
+        """
+        if given is None and self.queue == "":
+            raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
+        return given or self.queue
+
     def _from_here(self, path: str) -> Path:
         return Path(path) if Path.cwd() == Path(self.folder) else Path(self.folder, path)
 
 
-def remember(manifest: Path, settings: Settings) -> None:
-    """Write down what a run is asked for. Raises `OSError`."""
-    last = LastRun(folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()))
+def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
+    """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
+    last = LastRun(
+        folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
+    )
     write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 
 

@@ -1,7 +1,7 @@
 """What `asyncmig run` was asked for, and the command line that asks for the same again."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from asyncmig.cli.last import LastRun
-from asyncmig.cli.settings import DecideChoice, Settings, read_settings
+from asyncmig.cli.settings import DecideChoice, Settings, read_settings, written
 from asyncmig.cli.sources import from_manifest
 from asyncmig.companies.spec import Record
 from asyncmig.errors import InvalidInput
@@ -53,11 +53,25 @@ class Options(Settings):
         """Return the same, for another server."""
         return replace(self, base_url=base_url)
 
-    def command(self, decide: DecideChoice | None = None) -> str:
-        """Return the line that goes on from here, with another decision if one is given; it holds no key."""
+    def command(
+        self,
+        decide: DecideChoice | None = None,
+        *,
+        queue: str | None = None,
+        select: str | None = None,
+        explicit: Collection[str] = (),
+    ) -> str:
+        """Return the line that goes on from here, with another decision if one is given; it holds no key.
+
+        `queue`, `select`: as the options of that name. `explicit`: settings to write even with their default values.
+        """
         words = ["asyncmig", "run", str(self.manifest)]
-        for name, text in replace(self, decide=decide or self.decide).given().items():
-            words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
+        chosen = replace(self, decide=decide or self.decide)
+        texts = {name: written(getattr(chosen, name)) for name in sorted(explicit)} | dict(chosen.given())
+        more = {"queue": queue, "select": select}
+        for name, text in {**texts, **{name: text for name, text in more.items() if text}}.items():
+            if text != str(False):
+                words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
         return shlex.join(words)
 
     def outputs(self, records: Iterable[Record]) -> Outputs:

@@ -9,7 +9,7 @@ from rich.table import Table
 from asyncmig.cli.amounts import spoken
 from asyncmig.cli.options import Options
 from asyncmig.cli.parked import describe
-from asyncmig.cli.selection import only, select
+from asyncmig.cli.selection import only, select, statuses_of
 from asyncmig.cli.terminal import clean, counted, print_line, say
 from asyncmig.companies.spec import Record
 from asyncmig.journal import Journal
@@ -25,7 +25,7 @@ _MOST_NAMED = 10
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
     records = await _records(options)
-    selected = select(selection, manifest, records) if selection else None
+    selected = select(selection, manifest, statuses_of(records)) if selection else None
     return await plan(
         only(manifest, selected).customers,
         records,
@@ -53,7 +53,7 @@ def print_plan_as_json(planned: Plan) -> None:
 
 
 def print_plan(data: Console, planned: Plan, options: Options) -> None:
-    """Print the plan for people."""
+    """Print the plan of a run in this process, for people."""
     say(data, f"{counted(planned.customers, 'customer')}: {', '.join(_customers(planned))}")
     if planned.files:
         say(data, f"to upload: {counted(planned.files, 'file')}, {planned.bytes:,} bytes; the largest:")

@@ -15,7 +15,12 @@ from asyncmig.errors import InvalidInput
 if TYPE_CHECKING:
     from asyncmig.distributed.saq import Asked
 
-__all__ = ["follow", "notes_about", "queue_url"]
+__all__ = ["follow", "notes_about", "queue_url", "queue_variable"]
+
+
+def queue_variable(given: str) -> str:
+    """Return the environment variable that `--queue` names; "" for a URL, which nothing remembers or prints."""
+    return given if os.environ.get(given) else ""
 
 
 def queue_url(given: str) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "Rows",
     "SheetFile",
     "budget_of",
+    "read_statuses",
     "row_of",
     "warn_of_lost_journal",
 ]
@@ -189,6 +190,15 @@ def warn_of_lost_journal(journal: Path, folder: Path, words: Console) -> None:
             "their companies are not found again. To stop, press Ctrl-C; then restore the journal.",
             "yellow",
         )
+
+
+def read_statuses(folder: Path) -> dict[str, str]:
+    """Return how the customers of the last report in `folder` stand; nothing if there is none that can be read."""
+    try:
+        report = msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return {row.external_id: row.outcome for row in report.companies}
 
 
 def row_of(outcome: Outcome, folder: Path) -> CompanyRow:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import (
+    AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
@@ -10,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,14 @@ from rich.console import Console
 from asyncmig.cli.codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.feed import Feed
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.last import remember
+from asyncmig.cli.last import has_last_run, recall, remember
 from asyncmig.cli.options import Options
 from asyncmig.cli.progress import Progress
-from asyncmig.cli.queue import follow, notes_about, queue_url
+from asyncmig.cli.queue import follow, notes_about, queue_url, queue_variable
 from asyncmig.cli.reach import open_session
 from asyncmig.cli.recorder import Recorder, check_place
-from asyncmig.cli.report import CompanyRow, Report, ReportFile, warn_of_lost_journal
-from asyncmig.cli.selection import only, select
+from asyncmig.cli.report import CompanyRow, Report, ReportFile, read_statuses, warn_of_lost_journal
+from asyncmig.cli.selection import only, select, statuses_of
 from asyncmig.cli.settings import PATHS, DecideChoice, Display
 from asyncmig.cli.streams import GuardedStream, guarded_streams, is_unread
 from asyncmig.cli.terminal import counted, say
@@ -68,6 +69,9 @@ _POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "rej
     "reject": "reject",
 }
 
+_WORKERS_OWN = frozenset({"decide", "filter", "retries"})
+"""Settings of which the workers have their own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
@@ -79,6 +83,10 @@ class Ended:
     key_refused: bool = False
     reason: str | None = None
     """Why it ended early; None if it did not."""
+    queue: str | None = None
+    """The environment variable that held the URL of the workers' queue; "" if a URL was given, None without one."""
+    explicit: frozenset[str] = frozenset()
+    """The settings that go with the jobs; the workers' own hold for the others."""
     unwritten: bool = False
     """Whether `report.json`, or what `--json` prints, is incomplete."""
 
@@ -149,22 +157,24 @@ async def drive(
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
         warn_of_lost_journal(options.journal, options.out, words)
+        await _check_not_queued(options.journal)
     else:
         queue_url(wanted.queue)
         for note in notes_about(wanted.given, verbose=display.verbose):
             say(words, note, "dim")
     async with (
-        Journal(options.journal) as journal,
+        _opened_journal(options, wanted) as journal,
         open_session(options, options.journal, api_key) as session,
     ):
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
-        records = await read_records(journal, str(options.journal))
-        selected = select(wanted.selection, manifest, records) if wanted.selection else None
+        records = await _records(journal, options.journal)
+        statuses = statuses_of(records) if journal else read_statuses(options.out)
+        selected = select(wanted.selection, manifest, statuses) if wanted.selection else None
         report.begin(records)
         _say_removed(manifest, records, words)
         _check_folders(options.out, manifest)
         if wanted.remembered:
-            remember(options.manifest, options)
+            remember(options.manifest, options, queue=_variable(wanted))
         manifest = only(manifest, selected)
         progress = Progress(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
@@ -180,7 +190,7 @@ async def drive(
                 work = _Work(manifest, options, session, journal, wanted)
                 reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
             try:
-                records = await read_records(journal, str(options.journal))
+                records = await _records(journal, options.journal)
             except JournalError as error:
                 reason = reason or str(error)
             last = report.end(records.values(), reason)
@@ -189,12 +199,46 @@ async def drive(
             selected=selected,
             key_refused=key.refused,
             reason=reason or report.trouble,
+            queue=_variable(wanted),
+            explicit=frozenset(wanted.given) & _WORKERS_OWN,
             unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
         recorder.write(ended.companies, last.budget, ended.reason)
         if feed is not None:
             feed.end(ended.companies, exit_code=ended.exit_code, reason=ended.reason)
         return ended
+
+
+@asynccontextmanager
+async def _opened_journal(options: Options, wanted: Wanted) -> AsyncGenerator[Journal | None]:
+    """Open the journal of this process; None with a queue, whose workers have one of their own."""
+    if wanted.queue is not None:
+        yield None
+        return
+    async with Journal(options.journal) as journal:
+        yield journal
+
+
+async def _records(journal: Journal | None, path: Path) -> Mapping[str, Record]:
+    return {} if journal is None else await read_records(journal, str(path))
+
+
+def _variable(wanted: Wanted) -> str | None:
+    return None if wanted.queue is None else queue_variable(wanted.queue)
+
+
+async def _check_not_queued(journal: Path) -> None:
+    """Raise `InvalidInput` if workers know the customers of the last run, and this journal does not.
+
+    To migrate them in this process would create all their companies again.
+    """
+    if not has_last_run(journal) or recall(journal).queue is None or await known_customers(journal):
+        return
+    reason = (
+        "the last run with it went through a queue, whose workers have a journal of their own: "
+        "give --queue again, or name another journal"
+    )
+    raise InvalidInput("journal", str(journal), reason)
 
 
 def _feed(display: Display, interrupts: Interrupts) -> Feed | None:
@@ -258,7 +302,7 @@ class _Work:
     __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted")
 
     def __init__(
-        self, manifest: Manifest, options: Options, session: Session, journal: Journal, wanted: Wanted
+        self, manifest: Manifest, options: Options, session: Session, journal: Journal | None, wanted: Wanted
     ) -> None:
         self._manifest, self._options, self._wanted = manifest, options, wanted
         self._session, self._journal = session, journal
@@ -297,6 +341,7 @@ class _Work:
         interrupts: Interrupts,
     ) -> None:
         """Migrate the customers in this process."""
+        assert self._journal is not None
         options = self._options
         async with Fleet(
             self._session,

@@ -10,16 +10,16 @@ from asyncmig.errors import InvalidInput
 from asyncmig.manifest import Manifest
 from asyncmig.status import OUTCOMES, standing
 
-__all__ = ["UNFINISHED", "only", "select"]
+__all__ = ["UNFINISHED", "only", "select", "statuses_of"]
 
 UNFINISHED: Final = "status:failed,parked,unknown,pending"
 _STATUS = "status:"
 
 
-def select(text: str, manifest: Manifest, records: Mapping[str, Record]) -> frozenset[str]:
+def select(text: str, manifest: Manifest, statuses: Mapping[str, str]) -> frozenset[str]:
     """Return the customers that `status:failed,parked` or a list of external ids stands for.
 
-    A customer of whom the journal knows nothing is pending. Raises `InvalidInput` for a status or an id that
+    A customer without a status is pending. Raises `InvalidInput` for a status or an id that
     does not exist, and for a selection of nothing.
     """
     words = [word.strip() for word in text.removeprefix(_STATUS).split(",") if word.strip()]
@@ -30,7 +30,7 @@ def select(text: str, manifest: Manifest, records: Mapping[str, Record]) -> froz
         _check(words, known, f"is not in {manifest.path}")
         return frozenset(words)
     _check(words, OUTCOMES, f"is no status; there are {', '.join(OUTCOMES)}")
-    return frozenset(each for each in known if _status(records.get(each)) in words)
+    return frozenset(each for each in known if statuses.get(each, "pending") in words)
 
 
 def only(manifest: Manifest, selected: frozenset[str] | None) -> Manifest:
@@ -41,8 +41,9 @@ def only(manifest: Manifest, selected: frozenset[str] | None) -> Manifest:
     return replace(manifest, customers=chosen)
 
 
-def _status(record: Record | None) -> str:
-    return "pending" if record is None else standing(record).outcome
+def statuses_of(records: Mapping[str, Record]) -> dict[str, str]:
+    """Return the status of each customer that a journal knows."""
+    return {external_id: standing(record).outcome for external_id, record in records.items()}
 
 
 def _check(words: Sequence[str], known: Sequence[str], reason: str) -> None:

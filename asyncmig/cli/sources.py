@@ -36,7 +36,8 @@ def from_last_run(context: typer.Context, journal: Path) -> Path:
     """
     if not context.resilient_parsing:
         last = recall(journal)
-        asyncio.run(check_journal(journal))
+        if last.queue is None:  # else the workers have a journal of their own
+            asyncio.run(check_journal(journal))
         _take(context, last)
     return journal
 

@@ -12,6 +12,7 @@ from asyncmig.cli.progress import STYLES
 from asyncmig.cli.reasons import by_reason, reason
 from asyncmig.cli.report import CompanyRow
 from asyncmig.cli.run import Ended
+from asyncmig.cli.settings import DecideChoice
 from asyncmig.cli.terminal import clean, counted, say
 
 __all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary", "print_undelivered"]
@@ -82,6 +83,9 @@ def figures(ended: Ended) -> list[tuple[str, str]]:
 
 def next_steps(ended: Ended, options: Options) -> Iterator[str]:
     """Yield what can be done now, each with the command to type."""
+    if ended.queue is not None:
+        yield from _steps_with_queue(ended, options)
+        return
     outcomes = {company.outcome for company in ended.companies}
     if ended.key_refused:
         yield "The API key was refused. With a good one in VERN_API_KEY, go on:"
@@ -110,6 +114,46 @@ def next_steps(ended: Ended, options: Options) -> Iterator[str]:
     if others:
         yield f"Not selected: {counted(others, 'customer')}. How they stand:"
         yield f"  {options.about_journal('status')}"
+
+
+def _steps_with_queue(ended: Ended, options: Options) -> Iterator[str]:
+    """Yield what can be done after a run by workers: this process has no journal that knows the customers."""
+    outcomes = {company.outcome for company in ended.companies}
+
+    def again(text: str, decide: DecideChoice | None = None, select: str | None = None) -> Iterator[str]:
+        line = options.command(decide, queue=ended.queue, select=select, explicit=ended.explicit)
+        more = {"decide": decide, "select": select}
+        options_to_add = "".join(f" --{name} {text}" for name, text in more.items() if text)
+        if ended.queue:
+            yield f"{text}:"
+            yield f"  {line}"
+        else:  # the URL may hold a secret, and is not printed
+            yield f"{text}, run the same command again{f' with{options_to_add}' * bool(options_to_add)}."
+
+    if ended.key_refused:
+        yield from again("The API key was refused. With a good one in VERN_API_KEY, to go on")
+    elif "pending" in outcomes:
+        why = f" ({clean(ended.reason)})" if ended.reason else ""
+        yield from again(f"Not finished{why}. The workers go on with what was submitted. To follow it")
+    if "parked" in outcomes:
+        yield "Parked customers wait for a decision. What each asks is in the workers' journal."
+        if options.decide == "approve-safe":
+            yield from again("What the server proposes destroys rows. To approve it all the same", "approve")
+        elif options.decide != "approve":
+            yield from again("To approve what the server proposes, unless it destroys rows", "approve-safe")
+    if "unknown" in outcomes:
+        yield "The outcome of some requests is unknown; the reason says how to check."
+        yield "If a company has to be adopted, that must be written to the workers' journal."
+    if "failed" in outcomes:
+        yield from again("A failed customer is imported again once its files have changed. After that")
+        yield from again("Or, to import them again as they are", select="status:failed")
+    if not ended.companies:
+        yield "No customer is selected: there is nothing to do."
+    elif outcomes <= {"delivered"}:
+        which = "Every customer" if ended.selected is None else "Every selected customer"
+        yield f"{which} is delivered. The sheets are where the workers write; {options.out}/report.json lists them."
+    if others := len(ended.report.companies) - len(ended.companies):
+        yield f"Not selected: {counted(others, 'customer')}."
 
 
 def _about_parked(options: Options) -> Iterator[str]:

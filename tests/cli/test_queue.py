@@ -11,6 +11,10 @@ from farm import Farm
 from saq.worker import Worker
 
 from asyncmig import Delivered, Spec
+from asyncmig.cli.options import Options
+from asyncmig.cli.report import Budget, CompanyRow, Report
+from asyncmig.cli.run import Ended
+from asyncmig.cli.summary import next_steps
 from asyncmig.distributed.saq import MigrationQueue, settings
 from asyncmig.simulator.clock import fast_loop
 
@@ -185,3 +189,58 @@ def test_the_address_of_a_server_is_no_journal_and_is_not_printed(
     assert result.code == 2
     assert "the address of a server" in result.err
     assert "secret" not in result.err + result.out
+
+
+def test_what_is_printed_after_a_run_by_workers_goes_through_the_queue(
+    cli: Cli,
+    customers: Callable[..., Path],
+    simulator: Simulator,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    url = redis_url.removesuffix("/0") + "/9"
+    monkeypatch.setenv("WORKERS", url)
+    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    manifest = customers(acme=GOOD)
+    limits = ("--max-duration", "1m", "--decide", "park")
+    result = cli("run", manifest, "--queue", "WORKERS", *limits, *reach)
+    assert result.code == 75
+    (line,) = [line for line in result.out.splitlines() if line.startswith("  asyncmig ")]
+    assert "--queue WORKERS" in line
+    assert "--decide park" in line  # the workers may have another one
+    assert not (tmp_path / "fleet.db").exists()
+    remembered = (tmp_path / "fleet.db.last").read_text(encoding="utf-8")
+    assert url not in remembered
+
+    before = simulator.count("POST /companies")
+    assert cli(*line.split()[1:]).code == 75
+    assert cli("retry", "--max-duration", "1m").code == 75
+    here = cli("run", manifest, *reach)
+    assert here.code == 2
+    assert "went through a queue" in here.err
+    assert simulator.count("POST /companies") == before
+
+    by_url = cli("run", manifest, "--queue", url, *limits, *reach)
+    assert by_url.code == 75
+    assert "run the same command again" in by_url.out
+    assert url not in by_url.out + by_url.err + (tmp_path / "fleet.db.last").read_text(encoding="utf-8")
+    assert "asyncmig " not in by_url.out
+    assert "name it again with --queue" in cli("retry").err
+
+
+def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
+    rows = tuple(
+        CompanyRow(external_id=outcome, name=outcome, outcome=outcome, error="why")
+        for outcome in ("parked", "unknown", "failed", "pending", "delivered")
+    )
+    options = Options(manifest=Path("customers.csv"))
+    for queue in ("WORKERS", ""):
+        ended = Ended(report=Report(companies=rows, budget=Budget()), queue=queue)
+        text = "\n".join(next_steps(ended, options))
+        commands = [line for line in text.splitlines() if line.startswith("  ")]
+        assert all(line.startswith("  asyncmig run customers.csv") for line in commands)
+        assert all("--queue WORKERS" in line for line in commands)
+        assert bool(commands) is bool(queue)
+        for command in ("status", "review", "retry", "show", "adopt"):
+            assert f"asyncmig {command}" not in text
