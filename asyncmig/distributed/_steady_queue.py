@@ -93,8 +93,12 @@ class _Steady(AnyQueue):
         raise NotImplementedError
 
     async def connect(self) -> None:
-        await super().connect()
-        await self._set_clock()
+        try:
+            await super().connect()
+            await self._set_clock()
+        except self.away as error:
+            self.server.scrub(error)
+            raise
 
     async def _set_clock(self) -> None:
         self.clock.ahead = round(await self.server_now() * 1000) - now()

@@ -97,7 +97,8 @@ class PostgresJournal:
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[Event]:
         """Yield each event as soon as it is committed by anybody, for ever; those after number `after` first.
 
-        Without `after` it begins with what comes next. Nothing is missed while the connection is away.
+        Without `after` it begins with what comes next. Nothing is missed while the connection is away. Raises
+        `JournalError` for a journal that is gone or may not be read.
         """
         loop = asyncio.get_running_loop()
         speed = float(getattr(loop, "speed", 1.0))
@@ -119,6 +120,8 @@ class PostgresJournal:
                                 pass
             except psycopg.OperationalError:
                 await asyncio.sleep(_PAUSE * speed)
+            except psycopg.Error as error:
+                raise self._address.explain(error) from error
 
     async def _read(self, query: Callable[[_Connection], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(None, self._query, query)

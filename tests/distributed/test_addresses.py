@@ -8,7 +8,7 @@ import pytest
 import redis
 from servers import RedisServer
 
-from asyncmig import InvalidInput, Journal, JournalError, MemoryJournal, Session
+from asyncmig import AsyncmigError, InvalidInput, Journal, JournalError, MemoryJournal, Session
 from asyncmig.cli.queue import queue_url
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.redis import RedisWindow, checked_redis, redis_client
@@ -231,3 +231,12 @@ async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path:
             assert PW not in str(each)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("url", [f"redis://:{PW}@127.0.0.1:1", f"redis://127.0.0.1:1?password={PW}"])
+async def test_an_error_of_a_queue_that_is_away_shows_no_password(url: str) -> None:
+    with pytest.raises((OSError, redis.RedisError, AsyncmigError)) as caught:
+        async with MigrationQueue(url):
+            pass
+    for each in chain(caught.value):
+        assert PW not in f"{each} {each!r} {vars(each)}"

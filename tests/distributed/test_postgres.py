@@ -350,3 +350,11 @@ async def test_options_in_the_address_hold(database_url, prefix):
         with psycopg.connect(database_url) as db:
             query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mine'"
             assert db.execute(query).fetchone() == (1,)
+
+
+async def test_changes_of_a_journal_that_is_gone_are_an_error(database_url, prefix):
+    async with PostgresJournal(database_url, schema=prefix) as journal:
+        with psycopg.connect(database_url, autocommit=True) as db:
+            db.execute(f"DROP SCHEMA {prefix} CASCADE")
+        with pytest.raises(JournalError, match="does not exist"):
+            await anext(journal.changes())
