@@ -335,7 +335,7 @@ class EventStream(Generic[EventT]):
         *,
         ended: bool,
     ) -> None:
-        if buffer < 1:
+        if not isinstance(cast(object, buffer), int) or buffer < 1:
             raise InvalidInput("buffer", buffer, "must hold at least one event")
         self._streams, self._kinds, self._ended = streams, kinds, ended
         self._buffer: deque[EventT] = deque(maxlen=buffer)

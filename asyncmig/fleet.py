@@ -9,7 +9,7 @@ from typing import Self, cast, final
 
 import anyio
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.home import AsyncOnly, Home
 from asyncmig._io.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig._io.threads import in_thread
@@ -76,7 +76,7 @@ class Fleet(AsyncOnly):
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         check_utf8("to", to)
-        self._session, self._to = session, Path(to)
+        self._session, self._to = session, checked_path("to", to)
         self._options = MigrationOptions(
             decide=decide,
             row_filter=row_filter,

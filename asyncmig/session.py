@@ -106,6 +106,9 @@ class Session(AsyncOnly):
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: RecentLog | None = None
         timeouts = timeouts or Timeouts()
+        for endpoint, each in (timeouts_by_endpoint or {}).items():
+            if not isinstance(cast(object, each), Timeouts):
+                raise InvalidInput(f"timeouts_by_endpoint[{endpoint!r}]", each, "must be Timeouts")
         self._timeout = max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0)
         self._shared = (
             None

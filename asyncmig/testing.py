@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import final
+from typing import cast, final
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._core.arguments import checked_call
@@ -197,11 +197,17 @@ class Simulator:
         )
         self._seed = seed
         self._scope: Scope = scope
-        self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
+        kinds = tuple(schemas)
+        if not all(isinstance(cast(object, each), Schema) for each in kinds):
+            raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.Schema`")
+        try:
+            self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
+        except ValueError as error:
+            raise InvalidInput("faults", faults, str(error)) from error
         self.world: World = World(
             key=self.api_key,
             sources=sources,
-            schemas=schemas,
+            schemas=kinds,
             seed=seed,
             limit=limit,
             scope=scope,

@@ -10,7 +10,7 @@ from typing import IO, ParamSpec, TypeVar, Union, cast, get_args, get_origin, ge
 
 from asyncmig.errors import InvalidInput
 
-__all__ = ["check_fields", "checked_call", "checked_text", "flaw_of"]
+__all__ = ["check_fields", "checked_call", "checked_path", "checked_text", "flaw_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,6 +116,15 @@ def _is_a(value: object, kind: type) -> bool:
     if issubclass(kind, Sequence | Iterable) and kind.__module__ == "collections.abc":
         return isinstance(value, kind) and not isinstance(value, str | bytes)
     return isinstance(value, kind)
+
+
+def checked_path(field: str, value: object) -> Path:
+    """Return a path; raise `InvalidInput` for what no file system takes for one."""
+    if not isinstance(value, str | Path):
+        raise InvalidInput(field, value, "is not a path")
+    if not str(value) or "\0" in str(value):
+        raise InvalidInput(field, str(value), "is not a path")
+    return Path(value)
 
 
 def checked_text(field: str, value: object) -> str:

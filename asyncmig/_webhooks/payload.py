@@ -9,6 +9,7 @@ from typing import cast
 
 import msgspec
 
+from asyncmig._core.arguments import checked_call
 from asyncmig._core.decode import Unreadable, convert
 from asyncmig._core.decode import decode as decode_json
 from asyncmig.errors import WebhookRefused
@@ -123,6 +124,7 @@ class _Sheet(msgspec.Struct, frozen=True):
     data: object = None
 
 
+@checked_call
 def decode(body: bytes, *, message_id: str = "") -> Event:
     """Return what a webhook says, without asking who signed it: `receive` does both.
 

@@ -36,6 +36,7 @@ def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str]
     that is not bytes. No error shows a secret or a signature that would have been right.
     """
     _check_raw(body)
+    _check_types(headers, secrets, now)
     keys = [_key(secret) for secret in ((secrets,) if isinstance(secrets, str) else secrets)]
     if not keys:
         raise InvalidInput("secrets", [], "is empty: nothing can be verified")
@@ -56,9 +57,18 @@ def _check_raw(body: object) -> None:
         raise InvalidInput("body", type(body).__name__, "must be the raw bytes that came: they are signed")
 
 
-def _key(secret: str) -> bytes:
+def _check_types(headers: object, secrets: object, now: object) -> None:
+    if not hasattr(headers, "items"):  # what some frameworks have is no Mapping
+        raise InvalidInput("headers", type(headers).__name__, "must be a mapping of names to values")
+    if not isinstance(secrets, Iterable) or isinstance(secrets, bytes):
+        raise InvalidInput("secrets", "***", "must be a str, or several of them")
+    if not isinstance(now, int | float):
+        raise InvalidInput("now", now, "must be seconds since 1970, as time.time() gives them")
+
+
+def _key(secret: object) -> bytes:
     """Return the key that a secret holds; no error shows it."""
-    if not secret.startswith(_PREFIX):
+    if not isinstance(secret, str) or not secret.startswith(_PREFIX):
         raise InvalidInput("secret", "***", f'must begin with "{_PREFIX}"')
     text = secret.removeprefix(_PREFIX).rstrip("=")
     try:

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.engine import Engine
 from asyncmig._io.paths import Inputs
 from asyncmig.companies.content import BinaryFile, Progress, Stream
@@ -171,13 +171,14 @@ class Company:
         last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
         folder that cannot be written.
         """
+        folder = checked_path("to", to)
         fetch, among = self._fetch(filter, report, rank)
         if sheets is None:
-            return await download(fetch, among, Path(to), among=among, whole=True)
+            return await download(fetch, among, folder, among=among, whole=True)
         if isinstance(sheets, str) or not sheets:
             raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
         wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
-        return await download(fetch, list(wanted.values()), Path(to), among=among, whole=False)
+        return await download(fetch, list(wanted.values()), folder, among=among, whole=False)
 
     @checked_call
     def stream(

@@ -5,7 +5,7 @@ from typing import Literal, final
 
 import msgspec
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._io.caller import Call
 from asyncmig._io.engine import Engine
 from asyncmig.companies import routes
@@ -106,8 +106,8 @@ class Exports:
         run, and the same call with the key that is in `sent` finds it.
         """
         body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._engine))
-        if idempotency_key == "":
-            raise InvalidInput("idempotency_key", idempotency_key, "is empty")
+        if idempotency_key is not None:
+            checked_text("idempotency_key", idempotency_key)
         return await self._start(body, rank)
 
     async def _start(self, body: ExportBody, rank: float = 0.0) -> "ExportRun":
@@ -156,6 +156,8 @@ class Exports:
         for name, key in (("canary_key", canary_key), ("full_key", full_key)):
             if key == "" or (key is not None and canary_key == full_key):
                 raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
+            if key is not None:
+                checked_text(name, key)
         canary = _checked("canary", template_ids, row_filter, canary_key or new_key(self._engine))
         full = _checked("full", template_ids, row_filter, full_key or new_key(self._engine))
         tried = await self._stage(canary, rank) if canary_first else None
@@ -207,8 +209,8 @@ def _checked(
 ) -> ExportBody:
     if mode not in ("full", "canary"):
         raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
-    if row_filter is not None and not row_filter.strip():
-        raise InvalidInput("row_filter", row_filter, "is empty")
+    if row_filter is not None:
+        checked_text("row_filter", row_filter)
     selection = Selection(
         template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
         row_filter=msgspec.UNSET if row_filter is None else row_filter,

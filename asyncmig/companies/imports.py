@@ -8,7 +8,7 @@ from typing import cast, final
 
 import msgspec
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import Unreadable, convert
 from asyncmig._core.lifecycle import Phase
 from asyncmig._io.caller import Call
@@ -95,8 +95,7 @@ class Imports:
         if bool(given) == bool(listed):
             raise InvalidInput("files", given, "give files or rows, and not both")
         key = new_key(self._engine) if idempotency_key is None else idempotency_key
-        if not key:
-            raise InvalidInput("idempotency_key", key, "is empty")
+        checked_text("idempotency_key", key)
         self._inputs.add(file for file in given if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
         if not listed:
@@ -135,6 +134,7 @@ class Imports:
             self._started.append(run)
         return run
 
+    @checked_call
     def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
         """Return the handle of a run that is known by its id; no request is made.
 

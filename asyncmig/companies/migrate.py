@@ -19,7 +19,7 @@ from typing import TypeGuard, cast, final
 
 import msgspec
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.failures import working_for
 from asyncmig._io.paths import Inputs, check_below, entries, file_id, keys_of
 from asyncmig._io.threads import in_thread
@@ -124,7 +124,7 @@ async def migrate(
         root=root,
     )
     check_utf8("to", to)
-    return await migrate_as(session, spec, journal, Path(to), options)
+    return await migrate_as(session, spec, journal, checked_path("to", to), options)
 
 
 async def migrate_as(

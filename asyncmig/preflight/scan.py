@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TextIO, TypeVar, final
+from typing import Generic, TextIO, TypeVar, cast, final
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
 from asyncmig.companies.content import raise_unreadable
@@ -53,7 +53,10 @@ async def check(
     if head is not None and head < 0:
         raise InvalidInput("head", head, "must not be negative")
     given = [files] if isinstance(files, Path | str) else files
-    paths = [Path(each) for each in given]
+    paths = [checked_path("files", each) for each in given]
+    for template in cast("Sequence[object]", templates):
+        if not isinstance(template, Template):
+            raise InvalidInput("templates", template, "is not a Template")
     sizes = [size_of(path) for path in paths]
     opened = [await _in_steps(path, _open(path, templates)) for path in paths]
     targets = await _targets(opened, templates) if head is None else None
