@@ -171,6 +171,20 @@ def test_75_what_nobody_works_on_is_followed_at_the_server(
     assert sum(entry.method == "POST" for entry in slow.world.ledger.entries) == sent
 
 
+def test_reads_that_fail_while_imports_are_followed_are_said(
+    cli: Cli, customers: Customers, slow: Simulator
+) -> None:
+    cli("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", slow.base_url, "--max-duration", "60s")
+    refused = iter(range(2))
+    slow.intercept = lambda request: (
+        Reply(status=503, body=b'{"error": "not now"}') if next(refused, None) is not None else None
+    )
+    (line,) = [line for line in cli("watch").out.splitlines() if line.startswith("retrying ")]
+    assert (
+        "acme  GET /companies/{id}/imports/{run_id} answered 503 (attempt 1; tried again until it is" in line
+    )
+
+
 def test_4_when_the_key_is_refused_while_imports_are_followed(
     cli: Cli, customers: Customers, slow: Simulator
 ) -> None:
