@@ -48,6 +48,7 @@ from asyncmig.companies.spec import Spec, check_different, checked_spec, each_sp
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
+from asyncmig.events import Event, MigrationChanged
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
@@ -284,6 +285,7 @@ class _Work:
         "_open_session",
         "_options",
         "_session",
+        "_steps",
         "_to",
     )
 
@@ -295,6 +297,8 @@ class _Work:
         options: MigrationOptions,
         connections: Callable[[str], Connections | None] | None,
     ) -> None:
+        self._steps: dict[str, str] = {}
+        """The step that each customer is at, by external id."""
         self._open_session, self._open_journal = session, journal
         self._to, self._options, self._connections = to, options, connections
         self._inputs = Inputs()
@@ -303,6 +307,7 @@ class _Work:
         async with AsyncExitStack() as exits:
             self._journal = await exits.enter_async_context(self._open_journal())
             self._session = await exits.enter_async_context(self._open_session())
+            exits.enter_context(self._session.events.subscribe(self._note))
             self._exits = exits.pop_all()
 
     async def stop(self, context: _Context) -> None:
@@ -350,7 +355,12 @@ class _Work:
         """Migrate; stop, and return None, if the queue loses the job: whoever wants it done enqueues another one."""
         done = asyncio.Event()
         work = asyncio.ensure_future(self._once_free(job, spec, options))
-        beat = asyncio.ensure_future(_beat(job, done, on_lost=work.cancel))
+
+        def stop() -> bool:
+            """Stop, unless a company is being created: nobody could find out later whether it was."""
+            return self._steps.get(spec.external_id) != "creating" and work.cancel()
+
+        beat = asyncio.ensure_future(_beat(job, done, on_lost=stop))
         try:
             return await work
         except asyncio.CancelledError:
@@ -360,7 +370,12 @@ class _Work:
             return None
         finally:
             done.set()
+            self._steps.pop(spec.external_id, None)
             await asyncio.wait([beat])  # one that came late would undo the job's end
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, MigrationChanged):
+            self._steps[event.external_id] = event.step
 
     async def _once_free(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
         """Migrate; or wait, for the journal, or for a worker that has the customer: a slow one, or our successor."""
@@ -393,8 +408,11 @@ async def _result_of_another(job: Job) -> object:
     return stored.result if stored is not None and stored.status is Status.COMPLETE else None
 
 
-async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], object]) -> None:
-    """Show in time that the worker lives, as long as the job is this worker's: SAQ writes all of it."""
+async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -> None:
+    """Show in time that the worker lives, as long as the job is this worker's: SAQ writes all of it.
+
+    `on_lost` stops the task of a job that the queue has lost; it returns False where that has to wait.
+    """
     queue = cast("AnyQueue", job.get_queue())
     while True:
         with suppress(TimeoutError):
@@ -404,9 +422,10 @@ async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], object])
         try:
             stored = await queue.stored(job)
             if stored is None:
-                _log.warning("the queue has lost %s: its task stops", job.key)
-                on_lost()
-                return
+                if on_lost():
+                    _log.warning("the queue has lost %s: its task stops", job.key)
+                    return
+                continue
             if stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
                 await job.update()
         except queue.away as error:
