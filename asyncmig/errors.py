@@ -20,6 +20,7 @@
     ├── UnknownOutcome          nobody knows: it may have been processed, and repeating it may do it twice
     ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
     ├── WebhookRefused          a webhook that the server did not sign, or that does not fit to the others
+    ├── QueueUnavailable        the queue of the workers cannot be used at present: try again later
     └── JournalError            the journal cannot be opened, read or written
         ├── CompanyHeld         another live process works on this company
         └── JournalUnavailable  it is locked, its disk is full, its database is away: try again later
@@ -41,6 +42,7 @@ __all__ = [
     "JournalUnavailable",
     "NoAnswer",
     "NotFound",
+    "QueueUnavailable",
     "RateLimited",
     "RunCanceled",
     "RunError",
@@ -248,6 +250,18 @@ class WebhookRefused(AsyncmigError):
 
     def __str__(self) -> str:
         return f"{self.field} {self.reason}"
+
+
+class QueueUnavailable(AsyncmigError):
+    """The queue cannot be used at present; `place` is its kind and host."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place = place
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the queue ({self.place}) cannot be used: {self.reason}"
 
 
 class JournalError(AsyncmigError):

@@ -1,6 +1,7 @@
 """`asyncmig run --queue`: workers elsewhere do it; this process submits, follows and reports."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ async def follow(
 async def _outcomes(url: str, specs: Sequence[Spec], asked: "Asked") -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
+    for name in ("psycopg", "redis", "saq"):  # what they log is said in our words
+        logging.getLogger(name).addHandler(logging.NullHandler())
     async with MigrationQueue(url) as queue:
         async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
             yield outcome

@@ -44,6 +44,7 @@ from asyncmig.errors import (
     JournalUnavailable,
     NoAnswer,
     NotFound,
+    QueueUnavailable,
     ServerError,
     SessionClosed,
     UnexpectedReply,
@@ -320,7 +321,7 @@ class _Work:
                 work = self._fleet if self._wanted.queue is None else self._queue
                 await work(specs, records, outlets, interrupts)
             return interrupts.reason
-        except (AuthError, JournalError) as error:
+        except (AuthError, JournalError, QueueUnavailable) as error:
             return str(error)
         except SessionClosed as error:
             return interrupts.reason or str(error)

@@ -8,14 +8,18 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import ClassVar, cast, final
 
 from saq.job import Job, Status
 from saq.queue import Queue
+from saq.types import WorkerInfo
 from saq.utils import now
 
+from asyncmig.distributed._reasons import place_of, reason_of
 from asyncmig.distributed._servers import Server, parse_server
+from asyncmig.errors import QueueUnavailable
 
 __all__ = ["AnyQueue", "open_queue", "real_seconds"]
 
@@ -25,6 +29,12 @@ _sweeping: ContextVar[bool] = ContextVar("_sweeping", default=False)
 _PAUSE = 1.0
 _PATIENCE = 20.0
 """Real seconds without an answer after which a connection counts as cut."""
+_CONNECT_WITHIN = 10.0
+"""Real seconds until a server that does not answer counts as away, when a connection is opened."""
+_CLOSE_WITHIN = 2.0
+"""Real seconds that closing the connections may take."""
+_SAY_EVERY = 30.0
+"""Real seconds between two warnings about a server that is away."""
 _ABORT_WITHIN = 0.5
 """Real seconds that a worker has to end a job that looks dead; SAQ's 5 s, for each job, are long after a kill."""
 
@@ -34,6 +44,14 @@ class AnyQueue(Queue):
 
     away: ClassVar[tuple[type[Exception], ...]]
     """What is raised when the server cannot be reached."""
+
+    async def connect_once(self) -> None:
+        """Connect. Raises `QueueUnavailable` if that is not possible within some seconds."""
+        raise NotImplementedError
+
+    def warn(self, error: Exception) -> None:
+        """Say that the server is away, unless that was said lately."""
+        raise NotImplementedError
 
     async def stored(self, job: Job) -> Job | None:
         """Return the job as it is stored; None if it is lost, even if another one has its key by now."""
@@ -71,6 +89,8 @@ class _Steady(AnyQueue):
     clock: _Clock
     first_seen: dict[str, int]
     server: Server
+    quiet_until: float
+    """The time of the loop before which nothing is said about a server that is away."""
 
     def __repr__(self) -> str:
         return (
@@ -93,12 +113,44 @@ class _Steady(AnyQueue):
         raise NotImplementedError
 
     async def connect(self) -> None:
+        """Connect; while the server is away, wait for it, and say so from time to time."""
+        while True:
+            try:
+                return await self.connect_once()
+            except QueueUnavailable as error:
+                self.warn(error)
+            await asyncio.sleep(real_seconds(_PAUSE))
+
+    async def connect_once(self) -> None:
         try:
-            await super().connect()
-            await self._set_clock()
+            async with asyncio.timeout(real_seconds(_CONNECT_WITHIN)):
+                await self.reach()
+                await super().connect()
+                await self._set_clock()
+            return
         except self.away as error:
-            self.server.scrub(error)
-            raise
+            failure = QueueUnavailable(place_of(self.server), reason_of(error, self.server))
+        raise failure  # here, so that it has no context: the messages of client libraries may hold parts of the URL
+
+    async def disconnect(self) -> None:
+        """Disconnect; a server that does not answer is not waited for."""
+        for step in (super().disconnect, self.abandon):  # type: ignore[safe-super]  # of the queue below
+            with suppress(*self.away):  # a time-out is among them
+                async with asyncio.timeout(real_seconds(_CLOSE_WITHIN)):
+                    await step()
+
+    async def reach(self) -> None:
+        """Ask the server for something, on a connection that is tried only once."""
+        raise NotImplementedError
+
+    def warn(self, error: Exception) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self.quiet_until:
+            return
+        self.quiet_until = now + real_seconds(_SAY_EVERY)
+        if not isinstance(error, QueueUnavailable):
+            error = QueueUnavailable(place_of(self.server), reason_of(error, self.server))
+        _log.warning("%s; waiting for it", error)
 
     async def _set_clock(self) -> None:
         self.clock.ahead = round(await self.server_now() * 1000) - now()
@@ -108,9 +160,24 @@ class _Steady(AnyQueue):
         try:
             return await super().dequeue(timeout / real_seconds(1.0), poll_interval)  # type: ignore[safe-super]  # of the queue below
         except self.away as error:
-            _log.warning("the queue cannot be reached: %s", type(error).__name__)
+            self.warn(error)
             await asyncio.sleep(real_seconds(_PAUSE))
             return None
+
+    async def schedule(self, _lock: int = 1) -> list[str]:
+        """Queue the jobs whose time has come."""
+        try:
+            return await super().schedule(_lock)
+        except self.away as error:
+            self.warn(error)
+            return []
+
+    async def write_worker_info(self, worker_id: str, info: WorkerInfo, ttl: int) -> None:
+        """Tell that a worker lives."""
+        try:
+            await super().write_worker_info(worker_id, info, ttl)  # type: ignore[safe-super]  # as above
+        except self.away as error:
+            self.warn(error)
 
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
         """Write a job's end, unless the job is lost or another worker has it: the end would be another job's."""
@@ -128,10 +195,13 @@ class _Steady(AnyQueue):
 
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
         """Take jobs from workers that died."""
-        await self._set_clock()
         lock, before = max(1, int(lock / real_seconds(1.0))), _sweeping.set(True)
         try:
+            await self._set_clock()
             return await super().sweep(lock, real_seconds(abort))  # type: ignore[safe-super]  # as above
+        except self.away as error:
+            self.warn(error)
+            return []
         finally:
             _sweeping.reset(before)
 
@@ -156,12 +226,15 @@ def _redis(server: Server, name: str) -> AnyQueue:
     class SteadyRedisQueue(_Steady, RedisQueue):
         away = (RedisError, OSError)
 
-        async def connect(self) -> None:
+        async def reach(self) -> None:
             # Longer than any wait for a job: a connection that was cut would be waited on for ever.
             pool = self.redis.connection_pool
             kwargs = cast("dict[str, object]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
             kwargs["socket_timeout"] = kwargs["socket_connect_timeout"] = real_seconds(_PATIENCE)
-            await super().connect()
+            await self.server_now()
+
+        async def abandon(self) -> None:
+            await self.redis.connection_pool.disconnect()
 
         async def _update(self, job: Job, status: Status | None = None, **kwargs: object) -> None:
             if await self.stored(job) is not None:  # SAQ would store it again
@@ -182,7 +255,7 @@ def _redis(server: Server, name: str) -> AnyQueue:
 
     clock = _Clock()
     queue = SteadyRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server = clock, {}, server
+    queue.clock, queue.first_seen, queue.server, queue.quiet_until = clock, {}, server, 0.0
     return queue
 
 
@@ -193,6 +266,11 @@ def _postgres(server: Server, name: str) -> AnyQueue:
 
     class SteadyPostgresQueue(_Steady, PostgresQueue):
         away = (psycopg.Error, OSError)
+
+        async def reach(self) -> None:  # the pool would try for half a minute, and not say what is wrong
+            await (
+                await psycopg.AsyncConnection.connect(server.text, connect_timeout=int(_CONNECT_WITHIN))
+            ).close()
 
         async def abandon(self) -> None:
             await self.pool.close()  # SAQ does so only for a queue that is connected
@@ -206,7 +284,7 @@ def _postgres(server: Server, name: str) -> AnyQueue:
     server.checked("queue", conninfo_to_dict)
     clock = _Clock()
     queue = SteadyPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server = clock, {}, server
+    queue.clock, queue.first_seen, queue.server, queue.quiet_until = clock, {}, server, 0.0
     return queue
 
 

@@ -47,7 +47,7 @@ from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pe
 from asyncmig.companies.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, SessionClosed
+from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session
@@ -65,6 +65,8 @@ _KEPT = 7 * 24 * 3600
 """Seconds for which a result is kept."""
 _DRAIN = 30.0
 """Seconds that requests in flight have to end in when a worker is stopped."""
+_SAY_EVERY = 30.0
+"""Real seconds between two warnings about a journal that cannot be opened."""
 _LOOK_AGAIN = 0.5
 """Real seconds between looks at jobs, or at a customer that somebody else holds."""
 
@@ -140,6 +142,8 @@ class Asked(TypedDict, total=False):
 class MigrationQueue:
     """Submits customers to the workers, follows them, decides. Use it as `async with`.
 
+    Entering raises `QueueUnavailable` if the server cannot be used; one that goes away later is waited for.
+
     `heartbeat`: seconds without a sign of life after which a job's worker counts as dead. `root`: a folder that all
     files must lie below, also once symbolic links are followed; workers have their own (`MigrationOptions`).
     The queue is trusted: whoever can write to it makes workers read files and answer questions.
@@ -158,7 +162,7 @@ class MigrationQueue:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._queue.connect()
+            await self._queue.connect_once()
         except BaseException:
             failed, self._queue = self._queue, self._open()
             with anyio.CancelScope(shield=True):
@@ -226,7 +230,7 @@ class MigrationQueue:
                 found = await self._queue.jobs([self._key(external_id) for external_id in waiting])
                 jobs = dict(zip(waiting, found, strict=True))
             except self._queue.away as error:
-                _log.warning("the queue cannot be reached: %s", type(error).__name__)
+                self._queue.warn(error)
                 await asyncio.sleep(real_seconds(_LOOK_AGAIN))
                 continue
             for external_id, job in jobs.items():
@@ -299,13 +303,38 @@ class _Work:
     ) -> None:
         self._steps: dict[str, str] = {}
         """The step that each customer is at, by external id."""
-        self._open_session, self._open_journal = session, journal
+        self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
         self._to, self._options, self._connections = to, options, connections
         self._inputs = Inputs()
 
     async def start(self, context: _Context) -> None:
+        """Open the journal and the session; while the journal is away, wait for it, unless the worker is stopped."""
+        opening, stopped = (
+            asyncio.ensure_future(self._open()),
+            asyncio.ensure_future(context["worker"].event.wait()),
+        )
+        try:
+            while not (opening.done() or stopped.done()):
+                pause = real_seconds(_SAY_EVERY)
+                await asyncio.wait([opening, stopped], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if not (opening.done() or stopped.done()):
+                    _log.warning("the journal cannot be opened yet; waiting for it")
+        finally:
+            opening.cancel()
+            stopped.cancel()
+            await asyncio.wait([opening, stopped])
+        if not opening.cancelled():
+            opening.result()
+
+    async def _open(self) -> None:
         async with AsyncExitStack() as exits:
-            self._journal = await exits.enter_async_context(self._open_journal())
+            while True:
+                try:
+                    self._journal = await exits.enter_async_context(self._open_journal())
+                    break
+                except JournalUnavailable as error:
+                    _log.warning("%s; waiting for it", error)
+                await asyncio.sleep(real_seconds(_LOOK_AGAIN))
             self._session = await exits.enter_async_context(self._open_session())
             exits.enter_context(self._session.events.subscribe(self._note))
             self._exits = exits.pop_all()

@@ -229,6 +229,25 @@ def test_what_is_printed_after_a_run_by_workers_goes_through_the_queue(
     assert "name it again with --queue" in cli("retry").err
 
 
+@pytest.mark.parametrize("scheme", ["redis", "postgresql"])
+def test_75_and_one_sentence_when_the_queue_cannot_be_reached(
+    cli: Cli,
+    customers: Callable[..., Path],
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+) -> None:
+    monkeypatch.setenv("WORKERS", f"{scheme}://user:s3cr3t@127.0.0.1:1/0")
+    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", *reach)
+    kind = "Redis" if scheme == "redis" else "PostgreSQL"
+    sentence = f"the queue ({kind} at 127.0.0.1:1) cannot be used: it refuses connections"
+    assert result.code == 75
+    assert f"Not finished ({sentence})" in result.out
+    assert all(line.startswith("note: ") for line in result.err.splitlines())
+    assert "s3cr3t" not in result.out + result.err
+
+
 def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
     rows = tuple(
         CompanyRow(external_id=outcome, name=outcome, outcome=outcome, error="why")

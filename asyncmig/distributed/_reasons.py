@@ -1,0 +1,84 @@
+"""Why a server cannot be used, in fixed words: the messages of its client library may hold parts of its URL."""
+
+import errno
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+
+from asyncmig.distributed._servers import Server
+
+__all__ = ["place_of", "reason_of"]
+
+_SILENT = "it does not answer"
+_KINDS = {"redis": "Redis", "postgres": "PostgreSQL"}
+_BY_ERRNO = {
+    errno.ECONNREFUSED: "it refuses connections",
+    errno.ECONNRESET: "it closes connections at once",
+    errno.EHOSTUNREACH: "there is no route to its host",
+    errno.ENETUNREACH: "there is no route to its host",
+    errno.ENOENT: "its socket does not exist",
+    errno.EACCES: "its socket may not be opened",
+    errno.ETIMEDOUT: _SILENT,
+}
+_BY_TEXT = (
+    (r"invalid response|expected authentication|protocol error", "{protocol}"),
+    (r"refused", "it refuses connections"),
+    (
+        r"name or service|translate host|resolve|nodename|getaddrinfo|no address associated",
+        "its host is unknown",
+    ),
+    (
+        r"password|wrongpass|noauth|authenticat|no pg_hba|role .* does not exist|noperm",
+        "it refuses the user or the password",
+    ),
+    (r"ssl|tls|certificate|wrong.version", "TLS cannot be agreed on with it"),
+    (r"database .* does not exist|db index is out of range|invalid db", "it has no such database"),
+    (r"starting up|shutting down|loading the dataset|recovery", "it is starting or stopping"),
+    (r"too many (clients|connections)|max number of clients", "it has too many connections"),
+    (r"time(d )?.?out", _SILENT),
+    (r"no such file", "its socket does not exist"),
+    (
+        r"protocol|invalid response|closed the connection|connection closed|reset by peer|unexpected",
+        "{protocol}",
+    ),
+)
+
+
+def place_of(server: Server) -> str:
+    """Return the kind and the host of a server."""
+    return f"{_KINDS[server.kind]} at {server.host}"
+
+
+def reason_of(error: BaseException, server: Server) -> str:
+    """Return why a server cannot be used, without any text that came from the URL."""
+    reason = _reason(error, server)
+    without_tls = server.scheme == "rediss" and reason == _SILENT  # Redis waits for the end of a line
+    return f"{reason}, or not with TLS" if without_tls else reason
+
+
+def _reason(error: BaseException, server: Server) -> str:
+    chain = list(_chain(error))
+    for each in chain:
+        if isinstance(each, socket.gaierror):
+            return "its host is unknown"
+        if isinstance(each, ssl.SSLError):
+            return "TLS cannot be agreed on with it"
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in _BY_ERRNO:
+            return _BY_ERRNO[each.errno]
+    protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
+    for each in chain:
+        text = re.sub(
+            r"\"[^\"]*\"", "", f"{type(each).__name__} {each}"
+        )  # names of hosts, users and databases
+        for pattern, reason in _BY_TEXT:
+            if re.search(pattern, text, re.IGNORECASE):
+                return reason.format(protocol=protocol)
+    return type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

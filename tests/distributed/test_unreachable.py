@@ -1,0 +1,156 @@
+"""A queue that cannot be used: one sentence with its kind and host, and never a part of its URL."""
+
+import asyncio
+import logging
+import pickle
+import socket
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from servers import RedisServer, free_port
+
+from asyncmig import QueueUnavailable
+from asyncmig.distributed._steady_queue import open_queue
+from asyncmig.distributed.saq import MigrationQueue
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncmig.distributed._steady_queue._CONNECT_WITHIN", 2.0)
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[int]:
+    """Accept connections, and send `answer` to whatever comes; None: say nothing, and keep them open."""
+    kept: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer is not None:
+                    connection.recv(1024)
+                    connection.sendall(answer)
+                    connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in kept:
+                connection.close()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("guarded"), password="right")
+    server.start()
+    yield server
+    server.stop()
+
+
+def refusal(url: str) -> QueueUnavailable:
+    async def main() -> None:
+        async with MigrationQueue(url):
+            raise AssertionError("it was used")
+
+    with pytest.raises(QueueUnavailable) as caught:
+        asyncio.run(main())
+    error = caught.value
+    assert SECRET not in "".join(traceback.format_exception(error))
+    assert SECRET not in repr((error.__cause__, error.__context__))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    return error
+
+
+KINDS = [("redis", "Redis"), ("postgresql", "PostgreSQL")]
+
+
+@pytest.mark.parametrize(("scheme", "kind"), KINDS)
+def test_one_that_refuses_connections(scheme: str, kind: str) -> None:
+    port = free_port()
+    error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
+    assert str(error) == f"the queue ({kind} at 127.0.0.1:{port}) cannot be used: it refuses connections"
+
+
+@pytest.mark.parametrize(("scheme", "kind"), KINDS)
+def test_one_whose_host_is_unknown(scheme: str, kind: str) -> None:
+    error = refusal(f"{scheme}://user:{SECRET}@no-such-host.invalid/0")
+    assert (error.place, error.reason) == (f"{kind} at no-such-host.invalid", "its host is unknown")
+
+
+@pytest.mark.parametrize(("scheme", "kind"), KINDS)
+def test_one_that_accepts_connections_and_never_answers(scheme: str, kind: str) -> None:
+    with listening(None) as port:
+        error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
+    assert error.reason == "it does not answer"
+
+
+@pytest.mark.parametrize(("scheme", "kind"), KINDS)
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\0\x02\x02\x46", b""],
+)
+def test_one_that_speaks_another_protocol(scheme: str, kind: str, answer: bytes) -> None:
+    with listening(answer) as port:
+        error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
+    assert f"does not speak the protocol of {kind}" in error.reason or "closes connections" in error.reason
+
+
+def test_one_that_refuses_the_password(guarded: RedisServer) -> None:
+    for login in (f":{SECRET}@", f"user:{SECRET}@", ""):
+        error = refusal(guarded.url.replace(":right@", login))
+        assert error.reason == "it refuses the user or the password"
+
+
+def test_one_that_does_not_know_the_user_or_the_database(database_url: str) -> None:
+    error = refusal(database_url.replace("postgres@", f"stranger:{SECRET}@"))
+    assert error.reason == "it refuses the user or the password"
+    error = refusal(database_url.removesuffix("/postgres") + "/nothing")
+    assert error.reason == "it has no such database"
+
+
+def test_one_that_has_no_tls(guarded: RedisServer, database_url: str) -> None:
+    assert (
+        refusal(guarded.url.replace("redis://", "rediss://")).reason == "it does not answer, or not with TLS"
+    )
+    assert refusal(f"{database_url}?sslmode=require").reason == "TLS cannot be agreed on with it"
+
+
+def test_a_worker_waits_for_its_queue_and_says_so_now_and_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncmig.distributed._steady_queue._PAUSE", 0.02)
+    server = RedisServer(tmp_path)
+
+    async def main() -> None:
+        queue = open_queue(server.url, "waits")
+        connecting = asyncio.create_task(queue.connect())
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+        assert not connecting.done()
+        await asyncio.get_running_loop().run_in_executor(None, server.start)
+        try:
+            await connecting
+            assert await queue.count("queued") == 0
+            await queue.disconnect()
+        finally:
+            server.stop()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "it refuses connections; waiting for it" in line
