@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import redis.exceptions
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import (
@@ -17,6 +16,7 @@ from asyncmig import (
     Fleet,
     Journal,
     JournalError,
+    QueueUnavailable,
     Session,
     SessionClosed,
     Spec,
@@ -240,7 +240,7 @@ async def test_a_queue_that_cannot_be_reached_can_be_entered_again(redis_url: st
         port = server.getsockname()[1]
     queue = MigrationQueue(f"redis://127.0.0.1:{port}/0", name="opening")
     for _ in range(2):
-        with pytest.raises(redis.exceptions.ConnectionError):
+        with pytest.raises(QueueUnavailable):
             await queue.__aenter__()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     async with MigrationQueue(redis_url, name="opening"):
