@@ -5,55 +5,42 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
 from asyncmig._io.transport import Timeouts, Transport
-from asyncmig.companies.adoption import adopt
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
-from asyncmig.companies.connections import Destination
-from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.expected import RowFilter
 from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
 from asyncmig.companies.imports import ImportRun, Imports
-from asyncmig.companies.migrate import migrate
-from asyncmig.companies.outcome import (
+from asyncmig.companies.uploads import Uploaded
+from asyncmig.companies.wire import Connection, ImportState, Sheet, Source, Template
+from asyncmig.companies.workflow.adoption import adopt
+from asyncmig.companies.workflow.migrate import migrate
+from asyncmig.companies.writes import ExportReport, ExportState
+from asyncmig.customers.connections import Destination
+from asyncmig.customers.outcome import (
     Decide,
     Decision,
     Delivered,
+    Downloaded,
+    ExportResult,
     ExportSummary,
     Failed,
     Outcome,
     Parked,
     Pending,
     Policy,
+    RowFilter,
     Unknown,
 )
-from asyncmig.companies.review import Custom
-from asyncmig.companies.spec import Spec
-from asyncmig.companies.uploads import Uploaded
-from asyncmig.companies.wire import (
-    Action,
-    ColumnSpec,
-    Connection,
-    ImportReport,
-    ImportState,
-    Link,
-    NeedsAttention,
-    Option,
-    Patch,
-    Question,
-    Sheet,
-    SheetCount,
-    Source,
-    Target,
-    Template,
-)
-from asyncmig.companies.writes import ExportReport, ExportResult, ExportState
+from asyncmig.customers.questions import Action, Custom, NeedsAttention, Option, Patch, Question, Target
+from asyncmig.customers.report import ImportReport, SheetCount
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.template_rules import ColumnSpec, Link
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
     AuthError,
     BadRequest,
-    CompanyHeld,
     Conflict,
+    CustomerHeld,
     InvalidInput,
     JournalError,
     JournalUnavailable,
@@ -73,7 +60,7 @@ from asyncmig.errors import (
     WaitTooLong,
     WebhookRefused,
 )
-from asyncmig.fleet import Fleet
+from asyncmig.jobs.fleet import Fleet
 from asyncmig.journal import Journal, JournalPort, MemoryJournal
 from asyncmig.session import Scope, Session
 
@@ -86,10 +73,10 @@ __all__ = [
     "ColumnSpec",
     "Companies",
     "Company",
-    "CompanyHeld",
     "Conflict",
     "Connection",
     "Custom",
+    "CustomerHeld",
     "Decide",
     "Decision",
     "Delivered",

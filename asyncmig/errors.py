@@ -22,7 +22,7 @@
     ├── WebhookRefused          a webhook that the server did not sign, or that does not fit to the others
     ├── QueueUnavailable        the queue of the workers cannot be used at present: try again later
     └── JournalError            the journal cannot be opened, read or written
-        ├── CompanyHeld         another live process works on this company
+        ├── CustomerHeld         another live process works on this company
         └── JournalUnavailable  it is locked, its disk is full, its database is away: try again later
 
 Every error survives `pickle`: its arguments are its signature. None carries a header, a key or a signed URL.
@@ -35,8 +35,8 @@ __all__ = [
     "AsyncmigError",
     "AuthError",
     "BadRequest",
-    "CompanyHeld",
     "Conflict",
+    "CustomerHeld",
     "InvalidInput",
     "JournalError",
     "JournalUnavailable",
@@ -276,7 +276,7 @@ class JournalError(AsyncmigError):
         return f"journal {self.path}: {self.reason}"
 
 
-class CompanyHeld(JournalError):
+class CustomerHeld(JournalError):
     """Another live process works on this company, or took it over."""
 
     def __init__(self, path: str, external_id: str, holder: str) -> None:

@@ -19,15 +19,15 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
+from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.caller import Caller, Secret
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Gate, GateStatistics
-from asyncmig._io.home import AsyncOnly, Home, loop_speed
-from asyncmig._io.pace import Pace
+from asyncmig._io.loop_guard import AsyncOnly, LoopGuard, loop_speed
 from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
-from asyncmig._io.recent import EarlierSlot, Kind, RecentLog
 from asyncmig._io.reply import Reply
+from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
 from asyncmig._io.shared import SharedWindow
 from asyncmig._io.shared_dispatcher import Shared
 from asyncmig._io.tasks import finish_all
@@ -104,7 +104,7 @@ class Session(AsyncOnly):
         self._gates: dict[str, Gate] = {}
         self._closed: AsyncmigError | None = None
         self._recent_path = Path(recent) if recent is not None else None
-        self._recent: RecentLog | None = None
+        self._recent: SendLog | None = None
         timeouts = timeouts or Timeouts()
         for endpoint, each in (timeouts_by_endpoint or {}).items():
             if not isinstance(cast(object, each), Timeouts):
@@ -120,15 +120,15 @@ class Session(AsyncOnly):
             )
         )
         self._transport = transport or _transport(http, self.base_url)
-        self._home = Home("Session")
+        self._guard = LoopGuard("Session")
         self.events: Events = Events()
         self._poller = Poller(
-            second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._home.loop
+            second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._guard.loop
         )
         self._caller = Caller(
             transport=self._transport,
             base_url=self.base_url,
-            home=self._home,
+            guard=self._guard,
             key=key,
             gate=self._gate,
             events=self.events,
@@ -138,27 +138,27 @@ class Session(AsyncOnly):
             timeouts=timeouts,
             timeouts_by_endpoint=timeouts_by_endpoint,
         )
-        self._engine = Engine(
+        self._context = SessionContext(
             caller=self._caller,
             poller=self._poller,
             gate=self._gate,
             events=self.events,
             rng=self._rng,
             uploads=anyio.CapacityLimiter(max_parallel_uploads),
-            pace=None if upload_bytes_per_second is None else Pace(upload_bytes_per_second),
+            pace=None if upload_bytes_per_second is None else ByteThrottle(upload_bytes_per_second),
         )
-        self.companies: Companies = Companies(self._engine)
+        self.companies: Companies = Companies(self._context)
 
     def __repr__(self) -> str:
         return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"
 
     async def __aenter__(self) -> Self:
-        self._home.enter()
+        self._guard.enter()
         try:
             if self._recent_path is not None:
                 self._recent = self._opened_log(self._recent_path)
         except BaseException:
-            self._home.forget()
+            self._guard.forget()
             raise
         return self
 
@@ -173,7 +173,7 @@ class Session(AsyncOnly):
             SessionClosed("the session was left: make calls inside its `async with`, or open a new one")
         )
         closing = AsyncExitStack()  # the last one is closed first
-        closing.callback(self._home.leave, _LEFT)
+        closing.callback(self._guard.leave, _LEFT)
         closing.callback(self.events.close)
         if self._recent is not None:
             closing.callback(self._recent.close)
@@ -185,9 +185,9 @@ class Session(AsyncOnly):
         with anyio.CancelScope(shield=True):
             await closing.aclose()
 
-    def _opened_log(self, path: Path) -> RecentLog:
-        loop = self._home.loop()
-        log = RecentLog(
+    def _opened_log(self, path: Path) -> SendLog:
+        loop = self._guard.loop()
+        log = SendLog(
             path, speed=loop_speed(loop), window=self._window, timeout=self._timeout, clock=loop.time
         )
         try:
@@ -209,7 +209,7 @@ class Session(AsyncOnly):
 
     def check_open(self) -> None:
         """Raise what a call would raise here and now: `UsageError`, `SessionClosed`, or the `AuthError` before."""
-        self._home.loop()
+        self._guard.loop()
         if self._closed is not None:
             raise fresh(self._closed)
 
@@ -316,7 +316,7 @@ class Session(AsyncOnly):
         )
 
 
-def _note(log: RecentLog, budget: str, kind: Kind, slot: str) -> None:
+def _note(log: SendLog, budget: str, kind: Kind, slot: str) -> None:
     log.note(kind, budget, slot)
 
 

@@ -29,10 +29,10 @@ from asyncmig.simulator import (
     Fault,
     Faults,
     Ledger,
-    Pace,
     RateLimit,
     Reply,
     Request,
+    RunDurations,
     Schema,
     Serving,
     SlidingLog,
@@ -185,7 +185,7 @@ class Simulator:
         seed: int = 0,
         faults: Mapping[str, float] | Faults | None = None,
         variants: Variants | None = None,
-        pace: Pace | None = None,
+        pace: RunDurations | None = None,
         limit: Callable[[], RateLimit] = lambda: SlidingLog(100),
         scope: Scope = "endpoint",
         latency: float = 0.05,
@@ -261,7 +261,7 @@ def _check(
         raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
     if not isinstance(variants, Variants | None):
         raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
-    if not isinstance(pace, Pace | None):
+    if not isinstance(pace, RunDurations | None):
         raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.Pace`")
     if not callable(limit):
         raise InvalidInput("limit", limit, "must make a rate limit, as `lambda: SlidingLog(100)` does")

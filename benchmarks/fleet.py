@@ -33,8 +33,9 @@ import looptime
 from aiolimiter import AsyncLimiter
 
 from asyncmig import Fleet, Gate, MemoryJournal, Session, Slot, Spec
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, Plan, World, generate, runs, serve
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator import SCHEMAS, SOURCES, Plan, RunDurations, World, generate, serve
+from asyncmig.simulator.companies import runs
+from asyncmig.simulator.server.limits import SlidingLog
 
 LIMIT, WINDOW, SPACING = 100, 60.0, 0.6
 KEY = "a-key-for-the-benchmark"
@@ -43,7 +44,7 @@ Client = Callable[[list[Spec], str, Path, Done], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Durations(Pace):
+class Durations(RunDurations):
     """Durations that hang on seed and rows only, so that every client meets the same ones."""
 
     seed: int = 0

@@ -20,7 +20,7 @@ import limiter_cost
 from limiter_clients import CLIENTS, Client
 from virtual import run
 
-from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
+from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 HOPELESS_429S = 2000
 HOPELESS_SECONDS = 3 * 3600.0

@@ -36,9 +36,9 @@ from random import Random
 from polling_bound import DISTRIBUTIONS, Distribution, Known, Rules, bound_at_once, bound_in_the_long_run
 from polling_cost import cost
 
+from asyncmig._core.age_buckets import PolledRun, floor
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import FAIR, PollSchedule
-from asyncmig._core.shelves import Polled, floor
 
 LIMIT, WINDOW = 100, 60.0
 PACE = 60.05 / LIMIT
@@ -106,7 +106,7 @@ def poisson(distribution: Distribution, n: int, seed: int) -> Fleet:
 
 def scheduled(fleet: Fleet, schedule: PollSchedule[int], *, second: bool = False) -> Outcome:
     """Let a schedule poll the fleet at its pace; with `second`, through a second channel, too."""
-    outcome, runs = Outcome(), [Polled(n, at, started=at) for n, at in enumerate(fleet.starts)]
+    outcome, runs = Outcome(), [PolledRun(n, at, started=at) for n, at in enumerate(fleet.starts)]
     last, left, now = list(fleet.starts), len(fleet.measured), 0.0
     arrivals = deque(runs)
     free = [(0.0, False), (0.0, True)] if second else [(0.0, False)]

@@ -15,9 +15,9 @@ from functools import partial
 from random import Random
 from statistics import fmean
 
+from asyncmig._core.age_buckets import PolledRun
 from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._core.polls import PollSchedule
-from asyncmig._core.shelves import Polled
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.poller import Poller, Reading
 
@@ -30,7 +30,7 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
     """Return the seconds of `next` among `n` runs of all ages: median, and mean of the quicker nine tenths."""
     rng, schedule = Random(1), PollSchedule[int]()
     for run in range(n):
-        schedule.add(Polled(run, 0.0, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)), 0.0)
+        schedule.add(PolledRun(run, 0.0, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)), 0.0)
     now, spent = 60.0, list[float]()
     schedule.next_at(now)  # all leave their floor, as they would have done one by one
     for _ in range(calls):

@@ -30,8 +30,8 @@ from urllib.parse import parse_qsl, urlsplit
 import looptime
 
 from asyncmig import Delivered, Fleet, Journal, Session, Spec, Timeouts
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, Reply, Request, World
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator import SCHEMAS, SOURCES, Reply, Request, RunDurations, World
+from asyncmig.simulator.server.limits import SlidingLog
 
 KEY = "a-key-for-the-benchmark"
 elsewhere = 0.0
@@ -145,7 +145,7 @@ async def drive(customers: int, folder: Path, memory: Callable[[], float]) -> di
     source = next(iter(SOURCES))
     specs = [Spec(external_id=f"c{n}", name=f"c{n}", source=source, files=(file,)) for n in range(customers)]
     world = World(
-        key=KEY, sources=SOURCES, schemas=SCHEMAS[1:2], limit=lambda: SlidingLog(10**9), pace=Pace()
+        key=KEY, sources=SOURCES, schemas=SCHEMAS[1:2], limit=lambda: SlidingLog(10**9), pace=RunDurations()
     )
     highest = before = memory()
     async with (

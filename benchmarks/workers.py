@@ -35,8 +35,8 @@ from asyncmig import Delivered, Fleet, Gate, MemoryJournal, Session
 from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import MigrationQueue
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
+from asyncmig.simulator.server.clock import fast_loop
 
 NEEDED = 18
 """Slots a second that one key needs: 100 a minute for each of eleven endpoints."""
@@ -178,7 +178,7 @@ async def _fleet(url: str, key: int, to: Path, specs: list[Any]) -> int:
 
 
 def _world() -> World:
-    return World(key="bench-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.2))
+    return World(key="bench-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.2))
 
 
 class Servers:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from asyncmig import Gate
 from asyncmig._core.endpoint import Lane
-from asyncmig.simulator.limits import RateLimit
+from asyncmig.simulator.server.limits import RateLimit
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from random import Random
 
 from asyncmig._core.limiter import Limiter
-from asyncmig._io.shared import Happened, Reply
+from asyncmig._io.shared import Reply, SlotReport
 
 
 class Keeper:
@@ -47,7 +47,7 @@ class KeptBudget:
     def __init__(self, keeper: Keeper, limiter: Limiter) -> None:
         self._keeper, self._limiter = keeper, limiter
 
-    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
         keeper, loop = self._keeper, asyncio.get_running_loop()
         keeper.exchanges += 1
         await asyncio.sleep(keeper.latency / 2)
@@ -64,7 +64,7 @@ class KeptBudget:
             raise ConnectionError("no answer came")
         return reply
 
-    def _hear(self, one: Happened, now: float) -> None:
+    def _hear(self, one: SlotReport, now: float) -> None:
         limiter, taken = self._limiter, self._keeper.taken
         sent_at = taken.pop(one.slot, None)
         if one.what == "limited":

@@ -5,12 +5,12 @@ import json
 import sys
 from dataclasses import asdict
 
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World, serve
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
+from asyncmig.simulator.server.clock import fast_loop
 
 
 async def main() -> None:
-    world = World(key="sim-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.2))
+    world = World(key="sim-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.2))
     async with serve(world) as serving:
         loop = asyncio.get_running_loop()
         print(json.dumps({"base_url": serving.base_url, "key": world.key}), flush=True)  # noqa: T201 - to its parent

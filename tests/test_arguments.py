@@ -11,8 +11,8 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, Fleet, MemoryJournal, Spec, preflight, webhooks
-from asyncmig.companies.options import MigrationOptions
-from asyncmig.manifest import read_manifest
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.jobs.manifest import read_manifest
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime

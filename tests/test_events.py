@@ -25,8 +25,8 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
+from asyncmig.simulator.server.limits import SlidingLog
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -34,7 +34,7 @@ SOURCE = next(iter(SOURCES))
 
 @pytest.fixture
 def wire() -> InProcess:
-    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0)))
+    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(sigma=0.0)))
 
 
 def session(wire: InProcess, **options: object) -> Session:
@@ -298,7 +298,9 @@ async def test_the_log_has_one_line_a_request_with_fields_and_never_the_key(
 
 
 async def test_a_run_that_stalls_is_a_warning_with_fields(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(base=5000.0, sigma=0.0))
+    world = World(
+        key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(base=5000.0, sigma=0.0)
+    )
     async with session(InProcess(world)) as opened:
         company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
         run = await company.imports.start(rows=[{"Email": "a@x.org", "Last Name": "L"}])

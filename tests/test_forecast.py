@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncmig.forecast import Durations, Forecast, UnderWay, earliest_end, forecast, requests_left
+from asyncmig.jobs.plan import Durations, Forecast, UnderWay, earliest_end, forecast, requests_left
 
 CREATE, UPLOAD, START = "POST /companies", "POST /companies/{id}/uploads", "POST /companies/{id}/imports"
 READ, DOWNLOAD = "GET /companies/{id}/imports/{run_id}", "GET /companies/{id}/export.csv"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
 from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal
 
 pytestmark = pytest.mark.looptime
@@ -91,7 +91,7 @@ async def test_events_are_numbered_and_kept_in_order(journal):
 
 async def test_a_company_that_another_task_holds_is_refused(journal):
     async with await journal.claim("acme"):
-        with pytest.raises(CompanyHeld, match="acme is held by another task") as caught:
+        with pytest.raises(CustomerHeld, match="acme is held by another task") as caught:
             await journal.claim("acme")
         assert caught.value.external_id == "acme"
     async with await journal.claim("acme"):
@@ -129,10 +129,10 @@ async def test_states_come_oldest_company_first(journal):
 async def test_two_journals_of_one_process_refuse_each_other(path):
     async with Journal(path, holder="worker one") as one, Journal(path) as two:
         async with await one.claim("acme"):
-            with pytest.raises(CompanyHeld, match=r"held by worker one \(process \d+ on ") as caught:
+            with pytest.raises(CustomerHeld, match=r"held by worker one \(process \d+ on ") as caught:
                 await two.claim("acme")
             assert "last seen" in caught.value.holder
-            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CompanyHeld)
+            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CustomerHeld)
         async with await two.claim("acme"):
             pass
 
@@ -171,7 +171,7 @@ async def test_one_that_fails_leaves_the_others_of_its_transaction(path):
         good, refused, impossible = await asyncio.gather(
             journal.claim("good"), journal.claim("held"), journal.claim("\ud800"), return_exceptions=True
         )
-        assert isinstance(refused, CompanyHeld)
+        assert isinstance(refused, CustomerHeld)
         assert type(impossible) is JournalError
         done, failed = await asyncio.gather(
             good.write("k", b"", b"s"), good.write("\ud800", b"", b"wrong"), return_exceptions=True
@@ -229,7 +229,7 @@ async def test_a_block_that_is_cancelled_gives_its_company_up(path):
     async with Journal(path) as journal:
         task = asyncio.create_task(work(journal))
         await asyncio.sleep(1)
-        with pytest.raises(CompanyHeld):
+        with pytest.raises(CustomerHeld):
             await journal.claim("acme")
         task.cancel()
         await asyncio.wait({task})

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig._journal import file
 from asyncmig.errors import JournalError
-from asyncmig.journal import Journal
+from asyncmig.journal import Journal, file
 
 pytestmark = pytest.mark.looptime
 
@@ -219,13 +218,13 @@ async def test_a_newer_journal_is_refused_and_left_alone(path):
 async def test_an_older_journal_is_brought_up_to_date(path, monkeypatch):
     shutil.copy(V1, path)
     monkeypatch.setattr(
-        file, "MIGRATIONS", (*file.MIGRATIONS, ("ALTER TABLE companies ADD COLUMN note TEXT",))
+        file, "SCHEMA_VERSIONS", (*file.SCHEMA_VERSIONS, ("ALTER TABLE companies ADD COLUMN note TEXT",))
     )
     with pytest.raises(JournalError, match="older version"):
         async with Journal(path, read_only=True):
             pass
     await use(path, "acme-001", b"new")
-    assert pragma(path, "user_version") == len(file.MIGRATIONS)
+    assert pragma(path, "user_version") == len(file.SCHEMA_VERSIONS)
     async with Journal(path, read_only=True) as journal:
         assert (await journal.states())["acme-001"] == b"new"
 
@@ -234,7 +233,7 @@ async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
     shutil.copy(V1, path)
     step = ("ALTER TABLE companies ADD COLUMN note TEXT", "ALTER TABLE nothing ADD COLUMN note TEXT")
     with monkeypatch.context() as patch:
-        patch.setattr(file, "MIGRATIONS", (*file.MIGRATIONS, step))
+        patch.setattr(file, "SCHEMA_VERSIONS", (*file.SCHEMA_VERSIONS, step))
         with pytest.raises(JournalError, match="nothing"):
             await opening(path)
     assert pragma(path, "user_version") == 1

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig._journal.lease import Holder, Moment, Renewal, enter, leave
-from asyncmig.errors import CompanyHeld
+from asyncmig.errors import CustomerHeld
 from asyncmig.journal import Journal
+from asyncmig.journal.lease import Holder, Moment, Renewal, enter, leave
 
 NOW = Moment(wall=1_800_000_000.0, uptime=50_000.0)
 
@@ -123,7 +123,7 @@ async def test_hours_on_a_virtual_clock_end_no_lease(tmp_path):
     path = tmp_path / "fleet.db"
     async with Journal(path) as one, Journal(path) as two, await one.claim("acme") as claim:
         await asyncio.sleep(100_000)
-        with pytest.raises(CompanyHeld):
+        with pytest.raises(CustomerHeld):
             await two.claim("acme")
         await claim.write("k", b"", b"s")
 
@@ -138,15 +138,15 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_writes_are_refused(tmp
         db.execute("UPDATE holders SET uptime = uptime - 60, wall = wall - 60")
         db.commit()
         db.close()
-        with pytest.raises(CompanyHeld, match="another task of this journal"):
+        with pytest.raises(CustomerHeld, match="another task of this journal"):
             await one.claim("acme")
         async with await two.claim("acme") as taken:
             assert taken.state == b"one"
             assert taken.token == claim.token + 1
-            with pytest.raises(CompanyHeld, match="acme is held by two"):
+            with pytest.raises(CustomerHeld, match="acme is held by two"):
                 await claim.write("k", b"", b"stale")
             await taken.write("k", b"", b"two")
-        with pytest.raises(CompanyHeld, match="nobody now, after it was taken over"):
+        with pytest.raises(CustomerHeld, match="nobody now, after it was taken over"):
             await claim.write("k", b"", b"stale")
         async with await two.claim("acme") as taken:
             await claim.release()  # of no effect

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.errors import CompanyHeld, JournalError
+from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal import Claim, Journal
 
 pytestmark = [
@@ -135,7 +135,7 @@ async def test_a_company_of_a_live_process_is_refused_and_free_once_it_dies(path
     with process(HOLD, path) as child:
         child.stdout.readline()
         async with Journal(path) as journal:
-            with pytest.raises(CompanyHeld, match=rf"held by the other \(process {child.pid} on "):
+            with pytest.raises(CustomerHeld, match=rf"held by the other \(process {child.pid} on "):
                 await journal.claim("acme")
             async with await journal.claim("beta"):
                 pass
@@ -157,7 +157,7 @@ async def test_a_company_is_free_once_its_process_ends_well(path):
 
 PAUSED = """
 import asyncio, os, signal, sys
-from asyncmig.errors import CompanyHeld
+from asyncmig.errors import CustomerHeld
 from asyncmig.journal import Journal
 async def main():
     async with Journal(sys.argv[1], lease=0.3) as journal:
@@ -167,7 +167,7 @@ async def main():
         journal._writer._executor.submit(os.kill, os.getpid(), signal.SIGSTOP).result()
         try:
             await acme.write("k", b"stale", b"stale")
-        except CompanyHeld as error:
+        except CustomerHeld as error:
             print(error.holder.split(" (")[0])
         await acme.release()
         await beta.write("k", b"mine", b"mine")
@@ -180,7 +180,7 @@ async def claimed_once_free(journal: Journal, external_id: str) -> Claim:
         while True:
             try:
                 return await journal.claim(external_id)
-            except CompanyHeld:
+            except CustomerHeld:
                 await asyncio.sleep(0.05)
 
 
@@ -201,7 +201,7 @@ async def test_a_process_that_was_paused_past_its_lease_cannot_write(path):
 
 SHARE = """
 import asyncio, random, sys
-from asyncmig.errors import CompanyHeld
+from asyncmig.errors import CustomerHeld
 from asyncmig.journal import Journal
 async def count(journal, name, rng):
     done = 0
@@ -209,7 +209,7 @@ async def count(journal, name, rng):
         await asyncio.sleep(rng.random() * 0.01)
         try:
             claim = await journal.claim(name)
-        except CompanyHeld:
+        except CustomerHeld:
             continue
         async with claim:
             number = b"%d" % (int(claim.state or b"0") + 1)

@@ -14,7 +14,7 @@ import pytest
 from servers import PostgresServer
 
 from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.errors import CompanyHeld, JournalError, UsageError
+from asyncmig.errors import CustomerHeld, JournalError, UsageError
 from asyncmig.journal import Claim, Journal
 
 AnyJournal = Journal | PostgresJournal
@@ -58,7 +58,7 @@ async def claimed_once_free(journal: AnyJournal, external_id: str) -> Claim:
         while True:
             try:
                 return await journal.claim(external_id)
-            except CompanyHeld:
+            except CustomerHeld:
                 await asyncio.sleep(0.01)
 
 
@@ -75,7 +75,7 @@ async def test_a_release_that_was_undone_leaves_the_company_free_for_its_own_jou
         await undone_release(place, journal)
         async with await journal.claim("acme") as again:
             assert (again.state, again.token) == (b"one", 2)
-            with pytest.raises(CompanyHeld, match="another task of this journal"):
+            with pytest.raises(CustomerHeld, match="another task of this journal"):
                 await journal.claim("acme")
             await again.write("k", b"", b"two")
         assert await journal.states() == {"acme": b"two"}
@@ -92,11 +92,11 @@ async def test_a_claim_that_the_database_lost_cannot_write(place: Place) -> None
     async with place.open() as journal, place.open() as other:
         claim = await journal.claim("acme")
         place.run("UPDATE companies SET holder = NULL, token = 0")
-        with pytest.raises(CompanyHeld, match="another task of this journal"):  # it does not know yet
+        with pytest.raises(CustomerHeld, match="another task of this journal"):  # it does not know yet
             await journal.claim("acme")
         async with await other.claim("acme") as taken:
             assert taken.token == claim.token
-            with pytest.raises(CompanyHeld):
+            with pytest.raises(CustomerHeld):
                 await claim.write("k", b"", b"stale")
             await claim.release()
             await taken.write("k", b"", b"right")
@@ -108,7 +108,7 @@ async def test_a_claim_cannot_write_to_another_company_that_got_its_row(place: P
     async with place.open() as journal:
         claim = await journal.claim("acme")
         place.run("UPDATE companies SET external_id = 'beta'")
-        with pytest.raises(CompanyHeld):
+        with pytest.raises(CustomerHeld):
             await claim.write("k", b"", b"of acme")
         async with await journal.claim("beta") as beta:
             assert beta.state is None
@@ -191,7 +191,7 @@ async def test_what_a_database_that_was_away_did_not_release_is_free_later(
             await claim.release()
         await asyncio.to_thread(own_server.start)
         async with place.open() as other, await claimed_once_free(other, "acme"):
-            with pytest.raises(CompanyHeld, match="held by process"):
+            with pytest.raises(CustomerHeld, match="held by process"):
                 await journal.claim("acme")
 
 

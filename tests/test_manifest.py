@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asyncmig.companies.wire import Source, Template
 from asyncmig.errors import InvalidInput
-from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
+from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_manifest
 
 HEADER = "external_id,name,source,templates,files"
 HUBSPOT = "6b1c8f6e-7a3f-4a3c-9d2b-0f1e2d3c4b5a"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.manifest import InvalidManifest, Manifest, read_defaults, read_manifest
+from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_defaults, read_manifest
 
 ACME = """[[company]]
 external_id = "acme"

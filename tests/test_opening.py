@@ -22,7 +22,7 @@ from asyncmig import (
     Spec,
     UsageError,
 )
-from asyncmig._io.shared import Happened, Reply
+from asyncmig._io.shared import Reply, SlotReport
 from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 from asyncmig.testing import Simulator
@@ -43,7 +43,7 @@ class Keeper:
     ) -> "Keeper":
         return self
 
-    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
         raise ConnectionError
 
     async def aclose(self) -> None:

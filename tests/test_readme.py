@@ -23,16 +23,16 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from asyncmig.cli.amounts import Rate
 from asyncmig.cli.app import run_app
+from asyncmig.cli.option_types import Rate
 from asyncmig.cli.report import Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.sim import new_world
-from asyncmig.manifest import read_manifest
+from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import World, disordered, export_webhooks, send
-from asyncmig.simulator.app import serve
-from asyncmig.simulator.clock import fast_loop
-from asyncmig.simulator.data import generate
+from asyncmig.simulator.companies.data import generate
+from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.clock import fast_loop
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

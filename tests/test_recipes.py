@@ -17,8 +17,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from farm import customers
 
 import asyncmig
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World, serve
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
+from asyncmig.simulator.server.clock import fast_loop
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -55,7 +55,7 @@ def run(main: Callable[[World], Awaitable[None]], monkeypatch: pytest.MonkeyPatc
     """Serve a world and run `main`, on a fast clock."""
 
     async def served() -> None:
-        pace = Pace(base=60.0, sigma=0.0)
+        pace = RunDurations(base=60.0, sigma=0.0)
         world = World(key="key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=pace)
         async with serve(world) as serving:
             monkeypatch.setenv("VERN_API_KEY", world.key)

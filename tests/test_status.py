@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from asyncmig import Failed, Journal, MemoryJournal, NeedsAttention, Parked
-from asyncmig.companies.spec import Record
-from asyncmig.companies.wire import Action, Patch
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.questions import Action, Patch
+from asyncmig.jobs.status import follow, read_records, read_standings, standing, timeline
 from asyncmig.journal import Activity, Event
-from asyncmig.status import follow, read_records, read_standings, standing, timeline
 
 
 def record(**fields: object) -> Record:

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from asyncmig import ApiError, Fleet, MemoryJournal, Session
 from asyncmig.events import MigrationChanged, RequestDone, SharedWindowLost
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, World
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, RunDurations, World
 from asyncmig.telemetry import instrument
 
 pytestmark = pytest.mark.looptime
@@ -54,7 +54,7 @@ def watched() -> Watched:
 
 
 def session(**options: object) -> Session:
-    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.0))
+    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.0))
     return Session(KEY, BASE_URL, transport=InProcess(world, **options), rng=Random(3))
 
 
@@ -80,7 +80,7 @@ async def test_a_migration_is_a_trace_of_its_steps_and_requests(watched: Watched
         ({"asyncmig.outcome": "delivered"}, 2)
     ]
     assert [point.value for _, point in watched.points("asyncmig.migrations.active")] == [0]
-    assert {labels["asyncmig.status"] for labels, _ in watched.points("asyncmig.run.duration")} == {
+    assert {labels["asyncmig.jobs.status"] for labels, _ in watched.points("asyncmig.run.duration")} == {
         "completed"
     }
 

@@ -9,8 +9,8 @@ from importlib.metadata import distribution
 import pytest
 
 from asyncmig import RetryPolicy, Session, UnknownOutcome
-from asyncmig.simulator import Fault, Faults, Pace, SlidingLog, Variants, export_webhooks
-from asyncmig.simulator.limits import FixedWindow, SlidingCounter, TokenBucket
+from asyncmig.simulator import Fault, Faults, RunDurations, SlidingLog, Variants, export_webhooks
+from asyncmig.simulator.server.limits import FixedWindow, SlidingCounter, TokenBucket
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime
@@ -43,7 +43,7 @@ async def test_the_same_seed_is_the_same_story() -> None:
     assert told(one) == told(same) != told(other)
 
 
-@pytest.mark.asyncmig_simulator(pace=Pace(queued=0.0, base=7000.0, sigma=0.0))
+@pytest.mark.asyncmig_simulator(pace=RunDurations(queued=0.0, base=7000.0, sigma=0.0))
 async def test_the_marker_says_how_the_account_behaves(
     asyncmig_simulator: Simulator, asyncmig_session: Session, looptime: float
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_limit_or_a_pace_below_nothing_is_refused(limit: object) -> None:
         with pytest.raises(ValueError, match="window"):
             make(1, 0.0)
     with pytest.raises(ValueError, match=r"pace\.base"):
-        Pace(base=limit)  # type: ignore[arg-type]
+        RunDurations(base=limit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

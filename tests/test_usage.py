@@ -11,7 +11,7 @@ from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Fleet, Gate, MemoryJournal, Session, SessionClosed, Spec, UsageError
 from asyncmig.companies.imports import ImportRun
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 
 Use = Callable[[Session], Coroutine[object, object, object]]
 SPEC = Spec(external_id="acme", name="Acme", source=next(iter(SOURCES)), files=(Path("no.csv"),))
@@ -19,7 +19,9 @@ SPEC = Spec(external_id="acme", name="Acme", source=next(iter(SOURCES)), files=(
 
 @pytest.fixture
 def wire() -> InProcess:
-    return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, pace=Pace(sigma=0.0)), latency=0.0)
+    return InProcess(
+        World(key=KEY, sources=SOURCES, schemas=SCHEMAS, pace=RunDurations(sigma=0.0)), latency=0.0
+    )
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 from saq.__main__ import main as saq_command
 
 from asyncmig import Session
-from asyncmig.companies.options import MigrationOptions
+from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import worker_settings
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.server.clock import fast_loop
 
 TOLD = json.loads(os.environ["WORKER"])
 

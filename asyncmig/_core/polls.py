@@ -33,9 +33,17 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar, final
 
+from asyncmig._core.age_buckets import (
+    AgeBuckets,
+    BucketHeap,
+    Durations,
+    PolledRun,
+    PollState,
+    first_of,
+    floor,
+)
 from asyncmig._core.hazard import Hazard
 from asyncmig._core.lifecycle import Phase
-from asyncmig._core.shelves import Durations, Line, Place, Polled, Shelves, first_of, floor
 
 __all__ = ["FAIR", "PollSchedule"]
 
@@ -71,10 +79,10 @@ class PollSchedule(Generic[RunT]):
     def __init__(self, *, durations: Callable[[], Durations] = Hazard, fair: float = FAIR) -> None:
         """`durations` makes what learns of one class; `fair`: how long a run goes unpolled, if the pace allows."""
         self._durations, self._fair = durations, fair
-        self._classes: dict[Hashable, Shelves[RunT]] = {}
-        self._resting: Line[RunT] = []
-        self._hurried: Line[RunT] = []
-        self._parked: Line[RunT] = []
+        self._classes: dict[Hashable, AgeBuckets[RunT]] = {}
+        self._resting: BucketHeap[RunT] = []
+        self._hurried: BucketHeap[RunT] = []
+        self._parked: BucketHeap[RunT] = []
         self._by_age: dict[int, int] = {}
         """How many runs stand on the shelves, by the time at which they were last seen, in buckets."""
         self._tickets = count(1)
@@ -92,21 +100,21 @@ class PollSchedule(Generic[RunT]):
 
     # Who is polled
 
-    def add(self, run: Polled[RunT], now: float) -> None:
+    def add(self, run: PolledRun[RunT], now: float) -> None:
         """Poll `run` from now on."""
         if not run.wanted:
             run.wanted = True
             self._wanted += 1
             self._put(run, now)
 
-    def remove(self, run: Polled[RunT]) -> None:
+    def remove(self, run: PolledRun[RunT]) -> None:
         """Poll `run` no more; what is known of it stays."""
         if run.wanted:
             run.wanted = False
             self._wanted -= 1
             self._displace(run)
 
-    def hurry(self, run: Polled[RunT], now: float, *, until: float = -math.inf) -> None:
+    def hurry(self, run: PolledRun[RunT], now: float, *, until: float = -math.inf) -> None:
         """Poll `run` before others until it was observed, and until the time `until`, but not below its floor."""
         run.hurried, run.awaited_until = True, max(run.awaited_until, until)
         self._put(run, now)
@@ -121,7 +129,7 @@ class PollSchedule(Generic[RunT]):
         head = first_of(self._resting)
         return head[0] if head else None
 
-    def next(self, now: float, *, pace: float, lookup: bool = False) -> Polled[RunT] | None:
+    def next(self, now: float, *, pace: float, lookup: bool = False) -> PolledRun[RunT] | None:
         """Return the run whose poll is worth most, or None if none may be polled now.
 
         It is out until `landed`. `pace`: seconds between two polls. `lookup`: the poll goes through the second
@@ -137,19 +145,19 @@ class PollSchedule(Generic[RunT]):
         run = line[0][2]
         self._since_parked = 0 if line is self._parked else self._since_parked + 1
         self._displace(run)
-        run.place = Place.AWAY
+        run.place = PollState.AWAY
         return run
 
-    def landed(self, run: Polled[RunT], now: float) -> None:
+    def landed(self, run: PolledRun[RunT], now: float) -> None:
         """The read that `next` gave out has ended, in whatever way: the run may be given out again."""
-        if run.place is Place.AWAY:
-            run.place = Place.NOWHERE
+        if run.place is PollState.AWAY:
+            run.place = PollState.NOWHERE
             self._put(run, now)
 
     # What came of it
 
     def observed(
-        self, run: Polled[RunT], now: float, phase: Phase, *, sent: float, lookup: bool = False
+        self, run: PolledRun[RunT], now: float, phase: Phase, *, sent: float, lookup: bool = False
     ) -> None:
         """Report what a read of `run` showed that was sent at `sent` and answered `now`, whoever made it."""
         self._learn(run, now, phase, sent)
@@ -167,13 +175,13 @@ class PollSchedule(Generic[RunT]):
         run.ready_at = now + (max(_PARKED_FLOOR, pause) if run.parked else pause)
         self._put(run, now)
 
-    def gone(self, run: Polled[RunT], now: float) -> None:
+    def gone(self, run: PolledRun[RunT], now: float) -> None:
         """Report that the second channel does not know the run any more: it has ended, and a read can tell how."""
         run.gone_at = now
         run.ready_at = run.read_at + floor(run.age(now))
         self.hurry(run, now)
 
-    def rejected(self, run: Polled[RunT], now: float, *, blame: bool = True) -> None:
+    def rejected(self, run: PolledRun[RunT], now: float, *, blame: bool = True) -> None:
         """Report that a read told nothing: the run is where it was, above its floor.
 
         With `blame` it rests twice as long each time, up to a minute or its floor: a run that can never be read must
@@ -184,7 +192,7 @@ class PollSchedule(Generic[RunT]):
         run.ready_at = now + max(pause, min(_LONGEST_PAUSE, pause * 2 ** min(max(0, run.failures - 1), 5)))
         self._put(run, now)
 
-    def resumed(self, run: Polled[RunT], now: float) -> None:
+    def resumed(self, run: PolledRun[RunT], now: float) -> None:
         """Report that a parked run was answered: it runs again, and competes again as soon as its floor allows."""
         if run.parked:
             run.started += now - run.seen
@@ -192,7 +200,7 @@ class PollSchedule(Generic[RunT]):
             run.ready_at = min(run.ready_at, max(now, run.read_at + floor(run.age(now))))
             self._put(run, now)
 
-    def _learn(self, run: Polled[RunT], now: float, phase: Phase, sent: float) -> None:
+    def _learn(self, run: PolledRun[RunT], now: float, phase: Phase, sent: float) -> None:
         if run.parked:
             return
         durations, low = self._class(run.group).durations, max(0.0, run.seen - run.started)
@@ -203,29 +211,29 @@ class PollSchedule(Generic[RunT]):
 
     # The lines
 
-    def _class(self, group: Hashable) -> Shelves[RunT]:
+    def _class(self, group: Hashable) -> AgeBuckets[RunT]:
         if group not in self._classes:
-            self._classes[group] = Shelves(self._durations())
+            self._classes[group] = AgeBuckets(self._durations())
         return self._classes[group]
 
-    def _put(self, run: Polled[RunT], now: float) -> None:
+    def _put(self, run: PolledRun[RunT], now: float) -> None:
         """Put a run where it belongs."""
-        if not run.wanted or run.place is Place.AWAY:
+        if not run.wanted or run.place is PollState.AWAY:
             return
         self._displace(run)
         if run.ready_at > now:
-            run.place, line, key = Place.RESTING, self._resting, run.ready_at
+            run.place, line, key = PollState.RESTING, self._resting, run.ready_at
         else:
-            run.place, line, key = Place.READY, self._line(run), run.seen
+            run.place, line, key = PollState.READY, self._line(run), run.seen
             self.ready += 1
             run.bucket = int(run.seen // _BUCKET)
             self._by_age[run.bucket] = self._by_age.get(run.bucket, 0) + 1
         run.ticket = next(self._tickets)
         heapq.heappush(line, (key, run.ticket, run))
 
-    def _displace(self, run: Polled[RunT]) -> None:
+    def _displace(self, run: PolledRun[RunT]) -> None:
         """Take a run out of the line that it stands in; what it leaves there is dropped when it comes to the head."""
-        if run.place is Place.AWAY:
+        if run.place is PollState.AWAY:
             return
         if run.bucket is not None:
             self.ready -= 1
@@ -234,9 +242,9 @@ class PollSchedule(Generic[RunT]):
                 del self._by_age[run.bucket]
             run.bucket = None
             self._class(run.group).leave(run)
-        run.place, run.ticket = Place.NOWHERE, 0
+        run.place, run.ticket = PollState.NOWHERE, 0
 
-    def _line(self, run: Polled[RunT]) -> Line[RunT]:
+    def _line(self, run: PolledRun[RunT]) -> BucketHeap[RunT]:
         if run.hurried:
             return self._hurried
         if run.parked:
@@ -248,7 +256,7 @@ class PollSchedule(Generic[RunT]):
         while (head := first_of(self._resting)) and head[0] <= now:
             self._put(head[2], now)
 
-    def _first(self, now: float) -> Line[RunT] | None:
+    def _first(self, now: float) -> BucketHeap[RunT] | None:
         """Return the line that goes before the index, if there is one."""
         if first_of(self._hurried):
             return self._hurried
@@ -270,12 +278,12 @@ class PollSchedule(Generic[RunT]):
                 return False
         return False
 
-    def _oldest(self) -> Line[RunT] | None:
+    def _oldest(self) -> BucketHeap[RunT] | None:
         """Return the shelf whose head was unpolled longest."""
         lines = [line for each in self._classes.values() for line in each.lines()]
         return min(lines, key=lambda line: line[0][0], default=None)
 
-    def _best(self, now: float) -> Line[RunT] | None:
+    def _best(self, now: float) -> BucketHeap[RunT] | None:
         """Return the line whose head has the largest index."""
         best, chosen = -1.0, None
         for each in self._classes.values():

@@ -18,9 +18,9 @@ from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
 from asyncmig._io.addresses import is_loopback
+from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.gate import Gate, Slot
-from asyncmig._io.home import Home, loop_speed
-from asyncmig._io.outage import Outage
+from asyncmig._io.loop_guard import LoopGuard, loop_speed
 from asyncmig._io.reply import (
     Reply,
     beginning,
@@ -32,9 +32,9 @@ from asyncmig._io.reply import (
     unreadable,
     without,
 )
+from asyncmig._io.retry_queue import RetryQueue
 from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
-from asyncmig._io.tries import Failed, Tries
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -51,7 +51,7 @@ __all__ = ["Call", "Caller", "Secret"]
 
 T = TypeVar("T")
 Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
-"""Makes a value of a 2xx answer's body; raises `Failed` for one that another attempt may give whole."""
+"""Makes a value of a 2xx answer's body; raises `RetryableFailure` for one that another attempt may give whole."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """What a URL may hold: only what it may not is escaped, or its signature would not fit."""
 _NO_SEGMENT = frozenset({"", ".", ".."})
@@ -111,7 +111,7 @@ class Caller:
         "_base_url",
         "_events",
         "_gate",
-        "_home",
+        "_guard",
         "_key",
         "_on_refused_key",
         "_outage",
@@ -127,7 +127,7 @@ class Caller:
         *,
         transport: Transport,
         base_url: str,
-        home: Home,
+        guard: LoopGuard,
         key: Secret,
         gate: Callable[[Endpoint], Gate],
         events: Events,
@@ -139,15 +139,15 @@ class Caller:
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
-        self._base_url, self._home, self._key = base_url, home, key
+        self._base_url, self._guard, self._key = base_url, guard, key
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
-        self._policy, self._outage = policy, Outage(policy, rng)
+        self._policy, self._outage = policy, RetryQueue(policy, rng)
         self.requests: Counter[tuple[str, str]] = Counter()
         """Requests sent, by endpoint key and lane name."""
 
-    def tries(self, endpoint: Endpoint, ids: Mapping[str, str], sent: str = "") -> Tries:
+    def attempts(self, endpoint: Endpoint, ids: Mapping[str, str], sent: str = "") -> Attempts:
         """Return the retry state of one call; compound steps share it over their parts."""
-        return Tries(
+        return Attempts(
             endpoint, outage=self._outage, policy=self._policy, events=self._events, ids=ids, sent=sent
         )
 
@@ -168,7 +168,7 @@ class Caller:
         return await self._repeated(call, self._reply)
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
-        tries = self.tries(call.endpoint, call.ids, call.sent)
+        tries = self.attempts(call.endpoint, call.ids, call.sent)
         while True:
             try:
                 value = await self._through_the_gate(call, understand, tries.attempt)
@@ -177,17 +177,17 @@ class Caller:
                     raise tries.unknown(str(error)) from error
                 error.after_doubt = tries.doubts > 0
                 raise
-            except Failed as failure:
+            except RetryableFailure as failure:
                 failed = failure
             else:
                 await tries.succeeded()
                 return value
             await tries.failed(failed)
 
-    async def attempt(self, call: Call, kind: type[T], tries: Tries) -> T:
+    async def attempt(self, call: Call, kind: type[T], tries: Attempts) -> T:
         """Make one attempt of a compound step that counts its own; a 429 is waited out.
 
-        Raises what `call` does, and `Failed` where another attempt of the step may succeed.
+        Raises what `call` does, and `RetryableFailure` where another attempt of the step may succeed.
         """
         return await self._through_the_gate(call, partial(self._decoded, kind), tries.attempt)
 
@@ -200,11 +200,11 @@ class Caller:
                 except RateLimited:
                     ticket = slot.ticket
 
-    async def once(self, call: Call, kind: type[T], slot: Slot) -> T:
+    async def send_once(self, call: Call, kind: type[T], slot: Slot) -> T:
         """Make one attempt with a slot that the caller holds; raise what it comes to, unrepeated."""
         try:
             return await self._attempt(call, partial(self._decoded, kind), slot, 1)
-        except Failed as failure:
+        except RetryableFailure as failure:
             raise failure.error from failure
 
     @asynccontextmanager
@@ -228,7 +228,7 @@ class Caller:
                     if yielded:
                         raise  # the caller's own
                     ticket = slot.ticket
-                except Failed as failure:
+                except RetryableFailure as failure:
                     raise failure.error from failure
 
     async def put(
@@ -239,7 +239,7 @@ class Caller:
         Raises `UnexpectedReply` for a 200 with a page for people, unless those are to be believed: it may be a
         proxy's; and `InvalidInput` for a URL that would send the bytes in the clear where the API itself does not.
         """
-        self._home.loop()
+        self._guard.loop()
         try:
             scheme = urlsplit(url).scheme.lower()
         except ValueError:
@@ -274,7 +274,7 @@ class Caller:
         return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)
 
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
-        self._home.loop()
+        self._guard.loop()
         return self._gate(call.endpoint).slot(
             lane=call.endpoint.lane, rank=call.rank, max_wait=call.max_wait, ticket=ticket
         )
@@ -306,7 +306,10 @@ class Caller:
     async def _exchange(
         self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
     ) -> AsyncGenerator[Answer]:
-        """Send once; tell the gate the status at the headers; raise `ApiError` or `Failed` unless it is a 2xx."""
+        """Send once and tell the gate the status at the headers.
+
+        Raises `ApiError` or `RetryableFailure` unless the status is 2xx.
+        """
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
         started, status, trouble = loop.time(), None, None
         self.requests[endpoint.key, endpoint.lane.name] += 1
@@ -332,7 +335,7 @@ class Caller:
             trouble = lost.reason
             if not lost.sent:
                 slot.unsent()
-            raise Failed(
+            raise RetryableFailure(
                 NoAnswer(endpoint.method, endpoint.template, lost.reason),
                 Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
                 timed_out=lost.timed_out,
@@ -382,7 +385,7 @@ class Caller:
         if isinstance(error, AuthError):
             self._on_refused_key(error)
         if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:
-            return Failed(error, Doubt.MAYBE, retry_after=retry_after)
+            return RetryableFailure(error, Doubt.MAYBE, retry_after=retry_after)
         return error
 
     async def _read(self, answer: Answer, most: int) -> bytes:
@@ -410,7 +413,7 @@ class Caller:
         except Unreadable as error:
             endpoint = call.endpoint
             shown = without(body[:_LARGEST_ERROR], (*call.secrets, self._key.reveal()))
-            raise Failed(
+            raise RetryableFailure(
                 unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
             ) from error
 

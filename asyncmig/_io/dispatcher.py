@@ -14,7 +14,7 @@ from aiolimiter import AsyncLimiter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
-from asyncmig._io.home import running_loop
+from asyncmig._io.loop_guard import running_loop
 from asyncmig._io.tasks import start_task
 from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError

@@ -13,7 +13,7 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import MARGIN, Limiter
 from asyncmig._io.dispatcher import TICK, Dispatcher
-from asyncmig._io.recent import Kind
+from asyncmig._io.send_log import Kind
 from asyncmig._io.shared_dispatcher import Shared, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events

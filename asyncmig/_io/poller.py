@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from asyncmig._core.lifecycle import Lifecycle
 from asyncmig._io.gate import Gate, Slot
-from asyncmig._io.line import Alarms, Line
+from asyncmig._io.poll_group import PollGroup, RunWarnings
 from asyncmig._io.tasks import finish_all
 from asyncmig._io.watch import Reading, SecondChannel, Unsure, Watch
 from asyncmig.errors import AsyncmigError, SessionClosed
@@ -41,8 +41,8 @@ class Poller:
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._loop = loop
-        self._second_channel, self._alarms = second_channel, Alarms(on_stalled, events or Events())
-        self._lines: dict[Gate, Line] = {}
+        self._second_channel, self._alarms = second_channel, RunWarnings(on_stalled, events or Events())
+        self._lines: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
         self._closed: AsyncmigError | None = None
 
@@ -119,15 +119,17 @@ class Poller:
         watch = self._watches.get(run)
         return watch.owner.external_id if watch is not None and watch.owner is not None else None
 
-    def _line(self, gate: Gate) -> Line:
+    def _line(self, gate: Gate) -> PollGroup:
         line = self._lines.get(gate)
         if line is None:
-            line = self._lines[gate] = Line(gate, alarms=self._alarms, close=self.close, loop=self._loop)
+            line = self._lines[gate] = PollGroup(gate, alarms=self._alarms, close=self.close, loop=self._loop)
             if self._closed is not None:
                 line.break_off(self._closed)
         return line
 
-    def _second(self, line: Line, gate: Gate, second: SecondChannel[T] | None) -> SecondChannel[T] | None:
+    def _second(
+        self, line: PollGroup, gate: Gate, second: SecondChannel[T] | None
+    ) -> SecondChannel[T] | None:
         """Return the second channel, if it is one: with a budget of its own."""
         if not self._second_channel or second is None or second.gate is gate:
             return None

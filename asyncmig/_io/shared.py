@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, final
 
 from asyncmig._io.dispatcher import TICK
-from asyncmig._io.recent import EarlierSlot
+from asyncmig._io.send_log import EarlierSlot
 from asyncmig._io.tasks import start_task
 
-__all__ = ["Happened", "Host", "Link", "Reply", "SharedBudget", "SharedWindow"]
+__all__ = ["BudgetClient", "BudgetStore", "Host", "Reply", "SharedWindow", "SlotReport"]
 
 What = Literal[
     "accepted",
@@ -45,7 +45,7 @@ _FAREWELL = 1.0
 """Real seconds for the last words at the end."""
 
 
-class Happened(NamedTuple):
+class SlotReport(NamedTuple):
     """What became of a slot. `seconds`: a 429's Retry-After, an age, or a new limit.
 
     Two are not about a slot: how many were taken by all (`used_before`, and its age), and the epoch and the turn that
@@ -78,10 +78,10 @@ class Reply:
     """Whether this process has to tell again what it knows; no slot was granted."""
 
 
-class SharedBudget(Protocol):
+class BudgetStore(Protocol):
     """One budget, kept outside of this process."""
 
-    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
         """Tell what happened, and ask for a slot that is then called `want`.
 
         Raises `OSError` if the keeper cannot be reached; it may have heard all the same.
@@ -97,7 +97,7 @@ class SharedWindow(Protocol):
 
     def budget(
         self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
-    ) -> SharedBudget:
+    ) -> BudgetStore:
         """Return the budget `name` of an account, whose name is a digest.
 
         `timeout`: seconds after which a request that was never answered has arrived, if ever. `speed`: seconds of
@@ -145,7 +145,7 @@ class _Own:
 
 
 @final
-class Link:
+class BudgetClient:
     """Asks for slots while somebody waits, and tells what became of them. Times are the loop's."""
 
     __slots__ = (
@@ -171,7 +171,7 @@ class Link:
 
     def __init__(
         self,
-        budget: SharedBudget,
+        budget: BudgetStore,
         host: Host,
         *,
         limit: int,
@@ -202,7 +202,7 @@ class Link:
         """The last reply."""
         self._heard_at = float("-inf")
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
-        self._telling: list[Happened] = self._remembered(now)
+        self._telling: list[SlotReport] = self._remembered(now)
 
     # What the dispatcher says
 
@@ -229,14 +229,14 @@ class Link:
             own.answered_at = now
         self._forget(now)
         if self.online:
-            self._telling.append(Happened(slot, what, seconds))
+            self._telling.append(SlotReport(slot, what, seconds))
             self._ask_at = now
             self.wake()
 
     def resize(self, limit: int) -> None:
         """Tell of another limit."""
         self._limit = limit
-        self._telling.append(Happened("", "limited", limit))
+        self._telling.append(SlotReport("", "limited", limit))
         self.wake()
 
     async def aclose(self) -> None:
@@ -284,7 +284,7 @@ class Link:
             # Nobody waits, or this process stood still so long that the slot may be counted as lost.
             self.tell(want, "unsent", loop.time())
 
-    async def _exchange(self, telling: Sequence[Happened], want: str | None) -> Reply | None:
+    async def _exchange(self, telling: Sequence[SlotReport], want: str | None) -> Reply | None:
         """Return the reply; or go on alone, and remember what may not have been heard."""
         try:
             return await self._asked(telling, want)
@@ -294,16 +294,16 @@ class Link:
             self._host.parted(error)
             return None
 
-    async def _asked(self, telling: Sequence[Happened], want: str | None) -> Reply:
+    async def _asked(self, telling: Sequence[SlotReport], want: str | None) -> Reply:
         loop, heard = asyncio.get_running_loop(), self._heard
         if heard is None or self._heard_at < loop.time() - self._timeout - self._window:
-            knows = Happened("", "knows")  # nothing that matters any more
+            knows = SlotReport("", "knows")  # nothing that matters any more
         else:
-            knows = Happened(heard.epoch, "knows", heard.turn)
+            knows = SlotReport(heard.epoch, "knows", heard.turn)
         reply = await self._budget.exchange([knows, *telling], want)
         now = loop.time()
         if reply.lost and heard is not None:
-            self._telling.insert(0, Happened(str(heard.used), "used_before", now - self._heard_at))
+            self._telling.insert(0, SlotReport(str(heard.used), "used_before", now - self._heard_at))
             self._losses.append(now)
         self._heard, self._heard_at = reply, now
         if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
@@ -336,15 +336,15 @@ class Link:
         except TimeoutError:
             pass
 
-    def _remembered(self, now: float) -> list[Happened]:
-        remembered = [Happened("", "limited", self._limit)]
+    def _remembered(self, now: float) -> list[SlotReport]:
+        remembered = [SlotReport("", "limited", self._limit)]
         if self._doubtful is not None:
-            remembered.append(Happened(self._doubtful, "unsent"))
+            remembered.append(SlotReport(self._doubtful, "unsent"))
         for slot, own in self._own.items():
             if own.answered_at is None:
-                remembered.append(Happened(slot, "sent_before", now - own.sent_at))
+                remembered.append(SlotReport(slot, "sent_before", now - own.sent_at))
             else:
-                remembered.append(Happened(slot, "answered_before", now - own.answered_at))
+                remembered.append(SlotReport(slot, "answered_before", now - own.answered_at))
         return remembered
 
     def _forget(self, now: float) -> None:

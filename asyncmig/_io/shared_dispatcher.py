@@ -16,9 +16,9 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._core.retry import Occasions
 from asyncmig._io.dispatcher import Dispatcher
-from asyncmig._io.home import loop_speed
-from asyncmig._io.recent import EarlierSlot
-from asyncmig._io.shared import Link, Reply, SharedWindow, What
+from asyncmig._io.loop_guard import loop_speed
+from asyncmig._io.send_log import EarlierSlot
+from asyncmig._io.shared import BudgetClient, Reply, SharedWindow, What
 from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost
 
 __all__ = ["Shared", "SharedDispatcher"]
@@ -73,7 +73,7 @@ class SharedDispatcher(Dispatcher):
     ) -> None:
         super().__init__(limiter, window=window, recent=recent, budget=budget, events=events)
         self._shared, self._limit = shared, limit
-        self._link: Link | None = None
+        self._link: BudgetClient | None = None
         self._away = Occasions()
         """Which failures to reach the keeper are told."""
         self._view: Reply | None = None
@@ -233,7 +233,7 @@ class SharedDispatcher(Dispatcher):
                 )
             )
 
-    def _linked(self, loop: asyncio.AbstractEventLoop) -> Link:
+    def _linked(self, loop: asyncio.AbstractEventLoop) -> BudgetClient:
         """Return the link, which is made when the loop's speed is known."""
         if self._link is None:
             shared = self._shared
@@ -246,7 +246,7 @@ class SharedDispatcher(Dispatcher):
                 timeout=shared.timeout,
                 speed=speed,
             )
-            self._link = Link(
+            self._link = BudgetClient(
                 budget,
                 self,
                 limit=self._limit,

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar, cast, final
 
+from asyncmig._core.age_buckets import PolledRun
 from asyncmig._core.lifecycle import Lifecycle, Phase
-from asyncmig._core.shelves import Polled
 from asyncmig._io.failures import Failures, Owner, owner
 from asyncmig._io.gate import Gate, Slot
 from asyncmig.errors import AsyncmigError, SessionClosed
@@ -122,7 +122,7 @@ class Watch(Generic[T]):
         self.read: Callable[[Slot], Awaitable[Reading[T]]] = read
         self.lifecycle: Lifecycle = lifecycle
         self.second: SecondChannel[T] | None = second
-        self.entry: Polled[Watch[object]] = Polled(
+        self.entry: PolledRun[Watch[object]] = PolledRun(
             self._plain(), now, started=started, last_read=last_read, group=group
         )
         """The run as the poll schedule knows it."""

@@ -14,26 +14,50 @@ import msgspec
 import typer
 from rich.console import Console
 
-from asyncmig.cli.amounts import Rate
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, code_of_error, worst_code
 from asyncmig.cli.config import print_config
+from asyncmig.cli.dataclass_options import flat
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
-from asyncmig.cli.flat import flat
-from asyncmig.cli.history import page_of_journal
-from asyncmig.cli.last import LastRun
+from asyncmig.cli.exit_codes import (
+    DELIVERED,
+    PARKED,
+    RESUMABLE,
+    UNWRITTEN,
+    code_of,
+    code_of_error,
+    worst_code,
+)
+from asyncmig.cli.option_types import Rate
 from asyncmig.cli.options import ManifestArgument, Options
+from asyncmig.cli.page_from_journal import page_of_journal
 from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
-from asyncmig.cli.reach import check_journal
 from asyncmig.cli.recorder import check_place, write_page, written_now
-from asyncmig.cli.review import Reviewer, Verdict, parked_records, print_all
-from asyncmig.cli.run import Wanted, begun, drive, known_customers
+from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
+from asyncmig.cli.run import RunRequest, begun, drive, known_customers
 from asyncmig.cli.selection import UNFINISHED
-from asyncmig.cli.settings import BaseUrlOption, Display, JournalOption, Reach, Settings, journal_option
+from asyncmig.cli.setting_origin import from_last_run, from_last_run_if_any, given, places_of
+from asyncmig.cli.settings import (
+    BaseUrlOption,
+    Display,
+    JournalOption,
+    LastRun,
+    Reach,
+    Settings,
+    check_journal,
+    journal_option,
+)
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
-from asyncmig.cli.sources import from_last_run, from_last_run_if_any, given, places_of
-from asyncmig.cli.status import print_standings, print_story, read_story, standings_of
+from asyncmig.cli.status import (
+    follow_journal,
+    follow_runs,
+    how_to_go_on,
+    print_standings,
+    print_story,
+    read_story,
+    running,
+    standings_of,
+)
 from asyncmig.cli.streams import guarded, is_unread, report_failure
 from asyncmig.cli.summary import print_summary
 from asyncmig.cli.terminal import (
@@ -46,13 +70,12 @@ from asyncmig.cli.terminal import (
     say,
     words_console,
 )
-from asyncmig.cli.watch import follow_journal, follow_runs, how_to_go_on, running
-from asyncmig.companies.adoption import adopt as adopt_company
+from asyncmig.companies.workflow.adoption import adopt as adopt_company
 from asyncmig.errors import AsyncmigError, InvalidInput
+from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_manifest
+from asyncmig.jobs.outputs import OwnFiles
 from asyncmig.journal import Journal
-from asyncmig.manifest import InvalidManifest, Manifest, read_manifest
-from asyncmig.outputs import OwnFiles
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = ["app", "run_app"]
 
@@ -119,7 +142,7 @@ def run(
         planned = asyncio.run(read_plan(_read(options), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
-    _drive(options, display, Wanted(selection=select, queue=queue, given=given(context)))
+    _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
 
 @app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
@@ -137,10 +160,12 @@ def retry(
     last: LastRun = context.obj
     options = Options.of(last.path(), settings)
     again = last.queue_again(queue)
-    _drive(options, display, Wanted(selection=select, remembered=False, queue=again, given=given(context)))
+    _drive(
+        options, display, RunRequest(selection=select, remembered=False, queue=again, given=given(context))
+    )
 
 
-def _drive(options: Options, display: Display, wanted: Wanted) -> None:
+def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     words, data = words_console(), data_console()
     manifest = _read(options)
     files = [file for customer in manifest.customers for file in customer.files]
@@ -300,7 +325,7 @@ def review(
     ] = False,
     as_json: JsonOption = False,
     *,
-    verdict: Verdict,
+    verdict: DecisionFlags,
     reach: Reach,
 ) -> None:
     """Answer what parked imports ask: one by one at the terminal, or by --approve and --reject.
@@ -331,7 +356,7 @@ def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> No
     options = Options.of_last(last)
     if wait:
         selection, queue = ",".join(reviewer.decided), last.queue_again(None)
-        _drive(options, Display(), Wanted(selection=selection, remembered=False, queue=queue))
+        _drive(options, Display(), RunRequest(selection=selection, remembered=False, queue=queue))
     say(words, "What was decided goes on at the server. To fetch what comes out:")
     if last.queue == "":
         say(words, "run it again with the same --queue.")

@@ -10,12 +10,12 @@ import msgspec
 from rich.console import Console
 
 from asyncmig._core.decode import Unreadable, decode
-from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE
+from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.terminal import clean, print_line, say
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
-from asyncmig.manifest import Customer, Fault, InvalidManifest, Manifest
+from asyncmig.jobs.manifest import Customer, Fault, InvalidManifest, Manifest
 from asyncmig.preflight import CheckedFile, Finding, check
 from asyncmig.preflight.findings import number_of
 from asyncmig.session import Session

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from asyncmig._io.addresses import shown_url
 from asyncmig.cli.options import Options
+from asyncmig.cli.setting_origin import source_of
 from asyncmig.cli.settings import Settings, written
-from asyncmig.cli.sources import source_of
 from asyncmig.cli.terminal import clean
 
 __all__ = ["print_config"]

@@ -13,12 +13,12 @@ from asyncmig.cli.run import Ended, drive
 from asyncmig.cli.summary import figures, print_figures, print_outcomes
 from asyncmig.cli.terminal import clean, say
 from asyncmig.errors import InvalidInput
-from asyncmig.manifest import read_manifest
-from asyncmig.outputs import check_folder
-from asyncmig.simulator.app import serve
-from asyncmig.simulator.data import Plan, generate
-from asyncmig.simulator.ledger import Ledger
-from asyncmig.simulator.world import World
+from asyncmig.jobs.manifest import read_manifest
+from asyncmig.jobs.outputs import check_folder
+from asyncmig.simulator.companies.data import Plan, generate
+from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.ledger import Ledger
 
 __all__ = ["demo_options", "deviations", "play", "prepare", "print_demo"]
 

@@ -22,10 +22,9 @@ from yarl import URL
 
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
-from asyncmig.cli.codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
-from asyncmig.cli.reach import open_session
+from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.report import Report
-from asyncmig.cli.settings import Reach
+from asyncmig.cli.settings import Reach, open_session
 from asyncmig.cli.terminal import clean, counted, say
 from asyncmig.errors import (
     ApiError,
@@ -38,10 +37,10 @@ from asyncmig.errors import (
     UnexpectedReply,
     WaitTooLong,
 )
+from asyncmig.jobs.outputs import check_folder
+from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
-from asyncmig.outputs import check_folder
 from asyncmig.session import Session
-from asyncmig.status import read_records
 
 __all__ = ["Finding", "examine", "print_findings"]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from asyncmig._io.tasks import start_task
 from asyncmig.cli.terminal import say
 from asyncmig.errors import SessionClosed
-from asyncmig.fleet import Fleet
+from asyncmig.jobs.fleet import Fleet
 from asyncmig.session import Session
 
 __all__ = ["Interrupts", "handling_signals"]

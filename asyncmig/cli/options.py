@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from asyncmig.cli.last import LastRun
-from asyncmig.cli.settings import DecideChoice, Settings, read_settings, written
-from asyncmig.cli.sources import from_manifest
-from asyncmig.companies.spec import Record
+from asyncmig.cli.setting_origin import from_manifest
+from asyncmig.cli.settings import DecideChoice, LastRun, Settings, read_settings, written
+from asyncmig.companies.workflow.record import Record
 from asyncmig.errors import InvalidInput
-from asyncmig.outputs import Outputs
+from asyncmig.jobs.outputs import Outputs
 
 __all__ = ["ManifestArgument", "Options"]
 

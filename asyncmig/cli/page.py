@@ -7,13 +7,12 @@ from importlib import resources
 from statistics import median
 from typing import final
 
-from asyncmig.cli.amounts import Rate, spoken
-from asyncmig.cli.pictures import KIND_WORDS, axis, delays, fleet, plain, requests
-from asyncmig.cli.reasons import by_reason, reason
-from asyncmig.cli.report import Budget, CompanyRow
+from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
+from asyncmig.cli.option_types import Rate, spoken
+from asyncmig.cli.report import Budget, CompanyRow, by_reason, reason
 from asyncmig.cli.terminal import counted
 from asyncmig.cli.timeline import KINDS, Timeline
-from asyncmig.status import OUTCOMES
+from asyncmig.jobs.status import OUTCOMES
 
 __all__ = ["Page", "render"]
 

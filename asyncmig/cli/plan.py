@@ -6,16 +6,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from asyncmig.cli.amounts import spoken
+from asyncmig.cli.option_types import spoken
 from asyncmig.cli.options import Options
-from asyncmig.cli.parked import describe
+from asyncmig.cli.questions import describe
 from asyncmig.cli.selection import only, select, statuses_of
 from asyncmig.cli.terminal import clean, counted, print_line, say
-from asyncmig.companies.spec import Record
+from asyncmig.companies.workflow.record import Record
+from asyncmig.jobs.manifest import Manifest
+from asyncmig.jobs.plan import Destruction, Plan, plan
+from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
-from asyncmig.manifest import Manifest
-from asyncmig.plan import Destruction, Plan, plan
-from asyncmig.status import read_records
 
 __all__ = ["print_plan", "print_plan_as_json", "read_plan"]
 
@@ -32,7 +32,7 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
         to=options.out,
         row_filter=options.filter,
         retries=options.retries,
-        once_more=selection is not None,
+        retry_failed=selection is not None,
         names_templates=manifest.names_templates,
         limit=options.rate.limit,
         window=options.rate.window,

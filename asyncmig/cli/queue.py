@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from asyncmig.companies.outcome import Outcome
-from asyncmig.companies.spec import Spec
-from asyncmig.distributed._servers import parse_server
+from asyncmig._core.server_address import parse_server
+from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from asyncmig.distributed.saq import Asked
+    from asyncmig.distributed.saq import OptionOverrides
 
 __all__ = ["follow", "notes_about", "queue_url", "queue_variable"]
 
@@ -42,7 +42,7 @@ def queue_url(given: str) -> str:
 
 
 async def follow(
-    url: str, specs: Sequence[Spec], asked: "Asked", over: asyncio.Event
+    url: str, specs: Sequence[Spec], asked: "OptionOverrides", over: asyncio.Event
 ) -> AsyncGenerator[Outcome]:
     """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs go on without it.
 
@@ -70,7 +70,7 @@ async def follow(
         await outcomes.aclose()
 
 
-async def _outcomes(url: str, specs: Sequence[Spec], asked: "Asked") -> AsyncGenerator[Outcome]:
+async def _outcomes(url: str, specs: Sequence[Spec], asked: "OptionOverrides") -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     for name in ("psycopg", "redis", "saq"):  # what they log is said in our words

@@ -16,7 +16,7 @@ from asyncmig.cli.report import Budget, CompanyRow
 from asyncmig.cli.timeline import Timeline
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event
-from asyncmig.outputs import check_replaceable
+from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Session
 
 __all__ = ["Recorder", "check_place", "write_page", "written_now"]

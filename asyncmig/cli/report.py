@@ -1,8 +1,10 @@
-"""`report.json`: how every customer stands, rewritten whole while the fleet goes on."""
+"""`report.json`: the status of every customer, rewritten as a whole while the fleet runs."""
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -10,11 +12,11 @@ import msgspec
 from rich.console import Console
 
 from asyncmig.cli.files import write_whole
-from asyncmig.cli.terminal import counted, escaped, say
-from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.outcome import Delivered, Outcome, Pending
-from asyncmig.companies.spec import Record
-from asyncmig.manifest import Manifest
+from asyncmig.cli.terminal import clean, counted, escaped, say
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, Pending
+from asyncmig.jobs.manifest import Manifest
+from asyncmig.jobs.status import OUTCOMES
 from asyncmig.session import Session
 
 __all__ = [
@@ -25,10 +27,13 @@ __all__ = [
     "Rows",
     "SheetFile",
     "budget_of",
+    "by_reason",
     "read_statuses",
+    "reason",
     "row_of",
     "warn_of_lost_journal",
 ]
+
 
 _log = logging.getLogger("asyncmig")
 
@@ -244,3 +249,19 @@ def budget_of(session: Session) -> Budget:
             for name, gate in sorted(stats.items())
         },
     )
+
+
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def by_reason(companies: Sequence[CompanyRow]) -> list[list[CompanyRow]]:
+    """Return customers of one outcome and reason together, the good ones first; numbers make no difference."""
+    groups: defaultdict[tuple[str, str], list[CompanyRow]] = defaultdict(list)
+    for company in companies:
+        groups[company.outcome, _NUMBER.sub("#", reason(company))].append(company)
+    return sorted(groups.values(), key=lambda group: (OUTCOMES.index(group[0].outcome), -len(group)))
+
+
+def reason(company: CompanyRow) -> str:
+    """Return why a customer is not delivered, as one line."""
+    return "" if company.outcome == "delivered" else clean(company.error or "")

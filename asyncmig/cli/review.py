@@ -8,28 +8,25 @@ from typing import Annotated, final
 import typer
 from rich.console import Console
 
-from asyncmig.cli.ask import ask_decision
-from asyncmig.cli.parked import print_parked
-from asyncmig.cli.progress import failure_line
-from asyncmig.cli.reach import open_session
-from asyncmig.cli.settings import Reach
+from asyncmig.cli.live_view import failure_line
+from asyncmig.cli.questions import ask_decision, print_parked
+from asyncmig.cli.settings import Reach, open_session
 from asyncmig.cli.terminal import print_line, say
-from asyncmig.companies.decisions import decide_parked, look
-from asyncmig.companies.outcome import Decision, Parked
-from asyncmig.companies.review import Custom
-from asyncmig.companies.spec import Record
-from asyncmig.companies.wire import NeedsAttention
+from asyncmig.companies.workflow.decisions import decide_parked, look
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.questions import Custom, NeedsAttention
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
+from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
 from asyncmig.session import Session
-from asyncmig.status import read_records
 
-__all__ = ["Reviewer", "Verdict", "parked_records", "print_all"]
+__all__ = ["DecisionFlags", "Reviewer", "parked_records", "print_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class DecisionFlags:
     """What the command line decides; neither of both leaves it to whoever sits at the terminal."""
 
     approve: Annotated[bool, typer.Option("--approve", help="Approve what is proposed.")] = False
@@ -122,7 +119,7 @@ class Reviewer:
 
     __slots__ = ("_asked", "_journal", "_reach", "_verdict", "_words", "decided", "left")
 
-    def __init__(self, journal: Path, reach: Reach, verdict: Verdict, words: Console) -> None:
+    def __init__(self, journal: Path, reach: Reach, verdict: DecisionFlags, words: Console) -> None:
         self._journal, self._reach, self._verdict, self._words = journal, reach, verdict, words
         self.decided: list[str] = []
         """Customers whose imports go on."""

@@ -20,23 +20,22 @@ from typing import TYPE_CHECKING, Literal, TypeVar, final
 import msgspec
 from rich.console import Console
 
-from asyncmig.cli.codes import KEY_REFUSED, RESUMABLE, code_of
-from asyncmig.cli.feed import Feed
+from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.last import has_last_run, recall, remember
+from asyncmig.cli.json_events import Feed
+from asyncmig.cli.live_view import Progress
 from asyncmig.cli.options import Options
-from asyncmig.cli.progress import Progress
 from asyncmig.cli.queue import follow, notes_about, queue_url, queue_variable
-from asyncmig.cli.reach import open_session
 from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile, read_statuses, warn_of_lost_journal
 from asyncmig.cli.selection import only, select, statuses_of
-from asyncmig.cli.settings import PATHS, DecideChoice, Display
+from asyncmig.cli.settings import PATHS, DecideChoice, Display, has_last_run, open_session, recall, remember
 from asyncmig.cli.streams import GuardedStream, guarded_streams, is_unread
 from asyncmig.cli.terminal import counted, say
-from asyncmig.companies.names import check_utf8
-from asyncmig.companies.outcome import Delivered, Failed, Outcome
-from asyncmig.companies.spec import Record, Spec
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.outcome import Delivered, Failed, Outcome
+from asyncmig.customers.spec import Spec
 from asyncmig.errors import (
     AuthError,
     InvalidInput,
@@ -50,17 +49,17 @@ from asyncmig.errors import (
     UnexpectedReply,
 )
 from asyncmig.events import Event, RequestDone
-from asyncmig.fleet import Fleet
+from asyncmig.jobs.fleet import Fleet
+from asyncmig.jobs.manifest import Manifest
+from asyncmig.jobs.outputs import check_folder
+from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
-from asyncmig.manifest import Manifest
-from asyncmig.outputs import check_folder
 from asyncmig.session import Session
-from asyncmig.status import read_records
 
 if TYPE_CHECKING:
-    from asyncmig.distributed.saq import Asked
+    from asyncmig.distributed.saq import OptionOverrides
 
-__all__ = ["Ended", "Wanted", "begun", "drive", "known_customers"]
+__all__ = ["Ended", "RunRequest", "begun", "drive", "known_customers"]
 
 T = TypeVar("T")
 _POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "reject"]] = {
@@ -124,7 +123,7 @@ class _KeyWatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class RunRequest:
     """What is to be driven, besides the options: for a single run of the command."""
 
     selection: str | None = None
@@ -144,7 +143,7 @@ async def drive(
     options: Options,
     words: Console,
     *,
-    wanted: Wanted = Wanted(),
+    wanted: RunRequest = RunRequest(),
     display: Display = Display(),  # noqa: B008 - it is frozen
     api_key: str | None = None,
 ) -> Ended:
@@ -211,7 +210,7 @@ async def drive(
 
 
 @asynccontextmanager
-async def _opened_journal(options: Options, wanted: Wanted) -> AsyncGenerator[Journal | None]:
+async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerator[Journal | None]:
     """Open the journal of this process; None with a queue, whose workers have one of their own."""
     if wanted.queue is not None:
         yield None
@@ -224,7 +223,7 @@ async def _records(journal: Journal | None, path: Path) -> Mapping[str, Record]:
     return {} if journal is None else await read_records(journal, str(path))
 
 
-def _variable(wanted: Wanted) -> str | None:
+def _variable(wanted: RunRequest) -> str | None:
     return None if wanted.queue is None else queue_variable(wanted.queue)
 
 
@@ -303,7 +302,12 @@ class _Work:
     __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted")
 
     def __init__(
-        self, manifest: Manifest, options: Options, session: Session, journal: Journal | None, wanted: Wanted
+        self,
+        manifest: Manifest,
+        options: Options,
+        session: Session,
+        journal: Journal | None,
+        wanted: RunRequest,
     ) -> None:
         self._manifest, self._options, self._wanted = manifest, options, wanted
         self._session, self._journal = session, journal
@@ -352,7 +356,7 @@ class _Work:
             decide=_POLICIES[options.decide],
             row_filter=options.filter,
             retries=options.retries,
-            once_more=self._wanted.selection is not None,
+            retry_failed=self._wanted.selection is not None,
             deliver_rejected=options.deliver_rejected,
             protected=self._wanted.protected,
             root=options.root,
@@ -408,10 +412,10 @@ class _Work:
                 f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
             )
 
-    def _asked(self) -> "Asked":
+    def _asked(self) -> "OptionOverrides":
         """Return what was asked for, as against what the workers do by themselves."""
         options, given = self._options, self._wanted.given
-        asked: Asked = {"once_more": True} if self._wanted.selection is not None else {}
+        asked: OptionOverrides = {"retry_failed": True} if self._wanted.selection is not None else {}
         if "decide" in given:
             asked["decide"] = _POLICIES[options.decide]
         if "filter" in given:

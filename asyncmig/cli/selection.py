@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from asyncmig.companies.spec import Record
+from asyncmig.companies.workflow.record import Record
 from asyncmig.errors import InvalidInput
-from asyncmig.manifest import Manifest
-from asyncmig.status import OUTCOMES, standing
+from asyncmig.jobs.manifest import Manifest
+from asyncmig.jobs.status import OUTCOMES, standing
 
 __all__ = ["UNFINISHED", "only", "select", "statuses_of"]
 

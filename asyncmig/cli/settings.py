@@ -1,15 +1,19 @@
-"""What the commands can be told, with its help and its default."""
+"""The settings of the commands, those of the last run (kept beside the journal), and their session."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, Never, cast
+from typing import Annotated, Literal, Never, cast, final
+from urllib.parse import urlsplit
 
+import msgspec
 import typer
 from typer.models import OptionInfo
 
-from asyncmig._journal.file import check_is_path
-from asyncmig.cli.amounts import (
+from asyncmig._core.retry import RetryPolicy
+from asyncmig._io.addresses import is_loopback
+from asyncmig.cli.files import write_whole
+from asyncmig.cli.option_types import (
     DEFAULT_RATE,
     Duration,
     Rate,
@@ -18,8 +22,11 @@ from asyncmig.cli.amounts import (
     parse_rate,
     rate_option,
 )
-from asyncmig.companies.expected import RowFilter
-from asyncmig.session import Scope
+from asyncmig.customers.outcome import RowFilter
+from asyncmig.errors import InvalidInput
+from asyncmig.journal import Journal
+from asyncmig.journal.file import check_is_path
+from asyncmig.session import Scope, Session
 
 __all__ = [
     "PATHS",
@@ -27,13 +34,20 @@ __all__ = [
     "DecideChoice",
     "Display",
     "JournalOption",
+    "LastRun",
     "Reach",
     "Settings",
+    "check_journal",
     "environment_name",
+    "has_last_run",
     "journal_option",
+    "open_session",
     "read_settings",
+    "recall",
+    "remember",
     "written",
 ]
+
 
 PATHS = frozenset({"out", "journal", "report", "root"})
 """Settings that are paths: those in a file are relative to that file."""
@@ -199,3 +213,99 @@ class Display:
             "--verbose", "-v", help="Print each step of each customer; with --json each request, too."
         ),
     ] = False
+
+
+@final
+class LastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The last run. Paths are as they were given, relative to `folder`."""
+
+    schema: int = 1
+    folder: str
+    manifest: str
+    settings: dict[str, str]
+    queue: str | None = None
+    """The environment variable that held the URL of the workers' queue; "" if the URL was given, None without one."""
+
+    def path(self) -> Path:
+        """Return the manifest's path, from the folder that is the present one now."""
+        return self._from_here(self.manifest)
+
+    def defaults(self) -> Mapping[str, str]:
+        """Return the settings with paths from the folder that is the present one now."""
+        moved = {name: str(self._from_here(text)) for name, text in self.settings.items() if name in PATHS}
+        return {**self.settings, **moved}
+
+    def queue_again(self, given: str | None) -> str | None:
+        """Return the queue for the same run once more; `given`: what `--queue` says now.
+
+        Raises `InvalidInput` if the last run had a queue that nothing names.
+        """
+        if given is None and self.queue == "":
+            raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
+        return given or self.queue
+
+    def _from_here(self, path: str) -> Path:
+        return Path(path) if Path.cwd() == Path(self.folder) else Path(self.folder, path)
+
+
+def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
+    """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
+    last = LastRun(
+        folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
+    )
+    write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
+
+
+def has_last_run(journal: Path) -> bool:
+    """Return whether something tells what the last run of a journal was asked for."""
+    return _place(journal).exists()
+
+
+def recall(journal: Path) -> LastRun:
+    """Return what the last run of a journal was asked for. Raises `InvalidInput` if nothing tells."""
+    place = _place(journal)
+    try:
+        return msgspec.json.decode(place.read_bytes(), type=LastRun)
+    except FileNotFoundError:
+        why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
+        reason = f"{why}; name the manifest: asyncmig run MANIFEST"
+    except (OSError, msgspec.MsgspecError) as error:
+        reason = f"does not tell what its last run was asked for: {place} cannot be read ({error})"
+    raise InvalidInput("journal", str(journal), reason)
+
+
+def _place(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.last")
+
+
+async def check_journal(path: Path) -> None:
+    """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
+    async with Journal(path, read_only=True):
+        pass
+
+
+def open_session(
+    reach: Reach, journal: Path | None, api_key: str | None = None, *, retry: RetryPolicy | None = None
+) -> Session:
+    """Return a session that knows what the last one with this journal sent. `api_key`: `VERN_API_KEY` if not given.
+
+    Without a journal it knows of no other, and writes nothing down.
+
+    Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
+    be sent more than its limit.
+    """
+    session = Session(
+        api_key,
+        reach.base_url,
+        limit=reach.rate.limit,
+        window=reach.rate.window,
+        scope=reach.scope,
+        recent=None if journal is None else journal.with_name(f"{journal.name}.recent"),
+        retry=retry,
+    )
+    if reach.speed != 1 and not is_loopback(session.base_url):
+        host = urlsplit(session.base_url).hostname
+        raise InvalidInput(
+            "speed", reach.speed, f"is for the simulator on this machine, and {host} is another one"
+        )
+    return session

@@ -12,20 +12,20 @@ import msgspec
 import typer
 from rich.console import Console
 
-from asyncmig.cli.amounts import DEFAULT_RATE, Rate, rate_option
 from asyncmig.cli.interrupts import handling_signals
+from asyncmig.cli.option_types import DEFAULT_RATE, Rate, rate_option
 from asyncmig.cli.streams import is_unread
 from asyncmig.cli.terminal import say
 from asyncmig.errors import InvalidInput
-from asyncmig.outputs import check_replaceable
+from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Scope
-from asyncmig.simulator.app import serve
-from asyncmig.simulator.data import SCHEMAS, SOURCES
-from asyncmig.simulator.faults import FAULTS, Faults
-from asyncmig.simulator.ledger import Verdict
-from asyncmig.simulator.profiles import PROFILES
-from asyncmig.simulator.variants import VARIANTS, Variants
-from asyncmig.simulator.world import World
+from asyncmig.simulator.companies.data import SCHEMAS, SOURCES
+from asyncmig.simulator.companies.profiles import PROFILES
+from asyncmig.simulator.companies.variants import VARIANTS, Variants
+from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.faults import FAULTS, Faults
+from asyncmig.simulator.server.ledger import Verdict
 
 __all__ = ["SimOptions", "new_world", "parse_faults", "serve_until_interrupted", "world_of"]
 

@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import Options
-from asyncmig.cli.progress import STYLES
-from asyncmig.cli.reasons import by_reason, reason
-from asyncmig.cli.report import CompanyRow
+from asyncmig.cli.report import CompanyRow, by_reason, reason
 from asyncmig.cli.run import Ended
 from asyncmig.cli.settings import DecideChoice
 from asyncmig.cli.terminal import clean, counted, say

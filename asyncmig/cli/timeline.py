@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast, final
 
-from asyncmig.companies.steps import OUTCOMES, PICTURED_AS
+from asyncmig.customers.steps import OUTCOMES, PICTURED_AS
 from asyncmig.events import (
     Event,
     Held,

@@ -1,6 +1,5 @@
 """The catalogue of an account, and the way to its companies: provision one, or open one by its id."""
 
-import re
 from collections.abc import Sequence
 from typing import TypeVar, final
 
@@ -9,18 +8,18 @@ import msgspec
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
-from asyncmig.companies.connections import Connections, checked_connections, secrets_of
-from asyncmig.companies.ids import COMPANY, checked_id
-from asyncmig.companies.lookup import checked_templates, named, source_id
+from asyncmig.companies.lookup import named, source_id
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
-from asyncmig.errors import InvalidInput, NotFound
+from asyncmig.customers.connections import Connections, checked_connections, secrets_of
+from asyncmig.customers.ids import COMPANY, checked_id
+from asyncmig.customers.spec import check_external_id, checked_templates
+from asyncmig.errors import NotFound
 
-__all__ = ["Companies", "check_external_id"]
+__all__ = ["Companies"]
 
-_EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _Listed = TypeVar("_Listed", Sources, Templates)
 
 
@@ -28,10 +27,10 @@ _Listed = TypeVar("_Listed", Sources, Templates)
 class Companies:
     """The first generation of the API: one company for each customer's migration."""
 
-    __slots__ = ("_engine",)
+    __slots__ = ("_context",)
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
 
     async def sources(self) -> tuple[Source, ...]:
         """Return the account's sources. Raises `NotFound` where the server does not list them: use ids.
@@ -111,9 +110,9 @@ class Companies:
             sent=msgspec.json.encode(msgspec.structs.replace(body, connections=msgspec.UNSET)).decode(),
             secrets=() if body.connections is msgspec.UNSET else _secrets(body.connections),
         )
-        status, created = await self._engine.caller.call_with_status(call, CompanyCreated)
+        status, created = await self._context.caller.call_with_status(call, CompanyCreated)
         return Company(
-            self._engine, created.company.id, external_id=external_id, created=created, is_new=status == 201
+            self._context, created.company.id, external_id=external_id, created=created, is_new=status == 201
         )
 
     @checked_call
@@ -128,22 +127,15 @@ class Companies:
         of the dashboard. Raises `InvalidInput` for what is not an id.
         """
         checked = checked_id("company_id", company_id, COMPANY)
-        return Company(self._engine, checked, external_id=external_id, sheets=sheets)
+        return Company(self._context, checked, external_id=external_id, sheets=sheets)
 
     async def _listed(self, endpoint: Endpoint, kind: type[_Listed]) -> _Listed:
         try:
-            return await self._engine.caller.call(Call(endpoint=endpoint), kind)
+            return await self._context.caller.call(Call(endpoint=endpoint), kind)
         except NotFound as error:
             advice = f"this server does not {endpoint.name}: names cannot be looked up here, use ids"
             text = f"{error.text} ({advice})" if error.text else advice
             raise NotFound(error.method, error.endpoint, error.status, text) from error
-
-
-def check_external_id(external_id: object) -> str:
-    """Return `external_id`, or raise `InvalidInput` if the API would refuse it."""
-    if not isinstance(external_id, str) or not _EXTERNAL_ID.fullmatch(external_id):
-        raise InvalidInput("external_id", external_id, "must be 1 to 255 of A-Z, a-z, 0-9, _ and -")
-    return external_id
 
 
 def _checked(

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import final
 
 from asyncmig._core.arguments import checked_call, checked_path
-from asyncmig._io.engine import Engine
-from asyncmig._io.paths import Inputs
+from asyncmig._io.context import SessionContext
 from asyncmig.companies.content import BinaryFile, Progress, Stream
-from asyncmig.companies.downloads import Downloaded, download
-from asyncmig.companies.expected import Expected, RowFilter
+from asyncmig.companies.downloads import download
+from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports
 from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
@@ -18,7 +17,10 @@ from asyncmig.companies.lookup import named
 from asyncmig.companies.sheets import chosen, known
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
-from asyncmig.companies.wire import CompanyCreated, Connection, ImportReport, Sheet, Template
+from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.customers.outcome import Downloaded, RowFilter
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.report import ImportReport
 from asyncmig.errors import InvalidInput
 
 __all__ = ["Company"]
@@ -30,7 +32,7 @@ class Company:
 
     __slots__ = (
         "_checks",
-        "_engine",
+        "_context",
         "_uploaded",
         "connections",
         "created_at",
@@ -47,7 +49,7 @@ class Company:
 
     def __init__(
         self,
-        engine: Engine,
+        context: SessionContext,
         company_id: str,
         *,
         external_id: str | None = None,
@@ -55,7 +57,7 @@ class Company:
         created: CompanyCreated | None = None,
         is_new: bool = False,
     ) -> None:
-        self._engine = engine
+        self._context = context
         self.id: str = company_id
         self.external_id: str | None = external_id or (created.company.external_id if created else None)
         self.is_new: bool = is_new
@@ -73,8 +75,8 @@ class Company:
         self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
         self._uploaded = Inputs()
         self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)
-        self.imports: Imports = Imports(engine, company_id, self._uploaded)
-        self.exports: Exports = Exports(engine, company_id)
+        self.imports: Imports = Imports(context, company_id, self._uploaded)
+        self.exports: Exports = Exports(context, company_id)
 
     def __repr__(self) -> str:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
@@ -132,7 +134,7 @@ class Company:
         if isinstance(source, Path | str):
             self._uploaded.add([Path(source)])
         return await upload(
-            self._engine,
+            self._context,
             self.id,
             source,
             name=name,
@@ -247,7 +249,7 @@ class Company:
             raise InvalidInput("filter", row_filter, "is neither 'valid' nor 'all'")
         report = report or self._only_report()
         fetch = Fetch(
-            engine=self._engine,
+            context=self._context,
             company_id=self.id,
             row_filter=row_filter,
             expected=Expected(report, row_filter),

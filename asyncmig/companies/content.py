@@ -8,17 +8,19 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn, Protocol, Self, TypeGuard, cast, final
+from typing import IO, Protocol, Self, TypeGuard, cast, final
 
 import anyio
 
 from asyncmig._core.arguments import checked_text
-from asyncmig._io.pace import Pace
+from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.threads import begin, in_thread, outlast
-from asyncmig.companies.names import check_utf8
-from asyncmig.errors import InvalidInput, is_temporary
+from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.errors import InvalidInput
 
-__all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of", "raise_unreadable", "size_of"]
+__all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of"]
+
 
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
 """Chunks of bytes as they come; a callable opens them anew, so that an upload that broke off can be repeated."""
@@ -30,38 +32,6 @@ Progress = Callable[[int, int], None]
 _CHUNK = 256 * 1024
 _AHEAD = 2 * 1024 * 1024
 """Bytes of a file that a thread reads at once: to hand over costs more than to read a chunk."""
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8.
-
-    Raises `OSError` for what may pass, as `raise_unreadable` does.
-    """
-    check_utf8("files", path)
-    if "\0" in str(path):
-        raise InvalidInput("files", str(path), "is not a path")
-    try:
-        size, is_file = path.stat().st_size, path.is_file()
-    except OSError as error:
-        raise_unreadable(str(path), error)
-    if not is_file:
-        raise InvalidInput("files", str(path), "is not a file")
-    if size == 0:
-        raise InvalidInput("files", str(path), "is empty")
-    return size
-
-
-def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
-    """Raise what it means that an input cannot be read; call it where `error` is caught.
-
-    That is `error` itself if it may pass (see `is_temporary`): the input is not to blame. Otherwise `InvalidInput`.
-    """
-    if isinstance(error, OSError) and is_temporary(error):
-        error.filename = error.filename or name
-        raise error
-    raise InvalidInput(
-        "files", name, getattr(error, "strerror", None) or f"cannot be read: {error}"
-    ) from error
 
 
 class _Digest(Protocol):
@@ -91,7 +61,9 @@ class Content:
         return self.once and self._read
 
     @asynccontextmanager
-    async def attempt(self, pace: Pace | None, progress: Progress | None) -> AsyncGenerator["Attempt"]:
+    async def attempt(
+        self, pace: ByteThrottle | None, progress: Progress | None
+    ) -> AsyncGenerator["Attempt"]:
         """Open it for one attempt; nothing reads it any more when the block ends."""
         digest = hashlib.sha256()
         async with self._open(digest) as chunks:
@@ -130,7 +102,7 @@ class Attempt:
         content: Content,
         chunks: AsyncIterator[bytes],
         digest: _Digest,
-        pace: Pace | None,
+        pace: ByteThrottle | None,
         progress: Progress | None,
     ) -> None:
         self._content, self._chunks, self._pace, self._progress = content, chunks, pace, progress

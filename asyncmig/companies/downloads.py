@@ -10,18 +10,19 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
-from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.lookup import called
-from asyncmig.companies.names import file_names
-from asyncmig.companies.part import CHUNK, Downloaded, Part, Repeats, may_take
+from asyncmig.companies.part import CHUNK, Part, Repeats, may_take
 from asyncmig.companies.wire import Sheet
+from asyncmig.customers.file_names import file_names
+from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 
-__all__ = ["Downloaded", "download"]
+__all__ = ["download"]
 
 _ALL = "all sheets"
 _DIRECTORY = 4 * 1024 * 1024
@@ -41,7 +42,7 @@ async def download(
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
     attempt, or when the same wrong bytes came eight times; `InvalidInput` if a file would replace an input.
     """
-    tries, repeats = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids), Repeats()
+    tries, repeats = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids), Repeats()
     archived = whole and len(sheets) != 1
     while True:
         try:
@@ -57,7 +58,7 @@ async def download(
         else:
             await tries.succeeded()
             return done
-        await tries.failed(Failed(trouble))
+        await tries.failed(RetryableFailure(trouble))
 
 
 async def _fetch(
@@ -97,7 +98,7 @@ async def _fetch(
 
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
-    tries = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids)
+    tries = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids)
     while True:
         try:
             part.restart(fetch.expected.most_rows(part.sheet, sheet))
@@ -116,14 +117,14 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
         else:
             await tries.succeeded()
             return
-        await tries.failed(Failed(trouble))
+        await tries.failed(RetryableFailure(trouble))
 
 
 async def _fetch_archive(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
 ) -> list[Part] | None:
     """Fetch all sheets as one archive; None if not all of them are in it."""
-    tries = fetch.engine.caller.tries(routes.DOWNLOAD, fetch.ids)
+    tries = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids)
     while True:
         try:
             with tempfile.TemporaryFile(buffering=0) as archive:
@@ -141,7 +142,7 @@ async def _fetch_archive(
         else:
             await tries.succeeded()
             return parts
-        await tries.failed(Failed(trouble))
+        await tries.failed(RetryableFailure(trouble))
 
 
 def _archive_bound(fetch: Fetch, sheets: int) -> Bound:

@@ -8,15 +8,16 @@ More than was reported is wrong as well, and such a body may never end. So each 
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, final
+from typing import Protocol, final
 
-from asyncmig.companies.records import RowCount
-from asyncmig.companies.wire import ImportReport, Sheet
+from asyncmig.companies.csv_records import RowCount
+from asyncmig.companies.wire import Sheet
+from asyncmig.customers.outcome import RowFilter
+from asyncmig.customers.report import ImportReport
 from asyncmig.errors import TruncatedDownload
 
-__all__ = ["Bound", "Counted", "Expected", "RowFilter"]
+__all__ = ["Bound", "Counted", "Expected"]
 
-RowFilter = Literal["valid", "all"]
 _ALL = "all sheets"
 _MIB = 1024 * 1024
 _LONGEST_RECORD = 16 * _MIB

@@ -7,14 +7,14 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
-from asyncmig.companies.ids import EXPORT, checked_id
 from asyncmig.companies.imports import new_key
-from asyncmig.companies.lookup import checked_templates
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import RunStarted, Template
 from asyncmig.companies.writes import ExportBody, ExportReport, ExportState, Selection
+from asyncmig.customers.ids import EXPORT, checked_id
+from asyncmig.customers.spec import checked_templates
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 
 __all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "Mode"]
@@ -73,10 +73,10 @@ class ExportOutcome(msgspec.Struct, frozen=True, kw_only=True):
 class Exports:
     """The destination exports of one company."""
 
-    __slots__ = ("_company_id", "_engine")
+    __slots__ = ("_company_id", "_context")
 
-    def __init__(self, engine: Engine, company_id: str) -> None:
-        self._engine, self._company_id = engine, company_id
+    def __init__(self, context: SessionContext, company_id: str) -> None:
+        self._context, self._company_id = context, company_id
 
     @checked_call
     async def start(
@@ -105,7 +105,7 @@ class Exports:
         the same key with the same payload is never refused. `UnknownOutcome` when no attempt was answered: it may
         run, and the same call with the key that is in `sent` finds it.
         """
-        body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._engine))
+        body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._context))
         if idempotency_key is not None:
             checked_text("idempotency_key", idempotency_key)
         return await self._start(body, rank)
@@ -120,13 +120,13 @@ class Exports:
             sent=encoded.decode(),
         )
         try:
-            started = await self._engine.caller.call(call, RunStarted)
+            started = await self._context.caller.call(call, RunStarted)
         except (BadRequest, Conflict) as error:
             if error.text:
                 raise
             raise type(error)(error.method, error.endpoint, error.status, f"({_NO_REASON})") from error
         return ExportRun(
-            self._engine, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
+            self._context, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
         )
 
     @checked_call
@@ -158,8 +158,8 @@ class Exports:
                 raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
             if key is not None:
                 checked_text(name, key)
-        canary = _checked("canary", template_ids, row_filter, canary_key or new_key(self._engine))
-        full = _checked("full", template_ids, row_filter, full_key or new_key(self._engine))
+        canary = _checked("canary", template_ids, row_filter, canary_key or new_key(self._context))
+        full = _checked("full", template_ids, row_filter, full_key or new_key(self._context))
         tried = await self._stage(canary, rank) if canary_first else None
         if tried is not None and not tried.is_clean:
             return ExportOutcome(canary=tried, full=None, stopped=_why(tried.report))
@@ -179,7 +179,7 @@ class Exports:
         `age`: seconds since it started, if known. Raises `InvalidInput` for what is not an id.
         """
         checked = checked_id("run_id", run_id, EXPORT)
-        return ExportRun(self._engine, ExportState, self._company_id, checked, age=age)
+        return ExportRun(self._context, ExportState, self._company_id, checked, age=age)
 
 
 @final

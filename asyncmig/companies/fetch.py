@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Answer
-from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
-from asyncmig.companies.expected import Expected, RowFilter
+from asyncmig.companies.expected import Expected
 from asyncmig.companies.wire import Sheet
+from asyncmig.customers.outcome import RowFilter
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -37,7 +38,7 @@ _NO_ZIP = frozenset({400, 404, 405, 501})
 class Fetch:
     """What is asked for: whose rows, which of them, how urgently, and how many must come."""
 
-    engine: Engine
+    context: SessionContext
     company_id: str
     row_filter: RowFilter
     expected: Expected
@@ -60,7 +61,7 @@ class Fetch:
             query={**query, "filter": self.row_filter},
             rank=self.rank,
         )
-        async with self.engine.caller.stream(call) as answer:
+        async with self.context.caller.stream(call) as answer:
             if is_html(answer):
                 raise UnexpectedReply(
                     "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
@@ -69,7 +70,7 @@ class Fetch:
 
     async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
         """Return an answer that `stack` closes, after as many attempts as it takes."""
-        tries = self.engine.caller.tries(routes.DOWNLOAD, self.ids)
+        tries = self.context.caller.attempts(routes.DOWNLOAD, self.ids)
         while True:
             try:
                 answer = await stack.enter_async_context(self.answer(sheet))
@@ -80,16 +81,16 @@ class Fetch:
             else:
                 await tries.succeeded()
                 return answer
-            await tries.failed(Failed(trouble))
+            await tries.failed(RetryableFailure(trouble))
 
     @property
     def archives(self) -> bool:
         """Whether this server may have an archive of all sheets: it was not seen to have none."""
-        return "zip" not in self.engine.missing
+        return "zip" not in self.context.missing
 
     def no_archives(self) -> None:
         """Remember that sheets can be downloaded here, and an archive of them cannot."""
-        self.engine.missing.add("zip")
+        self.context.missing.add("zip")
 
 
 def is_no_archive(error: ApiError) -> bool:

@@ -11,18 +11,16 @@ import msgspec
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import Unreadable, convert
 from asyncmig._core.lifecycle import Phase
+from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
-from asyncmig._io.paths import Inputs
 from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig._io.reply import Reply, unreadable
 from asyncmig._io.threads import in_thread
-from asyncmig._io.tries import Failed
 from asyncmig.companies import routes
-from asyncmig.companies.ids import IMPORT, checked_id
 from asyncmig.companies.pages import Page, read_page
-from asyncmig.companies.review import Custom, checked_answers, mark_of
+from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
 from asyncmig.companies.runs import Run
 from asyncmig.companies.uploads import ToUpload, Uploaded, upload_all
@@ -33,12 +31,14 @@ from asyncmig.companies.wire import (
     ImportBody,
     ImportState,
     ListedImport,
-    NeedsAttention,
     RunStarted,
 )
+from asyncmig.customers.ids import IMPORT, checked_id
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.questions import Custom, NeedsAttention
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, UnknownOutcome
 
-__all__ = ["Custom", "ImportRun", "Imports"]
+__all__ = ["ImportRun", "Imports"]
 
 _log = logging.getLogger("asyncmig")
 _FRESH = 10.0
@@ -52,10 +52,10 @@ _ROWS = "rows.csv"
 class Imports:
     """The imports of one company."""
 
-    __slots__ = ("_arrived", "_company_id", "_engine", "_inputs", "_started")
+    __slots__ = ("_arrived", "_company_id", "_context", "_inputs", "_started")
 
-    def __init__(self, engine: Engine, company_id: str, inputs: Inputs) -> None:
-        self._engine, self._company_id, self._inputs = engine, company_id, inputs
+    def __init__(self, context: SessionContext, company_id: str, inputs: Inputs) -> None:
+        self._context, self._company_id, self._inputs = context, company_id, inputs
         self._started: list[ImportRun] = []
         self._arrived: dict[str, list[Uploaded]] = {}
         """What was uploaded under an idempotency key: a repeat must send the same references."""
@@ -94,7 +94,7 @@ class Imports:
         given, listed = _checked_files(files), [] if rows is None else list(rows)
         if bool(given) == bool(listed):
             raise InvalidInput("files", given, "give files or rows, and not both")
-        key = new_key(self._engine) if idempotency_key is None else idempotency_key
+        key = new_key(self._context) if idempotency_key is None else idempotency_key
         checked_text("idempotency_key", key)
         self._inputs.add(file for file in given if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
@@ -113,7 +113,7 @@ class Imports:
         return await self._start_files(key, [(_ROWS, await in_thread(to_csv, checked))], known)
 
     async def _start_files(self, key: str, files: Sequence[ToUpload], known: "list[Uploaded]") -> "ImportRun":
-        uploaded = await upload_all(self._engine, self._company_id, files, known=known)
+        uploaded = await upload_all(self._context, self._company_id, files, known=known)
         return await self.post(import_body(key, uploaded))
 
     async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> "ImportRun":
@@ -128,8 +128,8 @@ class Imports:
             rank=rank,
             sent=body.decode(),
         )
-        started = await self._engine.caller.call(call, RunStarted)
-        run = ImportRun(self._engine, self._company_id, started.run_id, group=group, status=started.status)
+        started = await self._context.caller.call(call, RunStarted)
+        run = ImportRun(self._context, self._company_id, started.run_id, group=group, status=started.status)
         if run.id not in [known.id for known in self._started]:
             self._started.append(run)
         return run
@@ -144,7 +144,7 @@ class Imports:
         Raises `InvalidInput` for what is not an id.
         """
         checked = checked_id("run_id", run_id, IMPORT)
-        return ImportRun(self._engine, self._company_id, checked, age=age, group=group)
+        return ImportRun(self._context, self._company_id, checked, age=age, group=group)
 
     async def active(self, *, rank: float = 0.0) -> ImportState | None:
         """Return the newest import that has not ended, or None. Its `run_id` may be missing.
@@ -153,7 +153,7 @@ class Imports:
             run = await company.imports.start(files=[path])
         """
         call = _active_import(self._company_id, rank)
-        return (await self._engine.caller.call(call, ActiveImport)).state()
+        return (await self._context.caller.call(call, ActiveImport)).state()
 
     async def recover(self, *, rank: float = 0.0) -> "ImportRun | None":
         """Return the import that runs now, or None: the way back to a run whose id was lost.
@@ -179,7 +179,7 @@ class Imports:
     def found(self, state: ImportState) -> "ImportRun":
         """Return the import of a list or a lookup; what ended or parked there is read next."""
         run_id = state.run_id or state.id or ""
-        return ImportRun(self._engine, self._company_id, run_id, age=None, status=state.status)
+        return ImportRun(self._context, self._company_id, run_id, age=None, status=state.status)
 
     async def list(self, *, rank: float = 0.0) -> AsyncIterator[ImportState]:
         """Yield the imports, newest first, each once, over all pages that the server offers.
@@ -202,7 +202,7 @@ class Imports:
         seen: set[str] = set()
         while len(asked) < _PAGES:
             asked.add(frozenset(query.items()))
-            reply = await self._engine.caller.reply(_listing(self._company_id, query, rank))
+            reply = await self._context.caller.reply(_listing(self._company_id, query, rank))
             page, listed = await in_thread(_read_listing, reply)
             states = [state for state in listed if _mark(state) not in seen]
             seen.update(map(_mark, states))
@@ -232,7 +232,7 @@ class ImportRun(Run[ImportState]):
 
     def __init__(
         self,
-        engine: Engine,
+        context: SessionContext,
         company_id: str,
         run_id: str,
         *,
@@ -240,9 +240,9 @@ class ImportRun(Run[ImportState]):
         group: Hashable = None,
         status: str = "",
     ) -> None:
-        second = SecondChannel(gate=engine.gate(routes.LIST_IMPORTS), lookup=self._look_up)
+        second = SecondChannel(gate=context.gate(routes.LIST_IMPORTS), lookup=self._look_up)
         super().__init__(
-            engine, ImportState, company_id, run_id, age=age, group=group, second=second, status=status
+            context, ImportState, company_id, run_id, age=age, group=group, second=second, status=status
         )
 
     @property
@@ -316,14 +316,14 @@ class ImportRun(Run[ImportState]):
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
         encoded = msgspec.json.encode(body)
         call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, sent=encoded.decode())
-        tries = self._engine.caller.tries(routes.READ_IMPORT, self._ids())
+        tries = self._context.caller.attempts(routes.READ_IMPORT, self._ids())
         while True:
             status = ""
             try:
-                status = (await self._engine.caller.call(call, _Decided)).status or ""
+                status = (await self._context.caller.call(call, _Decided)).status or ""
             except UnknownOutcome as error:
                 if await self._still_asks(shown):
-                    await tries.failed(Failed(error))
+                    await tries.failed(RetryableFailure(error))
                     if await self._still_asks(shown):  # the first one may have been slow
                         continue
             except Conflict:
@@ -343,13 +343,13 @@ class ImportRun(Run[ImportState]):
         handle of the run in this session.
         """
         now = asyncio.get_running_loop().time()
-        self._engine.decided.add(self._watch.run, mark, at=now - age, now=now)
+        self._context.decided.add(self._watch.run, mark, at=now - age, now=now)
 
     async def _read(self, slot: Slot) -> Reading[ImportState]:
         reading = await super()._read(slot)
         asked = _asked(reading.value)
         ended = self.LIFECYCLE.phase(reading.status) is Phase.TERMINAL
-        self._engine.decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
+        self._context.decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
         return reading
 
     async def _still_asks(self, shown: NeedsAttention) -> bool:
@@ -358,7 +358,9 @@ class ImportRun(Run[ImportState]):
 
     async def _look_up(self, slot: Slot) -> Reading[ImportState] | None:
         """Ask whether this run is the active one: nothing, or another one, says that it has ended."""
-        active = (await self._engine.caller.once(_active_import(self.company_id), ActiveImport, slot)).state()
+        active = (
+            await self._context.caller.send_once(_active_import(self.company_id), ActiveImport, slot)
+        ).state()
         if active is None:
             return None
         run_id = active.run_id or active.id
@@ -371,7 +373,7 @@ class ImportRun(Run[ImportState]):
     def _is_echo(self, state: ImportState) -> bool:
         """Return whether this shows the park that was decided a moment ago, rather than a new one."""
         asked, now = _asked(state), asyncio.get_running_loop().time()
-        return asked is not None and self._engine.decided.is_echo(self._watch.run, mark_of(asked), now=now)
+        return asked is not None and self._context.decided.is_echo(self._watch.run, mark_of(asked), now=now)
 
 
 def _not_sent(reason: str) -> Conflict:
@@ -413,9 +415,9 @@ def _active_import(company_id: str, rank: float = 0.0) -> Call:
     return _listing(company_id, {"status": "active"}, rank)
 
 
-def new_key(engine: Engine) -> str:
+def new_key(context: SessionContext) -> str:
     """Return an idempotency key that nobody used before."""
-    return f"{engine.rng.getrandbits(128):032x}"
+    return f"{context.rng.getrandbits(128):032x}"
 
 
 def import_body(key: str, files: Iterable[Uploaded]) -> bytes:

@@ -1,13 +1,13 @@
 """What a name or an id stands for among sources, templates or sheets."""
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from asyncmig._core.arguments import checked_text, flaw_of
+from asyncmig._core.arguments import checked_text
 from asyncmig.companies.wire import Sheet, Source, Template
 from asyncmig.errors import InvalidInput
 
-__all__ = ["called", "checked_templates", "named", "source_id"]
+__all__ = ["called", "named", "source_id"]
 
 _Named = TypeVar("_Named", Source, Template, Sheet)
 
@@ -30,19 +30,6 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
 def source_id(field: str, source: object) -> str:
     """Return the id of a source that is given by its id or as a `Source`. Raises `InvalidInput`."""
     return checked_text(field, source.id if isinstance(source, Source) else source)
-
-
-def checked_templates(templates: object) -> tuple[str, ...]:
-    """Return the ids of templates that are given by their ids or as `Template`s. Raises `InvalidInput`."""
-    shown: object = templates
-    given = cast("Sequence[object]", templates) if isinstance(templates, Sequence) else ()
-    if isinstance(templates, str | bytes) or not given:
-        raise InvalidInput("template_ids", shown, "must be a sequence of ids, and not empty")
-    ids = [each.id if isinstance(each, Template) else each for each in given]
-    for each in ids:
-        if flaw := flaw_of(each):
-            raise InvalidInput("template_ids", given, f"must be a sequence of ids: {each!r} {flaw}")
-    return tuple(cast("list[str]", ids))
 
 
 def called(name: str, among: Sequence[_Named]) -> list[_Named]:

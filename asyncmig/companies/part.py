@@ -12,32 +12,21 @@ from io import FileIO
 from pathlib import Path
 from typing import Self, final
 
-import msgspec
-
+from asyncmig.companies.csv_records import RecordCounter, RowCount
 from asyncmig.companies.expected import Bound, Expected
-from asyncmig.companies.records import RecordCounter, RowCount
 from asyncmig.companies.recount import Recounter
 from asyncmig.companies.wire import Sheet
+from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import TruncatedDownload
 
-__all__ = ["CHUNK", "Downloaded", "Part", "Repeats", "may_take"]
+__all__ = ["CHUNK", "Part", "Repeats", "may_take"]
+
 
 CHUNK = 256 * 1024
 _SAME = 8
 """After so many downloads that were wrong in the same way, another one is unlikely to differ."""
 _TOO_MUCH = 2
 """The same for downloads that were stopped, because more came than there can be."""
-
-
-class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
-    """One sheet on disk."""
-
-    sheet: str
-    path: str
-    rows: int
-    """Records below the header."""
-    size: int
-    """Bytes."""
 
 
 @final

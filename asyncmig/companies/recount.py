@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import final
 
-from asyncmig.companies.records import RowCount
+from asyncmig.companies.csv_records import RowCount
 
 __all__ = ["Recounter"]
 

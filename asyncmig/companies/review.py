@@ -2,24 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
-from asyncmig.companies.wire import Answer, NeedsAttention, Question
+from asyncmig.companies.wire import Answer
+from asyncmig.customers.questions import Custom, NeedsAttention, Question
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Custom", "checked_answers", "mark_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Custom:
-    """An answer in one's own words, where a question allows it.
-
-    await run.approve(answers={"fq0": Custom("unknown@example.com")})
-    """
-
-    text: str
+__all__ = ["checked_answers", "mark_of"]
 
 
 def mark_of(shown: NeedsAttention) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch
 from asyncmig.errors import InvalidInput, RunCanceled, RunFailed
@@ -43,11 +43,11 @@ class Run(Generic[StateT]):
     ENDPOINT: ClassVar[Endpoint]
     LIFECYCLE: ClassVar[Lifecycle]
 
-    __slots__ = ("_began", "_engine", "_kind", "_watch", "company_id", "id")
+    __slots__ = ("_began", "_context", "_kind", "_watch", "company_id", "id")
 
     def __init__(
         self,
-        engine: Engine,
+        context: SessionContext,
         kind: type[StateT],
         company_id: str,
         run_id: str,
@@ -63,17 +63,17 @@ class Run(Generic[StateT]):
         """
         if self.LIFECYCLE.phase(status) is not Phase.ACTIVE:
             age = None
-        self._engine, self._kind = engine, kind
+        self._context, self._kind = context, kind
         self.company_id: str = company_id
         self.id: str = run_id
         self._began = age is not None
         """Whether it is known when the run began."""
-        self._watch: Watch[StateT] = engine.poller.watch(
+        self._watch: Watch[StateT] = context.poller.watch(
             (self.ENDPOINT.key, company_id, run_id),
-            gate=engine.gate(self.ENDPOINT),
+            gate=context.gate(self.ENDPOINT),
             read=self._read,
             lifecycle=self.LIFECYCLE,
-            started=engine.poller.now() - (age or 0.0),
+            started=context.poller.now() - (age or 0.0),
             group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
             ids=self._ids(),
@@ -131,7 +131,7 @@ class Run(Generic[StateT]):
 
     async def _read(self, slot: Slot) -> Reading[StateT]:
         call = Call(endpoint=self.ENDPOINT, ids=self._ids())
-        state = await self._engine.caller.once(call, self._kind, slot)
+        state = await self._context.caller.send_once(call, self._kind, slot)
         reading = Reading(status=state.status, progress=state.progress_message, value=state)
         latest = self._watch.latest
         if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):
@@ -141,7 +141,7 @@ class Run(Generic[StateT]):
     def _tell(self, reading: Reading[StateT]) -> None:
         """Tell of a new status or progress text; and of the end, once."""
         watch, now = self._watch, asyncio.get_running_loop().time()
-        emit, who = self._engine.events.emit, _Who(company_id=self.company_id, run_id=self.id, at=now)
+        emit, who = self._context.events.emit, _Who(company_id=self.company_id, run_id=self.id, at=now)
         emit(RunChanged(**who, status=reading.status, progress=reading.progress))
         if watch.ended or self.LIFECYCLE.phase(reading.status) is not Phase.TERMINAL:
             return

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from asyncmig.companies.ids import SHEET, checked_id
 from asyncmig.companies.lookup import named
-from asyncmig.companies.wire import ImportReport, Sheet
+from asyncmig.companies.wire import Sheet
+from asyncmig.customers.ids import SHEET, checked_id
+from asyncmig.customers.report import ImportReport
 
 __all__ = ["chosen", "known"]
 

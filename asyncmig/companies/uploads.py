@@ -11,18 +11,19 @@ from typing import final
 
 import msgspec
 
+from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.caller import Call
-from asyncmig._io.engine import Engine
+from asyncmig._io.context import SessionContext
 from asyncmig._io.storage import PutReply
 from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
-from asyncmig._io.tries import Failed, Tries
 from asyncmig.companies import routes
-from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of, size_of
+from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of
 from asyncmig.companies.wire import UploadBody, UploadTarget
+from asyncmig.customers.files import size_of
 from asyncmig.errors import AsyncmigError, BadRequest, InvalidInput, NoAnswer, UnexpectedReply
 
-__all__ = ["ToUpload", "Uploaded", "content_type_of", "digest_of", "size_of", "upload", "upload_all"]
+__all__ = ["ToUpload", "Uploaded", "content_type_of", "digest_of", "upload", "upload_all"]
 
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+( *; *[!-~ ]+)?", re.ASCII)
 _FINAL = frozenset({405, 411, 413, 414, 415, 501})
@@ -87,7 +88,7 @@ def digest_of(source: Path | bytes) -> str:
 
 
 async def upload(
-    engine: Engine,
+    context: SessionContext,
     company_id: str,
     source: Path | str | bytes | BinaryFile | Stream,
     *,
@@ -102,21 +103,21 @@ async def upload(
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
     ids, refusals, pages = {"id": company_id}, _Refusals(), 0
-    tries, asks = (engine.caller.tries(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
+    tries, asks = (context.caller.attempts(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
     while True:
         # Some storages always answer with a page, and where there is no other answer it has to be theirs.
         believes = content.once or (tries.is_last and pages == tries.attempt - 1)
         try:
-            async with engine.uploads:  # but not during the pause before a repeat
+            async with context.uploads:  # but not during the pause before a repeat
                 uploaded = await _attempt(
-                    engine, company_id, content, body, progress, rank, asks, believe_pages=believes
+                    context, company_id, content, body, progress, rank, asks, believe_pages=believes
                 )
-        except Failed as failure:  # there was no URL: that request has attempts of its own
+        except RetryableFailure as failure:  # there was no URL: that request has attempts of its own
             try:
                 await asks.failed(failure)
                 continue
             except (NoAnswer, UnexpectedReply) as error:
-                trouble, pause, asks = error, 0.0, engine.caller.tries(routes.CREATE_UPLOAD, ids)
+                trouble, pause, asks = error, 0.0, context.caller.attempts(routes.CREATE_UPLOAD, ids)
         except _Refused as refused:
             trouble, pause = refusals.error(refused.reply), refused.reply.retry_after
         except (NoAnswer, UnexpectedReply) as error:
@@ -128,11 +129,11 @@ async def upload(
             return uploaded
         if content.spent:
             raise _cannot_repeat(content, trouble) from trouble
-        await tries.failed(Failed(trouble, retry_after=pause))
+        await tries.failed(RetryableFailure(trouble, retry_after=pause))
 
 
 async def upload_all(
-    engine: Engine, company_id: str, files: Sequence[ToUpload], *, known: list[Uploaded]
+    context: SessionContext, company_id: str, files: Sequence[ToUpload], *, known: list[Uploaded]
 ) -> list[Uploaded]:
     """Upload what is not uploaded yet, several at once; return all in the order of `files`.
 
@@ -145,13 +146,15 @@ async def upload_all(
     done: dict[int, Uploaded] = {}
 
     async def one(place: int, file: ToUpload) -> None:
-        done[place] = await _known_or_new(engine, company_id, file, known)
+        done[place] = await _known_or_new(context, company_id, file, known)
 
     await run_all(partial(one, place, file) for place, file in enumerate(files))
     return [done[place] for place in range(len(files))]
 
 
-async def _known_or_new(engine: Engine, company_id: str, file: ToUpload, known: list[Uploaded]) -> Uploaded:
+async def _known_or_new(
+    context: SessionContext, company_id: str, file: ToUpload, known: list[Uploaded]
+) -> Uploaded:
     if isinstance(file, Uploaded):
         return file
     name, source = (file.name, file) if isinstance(file, Path) else file
@@ -159,19 +162,19 @@ async def _known_or_new(engine: Engine, company_id: str, file: ToUpload, known: 
         digest = await in_thread(digest_of, source)
         if same := [each for each in again if each.sha256 == digest]:
             return same[0]
-    uploaded = await upload(engine, company_id, source, name=name)
+    uploaded = await upload(context, company_id, source, name=name)
     known.append(uploaded)
     return uploaded
 
 
 async def _attempt(
-    engine: Engine,
+    context: SessionContext,
     company_id: str,
     content: Content,
     body: UploadBody,
     progress: Progress | None,
     rank: float,
-    asks: Tries,
+    asks: Attempts,
     *,
     believe_pages: bool,
 ) -> Uploaded:
@@ -181,11 +184,11 @@ async def _attempt(
         body=msgspec.json.encode(body),
         rank=rank,
     )
-    target = await engine.caller.attempt(call, UploadTarget, asks)
+    target = await context.caller.attempt(call, UploadTarget, asks)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
-    async with content.attempt(engine.pace, progress) as attempt:
+    async with content.attempt(context.pace, progress) as attempt:
         try:
-            reply = await engine.caller.put(target.upload_url, attempt, headers, believe_pages=believe_pages)
+            reply = await context.caller.put(target.upload_url, attempt, headers, believe_pages=believe_pages)
         except (NoAnswer, UnexpectedReply) as error:
             if attempt.failure is None:
                 raise

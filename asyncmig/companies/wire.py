@@ -7,13 +7,15 @@ here says what it is.
 
 from typing import ClassVar
 
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.report import ImportReport
+from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
 
 __all__ = [
-    "Action",
     "ActiveImport",
     "Answer",
-    "ColumnSpec",
     "CompanyBody",
     "CompanyCreated",
     "CompanyInfo",
@@ -21,27 +23,17 @@ __all__ = [
     "DecisionBody",
     "FileRef",
     "ImportBody",
-    "ImportReport",
     "ImportState",
-    "Link",
     "ListedImport",
-    "NeedsAttention",
-    "Option",
-    "Patch",
-    "Question",
     "RunStarted",
     "Sheet",
-    "SheetCount",
     "Source",
     "Sources",
-    "Target",
     "Template",
     "Templates",
     "UploadBody",
     "UploadTarget",
 ]
-
-_HARMLESS = frozenset({"set_value", "keep"})
 
 
 class _Discreet(Struct, frozen=True, kw_only=True):
@@ -61,11 +53,9 @@ class _Discreet(Struct, frozen=True, kw_only=True):
 # Catalogue
 
 
-class Source(Struct, frozen=True, kw_only=True):
+class Source(CatalogueItem, frozen=True, kw_only=True):
     """Published import logic for one system that customers come from."""
 
-    id: str
-    name: str = ""
     logo_url: str | None = None
 
 
@@ -73,34 +63,10 @@ class Sources(Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...]
 
 
-class Link(Struct, frozen=True, kw_only=True):
-    """A column that a link rule points to."""
-
-    template_id: str | None = field(name="templateId", default=None)
-    column_name: str | None = field(name="columnName", default=None)
-
-
-class ColumnSpec(Struct, frozen=True, kw_only=True):
-    """One column of a template and the rule that its cells must obey."""
-
-    name: str
-    description: str | None = None
-    required: bool = False
-    unique: bool = False
-    rule: str | None = field(name="desiredRule", default=None)
-    """`none`, `ai`, `strict` or `link`; others may come."""
-    pattern: str | None = field(name="strictRule", default=None)
-    """A regular expression, where the rule is strict."""
-    links: tuple[Link, ...] = field(name="linkRule", default=())
-
-
-class Template(Struct, frozen=True, kw_only=True):
+class Template(TemplateRules, frozen=True, kw_only=True):
     """A target schema."""
 
-    id: str
-    name: str = ""
     description: str | None = None
-    columns: tuple[ColumnSpec, ...] = ()
 
 
 class Templates(Struct, frozen=True, kw_only=True):
@@ -189,98 +155,6 @@ class RunStarted(Struct, frozen=True, kw_only=True):
 
     run_id: str
     status: str = "queued"
-
-
-class SheetCount(Struct, frozen=True, kw_only=True):
-    """How many rows one sheet got."""
-
-    template_name: str | None = field(name="templateName", default=None)
-    sheet_id: str | None = field(name="sheetId", default=None)
-    rows: int | None = field(name="rowCount", default=None)
-
-
-class ImportReport(Struct, frozen=True, kw_only=True):
-    """What an import did. While a run is parked, `inserted` counts valid rows only."""
-
-    inserted: int | None = None
-    per_sheet: tuple[SheetCount, ...] = field(name="perSheet", default=())
-    invalid_rows: int | None = field(name="invalidCellCount", default=None)
-    """Rows with at least one bad cell, whatever the field's name in the API suggests."""
-
-
-class Option(Struct, frozen=True, kw_only=True):
-    """One proposed answer to a question."""
-
-    id: str
-    label: str | None = None
-
-
-class Target(Struct, frozen=True, kw_only=True):
-    """What a question is about."""
-
-    sheet_id: str | None = None
-    column: str | None = None
-    affected_count: int | None = None
-    sample_values: tuple[str, ...] = ()
-    error: str | None = None
-
-
-class Question(Struct, frozen=True, kw_only=True):
-    """What a person is asked while a run is parked."""
-
-    id: str
-    prompt: str | None = None
-    context: str | None = None
-    target: Target | None = None
-    relevant_columns: tuple[str, ...] = ()
-    options: tuple[Option, ...] = ()
-    allow_custom: bool = False
-
-
-class Action(Struct, frozen=True, kw_only=True):
-    """One step of a proposed patch."""
-
-    action: str | None = None
-    """`set_value`, `keep`, `delete_invalid_rows` or `dedup_keep_first`; others may come."""
-    sheet_id: str | None = None
-    column: str | None = None
-    value: str | None = None
-    key_column: str | None = None
-
-    @property
-    def is_destructive(self) -> bool:
-        """Whether it destroys rows, or may: an action that is not known counts as one that does."""
-        return self.action not in _HARMLESS
-
-
-class Patch(Struct, frozen=True, kw_only=True):
-    """What an approval without answers applies as it is."""
-
-    summary: str | None = None
-    actions: tuple[Action, ...]
-
-    @property
-    def is_destructive(self) -> bool:
-        """Whether any of its actions destroys rows, or may."""
-        return any(action.is_destructive for action in self.actions)
-
-
-class NeedsAttention(Struct, frozen=True, kw_only=True):
-    """Why a run is parked: questions, and a patch that answers them unless somebody says otherwise."""
-
-    questions: tuple[Question, ...] = ()
-    proposed_patch: Patch | None = None
-
-    @property
-    def destructive(self) -> tuple[Action, ...]:
-        """The actions of the patch that destroy rows, or may: they can concern rows that no question asked about."""
-        patch = self.proposed_patch
-        return tuple(action for action in patch.actions if action.is_destructive) if patch else ()
-
-    @property
-    def is_destructive(self) -> bool:
-        """Whether approving it destroys rows, or may: a patch that cannot be read counts as one that does."""
-        return self.proposed_patch is None or self.proposed_patch.is_destructive
 
 
 class ImportState(Struct, frozen=True, kw_only=True):

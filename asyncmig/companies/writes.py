@@ -2,7 +2,9 @@
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-__all__ = ["ExportBody", "ExportReport", "ExportResult", "ExportState", "Selection"]
+from asyncmig.customers.outcome import ExportMode, ExportResult, ExportSummary
+
+__all__ = ["ExportBody", "ExportReport", "ExportState", "Selection", "summary_of"]
 
 
 class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -14,41 +16,6 @@ class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mode: str
     idempotency_key: str
     selection: Selection | UnsetType = UNSET
-
-
-class ExportResult(Struct, frozen=True, kw_only=True):
-    """One write to the destination: failed, hollow, unverified, or confirmed."""
-
-    template_id: str | None = None
-    path: str | None = None
-    status: int | None = None
-    """The destination's answer."""
-    ok: bool | None = None
-    error: str | None = None
-    fields_confirmed: bool | None = None
-    """Whether the record was read back with its fields; None where nobody looked."""
-
-    @property
-    def is_hollow(self) -> bool:
-        """Whether the destination said yes and did not keep the fields."""
-        return self.fields_confirmed is False and (self._is_2xx or (self.status is None and self.ok is True))
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether it was not written: the server says so, or the destination's answer does."""
-        if self.is_hollow:
-            return False
-        refused = not self._is_2xx if self.status is not None else self.ok is None and self.error is not None
-        return self.ok is False or refused
-
-    @property
-    def is_unverified(self) -> bool:
-        """Whether it may have been kept, and nobody confirms it."""
-        return self.fields_confirmed is not True and not self.is_hollow and not self.is_failed
-
-    @property
-    def _is_2xx(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
 
 
 class ExportReport(Struct, frozen=True, kw_only=True):
@@ -107,3 +74,17 @@ class ExportState(Struct, frozen=True, kw_only=True):
     """What it does at present, for people."""
     report: ExportReport | None = None
     error: str | None = None
+
+
+def summary_of(mode: ExportMode, run_id: str, report: ExportReport | None) -> ExportSummary:
+    """Return what a report says; where it counts more losses than it lists, the count holds."""
+    found = report or ExportReport()
+    return ExportSummary(
+        mode=mode,
+        run_id=run_id,
+        reported=report is not None,
+        total=found.total,
+        failed=len(found.failed) + found.unlisted_failures,
+        hollow=len(found.hollow),
+        lost=(*found.failed, *found.hollow),
+    )

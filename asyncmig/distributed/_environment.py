@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from asyncmig._core.rate import Rate, parse_rate
-from asyncmig.companies.expected import RowFilter
-from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import Policy
-from asyncmig.distributed._servers import Kind, is_postgres, parse_server
+from asyncmig._core.server_address import Kind, is_postgres, parse_server
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Policy, RowFilter
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import Journal, JournalPort
 from asyncmig.session import Scope, Session
@@ -90,7 +89,7 @@ class WorkerEnvironment:
         """Return the journal of all workers."""
         if not is_postgres(self.place):
             return Journal(self.place)
-        from asyncmig.distributed.postgres import PostgresJournal
+        from asyncmig.journal.postgres import PostgresJournal
 
         return PostgresJournal(self.place)
 

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 
-from asyncmig.distributed._servers import Server
+from asyncmig._core.server_address import Server
 
 __all__ = ["place_of", "reason_of"]
 

@@ -17,8 +17,8 @@ from saq.queue import Queue
 from saq.types import WorkerInfo
 from saq.utils import now
 
+from asyncmig._core.server_address import Server, parse_server
 from asyncmig.distributed._reasons import place_of, reason_of
-from asyncmig.distributed._servers import Server, parse_server
 from asyncmig.errors import QueueUnavailable
 
 __all__ = ["AnyQueue", "open_queue", "real_seconds"]
@@ -164,10 +164,10 @@ class _Steady(AnyQueue):
             await asyncio.sleep(real_seconds(_PAUSE))
             return None
 
-    async def schedule(self, _lock: int = 1) -> list[str]:
+    async def schedule(self, lock: int = 1, /) -> list[str]:
         """Queue the jobs whose time has come."""
         try:
-            return await super().schedule(_lock)
+            return await super().schedule(lock)
         except self.away as error:
             self.warn(error)
             return []

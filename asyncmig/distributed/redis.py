@@ -27,8 +27,8 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._io.shared import Happened, Reply, SharedBudget
-from asyncmig.distributed._servers import Server, parse_server
+from asyncmig._core.server_address import Server, parse_server
+from asyncmig._io.shared import BudgetStore, Reply, SlotReport
 from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
@@ -103,7 +103,7 @@ class RedisWindow:
 
     def budget(
         self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
-    ) -> SharedBudget:
+    ) -> BudgetStore:
         """Return the budget of one endpoint; see `asyncmig._io.shared.SharedWindow`."""
         tag = account if speed == 1.0 else f"{account}x{speed:g}"
         base = f"{self._prefix}:{{{tag}}}"
@@ -144,7 +144,7 @@ class _RedisBudget:
         self._keys, self._settings, self._server = keys, settings, server
         self._rng = Random()
 
-    async def exchange(self, happened: Sequence[Happened], want: str | None) -> Reply:
+    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
         """Run the script once. Raises `ConnectionError`, also for a Redis that answers with an error."""
         told = [part for one in happened for part in one]
         arguments = [*self._settings, self._rng.random(), want or "", "", *told]

@@ -37,22 +37,21 @@ from saq.types import Context
 from saq.worker import Worker
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._io.paths import Inputs
-from asyncmig.companies.connections import Connections
-from asyncmig.companies.expected import RowFilter
-from asyncmig.companies.migrate import migrate_as
-from asyncmig.companies.names import customer_folder
-from asyncmig.companies.options import MigrationOptions
-from asyncmig.companies.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy
-from asyncmig.companies.spec import Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.companies.workflow.migrate import migrate_as
+from asyncmig.customers.connections import Connections
+from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy, RowFilter
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
-__all__ = ["Asked", "MigrationQueue", "settings", "worker_settings"]
+__all__ = ["MigrationQueue", "OptionOverrides", "settings", "worker_settings"]
 
 _log = logging.getLogger("asyncmig")
 Builtins = Mapping[str, object]
@@ -127,13 +126,13 @@ def settings() -> dict[str, object]:
     )
 
 
-class Asked(TypedDict, total=False):
+class OptionOverrides(TypedDict, total=False):
     """What a caller may ask for, as of `migrate`; the rest is as the workers do it."""
 
     decide: Policy
     row_filter: RowFilter
     retries: int
-    once_more: bool
+    retry_failed: bool
     deliver_rejected: bool
     export: ExportMode | None
 
@@ -175,7 +174,7 @@ class MigrationQueue:
     ) -> None:
         await self._queue.disconnect()
 
-    async def submit(self, spec: Spec, **asked: Unpack[Asked]) -> bool:
+    async def submit(self, spec: Spec, **asked: Unpack[OptionOverrides]) -> bool:
         """Have a customer migrated; False if that is under way already. What is not `asked` is as the workers do it.
 
         Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides.
@@ -187,7 +186,9 @@ class MigrationQueue:
         return await self._enqueue(spec, asked)
 
     @checked_call
-    async def decide(self, spec: Spec, parked: Parked, decision: Decision, **asked: Unpack[Asked]) -> bool:
+    async def decide(
+        self, spec: Spec, parked: Parked, decision: Decision, **asked: Unpack[OptionOverrides]
+    ) -> bool:
         """Have a parked customer's questions answered; False if its migration is under way already.
 
         If the run asks something else by then, it stays parked.
@@ -203,7 +204,7 @@ class MigrationQueue:
             await self._queue.abort(job, "aborted")
 
     async def run(
-        self, specs: Iterable[Spec] | AsyncIterable[Spec], **asked: Unpack[Asked]
+        self, specs: Iterable[Spec] | AsyncIterable[Spec], **asked: Unpack[OptionOverrides]
     ) -> AsyncIterator[Outcome]:
         """Submit all of `specs` and yield each outcome as it comes. Cancelled, the jobs go on without it.
 
@@ -249,7 +250,7 @@ class MigrationQueue:
             return job.result is None  # a heartbeat of the worker before can have come in between
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
-    async def _enqueue(self, spec: Spec, asked: Asked, **more: object) -> bool:
+    async def _enqueue(self, spec: Spec, asked: OptionOverrides, **more: object) -> bool:
         _check_no_secret(spec)
         if callable(MigrationOptions(**asked).decide):
             why = "is a function, which no queue can hold: give it to the workers, in `worker_settings(options=...)`"
@@ -347,7 +348,7 @@ class _Work:
         context: _Context,
         *,
         spec: Builtins,
-        asked: Asked | None = None,
+        asked: OptionOverrides | None = None,
         decision: Builtins | None = None,
         shown: str = "",
     ) -> object:
@@ -359,7 +360,7 @@ class _Work:
         answer = None if decision is None else msgspec.convert(decision, Decision)
         wanted = replace(self._options, **(asked or {}))
         if job.attempts > 1:  # a worker that died may have done it
-            wanted = replace(wanted, once_more=False)
+            wanted = replace(wanted, retry_failed=False)
         if answer is not None:
             wanted = _deciding(wanted, answer, shown)
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
@@ -415,7 +416,7 @@ class _Work:
                     self._session, spec, self._journal, to, options, self._inputs
                 )
                 return msgspec.to_builtins(outcome)
-            except CompanyHeld as error:
+            except CustomerHeld as error:
                 _log.debug("%s: %s", spec.external_id, error)
                 if (result := await _result_of_another(job)) is not None:
                     return result

@@ -4,7 +4,16 @@ from typing import Literal, final
 
 from msgspec import Struct
 
-__all__ = ["Checked", "CheckedFile", "Finding", "HeaderMatch", "Kind", "Sample", "Tally", "number_of"]
+__all__ = [
+    "Checked",
+    "CheckedFile",
+    "Finding",
+    "FindingCounter",
+    "HeaderMatch",
+    "Kind",
+    "Sample",
+    "number_of",
+]
 
 Kind = Literal[
     "encoding",
@@ -106,7 +115,7 @@ def number_of(count: int, noun: str) -> str:
 
 
 @final
-class Tally:
+class FindingCounter:
     """Counts what is wrong in the same way, and keeps the first few places."""
 
     __slots__ = ("count", "samples")

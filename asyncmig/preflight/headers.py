@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 from asyncmig._core.invisible import MARK, invisible_in_name, named_characters
-from asyncmig.companies.wire import Template
+from asyncmig.customers.template_rules import TemplateRules
 from asyncmig.preflight.findings import Finding, HeaderMatch, Sample, number_of
 
 __all__ = ["Fit", "find_fit", "header_findings"]
@@ -24,7 +24,7 @@ _MOST_COMPARED = 200  # headers and columns of which similar names are looked fo
 class Fit:
     """What is known of a file's columns by their names. `places`: of the template's columns in a record."""
 
-    template: Template | None = None
+    template: TemplateRules | None = None
     headers: tuple[HeaderMatch, ...] = ()
     places: Mapping[str, int] = field(default_factory=dict[str, int])
     named: bool = False
@@ -43,7 +43,7 @@ class Fit:
         return self.found > 0 and (self.named or self.found * 2 >= min(columns, len(self.headers)))
 
 
-def find_fit(header: Sequence[str], templates: Sequence[Template], stem: str) -> Fit:
+def find_fit(header: Sequence[str], templates: Sequence[TemplateRules], stem: str) -> Fit:
     """Return the template that a header (its first 2,000 cells) has most columns of, if it is close to any.
 
     The template that the file is named after (`stem`: without suffix) goes before the others.
@@ -59,7 +59,7 @@ def find_fit(header: Sequence[str], templates: Sequence[Template], stem: str) ->
     return Fit(headers=nothing.headers, warnings=(Finding(kind="no_template", text=text),))
 
 
-def _compare(names: Sequence[str], template: Template, stem: str) -> Fit:
+def _compare(names: Sequence[str], template: TemplateRules, stem: str) -> Fit:
     known = {_fold(column.name): column.name for column in reversed(template.columns)}
     places: dict[str, int] = {}
     for place, name in enumerate(names):
@@ -120,7 +120,9 @@ def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
     return likeness
 
 
-def _missing(template: Template, places: Mapping[str, int], matches: Sequence[HeaderMatch]) -> list[Finding]:
+def _missing(
+    template: TemplateRules, places: Mapping[str, int], matches: Sequence[HeaderMatch]
+) -> list[Finding]:
     """Return a warning for each required column that no header is called like."""
     near = {match.near: match.header for match in matches}
     return [

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Protocol, final
 
-from asyncmig.companies.wire import ColumnSpec, Link, Template
-from asyncmig.preflight.findings import Finding, Kind, Tally
+from asyncmig.customers.template_rules import ColumnSpec, Link, TemplateRules
+from asyncmig.preflight.findings import Finding, FindingCounter, Kind
 
-__all__ = ["ColumnRules", "Room", "Seen", "Targets", "targets_of"]
+__all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]
 
 _WORDS: Mapping[Kind, str] = {
     "required": "is required, and empty",
@@ -19,7 +19,7 @@ _WORDS: Mapping[Kind, str] = {
 
 
 @final
-class Room:
+class MemoryBound:
     """How many more values may be remembered."""
 
     __slots__ = ("left",)
@@ -34,7 +34,7 @@ class Seen:
 
     __slots__ = ("_hashes", "_room", "complete")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: MemoryBound) -> None:
         self._hashes: set[int] = set()
         self._room = room
         self.complete: bool = True
@@ -60,7 +60,7 @@ Targets = Mapping[tuple[str, str], Seen]
 """The values of columns that links point to, by template id and column name; none where no file has the column."""
 
 
-def targets_of(templates: Sequence[Template]) -> set[tuple[str, str]]:
+def targets_of(templates: Sequence[TemplateRules]) -> set[tuple[str, str]]:
     """Return the columns that any link points to."""
     return {
         (link.template_id, link.column_name)
@@ -149,7 +149,7 @@ class ColumnRules:
     def __init__(self, column: ColumnSpec, seen: Seen, targets: Targets | None) -> None:
         self._column, self._unique = column, seen
         self._rules: list[_Rule] = []
-        self._tallies: dict[Kind, Tally] = {kind: Tally() for kind in _WORDS}
+        self._tallies: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _WORDS}
         self.notes: list[str] = []
         if column.unique:
             self._rules.append(_Unique(seen))

@@ -9,15 +9,14 @@ from typing import Generic, TextIO, TypeVar, cast, final
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.content import raise_unreadable
-from asyncmig.companies.uploads import size_of
-from asyncmig.companies.wire import Template
+from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.customers.template_rules import TemplateRules
 from asyncmig.errors import InvalidInput
-from asyncmig.preflight.findings import Checked, CheckedFile, Finding, Kind, Sample, Tally, number_of
+from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings
 from asyncmig.preflight.probe import Probe, probe
 from asyncmig.preflight.records import BrokenOff, Records, sniff
-from asyncmig.preflight.rules import ColumnRules, Room, Seen, Targets, targets_of
+from asyncmig.preflight.rules import ColumnRules, MemoryBound, Seen, Targets, targets_of
 
 __all__ = ["check"]
 
@@ -36,7 +35,10 @@ _SHAPES: Mapping[Kind, str] = {
 
 @checked_call
 async def check(
-    files: Sequence[Path | str] | Path | str, templates: Sequence[Template] = (), *, head: int | None = None
+    files: Sequence[Path | str] | Path | str,
+    templates: Sequence[TemplateRules] = (),
+    *,
+    head: int | None = None,
 ) -> Checked:
     """Look at files as one customer's import, and return what may be wrong with them; nothing is sent.
 
@@ -55,15 +57,15 @@ async def check(
     given = [files] if isinstance(files, Path | str) else files
     paths = [checked_path("files", each) for each in given]
     for template in cast("Sequence[object]", templates):
-        if not isinstance(template, Template):
-            raise InvalidInput("templates", template, "is not a Template")
+        if not isinstance(template, TemplateRules):
+            raise InvalidInput("templates", template, "is not a TemplateRules")
     sizes = [size_of(path) for path in paths]
     opened = [await _in_steps(path, _open(path, templates)) for path in paths]
     targets = await _targets(opened, templates) if head is None else None
-    room = Room(_MOST_REMEMBERED)
+    room = MemoryBound(_MOST_REMEMBERED)
     seen: dict[tuple[str, str], Seen] = {}
 
-    def seen_in(template: Template, column: str) -> Seen:
+    def seen_in(template: TemplateRules, column: str) -> Seen:
         return seen.setdefault((template.id, column), Seen(room))
 
     scans = [_Scan(file, size, targets, seen_in) for file, size in zip(opened, sizes, strict=True)]
@@ -114,7 +116,7 @@ class _File:
         return self.fit.places.get(column) if template is not None and template.id == template_id else None
 
 
-def _open(path: Path, templates: Sequence[Template]) -> Generator[None, None, _File]:
+def _open(path: Path, templates: Sequence[TemplateRules]) -> Generator[None, None, _File]:
     """Probe the bytes, and read the header."""
     probed = yield from probe(path)
     file = _File(path=path, probe=probed)
@@ -160,9 +162,9 @@ def _broken_off(error: BrokenOff) -> Finding:
     return Finding(kind="broken_off", text=text, samples=(Sample(line=error.line),))
 
 
-async def _targets(files: Sequence[_File], templates: Sequence[Template]) -> Targets:
+async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
     """Collect the values of the columns that links point to: before any check, for links may go in circles."""
-    room = Room(_MOST_REMEMBERED)
+    room = MemoryBound(_MOST_REMEMBERED)
     targets: dict[tuple[str, str], Seen] = {}
     for file in files:
         found = {key: place for key in targets_of(templates) if (place := file.place(*key)) is not None}
@@ -192,10 +194,10 @@ class _Scan:
     """The rows of one file, under its template's rules."""
 
     def __init__(
-        self, file: _File, size: int, targets: Targets | None, seen_in: Callable[[Template, str], Seen]
+        self, file: _File, size: int, targets: Targets | None, seen_in: Callable[[TemplateRules, str], Seen]
     ) -> None:
         self.file, self._size = file, size
-        self._tallies: dict[Kind, Tally] = {kind: Tally() for kind in _SHAPES}
+        self._tallies: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _SHAPES}
         self._rules = [
             (place, ColumnRules(column, seen_in(template, column.name), targets))
             for template in [file.fit.template]
@@ -205,7 +207,7 @@ class _Scan:
         ]
         self._exact = {place for place, rules in self._rules if rules.is_exact}
         self._invisible: set[str] = set()
-        self._in_prose = Tally()
+        self._in_prose = FindingCounter()
         self._rows, self._complete = 0, False
         self._gap = self._gap_at = 0
         self._ends: list[Finding] = []

@@ -3,21 +3,27 @@
 It knows the contract and nothing of the client.
 """
 
-from asyncmig.simulator.app import Serving, serve
-from asyncmig.simulator.clock import fast_loop
-from asyncmig.simulator.data import SCHEMAS, SOURCES, Plan, generate
-from asyncmig.simulator.faults import FAULTS, Fault, Faults
-from asyncmig.simulator.ledger import Entry, Ledger, Verdict
-from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
-from asyncmig.simulator.messages import Reply, Request
-from asyncmig.simulator.profiles import PROFILES, Profile
-from asyncmig.simulator.routes import endpoint_of
-from asyncmig.simulator.runs import Pace
-from asyncmig.simulator.sender import send
-from asyncmig.simulator.tables import Column, Schema
-from asyncmig.simulator.variants import VARIANTS, Variants
-from asyncmig.simulator.webhooks import DEFECTS, Webhook, Workbook, disordered, export_webhooks
-from asyncmig.simulator.world import World
+from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
+from asyncmig.simulator.companies.profiles import PROFILES, Profile
+from asyncmig.simulator.companies.routes import endpoint_of
+from asyncmig.simulator.companies.runs import RunDurations
+from asyncmig.simulator.companies.tables import Column, Schema
+from asyncmig.simulator.companies.variants import VARIANTS, Variants
+from asyncmig.simulator.companies.webhooks import (
+    DEFECTS,
+    Webhook,
+    Workbook,
+    disordered,
+    export_webhooks,
+    send,
+)
+from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.server.app import Serving, serve
+from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.server.faults import FAULTS, Fault, Faults
+from asyncmig.simulator.server.ledger import Entry, Ledger, Verdict
+from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
+from asyncmig.simulator.server.messages import Reply, Request
 
 __all__ = [
     "DEFECTS",
@@ -32,12 +38,12 @@ __all__ = [
     "Faults",
     "FixedWindow",
     "Ledger",
-    "Pace",
     "Plan",
     "Profile",
     "RateLimit",
     "Reply",
     "Request",
+    "RunDurations",
     "Schema",
     "Serving",
     "SlidingCounter",

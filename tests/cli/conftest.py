@@ -12,10 +12,10 @@ import pytest
 
 from asyncmig.cli.app import run_app
 from asyncmig.simulator import Reply, Request, World
-from asyncmig.simulator.app import serve
-from asyncmig.simulator.clock import fast_loop
-from asyncmig.simulator.runs import Pace
-from asyncmig.simulator.tables import Column, Schema
+from asyncmig.simulator.companies.runs import RunDurations
+from asyncmig.simulator.companies.tables import Column, Schema
+from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.clock import fast_loop
 
 SPEED = 60.0
 KEY = "sk-very-secret"
@@ -59,7 +59,7 @@ class Simulator:
 
 
 @contextmanager
-def serving(pace: Pace) -> Iterator[Simulator]:
+def serving(pace: RunDurations) -> Iterator[Simulator]:
     simulator = Simulator(World(key=KEY, sources={SOURCE: "HubSpot"}, schemas=SCHEMAS, pace=pace))
     ready, loop = threading.Event(), fast_loop(SPEED)
     stop = asyncio.Event()
@@ -84,7 +84,7 @@ def serving(pace: Pace) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
-    with serving(Pace(queued=0.5, base=1.0, per_row=0.0)) as simulator:
+    with serving(RunDurations(queued=0.5, base=1.0, per_row=0.0)) as simulator:
         yield simulator
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import asyncmig.__main__
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer
-from asyncmig.simulator.data import generate
+from asyncmig.simulator.companies.data import generate
 
 from .conftest import Cli
 
@@ -39,7 +39,8 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 def test_importing_the_library_pulls_in_no_extra() -> None:
-    code = "import asyncmig.fleet, sys; sys.exit(bool({'typer', 'rich', 'asyncmig.simulator'} & set(sys.modules)))"
+    extras = {"typer", "rich", "asyncmig.simulator"}
+    code = f"import asyncmig.jobs.fleet, sys; sys.exit(bool({extras} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.companies.runs import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 
@@ -22,7 +22,7 @@ Customers = Callable[..., Path]
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(Pace(queued=1.0, base=1500.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=1500.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

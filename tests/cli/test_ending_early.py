@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.amounts import Duration, parse_duration
+from asyncmig.cli.option_types import Duration, parse_duration
 from asyncmig.errors import InvalidInput
-from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.companies.runs import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 
@@ -21,7 +21,7 @@ Customers = Callable[..., Path]
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(Pace(queued=1.0, base=120.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=120.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig import Failed, Fleet, InvalidInput, MemoryJournal, Session, Spec, migrate
-from asyncmig.cli.codes import RESUMABLE, USAGE, code_of_error
+from asyncmig.cli.exit_codes import RESUMABLE, USAGE, code_of_error
 from asyncmig.errors import JournalError, JournalUnavailable
 
 from .conftest import KEY, SPEED, Cli, Simulator
@@ -25,7 +25,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncmig._journal.file.BUSY", 0.05)
+    monkeypatch.setattr("asyncmig.journal.file.BUSY", 0.05)
 
 
 @pytest.fixture(params=["EXCLUSIVE", "IMMEDIATE"])

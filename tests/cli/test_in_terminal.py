@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.companies.runs import RunDurations
 
 from .conftest import KEY, SPEED, Simulator, serving
 from .terminal import Terminal
@@ -19,7 +19,7 @@ GOOD = b"Email,Name\na@x.de,A\n"
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(Pace(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

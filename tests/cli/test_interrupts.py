@@ -16,14 +16,14 @@ from rich.console import Console
 
 from asyncmig.cli.interrupts import Interrupts
 from asyncmig.session import Session
-from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.companies.runs import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(Pace(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.feed import Feed
+from asyncmig.cli.json_events import Feed
 from asyncmig.cli.report import CompanyRow, Rows
 from asyncmig.events import (
     BudgetLearnt,
@@ -49,7 +49,7 @@ ROW = CompanyRow(
 def test_the_schema_is_what_it_was(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncmig.cli.feed.version", lambda package: "V")
+    monkeypatch.setattr("asyncmig.cli.json_events.version", lambda package: "V")
     now = 1000.0
     feed = Feed(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
     feed.begin(1)

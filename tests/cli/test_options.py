@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.amounts import Rate, parse_rate
+from asyncmig.cli.option_types import Rate, parse_rate
 from asyncmig.cli.options import Options
 from asyncmig.errors import InvalidInput
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from asyncmig.cli.progress import Progress
+from asyncmig.cli.live_view import Progress
 from asyncmig.cli.report import Budget, CompanyRow, Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.settings import Display, Settings
-from asyncmig.companies.outcome import Delivered, Failed, Pending
+from asyncmig.customers.outcome import Delivered, Failed, Pending
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone
 from asyncmig.session import Session
 

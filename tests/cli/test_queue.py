@@ -16,7 +16,7 @@ from asyncmig.cli.report import Budget, CompanyRow, Report
 from asyncmig.cli.run import Ended
 from asyncmig.cli.summary import next_steps
 from asyncmig.distributed.saq import MigrationQueue, settings
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator.server.clock import fast_loop
 
 from .conftest import KEY, SOURCE, SPEED, Cli, Simulator
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.report import ReportFile
-from asyncmig.companies.downloads import Downloaded
-from asyncmig.companies.outcome import Delivered, Failed, Pending
-from asyncmig.companies.spec import Record
-from asyncmig.companies.wire import ImportReport
-from asyncmig.manifest import Customer, Manifest
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.outcome import Delivered, Downloaded, Failed, Pending
+from asyncmig.customers.report import ImportReport
+from asyncmig.jobs.manifest import Customer, Manifest
 from asyncmig.session import Session
 
 pytestmark = pytest.mark.looptime

@@ -17,9 +17,9 @@ import pytest
 
 from asyncmig import Journal
 from asyncmig.companies.failures import LastFailure
-from asyncmig.companies.spec import Record
+from asyncmig.companies.workflow.record import Record
 from asyncmig.simulator import Reply, Request
-from asyncmig.simulator.runs import Pace
+from asyncmig.simulator.companies.runs import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 
@@ -52,7 +52,7 @@ def change(path: Path, statement: str) -> None:
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(Pace(queued=1.0, base=150.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=150.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

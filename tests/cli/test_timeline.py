@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
-from asyncmig.cli.history import page_of_journal
+from asyncmig.cli.page_from_journal import page_of_journal
 from asyncmig.cli.timeline import Hold, Timeline
-from asyncmig.companies.spec import Record
-from asyncmig.companies.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
 from asyncmig.events import (
     Event,
     Held,

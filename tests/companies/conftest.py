@@ -9,7 +9,7 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Session, Spec
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 
 Opens = Callable[..., AbstractAsyncContextManager[Session]]
 SOURCE = next(iter(SOURCES))
@@ -19,7 +19,7 @@ DUPLICATES = CLEAN + "p1@x.org,Ada,L1,1\n" * 3
 
 @pytest.fixture
 def world() -> World:
-    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0))
+    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(sigma=0.0))
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from asyncmig import (
 )
 from asyncmig._io.caller import Call
 from asyncmig.companies import routes
-from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
+from asyncmig.customers.connections import checked_connections
 from asyncmig.simulator import Reply, World
 
 from .conftest import SOURCE, Opens

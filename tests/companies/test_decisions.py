@@ -9,8 +9,8 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import (
-    CompanyHeld,
     Custom,
+    CustomerHeld,
     Decision,
     Delivered,
     Failed,
@@ -23,8 +23,8 @@ from asyncmig import (
     UnknownOutcome,
     migrate,
 )
-from asyncmig.companies.decisions import decide_parked, look
-from asyncmig.companies.spec import Record
+from asyncmig.companies.workflow.decisions import decide_parked, look
+from asyncmig.companies.workflow.record import Record
 from asyncmig.simulator import World
 
 from .conftest import DUPLICATES, Opens
@@ -180,7 +180,7 @@ async def test_nobody_decides_for_who_is_not_parked_or_held(desk_of: OpensDesk) 
     async with desk_of() as desk:
         shown = await desk.shown()
         async with await desk.journal.claim("acme"):
-            with pytest.raises(CompanyHeld):
+            with pytest.raises(CustomerHeld):
                 await desk.decide(APPROVE)
         await desk.decide(APPROVE)
         for external_id in ("acme", "nobody"):

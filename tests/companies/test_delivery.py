@@ -12,7 +12,6 @@ from inprocess import InProcess
 
 from asyncmig import (
     Delivered,
-    ExportSummary,
     Failed,
     InvalidInput,
     MemoryJournal,
@@ -23,9 +22,10 @@ from asyncmig import (
     Unknown,
     migrate,
 )
-from asyncmig.companies.writes import ExportReport, ExportResult
+from asyncmig.companies.writes import ExportReport, summary_of
+from asyncmig.customers.outcome import ExportResult
 from asyncmig.simulator import Fault, Reply, Variants, World
-from asyncmig.simulator import exports as simulated
+from asyncmig.simulator.companies import runs as simulated
 
 from .conftest import CLEAN, DUPLICATES, Opens
 
@@ -135,13 +135,13 @@ async def test_a_destinations_secrets_are_seen_nowhere(
 def test_what_a_report_counts_and_does_not_list_is_lost_all_the_same() -> None:
     listed = ExportResult(ok=False, status=422, error="no")
     report = ExportReport(total=100, succeeded=90, results=(listed,))
-    assert (ExportSummary.read("full", "r", report).failed, ExportSummary.read("full", "r", report).lost) == (
+    assert (summary_of("full", "r", report).failed, summary_of("full", "r", report).lost) == (
         10,
         (listed,),
     )
-    assert ExportSummary.read("full", "r", None).losses == 0
+    assert summary_of("full", "r", None).losses == 0
     quiet = ExportResult(status=500)
-    assert ExportSummary.read("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
+    assert summary_of("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
 
 
 async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(
@@ -169,7 +169,7 @@ async def test_what_had_failed_before_is_begun_once_more(
     journal = MemoryJournal()
     async with opens() as session:
         for imports in (1, 2, 3):  # the first call has nothing that had failed before
-            failed = await migrate(session, customer(), journal=journal, to=tmp_path, once_more=True)
+            failed = await migrate(session, customer(), journal=journal, to=tmp_path, retry_failed=True)
             assert isinstance(failed, Failed)
             assert starts(world, "imports") == imports
 
@@ -343,7 +343,7 @@ async def test_a_run_of_which_no_end_was_read_is_not_begun_again(
         assert (failed.step, failed.status) == ("running", None)
         assert f"answered {status}: no" in failed.error
         wire.fault = lambda method, path, number: None
-        outcome = await migrate(session, spec, journal=journal, to=tmp_path, once_more=True)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, retry_failed=True)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
     assert starts(world, "imports") == 1

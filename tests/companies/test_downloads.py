@@ -24,10 +24,10 @@ from asyncmig import (
     Sheet,
     TruncatedDownload,
 )
+from asyncmig.companies.csv_records import RecordCounter
 from asyncmig.companies.expected import Expected
-from asyncmig.companies.records import RecordCounter
-from asyncmig.companies.wire import SheetCount
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Reply, Variants, World
+from asyncmig.customers.report import SheetCount
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -37,7 +37,7 @@ Imported = Callable[..., AbstractAsyncContextManager[Company]]
 
 @pytest.fixture
 def world() -> World:
-    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0))
+    return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(sigma=0.0))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ async def test_a_company_that_is_gone_does_not_tell_of_archives(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
-        gone = company.__class__(company._engine, "gone", sheets=company.sheets)
+        gone = company.__class__(company._context, "gone", sheets=company.sheets)
         with pytest.raises(NotFound):
             await gone.download(to=tmp_path)
         await company.download(to=tmp_path)
@@ -211,7 +211,7 @@ async def test_a_sheet_cannot_leave_its_folder(
         with zipfile.ZipFile(archive, "w") as content:
             content.writestr(f"{name}.csv", "a\n1\n")
         faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 2)
-        stranger = company.__class__(company._engine, company.id)
+        stranger = company.__class__(company._context, company.id)
         [entry] = await stranger.download(to=tmp_path / "out")
     for each in (file, entry):
         assert Path(each.path).parent == tmp_path / "out"
@@ -514,7 +514,7 @@ async def test_streams_hold_no_part_of_the_limit(imported: Imported, wire: InPro
 
 async def test_without_archive_and_sheets_there_is_nothing_to_stream(imported: Imported) -> None:
     async with imported(zip_status=404) as company:
-        stranger = company.__class__(company._engine, company.id)
+        stranger = company.__class__(company._context, company.id)
         with pytest.raises(NotFound, match="no sheet ids are known"):
             async with stranger.stream():
                 pass

@@ -23,7 +23,7 @@ from asyncmig import (
 from asyncmig._core.decode import decode
 from asyncmig.companies.writes import ExportState
 from asyncmig.errors import BadRequest, Conflict
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Reply, Variants, World
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -43,7 +43,12 @@ def imported() -> Imported:
         variants: Variants = CLEAN, *, connected: bool = True
     ) -> AsyncIterator[tuple[Company, InProcess]]:
         world = World(
-            key=KEY, sources=SOURCES, schemas=SCHEMAS[1:2], seed=5, pace=Pace(sigma=0.0), variants=variants
+            key=KEY,
+            sources=SOURCES,
+            schemas=SCHEMAS[1:2],
+            seed=5,
+            pace=RunDurations(sigma=0.0),
+            variants=variants,
         )
         wire = InProcess(world)
         async with Session(

@@ -12,7 +12,7 @@ from inprocess import Fault, InProcess
 
 from asyncmig import BadRequest, Company, Conflict, ImportState, InvalidInput
 from asyncmig.simulator import Reply, World
-from asyncmig.simulator.variants import PAGES
+from asyncmig.simulator.companies.variants import PAGES
 
 from .conftest import SOURCE, Opens
 

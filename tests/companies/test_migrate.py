@@ -404,7 +404,7 @@ async def test_with_the_journal_lost_an_import_that_failed_is_begun_again_if_tha
         failed = await migrate(session, spec, journal=journal, to=tmp_path)
         assert isinstance(failed, Failed)
         assert (failed.status, world.ledger.requests[starts]) == ("failed", 2)
-        outcome = await migrate(session, spec, journal=journal, to=tmp_path, once_more=True)
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path, retry_failed=True)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
     assert world.ledger.requests[starts] == 3

@@ -28,7 +28,7 @@ from asyncmig import (
     Timeouts,
     migrate,
 )
-from asyncmig.manifest import read_manifest
+from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import Faults
 from asyncmig.testing import Simulator
 
@@ -115,7 +115,7 @@ def test_of_what_is_made_besides(make: Callable[[], object], name: str) -> None:
         ("row_filter", None),
         ("retries", "3"),
         ("retries", -1),
-        ("once_more", "yes"),
+        ("retry_failed", "yes"),
         ("deliver_rejected", 1),
         ("export", "everything"),
         ("concurrency", "5"),

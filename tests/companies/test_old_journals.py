@@ -14,12 +14,12 @@ import pytest
 from inprocess import InProcess
 
 from asyncmig import Delivered, Failed, Journal, Outcome, Parked, Spec, Unknown, migrate
-from asyncmig.companies.progress import read_record
-from asyncmig.companies.spec import Record
+from asyncmig.companies.workflow.record import Record
+from asyncmig.companies.workflow.record_keeper import read_record
 from asyncmig.simulator import World
-from asyncmig.simulator.bodies import ImportIn
-from asyncmig.simulator.company import Company, Upload
-from asyncmig.simulator.tables import Table
+from asyncmig.simulator.companies.bodies import ImportIn
+from asyncmig.simulator.companies.company import Company, Upload
+from asyncmig.simulator.companies.tables import Table
 
 from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
 

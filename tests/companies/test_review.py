@@ -12,7 +12,8 @@ from inprocess import Fault, InProcess
 
 from asyncmig import Conflict, Custom, ImportRun, InvalidInput, NeedsAttention, RunFailed, UnknownOutcome
 from asyncmig.companies.review import checked_answers
-from asyncmig.companies.wire import Action, Answer, Option, Patch, Question
+from asyncmig.companies.wire import Answer
+from asyncmig.customers.questions import Action, Option, Patch, Question
 from asyncmig.simulator import FAULTS, World
 
 from .conftest import SOURCE, Opens

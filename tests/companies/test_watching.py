@@ -9,8 +9,8 @@ from inprocess import KEY, InProcess
 
 from asyncmig import RunFailed, Session, SessionClosed, Spec
 from asyncmig.events import RunStalled
-from asyncmig.simulator import SCHEMAS, SOURCES, Fault, Pace, Reply, World
-from asyncmig.simulator.variants import Variants
+from asyncmig.simulator import SCHEMAS, SOURCES, Fault, Reply, RunDurations, World
+from asyncmig.simulator.companies.variants import Variants
 
 from .conftest import DUPLICATES, SOURCE, Opens
 
@@ -47,7 +47,9 @@ async def test_a_short_budget_gains_from_the_second_channel(
     without = await follow(opens, world, 60)
     assert world.ledger.requests[LIST] == 0
     world.ledger.detection.clear()
-    wire.world = again = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=Pace(sigma=0.0))
+    wire.world = again = World(
+        key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(sigma=0.0)
+    )
     assert await follow(opens, again, 60, second_channel=True) < without
     assert again.ledger.requests[LIST] > 20
 
@@ -119,7 +121,7 @@ def slow(wire: InProcess, seconds: float, **variants: float) -> World:
         key=KEY,
         sources=SOURCES,
         schemas=SCHEMAS,
-        pace=Pace(base=seconds, per_row=0.0, sigma=0.0),
+        pace=RunDurations(base=seconds, per_row=0.0, sigma=0.0),
         variants=Variants(**variants),  # type: ignore[arg-type]
     )
     return wire.world

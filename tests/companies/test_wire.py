@@ -8,25 +8,13 @@ import pytest
 
 from asyncmig._core.decode import decode
 from asyncmig.companies import wire, writes
-from asyncmig.companies.wire import (
-    Action,
-    ColumnSpec,
-    CompanyInfo,
-    Connection,
-    ImportReport,
-    Link,
-    NeedsAttention,
-    Option,
-    Patch,
-    Question,
-    Sheet,
-    SheetCount,
-    Source,
-    Target,
-    Template,
-)
-from asyncmig.companies.writes import ExportReport, ExportResult
-from asyncmig.simulator.messages import drifted
+from asyncmig.companies.wire import CompanyInfo, Connection, Sheet, Source, Template
+from asyncmig.companies.writes import ExportReport
+from asyncmig.customers.outcome import ExportResult
+from asyncmig.customers.questions import Action, NeedsAttention, Option, Patch, Question, Target
+from asyncmig.customers.report import ImportReport, SheetCount
+from asyncmig.customers.template_rules import ColumnSpec, Link
+from asyncmig.simulator.server.messages import drifted
 
 SOURCES = '{"sources": [{"id": "s1", "name": "HubSpot", "logo_url": null}]}'
 TEMPLATES = """

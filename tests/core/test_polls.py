@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncmig._core.age_buckets import PolledRun, floor
 from asyncmig._core.hazard import Hazard, shelf_of
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import FAIR, PollSchedule
-from asyncmig._core.shelves import Polled, floor
 
 PACE = 0.6
 
@@ -46,7 +46,7 @@ def gaps(schedule: PollSchedule[int], runs: int, *, pace: float, seconds: float)
     """Poll runs that never end; return the times between the polls of a run, and from the last one to the end."""
     polled = {run: [0.0] for run in range(runs)}
     for run in polled:
-        schedule.add(Polled(run, 0.0, started=-4000.0 * run / runs, last_read=0.0), 0.0)
+        schedule.add(PolledRun(run, 0.0, started=-4000.0 * run / runs, last_read=0.0), 0.0)
     now = 0.0
     while now < seconds:
         now += pace
@@ -63,8 +63,8 @@ actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_s
 @given(actions, st.randoms(use_true_random=False))
 def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int]], rng: Random) -> None:
     schedule, now = PollSchedule[int](), 1000.0
-    runs = [Polled(n, now, started=now - 700.0 * n, last_read=now) for n in range(6)]
-    answered, away = dict.fromkeys(range(6), now), list[tuple[Polled[int], float]]()
+    runs = [PolledRun(n, now, started=now - 700.0 * n, last_read=now) for n in range(6)]
+    answered, away = dict.fromkeys(range(6), now), list[tuple[PolledRun[int], float]]()
     parked_for = defaultdict[int, float](float)
     for run in runs:
         schedule.add(run, now)
@@ -101,9 +101,9 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
 
 
 def test_a_run_whose_end_was_announced_goes_first_although_a_read_lags() -> None:
-    schedule, done = PollSchedule[int](), Polled(99, 0.0, started=0.0)
+    schedule, done = PollSchedule[int](), PolledRun(99, 0.0, started=0.0)
     for number in range(20):
-        schedule.add(Polled(number, 0.0, started=-100.0, last_read=-50.0), 0.0)
+        schedule.add(PolledRun(number, 0.0, started=-100.0, last_read=-50.0), 0.0)
     schedule.add(done, 0.0)
     schedule.hurry(done, 0.0, until=30.0)
     assert poll(schedule, 2.0) == 99  # and shows it running: the read lagged behind the announcement
@@ -136,7 +136,7 @@ def test_the_run_that_is_expected_to_have_ended_goes_first() -> None:
         schedule.durations().lived(0.0, 550.0)
         schedule.durations().ended(550.0, 700.0)
     for name, age in (("young", 100.0), ("ripe", 560.0), ("middling", 300.0)):
-        schedule.add(Polled(name, 0.0, started=-age, last_read=0.0), 0.0)
+        schedule.add(PolledRun(name, 0.0, started=-age, last_read=0.0), 0.0)
     chosen = schedule.next(60.0, pace=PACE)
     assert chosen is not None
     assert chosen.run == "ripe"
@@ -150,7 +150,9 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
         "ten late": (300.0, 1510.0),
         "five late": (200.0, 1505.0),
     }
-    runs = {name: Polled(name, 0.0, started=-age, last_read=seen - age) for name, (seen, age) in ages.items()}
+    runs = {
+        name: PolledRun(name, 0.0, started=-age, last_read=seen - age) for name, (seen, age) in ages.items()
+    }
     for run in runs.values():
         schedule.add(run, 0.0)
     assert schedule.next(0.0, pace=PACE) is runs["ten late"]
@@ -163,7 +165,9 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
 def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None:
     rng, hazard, now = Random(seed), Hazard(), 0.0
     schedule: PollSchedule[int] = PollSchedule(durations=lambda: hazard, fair=float("inf"))
-    runs = [Polled(n, 0.0, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600)) for n in range(40)]
+    runs = [
+        PolledRun(n, 0.0, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600)) for n in range(40)
+    ]
     for run in runs:
         run.seen = max(run.seen, run.started)
         schedule.add(run, 0.0)
@@ -181,13 +185,13 @@ def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None
         schedule.landed(run, now)
 
 
-def worth(run: Polled[int], hazard: Hazard, now: float) -> float:
+def worth(run: PolledRun[int], hazard: Hazard, now: float) -> float:
     return hazard.waiting(run.seen - run.started, now - run.started)
 
 
-def heads_worth(runs: list[Polled[int]], hazard: Hazard, now: float) -> float | None:
+def heads_worth(runs: list[PolledRun[int]], hazard: Hazard, now: float) -> float | None:
     """Return the most that a poll is worth of those runs that were unpolled longest, on each shelf."""
-    heads: dict[int, Polled[int]] = {}
+    heads: dict[int, PolledRun[int]] = {}
     for run in runs:
         if run.wanted and run.ready_at <= now:
             shelf = shelf_of(run.seen - run.started)

@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Identifier
 from servers import PostgresServer
 
 from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.errors import CompanyHeld, InvalidInput, JournalError
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
 from asyncmig.journal import Claim
 
 posix = pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc")
@@ -36,7 +36,7 @@ async def claimed_once_free(journal: PostgresJournal, external_id: str) -> Claim
     while True:
         try:
             return await journal.claim(external_id)
-        except CompanyHeld:
+        except CustomerHeld:
             await asyncio.sleep(0.05)
 
 
@@ -47,9 +47,9 @@ async def test_two_journals_refuse_each_other_by_name(database_url, prefix):
     ):
         async with await one.claim("acme") as claim:
             await claim.write("k", b"d", b"s")
-            with pytest.raises(CompanyHeld, match=r"held by worker one \(process \d+ on ") as caught:
+            with pytest.raises(CustomerHeld, match=r"held by worker one \(process \d+ on ") as caught:
                 await two.claim("acme")
-            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CompanyHeld)
+            assert isinstance(pickle.loads(pickle.dumps(caught.value)), CustomerHeld)
         async with await two.claim("acme") as again:
             assert again.state == b"s"
 
@@ -117,7 +117,7 @@ async def test_a_dead_process_of_this_machine_is_replaced_at_once(database_url, 
     with process(HOLD, database_url, prefix) as child:
         child.stdout.readline()
         async with PostgresJournal(database_url, schema=prefix) as journal:
-            with pytest.raises(CompanyHeld, match=rf"held by the other \(process {child.pid} on "):
+            with pytest.raises(CustomerHeld, match=rf"held by the other \(process {child.pid} on "):
                 await journal.claim("acme")
             child.kill()
             child.wait()
@@ -127,7 +127,7 @@ async def test_a_dead_process_of_this_machine_is_replaced_at_once(database_url, 
 
 PAUSED = """
 import asyncio, os, signal, sys
-from asyncmig.errors import CompanyHeld
+from asyncmig.errors import CustomerHeld
 from asyncmig.distributed.postgres import PostgresJournal
 async def main():
     async with PostgresJournal(sys.argv[1], schema=sys.argv[2], lease=0.5) as journal:
@@ -136,7 +136,7 @@ async def main():
         journal._writer._executor.submit(os.kill, os.getpid(), signal.SIGSTOP).result()
         try:
             await acme.write("k", b"stale", b"stale")
-        except CompanyHeld as error:
+        except CustomerHeld as error:
             print(error.holder.split(" (")[0])
 asyncio.run(main())
 """
@@ -157,7 +157,7 @@ async def test_a_process_that_was_paused_past_its_lease_cannot_write(database_ur
 
 async def test_the_lease_is_on_the_servers_clock(database_url, prefix, monkeypatch):
     """A client whose clock is an hour off is neither taken over nor takes over."""
-    monkeypatch.setattr("asyncmig._journal.lease._uptime", lambda: 1e9)
+    monkeypatch.setattr("asyncmig.journal.lease._uptime", lambda: 1e9)
     async with (
         PostgresJournal(database_url, schema=prefix, lease=5.0) as one,
         PostgresJournal(database_url, schema=prefix, lease=5.0) as two,
@@ -165,7 +165,7 @@ async def test_the_lease_is_on_the_servers_clock(database_url, prefix, monkeypat
     ):
         with psycopg.connect(database_url, autocommit=True) as db:
             db.execute(f"UPDATE {prefix}.holders SET boot = 'of another machine'")
-            with pytest.raises(CompanyHeld):
+            with pytest.raises(CustomerHeld):
                 await two.claim("acme")
             db.execute(f"UPDATE {prefix}.holders SET renewed = renewed - interval '6 s'")
         async with await two.claim("acme"):

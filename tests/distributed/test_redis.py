@@ -17,8 +17,8 @@ from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.events import SharedWindowFound, SharedWindowLost
 from asyncmig.simulator import SCHEMAS, SOURCES, World
-from asyncmig.simulator.clock import fast_loop
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.server.limits import SlidingLog
 
 SPEED = 60.0
 

@@ -16,11 +16,11 @@ from inprocess import BASE_URL, KEY, InProcess
 from saq.worker import Worker
 
 from asyncmig import Decision, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
-from asyncmig.companies.options import MigrationOptions
+from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed._steady_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
-from asyncmig.simulator import SCHEMAS, SOURCES, Pace, World
-from asyncmig.simulator.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
+from asyncmig.simulator.server.clock import fast_loop
 
 SPEED = 60.0
 
@@ -33,7 +33,9 @@ class Place:
     name: str
     folder: Path
     world: World = field(
-        default_factory=lambda: World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.0))
+        default_factory=lambda: World(
+            key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.0)
+        )
     )
     journal: MemoryJournal = field(default_factory=MemoryJournal)
 
@@ -195,7 +197,7 @@ def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(plac
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue, place.worker():
-            place.world._pace = Pace(base=240.0, sigma=0.0)
+            place.world._pace = RunDurations(base=240.0, sigma=0.0)
             following = asyncio.ensure_future(_all(queue, [spec]))
             await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
             await queue.abort(spec.external_id)
@@ -364,7 +366,7 @@ def test_a_task_whose_job_is_lost_stops_and_writes_no_result(
 ) -> None:
     async def main() -> None:
         place = Place(redis_url, prefix, tmp_path)
-        place.world._pace = Pace(base=60.0, sigma=0.0)
+        place.world._pace = RunDurations(base=60.0, sigma=0.0)
         ledger, (lost, ended) = place.world.ledger, customers(tmp_path / "in", 2)
         async with place.queue() as queue, place.worker():
             await queue.submit(lost)

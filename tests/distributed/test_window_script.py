@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from windowscript import Script
 
 from asyncmig._core.limiter import Limiter
-from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
+from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 EXAMPLES = int(os.environ.get("WINDOW_EXAMPLES", "25"))
 WINDOW = 60.0

@@ -9,8 +9,8 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Delivered, Fleet, MemoryJournal, Session, Spec, Timeouts
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, Pace, World, serve
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, RunDurations, World, serve
+from asyncmig.simulator.server.limits import SlidingLog
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -33,7 +33,7 @@ async def test_five_minutes_of_errors_fail_nobody_and_are_no_storm(tmp_path: Pat
         sources=SOURCES,
         schemas=SCHEMAS,
         seed=1,
-        pace=Pace(sigma=0.0),
+        pace=RunDurations(sigma=0.0),
         limit=lambda: SlidingLog(10**6),
     )
     loop, began, ended = asyncio.get_running_loop(), 5.0, 305.0
@@ -72,7 +72,7 @@ async def test_the_key_is_seen_nowhere(
     """Over real sockets, with a journal on disk, everything logged, and a server that fails in many ways."""
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
-    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=Pace(sigma=0.0))
+    world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.0))
     names = [name for name in FAULTS if name not in ("hang", "too-many")]
     async with (
         serve(world, faults=Faults(dict.fromkeys(names, 0.02), rng=Random(2))) as serving,

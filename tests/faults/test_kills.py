@@ -13,7 +13,7 @@ from mortal import Life, Process, live, run
 from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Session, Spec, Unknown, adopt
 from asyncmig._io.transport import Transport
 from asyncmig.journal import JournalPort
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, Pace, Variants, World
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Faults, RunDurations, Variants, World
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_fsync")]
 SOURCE = next(iter(SOURCES))
@@ -78,7 +78,7 @@ def simulated() -> InProcess:
         sources=SOURCES,
         schemas=SCHEMAS,
         seed=1,
-        pace=Pace(queued=1.0, base=5.0, per_row=0.1, sigma=0.0),
+        pace=RunDurations(queued=1.0, base=5.0, per_row=0.1, sigma=0.0),
         variants=Variants(parks_twice=True, zip_status=404),
     )
     return InProcess(world, rng=Random(1), faults=Faults(script=SCRIPT))

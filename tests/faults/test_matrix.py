@@ -11,8 +11,8 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import RunFailed, Session, TruncatedDownload, UnknownOutcome
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Pace, Variants, World
-from asyncmig.simulator.messages import drifted
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, RunDurations, Variants, World
+from asyncmig.simulator.server.messages import drifted
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -266,7 +266,12 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
         hollow_writes=0.0,
     )
     world = World(
-        key=KEY, sources=SOURCES, schemas=schemas, seed=1, pace=Pace(base=200.0, sigma=0.0), variants=variants
+        key=KEY,
+        sources=SOURCES,
+        schemas=schemas,
+        seed=1,
+        pace=RunDurations(base=200.0, sigma=0.0),
+        variants=variants,
     )
     wire = InProcess(world, faulty_endpoint=ROUTES[call])
     wire.nth = {1: Fault(change=drift) if fault == "drift" else FAULTS[fault]}

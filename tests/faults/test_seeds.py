@@ -18,10 +18,10 @@ from mortal import Life, Process, live, run
 
 from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Parked, Session, Spec, Unknown, adopt
 from asyncmig._io.transport import Transport
-from asyncmig.companies.options import MigrationOptions
+from asyncmig.customers.options import MigrationOptions
 from asyncmig.journal import JournalPort
-from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Faults, Pace, Plan, Variants, World, generate
-from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingLog, TokenBucket
+from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Faults, Plan, RunDurations, Variants, World, generate
+from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingLog, TokenBucket
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 SOURCE = next(iter(SOURCES))
@@ -198,7 +198,7 @@ async def one_seed(seed: int, customers: int, folder: Path) -> None:
         seed=seed,
         limit=rng.choice(LIMITS),
         scope=drawn.scope,
-        pace=Pace(),
+        pace=RunDurations(),
         variants=Variants.drawn(rng),
     )
     faults = Faults(rates(rng), rng=Random(seed), until=STOP)

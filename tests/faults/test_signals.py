@@ -17,8 +17,8 @@ from typing import Self
 import pytest
 
 from asyncmig import Journal, adopt
-from asyncmig.simulator import SCHEMAS, SOURCES, Faults, Pace, Variants, World, fast_loop, serve
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator import SCHEMAS, SOURCES, Faults, RunDurations, Variants, World, fast_loop, serve
+from asyncmig.simulator.server.limits import SlidingLog
 
 from .test_kills import KEY, files
 
@@ -223,7 +223,7 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
         schemas=SCHEMAS,
         seed=1,
         limit=lambda: SlidingLog(10**6),
-        pace=Pace(queued=0.5, base=2.0, per_row=0.0, sigma=0.0),
+        pace=RunDurations(queued=0.5, base=2.0, per_row=0.0, sigma=0.0),
         variants=Variants(parks_twice=True, failed_writes=0.0, hollow_writes=0.0),
     )
     whole, *folders = [folder / f"t{number:02}" for number in range(count + 1)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncmig import AuthError, Gate, InvalidInput, Lane, SessionClosed, WaitTooLong
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator.server.limits import SlidingLog
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 

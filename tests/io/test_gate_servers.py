@@ -10,7 +10,7 @@ import pytest
 from gateload import Load, run
 
 from asyncmig import Gate, Lane
-from asyncmig.simulator.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
+from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 SEEDS = int(os.environ.get("GATE_SEEDS", "6"))
 Server = Callable[[Random], RateLimit]

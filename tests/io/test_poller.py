@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from run_server import LIFE, OpenWatch, Server, no_answer, now, other_tasks, reading, refusal, settle
 
+from asyncmig._core.age_buckets import floor
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.shelves import floor
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.poller import Poller, Reading, Watch
 from asyncmig.errors import (

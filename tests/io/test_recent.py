@@ -18,14 +18,14 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Session
-from asyncmig._io.recent import RecentLog
+from asyncmig._io.send_log import SendLog
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 
 ENDPOINT = "GET /sources"
 
 
-def opened(path: Path, **options: float) -> RecentLog:
-    log = RecentLog(path, **options)  # type: ignore[arg-type]
+def opened(path: Path, **options: float) -> SendLog:
+    log = SendLog(path, **options)  # type: ignore[arg-type]
     log.open()
     return log
 
@@ -47,13 +47,13 @@ def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> N
     hour = "".join(f"sent {now - 4000:.3f} GET /x\ndone {now - 4000:.3f} GET /x\n" for _ in range(old))
     path.write_text(hour, encoding="utf-8")
     for count in (1, 2, 3):
-        log = RecentLog(path, speed=1.0)
+        log = SendLog(path, speed=1.0)
         log.open()
         log.note("sent", "GET /x")
         log.note("done", "GET /x")
         log.note("sent", "POST /x")
         log.close()
-        ages = RecentLog(path, speed=1.0).ages()
+        ages = SendLog(path, speed=1.0).ages()
         assert len([age for age in ages["GET /x"] if age < 60.0]) == count
         assert ages["POST /x"] == [0.0] * count
     assert path.stat().st_size < 300_000
@@ -62,13 +62,13 @@ def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> N
 def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "recent"
     path.write_text("done 1.000 GET /x\n" * 20_000, encoding="utf-8")
-    first, second = RecentLog(path, speed=1.0), RecentLog(path, speed=1.0)
+    first, second = SendLog(path, speed=1.0), SendLog(path, speed=1.0)
     first.open()
     first.note("sent", "GET /x")
     path.write_text(path.read_text(encoding="utf-8") + "done 1.000 GET /x\n" * 20_000, encoding="utf-8")
     second.open()
     first.note("sent", "GET /x")
-    assert RecentLog(path, speed=1.0).ages() == {"GET /x": [0.0, 0.0]}
+    assert SendLog(path, speed=1.0).ages() == {"GET /x": [0.0, 0.0]}
     first.close()
     second.close()
 
@@ -76,7 +76,7 @@ def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
 APPEND = """
 import sys
 from pathlib import Path
-from asyncmig._io.recent import RecentLog
+from asyncmig._io.send_log import RecentLog
 name, count = sys.argv[2], int(sys.argv[3])
 for number in range(count):
     if number % 10 == 0:  # each time it compacts the file
@@ -158,7 +158,7 @@ def test_garbage_is_skipped_and_costs_no_line(tmp_path: Path) -> None:
     log = opened(path)
     log.note("sent", ENDPOINT, slots[2])
     log.close()
-    assert RecentLog(path).ages() == {ENDPOINT: [0.0] * 3}
+    assert SendLog(path).ages() == {ENDPOINT: [0.0] * 3}
     assert names(path) == set(slots)
 
 
@@ -169,12 +169,12 @@ def test_a_time_to_come_counts_as_now_and_not_once_more_at_the_next_start(
     path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
     path.write_text(f"done {now + ahead:.3f} {ENDPOINT}\n", encoding="utf-8")
     log = opened(path)
-    assert RecentLog(path).ages()[ENDPOINT] == [pytest.approx(0.0, abs=5.0)]
+    assert SendLog(path).ages()[ENDPOINT] == [pytest.approx(0.0, abs=5.0)]
     log.close()
     later = opened(path, speed=0.01)  # of the loop's seconds, fewer pass
     assert [slot.age <= 0.05 for slot in later.earlier()] == [True]
     later.close()
-    in_a_minute = RecentLog(path, clock=Clock(0.0, 61.5))  # type: ignore[arg-type]
+    in_a_minute = SendLog(path, clock=Clock(0.0, 61.5))  # type: ignore[arg-type]
     assert in_a_minute.ages() == {}
 
 
@@ -235,7 +235,7 @@ async def test_other_code_that_uses_a_gate_of_the_session_is_in_the_log(tmp_path
     path = tmp_path / "recent"
     async with session(path) as service, service.gate("POST", "/mine").slot() as slot:
         slot.answered(200)
-    assert list(RecentLog(path).ages()) == ["POST /mine"]
+    assert list(SendLog(path).ages()) == ["POST /mine"]
 
 
 @pytest.fixture

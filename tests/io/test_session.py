@@ -25,7 +25,7 @@ from asyncmig import (
 )
 from asyncmig._io.caller import Secret
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator.server.limits import SlidingLog
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))
@@ -342,7 +342,7 @@ async def test_a_call_that_alone_fails_ends_although_others_succeed() -> None:
         asyncmig.RunFailed("r1", "broken"),
         asyncmig.WaitTooLong(5.0, 1.0),
         asyncmig.TruncatedDownload("Contacts", "1 of 2"),
-        asyncmig.CompanyHeld("fleet.db", "acme", "pid 1"),
+        asyncmig.CustomerHeld("fleet.db", "acme", "pid 1"),
         SessionClosed(),
     ],
     ids=lambda error: type(error).__name__,

@@ -11,7 +11,7 @@ from keeper import Keeper
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
 from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.events import AttemptFailed, Events, Held, SharedWindowFound, SharedWindowLost
-from asyncmig.simulator.limits import SlidingLog
+from asyncmig.simulator.server.limits import SlidingLog
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 

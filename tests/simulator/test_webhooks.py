@@ -14,7 +14,7 @@ from svix.webhooks import WebhookVerificationError
 
 from asyncmig import WebhookRefused
 from asyncmig.simulator import DEFECTS, SCHEMAS, Webhook, Workbook, disordered, export_webhooks, send
-from asyncmig.simulator.tables import Table
+from asyncmig.simulator.companies.tables import Table
 from asyncmig.webhooks import Export, Reassembler, Row, receive
 
 SECRET = "whsec_c2ltdWxhdG9y"

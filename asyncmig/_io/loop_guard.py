@@ -1,0 +1,90 @@
+"""Where something may be used: on one event loop, inside its `async with`. Elsewhere it says what to write."""
+
+import asyncio
+import copy
+from typing import TYPE_CHECKING, final
+
+from asyncmig.errors import AsyncmigError, UsageError
+
+__all__ = ["AsyncOnly", "LoopGuard", "loop_speed", "running_loop"]
+
+
+class AsyncOnly:
+    """Refuses `with`. Type checkers do not see it: they refuse it by themselves."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __enter__(self):
+            what = type(self).__name__
+            raise UsageError(
+                f"a {what} is used with `async with`, not `with`: put it into a coroutine, "
+                "`async def main(): ...`, and start that with `asyncio.run(main())`"
+            )
+
+        def __exit__(self, *exc_info): ...  # `with` looks for it before it enters
+
+
+def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> asyncio.AbstractEventLoop:
+    """Return the running loop; raise `UsageError` if there is none, or another one than `home`."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(
+            f"a {what} is used inside a coroutine that asyncio runs: put the calls into "
+            "`async def main(): ...`, and start that with `asyncio.run(main())`"
+        ) from None
+    if home is not None and loop is not home:
+        raise UsageError(
+            f"this {what} belongs to another event loop: make one in each loop, or hand the call over to "
+            "that loop with `asyncio.run_coroutine_threadsafe(coroutine, loop)`"
+        )
+    return loop
+
+
+def loop_speed(loop: asyncio.AbstractEventLoop) -> float:
+    """Return the seconds of the loop's clock in one second of the wall clock; not 1 on a simulator's loop."""
+    return float(getattr(loop, "speed", 1.0))
+
+
+@final
+class LoopGuard:
+    """The event loop that something lives on, from `enter` to `leave`."""
+
+    __slots__ = ("_left", "_loop", "_what")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left: AsyncmigError | None = None
+
+    def enter(self) -> None:
+        """Settle on the running loop; raise `UsageError` the second time."""
+        loop = running_loop(self._what)
+        if self._loop is not None:
+            raise UsageError(
+                f"this {self._what} was entered before: one `async with` block each, and a new {self._what} "
+                "for the next"
+            )
+        self._loop = loop
+
+    def forget(self) -> None:
+        """Undo `enter`, after what followed it failed: it may be entered again."""
+        self._loop = None
+
+    def leave(self, error: AsyncmigError) -> None:
+        """Raise `error` from now on."""
+        self._left = error
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop; raise `UsageError` if that is not home, or it was not entered yet."""
+        if self._left is not None:
+            raise copy.copy(self._left)
+        loop = running_loop(self._what, self._loop)
+        if self._loop is None:
+            raise UsageError(
+                f"this {self._what} is not open yet: make calls inside "
+                f"`async with {self._what}(...) as {self._what.lower()}:`"
+            )
+        return loop

@@ -1,0 +1,340 @@
+"""The runs that are read through one gate: their schedule, their pace, the reads under way.
+
+A line has one timer for each of its channels: when the pace has passed and some run is above its floor, one poll asks
+the gate for a slot, behind all real work. Which run it reads is decided when the slot is granted. Answers may be
+slow: the next poll does not wait for them.
+
+Under a budget that is short a line may use a *second channel*: another endpoint, with a gate of its own, that tells
+whether a run still goes on. A run that it does not know any more is read next.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Hashable
+from typing import final
+
+from asyncmig._core.endpoint import Lane
+from asyncmig._core.lifecycle import Phase
+from asyncmig._core.polls import PollSchedule
+from asyncmig._io.failures import Failures
+from asyncmig._io.gate import TICK, Gate, Slot
+from asyncmig._io.tasks import start_task
+from asyncmig._io.watch import Reading, Unsure, Watch, fresh
+from asyncmig.errors import (
+    AsyncmigError,
+    AuthError,
+    NoAnswer,
+    NotFound,
+    RateLimited,
+    ServerError,
+    SessionClosed,
+    UnexpectedReply,
+)
+from asyncmig.events import Events
+
+__all__ = ["PollGroup", "RunWarnings"]
+
+_log = logging.getLogger("asyncmig")
+_LAG = 30.0
+"""Seconds for which a run may answer 404: a read may lag, or ask a server that has not heard of it yet."""
+_UNREADABLE = 10
+"""After so many reads in a row that told nothing this is said."""
+_STALLED = 75 * 60.0
+_SHORT = 10.0
+"""The budget is short if the runs that are due could not all be polled in so many seconds."""
+_TELLS_NOTHING = (ServerError, NoAnswer, UnexpectedReply)
+
+
+@final
+class RunWarnings:
+    """Tells of what is odd, once: a status that was never seen, a run that should long have ended."""
+
+    __slots__ = ("_events", "_on_stalled", "_strange")
+
+    def __init__(self, on_stalled: Callable[[Hashable, float], None] | None, events: Events) -> None:
+        self._on_stalled, self._events = on_stalled, events
+        self._strange: set[str] = set()
+
+    def status(self, watch: Watch[object], status: str) -> None:
+        """Look at a status that was read."""
+        if not watch.lifecycle.is_known(status) and status not in self._strange:
+            self._strange.add(status)
+            _log.warning("unknown status %r: taken for active, and polled on", status)
+
+    async def failed(self, watch: Watch[object], error: AsyncmigError) -> None:
+        """Tell that a read of a run told nothing."""
+        if watch.entry.failures == _UNREADABLE:
+            _log.warning("run %s cannot be read, and is polled on: %s", watch.name, error)
+        if watch.failures is None:
+            watch.failures = Failures(self._events, owner=watch.owner)
+        await watch.failures.failed(error, endpoint=watch.name, ids=watch.ids)
+
+    async def succeeded(self, watch: Watch[object]) -> None:
+        """Tell that a run can be read again."""
+        failures, watch.failures = watch.failures, None
+        if failures is not None:
+            await failures.succeeded()
+
+    def age(self, watch: Watch[object], now: float) -> None:
+        """Look at how long a run has been running."""
+        age = watch.entry.age(now)
+        if watch.stalled or watch.ended or watch.entry.parked or age < _STALLED:
+            return
+        watch.stalled = True
+        if self._on_stalled is None:
+            _log.warning("run %s has not ended after %.0f s; it is polled on", watch.name, age)
+            return
+        try:
+            self._on_stalled(watch.run, age)
+        except Exception:
+            _log.exception("whoever is told of stalled runs failed")
+
+
+@final
+class PollChannel:
+    """The polls of a line that go through one gate, one after the other at their pace."""
+
+    __slots__ = ("_asking", "_line", "_lookup", "_paced_until", "_timer", "_turned_at", "gate")
+
+    def __init__(self, line: "PollGroup", gate: Gate, *, lookup: bool) -> None:
+        self._line, self.gate, self._lookup = line, gate, lookup
+        self._asking: asyncio.Task[None] | None = None
+        """The poll that waits for its slot; at most one does."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._paced_until = self._turned_at = float("-inf")
+
+    def turn(self) -> None:
+        """Start the next poll, or set the timer for it."""
+        if self._asking is not None:
+            return
+        self._disarm()
+        now = self._line.now()
+        at = self._line.due_at(now, lookup=self._lookup)
+        if at is None:
+            return
+        at = max(at, self._paced_until)
+        if at - now > TICK:
+            self._timer = asyncio.get_running_loop().call_at(at, self.turn)
+            return
+        self._turned_at = max(at, now)
+        self._asking = self._line.spawn(self._poll())
+
+    def stop(self) -> None:
+        """Ask for nothing more; reads under way go on."""
+        self._disarm()
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _poll(self) -> None:
+        try:
+            async with self.gate.slot(lane=Lane.POLL) as slot:
+                watch = self._granted()
+                if watch is None:
+                    slot.unsent()
+                else:
+                    await self._line.read(watch, slot, lookup=self._lookup)
+        except AsyncmigError as error:  # of the gate: a read's own are dealt with where it is made
+            self._asking = None
+            self._line.break_off(error)
+        finally:
+            if self._asking is asyncio.current_task():
+                self._asking = None
+
+    def _granted(self) -> Watch[object] | None:
+        """Choose the run to read, now that one may be read."""
+        self._asking = None
+        now = max(self._line.now(), self._turned_at)  # a timer may fire a tick early
+        pace = self.gate.pace
+        watch = self._line.pick(now, pace=pace, lookup=self._lookup)
+        self._paced_until = now + (_SHORT if watch is None and self._lookup else pace)
+        self.turn()
+        return watch
+
+
+@final
+class PollGroup:
+    """The runs that are read through one gate."""
+
+    __slots__ = ("_alarms", "_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_watches")
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        alarms: RunWarnings,
+        close: Callable[[AsyncmigError], None],
+        loop: Callable[[], asyncio.AbstractEventLoop],
+    ) -> None:
+        """`close` is called with an error that ends the polling of all lines; `loop` says where this may run."""
+        self._alarms, self._close, self._loop = alarms, close, loop
+        self._schedule: PollSchedule[Watch[object]] = PollSchedule()
+        self._channels = [PollChannel(self, gate, lookup=False)]
+        self._watches: set[Watch[object]] = set()
+        """Those that somebody waits for."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: AsyncmigError | None = None
+
+    # For watches
+
+    def check(self) -> None:
+        if self._broken is not None:
+            raise fresh(self._broken)
+
+    def enter(self, watch: Watch[object]) -> None:
+        self.check()
+        now = self.now()
+        self._watches.add(watch)
+        self._schedule.add(watch.entry, now)
+        self.turn()
+
+    def leave(self, watch: Watch[object]) -> None:
+        self._watches.discard(watch)
+        self._schedule.remove(watch.entry)
+        watch.missed = None
+        if not self._watches:
+            self.stop()
+
+    def hurry(self, watch: Watch[object]) -> None:
+        self._schedule.hurry(watch.entry, self.now())
+        self.turn()
+
+    def announced(self, watch: Watch[object], phase: Phase) -> None:
+        now = self.now()
+        self._schedule.hurry(watch.entry, now, until=now + (_LAG if phase is Phase.TERMINAL else 0.0))
+        self.turn()
+
+    def resumed(self, watch: Watch[object]) -> None:
+        self._schedule.resumed(watch.entry, self.now())
+        self.turn()
+
+    def observed(self, watch: Watch[object], reading: Reading[object]) -> None:
+        self._take(watch, reading, None, self.now(), lookup=False)
+        self.turn()
+
+    # For channels
+
+    def now(self) -> float:
+        return self._loop().time()
+
+    def spawn(self, poll: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = start_task(poll, name="asyncmig poll")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def due_at(self, now: float, *, lookup: bool) -> float | None:
+        """Return when there may be something to poll; None: not before something happens."""
+        if not self._watches or self._broken is not None:
+            return None
+        at = self._schedule.next_at(now)
+        if lookup and at is not None and self._schedule.ready * self._channels[0].gate.pace < _SHORT:
+            return None
+        return at
+
+    def pick(self, now: float, *, pace: float, lookup: bool) -> Watch[object] | None:
+        """Return the run to read now, if there still is one."""
+        if not self._watches or self._broken is not None:
+            return None
+        entry = self._schedule.next(now, pace=pace, lookup=lookup)
+        if entry is None:
+            return None
+        if lookup and entry.run.second is None:
+            self._schedule.landed(entry, now)
+            return None
+        return entry.run
+
+    def turn(self) -> None:
+        """Look at what there is to do, after something has happened."""
+        for channel in self._channels:
+            channel.turn()
+
+    def stop(self) -> None:
+        for channel in self._channels:
+            channel.stop()
+
+    def break_off(self, error: AsyncmigError) -> None:
+        """Poll nothing any more: every wait ends with `error`, and those to come, too."""
+        self._broken = error
+        self.stop()
+        for watch in tuple(self._watches):
+            watch.fail(error)
+
+    async def read(self, watch: Watch[object], slot: Slot, *, lookup: bool) -> None:
+        """Make one read, and report what it showed to the schedule and to whoever waits."""
+        sent, number = self.now(), watch.begin()
+        try:
+            if lookup:
+                await self._look_up(watch, slot, number, sent)
+            else:
+                reading = await watch.read(slot)
+                self._take(watch, reading, number, sent, lookup=False)
+            await self._alarms.succeeded(watch)
+        except RateLimited:
+            self._schedule.rejected(watch.entry, self.now(), blame=False)
+        except _TELLS_NOTHING as error:
+            self._schedule.rejected(watch.entry, self.now())
+            watch.missed = None
+            await self._alarms.failed(watch, error)
+        except NotFound as error:
+            now = self.now()
+            self._schedule.rejected(watch.entry, now)
+            watch.missed = now if watch.missed is None else watch.missed
+            if now - watch.missed > _LAG:
+                watch.fail(error)
+        except (AuthError, SessionClosed) as error:
+            self._schedule.rejected(watch.entry, self.now())
+            self._close(error)
+        except Exception as error:  # whatever it is, it is whoever waits that must hear of it
+            self._schedule.rejected(watch.entry, self.now())
+            watch.fail(error)
+        finally:
+            self._schedule.landed(watch.entry, self.now())
+            self._alarms.age(watch, self.now())
+            self.turn()
+
+    async def _look_up(self, watch: Watch[object], slot: Slot, number: int, sent: float) -> None:
+        second = watch.second
+        assert second is not None
+        try:
+            reading = await second.lookup(slot)
+        except (NotFound, Unsure):
+            watch.second = None
+            self._schedule.rejected(watch.entry, self.now(), blame=False)
+            return
+        if reading is None:
+            watch.second = None  # if the run goes on after all, it is not to be believed again
+            self._schedule.gone(watch.entry, self.now())
+        else:
+            self._take(watch, reading, number, sent, lookup=True)
+
+    def _take(
+        self, watch: Watch[object], reading: Reading[object], number: int | None, sent: float, *, lookup: bool
+    ) -> None:
+        now, watch.missed = self.now(), None
+        phase = watch.take(reading, number)
+        if phase is None:
+            self._schedule.rejected(watch.entry, now, blame=False)
+            return
+        self._schedule.observed(watch.entry, now, phase, sent=sent, lookup=lookup)
+        self._alarms.status(watch, reading.status)
+
+    # For the poller
+
+    def use_second(self, gate: Gate) -> None:
+        """Poll through this gate, too."""
+        if all(channel.gate is not gate for channel in self._channels):
+            self._channels.append(PollChannel(self, gate, lookup=True))
+
+    async def aclose(self) -> None:
+        """End the reads under way."""
+        self.stop()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,340 @@
+"""The send log: a file from which the next process learns what was sent in the last window.
+
+It has one line for each request sent and one for each that is over. Nothing is synced to disk: what the kernel has
+survives a SIGKILL, and after a power cut more than a window has passed. Times are on the wall clock.
+
+Several processes may append to one file. A write takes a shared lock for as long as it lasts. A compaction takes the
+exclusive lock, copies what still matters to a new file and renames that over the old one; every process compares the
+file it has open with the path before it writes, and opens the new one. The kernel releases the locks of a process
+that dies. A write waits a moment for a compaction to end; while a stopped process holds the lock, what cannot be
+written is kept and written together with a later line.
+
+The log is an aid: without it the next process may meet some 429s. A log that cannot be used, also one that somebody
+else has put there (a symbolic link, a file of another user), is therefore a warning and not an error.
+"""
+
+import errno
+import logging
+import os
+import re
+import stat
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple, final
+
+__all__ = ["EarlierSlot", "Kind", "SendLog"]
+
+Kind = Literal["sent", "done", "unsent"]
+_log = logging.getLogger("asyncmig")
+_LARGE = 256 * 1024
+"""Bytes from which on a log is compacted while it is written; it is then allowed to double."""
+_LOOK_EVERY = 64 * 1024
+"""Bytes written by this process between looks at the size."""
+_MOST_READ = 8 * 1024 * 1024
+"""Bytes that are read from the end: far more than any limit allows in a window."""
+_LONGEST_LINE = 4096
+_TRIES, _PAUSE = 100, 0.002
+"""How often, and how many real seconds apart, a write asks for the lock: a compaction takes a few milliseconds."""
+_MOST_UNWRITTEN = 10_000
+"""Lines that are kept while they cannot be written."""
+_LINE = re.compile(
+    r"(sent|done|unsent) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
+)
+"""What happened, when, for how many seconds that matters, the budget, the slot. Older versions wrote no seconds and
+no slot.
+"""
+_NAME = re.compile("[0-9a-f]{32}")
+_SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
+
+
+class EarlierSlot(NamedTuple):
+    """A request that the log knows."""
+
+    name: str
+    age: float
+    """Seconds of the loop's clock since it was answered; since it was sent if the log has no answer."""
+    is_answered: bool
+
+    def answered_for(self, timeout: float) -> float:
+        """Return for how many seconds it has been answered, at least; after `timeout` an answer comes no more."""
+        return self.age if self.is_answered else max(0.0, self.age - timeout)
+
+
+class _Entry(NamedTuple):
+    budget: str
+    at: float
+    keep: int
+    is_answered: bool
+
+
+@final
+class SendLog:
+    """Writes and reads such a file.
+
+    A request matters for `window` seconds after its answer; one without an answer has arrived `timeout` seconds after
+    it was sent, or never. Both are seconds of the loop's clock, of which `speed` pass in a second of the wall clock.
+    `clock` returns the loop's time; with it the times in the log go on while the wall clock is set back.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_earlier",
+        "_fd",
+        "_is_stuck",
+        "_keep_done",
+        "_keep_sent",
+        "_large",
+        "_path",
+        "_speed",
+        "_start",
+        "_timeout",
+        "_unlooked",
+        "_unwritten",
+        "_warned",
+    )
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        speed: float = 1.0,
+        window: float = 60.0,
+        timeout: float = 60.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._path, self._speed, self._timeout = path, speed, timeout
+        self._keep_done = int(window / speed) + 1
+        self._keep_sent = int((timeout + window) / speed) + 1
+        self._clock = clock or (lambda: 0.0)
+        self._start = _wall() - self._clock() / speed
+        self._earlier: dict[str, _Entry] = {}
+        self._fd: int | None = None
+        self._large, self._unlooked = _LARGE, 0
+        self._is_stuck = self._warned = False
+        self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
+
+    def open(self) -> None:
+        """Read what earlier processes have sent, and start appending."""
+        with self._trouble():
+            self._earlier = self._compact(self._current())
+
+    def close(self) -> None:
+        """Stop appending."""
+        with self._trouble():
+            self._flush()
+        self._forget_file()
+
+    def note(self, kind: Kind, budget: str, slot: str = "") -> None:
+        """Append that a request is `sent`, or that it is `done`, or that it was `unsent` after all."""
+        if not budget.isprintable():
+            return  # it would not be one line
+        keep = self._keep_sent if kind == "sent" else self._keep_done
+        self._unwritten.append(_line(kind, slot, _Entry(budget, self._now(), keep, kind == "done")))
+        with self._trouble():
+            self._flush()
+            if self._unlooked > _LOOK_EVERY:
+                self._unlooked = 0
+                if os.fstat(fd := self._current()).st_size > self._large:
+                    self._compact(fd)
+
+    def ages(self) -> dict[str, list[float]]:
+        """Return, by budget, how many of the loop's seconds ago the requests in the file were over, at the latest."""
+        ages: defaultdict[str, list[float]] = defaultdict(list)
+        with self._trouble(), suppress(FileNotFoundError):
+            fd = _opened(self._path, os.O_RDONLY)
+            try:
+                now, entries = self._now(), self._read(fd)
+            finally:
+                os.close(fd)
+            for name, entry in entries.items():
+                ages[entry.budget].append(self._slot(name, entry, now).answered_for(self._timeout))
+        return dict(ages)
+
+    def earlier(self, budget: str | None = None) -> list[EarlierSlot]:
+        """Return what was in the file when it was opened and still matters, of one budget or of all."""
+        now = self._now()
+        self._earlier = {slot: entry for slot, entry in self._earlier.items() if now < entry.at + entry.keep}
+        return [
+            self._slot(name, entry, now)
+            for name, entry in self._earlier.items()
+            if budget in (None, entry.budget)
+        ]
+
+    def _slot(self, name: str, entry: _Entry, now: float) -> EarlierSlot:
+        return EarlierSlot(name, (now - entry.at) * self._speed, entry.is_answered)
+
+    def _now(self) -> float:
+        return max(_wall(), self._start + self._clock() / self._speed)
+
+    # Reading
+
+    def _read(self, fd: int) -> dict[str, _Entry]:
+        """Return what still matters, by slot. A time to come (the clock was set back) counts as now."""
+        now = self._now()
+        entries: dict[str, _Entry] = {}
+        nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
+        for number, match in enumerate(_matches(fd)):
+            kind, at, keep, budget, slot = match.groups()
+            keep = int(keep or (self._keep_sent if kind == "sent" else self._keep_done))
+            entry = _Entry(budget, min(float(at), now), keep, kind == "done")
+            if slot is None:
+                slot, others = f"{number} {at} {budget}", nameless[budget]
+                if kind == "sent":
+                    others.append((entry.at, slot))
+                elif others and others[0][0] <= entry.at:
+                    slot = others.popleft()[1]
+            entries.pop(slot, None)
+            if kind != "unsent" and now < entry.at + entry.keep:
+                entries[slot] = entry
+        return entries
+
+    # Writing
+
+    def _flush(self) -> None:
+        """Write what is not written yet, unless another process keeps the file locked."""
+        while self._unwritten:
+            fd = self._current()
+            with _locked(fd, exclusively=False, tries=1 if self._is_stuck else _TRIES) as locked:
+                self._is_stuck = not locked
+                if not locked:
+                    return
+                if not self._is_current(fd):
+                    continue
+                data = b"\n" + b"".join(self._unwritten)  # a killed process may have left half a line
+                written = os.write(fd, data)
+                self._unlooked += written
+                if written < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._unwritten.clear()
+
+    def _compact(self, fd: int) -> dict[str, _Entry]:
+        """Return what still matters, and drop the rest from the file, unless another process writes just now."""
+        with _locked(fd, exclusively=True) as locked:
+            entries = self._read(fd)
+            new = self._rewritten(entries) if locked and self._is_current(fd) else None
+        if new is not None:
+            self._forget_file()
+            self._fd = new
+        return entries
+
+    def _rewritten(self, entries: Mapping[str, _Entry]) -> int:
+        """Put a file with `entries` in the place of the one that is there, and return it open."""
+        part = self._path.with_name(f"{self._path.name}.part")
+        with suppress(FileNotFoundError):
+            part.unlink()  # of a process that was killed: nobody else has the lock
+        new = _opened(part, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        try:
+            with os.fdopen(new, "wb", closefd=False) as file:
+                for slot, entry in entries.items():
+                    file.write(_line("done" if entry.is_answered else "sent", slot, entry))
+                self._large = max(_LARGE, 2 * file.tell())
+            part.replace(self._path)
+        except BaseException:
+            os.close(new)
+            raise
+        return new
+
+    def _current(self) -> int:
+        """Return the open file, after a compaction the new one."""
+        if self._fd is not None and not self._is_current(self._fd):
+            self._forget_file()
+        if self._fd is None:
+            self._fd = _opened(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        return self._fd
+
+    def _is_current(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.lstat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _forget_file(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+    @contextmanager
+    def _trouble(self) -> Generator[None]:
+        """Warn, once, of a log that cannot be used."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "%s: the send log cannot be used (%s); the next process will not know what this one sent",
+                    self._path,
+                    error.strerror or error,
+                )
+
+
+def _wall() -> float:
+    return time.time()  # noqa: TID251 - it must mean the same to the next process
+
+
+def _line(kind: Kind, slot: str, entry: _Entry) -> bytes:
+    name = f" #{slot}" if _NAME.fullmatch(slot) else ""
+    return f"{kind} {entry.at:.3f}+{entry.keep} {entry.budget}{name}\n".encode()
+
+
+def _matches(fd: int) -> Iterator[re.Match[str]]:
+    """Yield the lines that are whole, from the end of a file that has grown too large; skip anything else."""
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        file.seek(max(0, os.fstat(fd).st_size - _MOST_READ))
+        while line := file.readline(_LONGEST_LINE):
+            match = _LINE.fullmatch(line.decode("utf-8", "surrogateescape").rstrip("\n"))
+            if match is not None and match[4].isprintable():
+                yield match
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open a file that is ours alone; raise `OSError` for anything else that has its name."""
+    fd = os.open(path, flags | _SAFELY, 0o600)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.EINVAL, "it is not a file of its own")
+        if sys.platform != "win32":
+            if found.st_uid != os.geteuid():
+                raise OSError(errno.EPERM, "it belongs to another user")
+            if found.st_mode & 0o077:
+                os.fchmod(fd, 0o600)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+if sys.platform == "win32":
+
+    @contextmanager
+    def _locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
+        yield not exclusively  # nobody replaces a file there that others have open
+
+else:
+    import fcntl
+
+    @contextmanager
+    def _locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
+        """Yield whether the file is locked."""
+        how = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
+        for _ in range(tries):
+            try:
+                fcntl.flock(fd, how)
+                break
+            except BlockingIOError:
+                time.sleep(_PAUSE * (tries > 1))
+            except OSError:  # a file system without locks: everybody appends, and nobody compacts
+                yield not exclusively
+                return
+        else:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)

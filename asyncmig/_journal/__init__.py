@@ -1,1 +1,0 @@
-"""The journal's parts: who holds what, the file, the thread that writes it."""

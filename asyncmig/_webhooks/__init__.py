@@ -1,1 +1,0 @@
-"""The parts of `asyncmig.webhooks`: signature, payload, reassembly."""

@@ -1,0 +1,477 @@
+"""What an operator sees while a fleet runs: a live view on a terminal, otherwise a line for each change.
+
+`Tracker` collects the state from the session's events; it is told the time and prints nothing.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from asyncmig._io.gate import GateStatistics
+from asyncmig.cli.option_types import spoken
+from asyncmig.cli.settings import Display, Settings
+from asyncmig.cli.terminal import clean, counted, draws, say
+from asyncmig.companies.failures import words_of
+from asyncmig.customers.outcome import Delivered, Outcome, Pending
+from asyncmig.customers.steps import ACTIVE
+from asyncmig.events import (
+    AttemptFailed,
+    Event,
+    Held,
+    MigrationChanged,
+    Recovered,
+    RequestDone,
+    RunChanged,
+    RunEnded,
+    RunStalled,
+)
+from asyncmig.jobs.plan import Durations, Forecast, UnderWay, forecast
+from asyncmig.session import Session
+
+__all__ = [
+    "STYLES",
+    "Customer",
+    "Progress",
+    "Tracker",
+    "budget",
+    "done",
+    "failing",
+    "failure_line",
+    "time_left",
+    "under_way",
+    "view",
+    "waits",
+    "work_waiting",
+]
+
+
+_WINDOW = 60.0
+
+
+@dataclass(slots=True)
+class Customer:
+    """One customer: the step, since when, and what the server says about it."""
+
+    external_id: str
+    files: int
+    step: str = "waiting"
+    since: float = 0.0
+    began: float = 0.0
+    text: str = ""
+    trouble: str = ""
+    """The last failed attempt, until the customer comes further."""
+    uploads: int = 0
+
+
+@final
+class Tracker:
+    """Takes events and outcomes, and answers what is under way."""
+
+    __slots__ = ("_answers", "_customers", "_runs", "durations", "ended", "now")
+
+    def __init__(self, files: Mapping[str, int]) -> None:
+        """`files`: how many each customer has."""
+        self._customers = {name: Customer(name, count) for name, count in files.items()}
+        self._runs: dict[str, Customer] = {}
+        self._answers: deque[float] = deque()
+        self.durations: Durations = Durations()
+        self.ended: Counter[str] = Counter()
+        """Customers by outcome."""
+        self.now: float = 0.0
+        """The time of the last event, on the loop's clock; whoever draws sets it."""
+
+    def note(self, event: Event) -> None:
+        """Take an event."""
+        self.now = max(self.now, event.at)
+        match event:
+            case MigrationChanged():
+                self._step(event)
+            case RequestDone():
+                self._answers.append(event.at)
+            case AttemptFailed() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = words_of(event)
+            case Recovered() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = ""
+            case RunChanged() if event.run_id in self._runs:
+                self._runs[event.run_id].text = event.progress or ""
+            case RunEnded() if event.seconds is not None:
+                self.durations.add(event.seconds)
+            case _:
+                pass
+
+    def finish(self, outcome: Outcome) -> str:
+        """Take how one customer ended; return the outcome's name."""
+        kind = str(outcome.__struct_config__.tag)
+        self.ended[kind] += 1
+        self._customers[outcome.external_id].step = kind
+        return kind
+
+    @property
+    def total(self) -> int:
+        """Customers."""
+        return len(self._customers)
+
+    @property
+    def steps(self) -> Counter[str]:
+        """Customers by step, those that have ended too."""
+        return Counter(customer.step for customer in self._customers.values())
+
+    def requests(self) -> int:
+        """Return how many requests were answered in the last minute."""
+        while self._answers and self._answers[0] < self.now - _WINDOW:
+            self._answers.popleft()
+        return len(self._answers)
+
+    def slowest(self, most: int) -> list[Customer]:
+        """Return those who have been under way for the longest time, the longest first."""
+        active = [customer for customer in self._customers.values() if customer.step in ACTIVE]
+        return sorted(active, key=lambda customer: customer.began)[:most]
+
+    def in_trouble(self) -> list[Customer]:
+        """Return those whose last attempt failed and is repeated, in the order of the manifest."""
+        return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
+
+    def under_way(self) -> list[UnderWay]:
+        """Return what is left to do for each customer who has not ended."""
+        return [
+            UnderWay(
+                step=customer.step,
+                files=max(0, customer.files - customer.uploads),
+                age=self.now - customer.since if customer.step == "running" else None,
+            )
+            for customer in self._customers.values()
+            if customer.step in ACTIVE or customer.step == "waiting"
+        ]
+
+    def _step(self, event: MigrationChanged) -> None:
+        customer = self._customers.get(event.external_id)
+        if customer is None or event.step not in ACTIVE or customer.step in self.ended:
+            return
+        if customer.step == event.step == "uploading":
+            customer.uploads += 1
+        if customer.step == "waiting":
+            customer.began = event.at
+        if customer.step != event.step:
+            customer.since, customer.text = event.at, ""
+        customer.step, customer.trouble = event.step, ""
+        if event.step == "running" and event.run_id:
+            self._runs[event.run_id] = customer
+        elif event.detail:
+            customer.text = event.detail
+
+
+_SLOWEST = 10
+_BUDGETS = 3
+_BESIDES = 9
+"""Lines of the view besides the slowest, and some room."""
+
+
+def view(
+    tracker: Tracker, stats: Mapping[str, GateStatistics], left: Forecast, waiting: Iterator[str], height: int
+) -> RenderableType:
+    """Return what is to be drawn on a terminal of so many lines."""
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(
+            total=max(1, tracker.total),
+            completed=tracker.ended.total(),
+            width=30,
+            complete_style="green",
+            finished_style="green",
+        ),
+        " · ".join(part for part in (done(tracker), time_left(left)) if part),
+    )
+    lines = [_view_line(under_way(tracker)), _view_line(budget(tracker, stats), "dim")]
+    lines += [_view_line(text, "yellow") for text in (failing(tracker), *waiting) if text]
+    return Group(bar, *lines, _slowest(tracker, min(_SLOWEST, max(0, height - _BESIDES))))
+
+
+def _view_line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, overflow="ellipsis", no_wrap=True)
+
+
+def done(tracker: Tracker) -> str:
+    """Return how many have ended, and how."""
+    ended = ", ".join(f"{count} {kind}" for kind, count in sorted(tracker.ended.items()))
+    return f"{tracker.ended.total()} of {tracker.total} done" + (f" ({ended})" if ended else "")
+
+
+def time_left(left: Forecast) -> str:
+    """Return when it will be over, as far as that can be said."""
+    if left.seconds <= 0:
+        return ""
+    return f"{'at least' if left.is_bound else 'about'} {spoken(left.seconds)} left"
+
+
+def under_way(tracker: Tracker) -> str:
+    """Return how many are at which step."""
+    return ", ".join(f"{tracker.steps[step]} {step}" for step in ("waiting", *ACTIVE) if tracker.steps[step])
+
+
+def budget(tracker: Tracker, stats: Mapping[str, GateStatistics]) -> str:
+    """Return what was sent of late, and how much of the limit that is where it is most."""
+    fullest = sorted(stats.values(), key=lambda gate: gate.used / gate.slots, reverse=True)[:_BUDGETS]
+    shares = [f"{_short(gate.name)} {gate.used}/{gate.slots}" for gate in fullest if gate.used]
+    sent = f"{counted(tracker.requests(), 'request')} in the last minute"
+    return f"{sent}; of the limit: {', '.join(shares)}" if shares else sent
+
+
+def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float], now: float) -> Iterator[str]:
+    """Yield what the limit holds back at present; polls that wait are no news."""
+    for gate in stats.values():
+        waiting = work_waiting(gate)
+        if gate.held_until is not None and gate.held_until > now:
+            yield f"{_short(gate.name)}: over the limit (429), nothing is sent for {spoken(gate.held_until - now)}"
+        elif waiting:
+            yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken(estimate(gate.name))}"
+
+
+def failing(tracker: Tracker) -> str:
+    """Return how many customers repeat what failed, and what failed for one of them."""
+    troubled = tracker.in_trouble()
+    if not troubled:
+        return ""
+    first = troubled[0]
+    return f"{counted(len(troubled), 'customer')} retrying, {first.external_id}: {clean(first.trouble, 300)}"
+
+
+def work_waiting(gate: GateStatistics) -> int:
+    """Return how many requests wait that are no polls."""
+    return sum(gate.waiting.get(lane, 0) for lane in ("DECIDE", "WORK"))
+
+
+def _short(name: str) -> str:
+    return "all requests" if name == "*" else name.replace("/companies/{id}", "…")
+
+
+def _slowest(tracker: Tracker, most: int) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for customer in tracker.slowest(most):
+        table.add_row(
+            Text(clean(customer.external_id), overflow="ellipsis", no_wrap=True),
+            Text(customer.step, style="cyan"),
+            Text(spoken(max(0.0, tracker.now - customer.since))),
+            Text(
+                clean(customer.trouble or customer.text, 200 if customer.trouble else 80),
+                style="yellow" if customer.trouble else "dim",
+                overflow="ellipsis",
+                no_wrap=True,
+            ),
+        )
+    return table
+
+
+STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
+"""A colour for each outcome."""
+_LINE_EVERY = 5.0
+"""Wall-clock seconds between lines about the whole fleet, where there is no terminal."""
+_VIEW_EVERY = 0.25
+
+
+@final
+class Progress:
+    """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
+
+    __slots__ = (
+        "_console",
+        "_display",
+        "_draws",
+        "_known",
+        "_last",
+        "_pending",
+        "_session",
+        "_settings",
+        "_tracker",
+    )
+
+    def __init__(
+        self, console: Console, files: Mapping[str, int], settings: Settings, display: Display
+    ) -> None:
+        """`files`: how many each customer has."""
+        self._console, self._settings, self._display = console, settings, display
+        self._draws = draws(console) and not display.quiet
+        self._tracker = Tracker(files)
+        self._known: frozenset[str] = frozenset()
+        self._pending: frozenset[str] = frozenset()
+        self._session: Session | None = None
+        self._last = ""
+
+    @contextmanager
+    def following(self, session: Session) -> Generator[None]:
+        """Show what happens in `session` until the block ends."""
+        self._session = session
+        with session.events.subscribe(self._tracker.note), session.events.subscribe(self._tell):
+            if self._display.quiet:
+                yield
+            elif not self._draws:
+                with self._every(_LINE_EVERY, self._say_if_changed):
+                    yield
+            else:
+                live = Live(
+                    self._view(),
+                    console=self._console,
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,  # `--json` prints there
+                )
+                with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
+                    yield
+
+    def known(self, delivered: Collection[str]) -> None:
+        """Say which customers an earlier process has delivered: they are not shown one by one."""
+        self._known = frozenset(delivered)
+        if delivered and not self._display.quiet:
+            say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
+
+    def ended(self, outcome: Outcome) -> None:
+        """Show how one customer's migration ended, unless that is no news; on a terminal not if it was delivered."""
+        kind = self._tracker.finish(outcome)
+        if not self._hides(outcome):
+            say(self._console, _line(kind, outcome), STYLES[kind])
+        for note in () if self._display.quiet else outcome.notes:
+            say(self._console, f"{'note':>9}  {outcome.external_id}  {clean(note)}", "dim")
+
+    def _hides(self, outcome: Outcome) -> bool:
+        if isinstance(outcome, Delivered):
+            return self._draws or self._display.quiet or outcome.external_id in self._known
+        if isinstance(outcome, Pending):  # a refused key, or an interrupt, is the same for all of them
+            said, self._pending = outcome.error in self._pending, self._pending | {outcome.error}
+            return said
+        return False
+
+    def status(self) -> str:
+        """Return one line about the whole fleet."""
+        parts = (
+            *self._counts(),
+            failing(self._tracker),
+            budget(self._tracker, self._stats()),
+            *self._waits(),
+        )
+        return " · ".join(part for part in parts if part)
+
+    def _stats(self) -> Mapping[str, GateStatistics]:
+        return {} if self._session is None else self._session.stats()
+
+    def _counts(self) -> tuple[str, str]:
+        return done(self._tracker), under_way(self._tracker)
+
+    def _say_if_changed(self) -> None:
+        """Say how all of them are, unless it is what was said last."""
+        counts = " · ".join((*self._counts(), "retrying" if self._tracker.in_trouble() else ""))
+        if counts != self._last:
+            self._last = counts
+            say(self._console, self.status())
+
+    def _tell(self, event: Event) -> None:
+        """Say what is worth a line of its own."""
+        line = _news(event) or (_step(event) if self._display.verbose else None)
+        if line is not None and not self._display.quiet:
+            say(self._console, line, "dim")
+
+    def _waits(self) -> Iterator[str]:
+        session = self._session
+        if session is not None:
+            yield from waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
+
+    def _forecast(self) -> Forecast:
+        settings = self._settings
+        left = forecast(
+            self._tracker.under_way(),
+            self._tracker.durations,
+            limit=settings.rate.limit,
+            window=settings.rate.window,
+            scope=settings.scope,
+            concurrency=settings.concurrency,
+        )
+        longest = (
+            [_gate_wait(session, gate.name) for gate in self._waiting()] if (session := self._session) else []
+        )
+        return replace(left, seconds=max([left.seconds, *longest]))
+
+    def _waiting(self) -> Iterator[GateStatistics]:
+        return (gate for gate in self._stats().values() if work_waiting(gate))
+
+    def _view(self) -> RenderableType:
+        return view(self._tracker, self._stats(), self._forecast(), self._waits(), self._console.height)
+
+    @contextmanager
+    def _every(self, seconds: float, show: Callable[[], None]) -> Generator[None]:
+        """Call `show` every so many seconds of the wall-clock, in the loop's own thread."""
+        loop, pause = asyncio.get_running_loop(), seconds * self._settings.speed
+        timer: asyncio.TimerHandle
+
+        def tick() -> None:
+            nonlocal timer
+            self._tracker.now = loop.time()
+            show()
+            timer = loop.call_later(pause, tick)
+
+        timer = loop.call_later(pause, tick)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _gate_wait(session: Session, name: str) -> float:
+    """Return how long a request waits for the limit that `session.stats()` calls `name`."""
+    method, _, template = name.partition(" ")
+    return session.gate(method, template).wait_estimate()  # one budget for all is every endpoint's
+
+
+def _news(event: Event) -> str | None:
+    match event:
+        case Held():
+            return (
+                f"{'limit':>9}  {event.budget}: a 429 came, nothing is sent there for {event.seconds:.1f} s"
+            )
+        case RunStalled():
+            run = f"run {clean(event.run_id)}" + (f" of {event.external_id}" if event.external_id else "")
+            return f"{'stalled':>9}  {run} has not ended after {event.seconds / 60:.0f} min"
+        case _:
+            return None
+
+
+def _step(event: Event) -> str | None:
+    match event:
+        case MigrationChanged():
+            return f"{event.step:>11}  {event.external_id}  {clean(event.detail)}".rstrip()
+        case AttemptFailed():
+            return failure_line(event)
+        case Recovered():
+            return f"{'recovered':>11}  {_whose(event)}  {event.endpoint}: after {event.attempts} attempts"
+        case RunChanged():
+            return f"{clean(event.status):>11}  run {clean(event.run_id)}  {clean(event.progress or '')}".rstrip()
+        case _:
+            return None
+
+
+def failure_line(event: AttemptFailed) -> str:
+    """Return an attempt that failed and is repeated as a line for people."""
+    return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
+
+
+def _whose(event: AttemptFailed | Recovered) -> str:
+    return event.external_id or event.ids.get("id") or "all customers"
+
+
+def _line(kind: str, outcome: Outcome) -> str:
+    return f"{kind:>9}  {outcome.external_id}  {clean(outcome.name, 60)}: {_what(outcome)}"
+
+
+def _what(outcome: Outcome) -> str:
+    if not isinstance(outcome, Delivered):
+        return clean(outcome.error)
+    rows, sheets = sum(file.rows for file in outcome.files), len(outcome.files)
+    flagged = outcome.report.invalid_rows if outcome.report else None
+    bad = f", {flagged} with a bad cell" if flagged else ""
+    return f"{counted(rows, 'row')} in {counted(sheets, 'sheet')}{bad} ({outcome.seconds:.0f} s)"

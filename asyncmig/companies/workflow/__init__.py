@@ -1,0 +1,1 @@
+"""The resumable migration of one customer through the API generation "companies"."""

@@ -1,0 +1,124 @@
+"""Decide about an import that is parked in a journal: what a person chose, long after the fleet has gone on.
+
+Question ids may be the same in every park, and between looking and answering somebody else may have decided. So a
+decision names what was shown to whoever made it, the run is read before it is sent, and it goes only to just those
+questions. The intent is in the journal before the request, as with `migrate`.
+"""
+
+import asyncio
+from typing import Literal
+
+import msgspec
+
+from asyncmig._io.failures import Owner, working_for
+from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.review import checked_answers, mark_of
+from asyncmig.companies.wire import ImportState
+from asyncmig.companies.workflow.answers import Answers
+from asyncmig.companies.workflow.record import Record
+from asyncmig.companies.workflow.record_keeper import wall_clock
+from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.errors import Conflict, InvalidInput, NoAnswer
+from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["Reviewed", "decide_parked", "look"]
+
+_PATIENCE = 60.0
+"""Seconds after which a server that does not answer counts as away."""
+Reviewed = Literal["sent", "gone", "changed"]
+"""What became of a decision: sent; or not, because the run asks nothing any more, or something else."""
+
+
+async def look(session: Session, record: Record) -> NeedsAttention | None:
+    """Return what the run of a record asks now; None if it asks nothing.
+
+    Raises as reading a run does, and `NoAnswer` after a minute without an answer.
+    """
+    with working_for(Owner(record.external_id)):
+        run = _run(session, record)
+        await _read(run)
+    return run.needs_attention
+
+
+async def decide_parked(
+    session: Session,
+    journal: JournalPort,
+    external_id: str,
+    decision: Decision,
+    *,
+    shown: NeedsAttention,
+    allow_destructive: bool = False,
+) -> Reviewed:
+    """Send a decision about what was `shown`, and write it down; the next `migrate` goes on from there.
+
+    Nothing is sent if the run asks something else by now: the journal then has the new questions. Raises
+    `InvalidInput` for a customer that is not parked, answers that were not offered, or an approval that destroys rows
+    (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if nobody can tell whether it arrived.
+    """
+    if decision.approve and shown.is_destructive and not allow_destructive:
+        raise InvalidInput(
+            "allow_destructive", False, f"what is proposed for {external_id} destroys rows, or may"
+        )
+    if decision.approve and decision.answers:
+        checked_answers(shown, decision.answers)
+    async with await journal.claim(external_id) as claim:
+        with working_for(Owner(external_id)):
+            return await _decide(session, claim, external_id, decision, shown)
+
+
+async def _decide(
+    session: Session, claim: ClaimPort, external_id: str, decision: Decision, shown: NeedsAttention
+) -> Reviewed:
+    answers = Answers(session, claim)
+    await answers.catch_up()
+    record = answers.record
+    if not isinstance(record.outcome, Parked):
+        raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
+    run = _run(session, record)
+    state = await _read(run)
+    if run.needs_attention != shown:
+        return await _not_as_shown(answers, record, run, state)
+    record = msgspec.structs.replace(
+        record, rejected=not decision.approve, decided=mark_of(shown), decided_at=wall_clock()
+    )
+    detail = msgspec.json.encode({"shown": shown, "decision": decision})
+    await claim.write("decide", detail, msgspec.json.encode(record))
+    try:
+        await (run.approve(decision.answers) if decision.approve else run.reject())
+    except Conflict:  # somebody else was faster, and the run was read since
+        if run.needs_attention == shown or run.state is None:
+            raise
+        return await _not_as_shown(answers, record, run, run.state)
+    await answers.keep("decided", b"{}", msgspec.structs.replace(record, outcome=None))
+    return "sent"
+
+
+async def _read(run: ImportRun) -> ImportState:
+    """Read a run, for somebody who sits there and waits: polling alone would outlast any outage."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await run.read()
+    except TimeoutError as error:
+        reason = f"the run could not be read within {_PATIENCE:g} s"
+        raise NoAnswer(run.ENDPOINT.method, run.ENDPOINT.template, reason) from error
+
+
+async def _not_as_shown(answers: Answers, record: Record, run: ImportRun, state: ImportState) -> Reviewed:
+    """Write down that the run asks something else by now, or nothing."""
+    attention = run.needs_attention
+    if attention is None:
+        await answers.keep("decided elsewhere", b"{}", msgspec.structs.replace(record, outcome=None))
+        return "gone"
+    assert isinstance(record.outcome, Parked)
+    outcome = msgspec.structs.replace(record.outcome, attention=attention, report=state.report)
+    detail = msgspec.json.encode({"outcome": outcome})
+    await answers.keep("parked", detail, msgspec.structs.replace(record, outcome=outcome))
+    return "changed"
+
+
+def _run(session: Session, record: Record) -> ImportRun:
+    if record.company_id is None or record.run_id is None:
+        raise InvalidInput("external_id", record.external_id, "has no import yet: there is nothing to decide")
+    return session.companies.open(record.company_id).imports.open(record.run_id)

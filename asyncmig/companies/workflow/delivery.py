@@ -1,0 +1,178 @@
+"""What comes of an import that has ended: its sheets on disk, and its rows at the destination."""
+
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from asyncmig.companies.company import Company
+from asyncmig.companies.expected import Expected
+from asyncmig.companies.exports import ExportRun
+from asyncmig.companies.sheets import known
+from asyncmig.companies.workflow.record import ExportStep, export_key
+from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, wall_clock
+from asyncmig.companies.writes import summary_of
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Delivered, Downloaded, ExportMode, ExportSummary, Failed, Outcome
+from asyncmig.customers.report import ImportReport
+from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
+
+__all__ = ["Delivery"]
+
+_REFUSED = (BadRequest, Conflict, NotFound)
+_TIMES = 8
+"""How often a download that cannot be checked is made again at most."""
+
+
+@final
+class Delivery:
+    """The last steps of one migration, as its caller wants them; the sheets come to `folder`."""
+
+    __slots__ = ("_folder", "_options", "_progress")
+
+    def __init__(self, progress: RecordKeeper, folder: Path, options: MigrationOptions) -> None:
+        self._progress, self._folder, self._options = progress, folder, options
+
+    def is_done(self, outcome: Outcome | None) -> bool:
+        """Return whether all that is wanted of an import was delivered: nothing is left to do."""
+        if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
+            return False
+        exported = {each.mode for each in outcome.exports}
+        return self._are_there(outcome.files) and exported.issuperset(self._options.exports)
+
+    def is_salvaged(self, failed: Failed) -> bool:
+        """Return whether nothing more is to be had of an import that failed."""
+        wanted = self._options.deliver_rejected and self._was_rejected(failed)
+        return self._are_there(failed.files) and (bool(failed.files) or not wanted)
+
+    async def deliver(self, company: Company, report: ImportReport | None) -> Outcome:
+        """Bring the sheets to disk, checked; then, if it is wanted, write to the destination."""
+        progress = self._progress
+        progress.begin("downloading")
+        if not company.sheets:  # an adopted one's, whose creation was never answered
+            company.sheets = tuple(known((), report))
+        files = await self._download(company, report)
+        try:
+            reason = await self._export(company)
+        except (RunError, *_REFUSED) as error:
+            reason = f"the destination export failed: {getattr(error, 'text', '') or error}"
+        exports = self._exported()
+        if reason:
+            return Failed(
+                **progress.outcome_fields(),
+                error=reason,
+                step=progress.step,
+                report=report,
+                files=tuple(files),
+                exports=exports,
+            )
+        return Delivered(
+            **progress.outcome_fields(),
+            files=tuple(files),
+            row_filter=self._options.row_filter,
+            report=report,
+            exports=exports,
+        )
+
+    async def salvage(self, company: Company, failed: Failed) -> Failed:
+        """Bring to disk what the server still gives of an import that was rejected, if that is wanted."""
+        if not (self._options.deliver_rejected and self._was_rejected(failed)):
+            return failed
+        self._progress.tell("downloading", "what is left of the rejected import")
+        try:
+            files = await self._download(company, None)
+        except _REFUSED as error:
+            self._progress.notes.append(f"nothing is left of the rejected import: {error}")
+            return failed
+        return msgspec.structs.replace(failed, files=tuple(files))
+
+    def _was_rejected(self, failed: Failed) -> bool:
+        """Tell a rejection, ours or that of somebody else, from a failure: only the former has a report."""
+        return failed.step == "running" and (self._progress.record.rejected or failed.report is not None)
+
+    def _are_there(self, files: tuple[Downloaded, ...]) -> bool:
+        paths = [Path(file.path) for file in files]
+        return all(path.parent == self._folder and path.exists() for path in paths)
+
+    async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
+        """Download what `report` counts, and what other imports have left there.
+
+        A proxy may cut it short. Where the report does not say exactly what there is, it is fetched until it comes
+        twice the same, no shorter than before, and with no fewer rows than were reported.
+        """
+        row_filter = self._options.row_filter
+        alone = None if self._progress.record.foreign else report
+        fetch = partial(
+            company.download, to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
+        )
+        files = await self._progress.retry_while_away(fetch)
+        if Expected(alone, row_filter).is_exact(company.sheets):
+            return files
+        fewest, largest = Expected(report, row_filter).total or 0, _size(files)  # others may have left more
+        for _ in range(_TIMES):
+            before, files = files, await self._progress.retry_while_away(fetch)
+            largest = max(largest, _size(files))
+            if files == before and _size(files) == largest and _rows(files) >= fewest:
+                return files
+        self._progress.notes.append(
+            f"the sheets may have been cut short: at last {_rows(files)} rows came, in {_size(files)} bytes; "
+            f"at least {fewest} rows were reported, and {largest} bytes came at most"
+        )
+        return files
+
+    async def _export(self, company: Company) -> str | None:
+        """Make the exports that are wanted and were not made; return why the last was not begun, or None."""
+        for mode in self._options.exports:
+            self._progress.begin("exporting", mode)
+            result = await self._exported_once(company, mode)
+            if mode != self._options.exports[-1] and not result.is_clean:
+                return f"{result.trouble}; the full one was not started"
+            if not result.reported:
+                self._progress.notes.append(result.trouble)
+        return None
+
+    async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
+        step = self._known(mode)
+        if step is None:
+            key = export_key(self._progress.record, mode)
+            step = ExportStep(mode=mode, idempotency_key=key)
+            await self._progress.write("export", exports=self._with(step))
+        if step.run_id is None:
+            run = await self._progress.retry_while_away(partial(_started, company, step, self._progress.rank))
+            step = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
+            await self._progress.keep("export started", exports=self._with(step))
+        if step.result is None:
+            assert step.run_id is not None
+            run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
+            state = await run.wait()
+            step = msgspec.structs.replace(step, result=summary_of(mode, run.id, state.report))
+            await self._progress.keep("exported", exports=self._with(step))
+        assert step.result is not None
+        return step.result
+
+    def _with(self, step: ExportStep) -> tuple[ExportStep, ...]:
+        return (*(each for each in self._progress.record.exports if each.mode != step.mode), step)
+
+    def _known(self, mode: ExportMode) -> ExportStep | None:
+        return next((step for step in self._progress.record.exports if step.mode == mode), None)
+
+    def _exported(self) -> tuple[ExportSummary, ...]:
+        return tuple(step.result for step in self._progress.record.exports if step.result is not None)
+
+
+async def _started(company: Company, step: ExportStep, rank: float) -> ExportRun:
+    try:
+        return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key, rank=rank)
+    except UnknownOutcome as error:
+        if isinstance(error.__cause__, TRANSIENT):
+            raise error.__cause__ from error  # no answer yet, and the journal has the key
+        raise
+
+
+def _size(files: list[Downloaded]) -> int:
+    return sum(file.size for file in files)
+
+
+def _rows(files: list[Downloaded]) -> int:
+    return sum(file.rows for file in files)

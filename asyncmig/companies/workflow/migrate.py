@@ -1,0 +1,496 @@
+"""One customer from CSV to CSV, as steps that can be repeated.
+
+check → create company → upload → start import → wait → (decide → wait)* → deliver
+
+Before each request that changes the server the journal holds the intent, with the exact body; after it, the
+outcome. So a migration that was killed or cancelled anywhere is called again with the same arguments, repeats
+only what is repeatable, and ends in the same place.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+from collections.abc import Awaitable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TypeGuard, cast, final
+
+import msgspec
+
+from asyncmig._core.arguments import checked_call, checked_path
+from asyncmig._io.failures import working_for
+from asyncmig._io.threads import in_thread
+from asyncmig.companies import routes
+from asyncmig.companies.company import Company
+from asyncmig.companies.imports import ImportRun, import_body
+from asyncmig.companies.review import mark_of
+from asyncmig.companies.workflow.adoption import look_first
+from asyncmig.companies.workflow.creation import Creation, unknown
+from asyncmig.companies.workflow.delivery import Delivery
+from asyncmig.companies.workflow.record import FileInput, import_key, read_inputs, read_record
+from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
+from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import (
+    Decide,
+    Decision,
+    ExportMode,
+    Failed,
+    Outcome,
+    Parked,
+    Pending,
+    Policy,
+    RowFilter,
+    Unknown,
+)
+from asyncmig.customers.paths import Inputs, check_below, entries, file_id, keys_of
+from asyncmig.customers.spec import Spec, checked_spec, failed
+from asyncmig.customers.steps import OutcomeName
+from asyncmig.errors import (
+    ApiError,
+    AuthError,
+    Conflict,
+    InvalidInput,
+    JournalError,
+    RunError,
+    SessionClosed,
+    UnknownOutcome,
+)
+from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["migrate", "migrate_as", "nothing_ran"]
+
+_log = logging.getLogger("asyncmig")
+_UPLOADS_KEEP = 1800.0
+"""Wall-clock seconds after which uploads of an import that was never started are made again."""
+_LOOK_AGAIN = 10.0
+"""Seconds between looks at an import that has no id to be polled by."""
+_DECISIONS = 8
+"""How often a decision may be refused as "already decided" while the run still asks the same."""
+_NOTHING_RAN = frozenset({"", "starting"})
+"""Steps at which an import fails before a run of it; earlier versions did not write them down."""
+
+
+@checked_call
+async def migrate(
+    session: Session,
+    spec: Spec,
+    *,
+    journal: JournalPort,
+    to: Path | str,
+    decide: Policy = "park",
+    row_filter: RowFilter = "valid",
+    retries: int = 0,
+    retry_failed: bool = False,
+    deliver_rejected: bool = False,
+    export: ExportMode | None = None,
+    root: Path | str | None = None,
+) -> Outcome:
+    """Migrate one customer; its sheets come to `to/SHEET.csv`. Call it again to go on where it ended.
+
+    `decide`: what happens when the run parks. `"park"` stops there; `"approve_safe"` approves a patch that destroys
+    no rows, and stops at any other; or your own coroutine. `retries`: how often a run that failed is begun again,
+    with the same files and over all calls; one that was rejected is not, under a policy that may reject.
+    `retry_failed`: begin again what had failed before this call, once, whatever `retries` says.
+    `deliver_rejected`: fetch what the server still gives of an import that was rejected. A file of the spec that lies
+    in `to` is refused: a sheet could replace it. `root`: a folder that all files must lie below, also once symbolic
+    links are followed.
+
+    `export`: write to the customer's destination afterwards: `"canary"` the first row of each template, `"full"`
+    everything, after a canary that lost nothing. What the destination lost is in the outcome. A repeat under the same
+    key is no second export; whether an export that is begun again (`retries`) writes a record twice hangs on the
+    natural key that the destination's writer was published with, which no client can see or set.
+
+    What is delivered is not done again. Raises `InvalidInput` for options that make no sense, `JournalError`
+    (`CustomerHeld` if another process works on this customer); everything else that can go wrong is an `Outcome`.
+    """
+    options = MigrationOptions(
+        decide=decide,
+        row_filter=row_filter,
+        retries=retries,
+        retry_failed=retry_failed,
+        deliver_rejected=deliver_rejected,
+        export=export,
+        root=root,
+    )
+    check_utf8("to", to)
+    return await migrate_as(session, spec, journal, checked_path("to", to), options)
+
+
+async def migrate_as(
+    session: Session,
+    spec: Spec,
+    journal: JournalPort,
+    to: Path,
+    options: MigrationOptions,
+    inputs: Inputs | None = None,
+) -> Outcome:
+    """Do what `migrate` says. `inputs`: the files of migrations that run besides, which no sheet may replace."""
+    spec, refused = checked_spec(spec)
+    if refused is not None:
+        return failed(spec, refused)
+    inputs = inputs or Inputs()
+    outcome: Outcome | None = None
+    try:
+        with inputs.holding(await in_thread(keys_of, spec.files)):
+            async with await journal.claim(spec.external_id) as claim:
+                outcome = await _migrate_claimed(session, spec, claim, to, options, inputs)
+    except JournalError as error:
+        if outcome is None:
+            raise
+        _log.warning("%s: the claim was not released, the journal repeats that: %s", spec.external_id, error)
+    assert outcome is not None
+    return outcome
+
+
+async def _migrate_claimed(
+    session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions, inputs: Inputs
+) -> Outcome:
+    record = read_record(spec.external_id, claim.state)
+    if not record.is_readable and record.outcome is not None:
+        return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
+    progress = RecordKeeper(session, claim, spec)
+    try:
+        await progress.answers.catch_up()
+        with working_for(progress.owner()):
+            return await _Migration(session, spec, progress, to, options, inputs).run()
+    except JournalError as error:
+        if not (progress.answers.unwritten and progress.answers.must_end):
+            raise
+        return Pending(**progress.outcome_fields(), error=str(error))
+
+
+@final
+class _Migration:
+    """The steps from the input to the end of the import."""
+
+    def __init__(
+        self,
+        session: Session,
+        spec: Spec,
+        progress: RecordKeeper,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
+    ) -> None:
+        self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
+        self._progress = progress
+        self._creation = Creation(session, spec, self._progress)
+        self._delivery = Delivery(self._progress, to, options)
+        self._once_more = options.retry_failed and isinstance(self._progress.record.outcome, Failed)
+        self._files: tuple[FileInput, ...] | None = None
+        """The input as it is now; None if it cannot be read."""
+
+    async def run(self) -> Outcome:
+        """Run the steps that are left, and write down what they came to."""
+        progress = self._progress
+        while True:
+            outcome = await self._outcome()
+            if outcome != progress.record.outcome:
+                await progress.keep(_kind(outcome), outcome=outcome)
+            if not await self._begin_again(outcome):
+                break
+        if progress.notes:
+            outcome = msgspec.structs.replace(outcome, notes=tuple(progress.notes))
+        progress.tell(_kind(outcome), getattr(outcome, "error", ""))
+        return outcome
+
+    async def _outcome(self) -> Outcome:
+        progress = self._progress
+        try:
+            progress.begin("checking")
+            await self._take_input()
+            return self._finished() or await self._steps()
+        except UnknownOutcome as error:
+            return Unknown(
+                **progress.outcome_fields(), error=str(error), sent=error.sent, advice=error.advice
+            )
+        except (AuthError, SessionClosed, OSError, *TRANSIENT) as error:
+            return Pending(**progress.outcome_fields(), error=str(error))
+        except (InvalidInput, ApiError) as error:
+            return Failed(**progress.outcome_fields(), error=str(error), step=progress.step)
+
+    async def _steps(self) -> Outcome:
+        company = await self._creation.company()
+        company.guard(self._inputs.check)
+        record = self._progress.record
+        run = await look_first(company, self._progress) if record.adopted and not record.begun else None
+        if run is None:
+            await self._upload(company)
+            run = await self._run(company)
+        try:
+            return await self._to_the_end(company, run)
+        except RunError as error:
+            failed = Failed(
+                **self._progress.outcome_fields(),
+                error=error.text or str(error),
+                step=self._progress.step,
+                report=run.state.report if run.state else None,
+                status=run.state.status if run.state else None,
+            )
+            return await self._delivery.salvage(company, failed)
+
+    # What is given, and what there is already
+
+    async def _take_input(self) -> None:
+        """Compare the files with those of the record; a failed import of other files is a new epoch."""
+        progress, spec = self._progress, self._spec
+        record, self._files = progress.record, None
+        told = named(record, spec)
+        if told != record and record.company_id:
+            self._note(f"the company was created as {record.name!r}, and stays as it was created")
+        try:
+            spec.validate(root=self._options.root)
+            await in_thread(_check_apart, spec.files, self._to)
+            files = self._files = await read_inputs(spec.files)
+        except InvalidInput as error:
+            if not record.begun:
+                raise
+            self._note(f"{error}; its import had begun, and goes on without it")
+            return
+        changed = ", ".join(record.changed_files(files)) if record.files else ""
+        if record.begun and changed:
+            if nothing_ran(record.outcome):
+                await self._new_epoch(files, changed, retried=0)
+            else:
+                self._note(f"changed since the import began, and not imported again: {changed}")
+        elif changed or not record.files:
+            await progress.write("input", files=files, uploads=())
+        else:
+            progress.record = record.relocated(files)
+        if not progress.record.company_id:
+            progress.record = named(progress.record, spec)
+
+    async def _begin_again(self, outcome: Outcome) -> bool:
+        """Begin again what failed, if the caller asked for that and has not had it yet; return whether."""
+        record = self._progress.record
+        rejected = record.rejected and self._options.may_reject
+        wanted = self._once_more or record.retried < self._options.retries
+        if not record.begun or not wanted or rejected or self._files is None:
+            return False
+        self._once_more = False
+        if nothing_ran(outcome):
+            await self._new_epoch(self._files, "it was asked for", retried=record.retried + 1)
+            return True
+        if isinstance(outcome, Failed) and outcome.step == "running":
+            self._note("not imported again: no end of its run was read, and it may have ended well")
+        if isinstance(outcome, Failed) and outcome.step == "exporting":
+            self._note(
+                "exported again: only its writer's key keeps the destination from having a record twice"
+            )
+            await self._progress.write(
+                "export again",
+                exports=(),
+                retried=record.retried + 1,
+                exported_again=record.exported_again + 1,
+                outcome=None,
+            )
+            return True
+        return False
+
+    async def _new_epoch(self, files: tuple[FileInput, ...], reason: str, *, retried: int) -> None:
+        record = self._progress.record
+        self._note(f"imported again, for {reason}")
+        assert isinstance(record.outcome, Failed)
+        clean = record.outcome.status == "failed" and record.outcome.report is None and not record.rejected
+        await self._progress.write(
+            "new epoch",
+            epoch=record.epoch + 1,
+            foreign=record.foreign or not clean,
+            retried=retried,
+            files=files,
+            uploads=(),
+            import_body=None,
+            run_id=None,
+            adopted=False,
+            rejected=False,
+            decided="",
+            exports=(),
+            exported_again=0,
+            outcome=None,
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self._progress.notes:
+            self._progress.notes.append(text)
+
+    def _finished(self) -> Outcome | None:
+        """Return an outcome that more work would not change: all that is wanted, or an import that failed."""
+        record = self._progress.record
+        outcome = record.outcome
+        if self._delivery.is_done(outcome) or (
+            record.begun and nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
+        ):
+            return outcome
+        return None
+
+    # The steps
+
+    async def _upload(self, company: Company) -> None:
+        progress = self._progress
+        if progress.record.begun:
+            return
+        if progress.record.uploads and wall_clock() - progress.record.uploaded_at > _UPLOADS_KEEP:
+            await progress.write("uploads expired", uploads=())
+        for file in progress.record.files[len(progress.record.uploads) :]:
+            progress.begin("uploading", Path(file.path).name)
+            if self._options.root is not None:  # a link may have changed since
+                check_below(Path(self._options.root), [Path(file.path)])
+            uploaded = await progress.retry_while_away(
+                partial(company.upload, Path(file.path), rank=progress.rank)
+            )
+            if uploaded.sha256 != file.sha256:
+                raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
+            await progress.keep(
+                "uploaded",
+                uploads=(*progress.record.uploads, uploaded),
+                uploaded_at=progress.record.uploaded_at if progress.record.uploads else wall_clock(),
+            )
+
+    async def _run(self, company: Company) -> ImportRun:
+        record = self._progress.record
+        if record.run_id is not None:
+            now = wall_clock()
+            run = company.imports.open(record.run_id, age=now - record.started_at, group=self._group())
+            if record.decided:
+                run.note_decision(record.decided, age=max(0.0, now - record.decided_at))
+            return run
+        self._progress.begin("starting")
+        doubtful = record.import_body is not None
+        if record.import_body is None:
+            body = import_body(import_key(record), record.uploads)
+            await self._progress.write("start", import_body=body.decode())
+        run = await self._start(company, doubtful=doubtful)
+        await self._progress.keep("started", run_id=run.id, started_at=wall_clock())
+        return run
+
+    async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:
+        """Start the import; tell a 409 apart by looking at what is active.
+
+        After a lost answer an active import is ours: this process holds the company. Otherwise it is somebody
+        else's, which is waited for. With nothing active the key was used for something else, or that import
+        has just ended: one more try tells.
+        """
+        progress = self._progress
+        assert progress.record.import_body is not None
+        body = progress.record.import_body.encode()
+        idle, group = 0, self._group()
+        while True:
+            try:
+                return await progress.retry_while_away(
+                    partial(company.imports.post, body, rank=progress.rank, group=group)
+                )
+            except Conflict as error:
+                conflict = error
+            active = await progress.retry_while_away(partial(company.imports.recover, rank=progress.rank))
+            if active is None:
+                idle += 1
+                if idle > 1:
+                    raise unknown(routes.START_IMPORT, conflict) from conflict
+                continue
+            if active.id and (doubtful or conflict.after_doubt):
+                return active
+            if not (doubtful or conflict.after_doubt):
+                await progress.keep("waits for another import", foreign=True)
+            await self._outlast(company, active)
+
+    async def _outlast(self, company: Company, active: ImportRun) -> None:
+        """Wait until an import that is not known by its id, or not ours, has ended."""
+        self._progress.begin("starting", "waits for another import of this company")
+        if active.id:
+            with contextlib.suppress(RunError):
+                await active.wait(through_parks=True)
+            await asyncio.sleep(_LOOK_AGAIN)  # what tells of active imports may lag behind what reads them
+            return
+        look = partial(company.imports.active, rank=self._progress.rank)
+        while await self._progress.retry_while_away(look) is not None:  # noqa: ASYNC110 - the server's
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _to_the_end(self, company: Company, run: ImportRun) -> Outcome:
+        progress, refused = self._progress, 0
+        while True:
+            progress.begin("running", run.id)
+            state = await run.wait()
+            attention = run.needs_attention
+            if attention is None:
+                return await self._delivery.deliver(company, state.report)
+            parked = Parked(**progress.outcome_fields(), attention=attention, report=state.report)
+            decision = await self._decision(parked)
+            if decision is None:
+                return parked
+            if run.needs_attention is None:
+                continue  # somebody else has decided meanwhile
+            progress.begin("deciding", "approve" if decision.approve else "reject")
+            await progress.write(
+                "decide",
+                shown=run.needs_attention,
+                decision=decision,
+                rejected=not decision.approve,
+                decided=mark_of(run.needs_attention),
+                decided_at=wall_clock(),
+            )
+            try:
+                if decision.approve:
+                    await run.approve(decision.answers, rank=progress.rank)
+                else:
+                    await run.reject(rank=progress.rank)
+            except Conflict as error:
+                refused += 1
+                if refused == _DECISIONS:
+                    return Pending(**progress.outcome_fields(), error=str(error))
+            else:
+                refused = 0
+                await progress.keep("decided")
+
+    async def _decision(self, parked: Parked) -> Decision | None:
+        policy = self._options.decide
+        if callable(policy):
+            return _checked_decision(await _result(policy, parked))
+        if policy == "reject":
+            return Decision(approve=False)
+        safe = not parked.attention.is_destructive
+        return Decision(approve=True) if policy == "approve" or (policy == "approve_safe" and safe) else None
+
+    def _group(self) -> int:
+        """Return the class of runs that take about as long: the order of magnitude of the bytes."""
+        return len(str(sum(file.size for file in self._progress.record.files)))
+
+
+async def _result(policy: Decide, parked: Parked) -> object:
+    """Return what a function decides, whether or not it is a coroutine function."""
+    decision: object = policy(parked)
+    return await cast("Awaitable[object]", decision) if inspect.isawaitable(decision) else decision
+
+
+def _checked_decision(decision: object) -> Decision | None:
+    if decision is None or isinstance(decision, Decision):
+        return decision
+    raise InvalidInput(
+        "decide", decision, "came from the function that decides; it must return a Decision or None"
+    )
+
+
+def _check_apart(files: Iterable[Path], to: Path) -> None:
+    """Raise `InvalidInput` for a file that lies where the sheets come to: one of them may have its name."""
+    folder = file_id(to)
+    for path in files:
+        if folder is not None and folder in [file_id(os.path.dirname(each)) for each in entries(path)]:
+            reason = f"lies in {to}, where sheets are delivered: choose another folder"
+            raise InvalidInput("files", str(path), reason)
+
+
+def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
+    """Return whether an import failed, and so that it may be imported again.
+
+    A run of which no end was read may still end well, whatever the server answered instead.
+    """
+    if not isinstance(outcome, Failed):
+        return False
+    return outcome.step in _NOTHING_RAN or (outcome.step == "running" and outcome.status is not None)
+
+
+def _kind(outcome: Outcome) -> OutcomeName:
+    return cast("OutcomeName", outcome.__struct_config__.tag)

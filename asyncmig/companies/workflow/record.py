@@ -1,0 +1,187 @@
+"""What one customer's migration is made from, and the record of how far it came."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from asyncmig._io.threads import in_thread
+from asyncmig.companies.failures import LastFailure
+from asyncmig.companies.uploads import Uploaded, digest_of
+from asyncmig.companies.wire import Sheet
+from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.customers.outcome import ExportMode, ExportSummary, Failed, Outcome
+
+__all__ = ["ExportStep", "FileInput", "Record", "export_key", "import_key", "read_inputs", "read_record"]
+
+
+_VERSION = 1
+_UNREADABLE = 0
+
+
+class FileInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A file as it was when its migration began."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One export to the destination: written before it is started, and after each change."""
+
+    mode: ExportMode
+    idempotency_key: str
+    run_id: str | None = None
+    started_at: float = 0.0
+    """Wall-clock time at which the run was first known."""
+    result: ExportSummary | None = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one migration came: what the journal holds of it. Written before and after each change."""
+
+    version: int = _VERSION
+    external_id: str
+    name: str
+    source: str
+    template_ids: tuple[str, ...] | None = None
+    epoch: int = 0
+    """Counts the imports of this company that were begun on purpose."""
+    files: tuple[FileInput, ...] = ()
+    creating: bool = False
+    """The request that creates the company may have been sent, and its answer was not written down."""
+    company_id: str | None = None
+    sheets: tuple[Sheet, ...] = ()
+    uploads: tuple[Uploaded, ...] = ()
+    uploaded_at: float = 0.0
+    """Wall-clock time of the first of `uploads`."""
+    import_body: str | None = None
+    """The exact body that starts the import; set before it is sent first."""
+    run_id: str | None = None
+    started_at: float = 0.0
+    """Wall-clock time at which the run was first known."""
+    adopted: bool = False
+    """A person said which company it is: what was imported into it before must be looked at first."""
+    foreign: bool = False
+    """Rows may be there that this import has not brought (somebody else's, or of one that was rejected or canceled):
+    its row counts say nothing about the whole."""
+    retried: int = 0
+    """How often an import or export that failed was begun again, since the files last changed."""
+    exported_again: int = 0
+    """How often the exports of the present import were begun again."""
+    rejected: bool = False
+    """We rejected what its import proposed, or were about to."""
+    decided: str = ""
+    """The mark of the park that was decided last, or was about to be: a read that lags may show it again."""
+    decided_at: float = 0.0
+    """Wall-clock time of that."""
+    exports: tuple[ExportStep, ...] = ()
+    last_failure: LastFailure | None = None
+    """The last failed attempt that was told."""
+    outcome: Outcome | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its import may have begun."""
+        return not self.is_readable or self.import_body is not None or self.run_id is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the journal's bytes could be decoded; if not, `outcome` says why; do not overwrite them."""
+        return self.version != _UNREADABLE
+
+    def changed_files(self, files: Iterable[FileInput]) -> list[str]:
+        """Return the names of files whose content is not what it was, or that came or went."""
+        before = {(Path(file.path).name, file.sha256) for file in self.files}
+        return sorted({name for name, _ in before ^ {(Path(file.path).name, file.sha256) for file in files}})
+
+    def relocated(self, files: Iterable[FileInput]) -> "Record":
+        """Return it with the places where the same files are now; their order stays, for uploads go by it."""
+        places = {(Path(file.path).name, file.sha256): file.path for file in files}
+        return msgspec.structs.replace(
+            self,
+            files=tuple(
+                msgspec.structs.replace(file, path=places[Path(file.path).name, file.sha256])
+                for file in self.files
+            ),
+        )
+
+
+class _Ids(msgspec.Struct, kw_only=True):
+    """What is shown of a record that cannot be decoded as a whole."""
+
+    name: str = ""
+    company_id: str | None = None
+    run_id: str | None = None
+
+
+def read_record(external_id: str, state: bytes | None) -> Record:
+    """Return the record that a journal holds for a customer; a new one if `state` is None.
+
+    A state that this version cannot decode gives a stand-in that is not `is_readable`, and whose outcome is `Failed`
+    with the reason.
+    """
+    if state is None:
+        return Record(external_id=external_id, name="", source="")
+    try:
+        record = msgspec.json.decode(state, type=Record)
+    except (ValueError, TypeError, RecursionError) as error:
+        return _stand_in(external_id, state, str(error))
+    if record.version != _VERSION:
+        return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")
+    return record
+
+
+def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
+    try:
+        ids = msgspec.json.decode(state, type=_Ids)
+    except (ValueError, TypeError, RecursionError):
+        ids = _Ids()
+    outcome = Failed(
+        external_id=external_id,
+        name=ids.name,
+        company_id=ids.company_id,
+        run_id=ids.run_id,
+        error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
+        "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
+        step="checking",
+    )
+    return Record(
+        version=_UNREADABLE,
+        external_id=external_id,
+        name=ids.name,
+        source="",
+        company_id=ids.company_id,
+        run_id=ids.run_id,
+        outcome=outcome,
+    )
+
+
+async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
+    """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty."""
+    return tuple([await in_thread(_read_input, path) for path in paths])
+
+
+def _read_input(path: Path) -> FileInput:
+    size = size_of(path)
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        raise_unreadable(str(path), error)
+    return FileInput(path=str(path), size=size, sha256=digest)
+
+
+def import_key(record: Record) -> str:
+    """Return the idempotency key of an import: the same for the same input, whichever process asks."""
+    return _derived(record.external_id, "import", str(record.epoch), *(file.sha256 for file in record.files))
+
+
+def export_key(record: Record, mode: ExportMode) -> str:
+    """Return the idempotency key of an export: the same for the same import, also when the journal was lost."""
+    return _derived(record.external_id, f"export {mode}", str(record.run_id), str(record.exported_again))
+
+
+def _derived(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

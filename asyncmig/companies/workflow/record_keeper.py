@@ -1,0 +1,164 @@
+"""How far one migration came: its record, in the journal before and after each change, and told as events."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypedDict, TypeVar, final
+
+import msgspec
+
+from asyncmig._core.retry import FINAL
+from asyncmig._io.failures import Owner, repeating
+from asyncmig.companies.failures import LastFailure, wall_clock
+from asyncmig.companies.fetch import TRANSIENT
+from asyncmig.companies.routes import DOWNLOAD, PUT_BYTES
+from asyncmig.companies.workflow.answers import Answers
+from asyncmig.companies.workflow.record import Record, read_record
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.steps import Entry, OutcomeName, Step
+from asyncmig.errors import ApiError, JournalError, TruncatedDownload
+from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
+from asyncmig.journal import ClaimPort
+from asyncmig.session import Session
+
+__all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper", "read_record", "wall_clock"]
+
+T = TypeVar("T")
+_log = logging.getLogger("asyncmig")
+_STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
+"""Entries after which the last failure may be why it went no further."""
+_PATIENCE = 900.0
+"""Seconds for which a step that is harmless to repeat outlasts a server that is away."""
+
+
+class OutcomeFields(TypedDict):
+    """What every outcome says."""
+
+    external_id: str
+    name: str
+    company_id: str | None
+    run_id: str | None
+    seconds: float
+
+
+@final
+class RecordKeeper:
+    """The record of one migration, while its company is claimed."""
+
+    __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
+
+    def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
+        self._claim, self._events = claim, session.events
+        self._started = asyncio.get_running_loop().time()
+        self._writing = asyncio.Lock()
+        self.answers: Answers = Answers(session, claim)
+        record = self.answers.record
+        self.record: Record = record if record.name else named(record, spec)
+        self.notes: list[str] = []
+        """What the outcome is to say besides."""
+        self.step: Step = "checking"
+        """What was begun last."""
+
+    @property
+    def rank(self) -> float:
+        """The place among requests that wait: the largest customers go first."""
+        return -float(sum(file.size for file in self.record.files))
+
+    async def write(self, kind: Entry, **changes: object) -> None:
+        """Write an intent to the journal, and the record as it now is. Raises `JournalError`."""
+        async with self._writing:
+            record = self._changed(kind, changes)
+            await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
+            self.record = record
+
+    async def keep(self, kind: Entry, **changes: object) -> None:
+        """Write an answer of the server to the journal, and the record as it now is; see `Answers.keep`."""
+        async with self._writing:
+            self.record = self._changed(kind, changes)
+            await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
+
+    def _changed(self, kind: Entry, changes: dict[str, object]) -> Record:
+        known, record = Record.__struct_fields__, self.record
+        if record.last_failure is not None and kind not in _STOPPED:
+            over = msgspec.structs.replace(record.last_failure, is_over=True)
+            record = msgspec.structs.replace(record, last_failure=over)
+        return msgspec.structs.replace(
+            record, **{name: value for name, value in changes.items() if name in known}
+        )
+
+    def owner(self) -> Owner:
+        """Return what says on whose behalf requests are sent, and writes down their failures."""
+        return Owner(self.record.external_id, self._note)
+
+    async def _note(self, event: AttemptFailed | Recovered) -> None:
+        """Write a failed attempt to the journal, for `status` and `show`, or that it went well after all.
+
+        A poll may fail while something else is being written, or waits to be: then this is left out. A journal that
+        cannot be written does not break the attempt: the next step needs it, and says so.
+        """
+        if self._writing.locked() or self.answers.unwritten:
+            return
+        try:
+            if isinstance(event, AttemptFailed):
+                await self.write("retrying", last_failure=LastFailure.of(event, wall=wall_clock()))
+            else:
+                await self.write("recovered", attempts=event.attempts)
+        except JournalError as error:
+            _log.warning("%s: a failed attempt is not in the journal: %s", self.record.external_id, error)
+
+    def begin(self, step: Step, detail: str = "") -> None:
+        """Note that a step begins, and tell it."""
+        self.step = step
+        self.tell(step, detail)
+
+    def tell(self, step: Step | OutcomeName, detail: str = "") -> None:
+        """Tell it to whoever listens to the session's events."""
+        event = MigrationChanged(
+            at=asyncio.get_running_loop().time(),
+            external_id=self.record.external_id,
+            company_id=self.record.company_id,
+            run_id=self.record.run_id,
+            step=step,
+            detail=detail,
+        )
+        self._events.emit(event)
+
+    def outcome_fields(self) -> OutcomeFields:
+        """Return what every outcome says."""
+        return {
+            "external_id": self.record.external_id,
+            "name": self.record.name,
+            "company_id": self.record.company_id,
+            "run_id": self.record.run_id,
+            "seconds": asyncio.get_running_loop().time() - self._started,
+        }
+
+    async def retry_while_away(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step that is harmless to repeat until the server is back."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        with repeating(self._events, until=until) as failures:
+            while True:
+                try:
+                    result = await step()
+                except TRANSIENT as error:
+                    if loop.time() >= until or _is_final(error):
+                        raise
+                    await failures.failed(error, endpoint=DOWNLOAD.key, ids={})
+                else:
+                    await failures.succeeded()
+                    return result
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether another try would be answered the same; a storage has another URL for each."""
+    if isinstance(error, TruncatedDownload):
+        return error.is_final
+    if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
+        return False
+    return error.status in FINAL
+
+
+def named(record: Record, spec: Spec) -> Record:
+    """Return the record of a company that is to be created as `spec` says."""
+    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.template_ids)

@@ -1,0 +1,1 @@
+"""The types that every API generation shares: specs, questions, decisions, options, outcomes."""

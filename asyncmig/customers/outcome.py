@@ -1,0 +1,220 @@
+"""How one customer's migration ended: a tagged union, each case a frozen struct that encodes to JSON."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from asyncmig._core.arguments import check_fields
+from asyncmig.customers.questions import Action, Custom, NeedsAttention
+from asyncmig.customers.report import ImportReport
+
+__all__ = [
+    "Decide",
+    "Decision",
+    "Delivered",
+    "Downloaded",
+    "ExportMode",
+    "ExportResult",
+    "ExportSummary",
+    "Failed",
+    "Outcome",
+    "Parked",
+    "Pending",
+    "Policy",
+    "RowFilter",
+    "Unknown",
+]
+
+
+RowFilter = Literal["valid", "all"]
+
+
+class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """One sheet on disk."""
+
+    sheet: str
+    path: str
+    rows: int
+    """Records below the header."""
+    size: int
+    """Bytes."""
+
+
+class ExportResult(Struct, frozen=True, kw_only=True):
+    """One write to the destination: failed, hollow, unverified, or confirmed."""
+
+    template_id: str | None = None
+    path: str | None = None
+    status: int | None = None
+    """The destination's answer."""
+    ok: bool | None = None
+    error: str | None = None
+    fields_confirmed: bool | None = None
+    """Whether the record was read back with its fields; None where nobody looked."""
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether the destination said yes and did not keep the fields."""
+        return self.fields_confirmed is False and (self._is_2xx or (self.status is None and self.ok is True))
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was not written: the server says so, or the destination's answer does."""
+        if self.is_hollow:
+            return False
+        refused = not self._is_2xx if self.status is not None else self.ok is None and self.error is not None
+        return self.ok is False or refused
+
+    @property
+    def is_unverified(self) -> bool:
+        """Whether it may have been kept, and nobody confirms it."""
+        return self.fields_confirmed is not True and not self.is_hollow and not self.is_failed
+
+    @property
+    def _is_2xx(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+ExportMode = Literal["canary", "full"]
+"""What is written to the destination, in this order: the first row of each template; everything."""
+
+
+class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One export to the customer's destination, and every write that it lost."""
+
+    mode: ExportMode
+    run_id: str
+    total: int | None = None
+    """Writes, as far as the server says."""
+    failed: int = 0
+    """Writes that the destination refused."""
+    hollow: int = 0
+    """Writes that the destination accepted, and did not keep the fields."""
+    lost: tuple[ExportResult, ...] = ()
+    """Those that failed or are hollow, as far as the server lists them."""
+    reported: bool = True
+    """Whether the export came with a report."""
+
+    @property
+    def losses(self) -> int:
+        """Writes that the destination has not, or not whole."""
+        return self.failed + self.hollow
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is a report, and it speaks of no loss."""
+        return self.reported and not self.losses
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not clean, in words."""
+        if not self.reported:
+            return f"the {self.mode} export came without a report: nobody can tell what became of its writes"
+        return f"the destination has lost {self.losses} of {self.total} writes of the {self.mode} export"
+
+
+class _Common(msgspec.Struct, frozen=True, kw_only=True):
+    external_id: str
+    name: str
+    company_id: str | None = None
+    run_id: str | None = None
+    seconds: float = 0.0
+    """On the loop's clock, in this process."""
+    notes: tuple[str, ...] = ()
+    """What the user should know besides: a file that changed since, a row that was renamed."""
+
+
+class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
+    """The import completed, its sheets are on disk, and what was to be exported was exported."""
+
+    files: tuple[Downloaded, ...]
+    row_filter: RowFilter = "valid"
+    """Which rows the files hold."""
+    report: ImportReport | None = None
+    exports: tuple[ExportSummary, ...] = ()
+    rows: int = 0
+    """Of all files; told by them, like the next two, and here so that JSON has it."""
+    flagged: int | None = None
+    """Rows of the import with at least one bad cell; None if the server does not say."""
+    losses: int = 0
+    """Writes to the destination that it refused, or accepted and did not keep: `exports` lists them."""
+
+    def __post_init__(self) -> None:
+        told: dict[str, int | None] = {
+            "rows": sum(file.rows for file in self.files),
+            "flagged": self.report.invalid_rows if self.report else None,
+            "losses": sum(each.losses for each in self.exports),
+        }
+        for name, value in told.items():
+            msgspec.structs.force_setattr(self, name, value)
+
+
+class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
+    """The run failed, or the server or the input says that it cannot be done; `error` is the reason."""
+
+    error: str
+    report: ImportReport | None = None
+    step: str = ""
+    """Where it failed: `checking`, `creating`, `uploading`, `starting`, `running`, `deciding`, `downloading` or
+    `exporting`; empty in a journal of an earlier version."""
+    status: str | None = None
+    """How the import's run ended, `failed` or `canceled`; None if that is not why."""
+    files: tuple[Downloaded, ...] = ()
+    """What came all the same: before an export that failed, or of an import that was rejected."""
+    exports: tuple[ExportSummary, ...] = ()
+
+
+class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
+    """The run asks something that the policy leaves to a person: `attention` has the questions and the patch."""
+
+    attention: NeedsAttention
+    report: ImportReport | None = None
+    destructive: tuple[Action, ...] = ()
+    """The actions of the proposed patch that destroy rows, or may."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "destructive", self.attention.destructive)
+
+    @property
+    def error(self) -> str:
+        """What it waits for, in one sentence."""
+        count = len(self.attention.questions)
+        lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
+        return f"waits for a decision: {count} question{'s' * (count != 1)}{lost}"
+
+
+class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):
+    """Nobody can tell whether a request was processed; `error` says what happened, and what to do."""
+
+    error: str
+    sent: str = ""
+    """The body of that request, without secrets."""
+    advice: str = ""
+    """What to do, alone."""
+
+
+class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
+    """Not finished: interrupted, the key refused, the server away. The same call again goes on."""
+
+    error: str
+
+
+Outcome = Delivered | Failed | Parked | Unknown | Pending
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What to answer a parked run."""
+
+    approve: bool
+    answers: Mapping[str, str | Custom] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidInput` for what is neither True nor False, and for answers that are no mapping."""
+        check_fields(self)
+
+
+Decide = Callable[[Parked], Awaitable[Decision | None]]
+"""Decides about a parked run; None leaves it parked."""
+Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide

@@ -1,0 +1,192 @@
+"""What one customer's migration is made from."""
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import cast
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from asyncmig._core.arguments import checked_text, flaw_of
+from asyncmig.customers.connections import Connections, checked_connections
+from asyncmig.customers.files import size_of
+from asyncmig.customers.outcome import Failed
+from asyncmig.customers.paths import check_below
+from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
+from asyncmig.errors import InvalidInput
+from asyncmig.preflight import Checked
+from asyncmig.preflight import check as check_files
+
+__all__ = [
+    "CheckedSpec",
+    "Spec",
+    "check_different",
+    "check_external_id",
+    "checked_spec",
+    "checked_templates",
+    "each_spec",
+    "failed",
+]
+
+
+_EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+def check_external_id(external_id: object) -> str:
+    """Return `external_id`, or raise `InvalidInput` if the API would refuse it."""
+    if not isinstance(external_id, str) or not _EXTERNAL_ID.fullmatch(external_id):
+        raise InvalidInput("external_id", external_id, "must be 1 to 255 of A-Z, a-z, 0-9, _ and -")
+    return external_id
+
+
+def checked_templates(templates: object) -> tuple[str, ...]:
+    """Return the ids of templates that are given by their ids or as `Template`s. Raises `InvalidInput`."""
+    shown: object = templates
+    given = cast("Sequence[object]", templates) if isinstance(templates, Sequence) else ()
+    if isinstance(templates, str | bytes) or not given:
+        raise InvalidInput("template_ids", shown, "must be a sequence of ids, and not empty")
+    ids = [each.id if isinstance(each, CatalogueItem) else each for each in given]
+    for each in ids:
+        if flaw := flaw_of(each):
+            raise InvalidInput("template_ids", given, f"must be a sequence of ids: {each!r} {flaw}")
+    return tuple(cast("list[str]", ids))
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One customer: who, from which source, into which templates, and the files.
+
+    `external_id` is your own id of the customer, and the one thing by which a migration is found again.
+    """
+
+    external_id: str
+    name: str
+    source: str
+    """The source's id; a `Source` is taken as well."""
+    files: tuple[Path, ...]
+    """One path is taken as well, and texts are taken for paths."""
+    template_ids: tuple[str, ...] | None = None
+    """None: all templates. `Template`s are taken as well."""
+    connections: Connections | None = None
+    """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
+    no journal has them; whoever encodes a spec has."""
+
+    def __post_init__(self) -> None:
+        """Take what is meant: one path or texts for `files`, a `Source`, `Template`s. `validate` judges the rest."""
+        source, templates = cast(object, self.source), cast(object, self.template_ids)
+        force_setattr(self, "files", _paths(self.files))
+        if isinstance(source, CatalogueItem):
+            force_setattr(self, "source", source.id)
+        if isinstance(templates, Sequence) and not isinstance(templates, str | bytes):
+            ids = [
+                each.id if isinstance(each, CatalogueItem) else each
+                for each in cast("Sequence[object]", templates)
+            ]
+            force_setattr(self, "template_ids", tuple(ids))
+
+    def __repr__(self) -> str:
+        return f"<Spec {self.external_id}: {self.name!r} from {self.source}, {len(self.files)} files>"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
+
+    def check_values(self) -> None:
+        """Raise `InvalidInput` for values that the API would refuse, without a look at the files."""
+        check_external_id(self.external_id)
+        checked_text("name", self.name)
+        checked_text("source", self.source)
+        if self.template_ids is not None:
+            checked_templates(self.template_ids)
+        if self.connections is not None:
+            checked_connections(self.connections)
+        if not self.files:
+            raise InvalidInput("files", [], "there must be at least one")
+        for path in cast("tuple[object, ...]", self.files):
+            if not isinstance(path, Path):
+                raise InvalidInput("files", path, "is not a path")
+
+    def validate(self, *, root: Path | str | None = None) -> int:
+        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse.
+
+        `root`: a folder that all files must lie below, also once symbolic links are followed.
+        """
+        self.check_values()
+        if root is not None:
+            check_below(Path(root), self.files)
+        return sum(size_of(path) for path in self.files)
+
+    async def check(self, templates: Sequence[TemplateRules] = (), *, head: int | None = None) -> Checked:
+        """Read the files and return what may be wrong with them, by those of `templates` that this customer gets.
+
+        Sends nothing. For `head`, the bounds, and what without templates or the extra `check` is not judged, see
+        `asyncmig.preflight.check`. Raises `InvalidInput` for what the API would refuse.
+        """
+        self.validate()
+        wanted = self.template_ids
+        chosen = [each for each in templates if wanted is None or each.id in wanted]
+        return await check_files(self.files, chosen, head=head)
+
+
+CheckedSpec = tuple[Spec, InvalidInput | None]
+"""A spec, and what is wrong with its values, if anything is."""
+
+
+def checked_spec(given: object, root: Path | str | None = None) -> CheckedSpec:
+    """Return a spec with what is wrong with its values; of what is not a spec, as much as can be told."""
+    if not isinstance(given, Spec):
+        error = InvalidInput("spec", given, "is not a Spec")
+        known = [getattr(given, name, "") for name in ("external_id", "name")]
+        return Spec(external_id=_shown(known[0]), name=_shown(known[1]), source="", files=()), error
+    try:
+        given.check_values()
+        if root is not None:
+            check_below(Path(root), given.files)
+    except InvalidInput as error:
+        return given, error
+    return given, None
+
+
+async def each_spec(specs: object) -> AsyncIterator[object]:
+    """Yield from any iterable, also from an async one. Raises `InvalidInput` for what is neither."""
+    shown: object = specs
+    if isinstance(specs, AsyncIterable):
+        async for spec in cast("AsyncIterable[object]", specs):
+            yield spec
+    elif isinstance(specs, Iterable) and not isinstance(specs, str | bytes | Mapping):
+        for spec in cast("Iterable[object]", specs):
+            yield spec
+    else:
+        raise InvalidInput("specs", shown, "must be an iterable of specs, or an async one")
+
+
+def failed(spec: Spec, error: InvalidInput) -> Failed:
+    """Return the outcome of a spec that cannot be migrated; nothing of it is in the journal."""
+    return Failed(
+        external_id=_shown(spec.external_id),
+        name=_shown(spec.name),
+        error=_shown(str(error)),
+        step="checking",
+    )
+
+
+def _shown(value: object) -> str:
+    """Return a value as text that UTF-8 can carry."""
+    return str(value).encode(errors="replace").decode()
+
+
+def _paths(files: object) -> tuple[Path, ...]:
+    """Return one path, or several, as a tuple; what is not a path stays as it is, for `validate` to refuse."""
+    one: object = files
+    is_one = isinstance(files, str | PathLike) or not isinstance(files, Iterable)
+    given = (one,) if is_one else cast("Iterable[object]", files)
+    return tuple(cast(Path, Path(each) if isinstance(each, str) else each) for each in given)
+
+
+def check_different(specs: Sequence[Spec]) -> None:
+    """Raise `InvalidInput` for two specs of one customer: one of them would not be migrated."""
+    for external_id, count in Counter(spec.external_id for spec in specs).items():
+        if count > 1:
+            reason = f"is the external id of {count} specs: give one spec with all files of the customer"
+            raise InvalidInput("external_id", external_id, reason)

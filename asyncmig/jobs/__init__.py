@@ -1,0 +1,1 @@
+"""What drives customers of any API generation: fleet, plan, status, manifest."""

@@ -1,0 +1,259 @@
+"""Any number of migrations at once: admission, order, outcomes as they come, an orderly end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast, final
+
+import anyio
+
+from asyncmig._core.arguments import checked_call, checked_path
+from asyncmig._io.loop_guard import AsyncOnly, LoopGuard
+from asyncmig._io.threads import in_thread
+from asyncmig.companies.workflow.migrate import migrate_as
+from asyncmig.customers.file_names import check_utf8, customer_folder
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import ExportMode, Outcome, Pending, Policy, RowFilter
+from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
+from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
+from asyncmig.journal import Journal, JournalPort
+from asyncmig.session import Session
+
+__all__ = ["Fleet"]
+
+_LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
+_log = logging.getLogger("asyncmig")
+_AT_ONCE = 50
+"""Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
+
+
+@final
+class Fleet(AsyncOnly):
+    """Drives migrations of one session, at most `concurrency` at once, the longest first.
+
+    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. What else there
+    is, is as for `migrate`. Leaving the block cancels what has not ended; it stays alive on the server, and the
+    same specs go on from there. One customer's failure or bad input never touches another's.
+    `protected`: files that no sheet replaces, besides those of the specs.
+    Used outside its `async with` block, or on another event loop, it raises `UsageError`.
+    """
+
+    __slots__ = (
+        "_draining",
+        "_group",
+        "_guard",
+        "_inputs",
+        "_journal",
+        "_options",
+        "_own_journal",
+        "_places",
+        "_session",
+        "_submitted",
+        "_to",
+    )
+
+    @checked_call
+    def __init__(
+        self,
+        session: Session,
+        *,
+        journal: JournalPort | Path | str,
+        to: Path | str = "out",
+        decide: Policy = "park",
+        row_filter: RowFilter = "valid",
+        retries: int = 0,
+        retry_failed: bool = False,
+        deliver_rejected: bool = False,
+        export: ExportMode | None = None,
+        concurrency: int = 500,
+        protected: Iterable[Path] = (),
+        root: Path | str | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise InvalidInput("concurrency", concurrency, "must be at least 1")
+        check_utf8("to", to)
+        self._session, self._to = session, checked_path("to", to)
+        self._options = MigrationOptions(
+            decide=decide,
+            row_filter=row_filter,
+            retries=retries,
+            retry_failed=retry_failed,
+            deliver_rejected=deliver_rejected,
+            export=export,
+            root=root,
+        )
+        self._inputs = Inputs()
+        self._inputs.add(protected)
+        self._own_journal: Journal | None = None
+        if isinstance(journal, str | Path):
+            self._inputs.add([Path(journal)])
+            journal = self._own_journal = Journal(journal)
+        self._journal: JournalPort = journal
+        self._places = anyio.CapacityLimiter(concurrency)
+        self._draining = False
+        self._guard = LoopGuard("Fleet")
+        self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._session.check_open()
+        self._guard.enter()
+        try:
+            if self._own_journal is not None:
+                await self._own_journal.__aenter__()
+        except BaseException:
+            self._guard.forget()
+            raise
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._guard.leave(_LEFT)
+        self._group.cancel_scope.cancel()
+        try:
+            # The block's own error is not the group's: it leaves as it is, and not in an ExceptionGroup.
+            await self._group.__aexit__(None, None, None)
+        finally:
+            if self._own_journal is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._own_journal.__aexit__(None, None, None)
+
+    def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
+        """Start a migration as soon as there is a place; the future gives its outcome.
+
+        A customer that is under way already is not started twice: the same spec gets the same future, and another
+        one raises `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
+        """
+        return self._submit(*checked_spec(spec))
+
+    def _submit(self, spec: Spec, refused: InvalidInput | None) -> "asyncio.Future[Outcome]":
+        loop = self._guard.loop()
+        if refused is not None:
+            future: asyncio.Future[Outcome] = loop.create_future()
+            future.set_result(failed(spec, refused))
+            return future
+        self._check_not_other(spec)
+        under_way = self._submitted.get(spec.external_id)
+        if under_way is not None:
+            return under_way[1]
+        future = loop.create_future()
+        self._submitted[spec.external_id] = spec, future
+        self._group.start_soon(self._work, spec, future)
+        return future
+
+    def _check_not_other(self, spec: Spec) -> None:
+        """Raise `InvalidInput` if another spec of this customer is under way: this one would be ignored."""
+        under_way = self._submitted.get(spec.external_id)
+        if under_way is not None and under_way[0] != spec:
+            reason = "is under way with another spec: wait for its outcome, and submit this one then"
+            raise InvalidInput("external_id", spec.external_id, reason)
+
+    async def run(self, specs: Iterable[Spec] | AsyncIterable[Spec]) -> AsyncIterator[Outcome]:
+        """Migrate all of `specs`, the longest first, and yield each outcome as it comes.
+
+        All specs are read before the first one begins. Bad input of one is its `Failed` outcome, and so is a file
+        below a folder that gets the sheets of any of them. Raises `InvalidInput`, before anything is sent, for two
+        specs of one external id, and for a customer that is under way with another spec; `JournalError` if the
+        journal cannot be written.
+        """
+        given = [checked_spec(each) async for each in each_spec(specs)]
+        check_different([spec for spec, refused in given if refused is None])
+        keys, ready = await in_thread(self._prepared, given)
+        for spec, refused in given:
+            if refused is None:
+                self._check_not_other(spec)
+        futures: list[asyncio.Future[Outcome]] = []
+        with self._inputs.holding(keys):
+            for spec, refused in ready:
+                futures.append(self._submit(spec, refused))
+                if len(futures) % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            for finished in asyncio.as_completed(futures):
+                yield await finished
+
+    def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
+        """Return what protects the files of `given`, and these, the longest first, with what is wrong with each."""
+        specs = sorted((spec for spec, refused in given if refused is None), key=_size, reverse=True)
+        folders = FolderLookup(self._folder(spec) for spec in specs)
+        bad = [each for each in given if each[1] is not None]
+        ready = [*bad, *((spec, _below(folders, spec)) for spec in specs)]
+        files = (path for spec, _ in given for path in cast("tuple[object, ...]", spec.files))
+        return keys_of(path for path in files if isinstance(path, Path)), ready
+
+    @checked_call
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
+        """Start nothing new, let requests in flight end, and leave the runs alive on the server.
+
+        Every migration that has not ended comes to `Pending`. This closes the session for everybody. After
+        `timeout` seconds what is still in flight is cancelled.
+        """
+        self._guard.loop()
+        self._draining = True
+        self._session.close(SessionClosed("interrupted: the same command goes on from here"))
+        with anyio.move_on_after(timeout):
+            await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
+            return
+        self._group.cancel_scope.cancel()
+
+    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]") -> None:
+        try:
+            async with self._places:
+                outcome = await self._one(spec)
+        except JournalError as error:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # who iterates hears of the first one, and of the others nobody has to
+        except BaseException:
+            future.cancel()
+            raise
+        else:
+            if not future.done():
+                future.set_result(outcome)
+        finally:
+            del self._submitted[spec.external_id]
+
+    async def _one(self, spec: Spec) -> Outcome:
+        if self._draining:
+            return _pending(spec, "interrupted before it began")
+        try:
+            return await migrate_as(
+                self._session, spec, self._journal, self._folder(spec), self._options, self._inputs
+            )
+        except CustomerHeld as error:
+            return _pending(spec, str(error))
+        except JournalError:
+            raise
+        except Exception as error:
+            _log.exception("the migration of %s broke off", spec.external_id)
+            return _pending(spec, f"broke off: {type(error).__name__}: {error}")
+
+    def _folder(self, spec: Spec) -> Path:
+        return customer_folder(self._to, spec.external_id)
+
+
+def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:
+    for path in spec.files:
+        if folder := folders.above(path):
+            reason = f"lies below {folder}, where sheets are delivered: choose another folder"
+            return InvalidInput("files", str(path), reason)
+    return None
+
+
+def _pending(spec: Spec, error: str) -> Pending:
+    return Pending(external_id=spec.external_id, name=spec.name, error=error)
+
+
+def _size(spec: Spec) -> int:
+    """Return the bytes of a customer's files; bad input sorts last, and its migration says what is wrong."""
+    try:
+        return spec.validate()
+    except (InvalidInput, OSError):
+        return 0

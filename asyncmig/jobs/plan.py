@@ -1,0 +1,299 @@
+"""What a fleet would do before it does anything: requests, bytes, the earliest end, and what needs a decision.
+
+Nothing is sent. The plan knows the journal; it does not know what only the server knows (names of sources and
+templates, durations of imports, questions).
+
+The earliest end is arithmetic, without a clock or a session. A server that allows W requests in a window lets W go at
+once, and W more after each window. So n requests of one budget take at least `(n - 1) // W` windows until the last is
+sent. This is a lower bound for any client. The time that the imports take comes on top.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, final
+
+import msgspec
+
+from asyncmig.companies import routes
+from asyncmig.companies.workflow.migrate import nothing_ran
+from asyncmig.companies.workflow.record import Record, read_inputs
+from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import size_of
+from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
+from asyncmig.customers.questions import Action
+from asyncmig.session import Scope
+
+__all__ = [
+    "Destruction",
+    "Durations",
+    "Forecast",
+    "Plan",
+    "PlannedFile",
+    "UnderWay",
+    "earliest_end",
+    "forecast",
+    "plan",
+    "requests_left",
+]
+
+
+_BEFORE_RUN = (routes.CREATE_COMPANY.key, routes.CREATE_UPLOAD.key, routes.START_IMPORT.key)
+_STARTS_AT = {
+    "checking": 0,
+    "waiting": 0,
+    "creating": 0,
+    "uploading": 1,
+    "starting": 2,
+    "running": 3,
+    "deciding": 3,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """A customer who has not ended."""
+
+    step: str = "waiting"
+    files: int = 1
+    """How many are still to be uploaded."""
+    age: float | None = None
+    """Seconds for which the import has been running, if it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds until the end. `is_bound`: it cannot be sooner, and how much later it will be nobody knows yet."""
+
+    seconds: float
+    is_bound: bool
+
+
+@final
+class Durations:
+    """How long imports took, as far as some have ended."""
+
+    __slots__ = ("_longest",)
+
+    def __init__(self) -> None:
+        self._longest: float | None = None
+
+    def add(self, seconds: float) -> None:
+        """Take the duration of an import that has ended."""
+        self._longest = max(seconds, self._longest or 0.0)
+
+    @property
+    def longest(self) -> float | None:
+        """Seconds; None before the first end. The last of many to end is what a fleet waits for."""
+        return self._longest
+
+
+def requests_left(customer: UnderWay) -> Counter[str]:
+    """Return the fewest requests, by endpoint, that a customer still takes: one poll, and a ZIP of all sheets."""
+    stages = (
+        {routes.CREATE_COMPANY.key: 1},
+        {routes.CREATE_UPLOAD.key: customer.files},
+        {routes.START_IMPORT.key: 1},
+        {routes.READ_IMPORT.key: 1},
+        {routes.DOWNLOAD.key: 1},
+    )
+    left: Counter[str] = Counter()
+    for stage in stages[_STARTS_AT.get(customer.step, len(stages) - 1) :]:
+        left.update(stage)
+    return +left
+
+
+def earliest_end(
+    requests: Mapping[str, int], *, limit: int, window: float, scope: Scope = "endpoint"
+) -> float:
+    """Return the seconds before which the last of these requests cannot be sent, with nothing sent lately."""
+    counts = [sum(requests.values())] if scope == "key" else list(requests.values())
+    return max(((count - 1) // limit * window for count in counts if count), default=0.0)
+
+
+def forecast(
+    under_way: Collection[UnderWay],
+    durations: Durations,
+    *,
+    limit: int,
+    window: float,
+    scope: Scope,
+    concurrency: int = 500,
+) -> Forecast:
+    """Return when all of `under_way` will have ended, from the budget and from how long imports took so far."""
+    left: Counter[str] = Counter()
+    for (step, files), count in Counter((customer.step, customer.files) for customer in under_way).items():
+        for endpoint, requests in requests_left(UnderWay(step=step, files=files)).items():
+            left[endpoint] += requests * count
+    starts = {endpoint: left[endpoint] for endpoint in _BEFORE_RUN if left[endpoint]}
+    started = earliest_end(starts, limit=limit, window=window, scope=scope)
+    bound = earliest_end(left, limit=limit, window=window, scope=scope)
+    longest, ages = durations.longest, [customer.age for customer in under_way if customer.age is not None]
+    if longest is None:
+        return Forecast(bound, is_bound=bool(under_way))
+    ends = [bound, *(longest - age for age in ages)]
+    if starts:
+        ends += [started + longest, longest * -(-len(under_way) // concurrency)]
+    return Forecast(max(ends), is_bound=any(age > longest for age in ages))
+
+
+_LARGEST = 5
+
+
+class Planned(Protocol):
+    """A customer to plan for: a `Spec`, or a line of a manifest."""
+
+    @property
+    def external_id(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+
+class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that would be uploaded."""
+
+    external_id: str
+    path: str
+    bytes: int
+
+
+class Destruction(msgspec.Struct, frozen=True, kw_only=True):
+    """A parked import whose proposed patch destroys rows, or may."""
+
+    external_id: str
+    actions: tuple[Action, ...]
+    """Empty if the server's proposal could not be read."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left to do. Counts are the fewest that can do."""
+
+    schema: int = 1
+    customers: int
+    done: tuple[str, ...]
+    """Customers for whom nothing is left: delivered, or failed and the same as then."""
+    new: int
+    """Customers of whom the journal knows nothing."""
+    under_way: int
+    """Customers for whom something is left, and something was done."""
+    failed: tuple[str, ...]
+    """Those of `done` that failed: they are not imported again unless their files change or it is asked for."""
+    repeated: tuple[str, ...]
+    """Failed before, and imported again: their files have changed, or it is asked for."""
+    parked: tuple[str, ...]
+    destructive: tuple[Destruction, ...]
+    files: int
+    bytes: int
+    largest: tuple[PlannedFile, ...]
+    requests: dict[str, int]
+    """By endpoint. At least one poll an import and one archive a customer: there will be more of both."""
+    seconds: float
+    """The last of them cannot be sent sooner; the imports' own time comes on top."""
+
+
+async def plan(
+    customers: Sequence[Planned],
+    records: Mapping[str, Record],
+    *,
+    to: Path,
+    row_filter: RowFilter = "valid",
+    retries: int = 0,
+    retry_failed: bool = False,
+    names_templates: bool = True,
+    limit: int = 100,
+    window: float = 60.0,
+    scope: Scope = "endpoint",
+) -> Plan:
+    """Return what `Fleet.run` would do for `customers`. `to`, `row_filter`, `retries`, `retry_failed` as for it.
+
+    `names_templates`: whether the list of templates has to be read. Raises `InvalidInput` for files that are missing.
+    """
+    left: dict[str, UnderWay] = {}
+    repeated: list[str] = []
+    for customer in customers:
+        record = records.get(customer.external_id)
+        again = await _is_repeated(customer, record, retries=retries, retry_failed=retry_failed)
+        if again:
+            repeated.append(customer.external_id)
+        state = _left(customer, record, to=to, row_filter=row_filter, again=again)
+        if state is not None:
+            left[customer.external_id] = state
+    uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
+    requests = _requests(left, names_templates=names_templates)
+    kinds = {customer.external_id: _outcome(records.get(customer.external_id)) for customer in customers}
+    done = tuple(name for name in kinds if name not in left)
+    parked = {name: outcome for name, outcome in kinds.items() if isinstance(outcome, Parked)}
+    return Plan(
+        customers=len(customers),
+        done=done,
+        new=sum(name not in records for name in left),
+        under_way=sum(name in records for name in left),
+        failed=tuple(name for name in done if isinstance(kinds[name], Failed)),
+        repeated=tuple(repeated),
+        parked=tuple(parked),
+        destructive=tuple(
+            Destruction(external_id=name, actions=outcome.destructive)
+            for name, outcome in parked.items()
+            if outcome.attention.is_destructive
+        ),
+        files=len(uploads),
+        bytes=sum(file.bytes for file in uploads),
+        largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
+        requests=requests,
+        seconds=earliest_end(requests, limit=limit, window=window, scope=scope),
+    )
+
+
+async def _is_repeated(customer: Planned, record: Record | None, *, retries: int, retry_failed: bool) -> bool:
+    """Return whether a failed import is begun anew: it was asked for, or a file is not what it was."""
+    if record is None or not record.begun or not nothing_ran(record.outcome):
+        return False
+    return (
+        retry_failed
+        or record.retried < retries
+        or bool(record.changed_files(await read_inputs(customer.files)))
+    )
+
+
+def _left(
+    customer: Planned, record: Record | None, *, to: Path, row_filter: RowFilter, again: bool
+) -> UnderWay | None:
+    """Return where a customer goes on, or None if nothing is left to do."""
+    files = len(customer.files)
+    if record is not None and not record.is_readable:
+        return None
+    if record is None or record.company_id is None:
+        return UnderWay(step="creating", files=files)
+    if again or not record.begun:
+        return UnderWay(step="uploading", files=files - (0 if again else len(record.uploads)))
+    if record.run_id is None:
+        return UnderWay(step="starting", files=0)
+    if nothing_ran(record.outcome):
+        return None
+    if isinstance(record.outcome, Delivered):
+        folder = customer_folder(to, customer.external_id)
+        paths = [Path(file.path) for file in record.outcome.files]
+        if record.outcome.row_filter == row_filter and all(p.parent == folder and p.exists() for p in paths):
+            return None
+    return UnderWay(step="running", files=0)
+
+
+def _uploads(customer: Planned, left: UnderWay | None) -> Iterator[PlannedFile]:
+    """Yield the files that are still to be uploaded: the last ones, for they go in order."""
+    count = left.files if left else 0
+    for path in customer.files[len(customer.files) - count :]:
+        yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))
+
+
+def _requests(left: Mapping[str, UnderWay], *, names_templates: bool) -> dict[str, int]:
+    if not left:
+        return {}
+    requests = Counter({routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)})
+    for state in left.values():
+        requests.update(requests_left(state))
+    return dict(+requests)
+
+
+def _outcome(record: Record | None) -> object:
+    return None if record is None else record.outcome

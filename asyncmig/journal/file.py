@@ -1,0 +1,299 @@
+"""The file: how it is opened, what stands in it, which version of it, and what its errors mean."""
+
+import contextlib
+import os
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from asyncmig.errors import InvalidInput, JournalError, JournalUnavailable, is_temporary
+
+__all__ = [
+    "BUSY",
+    "SCHEMA_VERSIONS",
+    "Connect",
+    "connect",
+    "explain",
+    "journal_error",
+    "open_for_reading",
+    "open_for_writing",
+]
+
+Connect = Callable[[str], sqlite3.Connection]
+"""How an SQLite URI is opened: in autocommit mode, usable in any thread."""
+
+BUSY = 10.0
+"""Real seconds that one process waits for another one's transaction, which takes milliseconds."""
+
+_ADDRESS = re.compile(r"(postgres(ql)?|rediss?|unix|mysql|https?):/|.*\bpassword\s*=", re.IGNORECASE)
+_APPLICATION = 0x61736D67  # "asmg", which tells a journal from any other SQLite file
+
+SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE holders (
+            instance TEXT PRIMARY KEY, label TEXT NOT NULL, host TEXT NOT NULL, boot TEXT NOT NULL,
+            namespace TEXT NOT NULL, pid INTEGER NOT NULL, started TEXT NOT NULL,
+            lease REAL NOT NULL, wall REAL NOT NULL, uptime REAL NOT NULL)""",
+        """CREATE TABLE companies (
+            id INTEGER PRIMARY KEY, external_id TEXT NOT NULL UNIQUE, state BLOB,
+            token INTEGER NOT NULL DEFAULT 0, holder TEXT)""",
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY, company INTEGER NOT NULL, at TEXT NOT NULL,
+            kind TEXT NOT NULL, detail BLOB NOT NULL)""",
+        "CREATE INDEX events_by_company ON events (company)",
+        """CREATE TRIGGER events_stay BEFORE DELETE ON events
+            BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
+        """CREATE TRIGGER events_stand BEFORE UPDATE ON events
+            BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
+    ),
+)
+"""What leads from one version of the schema to the next; a journal that was released is never edited here."""
+
+_BY_HOLDER = "CREATE INDEX IF NOT EXISTS companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
+"""Each heartbeat asks what its instance holds. An index needs no new version: earlier ones keep it up to date."""
+
+_REASONS = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "the file or its folder is read-only",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: the folder is read-only, or permission is denied",
+    sqlite3.SQLITE_PERM: "permission is denied",
+    sqlite3.SQLITE_NOTADB: "this file is not a journal",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; keep a copy of it",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY:g} s; is that one stopped?",
+    sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+}
+
+
+_TEMPORARY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+"""Codes of SQLite for which the same call may succeed later, without anybody changing the file or its permissions."""
+
+
+def explain(error: Exception) -> str:
+    """Return what an error of SQLite or of the operating system means, and its own words."""
+    reason = _REASONS.get(_code(error))
+    return f"{reason} ({error})" if reason else str(error)
+
+
+def journal_error(path: Path, error: sqlite3.Error | OSError | JournalError) -> JournalError:
+    """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
+    if isinstance(error, JournalError):
+        return error
+    passes = is_temporary(error) if isinstance(error, OSError) else _code(error) in _TEMPORARY
+    return (JournalUnavailable if passes else JournalError)(str(path), explain(error))
+
+
+def _code(error: Exception) -> int:
+    """Return the primary result code of an error of SQLite, 0 for any other error."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def check_is_path(path: str | Path) -> None:
+    """Raise `InvalidInput` for the address of a server, which may hold a password, in place of a file."""
+    if _ADDRESS.match(str(path)):
+        why = "is the address of a server; for PostgreSQL use asyncmig.journal.postgres.PostgresJournal"
+        raise InvalidInput("journal", "***", why)
+
+
+def connect(uri: str) -> sqlite3.Connection:
+    """Open an SQLite URI."""
+    return sqlite3.connect(uri, uri=True, timeout=BUSY, isolation_level=None, check_same_thread=False)
+
+
+def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
+    """Open a journal, create it where there is none (mode 0600), and bring an old one up to date.
+
+    Raises `JournalError`; an existing file that is no journal is left as it was.
+    """
+    _check_place(path)
+    with _explained(path):
+        _create(path)
+        db = connect(_uri(path, "rwc"))
+        try:
+            _prepare(db, path)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _create(path: Path) -> None:
+    """Make the file, unless it exists, readable for its owner alone; SQLite's side files get the same mode.
+
+    It is never opened by its own name: closing it again would drop SQLite's locks of this process. Where that is not
+    possible, SQLite makes the file, or says why not.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists():
+        return
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix=f"{place.name}.", dir=place.parent)
+        try:
+            os.close(descriptor)
+            os.link(name, place)
+        finally:
+            os.unlink(name)
+
+
+@contextmanager
+def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connection]:
+    """Open a journal that exists, also one that another process writes, or that stands in a read-only folder.
+
+    Nothing is created and nothing changed. Raises `JournalError`.
+    """
+    _check_place(path)
+    if not path.exists():
+        raise JournalError(str(path), "there is no such file")
+    with _explained(path), closing(_first_readable(path, connect)) as db:
+        version = _version(db, path)
+        db.text_factory = partial(
+            str, encoding="utf-8", errors="replace"
+        )  # a damaged text concerns its row alone
+        if version != len(SCHEMA_VERSIONS):
+            reason = "is empty" if version == 0 else "is of an older version: a run brings it up to date"
+            raise JournalError(str(path), reason)
+        yield db
+
+
+def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:
+    # "rw" comes first: only such a connection takes its side files away again when it was the last one.
+    # "immutable" is for a folder where side files cannot be made; with a "-wal" file there, it would not see all.
+    modes = ["rw", "ro"] if _beside(path, "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
+    for mode in modes[:-1]:
+        try:
+            return _queryable(path, mode, connect)
+        except sqlite3.OperationalError as error:
+            if _code(error) in _TEMPORARY:  # another mode would ignore a lock, or wait for it once more
+                raise
+    return _queryable(path, modes[-1], connect)
+
+
+def _queryable(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
+    db = connect(_uri(path, mode))
+    try:
+        db.execute("PRAGMA query_only=ON")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA fullfsync=ON")  # on macOS only this waits for the disk itself
+    _version(db, path)  # before anything is changed
+    _use_wal(db, path)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(db, path)  # again: another process may have been faster
+        if version < len(SCHEMA_VERSIONS):
+            for statement in (line for step in SCHEMA_VERSIONS[version:] for line in step):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id={_APPLICATION}")
+            db.execute(f"PRAGMA user_version={len(SCHEMA_VERSIONS)}")
+        db.execute(_BY_HOLDER)
+        # A process that was killed leaves its row; what it held is taken over one by one.
+        db.execute(
+            "DELETE FROM holders WHERE instance NOT IN (SELECT holder FROM companies WHERE holder NOT NULL)"
+        )
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a journal, 0 for an empty file. Raises `JournalError` for anything else."""
+    with _snapshot(db):
+        application, version, tables = (
+            int(db.execute(query).fetchone()[0])
+            for query in (
+                "PRAGMA application_id",
+                "PRAGMA user_version",
+                "SELECT count(*) FROM sqlite_master",
+            )
+        )
+    if application == 0 and version == 0 and tables == 0:
+        return 0
+    if application != _APPLICATION:
+        raise JournalError(str(path), "this SQLite file is not a journal, but another program's")
+    if version > len(SCHEMA_VERSIONS):
+        raise JournalError(
+            str(path),
+            f"was written by a newer version of asyncmig (journal version {version}, "
+            f"this one knows up to {len(SCHEMA_VERSIONS)})",
+        )
+    return version
+
+
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Generator[None]:
+    """Let all reads of the block see one state: another process may be creating the journal meanwhile."""
+    if db.in_transaction:
+        yield
+        return
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _use_wal(db: sqlite3.Connection, path: Path) -> None:
+    """Switch to a write-ahead log, as the file then remembers.
+
+    SQLite does not wait by itself when two processes do that to a new file at once.
+    """
+    for pause in (0.01, 0.05, 0.2, 1.0, None):
+        try:
+            mode: str = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            if mode != "wal":
+                raise JournalError(
+                    str(path), f"this file system has no write-ahead log (SQLite offers {mode!r})"
+                )
+            return
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise JournalError(str(path), f"there is no folder {path.parent}")
+    if path.is_dir():
+        raise JournalError(str(path), "this is a folder")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise journal_error(path, error) from error

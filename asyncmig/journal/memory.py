@@ -1,0 +1,107 @@
+"""A journal in memory, for this process alone."""
+
+from types import TracebackType
+from typing import Self, final
+
+from asyncmig.errors import CustomerHeld
+from asyncmig.journal.lease import Moment
+from asyncmig.journal.reader import (
+    Activity,
+    Event,
+)
+
+__all__ = ["MemoryClaim", "MemoryJournal"]
+
+
+@final
+class MemoryClaim:
+    """A company held in a `MemoryJournal`; see `ClaimPort`."""
+
+    __slots__ = ("_journal", "external_id", "state", "token")
+
+    def __init__(self, journal: "MemoryJournal", external_id: str, token: int, state: bytes | None) -> None:
+        self._journal, self.state = journal, state
+        self.external_id: str = external_id
+        self.token: int = token
+
+    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
+        """Add an event and set the state. Raises `CustomerHeld` once it was given up."""
+        self._journal.record(self, kind, detail, state)
+        self.state = state
+
+    async def release(self) -> None:
+        """Give the company up."""
+        self._journal.free(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.release()
+
+
+@final
+class MemoryJournal:
+    """A journal of this process alone, gone with it: for a migration that a job runner repeats from the start.
+
+    It needs no opening and no closing, and its calls never wait.
+    """
+
+    __slots__ = ("_events", "_held", "_states", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, int] = {}
+        self._held: dict[str, int] = {}
+        self._states: dict[str, bytes] = {}
+        self._events: list[Event] = []
+
+    async def claim(self, external_id: str) -> MemoryClaim:
+        """Take a company. Raises `CustomerHeld` if another task has it."""
+        if external_id in self._held:
+            raise CustomerHeld(":memory:", external_id, "another task of this journal")
+        token = self._held[external_id] = self._tokens[external_id] = self._tokens.get(external_id, 0) + 1
+        return MemoryClaim(self, external_id, token, self._states.get(external_id))
+
+    async def states(self) -> dict[str, bytes]:
+        """Return the state of each company that has one."""
+        return dict(self._states)
+
+    async def events(
+        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        """Return the events after number `after`, in order, at most `limit`."""
+        found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
+        return found[:limit]
+
+    async def activity(self) -> dict[str, Activity]:
+        """Return who works on each company, and when something was last written."""
+        latest = {event.external_id: event.at for event in self._events}
+        return {
+            name: Activity(latest.get(name), "a task of this process" if name in self._held else None)
+            for name in self._tokens
+        }
+
+    def successor(self) -> "MemoryJournal":
+        """Return another one with the same content that nobody holds anything of: as if the process had died."""
+        other = MemoryJournal()
+        other._tokens, other._states, other._events = (
+            dict(self._tokens),
+            dict(self._states),
+            list(self._events),
+        )
+        return other
+
+    def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
+        """Do what `MemoryClaim.write` says."""
+        if self._held.get(claim.external_id) != claim.token:
+            raise CustomerHeld(":memory:", claim.external_id, "nobody now: the claim was given up")
+        event = Event(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
+        self._events.append(event)
+        self._states[claim.external_id] = state
+
+    def free(self, claim: MemoryClaim) -> None:
+        """Do what `MemoryClaim.release` says."""
+        if self._held.get(claim.external_id) == claim.token:
+            del self._held[claim.external_id]

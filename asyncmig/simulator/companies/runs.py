@@ -1,0 +1,289 @@
+"""The lives of import runs and destination exports, computed from `now` at each read, without timers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import final
+
+from asyncmig.simulator.amounts import check_amount
+from asyncmig.simulator.companies.bodies import AnswerIn
+from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
+from asyncmig.simulator.companies.variants import Variants
+from asyncmig.simulator.server.messages import Json
+
+__all__ = ["ExportRun", "ImportRun", "RunDurations"]
+
+
+PARKS_ABOVE = 0.05
+"""A run parks when more than this share of its rows would be dropped or duplicated."""
+_PROPOSED = {
+    "unique": "dedup_keep_first",
+    "required": "delete_invalid_rows",
+    "link": "keep",
+    "strict": "keep",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDurations:
+    """How long runs take, in seconds: drawn around `base + per_row * rows`."""
+
+    queued: float = 4.0
+    base: float = 30.0
+    per_row: float = 0.2
+    sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a time that is negative."""
+        for name in ("queued", "base", "per_row", "sigma"):
+            check_amount(f"pace.{name}", getattr(self, name))
+
+    def draw(self, rows: int, rng: Random) -> tuple[float, float]:
+        """Return how long a run is queued, and how long it runs."""
+        running = (self.base + self.per_row * rows) * rng.lognormvariate(0.0, self.sigma)
+        return self.queued * rng.uniform(0.5, 1.5), running
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class ImportRun:
+    """One import. `tables`: the company's, which it changes when it ends well; `failure`: why it cannot."""
+
+    id: str
+    created_at: float
+    tables: list[Table]
+    failure: str | None
+    pace: RunDurations
+    rng: Random
+    variants: Variants = field(default_factory=Variants)
+    inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
+    digest: str = ""
+    """Of the rows that came."""
+    parks: int = 0
+    """How often it has waited for a decision."""
+    decided: int = 0
+    rejected: bool = False
+    canceled: bool = False
+    attention: Json | None = None
+    """What it asked last; stays for the record when it runs again."""
+    runs_from: float = 0.0
+    settles_at: float = 0.0
+    _settled: str | None = None
+    _proposals: list[tuple[Flaw, dict[str, str]]] = field(default_factory=list[tuple[Flaw, dict[str, str]]])
+
+    def __post_init__(self) -> None:
+        fate = self.rng.random()
+        if fate < self.variants.zombies:
+            self.failure = "Import timed out"
+        self.canceled = self.variants.zombies <= fate < self.variants.zombies + self.variants.canceled
+        queued, running = self.pace.draw(sum(len(rows) for _, rows in self.inserted), self.rng)
+        self.runs_from = self.created_at + queued
+        self.settles_at = self.runs_from + running
+
+    def status(self, now: float) -> str:
+        """Return the status at `now`; what must have happened until then happens here."""
+        if self._settled is None and now >= self.settles_at:
+            self._settle()
+        lasts = self.variants.park_lasts
+        if self._settled == "needs_attention" and lasts is not None and now >= self.settles_at + lasts:
+            self._settled, self.failure = "failed", "Nobody decided in time"
+        if self._settled is not None:
+            return self._settled
+        return "queued" if now < self.runs_from else self.variants.strange_status or "running"
+
+    @property
+    def ended(self) -> bool:
+        return self._settled in ("completed", "failed", "canceled")
+
+    def _settle(self) -> None:
+        if self.failure is not None or self.canceled:
+            self._settled = "canceled" if self.canceled else "failed"
+            return
+        if not self.decided:
+            for table, rows in self.inserted:
+                table.rows.extend(rows)
+        flaws = find_flaws(self.tables)
+        total = sum(len(table.rows) for table in self.tables)
+        if self.rejected:
+            self._settled = "failed"
+            if not self.variants.rejected_keeps:
+                for table, _ in self.inserted:
+                    table.rows.clear()
+            self.failure = "Rejected by a person"
+        elif self._asks(sum(bad_rows(flaws).values()), total):
+            self._settled = "needs_attention"
+            self.parks += 1
+            self._propose(flaws)
+        else:
+            self._settled = "completed"
+
+    def _asks(self, bad: int, total: int) -> bool:
+        if self.decided:
+            return self.variants.parks_twice and self.decided < 2 and bad > 0
+        return bad > PARKS_ABOVE * max(1, total)
+
+    def _propose(self, flaws: Sequence[Flaw]) -> None:
+        self._proposals = [(flaw, self._action(flaw)) for flaw in flaws]
+        self.attention = {
+            "questions": [self._question(n, flaw) for n, (flaw, _) in enumerate(self._proposals)],
+            "proposed_patch": {
+                "summary": f"{len(self._proposals)} kinds of bad cells",
+                "actions": [action for _, action in self._proposals],
+            },
+        }
+
+    def _table(self, sheet_id: str) -> Table:
+        return next(table for table in self.tables if table.sheet_id == sheet_id)
+
+    def _action(self, flaw: Flaw) -> dict[str, str]:
+        schema = self._table(flaw.sheet_id).schema
+        assert schema is not None
+        column = next(column for column in schema.columns if column.name == flaw.column)
+        action = {"sheet_id": flaw.sheet_id, "column": flaw.column, "action": _PROPOSED[flaw.kind]}
+        if flaw.kind == "strict" and column.fallback is not None:
+            return {**action, "action": "set_value", "value": column.fallback}
+        if flaw.kind == "unique":
+            action["key_column"] = action.pop("column")
+        return action
+
+    def _question(self, n: int, flaw: Flaw) -> Json:
+        table = self._table(flaw.sheet_id)
+        place = table.header.index(flaw.column)
+        return {
+            "id": f"fq{n}",
+            "prompt": f"{len(flaw.rows)} cells of {flaw.column} break the rule '{flaw.kind}'. What shall be done?",
+            "context": f"Sheet {table.name}",
+            "target": {
+                "sheet_id": flaw.sheet_id,
+                "column": flaw.column,
+                "affected_count": len(flaw.rows),
+                "sample_values": [table.rows[row][place] for row in flaw.rows[:5]],
+                "error": flaw.kind,
+            },
+            "relevant_columns": [flaw.column],
+            "options": [{"id": "a", "label": "Do as proposed"}, {"id": "b", "label": "Leave it as it is"}],
+            "allow_custom": flaw.kind == "strict",
+        }
+
+    def decide(self, approve: bool, answers: Mapping[str, AnswerIn], now: float) -> None:
+        """Take a decision; the patch is applied at once, and the run goes on for a while."""
+        if approve:
+            for n, (flaw, action) in enumerate(self._proposals):
+                answer = answers.get(f"fq{n}")
+                if answer is not None or not answers or self.variants.unanswered == "proposed":
+                    self._apply(flaw, action, answer)
+        else:
+            self.rejected = True
+        self.decided += 1
+        self._settled = None
+        self.runs_from, self.settles_at = now, now + (self.settles_at - self.created_at) / 2
+
+    def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: AnswerIn | None) -> None:
+        if answer is not None and answer.option_id == "b":
+            return
+        if answer is not None and answer.custom is not None:
+            action = {"action": "set_value", "value": answer.custom}
+        same = [
+            each for each in find_flaws(self.tables) if (each.sheet_id, each.column, each.kind) == _what(flaw)
+        ]
+        for each in same:  # rows may have gone, and numbers changed, by the actions before
+            apply_action(self._table(each.sheet_id), each, action)
+
+    def describe(self, now: float) -> Json:
+        """Return the run as a read shows it."""
+        status = self.status(now)
+        shown: Json = {"status": status}
+        if status in ("queued", "running", self.variants.strange_status):
+            done = (now - self.created_at) / max(1.0, self.settles_at - self.created_at)
+            shown["progress_message"] = (
+                "Waiting to start" if status == "queued" else f"Mapping, {done:.0%} done"
+            )
+        elif status == "needs_attention":
+            report = self._report()
+            valid = report["inserted"] - report["invalidCellCount"]
+            shown["report"] = {"inserted": valid, "invalidCellCount": report["invalidCellCount"]}
+            shown["needs_attention"] = self.attention
+        elif status == "canceled":
+            shown["error"] = "Canceled by a person"
+        elif status == "failed":
+            shown["error"] = self.failure
+            if self.rejected:
+                shown["report"] = {"inserted": 0, "perSheet": [], "invalidCellCount": 0}
+        else:
+            shown["report"] = {**self._report(), "perSheet": self._per_sheet()}
+        return shown
+
+    def _report(self) -> dict[str, int]:
+        rows = sum(len(table.rows) for table in self.tables)
+        return {"inserted": rows, "invalidCellCount": sum(bad_rows(find_flaws(self.tables)).values())}
+
+    def _per_sheet(self) -> list[Json]:
+        return [
+            {"templateName": table.name, "sheetId": table.sheet_id, "rowCount": len(table.rows)}
+            for table in self.tables
+        ]
+
+
+def _what(flaw: Flaw) -> tuple[str, str, str]:
+    return flaw.sheet_id, flaw.column, flaw.kind
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class ExportRun:
+    """One export. Like an import it is computed from `now`, without timers."""
+
+    id: str
+    created_at: float
+    mode: str
+    tables: list[Table]
+    connected: bool
+    rng: Random
+    variants: Variants
+    settles_at: float = 0.0
+    _results: list[Json] | None = None
+
+    def __post_init__(self) -> None:
+        rows = sum(len(table.rows) for table in self.tables)
+        self.settles_at = self.created_at + 5.0 + (1.0 if self.mode == "canary" else 0.1 * rows)
+
+    def status(self, now: float) -> str:
+        if now < self.settles_at:
+            return "running"
+        return "completed" if self.connected else "failed"
+
+    def describe(self, now: float) -> Json:
+        """Return the run as a read shows it."""
+        status = self.status(now)
+        if status == "running":
+            return {"status": status, "progress_message": "Writing"}
+        if status == "failed":
+            return {"status": status, "error": "No destination is connected"}
+        if self._results is None:
+            self._results = [self._write(table) for table in self.tables for _ in self._chosen(table)]
+        failed = sum(not result["ok"] for result in self._results)
+        report = {
+            "mode": self.mode,
+            "total": len(self._results),
+            "succeeded": len(self._results) - failed,
+            "failed": failed,
+            "results": self._results[: self.variants.listed_writes],
+        }
+        return {"status": status, "report": report}
+
+    def _chosen(self, table: Table) -> list[list[str]]:
+        return table.rows[:1] if self.mode == "canary" else table.rows
+
+    def _write(self, table: Table) -> Json:
+        fate, odds = self.rng.random(), self.variants
+        fails = fate < odds.failed_writes
+        hollow = not fails and fate < odds.failed_writes + odds.hollow_writes
+        unread = fails or (not hollow and fate > 1.0 - odds.unread_writes)
+        return {
+            "template_id": table.schema.id if table.schema else None,
+            "path": f"/{table.name.lower()}",
+            "status": 422 if fails else 201,
+            "ok": not fails,
+            "error": "the destination refused the record" if fails else None,
+            "fields_confirmed": None if unread else not hollow,
+        }

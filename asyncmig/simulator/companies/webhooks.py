@@ -1,0 +1,272 @@
+"""An export as signed webhooks: batches, flat or nested, in any order, with bad copies; and their delivery."""
+
+import asyncio
+import hmac
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import cast
+
+import aiohttp
+
+from asyncmig.simulator.companies.tables import Table, find_flaws
+from asyncmig.simulator.server.messages import Json, drifted
+
+__all__ = ["DEFECTS", "Webhook", "Workbook", "disordered", "export_webhooks", "send", "sign"]
+
+
+_ROOTS = 50
+"""At most so many in a nested batch."""
+_TARGET = 256 * 1024
+DEFECTS = ("wrong-key", "other-body", "late", "early", "no-signature", "malformed-signature")
+"""What can be wrong with a copy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbook:
+    """What an export of a company takes its rows from."""
+
+    id: str
+    company_name: str
+    external_id: str | None
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """One event; each delivery of it is signed anew."""
+
+    id: str
+    body: bytes
+    defect: str = ""
+    """One of `DEFECTS`, or nothing."""
+
+    def headers(self, secret: str, now: float) -> dict[str, str]:
+        """Return what a delivery at `now`, seconds since 1970, carries."""
+        at = int(now + {"late": -301.0, "early": 302.0}.get(self.defect, 0.0))
+        key = "whsec_c29tZWJvZHkgZWxzZQ==" if self.defect == "wrong-key" else secret
+        body = self.body + b" " if self.defect == "other-body" else self.body
+        signature = {
+            "no-signature": "",
+            "malformed-signature": "v1 nonsense,,, v1,",
+        }.get(self.defect, f"v1a,another== {sign(key, self.id, at, body)}")
+        return {"svix-id": self.id, "svix-timestamp": str(at), "svix-signature": signature}
+
+
+def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the signature header's entry for a body."""
+    key = b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, "sha256")
+    return f"v1,{b64encode(digest).decode()}"
+
+
+def export_webhooks(
+    workbook: Workbook,
+    *,
+    rng: Random,
+    nested: bool = False,
+    preview: bool = False,
+    first_index: int = 0,
+    target: int = _TARGET,
+    drift: bool = False,
+) -> list[Webhook]:
+    """Return an export as webhooks, in order.
+
+    `target`: bytes of rows that a batch aims at. `first_index`: from where batches are counted, 0 or 1. `drift`: the
+    frame of each has numbers as text and fields that nobody knows, as a later version may.
+    """
+    parts = list(_nested(workbook, target) if nested else _flat(workbook, target)) or [{}]
+    export_id = f"{rng.getrandbits(64):016x}"
+    return [
+        Webhook(
+            id=f"msg_{rng.getrandbits(64):016x}",
+            body=_body(
+                workbook, part, _place(export_id, first_index + n, len(parts)), nested, preview, drift
+            ),
+        )
+        for n, part in enumerate(parts)
+    ]
+
+
+def _place(export_id: str, index: int, total: int) -> Json:
+    return {
+        "id": export_id,
+        "index": index,
+        "total": total,
+        "size": total,
+        "timestamp": "2026-01-01T00:00:00Z",
+    }
+
+
+def _body(workbook: Workbook, part: Json, place: Json, nested: bool, preview: bool, drift: bool) -> bytes:
+    frame: Json = {
+        "event": "workbook.preview.export" if preview else "workbook.production.export",
+        "version": "2.0" if nested else "1.0",
+        "workbook_id": workbook.id,
+        "external_id": workbook.external_id,
+        "batch": place,
+    }
+    if nested:
+        frame |= {
+            "company_name": workbook.company_name,
+            "export_mode": "nested",
+            "root_sheets": list(part),
+        }
+    if drift:
+        frame = {name: drifted(value) for name, value in frame.items()} | {"nobody_knows": {"since": "v2"}}
+    rows: Json = {"data": part} if nested else {"sheets": list(part.values())}
+    return json.dumps(frame | rows).encode()
+
+
+def disordered(
+    sent: Iterable[Webhook], *, rng: Random, twice: float = 0.3, defects: Iterable[str] = ()
+) -> list[Webhook]:
+    """Return webhooks in any order, a share of them twice, and for each of `defects` one copy more that has it."""
+    sent = list(sent)
+    again = [webhook for webhook in sent if rng.random() < twice]
+    bad = [replace(rng.choice(sent), defect=defect) for defect in defects]
+    mixed = sent + again + bad
+    rng.shuffle(mixed)
+    return mixed
+
+
+# Rows
+
+
+def _rows(workbook: Workbook) -> dict[str, list[Json]]:
+    """Return the rows of each sheet, by its id, with what is wrong with them."""
+    errors: dict[tuple[str, int], list[Json]] = {}
+    for flaw in find_flaws(workbook.tables):
+        for n in flaw.rows:
+            errors.setdefault((flaw.sheet_id, n), []).append({"column": flaw.column, "error": flaw.kind})
+    return {
+        table.sheet_id: [
+            {
+                **dict(zip(table.header, cells, strict=False)),
+                "errors": errors.get((table.sheet_id, n), []),
+                "row_index": n,
+            }
+            for n, cells in enumerate(table.rows)
+        ]
+        for table in workbook.tables
+    }
+
+
+def _flat(workbook: Workbook, target: int) -> Iterator[Json]:
+    rows, part, size = _rows(workbook), dict[str, list[Json]](), 0
+    names = {table.sheet_id: table.name for table in workbook.tables}
+    for sheet_id, each in rows.items():
+        for row in each:
+            length = len(json.dumps(row))
+            if part and size + length > target:
+                yield _sheets(part, names)
+                part, size = {}, 0
+            part.setdefault(sheet_id, []).append(row)
+            size += length
+    if part:
+        yield _sheets(part, names)
+
+
+def _sheets(part: dict[str, list[Json]], names: dict[str, str]) -> Json:
+    return {
+        sheet_id: {
+            "id": sheet_id,
+            "name": names[sheet_id],
+            "row_count": len(rows),
+            "start_row_index": rows[0]["row_index"],
+            "end_row_index": rows[-1]["row_index"],
+            "data": rows,
+        }
+        for sheet_id, rows in part.items()
+    }
+
+
+def _nested(workbook: Workbook, target: int) -> Iterator[Json]:
+    part, roots, size = dict[str, list[Json]](), 0, 0
+    for name, root in _roots(workbook):
+        length = len(json.dumps(root))
+        if part and (roots == _ROOTS or size + length > target):
+            yield dict(part)
+            part, roots, size = {}, 0, 0
+        part.setdefault(name, []).append(root)
+        roots, size = roots + 1, size + length
+    if part:
+        yield dict(part)
+
+
+def _roots(workbook: Workbook) -> list[tuple[str, Json]]:
+    """Return sheet and row of each root; a row whose link names a row of an earlier sheet hangs on that."""
+    rows, roots = _rows(workbook), list[tuple[str, Json]]()
+    named: dict[tuple[str, str, object], Json] = {}
+    for table in workbook.tables:
+        columns = table.schema.columns if table.schema else ()
+        links = [(*column.link, column.name) for column in columns if column.link]
+        for row in rows[table.sheet_id]:
+            found = (named.get((schema, target, row[name])) for schema, target, name in links)
+            parent = next((each for each in found if each is not None), None)
+            if parent is None:
+                roots.append((table.name, row))
+            else:
+                _adopt(parent, table.name, row)
+        schema_id = table.schema.id if table.schema else ""
+        for row in rows[table.sheet_id]:
+            for column in columns:
+                named.setdefault((schema_id, column.name, row[column.name]), row)
+    return roots
+
+
+def _adopt(parent: Json, name: str, row: Json) -> None:
+    children = cast("dict[str, list[Json]]", parent.setdefault("children", {}))
+    children.setdefault(name, []).append(row)
+
+
+_PATIENCE = aiohttp.ClientTimeout(total=15.0)
+
+
+async def send(
+    url: str,
+    webhooks: Iterable[Webhook],
+    *,
+    secret: str,
+    clock: Callable[[], float],
+    attempts: int = 3,
+    pause: float = 5.0,
+) -> list[list[int]]:
+    """Post each webhook to `url` until it is answered with 2xx, at most `attempts` times, `pause` seconds apart.
+
+    `clock` gives seconds since 1970, for the signatures. Returns the statuses that each one met; 0 for no answer.
+    """
+    async with aiohttp.ClientSession(timeout=_PATIENCE) as http:
+        return [await _deliver(http, url, webhook, secret, clock, attempts, pause) for webhook in webhooks]
+
+
+async def _deliver(
+    http: aiohttp.ClientSession,
+    url: str,
+    webhook: Webhook,
+    secret: str,
+    clock: Callable[[], float],
+    attempts: int,
+    pause: float,
+) -> list[int]:
+    statuses: list[int] = []
+    while len(statuses) < attempts and not (statuses and 200 <= statuses[-1] < 300):
+        if statuses:
+            await asyncio.sleep(pause)
+        statuses.append(await _post(http, url, webhook.body, webhook.headers(secret, clock())))
+    return statuses
+
+
+async def _post(http: aiohttp.ClientSession, url: str, body: bytes, headers: dict[str, str]) -> int:
+    try:
+        async with http.post(
+            url,
+            data=body,
+            headers={**headers, "Content-Type": "application/json"},
+            allow_redirects=False,
+        ) as response:
+            return response.status
+    except (aiohttp.ClientError, TimeoutError):
+        return 0

@@ -1,0 +1,105 @@
+"""Serve a world on loopback: the API on one port, its storage on another."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from asyncmig.simulator.companies.routes import endpoint_of
+from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.server.faults import Faults
+from asyncmig.simulator.server.messages import Reply, Request
+
+__all__ = ["Serving", "serve"]
+
+_LARGEST = 2 * 1024**3
+_FOR_EVER = 86_400.0
+_Handle = Callable[[Request, float], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Where a world is served."""
+
+    base_url: str
+    """The whole prefix, for `VERN_BASE_URL`."""
+    world: World
+
+
+@asynccontextmanager
+async def serve(
+    world: World,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    storage_port: int = 0,
+    faults: Faults | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncGenerator[Serving]:
+    """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's.
+
+    `tls`: serve https with this, under the name `localhost`, which its certificate must be for.
+    """
+    faults = faults or Faults()
+    async with AsyncExitStack() as running:
+        storage_port = await _start(_handler(world.storage, faults), host, storage_port, tls, running)
+        port = await _start(_handler(world.handle, faults), host, port, tls, running)
+        place = f"http://{host}" if tls is None else "https://localhost"
+        world.storage_url = f"{place}:{storage_port}"
+        yield Serving(f"{place}:{port}/api/v1", world)
+
+
+async def _start(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    running: AsyncExitStack,
+) -> int:
+    """Serve until `running` is closed; return the port."""
+    app = web.Application(client_max_size=_LARGEST)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    running.push_async_callback(runner.cleanup)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
+    return int(runner.addresses[0][1])
+
+
+def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked = Request(
+            method=request.method,
+            path=request.path,
+            query=dict(request.query),
+            headers={name.lower(): value for name, value in request.headers.items()},
+            body=await request.read(),
+        )
+        loop = asyncio.get_running_loop()
+        fault = faults.pick(endpoint_of(asked), loop.time())
+        if fault.lost_before or fault.refused:
+            return _break_off(request, web.Response())
+        reply = fault.reply(lambda: handle(asked, loop.time()))
+        if fault.hangs:
+            await asyncio.sleep(_FOR_EVER)
+        if fault.lost_after:
+            return _break_off(request, web.Response())
+        headers = {**reply.headers, "Content-Type": reply.content_type}
+        if fault.cut_to is None:
+            return web.Response(status=reply.status, body=reply.body, headers=headers)
+        headers["Content-Length"] = str(len(reply.body) + 1)
+        response = web.StreamResponse(status=reply.status, headers=headers)
+        await response.prepare(request)
+        await response.write(reply.body[: fault.cut_to])
+        return _break_off(request, response)
+
+    return answer
+
+
+def _break_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    if request.transport is not None:
+        request.transport.abort()
+    return response

@@ -1,0 +1,119 @@
+"""What a network, a proxy or a failing server can do to one request: described here, performed by whoever serves."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import final
+
+from asyncmig.simulator.amounts import is_share
+from asyncmig.simulator.server.messages import Reply
+
+__all__ = ["FAULTS", "Fault", "Faults"]
+
+_HTML = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What becomes of one request. Each field is one way in which it goes wrong."""
+
+    refused: bool = False
+    """Nobody listens: it cannot have arrived. Over real sockets this is a lost request."""
+    lost_before: bool = False
+    """It never arrives."""
+    lost_after: bool = False
+    """It is processed, and no answer comes."""
+    hangs: bool = False
+    """It is processed, and nothing comes until the client gives up."""
+    cut_to: int | None = None
+    """So many bytes of the body come, and then the connection breaks."""
+    truncated_to: int | None = None
+    """So many bytes of the body come, with a length that agrees."""
+    instead: Reply | None = None
+    """Something before the server answers this, and the server never sees the request."""
+    afterwards: Reply | None = None
+    """The server processes the request, and this is answered."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Added to the answer."""
+    change: Callable[[bytes], bytes] | None = None
+    """What becomes of the body of a success."""
+
+    def reply(self, processed: Callable[[], Reply]) -> Reply:
+        """Return the answer as it leaves; `processed` lets the server see the request."""
+        reply = self.instead or processed()
+        reply = self.afterwards or reply
+        body = self.change(reply.body) if self.change and reply.status < 300 else reply.body
+        return Reply(
+            status=reply.status,
+            body=body if self.truncated_to is None else body[: self.truncated_to],
+            content_type=reply.content_type,
+            headers={**reply.headers, **self.headers},
+        )
+
+
+def _error(status: int, text: str) -> Reply:
+    return Reply(status=status, body=b'{"error": "%s"}' % text.encode())
+
+
+_OOPS = _error(500, "Something went wrong")
+_BUSY = Reply(status=503, body=b"")
+_ELSEWHERE = Reply(status=302, body=b"", headers={"Location": "https://elsewhere.invalid/api/v1/login"})
+FAULTS: dict[str, Fault] = {
+    "request-lost": Fault(lost_before=True),
+    "answer-lost": Fault(lost_after=True),
+    "reset-mid-body": Fault(cut_to=7),
+    "too-many": Fault(instead=_error(429, "Too many requests")),
+    "500-before": Fault(instead=_OOPS),
+    "500-after": Fault(afterwards=_OOPS),
+    "html-502": Fault(instead=Reply(status=502, body=_HTML.encode(), content_type="text/html")),
+    "empty-503": Fault(instead=_BUSY),
+    "truncated": Fault(truncated_to=9),
+    "hang": Fault(hangs=True),
+    "redirect": Fault(instead=_ELSEWHERE),
+    "redirect-after": Fault(afterwards=_ELSEWHERE),
+    "html-200": Fault(instead=Reply(status=200, body=_HTML.encode(), content_type="text/html")),
+    "retry-after-seconds": Fault(instead=_BUSY, headers={"Retry-After": "5"}),
+    "retry-after-date": Fault(instead=_BUSY, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    "retry-after-absurd": Fault(instead=_BUSY, headers={"Retry-After": "86400"}),
+}
+"""By the name that a command line gives them."""
+
+
+@final
+class Faults:
+    """Which request meets which fault: by rate and seed, or scripted at the n-th request of an endpoint."""
+
+    def __init__(
+        self,
+        rates: Mapping[str, float] | None = None,
+        *,
+        script: Mapping[tuple[str, int], Fault] | None = None,
+        rng: Random | None = None,
+        until: float = float("inf"),
+    ) -> None:
+        """`rates`: shares of all requests, by the fault's name. `until`: no fault by rate from that time on."""
+        unknown = set(rates or ()) - FAULTS.keys()
+        if unknown:
+            raise ValueError(f"unknown fault {sorted(map(str, unknown))}; there are {sorted(FAULTS)}")
+        for name, rate in (rates or {}).items():
+            if not is_share(rate):
+                raise ValueError(f"the rate of the fault {name!r} must be a number from 0 to 1: {rate!r}")
+        self._rates = dict(rates or {})
+        self._script = dict(script or {})
+        self._rng = rng or Random(0)
+        self._until = until
+        self._numbers: Counter[str] = Counter()
+
+    def pick(self, endpoint: str, now: float) -> Fault:
+        """Return what becomes of the next request of an endpoint (`GET /sources`, `PUT storage`)."""
+        self._numbers[endpoint] += 1
+        scripted = self._script.get((endpoint, self._numbers[endpoint]))
+        if scripted is not None:
+            return scripted
+        luck = self._rng.random()
+        for name, rate in self._rates.items():
+            luck -= rate
+            if luck < 0 and now < self._until:
+                return FAULTS[name]
+        return Fault()

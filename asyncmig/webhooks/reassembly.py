@@ -1,0 +1,308 @@
+"""Batches in, whole exports out: in any order, twice, several exports at once, in bounded memory.
+
+Grouped by `batch.id`, ordered by `batch.index`, whole when `batch.total` distinct indexes are there. Bodies are held
+as they came, not decoded: their size is the memory that they take.
+"""
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar, cast, final
+
+import msgspec
+
+from asyncmig._core.arguments import checked_call
+from asyncmig.errors import InvalidInput, WebhookRefused
+from asyncmig.webhooks.payload import Batch, Event, Origin, OtherEvent, Row, SheetRows, decode
+
+__all__ = ["Added", "Export", "Incomplete", "Reassembler"]
+
+_OVERHEAD = 512
+"""Bytes that a held batch takes besides its body, rounded up: ids, indexes, the objects around them."""
+T = TypeVar("T")
+
+
+class Export(Origin, frozen=True, kw_only=True):
+    """An export of which every batch has come."""
+
+    id: str
+    """`batch.id`. Take in an export once by it: one that is delivered all over again long after is not recognised."""
+    message_ids: tuple[str, ...] = ()
+    """The `svix-id` of each batch, in the order of the batches."""
+    bodies: tuple[bytes, ...] = ()
+    """The bytes of each batch, in order."""
+
+    def __repr__(self) -> str:  # rows are a customer's data, and not for a log
+        return f"<Export {self.id} of workbook {self.workbook_id}: {len(self.bodies)} batches>"
+
+    def batches(self) -> Iterator[Batch]:
+        """Decode the batches one after another, in order: for an export that is large."""
+        for message_id, body in zip(self.message_ids, self.bodies, strict=True):
+            yield cast("Batch", decode(body, message_id=message_id))  # each was one when it came
+
+    def sheets(self) -> tuple[SheetRows, ...]:
+        """Return every sheet with all of its rows, both in the order in which they were sent.
+
+        It decodes all batches: of a large export better in a thread, `await asyncio.to_thread(export.sheets)`.
+        """
+        parts: dict[str, list[SheetRows]] = {}
+        for batch in self.batches():
+            for sheet in batch.sheets:
+                parts.setdefault(sheet.id or sheet.name, []).append(sheet)
+        return tuple(_joined(sheets) for sheets in parts.values())
+
+
+class Incomplete(msgspec.Struct, frozen=True, kw_only=True):
+    """An export of which batches are missing."""
+
+    export_id: str
+    workbook_id: str | None
+    external_id: str | None
+    total: int
+    indexes: tuple[int, ...]
+    """Of the batches that are there, sorted."""
+    message_ids: tuple[str, ...]
+    """Of the batches that are there, in the same order: for them to be given in again from a store."""
+    held_bytes: int
+    """What they take."""
+
+
+class Added(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one webhook."""
+
+    export: Export | None = None
+    """The export that it made whole."""
+    duplicate: bool = False
+    """It was there already; answer it with 2xx like the first."""
+    given_up: tuple[Incomplete, ...] = ()
+    """Exports that had to go to make room. Their batches count as never seen; a store can give them in again."""
+
+
+class _Remembered(Generic[T]):
+    """The last so many entries."""
+
+    __slots__ = ("_entries", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._entries: dict[str, T] = {}
+        self._size = size
+
+    def get(self, key: str) -> T | None:
+        return self._entries.get(key)
+
+    def put(self, key: str, value: T) -> None:
+        self._entries[key] = value
+        if len(self._entries) > self._size:
+            del self._entries[next(iter(self._entries))]
+
+    def forget(self, key: str) -> None:
+        self._entries.pop(key, None)
+
+
+class _Pending:
+    """An export under way."""
+
+    __slots__ = ("first", "held", "held_bytes", "total")
+
+    def __init__(self, first: Batch) -> None:
+        self.first = msgspec.structs.replace(first, sheets=(), body=b"")
+        self.total, self.held_bytes = first.total, 0
+        self.held: dict[int, tuple[str, bytes]] = {}
+        """By index: message id and body."""
+
+    def expects(self) -> range:
+        """Return the indexes that may be: an export counts from 0 or from 1."""
+        return range(self.total in self.held, self.total + (0 not in self.held))
+
+    def in_order(self) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+        held = [self.held[index] for index in sorted(self.held)]
+        return tuple(message_id for message_id, _ in held), tuple(body for _, body in held)
+
+
+@final
+class Reassembler:
+    """Collects batches until their export is whole.
+
+    `max_bytes`: what it may hold, each batch as the length of its body and 512 bytes more. To make room for a batch,
+    it gives up the exports that have waited longest for one, whole ones at a time, and `Added.given_up` says which.
+    `remembered`: how many message ids, and how many exports that are done, it knows again when they come twice.
+
+    Raises `InvalidInput` for a bound that holds nothing.
+    """
+
+    __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_seen")
+
+    @checked_call
+    def __init__(self, *, max_bytes: int = 128 * 1024**2, remembered: int = 10_000) -> None:
+        for name, bound in (("max_bytes", max_bytes), ("remembered", remembered)):
+            if bound < 1:
+                raise InvalidInput(name, bound, "must be at least 1")
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._pending: dict[str, _Pending] = {}
+        """The one that got a batch last stands last."""
+        self._done: _Remembered[range] = _Remembered(remembered)
+        self._seen: _Remembered[tuple[str, int]] = _Remembered(remembered)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds now; never more than `max_bytes`."""
+        return self._bytes
+
+    def __repr__(self) -> str:
+        return f"<Reassembler: {len(self._pending)} exports, {self._bytes} of {self._max_bytes} bytes>"
+
+    def incomplete(self) -> tuple[Incomplete, ...]:
+        """Return the exports that wait for batches; the one that has waited longest comes first."""
+        return tuple(_incomplete(pending) for pending in self._pending.values())
+
+    def add(self, event: Event) -> Added:
+        """Take in what `receive` or `decode` returned, and say what came of it.
+
+        Raises `WebhookRefused`, with nothing changed, for a batch that contradicts the others of its export: another
+        total, another workbook or form, an index that cannot be, other content at the same index; and for one of an
+        export that is larger than `max_bytes`.
+        """
+        if isinstance(event, OtherEvent):
+            return self._other(event)
+        pending = self._pending.get(event.export_id) or _Pending(event)
+        _check_same_export(pending, event)
+        if event.index in pending.held:
+            _check_same_content(pending.held[event.index][1], event)
+            return Added(duplicate=True)
+        if self._is_done(event):
+            return Added(duplicate=True)
+        if event.index not in pending.expects():
+            raise WebhookRefused(
+                "$.batch.index",
+                f"is {event.index} of {event.total}, and the others count from {int(not event.index)}",
+            )
+        given_up = self._make_room(pending, event)
+        self._hold(pending, event)
+        return Added(export=self._finished(pending), given_up=given_up)
+
+    def _other(self, event: OtherEvent) -> Added:
+        duplicate = bool(event.message_id) and self._seen.get(event.message_id) is not None
+        self._remember(event.message_id, ("", 0))
+        return Added(duplicate=duplicate)
+
+    def _is_done(self, batch: Batch) -> bool:
+        """Return whether this batch belongs to what was whole before."""
+        indexes = self._done.get(batch.export_id)
+        if indexes is None:
+            return self._seen.get(batch.message_id) == (batch.export_id, batch.index)
+        if batch.total != len(indexes) or batch.index not in indexes:
+            raise WebhookRefused(
+                "$.batch.index",
+                f"is {batch.index} of {batch.total}; the export was whole with {len(indexes)}",
+            )
+        return True
+
+    def _make_room(self, pending: _Pending, batch: Batch) -> tuple[Incomplete, ...]:
+        if len(pending.held) + 1 == pending.total:
+            return ()  # it is whole then, and nothing of it stays here
+        cost = _cost(batch.body)
+        if pending.held_bytes + cost > self._max_bytes:
+            raise WebhookRefused(
+                "$.batch",
+                f"does not fit: export {batch.export_id} has {pending.held_bytes} bytes so far, this batch {cost}, "
+                f"and max_bytes is {self._max_bytes}",
+            )
+        given_up: list[Incomplete] = []
+        for oldest in tuple(self._pending.values()):
+            if self._bytes + cost <= self._max_bytes:
+                break
+            if oldest is not pending:
+                given_up.append(self._give_up(oldest))
+        return tuple(given_up)
+
+    def _give_up(self, pending: _Pending) -> Incomplete:
+        for message_id, _ in pending.held.values():
+            self._seen.forget(message_id)  # if it comes again it is welcome
+        self._remove(pending)
+        return _incomplete(pending)
+
+    def _remove(self, pending: _Pending) -> None:
+        del self._pending[pending.first.export_id]
+        self._bytes -= pending.held_bytes
+
+    def _hold(self, pending: _Pending, batch: Batch) -> None:
+        pending.held[batch.index] = (batch.message_id, batch.body)
+        pending.held_bytes += _cost(batch.body)
+        self._bytes += _cost(batch.body)
+        self._pending.pop(batch.export_id, None)
+        self._pending[batch.export_id] = pending
+        self._remember(batch.message_id, (batch.export_id, batch.index))
+
+    def _remember(self, message_id: str, place: tuple[str, int]) -> None:
+        if message_id:
+            self._seen.put(message_id, place)
+
+    def _finished(self, pending: _Pending) -> Export | None:
+        if len(pending.held) < pending.total:
+            return None
+        self._remove(pending)
+        lowest = min(pending.held)
+        self._done.put(pending.first.export_id, range(lowest, lowest + pending.total))
+        message_ids, bodies = pending.in_order()
+        first = pending.first
+        return Export(
+            id=first.export_id,
+            event=first.event,
+            version=first.version,
+            workbook_id=first.workbook_id,
+            external_id=first.external_id,
+            company_name=first.company_name,
+            nested=first.nested,
+            message_ids=message_ids,
+            bodies=bodies,
+        )
+
+
+def _cost(body: bytes) -> int:
+    return len(body) + _OVERHEAD
+
+
+def _check_same_export(pending: _Pending, batch: Batch) -> None:
+    first = pending.first
+    for field, known, new in (
+        ("$.batch.total", first.total, batch.total),
+        ("$.workbook_id", first.workbook_id, batch.workbook_id),
+        ("$.version", "nested" if first.nested else "flat", "nested" if batch.nested else "flat"),
+    ):
+        if known != new and new is not None and known is not None:
+            raise WebhookRefused(field, f"is {new!r}, and was {known!r} in export {batch.export_id} before")
+
+
+def _check_same_content(held: bytes, batch: Batch) -> None:
+    """Refuse a batch that says other things than the one in its place; it may say the same in other words."""
+    if held == batch.body:
+        return
+    first = decode(held)
+    if not isinstance(first, Batch) or first.sheets != batch.sheets:
+        raise WebhookRefused(
+            "$.batch.index", f"{batch.index} of export {batch.export_id} came before with other content"
+        )
+
+
+def _incomplete(pending: _Pending) -> Incomplete:
+    return Incomplete(
+        export_id=pending.first.export_id,
+        workbook_id=pending.first.workbook_id,
+        external_id=pending.first.external_id,
+        total=pending.total,
+        indexes=tuple(sorted(pending.held)),
+        message_ids=pending.in_order()[0],
+        held_bytes=pending.held_bytes,
+    )
+
+
+def _joined(parts: list[SheetRows]) -> SheetRows:
+    rows: list[Row] = []
+    for part in parts:
+        rows += part.rows
+    return SheetRows(
+        id=parts[0].id,
+        name=parts[0].name,
+        row_count=len(rows),
+        start_row_index=parts[0].start_row_index,
+        end_row_index=parts[-1].end_row_index,
+        rows=tuple(rows),
+    )
