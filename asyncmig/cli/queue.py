@@ -42,14 +42,20 @@ def queue_url(given: str) -> str:
 
 
 async def follow(
-    url: str, specs: Sequence[Spec], asked: "OptionOverrides", over: asyncio.Event
+    url: str,
+    specs: Sequence[Spec],
+    asked: "OptionOverrides",
+    *,
+    over: asyncio.Event,
+    connected: asyncio.Event,
 ) -> AsyncGenerator[Outcome]:
     """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs go on without it.
 
     What is not `asked` is as the workers do it. Files are named by absolute paths, which have to mean the same to the
-    workers. Once `over` is set, neither a connection nor a reply is waited for.
+    workers. Once `over` is set, neither a connection nor a reply is waited for. Sets `connected` once the queue
+    can be used.
     """
-    outcomes = _outcomes(url, specs, asked)
+    outcomes = _outcomes(url, specs, asked, connected)
     ending = asyncio.ensure_future(over.wait())
     coming: asyncio.Future[Outcome | None] | None = None
     try:
@@ -70,12 +76,15 @@ async def follow(
         await outcomes.aclose()
 
 
-async def _outcomes(url: str, specs: Sequence[Spec], asked: "OptionOverrides") -> AsyncGenerator[Outcome]:
+async def _outcomes(
+    url: str, specs: Sequence[Spec], asked: "OptionOverrides", connected: asyncio.Event
+) -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     for name in ("psycopg", "redis", "saq"):  # what they log is said in our words
         logging.getLogger(name).addHandler(logging.NullHandler())
     async with MigrationQueue(url) as queue:
+        connected.set()
         async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
             yield outcome
 

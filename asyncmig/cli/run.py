@@ -85,6 +85,8 @@ class Ended:
     """Why it ended early; None if it did not."""
     queue: str | None = None
     """The environment variable that held the URL of the workers' queue; "" if a URL was given, None without one."""
+    connected: bool = True
+    """Whether the queue was reached, so that workers may have the jobs."""
     explicit: frozenset[str] = frozenset()
     """The settings that go with the jobs; the workers' own hold for the others."""
     unwritten: bool = False
@@ -200,6 +202,7 @@ async def drive(
             key_refused=key.refused,
             reason=reason or report.trouble,
             queue=_variable(wanted),
+            connected=work.connected.is_set(),
             explicit=frozenset(wanted.given) & _WORKERS_OWN,
             unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
@@ -299,7 +302,7 @@ def _files(manifest: Manifest) -> dict[str, int]:
 class _Work:
     """The part of `drive` that may be interrupted."""
 
-    __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted")
+    __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted", "connected")
 
     def __init__(
         self,
@@ -312,6 +315,8 @@ class _Work:
         self._manifest, self._options, self._wanted = manifest, options, wanted
         self._session, self._journal = session, journal
         self._failures = 0
+        self.connected = asyncio.Event()
+        """Set once the workers' queue was reached."""
 
     async def run(
         self, records: Mapping[str, Record], outlets: _Outlets, interrupts: Interrupts
@@ -377,7 +382,8 @@ class _Work:
         """Have workers migrate the customers, and follow that until it is over."""
         assert self._wanted.queue is not None
         url = queue_url(self._wanted.queue)
-        async with aclosing(follow(url, specs, self._asked(), interrupts.over)) as outcomes:
+        following = follow(url, specs, self._asked(), over=interrupts.over, connected=self.connected)
+        async with aclosing(following) as outcomes:
             async for outcome in outcomes:
                 self._take(outcome, records, outlets, interrupts)
 

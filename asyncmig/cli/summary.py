@@ -133,7 +133,10 @@ def _steps_with_queue(ended: Ended, options: Options) -> Iterator[str]:
         yield from again("The API key was refused. With a good one in VERN_API_KEY, to go on")
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
-        yield from again(f"Not finished{why}. The workers go on with what was submitted. To follow it")
+        if ended.connected:
+            yield from again(f"Not finished{why}. The workers go on with what was submitted. To follow it")
+        else:
+            yield from again(f"Not finished{why}. This run submitted nothing to the workers. To submit it")
     if "parked" in outcomes:
         yield "Parked customers wait for a decision. What each asks is in the workers' journal."
         if options.decide == "approve-safe":

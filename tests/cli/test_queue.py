@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -243,9 +244,23 @@ def test_75_and_one_sentence_when_the_queue_cannot_be_reached(
     kind = "Redis" if scheme == "redis" else "PostgreSQL"
     sentence = f"the queue ({kind} at 127.0.0.1:1) cannot be used: it refuses connections"
     assert result.code == 75
-    assert f"Not finished ({sentence})" in result.out
+    assert f"Not finished ({sentence}). This run submitted nothing to the workers" in result.out
+    assert "workers go on" not in result.out
     assert all(line.startswith("note: ") for line in result.err.splitlines())
     assert "s3cr3t" not in result.out + result.err
+
+
+def test_nothing_is_said_to_go_on_when_the_time_ends_before_the_queue_answers(
+    cli: Cli, customers: Callable[..., Path], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WORKERS", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        reach = ("--speed", 60, "--base-url", simulator.base_url)
+        result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", "--max-duration", "1m", *reach)
+    assert result.code == 75
+    assert "Ending early: it took 1m" in result.err
+    assert "This run submitted nothing to the workers" in result.out
+    assert "workers go on" not in result.out
 
 
 def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
