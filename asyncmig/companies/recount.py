@@ -102,8 +102,8 @@ class _Quotes:
             self._lf.take(lines, ended=ended)
         else:  # a lone return
             *complete, rest = text.split(b"\n")
-            complete = [b"" if line == b"\r" else line for line in complete]
-            goes_on = rest not in (b"", b"\r")
+            complete = [line.strip(b"\r") for line in complete]  # returns alone are no content
+            goes_on = bool(rest.strip(b"\r"))
             self._lf.take([*complete, rest] if goes_on else complete, ended=not goes_on)
         self._any.take(lines, ended=ended)
         at = text.rfind(b"\n")

@@ -5,7 +5,7 @@ import io
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncmig.companies.recount import Recounter
@@ -42,6 +42,8 @@ def test_the_second_count_is_that_of_the_csv_module_where_a_return_ends_a_line(
 
 
 @given(WITH_RETURNS.map(str.encode))
+@example(b"\r\r\n")
+@example(b"a\n\r\r\r\n\r")
 def test_no_count_depends_on_how_the_bytes_are_cut(content: bytes) -> None:
     whole = counted(content, [], again=True).counts()
     assert counted(content, list(range(len(content))), again=True).counts() == whole
