@@ -29,7 +29,7 @@ from asyncmig.cli.queue import follow, notes_about, queue_url, queue_variable
 from asyncmig.cli.recorder import Recorder, check_place
 from asyncmig.cli.report import CompanyRow, Report, ReportFile, read_statuses, warn_of_lost_journal
 from asyncmig.cli.selection import only, select, statuses_of
-from asyncmig.cli.settings import PATHS, DecideChoice, Display, has_last_run, open_session, recall, remember
+from asyncmig.cli.settings import PATHS, DecideChoice, Display, open_session, recall_if_any, remember
 from asyncmig.cli.streams import GuardedStream, guarded_streams, is_unread
 from asyncmig.cli.terminal import counted, say
 from asyncmig.companies.workflow.record import Record
@@ -235,7 +235,8 @@ async def _check_not_queued(journal: Path) -> None:
 
     To migrate them in this process would create all their companies again.
     """
-    if not has_last_run(journal) or recall(journal).queue is None or await known_customers(journal):
+    last = recall_if_any(journal)
+    if last is None or last.queue is None or await known_customers(journal):
         return
     reason = (
         "the last run with it went through a queue, whose workers have a journal of their own: "

@@ -14,8 +14,8 @@ from asyncmig.cli.settings import (
     Settings,
     check_journal,
     environment_name,
-    has_last_run,
     recall,
+    recall_if_any,
 )
 from asyncmig.jobs.manifest import Fault, InvalidManifest, read_defaults
 from asyncmig.jobs.outputs import Outputs
@@ -50,8 +50,8 @@ def from_last_run(context: typer.Context, journal: Path) -> Path:
 
 def from_last_run_if_any(context: typer.Context, journal: Path) -> Path:
     """Do the same for a command that can do without: a program of one's own may have written the journal."""
-    if not context.resilient_parsing and has_last_run(journal):
-        _take(context, recall(journal))
+    if not context.resilient_parsing and (last := recall_if_any(journal)):
+        _take(context, last)
     return journal
 
 

@@ -1,5 +1,6 @@
 """The settings of the commands, those of the last run (kept beside the journal), and their session."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,16 +40,16 @@ __all__ = [
     "Settings",
     "check_journal",
     "environment_name",
-    "has_last_run",
     "journal_option",
     "open_session",
     "read_settings",
     "recall",
+    "recall_if_any",
     "remember",
     "written",
 ]
 
-
+_log = logging.getLogger("asyncmig")
 PATHS = frozenset({"out", "journal", "report", "root"})
 """Settings that are paths: those in a file are relative to that file."""
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
@@ -256,26 +257,42 @@ def remember(manifest: Path, settings: Settings, queue: str | None = None) -> No
     write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 
 
-def has_last_run(journal: Path) -> bool:
-    """Return whether something tells what the last run of a journal was asked for."""
-    return _place(journal).exists()
-
-
 def recall(journal: Path) -> LastRun:
-    """Return what the last run of a journal was asked for. Raises `InvalidInput` if nothing tells."""
+    """Return the settings of the last run of a journal. Raises `InvalidInput` if they cannot be read."""
     place = _place(journal)
     try:
-        return msgspec.json.decode(place.read_bytes(), type=LastRun)
+        return _read_last(place)
     except FileNotFoundError:
         why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
         reason = f"{why}; name the manifest: asyncmig run MANIFEST"
     except (OSError, msgspec.MsgspecError) as error:
-        reason = f"does not tell what its last run was asked for: {place} cannot be read ({error})"
+        reason = f"the settings of its last run cannot be read: {place}: {error}"
     raise InvalidInput("journal", str(journal), reason)
 
 
+def recall_if_any(journal: Path) -> LastRun | None:
+    """Return the settings of the last run of a journal; None if there are none.
+
+    Settings that cannot be read are ignored with a warning: the caller has settings of its own.
+    """
+    place = _place(journal)
+    try:
+        return _read_last(place)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.MsgspecError) as error:
+        _log.warning("%s is ignored, it does not hold the settings of a run: %s", place, error)
+    return None
+
+
+def _read_last(place: Path) -> LastRun:
+    if place.exists() and not place.is_file():  # reading a FIFO would wait for a writer
+        raise OSError("is not a file")
+    return msgspec.json.decode(place.read_bytes(), type=LastRun)
+
+
 def _place(journal: Path) -> Path:
-    return journal.with_name(f"{journal.name}.last")
+    return journal.parent / f"{journal.name}.last"
 
 
 async def check_journal(path: Path) -> None:

@@ -13,6 +13,8 @@ from asyncmig.simulator import Reply, Request
 from .conftest import SPEED, Cli, Result, Simulator
 
 EVIL = "Bad\x9b2J\u202eevil\u2066\u061c\x85\u200f\x7fend"
+NAME = "Bad\u202eevil\u2066\u061c\u200fend"
+"""A customer's name: control characters in it are refused."""
 STEERING = frozenset("\x1b\x7f\u061c\u200e\u200f\u2028\u2029") | {
     chr(code) for span in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x2070)) for code in range(*span)
 }
@@ -39,7 +41,7 @@ def hostile(simulator: Simulator) -> Simulator:
 def manifest(tmp_path: Path) -> Path:
     (tmp_path / "acme.csv").write_text(f"{EVIL},Email\n{EVIL},a@x.de\n", encoding="utf-8")
     path = tmp_path / "customers.csv"
-    path.write_text(f"external_id,name,source,files\nacme,{EVIL},HubSpot,acme.csv\n", encoding="utf-8")
+    path.write_text(f"external_id,name,source,files\nacme,{NAME},HubSpot,acme.csv\n", encoding="utf-8")
     return path
 
 
@@ -62,7 +64,7 @@ def test_neither_terminal_nor_files_get_it(cli: Cli, hostile: Simulator, tmp_pat
     for name in ("out/report.json", "page.html", "report.html"):
         assert not steering(Path(name).read_text(encoding="utf-8")), name
     report = json.loads(Path("out/report.json").read_bytes())
-    assert report["companies"][0]["name"] == EVIL
+    assert report["companies"][0]["name"] == NAME
     (checked,) = map(json.loads, results[2].out.splitlines())
     assert checked["files"][0]["headers"][0]["header"] == EVIL
 
@@ -82,6 +84,29 @@ def test_a_planted_link_is_not_followed(
         assert Path(name).is_file()
         assert not Path(name).is_symlink()
     assert not [path for path in tmp_path.rglob("*.part") if not path.is_symlink()]
+
+
+@pytest.mark.parametrize("planted", ["text", "other JSON", "fifo", "link"])
+def test_a_run_ignores_damaged_settings_of_the_last_run_and_replaces_them(
+    cli: Cli, simulator: Simulator, customers: Customers, planted: str
+) -> None:
+    last = Path("fleet.db.last")
+    reach = ("--speed", SPEED, "--base-url", simulator.base_url)
+    if planted == "fifo":
+        os.mkfifo(last)
+    elif planted == "link":
+        last.symlink_to("nowhere")
+    else:
+        last.write_text("mine" if planted == "text" else '{"schema": 1}', encoding="utf-8")
+    if planted != "link":  # a link that leads nowhere is a file that is not there
+        retried = cli("retry")
+        assert retried.code == 2
+        assert "fleet.db.last" in retried.err
+        assert "fleet.db.last is ignored" in cli("watch").err
+    ended = cli("run", customers(acme=b"Email,Name\na@x.de,A\n"), *reach)
+    assert ended.code == 0, ended.err
+    assert ("fleet.db.last is ignored" in ended.err) is (planted != "link")
+    assert cli("retry").code == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
