@@ -36,9 +36,10 @@ from random import Random
 from polling_bound import DISTRIBUTIONS, Distribution, Known, Rules, bound_at_once, bound_in_the_long_run
 from polling_cost import cost
 
-from asyncmig._core.age_buckets import PolledRun, floor
+from asyncmig._core.age_buckets import PolledRun
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import FAIR, PollSchedule
+from asyncmig.companies.routes import IMPORT
 
 LIMIT, WINDOW = 100, 60.0
 PACE = 60.05 / LIMIT
@@ -106,7 +107,10 @@ def poisson(distribution: Distribution, n: int, seed: int) -> Fleet:
 
 def scheduled(fleet: Fleet, schedule: PollSchedule[int], *, second: bool = False) -> Outcome:
     """Let a schedule poll the fleet at its pace; with `second`, through a second channel, too."""
-    outcome, runs = Outcome(), [PolledRun(n, at, started=at) for n, at in enumerate(fleet.starts)]
+    outcome, runs = (
+        Outcome(),
+        [PolledRun(n, at, lifecycle=IMPORT, started=at) for n, at in enumerate(fleet.starts)],
+    )
     last, left, now = list(fleet.starts), len(fleet.measured), 0.0
     arrivals = deque(runs)
     free = [(0.0, False), (0.0, True)] if second else [(0.0, False)]
@@ -269,7 +273,7 @@ def table(n: int, starts: str, number: int) -> Table:
     if starts == "at once":
         make, bounded, more = at_once, bound_at_once, MORE_AT_ONCE
     fleets = [make(distribution, n, seed) for seed in range(more * many)]
-    rules = Rules(floor, FAIR + 30.0 if n * PACE <= FAIR else math.inf)
+    rules = Rules(IMPORT.floor, FAIR + 30.0 if n * PACE <= FAIR else math.inf)
     bound, ruled = (bounded(distribution, n, WINDOW / LIMIT, rules=each) for each in (Rules(), rules))
     lines = [
         f"\n{distribution.name}, n = {n}, starts {starts}: bound {bound:.1f} s; with our rules {ruled:.1f} s",

@@ -16,10 +16,11 @@ from random import Random
 from statistics import fmean
 
 from asyncmig._core.age_buckets import PolledRun
-from asyncmig._core.lifecycle import Lifecycle, Phase
+from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.poller import Poller, Reading
+from asyncmig.companies.routes import IMPORT
 
 __all__ = ["cost"]
 
@@ -30,7 +31,12 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
     """Return the seconds of `next` among `n` runs of all ages: median, and mean of the quicker nine tenths."""
     rng, schedule = Random(1), PollSchedule[int]()
     for run in range(n):
-        schedule.add(PolledRun(run, 0.0, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)), 0.0)
+        schedule.add(
+            PolledRun(
+                run, 0.0, lifecycle=IMPORT, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)
+            ),
+            0.0,
+        )
     now, spent = 60.0, list[float]()
     schedule.next_at(now)  # all leave their floor, as they would have done one by one
     for _ in range(calls):
@@ -73,7 +79,6 @@ async def lag() -> float:
 
 async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
     """Return the bytes of one waiting run, with its task and without, and the loop's lag without runs and with."""
-    life = Lifecycle(known=frozenset({"running"}), parked=frozenset(), terminal=frozenset({"completed"}))
 
     async def read(slot: Slot) -> Reading[None]:
         await asyncio.sleep(0.1)
@@ -82,7 +87,9 @@ async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
 
     def watch(poller: Poller, gate: Gate, run: int) -> asyncio.Task[object]:
         started = asyncio.get_running_loop().time() - 60.0
-        one = poller.watch(run, gate=gate, read=read, lifecycle=life, started=started, last_read=started + 30)
+        one = poller.watch(
+            run, gate=gate, read=read, lifecycle=IMPORT, started=started, last_read=started + 30
+        )
         return asyncio.create_task(one.wait())
 
     idle = await lag()

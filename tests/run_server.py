@@ -2,17 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
-from asyncmig._core.lifecycle import Lifecycle
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, Watch
+from asyncmig.companies.routes import IMPORT
 from asyncmig.errors import ApiError, NoAnswer
 
-LIFE = Lifecycle(
-    known=frozenset({"queued", "running"}),
-    parked=frozenset({"needs_attention"}),
-    terminal=frozenset({"completed", "failed"}),
-)
+LIFE = replace(IMPORT, terminal=frozenset({"completed", "failed"}))
 
 
 class Server:

@@ -16,15 +16,11 @@ from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar, final
 
 from asyncmig._core.hazard import EDGES, shelf_of
+from asyncmig._core.lifecycle import Lifecycle
 
-__all__ = ["AgeBuckets", "BucketHeap", "Durations", "PollState", "PolledRun", "first_of", "floor"]
+__all__ = ["AgeBuckets", "BucketHeap", "Durations", "PollState", "PolledRun", "first_of"]
 
 RunT = TypeVar("RunT")
-
-
-def floor(age: float) -> float:
-    """Return the seconds that must pass between an answer and the next read of a run of this age."""
-    return min(30.0, max(2.0, age / 120.0))
 
 
 class Durations(Protocol):
@@ -66,6 +62,7 @@ class PolledRun(Generic[RunT]):
         "gone_at",
         "group",
         "hurried",
+        "lifecycle",
         "parked",
         "place",
         "read_at",
@@ -79,20 +76,28 @@ class PolledRun(Generic[RunT]):
     )
 
     def __init__(
-        self, run: RunT, now: float, *, started: float, last_read: float | None = None, group: Hashable = None
+        self,
+        run: RunT,
+        now: float,
+        *,
+        lifecycle: Lifecycle,
+        started: float,
+        last_read: float | None = None,
+        group: Hashable = None,
     ) -> None:
         """`started`: when the run did; `last_read`: when it was last seen running, if that is known.
 
         If it is not, somebody may have read it just now, and it is polled no sooner than its floor allows.
         """
         self.run: RunT = run
+        self.lifecycle: Lifecycle = lifecycle
         self.group: Hashable = group
         self.started: float = min(started, now)
         """Moved on while the run is parked: its age is the time for which it ran."""
         self.seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
         """When it was last known to be running, or parked."""
         self.read_at: float = now if last_read is None else self.seen
-        self.ready_at: float = self.read_at + floor(now - self.started)
+        self.ready_at: float = self.read_at + lifecycle.floor(now - self.started)
         self.parked: bool = False
         self.hurried: bool = False
         self.awaited_until: float = -math.inf
@@ -109,6 +114,10 @@ class PolledRun(Generic[RunT]):
     def age(self, now: float) -> float:
         """Return the seconds for which the run has been running, without those for which it was parked."""
         return max(0.0, (self.seen if self.parked else now) - self.started)
+
+    def floor(self, now: float) -> float:
+        """Return the least seconds between an answer and the next read of the run, unless it is parked."""
+        return self.lifecycle.floor(self.age(now))
 
 
 BucketHeap = list[tuple[float, int, PolledRun[RunT]]]

@@ -1,4 +1,7 @@
-"""A run's life as a table: which statuses park it, which end it. Every other status is active."""
+"""The life of one kind of run as a table: which statuses park or end it, how often it may be read, when it is late.
+
+Each API generation states its own tables; nothing here has a value of its own. Times are in seconds.
+"""
 
 import enum
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ __all__ = ["Lifecycle", "Phase"]
 
 
 class Phase(enum.Enum):
-    """What a status means for whoever waits."""
+    """What a status means for a task that waits for the run."""
 
     ACTIVE = "active"
     PARKED = "parked"
@@ -16,15 +19,28 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifecycle:
-    """The statuses of one kind of run.
+    """The statuses of one kind of run, and the contract's times for reading it.
 
-    A status that stands in no set, also one invented tomorrow, is active: polling goes on.
-    `known` are the active statuses that are documented; others are warned of once.
+    A status in none of the sets counts as active, so polling continues. The client logs each such status once.
     """
 
     known: frozenset[str]
+    """The documented active statuses."""
     parked: frozenset[str]
     terminal: frozenset[str]
+
+    shortest_floor: float
+    """The floor of a young run: the poll floor is the least time between an answer and the next read of a run."""
+    longest_floor: float
+    """The floor of an old run."""
+    age_per_floor: float
+    """The floor grows by one second for each `age_per_floor` seconds of age, between the two bounds."""
+    parked_floor: float
+    """The least floor of a parked run, which waits for a person."""
+    read_lag: float
+    """How long a read may show an old state: a new run may answer 404, and an ended run may look active."""
+    stall_alarm: float
+    """The age at which a run that has not ended is reported as stalled. Parked time does not count."""
 
     def phase(self, status: str) -> Phase:
         """Return what `status` means."""
@@ -35,3 +51,7 @@ class Lifecycle:
     def is_known(self, status: str) -> bool:
         """Return whether `status` is documented."""
         return status in self.known or status in self.parked or status in self.terminal
+
+    def floor(self, age: float) -> float:
+        """Return the least seconds between an answer and the next read of an active run of this age."""
+        return min(self.longest_floor, max(self.shortest_floor, age / self.age_per_floor))

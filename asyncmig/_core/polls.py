@@ -40,7 +40,6 @@ from asyncmig._core.age_buckets import (
     PolledRun,
     PollState,
     first_of,
-    floor,
 )
 from asyncmig._core.hazard import Hazard
 from asyncmig._core.lifecycle import Phase
@@ -52,7 +51,6 @@ RunT = TypeVar("RunT")
 FAIR = 870.0
 """Fifteen minutes, less the time that a slow answer may take."""
 _BUCKET = 15.0
-_PARKED_FLOOR = 10.0
 _EVERY_PARKED = 10
 _LONGEST_PAUSE = 60.0
 """The longest wait before a run whose reads fail is read again."""
@@ -171,14 +169,14 @@ class PollSchedule(Generic[RunT]):
             run.started += now - run.seen  # its age stands still
         run.seen = now if phase is Phase.PARKED else max(run.seen, sent)
         run.parked = phase is Phase.PARKED
-        pause = floor(run.age(now))
-        run.ready_at = now + (max(_PARKED_FLOOR, pause) if run.parked else pause)
+        pause = run.floor(now)
+        run.ready_at = now + (max(run.lifecycle.parked_floor, pause) if run.parked else pause)
         self._put(run, now)
 
     def gone(self, run: PolledRun[RunT], now: float) -> None:
         """Report that the second channel does not know the run any more: it has ended, and a read can tell how."""
         run.gone_at = now
-        run.ready_at = run.read_at + floor(run.age(now))
+        run.ready_at = run.read_at + run.floor(now)
         self.hurry(run, now)
 
     def rejected(self, run: PolledRun[RunT], now: float, *, blame: bool = True) -> None:
@@ -188,7 +186,7 @@ class PollSchedule(Generic[RunT]):
         not take the place of those that can.
         """
         run.failures += blame
-        pause = floor(run.age(now))
+        pause = run.floor(now)
         run.ready_at = now + max(pause, min(_LONGEST_PAUSE, pause * 2 ** min(max(0, run.failures - 1), 5)))
         self._put(run, now)
 
@@ -197,7 +195,7 @@ class PollSchedule(Generic[RunT]):
         if run.parked:
             run.started += now - run.seen
             run.parked, run.seen = False, now
-            run.ready_at = min(run.ready_at, max(now, run.read_at + floor(run.age(now))))
+            run.ready_at = min(run.ready_at, max(now, run.read_at + run.floor(now)))
             self._put(run, now)
 
     def _learn(self, run: PolledRun[RunT], now: float, phase: Phase, sent: float) -> None:

@@ -35,11 +35,8 @@ from asyncmig.events import Events
 __all__ = ["PollGroup", "RunWarnings"]
 
 _log = logging.getLogger("asyncmig")
-_LAG = 30.0
-"""Seconds for which a run may answer 404: a read may lag, or ask a server that has not heard of it yet."""
 _UNREADABLE = 10
 """After so many reads in a row that told nothing this is said."""
-_STALLED = 75 * 60.0
 _SHORT = 10.0
 """The budget is short if the runs that are due could not all be polled in so many seconds."""
 _TELLS_NOTHING = (ServerError, NoAnswer, UnexpectedReply)
@@ -78,7 +75,7 @@ class RunWarnings:
     def age(self, watch: Watch[object], now: float) -> None:
         """Look at how long a run has been running."""
         age = watch.entry.age(now)
-        if watch.stalled or watch.ended or watch.entry.parked or age < _STALLED:
+        if watch.stalled or watch.ended or watch.entry.parked or age < watch.lifecycle.stall_alarm:
             return
         watch.stalled = True
         if self._on_stalled is None:
@@ -205,8 +202,8 @@ class PollGroup:
         self.turn()
 
     def announced(self, watch: Watch[object], phase: Phase) -> None:
-        now = self.now()
-        self._schedule.hurry(watch.entry, now, until=now + (_LAG if phase is Phase.TERMINAL else 0.0))
+        now, lag = self.now(), watch.lifecycle.read_lag if phase is Phase.TERMINAL else 0.0
+        self._schedule.hurry(watch.entry, now, until=now + lag)
         self.turn()
 
     def resumed(self, watch: Watch[object]) -> None:
@@ -285,7 +282,7 @@ class PollGroup:
             now = self.now()
             self._schedule.rejected(watch.entry, now)
             watch.missed = now if watch.missed is None else watch.missed
-            if now - watch.missed > _LAG:
+            if now - watch.missed > watch.lifecycle.read_lag:
                 watch.fail(error)
         except (AuthError, SessionClosed) as error:
             self._schedule.rejected(watch.entry, self.now())

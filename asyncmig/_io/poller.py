@@ -25,7 +25,7 @@ class Poller:
     """The poll schedules of a session, one for each gate that reads go through. Use it as `async with`.
 
     `second_channel`: look runs up through their second channel, too, where the budget of the first is short.
-    `on_stalled` is called, once for each, with a run that has been running for more than 75 minutes, and its age.
+    `on_stalled` is called, once for each, with a run that is older than its `Lifecycle.stall_alarm`, and its age.
     `events` hears of reads that fail.
     `loop` returns the event loop, or raises where runs may not be watched.
     """
@@ -89,8 +89,9 @@ class Poller:
         """Return the watch of `run`, the same for everybody who asks while anybody has it.
 
         `read` makes one attempt with the slot that it is given. `RateLimited`, `ServerError`, `NoAnswer` and
-        `UnexpectedReply` tell nothing: the run is polled again in its turn; so does `NotFound` within 30 s of
-        the start. `AuthError` and `SessionClosed` end all polling; any other error ends the waits for this run.
+        `UnexpectedReply` tell nothing: the run is polled again in its turn; so does `NotFound` within
+        `Lifecycle.read_lag`. `AuthError` and `SessionClosed` end all polling; any other error ends the waits for
+        this run.
 
         `started` and `last_read` are on the loop's clock; without `last_read` somebody else may have read the run
         just now. Runs of one `group` are expected to take alike; groups should be few. `ids`: what

@@ -123,7 +123,7 @@ class Watch(Generic[T]):
         self.lifecycle: Lifecycle = lifecycle
         self.second: SecondChannel[T] | None = second
         self.entry: PolledRun[Watch[object]] = PolledRun(
-            self._plain(), now, started=started, last_read=last_read, group=group
+            self._plain(), now, lifecycle=lifecycle, started=started, last_read=last_read, group=group
         )
         """The run as the poll schedule knows it."""
         self.latest: Reading[T] | None = None

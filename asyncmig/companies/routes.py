@@ -25,8 +25,18 @@ __all__ = [
 
 _ACTIVE = frozenset({"queued", "running"})
 _ENDED = frozenset({"completed", "failed", "canceled"})
-IMPORT = Lifecycle(known=_ACTIVE, parked=frozenset({"needs_attention"}), terminal=_ENDED)
-EXPORT = Lifecycle(known=_ACTIVE, parked=frozenset(), terminal=_ENDED)
+IMPORT = Lifecycle(
+    known=_ACTIVE,
+    parked=frozenset({"needs_attention"}),
+    terminal=_ENDED,
+    shortest_floor=2.0,
+    longest_floor=30.0,
+    age_per_floor=120.0,
+    parked_floor=10.0,
+    read_lag=30.0,
+    stall_alarm=75 * 60.0,
+)
+EXPORT = replace(IMPORT, parked=frozenset())
 
 LIST_SOURCES = Endpoint(
     name="list sources",

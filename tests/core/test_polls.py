@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncmig._core.age_buckets import PolledRun, floor
+from asyncmig._core.age_buckets import PolledRun
 from asyncmig._core.hazard import Hazard, shelf_of
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import FAIR, PollSchedule
+from asyncmig.companies.routes import IMPORT
 
 PACE = 0.6
 
@@ -46,7 +47,7 @@ def gaps(schedule: PollSchedule[int], runs: int, *, pace: float, seconds: float)
     """Poll runs that never end; return the times between the polls of a run, and from the last one to the end."""
     polled = {run: [0.0] for run in range(runs)}
     for run in polled:
-        schedule.add(PolledRun(run, 0.0, started=-4000.0 * run / runs, last_read=0.0), 0.0)
+        schedule.add(PolledRun(run, 0.0, lifecycle=IMPORT, started=-4000.0 * run / runs, last_read=0.0), 0.0)
     now = 0.0
     while now < seconds:
         now += pace
@@ -63,7 +64,7 @@ actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_s
 @given(actions, st.randoms(use_true_random=False))
 def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int]], rng: Random) -> None:
     schedule, now = PollSchedule[int](), 1000.0
-    runs = [PolledRun(n, now, started=now - 700.0 * n, last_read=now) for n in range(6)]
+    runs = [PolledRun(n, now, lifecycle=IMPORT, started=now - 700.0 * n, last_read=now) for n in range(6)]
     answered, away = dict.fromkeys(range(6), now), list[tuple[PolledRun[int], float]]()
     parked_for = defaultdict[int, float](float)
     for run in runs:
@@ -75,7 +76,7 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
             assert chosen.run not in [out.run for out, _ in away]
             since = answered[chosen.run]
             age = since - (1000.0 - 700.0 * chosen.run) - parked_for[chosen.run]
-            assert now >= since + floor(age) - 1e-6
+            assert now >= since + IMPORT.floor(age) - 1e-6
             away.append((chosen, now))
         elif action == "answer" and away:
             chosen, sent = away.pop(0)
@@ -101,9 +102,9 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
 
 
 def test_a_run_whose_end_was_announced_goes_first_although_a_read_lags() -> None:
-    schedule, done = PollSchedule[int](), PolledRun(99, 0.0, started=0.0)
+    schedule, done = PollSchedule[int](), PolledRun(99, 0.0, lifecycle=IMPORT, started=0.0)
     for number in range(20):
-        schedule.add(PolledRun(number, 0.0, started=-100.0, last_read=-50.0), 0.0)
+        schedule.add(PolledRun(number, 0.0, lifecycle=IMPORT, started=-100.0, last_read=-50.0), 0.0)
     schedule.add(done, 0.0)
     schedule.hurry(done, 0.0, until=30.0)
     assert poll(schedule, 2.0) == 99  # and shows it running: the read lagged behind the announcement
@@ -136,7 +137,7 @@ def test_the_run_that_is_expected_to_have_ended_goes_first() -> None:
         schedule.durations().lived(0.0, 550.0)
         schedule.durations().ended(550.0, 700.0)
     for name, age in (("young", 100.0), ("ripe", 560.0), ("middling", 300.0)):
-        schedule.add(PolledRun(name, 0.0, started=-age, last_read=0.0), 0.0)
+        schedule.add(PolledRun(name, 0.0, lifecycle=IMPORT, started=-age, last_read=0.0), 0.0)
     chosen = schedule.next(60.0, pace=PACE)
     assert chosen is not None
     assert chosen.run == "ripe"
@@ -151,7 +152,8 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
         "five late": (200.0, 1505.0),
     }
     runs = {
-        name: PolledRun(name, 0.0, started=-age, last_read=seen - age) for name, (seen, age) in ages.items()
+        name: PolledRun(name, 0.0, lifecycle=IMPORT, started=-age, last_read=seen - age)
+        for name, (seen, age) in ages.items()
     }
     for run in runs.values():
         schedule.add(run, 0.0)
@@ -166,7 +168,8 @@ def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None
     rng, hazard, now = Random(seed), Hazard(), 0.0
     schedule: PollSchedule[int] = PollSchedule(durations=lambda: hazard, fair=float("inf"))
     runs = [
-        PolledRun(n, 0.0, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600)) for n in range(40)
+        PolledRun(n, 0.0, lifecycle=IMPORT, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600))
+        for n in range(40)
     ]
     for run in runs:
         run.seen = max(run.seen, run.started)

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 from run_server import LIFE, OpenWatch, Server, no_answer, now, other_tasks, reading, refusal, settle
 
-from asyncmig._core.age_buckets import floor
 from asyncmig._core.endpoint import Lane
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.poller import Poller, Reading, Watch
@@ -60,7 +59,7 @@ async def test_reads_keep_the_floor_after_the_last_answer(watch: OpenWatch) -> N
     await watch(server).wait()
     assert server.sent[0] >= 2.0
     for answer, next_read in zip(server.answered, server.sent[1:], strict=False):
-        assert next_read >= answer + floor(answer) - 1e-6
+        assert next_read >= answer + LIFE.floor(answer) - 1e-6
     assert server.sent[-1] - server.answered[-2] < 30.5  # and not much longer, with a single run
 
 
@@ -503,7 +502,7 @@ async def test_refresh_goes_before_other_polls(watch: OpenWatch) -> None:
     await asyncio.sleep(200.3)
     asked = now()
     await watches[50].refresh()
-    assert now() - asked < floor(200) + 2
+    assert now() - asked < LIFE.floor(200) + 2
     waits.cancel()
 
 
