@@ -28,7 +28,10 @@ _EXAMPLES: dict[Kind, str] = {
     "redis": "the URL of a Redis (redis://HOST:PORT/0, rediss://..., unix:///PATH)",
     "postgres": "the address of a PostgreSQL (postgresql://HOST:PORT/DATABASE, or host=HOST dbname=DATABASE)",
 }
-_HINT = "is not valid; in a user name or a password write % as %25, / as %2F, @ as %40, # as %23, ? as %3F, [ as %5B"
+_HINT = (
+    "is not valid, or has an option that is not; in a user name or a password write % as %25, / as %2F, @ as %40, "
+    "# as %23, ? as %3F, [ as %5B"
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]@#\s]*)(?::(\d{0,5}))?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")

@@ -17,8 +17,6 @@ _BY_ERRNO = {
     errno.ECONNRESET: "it closes connections at once",
     errno.EHOSTUNREACH: "there is no route to its host",
     errno.ENETUNREACH: "there is no route to its host",
-    errno.ENOENT: "its socket does not exist",
-    errno.EACCES: "its socket may not be opened",
     errno.ETIMEDOUT: _SILENT,
 }
 _BY_TEXT = (
@@ -38,6 +36,11 @@ _BY_TEXT = (
     (r"too many (clients|connections)|max number of clients", "it has too many connections"),
     (r"time(d )?.?out", _SILENT),
     (r"no such file", "its socket does not exist"),
+    (
+        r"invalid .*value|connection option|syntax error|client names",
+        "its address has an option that is not valid",
+    ),
+    (r"definition of service", "its address names a service that is not defined"),
     (
         r"protocol|invalid response|closed the connection|connection closed|reset by peer|unexpected",
         "{protocol}",
@@ -67,6 +70,11 @@ def _reason(error: BaseException, server: Server) -> str:
     for each in chain:
         if isinstance(each, OSError) and each.errno in _BY_ERRNO:
             return _BY_ERRNO[each.errno]
+        if isinstance(each, FileNotFoundError | PermissionError):
+            what = "its socket" if server.host.startswith("/") else "a file that its address names"
+            return (
+                f"{what} {'does not exist' if isinstance(each, FileNotFoundError) else 'may not be opened'}"
+            )
     protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
     for each in chain:
         text = re.sub(
@@ -75,7 +83,7 @@ def _reason(error: BaseException, server: Server) -> str:
         for pattern, reason in _BY_TEXT:
             if re.search(pattern, text, re.IGNORECASE):
                 return reason.format(protocol=protocol)
-    return type(error).__name__
+    return f"the connection failed with {type(error).__name__}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -40,8 +40,14 @@ _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_te
 def checked_redis(field: str, url: str) -> Server:
     """Return the server that a URL names. Raises `InvalidInput` for `field`, without the URL."""
     server = parse_server(field, url, "redis")
-    server.checked(field, parse_url)
+    server.checked(field, lambda _: _unconnected(redis_client(server)))
     return server
+
+
+def _unconnected(client: Redis) -> AbstractConnection:
+    """Return a connection that is not open: redis-py checks most options of a URL only here."""
+    pool = client.connection_pool
+    return pool.connection_class(**pool.connection_kwargs)
 
 
 def redis_client(server: Server, **options: object) -> Redis:

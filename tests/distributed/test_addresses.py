@@ -45,6 +45,11 @@ BAD_REDIS = [
     f"redis://host/{PW}",
     f"redis://:{PW}@host?socket_timeout={PW}",
     f"redis://:a {PW}@host",
+    f"redis://:{PW}@host?unknown={PW}",
+    f"redis://:{PW}@host?protocol=9",
+    f"redis://:{PW}@host?ssl_cert_reqs=none",
+    f"rediss://:{PW}@host?ssl_cert_reqs={PW}",
+    f"unix:///run/redis.sock?password={PW}&parser_class=x",
     f"unix://{PW}",
     f"unix:///run/{PW}@redis.sock",
 ]

@@ -130,6 +130,17 @@ def test_one_that_has_no_tls(guarded: RedisServer, database_url: str) -> None:
     assert refusal(f"{database_url}?sslmode=require").reason == "TLS cannot be agreed on with it"
 
 
+def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    tls = guarded.url.replace("redis://", "rediss://")
+    assert refusal(f"{tls}?ssl_ca_certs={missing}").reason == "a file that its address names does not exist"
+    assert refusal(f"unix://:{SECRET}@{missing}").reason == "its socket does not exist"
+    assert refusal(f"postgresql:///x?host={missing}").reason == "its socket does not exist"
+    assert refusal("service=missing").reason == "its address names a service that is not defined"
+    assert refusal("host=127.0.0.1 port=x").reason == "its address has an option that is not valid"
+    assert refusal(f"{guarded.url}?client_name=a%20b").reason == "its address has an option that is not valid"
+
+
 def test_a_worker_waits_for_its_queue_and_says_so_now_and_then(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
