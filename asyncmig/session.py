@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,19 +22,20 @@ from asyncmig._io.addresses import checked_base_url, is_loopback
 from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.caller import Caller, Secret
 from asyncmig._io.context import SessionContext
+from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
 from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.loop_guard import AsyncOnly, LoopGuard, loop_speed
 from asyncmig._io.poller import Poller
 from asyncmig._io.raw import raw_call
 from asyncmig._io.reply import Reply
 from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
-from asyncmig._io.shared import SharedWindow
-from asyncmig._io.shared_dispatcher import Shared
 from asyncmig._io.tasks import finish_all
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
+from asyncmig.distributed.budget_store import SharedWindow
+from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
 
@@ -113,8 +114,8 @@ class Session(AsyncOnly):
         self._shared = (
             None
             if shared is None
-            else Shared(
-                keeper=shared,
+            else SharedBudgets(
+                window=shared,
                 account=_account(key, self.base_url),
                 timeout=self._timeout,
             )
@@ -179,7 +180,7 @@ class Session(AsyncOnly):
             closing.callback(self._recent.close)
         closing.push_async_callback(self._transport.aclose)
         if self._shared is not None:
-            closing.push_async_callback(self._shared.keeper.aclose)
+            closing.push_async_callback(self._shared.window.aclose)
         closing.push_async_callback(finish_all, [gate.aclose for gate in self._gates.values()])
         closing.push_async_callback(self._poller.aclose)
         with anyio.CancelScope(shield=True):
@@ -288,12 +289,17 @@ class Session(AsyncOnly):
                 recent=[slot.answered_for(self._timeout) for slot in earlier],
                 name=name,
                 events=self.events,
-                shared=self._shared and replace(self._shared, earlier=earlier),
+                dispatcher=self._dispatcher(earlier),
                 note=None if self._recent is None else partial(_note, self._recent, name),
             )
             if self._closed is not None:
                 gate.close(self._closed)
         return gate
+
+    def _dispatcher(self, earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
+        if self._shared is None:
+            return Dispatcher
+        return partial(SharedDispatcher, shared=replace(self._shared, earlier=earlier))
 
     def _earlier(self, name: str) -> list[EarlierSlot]:
         """Return what earlier processes sent with this budget; they may have counted by key, and this one not."""

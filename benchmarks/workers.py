@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -32,9 +33,9 @@ from inprocess import BASE_URL, InProcess
 from servers import PostgresServer, RedisServer
 
 from asyncmig import Delivered, Fleet, Gate, MemoryJournal, Session
-from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import MigrationQueue
+from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 from asyncmig.simulator.server.clock import fast_loop
 
@@ -102,8 +103,9 @@ def _acquire(url: str, name: str, seconds: float) -> tuple[float, float]:
 async def _acquisitions(url: str, name: str, seconds: float) -> tuple[float, float]:
     """Take slots one after the other, as each request of a key does; return the rate, and how late timers were."""
     window, loop = RedisWindow(url), asyncio.get_running_loop()
-    shared = Shared(keeper=window, account=f"bench {uuid4().hex}", timeout=60.0)
-    gates = [Gate(limit=10**6, name=f"{name} {n}", shared=shared) for n in range(8)]
+    shared = SharedBudgets(window=window, account=f"bench {uuid4().hex}", timeout=60.0)
+    dispatcher = partial(SharedDispatcher, shared=shared)
+    gates = [Gate(limit=10**6, name=f"{name} {n}", dispatcher=dispatcher) for n in range(8)]
     until, late, taken = loop.time() + seconds, 0.0, 0
 
     async def take(gate: Gate) -> None:

@@ -18,7 +18,7 @@ ABOVE = {  # what a layer may not know
     "_io": ("companies", "session", "jobs", "journal", "simulator", "cli", "distributed"),
     "companies": ("jobs", "simulator", "cli", "distributed"),
     "preflight": ("session", "jobs", "journal", "simulator", "cli", "events"),
-    "session.py": ("jobs", "journal", "simulator", "cli", "distributed"),
+    "session.py": ("jobs", "journal", "simulator", "cli", r"distributed\.(redis|postgres|saq)"),
     "jobs/fleet.py": ("simulator", "cli", "distributed"),
     "jobs/plan.py": ("jobs", "journal", "simulator", "cli", "distributed"),
     "jobs/status.py": ("session", "jobs", "simulator", "cli", "distributed"),

@@ -22,7 +22,7 @@ from asyncmig import (
     Spec,
     UsageError,
 )
-from asyncmig._io.shared import Reply, SlotReport
+from asyncmig.distributed.budget_store import BudgetReply, SlotReport
 from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 from asyncmig.testing import Simulator
@@ -30,7 +30,7 @@ from asyncmig.testing import Simulator
 pytestmark = pytest.mark.looptime
 
 
-class Keeper:
+class Store:
     """A shared window that never answers, and is closed in its own way."""
 
     processes = 2
@@ -40,10 +40,10 @@ class Keeper:
 
     def budget(
         self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
-    ) -> "Keeper":
+    ) -> "Store":
         return self
 
-    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
+    async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
         raise ConnectionError
 
     async def aclose(self) -> None:
@@ -87,14 +87,14 @@ async def left(opened: Session, wire: InProcess, recent: Path) -> None:
 async def test_a_session_closes_everything_although_closing_its_window_fails(
     wire: InProcess, tmp_path: Path
 ) -> None:
-    keeper, recent = Keeper(error=RuntimeError("cannot close")), tmp_path / "recent"
-    opened = session(wire, shared=keeper, recent=recent)
+    store, recent = Store(error=RuntimeError("cannot close")), tmp_path / "recent"
+    opened = session(wire, shared=store, recent=recent)
     await opened.__aenter__()
     await opened.companies.sources()
     assert open_files(recent) == 1
     with pytest.raises(RuntimeError, match="cannot close"):
         await opened.__aexit__(None, None, None)
-    assert keeper.closed == 1
+    assert store.closed == 1
     await left(opened, wire, recent)
 
 
@@ -106,12 +106,12 @@ async def test_a_session_closes_everything_although_its_transport_fails(
         raise OSError("cannot close")
 
     monkeypatch.setattr(wire, "aclose", fail)
-    keeper, recent = Keeper(), tmp_path / "recent"
-    opened = session(wire, shared=keeper, recent=recent)
+    store, recent = Store(), tmp_path / "recent"
+    opened = session(wire, shared=store, recent=recent)
     with pytest.raises(OSError, match="cannot close"):
         async with opened:
             await opened.companies.sources()
-    assert keeper.closed == 1
+    assert store.closed == 1
     await left(opened, wire, recent)
 
 
@@ -119,15 +119,15 @@ async def test_a_session_closes_everything_although_its_transport_fails(
 async def test_a_session_closes_everything_although_it_is_cancelled_meanwhile(
     wire: InProcess, tmp_path: Path, times: int
 ) -> None:
-    keeper, recent = Keeper(hangs=True), tmp_path / "recent"
-    opened = session(wire, shared=keeper, recent=recent)
+    store, recent = Store(hangs=True), tmp_path / "recent"
+    opened = session(wire, shared=store, recent=recent)
 
     async def use() -> None:
         async with opened:
             await opened.companies.sources()
 
     task = asyncio.create_task(use())
-    await keeper.closing.wait()
+    await store.closing.wait()
     for _ in range(times):
         task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import uuid
 from collections.abc import Iterable
+from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
@@ -20,7 +21,7 @@ from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
 
-__all__ = ["TICK", "Dispatcher"]
+__all__ = ["TICK", "Dispatcher", "DispatcherFactory"]
 
 TICK = 1e-6
 """Seconds by which an event loop may fire a timer early; waiting once more for them could go on for ever."""
@@ -274,3 +275,19 @@ class Dispatcher:
 
     async def aclose(self) -> None:
         """Leave nothing running; the answers of requests in flight must have come."""
+
+
+class DispatcherFactory(Protocol):
+    """Makes the dispatcher of a gate; `Dispatcher` itself is one."""
+
+    def __call__(
+        self,
+        limiter: Limiter,
+        *,
+        window: float,
+        recent: Iterable[float],
+        budget: str = "",
+        events: Events | None = None,
+    ) -> Dispatcher:
+        """Return a dispatcher for a new `limiter`; the arguments are those of `Dispatcher`."""
+        ...

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from random import Random
 from types import TracebackType
@@ -12,9 +11,8 @@ from typing import final
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import MARGIN, Limiter
-from asyncmig._io.dispatcher import TICK, Dispatcher
+from asyncmig._io.dispatcher import TICK, Dispatcher, DispatcherFactory
 from asyncmig._io.send_log import Kind
-from asyncmig._io.shared_dispatcher import Shared, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events
 
@@ -162,12 +160,12 @@ class _Held:
 
 @final
 class Gate:
-    """Lets requests to one budget go as fast as the limit allows, and no faster, however the server counts.
+    """Sends the requests of one budget as fast as its limit allows, and no faster, however the server counts.
 
-    `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process got in its
-    last window. `events` are told when it holds and what it learns. `shared`: who keeps the window for several
-    processes. `note` is told of each slot that is used, for the process after this one. Usable alone, wherever the
-    same key is used:
+    `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process received in
+    its last window. `events` receives holds and learned limits. `dispatcher` makes the dispatcher of the slots; a
+    session with a shared window passes its own. `note` is called for each used slot, for the next process. Usable
+    alone, wherever the same key is used:
 
         async with gate.slot() as slot:
             response = await send()
@@ -189,7 +187,7 @@ class Gate:
         recent: Iterable[float] = (),
         name: str = "",
         events: Events | None = None,
-        shared: Shared | None = None,
+        dispatcher: DispatcherFactory = Dispatcher,
         note: Note | None = None,
     ) -> None:
         _check_limit(limit)
@@ -198,8 +196,9 @@ class Gate:
         self.name: str = name
         self._limit, self._window = limit, window
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
-        kind = Dispatcher if shared is None else partial(SharedDispatcher, shared=shared, limit=limit)
-        self._dispatcher: Dispatcher = kind(limiter, window=window, recent=recent, budget=name, events=events)
+        self._dispatcher: Dispatcher = dispatcher(
+            limiter, window=window, recent=recent, budget=name, events=events
+        )
         self._tickets, self._note = count(1), note
 
     @property

@@ -1,15 +1,15 @@
-"""One window for all processes that use an API key, in Redis; needs the extra `redis`.
+"""A shared window in Redis: one rate limit for all processes that use an API key. Needs the extra `redis`.
 
     async with asyncmig.Session(shared=RedisWindow("redis://localhost")) as session:
         ...
 
-One script keeps the budget of each endpoint: the rules of the local limiter, on Redis's own clock, so that the clocks
-of the processes do not matter. It costs one round trip a request, and nothing while nobody waits. Redis learns no API
-key, only a digest of it. All keys of an account stand in one slot of a cluster.
+A script in Redis keeps the budget of each endpoint. It applies the rules of the local limiter on Redis's clock, so
+the clocks of the processes do not matter. It costs one round trip for each request, and none while no request waits.
+Redis stores a digest of the API key, never the key. All budgets of an account are in one hash slot of a cluster.
 
-Where Redis cannot be reached, each process goes on with its share of the last known window, warns
-(`SharedWindowLost`), and shares again once it can. Where Redis has lost its data, each process tells it again what
-was sent in the last window.
+While Redis is unavailable, each process continues with its share of the last known window, emits `SharedWindowLost`,
+and returns to the shared window when Redis answers again. If Redis lost its data, each process reports again what it
+sent in the last window.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig._io.shared import BudgetStore, Reply, SlotReport
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotReport
 from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
@@ -38,7 +38,7 @@ _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_te
 
 
 def checked_redis(field: str, url: str) -> Server:
-    """Return the server that a URL names. Raises `InvalidInput` for `field`, without the URL."""
+    """Parse the URL of a Redis. Raises `InvalidInput` for `field`; the error does not show the URL."""
     server = parse_server(field, url, "redis")
     server.checked(field, lambda _: _unconnected(redis_client(server)))
     return server
@@ -51,7 +51,7 @@ def _unconnected(client: Redis) -> AbstractConnection:
 
 
 def redis_client(server: Server, **options: object) -> Redis:
-    """Return a client, not connected yet, whose `repr` shows no password; options of the URL go before `options`."""
+    """Return an unconnected client whose `repr` shows no password. Options in the URL override `options`."""
     settings: dict[str, object] = {**options, **parse_url(server.text)}
     user, password = settings.pop("username", None), settings.pop("password", None)
     if user or password:
@@ -60,15 +60,15 @@ def redis_client(server: Server, **options: object) -> Redis:
         )
     pool = ConnectionPool(**cast("dict[str, Never]", settings))
     kind = pool.connection_class
-    pool.connection_class = type(f"Heeding{kind.__name__}", (_HeedsCancellation, kind), {})
+    pool.connection_class = type(f"Cancellable{kind.__name__}", (_Cancellable, kind), {})
     return Redis.from_pool(pool)
 
 
-class _HeedsCancellation(AbstractConnection):
-    """A connection on which no cancellation is lost.
+class _Cancellable(AbstractConnection):
+    """A connection that does not lose cancellations.
 
-    redis-py sends under `asyncio.wait_for`. On Python 3.11 that swallows a cancellation which comes in the turn of
-    the loop in which the bytes were sent: it returns as if nothing had happened, and the caller goes on for ever.
+    redis-py sends under `asyncio.wait_for`. On Python 3.11, `wait_for` swallows a cancellation that arrives in the
+    same turn of the event loop in which the bytes were sent. The caller would continue as if it was not cancelled.
     """
 
     async def send_packed_command(self, command: object, check_health: bool = True) -> None:
@@ -76,17 +76,19 @@ class _HeedsCancellation(AbstractConnection):
         before = task.cancelling() if task else 0
         await super().send_packed_command(command, check_health)  # type: ignore[arg-type]
         if task and task.cancelling() > before:
-            await self.disconnect(nowait=True)  # its reply would be taken for that of the next command
+            await self.disconnect(nowait=True)  # otherwise the next command would receive this reply
             raise asyncio.CancelledError
 
 
 @final
 class RedisWindow:
-    """Keeps a session's budgets in Redis, 6.2 or later; give it to one `Session`, which closes its connections.
+    """Keeps a session's budgets in Redis 6.2 or later. Pass it to one `Session`, which closes its connections.
 
-    `url`: as redis-py takes it (`redis://`, `rediss://`, `unix://`). `processes`: how many to reckon with when Redis
-    is away before it has said how many there are. `timeout`: real seconds after which Redis counts as away. `prefix`
-    begins all keys. Raises `InvalidInput` for a URL that is none, and what is not positive.
+    `url`: a URL that redis-py accepts (`redis://`, `rediss://`, `unix://`). `processes`: the number of processes to
+    assume if Redis is unavailable before it has reported a number. `timeout`: real seconds without an answer after
+    which Redis counts as unavailable. `prefix`: the prefix of all Redis keys.
+
+    Raises `InvalidInput` for an invalid URL, and for `processes` or `timeout` that is not positive.
     """
 
     __slots__ = ("_client", "_prefix", "_redis", "_server", "_timeout", "processes")
@@ -110,7 +112,7 @@ class RedisWindow:
     def budget(
         self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
     ) -> BudgetStore:
-        """Return the budget of one endpoint; see `asyncmig._io.shared.SharedWindow`."""
+        """Return the budget of one endpoint; see `asyncmig.distributed.budget_store.SharedWindow`."""
         tag = account if speed == 1.0 else f"{account}x{speed:g}"
         base = f"{self._prefix}:{{{tag}}}"
         keys = [f"{base}:{name}:{part}" for part in ("state", "slots", "unanswered", "accepted")]
@@ -122,7 +124,7 @@ class RedisWindow:
         )
 
     def _opened(self, speed: float) -> Redis:
-        """Return the client, which counts its time-outs in the loop's seconds."""
+        """Return the client. It measures time-outs in the event loop's seconds."""
         if self._redis is None:
             timeout = self._timeout * speed
             self._redis = redis_client(
@@ -141,7 +143,7 @@ class RedisWindow:
 
 @final
 class _RedisBudget:
-    """One budget: the script, and its keys."""
+    """One budget: the script and its keys."""
 
     __slots__ = ("_keys", "_rng", "_script", "_server", "_settings")
 
@@ -150,17 +152,17 @@ class _RedisBudget:
         self._keys, self._settings, self._server = keys, settings, server
         self._rng = Random()
 
-    async def exchange(self, happened: Sequence[SlotReport], want: str | None) -> Reply:
-        """Run the script once. Raises `ConnectionError`, also for a Redis that answers with an error."""
-        told = [part for one in happened for part in one]
-        arguments = [*self._settings, self._rng.random(), want or "", "", *told]
+    async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
+        """Run the script once. Raises `ConnectionError` if Redis does not answer, or answers with an error."""
+        report_parts = [part for report in reports for part in report]
+        arguments = [*self._settings, self._rng.random(), want or "", "", *report_parts]
         try:
             reply = cast(_Answer, await self._script(self._keys, arguments))
         except (RedisError, OSError) as error:
             self._server.scrub(error)
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
-        return Reply(
+        return BudgetReply(
             granted=bool(granted),
             wait=float(wait),
             slots=slots,

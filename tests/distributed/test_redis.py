@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -13,8 +14,8 @@ from inprocess import BASE_URL, KEY, InProcess
 from servers import RedisServer
 
 from asyncmig import Gate, InvalidInput, Session
-from asyncmig._io.shared_dispatcher import Shared
 from asyncmig.distributed.redis import RedisWindow
+from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.events import SharedWindowFound, SharedWindowLost
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 from asyncmig.simulator.server.clock import fast_loop
@@ -33,7 +34,8 @@ def world() -> World:
 
 
 def gate(window: RedisWindow, *, limit: int = 100) -> Gate:
-    return Gate(limit=limit, name="GET /x", shared=Shared(keeper=window, account="x", timeout=60.0))
+    shared = SharedBudgets(window=window, account="x", timeout=60.0)
+    return Gate(limit=limit, name="GET /x", dispatcher=partial(SharedDispatcher, shared=shared))
 
 
 async def close(gate: Gate, window: RedisWindow) -> None:
@@ -204,5 +206,5 @@ def test_a_redis_that_refuses_the_password_counts_as_away_and_tells_no_secret(
         run(main())
     finally:
         server.stop()
-    assert "no shared window" in caplog.text
+    assert "the shared window is unavailable" in caplog.text
     assert "secret" not in caplog.text

@@ -1,15 +1,16 @@
 """Gates of several processes before one budget: order, cancellation, outages; on a virtual clock."""
 
 import asyncio
+from functools import partial
 from itertools import pairwise
 from random import Random
 
 import pytest
 from gateload import Load, most_in_a_window
-from keeper import Keeper
+from sharedstore import Store
 
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
-from asyncmig._io.shared_dispatcher import Shared
+from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.events import AttemptFailed, Events, Held, SharedWindowFound, SharedWindowLost
 from asyncmig.simulator.server.limits import SlidingLog
 
@@ -20,9 +21,10 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def gate(keeper: Keeper, *, limit: int = 100, events: Events | None = None, seed: int = 1) -> Gate:
-    shared = Shared(keeper=keeper, account="x", timeout=60.0)
-    return Gate(limit=limit, rng=Random(seed), name="GET /x", events=events, shared=shared)
+def gate(store: Store, *, limit: int = 100, events: Events | None = None, seed: int = 1) -> Gate:
+    shared = SharedBudgets(window=store, account="x", timeout=60.0)
+    dispatcher = partial(SharedDispatcher, shared=shared)
+    return Gate(limit=limit, rng=Random(seed), name="GET /x", events=events, dispatcher=dispatcher)
 
 
 async def use(gate: Gate, seconds: float = 0.0, **options: object) -> float:
@@ -37,29 +39,29 @@ def tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if "gate" in task.get_name()]
 
 
-async def load(keeper: Keeper, *, gates: int, each: int, limit: int = 100, true: int = 100) -> Load:
+async def load(store: Store, *, gates: int, each: int, limit: int = 100, true: int = 100) -> Load:
     rng = Random(3)
     load = Load(SlidingLog(true, count_rejects=True), rng)
-    shared = [gate(keeper, limit=limit, seed=n) for n in range(gates)]
+    shared = [gate(store, limit=limit, seed=n) for n in range(gates)]
     await asyncio.gather(*(load.call(one) for one in shared for _ in range(each)))
     await asyncio.gather(*(one.aclose() for one in shared))
     return load
 
 
 async def test_four_processes_send_what_one_may_and_are_as_fast() -> None:
-    keeper = Keeper()
-    done = await load(keeper, gates=4, each=75)
+    store = Store()
+    done = await load(store, gates=4, each=75)
     assert done.refused == 0
     assert most_in_a_window(done.spans, 60.0) <= 100
     assert max(done.done_at) < 130.0
-    assert keeper.exchanges < 9 * 300
+    assert store.exchanges < 9 * 300
     assert tasks() == []
 
 
 async def test_a_429_holds_all_and_teaches_all() -> None:
     events = Events()
-    keeper, held = Keeper(), []
-    one, two = gate(keeper, events=events), gate(keeper, events=events)
+    store, held = Store(), []
+    one, two = gate(store, events=events), gate(store, events=events)
     await use(two)
     async with one.slot() as slot:
         slot.answered(429, retry_after=20.0)
@@ -70,14 +72,14 @@ async def test_a_429_holds_all_and_teaches_all() -> None:
 
 
 async def test_a_stricter_server_is_learnt_from_all_that_was_sent() -> None:
-    done = await load(Keeper(), gates=4, each=75, true=60)
+    done = await load(Store(), gates=4, each=75, true=60)
     assert done.refused <= 25
     assert max(done.done_at) < 420.0
 
 
 async def test_lanes_are_kept_and_a_waiter_that_leaves_costs_nobody_a_window() -> None:
-    keeper = Keeper()
-    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    store = Store()
+    mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(mine)
     order: list[str] = []
 
@@ -95,8 +97,8 @@ async def test_lanes_are_kept_and_a_waiter_that_leaves_costs_nobody_a_window() -
 
 @pytest.mark.parametrize("at", [60.06, 60.065, 60.07, 60.075])
 async def test_one_who_is_cancelled_around_its_grant_gives_the_slot_back(at: float) -> None:
-    keeper = Keeper()
-    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    store = Store()
+    mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(mine)
     waiter = asyncio.create_task(use(mine))
     asyncio.get_running_loop().call_at(at, waiter.cancel)
@@ -106,19 +108,19 @@ async def test_one_who_is_cancelled_around_its_grant_gives_the_slot_back(at: flo
 
 
 async def test_nothing_is_sent_while_nobody_waits() -> None:
-    keeper = Keeper()
-    one = gate(keeper)
+    store = Store()
+    one = gate(store)
     await use(one)
     await asyncio.sleep(1.0)
-    before = keeper.exchanges
+    before = store.exchanges
     assert tasks() == []
     await asyncio.sleep(3600.0)
-    assert keeper.exchanges == before
+    assert store.exchanges == before
 
 
 async def test_a_wait_that_would_be_too_long_is_refused_first() -> None:
-    keeper = Keeper()
-    mine, other = gate(keeper, limit=1), gate(keeper, limit=1)
+    store = Store()
+    mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(other)
     waiter = asyncio.create_task(use(mine))
     await asyncio.sleep(1.0)
@@ -128,8 +130,8 @@ async def test_a_wait_that_would_be_too_long_is_refused_first() -> None:
 
 
 async def test_closing_ends_those_who_wait_and_leaves_no_task() -> None:
-    keeper = Keeper()
-    one = gate(keeper, limit=1)
+    store = Store()
+    one = gate(store, limit=1)
     await use(one)
     waiter = asyncio.create_task(use(one))
     await asyncio.sleep(1.0)
@@ -141,13 +143,13 @@ async def test_closing_ends_those_who_wait_and_leaves_no_task() -> None:
     assert tasks() == []
 
 
-async def test_without_the_keeper_each_goes_on_with_its_share_and_all_are_back_after() -> None:
-    keeper, told = Keeper(), []
+async def test_without_the_store_each_goes_on_with_its_share_and_all_are_back_after() -> None:
+    store, told = Store(), []
     events = Events()
-    gates = [gate(keeper, seed=n, events=events) for n in range(4)]
+    gates = [gate(store, seed=n, events=events) for n in range(4)]
     for one in gates * 2:  # the second time each hears of all others
         await use(one)
-    keeper.away = True
+    store.away = True
     rng = Random(1)
     load = Load(SlidingLog(100), rng)
     with events.subscribe(told.append):
@@ -155,7 +157,7 @@ async def test_without_the_keeper_each_goes_on_with_its_share_and_all_are_back_a
         await asyncio.sleep(50.0)
         assert 90 <= len(load.done_at) <= 100
         assert {one.statistics().slots for one in gates} == {25}
-        keeper.away = False
+        store.away = False
         await calls
     assert load.refused == 0
     assert max(load.done_at) < 190.0
@@ -166,93 +168,93 @@ async def test_without_the_keeper_each_goes_on_with_its_share_and_all_are_back_a
 
 
 async def test_one_who_has_not_heard_of_others_lately_reckons_with_more() -> None:
-    keeper = Keeper(processes=10)
-    one = gate(keeper)
+    store = Store(processes=10)
+    one = gate(store)
     await use(one)
     await asyncio.sleep(70.0)
-    keeper.away = True
+    store.away = True
     await use(one)
     assert one.statistics().slots == 10
 
 
-async def test_a_process_that_never_reached_the_keeper_takes_the_share_that_it_was_told() -> None:
-    keeper = Keeper(processes=10)
-    keeper.away = True
-    one, load = gate(keeper), Load(SlidingLog(100), Random(1))
+async def test_a_process_that_never_reached_the_store_takes_the_share_that_it_was_told() -> None:
+    store = Store(processes=10)
+    store.away = True
+    one, load = gate(store), Load(SlidingLog(100), Random(1))
     calls = [asyncio.create_task(load.call(one)) for _ in range(30)]
     await asyncio.sleep(55.0)
     assert len(load.done_at) == 10
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    before = keeper.exchanges
+    before = store.exchanges
     await asyncio.sleep(600.0)
-    assert keeper.exchanges <= before + 1  # nobody waits: nobody asks whether it is back
+    assert store.exchanges <= before + 1  # nobody waits: nobody asks whether it is back
 
 
 async def test_a_slot_whose_reply_was_lost_is_given_back() -> None:
-    keeper = Keeper()
-    one = gate(keeper, limit=4)
-    keeper.deaf = True
+    store = Store()
+    one = gate(store, limit=4)
+    store.deaf = True
     waiting = asyncio.create_task(use(one, seconds=5.0))
     await asyncio.sleep(0.1)
-    keeper.deaf = False
+    store.deaf = False
     assert await waiting < 1.0  # from its share
     await asyncio.gather(*(use(one) for _ in range(3)))
     assert now() < 10.0
 
 
-async def test_a_keeper_that_has_lost_its_memory_is_told_what_was_sent() -> None:
-    keeper = Keeper()
-    one = gate(keeper, limit=5)
+async def test_a_store_that_has_lost_its_memory_is_told_what_was_sent() -> None:
+    store = Store()
+    one = gate(store, limit=5)
     await asyncio.gather(*(use(one) for _ in range(5)))
-    keeper.away = True
-    keeper.forget()
+    store.away = True
+    store.forget()
     waiting = asyncio.create_task(use(one))
     await asyncio.sleep(5.0)
-    keeper.away = False
+    store.away = False
     assert await waiting >= 60.0
 
 
-async def test_a_keeper_that_loses_its_memory_again_and_again_is_done_without() -> None:
-    keeper = Keeper(processes=10)
-    one = gate(keeper)
+async def test_a_store_that_loses_its_memory_again_and_again_is_done_without() -> None:
+    store = Store(processes=10)
+    one = gate(store)
     await use(one)
-    keeper.leaky = True
+    store.leaky = True
     assert await use(one) < 60.0
-    exchanges = keeper.exchanges
+    exchanges = store.exchanges
     await asyncio.gather(*(use(one) for _ in range(5)))
-    assert keeper.exchanges - exchanges < 100
+    assert store.exchanges - exchanges < 100
     assert now() < 120.0
-    keeper.leaky = False
+    store.leaky = False
     await asyncio.sleep(60.0)
     await asyncio.gather(*(use(one) for _ in range(50)))
     assert one.statistics().slots == 100
     assert now() < 260.0
 
 
-async def test_what_others_had_used_when_the_keeper_went_is_not_sent_again() -> None:
-    keeper, load = Keeper(), Load(SlidingLog(100), Random(1))
-    one, other = gate(keeper), gate(keeper, seed=2)
+async def test_what_others_had_used_when_the_store_went_is_not_sent_again() -> None:
+    store, load = Store(), Load(SlidingLog(100), Random(1))
+    one, other = gate(store), gate(store, seed=2)
     await asyncio.gather(*(load.call(one) for _ in range(90)))
     await load.call(other)
     await load.call(one)  # and hears that it is not alone
-    keeper.away = True
+    store.away = True
     calls = [asyncio.create_task(load.call(each)) for each in (one, other) for _ in range(60)]
     await asyncio.sleep(50.0)
     assert 92 <= len(load.done_at) <= 100
     assert load.refused == 0
-    keeper.away = False
+    store.away = False
     await asyncio.gather(*calls)
     assert load.refused == 0
     assert most_in_a_window(load.spans, 60.0) <= 100
 
 
-async def test_a_keeper_that_stays_away_is_told_now_and_then() -> None:
-    keeper, told, events = Keeper(), list[object](), Events()
-    one = gate(keeper, limit=1, events=events)
+async def test_a_store_that_stays_away_is_told_now_and_then() -> None:
+    store, told, events = Store(), list[object](), Events()
+    one = gate(store, limit=1, events=events)
     await use(one)
-    keeper.away = True
+    store.away = True
     with events.subscribe(told.append):
         waiting = [asyncio.create_task(use(one)) for _ in range(4)]
         await asyncio.gather(*waiting)

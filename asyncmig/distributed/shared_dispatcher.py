@@ -1,8 +1,8 @@
-"""The dispatcher of a budget that several processes use; see `asyncmig._io.shared`.
+"""The dispatcher of a gate whose budget several processes share.
 
-Its own limiter is told of everything that this process sends, and of the answers. What it learns from them is of no
-account while the keeper is there, which sees all processes. Without the keeper it limits this process to its share of
-the last known window.
+Its own limiter records every request of this process and every answer. While the store answers, the store's state
+takes precedence over the limiter's, because only the store sees all processes. While the store is unavailable, the
+limiter limits this process to its share of the last known window.
 """
 
 import asyncio
@@ -18,45 +18,45 @@ from asyncmig._core.retry import Occasions
 from asyncmig._io.dispatcher import Dispatcher
 from asyncmig._io.loop_guard import loop_speed
 from asyncmig._io.send_log import EarlierSlot
-from asyncmig._io.shared import BudgetClient, Reply, SharedWindow, What
+from asyncmig.distributed.budget_client import BudgetClient
+from asyncmig.distributed.budget_store import BudgetReply, SharedWindow, SlotEvent
 from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost
 
-__all__ = ["Shared", "SharedDispatcher"]
+__all__ = ["SharedBudgets", "SharedDispatcher"]
 
 _log = logging.getLogger("asyncmig")
 _SAME_HOLD = 0.5
-"""Seconds by which two replies may differ about the end of one hold."""
+"""Seconds by which the end of one hold may differ between two replies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """Who keeps the budgets of an account. `timeout`: a request that takes longer has arrived, if ever.
+class SharedBudgets:
+    """Which shared window a dispatcher uses, and for which account."""
 
-    `earlier`: what the send log knows of a budget, for a keeper that does not.
-    """
-
-    keeper: SharedWindow
+    window: SharedWindow
     account: str
-    """A digest that tells one API key from another."""
+    """A digest that stands for the API key."""
     timeout: float
+    """Seconds after which an unanswered request has either arrived or been lost."""
     earlier: Sequence[EarlierSlot] = ()
+    """The slots of earlier processes that the send log names; the store may not know them."""
 
 
 @final
 class SharedDispatcher(Dispatcher):
-    """Gives the slots that a keeper grants, or while that is away those of this process's share."""
+    """Hands out the slots that the store grants; while it is unavailable, those of this process's share."""
 
     __slots__ = (
-        "_away",
-        "_first_heard_at",
-        "_heard_at",
+        "_client",
+        "_failures",
+        "_first_reply_at",
         "_held_until",
         "_last_grant",
         "_limit",
-        "_link",
-        "_names",
-        "_parted_at",
+        "_lost_at",
+        "_reply_at",
         "_shared",
+        "_slot_names",
         "_view",
     )
 
@@ -68,22 +68,22 @@ class SharedDispatcher(Dispatcher):
         recent: Iterable[float],
         budget: str = "",
         events: Events | None = None,
-        shared: Shared,
-        limit: int,
+        shared: SharedBudgets,
     ) -> None:
         super().__init__(limiter, window=window, recent=recent, budget=budget, events=events)
-        self._shared, self._limit = shared, limit
-        self._link: BudgetClient | None = None
-        self._away = Occasions()
-        """Which failures to reach the keeper are told."""
-        self._view: Reply | None = None
-        """What the keeper said last; None while it is away."""
-        self._names: dict[float, str] = {}
-        """The keeper's names of the slots that are in use, by when they were granted."""
-        self._first_heard_at = float("inf")
-        self._last_grant = self._heard_at = self._parted_at = self._held_until = float("-inf")
+        self._shared = shared
+        self._limit = limiter.slots  # a new limiter believes in the configured limit
+        self._client: BudgetClient | None = None
+        self._failures = Occasions()
+        """Limits how often a failure to reach the store is reported."""
+        self._view: BudgetReply | None = None
+        """The store's last reply; None while it is unavailable."""
+        self._slot_names: dict[float, str] = {}
+        """The store's names of the slots in use, by the time of their grant."""
+        self._first_reply_at = float("inf")
+        self._last_grant = self._reply_at = self._lost_at = self._held_until = float("-inf")
 
-    # How the budget stands
+    # The state of the budget
 
     @property
     def slots(self) -> int:
@@ -110,11 +110,11 @@ class SharedDispatcher(Dispatcher):
 
     def resize(self, limit: int) -> None:
         self._limit = limit
-        if self._link is not None:
-            self._link.resize(limit)
+        if self._client is not None:
+            self._client.resize(limit)
         super().resize(limit)
 
-    # The ways in and out
+    # Slots
 
     def enter_now(self) -> float | None:
         self._check_open()
@@ -124,46 +124,46 @@ class SharedDispatcher(Dispatcher):
         if self._loop is None or not self.waiters.count:
             super().turn()
             return
-        link = self._linked(self._loop)
-        link.wake()  # also while it is away: somebody has to find out when it is back
-        if not link.online:
+        client = self._opened_client(self._loop)
+        client.wake()  # also while the store is unavailable: the client finds out when it is back
+        if not client.online:
             super().turn()
 
     def _grant(self, now: float, name: str | None = None) -> float:
         now = self._last_grant = max(now, math.nextafter(self._last_grant, math.inf))
-        assert self._link is not None
-        self._names[now] = name or self._link.name()
-        self._link.sent(self._names[now], now)
+        assert self._client is not None
+        self._slot_names[now] = name or self._client.name()
+        self._client.sent(self._slot_names[now], now)
         return super()._grant(now)
 
     def name_of(self, sent_at: float) -> str:
-        return self._names[sent_at]
+        return self._slot_names[sent_at]
 
     def accepted(self, sent_at: float) -> None:
-        self._tell(sent_at, "accepted")
+        self._report(sent_at, "accepted")
         super().accepted(sent_at)
 
     def rejected(self, sent_at: float, retry_after: float | None) -> None:
-        self._tell(sent_at, "rejected", retry_after or 0.0)
+        self._report(sent_at, "rejected", retry_after or 0.0)
         super().rejected(sent_at, retry_after)
 
     def lost(self, sent_at: float) -> None:
-        self._tell(sent_at, "lost")
+        self._report(sent_at, "lost")
         super().lost(sent_at)
 
     def unsent(self, sent_at: float) -> None:
-        self._tell(sent_at, "unsent")
+        self._report(sent_at, "unsent")
         super().unsent(sent_at)
 
-    def _tell(self, sent_at: float, what: What, seconds: float = 0.0) -> None:
-        assert self._link is not None
-        self._link.tell(self._names.pop(sent_at), what, self.now(), seconds=seconds)
+    def _report(self, sent_at: float, event: SlotEvent, seconds: float = 0.0) -> None:
+        assert self._client is not None
+        self._client.report(self._slot_names.pop(sent_at), event, self.now(), seconds=seconds)
 
     async def aclose(self) -> None:
-        if self._link is not None:
-            await self._link.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
-    # What the link says
+    # Called by the client
 
     def is_waiting(self) -> bool:
         return self.waiters.count > 0
@@ -175,30 +175,35 @@ class SharedDispatcher(Dispatcher):
         waiter.set_result(self._grant(self.now(), slot))
         return True
 
-    def heard(self, reply: Reply) -> None:
-        self._view, self._heard_at = reply, self.now()
-        self._first_heard_at = min(self._first_heard_at, self._heard_at)
-        until = self._heard_at + reply.held
+    def on_reply(self, reply: BudgetReply) -> None:
+        self._view, self._reply_at = reply, self.now()
+        self._first_reply_at = min(self._first_reply_at, self._reply_at)
+        until = self._reply_at + reply.held
         if reply.held and until > self._held_until + _SAME_HOLD:
             self._held_until = until
             self._tell_held()
         self._tell_learnt()
 
-    def parted(self, error: OSError) -> None:
-        now, clients = self.now(), self._shared.keeper.processes
+    def on_lost(self, error: OSError) -> None:
+        now, clients = self.now(), self._shared.window.processes
         if self._view is not None:
-            # Others may have come since, where it is long ago, and where all have only just begun.
-            known = self._heard_at > now - self._window > self._first_heard_at
+            # Other processes may have started since an old reply, or after the first replies.
+            known = self._reply_at > now - self._window > self._first_reply_at
             clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
         share = max(1, slots // clients)
-        self._view, self._parted_at, self._away = None, now, Occasions()
-        self._away.failed(now)  # which `SharedWindowLost` tells
+        self._view, self._lost_at, self._failures = None, now, Occasions()
+        self._failures.failed(now)  # `SharedWindowLost` reports this one
         self.limiter.resize(share)
-        # What others have used of the share is free again, at the latest, a window from now.
+        # Slots of this share that other processes have used are free again after one window at the latest.
         taken = share - super().used() - max(0, slots - used) // clients
         self.limiter.resume([0.0] * max(0, taken), now)
-        _log.warning("%s: no shared window (%s); this process keeps to %d", self._budget, error, share)
+        _log.warning(
+            "%s: the shared window is unavailable (%s); this process uses at most %d slots",
+            self._budget,
+            error,
+            share,
+        )
         if self._events is not None:
             self._events.emit(
                 SharedWindowLost(
@@ -207,38 +212,36 @@ class SharedDispatcher(Dispatcher):
             )
         self.turn()
 
-    def still_away(self, error: OSError) -> None:
+    def on_still_lost(self, error: OSError) -> None:
         now = self.now()
-        if self._events is not None and self._away.failed(now):
+        if self._events is not None and self._failures.failed(now):
             self._events.emit(
                 AttemptFailed(
                     at=now,
                     endpoint=f"shared window of {self._budget}",
-                    attempt=self._away.count,
+                    attempt=self._failures.count,
                     status=None,
                     error=str(error),
                 )
             )
 
-    def joined(self, reply: Reply) -> None:
+    def on_found(self, reply: BudgetReply) -> None:
         self._rest()
         self.limiter.resize(self._limit)
         now, self._view = self.now(), reply
-        self._heard_at = now
-        _log.warning("%s: the shared window is back", self._budget)
+        self._reply_at = now
+        _log.warning("%s: the shared window is available again", self._budget)
         if self._events is not None:
             self._events.emit(
-                SharedWindowFound(
-                    at=now, budget=self._budget, slots=reply.slots, seconds=now - self._parted_at
-                )
+                SharedWindowFound(at=now, budget=self._budget, slots=reply.slots, seconds=now - self._lost_at)
             )
 
-    def _linked(self, loop: asyncio.AbstractEventLoop) -> BudgetClient:
-        """Return the link, which is made when the loop's speed is known."""
-        if self._link is None:
+    def _opened_client(self, loop: asyncio.AbstractEventLoop) -> BudgetClient:
+        """Return the client. It is made on first use, because it needs the speed of the running loop."""
+        if self._client is None:
             shared = self._shared
             speed = loop_speed(loop)
-            budget = shared.keeper.budget(
+            budget = shared.window.budget(
                 self._budget,
                 account=shared.account,
                 limit=self._limit,
@@ -246,7 +249,7 @@ class SharedDispatcher(Dispatcher):
                 timeout=shared.timeout,
                 speed=speed,
             )
-            self._link = BudgetClient(
+            self._client = BudgetClient(
                 budget,
                 self,
                 limit=self._limit,
@@ -255,4 +258,4 @@ class SharedDispatcher(Dispatcher):
                 speed=speed,
                 earlier=shared.earlier,
             )
-        return self._link
+        return self._client

@@ -1,0 +1,284 @@
+"""The client of one shared budget: asks its store for slots and reports what became of them.
+
+The client runs one task. The task exists only while a request waits for a slot or a report has to be sent. The
+dispatcher decides which request gets a slot (lanes, ranks, cancellation).
+
+If the store does not answer, the client tells the dispatcher, which then limits this process to its share. The client
+remembers all slots of the last window, including those of earlier processes that the send log names. It reports them
+again to a store that was unavailable or says that it lost data.
+"""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, final
+
+from asyncmig._io.dispatcher import TICK
+from asyncmig._io.send_log import EarlierSlot
+from asyncmig._io.tasks import start_task
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotEvent, SlotReport
+
+__all__ = ["BudgetClient", "SlotConsumer"]
+
+_MARGIN = 0.05
+"""Seconds for which a slot is remembered after it left the window."""
+_POLLS_PER_WINDOW = 12
+"""The client asks for a slot at least so often in a window: another process may have returned one unused."""
+_SHORTEST_WAIT = 0.001
+_MOST_LOSSES = 8
+"""If a store loses its data so often within one window, it counts as unavailable. Each loss pauses all requests."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
+"""Real seconds between attempts to reach the store again. Within the longest pause every process makes one."""
+_FINAL_REPORT_TIMEOUT = 1.0
+"""Real seconds for the last reports when the client closes."""
+
+
+class SlotConsumer(Protocol):
+    """What the client needs of the dispatcher that uses it."""
+
+    def is_waiting(self) -> bool:
+        """Return whether a request waits for a slot."""
+        ...
+
+    def hand_out(self, slot: str) -> bool:
+        """Give a slot to the next request; return False if none waits any more."""
+        ...
+
+    def on_reply(self, reply: BudgetReply) -> None:
+        """Take the store's state of the budget."""
+        ...
+
+    def on_lost(self, error: OSError) -> None:
+        """The store stopped answering: limit this process to its share."""
+        ...
+
+    def on_still_lost(self, error: OSError) -> None:
+        """Another attempt to reach the store failed."""
+        ...
+
+    def on_found(self, reply: BudgetReply) -> None:
+        """The store answers again and knows the slots of this process."""
+        ...
+
+
+@dataclass(slots=True)
+class _SentSlot:
+    sent_at: float
+    answered_at: float | None = None
+
+
+@final
+class BudgetClient:
+    """Asks for slots while a request waits, and reports what became of them. Times are the event loop's."""
+
+    __slots__ = (
+        "_ask_at",
+        "_consumer",
+        "_is_back",
+        "_last_reply",
+        "_last_reply_at",
+        "_limit",
+        "_losses",
+        "_outbox",
+        "_pause",
+        "_sent",
+        "_speed",
+        "_store",
+        "_task",
+        "_timeout",
+        "_unconfirmed",
+        "_wakeup",
+        "_window",
+        "online",
+    )
+
+    def __init__(
+        self,
+        store: BudgetStore,
+        consumer: SlotConsumer,
+        *,
+        limit: int,
+        window: float,
+        timeout: float,
+        speed: float,
+        earlier: Iterable[EarlierSlot] = (),
+    ) -> None:
+        """`earlier`: the slots of other processes that the send log names."""
+        self._store, self._consumer = store, consumer
+        self._window, self._timeout, self._speed = window, timeout, speed
+        self.online = True
+        self._sent: dict[str, _SentSlot] = {}
+        """The slots of the last window, by name."""
+        now = asyncio.get_running_loop().time()
+        for slot in earlier:
+            self._sent[slot.name] = _SentSlot(now - slot.age, now - slot.age if slot.is_answered else None)
+        self._limit = limit
+        self._unconfirmed: str | None = None
+        """A slot that was requested without receiving an answer; the store may have granted it."""
+        self._is_back = False
+        """Whether the store answers again, but other processes may not have reported their slots yet."""
+        self._task: asyncio.Task[None] | None = None
+        self._wakeup = asyncio.Event()
+        self._ask_at = float("-inf")
+        self._pause = 0.0
+        self._last_reply: BudgetReply | None = None
+        self._last_reply_at = float("-inf")
+        self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
+        self._outbox: list[SlotReport] = self._remembered(now)
+
+    # Called by the dispatcher
+
+    def wake(self) -> None:
+        """Start the task, or wake it: a request waits, or a report has to be sent."""
+        if self._task is None:
+            self._task = start_task(self._work(), name="asyncmig shared gate")
+        self._wakeup.set()
+
+    def name(self) -> str:
+        """Return a name that no other slot has."""
+        return uuid.uuid4().hex
+
+    def sent(self, slot: str, now: float) -> None:
+        """Remember that a request is sent with this slot."""
+        self._sent[slot] = _SentSlot(now)
+
+    def report(self, slot: str, event: SlotEvent, now: float, *, seconds: float = 0.0) -> None:
+        """Report what became of a slot."""
+        sent = self._sent.get(slot)
+        if event == "unsent":
+            self._sent.pop(slot, None)
+        elif sent is not None:
+            sent.answered_at = now
+        self._forget(now)
+        if self.online:
+            self._outbox.append(SlotReport(slot, event, seconds))
+            self._ask_at = now
+            self.wake()
+
+    def resize(self, limit: int) -> None:
+        """Report another configured limit."""
+        self._limit = limit
+        self._outbox.append(SlotReport("", "limited", limit))
+        self.wake()
+
+    async def aclose(self) -> None:
+        """Send the remaining reports if that takes at most one real second, and stop the task."""
+        task = self._task
+        if task is None:
+            return
+        try:
+            if self.online:
+                await asyncio.wait([task], timeout=_FINAL_REPORT_TIMEOUT * self._speed)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # The task
+
+    async def _work(self) -> None:
+        try:
+            while self._consumer.is_waiting() or (self._outbox and self.online):
+                await (self._turn() if self.online else self._rejoin())
+        finally:
+            self._task = None
+
+    async def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        early = self._ask_at - now > TICK
+        if early and not self._outbox:
+            await self._sleep(self._ask_at - now)
+            return
+        reports, self._outbox = self._outbox, []
+        want = self.name() if self._consumer.is_waiting() and not early else None
+        reply = await self._exchange(reports, want)
+        if reply is None:
+            return
+        self._consumer.on_reply(reply)
+        if reply.lost:
+            self._outbox = [*self._remembered(now), *self._outbox]
+            return
+        if want is None:
+            return
+        if not reply.granted:
+            self._ask_at = loop.time() + min(
+                max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW
+            )
+        elif loop.time() - now > self._timeout / 2 or not self._consumer.hand_out(want):
+            # No request waits, or this process was suspended so long that the store may count the slot as lost.
+            self.report(want, "unsent", loop.time())
+
+    async def _exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply | None:
+        """Return the reply. If the store does not answer, go offline and return None."""
+        try:
+            return await self._ask(reports, want)
+        except OSError as error:
+            self.online, self._is_back = False, False
+            self._pause, self._unconfirmed = _FIRST_PAUSE, want
+            self._consumer.on_lost(error)
+            return None
+
+    async def _ask(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
+        loop, before = asyncio.get_running_loop(), self._last_reply
+        if before is None or self._last_reply_at < loop.time() - self._timeout - self._window:
+            knows = SlotReport("", "knows")  # all that the last reply counted has left the window
+        else:
+            knows = SlotReport(before.epoch, "knows", before.turn)
+        reply = await self._store.exchange([knows, *reports], want)
+        now = loop.time()
+        if reply.lost and before is not None:
+            self._outbox.insert(0, SlotReport(str(before.used), "used_before", now - self._last_reply_at))
+            self._losses.append(now)
+        self._last_reply, self._last_reply_at = reply, now
+        if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
+            raise ConnectionError("it loses its data again and again")
+        return reply
+
+    async def _rejoin(self) -> None:
+        """Pause, then try to report all slots of this process.
+
+        The client goes online after two successful attempts. Between them all other processes report their slots.
+        """
+        await asyncio.sleep(self._pause * self._speed)
+        now = asyncio.get_running_loop().time()
+        self._forget(now)
+        try:
+            reply = await self._ask([*self._remembered(now), *self._outbox], None)
+        except OSError as error:
+            self._consumer.on_still_lost(error)
+            self._is_back, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
+            return
+        if not self._is_back:
+            self._is_back, self._pause = True, _LONGEST_PAUSE
+            return
+        self._outbox, self._ask_at, self._unconfirmed, self.online = [], now, None, True
+        self._consumer.on_found(reply)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until `wake` is called, at most `seconds`."""
+        self._wakeup.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wakeup.wait()
+        except TimeoutError:
+            pass
+
+    def _remembered(self, now: float) -> list[SlotReport]:
+        remembered = [SlotReport("", "limited", self._limit)]
+        if self._unconfirmed is not None:
+            remembered.append(SlotReport(self._unconfirmed, "unsent"))
+        for slot, sent in self._sent.items():
+            if sent.answered_at is None:
+                remembered.append(SlotReport(slot, "sent_before", now - sent.sent_at))
+            else:
+                remembered.append(SlotReport(slot, "answered_before", now - sent.answered_at))
+        return remembered
+
+    def _forget(self, now: float) -> None:
+        """Drop the slots that have left the window."""
+        over = now - self._window - _MARGIN
+        for slot, sent in list(self._sent.items()):
+            if (sent.sent_at + self._timeout if sent.answered_at is None else sent.answered_at) <= over:
+                del self._sent[slot]
