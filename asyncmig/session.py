@@ -39,7 +39,7 @@ from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatch
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
 
-__all__ = ["Scope", "Session"]
+__all__ = ["Scope", "Session", "context_of"]
 
 Scope = Literal["endpoint", "key"]
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
@@ -143,6 +143,7 @@ class Session(AsyncOnly):
             caller=self._caller,
             poller=self._poller,
             gate=self._gate,
+            check_open=self.check_open,
             events=self.events,
             rng=self._rng,
             uploads=anyio.CapacityLimiter(max_parallel_uploads),
@@ -320,6 +321,11 @@ class Session(AsyncOnly):
                 seconds=seconds,
             )
         )
+
+
+def context_of(session: Session) -> SessionContext:
+    """Return the parts of a session that the workflow of any API generation works with."""
+    return session._context
 
 
 def _note(log: SendLog, budget: str, kind: Kind, slot: str) -> None:

@@ -12,6 +12,7 @@ from asyncmig._io.caller import Caller
 from asyncmig._io.decided import DecidedParks
 from asyncmig._io.gate import Gate
 from asyncmig._io.poller import Poller
+from asyncmig._io.unwritten import UnwrittenEntries
 from asyncmig.events import Events
 
 __all__ = ["SessionContext"]
@@ -24,6 +25,8 @@ class SessionContext:
     caller: Caller
     poller: Poller
     gate: Callable[[Endpoint], Gate]
+    check_open: Callable[[], None]
+    """Raises what a request would raise now: `UsageError`, `SessionClosed`, or the `AuthError` that closed it."""
     events: Events
     rng: Random
     uploads: anyio.CapacityLimiter
@@ -32,3 +35,5 @@ class SessionContext:
     missing: set[str] = field(default_factory=set[str])
     """What this server was seen not to offer."""
     decided: DecidedParks = field(default_factory=DecidedParks)
+    unwritten: dict[str, UnwrittenEntries] = field(default_factory=dict[str, UnwrittenEntries])
+    """Entries that a journal could not take yet, by external id."""

@@ -20,7 +20,7 @@ from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 __all__ = ["DecisionFlags", "Reviewer", "parked_records", "print_all"]
 
@@ -145,7 +145,7 @@ class Reviewer:
         shown: NeedsAttention | None = _attention(record)
         if not self._verdict.is_given:
             await self._warn_of_doubt(journal, record)
-            shown = await look(session, record)
+            shown = await look(context_of(session), record)
         while shown is not None:
             decision = (
                 self._verdict.decision(shown) if self._verdict.is_given else self._ask(record, shown, place)
@@ -155,7 +155,7 @@ class Reviewer:
                     self.left.append(record.external_id)
                 return decision == "skip"
             sent = await decide_parked(
-                session,
+                context_of(session),
                 journal,
                 record.external_id,
                 decision,
@@ -166,7 +166,7 @@ class Reviewer:
                 self._tell(record, decision, gone=sent == "gone")
                 return True
             self._changed(record)
-            shown = await look(session, record)
+            shown = await look(context_of(session), record)
         self._tell(record, None, gone=True)
         return True
 

@@ -1,14 +1,14 @@
-"""What a caller wants of a migration besides the migration: decisions, rows, repeats, exports."""
+"""The options of a migration: what to do at a decision, which rows to deliver, how often to retry, what to export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import final, get_args
+from typing import TypedDict, final, get_args
 
 from asyncmig._core.arguments import check_fields
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
 from asyncmig.errors import InvalidInput
 
-__all__ = ["MigrationOptions"]
+__all__ = ["MigrationKeywords", "MigrationOptions", "OptionOverrides", "combined"]
 
 _POLICIES = ("park", "approve_safe", "approve", "reject")
 
@@ -16,15 +16,28 @@ _POLICIES = ("park", "approve_safe", "approve", "reject")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationOptions:
-    """See `migrate` for what they mean. Raises `InvalidInput` for a value that is none."""
+    """The options of `migrate`, `Fleet` and the workers of a queue. Raises `InvalidInput` for a wrong value."""
 
     decide: Policy = "park"
+    """What to do when the run asks for a decision: `"park"` stops there; `"approve_safe"` approves a patch that
+    destroys no rows and stops at any other; `"approve"` and `"reject"` do so always; or your own coroutine function,
+    which takes the `Parked` outcome and returns a `Decision`, or None to stop."""
     row_filter: RowFilter = "valid"
+    """Which rows the delivered files contain."""
     retries: int = 0
+    """How often a failed run is started again, with the same files, counted over all calls. Under a policy that may
+    reject, a run that was rejected is not started again."""
     retry_failed: bool = False
+    """Start again, once, what had failed before this call, whatever `retries` says."""
     deliver_rejected: bool = False
+    """Download what the server still returns of a rejected import."""
     export: ExportMode | None = None
+    """Write to the customer's destination after delivery: `"canary"` writes the first row of each template, `"full"`
+    writes everything after a canary that lost nothing. The outcome lists what the destination lost. A repeat under
+    the same idempotency key is not a second export. Whether an export that is started again (`retries`) writes a
+    record twice depends on the natural key of the destination's writer, which a client can neither see nor set."""
     root: Path | str | None = None
+    """A folder that all files must lie below, also after symbolic links are followed."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,3 +60,33 @@ class MigrationOptions:
         """The exports to make, in their order."""
         modes = get_args(ExportMode)
         return modes[: modes.index(self.export) + 1] if self.export else ()
+
+
+class OptionOverrides(TypedDict, total=False):
+    """The fields of `MigrationOptions` that one job of a queue may set; the workers' options apply to the others."""
+
+    decide: Policy
+    row_filter: RowFilter
+    retries: int
+    retry_failed: bool
+    deliver_rejected: bool
+    export: ExportMode | None
+
+
+class MigrationKeywords(OptionOverrides, total=False):
+    """The fields of `MigrationOptions` as keyword arguments."""
+
+    root: Path | str | None
+
+
+def combined(options: MigrationOptions | None, keywords: MigrationKeywords) -> MigrationOptions:
+    """Return `options` with the fields that `keywords` sets; raise `InvalidInput` for a wrong value.
+
+    Raises `TypeError` for a keyword that is not a field, as a function without it would.
+    """
+    names = [field.name for field in fields(MigrationOptions)]
+    if unknown := sorted(keywords.keys() - set(names)):
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {', '.join(names)}")
+    if options is not None and not isinstance(options, MigrationOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput("options", options, "must be MigrationOptions")
+    return replace(options or MigrationOptions(), **keywords)

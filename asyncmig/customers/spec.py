@@ -15,10 +15,8 @@ from asyncmig.customers.connections import Connections, checked_connections
 from asyncmig.customers.files import size_of
 from asyncmig.customers.outcome import Failed
 from asyncmig.customers.paths import check_below
-from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
+from asyncmig.customers.template_rules import CatalogueItem
 from asyncmig.errors import InvalidInput
-from asyncmig.preflight import Checked
-from asyncmig.preflight import check as check_files
 
 __all__ = [
     "CheckedSpec",
@@ -116,17 +114,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         if root is not None:
             check_below(Path(root), self.files)
         return sum(size_of(path) for path in self.files)
-
-    async def check(self, templates: Sequence[TemplateRules] = (), *, head: int | None = None) -> Checked:
-        """Read the files and return what may be wrong with them, by those of `templates` that this customer gets.
-
-        Sends nothing. For `head`, the bounds, and what without templates or the extra `check` is not judged, see
-        `asyncmig.preflight.check`. Raises `InvalidInput` for what the API would refuse.
-        """
-        self.validate()
-        wanted = self.template_ids
-        chosen = [each for each in templates if wanted is None or each.id in wanted]
-        return await check_files(self.files, chosen, head=head)
 
 
 CheckedSpec = tuple[Spec, InvalidInput | None]

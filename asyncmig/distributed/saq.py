@@ -37,19 +37,19 @@ from saq.types import Context
 from saq.worker import Worker
 
 from asyncmig._core.arguments import checked_call
-from asyncmig.companies.workflow.migrate import migrate_as
 from asyncmig.customers.connections import Connections
 from asyncmig.customers.file_names import customer_folder
-from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import Decision, ExportMode, Outcome, Parked, Pending, Policy, RowFilter
+from asyncmig.customers.options import MigrationOptions, OptionOverrides
+from asyncmig.customers.outcome import Decision, Outcome, Parked
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
+from asyncmig.jobs.migrate import migrate_safely, pending
 from asyncmig.journal import JournalPort
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 __all__ = ["MigrationQueue", "OptionOverrides", "settings", "worker_settings"]
 
@@ -124,17 +124,6 @@ def settings() -> dict[str, object]:
         options=worker.options,
         concurrency=worker.concurrency,
     )
-
-
-class OptionOverrides(TypedDict, total=False):
-    """What a caller may ask for, as of `migrate`; the rest is as the workers do it."""
-
-    decide: Policy
-    row_filter: RowFilter
-    retries: int
-    retry_failed: bool
-    deliver_rejected: bool
-    export: ExportMode | None
 
 
 @final
@@ -412,8 +401,8 @@ class _Work:
         to = customer_folder(self._to, spec.external_id)
         while True:
             try:
-                outcome: Outcome = await migrate_as(
-                    self._session, spec, self._journal, to, options, self._inputs
+                outcome = await migrate_safely(
+                    context_of(self._session), spec, self._journal, to, options, self._inputs
                 )
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:
@@ -422,9 +411,6 @@ class _Work:
                     return result
             except JournalError as error:
                 _log.warning("%s: %s", spec.external_id, error)
-            except Exception as error:
-                _log.exception("the migration of %s broke off", spec.external_id)
-                return msgspec.to_builtins(_pending(spec, f"broke off: {type(error).__name__}: {error}"))
             await asyncio.sleep(real_seconds(_LOOK_AGAIN))
 
 
@@ -481,17 +467,13 @@ def _outcome(spec: Spec, job: Job) -> Outcome:
     if job.status is Status.COMPLETE:
         return cast(Outcome, msgspec.convert(job.result, Outcome, strict=False))
     reason = (job.error or "").strip().splitlines()
-    return _pending(spec, f"its job was {job.status.value}: {reason[-1] if reason else 'nobody says why'}")
+    return pending(spec, f"its job was {job.status.value}: {reason[-1] if reason else 'nobody says why'}")
 
 
 def _check_no_secret(spec: Spec) -> None:
     if spec.connections is not None:
         why = "are secrets, which a queue would keep: give the workers `connections=`"
         raise InvalidInput("connections", "***", why)
-
-
-def _pending(spec: Spec, error: str) -> Pending:
-    return Pending(external_id=spec.external_id, name=spec.name, error=error)
 
 
 def _path(kind: type, value: object) -> object:

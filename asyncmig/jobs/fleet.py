@@ -1,31 +1,29 @@
 """Any number of migrations at once: admission, order, outcomes as they come, an orderly end."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast, final
+from typing import Self, Unpack, cast, final
 
 import anyio
 
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.loop_guard import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.workflow.migrate import migrate_as
 from asyncmig.customers.file_names import check_utf8, customer_folder
-from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import ExportMode, Outcome, Pending, Policy, RowFilter
+from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
+from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
+from asyncmig.jobs.migrate import migrate_safely, pending
 from asyncmig.journal import Journal, JournalPort
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 __all__ = ["Fleet"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
-_log = logging.getLogger("asyncmig")
 _AT_ONCE = 50
 """Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
 
@@ -34,10 +32,12 @@ _AT_ONCE = 50
 class Fleet(AsyncOnly):
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
-    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. What else there
-    is, is as for `migrate`. Leaving the block cancels what has not ended; it stays alive on the server, and the
-    same specs go on from there. One customer's failure or bad input never touches another's.
+    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
+    options of every migration; its fields can also be given as keywords, which take precedence.
     `protected`: files that no sheet replaces, besides those of the specs.
+
+    Leaving the block cancels the migrations that have not ended. Their runs continue on the server, and the same
+    specs continue from there. A failure or bad input of one customer never affects another.
     Used outside its `async with` block, or on another event loop, it raises `UsageError`.
     """
 
@@ -62,29 +62,16 @@ class Fleet(AsyncOnly):
         *,
         journal: JournalPort | Path | str,
         to: Path | str = "out",
-        decide: Policy = "park",
-        row_filter: RowFilter = "valid",
-        retries: int = 0,
-        retry_failed: bool = False,
-        deliver_rejected: bool = False,
-        export: ExportMode | None = None,
+        options: MigrationOptions | None = None,
         concurrency: int = 500,
         protected: Iterable[Path] = (),
-        root: Path | str | None = None,
+        **keywords: Unpack[MigrationKeywords],
     ) -> None:
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         check_utf8("to", to)
         self._session, self._to = session, checked_path("to", to)
-        self._options = MigrationOptions(
-            decide=decide,
-            row_filter=row_filter,
-            retries=retries,
-            retry_failed=retry_failed,
-            deliver_rejected=deliver_rejected,
-            export=export,
-            root=root,
-        )
+        self._options = combined(options, keywords)
         self._inputs = Inputs()
         self._inputs.add(protected)
         self._own_journal: Journal | None = None
@@ -222,18 +209,18 @@ class Fleet(AsyncOnly):
 
     async def _one(self, spec: Spec) -> Outcome:
         if self._draining:
-            return _pending(spec, "interrupted before it began")
+            return pending(spec, "interrupted before it began")
         try:
-            return await migrate_as(
-                self._session, spec, self._journal, self._folder(spec), self._options, self._inputs
+            return await migrate_safely(
+                context_of(self._session),
+                spec,
+                self._journal,
+                self._folder(spec),
+                self._options,
+                self._inputs,
             )
         except CustomerHeld as error:
-            return _pending(spec, str(error))
-        except JournalError:
-            raise
-        except Exception as error:
-            _log.exception("the migration of %s broke off", spec.external_id)
-            return _pending(spec, f"broke off: {type(error).__name__}: {error}")
+            return pending(spec, str(error))
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)
@@ -245,10 +232,6 @@ def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:
             reason = f"lies below {folder}, where sheets are delivered: choose another folder"
             return InvalidInput("files", str(path), reason)
     return None
-
-
-def _pending(spec: Spec, error: str) -> Pending:
-    return Pending(external_id=spec.external_id, name=spec.name, error=error)
 
 
 def _size(spec: Spec) -> int:

@@ -6,6 +6,6 @@ Everything found is a warning: the server maps headers and judges cells by itsel
 """
 
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, HeaderMatch, Kind, Sample
-from asyncmig.preflight.scan import check
+from asyncmig.preflight.scan import check, check_spec
 
-__all__ = ["Checked", "CheckedFile", "Finding", "HeaderMatch", "Kind", "Sample", "check"]
+__all__ = ["Checked", "CheckedFile", "Finding", "HeaderMatch", "Kind", "Sample", "check", "check_spec"]

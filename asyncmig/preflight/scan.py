@@ -10,6 +10,7 @@ from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.customers.spec import Spec
 from asyncmig.customers.template_rules import TemplateRules
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
@@ -18,7 +19,7 @@ from asyncmig.preflight.probe import Probe, probe
 from asyncmig.preflight.records import BrokenOff, Records, sniff
 from asyncmig.preflight.rules import ColumnRules, MemoryBound, Seen, Targets, targets_of
 
-__all__ = ["check"]
+__all__ = ["check", "check_spec"]
 
 T = TypeVar("T")
 _ROWS_A_STEP = 2000
@@ -31,6 +32,21 @@ _SHAPES: Mapping[Kind, str] = {
     "mark": "a byte order mark before the row, as where files were joined,",
     "invisible": "invisible or look-alike characters ({invisible})",
 }
+
+
+@checked_call
+async def check_spec(
+    spec: Spec, templates: Sequence[TemplateRules] = (), *, head: int | None = None
+) -> Checked:
+    """Check the files of `spec` against those of `templates` that this customer gets; see `check`.
+
+    Sends nothing. Raises `InvalidInput` for values and files that the API would refuse.
+    """
+    spec.validate()
+    wanted = spec.template_ids
+    return await check(
+        spec.files, [each for each in templates if wanted is None or each.id in wanted], head=head
+    )
 
 
 @checked_call

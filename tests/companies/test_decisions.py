@@ -25,6 +25,7 @@ from asyncmig import (
 )
 from asyncmig.companies.workflow.decisions import decide_parked, look
 from asyncmig.companies.workflow.record import Record
+from asyncmig.session import context_of
 from asyncmig.simulator import World
 
 from .conftest import DUPLICATES, Opens
@@ -53,7 +54,7 @@ class Desk:
 
     async def decide(self, decision: Decision, *, allow_destructive: bool = True) -> str:
         return await decide_parked(
-            self.session,
+            context_of(self.session),
             self.journal,
             "acme",
             decision,
@@ -137,7 +138,7 @@ async def test_other_questions_than_those_shown_are_not_answered(desk_of: OpensD
         shown = await desk.shown()
         older = msgspec.structs.replace(shown, questions=shown.questions[:0])
         sent = await decide_parked(
-            desk.session, desk.journal, "acme", APPROVE, shown=older, allow_destructive=True
+            context_of(desk.session), desk.journal, "acme", APPROVE, shown=older, allow_destructive=True
         )
         assert sent == "changed"
         assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 0
@@ -147,9 +148,9 @@ async def test_other_questions_than_those_shown_are_not_answered(desk_of: OpensD
 
 async def test_looking_reads_what_is_asked_now(desk_of: OpensDesk) -> None:
     async with desk_of() as desk:
-        assert await look(desk.session, await desk.record()) == await desk.shown()
+        assert await look(context_of(desk.session), await desk.record()) == await desk.shown()
         await desk.somebody_else_decides(approve=True)
-        assert await look(desk.session, await desk.record()) is None
+        assert await look(context_of(desk.session), await desk.record()) is None
 
 
 async def test_a_lost_answer_sends_nothing_twice(desk_of: OpensDesk, wire: InProcess, world: World) -> None:
@@ -186,5 +187,10 @@ async def test_nobody_decides_for_who_is_not_parked_or_held(desk_of: OpensDesk) 
         for external_id in ("acme", "nobody"):
             with pytest.raises(InvalidInput, match="not parked"):
                 await decide_parked(
-                    desk.session, desk.journal, external_id, APPROVE, shown=shown, allow_destructive=True
+                    context_of(desk.session),
+                    desk.journal,
+                    external_id,
+                    APPROVE,
+                    shown=shown,
+                    allow_destructive=True,
                 )

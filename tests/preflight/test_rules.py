@@ -256,10 +256,12 @@ async def test_a_wide_file_against_wide_templates(write: Write) -> None:
 async def test_a_spec_is_checked_by_the_templates_it_gets(write: Write) -> None:
     (path,) = write(contacts="Email,Last Name\nnobody,A\n")
     spec = Spec(external_id="acme", name="Acme", source="s", files=(path,))
-    assert (await spec.check([CONTACTS, DEALS])).warnings == 1
-    assert (await spec.check()).warnings == 0
+    assert (await preflight.check_spec(spec, [CONTACTS, DEALS])).warnings == 1
+    assert (await preflight.check_spec(spec)).warnings == 0
     only_deals = Spec(external_id="acme", name="Acme", source="s", files=(path,), template_ids=("d",))
-    assert [w.kind for w in (await only_deals.check([CONTACTS, DEALS])).files[0].warnings] == ["no_template"]
-    assert (await spec.check([CONTACTS], head=0)).files[0].rows == 0
+    assert [
+        w.kind for w in (await preflight.check_spec(only_deals, [CONTACTS, DEALS])).files[0].warnings
+    ] == ["no_template"]
+    assert (await preflight.check_spec(spec, [CONTACTS], head=0)).files[0].rows == 0
     with pytest.raises(InvalidInput, match="external_id"):
-        await Spec(external_id="a b", name="A", source="s", files=(path,)).check([CONTACTS])
+        await preflight.check_spec(Spec(external_id="a b", name="A", source="s", files=(path,)), [CONTACTS])

@@ -80,7 +80,7 @@ async def fleet(specs: list[asyncmig.Spec]) -> None:
 
 
 async def check(spec: asyncmig.Spec, templates: tuple[asyncmig.Template, ...]) -> None:
-    assert_type(await spec.check(templates, head=1000), preflight.Checked)
+    assert_type(await preflight.check_spec(spec, templates, head=1000), preflight.Checked)
     assert_type(await preflight.check(spec.files), preflight.Checked)
     assert_type(spec.validate(), int)
 

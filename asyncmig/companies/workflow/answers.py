@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import final
-from weakref import WeakKeyDictionary
 
 import msgspec
 
+from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Failures, Owner
+from asyncmig._io.unwritten import UnwrittenEntries, UnwrittenEntry
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.steps import Entry
 from asyncmig.errors import AuthError, CustomerHeld, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.journal import ClaimPort
-from asyncmig.session import Session
 
 __all__ = ["Answers"]
 
@@ -25,40 +24,14 @@ _PAUSE = 1.0
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    kind: Entry
-    detail: bytes
-    state: bytes
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Unwritten:
-    """The entries that a journal could not take, and its state before them."""
-
-    before: bytes | None
-    entries: tuple[_Entry, ...]
-
-    def missing(self, state: bytes | None) -> tuple[_Entry, ...]:
-        """Return the entries that a journal with this state lacks; none if another process went on meanwhile."""
-        states = [self.before, *(entry.state for entry in self.entries)]
-        return self.entries[states.index(state) :] if state in states else ()
-
-
-_unwritten: WeakKeyDictionary[Session, dict[str, _Unwritten]] = WeakKeyDictionary()
-"""What each session learned and no journal has, by external id."""
-
-
-@final
 class Answers:
     """The answers about one customer, while it is claimed; first those that an earlier claim could not write."""
 
-    __slots__ = ("_claim", "_entries", "_session", "record")
+    __slots__ = ("_claim", "_context", "_entries", "record")
 
-    def __init__(self, session: Session, claim: ClaimPort) -> None:
-        self._session, self._claim = session, claim
-        earlier = _unwritten.get(session, {}).pop(claim.external_id, None)
+    def __init__(self, context: SessionContext, claim: ClaimPort) -> None:
+        self._context, self._claim = context, claim
+        earlier = context.unwritten.pop(claim.external_id, None)
         self._entries = list(earlier.missing(claim.state)) if earlier else []
         self.record: Record = read_record(
             claim.external_id, self._entries[-1].state if self._entries else claim.state
@@ -73,14 +46,14 @@ class Answers:
         begins with what could not be written.
         """
         self.record = record
-        self._entries.append(_Entry(kind, detail, msgspec.json.encode(record)))
+        self._entries.append(UnwrittenEntry(kind, detail, msgspec.json.encode(record)))
         await self.catch_up()
 
     async def catch_up(self) -> None:
         """Write what the journal does not have yet. Raises as `keep` does."""
         loop = asyncio.get_running_loop()
         until, failed = loop.time() + _PATIENCE, False
-        failures = Failures(self._session.events, until=until, owner=Owner(self._claim.external_id))
+        failures = Failures(self._context.events, until=until, owner=Owner(self._claim.external_id))
         try:
             while self._entries:
                 entry = self._entries[0]
@@ -100,8 +73,8 @@ class Answers:
                     await asyncio.sleep(_PAUSE)
             await failures.succeeded()
         except BaseException:
-            left = _Unwritten(self._claim.state, tuple(self._entries))
-            _unwritten.setdefault(self._session, {})[self._claim.external_id] = left
+            left = UnwrittenEntries(self._claim.state, tuple(self._entries))
+            self._context.unwritten[self._claim.external_id] = left
             if failed:
                 _log.error("%s: %s", self._claim.external_id, self.unwritten)
             raise
@@ -110,7 +83,7 @@ class Answers:
     def must_end(self) -> bool:
         """Whether the session was closed: nothing more can be done than say what is known."""
         try:
-            self._session.check_open()
+            self._context.check_open()
         except (AuthError, SessionClosed):
             return True
         return False

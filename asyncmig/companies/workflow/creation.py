@@ -7,12 +7,13 @@ from typing import TypeVar, final
 import anyio
 
 from asyncmig._core.endpoint import Endpoint
+from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
+from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnknownOutcome
-from asyncmig.session import Session
 
 __all__ = ["Creation", "unknown"]
 
@@ -25,17 +26,17 @@ _GRACE = 5.0
 class Creation:
     """The company of one migration: the one that the journal has, or a new one."""
 
-    __slots__ = ("_progress", "_session", "_spec")
+    __slots__ = ("_context", "_progress", "_spec")
 
-    def __init__(self, session: Session, spec: Spec, progress: RecordKeeper) -> None:
-        self._session, self._spec, self._progress = session, spec, progress
+    def __init__(self, context: SessionContext, spec: Spec, progress: RecordKeeper) -> None:
+        self._context, self._spec, self._progress = context, spec, progress
 
     async def company(self) -> Company:
         """Return the company; create it where there is none.
 
         Raises `UnknownOutcome` where nobody can tell whether a company of this external id is ours.
         """
-        companies, record = self._session.companies, self._progress.record
+        companies, record = Companies(self._context), self._progress.record
         if record.company_id is not None:
             return companies.open(record.company_id, external_id=record.external_id, sheets=record.sheets)
         self._progress.begin("creating")
@@ -64,7 +65,7 @@ class Creation:
     async def _create(self) -> Company:
         record = self._progress.record
         try:
-            return await self._session.companies.create(
+            return await Companies(self._context).create(
                 name=record.name,
                 source=record.source,
                 external_id=record.external_id,

@@ -10,7 +10,9 @@ from typing import Literal
 
 import msgspec
 
+from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, working_for
+from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.wire import ImportState
@@ -21,7 +23,6 @@ from asyncmig.customers.outcome import Decision, Parked
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import ClaimPort, JournalPort
-from asyncmig.session import Session
 
 __all__ = ["Reviewed", "decide_parked", "look"]
 
@@ -31,19 +32,19 @@ Reviewed = Literal["sent", "gone", "changed"]
 """What became of a decision: sent; or not, because the run asks nothing any more, or something else."""
 
 
-async def look(session: Session, record: Record) -> NeedsAttention | None:
+async def look(context: SessionContext, record: Record) -> NeedsAttention | None:
     """Return what the run of a record asks now; None if it asks nothing.
 
     Raises as reading a run does, and `NoAnswer` after a minute without an answer.
     """
     with working_for(Owner(record.external_id)):
-        run = _run(session, record)
+        run = _run(context, record)
         await _read(run)
     return run.needs_attention
 
 
 async def decide_parked(
-    session: Session,
+    context: SessionContext,
     journal: JournalPort,
     external_id: str,
     decision: Decision,
@@ -65,18 +66,18 @@ async def decide_parked(
         checked_answers(shown, decision.answers)
     async with await journal.claim(external_id) as claim:
         with working_for(Owner(external_id)):
-            return await _decide(session, claim, external_id, decision, shown)
+            return await _decide(context, claim, external_id, decision, shown)
 
 
 async def _decide(
-    session: Session, claim: ClaimPort, external_id: str, decision: Decision, shown: NeedsAttention
+    context: SessionContext, claim: ClaimPort, external_id: str, decision: Decision, shown: NeedsAttention
 ) -> Reviewed:
-    answers = Answers(session, claim)
+    answers = Answers(context, claim)
     await answers.catch_up()
     record = answers.record
     if not isinstance(record.outcome, Parked):
         raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
-    run = _run(session, record)
+    run = _run(context, record)
     state = await _read(run)
     if run.needs_attention != shown:
         return await _not_as_shown(answers, record, run, state)
@@ -118,7 +119,7 @@ async def _not_as_shown(answers: Answers, record: Record, run: ImportRun, state:
     return "changed"
 
 
-def _run(session: Session, record: Record) -> ImportRun:
+def _run(context: SessionContext, record: Record) -> ImportRun:
     if record.company_id is None or record.run_id is None:
         raise InvalidInput("external_id", record.external_id, "has no import yet: there is nothing to decide")
-    return session.companies.open(record.company_id).imports.open(record.run_id)
+    return Companies(context).open(record.company_id).imports.open(record.run_id)

@@ -10,7 +10,6 @@ only what is repeatable, and ends in the same place.
 import asyncio
 import contextlib
 import inspect
-import logging
 import os
 from collections.abc import Awaitable, Iterable
 from functools import partial
@@ -19,7 +18,7 @@ from typing import TypeGuard, cast, final
 
 import msgspec
 
-from asyncmig._core.arguments import checked_call, checked_path
+from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import working_for
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
@@ -29,24 +28,20 @@ from asyncmig.companies.review import mark_of
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, unknown
 from asyncmig.companies.workflow.delivery import Delivery
-from asyncmig.companies.workflow.record import FileInput, import_key, read_inputs, read_record
+from asyncmig.companies.workflow.record import FileInput, import_key, read_inputs
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
-from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import (
     Decide,
     Decision,
-    ExportMode,
     Failed,
     Outcome,
     Parked,
     Pending,
-    Policy,
-    RowFilter,
     Unknown,
 )
-from asyncmig.customers.paths import Inputs, check_below, entries, file_id, keys_of
-from asyncmig.customers.spec import Spec, checked_spec, failed
+from asyncmig.customers.paths import Inputs, check_below, entries, file_id
+from asyncmig.customers.spec import Spec
 from asyncmig.customers.steps import OutcomeName
 from asyncmig.errors import (
     ApiError,
@@ -58,12 +53,10 @@ from asyncmig.errors import (
     SessionClosed,
     UnknownOutcome,
 )
-from asyncmig.journal import ClaimPort, JournalPort
-from asyncmig.session import Session
+from asyncmig.journal import ClaimPort
 
-__all__ = ["migrate", "migrate_as", "nothing_ran"]
+__all__ = ["migrate_customer", "nothing_ran"]
 
-_log = logging.getLogger("asyncmig")
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
 _LOOK_AGAIN = 10.0
@@ -74,89 +67,23 @@ _NOTHING_RAN = frozenset({"", "starting"})
 """Steps at which an import fails before a run of it; earlier versions did not write them down."""
 
 
-@checked_call
-async def migrate(
-    session: Session,
+async def migrate_customer(
+    context: SessionContext,
     spec: Spec,
-    *,
-    journal: JournalPort,
-    to: Path | str,
-    decide: Policy = "park",
-    row_filter: RowFilter = "valid",
-    retries: int = 0,
-    retry_failed: bool = False,
-    deliver_rejected: bool = False,
-    export: ExportMode | None = None,
-    root: Path | str | None = None,
-) -> Outcome:
-    """Migrate one customer; its sheets come to `to/SHEET.csv`. Call it again to go on where it ended.
-
-    `decide`: what happens when the run parks. `"park"` stops there; `"approve_safe"` approves a patch that destroys
-    no rows, and stops at any other; or your own coroutine. `retries`: how often a run that failed is begun again,
-    with the same files and over all calls; one that was rejected is not, under a policy that may reject.
-    `retry_failed`: begin again what had failed before this call, once, whatever `retries` says.
-    `deliver_rejected`: fetch what the server still gives of an import that was rejected. A file of the spec that lies
-    in `to` is refused: a sheet could replace it. `root`: a folder that all files must lie below, also once symbolic
-    links are followed.
-
-    `export`: write to the customer's destination afterwards: `"canary"` the first row of each template, `"full"`
-    everything, after a canary that lost nothing. What the destination lost is in the outcome. A repeat under the same
-    key is no second export; whether an export that is begun again (`retries`) writes a record twice hangs on the
-    natural key that the destination's writer was published with, which no client can see or set.
-
-    What is delivered is not done again. Raises `InvalidInput` for options that make no sense, `JournalError`
-    (`CustomerHeld` if another process works on this customer); everything else that can go wrong is an `Outcome`.
-    """
-    options = MigrationOptions(
-        decide=decide,
-        row_filter=row_filter,
-        retries=retries,
-        retry_failed=retry_failed,
-        deliver_rejected=deliver_rejected,
-        export=export,
-        root=root,
-    )
-    check_utf8("to", to)
-    return await migrate_as(session, spec, journal, checked_path("to", to), options)
-
-
-async def migrate_as(
-    session: Session,
-    spec: Spec,
-    journal: JournalPort,
+    claim: ClaimPort,
     to: Path,
     options: MigrationOptions,
-    inputs: Inputs | None = None,
+    inputs: Inputs,
 ) -> Outcome:
-    """Do what `migrate` says. `inputs`: the files of migrations that run besides, which no sheet may replace."""
-    spec, refused = checked_spec(spec)
-    if refused is not None:
-        return failed(spec, refused)
-    inputs = inputs or Inputs()
-    outcome: Outcome | None = None
-    try:
-        with inputs.holding(await in_thread(keys_of, spec.files)):
-            async with await journal.claim(spec.external_id) as claim:
-                outcome = await _migrate_claimed(session, spec, claim, to, options, inputs)
-    except JournalError as error:
-        if outcome is None:
-            raise
-        _log.warning("%s: the claim was not released, the journal repeats that: %s", spec.external_id, error)
-    assert outcome is not None
-    return outcome
+    """Migrate the customer of a claim, or continue the migration that its journal record describes.
 
-
-async def _migrate_claimed(
-    session: Session, spec: Spec, claim: ClaimPort, to: Path, options: MigrationOptions, inputs: Inputs
-) -> Outcome:
-    record = read_record(spec.external_id, claim.state)
-    if not record.is_readable and record.outcome is not None:
-        return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-    progress = RecordKeeper(session, claim, spec)
+    `inputs`: the files of migrations that run at the same time; no sheet may replace them. Raises `JournalError`.
+    """
+    progress = RecordKeeper(context, claim, spec)
     try:
         await progress.answers.catch_up()
         with working_for(progress.owner()):
-            return await _Migration(session, spec, progress, to, options, inputs).run()
+            return await _Migration(context, spec, progress, to, options, inputs).run()
     except JournalError as error:
         if not (progress.answers.unwritten and progress.answers.must_end):
             raise
@@ -169,7 +96,7 @@ class _Migration:
 
     def __init__(
         self,
-        session: Session,
+        context: SessionContext,
         spec: Spec,
         progress: RecordKeeper,
         to: Path,
@@ -178,7 +105,7 @@ class _Migration:
     ) -> None:
         self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
         self._progress = progress
-        self._creation = Creation(session, spec, self._progress)
+        self._creation = Creation(context, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
         self._once_more = options.retry_failed and isinstance(self._progress.record.outcome, Failed)
         self._files: tuple[FileInput, ...] | None = None

@@ -8,6 +8,7 @@ from typing import TypedDict, TypeVar, final
 import msgspec
 
 from asyncmig._core.retry import FINAL
+from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, repeating
 from asyncmig.companies.failures import LastFailure, wall_clock
 from asyncmig.companies.fetch import TRANSIENT
@@ -19,7 +20,6 @@ from asyncmig.customers.steps import Entry, OutcomeName, Step
 from asyncmig.errors import ApiError, JournalError, TruncatedDownload
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
 from asyncmig.journal import ClaimPort
-from asyncmig.session import Session
 
 __all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper", "read_record", "wall_clock"]
 
@@ -47,11 +47,11 @@ class RecordKeeper:
 
     __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
 
-    def __init__(self, session: Session, claim: ClaimPort, spec: Spec) -> None:
-        self._claim, self._events = claim, session.events
+    def __init__(self, context: SessionContext, claim: ClaimPort, spec: Spec) -> None:
+        self._claim, self._events = claim, context.events
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
-        self.answers: Answers = Answers(session, claim)
+        self.answers: Answers = Answers(context, claim)
         record = self.answers.record
         self.record: Record = record if record.name else named(record, spec)
         self.notes: list[str] = []

@@ -1,0 +1,110 @@
+"""Migrate one customer: check the spec, claim the customer in the journal, run the generation's workflow."""
+
+import logging
+from pathlib import Path
+from typing import Unpack
+
+import msgspec
+
+from asyncmig._core.arguments import checked_call, checked_path
+from asyncmig._io.context import SessionContext
+from asyncmig._io.threads import in_thread
+from asyncmig.companies.workflow.migrate import migrate_customer
+from asyncmig.companies.workflow.record import read_record
+from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
+from asyncmig.customers.outcome import Outcome, Pending
+from asyncmig.customers.paths import Inputs, keys_of
+from asyncmig.customers.spec import Spec, checked_spec, failed
+from asyncmig.errors import JournalError
+from asyncmig.journal import JournalPort
+from asyncmig.session import Session, context_of
+
+__all__ = ["migrate", "migrate_claimed", "migrate_safely", "pending"]
+
+_log = logging.getLogger("asyncmig")
+
+
+@checked_call
+async def migrate(
+    session: Session,
+    spec: Spec,
+    *,
+    journal: JournalPort,
+    to: Path | str,
+    options: MigrationOptions | None = None,
+    **keywords: Unpack[MigrationKeywords],
+) -> Outcome:
+    """Migrate one customer; write its sheets to `to/SHEET.csv`. Call it again to continue where it ended.
+
+    `options`: a `MigrationOptions`; its fields can also be given as keywords, which take precedence:
+    `migrate(session, spec, journal=journal, to="out", decide="approve_safe", retries=1)`.
+
+    A delivered customer is not migrated again. A file of the spec that lies in `to` is refused, because a sheet could
+    replace it. Raises `InvalidInput` for wrong options, `JournalError` if the journal cannot be used, and its
+    subclass `CustomerHeld` if another process works on this customer. Every other fault is an `Outcome`.
+    """
+    options = combined(options, keywords)
+    check_utf8("to", to)
+    return await migrate_claimed(
+        context_of(session), spec, journal, checked_path("to", to), options, Inputs()
+    )
+
+
+async def migrate_claimed(
+    context: SessionContext,
+    spec: Spec,
+    journal: JournalPort,
+    to: Path,
+    options: MigrationOptions,
+    inputs: Inputs,
+) -> Outcome:
+    """Claim the customer of `spec`, migrate it, and release the claim.
+
+    `inputs`: the files of migrations that run at the same time; no sheet may replace them. Raises `JournalError`.
+    """
+    spec, refused = checked_spec(spec)
+    if refused is not None:
+        return failed(spec, refused)
+    outcome: Outcome | None = None
+    try:
+        with inputs.holding(await in_thread(keys_of, spec.files)):
+            async with await journal.claim(spec.external_id) as claim:
+                record = read_record(spec.external_id, claim.state)
+                if not record.is_readable and record.outcome is not None:
+                    outcome = msgspec.structs.replace(record.outcome, name=record.name or spec.name)
+                else:
+                    outcome = await migrate_customer(context, spec, claim, to, options, inputs)
+    except JournalError as error:
+        if outcome is None:
+            raise
+        _log.warning("%s: the claim was not released; the journal retries that: %s", spec.external_id, error)
+    assert outcome is not None
+    return outcome
+
+
+async def migrate_safely(
+    context: SessionContext,
+    spec: Spec,
+    journal: JournalPort,
+    to: Path,
+    options: MigrationOptions,
+    inputs: Inputs,
+) -> Outcome:
+    """Do what `migrate_claimed` does; an unexpected exception becomes a `Pending` outcome of this customer.
+
+    Raises `JournalError` (`CustomerHeld` if another process works on the customer): whether to wait is up to the
+    caller.
+    """
+    try:
+        return await migrate_claimed(context, spec, journal, to, options, inputs)
+    except JournalError:
+        raise
+    except Exception as error:
+        _log.exception("the migration of %s broke off", spec.external_id)
+        return pending(spec, f"broke off: {type(error).__name__}: {error}")
+
+
+def pending(spec: Spec, error: str) -> Pending:
+    """Return the outcome of a customer whose migration was not run to an end in this call."""
+    return Pending(external_id=spec.external_id, name=spec.name, error=error)
