@@ -25,9 +25,9 @@ from aiohttp.test_utils import TestServer
 
 from asyncmig.cli import exit_codes
 from asyncmig.cli.app import run_app
-from asyncmig.cli.option_types import Rate
+from asyncmig.cli.options import Rate
 from asyncmig.cli.report import Report
-from asyncmig.cli.run import Ended
+from asyncmig.cli.run import RunResult
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import World, disordered, export_webhooks, send
@@ -188,7 +188,7 @@ def test_the_table_of_exit_codes_is_complete() -> None:
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
     assert listed == sorted(code for code in vars(exit_codes).values() if isinstance(code, int))
     order = re.search(r"in the order ([\d, ]+)", README)
-    documented = inspect.getdoc(Ended.exit_code)
+    documented = inspect.getdoc(RunResult.exit_code)
     assert order is not None
     assert documented is not None
     assert order[1].rstrip(",. ") in documented

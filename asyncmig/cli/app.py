@@ -4,19 +4,17 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
 
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.config import print_config
-from asyncmig.cli.dataclass_options import flat
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
@@ -25,26 +23,43 @@ from asyncmig.cli.exit_codes import (
     RESUMABLE,
     UNWRITTEN,
     code_of,
-    code_of_error,
-    worst_code,
+    report_error,
 )
-from asyncmig.cli.option_types import Rate
-from asyncmig.cli.options import ManifestArgument, Options
-from asyncmig.cli.page_from_journal import page_of_journal
+from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
+from asyncmig.cli.inputs import UNFINISHED, read_inputs, say_excluded
+from asyncmig.cli.options import Rate, dataclass_options
+from asyncmig.cli.output import (
+    ConsoleHandler,
+    counted,
+    data_console,
+    guarded,
+    is_interactive,
+    is_unread,
+    print_line,
+    report_failure,
+    say,
+    words_console,
+)
 from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
-from asyncmig.cli.recorder import check_place, write_page, written_now
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
-from asyncmig.cli.run import RunRequest, begun, drive, known_customers
-from asyncmig.cli.selection import UNFINISHED
-from asyncmig.cli.setting_origin import from_last_run, from_last_run_if_any, given, places_of
+from asyncmig.cli.run import RunRequest, drive
+from asyncmig.cli.setting_origin import (
+    LastRun,
+    check_journal,
+    from_last_run,
+    from_last_run_if_any,
+    given,
+    places_of,
+    print_config,
+)
 from asyncmig.cli.settings import (
     BaseUrlOption,
+    ConnectionSettings,
     Display,
     JournalOption,
-    LastRun,
-    Reach,
+    ManifestArgument,
+    Options,
     Settings,
-    check_journal,
     journal_option,
 )
 from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
@@ -58,29 +73,16 @@ from asyncmig.cli.status import (
     running,
     standings_of,
 )
-from asyncmig.cli.streams import guarded, is_unread, report_failure
 from asyncmig.cli.summary import print_summary
-from asyncmig.cli.terminal import (
-    ToConsole,
-    clean,
-    counted,
-    data_console,
-    is_interactive,
-    print_line,
-    say,
-    words_console,
-)
 from asyncmig.companies.workflow.adoption import adopt as adopt_company
 from asyncmig.errors import AsyncmigError, InvalidInput
-from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_manifest
-from asyncmig.jobs.outputs import OwnFiles
+from asyncmig.jobs.manifest import read_manifest
 from asyncmig.journal import Journal
 from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = ["app", "run_app"]
 
 T = TypeVar("T")
-_MOST_NAMED = 5
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -119,7 +121,7 @@ def _commands(
 @app.command(
     epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same line again resumes)"
 )
-@flat
+@dataclass_options
 def run(
     context: typer.Context,
     options: Options,
@@ -139,14 +141,14 @@ def run(
             raise InvalidInput(
                 "--plan", True, "is about this process: what the workers have done it cannot tell"
             )
-        planned = asyncio.run(read_plan(_read(options), options, select))
+        planned = asyncio.run(read_plan(read_inputs(options, words_console()), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
     _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
 
 @app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
-@flat
+@dataclass_options
 def retry(
     context: typer.Context,
     journal: Annotated[Path, journal_option(from_last_run)] = Path("fleet.db"),
@@ -167,7 +169,7 @@ def retry(
 
 def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     words, data = words_console(), data_console()
-    manifest = _read(options)
+    manifest = read_inputs(options, words_console())
     files = [file for customer in manifest.customers for file in customer.files]
     protected = [manifest.path, *files, *manifest.protected]
     wanted = replace(wanted, protected=protected)
@@ -201,42 +203,12 @@ def check(
     words, data = words_console(), data_console()
     outputs, root = places_of(context)
     customers = read_manifest(manifest, outputs=outputs, root=root)
-    _say_excluded(customers)
+    say_excluded(customers, words)
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
 
 
-def _read(options: Options) -> Manifest:
-    known = asyncio.run(known_customers(options.journal))
-    outputs = options.outputs(known.values())
-    manifest = read_manifest(
-        options.manifest, begun=begun(known.values()), outputs=outputs, root=options.root
-    )
-    OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
-    _say_excluded(manifest)
-    if manifest.ignored:
-        say(
-            words_console(),
-            f"note: columns that mean nothing here: {clean(', '.join(manifest.ignored))}",
-            "dim",
-        )
-    return manifest
-
-
-def _say_excluded(manifest: Manifest) -> None:
-    """Say which files a glob matches and that are no inputs."""
-    if manifest.excluded:
-        named = [f"{clean(str(path))} ({clean(what)})" for path, what in manifest.excluded.items()]
-        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
-        say(
-            words_console(),
-            f"note: a glob matches files that are no inputs, and leaves them out: "
-            f"{', '.join(named[:_MOST_NAMED])}{more}",
-            "dim",
-        )
-
-
 @app.command(epilog="Example: asyncmig config customers.toml")
-@flat
+@dataclass_options
 def config(context: typer.Context, options: Options) -> None:
     """Print each setting that `run` would have, and where it comes from. The API key is never shown."""
     print_config(data_console(), context, options)
@@ -280,13 +252,13 @@ def report(
 
 
 @app.command(epilog="Example: asyncmig watch --journal fleet.db")
-@flat
+@dataclass_options
 def watch(
     context: typer.Context,
     journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
     as_json: JsonOption = False,
     *,
-    reach: Reach,
+    reach: ConnectionSettings,
 ) -> None:
     """Print what another process does with a journal, as it happens, until nobody works on it any more.
 
@@ -306,13 +278,13 @@ def watch(
     standings = run_at(1.0, standings_of(journal))
     last: LastRun | None = context.obj
     by_queue = last is not None and last.queue is not None  # then the workers go on by themselves
-    for line in how_to_go_on(standings, Options.of_last(last) if last and not by_queue else None):
+    for line in how_to_go_on(standings, last.options() if last and not by_queue else None):
         say(words, line)
     raise typer.Exit(code_of(each.outcome for each in standings))
 
 
 @app.command(epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
-@flat
+@dataclass_options
 def review(
     context: typer.Context,
     external_ids: Annotated[
@@ -326,7 +298,7 @@ def review(
     as_json: JsonOption = False,
     *,
     verdict: DecisionFlags,
-    reach: Reach,
+    reach: ConnectionSettings,
 ) -> None:
     """Answer what parked imports ask: one by one at the terminal, or by --approve and --reject.
 
@@ -353,7 +325,7 @@ def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> No
         say(words, f"Still parked: {', '.join(reviewer.left)}.", "yellow")
     if not reviewer.decided or last is None:
         raise typer.Exit(PARKED if reviewer.left else DELIVERED)
-    options = Options.of_last(last)
+    options = last.options()
     if wait:
         selection, queue = ",".join(reviewer.decided), last.queue_again(None)
         _drive(options, Display(), RunRequest(selection=selection, remembered=False, queue=queue))
@@ -407,12 +379,12 @@ async def write_adoption(path: Path, external_id: str, company_id: str) -> str:
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")
-@flat
+@dataclass_options
 def doctor(
     journal: JournalOption = Path("fleet.db"),
     out: Annotated[Path, typer.Option(help="Folder that a run would write to.")] = Path("out"),
     *,
-    reach: Reach,
+    reach: ConnectionSettings,
 ) -> None:
     """Look whether all is there that a run needs: key, server, clock, folders, journal, limit. Sends one request."""
     raise typer.Exit(run_at(reach.speed, print_findings(examine(reach, journal, out), data_console())))
@@ -421,7 +393,7 @@ def doctor(
 @app.command(
     epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)"
 )
-@flat
+@dataclass_options
 def sim(options: SimOptions) -> None:
     """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste.
 
@@ -447,7 +419,7 @@ def run_app() -> None:
 
 
 def _run_command(words: Console) -> int:
-    warnings, log = ToConsole(words), logging.getLogger("asyncmig")
+    warnings, log = ConsoleHandler(words), logging.getLogger("asyncmig")
     log.addHandler(warnings)
     try:
         app()
@@ -456,44 +428,7 @@ def _run_command(words: Console) -> int:
     except KeyboardInterrupt:
         return RESUMABLE
     except (AsyncmigError, OSError, BaseExceptionGroup) as error:
-        return _tell(error, words)
+        return report_error(error, words)
     finally:
         log.removeHandler(warnings)
     return DELIVERED
-
-
-def _tell(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:
-    """Print the errors of this library and of the system, one sentence each; return the code, or raise others."""
-    errors = list(_leaves(error))
-    if any(isinstance(each, KeyboardInterrupt) for each in errors):
-        return RESUMABLE
-    known = [each for each in errors if isinstance(each, AsyncmigError | OSError)]
-    if len(known) < len(errors):
-        raise error
-    for line in dict.fromkeys(line for each in known for line in _lines(each)):
-        say(words, line, "red")
-    return worst_code(map(code_of_error, known))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of a group, also of groups inside it; a cancellation is the consequence of another error."""
-    if not isinstance(error, BaseExceptionGroup):
-        yield error
-        return
-    for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-        if not isinstance(each, asyncio.CancelledError):
-            yield from _leaves(each)
-
-
-def _lines(error: Exception) -> Iterator[str]:
-    if isinstance(error, InvalidManifest):
-        yield from (f"{clean(error.path)}: {clean(str(fault), 1000)}" for fault in error.faults)
-    else:
-        yield f"Error: {clean(_sentence(error), 1000)}"
-
-
-def _sentence(error: Exception) -> str:
-    """Return what an error says; one of the system names its file first, and has no number."""
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
-        return f"{error.filename}: {error.strerror}"
-    return str(error)

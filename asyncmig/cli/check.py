@@ -11,7 +11,7 @@ from rich.console import Console
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
-from asyncmig.cli.terminal import clean, print_line, say
+from asyncmig.cli.output import clean, print_line, say
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply

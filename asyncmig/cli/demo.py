@@ -7,11 +7,11 @@ from statistics import fmean
 
 from rich.console import Console
 
-from asyncmig.cli.options import Options
-from asyncmig.cli.report import CompanyRow
-from asyncmig.cli.run import Ended, drive
+from asyncmig.cli.output import clean, say
+from asyncmig.cli.report import CustomerRow
+from asyncmig.cli.run import RunResult, drive
+from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import figures, print_figures, print_outcomes
-from asyncmig.cli.terminal import clean, say
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder
@@ -58,7 +58,7 @@ def demo_options(folder: Path, *, speed: float) -> Options:
     )
 
 
-async def play(world: World, options: Options, words: Console) -> Ended:
+async def play(world: World, options: Options, words: Console) -> RunResult:
     """Serve `world` on loopback and run the fleet against it, in the same process and on the same clock."""
     async with serve(world) as serving:
         return await drive(
@@ -69,13 +69,13 @@ async def play(world: World, options: Options, words: Console) -> Ended:
         )
 
 
-def deviations(plans: Sequence[Plan], ended: Ended, world: World) -> list[str]:
+def deviations(plans: Sequence[Plan], ended: RunResult, world: World) -> list[str]:
     """Return what did not end as its generator planned: outcomes, reasons and row counts."""
     rows = {company.external_id: company for company in ended.report.companies}
     return [fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)]
 
 
-def _faults(plan: Plan, company: CompanyRow, world: World) -> Iterator[str]:
+def _faults(plan: Plan, company: CustomerRow, world: World) -> Iterator[str]:
     if company.outcome != plan.outcome:
         yield f"{plan.external_id}: {company.outcome} ({company.error}), planned was {plan.outcome}"
     elif plan.reason not in (company.error or ""):
@@ -92,7 +92,9 @@ def _faults(plan: Plan, company: CompanyRow, world: World) -> Iterator[str]:
             yield f"{plan.external_id}: no file of {sheet}"
 
 
-def print_demo(data: Console, ended: Ended, options: Options, plans: Sequence[Plan], world: World) -> bool:
+def print_demo(
+    data: Console, ended: RunResult, options: Options, plans: Sequence[Plan], world: World
+) -> bool:
     """Print what came out and whether that is what was planned; return whether it is."""
     if ended.reason:
         say(data, f"The demo did not come to its end ({clean(ended.reason)}). It begins anew next time.")

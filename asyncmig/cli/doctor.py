@@ -23,9 +23,9 @@ from yarl import URL
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
+from asyncmig.cli.output import clean, counted, say
 from asyncmig.cli.report import Report
-from asyncmig.cli.settings import Reach, open_session
-from asyncmig.cli.terminal import clean, counted, say
+from asyncmig.cli.settings import ConnectionSettings, open_session
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -42,7 +42,7 @@ from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
 from asyncmig.session import Session
 
-__all__ = ["Finding", "examine", "print_findings"]
+__all__ = ["Diagnosis", "examine", "print_findings"]
 
 _CLOCK_OFF = 120.0
 """Seconds by which a clock may be off: webhooks are refused at five minutes, and certificates have edges."""
@@ -64,7 +64,7 @@ _READ_THROUGH = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing that was looked at. `code`: what the command exits with for it; None: it could not be looked at."""
 
     what: str
@@ -72,7 +72,7 @@ class Finding:
     code: int | None = DELIVERED
 
 
-async def examine(reach: Reach, journal: Path, out: Path) -> AsyncIterator[Finding]:
+async def examine(reach: ConnectionSettings, journal: Path, out: Path) -> AsyncIterator[Diagnosis]:
     """Look at everything, and yield what is found. Sends one request, changes nothing, takes 30 s at most."""
     yield _versions()
     yield _folder("output", out)
@@ -83,11 +83,13 @@ async def examine(reach: Reach, journal: Path, out: Path) -> AsyncIterator[Findi
     yield _limit(reach, out)
 
 
-def _versions() -> Finding:
+def _versions() -> Diagnosis:
     libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
     extras = ", ".join(f"{name} {'yes' if _is_installed(name) else 'no'}" for name in _EXTRAS)
     sqlite = f"SQLite {sqlite3.sqlite_version}"
-    return Finding("versions", f"Python {platform.python_version()}, {libraries}, {sqlite}; extras: {extras}")
+    return Diagnosis(
+        "versions", f"Python {platform.python_version()}, {libraries}, {sqlite}; extras: {extras}"
+    )
 
 
 def _version(package: str) -> str:
@@ -101,39 +103,39 @@ def _is_installed(extra: str) -> bool:
     return all(find_spec(name) is not None for name in _EXTRAS[extra])
 
 
-def _folder(what: str, folder: Path) -> Finding:
+def _folder(what: str, folder: Path) -> Diagnosis:
     """Tell whether a folder can be written, or made in the nearest one above it that exists."""
     try:
         place = check_folder(what, folder)
     except InvalidInput as error:
-        return Finding(what, error.reason, USAGE)
-    return Finding(
+        return Diagnosis(what, error.reason, USAGE)
+    return Diagnosis(
         what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be made"
     )
 
 
-def _journal_folder(journal: Path) -> Finding:
+def _journal_folder(journal: Path) -> Diagnosis:
     folder = journal.absolute().parent
     if not os.path.lexists(folder):
-        return Finding("journal's folder", f"there is no folder {folder}: make it first", USAGE)
+        return Diagnosis("journal's folder", f"there is no folder {folder}: make it first", USAGE)
     return _folder("journal's folder", folder)
 
 
-async def _journal(path: Path) -> Finding:
+async def _journal(path: Path) -> Diagnosis:
     try:
         size = path.stat().st_size  # noqa: ASYNC240 - nothing else runs in this loop
         if not size and path.is_file():  # noqa: ASYNC240
-            return Finding("journal", f"{path} is empty: the first run fills it")
+            return Diagnosis("journal", f"{path} is empty: the first run fills it")
         return await _read_journal(path, read_through=size <= _READ_THROUGH)
     except FileNotFoundError:
-        return Finding("journal", f"{path} is not there yet")
+        return Diagnosis("journal", f"{path} is not there yet")
     except JournalError as error:
-        return Finding("journal", str(error), code_of_error(error))
+        return Diagnosis("journal", str(error), code_of_error(error))
     except OSError as error:
-        return Finding("journal", f"{path} cannot be looked at: {error.strerror or error}", USAGE)
+        return Diagnosis("journal", f"{path} cannot be looked at: {error.strerror or error}", USAGE)
 
 
-async def _read_journal(path: Path, *, read_through: bool) -> Finding:
+async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
     async with Journal(path, read_only=True, connect=_connect) as journal:
         if read_through:
             await journal.check()
@@ -141,99 +143,99 @@ async def _read_journal(path: Path, *, read_through: bool) -> Finding:
     unreadable = sum(not record.is_readable for record in records.values())
     if unreadable:
         text = f"{path}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
-        return Finding("journal", text, USAGE)
+        return Diagnosis("journal", text, USAGE)
     if not os.access(path, os.W_OK):
-        return Finding("journal", f"{path} can be read and not written: permission is denied", USAGE)
+        return Diagnosis("journal", f"{path} can be read and not written: permission is denied", USAGE)
     try:
         with closing(_connect(f"{path.absolute().as_uri()}?mode=rw")) as db:  # noqa: ASYNC240
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
-        return Finding("journal", f"{path} cannot be written now: {error}", RESUMABLE)
+        return Diagnosis("journal", f"{path} cannot be written now: {error}", RESUMABLE)
     holders = sorted({each.holder for each in activity.values() if each.holder})
     held = f"; in use by {', '.join(holders)}" if holders else ""
     state = "is intact" if read_through else "is large, and was not read through"
-    return Finding("journal", f"{path} {state}, with {counted(len(records), 'customer')}{held}")
+    return Diagnosis("journal", f"{path} {state}, with {counted(len(records), 'customer')}{held}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
 
 
-async def _server(reach: Reach) -> list[Finding]:
+async def _server(reach: ConnectionSettings) -> list[Diagnosis]:
     """Ask the server one thing, and return what that tells of the server, the key and the clock."""
     if not os.environ.get("VERN_API_KEY", "").strip():
-        return _with_unchecked(Finding("API key", "VERN_API_KEY is not set", USAGE))
+        return _with_unchecked(Diagnosis("API key", "VERN_API_KEY is not set", USAGE))
     try:
         # Not what a run sent lately: that would be written down in a file. A 429 is an answer like any other here.
         session = open_session(reach, None, retry=RetryPolicy(attempts=1))
     except InvalidInput as error:
         return _with_unchecked(
-            Finding("API key" if error.field == "api_key" else "server", str(error), USAGE)
+            Diagnosis("API key" if error.field == "api_key" else "server", str(error), USAGE)
         )
     async with session:
         return _with_unchecked(*[finding async for finding in _asked(session)])
 
 
-def _with_unchecked(*found: Finding) -> list[Finding]:
+def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
     """Return findings about the server, the key and the clock, each: what is not `found` could not be looked at."""
     names = [finding.what for finding in found]
     others = [name for name in ("server", "API key", "clock") if name not in names]
-    return [*found, *(Finding(name, "was not checked", None) for name in others)]
+    return [*found, *(Diagnosis(name, "was not checked", None) for name in others)]
 
 
-async def _asked(session: Session) -> AsyncIterator[Finding]:
+async def _asked(session: Session) -> AsyncIterator[Diagnosis]:
     """Make one call that costs little, and conclude from what comes of it."""
     url = session.base_url
     try:
         if unknown := await _unknown_host(url):
-            yield Finding("server", f"{url} cannot be reached: {unknown}{_by_proxy(url)}", RESUMABLE)
+            yield Diagnosis("server", f"{url} cannot be reached: {unknown}{_by_proxy(url)}", RESUMABLE)
             return
         async with asyncio.timeout(_PATIENCE):
             reply = await session.request("GET", _CHEAP, max_wait=0.0)
             listed: object = reply.json()
     except TimeoutError:
-        yield Finding("server", f"{url} did not answer within {_PATIENCE:g} s", RESUMABLE)
+        yield Diagnosis("server", f"{url} did not answer within {_PATIENCE:g} s", RESUMABLE)
     except WaitTooLong:
-        yield Finding("server", f"{url} answers 429: other programs use up the key's limit now", RESUMABLE)
+        yield Diagnosis("server", f"{url} answers 429: other programs use up the key's limit now", RESUMABLE)
     except ApiError as error:
         for finding in _refused(url, error):
             yield finding
     except InvalidInput as error:  # a proxy that cannot be used
-        yield Finding("server", str(error), USAGE)
+        yield Diagnosis("server", str(error), USAGE)
     except AsyncmigError as error:
-        yield Finding("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
+        yield Diagnosis("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
     else:
         if not (isinstance(listed, dict) and "sources" in listed):
             yield _another(url, reply.status, "with JSON that lists no sources")
             return
-        yield Finding("server", f"{url} answers")
-        yield Finding("API key", "is accepted")
+        yield Diagnosis("server", f"{url} answers")
+        yield Diagnosis("API key", "is accepted")
         yield _clock(reply.headers.get("date"))
 
 
-def _refused(url: str, error: ApiError) -> Iterator[Finding]:
+def _refused(url: str, error: ApiError) -> Iterator[Diagnosis]:
     """Yield what a refusal tells: an unrelated web server has its own words for it, the API an `error` in JSON."""
     match error:
         case AuthError():
-            yield Finding("server", f"{url} answers")
-            yield Finding("API key", str(error), KEY_REFUSED)
+            yield Diagnosis("server", f"{url} answers")
+            yield Diagnosis("API key", str(error), KEY_REFUSED)
         case NotFound() if error.is_documented:
-            yield Finding("server", f"{url} answers; it does not list sources: use ids")
-            yield Finding("API key", "is accepted")
+            yield Diagnosis("server", f"{url} answers; it does not list sources: use ids")
+            yield Diagnosis("API key", "is accepted")
         case ServerError():
-            yield Finding("server", f"{url}: {error}", RESUMABLE)
+            yield Diagnosis("server", f"{url}: {error}", RESUMABLE)
         case UnexpectedReply() if 300 <= error.status < 400:
             yield _another(url, error.status, "a redirect, which is not followed")
         case _ if error.is_documented:
-            yield Finding("server", f"{url}: {error}", USAGE)
+            yield Diagnosis("server", f"{url}: {error}", USAGE)
         case _:
             yield _another(url, error.status, f"and not as the API does: {error.text or '(empty body)'}")
 
 
-def _another(url: str, status: int, how: str) -> Finding:
+def _another(url: str, status: int, how: str) -> Diagnosis:
     text = f"is this the API's base URL? {url}{_CHEAP}{_by_proxy(url)} answers {status}, {how}"
-    return Finding("server", text, USAGE)
+    return Diagnosis("server", text, USAGE)
 
 
 def _by_proxy(url: str) -> str:
@@ -272,27 +274,27 @@ async def _unknown_host(url: str) -> str | None:
         return f"{host}: no answer of the name server within {_PATIENCE:g} s"
 
 
-def _clock(said: str | None) -> Finding:
+def _clock(said: str | None) -> Diagnosis:
     try:
         at = email.utils.parsedate_to_datetime(said or "")
         off = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
     except (ValueError, OverflowError):
-        return Finding("clock", "the server does not say its time")
+        return Diagnosis("clock", "the server does not say its time")
     if abs(off) <= _CLOCK_OFF:
-        return Finding("clock", f"agrees with the server's within {max(1.0, abs(off)):.0f} s")
+        return Diagnosis("clock", f"agrees with the server's within {max(1.0, abs(off)):.0f} s")
     where = "ahead of" if off > 0 else "behind"
-    return Finding("clock", f"is {abs(off):.0f} s {where} the server's: set it right", USAGE)
+    return Diagnosis("clock", f"is {abs(off):.0f} s {where} the server's: set it right", USAGE)
 
 
-def _limit(reach: Reach, out: Path) -> Finding:
+def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
     """Say what the last run has learnt of the limit."""
     configured = f"{reach.rate} by {reach.scope} is configured"
     try:
         report = msgspec.json.decode((out / "report.json").read_bytes(), type=Report)
     except FileNotFoundError:
-        return Finding("limit", f"{configured}; no run has written {out}/report.json yet")
+        return Diagnosis("limit", f"{configured}; no run has written {out}/report.json yet")
     except (OSError, ValueError) as error:
-        return Finding("limit", f"{configured}; {out}/report.json cannot be read: {error}")
+        return Diagnosis("limit", f"{configured}; {out}/report.json cannot be read: {error}")
     less = [
         f"{name}: {seen['believed']}"
         for name, seen in sorted(report.budget.limits.items())
@@ -300,10 +302,10 @@ def _limit(reach: Reach, out: Path) -> Finding:
     ]
     learnt = "was seen to be less: " + ", ".join(less) if less else "held"
     refused = counted(report.budget.refused, "request")
-    return Finding("limit", f"{configured}; in the last run it {learnt} ({refused} answered 429)")
+    return Diagnosis("limit", f"{configured}; in the last run it {learnt} ({refused} answered 429)")
 
 
-async def print_findings(findings: AsyncIterator[Finding], data: Console) -> int:
+async def print_findings(findings: AsyncIterator[Diagnosis], data: Console) -> int:
     """Print each finding as it comes, and return the exit code: that of the worst."""
     codes: set[int | None] = {DELIVERED}
     async for finding in findings:

@@ -1,9 +1,15 @@
 """Exit codes: one meaning each, as the README lists them."""
 
-from collections.abc import Iterable
-from typing import Final
+import asyncio
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, cast
 
+from rich.console import Console
+
+from asyncmig.cli.output import clean, say
 from asyncmig.errors import (
+    AsyncmigError,
     AuthError,
     CustomerHeld,
     JournalUnavailable,
@@ -16,6 +22,7 @@ from asyncmig.errors import (
     UnknownOutcome,
     is_temporary,
 )
+from asyncmig.jobs.manifest import InvalidManifest
 
 __all__ = [
     "DELIVERED",
@@ -26,6 +33,7 @@ __all__ = [
     "USAGE",
     "code_of",
     "code_of_error",
+    "report_error",
     "worst_code",
 ]
 
@@ -77,3 +85,40 @@ def worst_code(codes: Iterable[int]) -> int:
     return next(
         (code for code in (KEY_REFUSED, RESUMABLE, UNKNOWN) if code in found), max(found, default=USAGE)
     )
+
+
+def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:
+    """Print the errors that ended a command, a line each, and return the exit code; raise errors that are bugs."""
+    errors = list(_leaves(error))
+    if any(isinstance(each, KeyboardInterrupt) for each in errors):
+        return RESUMABLE
+    known = [each for each in errors if isinstance(each, AsyncmigError | OSError)]
+    if len(known) < len(errors):
+        raise error
+    for line in dict.fromkeys(line for each in known for line in _lines(each)):
+        say(words, line, "red")
+    return worst_code(map(code_of_error, known))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, also of groups inside it; a cancellation is the consequence of another error."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+        if not isinstance(each, asyncio.CancelledError):
+            yield from _leaves(each)
+
+
+def _lines(error: Exception) -> Iterator[str]:
+    if isinstance(error, InvalidManifest):
+        yield from (f"{clean(error.path)}: {clean(str(fault), 1000)}" for fault in error.faults)
+    else:
+        yield f"Error: {clean(_sentence(error), 1000)}"
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says; one of the system names its file first, and has no number."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -11,7 +11,7 @@ from typing import Self, final
 from rich.console import Console
 
 from asyncmig._io.tasks import start_task
-from asyncmig.cli.terminal import say
+from asyncmig.cli.output import say
 from asyncmig.errors import SessionClosed
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.session import Session

@@ -6,18 +6,18 @@ names, and an `Outcome` for each customer, shaped as in `report.json`. Fields an
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import cast, final
 
 import msgspec
 
-from asyncmig.cli.report import CompanyRow
-from asyncmig.cli.terminal import print_line
+from asyncmig.cli.output import print_line
+from asyncmig.cli.report import CustomerRow
 from asyncmig.events import Event, RequestDone, RequestSent
 
-__all__ = ["SCHEMA", "Feed", "wall_clock"]
+__all__ = ["SCHEMA", "EventPrinter", "wall_clock"]
 
 SCHEMA = 1
 _TIMES = ("at", "until")
@@ -29,7 +29,7 @@ def wall_clock() -> str:
 
 
 @final
-class Feed:
+class EventPrinter:
     """Prints events, each as soon as it happens, until nobody reads them any more."""
 
     __slots__ = ("_abandoned", "_clock", "_epoch", "_read", "_requests", "_wall")
@@ -60,11 +60,11 @@ class Feed:
         fields = cast("dict[str, object]", msgspec.to_builtins(event))
         self._write(str(fields.pop("type")), fields)
 
-    def outcome(self, row: CompanyRow) -> None:
+    def outcome(self, row: CustomerRow) -> None:
         """Write how one customer ended."""
         self._write("Outcome", cast("dict[str, object]", msgspec.to_builtins(row)))
 
-    def end(self, companies: "tuple[CompanyRow, ...]", *, exit_code: int, reason: str | None) -> None:
+    def end(self, companies: Sequence[CustomerRow], *, exit_code: int, reason: str | None) -> None:
         """Write the last line."""
         outcomes = Counter(company.outcome for company in companies)
         self._write(

@@ -1,13 +1,12 @@
 """What an operator sees while a fleet runs: a live view on a terminal, otherwise a line for each change.
 
-`Tracker` collects the state from the session's events; it is told the time and prints nothing.
+`LiveState` collects the state from the session's events; it is told the time and prints nothing.
 """
 
 import asyncio
-from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
 from rich.console import Console, Group, RenderableType
@@ -17,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncmig._io.gate import GateStatistics
-from asyncmig.cli.option_types import spoken
+from asyncmig.cli.live_state import LiveState
+from asyncmig.cli.options import spoken
+from asyncmig.cli.output import clean, counted, draws, say
 from asyncmig.cli.settings import Display, Settings
-from asyncmig.cli.terminal import clean, counted, draws, say
 from asyncmig.companies.failures import words_of
 from asyncmig.customers.outcome import Delivered, Outcome, Pending
 from asyncmig.customers.steps import ACTIVE
@@ -29,19 +29,15 @@ from asyncmig.events import (
     Held,
     MigrationChanged,
     Recovered,
-    RequestDone,
     RunChanged,
-    RunEnded,
     RunStalled,
 )
-from asyncmig.jobs.plan import Durations, Forecast, UnderWay, forecast
+from asyncmig.jobs.plan import Forecast, forecast
 from asyncmig.session import Session
 
 __all__ = [
     "STYLES",
-    "Customer",
-    "Progress",
-    "Tracker",
+    "LiveView",
     "budget",
     "done",
     "failing",
@@ -54,121 +50,6 @@ __all__ = [
 ]
 
 
-_WINDOW = 60.0
-
-
-@dataclass(slots=True)
-class Customer:
-    """One customer: the step, since when, and what the server says about it."""
-
-    external_id: str
-    files: int
-    step: str = "waiting"
-    since: float = 0.0
-    began: float = 0.0
-    text: str = ""
-    trouble: str = ""
-    """The last failed attempt, until the customer comes further."""
-    uploads: int = 0
-
-
-@final
-class Tracker:
-    """Takes events and outcomes, and answers what is under way."""
-
-    __slots__ = ("_answers", "_customers", "_runs", "durations", "ended", "now")
-
-    def __init__(self, files: Mapping[str, int]) -> None:
-        """`files`: how many each customer has."""
-        self._customers = {name: Customer(name, count) for name, count in files.items()}
-        self._runs: dict[str, Customer] = {}
-        self._answers: deque[float] = deque()
-        self.durations: Durations = Durations()
-        self.ended: Counter[str] = Counter()
-        """Customers by outcome."""
-        self.now: float = 0.0
-        """The time of the last event, on the loop's clock; whoever draws sets it."""
-
-    def note(self, event: Event) -> None:
-        """Take an event."""
-        self.now = max(self.now, event.at)
-        match event:
-            case MigrationChanged():
-                self._step(event)
-            case RequestDone():
-                self._answers.append(event.at)
-            case AttemptFailed() if event.external_id in self._customers:
-                self._customers[event.external_id].trouble = words_of(event)
-            case Recovered() if event.external_id in self._customers:
-                self._customers[event.external_id].trouble = ""
-            case RunChanged() if event.run_id in self._runs:
-                self._runs[event.run_id].text = event.progress or ""
-            case RunEnded() if event.seconds is not None:
-                self.durations.add(event.seconds)
-            case _:
-                pass
-
-    def finish(self, outcome: Outcome) -> str:
-        """Take how one customer ended; return the outcome's name."""
-        kind = str(outcome.__struct_config__.tag)
-        self.ended[kind] += 1
-        self._customers[outcome.external_id].step = kind
-        return kind
-
-    @property
-    def total(self) -> int:
-        """Customers."""
-        return len(self._customers)
-
-    @property
-    def steps(self) -> Counter[str]:
-        """Customers by step, those that have ended too."""
-        return Counter(customer.step for customer in self._customers.values())
-
-    def requests(self) -> int:
-        """Return how many requests were answered in the last minute."""
-        while self._answers and self._answers[0] < self.now - _WINDOW:
-            self._answers.popleft()
-        return len(self._answers)
-
-    def slowest(self, most: int) -> list[Customer]:
-        """Return those who have been under way for the longest time, the longest first."""
-        active = [customer for customer in self._customers.values() if customer.step in ACTIVE]
-        return sorted(active, key=lambda customer: customer.began)[:most]
-
-    def in_trouble(self) -> list[Customer]:
-        """Return those whose last attempt failed and is repeated, in the order of the manifest."""
-        return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
-
-    def under_way(self) -> list[UnderWay]:
-        """Return what is left to do for each customer who has not ended."""
-        return [
-            UnderWay(
-                step=customer.step,
-                files=max(0, customer.files - customer.uploads),
-                age=self.now - customer.since if customer.step == "running" else None,
-            )
-            for customer in self._customers.values()
-            if customer.step in ACTIVE or customer.step == "waiting"
-        ]
-
-    def _step(self, event: MigrationChanged) -> None:
-        customer = self._customers.get(event.external_id)
-        if customer is None or event.step not in ACTIVE or customer.step in self.ended:
-            return
-        if customer.step == event.step == "uploading":
-            customer.uploads += 1
-        if customer.step == "waiting":
-            customer.began = event.at
-        if customer.step != event.step:
-            customer.since, customer.text = event.at, ""
-        customer.step, customer.trouble = event.step, ""
-        if event.step == "running" and event.run_id:
-            self._runs[event.run_id] = customer
-        elif event.detail:
-            customer.text = event.detail
-
-
 _SLOWEST = 10
 _BUDGETS = 3
 _BESIDES = 9
@@ -176,7 +57,11 @@ _BESIDES = 9
 
 
 def view(
-    tracker: Tracker, stats: Mapping[str, GateStatistics], left: Forecast, waiting: Iterator[str], height: int
+    tracker: LiveState,
+    stats: Mapping[str, GateStatistics],
+    left: Forecast,
+    waiting: Iterator[str],
+    height: int,
 ) -> RenderableType:
     """Return what is to be drawn on a terminal of so many lines."""
     bar = Table.grid(padding=(0, 1))
@@ -199,7 +84,7 @@ def _view_line(text: str, style: str = "") -> Text:
     return Text(text, style=style, overflow="ellipsis", no_wrap=True)
 
 
-def done(tracker: Tracker) -> str:
+def done(tracker: LiveState) -> str:
     """Return how many have ended, and how."""
     ended = ", ".join(f"{count} {kind}" for kind, count in sorted(tracker.ended.items()))
     return f"{tracker.ended.total()} of {tracker.total} done" + (f" ({ended})" if ended else "")
@@ -212,12 +97,12 @@ def time_left(left: Forecast) -> str:
     return f"{'at least' if left.is_bound else 'about'} {spoken(left.seconds)} left"
 
 
-def under_way(tracker: Tracker) -> str:
+def under_way(tracker: LiveState) -> str:
     """Return how many are at which step."""
     return ", ".join(f"{tracker.steps[step]} {step}" for step in ("waiting", *ACTIVE) if tracker.steps[step])
 
 
-def budget(tracker: Tracker, stats: Mapping[str, GateStatistics]) -> str:
+def budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
     """Return what was sent of late, and how much of the limit that is where it is most."""
     fullest = sorted(stats.values(), key=lambda gate: gate.used / gate.slots, reverse=True)[:_BUDGETS]
     shares = [f"{_short(gate.name)} {gate.used}/{gate.slots}" for gate in fullest if gate.used]
@@ -235,7 +120,7 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
             yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken(estimate(gate.name))}"
 
 
-def failing(tracker: Tracker) -> str:
+def failing(tracker: LiveState) -> str:
     """Return how many customers repeat what failed, and what failed for one of them."""
     troubled = tracker.in_trouble()
     if not troubled:
@@ -253,7 +138,7 @@ def _short(name: str) -> str:
     return "all requests" if name == "*" else name.replace("/companies/{id}", "…")
 
 
-def _slowest(tracker: Tracker, most: int) -> RenderableType:
+def _slowest(tracker: LiveState, most: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for customer in tracker.slowest(most):
         table.add_row(
@@ -278,7 +163,7 @@ _VIEW_EVERY = 0.25
 
 
 @final
-class Progress:
+class LiveView:
     """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
 
     __slots__ = (
@@ -299,7 +184,7 @@ class Progress:
         """`files`: how many each customer has."""
         self._console, self._settings, self._display = console, settings, display
         self._draws = draws(console) and not display.quiet
-        self._tracker = Tracker(files)
+        self._tracker = LiveState(files)
         self._known: frozenset[str] = frozenset()
         self._pending: frozenset[str] = frozenset()
         self._session: Session | None = None

@@ -1,91 +1,132 @@
-"""What `asyncmig run` was asked for, and the command line that asks for the same again."""
+"""The types of options (rates, durations), and commands whose parameters are the fields of dataclasses."""
 
-import shlex
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import ParamSpec, Protocol, TypeVar, cast, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
-from asyncmig.cli.setting_origin import from_manifest
-from asyncmig.cli.settings import DecideChoice, LastRun, Settings, read_settings, written
-from asyncmig.companies.workflow.record import Record
+from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.outputs import Outputs
 
-__all__ = ["ManifestArgument", "Options"]
-
-ManifestArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
-        is_eager=True,  # its [defaults] are the defaults of the others
-        callback=from_manifest,
-    ),
+__all__ = [
+    "DEFAULT_RATE",
+    "Duration",
+    "Rate",
+    "dataclass_options",
+    "duration_option",
+    "parse_duration",
+    "parse_rate",
+    "rate_option",
+    "spoken",
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options(Settings):
-    """The settings, and the manifest that they are for."""
+T = TypeVar("T")
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,3})?)s?)?")
 
-    manifest: ManifestArgument
 
-    @classmethod
-    def of(cls, manifest: Path, settings: Settings) -> "Options":
-        """Return the settings for a manifest."""
-        return cls(
-            manifest=manifest, **{field.name: getattr(settings, field.name) for field in fields(Settings)}
-        )
+DEFAULT_RATE = Rate()
 
-    @classmethod
-    def of_last(cls, last: LastRun) -> "Options":
-        """Return what the last run of a journal was asked for. Raises `InvalidInput` for unreadable settings."""
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A length of time."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        hours, rest = divmod(self.seconds, 3600)
+        minutes, seconds = divmod(rest, 60)
+        parts = ((hours, "h"), (minutes, "m"), (seconds, "s"))
+        return "".join(f"{amount:g}{unit}" for amount, unit in parts if amount)
+
+
+def parse_duration(text: str) -> Duration:
+    """Read `90s`, `90`, `45m` or `1h30m`; raise `InvalidInput` for anything else, or for no time at all."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    duration = Duration(hours * 3600 + minutes * 60 + seconds)
+    if duration.seconds <= 0:
+        raise InvalidInput("duration", text, "must look like 90s, 45m or 1h30m")
+    return duration
+
+
+def spoken(seconds: float) -> str:
+    """Return a length of time for people: two units at most, and no more digits than anybody needs."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def rate_option(words: str, envvar: str | None = None) -> OptionInfo:
+    """Return an option that takes a rate."""
+    return _option(parse_rate, words, envvar, "RATE")
+
+
+def duration_option(words: str, envvar: str) -> OptionInfo:
+    """Return an option that takes a duration."""
+    return _option(parse_duration, words, envvar, "DURATION")
+
+
+def _option(parse: Callable[[str], T], words: str, envvar: str | None, metavar: str) -> OptionInfo:
+    def parser(value: object) -> T:
         try:
-            return cls.of(last.path(), read_settings(last.defaults()))
-        except (TypeError, ValueError) as error:
-            reason = f"the settings of the last run beside the journal cannot be read ({error})"
-            raise InvalidInput("journal", last.settings.get("journal", ""), reason) from error
+            return parse(str(value))  # a default is a value already, and reads as it is written
+        except InvalidInput as error:
+            raise typer.BadParameter(f"{error.value!r} {error.reason}") from error
 
-    def at(self, base_url: str) -> "Options":
-        """Return the same, for another server."""
-        return replace(self, base_url=base_url)
+    option = typer.Option(parser=parser, help=words, envvar=envvar, show_envvar=False, metavar=metavar)
+    assert isinstance(option, OptionInfo)
+    return option
 
-    def command(
-        self,
-        decide: DecideChoice | None = None,
-        *,
-        queue: str | None = None,
-        select: str | None = None,
-        explicit: Collection[str] = (),
-    ) -> str:
-        """Return the line that goes on from here, with another decision if one is given; it holds no key.
 
-        `queue`, `select`: as the options of that name. `explicit`: settings to write even with their default values.
-        """
-        words = ["asyncmig", "run", str(self.manifest)]
-        chosen = replace(self, decide=decide or self.decide)
-        texts = {name: written(getattr(chosen, name)) for name in sorted(explicit)} | dict(chosen.given())
-        more = {"queue": queue, "select": select}
-        for name, text in {**texts, **{name: text for name, text in more.items() if text}}.items():
-            if text != str(False):
-                words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
-        return shlex.join(words)
+P = ParamSpec("P")
+_KIND = inspect.Parameter.KEYWORD_ONLY
 
-    def outputs(self, records: Iterable[Record]) -> Outputs:
-        """Return where the run writes, and what was delivered to the customers of `records`."""
-        known = list(records)
-        sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]
-        return Outputs(
-            out=self.out,
-            journal=self.journal,
-            report=self.report,
-            customers=frozenset(record.external_id for record in known),
-            delivered=tuple(sheets),
-        )
 
-    def about_journal(self, command: str, *words: str) -> str:
-        """Return the line of another command about the same journal."""
-        journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
-        return shlex.join(["asyncmig", command, *words, *journal])
+class _Command(Protocol):
+    def __call__(self, **values: object) -> None: ...
+
+
+def dataclass_options(command: Callable[P, None]) -> Callable[P, None]:
+    """Return `command` with the fields of its dataclasses in their place, for typer to read.
+
+    So several commands share what they take, and its help and defaults are written once. A parameter of the
+    command's own stands for a field of the same name, and fills it.
+    """
+    given = inspect.signature(command, eval_str=True).parameters
+    groups = {name: cast("type", p.annotation) for name, p in given.items() if is_dataclass(p.annotation)}
+    own = [p.replace(kind=_KIND) for name, p in given.items() if name not in groups]
+    names = {p.name for p in own}
+    shared = [p for group in groups.values() for p in _parameters(group) if p.name not in names]
+    parameters = sorted([*own, *shared], key=lambda p: p.default is not inspect.Parameter.empty)
+
+    @functools.wraps(command)
+    def flattened(**values: object) -> None:
+        own_values = {name: value for name, value in values.items() if name in given}
+        groups_values = {
+            name: group(**{field.name: values[field.name] for field in fields(group)})
+            for name, group in groups.items()
+        }
+        cast("_Command", command)(**own_values, **groups_values)
+
+    flattened.__dict__["__signature__"] = inspect.Signature(parameters)
+    flattened.__annotations__ = {p.name: p.annotation for p in parameters}
+    del flattened.__dict__["__wrapped__"]  # typer would read that one's annotations instead
+    return cast("Callable[P, None]", flattened)
+
+
+def _parameters(group: type) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield inspect.Parameter(field.name, _KIND, default=default, annotation=hints[field.name])

@@ -6,11 +6,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from asyncmig.cli.option_types import spoken
-from asyncmig.cli.options import Options
-from asyncmig.cli.questions import describe
-from asyncmig.cli.selection import only, select, statuses_of
-from asyncmig.cli.terminal import clean, counted, print_line, say
+from asyncmig.cli.inputs import only, select, statuses_of
+from asyncmig.cli.options import spoken
+from asyncmig.cli.output import clean, counted, print_line, say
+from asyncmig.cli.review import describe
+from asyncmig.cli.settings import Options
 from asyncmig.companies.workflow.record import Record
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.plan import Destruction, Plan, plan

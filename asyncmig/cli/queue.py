@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from asyncmig._core.server_address import parse_server
+from asyncmig.cli.settings import Settings
 from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
@@ -16,7 +17,7 @@ from asyncmig.errors import InvalidInput
 if TYPE_CHECKING:
     from asyncmig.distributed.saq import OptionOverrides
 
-__all__ = ["follow", "notes_about", "queue_url", "queue_variable"]
+__all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url", "queue_variable"]
 
 
 def queue_variable(given: str) -> str:
@@ -122,3 +123,21 @@ def notes_about(given: Collection[str], *, verbose: bool) -> Iterator[str]:
 
 def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+WORKERS_OWN = frozenset({"decide", "filter", "retries"})
+"""Settings for which the workers have values of their own."""
+
+
+def option_overrides(options: Settings, given: Collection[str], *, retry_failed: bool) -> "OptionOverrides":
+    """Return the options that go with the jobs: those that are `given`. For the others the workers' values hold."""
+    overrides: OptionOverrides = {"retry_failed": True} if retry_failed else {}
+    if "decide" in given:
+        overrides["decide"] = options.policy
+    if "filter" in given:
+        overrides["row_filter"] = options.filter
+    if "retries" in given:
+        overrides["retries"] = options.retries
+    if "deliver_rejected" in given:
+        overrides["deliver_rejected"] = options.deliver_rejected
+    return overrides

@@ -11,8 +11,7 @@ from typing import final
 import msgspec
 from rich.console import Console
 
-from asyncmig.cli.files import write_whole
-from asyncmig.cli.terminal import clean, counted, escaped, say
+from asyncmig.cli.output import clean, counted, escaped, say, write_whole
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, Pending
 from asyncmig.jobs.manifest import Manifest
@@ -21,10 +20,10 @@ from asyncmig.session import Session
 
 __all__ = [
     "Budget",
-    "CompanyRow",
+    "CustomerRow",
     "Report",
     "ReportFile",
-    "Rows",
+    "RowCounts",
     "SheetFile",
     "budget_of",
     "by_reason",
@@ -38,7 +37,7 @@ __all__ = [
 _log = logging.getLogger("asyncmig")
 
 
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
+class RowCounts(msgspec.Struct, frozen=True, kw_only=True):
     """What the import's own report says; null where it says nothing."""
 
     inserted: int | None = None
@@ -55,7 +54,7 @@ class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-class CompanyRow(msgspec.Struct, frozen=True, kw_only=True):
+class CustomerRow(msgspec.Struct, frozen=True, kw_only=True):
     """How one customer stands."""
 
     external_id: str
@@ -64,7 +63,7 @@ class CompanyRow(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     company_id: str | None = None
     run_id: str | None = None
-    rows: Rows = Rows()
+    rows: RowCounts = RowCounts()
     files: tuple[SheetFile, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
@@ -88,7 +87,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file."""
 
     schema: int = 1
-    companies: tuple[CompanyRow, ...]
+    companies: tuple[CustomerRow, ...]
     budget: Budget
 
 
@@ -101,7 +100,7 @@ class ReportFile:
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         self._folder, self._path, self._session = folder, folder / "report.json", session
         self._rows = {
-            customer.external_id: CompanyRow(
+            customer.external_id: CustomerRow(
                 external_id=customer.external_id, name=customer.name, error="not finished"
             )
             for customer in manifest.customers
@@ -111,7 +110,7 @@ class ReportFile:
         """Why the last write was not possible; None if it was."""
 
     @property
-    def rows(self) -> tuple[CompanyRow, ...]:
+    def rows(self) -> tuple[CustomerRow, ...]:
         """How every customer stands, in the order of the manifest."""
         return tuple(self._rows.values())
 
@@ -126,7 +125,7 @@ class ReportFile:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def add(self, outcome: Outcome) -> CompanyRow:
+    def add(self, outcome: Outcome) -> CustomerRow:
         """Take an outcome, and return how the customer stands now; the file follows soon."""
         before = self._rows[outcome.external_id]
         if isinstance(outcome, Pending) and before.outcome == "delivered":
@@ -206,17 +205,17 @@ def read_statuses(folder: Path) -> dict[str, str]:
     return {row.external_id: row.outcome for row in report.companies}
 
 
-def row_of(outcome: Outcome, folder: Path) -> CompanyRow:
+def row_of(outcome: Outcome, folder: Path) -> CustomerRow:
     """Return how a customer stands; paths of files are relative to `folder` where they lie below it."""
     report = getattr(outcome, "report", None)
-    return CompanyRow(
+    return CustomerRow(
         external_id=outcome.external_id,
         name=outcome.name,
         outcome=str(outcome.__struct_config__.tag),
         error=None if isinstance(outcome, Delivered) else outcome.error,
         company_id=outcome.company_id,
         run_id=outcome.run_id,
-        rows=Rows(inserted=report.inserted, flagged=report.invalid_rows) if report else Rows(),
+        rows=RowCounts(inserted=report.inserted, flagged=report.invalid_rows) if report else RowCounts(),
         files=tuple(_file(file, folder) for file in outcome.files) if isinstance(outcome, Delivered) else (),
         seconds=round(outcome.seconds, 3),
         notes=outcome.notes,
@@ -254,14 +253,14 @@ def budget_of(session: Session) -> Budget:
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def by_reason(companies: Sequence[CompanyRow]) -> list[list[CompanyRow]]:
+def by_reason(companies: Sequence[CustomerRow]) -> list[list[CustomerRow]]:
     """Return customers of one outcome and reason together, the good ones first; numbers make no difference."""
-    groups: defaultdict[tuple[str, str], list[CompanyRow]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[CustomerRow]] = defaultdict(list)
     for company in companies:
         groups[company.outcome, _NUMBER.sub("#", reason(company))].append(company)
     return sorted(groups.values(), key=lambda group: (OUTCOMES.index(group[0].outcome), -len(group)))
 
 
-def reason(company: CompanyRow) -> str:
+def reason(company: CustomerRow) -> str:
     """Return why a customer is not delivered, as one line."""
     return "" if company.outcome == "delivered" else clean(company.error or "")

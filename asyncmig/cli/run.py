@@ -7,7 +7,6 @@ from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -15,32 +14,29 @@ from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import msgspec
 from rich.console import Console
 
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
+from asyncmig.cli.html_report import Recorder, check_place
+from asyncmig.cli.inputs import only, select, statuses_of
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.json_events import Feed
-from asyncmig.cli.live_view import Progress
-from asyncmig.cli.options import Options
-from asyncmig.cli.queue import follow, notes_about, queue_url, queue_variable
-from asyncmig.cli.recorder import Recorder, check_place
-from asyncmig.cli.report import CompanyRow, Report, ReportFile, read_statuses, warn_of_lost_journal
-from asyncmig.cli.selection import only, select, statuses_of
-from asyncmig.cli.settings import PATHS, DecideChoice, Display, open_session, recall_if_any, remember
-from asyncmig.cli.streams import GuardedStream, guarded_streams, is_unread
-from asyncmig.cli.terminal import counted, say
+from asyncmig.cli.json_events import EventPrinter
+from asyncmig.cli.live_view import LiveView
+from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, say
+from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url, queue_variable
+from asyncmig.cli.report import CustomerRow, Report, ReportFile, read_statuses, warn_of_lost_journal
+from asyncmig.cli.setting_origin import recall_if_any, remember
+from asyncmig.cli.settings import Display, Options, open_session
 from asyncmig.companies.workflow.record import Record
-from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import (
     AuthError,
     InvalidInput,
     JournalError,
-    JournalUnavailable,
     NoAnswer,
     NotFound,
     QueueUnavailable,
@@ -57,24 +53,17 @@ from asyncmig.journal import Journal
 from asyncmig.session import Session
 
 if TYPE_CHECKING:
-    from asyncmig.distributed.saq import OptionOverrides
+    pass
+from asyncmig.cli.inputs import check_folders, check_names, known_customers, say_removed
 
-__all__ = ["Ended", "RunRequest", "begun", "drive", "known_customers"]
+__all__ = ["RunRequest", "RunResult", "drive"]
+
 
 T = TypeVar("T")
-_POLICIES: Mapping[DecideChoice, Literal["park", "approve_safe", "approve", "reject"]] = {
-    "park": "park",
-    "approve-safe": "approve_safe",
-    "approve": "approve",
-    "reject": "reject",
-}
-
-_WORKERS_OWN = frozenset({"decide", "filter", "retries"})
-"""Settings of which the workers have their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class RunResult:
     """How a run of the command came out."""
 
     report: Report
@@ -93,7 +82,7 @@ class Ended:
     """Whether `report.json`, or what `--json` prints, is incomplete."""
 
     @property
-    def companies(self) -> tuple[CompanyRow, ...]:
+    def companies(self) -> tuple[CustomerRow, ...]:
         """The customers that it was about: those that were selected."""
         rows = self.report.companies
         return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
@@ -148,13 +137,13 @@ async def drive(
     wanted: RunRequest = RunRequest(),
     display: Display = Display(),  # noqa: B008 - it is frozen
     api_key: str | None = None,
-) -> Ended:
+) -> RunResult:
     """Migrate the customers of a manifest, show it on `words`, and keep `report.json` up to date.
 
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
-    _check_names(options)
+    check_names(options)
     check_folder("out", options.out)
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
@@ -173,12 +162,12 @@ async def drive(
         statuses = statuses_of(records) if journal else read_statuses(options.out)
         selected = select(wanted.selection, manifest, statuses) if wanted.selection else None
         report.begin(records)
-        _say_removed(manifest, records, words)
-        _check_folders(options.out, manifest)
+        say_removed(manifest, records, words)
+        check_folders(options.out, manifest)
         if wanted.remembered:
             remember(options.manifest, options, queue=_variable(wanted))
         manifest = only(manifest, selected)
-        progress = Progress(words, _files(manifest), options, display)
+        progress = LiveView(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
         recorder = Recorder(session, options)
         with (
@@ -196,14 +185,14 @@ async def drive(
             except JournalError as error:
                 reason = reason or str(error)
             last = report.end(records.values(), reason)
-        ended = Ended(
+        ended = RunResult(
             report=last,
             selected=selected,
             key_refused=key.refused,
             reason=reason or report.trouble,
             queue=_variable(wanted),
             connected=work.connected.is_set(),
-            explicit=frozenset(wanted.given) & _WORKERS_OWN,
+            explicit=frozenset(wanted.given) & WORKERS_OWN,
             unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
         recorder.write(ended.companies, last.budget, ended.reason)
@@ -245,12 +234,12 @@ async def _check_not_queued(journal: Path) -> None:
     raise InvalidInput("journal", str(journal), reason)
 
 
-def _feed(display: Display, interrupts: Interrupts) -> Feed | None:
+def _feed(display: Display, interrupts: Interrupts) -> EventPrinter | None:
     if not display.as_json:
         return None
     loop = asyncio.get_running_loop()
     abandoned = partial(interrupts.stop, "nobody reads stdout any more")
-    return Feed(clock=loop.time, requests=display.verbose, abandoned=abandoned)
+    return EventPrinter(clock=loop.time, requests=display.verbose, abandoned=abandoned)
 
 
 @contextmanager
@@ -270,7 +259,7 @@ def _heard(interrupts: Interrupts) -> Generator[None]:
 
 
 @contextmanager
-def _feeding(feed: Feed | None, session: Session, customers: int) -> Generator[None]:
+def _feeding(feed: EventPrinter | None, session: Session, customers: int) -> Generator[None]:
     if feed is None:
         yield
         return
@@ -285,8 +274,8 @@ class _Outlets:
     """Who is told of an outcome."""
 
     report: ReportFile
-    progress: Progress
-    feed: Feed | None
+    progress: LiveView
+    feed: EventPrinter | None
 
     def tell(self, outcome: Outcome) -> None:
         row = self.report.add(outcome)
@@ -359,7 +348,7 @@ class _Work:
             journal=self._journal,
             to=options.out,
             concurrency=options.concurrency,
-            decide=_POLICIES[options.decide],
+            decide=options.policy,
             row_filter=options.filter,
             retries=options.retries,
             retry_failed=self._wanted.selection is not None,
@@ -382,8 +371,9 @@ class _Work:
     ) -> None:
         """Have workers migrate the customers, and follow that until it is over."""
         assert self._wanted.queue is not None
-        url = queue_url(self._wanted.queue)
-        following = follow(url, specs, self._asked(), over=interrupts.over, connected=self.connected)
+        url, wanted = queue_url(self._wanted.queue), self._wanted
+        overrides = option_overrides(self._options, wanted.given, retry_failed=wanted.selection is not None)
+        following = follow(url, specs, overrides, over=interrupts.over, connected=self.connected)
         async with aclosing(following) as outcomes:
             async for outcome in outcomes:
                 self._take(outcome, records, outlets, interrupts)
@@ -419,75 +409,11 @@ class _Work:
                 f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
             )
 
-    def _asked(self) -> "OptionOverrides":
-        """Return what was asked for, as against what the workers do by themselves."""
-        options, given = self._options, self._wanted.given
-        asked: OptionOverrides = {"retry_failed": True} if self._wanted.selection is not None else {}
-        if "decide" in given:
-            asked["decide"] = _POLICIES[options.decide]
-        if "filter" in given:
-            asked["row_filter"] = options.filter
-        if "retries" in given:
-            asked["retries"] = options.retries
-        if "deliver_rejected" in given:
-            asked["deliver_rejected"] = options.deliver_rejected
-        return asked
-
     async def _specs(self) -> tuple[Spec, ...]:
         companies, manifest = self._session.companies, self._manifest
         sources = await _if_offered(companies.sources)
         templates = await _if_offered(companies.templates) if manifest.names_templates else ()
         return manifest.specs(sources, templates)
-
-
-async def known_customers(path: Path) -> dict[str, Record]:
-    """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
-    try:
-        async with Journal(path, read_only=True) as journal:
-            return await read_records(journal, str(path))
-    except JournalUnavailable:
-        raise
-    except JournalError:
-        return {}  # none yet; or whoever opens it to write will say why not
-
-
-def begun(records: Iterable[Record]) -> frozenset[str]:
-    """Return the customers whose import has begun, by external id."""
-    return frozenset(record.external_id for record in records if record.begun)
-
-
-def _say_removed(manifest: Manifest, records: Mapping[str, Record], words: Console) -> None:
-    """Say which customers were begun and stand in the manifest no more."""
-    removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
-    if removed:
-        shown = ", ".join(removed[:5]) + (", ..." if len(removed) > 5 else "")
-        say(
-            words,
-            f"note: in the journal and not in the manifest: {len(removed)} ({shown}). Nothing is done for them; "
-            "back in the manifest they go on where they were.",
-            "dim",
-        )
-
-
-def _check_names(options: Options) -> None:
-    """Refuse paths whose names are not UTF-8: reports, and what is remembered of the run, hold them as text."""
-    named = {name: getattr(options, name) for name in ("manifest", *sorted(PATHS))}
-    for name, path in {**named, "folder": Path.cwd()}.items():
-        if path is not None:
-            check_utf8(name, path)
-
-
-def _check_folders(out: Path, manifest: Manifest) -> None:
-    """Refuse ids that differ only in case where the file system does not tell them apart."""
-    if not (out / "REPORT.JSON").exists():
-        return
-    seen: dict[str, str] = {}
-    for customer in manifest.customers:
-        other = seen.setdefault(customer.external_id.casefold(), customer.external_id)
-        if other != customer.external_id:
-            raise InvalidInput(
-                "external_id", customer.external_id, f"and {other!r} would be one folder on this file system"
-            )
 
 
 async def _if_offered(read: Callable[[], Awaitable[T]]) -> T | None:

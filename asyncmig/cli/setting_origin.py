@@ -1,38 +1,50 @@
-"""Where a value comes from: the command line, the environment, what a file says, or the default."""
+"""Where the value of a setting comes from; the settings of the last run, which are kept beside the journal."""
 
 import asyncio
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import final
 
+import msgspec
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from asyncmig._io.addresses import shown_url
+from asyncmig.cli.output import clean, write_whole
 from asyncmig.cli.settings import (
     PATHS,
-    LastRun,
+    SETTING_NAMES,
+    Options,
     Settings,
-    check_journal,
     environment_name,
-    recall,
-    recall_if_any,
+    read_settings,
+    written,
 )
-from asyncmig.jobs.manifest import Fault, InvalidManifest, read_defaults
+from asyncmig.errors import InvalidInput
 from asyncmig.jobs.outputs import Outputs
+from asyncmig.journal import Journal
 
-__all__ = ["from_last_run", "from_last_run_if_any", "from_manifest", "given", "places_of", "source_of"]
+__all__ = [
+    "LastRun",
+    "check_journal",
+    "from_last_run",
+    "from_last_run_if_any",
+    "given",
+    "places_of",
+    "print_config",
+    "recall",
+    "recall_if_any",
+    "remember",
+    "source_of",
+]
 
-_NAMES = [field.name for field in fields(Settings)]
-
-
-def from_manifest(context: typer.Context, manifest: Path) -> Path:
-    """Let the `[defaults]` of a manifest stand where neither the command line nor the environment says more.
-
-    Raises `InvalidManifest` for what is no setting there.
-    """
-    if not context.resilient_parsing:
-        context.default_map = _settings_of(manifest)
-    return manifest
+_log = logging.getLogger("asyncmig")
 
 
 def from_last_run(context: typer.Context, journal: Path) -> Path:
@@ -55,7 +67,7 @@ def from_last_run_if_any(context: typer.Context, journal: Path) -> Path:
     return journal
 
 
-def _take(context: typer.Context, last: LastRun) -> None:
+def _take(context: typer.Context, last: "LastRun") -> None:
     context.obj, context.default_map = last, dict(last.defaults())
 
 
@@ -75,7 +87,7 @@ def source_of(context: typer.Context, name: str) -> str:
 
 def given(context: typer.Context) -> frozenset[str]:
     """Return the settings that the command line, the environment or a file gives."""
-    return frozenset(name for name in _NAMES if source_of(context, name) != "default")
+    return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
 
 
 def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
@@ -87,23 +99,111 @@ def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
     return Outputs(out=paths["out"], journal=paths["journal"], report=paths.get("report")), paths.get("root")
 
 
-def _settings_of(manifest: Path) -> dict[str, str]:
-    defaults = {name.replace("-", "_"): value for name, value in read_defaults(manifest).items()}
-    faults = tuple(_faults(defaults))
-    if faults:
-        raise InvalidManifest(str(manifest), faults)
-    return {
-        name: str(manifest.parent / str(value)) if name in PATHS else str(value)
-        for name, value in defaults.items()
-    }
+@final
+class LastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The last run. Paths are as they were given, relative to `folder`."""
+
+    schema: int = 1
+    folder: str
+    manifest: str
+    settings: dict[str, str]
+    queue: str | None = None
+    """The environment variable that held the URL of the workers' queue; "" if the URL was given, None without one."""
+
+    def options(self) -> Options:
+        """Return the settings and the manifest of the run. Raises `InvalidInput` for settings that cannot be read."""
+        try:
+            return Options.of(self.path(), read_settings(self.defaults()))
+        except (TypeError, ValueError) as error:
+            reason = f"the settings of the last run beside the journal cannot be read ({error})"
+            raise InvalidInput("journal", self.settings.get("journal", ""), reason) from error
+
+    def path(self) -> Path:
+        """Return the manifest's path, from the folder that is the present one now."""
+        return self._from_here(self.manifest)
+
+    def defaults(self) -> Mapping[str, str]:
+        """Return the settings with paths from the folder that is the present one now."""
+        moved = {name: str(self._from_here(text)) for name, text in self.settings.items() if name in PATHS}
+        return {**self.settings, **moved}
+
+    def queue_again(self, given: str | None) -> str | None:
+        """Return the queue for the same run once more; `given`: what `--queue` says now.
+
+        Raises `InvalidInput` if the last run had a queue that nothing names.
+        """
+        if given is None and self.queue == "":
+            raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
+        return given or self.queue
+
+    def _from_here(self, path: str) -> Path:
+        return Path(path) if Path.cwd() == Path(self.folder) else Path(self.folder, path)
 
 
-def _faults(defaults: dict[str, object]) -> Iterator[Fault]:
-    for name, value in defaults.items():
-        if name not in _NAMES:
-            yield Fault(
-                line=None, field=f"defaults.{name}", reason=f"is no setting; there are {', '.join(_NAMES)}"
-            )
-        elif not isinstance(value, str | int | float):
-            reason = f"must be a text, a number, true or false: {value!r}"
-            yield Fault(line=None, field=f"defaults.{name}", reason=reason)
+def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
+    """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
+    last = LastRun(
+        folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
+    )
+    write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
+
+
+def recall(journal: Path) -> LastRun:
+    """Return the settings of the last run of a journal. Raises `InvalidInput` if they cannot be read."""
+    place = _place(journal)
+    try:
+        return _read_last(place)
+    except FileNotFoundError:
+        why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
+        reason = f"{why}; name the manifest: asyncmig run MANIFEST"
+    except (OSError, msgspec.MsgspecError) as error:
+        reason = f"the settings of its last run cannot be read: {place}: {error}"
+    raise InvalidInput("journal", str(journal), reason)
+
+
+def recall_if_any(journal: Path) -> LastRun | None:
+    """Return the settings of the last run of a journal; None if there are none.
+
+    Settings that cannot be read are ignored with a warning: the caller has settings of its own.
+    """
+    place = _place(journal)
+    try:
+        return _read_last(place)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.MsgspecError) as error:
+        _log.warning("%s is ignored, it does not hold the settings of a run: %s", place, error)
+    return None
+
+
+def _read_last(place: Path) -> LastRun:
+    if place.exists() and not place.is_file():  # reading a FIFO would wait for a writer
+        raise OSError("is not a file")
+    return msgspec.json.decode(place.read_bytes(), type=LastRun)
+
+
+def _place(journal: Path) -> Path:
+    return journal.parent / f"{journal.name}.last"
+
+
+async def check_journal(path: Path) -> None:
+    """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
+    async with Journal(path, read_only=True):
+        pass
+
+
+def print_config(data: Console, context: typer.Context, options: Options) -> None:
+    """Print a table of names, values and sources."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("setting", "value", "from"):
+        table.add_column(column, no_wrap=True)
+    for field in fields(Settings):
+        value, source = getattr(options, field.name), source_of(context, field.name)
+        if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
+            value, source = url, "VERN_BASE_URL"
+        shown = "-" if value is None else written(value)
+        shown = shown_url(shown) if field.name == "base_url" else shown
+        table.add_row(field.name.replace("_", "-"), Text(clean(shown)), Text(source))
+    is_set = bool(os.environ.get("VERN_API_KEY", "").strip())
+    table.add_row("API key", "set" if is_set else "not set", "VERN_API_KEY")
+    data.print(table)

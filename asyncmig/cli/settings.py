@@ -1,20 +1,18 @@
-"""The settings of the commands, those of the last run (kept beside the journal), and their session."""
+"""The settings of the commands: as options, environment variables, and the `[defaults]` of a manifest."""
 
-import logging
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, Never, cast, final
+from typing import Annotated, Literal, Never, cast
 from urllib.parse import urlsplit
 
-import msgspec
 import typer
 from typer.models import OptionInfo
 
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
-from asyncmig.cli.files import write_whole
-from asyncmig.cli.option_types import (
+from asyncmig.cli.options import (
     DEFAULT_RATE,
     Duration,
     Rate,
@@ -23,33 +21,34 @@ from asyncmig.cli.option_types import (
     parse_rate,
     rate_option,
 )
+from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.errors import InvalidInput
-from asyncmig.journal import Journal
+from asyncmig.jobs.manifest import Fault, InvalidManifest, read_defaults
+from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal.file import check_is_path
 from asyncmig.session import Scope, Session
 
 __all__ = [
     "PATHS",
+    "SETTING_NAMES",
     "BaseUrlOption",
+    "ConnectionSettings",
     "DecideChoice",
     "Display",
     "JournalOption",
-    "LastRun",
-    "Reach",
+    "ManifestArgument",
+    "Options",
     "Settings",
-    "check_journal",
     "environment_name",
+    "from_manifest",
     "journal_option",
     "open_session",
     "read_settings",
-    "recall",
-    "recall_if_any",
-    "remember",
     "written",
 ]
 
-_log = logging.getLogger("asyncmig")
+
 PATHS = frozenset({"out", "journal", "report", "root"})
 """Settings that are paths: those in a file are relative to that file."""
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
@@ -108,7 +107,7 @@ BaseUrlOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class ConnectionSettings:
     """How the API is reached."""
 
     scope: Annotated[
@@ -123,7 +122,7 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(Reach):
+class Settings(ConnectionSettings):
     """What holds for a whole fleet: on the command line, in the environment, in a manifest's `[defaults]`."""
 
     out: Annotated[Path, _setting("out", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path("out")
@@ -173,6 +172,11 @@ class Settings(Reach):
         _setting("stop_after_failures", "End in order once so many customers have failed.", least=1),
     ] = None
 
+    @property
+    def policy(self) -> Literal["park", "approve_safe", "approve", "reject"]:
+        """The value of `--decide` under its name in the library."""
+        return "approve_safe" if self.decide == "approve-safe" else self.decide
+
     def given(self) -> Mapping[str, str]:
         """Return what is not the default, as it is written on a command line."""
         values = ((field, getattr(self, field.name)) for field in fields(Settings))
@@ -216,93 +220,12 @@ class Display:
     ] = False
 
 
-@final
-class LastRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The last run. Paths are as they were given, relative to `folder`."""
-
-    schema: int = 1
-    folder: str
-    manifest: str
-    settings: dict[str, str]
-    queue: str | None = None
-    """The environment variable that held the URL of the workers' queue; "" if the URL was given, None without one."""
-
-    def path(self) -> Path:
-        """Return the manifest's path, from the folder that is the present one now."""
-        return self._from_here(self.manifest)
-
-    def defaults(self) -> Mapping[str, str]:
-        """Return the settings with paths from the folder that is the present one now."""
-        moved = {name: str(self._from_here(text)) for name, text in self.settings.items() if name in PATHS}
-        return {**self.settings, **moved}
-
-    def queue_again(self, given: str | None) -> str | None:
-        """Return the queue for the same run once more; `given`: what `--queue` says now.
-
-        Raises `InvalidInput` if the last run had a queue that nothing names.
-        """
-        if given is None and self.queue == "":
-            raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
-        return given or self.queue
-
-    def _from_here(self, path: str) -> Path:
-        return Path(path) if Path.cwd() == Path(self.folder) else Path(self.folder, path)
-
-
-def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
-    """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
-    last = LastRun(
-        folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
-    )
-    write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
-
-
-def recall(journal: Path) -> LastRun:
-    """Return the settings of the last run of a journal. Raises `InvalidInput` if they cannot be read."""
-    place = _place(journal)
-    try:
-        return _read_last(place)
-    except FileNotFoundError:
-        why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
-        reason = f"{why}; name the manifest: asyncmig run MANIFEST"
-    except (OSError, msgspec.MsgspecError) as error:
-        reason = f"the settings of its last run cannot be read: {place}: {error}"
-    raise InvalidInput("journal", str(journal), reason)
-
-
-def recall_if_any(journal: Path) -> LastRun | None:
-    """Return the settings of the last run of a journal; None if there are none.
-
-    Settings that cannot be read are ignored with a warning: the caller has settings of its own.
-    """
-    place = _place(journal)
-    try:
-        return _read_last(place)
-    except FileNotFoundError:
-        pass
-    except (OSError, msgspec.MsgspecError) as error:
-        _log.warning("%s is ignored, it does not hold the settings of a run: %s", place, error)
-    return None
-
-
-def _read_last(place: Path) -> LastRun:
-    if place.exists() and not place.is_file():  # reading a FIFO would wait for a writer
-        raise OSError("is not a file")
-    return msgspec.json.decode(place.read_bytes(), type=LastRun)
-
-
-def _place(journal: Path) -> Path:
-    return journal.parent / f"{journal.name}.last"
-
-
-async def check_journal(path: Path) -> None:
-    """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
-    async with Journal(path, read_only=True):
-        pass
-
-
 def open_session(
-    reach: Reach, journal: Path | None, api_key: str | None = None, *, retry: RetryPolicy | None = None
+    reach: ConnectionSettings,
+    journal: Path | None,
+    api_key: str | None = None,
+    *,
+    retry: RetryPolicy | None = None,
 ) -> Session:
     """Return a session that knows what the last one with this journal sent. `api_key`: `VERN_API_KEY` if not given.
 
@@ -326,3 +249,106 @@ def open_session(
             "speed", reach.speed, f"is for the simulator on this machine, and {host} is another one"
         )
     return session
+
+
+SETTING_NAMES = [field.name for field in fields(Settings)]
+
+
+def from_manifest(context: typer.Context, manifest: Path) -> Path:
+    """Let the `[defaults]` of a manifest stand where neither the command line nor the environment says more.
+
+    Raises `InvalidManifest` for what is no setting there.
+    """
+    if not context.resilient_parsing:
+        context.default_map = _settings_of(manifest)
+    return manifest
+
+
+def _settings_of(manifest: Path) -> dict[str, str]:
+    defaults = {name.replace("-", "_"): value for name, value in read_defaults(manifest).items()}
+    faults = tuple(_faults(defaults))
+    if faults:
+        raise InvalidManifest(str(manifest), faults)
+    return {
+        name: str(manifest.parent / str(value)) if name in PATHS else str(value)
+        for name, value in defaults.items()
+    }
+
+
+def _faults(defaults: dict[str, object]) -> Iterator[Fault]:
+    for name, value in defaults.items():
+        if name not in SETTING_NAMES:
+            yield Fault(
+                line=None,
+                field=f"defaults.{name}",
+                reason=f"is no setting; there are {', '.join(SETTING_NAMES)}",
+            )
+        elif not isinstance(value, str | int | float):
+            reason = f"must be a text, a number, true or false: {value!r}"
+            yield Fault(line=None, field=f"defaults.{name}", reason=reason)
+
+
+ManifestArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
+        is_eager=True,  # its [defaults] are the defaults of the others
+        callback=from_manifest,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Settings):
+    """The settings, and the manifest that they are for."""
+
+    manifest: ManifestArgument
+
+    @classmethod
+    def of(cls, manifest: Path, settings: Settings) -> "Options":
+        """Return the settings for a manifest."""
+        return cls(
+            manifest=manifest, **{field.name: getattr(settings, field.name) for field in fields(Settings)}
+        )
+
+    def at(self, base_url: str) -> "Options":
+        """Return the same, for another server."""
+        return replace(self, base_url=base_url)
+
+    def command(
+        self,
+        decide: DecideChoice | None = None,
+        *,
+        queue: str | None = None,
+        select: str | None = None,
+        explicit: Collection[str] = (),
+    ) -> str:
+        """Return the line that goes on from here, with another decision if one is given; it holds no key.
+
+        `queue`, `select`: as the options of that name. `explicit`: settings to write even with their default values.
+        """
+        words = ["asyncmig", "run", str(self.manifest)]
+        chosen = replace(self, decide=decide or self.decide)
+        texts = {name: written(getattr(chosen, name)) for name in sorted(explicit)} | dict(chosen.given())
+        more = {"queue": queue, "select": select}
+        for name, text in {**texts, **{name: text for name, text in more.items() if text}}.items():
+            if text != str(False):
+                words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
+        return shlex.join(words)
+
+    def outputs(self, records: Iterable[Record]) -> Outputs:
+        """Return where the run writes, and what was delivered to the customers of `records`."""
+        known = list(records)
+        sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]
+        return Outputs(
+            out=self.out,
+            journal=self.journal,
+            report=self.report,
+            customers=frozenset(record.external_id for record in known),
+            delivered=tuple(sheets),
+        )
+
+    def about_journal(self, command: str, *words: str) -> str:
+        """Return the line of another command about the same journal."""
+        journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
+        return shlex.join(["asyncmig", command, *words, *journal])

@@ -13,9 +13,8 @@ import typer
 from rich.console import Console
 
 from asyncmig.cli.interrupts import handling_signals
-from asyncmig.cli.option_types import DEFAULT_RATE, Rate, rate_option
-from asyncmig.cli.streams import is_unread
-from asyncmig.cli.terminal import say
+from asyncmig.cli.options import DEFAULT_RATE, Rate, rate_option
+from asyncmig.cli.output import is_unread, say
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Scope

@@ -14,11 +14,9 @@ from rich.text import Text
 from asyncmig._io.failures import Owner, working_for
 from asyncmig._io.tasks import run_all
 from asyncmig.cli.live_view import STYLES
-from asyncmig.cli.option_types import spoken
-from asyncmig.cli.options import Options
-from asyncmig.cli.settings import Reach, open_session
-from asyncmig.cli.streams import is_unread
-from asyncmig.cli.terminal import clean, counted, print_line, say
+from asyncmig.cli.options import spoken
+from asyncmig.cli.output import clean, counted, is_unread, print_line, say
+from asyncmig.cli.settings import ConnectionSettings, Options, open_session
 from asyncmig.companies.failures import words_of as failure_words
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.workflow.record import Record
@@ -41,7 +39,7 @@ from asyncmig.journal import Event, Journal
 from asyncmig.session import Session
 
 __all__ = [
-    "Story",
+    "CustomerHistory",
     "follow_journal",
     "follow_runs",
     "how_to_go_on",
@@ -89,7 +87,7 @@ def _why(each: CustomerStatus) -> str:
     return f"under way: {each.held_by}{trouble}"
 
 
-class Story:
+class CustomerHistory:
     """All that a journal knows of one customer."""
 
     def __init__(self, record: Record, stands: CustomerStatus, happenings: list[LogEntry]) -> None:
@@ -98,7 +96,7 @@ class Story:
         self.happenings: list[LogEntry] = happenings
 
 
-async def read_story(path: Path, external_id: str) -> Story:
+async def read_story(path: Path, external_id: str) -> CustomerHistory:
     """Return what the journal knows of a customer. Raises `InvalidInput` if that is nothing, `JournalError`."""
     external_id = external_id.strip()
     async with Journal(path, read_only=True) as journal:
@@ -109,10 +107,10 @@ async def read_story(path: Path, external_id: str) -> Story:
                 "external_id", external_id, f"is not in the journal {path}; see: asyncmig status"
             )
         happenings = list(timeline(await journal.events(external_id)))
-    return Story(record, standing(record, activity.get(external_id)), happenings)
+    return CustomerHistory(record, standing(record, activity.get(external_id)), happenings)
 
 
-def print_story(data: Console, story: Story) -> None:
+def print_story(data: Console, story: CustomerHistory) -> None:
     """Print how the customer stands, what happened when, and what came out."""
     record, stands = story.record, story.standing
     say(data, f"{record.external_id}  {clean(record.name, 100)}: {stands.outcome}", STYLES[stands.outcome])
@@ -132,7 +130,7 @@ def print_story(data: Console, story: Story) -> None:
     data.print(table)
 
 
-def _facts(story: Story) -> Iterator[tuple[str, str]]:
+def _facts(story: CustomerHistory) -> Iterator[tuple[str, str]]:
     record, stands = story.record, story.standing
     if stands.held_by:
         yield "at it", stands.held_by
@@ -212,7 +210,7 @@ def _may_run(record: Record) -> bool:
 
 
 async def follow_runs(
-    path: Path, records: Sequence[Record], reach: Reach, data: Console, *, as_json: bool
+    path: Path, records: Sequence[Record], reach: ConnectionSettings, data: Console, *, as_json: bool
 ) -> None:
     """Print how runs change at the server, until each has ended or parked; nothing is written or fetched.
 

@@ -8,11 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncmig.cli.live_view import STYLES
-from asyncmig.cli.options import Options
-from asyncmig.cli.report import CompanyRow, by_reason, reason
-from asyncmig.cli.run import Ended
-from asyncmig.cli.settings import DecideChoice
-from asyncmig.cli.terminal import clean, counted, say
+from asyncmig.cli.output import clean, counted, say
+from asyncmig.cli.report import CustomerRow, by_reason, reason
+from asyncmig.cli.run import RunResult
+from asyncmig.cli.settings import DecideChoice, Options
 
 __all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary", "print_undelivered"]
 
@@ -20,7 +19,7 @@ _MOST_REASONS = 20
 _MOST_NAMED = 3
 
 
-def print_summary(data: Console, ended: Ended, options: Options) -> None:
+def print_summary(data: Console, ended: RunResult, options: Options) -> None:
     """Print outcomes with their reasons, who is not delivered, the figures, and the next command."""
     print_outcomes(data, ended, options)
     print_undelivered(data, ended)
@@ -30,13 +29,13 @@ def print_summary(data: Console, ended: Ended, options: Options) -> None:
         say(data, line)
 
 
-def print_outcomes(data: Console, ended: Ended, options: Options) -> None:
+def print_outcomes(data: Console, ended: RunResult, options: Options) -> None:
     """Print how many customers ended how, and why."""
     data.print()
     data.print(_outcomes(ended.companies, str(options.out / "report.json")))
 
 
-def print_undelivered(data: Console, ended: Ended) -> None:
+def print_undelivered(data: Console, ended: RunResult) -> None:
     """Print each customer that is not delivered, unless the table of outcomes named them all."""
     groups = [group for group in by_reason(ended.companies) if _is_listed(group)]
     if len(groups) <= _MOST_REASONS and all(len(group) <= _MOST_NAMED for group in groups):
@@ -49,11 +48,11 @@ def print_undelivered(data: Console, ended: Ended) -> None:
             say(data, f"{outcome:>9}  {line}", STYLES[outcome])
 
 
-def _each(group: Sequence[CompanyRow]) -> list[str]:
+def _each(group: Sequence[CustomerRow]) -> list[str]:
     return [f"{row.external_id}  {reason(row)}" for row in group]
 
 
-def _is_listed(group: Sequence[CompanyRow]) -> bool:
+def _is_listed(group: Sequence[CustomerRow]) -> bool:
     """Return whether a group is to be listed; `asyncmig status` lists what an interrupt left behind."""
     return group[0].outcome not in ("delivered", "pending")
 
@@ -65,7 +64,7 @@ def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
         say(data, f"{name:<11}{text}")
 
 
-def figures(ended: Ended) -> list[tuple[str, str]]:
+def figures(ended: RunResult) -> list[tuple[str, str]]:
     """Return what moved and what it cost, as pairs of a name and a sentence."""
     budget = ended.report.budget
     companies = [company for company in ended.companies if company.outcome == "delivered"]
@@ -80,7 +79,7 @@ def figures(ended: Ended) -> list[tuple[str, str]]:
     ]
 
 
-def next_steps(ended: Ended, options: Options) -> Iterator[str]:
+def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     """Yield what can be done now, each with the command to type."""
     if ended.queue is not None:
         yield from _steps_with_queue(ended, options)
@@ -115,7 +114,7 @@ def next_steps(ended: Ended, options: Options) -> Iterator[str]:
         yield f"  {options.about_journal('status')}"
 
 
-def _steps_with_queue(ended: Ended, options: Options) -> Iterator[str]:
+def _steps_with_queue(ended: RunResult, options: Options) -> Iterator[str]:
     """Yield what can be done after a run by workers: this process has no journal that knows the customers."""
     outcomes = {company.outcome for company in ended.companies}
 
@@ -169,7 +168,7 @@ def _about_parked(options: Options) -> Iterator[str]:
         yield f"  {options.command(decide='approve')}"
 
 
-def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
+def _outcomes(companies: Sequence[CustomerRow], report_path: str) -> Table:
     """Return a table of outcomes; reasons that differ by numbers only are one row, with the first one's words."""
     ranked = by_reason(companies)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -188,7 +187,7 @@ def _outcomes(companies: Sequence[CompanyRow], report_path: str) -> Table:
     return table
 
 
-def _some(group: Sequence[CompanyRow]) -> str:
+def _some(group: Sequence[CustomerRow]) -> str:
     """Return a few of the ids; those delivered need none."""
     if group[0].outcome == "delivered":
         return ""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.json_events import Feed
-from asyncmig.cli.report import CompanyRow, Rows
+from asyncmig.cli.json_events import EventPrinter
+from asyncmig.cli.report import CustomerRow, RowCounts
 from asyncmig.events import (
     BudgetLearnt,
     Held,
@@ -35,13 +35,13 @@ GOLDEN = """\
 {"schema": 1, "type": "Ended", "time": "T", "at": 1.5, "exit_code": 0, "reason": null, "outcomes": {"delivered": 1}}
 """  # noqa: E501 - a line is an event
 
-ROW = CompanyRow(
+ROW = CustomerRow(
     external_id="acme",
     name="Acme",
     outcome="delivered",
     company_id="c",
     run_id="r",
-    rows=Rows(inserted=2, flagged=0),
+    rows=RowCounts(inserted=2, flagged=0),
     seconds=60.0,
 )
 
@@ -51,7 +51,7 @@ def test_the_schema_is_what_it_was(
 ) -> None:
     monkeypatch.setattr("asyncmig.cli.json_events.version", lambda package: "V")
     now = 1000.0
-    feed = Feed(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
+    feed = EventPrinter(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
     feed.begin(1)
     now = at = 1001.5
     request = {"endpoint": "POST /companies", "lane": "WORK", "attempt": 1}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.option_types import Rate, parse_rate
-from asyncmig.cli.options import Options
+from asyncmig.cli.options import Rate, parse_rate
+from asyncmig.cli.settings import Options
 from asyncmig.errors import InvalidInput
 
 from .conftest import Cli

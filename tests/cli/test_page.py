@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from asyncmig.cli.page import Page, render
-from asyncmig.cli.report import Budget, CompanyRow
+from asyncmig.cli.html_report import ReportPage, render
+from asyncmig.cli.report import Budget, CustomerRow
 from asyncmig.cli.timeline import Timeline
 from asyncmig.events import Held, MigrationChanged, RequestDone, RequestSent, RunEnded
 
@@ -23,7 +23,7 @@ HOSTILE = "</title><script>alert('1')</script>\"&'\x1b[2J\u202e<img src=http://e
 Customers = Callable[..., Path]
 
 
-def page(customers: int, *, by_key: bool = False, text: str = "plain") -> Page:
+def page(customers: int, *, by_key: bool = False, text: str = "plain") -> ReportPage:
     """Return a page about customers of whom every fifth failed, with each kind of event in it."""
     timeline, rows = Timeline(began=0.0), []
     for n in range(customers):
@@ -45,14 +45,14 @@ def page(customers: int, *, by_key: bool = False, text: str = "plain") -> Page:
                 )
         timeline.note(RequestSent(at=n, endpoint=f"POST /{text}", lane="WORK", attempt=1))
         outcome = "delivered" if n % 5 else "failed"
-        rows.append(CompanyRow(external_id=name, name=text, outcome=outcome, error=text, notes=(text,)))
+        rows.append(CustomerRow(external_id=name, name=text, outcome=outcome, error=text, notes=(text,)))
     timeline.note(
         RequestDone(at=1, endpoint=f"POST /{text}", lane="WORK", attempt=1, seconds=1.0, status=429)
     )
     timeline.note(Held(at=1, budget="*" if by_key else f"POST /{text}", until=5, seconds=4, slots=9, burst=9))
     timeline.end(customers + 300.0)
     budget = Budget(requests=customers, refused=1)
-    return Page(
+    return ReportPage(
         title=text,
         written=text,
         rows=rows,
@@ -81,8 +81,8 @@ def test_there_is_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
 
 
 def test_a_fleet_that_did_nothing_is_a_page_too() -> None:
-    rows = [CompanyRow(external_id="acme", name="Acme")]
-    assert bars(render(Page(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
+    rows = [CustomerRow(external_id="acme", name="Acme")]
+    assert bars(render(ReportPage(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
 
 
 def test_text_from_outside_stays_text() -> None:

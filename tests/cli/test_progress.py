@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from asyncmig.cli.live_view import Progress
-from asyncmig.cli.report import Budget, CompanyRow, Report
-from asyncmig.cli.run import Ended
+from asyncmig.cli.live_view import LiveView
+from asyncmig.cli.report import Budget, CustomerRow, Report
+from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.outcome import Delivered, Failed, Pending
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone
 from asyncmig.session import Session
 
 
-def progress_on(console: Console, customers: str, display: Display = Display()) -> Progress:  # noqa: B008
-    return Progress(console, dict.fromkeys(customers, 1), Settings(), display)
+def progress_on(console: Console, customers: str, display: Display = Display()) -> LiveView:  # noqa: B008
+    return LiveView(console, dict.fromkeys(customers, 1), Settings(), display)
 
 
-def ended(outcomes: Sequence[str], **facts: bool) -> Ended:
-    rows = tuple(CompanyRow(external_id=str(n), name="", outcome=text) for n, text in enumerate(outcomes))
-    return Ended(report=Report(companies=rows, budget=Budget()), **facts)
+def ended(outcomes: Sequence[str], **facts: bool) -> RunResult:
+    rows = tuple(CustomerRow(external_id=str(n), name="", outcome=text) for n, text in enumerate(outcomes))
+    return RunResult(report=Report(companies=rows, budget=Budget()), **facts)
 
 
 @pytest.mark.parametrize(

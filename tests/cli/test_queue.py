@@ -12,9 +12,9 @@ from farm import Farm
 from saq.worker import Worker
 
 from asyncmig import Delivered, Spec
-from asyncmig.cli.options import Options
-from asyncmig.cli.report import Budget, CompanyRow, Report
-from asyncmig.cli.run import Ended
+from asyncmig.cli.report import Budget, CustomerRow, Report
+from asyncmig.cli.run import RunResult
+from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import next_steps
 from asyncmig.distributed.saq import MigrationQueue, settings
 from asyncmig.simulator.server.clock import fast_loop
@@ -265,12 +265,12 @@ def test_nothing_is_said_to_go_on_when_the_time_ends_before_the_queue_answers(
 
 def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
     rows = tuple(
-        CompanyRow(external_id=outcome, name=outcome, outcome=outcome, error="why")
+        CustomerRow(external_id=outcome, name=outcome, outcome=outcome, error="why")
         for outcome in ("parked", "unknown", "failed", "pending", "delivered")
     )
     options = Options(manifest=Path("customers.csv"))
     for queue in ("WORKERS", ""):
-        ended = Ended(report=Report(companies=rows, budget=Budget()), queue=queue)
+        ended = RunResult(report=Report(companies=rows, budget=Budget()), queue=queue)
         text = "\n".join(next_steps(ended, options))
         commands = [line for line in text.splitlines() if line.startswith("  ")]
         assert all(line.startswith("  asyncmig run customers.csv") for line in commands)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from asyncmig.cli.terminal import ToConsole, clean, say
+from asyncmig.cli.output import ConsoleHandler, clean, say
 
 
 @given(st.text())
@@ -42,7 +42,7 @@ def test_a_line_is_never_wrapped() -> None:
 def test_a_warning_of_the_library_is_one_line_without_a_traceback() -> None:
     out = io.StringIO()
     log = logging.getLogger("asyncmig.test_terminal")
-    handler = ToConsole(Console(file=out, width=200))
+    handler = ConsoleHandler(Console(file=out, width=200))
     log.addHandler(handler)
     try:
         log.exception("broke off", exc_info=ValueError("bad\x1b[2J"))

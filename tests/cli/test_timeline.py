@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
-from asyncmig.cli.page_from_journal import page_of_journal
+from asyncmig.cli.html_report import page_of_journal
 from asyncmig.cli.timeline import Hold, Timeline
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step

@@ -1,20 +1,41 @@
-"""The HTML report: one file that needs no script and no other host, for a screen, a phone or paper."""
+"""The HTML report: one file without scripts and without references to other hosts.
 
+`Recorder` makes it for `run --report` from the events of a session, `page_of_journal` for `asyncmig report` from a
+journal.
+"""
+
+import asyncio
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import resources
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
 from statistics import median
 from typing import final
 
 from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
-from asyncmig.cli.option_types import Rate, spoken
-from asyncmig.cli.report import Budget, CompanyRow, by_reason, reason
-from asyncmig.cli.terminal import counted
+from asyncmig.cli.options import Rate, spoken
+from asyncmig.cli.output import counted, write_whole
+from asyncmig.cli.report import Budget, CustomerRow, by_reason, reason, row_of
+from asyncmig.cli.settings import Options
 from asyncmig.cli.timeline import KINDS, Timeline
-from asyncmig.jobs.status import OUTCOMES
+from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.steps import STEP_AFTER
+from asyncmig.errors import InvalidInput
+from asyncmig.events import Event, MigrationChanged
+from asyncmig.jobs.outputs import check_replaceable
+from asyncmig.jobs.status import OUTCOMES, read_records
+from asyncmig.journal import Event as JournalEvent
+from asyncmig.journal import Journal
+from asyncmig.session import Session
 
-__all__ = ["Page", "render"]
+__all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]
+
 
 _MOST_OPEN = 60
 """Up to so many customers, the table of all is open."""
@@ -35,14 +56,14 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class ReportPage:
     """All that the report is about."""
 
     title: str
     """What was migrated: a manifest, a journal."""
     written: str
     """When, and by which version."""
-    rows: Sequence[CompanyRow]
+    rows: Sequence[CustomerRow]
     timeline: Timeline
     budget: Budget | None = None
     """None where nobody counted requests."""
@@ -55,7 +76,7 @@ class Page:
     """How the figures are to be read."""
 
 
-def render(page: Page) -> str:
+def render(page: ReportPage) -> str:
     """Return the report as HTML that is well-formed XML, too."""
     style = resources.files("asyncmig.cli").joinpath("page.css").read_text(encoding="utf-8")
     return "\n".join(
@@ -72,7 +93,7 @@ def render(page: Page) -> str:
     )
 
 
-def _head(page: Page) -> str:
+def _head(page: ReportPage) -> str:
     early = f'<p class="warn">Not finished: {plain(page.reason)}</p>' if page.reason else ""
     figures = "".join(
         f"<div><dt>{name}</dt><dd>{figure}<small>{words or '&#160;'}</small></dd></div>"
@@ -84,7 +105,7 @@ def _head(page: Page) -> str:
     )
 
 
-def _figures(page: Page) -> Iterator[tuple[str, str, str]]:
+def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
     """Yield the figures that count most: what it is, the figure, and what is to be said besides."""
     done = [row for row in page.rows if row.outcome == "delivered"]
     flagged = sum(row.rows.flagged or 0 for row in done)
@@ -107,7 +128,7 @@ def _figures(page: Page) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _sections(page: Page) -> Iterator[str]:
+def _sections(page: ReportPage) -> Iterator[str]:
     yield _section("Outcomes", "", _outcomes(page.rows) + _reasons(page.rows))
     about = "One bar for each customer, who began first on top; point at one for its times."
     yield _section("The fleet over time", about, _legend(page) + fleet(page.timeline, page.rows))
@@ -127,7 +148,7 @@ def _css(outcome: str) -> str:
     return "stuck" if outcome == "parked" else outcome
 
 
-def _outcomes(rows: Sequence[CompanyRow]) -> str:
+def _outcomes(rows: Sequence[CustomerRow]) -> str:
     counts = Counter(row.outcome for row in rows)
     there = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = "".join(f'<i class="{_css(each)}" style="flex:{counts[each]}"></i>' for each in there)
@@ -137,7 +158,7 @@ def _outcomes(rows: Sequence[CompanyRow]) -> str:
     return f'<div class="share" aria-hidden="true">{parts}</div><ul class="legend">{words}</ul>'
 
 
-def _reasons(rows: Sequence[CompanyRow]) -> str:
+def _reasons(rows: Sequence[CustomerRow]) -> str:
     groups = [group for group in by_reason(rows) if group[0].outcome != "delivered"]
     if not groups:
         return ""
@@ -149,12 +170,12 @@ def _reasons(rows: Sequence[CompanyRow]) -> str:
     return _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
 
 
-def _some(group: Sequence[CompanyRow]) -> str:
+def _some(group: Sequence[CustomerRow]) -> str:
     names = ", ".join(f'<span class="id">{plain(row.external_id, 60)}</span>' for row in group[:_MOST_NAMED])
     return f"{names}, … (all are in the table below)" if len(group) > _MOST_NAMED else names
 
 
-def _kind(row: CompanyRow) -> str:
+def _kind(row: CustomerRow) -> str:
     return f'<td class="kind {_css(row.outcome)}"><i></i><span>{row.outcome}</span></td>'
 
 
@@ -163,7 +184,7 @@ def _table(columns: Sequence[tuple[str, str]], lines: str) -> str:
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _legend(page: Page) -> str:
+def _legend(page: ReportPage) -> str:
     seen = page.timeline.kinds
     items = "".join(
         f'<li class="k-{kind}"><i></i><span>{KIND_WORDS[kind]}</span></li>' for kind in KINDS if kind in seen
@@ -177,7 +198,7 @@ def _bin(timeline: Timeline) -> str:
     return "minute" if timeline.bin == 60 else spoken(timeline.bin)
 
 
-def _about_rates(page: Page) -> str:
+def _about_rates(page: ReportPage) -> str:
     rate = f"{page.rate.limit:,} {'a minute' if page.rate.window == 60 else f'in {spoken(page.rate.window)}'}"
     scope = "for all of them together" if page.by_key else "for each endpoint"
     return (
@@ -186,14 +207,14 @@ def _about_rates(page: Page) -> str:
     )
 
 
-def _rates(page: Page) -> str:
+def _rates(page: ReportPage) -> str:
     timeline = page.timeline
     ranked = sorted(timeline.sent, key=lambda name: -timeline.sent[name].total())
     figures = "".join(_rate(page, name) for name in (["*"] if page.by_key else []) + ranked)
     return f'<div class="rates">{figures}</div>'
 
 
-def _rate(page: Page, endpoint: str) -> str:
+def _rate(page: ReportPage, endpoint: str) -> str:
     timeline = page.timeline
     limited = endpoint == "*" or not page.by_key
     limit = page.rate.limit * timeline.bin / page.rate.window if limited else None
@@ -232,11 +253,11 @@ def _about_delays(noticed: Sequence[float]) -> str:
     )
 
 
-def _delays(page: Page) -> str:
+def _delays(page: ReportPage) -> str:
     return f'<div class="narrow">{delays(page.timeline.noticed)}</div>'
 
 
-def _customers(rows: Sequence[CompanyRow]) -> str:
+def _customers(rows: Sequence[CustomerRow]) -> str:
     ranked = sorted(rows, key=lambda row: row.outcome == "delivered")
     table = _table(_COLUMNS, "".join(map(_customer, ranked)))
     if len(rows) <= _MOST_OPEN:
@@ -244,7 +265,7 @@ def _customers(rows: Sequence[CompanyRow]) -> str:
     return f"<details><summary>All {len(rows):,}, those not delivered first</summary>{table}</details>"
 
 
-def _customer(row: CompanyRow) -> str:
+def _customer(row: CustomerRow) -> str:
     why = () if row.outcome == "delivered" else (row.error or "",)
     rows = sum(file.rows for file in row.files) if row.files else None
     figures = (row.rows.inserted, row.rows.flagged, rows, len(row.files) or None)
@@ -258,6 +279,133 @@ def _customer(row: CompanyRow) -> str:
     )
 
 
-def _foot(page: Page) -> str:
+def _foot(page: ReportPage) -> str:
     notes = "".join(f"<li>{plain(note, 500)}</li>" for note in page.notes)
     return f'<footer class="about">How to read this<ul>{notes}</ul></footer>'
+
+
+_NOTES = (
+    "Made from the journal alone: times are the wall clock's at each commit; only “took” is by the clock of the run.",
+    "The time between two runs of the command counts for whatever came last.",
+    "The journal does not know of requests, 429s and waits for the limit: those are in the step that waited.",
+    "Nor does it know when a run parked, ended or was noticed, or a download began: that is all in “running”.",
+)
+
+
+async def page_of_journal(path: Path, written: str) -> ReportPage:
+    """Return the report of a journal, also while another process writes it. Raises `JournalError`."""
+    async with Journal(path, read_only=True) as journal:
+        records, events = await read_records(journal, str(path)), await journal.events()
+    return ReportPage(
+        title=path.name,
+        written=written,
+        rows=[_row(record, path.parent) for record in records.values()],
+        timeline=_timeline(events),
+        notes=_NOTES,
+    )
+
+
+def _row(record: Record, folder: Path) -> CustomerRow:
+    if record.outcome is not None:
+        return row_of(record.outcome, folder)
+    return CustomerRow(
+        external_id=record.external_id,
+        name=record.name,
+        error="not finished",
+        company_id=record.company_id,
+        run_id=record.run_id,
+    )
+
+
+def _timeline(events: Sequence[JournalEvent]) -> Timeline:
+    # In order even where the wall clock was set back.
+    times = list(accumulate((datetime.fromisoformat(event.at).timestamp() for event in events), max))
+    timeline = Timeline(began=min(times, default=0.0))
+    for at, event in zip(times, events, strict=True):
+        if step := STEP_AFTER.get(event.kind):
+            timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
+    timeline.end(max(times, default=0.0))
+    return timeline
+
+
+_log = logging.getLogger("asyncmig")
+
+
+@final
+class Recorder:
+    """Keeps what the report of a run needs; without `options.report` it does nothing."""
+
+    __slots__ = ("_loop", "_options", "_session", "_timeline")
+
+    def __init__(self, session: Session, options: Options) -> None:
+        self._session, self._options, self._loop = session, options, asyncio.get_running_loop()
+        self._timeline = Timeline(began=self._loop.time(), window=options.rate.window)
+
+    @contextmanager
+    def following(self) -> Generator[None]:
+        """Follow the session until the block ends."""
+        if self._options.report is None:
+            yield
+            return
+        with self._session.events.subscribe(self._note):
+            yield
+        self._timeline.end(self._loop.time())
+
+    def write(self, rows: Sequence[CustomerRow], budget: Budget, reason: str | None) -> None:
+        """Write the report, or warn that it cannot be written: what was migrated is migrated all the same."""
+        place = self._options.report
+        if place is None:
+            return
+        try:
+            write_page(place, self._page(rows, budget, reason))
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", place, error)
+
+    def _note(self, event: Event) -> None:
+        self._timeline.note(event, by=asyncio.current_task())
+
+    def _page(self, rows: Sequence[CustomerRow], budget: Budget, reason: str | None) -> ReportPage:
+        options = self._options
+        return ReportPage(
+            title=options.manifest.name,
+            written=written_now(),
+            rows=rows,
+            timeline=self._timeline,
+            budget=budget,
+            rate=options.rate,
+            by_key=options.scope == "key",
+            reason=reason,
+            notes=tuple(_notes(options.speed)),
+        )
+
+
+def _notes(speed: float) -> Iterator[str]:
+    if speed != 1:
+        yield (
+            f"The clock ran {speed:g} times as fast as the wall's: all times are that clock's, and a moment in which "
+            "this computer was slow counts so many times, too."
+        )
+    yield "What happened before this run of the command is not in the pictures."
+    yield "Waits for the limit are those of a customer's own requests, with the pauses after a 429."
+    yield "When an import ended only the server knows: since the last look at which it went on counts as not noticed."
+    yield "“Rows in” are those that the server says it imported, “rows out” those in the files that were fetched."
+
+
+def check_place(path: Path | None) -> None:
+    """Raise `InvalidInput` for a report that has no place, or would replace another file, before anything begins."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise InvalidInput("report", str(path), f"{reason}: name a file")
+    check_replaceable("report", path, "a report")
+
+
+def write_page(path: Path, page: ReportPage) -> None:
+    """Write a page, whole or not at all. Raises `OSError`."""
+    write_whole(path, render(page).encode())
+
+
+def written_now() -> str:
+    """Return when a page is written, and by whom."""
+    return f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by asyncmig {version('asyncmig')}"

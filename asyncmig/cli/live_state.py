@@ -1,0 +1,137 @@
+"""The state of a running fleet, collected from the events of the session: what the live view shows."""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from asyncmig.companies.failures import words_of
+from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.steps import ACTIVE
+from asyncmig.events import (
+    AttemptFailed,
+    Event,
+    MigrationChanged,
+    Recovered,
+    RequestDone,
+    RunChanged,
+    RunEnded,
+)
+from asyncmig.jobs.plan import Durations, UnderWay
+
+__all__ = ["CustomerProgress", "LiveState"]
+
+
+_WINDOW = 60.0
+
+
+@dataclass(slots=True)
+class CustomerProgress:
+    """One customer: the step, since when, and what the server says about it."""
+
+    external_id: str
+    files: int
+    step: str = "waiting"
+    since: float = 0.0
+    began: float = 0.0
+    text: str = ""
+    trouble: str = ""
+    """The last failed attempt, until the customer comes further."""
+    uploads: int = 0
+
+
+@final
+class LiveState:
+    """Takes events and outcomes, and answers what is under way."""
+
+    __slots__ = ("_answers", "_customers", "_runs", "durations", "ended", "now")
+
+    def __init__(self, files: Mapping[str, int]) -> None:
+        """`files`: how many each customer has."""
+        self._customers = {name: CustomerProgress(name, count) for name, count in files.items()}
+        self._runs: dict[str, CustomerProgress] = {}
+        self._answers: deque[float] = deque()
+        self.durations: Durations = Durations()
+        self.ended: Counter[str] = Counter()
+        """Customers by outcome."""
+        self.now: float = 0.0
+        """The time of the last event, on the loop's clock; whoever draws sets it."""
+
+    def note(self, event: Event) -> None:
+        """Take an event."""
+        self.now = max(self.now, event.at)
+        match event:
+            case MigrationChanged():
+                self._step(event)
+            case RequestDone():
+                self._answers.append(event.at)
+            case AttemptFailed() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = words_of(event)
+            case Recovered() if event.external_id in self._customers:
+                self._customers[event.external_id].trouble = ""
+            case RunChanged() if event.run_id in self._runs:
+                self._runs[event.run_id].text = event.progress or ""
+            case RunEnded() if event.seconds is not None:
+                self.durations.add(event.seconds)
+            case _:
+                pass
+
+    def finish(self, outcome: Outcome) -> str:
+        """Take how one customer ended; return the outcome's name."""
+        kind = str(outcome.__struct_config__.tag)
+        self.ended[kind] += 1
+        self._customers[outcome.external_id].step = kind
+        return kind
+
+    @property
+    def total(self) -> int:
+        """Customers."""
+        return len(self._customers)
+
+    @property
+    def steps(self) -> Counter[str]:
+        """Customers by step, those that have ended too."""
+        return Counter(customer.step for customer in self._customers.values())
+
+    def requests(self) -> int:
+        """Return how many requests were answered in the last minute."""
+        while self._answers and self._answers[0] < self.now - _WINDOW:
+            self._answers.popleft()
+        return len(self._answers)
+
+    def slowest(self, most: int) -> list[CustomerProgress]:
+        """Return those who have been under way for the longest time, the longest first."""
+        active = [customer for customer in self._customers.values() if customer.step in ACTIVE]
+        return sorted(active, key=lambda customer: customer.began)[:most]
+
+    def in_trouble(self) -> list[CustomerProgress]:
+        """Return those whose last attempt failed and is repeated, in the order of the manifest."""
+        return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
+
+    def under_way(self) -> list[UnderWay]:
+        """Return what is left to do for each customer who has not ended."""
+        return [
+            UnderWay(
+                step=customer.step,
+                files=max(0, customer.files - customer.uploads),
+                age=self.now - customer.since if customer.step == "running" else None,
+            )
+            for customer in self._customers.values()
+            if customer.step in ACTIVE or customer.step == "waiting"
+        ]
+
+    def _step(self, event: MigrationChanged) -> None:
+        customer = self._customers.get(event.external_id)
+        if customer is None or event.step not in ACTIVE or customer.step in self.ended:
+            return
+        if customer.step == event.step == "uploading":
+            customer.uploads += 1
+        if customer.step == "waiting":
+            customer.began = event.at
+        if customer.step != event.step:
+            customer.since, customer.text = event.at, ""
+        customer.step, customer.trouble = event.step, ""
+        if event.step == "running" and event.run_id:
+            self._runs[event.run_id] = customer
+        elif event.detail:
+            customer.text = event.detail
