@@ -56,11 +56,19 @@ class _Happening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """When, on the loop's clock."""
 
 
-class RequestSent(_Happening, frozen=True, kw_only=True, tag=True):
-    """The limit let a request go, and it goes."""
-
+class _Request(_Happening, frozen=True, kw_only=True):
     endpoint: str
-    """Method and route template."""
+    """Method and route template; `PUT {upload_url}` for an upload to a URL that the server named."""
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the request goes to a URL that the server named: another host, outside of the API's rate limit."""
+        return not self.endpoint.partition(" ")[2].startswith("/")
+
+
+class RequestSent(_Request, frozen=True, kw_only=True, tag=True):
+    """A request is sent now: its slot of the rate limit was granted."""
+
     ids: Mapping[str, str] = {}
     """What stands in the route's placeholders."""
     lane: str
@@ -70,11 +78,9 @@ class RequestSent(_Happening, frozen=True, kw_only=True, tag=True):
     """For the limit; the attempts before this one and the pauses between them are not in it."""
 
 
-class RequestDone(_Happening, frozen=True, kw_only=True, tag=True):
+class RequestDone(_Request, frozen=True, kw_only=True, tag=True):
     """One attempt of one request ended."""
 
-    endpoint: str
-    """Method and route template."""
     ids: Mapping[str, str] = {}
     """What stands in the route's placeholders."""
     lane: str

@@ -19,7 +19,6 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
-from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.caller import Caller, Secret
 from asyncmig._io.context import SessionContext
 from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
@@ -34,6 +33,8 @@ from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.routes import KEY_HEADER
+from asyncmig.companies.state import ClientState
 from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
@@ -131,6 +132,7 @@ class Session(AsyncOnly):
             base_url=self.base_url,
             guard=self._guard,
             key=key,
+            key_header=KEY_HEADER,
             gate=self._gate,
             events=self.events,
             rng=self._rng,
@@ -146,9 +148,8 @@ class Session(AsyncOnly):
             check_open=self.check_open,
             events=self.events,
             rng=self._rng,
-            uploads=anyio.CapacityLimiter(max_parallel_uploads),
-            pace=None if upload_bytes_per_second is None else ByteThrottle(upload_bytes_per_second),
         )
+        self._context.keep(ClientState(max_parallel_uploads, upload_bytes_per_second))
         self.companies: Companies = Companies(self._context)
 
     def __repr__(self) -> str:

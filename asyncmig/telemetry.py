@@ -43,7 +43,7 @@ _NAME = "asyncmig"
 _OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
-_OF_A_COMPANY = re.compile(r"[A-Z]+ /companies/\{id\}(/|$)")
+_OF_A_COMPANY = re.compile(r"[A-Z]+ (/companies/\{id\}(/|$)|\{upload_url\}$)")
 """The endpoints whose placeholder `id` stands for a company."""
 _OTHER = "other"
 
@@ -127,18 +127,17 @@ class _Telemetry:
 
     def _request(self, event: RequestDone) -> None:
         method, route = self._route(event.endpoint)
-        labels: dict[str, str | int] = {
-            "http.request.method": method,
-            "url.template": route,
-            "server.address": self._server,
-        }
+        labels: dict[str, str | int] = {"http.request.method": method, "url.template": route}
+        if not event.is_external:
+            labels["server.address"] = self._server
         if event.status is not None:
             labels["http.response.status_code"] = event.status
         if event.status is None or event.status >= 400:
             labels["error.type"] = "lost" if event.status is None else str(event.status)
         self._duration.record(event.seconds, labels)
-        self._wait.record(event.waited, {"url.template": route, "asyncmig.lane": event.lane})
-        if event.status == 429:
+        if not event.is_external:
+            self._wait.record(event.waited, {"url.template": route, "asyncmig.lane": event.lane})
+        if event.status == 429 and not event.is_external:
             self._refused.add(1, {"http.request.method": method, "url.template": route})
         now = time.time_ns()
         company_id = event.ids.get("id", "") if _OF_A_COMPANY.match(event.endpoint) else ""

@@ -73,8 +73,12 @@ async def test_a_request_is_told_of_as_it_goes_and_when_it_is_done(wire: InProce
     assert done.seconds == pytest.approx(took)
     assert done.at == pytest.approx(began + took)
     assert [(event.endpoint, event.ids) for event in upload if isinstance(event, RequestDone)] == [
-        ("POST /companies/{id}/uploads", {"id": company.id})
+        ("POST /companies/{id}/uploads", {"id": company.id}),
+        ("PUT {upload_url}", {"id": company.id}),
     ]
+    assert [event.is_external for event in upload if isinstance(event, RequestSent)] == [False, True]
+    assert opened.requests["PUT {upload_url}", "WORK"] == 1
+    assert "PUT {upload_url}" not in opened.stats()
 
 
 async def test_the_time_in_the_line_is_told_apart_from_the_time_on_the_way(wire: InProcess) -> None:

@@ -73,6 +73,9 @@ async def test_a_migration_is_a_trace_of_its_steps_and_requests(watched: Watched
     assert start.attributes["http.response.status_code"] == 201
     assert start.attributes["server.address"] == "api.test"
     assert start.end_time - start.start_time >= 0.05e9
+    (put,) = [span for span in trace if span.name == "PUT {upload_url}"]
+    assert put.attributes["http.response.status_code"] == 200
+    assert "server.address" not in put.attributes
     said = repr([(span.name, dict(span.attributes)) for span in watched.spans])
     ids = [outcome.company_id for outcome in outcomes] + [outcome.run_id for outcome in outcomes]
     assert not [secret for secret in [KEY, "contacts-0000", *ids] if secret in said]

@@ -1,4 +1,4 @@
-"""An endpoint as a row of facts: method, route template, what a repeat may do, how urgent it is."""
+"""An endpoint as a row of facts: method, route template, urgency, and what a client may do when a request fails."""
 
 import enum
 from dataclasses import dataclass
@@ -13,24 +13,23 @@ class Lane(enum.IntEnum):
     """How urgent a request is: a lower lane goes first whenever a budget has room."""
 
     DECIDE = 0
-    """A person waits for it."""
+    """A person waits for the answer."""
     WORK = 1
-    """Gets something done: create, upload, start, download."""
+    """Does work: create, upload, start, download."""
     POLL = 2
-    """Only looks: status checks."""
+    """Only reads a status."""
 
 
 class Repeat(enum.Enum):
-    """Whether a request may be sent again when its outcome is not known."""
+    """Whether a request may be sent again when its outcome is unknown."""
 
     ALWAYS = "always"
-    """Reading, or harmless to repeat."""
+    """Safe to repeat: the request only reads, or a second one changes nothing."""
     KEYED = "keyed"
-    """The key in its body makes it harmless to repeat; given up, it may be under way, and only that key finds it."""
-    UNIQUE = "unique"
-    """The server refuses a second one; but a refusal cannot be told from one that concerns somebody else."""
+    """Safe to repeat: the body carries an idempotency key or a unique id. If we give up, the request may still be
+    running, and only the same key can find it."""
     NEVER = "never"
-    """The first one may have been processed, and a second one would do it twice."""
+    """Not safe: the server may have processed the first request, and a second one would do the same again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +39,24 @@ class Endpoint:
     name: str
     method: str
     template: str
-    """Path below the base URL, with `{placeholders}` for ids; ids are not part of the endpoint."""
+    """Path below the base URL, with `{placeholders}` for ids. Ids are not part of the endpoint.
+
+    A template that is one placeholder, such as `{upload_url}`, stands for a URL that the server names.
+    """
     repeat: Repeat
+    doubtful_refusals: frozenset[int] = frozenset()
+    """Statuses that mean "taken". If the answer to an earlier attempt was lost, that attempt may be the cause of such
+    a refusal, and the outcome is unknown."""
     lane: Lane = Lane.WORK
     advice: str = ""
-    """What a person can do when the outcome of a request is not known."""
-
+    """What a person can do when the outcome of a request is unknown."""
     largest_reply: int = LARGEST_REPLY
-    """Bytes of a reply, decompressed; a larger one is not read to its end."""
+    """Bytes of a reply, decompressed. Reading stops at a larger one, which counts as a lost answer."""
+    stall_timeout: float = 0.0
+    """Seconds that the server may legitimately send nothing while a body comes. Where `Timeouts.stall` of the session
+    is shorter, this applies instead."""
 
     @property
     def key(self) -> str:
-        """Method and route template: what the API counts a rate limit by."""
+        """Method and route template: the unit by which the API counts its rate limit."""
         return f"{self.method} {self.template}"

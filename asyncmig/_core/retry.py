@@ -29,7 +29,6 @@ __all__ = [
     "RetryQuota",
     "after_failure",
     "backoff",
-    "refusal_is_doubtful",
 ]
 
 FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
@@ -84,13 +83,7 @@ def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolic
         return Next.UNKNOWN
     if attempt < policy.attempts:
         return Next.RETRY
-    lasting = repeat in (Repeat.UNIQUE, Repeat.KEYED)
-    return Next.UNKNOWN if lasting and doubt is Doubt.MAYBE else Next.GIVE_UP
-
-
-def refusal_is_doubtful(repeat: Repeat, status: int, doubts: int) -> bool:
-    """Return whether "taken" (400, 409) may be the echo of an earlier attempt of ours that was never answered."""
-    return repeat is Repeat.UNIQUE and doubts > 0 and status in (400, 409)
+    return Next.UNKNOWN if repeat is Repeat.KEYED and doubt is Doubt.MAYBE else Next.GIVE_UP
 
 
 @final

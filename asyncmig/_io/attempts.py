@@ -1,6 +1,12 @@
-"""The attempts of one call: how many there were, and when there may be another."""
+"""The attempts of one request or of one compound step: the only place that decides about a repeat.
 
-from collections.abc import Mapping
+How often is something requested at most? `RetryPolicy.attempts` times (default 8) for each `Attempts`. A compound
+step has its own `Attempts` around those of its parts, so the numbers multiply. While the session's retry quota is
+spent, an attempt counts only if the server has answered another call since the last one (see `retry_queue`).
+"""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import final
 
 from asyncmig._core.endpoint import Endpoint
@@ -14,7 +20,7 @@ __all__ = ["Attempts", "RetryableFailure"]
 
 
 class RetryableFailure(Exception):
-    """An attempt failed in a way that a repeat may mend."""
+    """An attempt failed, and another attempt may succeed."""
 
     def __init__(
         self,
@@ -24,6 +30,7 @@ class RetryableFailure(Exception):
         retry_after: float = 0.0,
         timed_out: bool = False,
     ) -> None:
+        """`retry_after`: the least seconds before the next attempt."""
         super().__init__(error)
         self.error: AsyncmigError = error
         self.doubt: Doubt = doubt
@@ -31,20 +38,36 @@ class RetryableFailure(Exception):
         self.timed_out: bool = timed_out
 
 
+def _never(_: AsyncmigError) -> bool:
+    return False
+
+
 @final
 class Attempts:
-    """The attempts of one call, or of one compound step: counts them, waits between them, ends them."""
+    """Repeats a block until it succeeds, on the session's retry quota:
+
+        attempts = caller.repeated(endpoint, ids, on=(NoAnswer, ServerError))
+        while True:
+            async with attempts:
+                return await step()
+
+    A `RetryableFailure` that leaves the block, or an error of the kinds `on` for which `unless` is false, counts as a
+    failed attempt: the block's exit waits for the time of the next attempt and suppresses the error. When no attempt
+    is left, it raises the error, or `UnknownOutcome` where the server may have processed the request.
+    """
 
     __slots__ = (
         "_endpoint",
         "_failures",
         "_ids",
         "_is_own",
-        "_outage",
+        "_last_successes",
+        "_loggable_body",
+        "_on",
         "_policy",
+        "_queue",
         "_queued",
-        "_seen",
-        "_sent",
+        "_unless",
         "attempt",
         "doubts",
     )
@@ -53,27 +76,59 @@ class Attempts:
         self,
         endpoint: Endpoint,
         *,
-        outage: RetryQueue,
+        queue: RetryQueue,
         policy: RetryPolicy,
         events: Events,
         ids: Mapping[str, str],
-        sent: str = "",
+        loggable_body: str = "",
+        on: tuple[type[AsyncmigError], ...] = (),
+        unless: Callable[[AsyncmigError], bool] | None = None,
     ) -> None:
-        self._endpoint, self._outage, self._policy, self._sent = endpoint, outage, policy, sent
+        self._endpoint, self._queue, self._policy = endpoint, queue, policy
+        self._loggable_body, self._on, self._unless = loggable_body, on, unless or _never
         step = current_step()
         self._ids, self._failures = ids, step or Failures(events, most=policy.attempts)
         self._is_own = step is None
-        self._queued, self._seen = False, 0
+        self._queued, self._last_successes = False, 0
         self.attempt: int = 1
+        """The number of the present attempt, from 1."""
         self.doubts: int = 0
+        """The failed attempts that the server may have processed."""
 
     @property
     def is_last(self) -> bool:
         """Whether no attempt follows the present one."""
         return self.attempt >= self._policy.attempts
 
+    async def __aenter__(self) -> None:
+        """Begin an attempt."""
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        if exc is None:
+            await self.succeeded()
+            return False
+        if isinstance(exc, RetryableFailure):
+            failure = exc
+        elif isinstance(exc, self._on) and not self._unless(exc):
+            failure = RetryableFailure(exc)
+        else:
+            return False
+        try:
+            await self.failed(failure)
+        except AsyncmigError as error:
+            if error is exc:
+                return False
+            error.__context__ = None  # `RetryableFailure` is internal and would only repeat the error
+            raise
+        return True
+
     async def failed(self, failure: RetryableFailure) -> None:
-        """Wait until the next attempt may start; or raise what the call comes to."""
+        """Wait until the next attempt may start. If none is left, raise the error or `UnknownOutcome`."""
         error = failure.error
         self.doubts += failure.doubt is Doubt.MAYBE
         worst = Doubt.MAYBE if self.doubts else failure.doubt
@@ -85,12 +140,12 @@ class Attempts:
         await self._failures.failed(
             error, endpoint=self._endpoint.key, ids=self._ids, limited=not self._queued
         )
-        seen = self._outage.successes
-        # In the line of an outage an attempt is spent only if the server answered somebody else since:
-        # then the fault is this call's own, otherwise it waits for the server, not for luck.
-        self.attempt += not self._queued or seen > self._seen
-        self._seen = seen
-        self._queued = await self._outage.wait(
+        successes = self._queue.successes
+        # In the retry queue an attempt counts only if the server has answered another call since: then the cause
+        # lies in this call. Otherwise the server is away, and waiting for it should cost no attempt.
+        self.attempt += not self._queued or successes > self._last_successes
+        self._last_successes = successes
+        self._queued = await self._queue.wait(
             self.attempt - 1,
             retry_after=failure.retry_after,
             timed_out=failure.timed_out,
@@ -98,11 +153,13 @@ class Attempts:
         )
 
     async def succeeded(self) -> None:
-        """Note that the last attempt went well; a step that goes on beyond it says so itself."""
+        """Report that the last attempt succeeded, unless these attempts are part of a larger step."""
         if self._is_own:
             await self._failures.succeeded()
 
     def unknown(self, reason: str) -> UnknownOutcome:
-        """Return the error for an outcome that nobody knows."""
+        """Return the error for a request whose outcome is unknown."""
         endpoint = self._endpoint
-        return UnknownOutcome(endpoint.method, endpoint.template, reason, self._sent, endpoint.advice)
+        return UnknownOutcome(
+            endpoint.method, endpoint.template, reason, self._loggable_body, endpoint.advice
+        )

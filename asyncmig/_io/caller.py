@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import TypeVar, final
@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.retry import FINAL, Doubt, RetryPolicy, refusal_is_doubtful
+from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.gate import Gate, Slot
@@ -33,10 +33,10 @@ from asyncmig._io.reply import (
     without,
 )
 from asyncmig._io.retry_queue import RetryQueue
-from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
 from asyncmig.errors import (
     ApiError,
+    AsyncmigError,
     AuthError,
     InvalidInput,
     NoAnswer,
@@ -91,8 +91,8 @@ class Call:
     body: bytes | None = field(default=None, repr=False)
     rank: float = 0.0
     max_wait: float | None = None
-    sent: str = ""
-    """What an `UnknownOutcome` may show of the body; never a secret."""
+    loggable_body: str = ""
+    """The body as an `UnknownOutcome` may show it, without secrets."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
 
@@ -113,9 +113,10 @@ class Caller:
         "_gate",
         "_guard",
         "_key",
+        "_key_header",
         "_on_refused_key",
-        "_outage",
         "_policy",
+        "_retry_queue",
         "_timeouts",
         "_timeouts_by_endpoint",
         "_transport",
@@ -129,6 +130,7 @@ class Caller:
         base_url: str,
         guard: LoopGuard,
         key: Secret,
+        key_header: str,
         gate: Callable[[Endpoint], Gate],
         events: Events,
         rng: Random,
@@ -139,16 +141,34 @@ class Caller:
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
-        self._base_url, self._guard, self._key = base_url, guard, key
+        self._base_url, self._guard, self._key, self._key_header = base_url, guard, key, key_header
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
-        self._policy, self._outage = policy, RetryQueue(policy, rng)
+        self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
         self.requests: Counter[tuple[str, str]] = Counter()
         """Requests sent, by endpoint key and lane name."""
 
-    def attempts(self, endpoint: Endpoint, ids: Mapping[str, str], sent: str = "") -> Attempts:
-        """Return the retry state of one call; compound steps share it over their parts."""
+    def repeated(
+        self,
+        endpoint: Endpoint,
+        ids: Mapping[str, str],
+        *,
+        loggable_body: str = "",
+        on: tuple[type[AsyncmigError], ...] = (),
+        unless: Callable[[AsyncmigError], bool] | None = None,
+    ) -> Attempts:
+        """Return the attempts of one request or compound step, on the session's retry quota; see `Attempts`.
+
+        `endpoint` and `ids` name the step in events and errors, and its `repeat` decides what may be repeated.
+        """
         return Attempts(
-            endpoint, outage=self._outage, policy=self._policy, events=self._events, ids=ids, sent=sent
+            endpoint,
+            queue=self._retry_queue,
+            policy=self._policy,
+            events=self._events,
+            ids=ids,
+            loggable_body=loggable_body,
+            on=on,
+            unless=unless,
         )
 
     async def call(self, call: Call, kind: type[T]) -> T:
@@ -168,28 +188,23 @@ class Caller:
         return await self._repeated(call, self._reply)
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
-        tries = self.attempts(call.endpoint, call.ids, call.sent)
+        attempts = self.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
         while True:
-            try:
-                value = await self._through_the_gate(call, understand, tries.attempt)
-            except ApiError as error:
-                if refusal_is_doubtful(call.endpoint.repeat, error.status, tries.doubts):
-                    raise tries.unknown(str(error)) from error
-                error.after_doubt = tries.doubts > 0
-                raise
-            except RetryableFailure as failure:
-                failed = failure
-            else:
-                await tries.succeeded()
-                return value
-            await tries.failed(failed)
+            async with attempts:
+                try:
+                    return await self._through_the_gate(call, understand, attempts.attempt)
+                except ApiError as error:
+                    if attempts.doubts and error.status in call.endpoint.doubtful_refusals:
+                        raise attempts.unknown(str(error)) from error
+                    error.after_doubt = attempts.doubts > 0
+                    raise
 
-    async def attempt(self, call: Call, kind: type[T], tries: Attempts) -> T:
+    async def attempt(self, call: Call, kind: type[T], attempts: Attempts) -> T:
         """Make one attempt of a compound step that counts its own; a 429 is waited out.
 
         Raises what `call` does, and `RetryableFailure` where another attempt of the step may succeed.
         """
-        return await self._through_the_gate(call, partial(self._decoded, kind), tries.attempt)
+        return await self._through_the_gate(call, partial(self._decoded, kind), attempts.attempt)
 
     async def _through_the_gate(self, call: Call, understand: Understand[T], attempt: int) -> T:
         ticket: int | None = None
@@ -231,47 +246,48 @@ class Caller:
                 except RetryableFailure as failure:
                     raise failure.error from failure
 
-    async def put(
-        self, url: str, body: Body, headers: Mapping[str, str], *, believe_pages: bool = False
-    ) -> PutReply:
-        """Send bytes to a URL that the server named, without the key; return what was answered. One attempt.
+    @asynccontextmanager
+    async def exchange_elsewhere(
+        self, call: Call, url: str, *, body: Body, headers: Mapping[str, str], attempt: int
+    ) -> AsyncGenerator[Answer]:
+        """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
 
-        Raises `UnexpectedReply` for a 200 with a page for people, unless those are to be believed: it may be a
-        proxy's; and `InvalidInput` for a URL that would send the bytes in the clear where the API itself does not.
+        One attempt, without the API key and without a gate: the limit is not that server's. Raises `NoAnswer`, and
+        `InvalidInput` for a URL that would send the bytes unencrypted although the API itself uses https.
         """
         self._guard.loop()
+        endpoint, status, trouble = call.endpoint, None, None
+        self._check_encrypted(url, endpoint.template.strip("{}"))
+        sent_at = self._tell_sent(call, 0.0, attempt)
+        try:
+            async with self._transport.exchange(
+                endpoint.method,
+                quote(url, safe=_AS_SIGNED),
+                headers=headers,
+                body=body,
+                timeouts=self._patience(endpoint).streaming(),
+            ) as answer:
+                status = answer.status
+                yield answer
+        except Lost as lost:
+            trouble = lost.reason
+            raise NoAnswer(endpoint.method, endpoint.template, lost.reason) from lost
+        finally:
+            self._tell_done(call, 0.0, attempt, sent_at, status, trouble)
+
+    def _check_encrypted(self, url: str, name: str) -> None:
         try:
             scheme = urlsplit(url).scheme.lower()
         except ValueError:
             scheme = ""
         if scheme != "https" and not (scheme == "http" and is_loopback(self._base_url)):
-            raise InvalidInput("upload_url", f"{scheme}://...", "was named by the server, and is not https")
-        try:
-            async with self._transport.exchange(
-                "PUT",
-                quote(url, safe=_AS_SIGNED),
-                headers=headers,
-                body=body,
-                timeouts=self._timeouts.streaming(),
-            ) as answer:
-                if not 200 <= answer.status < 300:
-                    return await self._storage_refusal(answer, url)
-                is_page = answer.status == 200 and is_html(answer) and await self._read_error(answer)
-        except Lost as lost:
-            raise NoAnswer("PUT", "{upload_url}", lost.reason) from lost
-        if is_page and not believe_pages:
-            raise UnexpectedReply("PUT", "{upload_url}", answer.status, "HTML instead of a storage's answer")
-        return PutReply(status=answer.status)
-
-    async def _storage_refusal(self, answer: Answer, url: str) -> PutReply:
-        try:
-            body = await self._read_error(answer)
-        except Lost:
-            body = b""
-        return storage_error(answer.status, body, url, retry_after=retry_after(answer.headers) or 0.0)
+            raise InvalidInput(name, f"{scheme}://...", "was named by the server, and is not https")
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:
-        return self._timeouts_by_endpoint.get(endpoint.key, self._timeouts)
+        own, general = self._timeouts_by_endpoint.get(endpoint.key), self._timeouts
+        if own is None and general.stall is not None and general.stall < endpoint.stall_timeout:
+            return replace(general, stall=endpoint.stall_timeout)
+        return own or general
 
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
         self._guard.loop()
@@ -311,10 +327,8 @@ class Caller:
         Raises `ApiError` or `RetryableFailure` unless the status is 2xx.
         """
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
-        started, status, trouble = loop.time(), None, None
-        self.requests[endpoint.key, endpoint.lane.name] += 1
-        if self._events.wants_requests:
-            self._tell_sent(call, slot, attempt, started)
+        status, trouble = None, None
+        sent_at = self._tell_sent(call, slot.waited, attempt)
         try:
             async with self._transport.exchange(
                 endpoint.method,
@@ -327,7 +341,7 @@ class Caller:
                 wait = retry_after(answer.headers, speed=loop_speed(loop))
                 slot.answered(status, retry_after=wait)
                 if status < 500:
-                    self._outage.succeeded()
+                    self._retry_queue.succeeded()
                 if not 200 <= status < 300:
                     raise await self._refusal(call, answer, wait or 0.0)
                 yield answer
@@ -341,24 +355,30 @@ class Caller:
                 timed_out=lost.timed_out,
             ) from lost
         finally:
-            if self._events.wants_requests:
-                self._tell_done(call, slot, attempt, started, status, trouble)
+            self._tell_done(call, slot.waited, attempt, sent_at, status, trouble)
 
-    def _tell_sent(self, call: Call, slot: Slot, attempt: int, now: float) -> None:
-        self._events.emit(
-            RequestSent(
-                at=now,
-                endpoint=call.endpoint.key,
-                ids=call.ids,
-                lane=call.endpoint.lane.name,
-                attempt=attempt,
-                waited=slot.waited,
+    def _tell_sent(self, call: Call, waited: float, attempt: int) -> float:
+        """Count a request and report it as an event; return the time."""
+        endpoint, now = call.endpoint, asyncio.get_running_loop().time()
+        self.requests[endpoint.key, endpoint.lane.name] += 1
+        if self._events.wants_requests:
+            self._events.emit(
+                RequestSent(
+                    at=now,
+                    endpoint=endpoint.key,
+                    ids=call.ids,
+                    lane=endpoint.lane.name,
+                    attempt=attempt,
+                    waited=waited,
+                )
             )
-        )
+        return now
 
     def _tell_done(
-        self, call: Call, slot: Slot, attempt: int, sent_at: float, status: int | None, error: str | None
+        self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
     ) -> None:
+        if not self._events.wants_requests:
+            return
         now = asyncio.get_running_loop().time()
         self._events.emit(
             RequestDone(
@@ -367,7 +387,7 @@ class Caller:
                 ids=call.ids,
                 lane=call.endpoint.lane.name,
                 attempt=attempt,
-                waited=slot.waited,
+                waited=waited,
                 seconds=now - sent_at,
                 status=status,
                 error=error,
@@ -377,7 +397,7 @@ class Caller:
     async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
         try:
-            text, documented = error_text(without(await self._read_error(answer), call.secrets))
+            text, documented = error_text(without(await self.read_refusal(answer), call.secrets))
         except Lost as lost:
             text, documented = f"(the body was cut off: {lost.reason})", False
         error = api_error(endpoint.method, endpoint.template, status, text)
@@ -395,8 +415,8 @@ class Caller:
             raise Lost(f"the body is larger than {most} bytes", sent=True)
         return self._without_key(answer, body)
 
-    async def _read_error(self, answer: Answer) -> bytes:
-        """Read as much of a refusal's body as a message can need, and drop the rest."""
+    async def read_refusal(self, answer: Answer) -> bytes:
+        """Return the beginning of a refusal's body, at most 64 KiB, without the API key."""
         body = await beginning(answer, _LARGEST_ERROR)
         return self._without_key(answer, body[:_LARGEST_ERROR])
 
@@ -427,7 +447,7 @@ class Caller:
         return f"{self._base_url}{path}" + (f"?{urlencode(call.query)}" if call.query else "")
 
     def _headers(self, call: Call) -> dict[str, str]:
-        headers = {"x-api-key": self._key.reveal(), "Accept": "application/json, */*;q=0.5"}
+        headers = {self._key_header: self._key.reveal(), "Accept": "application/json, */*;q=0.5"}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers

@@ -1,15 +1,12 @@
-"""What a session owns, and every generation of the API uses."""
+"""The parts of one session that the clients of every API generation use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-
-import anyio
+from typing import TypeVar, cast
 
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.caller import Caller
-from asyncmig._io.decided import DecidedParks
 from asyncmig._io.gate import Gate
 from asyncmig._io.poller import Poller
 from asyncmig._io.unwritten import UnwrittenEntries
@@ -17,10 +14,12 @@ from asyncmig.events import Events
 
 __all__ = ["SessionContext"]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionContext:
-    """The parts of one session, handed to the handles that it makes."""
+    """The parts of one session. A generation builds its client from them."""
 
     caller: Caller
     poller: Poller
@@ -29,11 +28,16 @@ class SessionContext:
     """Raises what a request would raise now: `UsageError`, `SessionClosed`, or the `AuthError` that closed it."""
     events: Events
     rng: Random
-    uploads: anyio.CapacityLimiter
-    pace: ByteThrottle | None = None
-    """Of the bytes of all uploads."""
-    missing: set[str] = field(default_factory=set[str])
-    """What this server was seen not to offer."""
-    decided: DecidedParks = field(default_factory=DecidedParks)
     unwritten: dict[str, UnwrittenEntries] = field(default_factory=dict[str, UnwrittenEntries])
     """Entries that a journal could not take yet, by external id."""
+    _kept: dict[type, object] = field(default_factory=dict[type, object])
+
+    def keep(self, state: object) -> None:
+        """Keep an object for the whole session; `kept` returns it to every client built from this context."""
+        self._kept[type(state)] = state
+
+    def kept(self, kind: type[T]) -> T:
+        """Return the session's only object of this class. The first call makes it, without arguments."""
+        if kind not in self._kept:
+            self._kept[kind] = kind()
+        return cast("T", self._kept[kind])

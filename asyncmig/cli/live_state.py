@@ -63,7 +63,7 @@ class LiveState:
         match event:
             case MigrationChanged():
                 self._step(event)
-            case RequestDone():
+            case RequestDone() if not event.is_external:
                 self._answers.append(event.at)
             case AttemptFailed() if event.external_id in self._customers:
                 self._customers[event.external_id].trouble = words_of(event)

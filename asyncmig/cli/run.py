@@ -109,7 +109,7 @@ class _KeyWatch:
         self.refused = False
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RequestDone) and event.status == 401:
+        if isinstance(event, RequestDone) and event.status == 401 and not event.is_external:
             self.refused = True
 
 

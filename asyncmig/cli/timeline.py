@@ -126,9 +126,9 @@ class Timeline:
         match event:
             case MigrationChanged():
                 self._step(event, at, by)
-            case RequestSent():
+            case RequestSent() if not event.is_external:
                 self._sent(event, at, by)
-            case RequestDone() if event.status == 429:
+            case RequestDone() if event.status == 429 and not event.is_external:
                 self._refused(event, at, by)
             case Held():
                 self._hold(event, at)

@@ -107,7 +107,9 @@ class Companies:
             endpoint=routes.CREATE_ANONYMOUS if external_id is None else routes.CREATE_COMPANY,
             body=msgspec.json.encode(body),
             rank=rank,
-            sent=msgspec.json.encode(msgspec.structs.replace(body, connections=msgspec.UNSET)).decode(),
+            loggable_body=msgspec.json.encode(
+                msgspec.structs.replace(body, connections=msgspec.UNSET)
+            ).decode(),
             secrets=() if body.connections is msgspec.UNSET else _secrets(body.connections),
         )
         status, created = await self._context.caller.call_with_status(call, CompanyCreated)

@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
-from asyncmig.companies import routes
 from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.lookup import called
@@ -42,23 +40,19 @@ async def download(
     put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
     attempt, or when the same wrong bytes came eight times; `InvalidInput` if a file would replace an input.
     """
-    tries, repeats = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids), Repeats()
+    attempts, repeats = fetch.repeated((TruncatedDownload,), unless=_is_final), Repeats()
     archived = whole and len(sheets) != 1
     while True:
-        try:
+        async with attempts:
+            first, archived = (
+                archived,
+                not sheets,
+            )  # a repeat fetches the sheets one by one, if they are known
             with ExitStack() as stack:
-                parts = await _fetch(fetch, sheets, among, folder, stack, repeats, archived=archived)
+                parts = await _fetch(fetch, sheets, among, folder, stack, repeats, archived=first)
                 if whole:
                     await in_thread(_check_sum, fetch.expected, parts, repeats)
-                done = await in_thread(_commit, parts, fetch.checks)
-        except TruncatedDownload as error:
-            if error.is_final:
-                raise
-            trouble, archived = error, not sheets
-        else:
-            await tries.succeeded()
-            return done
-        await tries.failed(RetryableFailure(trouble))
+                return await in_thread(_commit, parts, fetch.checks)
 
 
 async def _fetch(
@@ -78,7 +72,7 @@ async def _fetch(
         except (ApiError, NoAnswer, TruncatedDownload) as error:
             if not can_do_without(error, sheets):
                 raise
-            none_here = isinstance(error, ApiError) and is_no_archive(error)
+            none_here = is_no_archive(error)
         else:
             if parts is not None:
                 return parts
@@ -98,9 +92,9 @@ async def _fetch(
 
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
-    tries = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids)
+    attempts = fetch.repeated(TRANSIENT, unless=_is_final)
     while True:
-        try:
+        async with attempts:
             part.restart(fetch.expected.most_rows(part.sheet, sheet))
             with part.naming():
                 async with fetch.answer(sheet) as answer, WriteBehind(part.file) as file:
@@ -109,24 +103,16 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
                         if part.count(chunk):
                             await file.settled()
                             await in_thread(part.check_bound)
-            await in_thread(part.check, fetch.expected, sheet)
-        except TRANSIENT as error:
-            if _is_final(error):
-                raise
-            trouble: AsyncmigError = error
-        else:
-            await tries.succeeded()
-            return
-        await tries.failed(RetryableFailure(trouble))
+            return await in_thread(part.check, fetch.expected, sheet)
 
 
 async def _fetch_archive(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
 ) -> list[Part] | None:
     """Fetch all sheets as one archive; None if not all of them are in it."""
-    tries = fetch.context.caller.attempts(routes.DOWNLOAD, fetch.ids)
+    attempts = fetch.repeated(TRANSIENT, unless=lambda error: _is_final(error) or is_no_archive(error))
     while True:
-        try:
+        async with attempts:
             with tempfile.TemporaryFile(buffering=0) as archive:
                 bound = _archive_bound(fetch, len(sheets))
                 async with fetch.answer(None) as answer, WriteBehind(archive) as file:
@@ -134,15 +120,7 @@ async def _fetch_archive(
                         if reason := bound.exceeded(len(chunk)):
                             raise repeats.too_much(_ALL, reason)
                         await file.write(chunk)
-                parts = await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
-        except TRANSIENT as error:
-            if _is_final(error) or (isinstance(error, ApiError) and is_no_archive(error)):
-                raise
-            trouble: AsyncmigError = error
-        else:
-            await tries.succeeded()
-            return parts
-        await tries.failed(RetryableFailure(trouble))
+                return await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
 
 
 def _archive_bound(fetch: Fetch, sheets: int) -> Bound:

@@ -117,7 +117,7 @@ class Exports:
             ids={"id": self._company_id},
             body=encoded,
             rank=rank,
-            sent=encoded.decode(),
+            loggable_body=encoded.decode(),
         )
         try:
             started = await self._context.caller.call(call, RunStarted)

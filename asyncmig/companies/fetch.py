@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.attempts import Attempts
 from asyncmig._io.caller import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Answer
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Expected
+from asyncmig.companies.state import ClientState
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.errors import (
@@ -70,39 +71,37 @@ class Fetch:
 
     async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
         """Return an answer that `stack` closes, after as many attempts as it takes."""
-        tries = self.context.caller.attempts(routes.DOWNLOAD, self.ids)
+        attempts = self.repeated(TRANSIENT, unless=is_no_archive if sheet is None else None)
         while True:
-            try:
-                answer = await stack.enter_async_context(self.answer(sheet))
-            except TRANSIENT as error:
-                if sheet is None and isinstance(error, ApiError) and is_no_archive(error):
-                    raise
-                trouble: AsyncmigError = error
-            else:
-                await tries.succeeded()
-                return answer
-            await tries.failed(RetryableFailure(trouble))
+            async with attempts:
+                return await stack.enter_async_context(self.answer(sheet))
+
+    def repeated(
+        self, on: tuple[type[AsyncmigError], ...], *, unless: Callable[[AsyncmigError], bool] | None = None
+    ) -> Attempts:
+        """Return the attempts of one step of this download."""
+        return self.context.caller.repeated(routes.DOWNLOAD, self.ids, on=on, unless=unless)
 
     @property
     def archives(self) -> bool:
         """Whether this server may have an archive of all sheets: it was not seen to have none."""
-        return "zip" not in self.context.missing
+        return self.context.kept(ClientState).has_archives
 
     def no_archives(self) -> None:
         """Remember that sheets can be downloaded here, and an archive of them cannot."""
-        self.context.missing.add("zip")
+        self.context.kept(ClientState).has_archives = False
 
 
-def is_no_archive(error: ApiError) -> bool:
-    """Return whether this says that there is no archive of all sheets; a 404 may mean the company, too."""
-    return error.status in _NO_ZIP
+def is_no_archive(error: AsyncmigError) -> bool:
+    """Return whether this says that there is no archive of all sheets; a 404 may also concern the company."""
+    return isinstance(error, ApiError) and error.status in _NO_ZIP
 
 
 def can_do_without(error: AsyncmigError, sheets: Sequence[Sheet]) -> bool:
     """Return whether the sheets one by one, which are the same data, may come where the archive does not."""
     if isinstance(error, AuthError):
         return False
-    return bool(sheets) or (isinstance(error, ApiError) and is_no_archive(error))
+    return bool(sheets) or is_no_archive(error)
 
 
 def no_sheets() -> NotFound:

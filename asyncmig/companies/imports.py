@@ -23,6 +23,7 @@ from asyncmig.companies.pages import Page, read_page
 from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
 from asyncmig.companies.runs import Run
+from asyncmig.companies.state import ClientState, DecidedParks
 from asyncmig.companies.uploads import ToUpload, Uploaded, upload_all
 from asyncmig.companies.wire import (
     ActiveImport,
@@ -126,7 +127,7 @@ class Imports:
             ids={"id": self._company_id},
             body=body,
             rank=rank,
-            sent=body.decode(),
+            loggable_body=body.decode(),
         )
         started = await self._context.caller.call(call, RunStarted)
         run = ImportRun(self._context, self._company_id, started.run_id, group=group, status=started.status)
@@ -315,26 +316,29 @@ class ImportRun(Run[ImportState]):
 
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
         encoded = msgspec.json.encode(body)
-        call = Call(endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, sent=encoded.decode())
-        tries = self._context.caller.attempts(routes.READ_IMPORT, self._ids())
+        call = Call(
+            endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, loggable_body=encoded.decode()
+        )
+        attempts = self._context.caller.repeated(routes.READ_IMPORT, self._ids())
         while True:
-            status = ""
-            try:
-                status = (await self._context.caller.call(call, _Decided)).status or ""
-            except UnknownOutcome as error:
-                if await self._still_asks(shown):
-                    await tries.failed(RetryableFailure(error))
-                    if await self._still_asks(shown):  # the first one may have been slow
-                        continue
-            except Conflict:
-                if not tries.doubts:
-                    self.note_decision(mark_of(shown))  # somebody else's
-                    await self.read()
-                    raise
-            self.note_decision(mark_of(shown))
-            self._watch.resumed()
-            self._watch.announced(status)
-            return
+            async with attempts:
+                status = ""
+                try:
+                    # An earlier attempt may have been slow rather than lost, so the run is read once more first.
+                    if not attempts.doubts or await self._still_asks(shown):
+                        status = (await self._context.caller.call(call, _DecisionReply)).status or ""
+                except UnknownOutcome as error:
+                    if await self._still_asks(shown):
+                        raise RetryableFailure(error) from error
+                except Conflict:
+                    if not attempts.doubts:
+                        self.note_decision(mark_of(shown))  # somebody else decided
+                        await self.read()
+                        raise
+                self.note_decision(mark_of(shown))
+                self._watch.resumed()
+                self._watch.announced(status)
+                return
 
     def note_decision(self, mark: str, *, age: float = 0.0) -> None:
         """Take note that the park with this mark (`review.mark_of`) was decided `age` seconds ago.
@@ -343,14 +347,18 @@ class ImportRun(Run[ImportState]):
         handle of the run in this session.
         """
         now = asyncio.get_running_loop().time()
-        self._context.decided.add(self._watch.run, mark, at=now - age, now=now)
+        self._decided.add(self._watch.run, mark, at=now - age, now=now)
 
     async def _read(self, slot: Slot) -> Reading[ImportState]:
         reading = await super()._read(slot)
         asked = _asked(reading.value)
         ended = self.LIFECYCLE.phase(reading.status) is Phase.TERMINAL
-        self._context.decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
+        self._decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
         return reading
+
+    @property
+    def _decided(self) -> DecidedParks:
+        return self._context.kept(ClientState).decided
 
     async def _still_asks(self, shown: NeedsAttention) -> bool:
         await self.read()
@@ -373,7 +381,7 @@ class ImportRun(Run[ImportState]):
     def _is_echo(self, state: ImportState) -> bool:
         """Return whether this shows the park that was decided a moment ago, rather than a new one."""
         asked, now = _asked(state), asyncio.get_running_loop().time()
-        return asked is not None and self._context.decided.is_echo(self._watch.run, mark_of(asked), now=now)
+        return asked is not None and self._decided.is_echo(self._watch.run, mark_of(asked), now=now)
 
 
 def _not_sent(reason: str) -> Conflict:
@@ -385,7 +393,7 @@ def _asked(state: ImportState) -> NeedsAttention | None:
     return (state.needs_attention or NeedsAttention()) if state.status in routes.IMPORT.parked else None
 
 
-class _Decided(msgspec.Struct, frozen=True):
+class _DecisionReply(msgspec.Struct, frozen=True):
     """The answer to a decision."""
 
     status: str | None = None

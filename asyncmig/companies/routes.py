@@ -13,6 +13,7 @@ __all__ = [
     "DOWNLOAD",
     "EXPORT",
     "IMPORT",
+    "KEY_HEADER",
     "LIST_IMPORTS",
     "LIST_SOURCES",
     "LIST_TEMPLATES",
@@ -22,6 +23,9 @@ __all__ = [
     "START_EXPORT",
     "START_IMPORT",
 ]
+
+KEY_HEADER = "x-api-key"
+"""The header that carries the API key."""
 
 _ACTIVE = frozenset({"queued", "running"})
 _ENDED = frozenset({"completed", "failed", "canceled"})
@@ -50,14 +54,15 @@ CREATE_COMPANY = Endpoint(
     name="create company",
     method="POST",
     template="/companies",
-    repeat=Repeat.UNIQUE,
+    repeat=Repeat.KEYED,  # by its external id
+    doubtful_refusals=frozenset({400, 409}),  # a server may check the name before the external id
     advice=(
         "Look for the company in the dashboard: if it is there and is yours, "
         "`asyncmig adopt EXTERNAL_ID COMPANY_ID`; if it is not there, run again."
     ),
 )
-CREATE_ANONYMOUS = replace(CREATE_COMPANY, repeat=Repeat.NEVER)
-"""The same without an external id: nothing would keep a repeat from creating a second company."""
+CREATE_ANONYMOUS = replace(CREATE_COMPANY, repeat=Repeat.NEVER, doubtful_refusals=frozenset())
+"""Create a company without an external id: a repeat could create a second company."""
 CREATE_UPLOAD = Endpoint(
     name="create upload", method="POST", template="/companies/{id}/uploads", repeat=Repeat.ALWAYS
 )

@@ -63,7 +63,7 @@ async def _archive(
     except (ApiError, NoAnswer) as error:
         if not can_do_without(error, sheets):
             raise
-        return None, isinstance(error, ApiError) and is_no_archive(error)
+        return None, is_no_archive(error)
 
 
 async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:

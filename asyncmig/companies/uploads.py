@@ -12,13 +12,16 @@ from typing import final
 import msgspec
 
 from asyncmig._io.attempts import Attempts, RetryableFailure
-from asyncmig._io.caller import Call
+from asyncmig._io.caller import Call, Caller
 from asyncmig._io.context import SessionContext
-from asyncmig._io.storage import PutReply
+from asyncmig._io.reply import is_html, retry_after
+from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
+from asyncmig._io.transport import Answer, Lost
 from asyncmig.companies import routes
 from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of
+from asyncmig.companies.state import ClientState
 from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.customers.files import size_of
 from asyncmig.errors import AsyncmigError, BadRequest, InvalidInput, NoAnswer, UnexpectedReply
@@ -103,21 +106,30 @@ async def upload(
     kind = content_type_of(content.name) if content_type is None else _checked_type(content_type)
     body = UploadBody(name=content.name, content_type=kind, size=content.size)
     ids, refusals, pages = {"id": company_id}, _Refusals(), 0
-    tries, asks = (context.caller.attempts(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
+    caller, state = context.caller, context.kept(ClientState)
+    tries, asks = (caller.repeated(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
     while True:
         # Some storages always answer with a page, and where there is no other answer it has to be theirs.
         believes = content.once or (tries.is_last and pages == tries.attempt - 1)
         try:
-            async with context.uploads:  # but not during the pause before a repeat
+            async with state.uploads:  # but not during the pause before a repeat
                 uploaded = await _attempt(
-                    context, company_id, content, body, progress, rank, asks, believe_pages=believes
+                    context,
+                    company_id,
+                    content,
+                    body,
+                    progress,
+                    rank,
+                    asks,
+                    tries.attempt,
+                    believe_pages=believes,
                 )
         except RetryableFailure as failure:  # there was no URL: that request has attempts of its own
             try:
                 await asks.failed(failure)
                 continue
             except (NoAnswer, UnexpectedReply) as error:
-                trouble, pause, asks = error, 0.0, context.caller.attempts(routes.CREATE_UPLOAD, ids)
+                trouble, pause, asks = error, 0.0, caller.repeated(routes.CREATE_UPLOAD, ids)
         except _Refused as refused:
             trouble, pause = refusals.error(refused.reply), refused.reply.retry_after
         except (NoAnswer, UnexpectedReply) as error:
@@ -175,6 +187,7 @@ async def _attempt(
     progress: Progress | None,
     rank: float,
     asks: Attempts,
+    number: int,
     *,
     believe_pages: bool,
 ) -> Uploaded:
@@ -185,10 +198,16 @@ async def _attempt(
         rank=rank,
     )
     target = await context.caller.attempt(call, UploadTarget, asks)
+    put = Call(endpoint=routes.PUT_BYTES, ids=call.ids)
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size)}
-    async with content.attempt(context.pace, progress) as attempt:
+    async with content.attempt(context.kept(ClientState).throttle, progress) as attempt:
         try:
-            reply = await context.caller.put(target.upload_url, attempt, headers, believe_pages=believe_pages)
+            async with context.caller.exchange_elsewhere(
+                put, target.upload_url, body=attempt, headers=headers, attempt=number
+            ) as answer:
+                reply = await _read_reply(
+                    context.caller, answer, target.upload_url, believe_pages=believe_pages
+                )
         except (NoAnswer, UnexpectedReply) as error:
             if attempt.failure is None:
                 raise
@@ -200,6 +219,24 @@ async def _attempt(
     return Uploaded(
         name=body.name, upload_ref=target.upload_ref, size=body.size, sha256=attempt.digest.hexdigest()
     )
+
+
+async def _read_reply(caller: Caller, answer: Answer, url: str, *, believe_pages: bool) -> PutReply:
+    """Return what the storage answered.
+
+    Raises `UnexpectedReply` for a 200 with an HTML page, which a proxy may have sent, unless pages are believed.
+    """
+    if 200 <= answer.status < 300:
+        is_page = answer.status == 200 and is_html(answer) and await caller.read_refusal(answer)
+        if is_page and not believe_pages:
+            put = routes.PUT_BYTES
+            raise UnexpectedReply(put.method, put.template, 200, "HTML instead of a storage's answer")
+        return PutReply(status=answer.status)
+    try:
+        body = await caller.read_refusal(answer)
+    except Lost:
+        body = b""
+    return storage_error(answer.status, body, url, retry_after=retry_after(answer.headers) or 0.0)
 
 
 def _checked_type(content_type: str) -> str:
