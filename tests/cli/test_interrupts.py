@@ -4,11 +4,12 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,31 @@ from rich.console import Console
 
 from asyncmig.cli.interrupts import Interrupts
 from asyncmig.session import Session
-from asyncmig.simulator.companies.runs import RunDurations
+from asyncmig.simulator import Reply, Request
 
-from .conftest import KEY, SPEED, Cli, Simulator, serving
+from .conftest import KEY, SPEED, Cli, Simulator
 
 
 @pytest.fixture
-def slow() -> Iterator[Simulator]:
-    with serving(RunDurations(queued=1.0, base=90.0, per_row=0.0, sigma=0.0)) as simulator:
-        yield simulator
+def endless(simulator: Simulator) -> Simulator:
+    """A server whose imports run until its `intercept` is taken away, however slow this computer is."""
+    simulator.intercept = still_running
+    return simulator
+
+
+def still_running(request: Request) -> Reply | None:
+    """Answer a poll: the import runs."""
+    run = re.search(r"/imports/([^/?]+)$", request.path)
+    if request.method != "GET" or run is None:
+        return None
+    return Reply(status=200, body=json.dumps({"run_id": run[1], "status": "running"}).encode())
+
+
+def wait_for(imports: int, simulator: Simulator, process: "subprocess.Popen[str]") -> None:
+    """Wait until so many imports were started."""
+    while simulator.count("POST /companies/{id}/imports") < imports:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
@@ -41,16 +58,14 @@ def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_in_order_and_the_same_line_goes_on(
-    slow: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
+    endless: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
-    args = ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url]
+    args = ["run", str(manifest), "--speed", str(SPEED), "--base-url", endless.base_url]
     process = started(args, tmp_path)
-    deadline = time.perf_counter() + 15
-    while slow.count("POST /companies/{id}/imports") < 2 and time.perf_counter() < deadline:
-        time.sleep(0.01)
+    wait_for(2, endless, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=15)
+    out, err = process.communicate()
 
     assert process.returncode == 75, err
     said = (
@@ -64,31 +79,30 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     assert [row["outcome"] for row in rows] == ["pending", "pending"]
     assert all(row["run_id"] for row in rows)
 
+    endless.intercept = lambda request: None
     again = cli(*args)
     assert again.code == 0, again.err
-    starts = [entry for entry in slow.world.ledger.entries if entry.method == "POST"]
+    starts = [entry for entry in endless.world.ledger.entries if entry.method == "POST"]
     assert sum(entry.endpoint.endswith("/imports") for entry in starts) == 2
     assert sum(entry.endpoint.endswith("/companies") for entry in starts) == 2
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
 def test_a_second_hangup_is_in_no_hurry_and_one_that_was_ignored_at_start_up_stays_so(
-    slow: Simulator, customers: Callable[..., Path], tmp_path: Path, ignored: bool
+    endless: Simulator, customers: Callable[..., Path], tmp_path: Path, ignored: bool
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
         process = started(
-            ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url], tmp_path
+            ["run", str(manifest), "--speed", str(SPEED), "--base-url", endless.base_url], tmp_path
         )
     finally:
         signal.signal(signal.SIGHUP, before)
-    deadline = time.perf_counter() + 15
-    while not slow.count("POST /companies/{id}/imports") and time.perf_counter() < deadline:
-        time.sleep(0.01)
+    wait_for(1, endless, process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM if ignored else signal.SIGHUP)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate()
     assert process.returncode == 75, err
     assert ("SIGHUP" in err) is not ignored
     assert "Stopping at once" not in err
@@ -114,10 +128,10 @@ async def test_a_second_signal_cancels_at_once() -> None:
 
 
 def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
-    slow: Simulator, customers: Callable[..., Path], tmp_path: Path
+    endless: Simulator, customers: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
-    args = ["run", str(manifest), "--json", "--speed", str(SPEED), "--base-url", slow.base_url]
+    args = ["run", str(manifest), "--json", "--speed", str(SPEED), "--base-url", endless.base_url]
     with started(args, tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
