@@ -24,6 +24,8 @@ from asyncmig.session import Session, context_of
 __all__ = ["Fleet"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
+_LONGEST_READ = 60.0
+"""Seconds that a customer waits for others to read their files: reads of a network drive may hang."""
 _AT_ONCE = 50
 """Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
 
@@ -119,21 +121,23 @@ class Fleet(AsyncOnly):
         A customer that is under way already is not started twice: the same spec gets the same future, and another
         one raises `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
-        return self._submit(*checked_spec(spec))
+        return self._submit(*checked_spec(spec), _Turn())
 
-    def _submit(self, spec: Spec, refused: InvalidInput | None) -> "asyncio.Future[Outcome]":
+    def _submit(self, spec: Spec, refused: InvalidInput | None, turn: "_Turn") -> "asyncio.Future[Outcome]":
         loop = self._guard.loop()
         if refused is not None:
+            turn.end()
             future: asyncio.Future[Outcome] = loop.create_future()
             future.set_result(failed(spec, refused))
             return future
         self._check_not_other(spec)
         under_way = self._submitted.get(spec.external_id)
         if under_way is not None:
+            turn.end()
             return under_way[1]
         future = loop.create_future()
         self._submitted[spec.external_id] = spec, future
-        self._group.start_soon(self._work, spec, future)
+        self._group.start_soon(self._work, spec, future, turn)
         return future
 
     def _check_not_other(self, spec: Spec) -> None:
@@ -159,8 +163,10 @@ class Fleet(AsyncOnly):
                 self._check_not_other(spec)
         futures: list[asyncio.Future[Outcome]] = []
         with self._inputs.holding(keys):
+            turn: _Turn | None = None
             for spec, refused in ready:
-                futures.append(self._submit(spec, refused))
+                turn = _Turn(turn)
+                futures.append(self._submit(spec, refused, turn))
                 if len(futures) % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             for finished in asyncio.as_completed(futures):
@@ -190,10 +196,10 @@ class Fleet(AsyncOnly):
             return
         self._group.cancel_scope.cancel()
 
-    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]") -> None:
+    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
         try:
             async with self._places:
-                outcome = await self._one(spec)
+                outcome = await self._one(spec, turn)
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
@@ -205,9 +211,10 @@ class Fleet(AsyncOnly):
             if not future.done():
                 future.set_result(outcome)
         finally:
+            turn.end()
             del self._submitted[spec.external_id]
 
-    async def _one(self, spec: Spec) -> Outcome:
+    async def _one(self, spec: Spec, turn: "_Turn") -> Outcome:
         if self._draining:
             return pending(spec, "interrupted before it began")
         try:
@@ -218,12 +225,40 @@ class Fleet(AsyncOnly):
                 self._folder(spec),
                 self._options,
                 self._inputs,
+                turn.come,
             )
         except CustomerHeld as error:
             return pending(spec, str(error))
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)
+
+
+@final
+class _Turn:
+    """The place of a customer among those of one `run`: their first requests are sent in this order.
+
+    Their files are read in threads, which takes longest for the largest. Without an order, small customers would
+    spend the limit meanwhile.
+    """
+
+    __slots__ = ("_before", "_is_over")
+
+    def __init__(self, before: "_Turn | None" = None) -> None:
+        self._before, self._is_over = before, asyncio.Event()
+
+    async def come(self) -> None:
+        """Wait until each customer before this one had its turn or has ended, at most `_LONGEST_READ` seconds."""
+        with anyio.move_on_after(_LONGEST_READ):
+            while self._before is not None:
+                await self._before._is_over.wait()
+                self._before = self._before._before  # one that ended without a turn did not wait
+        self._before = None
+        self.end()
+
+    def end(self) -> None:
+        """Let no other customer wait for this one."""
+        self._is_over.set()
 
 
 def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:

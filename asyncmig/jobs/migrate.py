@@ -9,7 +9,7 @@ import msgspec
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.workflow.migrate import migrate_customer
+from asyncmig.companies.workflow.migrate import Turn, migrate_customer
 from asyncmig.companies.workflow.record import read_record
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
@@ -58,10 +58,12 @@ async def migrate_claimed(
     to: Path,
     options: MigrationOptions,
     inputs: Inputs,
+    turn: Turn | None = None,
 ) -> Outcome:
     """Claim the customer of `spec`, migrate it, and release the claim.
 
-    `inputs`: the files of migrations that run at the same time; no sheet may replace them. Raises `JournalError`.
+    `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
+    files were read and before the first request. Raises `JournalError`.
     """
     spec, refused = checked_spec(spec)
     if refused is not None:
@@ -74,7 +76,7 @@ async def migrate_claimed(
                 if not record.is_readable and record.outcome is not None:
                     outcome = msgspec.structs.replace(record.outcome, name=record.name or spec.name)
                 else:
-                    outcome = await migrate_customer(context, spec, claim, to, options, inputs)
+                    outcome = await migrate_customer(context, spec, claim, to, options, inputs, turn)
     except JournalError as error:
         if outcome is None:
             raise
@@ -90,6 +92,7 @@ async def migrate_safely(
     to: Path,
     options: MigrationOptions,
     inputs: Inputs,
+    turn: Turn | None = None,
 ) -> Outcome:
     """Do what `migrate_claimed` does; an unexpected exception becomes a `Pending` outcome of this customer.
 
@@ -97,7 +100,7 @@ async def migrate_safely(
     caller.
     """
     try:
-        return await migrate_claimed(context, spec, journal, to, options, inputs)
+        return await migrate_claimed(context, spec, journal, to, options, inputs, turn)
     except JournalError:
         raise
     except Exception as error:

@@ -87,6 +87,32 @@ async def test_the_longest_go_first(
     assert sizes == sorted(sizes, reverse=True)
 
 
+async def test_the_longest_goes_first_though_its_files_are_the_last_that_are_read(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    text = "Email,First Name,Last Name\n"
+    large = customer("large", contacts=text + f"p@x.org,A,{'B' * 8_000_000}\n")
+    held = customer("held", contacts=text + "p@x.org,A,B\n" * 900)
+    small = [customer(f"c{n}", contacts=f"{text}p{n}@x.org,A,B\n") for n in range(4)]
+    journal, creating = MemoryJournal(), list[str]()
+    async with (
+        await journal.claim("held"),
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path / "out") as fleet,
+    ):
+
+        def watch(event: object) -> None:
+            if isinstance(event, MigrationChanged) and event.step == "creating":
+                creating.append(event.external_id)
+
+        with session.events.subscribe(watch):
+            outcomes = {
+                outcome.external_id: type(outcome) async for outcome in fleet.run([*small, held, large])
+            }
+    assert creating == ["large", "c0", "c1", "c2", "c3"]
+    assert outcomes["held"] is Pending
+
+
 async def test_drained_it_says_so_and_goes_on_later(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:

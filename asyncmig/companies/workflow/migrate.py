@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, cast, final
@@ -55,8 +55,10 @@ from asyncmig.errors import (
 )
 from asyncmig.journal import ClaimPort
 
-__all__ = ["migrate_customer", "nothing_ran"]
+__all__ = ["Turn", "migrate_customer", "nothing_ran"]
 
+Turn = Callable[[], Awaitable[None]]
+"""Awaited after the files were read: it returns when this customer may send its first request."""
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
 _LOOK_AGAIN = 10.0
@@ -74,16 +76,18 @@ async def migrate_customer(
     to: Path,
     options: MigrationOptions,
     inputs: Inputs,
+    turn: Turn | None = None,
 ) -> Outcome:
     """Migrate the customer of a claim, or continue the migration that its journal record describes.
 
-    `inputs`: the files of migrations that run at the same time; no sheet may replace them. Raises `JournalError`.
+    `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
+    files were read and before the first request. Raises `JournalError`.
     """
     progress = RecordKeeper(context, claim, spec)
     try:
         await progress.answers.catch_up()
         with working_for(progress.owner()):
-            return await _Migration(context, spec, progress, to, options, inputs).run()
+            return await _Migration(context, spec, progress, to, options, inputs, turn).run()
     except JournalError as error:
         if not (progress.answers.unwritten and progress.answers.must_end):
             raise
@@ -102,8 +106,10 @@ class _Migration:
         to: Path,
         options: MigrationOptions,
         inputs: Inputs,
+        turn: Turn | None,
     ) -> None:
         self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
+        self._turn = turn
         self._progress = progress
         self._creation = Creation(context, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
@@ -141,6 +147,8 @@ class _Migration:
             return Failed(**progress.outcome_fields(), error=str(error), step=progress.step)
 
     async def _steps(self) -> Outcome:
+        if self._turn is not None:
+            await self._turn()
         company = await self._creation.company()
         company.guard(self._inputs.check)
         record = self._progress.record
