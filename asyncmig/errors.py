@@ -28,7 +28,9 @@
 Every error survives `pickle`: its arguments are its signature. None carries a header, a key or a signed URL.
 """
 
+import copy
 import errno
+from typing import Self
 
 __all__ = [
     "ApiError",
@@ -121,14 +123,20 @@ class SessionClosed(AsyncmigError):
 class ApiError(AsyncmigError):
     """The server answered, and the answer was not what was asked for.
 
-    `endpoint` is the route template; `text` is the server's own message, or at most 200 characters of
-    a body that is not the documented JSON. `after_doubt`: an earlier attempt of the same call had no answer,
-    so this may be its echo.
+    `endpoint` is the route template. `text` is the server's own message, or the first 200 characters of a body that
+    is not the documented JSON. The other attributes are in no `repr`, and all of them survive `pickle`.
     """
 
     after_doubt: bool = False
+    """Whether the answer to an earlier attempt was lost; that attempt may be the cause of this error."""
     is_documented: bool = False
-    """Whether the body was the API's own: JSON with an `error`; a proxy's or another server's is not."""
+    """Whether the body has the API's documented form: JSON with an `error`. A proxy's body does not."""
+    body: bytes = b""
+    """The body as it came, for facts that `text` does not hold: `msgspec.json.decode(error.body)`.
+
+    At most 64 KiB; a larger body is cut. `***` replaces the API key and the secrets of the request. Empty if no body
+    came, or if the error was not caused by a reply.
+    """
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
         super().__init__(method, endpoint, status, text)
@@ -139,6 +147,12 @@ class ApiError(AsyncmigError):
 
     def __str__(self) -> str:
         return f"{self.method} {self.endpoint} answered {self.status}: {self.text or '(empty body)'}"
+
+    def with_text(self, text: str) -> Self:
+        """Return a copy of this error with another text."""
+        copied = copy.copy(self)
+        copied.text, copied.args = text, (self.method, self.endpoint, self.status, text)
+        return copied
 
 
 class BadRequest(ApiError):

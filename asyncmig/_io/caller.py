@@ -22,6 +22,7 @@ from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.loop_guard import LoopGuard, loop_speed
 from asyncmig._io.reply import (
+    LARGEST_ERROR,
     Reply,
     beginning,
     decoded,
@@ -56,8 +57,6 @@ _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """What a URL may hold: only what it may not is escaped, or its signature would not fit."""
 _NO_SEGMENT = frozenset({"", ".", ".."})
 """Ids that no encoding keeps apart from a path without them."""
-_LARGEST_ERROR = 64 * 1024
-"""Bytes of a refusal's body that are read."""
 _SHORT_KEY = 8
 """Characters of a key that no server gives out: in a body with data it would be found by chance."""
 
@@ -397,11 +396,12 @@ class Caller:
     async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
         try:
-            text, documented = error_text(without(await self.read_refusal(answer), call.secrets))
+            body = without(await self.read_refusal(answer), (*call.secrets, self._key.reveal()))
+            text, documented = error_text(body)
         except Lost as lost:
-            text, documented = f"(the body was cut off: {lost.reason})", False
+            body, text, documented = b"", f"(the body was cut off: {lost.reason})", False
         error = api_error(endpoint.method, endpoint.template, status, text)
-        error.is_documented = documented
+        error.is_documented, error.body = documented, body
         if isinstance(error, AuthError):
             self._on_refused_key(error)
         if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:
@@ -417,8 +417,8 @@ class Caller:
 
     async def read_refusal(self, answer: Answer) -> bytes:
         """Return the beginning of a refusal's body, at most 64 KiB, without the API key."""
-        body = await beginning(answer, _LARGEST_ERROR)
-        return self._without_key(answer, body[:_LARGEST_ERROR])
+        body = await beginning(answer, LARGEST_ERROR)
+        return self._without_key(answer, body[:LARGEST_ERROR])
 
     def _without_key(self, answer: Answer, body: bytes) -> bytes:
         """Keep a key that the server echoes out of errors and logs."""
@@ -432,7 +432,7 @@ class Caller:
             return await decoded(body, kind)
         except Unreadable as error:
             endpoint = call.endpoint
-            shown = without(body[:_LARGEST_ERROR], (*call.secrets, self._key.reveal()))
+            shown = without(body[:LARGEST_ERROR], (*call.secrets, self._key.reveal()))
             raise RetryableFailure(
                 unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
             ) from error

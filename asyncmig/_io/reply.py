@@ -17,6 +17,7 @@ from asyncmig._io.transport import Answer
 from asyncmig.errors import UnexpectedReply
 
 __all__ = [
+    "LARGEST_ERROR",
     "Reply",
     "beginning",
     "decoded",
@@ -32,8 +33,9 @@ T = TypeVar("T")
 _TEXT = 200
 _AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
 """Bytes that are decoded on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
+LARGEST_ERROR = 64 * 1024
+"""Bytes of a refusal's body that are read and kept."""
 _SHORTEST_SECRET = 4
-"""Anything shorter would be found in any text."""
 _LONGEST_RETRY_AFTER = 60.0
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 """RFC 9110 knows whole seconds only; some proxies send fractions."""
@@ -96,8 +98,10 @@ async def decoded(body: bytes, kind: type[T]) -> T:
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
-    """Return the error for a body that is not what was asked for."""
-    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
+    """Return the error for a body that cannot be decoded as what was asked for."""
+    error = UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
+    error.body = body[:LARGEST_ERROR]
+    return error
 
 
 def is_html(answer: Answer) -> bool:
@@ -120,12 +124,23 @@ def excerpt(body: bytes) -> str:
 
 
 def without(body: bytes, secrets: Iterable[str]) -> bytes:
-    """Return `body` with `***` for each of `secrets`, as they are or as JSON writes them; very short ones stay."""
+    """Return `body` with `***` for each of `secrets`, in plain text or with any JSON escapes.
+
+    Secrets of fewer than 4 characters stay: they would be found in any text.
+    """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
-            for written in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
-                body = body.replace(written.encode("utf-8", "surrogatepass"), b"***")
+            body = re.sub(b"".join(map(_spellings, secret)), b"***", body)
     return body
+
+
+def _spellings(character: str) -> bytes:
+    """Return a pattern for a character in UTF-8, and for its escapes in JSON (RFC 8259, section 7)."""
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    escaped = "".join(f"\\\\u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
+    short = re.escape(json.dumps(character, ensure_ascii=False)[1:-1])
+    plain = re.escape(character)
+    return f"(?:{plain}|{short}|\\\\{plain}|{escaped})".encode("utf-8", "surrogatepass")
 
 
 def error_text(body: bytes) -> tuple[str, bool]:

@@ -137,7 +137,7 @@ class Companies:
         except NotFound as error:
             advice = f"this server does not {endpoint.name}: names cannot be looked up here, use ids"
             text = f"{error.text} ({advice})" if error.text else advice
-            raise NotFound(error.method, error.endpoint, error.status, text) from error
+            raise error.with_text(text) from error
 
 
 def _checked(

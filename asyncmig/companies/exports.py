@@ -124,7 +124,7 @@ class Exports:
         except (BadRequest, Conflict) as error:
             if error.text:
                 raise
-            raise type(error)(error.method, error.endpoint, error.status, f"({_NO_REASON})") from error
+            raise error.with_text(f"({_NO_REASON})") from error
         return ExportRun(
             self._context, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
         )

@@ -1,6 +1,7 @@
 """What all calls of one key share: budgets, refusals, and what the next process is told."""
 
 import asyncio
+import json
 import logging
 import pickle
 import time
@@ -15,6 +16,7 @@ import asyncmig
 from asyncmig import (
     AuthError,
     BadRequest,
+    Conflict,
     InvalidInput,
     NoAnswer,
     ServerError,
@@ -288,6 +290,37 @@ async def test_a_key_that_is_echoed_is_in_no_error_and_a_short_one_spoils_no_dat
         with pytest.raises(UnexpectedReply) as caught:
             await opened.companies.sources()
     assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [KEY, KEY[:3] + f"\\u{ord(KEY[3]):04X}" + KEY[4:], "".join(f"\\u{ord(each):04x}" for each in KEY)],
+    ids=["plain", "one escape", "all escaped"],
+)
+async def test_a_refusal_keeps_its_body_for_code_to_read_but_never_the_key(
+    wire: InProcess, written: str
+) -> None:
+    body = f'{{"error": "taken by {written}", "runs": [{{"id": "r1"}}]}}'
+    wire.fault = lambda method, path, number: Fault(instead=Reply(status=409, body=body.encode()))
+    async with session(wire) as opened:
+        with pytest.raises(Conflict) as caught:
+            await opened.request("POST", "/companies")
+    error: Conflict = pickle.loads(pickle.dumps(caught.value.with_text("taken")))
+    facts = json.loads(error.body)
+    assert facts["runs"] == [{"id": "r1"}]
+    assert KEY not in facts["error"]
+    assert KEY not in str(caught.value)
+    assert "r1" not in str(caught.value) + repr(caught.value)
+    assert error.text == "taken"
+
+
+async def test_a_refusal_keeps_no_more_of_its_body_than_64_kib(wire: InProcess) -> None:
+    reply = Reply(status=409, body=b"x" * 1_000_000)
+    wire.fault = lambda method, path, number: Fault(instead=reply)
+    async with session(wire) as opened:
+        with pytest.raises(Conflict) as caught:
+            await opened.request("POST", "/companies")
+    assert caught.value.body == b"x" * 65_536
 
 
 async def test_a_429_is_waited_out_and_spends_no_attempt(wire: InProcess) -> None:
