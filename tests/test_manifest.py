@@ -95,7 +95,7 @@ def test_all_faults_are_found_at_once_with_line_and_field(folder: Path) -> None:
         "line 2: external_id: 'a b' must be 1 to 255 of A-Z, a-z, 0-9, _ and -",
         "line 3: name: is empty",
         "line 4: source: is empty",
-        "line 4: external_id: 'dup' stands on line 3 already",
+        "line 4: external_id: 'dup' is already on line 3",
         f"line 4: files: '{folder}/none.csv': No such file or directory",
         f"line 4: files: '{folder}/empty.csv': is empty",
         "line 5: files: 'deep/*.txt': matches no file",
@@ -110,7 +110,7 @@ def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:
     assert faults(folder, header="external_id,name,name,sources") == [
         "line 1: source: this column is missing; is 'sources' meant for it?",
         "line 1: files: this column is missing",
-        "line 1: name: this column is there twice",
+        "line 1: name: this column appears twice",
     ]
 
 
@@ -130,7 +130,7 @@ def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:
             HEADER.encode() + b'\na,"Acme,s,,a.csv',
             "line 2: manifest: is not CSV from here on (unexpected end of data)",
         ),
-        (HEADER.replace(",", ";").encode(), "separates its columns by ';': they must be separated by ','"),
+        (HEADER.replace(",", ";").encode(), "separates its columns with ';': use ','"),
     ],
 )
 def test_files_that_are_no_manifest(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -183,7 +183,7 @@ def test_every_unknown_name_is_listed_once(folder: Path) -> None:
 def test_without_catalogues_ids_are_taken_and_names_are_not(folder: Path) -> None:
     spec, *_ = read(folder, f"a,A,{HUBSPOT},{CONTACTS},a.csv").specs(None, None)
     assert (spec.source, spec.template_ids) == (HUBSPOT, (CONTACTS,))
-    with pytest.raises(InvalidManifest, match="'HubSpot' is no id, and this server does not list names"):
+    with pytest.raises(InvalidManifest, match="'HubSpot' is not an id, and this server does not list names"):
         read(folder, "a,A,HubSpot,,a.csv").specs(None, ())
 
 
@@ -227,10 +227,10 @@ def lines_of(path: Path) -> list[str]:
     [
         (
             f"{HEADER}\n{ROW}".replace(",", "\t"),
-            "separates its columns by tabs: they must be separated by ','",
+            "separates its columns with tabs: use ','",
         ),
-        (f"{HEADER}\n{ROW}".replace(",", ";"), "separates its columns by ';': they must be separated by ','"),
-        (f"{HEADER}\n{ROW}".replace(",", "|"), "separates its columns by '|': they must be separated by ','"),
+        (f"{HEADER}\n{ROW}".replace(",", ";"), "separates its columns with ';': use ','"),
+        (f"{HEADER}\n{ROW}".replace(",", "|"), "separates its columns with '|': use ','"),
         (f"sep=;\n{HEADER}\n{ROW}".replace(",", ";"), "begins with 'sep=;': remove this line"),
         (f"sep=\t\n{HEADER}\n{ROW}".replace(",", "\t"), "begins with 'sep=\t': remove this line"),
         (f'"{HEADER}"\n"{ROW}"', "has each line in quotes"),
@@ -291,17 +291,17 @@ def test_what_is_clear_is_read(folder: Path, header: str, mark: str) -> None:
     [
         ("deep\\c.csv", "folders are separated by '/': write deep/c.csv"),
         ("deep\\*.csv", "folders are separated by '/': write deep/*.csv"),
-        ("C:\\data\\a.csv", "it is a path of a Windows computer"),
-        ("\\\\server\\share\\a.csv", "it is a path of a Windows computer"),
-        ("~/a.csv", "'~' does not stand for a home folder here"),
-        ("~ada/*.csv", "'~' does not stand for a home folder here"),
+        ("C:\\data\\a.csv", "it is a Windows path"),
+        ("\\\\server\\share\\a.csv", "it is a Windows path"),
+        ("~/a.csv", "'~' is not expanded"),
+        ("~ada/*.csv", "'~' is not expanded"),
         ("file:///data/my%20a.csv", "it is a URL: write its path, /data/my a.csv"),
         ("https://example.org/a.csv", "it is a URL: download the file"),
         ("'a.csv'", "it has quotes around it: write a.csv"),
         ('""a.csv""', "it has quotes around it: write a.csv"),
         ("\u201ca.csv\u201d", "it has quotes around it: write a.csv"),
-        ("$HOME/a.csv", "variables are not replaced here"),
-        ("%USERPROFILE%/a.csv", "variables are not replaced here"),
+        ("$HOME/a.csv", "variables are not expanded"),
+        ("%USERPROFILE%/a.csv", "variables are not expanded"),
         ("a\u200b.csv", "it has invisible or look-alike characters (U+200B ZERO WIDTH SPACE)"),
     ],
     ids=ascii,

@@ -59,11 +59,11 @@ def test_all_faults_are_found_at_once(folder: Path) -> None:
     found = faults(folder, f"{ACME}\n{broken}\n[[company]]\nname = 'x'\n[more]\n")
     assert [fault.replace(f"{folder}/", "") for fault in found] == [
         "more: is unknown: there are [[company]] and [defaults]",
-        "line 7: name: must be a text: 7",
-        "line 7: files: must be a list of texts: ['none.csv', 3]",
+        "line 7: name: must be a string: 7",
+        "line 7: files: must be a list of strings: ['none.csv', 3]",
         "line 7: name: is empty",
         "line 7: source: is empty",
-        "line 7: external_id: 'acme' stands on line 1 already",
+        "line 7: external_id: 'acme' is already on line 1",
         "line 7: files: 'none.csv': No such file or directory",
         "line 7: files: '3': No such file or directory",
         "line 13: external_id: is missing",

@@ -15,7 +15,7 @@ from asyncmig.cli.output import clean, print_line, say
 from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
-from asyncmig.jobs.manifest import Customer, Fault, InvalidManifest, Manifest
+from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault
 from asyncmig.preflight import CheckedFile, Finding, check
 from asyncmig.preflight.findings import number_of
 from asyncmig.session import Session
@@ -105,14 +105,16 @@ def _from_file(path: Path) -> tuple[Template, ...]:
 def _chosen(manifest: Manifest, templates: Sequence[Template]) -> list[list[Template]]:
     """Return the templates that each customer gets; raise `InvalidManifest` with every name that is not known."""
     chosen: list[list[Template]] = []
-    faults: list[Fault] = []
+    faults: list[ManifestFault] = []
     for customer in manifest.customers:
         wanted: set[str] = set()
         for name in customer.templates if templates else ():
             try:
                 wanted.add(named("templates", name, templates).id)
             except InvalidInput as error:
-                faults.append(Fault(line=customer.line, field="templates", reason=f"{name!r} {error.reason}"))
+                faults.append(
+                    ManifestFault(line=customer.line, field="templates", reason=f"{name!r} {error.reason}")
+                )
         chosen.append([each for each in templates if not wanted or each.id in wanted])
     if faults:
         raise InvalidManifest(str(manifest.path), tuple(faults))

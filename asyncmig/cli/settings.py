@@ -24,7 +24,7 @@ from asyncmig.cli.options import (
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.manifest import Fault, InvalidManifest, read_defaults
+from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal.file import check_is_path
 from asyncmig.session import Scope, Session
@@ -275,17 +275,17 @@ def _settings_of(manifest: Path) -> dict[str, str]:
     }
 
 
-def _faults(defaults: dict[str, object]) -> Iterator[Fault]:
+def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
     for name, value in defaults.items():
         if name not in SETTING_NAMES:
-            yield Fault(
+            yield ManifestFault(
                 line=None,
                 field=f"defaults.{name}",
                 reason=f"is no setting; there are {', '.join(SETTING_NAMES)}",
             )
         elif not isinstance(value, str | int | float):
-            reason = f"must be a text, a number, true or false: {value!r}"
-            yield Fault(line=None, field=f"defaults.{name}", reason=reason)
+            reason = f"must be a string, a number, true or false: {value!r}"
+            yield ManifestFault(line=None, field=f"defaults.{name}", reason=reason)
 
 
 ManifestArgument = Annotated[

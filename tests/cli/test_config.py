@@ -76,7 +76,7 @@ def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
     ("more", "words"),
     [
         ("concurency = 5", "defaults.concurency: is no setting; there are scope, rate"),
-        ("retries = [1]", "defaults.retries: must be a text, a number, true or false"),
+        ("retries = [1]", "defaults.retries: must be a string, a number, true or false"),
         ("filter = 'some'", "--filter"),
         ("speed = 'fast'", "--speed"),
         ("max-duration = 'long'", "must look like 90s, 45m or 1h30m"),
