@@ -36,6 +36,10 @@ _AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
 LARGEST_ERROR = 64 * 1024
 """Bytes of a refusal's body that are read and kept."""
 _SHORTEST_SECRET = 4
+_URL = re.compile(
+    r"""[a-z][a-z0-9+.-]{0,20}(?::|%3a)(?:/|\\{1,4}/|\\{1,4}u002f|%2f){2}[^\s"'<>]*""", re.IGNORECASE
+)
+"""A URL, also where JSON or a form escapes its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 """RFC 9110 knows whole seconds only; some proxies send fractions."""
@@ -119,8 +123,11 @@ def _media_type(answer: Answer) -> str:
 
 
 def excerpt(body: bytes) -> str:
-    """Return at most 200 characters of a body that is not what was expected."""
-    return body[: _TEXT * 4].decode("utf-8", "replace")[:_TEXT]
+    """Return at most 200 characters of a body that is not what was expected, with `***` for each URL.
+
+    A reply that cannot be read may hold an upload URL or a magic link, which are secrets.
+    """
+    return _URL.sub("***", body[: _TEXT * 40].decode("utf-8", "replace"))[:_TEXT]
 
 
 def without(body: bytes, secrets: Iterable[str]) -> bytes:

@@ -229,3 +229,25 @@ async def test_a_raw_reply_with_what_is_not_strict_json_is_decoded() -> None:
     ) as session:
         reply = await session.request("GET", "/notes")
     assert reply.json(dict[str, object])["notes"] == [1, None]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://s3.example/put/a?X-Amz-Signature=HIDDEN",
+        "https:\\/\\/s3.example\\/put\\/a?X-Amz-Signature=HIDDEN",
+        "https:\\u002F\\u002Fs3.example/put/a?X-Amz-Signature=HIDDEN",
+        "https%3A%2F%2Fs3.example%2FHIDDEN",
+        "HTTPS://user:HIDDEN@s3.example/" + "a" * 9000,
+    ],
+    ids=lambda url: url[:20],
+)
+@pytest.mark.parametrize(
+    "body", ['{"upload_url": "URL", "upload_ref": "r"', "<a href='URL'>", "URL", '[{"u": "URL"}]']
+)
+async def test_an_error_about_a_reply_shows_no_url_of_it(body: str, url: str) -> None:
+    async with asking(answering(body.replace("URL", url).encode())) as session:
+        with pytest.raises(UnexpectedReply) as unexpected:
+            await session.companies.open("c1").upload(b"a,b\n1,2\n", name="a.csv")
+    assert "HIDDEN" not in f"{unexpected.value!r} {unexpected.value}"
+    assert "***" in str(unexpected.value)
