@@ -36,6 +36,9 @@ _PIECE = 64 * 1024
 """Bytes of a body that must be taken before a time-out for silence: as many as asyncio buffers."""
 _BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
 """The headers of an answer that say that a body follows."""
+_WITHOUT_BODY = re.compile(rb"HTTP/1\.[01] +(204|1[0-9]{2})(?![0-9])")
+"""How an answer begins that has no body: a 204, or an interim one before the answer itself."""
+_STATUS_LINE = len(b"HTTP/1.1 204 ")
 _LARGEST_HEADER = 64 * 1024
 """Bytes of one header of an answer."""
 
@@ -270,12 +273,36 @@ class _Protocol(ResponseHandler):
     aiohttp would read that body as the next answer, and lose this one over it.
     """
 
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._is_at_head, self._head = False, b""
+
+    def set_response_params(self, **options: object) -> None:
+        """Expect an answer: aiohttp calls this before it sends a request."""
+        self._is_at_head, self._head = True, b""
+        super().set_response_params(**options)  # type: ignore[arg-type]  # passed on as they are
+
     def data_received(self, data: bytes) -> None:
-        if data[9:13] == b"204 " and data.startswith(b"HTTP/1.") and (end := data.find(b"\r\n\r\n")) > 0:
-            if len(data) > end + 4 or _BODY.search(data, 0, end):
-                self.force_close()
-            data = data[: end + 4]
+        if self._is_at_head:
+            data = data[: len(data) - self._bytes_after_204(data)]
         super().data_received(data)
+
+    def _bytes_after_204(self, data: bytes) -> int:
+        """Return how many of the next bytes of an answer belong to the body of a 204."""
+        at, self._head = max(0, len(self._head) - 3), self._head + data
+        while found := _WITHOUT_BODY.match(self._head):
+            end = self._head.find(b"\r\n\r\n", at) + 4
+            if end < 4:
+                break
+            at, head, self._head = 0, self._head[:end], self._head[end:]
+            if found[1] == b"204":
+                if self._head or _BODY.search(head):
+                    self.force_close()
+                self._is_at_head = False
+                return len(self._head)
+        longest = _LARGEST_HEADER if found else _STATUS_LINE
+        self._is_at_head = len(self._head) < longest
+        return 0
 
 
 @final

@@ -267,19 +267,26 @@ async def test_a_bomb_needs_no_memory() -> None:
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Connection: close"])
+@pytest.mark.parametrize("status", [b"HTTP/1.1 204 No Content", b"HTTP/1.1 204", b"HTTP/1.0 204 OK"])
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 H\r\nA: b\r\n\r\n" * 2])
+@pytest.mark.parametrize("size", [1, 1000], ids="{} bytes at a time".format)
 @pytest.mark.parametrize("apart", [False, True])
-async def test_a_204_with_a_body_is_an_answer_and_ends_its_connection(head: bytes, apart: bool) -> None:
+async def test_a_204_with_a_body_is_an_answer_and_ends_its_connection(
+    interim: bytes, status: bytes, head: bytes, size: int, apart: bool
+) -> None:
     connections: list[asyncio.Task[None] | None] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 204 No Content\r\n" + head + b"\r\n\r\n")
-        if apart:
-            await writer.drain()
-            await asyncio.sleep(0.01)
+        parts = [interim + status + b"\r\n" + head + b"\r\n\r\n", b"hello"]
         with suppress(ConnectionError):
-            writer.write(b"hello")
+            for part in parts if apart else [b"".join(parts)]:
+                for at in range(0, len(part), size):
+                    writer.write(part[at : at + size])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0.01 if apart else 0)
             await reader.read()
         writer.close()
         with suppress(ConnectionError):
