@@ -47,11 +47,14 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
-        async def awaited(*args: P.args, **kwargs: P.kwargs) -> object:
-            check(args, kwargs)
-            return await function(*args, **kwargs)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> object:
+            try:
+                check(args, kwargs)
+            except (InvalidInput, TypeError) as error:
+                return _raises(error)  # where the caller awaits it, as an async function would
+            return function(*args, **kwargs)
 
-        return cast("Callable[P, R]", awaited)
+        return cast("Callable[P, R]", checked)
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,6 +62,10 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return called
+
+
+async def _raises(error: Exception) -> object:
+    raise error
 
 
 def check_fields(instance: object) -> None:
@@ -98,7 +105,7 @@ def _test_of(hint: object) -> tuple[_Test, str] | None:
     if not isinstance(kind, type) or kind in (object, IO):  # IO: no file object is an instance of it
         return None
     if getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc":
-        names = [name for name in vars(kind) if not name.startswith("_")]
+        names = [name for name in vars(kind) if not name.startswith("_") or name == "__call__"]
         return (lambda value: all(hasattr(value, name) for name in names)), _called(kind)
     return (lambda value: _is_a(value, kind)), _WORDS.get(kind, _called(kind))
 

@@ -1,6 +1,6 @@
 """One company: its ids, its sheets, and the way to all that can be done with it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
@@ -145,7 +145,7 @@ class Company:
         )
 
     @checked_call
-    async def download(
+    def download(
         self,
         *,
         to: Path | str,
@@ -153,7 +153,7 @@ class Company:
         filter: RowFilter = "valid",  # noqa: A002 - the API's own word
         report: ImportReport | None = None,
         rank: float = 0.0,
-    ) -> list[Downloaded]:
+    ) -> Coroutine[object, object, list[Downloaded]]:
         """Bring sheets to `to/SHEET.csv`; a file is whole, or not there at all.
 
             files = await company.download(to="out/acme-001", sheets=["Contacts"], filter="all")
@@ -176,11 +176,11 @@ class Company:
         folder = checked_path("to", to)
         fetch, among = self._fetch(filter, report, rank)
         if sheets is None:
-            return await download(fetch, among, folder, among=among, whole=True)
+            return download(fetch, among, folder, among=among, whole=True)
         if isinstance(sheets, str) or not sheets:
             raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
         wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
-        return await download(fetch, list(wanted.values()), folder, among=among, whole=False)
+        return download(fetch, list(wanted.values()), folder, among=among, whole=False)
 
     @checked_call
     def stream(

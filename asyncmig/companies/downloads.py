@@ -12,7 +12,7 @@ from typing import IO
 
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies.expected import Bound, Expected
-from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
+from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets, refuse_page
 from asyncmig.companies.lookup import called
 from asyncmig.companies.part import CHUNK, Part, Repeats, may_take
 from asyncmig.companies.wire import Sheet
@@ -44,51 +44,39 @@ async def download(
     archived = whole and len(sheets) != 1
     while True:
         async with attempts:
-            first, archived = (
-                archived,
-                not sheets,
-            )  # a repeat fetches the sheets one by one, if they are known
+            parts, none_here = None, False
             with ExitStack() as stack:
-                parts = await _fetch(fetch, sheets, among, folder, stack, repeats, archived=first)
+                if archived and fetch.archives:
+                    archived = not sheets  # a repeat fetches the sheets one by one, if they are known
+                    try:
+                        parts = await _fetch_archive(fetch, sheets, folder, stack, repeats)
+                    except (ApiError, NoAnswer, TruncatedDownload) as error:
+                        if not can_do_without(error, sheets):
+                            raise
+                        none_here = is_no_archive(error)
+                if parts is None:
+                    parts = _parts(sheets, among, folder, stack, repeats)
+                    for sheet, part in zip(sheets, parts, strict=True):
+                        await _fetch_sheet(fetch, sheet, part)
+                    if none_here:
+                        fetch.no_archives()
                 if whole:
                     await in_thread(_check_sum, fetch.expected, parts, repeats)
                 return await in_thread(_commit, parts, fetch.checks)
 
 
-async def _fetch(
-    fetch: Fetch,
-    sheets: Sequence[Sheet],
-    among: Sequence[Sheet],
-    folder: Path,
-    stack: ExitStack,
-    repeats: Repeats,
-    *,
-    archived: bool,
+def _parts(
+    sheets: Sequence[Sheet], among: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
 ) -> list[Part]:
-    none_here = False
-    if archived and fetch.archives:
-        try:
-            parts = await _fetch_archive(fetch, sheets, folder, stack, repeats)
-        except (ApiError, NoAnswer, TruncatedDownload) as error:
-            if not can_do_without(error, sheets):
-                raise
-            none_here = is_no_archive(error)
-        else:
-            if parts is not None:
-                return parts
+    """Open a file for each sheet."""
     if not sheets:
         raise no_sheets()
     every = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
     names = dict(zip(every, file_names(every.values()), strict=True))
-    parts = [
+    return [
         stack.enter_context(Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", repeats))
         for sheet in sheets
     ]
-    for sheet, part in zip(sheets, parts, strict=True):
-        await _fetch_sheet(fetch, sheet, part)
-    if none_here:
-        fetch.no_archives()
-    return parts
 
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
@@ -97,7 +85,8 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
         async with attempts:
             part.restart(fetch.expected.most_rows(part.sheet, sheet))
             with part.naming():
-                async with fetch.answer(sheet) as answer, WriteBehind(part.file) as file:
+                async with fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
+                    refuse_page(answer)
                     async for chunk in answer.chunks():
                         await file.write(chunk)
                         if part.count(chunk):
@@ -115,7 +104,8 @@ async def _fetch_archive(
         async with attempts:
             with tempfile.TemporaryFile(buffering=0) as archive:
                 bound = _archive_bound(fetch, len(sheets))
-                async with fetch.answer(None) as answer, WriteBehind(archive) as file:
+                async with fetch.exchange(None) as answer, WriteBehind(archive) as file:
+                    refuse_page(answer)
                     async for chunk in answer.chunks():
                         if reason := bound.exceeded(len(chunk)):
                             raise repeats.too_much(_ALL, reason)

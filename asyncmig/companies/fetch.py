@@ -1,7 +1,7 @@
 """One download as the server gives it: the archive of all sheets, or one sheet as CSV."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -27,7 +27,7 @@ from asyncmig.errors import (
     UnexpectedReply,
 )
 
-__all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets"]
+__all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets", "refuse_page"]
 
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 """What another attempt may mend: the server is away, or a proxy answered in its place."""
@@ -52,9 +52,11 @@ class Fetch:
         """What stands in the route."""
         return {"id": self.company_id}
 
-    @asynccontextmanager
-    async def answer(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:
-        """Yield the answer at its headers, in one attempt; without a sheet that is the archive of all of them."""
+    def exchange(self, sheet: Sheet | None) -> AbstractAsyncContextManager[Answer]:
+        """Send one request; yields the answer at its headers. Without a sheet it asks for the archive of all of them.
+
+        `refuse_page` must see the answer before its body is used.
+        """
         query = {} if sheet is None else {"sheet_id": sheet.id}
         call = Call(
             endpoint=routes.DOWNLOAD,
@@ -62,19 +64,17 @@ class Fetch:
             query={**query, "filter": self.row_filter},
             rank=self.rank,
         )
-        async with self.context.caller.stream(call) as answer:
-            if is_html(answer):
-                raise UnexpectedReply(
-                    "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
-                )
-            yield answer
+        return self.context.caller.stream(call)
 
     async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
         """Return an answer that `stack` closes, after as many attempts as it takes."""
         attempts = self.repeated(TRANSIENT, unless=is_no_archive if sheet is None else None)
         while True:
-            async with attempts:
-                return await stack.enter_async_context(self.answer(sheet))
+            async with attempts, AsyncExitStack() as opening:
+                answer = await opening.enter_async_context(self.exchange(sheet))
+                refuse_page(answer)
+                stack.push_async_callback(opening.pop_all().aclose)
+                return answer
 
     def repeated(
         self, on: tuple[type[AsyncmigError], ...], *, unless: Callable[[AsyncmigError], bool] | None = None
@@ -90,6 +90,12 @@ class Fetch:
     def no_archives(self) -> None:
         """Remember that sheets can be downloaded here, and an archive of them cannot."""
         self.context.kept(ClientState).has_archives = False
+
+
+def refuse_page(answer: Answer) -> None:
+    """Raise `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file."""
+    if is_html(answer):
+        raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")
 
 
 def is_no_archive(error: AsyncmigError) -> bool:
