@@ -159,7 +159,7 @@ class _Telemetry:
         span.end(now)
 
     def _run_ended(self, event: RunEnded) -> None:
-        labels = {"asyncmig.jobs.status": event.status if event.status in _STATUSES else _OTHER}
+        labels = {"asyncmig.status": event.status if event.status in _STATUSES else _OTHER}
         if event.seconds is not None:
             self._run.record(event.seconds, labels)
         if event.noticed_within is not None:

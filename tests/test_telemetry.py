@@ -83,7 +83,7 @@ async def test_a_migration_is_a_trace_of_its_steps_and_requests(watched: Watched
         ({"asyncmig.outcome": "delivered"}, 2)
     ]
     assert [point.value for _, point in watched.points("asyncmig.migrations.active")] == [0]
-    assert {labels["asyncmig.jobs.status"] for labels, _ in watched.points("asyncmig.run.duration")} == {
+    assert {labels["asyncmig.status"] for labels, _ in watched.points("asyncmig.run.duration")} == {
         "completed"
     }
 
