@@ -1,4 +1,9 @@
-"""Drive hundreds of customer data migrations at once through a rate-limited Migration API."""
+"""Drive hundreds of customer data migrations at once through a rate-limited Migration API.
+
+The guide is in the file `guide.md` of this package; `pdoc asyncmig` renders it here.
+
+.. include:: guide.md
+"""
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.retry import RetryPolicy

@@ -1,18 +1,28 @@
-"""What happens inside a session, as frozen records for whoever wants to watch.
+"""Events and logging: what happens inside a session, as frozen records.
 
-    with session.events.subscribe(print):  # called at once, in the task where it happens: it must not block
-        ...
+A callback is called at once, in the task in which the event happens, and must not block. An async iterator has a
+buffer and is meant for a task of its own:
 
-    with session.events.open(RunEnded, Held) as events:  # an async iterator with a buffer, for a task of its own
-        async for event in events:
-            ...
+```python
+from asyncmig.events import Held, RequestDone, RunEnded
 
-No subscriber can break a call, and one that iterates cannot slow it either: what it is too slow for is dropped, the
-oldest first, and counted. All times are seconds on the loop's clock, so that events of one session make one timeline.
+async with asyncmig.Session() as session:
+    with session.events.subscribe(print), session.events.open(RequestDone, RunEnded, Held) as events:
+        await session.companies.sources()
+        event = await anext(events)
+        print(event.endpoint, event.status)
+```
 
-The same goes to the logger `asyncmig`, which is silent unless you configure logging: requests as DEBUG, holds, runs
-and migrations as INFO, stalled runs and failed attempts that are repeated as WARNING. Each record carries the event's
-fields, and its name as `event`.
+A subscriber cannot break a call: one that raises is logged and removed. An iterator cannot slow a call down: if
+its buffer is full, the oldest event is dropped and counted in `EventStream.dropped`. All times are seconds on the
+event loop's clock, so the events of one session form one timeline.
+
+`AttemptFailed` says which attempt failed, why, and until when it is repeated: at the first failure of a step, and
+then at intervals that double. `Recovered` says that the step succeeded after all.
+
+The logger `asyncmig` receives the same events. It is silent until you configure logging. Requests are logged as
+DEBUG; holds, runs and migrations as INFO; stalled runs and failed attempts as WARNING. Each record carries the
+event's fields, and its name as `event`.
 """
 
 import asyncio

@@ -1,19 +1,37 @@
-"""Fixtures for the tests of a service that uses asyncmig. In your `conftest.py`:
+"""Pytest fixtures for the tests of a service that uses asyncmig.
 
-    pytest_plugins = ["asyncmig.pytest_plugin"]
+Load the plugin in `conftest.py`:
 
-It is no entry point on purpose: that would import asyncmig, and aiohttp with it, at every start of pytest in every
-environment that has it, and before a coverage measurement begins.
+```python
+pytest_plugins = ["asyncmig.pytest_plugin"]
+```
 
-    @pytest.mark.looptime                                          # a virtual clock: `pip install looptime`
-    @pytest.mark.asyncmig_simulator(faults={"500-before": 0.1})    # the arguments of `asyncmig.testing.Simulator`
-    async def test_onboarding(asyncmig_simulator, asyncmig_session):
-        async with asyncmig_session as session:
-            await onboard(session, "acme-001")
-        assert asyncmig_simulator.verdict().duplicate_companies == 0
+A test then gets a simulated account and a session, without a key and without a network:
 
-The fixtures are plain functions, so that they go with pytest-asyncio, anyio's plugin, and `asyncio.run`. Without a
-virtual clock, polls take the seconds that they take.
+```python
+import pytest
+
+
+@pytest.mark.looptime  # a virtual clock (package looptime): a migration of minutes ends at once
+@pytest.mark.asyncmig_simulator(seed=7, faults={"500-before": 0.2})
+async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
+    async with asyncmig_session as session:
+        source = (await session.companies.sources())[0]
+        company = await session.companies.create(name="Acme", source=source.id, external_id="acme-001")
+        run = await company.imports.start(rows=[{"Email": "ada@example.com", "Last Name": "Lovelace"}])
+        assert (await run.wait()).report.inserted == 1
+    assert asyncmig_simulator.verdict().duplicate_companies == 0
+    assert asyncmig_simulator.ledger.over_the_limit == 0
+```
+
+The marker takes the arguments of `asyncmig.testing.Simulator`: `faults`, `variants` (behaviour that the API's
+contract leaves open), `pace`, `limit`, `seed` and others. Several markers are merged; the closest one wins.
+
+The fixtures are synchronous functions, so they work with pytest-asyncio, anyio's plugin and `asyncio.run`.
+Without a virtual clock, polls take their real seconds.
+
+The plugin is not registered as an entry point, because then pytest would import asyncmig and aiohttp at every
+start in every environment that has them, and before a coverage measurement begins.
 """
 
 import pytest

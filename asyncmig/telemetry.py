@@ -1,16 +1,31 @@
-"""Spans and metrics for OpenTelemetry, made from a session's events; needs the extra `otel`.
+"""OpenTelemetry traces and metrics, made from a session's events; needs the extra `otel`.
 
-    async with asyncmig.Session() as session:
-        with instrument(session):
-            ...
+```python
+from asyncmig.telemetry import instrument
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
 
-A migration is a trace: its steps and its requests are spans in it, named by the semantic conventions for HTTP
-clients (stable since 1.23). Labels of metrics are few whatever happens: method and route, lane, status, outcome; an
-endless supply of routes is one label. Nothing holds a key, a body, a URL with its ids, or a file's name.
+async with asyncmig.Session() as session:
+    with instrument(session, meter_provider=MeterProvider([PrometheusMetricReader()])):
+        await session.companies.sources()
+```
 
-Metrics, in seconds where they measure time: `http.client.request.duration`, `asyncmig.request.wait` (for the limit),
-`asyncmig.requests.refused`, `asyncmig.budget.slots`, `asyncmig.budget.held`, `asyncmig.run.duration`,
-`asyncmig.run.noticed_within`, `asyncmig.migrations`, `asyncmig.migrations.active`, `asyncmig.window.lost`.
+A migration is a trace: its steps and its requests are spans, named by the semantic conventions for HTTP clients
+(stable since 1.23). Metrics have few labels: method and route, lane, status, outcome. Routes beyond the first 64
+share one label. No span and no metric contains a key, a body, a URL with ids, or a file name.
+
+| metric | unit | meaning |
+| --- | --- | --- |
+| `http.client.request.duration` | s | from the send to the end of the response |
+| `asyncmig.request.wait` | s | wait for the limit before the send |
+| `asyncmig.requests.refused` | requests | 429s |
+| `asyncmig.budget.slots` | requests | requests in a window that the gate believes the server allows |
+| `asyncmig.budget.held` | s | pause of a budget after a 429 |
+| `asyncmig.run.duration` | s | duration of a run, without the time for which it was parked |
+| `asyncmig.run.noticed_within` | s | upper bound of the delay with which the end of a run was noticed |
+| `asyncmig.migrations` | migrations | ended migrations, by outcome |
+| `asyncmig.migrations.active` | migrations | migrations in progress |
+| `asyncmig.window.lost` | outages | how often the shared window could not be reached |
 """
 
 import re

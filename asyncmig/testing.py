@@ -1,14 +1,30 @@
-"""Test a service that uses asyncmig: no key, no network, and no waiting where the loop's clock is virtual.
+"""Test a service that uses asyncmig: without a key, without a network, and without waiting on a virtual clock.
 
-    simulator = Simulator(faults={"500-before": 0.1}, seed=7)
-    async with simulator.session() as session:
-        await my_service.onboard(session, "acme-001")
-    assert simulator.verdict().duplicate_companies == 0
+```python
+from asyncmig.testing import Simulator
 
-The simulator holds to the API's contract and knows nothing of the client; what it is sent it parses, validates and
-writes down. Requests reach it by function calls, so that time is exact: on an event loop with a virtual clock
-(`looptime`, say) an import of an hour ends at once; on a plain one its polls take the seconds that they take.
-With pytest, see `asyncmig.pytest_plugin`.
+simulator = Simulator(faults={"500-before": 0.1}, seed=7)
+async with simulator.session() as session:
+    source = (await session.companies.sources())[0]
+    await session.companies.create(name="Acme", source=source.id, external_id="acme-001")
+assert simulator.verdict().duplicate_companies == 0
+```
+
+The simulator implements the API's contract and knows nothing of the client. It parses, validates and records what
+it receives. Requests reach it by function calls, so time is exact: on an event loop with a virtual clock (for
+example `looptime`) an import of an hour ends at once; on an ordinary loop, polls take their real seconds.
+
+Code that opens its own session uses the same account over loopback:
+
+```python
+async with simulator.serve() as serving:
+    async with asyncmig.Session(simulator.api_key, serving.base_url) as session:
+        print(await session.companies.sources())
+```
+
+`Simulator.verdict()` counts what the client did wrong, for example duplicate companies. `Simulator.ledger` lists
+every request. `faults` sets the share of requests that go wrong, by names in `asyncmig.simulator.FAULTS`;
+`variants` chooses behaviour that the contract leaves open. With pytest, use `asyncmig.pytest_plugin`.
 """
 
 import asyncio

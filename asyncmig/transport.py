@@ -1,13 +1,33 @@
-"""The seam to the network, for a transport of your own: `Session(transport=...)`.
+"""The interface to the network, for a transport of your own: `Session(transport=...)`.
 
-    class Recorded:
-        @asynccontextmanager
-        async def exchange(self, method, url, *, headers, body, timeouts):
-            yield answer                       # has `status`, `headers` and `chunks()`; raise `Lost` for none
+A transport sends one request once. It follows no redirect and repeats nothing. The API key is in `headers`, and
+only for the host of the API. This one records what it sends:
 
-        async def aclose(self): ...
+```python
+from contextlib import asynccontextmanager
 
-It sends one request once: no redirect, no repetition. The API key is in `headers`, only for the API's own host.
+from asyncmig.transport import AiohttpTransport
+
+
+class Recorder:
+    def __init__(self):
+        self.inner, self.sent = AiohttpTransport(), []
+
+    @asynccontextmanager
+    async def exchange(self, method, url, *, headers, body, timeouts):
+        self.sent.append((method, url))
+        async with self.inner.exchange(method, url, headers=headers, body=body, timeouts=timeouts) as answer:
+            yield answer  # has `status`, `headers` and `chunks()`
+
+    async def aclose(self):
+        await self.inner.aclose()
+
+
+async with asyncmig.Session(transport=Recorder()) as session:
+    await session.companies.sources()
+```
+
+Raise `Lost` if no response came, or not all of it; `sent=False` says that the request cannot have arrived.
 """
 
 from asyncmig._io.transport import AiohttpTransport, Answer, Body, Lost, Timeouts, Transport

@@ -1,41 +1,28 @@
 """Every block of the README is true: commands and Python run, data is read, tables agree with the program."""
 
-import ast
 import asyncio
 import csv
-import inspect
 import io
-import json
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import types
-from collections import Counter
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from pathlib import Path
-from random import Random
 
-import msgspec
+import documents
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
-from asyncmig.cli import exit_codes
 from asyncmig.cli.app import run_app
 from asyncmig.cli.options import Rate
-from asyncmig.cli.report import Report
-from asyncmig.cli.run import RunResult
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest
-from asyncmig.simulator import World, disordered, export_webhooks, send
 from asyncmig.simulator.companies.data import generate
 from asyncmig.simulator.server.app import serve
 from asyncmig.simulator.server.clock import fast_loop
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+README = documents.README.text
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line.split("#")[0].rpartition("&& ")[2].strip().removeprefix(".venv/bin/")
@@ -50,25 +37,20 @@ def blocks(language: str) -> list[str]:
 
 
 def test_nothing_is_left_untested() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "text", "python", "csv", "json"}
+    assert {language for language, _ in BLOCKS} == {"bash", "text", "python", "csv"}
     assert {shlex.split(command)[0] for command in COMMANDS} == {"asyncmig", "export", "pytest"}
     assert README[: README.index("```python")].count("\n") + blocks("python")[0].count("\n") < 34
 
 
-@pytest.fixture
-def others(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The servers that blocks need; and a stand-in for Temporal's package, which is large."""
+def test_the_python_blocks_run_one_after_the_other(
+    redis_url: str,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    temporal = types.ModuleType("temporalio")
-    temporal.activity = types.SimpleNamespace(defn=lambda function: function, heartbeat=lambda: None)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "temporalio", temporal)
-
-
-@pytest.mark.usefixtures("others")
-def test_the_python_blocks_run_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     generate(tmp_path, customers=1, seed=4)
     monkeypatch.chdir(tmp_path / "cust-0001")
     Path("deals.csv").write_text("Title,Stage,Amount\nBig,won,7\n", encoding="utf-8")
@@ -79,45 +61,13 @@ def test_the_python_blocks_run_one_after_the_other(
     async def main() -> None:
         async with serve(world) as serving:
             monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
-            monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0")
-            names: dict[str, object] = {"__name__": "readme"}
-            for block in blocks("python"):
-                code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-                if inspect.iscoroutine(result := eval(code, names)):
-                    await result
-            await send_webhooks(names["app"], world)
+            await documents.run_blocks("README.md", blocks("python"), {"__name__": "readme"})
 
     run_fast(main())
     assert Path("out/acme-001/Contacts.csv").is_file()
     out = capsys.readouterr().out
     assert "acme-002 ['out/acme-002" in out
-    assert "acme-001 {'Contacts': 1, 'Deals': 1}" in out
     assert "'GET /sources': 2" in out or "'GET /sources': 1" in out
-
-
-def wall_clock() -> float:
-    return datetime.now(UTC).timestamp()
-
-
-async def send_webhooks(app: object, world: World) -> None:
-    """Deliver the first company's workbook to the handler that the README shows."""
-    assert isinstance(app, web.Application)
-    sent = export_webhooks(world.workbook("acme-001"), rng=Random(1), target=200)
-    mixed = disordered(sent, rng=Random(2), defects=["wrong-key"])
-    async with TestServer(app) as server:
-        url = str(server.make_url("/webhooks"))
-        statuses = await send(url, mixed, secret="whsec_c2VjcmV0", clock=wall_clock, attempts=1)
-    assert Counter(status for (status,) in statuses) == {204: len(mixed) - 1, 400: 1}
-
-
-def test_the_example_of_a_test_is_one_that_passes(pytester: pytest.Pytester) -> None:
-    plugins, test = (text for text in blocks("python") if "pytest" in text)
-    pytester.makeconftest(plugins)
-    pytester.makepyfile(test)
-    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
-    pytester.runpytest_inprocess("--strict-markers", "-W", "error", "-p", "no:cacheprovider").assert_outcomes(
-        passed=1
-    )
 
 
 def test_the_commands_run(
@@ -177,25 +127,8 @@ def test_the_manifest_is_one(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "customers.csv").customers) == 2
 
 
-def test_the_report_has_this_shape() -> None:
-    shown = json.loads(blocks("json")[0])
-    report = msgspec.convert(shown, Report)
-    assert json.loads(msgspec.json.encode(report)) == shown
-
-
-def test_the_table_of_exit_codes_is_complete() -> None:
-    table = README[README.index("| exit code |") :]
-    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert listed == sorted(code for code in vars(exit_codes).values() if isinstance(code, int))
-    order = re.search(r"in the order ([\d, ]+)", README)
-    documented = inspect.getdoc(RunResult.exit_code)
-    assert order is not None
-    assert documented is not None
-    assert order[1].rstrip(",. ") in documented
-
-
 def test_every_option_of_run_is_listed() -> None:
-    table = set(re.findall(r"^\| `(--[a-z-]+)", README, re.MULTILINE))
+    table = set(re.findall(r"^\| `[a-z_`, ]+ \| `(--[a-z-]+)", README, re.MULTILINE))
     help_text = subprocess.run(
         [sys.executable, "-m", "asyncmig", "run", "--help"], capture_output=True, text=True, check=True
     ).stdout

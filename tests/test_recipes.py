@@ -1,4 +1,4 @@
-"""The README's recipes for other runners: awaited, cancelled at any point, run again, nothing is done twice."""
+"""The guide's recipes for other runners: awaited, cancelled at any point, run again, nothing is done twice."""
 
 import asyncio
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import documents
 import procrastinate.testing
 import pytest
 from aiohttp import web
@@ -20,14 +21,7 @@ import asyncmig
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
 from asyncmig.simulator.server.clock import fast_loop
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PRELUDE = """
-import asyncmig, os
-from pathlib import Path
-from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.distributed.redis import RedisWindow
-"""
+PRELUDE = "import asyncmig, os; from pathlib import Path"
 Names = dict[str, Any]
 beats: list[None] = []
 
@@ -45,7 +39,7 @@ def names(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setitem(sys.modules, "temporalio", temporal)
     names: Names = {"__name__": "recipes"}
     exec(PRELUDE, names)
-    for block in BLOCKS:
+    for block in documents.GUIDE.blocks("python"):
         if re.search("AppKey|WorkerSettings|procrastinate|temporalio", block):
             exec(block, names)
     return names

@@ -1,7 +1,40 @@
-"""A durable record of what was done for each customer; a killed run resumes from it.
+"""Journal and resume: a durable record of what was done for each customer.
 
-`Journal` keeps it in an SQLite file, `MemoryJournal` in this process, `asyncmig.distributed.postgres.PostgresJournal`
-in a PostgreSQL database. A journal stores bytes and does not know what they mean.
+A process that is killed anywhere resumes from its journal. Before each request that changes something at the
+server, the journal records the intent with the exact body and idempotency key; after it, the result. When the
+same call runs again, it repeats only what is safe to repeat:
+
+- Killed before the create request: it creates the company.
+- Killed between the create request and its response: it sends the same request again. If the server says that the
+  external id is taken, the outcome is `unknown`, and `asyncmig.adopt` links the customer to its company.
+- Killed during the uploads: it uploads the missing files. Uploads older than 30 minutes are repeated.
+- Killed between the start request and its response: it sends the same body with the same key and gets the same
+  run.
+- Killed while the run runs: it polls the run.
+- Killed while a decision is sent: it reads the run first, and sends the decision only if the run still asks the
+  same.
+- Killed during the download: it downloads again. A file is renamed into place only when it is complete.
+
+Three journals offer the same interface, `JournalPort`:
+
+- `Journal`: an SQLite file on a local disk, for one process or a few of one machine.
+- `MemoryJournal`: in this process only; it survives nothing.
+- `asyncmig.distributed.postgres.PostgresJournal`: for workers on many machines.
+
+```python
+async with asyncmig.Journal("fleet.db") as journal:
+    async with asyncmig.Session() as session, asyncmig.Fleet(session, journal=journal, to="out") as fleet:
+        outcomes = [outcome async for outcome in fleet.run(specs)]
+    print(len(await journal.states()), "customers are recorded")
+```
+
+Only one process works on a customer at a time. A *claim* is a lease (in real seconds) with a fencing token: a
+process that lost its claim cannot write any more. `CustomerHeld` is raised while another live process holds the
+claim. A dead holder on the same machine is replaced at once, and any other when its lease expires.
+
+A journal stores bytes and does not know what they mean. It contains no API key and no secrets of destinations. A
+new file is readable only by its owner (mode 0600). Keep the journal until all customers are delivered: no
+endpoint finds a company by its `external_id`.
 """
 
 from asyncmig.journal.memory import MemoryClaim, MemoryJournal

@@ -1,6 +1,20 @@
-"""A Migration API to try things against: the whole contract, in this process, on loopback.
+"""A server that implements the API's contract, in this process or on loopback.
 
-It knows the contract and nothing of the client.
+```python
+from asyncmig.simulator import SCHEMAS, SOURCES, World, serve
+
+world = World(key="key", sources=SOURCES, schemas=SCHEMAS, seed=1)
+async with serve(world) as serving:
+    async with asyncmig.Session("key", serving.base_url) as session:
+        print([source.name for source in await session.companies.sources()])
+print(world.ledger.requests)
+```
+
+A `World` is one account: sources, templates, companies, runs. `Faults` makes requests go wrong, `Variants`
+chooses behaviour that the contract leaves open, `RunDurations` says how long runs take, and a rate limit
+(`FixedWindow`, `SlidingLog` and others) counts requests. The `Ledger` lists every request, and the `Verdict`
+counts what the client did wrong. The simulator imports nothing of the client. To test your own service,
+`asyncmig.testing` is shorter.
 """
 
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate

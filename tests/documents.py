@@ -1,0 +1,65 @@
+"""The texts that describe asyncmig, and their code blocks: README, guide, .github, docstrings."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncmig
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(asyncmig.__file__).parent
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text: a Markdown file, or the docstring of a module, a class or a function."""
+
+    name: str
+    text: str
+
+    def blocks(self, language: str) -> list[str]:
+        """Return the code blocks of a language, in order."""
+        return [text for found, text in _FENCE.findall(self.text) if found == language]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def read(path: Path, name: str) -> Document:
+    return Document(name, path.read_text(encoding="utf-8"))
+
+
+README = read(ROOT / "README.md", "README.md")
+GUIDE = read(PACKAGE / "guide.md", "guide.md")
+MANUALS = [read(path, path.name) for path in sorted((ROOT / ".github").glob("*.md"))]
+BENCHMARKS = read(ROOT / "benchmarks/README.md", "benchmarks/README.md")
+
+
+def docstrings() -> Iterator[Document]:
+    """Yield every docstring of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if text := ast.get_docstring(node):
+                name = module if isinstance(node, ast.Module) else f"{module}.{node.name}"
+                yield Document(name, text)
+
+
+def document(name: str) -> Document:
+    """Return the docstring of a module."""
+    return next(each for each in docstrings() if each.name == name)
+
+
+async def run_blocks(name: str, blocks: list[str], names: dict[str, object]) -> None:
+    """Run Python blocks one after the other; `await` is allowed at their top."""
+    for block in blocks:
+        code = compile(block, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if inspect.iscoroutine(result := eval(code, names)):
+            await result

@@ -1,0 +1,258 @@
+"""Guide, chapters and manuals are true: blocks run, tables agree with the program, and every name exists."""
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import documents
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from documents import BENCHMARKS, GUIDE, MANUALS, PACKAGE, README, ROOT, Document, document
+
+import asyncmig
+from asyncmig.cli import exit_codes
+from asyncmig.cli.options import Rate
+from asyncmig.cli.report import Report
+from asyncmig.cli.run import RunResult
+from asyncmig.cli.sim import new_world
+from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, generate, send, serve
+from asyncmig.simulator.server.clock import fast_loop
+
+CHAPTERS = [each for each in documents.docstrings() if each.blocks("python")]
+RUNNABLE = [each for each in [GUIDE, *MANUALS, *CHAPTERS] if each.blocks("python")]
+TEXTS = [README, GUIDE, *MANUALS, BENCHMARKS]
+OF_PYTEST = "asyncmig.pytest_plugin"
+
+
+def test_these_chapters_have_examples() -> None:
+    names = {each.name for each in RUNNABLE}
+    assert names >= {
+        "guide.md",
+        "asyncmig.distributed",
+        "asyncmig.events",
+        "asyncmig.journal",
+        "asyncmig.preflight",
+        OF_PYTEST,
+        "asyncmig.simulator",
+        "asyncmig.telemetry",
+        "asyncmig.testing",
+        "asyncmig.transport",
+        "asyncmig.webhooks",
+    }
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that blocks read, and a stand-in for Temporal's package, which is large."""
+    generate(tmp_path, customers=1, seed=4)
+    folder = tmp_path / "cust-0001"
+    monkeypatch.chdir(folder)
+    Path("deals.csv").write_text("Title,Stage,Amount\nBig,won,7\n", encoding="utf-8")
+    Path("contacts.csv").write_text("Email,First Name,Last Name\na@example.com,A,B\n", encoding="utf-8")
+    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0")
+    temporal = types.ModuleType("temporalio")
+    temporal.activity = types.SimpleNamespace(defn=lambda function: function, heartbeat=lambda: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "temporalio", temporal)
+    return folder
+
+
+def run_document(
+    text: Document, monkeypatch: pytest.MonkeyPatch, then: Callable[..., Awaitable[None]]
+) -> None:
+    """Run the Python blocks of a text against a simulated account, in order, on a fast clock."""
+    world = new_world(seed=1, rate=Rate())
+    monkeypatch.setenv("VERN_API_KEY", world.key)
+    source = next(iter(SOURCES.values()))
+    names: dict[str, object] = {
+        "__name__": "documentation",
+        "asyncio": asyncio,
+        "asyncmig": asyncmig,
+        "os": os,
+        "Path": Path,
+        "specs": [
+            asyncmig.Spec(
+                external_id=f"acme-{n}", name=f"Acme {n}", source=source, files=(Path("contacts.csv"),)
+            )
+            for n in (2, 3)
+        ],
+    }
+
+    async def main() -> None:
+        async with serve(world) as serving:
+            monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
+            await documents.run_blocks(text.name, text.blocks("python"), names)
+            await then(names, world)
+
+    with asyncio.Runner(loop_factory=lambda: fast_loop(60)) as runner:
+        runner.run(main())
+
+
+async def nothing(names: dict[str, object], world: World) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "text", [each for each in RUNNABLE if each.name not in (OF_PYTEST, "asyncmig.webhooks")], ids=str
+)
+@pytest.mark.usefixtures("environment")
+def test_the_python_blocks_run(
+    text: Document, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    for variable, fixture in (("REDIS_URL", "redis_url"), ("DATABASE_URL", "database_url")):
+        if variable in text.text:
+            monkeypatch.setenv(variable, request.getfixturevalue(fixture))
+    run_document(text, monkeypatch, nothing)
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_handler_of_webhooks_accepts_what_is_signed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def deliver(names: dict[str, object], world: World) -> None:
+        async with asyncmig.Session() as session:
+            source = (await session.companies.sources())[0]
+            company = await session.companies.create(name="Acme", source=source.id, external_id="acme-001")
+            await (await company.imports.start(files=[Path("contacts.csv"), Path("deals.csv")])).wait()
+        sent = export_webhooks(world.workbook("acme-001"), rng=Random(1), target=200)
+        mixed = disordered(sent, rng=Random(2), defects=["wrong-key"])
+        app = names["app"]
+        assert isinstance(app, web.Application)
+        async with TestServer(app) as server:
+            url = str(server.make_url("/webhooks"))
+            statuses = await send(url, mixed, secret="whsec_c2VjcmV0", clock=wall_clock, attempts=1)
+        assert Counter(status for (status,) in statuses) == {204: len(mixed) - 1, 400: 1}
+
+    run_document(document("asyncmig.webhooks"), monkeypatch, deliver)
+    assert "acme-001 {'Contacts': 1, 'Deals': 1}" in capsys.readouterr().out
+
+
+def wall_clock() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+def test_the_example_of_a_test_is_one_that_passes(pytester: pytest.Pytester) -> None:
+    plugins, test = document(OF_PYTEST).blocks("python")
+    pytester.makeconftest(plugins)
+    pytester.makepyfile(test)
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.runpytest_inprocess("--strict-markers", "-W", "error", "-p", "no:cacheprovider").assert_outcomes(
+        passed=1
+    )
+
+
+def test_the_report_has_this_shape() -> None:
+    shown = json.loads(GUIDE.blocks("json")[0])
+    report = msgspec.convert(shown, Report)
+    assert json.loads(msgspec.json.encode(report)) == shown
+
+
+def test_the_table_of_exit_codes_is_complete() -> None:
+    table = GUIDE.text[GUIDE.text.index("| exit code |") :]
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+    assert listed == sorted(code for code in vars(exit_codes).values() if isinstance(code, int))
+    order = re.search(r"in the order ([\d, ]+)", GUIDE.text)
+    documented = RunResult.exit_code.__doc__
+    assert order is not None
+    assert documented is not None
+    assert order[1].rstrip(",. ") in documented
+
+
+def commands(text: Document) -> list[list[str]]:
+    lines = "\n".join(text.blocks("bash")).splitlines() + re.findall(r"`(asyncmig [^`]+)`", text.text)
+    plain = (line.split("#")[0].rpartition("&& ")[2].strip().removeprefix(".venv/bin/") for line in lines)
+    return [words for line in plain if line.startswith("asyncmig ") and (words := shlex.split(line))]
+
+
+@pytest.mark.parametrize("text", [each for each in TEXTS if commands(each)], ids=str)
+def test_commands_and_their_options_exist(text: Document) -> None:
+    helps: dict[str, str] = {}
+    for _, command, *arguments in commands(text):
+        if command not in helps:
+            shown = subprocess.run(
+                [sys.executable, "-m", "asyncmig", command, "--help"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            helps[command] = shown.stdout
+        options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+        assert {option for option in options if option not in helps[command]} == set()
+
+
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+
+
+def test_the_messages_that_the_guide_explains_are_printed_by_the_program() -> None:
+    table = GUIDE.text[GUIDE.text.index("| message contains |") :]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(messages) >= 10
+    assert [each for each in messages if re.sub(r" \d+$", " ", each) not in SOURCE] == []
+
+
+QUOTED = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"(?!\d)(?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|lua|css)")
+DOTTED = re.compile(r"asyncmig(?:\.\w+)+")
+MADE_BY_USERS = ("out/", "OUT/", "uploads/", "asyncmig-demo/", "fleet.db", "conftest.py", "report.json")
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_every_path_that_is_mentioned_exists(text: Document) -> None:
+    prose = re.sub(r"^```.*?^```$", "", text.text, flags=re.MULTILINE | re.DOTALL)
+    mentioned = {each for each in QUOTED.findall(prose) if PATH.fullmatch(each)}
+    mentioned |= set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose))
+    places = (ROOT, PACKAGE, ROOT / ".github", ROOT / "benchmarks", PACKAGE / "journal")
+    missing = {
+        each
+        for each in mentioned
+        if not each.startswith(MADE_BY_USERS) and not any((place / each).exists() for place in places)
+    }
+    assert missing == set()
+
+
+def test_every_dotted_name_that_is_mentioned_exists() -> None:
+    mentioned = {
+        (text.name, name)
+        for text in [*TEXTS, *documents.docstrings()]
+        for quoted in QUOTED.findall(text.text)
+        for name in DOTTED.findall(quoted)
+    }
+    labels = set(re.findall(r'"(asyncmig(?:\.\w+)+)"', SOURCE))  # of metrics
+    missing = {(text, name) for text, name in mentioned if name not in labels and not exists(name)}
+    assert {each for each in missing if not (ROOT / each[1]).exists()} == set()
+
+
+def exists(name: str) -> bool:
+    """Return whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for size in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:size]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[size:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_the_links_to_headings_of_the_guide_exist() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", GUIDE.text, re.MULTILINE)
+    }
+    for text in TEXTS:
+        assert set(re.findall(r"guide\.md#([\w-]+)", text.text)) <= anchors
