@@ -5,6 +5,8 @@ The guide is in the file `guide.md` of this package; `pdoc asyncmig` renders it 
 .. include:: guide.md
 """
 
+from importlib.util import find_spec
+
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
@@ -153,3 +155,10 @@ __all__ = [
     "adopt",
     "migrate",
 ]
+_MODULES = (
+    *("distributed", "errors", "events", "jobs", "journal", "preflight", "pytest_plugin", "simulator"),
+    *("telemetry", "testing", "transport", "webhooks"),
+)
+"""Public modules, which `pdoc asyncmig` shows as chapters. They are imported only by name."""
+_NEEDS = {"pytest_plugin": "pytest", "telemetry": "opentelemetry"}
+__all__ += [name for name in _MODULES if name not in _NEEDS or find_spec(_NEEDS[name])]

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, MutableSequence, Sequence
 from pathlib import Path
-from typing import cast, final
+from typing import TypeAlias, cast, final
 
 import msgspec
 
@@ -47,6 +47,9 @@ _FRESH = 10.0
 _PAGES = 1000
 """Pages of a list that are asked for: a server could name a next one for ever."""
 _ROWS = "rows.csv"
+# In `Imports` the name `list` is a method, where tools that evaluate annotations do not find the type.
+_Runs: TypeAlias = MutableSequence["ImportRun"]
+_Arrived: TypeAlias = dict[str, list[Uploaded]]
 
 
 @final
@@ -57,8 +60,8 @@ class Imports:
 
     def __init__(self, context: SessionContext, company_id: str, inputs: Inputs) -> None:
         self._context, self._company_id, self._inputs = context, company_id, inputs
-        self._started: list[ImportRun] = []
-        self._arrived: dict[str, list[Uploaded]] = {}
+        self._started: _Runs = []
+        self._arrived: _Arrived = {}
         """What was uploaded under an idempotency key: a repeat must send the same references."""
 
     @property
