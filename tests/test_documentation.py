@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import types
 from collections import Counter
@@ -24,6 +23,7 @@ from documents import BENCHMARKS, GUIDE, MANUALS, PACKAGE, README, ROOT, Documen
 
 import asyncmig
 from asyncmig.cli import exit_codes
+from asyncmig.cli.app import run_app
 from asyncmig.cli.options import Rate
 from asyncmig.cli.report import Report
 from asyncmig.cli.run import RunResult
@@ -176,17 +176,17 @@ def commands(text: Document) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("text", [each for each in TEXTS if commands(each)], ids=str)
-def test_commands_and_their_options_exist(text: Document) -> None:
+def test_commands_and_their_options_exist(
+    text: Document, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     helps: dict[str, str] = {}
     for _, command, *arguments in commands(text):
         if command not in helps:
-            shown = subprocess.run(
-                [sys.executable, "-m", "asyncmig", command, "--help"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            helps[command] = shown.stdout
+            monkeypatch.setattr(sys, "argv", ["asyncmig", command, "--help"])
+            with pytest.raises(SystemExit) as caught:
+                run_app()
+            assert caught.value.code == 0
+            helps[command] = capsys.readouterr().out
         options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
         assert {option for option in options if option not in helps[command]} == set()
 
