@@ -1,1 +1,1 @@
-"""The command line: commands parse, call the library and print."""
+"""The command line: each command parses its options, calls the library and prints the result."""

@@ -1,7 +1,7 @@
-"""The pictures of the HTML report, as SVG that needs nothing from anywhere.
+"""The charts of the HTML report, as self-contained SVG.
 
-Each is stretched to the width that there is, and so holds no text; labels are HTML beside it. Text from outside
-passes `plain`.
+Each chart is stretched to the width of the page, so it contains no text; labels are HTML beside it. `plain` escapes
+text that comes from a server or a manifest.
 """
 
 import math
@@ -28,14 +28,14 @@ KIND_WORDS: Final[Mapping[str, str]] = {
 }
 _WIDE = 1000
 _LABELLED = 80
-"""Up to so many bars, each has its name beside it."""
+"""The most bars that have their names beside them."""
 _PITCH, _SPACED = 20.0, 8.0
-"""Pixels from bar to bar: with names, and at most without."""
+"""Pixels from bar to bar, with names and (at most) without."""
 _TALLEST = 1600.0
 _PIECE = 400.0
-"""About so tall is one picture of several: paper needs places to break at."""
+"""About the height of one piece of a chart, so that a printer can break pages between pieces."""
 _TOGETHER = 0.02
-"""The part of the whole time in which two beginnings count as one."""
+"""Fraction of the whole time within which two starts count as simultaneous."""
 _RATE_TALL = 64
 _DELAY_TALL = 96
 _DELAY_BINS = 24
@@ -44,12 +44,12 @@ _STEPS: Final = (1.0, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200
 
 
 def plain(text: str, longest: int = 300) -> str:
-    """Return text from outside as one line that HTML shows as it is."""
+    """Return text as one line, escaped for HTML."""
     return escape(clean(text, longest))
 
 
 def fleet(timeline: Timeline, rows: Sequence[CustomerRow]) -> str:
-    """Return a bar for each customer; who began first stands first."""
+    """Return the chart of all customers, a bar each, in the order in which they started."""
     together = timeline.length * _TOGETHER
     bars = sorted(
         ((timeline.bar(row.external_id), row) for row in rows), key=lambda each: _order(each[0], together)
@@ -78,7 +78,8 @@ def _piece(bars: Sequence[tuple[Bar, CustomerRow]], length: float, pitch: float)
 
 
 def _order(bar: Bar, together: float) -> tuple[float, ...]:
-    """Return the place of a bar: those that began `together` stand as they came through their first step."""
+    """Return the sort key of a bar. Customers that started within `together` seconds are sorted by the end of their
+    first segment."""
     if not bar.segments:
         return (math.inf,)
     first = bar.segments[0]
@@ -114,7 +115,7 @@ def _svg(height: float, inside: str, length: float, name: str) -> str:
 
 
 def _ticks(length: float) -> list[float]:
-    """Return round times from 0 to below `length`, a handful of them."""
+    """Return at most seven round times from 0 to `length`."""
     if length <= 0:
         return []
     days = 86400 * -(-length // (86400 * _MOST_TICKS))
@@ -123,7 +124,7 @@ def _ticks(length: float) -> list[float]:
 
 
 def axis(length: float) -> str:
-    """Return the times below a picture; the last is left out where it would stick out."""
+    """Return the labels of a time axis, without a last one that would not fit."""
     marks = (
         f'<span style="left:{at / length * 100:.2f}%">{_short(at)}</span>'
         for at in _ticks(length)
@@ -142,7 +143,7 @@ def _short(seconds: float) -> str:
 
 
 def requests(timeline: Timeline, endpoint: str, limit: float | None) -> str:
-    """Return the requests of an endpoint (`*`: of all) in each minute, with its limit, its 429s and its holds."""
+    """Return the chart of an endpoint's requests per bin (`*`: of all endpoints), with its limit, 429s and holds."""
     sent, refused = _counts(timeline.sent, endpoint), _counts(timeline.refused, endpoint)
     top = max(limit or 0.0, *sent.values(), 1) * 1.08
     scale, up = _WIDE / max(timeline.length, 1e-9), _RATE_TALL / top
@@ -177,7 +178,7 @@ def _hold(hold: Hold, scale: float) -> str:
 
 
 def delays(noticed: Sequence[float]) -> str:
-    """Return how many runs were noticed within which time."""
+    """Return a histogram of how late the ends of runs were noticed."""
     longest = max(*noticed, 1e-9)
     step = next((each for each in _STEPS if longest / each <= _DELAY_BINS), longest / _DELAY_BINS)
     counts = Counter(int(delay // step) for delay in noticed)

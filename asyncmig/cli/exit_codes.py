@@ -1,4 +1,4 @@
-"""Exit codes: one meaning each, as the README lists them."""
+"""The exit codes, one meaning each, and how an error that ends a command is printed. The README lists the codes."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -44,12 +44,12 @@ KEY_REFUSED: Final = 4
 PARKED: Final = 5
 UNKNOWN: Final = 6
 UNWRITTEN: Final = 74
-"""EX_IOERR of sysexits.h: stdout could not be written (a full disk, a pipe that nobody reads).
+"""EX_IOERR of sysexits.h: stdout could not be written (a full disk, a closed pipe).
 
-`run` and `retry` end in order instead, as after an interrupt: with 75 if anything is left to do. A broken
-stderr changes no code of the other commands."""
+`run` and `retry` drain instead, as after an interrupt, and exit with 75 if customers are pending. For the other
+commands a broken stderr does not change the code."""
 RESUMABLE: Final = 75
-"""EX_TEMPFAIL of sysexits.h: try the same again."""
+"""EX_TEMPFAIL of sysexits.h: run the same command again."""
 _WORST_FIRST = (("pending", RESUMABLE), ("unknown", UNKNOWN), ("parked", PARKED), ("failed", FAILED))
 _PASSING = (
     CustomerHeld,
@@ -64,13 +64,13 @@ _PASSING = (
 
 
 def code_of(outcomes: Iterable[str]) -> int:
-    """Return the code for customers that ended so: the worst one wins."""
+    """Return the exit code for these outcomes: that of the worst one."""
     found = set(outcomes)
     return next((code for outcome, code in _WORST_FIRST if outcome in found), DELIVERED)
 
 
 def code_of_error(error: Exception) -> int:
-    """Return the code for an error that ended a command."""
+    """Return the exit code for an error that ended a command."""
     if isinstance(error, AuthError):
         return KEY_REFUSED
     if isinstance(error, UnknownOutcome):
@@ -80,7 +80,7 @@ def code_of_error(error: Exception) -> int:
 
 
 def worst_code(codes: Iterable[int]) -> int:
-    """Return the code of a command that several errors ended: 4, 75, 6, then any other."""
+    """Return the exit code of a command that several errors ended: the first of 4, 75, 6, then the highest."""
     found = set(codes)
     return next(
         (code for code in (KEY_REFUSED, RESUMABLE, UNKNOWN) if code in found), max(found, default=USAGE)
@@ -101,7 +101,7 @@ def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Co
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of a group, also of groups inside it; a cancellation is the consequence of another error."""
+    """Yield the errors of a group and of its nested groups, without cancellations: another error caused those."""
     if not isinstance(error, BaseExceptionGroup):
         yield error
         return
@@ -118,7 +118,7 @@ def _lines(error: Exception) -> Iterator[str]:
 
 
 def _sentence(error: Exception) -> str:
-    """Return what an error says; one of the system names its file first, and has no number."""
+    """Return the text of an error. An `OSError` names its file first, without the error number."""
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -1,4 +1,7 @@
-"""What ends a fleet early: Ctrl-C and SIGTERM (in order, and at once the second time), SIGHUP, and limits."""
+"""End a fleet early: on SIGINT, SIGTERM and SIGHUP, and when a limit of the command is reached.
+
+The first signal drains the fleet. A second SIGINT or SIGTERM cancels it.
+"""
 
 import asyncio
 import contextlib
@@ -19,15 +22,15 @@ from asyncmig.session import Session
 __all__ = ["Interrupts", "handling_signals"]
 
 _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-"""Sent when the terminal goes away; Windows has none."""
+"""Sent when the terminal closes; Windows does not have it."""
 
 
 @contextmanager
 def handling_signals(interrupted: Callable[[], None], hung_up: Callable[[], None]) -> Generator[None]:
     """Call `interrupted` for each SIGINT and SIGTERM, and `hung_up` for each SIGHUP, until the block ends.
 
-    A SIGHUP that was ignored when the process started (nohup) stays ignored. Signals belong to the main thread;
-    elsewhere, and on a loop without signal handlers, nothing is called.
+    A SIGHUP that was ignored when the process started (nohup) stays ignored. Outside the main thread, and on a loop
+    without signal handlers, nothing is called.
     """
     loop, is_gone = asyncio.get_running_loop(), asyncio.Event()
 
@@ -51,12 +54,12 @@ def handling_signals(interrupted: Callable[[], None], hung_up: Callable[[], None
         if _HANGUP is not None and is_gone.is_set():
             signal.signal(
                 _HANGUP, signal.SIG_IGN
-            )  # the shell may send another one while the report is written
+            )  # the shell may send a second one while the report is written
 
 
 @final
 class Interrupts:
-    """While the block runs, a signal drains the fleet, and a second one cancels the task that entered it."""
+    """Inside the block, the first signal drains the fleet; a second one cancels the task that entered the block."""
 
     __slots__ = ("_drain", "_session", "_signals", "_task", "_words", "count", "fleet", "over", "reason")
 
@@ -64,11 +67,11 @@ class Interrupts:
         self._session, self._words = session, words
         self.count: int = 0
         self.fleet: Fleet | None = None
-        """The fleet to drain, once there is one; until then the session is closed."""
+        """The fleet to drain. While it is None, the session is closed instead."""
         self.reason: str | None = None
-        """Why nothing new is started; None while all goes on."""
+        """Why the run ends early; None if it does not."""
         self.over: asyncio.Event = asyncio.Event()
-        """Set once there is a reason."""
+        """Set when `reason` is."""
         self._drain: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -83,37 +86,35 @@ class Interrupts:
         self._signals.__exit__(None, None, None)
 
     def interrupt(self) -> None:
-        """Do what the next signal does."""
+        """Handle SIGINT or SIGTERM."""
         self.count += 1
         if self.count > 1:
             if self.count == 2 and self._task is not None:
                 say(self._words, "Stopping at once.", "yellow")
                 self._task.cancel()
             return
-        words = (
-            "Interrupted: nothing new is started, requests in flight may end (again Ctrl-C: stop at once)."
-        )
+        words = "Interrupted: no new work is started; requests in flight may end. Press Ctrl-C again to stop at once."
         self.stop("interrupted", words)
 
     def hang_up(self) -> None:
-        """End in order. The kernel and the shell may both send SIGHUP, so a second one changes nothing."""
+        """Handle SIGHUP: drain. The kernel and the shell may both send one, so a second one is ignored."""
         if self.count == 0:
             self.count = 1
             self.stop("the terminal was closed (SIGHUP)")
 
     def stop(self, reason: str, words: str | None = None) -> None:
-        """End in order, as the first signal does; nothing happens if that was begun already."""
+        """Drain the fleet, as the first signal does; a second call is ignored."""
         if self.reason is not None:
             return
         self.reason = reason
         self.over.set()
         say(self._words, words or f"Ending early: {reason}. Requests in flight may end.", "yellow")
         if self.fleet is None:
-            self._session.close(SessionClosed("interrupted: the same command goes on from here"))
+            self._session.close(SessionClosed("interrupted: the same command continues from here"))
         else:
             self._drain = start_task(self.fleet.drain(), name="asyncmig drain")
 
     async def settled(self) -> None:
-        """Wait for the orderly end, if one was begun."""
+        """Wait until the fleet is drained, if `stop` was called."""
         if self._drain is not None:
             await self._drain

@@ -1,8 +1,9 @@
-"""`--json`: what happens, as one JSON object a line, for programs.
+"""`--json`: the events of a run for programs, one JSON object per line (NDJSON).
 
-Each has `schema` (1), `type`, `time` (wall-clock, ISO 8601 in UTC) and `at` (seconds since the command began, on the
-loop's clock). The first is `Begun`, the last `Ended`; between them stand the events of the session under their own
-names, and an `Outcome` for each customer, shaped as in `report.json`. Fields and types may be added.
+Each line has `schema` (1), `type`, `time` (wall clock, ISO 8601 in UTC) and `at` (seconds since the start of the
+command, on the loop's clock). The first line is `Begun`, the last `Ended`. Between them are the events of the
+session, with the names of their classes, and an `Outcome` per customer with the fields of `report.json`. Later
+versions may add fields and types.
 """
 
 from collections import Counter
@@ -24,13 +25,13 @@ _TIMES = ("at", "until")
 
 
 def wall_clock() -> str:
-    """Return the time of day as ISO 8601 in UTC, to the millisecond."""
+    """Return the wall-clock time, ISO 8601 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @final
 class EventPrinter:
-    """Prints events, each as soon as it happens, until nobody reads them any more."""
+    """Prints each event when it happens, until stdout is closed."""
 
     __slots__ = ("_abandoned", "_clock", "_epoch", "_read", "_requests", "_wall")
 
@@ -42,30 +43,30 @@ class EventPrinter:
         requests: bool = False,
         abandoned: Callable[[], None],
     ) -> None:
-        """`clock`: the loop's; `wall`: the time of day. `requests`: write each of them, too.
+        """`clock`: the loop's clock. `wall`: returns the wall-clock time. `requests`: also print each request.
 
-        `abandoned` is called once, when whoever read the lines has gone away.
+        `abandoned` is called once, when stdout cannot be written.
         """
         self._clock, self._wall, self._requests, self._abandoned = clock, wall, requests, abandoned
         self._epoch, self._read = clock(), True
 
     def begin(self, customers: int) -> None:
-        """Write the first line."""
+        """Print the first line."""
         self._write("Begun", {"version": version("asyncmig"), "customers": customers})
 
     def note(self, event: Event) -> None:
-        """Write an event."""
+        """Print an event."""
         if not self._requests and isinstance(event, RequestSent | RequestDone):
             return
         fields = cast("dict[str, object]", msgspec.to_builtins(event))
         self._write(str(fields.pop("type")), fields)
 
     def outcome(self, row: CustomerRow) -> None:
-        """Write how one customer ended."""
+        """Print how one customer ended."""
         self._write("Outcome", cast("dict[str, object]", msgspec.to_builtins(row)))
 
     def end(self, companies: Sequence[CustomerRow], *, exit_code: int, reason: str | None) -> None:
-        """Write the last line."""
+        """Print the last line."""
         outcomes = Counter(company.outcome for company in companies)
         self._write(
             "Ended", {"exit_code": exit_code, "reason": reason, "outcomes": dict(sorted(outcomes.items()))}
@@ -81,6 +82,6 @@ class EventPrinter:
         line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
         try:
             print_line(line)
-        except OSError:  # of a stdout that is not guarded
+        except OSError:  # a stdout that is not guarded
             self._read = False
             self._abandoned()

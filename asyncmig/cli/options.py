@@ -1,4 +1,4 @@
-"""The types of options (rates, durations), and commands whose parameters are the fields of dataclasses."""
+"""Option types (rates, durations), and `dataclass_options`: fields of dataclasses as options of a command."""
 
 import functools
 import inspect
@@ -35,7 +35,7 @@ DEFAULT_RATE = Rate()
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A length of time."""
+    """A duration that is printed as it was written: `1h30m`."""
 
     seconds: float
 
@@ -47,7 +47,7 @@ class Duration:
 
 
 def parse_duration(text: str) -> Duration:
-    """Read `90s`, `90`, `45m` or `1h30m`; raise `InvalidInput` for anything else, or for no time at all."""
+    """Parse `90s`, `90`, `45m` or `1h30m`. Raises `InvalidInput` for other text and for zero."""
     match = _DURATION.fullmatch(text.strip().lower())
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     duration = Duration(hours * 3600 + minutes * 60 + seconds)
@@ -57,7 +57,7 @@ def parse_duration(text: str) -> Duration:
 
 
 def spoken(seconds: float) -> str:
-    """Return a length of time for people: two units at most, and no more digits than anybody needs."""
+    """Return a duration for people, in at most two units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -80,7 +80,7 @@ def duration_option(words: str, envvar: str) -> OptionInfo:
 def _option(parse: Callable[[str], T], words: str, envvar: str | None, metavar: str) -> OptionInfo:
     def parser(value: object) -> T:
         try:
-            return parse(str(value))  # a default is a value already, and reads as it is written
+            return parse(str(value))  # a default is parsed from its own text
         except InvalidInput as error:
             raise typer.BadParameter(f"{error.value!r} {error.reason}") from error
 
@@ -98,10 +98,10 @@ class _Command(Protocol):
 
 
 def dataclass_options(command: Callable[P, None]) -> Callable[P, None]:
-    """Return `command` with the fields of its dataclasses in their place, for typer to read.
+    """Return `command` with each dataclass parameter replaced by its fields, so that typer makes options of them.
 
-    So several commands share what they take, and its help and defaults are written once. A parameter of the
-    command's own stands for a field of the same name, and fills it.
+    Several commands can share a dataclass, so help texts and defaults are written once. If the command has a
+    parameter of the same name as a field, that parameter is the option and also fills the field.
     """
     given = inspect.signature(command, eval_str=True).parameters
     groups = {name: cast("type", p.annotation) for name, p in given.items() if is_dataclass(p.annotation)}
@@ -121,7 +121,7 @@ def dataclass_options(command: Callable[P, None]) -> Callable[P, None]:
 
     flattened.__dict__["__signature__"] = inspect.Signature(parameters)
     flattened.__annotations__ = {p.name: p.annotation for p in parameters}
-    del flattened.__dict__["__wrapped__"]  # typer would read that one's annotations instead
+    del flattened.__dict__["__wrapped__"]  # otherwise typer reads the annotations of the original
     return cast("Callable[P, None]", flattened)
 
 

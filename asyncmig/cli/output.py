@@ -39,7 +39,7 @@ __all__ = [
 
 
 _STEERING = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
-"""Controls, and what changes the direction of text, for a pattern; not the line feed."""
+"""For a regular expression: control characters without the line feed, and marks that change text direction."""
 _CONTROL = re.compile(rf"[\n{_STEERING}]+")
 _CONTROL_IN_LINES = re.compile(rf"[{_STEERING}]+")
 _LONGEST = 300
@@ -47,60 +47,60 @@ _WIDE = 200
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:
-    """Return `text` as one line without control characters or changes of direction, cut at `longest`."""
+    """Return `text` as one line without characters that could control a terminal, cut at `longest` characters."""
     line = _CONTROL.sub(" ", text).strip()
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def escaped(json: str) -> str:
-    """Return JSON text with escapes for the characters that could steer a terminal which shows it; lines stay."""
+    """Return JSON text with escapes for characters that could control a terminal; line feeds stay."""
     return _CONTROL_IN_LINES.sub(lambda found: "".join(f"\\u{ord(each):04x}" for each in found[0]), json)
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and what it counts."""
+    """Return a count and its noun, in the plural if necessary."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def print_line(value: object) -> None:
-    """Print a value as one line of JSON on stdout; all of it is ASCII, so that no text steers a terminal."""
+    """Print a value as one line of JSON on stdout, in ASCII, so that no text can control a terminal."""
     sys.stdout.write(f"{json.dumps(msgspec.to_builtins(value))}\n")
     sys.stdout.flush()
 
 
 def draws(console: Console) -> bool:
-    """Return whether a picture that changes can be drawn: on a terminal, not in a pipe that is merely coloured."""
+    """Return whether a live view can be drawn: on a terminal, not in a pipe for which FORCE_COLOR enables colours."""
     if not console.is_terminal or console.is_dumb_terminal:
         return False
     return console.file.isatty() or "FORCE_COLOR" not in os.environ
 
 
 def is_interactive() -> bool:
-    """Return whether somebody can be asked."""
+    """Return whether a person can answer a prompt: stdin and stdout are terminals."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def data_console() -> Console:
-    """Return the console for data: stdout. In a pipe, where nobody looks, it is wide enough for any table."""
+    """Return the console for data, stdout. In a pipe it is 200 columns wide, so that tables are not wrapped."""
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
 
 
 def words_console() -> Console:
-    """Return the console for progress and warnings: stderr."""
+    """Return the console for progress and warnings, stderr."""
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a text whole: neither wrapped nor taken for markup, and without controls but line feeds."""
+    """Print text unwrapped, without interpreting markup, and without control characters other than line feeds."""
     console.print(Text(_CONTROL_IN_LINES.sub(" ", text), style=style), soft_wrap=True)
 
 
 @final
 class ConsoleHandler(logging.Handler):
-    """Shows the library's warnings as one line each; a traceback becomes its last line.
+    """Prints the library's warnings, one line each, with the error's type and text instead of a traceback.
 
-    Not its events: whoever shows those has words for them.
+    Log records of events are skipped: the live view prints events.
     """
 
     def __init__(self, console: Console) -> None:
@@ -118,17 +118,17 @@ class ConsoleHandler(logging.Handler):
 
 @final
 class GuardedStream(io.TextIOBase):
-    """A stream on which writing raises nothing: what cannot be written is dropped, and `failure` says why.
+    """A stream whose writes never raise: after an error the text is dropped, and `failure` holds the error.
 
-    Characters that its encoding lacks are written as `\\\\xNN` escapes.
+    Characters that its encoding does not have are written as `\\\\xNN` escapes.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self.name = stream, name
         self.failure: OSError | None = None
-        """The first error; None while all is well."""
+        """The first error; None if there was none."""
         self.is_reported: bool = False
-        """Whether the failure was told, so that the exit code need not tell it."""
+        """Whether the failure was reported. Then it does not change the exit code."""
         self._callbacks: list[Callable[[GuardedStream], object]] = []
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -143,15 +143,15 @@ class GuardedStream(io.TextIOBase):
 
     @property
     def trouble(self) -> str:
-        """What went wrong, in words."""
+        """The failure in words."""
         assert self.failure is not None
         if isinstance(self.failure, BrokenPipeError):
-            return f"nobody reads {self.name} any more"
+            return f"{self.name} was closed by its reader"
         return f"{self.name} cannot be written: {self.failure.strerror or self.failure}"
 
     @contextmanager
     def on_failure(self, callback: "Callable[[GuardedStream], object]") -> Generator[None]:
-        """Call `callback` once if the stream fails in the block, or has failed before."""
+        """Call `callback` once if the stream fails inside the block or failed before it."""
         if self.failure is not None:
             callback(self)
         self._callbacks.append(callback)
@@ -183,12 +183,12 @@ class GuardedStream(io.TextIOBase):
             action()
         except OSError as error:
             self._fail(error)
-        except ValueError:  # it was closed
+        except ValueError:  # the stream is closed
             self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
 
     def _fail(self, error: OSError) -> None:
         self.failure = error
-        # What its buffers still hold would fail again when the interpreter ends, and change the exit code.
+        # Buffered text would fail again when the interpreter exits, and change the exit code.
         with contextlib.suppress(OSError, ValueError):
             place = self._stream.fileno()
             null = os.open(os.devnull, os.O_WRONLY)
@@ -200,10 +200,10 @@ class GuardedStream(io.TextIOBase):
 
 @contextmanager
 def guarded() -> Generator[None]:
-    """Guard stdout and stderr until the block ends.
+    """Replace stdout and stderr by guarded streams until the block ends.
 
-    A descriptor that was closed before the program started (`>&-`) is opened on /dev/null: otherwise the next file
-    to be opened, perhaps a sheet, would get its number and receive what is printed.
+    A descriptor that was closed before the program started (`>&-`) is opened on /dev/null. Otherwise the next
+    file that is opened, for example a sheet, would get its number and receive the printed text.
     """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
@@ -218,21 +218,21 @@ def guarded() -> Generator[None]:
 
 
 def guarded_streams() -> Iterator[GuardedStream]:
-    """Yield those of stdout and stderr that are guarded."""
+    """Yield stdout and stderr if they are guarded."""
     for stream in (cast(object, sys.stdout), cast(object, sys.stderr)):
         if isinstance(stream, GuardedStream):
             yield stream
 
 
 def is_unread() -> bool:
-    """Return whether stdout could not be written: nothing more needs to be printed there."""
+    """Return whether a write to stdout failed, so that printing more is useless."""
     return any(stream.name == "stdout" and stream.failure is not None for stream in guarded_streams())
 
 
 def report_failure(words: Console, what: str = "") -> bool:
-    """Say on `words` that stdout could not be written, unless that was done; return whether it is news.
+    """Print on `words` that stdout could not be written, once; return whether this is the first report.
 
-    `what`: begins the sentence. A pipe that nobody reads any more needs no words.
+    `what`: the start of the sentence. A pipe that its reader closed is not an error and prints nothing.
     """
     for stream in guarded_streams():
         stream.flush()
@@ -251,20 +251,20 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by way of a new one beside it, which takes its place. A link at `path` is replaced, not followed.
+    """Write a file atomically: write a new file beside it, then rename. A link at `path` is replaced, not followed.
 
-    Raises `OSError`; the file that was there then stays as it was.
+    Raises `OSError`; then the old file is unchanged.
     """
     part = path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(part, flags, 0o666)  # less the umask, as for any other file
+    descriptor = os.open(part, flags, 0o666)  # minus the umask, like any other file
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

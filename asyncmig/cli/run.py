@@ -238,7 +238,7 @@ def _feed(display: Display, interrupts: Interrupts) -> EventPrinter | None:
     if not display.as_json:
         return None
     loop = asyncio.get_running_loop()
-    abandoned = partial(interrupts.stop, "nobody reads stdout any more")
+    abandoned = partial(interrupts.stop, "stdout was closed by its reader")
     return EventPrinter(clock=loop.time, requests=display.verbose, abandoned=abandoned)
 
 

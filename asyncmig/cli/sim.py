@@ -1,4 +1,4 @@
-"""`asyncmig sim`: the simulator for a client in another process, and the worlds that the commands serve."""
+"""`asyncmig sim`: serve a simulated API to clients in other processes."""
 
 import asyncio
 import ssl
@@ -33,47 +33,47 @@ _SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimOptions:
-    """What `asyncmig sim` can be told."""
+    """The options of `asyncmig sim`."""
 
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes any that is free.")
-    ] = 0
-    seed: Annotated[int, typer.Option(min=0, help="Draws ids and how long runs take, and names the key.")] = 1
-    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 1.0
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 selects a free one.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for ids and durations of runs; it is also part of the API key.")
+    ] = 1
+    speed: Annotated[float, typer.Option(min=0.01, help="Run the clock this many times faster.")] = 1.0
     rate: Annotated[Rate, rate_option("The limit.")] = DEFAULT_RATE
-    scope: Annotated[Scope, typer.Option(help="Whether it counts by endpoint or over the whole key.")] = (
-        "endpoint"
-    )
+    scope: Annotated[
+        Scope, typer.Option(help="What the limit applies to: each endpoint, or the whole API key.")
+    ] = "endpoint"
     profile: Annotated[
-        str, typer.Option(help=f"What kind of server it is: {', '.join(PROFILES)}.", metavar="NAME")
+        str, typer.Option(help=f"The kind of server: {', '.join(PROFILES)}.", metavar="NAME")
     ] = "calm"
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            help="Something to go wrong, NAME or NAME:RATE; repeatable. A wrong name lists them all."
+            help="A fault to inject, NAME or NAME:RATE (0 to 1); repeatable. An unknown name prints the list."
         ),
     ] = None
     ledger: Annotated[
         Path | None,
-        typer.Option(help="Where to write every request, a JSON object a line, and the verdict as the last."),
+        typer.Option(help="File for all requests, one JSON object per line; the last line is the verdict."),
     ] = None
     cert: Annotated[
         Path | None,
         typer.Option(
-            help="Certificate chain (PEM) for localhost: serve https. Clients trust it by SSL_CERT_FILE."
+            help="Certificate chain (PEM) for localhost, to serve https. Clients trust it with SSL_CERT_FILE."
         ),
     ] = None
     cert_key: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM), if that is not in the same file.")
+        Path | None, typer.Option(help="Private key (PEM) of --cert, if it is in another file.")
     ] = None
 
 
 def parse_faults(
     asked: Iterable[str], seed: int, given: Mapping[str, float] | None = None
 ) -> tuple[Faults, Variants]:
-    """Return what `NAME[:RATE]` stand for, besides those `given`.
+    """Return the faults that `NAME[:RATE]` arguments select, in addition to `given`.
 
-    Raises `InvalidInput` for a name or a rate that makes no sense.
+    Raises `InvalidInput` for an unknown name and for a rate outside of 0 to 1.
     """
     wanted = dict(given or {})
     for each in asked:
@@ -87,7 +87,7 @@ def parse_faults(
         if name not in FAULTS and name not in VARIANTS:
             raise InvalidInput("--fault", name, f"is not known; there are {', '.join([*FAULTS, *VARIANTS])}")
         wanted[name] = rate
-    wanted = {name: rate for name, rate in wanted.items() if rate}  # a rate of 0 is not at all
+    wanted = {name: rate for name, rate in wanted.items() if rate}  # a rate of 0 disables a fault
     variants = Variants()
     for name in wanted.keys() - FAULTS.keys():
         variants = variants.having(name, wanted[name])
@@ -102,7 +102,7 @@ def new_world(
     profile: str = "calm",
     variants: Variants | None = None,
 ) -> World:
-    """Return a simulated account with the generator's sources and templates; its key is made from the seed."""
+    """Return a simulated account with the sources and templates of the demo; its API key contains the seed."""
     limit = PROFILES[profile].limit
     return World(
         key=f"sim-key-{seed}",
@@ -116,7 +116,7 @@ def new_world(
 
 
 def world_of(options: SimOptions) -> tuple[World, Faults]:
-    """Return the server that was asked for. Raises `InvalidInput` for names that are not known."""
+    """Return the account and the faults that the options select. Raises `InvalidInput` for unknown names."""
     if options.profile not in PROFILES:
         known = "; ".join(f"{name} ({profile.about})" for name, profile in PROFILES.items())
         raise InvalidInput("--profile", options.profile, f"is not known; there are {known}")
@@ -132,10 +132,10 @@ def world_of(options: SimOptions) -> tuple[World, Faults]:
 
 
 def _tls(options: SimOptions) -> ssl.SSLContext | None:
-    """Return what https takes, if it was asked for. Raises `InvalidInput` for files that are no certificate."""
+    """Return the TLS context for https, or None. Raises `InvalidInput` for files that cannot be used."""
     if options.cert is None:
         if options.cert_key is not None:
-            raise InvalidInput("--cert-key", str(options.cert_key), "is of no use without --cert")
+            raise InvalidInput("--cert-key", str(options.cert_key), "requires --cert")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
@@ -148,12 +148,12 @@ def _tls(options: SimOptions) -> ssl.SSLContext | None:
 
 
 async def serve_until_interrupted(options: SimOptions, data: Console, words: Console) -> None:
-    """Serve on loopback until Ctrl-C, SIGTERM or SIGHUP; print what a client needs, to be pasted into a shell."""
+    """Serve on loopback until SIGINT, SIGTERM or SIGHUP; print the client's environment as a shell command."""
     (world, faults), tls = world_of(options), _tls(options)
     if options.ledger is not None:
         if options.ledger.is_file():
             check_replaceable("--ledger", options.ledger, "a ledger")
-        options.ledger.write_bytes(b"")  # where that cannot be, it is said at once
+        options.ledger.write_bytes(b"")  # fail at once if it cannot be written
     interrupted = asyncio.Event()
     with handling_signals(interrupted.set, interrupted.set):
         async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
@@ -178,7 +178,9 @@ def _write_ledger(path: Path, world: World, verdict: Verdict) -> None:
 
 def _print_verdict(words: Console, world: World, verdict: Verdict) -> None:
     ledger = world.ledger
-    say(words, f"{len(ledger.entries):,} requests came, {ledger.over_the_limit:,} of them over the limit.")
+    say(
+        words, f"{len(ledger.entries):,} requests received, {ledger.over_the_limit:,} of them over the limit."
+    )
     sins = {name.replace("_", " "): count for name, count in asdict(verdict).items() if count}
-    said = ", ".join(f"{n} {name}" for name, n in sins.items()) or "spotless"
+    said = ", ".join(f"{n} {name}" for name, n in sins.items()) or "no violations"
     say(words, f"The ledger's verdict: {said}.")

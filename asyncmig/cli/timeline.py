@@ -1,7 +1,7 @@
-"""What a fleet did when, put together from a session's events for a picture: it is told the time, and draws nothing.
+"""What each customer did when, collected from the events of a session, for the charts of the HTML report.
 
-Each customer is a bar of segments. Requests are counted by endpoint and minute, so that memory grows with customers
-and minutes, not with requests.
+Each customer has a bar of segments. Requests are counted by endpoint and minute, so that memory grows with customers
+and minutes, not with requests. The module reads no clock and draws nothing.
 """
 
 from collections import Counter, defaultdict
@@ -23,18 +23,18 @@ from asyncmig.events import (
 __all__ = ["KINDS", "Bar", "Hold", "Segment", "Timeline"]
 
 KINDS: Final = ("limit", "preparing", "uploading", "running", "unnoticed", "parked", "downloading")
-"""What a segment can be, in the order of a legend."""
+"""The kinds of segments, in the order of the legend."""
 _PICTURES: Final = cast("Mapping[str, str]", PICTURED_AS)
 _PARKED = "needs_attention"
 _MINUTE = 60.0
 _LEAST = 0.01
-"""Seconds below which nothing is worth a segment."""
+"""Seconds; shorter segments are left out."""
 _MOST = 256
-"""Segments of one customer; whatever comes after them lengthens the last."""
+"""The most segments of one customer; later time is added to the last one."""
 
 
 class Segment(NamedTuple):
-    """One customer was at one thing for so long; times are seconds since the beginning."""
+    """A period in which a customer was in one state. Times are seconds since the start."""
 
     kind: str
     start: float
@@ -42,7 +42,7 @@ class Segment(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """After a 429 nothing was sent to a budget; times are seconds since the beginning."""
+    """A period after a 429 in which no request of a budget was sent. Times are seconds since the start."""
 
     start: float
     end: float
@@ -50,23 +50,23 @@ class Hold(NamedTuple):
 
 @dataclass(slots=True)
 class Bar:
-    """What one customer was at, in order."""
+    """The states of one customer, in order."""
 
     external_id: str
     segments: list[Segment] = field(default_factory=list["Segment"])
     kind: str | None = None
-    """What it is at now; None before it begins and after its end."""
+    """The present state; None before the start and after the end."""
     since: float = 0.0
     refused_at: float | None = None
-    """When a request of its own was answered 429 and has not been repeated yet."""
+    """When a request of the customer got a 429 that has not been repeated yet; otherwise None."""
 
     def turn(self, kind: str | None, at: float) -> None:
-        """Be at something else from `at` on."""
+        """Change to another state at time `at`."""
         self._add(self.kind, at)
         self.kind = kind
 
     def cut(self, kind: str, start: float, at: float) -> None:
-        """Count the time from `start` to `at` as `kind`; what it is at goes on."""
+        """Record the time from `start` to `at` as `kind`; then the present state continues."""
         if self.kind is not None:
             self._add(self.kind, max(self.since, start))
             self._add(kind, at)
@@ -83,7 +83,7 @@ class Bar:
 
 @final
 class Timeline:
-    """Takes events, and answers what happened; it may be asked once it has ended."""
+    """Collects events; after `end` its attributes describe what happened."""
 
     __slots__ = (
         "_at_work",
@@ -100,28 +100,28 @@ class Timeline:
     )
 
     def __init__(self, *, began: float, window: float = _MINUTE) -> None:
-        """`began`: the time that is zero; `window`: the seconds over which the server counts."""
+        """`began`: the loop's time at the start. `window`: seconds of the server's rate-limit window."""
         self._epoch = began
         self._bars: dict[str, Bar] = {}
         self._companies: dict[str, Bar] = {}
         self._at_work: dict[Hashable, Bar] = {}
         self.bin: float = max(_MINUTE, window)
-        """Seconds over which requests are counted together."""
+        """Width in seconds of the bins in which requests are counted."""
         self.sent: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """Requests by endpoint and bin."""
         self.refused: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """429s by endpoint and bin."""
         self.longest_waits: dict[str, float] = {}
-        """The longest wait for the limit, in seconds, by endpoint; those of polls are no news."""
+        """The longest wait for the limit, in seconds, by endpoint; without the waits of polls."""
         self.holds: defaultdict[str, list[Hold]] = defaultdict(list)
-        """By budget; `*`: one for the whole key."""
+        """By budget; `*` is the budget of the whole key."""
         self.noticed: list[float] = []
-        """For each run that was seen to go on and then to have ended: how long ago, at most, it had."""
+        """For each run whose end was observed: the most seconds by which it was noticed late."""
         self.length: float = 0.0
-        """Seconds from the beginning to the last that was heard of."""
+        """Seconds from the start to the last event."""
 
     def note(self, event: Event, by: Hashable = None) -> None:
-        """Take an event. `by`: the task in which it happened; it tells whose request is one without an id."""
+        """Record an event. `by`: the task that emitted it; it identifies the customer of a request."""
         at = self._since(event.at)
         match event:
             case MigrationChanged():
@@ -142,7 +142,7 @@ class Timeline:
                 pass
 
     def end(self, now: float) -> None:
-        """End every bar here."""
+        """End all bars at time `now`."""
         at = self._since(now)
         for bar in self._bars.values():
             bar.turn(None, at)
@@ -150,11 +150,11 @@ class Timeline:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What any customer was at."""
+        """The kinds of all segments."""
         return frozenset(segment.kind for bar in self._bars.values() for segment in bar.segments)
 
     def bar(self, external_id: str) -> Bar:
-        """Return the bar of a customer; it is empty if nothing was heard of it."""
+        """Return the bar of a customer; empty if it had no events."""
         return self._bars.get(external_id) or Bar(external_id)
 
     def _since(self, at: float) -> float:

@@ -190,7 +190,7 @@ class Fleet(AsyncOnly):
         """
         self._guard.loop()
         self._draining = True
-        self._session.close(SessionClosed("interrupted: the same command goes on from here"))
+        self._session.close(SessionClosed("interrupted: the same command continues from here"))
         with anyio.move_on_after(timeout):
             await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
             return

@@ -66,7 +66,7 @@ def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: py
     monkeypatch.setattr("asyncmig.cli.demo.generate", another)
     result = cli("demo", "--customers", "5")
     assert result.code == 1
-    assert "did not come as planned" in result.out
+    assert "differences from the plan" in result.out
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_demo_touches_no_folder_that_holds_something_else(cli: Cli, tmp_path
     mine.write_text("years of work", encoding="utf-8")
     result = cli("demo", "--out", "mine")
     assert result.code == 2
-    assert "holds something that no demo wrote" in result.err
+    assert "was not written by a demo" in result.err
     assert mine.read_text(encoding="utf-8") == "years of work"
 
 
@@ -122,4 +122,4 @@ def test_sim_prints_what_a_client_needs_and_run_uses_it(
     _, words = process.communicate(timeout=10)
     assert result.code == 3, result.err
     assert process.returncode == 0
-    assert re.search(r"\d+ requests came, 0 of them over the limit", words), words
+    assert re.search(r"\d+ requests received, 0 of them over the limit", words), words

@@ -50,7 +50,7 @@ def test_a_terminal_shows_how_far_it_is_and_ctrl_c_ends_in_order(
         terminal.wait_for("of the limit:")
         terminal.wait_for("acme  running")
         terminal.type("\x03")
-        terminal.wait_for("Interrupted: nothing new is started")
+        terminal.wait_for("Interrupted: no new work is started")
         assert terminal.end() == 75
     assert "to go on here:" in terminal.text
     assert "\x1b[" in terminal.raw

@@ -71,7 +71,7 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     said = (
         "the terminal was closed (SIGHUP)"
         if number is signal.SIGHUP
-        else "Interrupted: nothing new is started"
+        else "Interrupted: no new work is started"
     )
     assert said in err
     assert "What was begun at the server goes on there; to go on here:\n  asyncmig run" in out
@@ -139,7 +139,7 @@ def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == 75, err
-    assert "Ending early: nobody reads stdout any more" in err
+    assert "Ending early: stdout was closed by its reader" in err
     assert "BrokenPipe" not in err
     rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]

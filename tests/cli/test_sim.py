@@ -90,7 +90,7 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytes
     [
         (["--profile", "nonsense"], "calm (nothing goes wrong"),
         (["--cert", "nothing.pem"], "cannot be used"),
-        (["--cert-key", "key.pem"], "without --cert"),
+        (["--cert-key", "key.pem"], "requires --cert"),
         (["--ledger", "no/such/folder/ledger"], "No such file"),
     ],
 )

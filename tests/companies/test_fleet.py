@@ -124,7 +124,7 @@ async def test_drained_it_says_so_and_goes_on_later(
         outcomes = [await each for each in running]
         late = await fleet.submit(customer("late"))
     assert all(isinstance(outcome, Pending) for outcome in [*outcomes, late])
-    assert "goes on from here" in outcomes[0].error  # type: ignore[union-attr]
+    assert "continues from here" in outcomes[0].error  # type: ignore[union-attr]
     async with opens() as session:
         again = await run(session, specs, journal, tmp_path)
     assert all(isinstance(outcome, Delivered) for outcome in again.values())
