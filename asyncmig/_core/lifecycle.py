@@ -6,7 +6,10 @@ Each API generation states its own tables; nothing here has a value of its own. 
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Lifecycle", "Phase"]
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+__all__ = ["HasStatus", "Lifecycle", "Phase"]
 
 
 class Phase(enum.Enum):
@@ -15,6 +18,16 @@ class Phase(enum.Enum):
     ACTIVE = "active"
     PARKED = "parked"
     TERMINAL = "terminal"
+
+
+class HasStatus(Struct, frozen=True, kw_only=True):
+    """A reply with the status of a run, in the contract's spelling: in lower case, without spaces around it."""
+
+    status: str
+
+    def __post_init__(self) -> None:
+        status = self.status.strip().lower()
+        force_setattr(self, "status", "canceled" if status == "cancelled" else status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import Unreadable, convert
-from asyncmig._core.lifecycle import Phase
+from asyncmig._core.lifecycle import HasStatus, Phase
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.caller import Call
 from asyncmig._io.context import SessionContext
@@ -37,7 +37,7 @@ from asyncmig.companies.wire import (
 from asyncmig.customers.ids import IMPORT, checked_id
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import Custom, NeedsAttention
-from asyncmig.errors import BadRequest, Conflict, InvalidInput, UnknownOutcome
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, UnknownOutcome
 
 __all__ = ["ImportRun", "Imports"]
 
@@ -47,6 +47,8 @@ _FRESH = 10.0
 _PAGES = 1000
 """Pages of a list that are asked for: a server could name a next one for ever."""
 _ROWS = "rows.csv"
+_NO_LIST = frozenset({400, 404, 405, 501})
+"""The statuses of a server that has no list of imports."""
 # In `Imports` the name `list` is a method, where tools that evaluate annotations do not find the type.
 _Runs: TypeAlias = MutableSequence["ImportRun"]
 _Arrived: TypeAlias = dict[str, list[Uploaded]]
@@ -174,10 +176,14 @@ class Imports:
         if state is None:
             return None
         if not (state.run_id or state.id):
-            async for listed in self.list(rank=rank):
-                if listed.status not in routes.IMPORT.terminal:
-                    state = listed
-                    break
+            try:
+                async for listed in self.list(rank=rank):
+                    if listed.status not in routes.IMPORT.terminal:
+                        state = listed
+                        break
+            except ApiError as error:
+                if error.status not in _NO_LIST:
+                    raise
         return self.found(state)
 
     def found(self, state: ImportState) -> "ImportRun":
@@ -329,7 +335,7 @@ class ImportRun(Run[ImportState]):
                 try:
                     # An earlier attempt may have been slow rather than lost, so the run is read once more first.
                     if not attempts.doubts or await self._still_asks(shown):
-                        status = (await self._context.caller.call(call, _DecisionReply)).status or ""
+                        status = (await self._context.caller.call(call, _DecisionReply)).status
                 except UnknownOutcome as error:
                     if await self._still_asks(shown):
                         raise RetryableFailure(error) from error
@@ -396,10 +402,10 @@ def _asked(state: ImportState) -> NeedsAttention | None:
     return (state.needs_attention or NeedsAttention()) if state.status in routes.IMPORT.parked else None
 
 
-class _DecisionReply(msgspec.Struct, frozen=True):
+class _DecisionReply(HasStatus, frozen=True, kw_only=True):
     """The answer to a decision."""
 
-    status: str | None = None
+    status: str = ""
 
 
 def _checked_files(files: object) -> list[Path | Uploaded]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from asyncmig._core.lifecycle import HasStatus
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.report import ImportReport
 from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
@@ -150,17 +151,16 @@ class ImportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rows: Raw | UnsetType = UNSET
 
 
-class RunStarted(Struct, frozen=True, kw_only=True):
+class RunStarted(HasStatus, frozen=True, kw_only=True):
     """The answer to a start or a decision. Its `poll_url` is not read: URLs are built from ids alone."""
 
     run_id: str
     status: str = "queued"
 
 
-class ImportState(Struct, frozen=True, kw_only=True):
+class ImportState(HasStatus, frozen=True, kw_only=True):
     """One reading of an import run."""
 
-    status: str
     run_id: str | None = None
     id: str | None = None
     progress_message: str | None = None

@@ -2,6 +2,7 @@
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from asyncmig._core.lifecycle import HasStatus
 from asyncmig.customers.outcome import ExportMode, ExportResult, ExportSummary
 
 __all__ = ["ExportBody", "ExportReport", "ExportState", "Selection", "summary_of"]
@@ -65,10 +66,9 @@ class ExportReport(Struct, frozen=True, kw_only=True):
         return not self.failed and not self.hollow and not self.unlisted_failures
 
 
-class ExportState(Struct, frozen=True, kw_only=True):
+class ExportState(HasStatus, frozen=True, kw_only=True):
     """One reading of an export run."""
 
-    status: str
     run_id: str | None = None
     progress_message: str | None = None
     """What it does at present, for people."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from inprocess import Fault, InProcess
 
-from asyncmig import BadRequest, Company, Conflict, ImportState, InvalidInput
+from asyncmig import BadRequest, Company, Conflict, ImportState, InvalidInput, RunCanceled
 from asyncmig.simulator import Reply, World
 from asyncmig.simulator.companies.variants import PAGES
 
@@ -264,3 +264,34 @@ async def test_a_run_that_the_server_does_not_name_cannot_be_waited_for(
             with pytest.raises(InvalidInput, match="run_id"):
                 await attempt()
         assert len(wire.sent) == before
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+async def test_a_server_without_a_list_leaves_the_active_import_nameless(
+    status: int, opens: Opens, wire: InProcess
+) -> None:
+    replies = [Reply(status=200, body=b'{"status": "running"}'), Reply(status=status, body=b"{}")]
+    wire.fault = lambda method, path, number: Fault(instead=replies[min(number, 2) - 1])
+    async with opens() as session:
+        run = await session.companies.open("c").imports.recover()
+    assert run is not None
+    assert run.id == ""
+
+
+@pytest.mark.parametrize("spelling", [str.upper, str.title, " {}\n".format])
+async def test_an_end_is_noticed_however_its_status_is_spelled(
+    spelling: Callable[[str], str], opens: Opens, wire: InProcess
+) -> None:
+    reply = Reply(status=200, body=json.dumps({"status": spelling("completed")}).encode())
+    wire.fault = lambda method, path, number: Fault(instead=reply) if path.endswith("/r") else None
+    async with acme(opens) as company:
+        assert (await company.imports.open("r").wait()).status == "completed"
+        assert (await company.exports.open("r").wait()).status == "completed"
+
+
+async def test_a_british_spelling_ends_a_run(opens: Opens, wire: InProcess) -> None:
+    reply = Reply(status=200, body=b'{"status": "Cancelled", "error": "by the customer"}')
+    wire.fault = lambda method, path, number: Fault(instead=reply) if path.endswith("/r") else None
+    async with acme(opens) as company:
+        with pytest.raises(RunCanceled, match="by the customer"):
+            await company.imports.open("r").wait()
