@@ -76,13 +76,13 @@ def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
 APPEND = """
 import sys
 from pathlib import Path
-from asyncmig._io.send_log import RecentLog
+from asyncmig._io.send_log import SendLog
 name, count = sys.argv[2], int(sys.argv[3])
 for number in range(count):
     if number % 10 == 0:  # each time it compacts the file
         if number:
             log.close()
-        log = RecentLog(Path(sys.argv[1]))
+        log = SendLog(Path(sys.argv[1]))
         log.open()
     log.note("sent", "GET /x", f"{name}{number:031x}")
     if number == count // 2:
@@ -207,7 +207,7 @@ def test_a_huge_log_is_read_in_little_memory(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100 * 1024 * 1024)  # takes no room on the disk
         file.seek(0, os.SEEK_END)
-        file.write(b"done 1600000000.123 GET /sources\n" * 300_000)
+        file.write(b"done 1600000000.123 GET /sources\n" * 100_000)
         file.write(f"sent {now:.3f}+120 {ENDPOINT} #{slot}\n".encode())
     tracemalloc.start()
     try:
