@@ -14,6 +14,8 @@ class CutProxy:
         self._url = urlsplit(url)
         self.open = asyncio.Event()
         self.open.set()
+        self.refuses = False
+        """Whether connections are closed as soon as they are opened."""
         self.last_words = b""
         """What passes to the server once, and then all connections break."""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -45,6 +47,9 @@ class CutProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(asyncio.current_task())
+        if self.refuses:
+            writer.close()
+            return
         await self.open.wait()
         there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
         self._writers |= {writer, back}

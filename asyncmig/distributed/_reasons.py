@@ -53,9 +53,13 @@ def place_of(server: Server) -> str:
     return f"{_KINDS[server.kind]} at {server.host}"
 
 
-def reason_of(error: BaseException, server: Server) -> str:
-    """Return why a server cannot be used, without any text that came from the URL."""
-    reason = _reason(error, server)
+def reason_of(error: BaseException, server: Server, *, was_used: bool = False) -> str:
+    """Return why a server cannot be used, without any text that came from the URL.
+
+    `was_used`: whether it could be used before, so that it is the right kind of server.
+    """
+    protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
+    reason = _reason(error, server).format(protocol="it closed the connection" if was_used else protocol)
     without_tls = server.scheme == "rediss" and reason == _SILENT  # Redis waits for the end of a line
     return f"{reason}, or not with TLS" if without_tls else reason
 
@@ -75,14 +79,13 @@ def _reason(error: BaseException, server: Server) -> str:
             return (
                 f"{what} {'does not exist' if isinstance(each, FileNotFoundError) else 'may not be opened'}"
             )
-    protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
     for each in chain:
         text = re.sub(
             r"\"[^\"]*\"", "", f"{type(each).__name__} {each}"
         )  # names of hosts, users and databases
         for pattern, reason in _BY_TEXT:
             if re.search(pattern, text, re.IGNORECASE):
-                return reason.format(protocol=protocol)
+                return reason
     return f"the connection failed with {type(error).__name__}"
 
 

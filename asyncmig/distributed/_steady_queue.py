@@ -7,10 +7,10 @@ server's where it is stored, and this machine's in memory.
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import ClassVar, cast, final
+from typing import ClassVar, TypeVar, cast, final
 
 from saq.job import Job, Status
 from saq.queue import Queue
@@ -21,8 +21,9 @@ from asyncmig._core.server_address import Server, parse_server
 from asyncmig.distributed._reasons import place_of, reason_of
 from asyncmig.errors import QueueUnavailable
 
-__all__ = ["AnyQueue", "open_queue", "real_seconds"]
+__all__ = ["AnyQueue", "RareWarnings", "open_queue", "real_seconds"]
 
+T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 _sweeping: ContextVar[bool] = ContextVar("_sweeping", default=False)
 """Whether this task sweeps."""
@@ -34,9 +35,28 @@ _CONNECT_WITHIN = 10.0
 _CLOSE_WITHIN = 2.0
 """Real seconds that closing the connections may take."""
 _SAY_EVERY = 30.0
-"""Real seconds between two warnings about a server that is away."""
+"""Real seconds between two warnings of the same words."""
 _ABORT_WITHIN = 0.5
 """Real seconds that a worker has to end a job that looks dead; SAQ's 5 s, for each job, are long after a kill."""
+
+
+@final
+class RareWarnings:
+    """Warnings that a loop would repeat: each is logged at most once in 30 real seconds."""
+
+    __slots__ = ("_quiet_until",)
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[str, float] = {}
+        """The loop's time until which a warning is not logged again."""
+
+    def log(self, text: str, *, about: str | None = None) -> None:
+        """Log `text`, unless one `about` the same was logged lately; by default the text tells what it is about."""
+        now, key = asyncio.get_running_loop().time(), about or text
+        self._quiet_until = {known: until for known, until in self._quiet_until.items() if until > now}
+        if key not in self._quiet_until:
+            self._quiet_until[key] = now + real_seconds(_SAY_EVERY)
+            _log.warning("%s", text)
 
 
 class AnyQueue(Queue):
@@ -89,8 +109,7 @@ class _Steady(AnyQueue):
     clock: _Clock
     first_seen: dict[str, int]
     server: Server
-    quiet_until: float
-    """The time of the loop before which nothing is said about a server that is away."""
+    warnings: RareWarnings
 
     def __repr__(self) -> str:
         return (
@@ -144,13 +163,9 @@ class _Steady(AnyQueue):
         raise NotImplementedError
 
     def warn(self, error: Exception) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self.quiet_until:
-            return
-        self.quiet_until = now + real_seconds(_SAY_EVERY)
         if not isinstance(error, QueueUnavailable):
-            error = QueueUnavailable(place_of(self.server), reason_of(error, self.server))
-        _log.warning("%s; waiting for it", error)
+            error = QueueUnavailable(place_of(self.server), reason_of(error, self.server, was_used=True))
+        self.warnings.log(f"{error}; waiting for it")
 
     async def _set_clock(self) -> None:
         self.clock.ahead = round(await self.server_now() * 1000) - now()
@@ -179,15 +194,45 @@ class _Steady(AnyQueue):
         except self.away as error:
             self.warn(error)
 
+    async def jobs(self, job_keys: Iterable[str]) -> list[Job | None]:
+        """Return jobs by their keys; wait while the server is away."""
+        keys = list(job_keys)
+        return await self._outlast(lambda: super(_Steady, self).jobs(keys))  # type: ignore[safe-super]  # as above
+
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
-        """Write a job's end, unless the job is lost or another worker has it: the end would be another job's."""
-        if "connection" in kwargs or await self._is_ours(job):  # with a connection it was read there
+        """Write a job's end, unless the job is lost or another worker has it: the end would be another job's.
+
+        Waits while the server is away: the end is what the worker knows and the queue does not.
+        """
+        if "connection" in kwargs:  # the job was read there, in the same transaction
             await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # as they came
+            return
+
+        async def finish() -> None:
+            if await self._is_ours(job):
+                await super(_Steady, self).finish(job, status, **kwargs)  # type: ignore[arg-type]  # as they came
+
+        await self._outlast(finish)
 
     async def retry(self, job: Job, error: str | None) -> None:
-        """Put a job back into the queue, unless it is lost or another worker has it."""
-        if await self._is_ours(job):
-            await super().retry(job, error)
+        """Put a job back into the queue, unless it is lost or another worker has it.
+
+        While the server is away, the job is left to the sweep of another worker: this one may be stopping.
+        """
+        try:
+            if await self._is_ours(job):
+                await super().retry(job, error)
+        except self.away as failure:
+            self.warn(failure)
+
+    async def _outlast(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step that is harmless to repeat; while the server is away, wait for it."""
+        while True:
+            try:
+                return await step()
+            except self.away as error:
+                self.warn(error)
+            await asyncio.sleep(real_seconds(_PAUSE))
 
     async def _is_ours(self, job: Job) -> bool:
         stored = await self.stored(job)
@@ -255,22 +300,23 @@ def _redis(server: Server, name: str) -> AnyQueue:
 
     clock = _Clock()
     queue = SteadyRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server, queue.quiet_until = clock, {}, server, 0.0
+    queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
 
 
 def _postgres(server: Server, name: str) -> AnyQueue:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
-    from saq.queue.postgres import PostgresQueue
+    from saq.queue.postgres import ListenMultiplexer, PostgresQueue
 
     class SteadyPostgresQueue(_Steady, PostgresQueue):
         away = (psycopg.Error, OSError)
 
         async def reach(self) -> None:  # the pool would try for half a minute, and not say what is wrong
-            await (
-                await psycopg.AsyncConnection.connect(server.text, connect_timeout=int(_CONNECT_WITHIN))
-            ).close()
+            self.pool.timeout = real_seconds(_PATIENCE)
+            self._listener = SteadyListener(self.pool, self._channel)  # pyright: ignore[reportArgumentType]  # it is one
+            seconds = int(real_seconds(_CONNECT_WITHIN))
+            await (await psycopg.AsyncConnection.connect(server.text, connect_timeout=seconds)).close()
 
         async def abandon(self) -> None:
             await self.pool.close()  # SAQ does so only for a queue that is connected
@@ -281,10 +327,17 @@ def _postgres(server: Server, name: str) -> AnyQueue:
                 (seconds,) = await answer.fetchone() or (0.0,)
                 return float(seconds)
 
+    class SteadyListener(ListenMultiplexer):
+        async def _start(self) -> None:
+            try:
+                await super()._start()
+            except SteadyPostgresQueue.away as error:  # the next `dequeue` starts it again
+                queue.warn(error)
+
     server.checked("queue", conninfo_to_dict)
     clock = _Clock()
     queue = SteadyPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server, queue.quiet_until = clock, {}, server, 0.0
+    queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
 
 

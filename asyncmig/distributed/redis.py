@@ -47,7 +47,8 @@ def checked_redis(field: str, url: str) -> Server:
 def _unconnected(client: Redis) -> AbstractConnection:
     """Return a connection that is not open: redis-py checks most options of a URL only here."""
     pool = client.connection_pool
-    return pool.connection_class(**pool.connection_kwargs)
+    settings = cast("dict[str, Never]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
+    return pool.connection_class(**settings)
 
 
 def redis_client(server: Server, **options: object) -> Redis:

@@ -44,7 +44,7 @@ from asyncmig.customers.outcome import Decision, Outcome, Parked
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._environment import read_environment
-from asyncmig.distributed._steady_queue import AnyQueue, open_queue, real_seconds
+from asyncmig.distributed._steady_queue import AnyQueue, RareWarnings, open_queue, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.jobs.migrate import migrate_safely, pending
@@ -64,8 +64,8 @@ _KEPT = 7 * 24 * 3600
 """Seconds for which a result is kept."""
 _DRAIN = 30.0
 """Seconds that requests in flight have to end in when a worker is stopped."""
-_SAY_EVERY = 30.0
-"""Real seconds between two warnings about a journal that cannot be opened."""
+_SLOW = 30.0
+"""Real seconds after which a journal that is still being opened is reported."""
 _LOOK_AGAIN = 0.5
 """Real seconds between looks at jobs, or at a customer that somebody else holds."""
 
@@ -281,6 +281,7 @@ class _Work:
         "_session",
         "_steps",
         "_to",
+        "_warnings",
     )
 
     def __init__(
@@ -295,7 +296,7 @@ class _Work:
         """The step that each customer is at, by external id."""
         self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
         self._to, self._options, self._connections = to, options, connections
-        self._inputs = Inputs()
+        self._inputs, self._warnings = Inputs(), RareWarnings()
 
     async def start(self, context: _Context) -> None:
         """Open the journal and the session; while the journal is away, wait for it, unless the worker is stopped."""
@@ -305,10 +306,10 @@ class _Work:
         )
         try:
             while not (opening.done() or stopped.done()):
-                pause = real_seconds(_SAY_EVERY)
+                pause = real_seconds(_SLOW)
                 await asyncio.wait([opening, stopped], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if not (opening.done() or stopped.done()):
-                    _log.warning("the journal cannot be opened yet; waiting for it")
+                    self._warnings.log("the journal cannot be opened yet; waiting for it")
         finally:
             opening.cancel()
             stopped.cancel()
@@ -323,7 +324,7 @@ class _Work:
                     self._journal = await exits.enter_async_context(self._open_journal())
                     break
                 except JournalUnavailable as error:
-                    _log.warning("%s; waiting for it", error)
+                    self._warnings.log(f"{error}; waiting for it")
                 await asyncio.sleep(real_seconds(_LOOK_AGAIN))
             self._session = await exits.enter_async_context(self._open_session())
             exits.enter_context(self._session.events.subscribe(self._note))
@@ -410,7 +411,7 @@ class _Work:
                 if (result := await _result_of_another(job)) is not None:
                     return result
             except JournalError as error:
-                _log.warning("%s: %s", spec.external_id, error)
+                self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
             await asyncio.sleep(real_seconds(_LOOK_AGAIN))
 
 
@@ -445,7 +446,7 @@ async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -
             if stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
                 await job.update()
         except queue.away as error:
-            _log.warning("no heartbeat of %s: %s", job.key, type(error).__name__)
+            queue.warn(error)
 
 
 def _deciding(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:

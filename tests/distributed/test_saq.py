@@ -1,16 +1,18 @@
 """Jobs on real queues, with workers in this process: parks, decisions, aborts, shutdown, take-over."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import redis
+from cutproxy import CutProxy
 from farm import customers
 from inprocess import BASE_URL, KEY, InProcess
 from saq.worker import Worker
@@ -19,6 +21,8 @@ from asyncmig import Decision, Delivered, Failed, InvalidInput, MemoryJournal, P
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed._steady_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
+from asyncmig.errors import JournalUnavailable
+from asyncmig.journal import ClaimPort
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 from asyncmig.simulator.server.clock import fast_loop
 
@@ -51,17 +55,18 @@ class Place:
         sweep: int = 600,
         connections: Any = None,
         root: Path | None = None,
+        journal: Any = None,
     ) -> AsyncIterator[Worker]:
         """Run a worker in this process until the block ends; then it is told to stop."""
 
         @asynccontextmanager
-        async def journal() -> AsyncIterator[MemoryJournal]:
+        async def own_journal() -> AsyncIterator[MemoryJournal]:
             yield self.journal
 
         told = worker_settings(
             self.url,
             session=lambda: Session(KEY, BASE_URL, transport=InProcess(self.world, latency=latency)),
-            journal=journal,
+            journal=journal or own_journal,
             to=self.folder / "out",
             options=MigrationOptions(decide=decide, root=root),
             concurrency=4,
@@ -313,6 +318,79 @@ def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> 
             assert [type(outcome) for outcome in await following] == [Delivered]
 
     run(main())
+
+
+def test_a_queue_that_goes_away_gets_the_outcomes_later_and_costs_one_warning(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        specs = customers(place.folder / "in", 3)
+        async with (
+            CutProxy(place.url) as proxy,
+            place.queue() as queue,
+            replace(place, url=proxy.url).worker(),
+        ):
+            following = asyncio.ensure_future(_all(queue, specs))
+            await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"] == 3)
+            proxy.refuses = True
+            proxy.break_off()
+            await until(lambda: len(list((place.folder / "out").glob("*/Contacts.csv"))) == 3)
+            await asyncio.sleep(2 * SPEED)
+            assert not following.done()
+            proxy.refuses = False
+            assert {type(outcome) for outcome in await following} == {Delivered}
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    assert not [record for record in caplog.records if record.exc_info and record.name in ("saq", "asyncio")]
+    said = [record.getMessage() for record in caplog.records if "the queue" in record.getMessage()]
+    assert 1 <= len(said) <= 2  # connections that break, and connections that are refused
+    assert not any("protocol" in text for text in said)
+
+
+class AwayJournal:
+    """A journal that cannot be opened, or cannot be claimed from, while `away`."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self._journal, self.away = journal, True
+        self.tries = 0
+
+    def check(self) -> None:
+        self.tries += 1
+        if self.away:
+            raise JournalUnavailable("fleet.db", "is locked")
+
+    async def claim(self, external_id: str) -> ClaimPort:
+        self.check()
+        return await self._journal.claim(external_id)
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_worker_whose_journal_is_away_warns_once_and_goes_on(
+    redis_url: str, prefix: str, tmp_path: Path, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(redis_url, prefix, tmp_path)
+    journal = AwayJournal(place.journal)
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[AwayJournal]:
+        if not opens:
+            journal.check()
+        yield journal
+
+    async def main() -> None:
+        specs = customers(tmp_path / "in", 3)
+        async with place.queue() as queue, place.worker(journal=opening):
+            following = asyncio.ensure_future(_all(queue, specs))
+            await until(lambda: journal.tries > 6)
+            journal.away = False
+            assert {type(outcome) for outcome in await following} == {Delivered}
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "asyncmig"]
+    assert "is locked" in line
+    assert "waits for it" in line or "waiting for it" in line
 
 
 def test_a_queue_that_lost_its_memory_is_given_the_job_again(
