@@ -20,6 +20,7 @@ class Document:
 
     name: str
     text: str
+    is_module: bool = False
 
     def blocks(self, language: str) -> list[str]:
         """Return the code blocks of a language, in order."""
@@ -48,8 +49,10 @@ def docstrings() -> Iterator[Document]:
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             if text := ast.get_docstring(node):
-                name = module if isinstance(node, ast.Module) else f"{module}.{node.name}"
-                yield Document(name, text)
+                if isinstance(node, ast.Module):
+                    yield Document(module, text, is_module=True)
+                else:
+                    yield Document(f"{module}.{node.name}", text)
 
 
 def document(name: str) -> Document:

@@ -93,14 +93,35 @@ def run_document(
     async def main() -> None:
         async with serve(world) as serving:
             monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
-            await documents.run_blocks(text.name, text.blocks("python"), names)
-            await then(names, world)
+            with_handles = text.name.startswith("asyncmig.") and not text.is_module
+            if with_handles:
+                await documents.run_blocks("handles", [HANDLES], names)
+            try:
+                await documents.run_blocks(text.name, text.blocks("python"), names)
+                await then(names, world)
+            finally:
+                if with_handles:
+                    session = names["session"]
+                    assert isinstance(session, asyncmig.Session)
+                    await session.__aexit__(None, None, None)
 
     with asyncio.Runner(loop_factory=lambda: fast_loop(60)) as runner:
         runner.run(main())
 
 
 async def nothing(names: dict[str, object], world: World) -> None: ...
+
+
+HANDLES = """
+session = await asyncmig.Session().__aenter__()
+source = (await session.companies.sources())[0]
+company = await session.companies.create(
+    name="Acme", source=source, external_id="acme", connections={"destination": {"base_url": "https://crm.example"}}
+)
+run = await company.imports.start(rows=[{"Email": "x@example.com", "Last Name": "X"}])
+await run.wait()
+"""
+"""What examples of methods use: an open session, a company, and its completed import."""
 
 
 @pytest.mark.parametrize(

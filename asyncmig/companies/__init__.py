@@ -1,1 +1,1 @@
-"""The first generation of the Migration API: the only place that knows its routes and shapes."""
+"""The API generation "companies": the only unit that knows its routes, fields and statuses."""

@@ -1,4 +1,4 @@
-"""The catalogue of an account, and the way to its companies: provision one, or open one by its id."""
+"""The catalogue of an account (sources, templates), and the creation and opening of companies."""
 
 from collections.abc import Sequence
 from typing import TypeVar, final
@@ -25,7 +25,7 @@ _Listed = TypeVar("_Listed", Sources, Templates)
 
 @final
 class Companies:
-    """The first generation of the API: one company for each customer's migration."""
+    """The API generation "companies", as `session.companies`: one company for each customer."""
 
     __slots__ = ("_context",)
 
@@ -33,43 +33,55 @@ class Companies:
         self._context = context
 
     async def sources(self) -> tuple[Source, ...]:
-        """Return the account's sources. Raises `NotFound` where the server does not list them: use ids.
+        """Return the account's sources; one request.
 
+        ```python
         for source in await session.companies.sources():
             print(source.id, source.name)
+        ```
+
+        Raises `NotFound` if the server does not list sources: then use ids.
         """
         return (await self._listed(routes.LIST_SOURCES, Sources)).sources
 
     async def templates(self) -> tuple[Template, ...]:
-        """Return the account's templates. Raises `NotFound` where the server does not list them: use ids.
+        """Return the account's templates; one request.
 
+        ```python
         required = {
             template.name: [column.name for column in template.columns if column.required]
             for template in await session.companies.templates()
         }
+        ```
+
+        Raises `NotFound` if the server does not list templates: then use ids.
         """
         return (await self._listed(routes.LIST_TEMPLATES, Templates)).templates
 
     @checked_call
     async def source(self, wanted: str, /) -> Source:
-        """Return the source of this name, or of this id; one request.
+        """Return the source with this name or id; one request.
 
-            hubspot = await session.companies.source("HubSpot")
-            company = await session.companies.create(name="Acme", source=hubspot.id)
+        ```python
+        hubspot = await session.companies.source("HubSpot")
+        beta = await session.companies.create(name="Beta", source=hubspot.id, external_id="beta")
+        ```
 
-        Raises `InvalidInput` that lists the names if there is none, or the ids if there are several of the name;
-        `NotFound` where the server does not list its sources: give the id itself to `create`.
+        Raises `InvalidInput` that lists the known names if no source has the name, or the ids if several have it;
+        `NotFound` if the server does not list its sources: then pass the id itself to `create`.
         """
         return named("source", wanted, await self.sources())
 
     @checked_call
     async def template(self, wanted: str, /) -> Template:
-        """Return the template of this name, or of this id; one request.
+        """Return the template with this name or id; one request.
 
-            contacts = await session.companies.template("Contacts")
-            company = await session.companies.create(name="Acme", source=source_id, template_ids=[contacts.id])
+        ```python
+        contacts = await session.companies.template("Contacts")
+        gamma = await session.companies.create(name="Gamma", source=source.id, template_ids=[contacts.id])
+        ```
 
-        Raises as `source` does.
+        Raises the same errors as `source`.
         """
         return named("template", wanted, await self.templates())
 
@@ -84,23 +96,29 @@ class Companies:
         connections: Connections | None = None,
         rank: float = 0.0,
     ) -> Company:
-        """Provision a company of a source, given by its id or as `source` or `sources` return it.
+        """Create a company of a source.
 
-            company = await session.companies.create(
-                name="Acme",
-                source=hubspot.id,
-                external_id="acme-001",
-                connections={"destination": Destination(base_url="https://api.crm.example", auth={"token": token})},
-            )
+        ```python
+        delta = await session.companies.create(
+            name="Delta",
+            source=source.id,
+            external_id="delta-001",
+            connections={"destination": {"base_url": "https://api.crm.example", "auth": {"token": "..."}}},
+        )
+        ```
 
-        `external_id`: your own id of the customer, unique in the account; without one a creation whose answer was
-        lost can never be repeated. `template_ids`: ids or `Template`s; all if not given. `connections`: secrets of
-        the destination; no repr, error, log or journal holds them. `rank`: a lower one goes first among requests that
-        wait.
+        - `source`: an id, or a `Source`.
+        - `external_id`: your own id of the customer, unique in the account. Without one, a create request whose
+          response was lost can never be repeated.
+        - `template_ids`: ids or `Template`s; by default all templates.
+        - `connections`: secrets of the destination. No repr, error, log or journal contains them.
+        - `rank`: among waiting requests, the one with the lowest rank is sent first.
 
-        Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken, `BadRequest` if the
-        name is; `UnknownOutcome` if an answer was lost and nobody can tell whether the company is ours. A server that
-        answers with the company that has the external id already gives that one: `is_new` tells.
+        If the server responds with a company that already has the external id, that company is returned and
+        `is_new` is False.
+
+        Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken; `BadRequest` if
+        the name is taken; `UnknownOutcome` if a response was lost and the company may or may not exist.
         """
         body = _checked(name, source, external_id, template_ids, connections)
         call = Call(
@@ -121,12 +139,14 @@ class Companies:
     def open(
         self, company_id: str, *, external_id: str | None = None, sheets: Sequence[Sheet] = ()
     ) -> Company:
-        """Return the handle of a company that is known by its id; no request is made.
+        """Return the handle of a company with a known id, without a request.
 
-            run = await session.companies.open(company_id).imports.recover()
+        ```python
+        active = await session.companies.open(company.id).imports.recover()
+        ```
 
-        `sheets`: those that `create` told of, if they were kept. `company_id` may have spaces around it, or be a URL
-        of the dashboard. Raises `InvalidInput` for what is not an id.
+        `company_id` may have spaces around it, or be a URL of the dashboard. `sheets`: the sheets from `create`,
+        if you kept them. Raises `InvalidInput` if it is not an id.
         """
         checked = checked_id("company_id", company_id, COMPANY)
         return Company(self._context, checked, external_id=external_id, sheets=sheets)

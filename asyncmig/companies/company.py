@@ -1,4 +1,4 @@
-"""One company: its ids, its sheets, and the way to all that can be done with it."""
+"""The handle of one company: upload, import, download, stream and export."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,7 +28,7 @@ __all__ = ["Company"]
 
 @final
 class Company:
-    """One customer's migration: its ids, its sheets, and what can be done with them."""
+    """The handle of one company: its ids, its sheets, and the operations on it."""
 
     __slots__ = (
         "_checks",
@@ -61,17 +61,17 @@ class Company:
         self.id: str = company_id
         self.external_id: str | None = external_id or (created.company.external_id if created else None)
         self.is_new: bool = is_new
-        """Whether this handle created it: False if it was there already, or was opened by its id."""
+        """Whether this handle created the company. False if it existed before, or was opened by its id."""
         self.name: str | None = created.company.name if created else None
-        """None if it was opened by its id; so are the following."""
+        """None if the company was opened by its id. The same applies to the attributes below."""
         self.created_at: str | None = created.company.created_at if created else None
-        """ISO 8601, as the server says it."""
+        """ISO 8601, as the server sent it."""
         self.workbook_id: str | None = created.workbook_id if created else None
-        """What the webhooks of its exports name."""
+        """The workbook id that webhooks of its exports name."""
         self.magic_link_url: str | None = created.magic_link_url if created else None
-        """Lets whoever holds it in: it is in no repr."""
+        """A login link. It is a secret, so no repr shows it."""
         self.connections: tuple[Connection, ...] = created.connections if created else ()
-        """The destination as the server knows it, without its secrets."""
+        """The connections as the server shows them, without their secrets."""
         self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
         self._uploaded = Inputs()
         self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)
@@ -82,19 +82,23 @@ class Company:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
 
     def guard(self, check: Callable[[Path], None]) -> None:
-        """Call `check` with each file before a download puts it in place; what it raises ends the download.
+        """Call `check` with the path of each downloaded file before it is put in place. An exception from `check`
+        ends the download.
 
-        Downloads never replace what this handle has uploaded; this protects other files as well.
+        Downloads never replace files that this handle has uploaded; `guard` protects other files as well.
         """
         self._checks = (self._uploaded.check, check)
 
     @checked_call
     def sheet(self, wanted: str, /) -> Sheet:
-        """Return the sheet of this name, or of this id: one that `create` told of, or a completed import.
+        """Return the sheet with this name or id, from the response to `create` or from a completed import; no
+        request.
 
-            contacts = company.sheet("Contacts")
+        ```python
+        contacts = company.sheet("Contacts")
+        ```
 
-        Raises `InvalidInput` that lists the names that are known. No request is made.
+        Raises `InvalidInput` that lists the known names.
         """
         sheets = {sheet.id: sheet for sheet in (*self._reported(), *self.sheets)}
         if not sheets:
@@ -112,24 +116,30 @@ class Company:
         progress: Progress | None = None,
         rank: float = 0.0,
     ) -> Uploaded:
-        """Upload a file for an import, as it is: CSV, Excel, or whatever the source reads.
+        r"""Upload a file for an import without changing it: CSV, Excel, or any format that the source reads.
 
-            uploaded = await company.upload(Path("contacts.xlsx"))
-            uploaded = await company.upload(lambda: bucket.chunks("deals.csv"), name="deals.csv", size=bucket.size)
-            run = await company.imports.start(files=[uploaded])
+        ```python
+        uploaded = await company.upload(b"Email,Last Name\nada@example.com,Lovelace\n", name="people.csv")
+        again = await company.imports.start(files=[uploaded])
+        await again.wait()
+        ```
 
-        `source`: a path; bytes; a binary file object that can seek, which is read from where it stands and is not
-        closed; or a stream: an async iterable of bytes, or a callable that opens one, with its `size` in bytes. A URL
-        that failed, expired or was used is replaced, and the bytes are sent again from the start. A stream that can
-        be read only once (an async generator) is not: if it breaks off midway, the error says so, no import has seen
-        any of it, and the upload can be made again. A callable is called again instead.
+        - `source`: a path; bytes; a seekable binary file object, which is read from its current position and is
+          not closed; or a stream: an async iterable of bytes, or a callable that opens one, with its `size` in
+          bytes.
+        - `content_type`: by default guessed from the name.
+        - `progress(sent, size)`: called with numbers of bytes as they are sent. A repeat starts at 0 again. An
+          exception from it ends the upload.
+        - `rank`: among waiting requests, the one with the lowest rank is sent first.
 
-        `content_type`: goes by the name if not given. `progress(sent, size)`: called with bytes as they go out, from
-        0 again in a repeat; what it raises ends the upload. `rank`: a lower one goes first among requests that wait.
-        At most `max_parallel_uploads` of the session are under way at a time.
+        If an upload URL fails, expires or was used, a new one is requested and the bytes are sent again from the
+        start. An async generator can be read only once: if it breaks off, the error says so, no import has seen
+        any of it, and the upload can be called again. A callable is called again instead. At most
+        `max_parallel_uploads` uploads of the session run at a time.
 
-        Raises `InvalidInput` for a source that is missing, empty, of another size than was said, or changes while it
-        is read; what a stream raises, as it is; `NoAnswer`, `UnexpectedReply` when the attempts are used up.
+        Raises `InvalidInput` for a source that is missing, empty, of a different size than stated, or changed
+        while it was read; exceptions of a stream unchanged; `NoAnswer` or `UnexpectedReply` when the attempts are
+        used up.
         """
         if isinstance(source, Path | str):
             self._uploaded.add([Path(source)])
@@ -154,24 +164,25 @@ class Company:
         report: ImportReport | None = None,
         rank: float = 0.0,
     ) -> Coroutine[object, object, list[Downloaded]]:
-        """Bring sheets to `to/SHEET.csv`; a file is whole, or not there at all.
+        """Download sheets to `to/SHEET.csv`. A file is complete or does not exist.
 
-            files = await company.download(to="out/acme-001", sheets=["Contacts"], filter="all")
+        ```python
+        files = await company.download(to="out/acme", sheets=["Contacts"], filter="all")
+        ```
 
-        `sheets`: names, ids or `Sheet`s; all if not given, in one ZIP where the server offers that. File names are
-        the sheets' names, made safe. `filter="valid"` drops every row that has one bad cell, `"all"` keeps them.
-        `report`: of the only import that the company has had (known without saying, if this handle created the
-        company and started the import); what came is compared with it, and a download that was cut short is
-        repeated.
+        - `sheets`: names, ids or `Sheet`s; by default all, in one ZIP if the server offers it. File names are the
+          sheets' names, made safe.
+        - `filter`: `"valid"` drops every row with a bad cell, `"all"` keeps them.
+        - `report`: the report of the company's only import. The handle knows it already if it created the company
+          and started the import. The download is compared with the report, and repeated if it was cut short.
 
-        A download is stopped once more rows have come than were reported, no row has ended within 16 MiB, or it has
-        taken nine tenths of the disk space that was free; an archive also once it has more than 16 MiB for each sheet
-        and 1 MiB for each row that was reported. It is then tried once more.
+        A download stops if it has more rows than were reported, if no row ends within 16 MiB, or if it has used
+        nine tenths of the disk space that was free. An archive also stops at more than 16 MiB per sheet plus 1
+        MiB per reported row. A download that stopped is tried once more.
 
-        Raises `InvalidInput` for a sheet that is not known, and for one that would replace a file that this handle
-        uploaded or that a fleet migrates; `TruncatedDownload` when what came and the report still disagree at the
-        last attempt; `NotFound` where no sheet is known and the server has no ZIP; `OSError` for a
-        folder that cannot be written.
+        Raises `InvalidInput` for an unknown sheet and for one that would replace a file that this handle uploaded
+        or that a fleet migrates; `TruncatedDownload` if the last attempt still disagrees with the report;
+        `NotFound` if no sheet is known and the server has no ZIP; `OSError` if the folder cannot be written.
         """
         folder = checked_path("to", to)
         fetch, among = self._fetch(filter, report, rank)
@@ -191,22 +202,24 @@ class Company:
         report: ImportReport | None = None,
         rank: float = 0.0,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a download as an iterator over its bytes, to hand it on without a disk.
+        """Open a download as an async iterator over its bytes, to pass it on without a disk.
 
-            async with company.stream("Contacts") as chunks:
-                async for chunk in chunks:
-                    await storage.write(chunk)
-            await storage.commit()  # not before the loop has ended by itself
+        ```python
+        received = bytearray()
+        async with company.stream("Contacts") as chunks:
+            async for chunk in chunks:
+                received += chunk
+        # Only now is the sheet known to be complete: a stream that was cut short raises at the end of the loop.
+        ```
 
-        The CSV of one `sheet` (name, id or `Sheet`); without one, a ZIP of all of them, made here where the server
-        has none. Chunks have about 256 KiB at most; a slow reader slows the transfer, and no part of the limit is
-        held while the body comes. Leaving the block early closes the connection. `filter` and `report` as for
-        `download`.
+        Yields the CSV of one `sheet` (name, id or `Sheet`); without a sheet, a ZIP of all sheets, which is built
+        locally if the server has none. Chunks have at most about 256 KiB. A slow reader slows the transfer, and
+        no slot of the limit is held during the body. Leaving the block early closes the connection. `filter` and
+        `report` are as in `download`.
 
-        Before the first byte a failed attempt is repeated. After it nothing can be taken back: a body that breaks
-        off, or has not the rows that the report says, raises `TruncatedDownload` at the end of the loop, so only a
-        loop that ends without an error has handed on the whole. Raises `InvalidInput` for a sheet that is not
-        known.
+        A failed attempt is repeated only before the first byte. After it, a body that breaks off or does not have
+        the reported rows raises `TruncatedDownload` at the end of the loop. Raises `InvalidInput` for an unknown
+        sheet.
         """
         fetch, among = self._fetch(filter, report, rank)
         if sheet is None:
@@ -224,13 +237,15 @@ class Company:
         full_key: str | None = None,
         rank: float = 0.0,
     ) -> ExportOutcome:
-        """Write the company's rows to its destination: the first row of each template, and if that went well, all.
+        """Write the company's rows to its destination: a canary first, then everything.
 
-            exported = await company.export()
-            if not exported.is_clean:
-                print(exported.stopped, exported.report.failed, exported.report.hollow)
+        ```python
+        exported = await company.export()
+        if not exported.is_clean:
+            print(exported.stopped, exported.report.failed, exported.report.hollow)
+        ```
 
-        See `Exports.export`, which this is.
+        This is `Exports.export`; see there for arguments and errors.
         """
         return await self.exports.export(
             canary_first=canary_first,
@@ -244,7 +259,7 @@ class Company:
     def _fetch(
         self, row_filter: RowFilter, report: ImportReport | None, rank: float
     ) -> tuple[Fetch, list[Sheet]]:
-        """Return how to download, and the sheets that there are."""
+        """Return the download settings and the known sheets."""
         if row_filter not in ("valid", "all"):
             raise InvalidInput("filter", row_filter, "is neither 'valid' nor 'all'")
         report = report or self._only_report()
@@ -259,14 +274,14 @@ class Company:
         return fetch, known(self.sheets, report)
 
     def _only_report(self) -> ImportReport | None:
-        """Return the report of the only import, where there can have been no other."""
+        """Return the report of the only import, or None if there may have been another one."""
         if not self.is_new or len(self.imports.started) != 1:
             return None
         state = self.imports.started[0].state
         return state.report if state is not None and state.status == "completed" else None
 
     def _reported(self) -> list[Sheet]:
-        """Return the sheets that the completed imports of this handle tell of."""
+        """Return the sheets that the completed imports of this handle reported."""
         states = [run.state for run in self.imports.started]
         reports = [state.report for state in states if state and state.report and state.status == "completed"]
         return [

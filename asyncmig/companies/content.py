@@ -1,4 +1,4 @@
-"""What is uploaded: a file, bytes or a stream; cut into chunks, counted and hashed on the way."""
+"""The content of an upload: a file, bytes or a stream, cut into chunks, counted and hashed while it is read."""
 
 import asyncio
 import hashlib
@@ -23,15 +23,15 @@ __all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of"]
 
 
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
-"""Chunks of bytes as they come; a callable opens them anew, so that an upload that broke off can be repeated."""
+"""An async iterable of bytes, or a callable that opens one anew, so that an upload that broke off can be repeated."""
 BinaryFile = IO[bytes]
-"""A binary file object that can seek; it is read from where it stands, again in a repeat, and never closed."""
+"""A seekable binary file object. It is read from its current position, also in a repeat, and never closed."""
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were handed to the network so far, and all; a repeat begins at 0 again."""
+"""Called with the number of bytes sent so far and the total. A repeat starts at 0 again."""
 
 _CHUNK = 256 * 1024
 _AHEAD = 2 * 1024 * 1024
-"""Bytes of a file that a thread reads at once: to hand over costs more than to read a chunk."""
+"""Bytes that a thread reads at once: passing data between threads costs more than reading a chunk."""
 
 
 class _Digest(Protocol):
@@ -40,12 +40,12 @@ class _Digest(Protocol):
 
 
 _Open = Callable[[_Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]]
-"""Opens content for one reading, which it hashes on the way."""
+"""Opens content for one attempt and hashes it while it is read."""
 
 
 @final
 class Content:
-    """One thing to upload: its name, its size in bytes, and how to read it."""
+    """One upload: its name, its size in bytes, and a way to read it."""
 
     __slots__ = ("_open", "_read", "name", "once", "size")
 
@@ -57,14 +57,14 @@ class Content:
 
     @property
     def spent(self) -> bool:
-        """Whether it can be read only once, and was."""
+        """Whether the content can be read only once and was read."""
         return self.once and self._read
 
     @asynccontextmanager
     async def attempt(
         self, pace: ByteThrottle | None, progress: Progress | None
     ) -> AsyncGenerator["Attempt"]:
-        """Open it for one attempt; nothing reads it any more when the block ends."""
+        """Open the content for one attempt. Nothing reads it after the block has ended."""
         digest = hashlib.sha256()
         async with self._open(digest) as chunks:
             attempt = Attempt(self, chunks, digest, pace, progress)
@@ -78,10 +78,10 @@ class Content:
 
 @final
 class Attempt:
-    """The bytes of one attempt, as an iterator, with what was seen of them on the way.
+    """The bytes of one attempt as an async iterator, which records what was read.
 
-    Not a generator: aiohttp reads it in a task of its own, which it cancels as soon as the server has answered, and a
-    generator that is running cannot be closed.
+    It is not a generator: aiohttp reads it in its own task and cancels that task as soon as the server has
+    responded, and a running generator cannot be closed.
     """
 
     __slots__ = (
@@ -113,12 +113,12 @@ class Attempt:
         self._idle = asyncio.Event()
         self._idle.set()
         self.began: bool = False
-        """Whether anything of the content was asked for."""
+        """Whether any of the content was read."""
         self.failure: Exception | None = None
-        """Why the content could not be read: the transport would take it for a broken connection."""
+        """Why the content could not be read. The transport alone would take this for a broken connection."""
 
     async def rested(self) -> None:
-        """Wait until no reading is under way."""
+        """Wait until nothing reads the content any more."""
         await self._idle.wait()
 
     def __aiter__(self) -> Self:
@@ -148,13 +148,13 @@ class Attempt:
         return chunk
 
     def _cut(self, chunk: memoryview) -> bytes:
-        """Return as much as may go at once, and keep the rest."""
+        """Return as much as may be sent at once, and keep the rest."""
         most = _CHUNK if self._pace is None else min(_CHUNK, self._pace.slice)
         self._rest = chunk[most:]
         return bytes(chunk[:most])
 
     async def _more(self) -> bytes:
-        """Return what comes next; the last of it only if nothing follows."""
+        """Return the next piece; the last piece only when nothing follows."""
         self.began, content = True, self._content
         chunk = await _filled(self._chunks)
         if not chunk:
@@ -166,7 +166,7 @@ class Attempt:
 
 
 async def _filled(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return the next chunk that is not empty, or an empty one at the end."""
+    """Return the next non-empty chunk, or an empty one at the end."""
     async for chunk in chunks:
         if chunk:
             return chunk
@@ -182,7 +182,7 @@ def _wrong_size(content: Content, what: str) -> InvalidInput:
 def content_of(
     source: Path | str | bytes | BinaryFile | Stream, *, name: str | None, size: int | None
 ) -> Content:
-    """Return what `source` holds; raise `InvalidInput` for what cannot be uploaded."""
+    """Return the content of `source`. Raises `InvalidInput` for a source that cannot be uploaded."""
     if isinstance(source, str):
         if "\n" in source:
             raise InvalidInput(
@@ -219,7 +219,9 @@ def _is_file(source: object) -> TypeGuard[BinaryFile]:
 
 
 def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content:
-    """Return what a file object holds from where it stands; raise `InvalidInput` if it cannot be read again."""
+    """Return the content of a file object from its current position. Raises `InvalidInput` if it cannot be read
+    again.
+    """
     shown = type(file).__name__
     try:
         is_binary, can_seek = isinstance(cast(object, file.read(0)), bytes), file.seekable()
@@ -319,7 +321,7 @@ async def _opened_chunks(
 
 @final
 class _Hashed:
-    """The chunks of a stream, hashed."""
+    """The chunks of a stream, hashed while they are read."""
 
     __slots__ = ("_chunks", "_digest")
 
@@ -339,7 +341,7 @@ class _Hashed:
 
 @final
 class _Reader:
-    """The content of a file, read and hashed in a thread, ahead of what is being sent."""
+    """The content of a file, read and hashed in a thread ahead of the network."""
 
     __slots__ = ("_ahead", "_digest", "_file", "_name")
 
@@ -361,7 +363,7 @@ class _Reader:
         return chunk
 
     async def rested(self) -> None:
-        """Wait until the thread is done: a file must not be closed while it is read."""
+        """Wait until the thread has ended, because a file must not be closed while it is read."""
         await outlast(self._ahead)
 
     def _read(self) -> bytes:

@@ -1,11 +1,11 @@
-"""Count the records of a CSV while it streams by, to tell a whole file from one that was cut short.
+"""Count the records of a CSV while it streams, to detect a file that was cut short.
 
-Records are not lines: a quoted cell (RFC 4180) may hold line ends. Whether a line end is inside of one is told by the
-number of quotes before it, odd or even; so of each chunk only quotes and line ends are looked at, and what two quotes
-with no line end between them do, they undo. That leaves a handful of bytes to a chunk, found at the speed of
-`bytes.translate`; commas are kept as well, as the sign that a line is not blank.
+Records are not lines: a quoted cell (RFC 4180) may contain line ends. A line end is inside a quoted cell if the
+number of quotes before it is odd. So only quotes and line ends of each chunk matter, and two quotes without a
+line end between them cancel out. `bytes.translate` finds the remaining bytes quickly. Commas are kept as well,
+because they show that a line is not blank.
 
-A quote in the middle of a cell may mean something else, and a lone carriage return, too: see `recount`.
+A quote in the middle of a cell, or a carriage return without a line feed, can be read in two ways: see `recount`.
 """
 
 from dataclasses import dataclass
@@ -16,38 +16,38 @@ __all__ = ["RecordCounter", "RowCount"]
 _DROPPED = bytes(set(range(256)) - set(b',"\n'))
 _NOTHING = (b"", b"\r")
 _LONGEST = 64 * 1024
-"""Bytes of a line whose cells are counted."""
+"""Longest line, in bytes, whose cells are counted."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """What one way of counting found."""
+    """The result of one way of counting."""
 
     rows: int
-    """Records without the header, not counting blank lines."""
+    """Records below the header, without blank lines."""
     blank: int
     """Blank lines outside of quoted cells."""
     cut: bool
-    """Whether it ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
+    """Whether the file ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
 
     def may_be(self, fewest: int, most: int) -> bool:
-        """Return whether the file can have `fewest` to `most` rows: a blank line may be one, or nothing."""
+        """Return whether the file can have `fewest` to `most` rows. A blank line may count as a row or not."""
         return self.rows <= most and fewest <= self.rows + self.blank
 
 
 @final
 class _Lines:
-    """Counts the records that end with a line feed; a carriage return is no content."""
+    """Counts the records that end with a line feed. A carriage return is no content."""
 
     __slots__ = ("_begun", "blank", "filled", "open")
 
     def __init__(self) -> None:
         self.filled = self.blank = 0
         self.open = False
-        """Inside a quoted cell."""
+        """Whether the position is inside a quoted cell."""
         self._begun = False
-        """The line has content so far."""
+        """Whether the current line has content so far."""
 
     def feed(self, chunk: bytes) -> None:
         marks = chunk.translate(None, _DROPPED)
@@ -89,7 +89,7 @@ class _Lines:
 
 @final
 class RecordCounter:
-    """Counts records of CSV whose lines end in LF or CRLF; or in CR, where no other line end comes.
+    """Counts records of a CSV whose lines end in LF or CRLF, or in CR if there is no other line end.
 
     A blank line may be an empty record of a sheet with one column, or nothing: both counts are kept.
     """
@@ -98,15 +98,15 @@ class RecordCounter:
 
     def __init__(self) -> None:
         self._header: int | None = None
-        """Cells of the header, once it has come."""
+        """The number of cells of the header, once it is complete."""
         self._rest: bytes = b""
-        """What came since the last LF; until the header is whole, all of it."""
+        """The bytes since the last LF; all bytes until the header is complete."""
         self._lf = _Lines()
         self._cr: _Lines | None = _Lines()
-        """The same with CR for a line end, until an LF says that it is none."""
+        """The same with CR as the line end, until an LF shows that CR is not the line end."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Count the next bytes."""
         self._keep(chunk)
         self._lf.feed(chunk)
         if self._lf.filled or self._lf.blank:
@@ -154,12 +154,12 @@ class RecordCounter:
         return self.counts()[0].may_be(fewest, most)
 
     def counts(self) -> tuple[RowCount, ...]:
-        """Return what was counted, in the only way that this knows."""
+        """Return the count of the only reading that this class knows."""
         return (RowCount(self.rows, self.blank, self.cut),)
 
 
 def _first_end(text: bytes) -> int:
-    """Return where the first line ends that is not inside of a quoted cell; -1 if none does."""
+    """Return the position of the first line end outside of quoted cells, or -1."""
     at = 0
     for number, part in enumerate(text.split(b'"')):
         if number % 2 == 0 and b"\n" in part:

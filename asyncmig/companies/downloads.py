@@ -1,4 +1,4 @@
-"""Bring a company's sheets to disk: each file is whole, or not there at all."""
+"""Download a company's sheets to disk. Each file is complete or does not exist."""
 
 import hashlib
 import tempfile
@@ -24,21 +24,22 @@ __all__ = ["download"]
 
 _ALL = "all sheets"
 _DIRECTORY = 4 * 1024 * 1024
-"""Bytes of an archive's directory; it is read into memory, and 40,000 members fit."""
+"""Largest size, in bytes, of an archive's directory, which is read into memory. 40,000 members fit."""
 _MORE_SHEETS = 100
-"""So many sheets may be in an archive besides those that are known; a file is open for each."""
+"""How many unknown sheets an archive may contain. Each sheet needs an open file."""
 
 
 async def download(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], whole: bool
 ) -> list[Downloaded]:
-    """Bring `sheets` to `folder/SHEET.csv`. `whole`: they are all that the company has; `among`: all that are known.
+    """Download `sheets` to `folder/SHEET.csv`. `whole`: they are all sheets of the company. `among`: all known
+    sheets.
 
-    A sheet has the same file name whichever of the others are fetched with it.
+    A sheet has the same file name whichever other sheets are downloaded with it. All sheets come in one ZIP if
+    the server offers it. Everything is downloaded and checked before any file is put in place.
 
-    All of them come in one ZIP where the server offers that. Everything is fetched and checked before anything is
-    put in place. Raises `TruncatedDownload` when what came and what was reported still disagree at the last
-    attempt, or when the same wrong bytes came eight times; `InvalidInput` if a file would replace an input.
+    Raises `TruncatedDownload` if the last attempt still disagrees with the report, or if the same wrong bytes
+    came eight times; `InvalidInput` if a file would replace an input.
     """
     attempts, repeats = fetch.repeated((TruncatedDownload,), unless=_is_final), Repeats()
     archived = whole and len(sheets) != 1
@@ -98,7 +99,7 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
 async def _fetch_archive(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
 ) -> list[Part] | None:
-    """Fetch all sheets as one archive; None if not all of them are in it."""
+    """Download all sheets as one archive. Return None if a sheet is missing in it."""
     attempts = fetch.repeated(TRANSIENT, unless=lambda error: _is_final(error) or is_no_archive(error))
     while True:
         async with attempts:
@@ -171,9 +172,9 @@ def _unpack_sheet(
 
 
 def _check_directory(archive: IO[bytes]) -> None:
-    """Raise for an archive whose directory does not fit into memory: `zipfile` reads all of it.
+    """Raise `TruncatedDownload` for an archive whose directory is too large for memory: `zipfile` reads all of it.
 
-    The sizes are in the records that end an archive (APPNOTE.TXT, 4.3.14 and 4.3.16).
+    The sizes are in the records at the end of an archive (APPNOTE.TXT, 4.3.14 and 4.3.16).
     """
     size = archive.seek(0, 2)
     start = archive.seek(max(0, size - 22 - 65_535 - 76))
@@ -200,7 +201,7 @@ def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Generator[bytes
 
 @contextmanager
 def _whole() -> Generator[None]:
-    """Say that an archive is damaged, in whatever way `zipfile` stumbles over it."""
+    """Turn every kind of exception that `zipfile` raises for a damaged archive into one error."""
     try:
         yield
     except Exception as error:  # a dozen kinds, few of them documented
@@ -208,7 +209,9 @@ def _whole() -> Generator[None]:
 
 
 def _check_sum(expected: Expected, parts: Sequence[Part], repeats: Repeats) -> None:
-    """Compare the rows of all sheets together with what was reported; count all in another way if they differ."""
+    """Compare the number of rows of all sheets together with the report; if they differ, count the rows in another
+    way.
+    """
     try:
         expected.check_sum([part.found for part in parts if part.found is not None])
     except TruncatedDownload as error:

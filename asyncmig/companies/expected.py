@@ -1,10 +1,11 @@
-"""Tell a whole download from one that was cut short.
+"""Detect a download that was cut short.
 
-A proxy may cut a body short and still answer 200 with a length that agrees. So the records that came are counted and
-compared with what the completed import reported; that is only right for a company that has had a single import.
+A proxy may cut a body short and still send status 200 with a matching length. So the records of a download are
+counted and compared with the report of the completed import. This is valid only for a company with a single
+import.
 
-More than was reported is wrong as well, and such a body may never end. So each body is watched while it comes: see
-`Bound`.
+More rows than reported are wrong as well, and such a body may never end. So each body is limited while it
+arrives: see `Bound`.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,16 @@ __all__ = ["Bound", "Counted", "Expected"]
 _ALL = "all sheets"
 _MIB = 1024 * 1024
 _LONGEST_RECORD = 16 * _MIB
-"""Bytes of one record: spreadsheets allow 32,767 characters in a cell, so 500 full cells fit."""
+"""Largest record, in bytes. Spreadsheets allow 32,767 characters in a cell, so 500 full cells fit."""
 _ROW_IN_ARCHIVE = 1 * _MIB
-"""Bytes that a row may take in an archive on average, where rows cannot be counted while it comes."""
+"""Average bytes that a row may take in an archive, where rows cannot be counted while it arrives."""
 
 
 class Counted(Protocol):
-    """What has counted the rows of a sheet."""
+    """Anything that has counted the rows of a sheet."""
 
     def counts(self) -> Sequence[RowCount]:
-        """Return what each way of counting found, the most likely first."""
+        """Return the result of each way of counting, the most likely first."""
         ...
 
 
@@ -69,7 +70,7 @@ class Bound:
 
 @final
 class Expected:
-    """How many rows must come, as far as a report says it."""
+    """How many rows a download must have, as far as a report says."""
 
     __slots__ = ("_filter", "_report")
 
@@ -77,7 +78,7 @@ class Expected:
         self._report, self._filter = report, row_filter
 
     def is_exact(self, sheets: Sequence[Sheet]) -> bool:
-        """Return whether a download of all of `sheets` that lacks a row would be noticed."""
+        """Return whether a download of all `sheets` that lacks a row would be detected."""
         report = self._report
         if report is None or self.total is not None:
             return report is not None
@@ -87,14 +88,15 @@ class Expected:
 
     @property
     def total(self) -> int | None:
-        """The rows of all sheets together that the report has brought; None where it does not say."""
+        """The rows of all sheets together according to the report; None if it does not say."""
         report = self._report
         if report is None or report.inserted is None or self._filter == "all":
             return report.inserted if report else None
         return None if report.invalid_rows is None else report.inserted - report.invalid_rows
 
     def check(self, name: str, sheet: Sheet | None, counted: Counted) -> RowCount:
-        """Return the first count by which this can be the whole sheet; `name` is what the download calls it.
+        """Return the first count that is consistent with the complete sheet. `name` is the name of the download in
+        errors.
 
         Raises `TruncatedDownload` if there is none.
         """
@@ -118,21 +120,24 @@ class Expected:
             raise _wrong(_ALL, fewest, expected, expected)
 
     def most_rows(self, name: str, sheet: Sheet | None) -> int | None:
-        """Return how many rows a sheet can have at most; None where the report does not say."""
+        """Return the largest possible number of rows of a sheet; None if the report does not say."""
         expected = self._rows(name, sheet)
         inserted = self._report.inserted if self._report else None
         return inserted if expected is None else expected[1]
 
     def most_in_archive(self, sheets: int) -> int | None:
-        """Return how many bytes an archive of so many sheets can have at most; None where the report does not say."""
+        """Return the largest possible size in bytes of an archive of so many sheets; None if the report does not
+        say.
+        """
         inserted = self._report.inserted if self._report else None
         return None if inserted is None else sheets * _LONGEST_RECORD + inserted * _ROW_IN_ARCHIVE
 
     def _rows(self, name: str, sheet: Sheet | None) -> tuple[int, int] | None:
-        """Return the fewest and the most rows that a sheet can have, or None where the report does not say.
+        """Return the smallest and the largest possible number of rows of a sheet, or None if the report does not
+        say.
 
-        With `filter=all` both are its `rowCount`. With `filter=valid` the invalid rows of all sheets, which are one
-        number, may all lie in this one; and those that do not fit into the others must.
+        With `filter=all`, both are its `rowCount`. With `filter=valid`, the report has one number of invalid rows
+        for all sheets: all of them may be in this sheet, and those that do not fit into the other sheets must be.
         """
         report, rows = self._report, self._reported(name, sheet)
         if report is None or rows is None or self._filter == "all":

@@ -31,40 +31,40 @@ _TWICE = (
 
 
 class ExportStage(msgspec.Struct, frozen=True, kw_only=True):
-    """A canary or a full export that has completed."""
+    """One completed stage of an export: the canary or the full export."""
 
     run_id: str
     idempotency_key: str
-    """The same key, mode and selection again return this run."""
+    """The idempotency key. The same key, mode and selection return this run again."""
     report: ExportReport | None
-    """What became of the writes; None if the server does not say."""
+    """The report on the writes; None if the server sent none."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is a report, and it speaks of no failed and no hollow write."""
+        """Whether there is a report without failed and hollow writes."""
         return self.report is not None and self.report.is_clean
 
 
 class ExportOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What `company.export()` has done, stage by stage."""
+    """The result of `company.export()`, stage by stage."""
 
     canary: ExportStage | None
-    """None: it was not asked for."""
+    """None if no canary was requested."""
     full: ExportStage | None
-    """None: not started, for the reason in `stopped`."""
+    """None if the full export was not started; `stopped` says why."""
     stopped: str | None = None
-    """What the canary showed that kept the full export from being started."""
+    """Why the full export was not started, according to the canary."""
     note: str = _TWICE
-    """What nobody protects the destination from."""
+    """A warning about duplicates that no client can prevent."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything was written, and no write is known to have failed or to be hollow."""
+        """Whether everything was written, without failed or hollow writes."""
         return self.full is not None and self.full.is_clean
 
     @property
     def report(self) -> ExportReport:
-        """The report of the last stage that ran; an empty one if the server gave none."""
+        """The report of the last stage; an empty one if the server sent none."""
         last = self.full or self.canary
         return (last.report if last else None) or ExportReport()
 
@@ -88,22 +88,24 @@ class Exports:
         idempotency_key: str | None = None,
         rank: float = 0.0,
     ) -> "ExportRun":
-        """Start writing to the destination: `full`, or `canary` for the first row of each template only.
+        """Start an export to the destination: `"full"`, or `"canary"` for the first row of each template.
 
-            run = await company.exports.start(mode="canary", idempotency_key="acme-001-canary")
-            report = (await run.wait()).report
+        ```python
+        canary = await company.exports.start(mode="canary", idempotency_key="acme-canary")
+        report = (await canary.wait()).report
+        ```
 
-        `template_ids` and `row_filter` (in the server's own terms) narrow what is written. `idempotency_key`:
-        starting again with it, and the same mode and selection, returns the same run; drawn at random if not given.
+        - `template_ids`, `row_filter` (in the server's own terms): limit what is written.
+        - `idempotency_key`: starting again with the same key, mode and selection returns the same run. Drawn at
+          random by default.
 
-        The key makes the start harmless to repeat, and nothing else: whether the destination gets a record twice
-        hangs on the natural key that its writer was given when it was published, which no client can see or set.
+        The key makes only the start safe to repeat. Whether the destination receives a record twice depends on
+        the natural key of its writer, which no client can see or set.
 
-        Raises `InvalidInput` before a request is spent. `BadRequest` or `Conflict` where the server refuses an
-        export without a connection (other servers accept it, and `wait` raises `RunFailed`); `Conflict` as well for
-        a key that was used with another payload. Nothing runs then: the API cannot be asked which export does, but
-        the same key with the same payload is never refused. `UnknownOutcome` when no attempt was answered: it may
-        run, and the same call with the key that is in `sent` finds it.
+        Raises `InvalidInput` before a request is spent; `BadRequest` or `Conflict` if the server refuses an
+        export without a connection (other servers accept it, and `wait` raises `RunFailed`); `Conflict` for a key
+        that was used with another payload; `UnknownOutcome` if all responses were lost: the export may run, and
+        the same call with the key that is in `sent` returns it.
         """
         body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._context))
         if idempotency_key is not None:
@@ -140,18 +142,17 @@ class Exports:
         full_key: str | None = None,
         rank: float = 0.0,
     ) -> ExportOutcome:
-        """Write everything to the destination, after a canary that tries the first row of each template.
+        """Write everything to the destination, after a canary with the first row of each template.
 
-        A canary with a failed or hollow write, or without a report, stops there: `stopped` says why, and nothing
-        more was written. Unverified writes do not stop it: a writer that reads nothing back confirms nothing. With
-        `canary_first=False` all is written at once.
+        A canary with a failed or hollow write, or without a report, ends the export: `stopped` says why, and
+        nothing more was written. Unverified writes do not stop it, because some writers never read back what they
+        wrote. `canary_first=False` writes everything at once.
 
-        `canary_key`, `full_key`: idempotency keys of the two stages. Whoever keeps them can call again after a
-        crash, a cancellation or an error, and gets the runs that there are. They do not keep the destination from
-        having a record twice, and the rows of the canary are written again by the full export: see `Exports.start`,
-        and `note`.
+        `canary_key`, `full_key`: idempotency keys of the two stages. With the same keys, a call after a crash, a
+        cancellation or an error returns the existing runs. The keys do not prevent duplicate records at the
+        destination, and the full export writes the canary's rows again: see `Exports.start`, and `note`.
 
-        Raises what `start` does, and `RunFailed` or `RunCanceled` for either run.
+        Raises the errors of `start`, and `RunFailed` or `RunCanceled` for either run.
         """
         for name, key in (("canary_key", canary_key), ("full_key", full_key)):
             if key == "" or (key is not None and canary_key == full_key):
@@ -172,11 +173,13 @@ class Exports:
 
     @checked_call
     def open(self, run_id: str, *, age: float | None = None) -> "ExportRun":
-        """Return the handle of a run that is known by its id, to wait for; no request is made.
+        """Return the handle of an export run with a known id, without a request.
 
-            run = company.exports.open(record["run_id"], age=now - record["started_at"])
+        ```python
+        opened = company.exports.open("5b0c3a52-0000-4000-8000-000000000000", age=120.0)
+        ```
 
-        `age`: seconds since it started, if known. Raises `InvalidInput` for what is not an id.
+        `age`: seconds since the run started, if known. Raises `InvalidInput` if it is not an id.
         """
         checked = checked_id("run_id", run_id, EXPORT)
         return ExportRun(self._context, ExportState, self._company_id, checked, age=age)
@@ -184,17 +187,17 @@ class Exports:
 
 @final
 class ExportRun(Run[ExportState]):
-    """One destination export."""
+    """The handle of one destination export."""
 
     ENDPOINT = routes.READ_EXPORT
     LIFECYCLE = routes.EXPORT
     __slots__ = ()
 
     async def wait(self, *, through_parks: bool = False) -> ExportState:
-        """Wait until the export has ended, and return that reading: its `report` lists what became of each write.
+        """Wait until the export has ended, and return the last reading. Its `report` lists the result of each write.
 
-        A run completes even when writes failed. Raises `RunFailed` if the run did, as one without a connection to a
-        destination does where the server has not refused it; rows may have been written before. See `Run.wait`.
+        A run completes even if writes failed. Raises `RunFailed` if the run failed, for example because the
+        company has no connection; some rows may have been written before. See also `Run.wait`.
         """
         try:
             return await super().wait(through_parks=through_parks)

@@ -1,4 +1,4 @@
-"""The last failed attempt of a customer, as the journal keeps it and as people read it."""
+"""The last failed attempt of a customer, as the journal keeps it and as text for people."""
 
 import asyncio
 import time
@@ -12,28 +12,30 @@ __all__ = ["LastFailure", "wall_clock", "words_of"]
 
 
 class LastFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that failed and was repeated: the first of a step, or one that was told after it."""
+    """A failed attempt that was repeated: the first of a step, or a later one that was reported."""
 
     at: float
     """Wall-clock time, in seconds."""
     endpoint: str
     """Method and route template."""
     status: int | None = None
-    """None: no answer came, or not all of it."""
+    """None if no response arrived, or not all of it."""
     error: str = ""
     """The server's text, or why there is none."""
     attempt: int = 1
-    """From 1, counted over the whole step."""
+    """Counted from 1 over the whole step."""
     attempts: int | None = None
-    """The most attempts that are made, if their number is limited."""
+    """The maximum number of attempts, if it is limited."""
     until: float | None = None
-    """Wall-clock time until which the step is tried again, if its time is limited."""
+    """Wall-clock time until which the step is repeated, if its time is limited."""
     is_over: bool = False
-    """Whether the customer came further since."""
+    """Whether the customer has made progress since."""
 
     @classmethod
     def of(cls, event: AttemptFailed, *, wall: float) -> "LastFailure":
-        """Return an event of the running loop as it is kept, with `wall` for the present wall-clock time."""
+        """Return an event of the running loop as the journal keeps it. `wall`: the current wall-clock time in
+        seconds.
+        """
         loop = asyncio.get_running_loop()
         now, speed = loop.time(), float(getattr(loop, "speed", 1.0))
         return cls(
@@ -48,7 +50,7 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def words(self) -> str:
-        """One line for people; it holds text of the server's as it came."""
+        """One line for people. It contains text of the server, unescaped."""
         answered = f" answered {self.status}" if self.status is not None else ""
         which = f"attempt {self.attempt}" + (f" of {self.attempts}" if self.attempts else "")
         if self.is_over:
@@ -61,12 +63,12 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def words_of(event: AttemptFailed) -> str:
-    """Return an event of the running loop as one line for people; it holds text of the server's as it came."""
+    """Return an event of the running loop as one line for people. It contains text of the server, unescaped."""
     return LastFailure.of(event, wall=wall_clock()).words
 
 
 def wall_clock() -> float:
-    """Return the time for the journal, which outlives the loop's clock."""
+    """Return the wall-clock time in seconds, because the journal outlives the loop's clock."""
     return time.time()  # noqa: TID251 - see above
 
 

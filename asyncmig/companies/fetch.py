@@ -1,4 +1,4 @@
-"""One download as the server gives it: the archive of all sheets, or one sheet as CSV."""
+"""One download request: the archive of all sheets, or one sheet as CSV."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -30,14 +30,14 @@ from asyncmig.errors import (
 __all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets", "refuse_page"]
 
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
-"""What another attempt may mend: the server is away, or a proxy answered in its place."""
+"""Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
 _NO_ZIP = frozenset({400, 404, 405, 501})
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """What is asked for: whose rows, which of them, how urgently, and how many must come."""
+    """The parameters of a download: company, filter, rank, and the expected rows."""
 
     context: SessionContext
     company_id: str
@@ -45,17 +45,18 @@ class Fetch:
     expected: Expected
     rank: float
     checks: Sequence[Callable[[Path], None]] = ()
-    """Called with each file before it is put in place; they raise what keeps it from that."""
+    """Called with each file before it is put in place. An exception from them prevents that."""
 
     @property
     def ids(self) -> dict[str, str]:
-        """What stands in the route."""
+        """The ids in the route."""
         return {"id": self.company_id}
 
     def exchange(self, sheet: Sheet | None) -> AbstractAsyncContextManager[Answer]:
-        """Send one request; yields the answer at its headers. Without a sheet it asks for the archive of all of them.
+        """Send one request and yield the response at its headers. Without a sheet, it requests the archive of all
+        sheets.
 
-        `refuse_page` must see the answer before its body is used.
+        `refuse_page` must check the response before its body is used.
         """
         query = {} if sheet is None else {"sheet_id": sheet.id}
         call = Call(
@@ -67,7 +68,7 @@ class Fetch:
         return self.context.caller.stream(call)
 
     async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
-        """Return an answer that `stack` closes, after as many attempts as it takes."""
+        """Return a response that `stack` closes, after as many attempts as needed."""
         attempts = self.repeated(TRANSIENT, unless=is_no_archive if sheet is None else None)
         while True:
             async with attempts, AsyncExitStack() as opening:
@@ -84,11 +85,11 @@ class Fetch:
 
     @property
     def archives(self) -> bool:
-        """Whether this server may have an archive of all sheets: it was not seen to have none."""
+        """Whether this server may offer an archive of all sheets."""
         return self.context.kept(ClientState).has_archives
 
     def no_archives(self) -> None:
-        """Remember that sheets can be downloaded here, and an archive of them cannot."""
+        """Remember that this server offers sheets but no archive of them."""
         self.context.kept(ClientState).has_archives = False
 
 
@@ -99,17 +100,17 @@ def refuse_page(answer: Answer) -> None:
 
 
 def is_no_archive(error: AsyncmigError) -> bool:
-    """Return whether this says that there is no archive of all sheets; a 404 may also concern the company."""
+    """Return whether this error means that there is no archive of all sheets. A 404 may also concern the company."""
     return isinstance(error, ApiError) and error.status in _NO_ZIP
 
 
 def can_do_without(error: AsyncmigError, sheets: Sequence[Sheet]) -> bool:
-    """Return whether the sheets one by one, which are the same data, may come where the archive does not."""
+    """Return whether single sheets, which contain the same data, may be available although the archive is not."""
     if isinstance(error, AuthError):
         return False
     return bool(sheets) or is_no_archive(error)
 
 
 def no_sheets() -> NotFound:
-    """Return the error where there is neither an archive nor a sheet that is known."""
+    """Return the error for a company without an archive and without known sheets."""
     return NotFound("GET", routes.DOWNLOAD.template, 404, "no ZIP here, and no sheet ids are known")

@@ -1,4 +1,4 @@
-"""Imports: start one, wait for it, answer its questions, find it again."""
+"""Imports: start one, wait for it, decide it, find it again."""
 
 import asyncio
 import logging
@@ -43,9 +43,9 @@ __all__ = ["ImportRun", "Imports"]
 
 _log = logging.getLogger("asyncmig")
 _FRESH = 10.0
-"""Seconds for which a park that was read may be decided without another look."""
+"""Seconds for which a parked run that was read may be decided without another read."""
 _PAGES = 1000
-"""Pages of a list that are asked for: a server could name a next one for ever."""
+"""Maximum number of pages of a list, because a server could name a next page forever."""
 _ROWS = "rows.csv"
 _NO_LIST = frozenset({400, 404, 405, 501})
 """The statuses of a server that has no list of imports."""
@@ -56,7 +56,7 @@ _Arrived: TypeAlias = dict[str, list[Uploaded]]
 
 @final
 class Imports:
-    """The imports of one company."""
+    """The imports of one company, as `company.imports`."""
 
     __slots__ = ("_arrived", "_company_id", "_context", "_inputs", "_started")
 
@@ -64,7 +64,7 @@ class Imports:
         self._context, self._company_id, self._inputs = context, company_id, inputs
         self._started: _Runs = []
         self._arrived: _Arrived = {}
-        """What was uploaded under an idempotency key: a repeat must send the same references."""
+        """The uploads made under an idempotency key. A repeat must send the same references."""
 
     @property
     def started(self) -> "Sequence[ImportRun]":
@@ -81,21 +81,26 @@ class Imports:
         max_inline_rows: int = 500,
         max_inline_bytes: int = 256_000,
     ) -> "ImportRun":
-        """Upload `files`, several at once, and start an import of them; or of `rows`, column by value.
+        """Upload `files` in parallel and start an import of them, or start an import of `rows`.
 
-            run = await company.imports.start(files=[Path("contacts.csv"), Path("deals.xlsx")])
-            run = await company.imports.start(rows=[{"Email": "ada@example.com", "Born": date(1815, 12, 10)}])
+        ```python
+        first = await company.imports.start(files=[Path("contacts.csv"), Path("deals.csv")])
+        await first.wait()
+        second = await company.imports.start(rows=[{"Email": "ada@example.com", "Last Name": "Lovelace"}])
+        await second.wait()
+        ```
 
-        `rows` go as they are while they are few, and as a CSV file when there are more than `max_inline_rows`, when
-        they take more than `max_inline_bytes`, or when the server refuses them so. In a file None is an empty cell,
-        and everything else the text of its JSON value: numbers as they are, `true`, ISO 8601 dates.
+        - `files`: paths, or uploads from `company.upload`.
+        - `rows`: mappings of column to value. They are sent in the request, or as a CSV file if there are more
+          than `max_inline_rows`, if they take more than `max_inline_bytes`, or if the server refuses them in the
+          request. In the file, None is an empty cell, and any other value is the text of its JSON form: numbers,
+          `true`, ISO 8601 dates.
+        - `idempotency_key`: starting again with the same key and payload returns the same run; this handle then
+          sends the uploads of the first attempt again. Drawn at random by default.
 
-        `idempotency_key`: starting again with it, and the same payload, returns the same run; this handle then sends
-        the uploads of the first try again. Drawn at random if not given.
-
-        Raises `InvalidInput` unless there is exactly one of files and rows, for a file that is missing or empty, a
-        column without a name, a value that JSON does not have: all before a request is spent. `Conflict` when another
-        import of the company runs or the key was used with another payload (`recover()` tells which).
+        Raises `InvalidInput` before a request is spent: if not exactly one of files and rows is given, for a
+        missing or empty file, a column without a name, and a value without a JSON form. Raises `Conflict` if
+        another import of the company runs, or if the key was used with another payload (`recover()` tells which).
         """
         given, listed = _checked_files(files), [] if rows is None else list(rows)
         if bool(given) == bool(listed):
@@ -123,9 +128,10 @@ class Imports:
         return await self.post(import_body(key, uploaded))
 
     async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> "ImportRun":
-        """Start an import with this exact body: the way to repeat one whose answer was lost.
+        """Start an import with this exact body, to repeat a request whose response was lost.
 
-        `rank`: a lower one goes first among requests that wait. `group`: runs that are expected to take alike.
+        `rank`: among waiting requests, the one with the lowest rank is sent first. `group`: runs with the same
+        group are expected to take about the same time.
         """
         call = Call(
             endpoint=routes.START_IMPORT,
@@ -142,12 +148,14 @@ class Imports:
 
     @checked_call
     def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
-        """Return the handle of a run that is known by its id; no request is made.
+        """Return the handle of an import run with a known id, without a request.
 
-            state = await session.companies.open(company_id).imports.open(run_id).wait()
+        ```python
+        state = await session.companies.open(company.id).imports.open(run.id).wait()
+        ```
 
-        `age`: seconds since it started, if known: polls are rarer for older runs. `group`: as in `post`.
-        Raises `InvalidInput` for what is not an id.
+        `age`: seconds since the run started, if known; older runs are polled less often. `group`: as in `post`.
+        Raises `InvalidInput` if it is not an id.
         """
         checked = checked_id("run_id", run_id, IMPORT)
         return ImportRun(self._context, self._company_id, checked, age=age, group=group)
@@ -155,22 +163,26 @@ class Imports:
     async def active(self, *, rank: float = 0.0) -> ImportState | None:
         """Return the newest import that has not ended, or None. Its `run_id` may be missing.
 
+        ```python
         if await company.imports.active() is None:
-            run = await company.imports.start(files=[path])
+            started = await company.imports.start(files=[Path("contacts.csv")])
+        ```
         """
         call = _active_import(self._company_id, rank)
         return (await self._context.caller.call(call, ActiveImport)).state()
 
     async def recover(self, *, rank: float = 0.0) -> "ImportRun | None":
-        """Return the import that runs now, or None: the way back to a run whose id was lost.
+        """Return the handle of the running import, or None: use it when the id of a run was lost.
 
-            try:
-                run = await company.imports.start(files=[path], idempotency_key=key)
-            except asyncmig.Conflict:
-                run = await company.imports.recover()
+        ```python
+        try:
+            started = await company.imports.start(files=[Path("contacts.csv")], idempotency_key="acme-1")
+        except asyncmig.Conflict:
+            started = await company.imports.recover()
+        ```
 
-        Its `id` is empty if the server says neither here nor in the list which run it is: then `active()` can tell
-        that it has ended, and no more.
+        Its `id` is empty if the server names the run neither here nor in the list. Then only the end of the run
+        can be noticed.
         """
         state = await self.active(rank=rank)
         if state is None:
@@ -187,17 +199,20 @@ class Imports:
         return self.found(state)
 
     def found(self, state: ImportState) -> "ImportRun":
-        """Return the import of a list or a lookup; what ended or parked there is read next."""
+        """Return the handle for an import from a list or a lookup. If it has ended or is parked, it is read next."""
         run_id = state.run_id or state.id or ""
         return ImportRun(self._context, self._company_id, run_id, age=None, status=state.status)
 
     async def list(self, *, rank: float = 0.0) -> AsyncIterator[ImportState]:
-        """Yield the imports, newest first, each once, over all pages that the server offers.
+        """Yield the imports of the company, newest first, each once, over all pages.
 
-            completed = [state async for state in company.imports.list() if state.status == "completed"]
+        ```python
+        completed = [state async for state in company.imports.list() if state.status == "completed"]
+        ```
 
-        How the server pages is not documented: it may not, and then this is what one request gives. A page that shows
-        nothing new is the last one, whatever it says of more. What an import does not say is None, its status "".
+        The contract does not describe the pagination, so every common form is understood, and without one a
+        single request is made. A page without new items is the last one. Fields that an import lacks are None,
+        and its status is "".
         """
         async for states, is_cut in self.pages(rank=rank):
             for state in states:
@@ -206,7 +221,7 @@ class Imports:
                 _log.warning("imports of company %s: there are more than the server gives", self._company_id)
 
     async def pages(self, *, rank: float = 0.0) -> AsyncIterator[tuple[Sequence[ImportState], bool]]:
-        """Yield what `list` does, page by page, and whether the server keeps more back than it gives."""
+        """Yield the items of `list` page by page, and whether the server withholds further items."""
         query: Mapping[str, str] = {}
         asked: set[frozenset[tuple[str, str]]] = set()
         seen: set[str] = set()
@@ -224,7 +239,9 @@ class Imports:
 
 
 def _read_listing(reply: Reply) -> tuple[Page, tuple[ListedImport, ...]]:
-    """Return a page of a list and its items; raise `UnexpectedReply` for one that cannot be read. May take long."""
+    """Return a page of a list and its items. Raises `UnexpectedReply` for a page that cannot be decoded. May take
+    long.
+    """
     page = read_page(reply.json(), reply.headers.get("link", ""))
     try:
         return page, convert(list(page.items), tuple[ListedImport, ...])
@@ -234,7 +251,7 @@ def _read_listing(reply: Reply) -> tuple[Page, tuple[ListedImport, ...]]:
 
 @final
 class ImportRun(Run[ImportState]):
-    """One import: wait for it, and answer what it asks."""
+    """The handle of one import run: wait for it, and decide it."""
 
     ENDPOINT = routes.READ_IMPORT
     LIFECYCLE = routes.IMPORT
@@ -257,17 +274,19 @@ class ImportRun(Run[ImportState]):
 
     @property
     def needs_attention(self) -> NeedsAttention | None:
-        """What the run asks, if the last reading showed it parked; None also for a park that was just decided.
+        """The questions of the run, if the last reading showed it parked. None after a decision that was just made.
 
+        ```python
         if run.needs_attention is not None:
             for question in run.needs_attention.questions:
                 print(question.prompt, [option.label for option in question.options])
+        ```
         """
         state = self.state
         return None if state is None or self._is_echo(state) else _asked(state)
 
     async def wait(self, *, through_parks: bool = False) -> ImportState:
-        """Wait until the run completes, or parks: `needs_attention` then says what it asks. See `Run.wait`."""
+        """Wait until the run completes or parks; `needs_attention` then has the questions. See `Run.wait`."""
         state = await super().wait(through_parks=through_parks)
         while self._is_echo(state):
             await self.read()
@@ -276,36 +295,41 @@ class ImportRun(Run[ImportState]):
 
     @checked_call
     async def approve(self, answers: Mapping[str, str | Custom] | None = None, *, rank: float = 0.0) -> None:
-        """Approve the proposed patch as it is; with `answers`, question ids to option ids or `Custom` texts.
+        """Approve the proposed patch as it is, or with `answers`: question ids to option ids or `Custom` texts.
 
-            asked = run.needs_attention
-            if asked is not None and not asked.is_destructive:
-                await run.approve()
-            elif asked is not None:
-                await run.approve(answers={question.id: question.options[0].id for question in asked.questions})
+        ```python
+        asked = run.needs_attention
+        if asked is not None and not asked.is_destructive:
+            await run.approve()
+        elif asked is not None:
+            await run.approve(answers={question.id: question.options[0].id for question in asked.questions})
+        ```
 
-        What happens to questions that `answers` leaves out is the server's choice: as proposed, or not at all. And
-        answers concern what was asked; the patch may have actions beyond that (`needs_attention.destructive`).
+        The server decides what happens to questions without an answer: as proposed, or nothing. Answers concern
+        only the questions; the patch may have further actions (`needs_attention.destructive`).
 
-        Raises `InvalidInput` for an answer that was not offered, `Conflict` if somebody else decided first, also if
-        the run asks something else by now than the last reading showed. A decision whose answer is lost is repeated
-        only if the run still asks exactly the same; `UnknownOutcome` when the attempts are used up.
+        Raises `InvalidInput` for an answer that was not offered; `Conflict` if the run was already decided, or if
+        it asks something else than the last reading showed; `UnknownOutcome` when the attempts are used up. A
+        decision whose response was lost is repeated only if the run still asks exactly the same.
         """
         shown = await self._shown()
         chosen = checked_answers(shown, answers) if answers else msgspec.UNSET
         await self._decide(DecisionBody(decision="approve", answers=chosen), shown, rank)
 
     async def reject(self, *, rank: float = 0.0) -> None:
-        """Reject the patch: the run ends as failed, and `wait` raises `RunFailed`.
+        """Reject the patch. The run ends as failed, and `wait` raises `RunFailed`.
 
+        ```python
+        if run.needs_attention is not None:
             await run.reject()
+        ```
 
-        Whether rows that were valid are kept is the server's choice. Raises as `approve` does.
+        The server decides whether valid rows are kept. Raises the same errors as `approve`.
         """
         await self._decide(DecisionBody(decision="reject"), await self._shown(), rank)
 
     async def _shown(self) -> NeedsAttention:
-        """Return what is decided: what the last reading showed, if the run still asks that."""
+        """Return the questions that are decided: those of the last reading, if the run still asks them."""
         shown = self.needs_attention
         if shown is None:
             state = await self.read()
@@ -350,10 +374,10 @@ class ImportRun(Run[ImportState]):
                 return
 
     def note_decision(self, mark: str, *, age: float = 0.0) -> None:
-        """Take note that the park with this mark (`review.mark_of`) was decided `age` seconds ago.
+        """Remember that the park with this mark (`review.mark_of`) was decided `age` seconds ago.
 
-        For 30 s after a decision, and for 16 readings, one that shows its park is an old one; that holds for each
-        handle of the run in this session.
+        For 30 s after a decision, and for 16 readings, a reading that shows this park is outdated. This applies
+        to every handle of the run in this session.
         """
         now = asyncio.get_running_loop().time()
         self._decided.add(self._watch.run, mark, at=now - age, now=now)
@@ -374,7 +398,7 @@ class ImportRun(Run[ImportState]):
         return self.needs_attention == shown
 
     async def _look_up(self, slot: Slot) -> Reading[ImportState] | None:
-        """Ask whether this run is the active one: nothing, or another one, says that it has ended."""
+        """Ask whether this run is the active one. If none or another one is active, this run has ended."""
         active = (
             await self._context.caller.send_once(_active_import(self.company_id), ActiveImport, slot)
         ).state()
@@ -388,7 +412,7 @@ class ImportRun(Run[ImportState]):
         return Reading(status=active.status, progress=active.progress_message, value=active)
 
     def _is_echo(self, state: ImportState) -> bool:
-        """Return whether this shows the park that was decided a moment ago, rather than a new one."""
+        """Return whether this reading shows the park that was just decided, rather than a new one."""
         asked, now = _asked(state), asyncio.get_running_loop().time()
         return asked is not None and self._decided.is_echo(self._watch.run, mark_of(asked), now=now)
 
@@ -398,12 +422,12 @@ def _not_sent(reason: str) -> Conflict:
 
 
 def _asked(state: ImportState) -> NeedsAttention | None:
-    """Return what a run asks, if it is parked."""
+    """Return the questions of a run, if it is parked."""
     return (state.needs_attention or NeedsAttention()) if state.status in routes.IMPORT.parked else None
 
 
 class _DecisionReply(HasStatus, frozen=True, kw_only=True):
-    """The answer to a decision."""
+    """The response to a decision."""
 
     status: str = ""
 
@@ -428,12 +452,12 @@ def _listing(company_id: str, query: Mapping[str, str], rank: float) -> Call:
 
 
 def _active_import(company_id: str, rank: float = 0.0) -> Call:
-    """Return the call that asks which import runs."""
+    """Return the request for the active import."""
     return _listing(company_id, {"status": "active"}, rank)
 
 
 def new_key(context: SessionContext) -> str:
-    """Return an idempotency key that nobody used before."""
+    """Return a new random idempotency key."""
     return f"{context.rng.getrandbits(128):032x}"
 
 
@@ -444,5 +468,5 @@ def import_body(key: str, files: Iterable[Uploaded]) -> bytes:
 
 
 def _mark(state: ImportState) -> str:
-    """Return what tells an import from others: its id, or else everything that is known of it."""
+    """Return what identifies an import: its id, or else everything that is known of it."""
     return state.run_id or state.id or msgspec.json.encode(state).decode()

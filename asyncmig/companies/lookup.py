@@ -1,4 +1,4 @@
-"""What a name or an id stands for among sources, templates or sheets."""
+"""Look up sources, templates and sheets by name or id."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,9 +13,9 @@ _Named = TypeVar("_Named", Source, Template, Sheet)
 
 
 def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
-    """Return the source, template or sheet that `wanted` names, by id or by name.
+    """Return the source, template or sheet with the id or name `wanted`.
 
-    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
+    Raises `InvalidInput` naming `field` if there is none, or if several have the name.
     """
     checked_text(field, wanted)
     found = [each for each in among if each.id == wanted] or called(wanted, among)
@@ -28,12 +28,12 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
 
 
 def source_id(field: str, source: object) -> str:
-    """Return the id of a source that is given by its id or as a `Source`. Raises `InvalidInput`."""
+    """Return the id of a source, given by its id or as a `Source`. Raises `InvalidInput`."""
     return checked_text(field, source.id if isinstance(source, Source) else source)
 
 
 def called(name: str, among: Sequence[_Named]) -> list[_Named]:
-    """Return those of this name; without any, those that have it but for upper and lower case."""
+    """Return the items with exactly this name, or else those with this name in any case."""
     return [each for each in among if each.name == name] or [
         each for each in among if each.name.casefold() == name.casefold()
     ]

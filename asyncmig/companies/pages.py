@@ -1,9 +1,9 @@
-"""Read one page of a list whose shape is not documented: the items that it holds, and what to ask for the next.
+"""Read one page of a list whose shape is not documented: its items, and the query for the next page.
 
-The contract says "paginated" and no more. So the items are the list that the reply is or holds, and the next page is
-whatever the reply says in one of the customary ways: a token, a number, a URL (of which only the query is taken:
-nothing is ever sent to an address that a reply named), or counters. Nothing of it is guessed: where a reply says that
-there is more and not how to get it, that is `cut`.
+The contract says only "paginated". So the items are the list that the reply is or contains, and the next page is
+taken from any of the common forms: a token, a number, a URL (only its query is used: nothing is sent to an
+address that a reply names), or counters. Nothing is guessed: if a reply says that there is more but not how to
+request it, `cut` is True.
 """
 
 import re
@@ -31,12 +31,12 @@ _TOKENS = {
     "endCursor": "cursor",
     "cursor": "cursor",
 }
-"""Fields that say where the next page begins, and the parameter in which to say it back."""
+"""Fields that name the next page, and the query parameter for it."""
 _MORE = ("has_more", "hasMore", "has_next", "hasNext", "has_next_page", "hasNextPage")
 _PAGES = ("total_pages", "totalPages", "pages", "page_count", "last_page")
 _LONGEST = 4096
 _LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
-"""The target of a `Link` header that leads to the next page (RFC 8288)."""
+"""The target of a `Link` header that names the next page (RFC 8288)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,15 @@ class Page:
 
     items: tuple[Mapping[str, object], ...]
     next: Mapping[str, str] | None
-    """The query of the next page; None after the last one."""
+    """The query for the next page; None on the last page."""
     cut: bool
-    """There is more, and the reply does not say how to get it."""
+    """Whether there is more, but the reply does not say how to request it."""
     total: int | None
-    """How many items there are on all pages, if that is said."""
+    """The number of items on all pages, if the reply says so."""
 
 
 def read_page(reply: object, link: str = "") -> Page:
-    """Return what `reply`, decoded JSON, holds; `link` is the header of that name."""
+    """Return the page in `reply` (decoded JSON). `link`: the `Link` header."""
     leads = _LINK.search(link[:_LONGEST])
     linked = _query_of(leads[1]) if leads else None
     if isinstance(reply, list):
@@ -77,7 +77,7 @@ def _objects(values: Iterable[object]) -> tuple[Mapping[str, object], ...]:
 
 
 def _items(whole: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
-    """Return the list that has a customary name, or the only one that there is."""
+    """Return the list under a common name, or the only list in the reply."""
     lists = {name: cast("list[object]", value) for name, value in whole.items() if isinstance(value, list)}
     for name in _ITEMS:
         if name in lists:
@@ -112,14 +112,14 @@ def _query_of(url: str) -> dict[str, str] | None:
 
 
 def _number(value: object) -> int | None:
-    """Return a whole number, also one that came as text."""
+    """Return a whole number, also from text."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _counted(place: Mapping[str, object]) -> Iterator[dict[str, str]]:
-    """Yield the next page where counters say that there is one."""
+    """Yield the next page if counters say that there is one."""
     page, offset, limit, total = (_number(place.get(name)) for name in ("page", "offset", "limit", "total"))
     last = next((n for name in _PAGES if (n := _number(place.get(name))) is not None), None)
     if page is not None and last is not None and page < last:

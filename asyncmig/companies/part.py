@@ -1,4 +1,4 @@
-"""A sheet while it comes: a file beside its place, the rows in it, and whether it can be the whole sheet."""
+"""A sheet during its download: a temporary file, its rows, and whether it can be the complete sheet."""
 
 import glob
 import hashlib
@@ -24,14 +24,14 @@ __all__ = ["CHUNK", "Part", "Repeats", "may_take"]
 
 CHUNK = 256 * 1024
 _SAME = 8
-"""After so many downloads that were wrong in the same way, another one is unlikely to differ."""
+"""Number of downloads that were wrong in the same way after which another one is unlikely to differ."""
 _TOO_MUCH = 2
-"""The same for downloads that were stopped, because more came than there can be."""
+"""The same for downloads that stopped because there were too many rows or bytes."""
 
 
 @final
 class Repeats:
-    """Tells a download that comes wrong in the same way again and again from one that another attempt may mend."""
+    """Distinguishes a download that is wrong in the same way every time from one that another attempt may correct."""
 
     __slots__ = ("_times",)
 
@@ -39,15 +39,15 @@ class Repeats:
         self._times: Counter[tuple[str, bytes]] = Counter()
 
     def came_before(self, name: str, digest: bytes) -> bool:
-        """Return whether these bytes of this sheet were wrong before."""
+        """Return whether the same bytes of this sheet were wrong before."""
         return (name, digest) in self._times
 
     def wrong(self, error: TruncatedDownload, digest: bytes) -> TruncatedDownload:
-        """Take note of bytes that are wrong, and return the error; it is final once they came eight times."""
+        """Record wrong bytes and return the error. The error is final after eight occurrences."""
         return self._noted(error, digest, _SAME)
 
     def too_much(self, name: str, reason: str) -> TruncatedDownload:
-        """Return the error for a download that was stopped; it is final the second time."""
+        """Return the error for a download that stopped. It is final the second time."""
         return self._noted(TruncatedDownload(name, reason), b"", _TOO_MUCH)
 
     def _noted(self, error: TruncatedDownload, digest: bytes, most: int) -> TruncatedDownload:
@@ -58,10 +58,10 @@ class Repeats:
 
 @final
 class Part:
-    """A file that is written beside its place, and takes it only when it is whole.
+    """A temporary file that is renamed to its final name only when it is complete.
 
-    Its name is its own: a process that was paused for so long that another one took over must not write into
-    what that one delivers. What a process that was killed has left is removed.
+    Its name is unique: a process that was paused, and whose customer another process took over, must not write
+    into the other's file. Files left by a killed process are removed.
     """
 
     __slots__ = (
@@ -107,21 +107,21 @@ class Part:
             self._part.unlink(missing_ok=True)
 
     def restart(self, most_rows: int | None) -> None:
-        """Forget what was written. `most_rows`: how many rows there can be, if that is known."""
+        """Discard what was written. `most_rows`: the largest possible number of rows, if known."""
         with self.naming():
             self.file.seek(0)
             self.file.truncate()
         self.records: RecordCounter = RecordCounter()
         self._size = 0
         self.found: RowCount | None = None
-        """The count by which it can be the whole sheet, once that was checked."""
+        """The count that is consistent with the complete sheet, after the check."""
         self._most_rows, self._cleared = most_rows, 0
         # A recount notices a row up to a chunk later; without the slack it would not confirm what this finds.
         self._bound = Bound(rows=most_rows, size=self._free, slack=CHUNK)
 
     @contextmanager
     def naming(self) -> Generator[None]:
-        """Let an error of the disk say that it is about this file."""
+        """Add the name of this file to errors of the disk."""
         try:
             yield
         except OSError as error:
@@ -129,13 +129,13 @@ class Part:
             raise
 
     def count(self, chunk: bytes) -> bool:
-        """Take note of bytes that are written; return whether they may be too many: then `check_bound`."""
+        """Count bytes that were written. Return whether they may be too many; then call `check_bound`."""
         self.records.feed(chunk)
         self._size += len(chunk)
         return bool(self._bound.exceeded(len(chunk), [self.records.rows])) and self._size > self._cleared
 
     def check_bound(self) -> None:
-        """Count what is written in every way; raise `TruncatedDownload` if it is too much in each. Blocks."""
+        """Count the rows in every reading. Raises `TruncatedDownload` if each has too many. Blocks."""
         bound, counter = Bound(rows=self._most_rows, size=self._free), Recounter()
         for chunk in self._chunks():
             counter.feed(chunk)
@@ -144,7 +144,7 @@ class Part:
         self._cleared = 2 * self._size
 
     def check(self, expected: Expected, sheet: Sheet | None) -> None:
-        """Raise `TruncatedDownload` unless what is written can be the whole sheet. Blocks."""
+        """Raise `TruncatedDownload` unless the file can be the complete sheet. Blocks."""
         try:
             self.found = expected.check(self.sheet, sheet, self.records)
         except TruncatedDownload:
@@ -156,7 +156,7 @@ class Part:
                 raise self._repeats.wrong(error, digest) from None
 
     def recounted(self) -> tuple[Recounter, bytes]:
-        """Return what counted the rows in every way, and the SHA-256 of what is written. Blocks."""
+        """Return the counter of all readings, and the SHA-256 of the file. Blocks."""
         counter, digest = Recounter(), hashlib.sha256()
         for chunk in self._chunks():
             counter.feed(chunk)
@@ -169,7 +169,7 @@ class Part:
                 yield chunk
 
     def commit(self) -> Downloaded:
-        """Bring it to disk and put it in place. Blocks."""
+        """Sync the file and rename it to its final name. Blocks."""
         assert self.found is not None
         with self.naming():
             os.fsync(self.file.fileno())
@@ -178,5 +178,5 @@ class Part:
 
 
 def may_take(folder: Path) -> int:
-    """Return how many bytes a download may take there: nine tenths of what is free now."""
+    """Return how many bytes a download may use there: nine tenths of the free space."""
     return shutil.disk_usage(folder).free * 9 // 10

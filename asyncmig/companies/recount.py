@@ -1,15 +1,15 @@
-"""Count the records of a CSV in every way in which it may be read.
+"""Count the records of a CSV in every way in which it can be read.
 
-Servers write CSV that readers understand in different ways, and nobody can tell which of them the reported number of
-rows follows. Two questions are open, and each has two answers:
+Servers write CSV that readers understand in different ways, and the report does not say which reading its number
+of rows follows. Two questions are open, and each has two answers:
 
-- A quote in the middle of a cell (`6" pipe`) is text, or it opens a quoted part as it does at the start of a cell.
-- A carriage return without a line feed is text, or it ends a line. Where no line feed ends a line it always does.
+- A quote in the middle of a cell (`6" pipe`) is text, or it opens a quoted part as at the start of a cell.
+- A carriage return without a line feed is text, or it ends a line. If no line feed ends a line, it always does.
 
-A file is counted once while all answers agree on it. From the first byte on which they disagree, each is counted.
-Each chunk is split at its quotes, what lies outside of quoted cells is joined again with one quote for each cell, and
-the lines of that text are counted. This is exact, and takes several times as long as `RecordCounter`, which knows one
-way of counting.
+A file is counted once as long as all readings agree. From the first byte at which they differ, each reading is
+counted. Each chunk is split at its quotes, the text outside of quoted cells is joined with one quote for each
+cell, and the lines of that text are counted. This is exact and takes several times as long as `RecordCounter`,
+which knows one reading.
 """
 
 import copy
@@ -25,26 +25,26 @@ _BOM = b"\xef\xbb\xbf"
 _LAST = itemgetter(slice(-1, None))
 _BEFORE_A_CELL = frozenset({b",", b"\n", b"\r"})
 _BEFORE_A_QUOTE = _BEFORE_A_CELL | {b""}
-"""What may stand before a quote that opens a cell; nothing: the quote before it is doubled."""
+"""Bytes that may stand before a quote that opens a cell. Nothing before it: the quote is doubled."""
 _LONGEST = 64 * 1024
-"""Bytes of a line whose cells are counted, and of an open cell that is kept."""
+"""Longest line, in bytes, whose cells are counted, and largest open cell that is kept."""
 _WAYS = ((True, False), (True, True), (False, False), (False, True))
-"""Whether quotes in the middle of a cell are text, and whether a lone return ends a line; the most likely first."""
+"""Whether quotes in the middle of a cell are text, and whether a lone CR ends a line; the most likely first."""
 
 
 @final
 class _Lines:
-    """Counts lines, those without content apart."""
+    """Counts lines, and separately those without content."""
 
     __slots__ = ("begun", "blank", "filled")
 
     def __init__(self) -> None:
         self.filled = self.blank = 0
         self.begun = False
-        """The present line has content so far."""
+        """Whether the current line has content so far."""
 
     def take(self, lines: Sequence[bytes], *, ended: bool) -> None:
-        """Take lines; `ended`: the last of them is complete."""
+        """Count lines. `ended`: the last of them is complete."""
         complete = len(lines) - (not ended)
         blank = lines.count(b"") - (complete > 0 and self.begun and not lines[0])
         self.blank += blank
@@ -53,28 +53,28 @@ class _Lines:
 
 
 class _Quotes:
-    """One answer about quotes: keeps track of quoted cells, and counts the records between them."""
+    """One rule for quotes: tracks quoted cells and counts the records between them."""
 
     __slots__ = ("_any", "_commas", "_header", "_last", "_lf", "_line", "_open", "_spans", "_tail")
 
     def __init__(self) -> None:
         self._open = False
-        """Inside a quoted cell."""
+        """Whether the position is inside a quoted cell."""
         self._last = b","
-        """The last byte of what came; at the beginning there is one that a cell may follow."""
+        """The last byte that was read; at the start, a byte that a cell may follow."""
         self._lf, self._any = _Lines(), _Lines()
-        """Lines that end with LF or CRLF; and with a lone CR, too."""
+        """Lines that end with LF or CRLF, and lines that may also end with a lone CR."""
         self._header: int | None = None
-        """Cells of the header, once it has come; 0 if it is too long to say."""
+        """The number of cells of the header, once it is complete; 0 if the header is too long."""
         self._commas = self._line = 0
         """Separators and bytes outside of quotes since the last LF."""
         self._spans = False
-        """The present record has a line end in a quoted cell."""
+        """Whether the current record has a line end in a quoted cell."""
         self._tail = b""
-        """What came since the present quoted cell was opened."""
+        """The bytes since the current quoted cell was opened."""
 
     def feed(self, parts: Sequence[bytes]) -> None:
-        """Take what lies between the quotes of the next chunk."""
+        """Read the text between the quotes of the next chunk."""
         outside, ends_open = parts[self._open :: 2], self._open ^ (len(parts) % 2 == 0)
         self._note_inside(parts, ends_open=ends_open)
         self._count(b'"'.join([*outside, b""] if ends_open and outside else outside))
@@ -94,7 +94,7 @@ class _Quotes:
             self._last = last[-1:] or b'"'
 
     def _count(self, text: bytes) -> None:
-        """Count the lines of text outside of quoted cells, each of which it shows as a quote."""
+        """Count the lines of the text outside of quoted cells; each quoted cell is shown as one quote."""
         if not text:
             return
         lines, ended = text.splitlines(), text.endswith((b"\n", b"\r"))
@@ -118,7 +118,7 @@ class _Quotes:
 
     @property
     def _is_short(self) -> bool:
-        """Whether the last line has fewer cells than the header, as far as can be told."""
+        """Whether the last line has fewer cells than the header, as far as can be determined."""
         is_known = self._header is not None and self._lf.begun and not self._spans and self._line < _LONGEST
         return is_known and 1 + self._commas < (self._header or 0)
 
@@ -129,9 +129,9 @@ class _Quotes:
         return RowCount(max(0, records - 1), lines.blank, self._open or self._is_short)
 
     def unclosed(self) -> RowCount | None:
-        """Return the count where the last quote was text, if it was never closed; None if it cannot be so.
+        """Return the count if the last quote is text because it was never closed; None if that is impossible.
 
-        It can where each line since then has as many cells as the header.
+        It is possible if each line since then has as many cells as the header.
         """
         if not self._open or self._header is None or len(self._tail) >= _LONGEST:
             return None
@@ -145,12 +145,12 @@ class _Quotes:
 
 @final
 class _Parity(_Quotes):
-    """Each quote opens a quoted part or closes one."""
+    """Rule: each quote opens or closes a quoted part."""
 
     __slots__ = ()
 
     def is_clear(self, parts: Sequence[bytes]) -> bool:
-        """Return whether each quote that opens a part here stands at the start of a cell, or is doubled."""
+        """Return whether each quote that opens a part is at the start of a cell, or doubled."""
         ends = parts[self._open : -1 : 2]
         if not ends:
             return True
@@ -159,7 +159,7 @@ class _Parity(_Quotes):
         return _BEFORE_A_QUOTE.issuperset(map(_LAST, ends))
 
     def forked(self) -> "_CellStart":
-        """Return what reads on from here by the other rule."""
+        """Return a reader that continues from here with the other rule."""
         other = _CellStart()
         for name in _Quotes.__slots__:
             setattr(other, name, copy.copy(getattr(self, name)))
@@ -168,7 +168,7 @@ class _Parity(_Quotes):
 
 @final
 class _CellStart(_Quotes):
-    """A quote opens a quoted cell only at the start of a cell; elsewhere it is text."""
+    """Rule: a quote opens a quoted cell only at the start of a cell; elsewhere it is text."""
 
     __slots__ = ()
 
@@ -191,21 +191,21 @@ class _CellStart(_Quotes):
 
 @final
 class Recounter:
-    """Counts the records of a CSV file in UTF-8, however its bytes are cut into chunks."""
+    """Counts the records of a CSV file in UTF-8, however its bytes are split into chunks."""
 
     __slots__ = ("_cell_start", "_held", "_parity", "_started", "believes_unclosed")
 
     def __init__(self) -> None:
         self.believes_unclosed: bool = False
-        """Also count as if a quote that is never closed was text.
+        """Also count with a quote that is never closed read as text.
 
-        A file that was cut short looks the same, so this is for bytes that came more than once.
+        A file that was cut short looks the same, so this is for bytes that arrived identically more than once.
         """
         self._parity = _Parity()
         self._cell_start: _CellStart | None = None
-        """The other answer about quotes, from where it differs."""
+        """The other rule for quotes, from the byte at which they differ."""
         self._held = b""
-        """A return that may be followed by its line feed; at first, what may be a byte order mark."""
+        """A CR that an LF may follow; at the start, a possible byte order mark."""
         self._started = False
 
     def feed(self, chunk: bytes) -> None:
@@ -230,7 +230,7 @@ class Recounter:
             self._cell_start.feed(parts)
 
     def counts(self) -> tuple[RowCount, ...]:
-        """Return what each way of counting found, always in the same order, the most likely first."""
+        """Return the result of each reading, always in the same order, the most likely first."""
         cell_start, parity = self._at_end()
         counts = [
             (cell_start if quotes_are_text else parity).count(lone_return_ends=lone_return_ends)
@@ -242,7 +242,7 @@ class Recounter:
         return tuple(counts)
 
     def _at_end(self) -> tuple[_Quotes, _Quotes]:
-        """Return both answers about quotes as they are if nothing follows."""
+        """Return both rules for quotes in their state if nothing follows."""
         last = self
         if self._held:
             last = copy.deepcopy(self)

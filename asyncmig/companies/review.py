@@ -1,4 +1,4 @@
-"""What a person answers a parked import, checked against what it asked."""
+"""Check a person's answers to a parked import against its questions."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,12 +13,14 @@ __all__ = ["checked_answers", "mark_of"]
 
 
 def mark_of(shown: NeedsAttention) -> str:
-    """Return what tells a park from others of the same run: the SHA-256 of what it asks."""
+    """Return the mark that identifies one park of a run: the SHA-256 of its questions."""
     return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()
 
 
 def checked_answers(shown: NeedsAttention, answers: Mapping[str, str | Custom]) -> tuple[Answer, ...]:
-    """Return what is sent; raise `InvalidInput` for an answer to no question, or that its question does not take."""
+    """Return the answers to send. Raises `InvalidInput` for an unknown question, and for an answer that it does not
+    accept.
+    """
     return tuple(_answer(_question(shown, question_id), choice) for question_id, choice in answers.items())
 
 

@@ -1,4 +1,4 @@
-"""The endpoints of the companies generation, and the lives of its runs, as tables."""
+"""The endpoints and run lifecycles of the API generation "companies", as tables."""
 
 from dataclasses import replace
 

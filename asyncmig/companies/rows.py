@@ -1,9 +1,9 @@
-"""Rows that need no file: sent in the request's body while they are few, and as a CSV file beyond.
+"""Rows without a file: sent in the request if they are few, and as a CSV file otherwise.
 
-One rule makes both forms say the same: a cell's text in the file is that of its value in JSON. Text is as it is (also
-`=1+1`: nothing is put before it, for the server and not a spreadsheet reads it), numbers as JSON writes them, dates
-and times as ISO 8601, true and false, lists and objects as JSON; None, and a column that a row lacks, is an empty
-cell. Whole numbers beyond 2 ** 53 are text in both forms: a JSON reader may round them.
+Both forms have the same content: the text of a cell in the file is the text of its JSON value. Text stays as it
+is (also `=1+1`: the server reads it, not a spreadsheet). Numbers are as in JSON; dates and times are ISO 8601;
+booleans, lists and objects are JSON. None, and a column that a row lacks, is an empty cell. Whole numbers beyond
+2 ** 53 are text in both forms, because a JSON reader may round them.
 """
 
 import csv
@@ -27,7 +27,7 @@ _EXACT = 2**53
 
 
 def checked_rows(rows: Iterable[Mapping[str, object]]) -> list[Row]:
-    """Return `rows` as plain JSON values; raise `InvalidInput` for what cannot be a row. Blocks: use a thread."""
+    """Return `rows` as plain JSON values. Raises `InvalidInput` for invalid rows. Blocks: use a thread."""
     return [_checked_row(row, f"rows[{n}]") for n, row in enumerate(rows)]
 
 
@@ -55,7 +55,7 @@ def _checked_text(text: str, place: str) -> str:
 
 
 def _plain(value: object, place: str) -> object:
-    """Return `value` as JSON has it, of a plain type; raise `InvalidInput` if it has none."""
+    """Return `value` as a plain JSON value. Raises `InvalidInput` if it has no JSON form."""
     match value:
         case Enum():
             return _plain(value.value, place)
@@ -83,7 +83,7 @@ def _plain(value: object, place: str) -> object:
 
 
 def to_json(rows: list[Row], *, most_rows: int, most_bytes: int) -> msgspec.Raw | None:
-    """Return `rows` as JSON; None if there are more than `most_rows`, or they take more than `most_bytes`."""
+    """Return `rows` as JSON; None if there are more than `most_rows` or they take more than `most_bytes`."""
     if len(rows) > most_rows:
         return None
     encoded = msgspec.json.encode(rows)
@@ -91,9 +91,10 @@ def to_json(rows: list[Row], *, most_rows: int, most_bytes: int) -> msgspec.Raw 
 
 
 def to_csv(rows: list[Row]) -> bytes:
-    """Return `rows` as CSV (RFC 4180): a header of all their columns, in the order in which they first appear.
+    """Return `rows` as CSV (RFC 4180), with a header of all columns in the order in which they first appear.
 
-    UTF-8 without a BOM. Every cell is quoted, so that none is trimmed, split or taken for a blank line.
+    UTF-8 without a byte order mark. Every cell is quoted, so that none is trimmed, split or taken for a blank
+    line.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")

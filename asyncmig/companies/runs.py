@@ -1,4 +1,4 @@
-"""What imports and destination exports have in common: a run that is polled until it ends."""
+"""The base of imports and destination exports: a run that is polled until it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable
@@ -16,7 +16,7 @@ from asyncmig.events import RunChanged, RunEnded
 __all__ = ["Run"]
 
 _OF_UNKNOWN_AGE = "of unknown age"
-"""A class of their own: what they teach, counted from when they were first seen, is true of their like only."""
+"""The poll group of runs whose start is unknown: their observed durations apply only to runs of the same kind."""
 
 
 class _Who(TypedDict):
@@ -38,7 +38,7 @@ StateT = TypeVar("StateT", bound=_State)
 
 
 class Run(Generic[StateT]):
-    """A run of a company: ids, and the means to wait for it."""
+    """The handle of a run of a company."""
 
     ENDPOINT: ClassVar[Endpoint]
     LIFECYCLE: ClassVar[Lifecycle]
@@ -57,9 +57,9 @@ class Run(Generic[StateT]):
         second: SecondChannel[StateT] | None = None,
         status: str = "",
     ) -> None:
-        """`age`: seconds since the run started; None if it is not known. `group`: runs that take about as long.
+        """`age`: seconds since the run started; None if unknown. `group`: runs with about the same duration.
 
-        `status`: what the reply that named the run says. An end or a park is read next, and the run started earlier.
+        `status`: the status in the reply that named the run. An ended or parked run is read next.
         """
         if self.LIFECYCLE.phase(status) is not Phase.ACTIVE:
             age = None
@@ -67,7 +67,7 @@ class Run(Generic[StateT]):
         self.company_id: str = company_id
         self.id: str = run_id
         self._began = age is not None
-        """Whether it is known when the run began."""
+        """Whether the start of the run is known."""
         self._watch: Watch[StateT] = context.poller.watch(
             (self.ENDPOINT.key, company_id, run_id),
             gate=context.gate(self.ENDPOINT),
@@ -86,18 +86,21 @@ class Run(Generic[StateT]):
 
     @property
     def state(self) -> StateT | None:
-        """The last reading; None before the first."""
+        """The last reading; None before the first one."""
         latest = self._watch.latest
         return latest.value if latest else None
 
     async def wait(self, *, through_parks: bool = False) -> StateT:
-        """Wait until the run completes, or parks, and return that reading.
+        """Wait until the run completes or parks, and return that reading.
 
-            async with asyncio.timeout(7200):
-                done = await run.wait()
+        ```python
+        async with asyncio.timeout(7200):
+            done = await run.wait()
+        ```
 
-        `through_parks`: wait on while it is parked, for somebody else to decide. Any number of tasks may wait;
-        they share its polls. A deadline is the caller's `asyncio.timeout`. Raises `RunFailed`, `RunCanceled`.
+        `through_parks=True` waits on while the run is parked, for another process to decide. Any number of tasks
+        may wait: they share the polls. For a deadline, use `asyncio.timeout`. Raises `RunFailed` and
+        `RunCanceled`.
         """
         self._check_id()
         state = (await self._watch.wait(through_parks=through_parks)).value
@@ -110,21 +113,26 @@ class Run(Generic[StateT]):
     async def updates(self) -> AsyncIterator[StateT]:
         """Yield each change of status or progress text once, until the run has ended.
 
-            async for state in run.updates():
-                print(state.status, state.progress_message)
+        ```python
+        async for state in run.updates():
+            print(state.status, state.progress_message)
+        ```
 
-        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that is not there for 30 s.
+        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that the server has not known for 30 s.
         """
         self._check_id()
         async for reading in self._watch.updates():
             yield reading.value
 
     async def read(self) -> StateT:
-        """Read the run now, or as soon as its pace allows; all who wait share the reading.
+        """Read the run as soon as its pace allows. All tasks that wait share the reading.
 
-            state = await run.read()
+        ```python
+        state = await run.read()
+        ```
 
-        That is 2 s after the last answer, up to 30 s for an old run. Raises as `updates` does.
+        The pace is 2 s after the last response for a new run, and up to 30 s for an old one. Raises the same
+        errors as `updates`.
         """
         self._check_id()
         return (await self._watch.refresh()).value
@@ -139,7 +147,7 @@ class Run(Generic[StateT]):
         return reading
 
     def _tell(self, reading: Reading[StateT]) -> None:
-        """Tell of a new status or progress text; and of the end, once."""
+        """Emit an event for a new status or progress text, and once for the end."""
         watch, now = self._watch, asyncio.get_running_loop().time()
         emit, who = self._context.events.emit, _Who(company_id=self.company_id, run_id=self.id, at=now)
         emit(RunChanged(**who, status=reading.status, progress=reading.progress))

@@ -1,4 +1,4 @@
-"""Which sheets are meant: all that are known, or some by name, by id or as they are."""
+"""Select sheets: all known ones, or some by name, by id or as `Sheet`s."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ __all__ = ["chosen", "known"]
 
 
 def known(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
-    """Return the sheets that are known, and those that only the report names."""
+    """Return the known sheets, and those that only the report names."""
     ids = {sheet.id for sheet in sheets}
     reported = [
         Sheet(id=count.sheet_id, name=count.template_name or count.sheet_id)
@@ -22,10 +22,10 @@ def known(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
 
 
 def chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
-    """Return the sheet that is meant: a `Sheet` as it is, a text by id or by name.
+    """Return the selected sheet: a `Sheet` unchanged, a text by id or by name.
 
-    Where no sheet is known a text is taken for an id. Raises `InvalidInput` naming `field` if there is none of that
-    name, or more than one.
+    If no sheet is known, a text is taken as an id. Raises `InvalidInput` naming `field` if no sheet or several
+    have the name.
     """
     if isinstance(wanted, Sheet):
         return wanted

@@ -1,7 +1,7 @@
-"""Hand a download on while it comes: to object storage, to a browser, without a disk.
+"""Pass a download on while it arrives: to object storage or a browser, without a disk.
 
-What has been handed on cannot be taken back. So whatever is wrong with a body after its first byte, at the latest a
-number of rows that is not the reported one, is raised where the iterator would otherwise have ended.
+What was passed on cannot be taken back. So any fault of a body after its first byte, including a wrong number of
+rows, is raised where the iterator would otherwise end.
 """
 
 import zipfile
@@ -26,7 +26,7 @@ __all__ = ["stream_all", "stream_sheet"]
 
 _ALL = "all sheets"
 _END, _LONGEST_END = b"PK\x05\x06", 22 + 65_535
-"""The record that ends a ZIP archive, and how long it can be (APPNOTE.TXT, 4.3.16)."""
+"""The record that ends a ZIP archive, and its largest size in bytes (APPNOTE.TXT, 4.3.16)."""
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def stream_sheet(fetch: Fetch, sheet: Sheet) -> AsyncGenerator[AsyncIterat
 
 @asynccontextmanager
 async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[AsyncIterator[bytes]]:
-    """Yield an iterator over a ZIP of all sheets: the server's, or one that is made here of the single sheets."""
+    """Yield an iterator over a ZIP of all sheets: the server's, or one built here from the single sheets."""
     async with AsyncExitStack() as stack:
         answer, none_here = await _archive(fetch, sheets, stack)
         chunks = (
@@ -55,7 +55,7 @@ async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[As
 async def _archive(
     fetch: Fetch, sheets: Sequence[Sheet], stack: AsyncExitStack
 ) -> tuple[Answer | None, bool]:
-    """Return the archive, if it comes, and whether the server says that it has none."""
+    """Return the archive, if there is one, and whether the server says that it has none."""
     if not fetch.archives:
         return None, True
     try:
@@ -75,7 +75,7 @@ async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:
 
 
 async def _checked(fetch: Fetch, sheet: Sheet, answer: Answer) -> AsyncGenerator[bytes]:
-    """Yield the bytes of a sheet; raise when more come than there can be, or at the end unless it can be whole."""
+    """Yield the bytes of a sheet. Raises for too many rows, or at the end if the sheet cannot be complete."""
     name, records = sheet.name or sheet.id, Recounter()
     bound = Bound(rows=fetch.expected.most_rows(name, sheet))
     async with aclosing(_chunks(name, answer)) as chunks:
@@ -88,7 +88,7 @@ async def _checked(fetch: Fetch, sheet: Sheet, answer: Answer) -> AsyncGenerator
 
 
 async def _whole(fetch: Fetch, sheets: Sequence[Sheet], answer: Answer) -> AsyncGenerator[bytes]:
-    """Yield the bytes of an archive, and raise at the end unless its last record says that it ends there."""
+    """Yield the bytes of an archive. Raises at the end unless its last record says that it ends there."""
     size, tail = 0, b""
     bound = Bound(rows=None, size=fetch.expected.most_in_archive(len(sheets)))
     async with aclosing(_chunks(_ALL, answer)) as chunks:
@@ -103,7 +103,9 @@ async def _whole(fetch: Fetch, sheets: Sequence[Sheet], answer: Answer) -> Async
 
 
 def _ends(tail: bytes, size: int) -> bool:
-    """Return whether a ZIP archive of `size` bytes may end with this: a directory, and the record that says where."""
+    """Return whether a ZIP archive of `size` bytes can end with these bytes: a directory, and the record that
+    locates it.
+    """
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < 22:
         return False
@@ -117,7 +119,7 @@ def _ends(tail: bytes, size: int) -> bool:
 
 
 async def _zipped(fetch: Fetch, sheets: Sequence[Sheet], *, none_here: bool) -> AsyncGenerator[bytes]:
-    """Yield a ZIP archive that is made of the single sheets while they come."""
+    """Yield a ZIP archive that is built from the single sheets while they arrive."""
     outlet = _Outlet()
     names = file_names(sheet.name or sheet.id for sheet in sheets)
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -135,7 +137,7 @@ async def _zipped(fetch: Fetch, sheets: Sequence[Sheet], *, none_here: bool) -> 
 
 @final
 class _Outlet(RawIOBase):
-    """A file that can only be written to, and hands out what was."""
+    """A write-only file that returns what was written to it."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -149,6 +151,6 @@ class _Outlet(RawIOBase):
         return len(self._held) - before
 
     def taken(self) -> bytes:
-        """Return what was written since the last time."""
+        """Return the bytes written since the last call."""
         taken, self._held = bytes(self._held), bytearray()
         return taken

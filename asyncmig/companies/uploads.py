@@ -1,4 +1,4 @@
-"""Upload files: ask for a signed URL, put the bytes there, and ask for a fresh one when that fails."""
+"""Upload files: request a signed URL, send the bytes to it, and request a new URL if that fails."""
 
 import hashlib
 import mimetypes
@@ -33,7 +33,7 @@ _FINAL = frozenset({405, 411, 413, 414, 415, 501})
 _FINAL_CODES = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "MaxMessageLengthExceeded", "RequestBodyTooLarge"}
 )
-"""What a storage answers that a fresh URL does not change."""
+"""Storage error codes that a new URL does not change."""
 _PASSING = frozenset({408, 425, 429})
 _PASSING_CODES = frozenset(
     {
@@ -48,9 +48,9 @@ _PASSING_CODES = frozenset(
         "SlowDown",
     }
 )
-"""What it answers when it is busy, or when bytes were lost on the way; S3 says some of it with status 400."""
+"""Storage error codes for a busy storage or a broken transfer. S3 sends some of them with status 400."""
 _SAME, _REFUSALS = 3, 6
-"""After so many refusals of one kind, or of any, a fresh URL will not change it."""
+"""Number of refusals of one kind, or of any kind, after which a new URL will not help."""
 _REFUSED = "the storage refused the bytes"
 _TYPES = {  # what the platform's own table may lack
     ".csv": "text/csv",
@@ -63,7 +63,7 @@ _TYPES = {  # what the platform's own table may lack
 
 
 class Uploaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that has arrived: `upload_ref` names it in an import."""
+    """An uploaded file. `upload_ref` names it in an import."""
 
     name: str
     upload_ref: str
@@ -79,7 +79,7 @@ def content_type_of(name: str) -> str:
 
 
 ToUpload = Path | Uploaded | tuple[str, bytes]
-"""A file, one that has arrived already, or a name and its bytes."""
+"""A path, an uploaded file, or a name with bytes."""
 
 
 def digest_of(source: Path | bytes) -> str:
@@ -147,10 +147,11 @@ async def upload(
 async def upload_all(
     context: SessionContext, company_id: str, files: Sequence[ToUpload], *, known: list[Uploaded]
 ) -> list[Uploaded]:
-    """Upload what is not uploaded yet, several at once; return all in the order of `files`.
+    """Upload the files that are not uploaded yet, in parallel, and return all in the order of `files`.
 
-    `known`: what was uploaded before, and is taken again where name and content are the same; what arrives is added.
-    All files are looked at before the first request. If one fails, the others are broken off and its error raised.
+    `known`: earlier uploads, which are reused if name and content are the same; new uploads are added to it. All
+    files are checked before the first request. If one upload fails, the others are cancelled and its error is
+    raised.
     """
     for file in files:
         if isinstance(file, Path):
@@ -222,9 +223,9 @@ async def _attempt(
 
 
 async def _read_reply(caller: Caller, answer: Answer, url: str, *, believe_pages: bool) -> PutReply:
-    """Return what the storage answered.
+    """Return the storage's response.
 
-    Raises `UnexpectedReply` for a 200 with an HTML page, which a proxy may have sent, unless pages are believed.
+    Raises `UnexpectedReply` for a 200 with an HTML page, which a proxy may have sent, unless pages are accepted.
     """
     if 200 <= answer.status < 300:
         is_page = answer.status == 200 and is_html(answer) and await caller.read_refusal(answer)
@@ -246,7 +247,7 @@ def _checked_type(content_type: str) -> str:
 
 
 class _Refused(Exception):
-    """The storage answered, and did not take the bytes."""
+    """The storage responded and did not accept the bytes."""
 
     def __init__(self, reply: PutReply) -> None:
         super().__init__(reply)
@@ -255,7 +256,7 @@ class _Refused(Exception):
 
 @final
 class _Refusals:
-    """Tells a refusal that a fresh URL may change, such as that of an expired one, from a final one."""
+    """Distinguishes a refusal that a new URL may change, such as an expired URL, from a final one."""
 
     __slots__ = ("_times",)
 
@@ -263,7 +264,7 @@ class _Refusals:
         self._times: Counter[tuple[int, str]] = Counter()
 
     def error(self, reply: PutReply) -> UnexpectedReply:
-        """Return the error of a refusal that a fresh URL may change; raise `BadRequest` for a final one."""
+        """Return the error of a refusal that a new URL may change. Raises `BadRequest` for a final one."""
         method, endpoint = routes.PUT_BYTES.method, routes.PUT_BYTES.template
         text = f"{_REFUSED}: {reply.reason}" if reply.reason else _REFUSED
         if _may_pass(reply):
@@ -278,7 +279,7 @@ class _Refusals:
 
 
 def _may_pass(reply: PutReply) -> bool:
-    """Return whether this says that the storage is busy or away, or the transfer broke."""
+    """Return whether this means that the storage is busy or unavailable, or that the transfer broke."""
     return (
         reply.code in _PASSING_CODES
         or reply.status in _PASSING
@@ -287,7 +288,7 @@ def _may_pass(reply: PutReply) -> bool:
 
 
 def _cannot_repeat(content: Content, error: NoAnswer | UnexpectedReply) -> AsyncmigError:
-    """Return the error of a stream that can be read only once, and broke off."""
+    """Return the error of a stream that can be read only once and broke off."""
     advice = (
         f"the stream of {content.name} can be read only once, so it was not sent again; no import has seen it. "
         "Upload it again, or give a callable that opens it anew"

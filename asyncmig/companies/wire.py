@@ -1,8 +1,8 @@
-"""What travels: one struct for each payload of the contract.
+"""The payloads of the contract, one struct each.
 
-Replies are tolerant: unknown fields pass, what is documented as optional may be null or absent, and open
-sets (statuses, actions) are plain text. Requests are exact. Where the server's word misleads, the name
-here says what it is.
+Replies are decoded tolerantly: unknown fields are ignored, optional fields may be null or absent, and open sets
+(statuses, actions) are plain text. Requests are exact. If the server's name for a field misleads, the attribute's
+name says what it is.
 """
 
 from typing import ClassVar
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _Discreet(Struct, frozen=True, kw_only=True):
-    """Holds a secret, and shows only what its class names."""
+    """The base of structs with secrets; the repr shows only the listed fields."""
 
     _SHOWN: ClassVar[tuple[str, ...]] = ()
 
@@ -55,7 +55,7 @@ class _Discreet(Struct, frozen=True, kw_only=True):
 
 
 class Source(CatalogueItem, frozen=True, kw_only=True):
-    """Published import logic for one system that customers come from."""
+    """A source: published import logic for one system that customers come from."""
 
     logo_url: str | None = None
 
@@ -95,7 +95,7 @@ class CompanyInfo(Struct, frozen=True, kw_only=True):
 
 
 class Sheet(Struct, frozen=True, kw_only=True):
-    """One table of a company's workbook."""
+    """A sheet: one table of a company's workbook."""
 
     id: str
     name: str = ""
@@ -103,11 +103,11 @@ class Sheet(Struct, frozen=True, kw_only=True):
 
 
 class Connection(Struct, frozen=True, kw_only=True):
-    """A connection of a company as the server shows it: without its secrets."""
+    """A connection of a company, without its secrets."""
 
     id: str | None = None
     kind: str | None = None
-    """`destination`; others may come."""
+    """`destination`; other kinds may be added."""
     creds_configured: bool | None = None
 
 
@@ -152,7 +152,7 @@ class ImportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunStarted(HasStatus, frozen=True, kw_only=True):
-    """The answer to a start or a decision. Its `poll_url` is not read: URLs are built from ids alone."""
+    """The response to a start or a decision. Its `poll_url` is not used: URLs are built from ids alone."""
 
     run_id: str
     status: str = "queued"
@@ -170,13 +170,13 @@ class ImportState(HasStatus, frozen=True, kw_only=True):
 
 
 class ListedImport(ImportState, frozen=True, kw_only=True):
-    """An import as a list shows it, perhaps with less than a read of it would say."""
+    """An import in a list, which may have fewer fields than a read of it."""
 
     status: str = ""
 
 
 class ActiveImport(ListedImport, frozen=True, kw_only=True):
-    """The answer to "does anything run": a run bare, or wrapped in `run`, or `run` null for nothing."""
+    """The response to the request for the active import: a run, a run in the field `run`, or `run: null` for none."""
 
     run: ListedImport | None = None
 

@@ -1,4 +1,4 @@
-"""What travels for a destination export: what is asked, and what became of each write. See `wire` for the habits."""
+"""The payloads of destination exports: the request, and the report on each write. See `wire` for the conventions."""
 
 from msgspec import UNSET, Struct, UnsetType, field
 
@@ -20,49 +20,49 @@ class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ExportReport(Struct, frozen=True, kw_only=True):
-    """What a destination export did. A run completes even when writes failed.
+    """The report of a destination export. A run completes even if writes failed.
 
-    The server counts, and it lists; where the two disagree, the worse one is believed.
+    The report has counts and a list. If they disagree, the worse one is used.
     """
 
     mode: str | None = None
     total: int | None = None
-    """Writes, as the server counts them."""
+    """The number of writes, as the server counts them."""
     succeeded: int | None = None
     failed_count: int | None = field(name="failed", default=None)
-    """Failed writes, as the server counts them; `failed` has those that it lists."""
+    """The number of failed writes, as the server counts them; `failed` has those that it lists."""
     results: tuple[ExportResult, ...] = ()
 
     @property
     def failed(self) -> tuple[ExportResult, ...]:
-        """Writes that the destination refused, or that never got there."""
+        """Writes that the destination refused or never received."""
         return tuple(result for result in self.results if result.is_failed)
 
     @property
     def hollow(self) -> tuple[ExportResult, ...]:
-        """Writes that the destination accepted, and whose fields it did not keep."""
+        """Writes that the destination accepted without keeping the fields."""
         return tuple(result for result in self.results if result.is_hollow)
 
     @property
     def unverified(self) -> tuple[ExportResult, ...]:
-        """Writes that went well as far as anybody knows: nobody looked whether the fields were kept."""
+        """Writes that succeeded but were not read back."""
         return tuple(result for result in self.results if result.is_unverified)
 
     @property
     def unlisted(self) -> int:
-        """Writes that were counted and not listed: nobody can tell whether they are hollow."""
+        """The number of writes that were counted but not listed; they may be hollow."""
         return max(0, (self.total or 0) - len(self.results))
 
     @property
     def unlisted_failures(self) -> int:
-        """Failed writes that were counted and not listed."""
+        """The number of failed writes that were counted but not listed."""
         short = 0 if self.total is None or self.succeeded is None else self.total - self.succeeded
         listed = sum(result.is_failed or result.ok is False for result in self.results)
         return max(0, max(self.failed_count or 0, short) - listed)
 
     @property
     def is_clean(self) -> bool:
-        """Whether no write failed or is hollow, as far as the report says; some may be unverified."""
+        """Whether the report shows no failed and no hollow write. Some writes may be unverified."""
         return not self.failed and not self.hollow and not self.unlisted_failures
 
 
@@ -71,13 +71,13 @@ class ExportState(HasStatus, frozen=True, kw_only=True):
 
     run_id: str | None = None
     progress_message: str | None = None
-    """What it does at present, for people."""
+    """The current activity, as text for people."""
     report: ExportReport | None = None
     error: str | None = None
 
 
 def summary_of(mode: ExportMode, run_id: str, report: ExportReport | None) -> ExportSummary:
-    """Return what a report says; where it counts more losses than it lists, the count holds."""
+    """Return the summary of a report. If it counts more losses than it lists, the count is used."""
     found = report or ExportReport()
     return ExportSummary(
         mode=mode,
