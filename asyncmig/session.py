@@ -326,7 +326,7 @@ class Session(AsyncOnly):
 
 def context_of(session: Session) -> SessionContext:
     """Return the parts of a session that the workflow of any API generation works with."""
-    return session._context
+    return session._context  # pyright: ignore[reportPrivateUsage]
 
 
 def _note(log: SendLog, budget: str, kind: Kind, slot: str) -> None:

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from asyncmig import Failed, Journal, MemoryJournal, NeedsAttention, Parked
+from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.questions import Action, Patch
-from asyncmig.jobs.status import follow, read_records, read_standings, standing, timeline
+from asyncmig.jobs.status import follow, read_records, read_statuses, status_of, timeline
 from asyncmig.journal import Activity, Event
 
 
@@ -34,13 +35,13 @@ async def note(journal: MemoryJournal | Journal, external_id: str, kind: str, **
     ],
 )
 def test_the_record_tells_how_far_it_came(fields: dict[str, object], step: str) -> None:
-    stands = standing(record(**fields))
+    stands = status_of(customer_record(record(**fields)))
     assert (stands.outcome, stands.step, stands.error) == ("pending", step, None)
 
 
 def test_a_failure_tells_where_and_why() -> None:
     failed = Failed(external_id="acme", name="Acme", error="no such source", step="creating")
-    stands = standing(msgspec.structs.replace(record(), outcome=failed))
+    stands = status_of(customer_record(msgspec.structs.replace(record(), outcome=failed)))
     assert (stands.outcome, stands.step, stands.error) == ("failed", "creating", "no such source")
     assert stands.is_over
 
@@ -50,9 +51,9 @@ def test_what_destroys_rows_is_named_and_an_earlier_outcome_is_no_news_while_som
     parked = Parked(
         external_id="acme", name="Acme", attention=NeedsAttention(proposed_patch=Patch(actions=actions))
     )
-    known = msgspec.structs.replace(record(run_id="r"), outcome=parked)
-    assert standing(known).destructive == actions[1:]
-    held = standing(known, Activity("2026-01-01T00:00:00.000Z", "process 7"))
+    known = customer_record(msgspec.structs.replace(record(run_id="r"), outcome=parked))
+    assert status_of(known).destructive == actions[1:]
+    held = status_of(known, Activity("2026-01-01T00:00:00.000Z", "process 7"))
     assert (held.outcome, held.held_by, held.destructive, held.is_over) == ("pending", "process 7", (), False)
 
 
@@ -61,7 +62,7 @@ async def test_a_journal_is_read_while_it_is_written(tmp_path: Path) -> None:
     async with Journal(path, holder="night run") as writer, Journal(path, read_only=True) as reader:
         await note(writer, "acme", "create")
         async with await writer.claim("bolt"):
-            standings = {each.external_id: each for each in await read_standings(reader, str(path))}
+            standings = {each.external_id: each for each in await read_statuses(reader, str(path))}
     assert standings["acme"].held_by is None
     assert standings["acme"].changed_at is not None
     assert "night run (process " in (standings["bolt"].held_by or "")
@@ -73,7 +74,7 @@ async def test_a_holder_that_died_works_on_nothing(tmp_path: Path) -> None:
         claim = await writer.claim("acme")
         await claim.write("create", b"{}", msgspec.json.encode(record()))
     async with Journal(path, read_only=True) as reader:
-        (stands,) = await read_standings(reader, str(path))
+        (stands,) = await read_statuses(reader, str(path))
     assert stands.held_by is None
 
 
@@ -84,7 +85,7 @@ async def test_a_state_of_another_program_concerns_its_customer_alone() -> None:
         await claim.write("create", b"{}", b"[]")
     records = await read_records(journal, "fleet.db")
     assert records["bolt"].outcome is None
-    stands = standing(records["acme"])
+    stands = status_of(records["acme"])
     assert stands.outcome == "failed"
     assert "cannot read" in (stands.error or "")
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.output import clean, print_line, say
-from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Template, Templates
+from asyncmig.customers.lookup import named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
 from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault
 from asyncmig.preflight import CheckedFile, Finding, check

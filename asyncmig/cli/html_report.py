@@ -24,7 +24,7 @@ from asyncmig.cli.output import counted, write_whole
 from asyncmig.cli.report import Budget, CustomerRow, by_reason, reason, row_of
 from asyncmig.cli.settings import Options
 from asyncmig.cli.timeline import KINDS, Timeline
-from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.customers.steps import STEP_AFTER
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
@@ -305,15 +305,15 @@ async def page_of_journal(path: Path, written: str) -> ReportPage:
     )
 
 
-def _row(record: Record, folder: Path) -> CustomerRow:
+def _row(record: CustomerRecord, folder: Path) -> CustomerRow:
     if record.outcome is not None:
         return row_of(record.outcome, folder)
     return CustomerRow(
         external_id=record.external_id,
         name=record.name,
         error="not finished",
-        company_id=record.company_id,
-        run_id=record.run_id,
+        company_id=record.ids.get("company"),
+        run_id=record.ids.get("run"),
     )
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from asyncmig.cli.output import clean, say
 from asyncmig.cli.settings import PATHS, Options
-from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     InvalidInput,
     JournalError,
@@ -24,7 +24,7 @@ from asyncmig.errors import (
 )
 from asyncmig.jobs.manifest import Manifest, read_manifest
 from asyncmig.jobs.outputs import OwnFiles
-from asyncmig.jobs.status import OUTCOMES, read_records, standing
+from asyncmig.jobs.status import OUTCOMES, read_records, status_of
 from asyncmig.journal import Journal
 
 __all__ = [
@@ -71,9 +71,9 @@ def only(manifest: Manifest, selected: frozenset[str] | None) -> Manifest:
     return replace(manifest, customers=chosen)
 
 
-def statuses_of(records: Mapping[str, Record]) -> dict[str, str]:
+def statuses_of(records: Mapping[str, CustomerRecord]) -> dict[str, str]:
     """Return the status of each customer that a journal knows."""
-    return {external_id: standing(record).outcome for external_id, record in records.items()}
+    return {external_id: status_of(record).outcome for external_id, record in records.items()}
 
 
 def _check(words: Sequence[str], known: Sequence[str], reason: str) -> None:
@@ -83,7 +83,7 @@ def _check(words: Sequence[str], known: Sequence[str], reason: str) -> None:
             raise InvalidInput("select", word, f"{reason}; is {near[0]!r} meant?" if near else reason)
 
 
-async def known_customers(path: Path) -> dict[str, Record]:
+async def known_customers(path: Path) -> dict[str, CustomerRecord]:
     """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
     try:
         async with Journal(path, read_only=True) as journal:
@@ -94,12 +94,12 @@ async def known_customers(path: Path) -> dict[str, Record]:
         return {}  # none yet; or whoever opens it to write will say why not
 
 
-def _begun(records: Iterable[Record]) -> frozenset[str]:
+def _begun(records: Iterable[CustomerRecord]) -> frozenset[str]:
     """Return the customers whose import has begun, by external id."""
-    return frozenset(record.external_id for record in records if record.begun)
+    return frozenset(record.external_id for record in records if record.has_started)
 
 
-def say_removed(manifest: Manifest, records: Mapping[str, Record], words: Console) -> None:
+def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words: Console) -> None:
     """Say which customers were begun and stand in the manifest no more."""
     removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
     if removed:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from asyncmig.companies.failures import words_of
+from asyncmig.customers.failures import words_of
 from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.status import RemainingWork
 from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
     AttemptFailed,
@@ -17,7 +18,7 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
-from asyncmig.jobs.plan import Durations, UnderWay
+from asyncmig.jobs.plan import Durations
 
 __all__ = ["CustomerProgress", "LiveState"]
 
@@ -108,10 +109,10 @@ class LiveState:
         """Return those whose last attempt failed and is repeated, in the order of the manifest."""
         return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
 
-    def under_way(self) -> list[UnderWay]:
+    def under_way(self) -> list[RemainingWork]:
         """Return what is left to do for each customer who has not ended."""
         return [
-            UnderWay(
+            RemainingWork(
                 step=customer.step,
                 files=max(0, customer.files - customer.uploads),
                 age=self.now - customer.since if customer.step == "running" else None,

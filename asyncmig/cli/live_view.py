@@ -20,7 +20,7 @@ from asyncmig.cli.live_state import LiveState
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, draws, say
 from asyncmig.cli.settings import Display, Settings
-from asyncmig.companies.failures import words_of
+from asyncmig.customers.failures import words_of
 from asyncmig.customers.outcome import Delivered, Outcome, Pending
 from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
@@ -276,6 +276,7 @@ class LiveView:
             window=settings.rate.window,
             scope=settings.scope,
             concurrency=settings.concurrency,
+            api=settings.api,
         )
         longest = (
             [_gate_wait(session, gate.name) for gate in self._waiting()] if (session := self._session) else []

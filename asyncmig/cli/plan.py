@@ -11,7 +11,7 @@ from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, print_line, say
 from asyncmig.cli.review import describe
 from asyncmig.cli.settings import Options
-from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.plan import Destruction, Plan, plan
 from asyncmig.jobs.status import read_records
@@ -37,10 +37,11 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
         limit=options.rate.limit,
         window=options.rate.window,
         scope=options.scope,
+        api=options.api,
     )
 
 
-async def _records(options: Options) -> dict[str, Record]:
+async def _records(options: Options) -> dict[str, CustomerRecord]:
     if not options.journal.exists() or not options.journal.stat().st_size:
         return {}
     async with Journal(options.journal, read_only=True) as journal:

@@ -15,7 +15,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from asyncmig.distributed.saq import OptionOverrides
+    from asyncmig.customers.options import OptionOverrides
 
 __all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url", "queue_variable"]
 
@@ -47,6 +47,7 @@ async def follow(
     specs: Sequence[Spec],
     asked: "OptionOverrides",
     *,
+    api: str,
     over: asyncio.Event,
     connected: asyncio.Event,
 ) -> AsyncGenerator[Outcome]:
@@ -56,7 +57,7 @@ async def follow(
     workers. Once `over` is set, neither a connection nor a reply is waited for. Sets `connected` once the queue
     can be used.
     """
-    outcomes = _outcomes(url, specs, asked, connected)
+    outcomes = _outcomes(url, specs, asked, api, connected)
     ending = asyncio.ensure_future(over.wait())
     coming: asyncio.Future[Outcome | None] | None = None
     try:
@@ -78,13 +79,13 @@ async def follow(
 
 
 async def _outcomes(
-    url: str, specs: Sequence[Spec], asked: "OptionOverrides", connected: asyncio.Event
+    url: str, specs: Sequence[Spec], asked: "OptionOverrides", api: str, connected: asyncio.Event
 ) -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     for name in ("psycopg", "redis", "saq"):  # what they log is said in our words
         logging.getLogger(name).addHandler(logging.NullHandler())
-    async with MigrationQueue(url) as queue:
+    async with MigrationQueue(url, api=api) as queue:
         connected.set()
         async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
             yield outcome

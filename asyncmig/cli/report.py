@@ -12,8 +12,8 @@ import msgspec
 from rich.console import Console
 
 from asyncmig.cli.output import clean, counted, escaped, say, write_whole
-from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, Pending
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.status import OUTCOMES
 from asyncmig.session import Session
@@ -114,14 +114,14 @@ class ReportFile:
         """How every customer stands, in the order of the manifest."""
         return tuple(self._rows.values())
 
-    def begin(self, records: Mapping[str, Record]) -> None:
+    def begin(self, records: Mapping[str, CustomerRecord]) -> None:
         """Take what the journal knows, and write the first report. Raises `OSError` if it cannot be written."""
         for external_id, record in records.items():
             if external_id not in self._rows:
                 continue
             if record.outcome is not None:
                 self._rows[external_id] = row_of(record.outcome, self._folder)
-            self._know(external_id, record.company_id, record.run_id)
+            self._know(external_id, record.ids.get("company"), record.ids.get("run"))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -137,14 +137,14 @@ class ReportFile:
             self._timer = asyncio.get_running_loop().call_later(pause, self._write_later)
         return self._rows[outcome.external_id]
 
-    def end(self, records: Iterable[Record], reason: str | None) -> Report:
+    def end(self, records: Iterable[CustomerRecord], reason: str | None) -> Report:
         """Take the ids that the journal has of unfinished customers, write the last report and return it.
 
         `reason`: why those that began nothing are pending.
         """
         for record in records:
             if record.external_id in self._rows:
-                self._know(record.external_id, record.company_id, record.run_id)
+                self._know(record.external_id, record.ids.get("company"), record.ids.get("run"))
         for external_id, row in self._rows.items():
             if reason and row.outcome == "pending" and row.error == "not finished":
                 self._rows[external_id] = msgspec.structs.replace(row, error=reason)

@@ -9,13 +9,13 @@ from typing import Annotated, Literal, final
 import typer
 from rich.console import Console
 
+from asyncmig import generations
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import clean, counted, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, open_session
-from asyncmig.companies.workflow.decisions import decide_parked, look
-from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Decision, Parked
 from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import read_records
@@ -36,11 +36,13 @@ __all__ = [
 _SAMPLES = 5
 
 
-def print_parked(console: Console, record: Record, attention: NeedsAttention, *, place: str = "") -> None:
+def print_parked(
+    console: Console, record: CustomerRecord, attention: NeedsAttention, *, place: str = ""
+) -> None:
     """Print all that there is to know for a decision."""
     count = counted(len(attention.questions), "question")
     say(console, f"\n{place}{record.external_id}  {clean(record.name, 100)}: {count}", "bold")
-    sheets = {sheet.id: sheet.name or sheet.id for sheet in record.sheets}
+    sheets = record.sheets
     for question in attention.questions:
         for line in _question(question, sheets):
             say(console, f"  {line}".rstrip())
@@ -228,7 +230,7 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
     return name, choice
 
 
-async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> list[Record]:
+async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
     """Return the parked customers of a journal, or those of them that are named.
 
     Raises `InvalidInput` for one that is named and not parked, `JournalError`.
@@ -245,15 +247,15 @@ async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> lis
     return [records[name] for name in dict.fromkeys(wanted) if isinstance(records[name].outcome, Parked)]
 
 
-def print_all(data: Console, records: Sequence[Record], *, as_json: bool) -> None:
+def print_all(data: Console, records: Sequence[CustomerRecord], *, as_json: bool) -> None:
     """Print what the journal knows of parked customers."""
     for record in records:
         attention = _attention(record)
         if as_json:
             ids = {
                 "external_id": record.external_id,
-                "company_id": record.company_id,
-                "run_id": record.run_id,
+                "company_id": record.ids.get("company"),
+                "run_id": record.ids.get("run"),
             }
             print_line(
                 {"schema": 1, **ids, "is_destructive": attention.is_destructive, "attention": attention}
@@ -277,7 +279,7 @@ class Reviewer:
         self.left: list[str] = []
         """Customers that are still parked."""
 
-    async def run(self, records: Sequence[Record]) -> None:
+    async def run(self, records: Sequence[CustomerRecord]) -> None:
         """Decide about each. Raises `InvalidInput`, `JournalError` and the errors of requests."""
         async with Journal(self._journal) as journal, open_session(self._reach, self._journal) as session:
             with session.events.subscribe(self._tell_failure):
@@ -291,12 +293,13 @@ class Reviewer:
         if isinstance(event, AttemptFailed):
             say(self._words, failure_line(event), "yellow")
 
-    async def _one(self, session: Session, journal: Journal, record: Record, place: str) -> bool:
+    async def _one(self, session: Session, journal: Journal, record: CustomerRecord, place: str) -> bool:
         """Take one customer; return False to end the review."""
+        generation = generations.find(record.api)
         shown: NeedsAttention | None = _attention(record)
         if not self._verdict.is_given:
             await self._warn_of_doubt(journal, record)
-            shown = await look(context_of(session), record)
+            shown = await generation.questions(context_of(session), record)
         while shown is not None:
             decision = (
                 self._verdict.decision(shown) if self._verdict.is_given else self._ask(record, shown, place)
@@ -305,7 +308,7 @@ class Reviewer:
                 if decision == "skip":
                     self.left.append(record.external_id)
                 return decision == "skip"
-            sent = await decide_parked(
+            sent = await generation.decide(
                 context_of(session),
                 journal,
                 record.external_id,
@@ -317,21 +320,21 @@ class Reviewer:
                 self._tell(record, decision, gone=sent == "gone")
                 return True
             self._changed(record)
-            shown = await look(context_of(session), record)
+            shown = await generation.questions(context_of(session), record)
         self._tell(record, None, gone=True)
         return True
 
-    def _ask(self, record: Record, shown: NeedsAttention, place: str) -> "Decision | str":
+    def _ask(self, record: CustomerRecord, shown: NeedsAttention, place: str) -> "Decision | str":
         print_parked(self._words, record, shown, place=place)
         return ask_decision(self._words, shown, allow_destructive=self._verdict.allow_destructive)
 
-    def _changed(self, record: Record) -> None:
+    def _changed(self, record: CustomerRecord) -> None:
         words = "asks something else by now than what was shown: nothing was sent"
         if self._verdict.is_given:
             raise InvalidInput("EXTERNAL_ID", record.external_id, f"{words}; look at it again")
         say(self._words, f"{record.external_id} {words}.", "yellow")
 
-    def _tell(self, record: Record, decision: Decision | None, *, gone: bool) -> None:
+    def _tell(self, record: CustomerRecord, decision: Decision | None, *, gone: bool) -> None:
         self.decided.append(record.external_id)
         if gone or decision is None:
             say(
@@ -343,7 +346,7 @@ class Reviewer:
             word = "approved" if decision.approve else "rejected"
             say(self._words, f"{record.external_id}: {word}.", "green")
 
-    async def _warn_of_doubt(self, journal: Journal, record: Record) -> None:
+    async def _warn_of_doubt(self, journal: Journal, record: CustomerRecord) -> None:
         events = await journal.events(record.external_id)
         if events and events[-1].kind == "decide":
             say(
@@ -354,6 +357,6 @@ class Reviewer:
             )
 
 
-def _attention(record: Record) -> NeedsAttention:
+def _attention(record: CustomerRecord) -> NeedsAttention:
     assert isinstance(record.outcome, Parked)
     return record.outcome.attention

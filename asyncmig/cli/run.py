@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
-    Callable,
     Collection,
     Generator,
     Mapping,
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 import msgspec
 from rich.console import Console
 
+from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
 from asyncmig.cli.inputs import only, select, statuses_of
@@ -30,15 +29,14 @@ from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_override
 from asyncmig.cli.report import CustomerRow, Report, ReportFile, read_statuses, warn_of_lost_journal
 from asyncmig.cli.setting_origin import recall_if_any, remember
 from asyncmig.cli.settings import Display, Options, open_session
-from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
 from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     AuthError,
     InvalidInput,
     JournalError,
     NoAnswer,
-    NotFound,
     QueueUnavailable,
     ServerError,
     SessionClosed,
@@ -50,7 +48,7 @@ from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 if TYPE_CHECKING:
     pass
@@ -143,6 +141,7 @@ async def drive(
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
+    generations.find(options.api)
     check_names(options)
     check_folder("out", options.out)
     check_place(options.report)
@@ -211,7 +210,7 @@ async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerato
         yield journal
 
 
-async def _records(journal: Journal | None, path: Path) -> Mapping[str, Record]:
+async def _records(journal: Journal | None, path: Path) -> Mapping[str, CustomerRecord]:
     return {} if journal is None else await read_records(journal, str(path))
 
 
@@ -309,7 +308,7 @@ class _Work:
         """Set once the workers' queue was reached."""
 
     async def run(
-        self, records: Mapping[str, Record], outlets: _Outlets, interrupts: Interrupts
+        self, records: Mapping[str, CustomerRecord], outlets: _Outlets, interrupts: Interrupts
     ) -> str | None:
         """Return why the fleet ended early, or None."""
         try:
@@ -336,7 +335,7 @@ class _Work:
     async def _fleet(
         self,
         specs: tuple[Spec, ...],
-        records: Mapping[str, Record],
+        records: Mapping[str, CustomerRecord],
         outlets: _Outlets,
         interrupts: Interrupts,
     ) -> None:
@@ -345,6 +344,7 @@ class _Work:
         options = self._options
         async with Fleet(
             self._session,
+            api=options.api,
             journal=self._journal,
             to=options.out,
             concurrency=options.concurrency,
@@ -365,7 +365,7 @@ class _Work:
     async def _queue(
         self,
         specs: tuple[Spec, ...],
-        records: Mapping[str, Record],
+        records: Mapping[str, CustomerRecord],
         outlets: _Outlets,
         interrupts: Interrupts,
     ) -> None:
@@ -373,13 +373,19 @@ class _Work:
         assert self._wanted.queue is not None
         url, wanted = queue_url(self._wanted.queue), self._wanted
         overrides = option_overrides(self._options, wanted.given, retry_failed=wanted.selection is not None)
-        following = follow(url, specs, overrides, over=interrupts.over, connected=self.connected)
+        following = follow(
+            url, specs, overrides, api=self._options.api, over=interrupts.over, connected=self.connected
+        )
         async with aclosing(following) as outcomes:
             async for outcome in outcomes:
                 self._take(outcome, records, outlets, interrupts)
 
     def _take(
-        self, outcome: Outcome, records: Mapping[str, Record], outlets: _Outlets, interrupts: Interrupts
+        self,
+        outcome: Outcome,
+        records: Mapping[str, CustomerRecord],
+        outlets: _Outlets,
+        interrupts: Interrupts,
     ) -> None:
         outlets.tell(outcome)
         self._count(outcome, records.get(outcome.external_id), interrupts)
@@ -398,7 +404,7 @@ class _Work:
         finally:
             timer.cancel()
 
-    def _count(self, outcome: Outcome, before: Record | None, interrupts: Interrupts) -> None:
+    def _count(self, outcome: Outcome, before: CustomerRecord | None, interrupts: Interrupts) -> None:
         """Count a customer that failed just now; one that had failed before is no news."""
         known = before.outcome if before else None
         if not isinstance(outcome, Failed) or msgspec.structs.replace(outcome, notes=()) == known:
@@ -410,20 +416,14 @@ class _Work:
             )
 
     async def _specs(self) -> tuple[Spec, ...]:
-        companies, manifest = self._session.companies, self._manifest
-        sources = await _if_offered(companies.sources)
-        templates = await _if_offered(companies.templates) if manifest.names_templates else ()
+        generation, manifest = generations.find(self._options.api), self._manifest
+        context = context_of(self._session)
+        sources = await generation.sources(context)
+        templates = await generation.template_rules(context) if manifest.names_templates else ()
         return manifest.specs(sources, templates)
 
 
-async def _if_offered(read: Callable[[], Awaitable[T]]) -> T | None:
-    try:
-        return await read()
-    except NotFound:
-        return None
-
-
-def _delivered_specs(manifest: Manifest, records: Mapping[str, Record]) -> tuple[Spec, ...] | None:
+def _delivered_specs(manifest: Manifest, records: Mapping[str, CustomerRecord]) -> tuple[Spec, ...] | None:
     """Return the specs without looking any name up, if everything is delivered: then no request is needed."""
     specs: list[Spec] = []
     for customer in manifest.customers:
@@ -435,7 +435,7 @@ def _delivered_specs(manifest: Manifest, records: Mapping[str, Record]) -> tuple
                 external_id=customer.external_id,
                 name=customer.name,
                 source=record.source,
-                template_ids=record.template_ids,
+                template_ids=record.templates,
                 files=customer.files,
             )
         )

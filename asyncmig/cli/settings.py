@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 from typer.models import OptionInfo
 
+from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig.cli.options import (
@@ -21,8 +22,8 @@ from asyncmig.cli.options import (
     parse_rate,
     rate_option,
 )
-from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import RowFilter
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
@@ -137,6 +138,7 @@ class Settings(ConnectionSettings):
             "root", "Folder that all input files must lie below, also once symbolic links are followed."
         ),
     ] = None
+    api: Annotated[str, _setting("api", "The API generation of the server.")] = generations.DEFAULT
     decide: Annotated[
         DecideChoice,
         _setting(
@@ -336,7 +338,7 @@ class Options(Settings):
                 words += [f"--{name.replace('_', '-')}", *([] if text == str(True) else [text])]
         return shlex.join(words)
 
-    def outputs(self, records: Iterable[Record]) -> Outputs:
+    def outputs(self, records: Iterable[CustomerRecord]) -> Outputs:
         """Return where the run writes, and what was delivered to the customers of `records`."""
         known = list(records)
         sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]

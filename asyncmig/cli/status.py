@@ -17,11 +17,11 @@ from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, is_unread, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, Options, open_session
-from asyncmig.companies.failures import words_of as failure_words
 from asyncmig.companies.imports import ImportRun
-from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.customers.report import ImportReport
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed
 from asyncmig.events import Event as Happening
@@ -30,8 +30,8 @@ from asyncmig.jobs.status import (
     LogEntry,
     follow,
     read_records,
-    read_standings,
-    standing,
+    read_statuses,
+    status_of,
     timeline,
     words_of,
 )
@@ -54,7 +54,7 @@ __all__ = [
 async def standings_of(path: Path) -> list[CustomerStatus]:
     """Return how the customers of a journal stand. Raises `JournalError`."""
     async with Journal(path, read_only=True) as journal:
-        return await read_standings(journal, str(path))
+        return await read_statuses(journal, str(path))
 
 
 def print_standings(data: Console, standings: Sequence[CustomerStatus]) -> None:
@@ -90,8 +90,8 @@ def _why(each: CustomerStatus) -> str:
 class CustomerHistory:
     """All that a journal knows of one customer."""
 
-    def __init__(self, record: Record, stands: CustomerStatus, happenings: list[LogEntry]) -> None:
-        self.record: Record = record
+    def __init__(self, record: CustomerRecord, stands: CustomerStatus, happenings: list[LogEntry]) -> None:
+        self.record: CustomerRecord = record
         self.standing: CustomerStatus = stands
         self.happenings: list[LogEntry] = happenings
 
@@ -106,8 +106,8 @@ async def read_story(path: Path, external_id: str) -> CustomerHistory:
             raise InvalidInput(
                 "external_id", external_id, f"is not in the journal {path}; see: asyncmig status"
             )
-        happenings = list(timeline(await journal.events(external_id)))
-    return CustomerHistory(record, standing(record, activity.get(external_id)), happenings)
+        happenings = list(timeline(await journal.events(external_id), record.api))
+    return CustomerHistory(record, status_of(record, activity.get(external_id)), happenings)
 
 
 def print_story(data: Console, story: CustomerHistory) -> None:
@@ -134,12 +134,12 @@ def _facts(story: CustomerHistory) -> Iterator[tuple[str, str]]:
     record, stands = story.record, story.standing
     if stands.held_by:
         yield "at it", stands.held_by
-    if record.company_id:
-        yield "company", record.company_id
-    if record.run_id:
+    if "company" in record.ids:
+        yield "company", record.ids["company"]
+    if "run" in record.ids:
         yield (
             "run",
-            record.run_id + (f" (import number {record.epoch + 1} of this company)" if record.epoch else ""),
+            record.ids["run"] + (f" ({record.status.detail})" if record.status.detail else ""),
         )
     if stands.error:
         yield "why", stands.error
@@ -198,19 +198,19 @@ def how_to_go_on(standings: Sequence[CustomerStatus], options: Options | None) -
         yield f"  {options.about_journal('review')}"
 
 
-async def running(path: Path) -> list[Record]:
+async def running(path: Path) -> list[CustomerRecord]:
     """Return the customers of a journal whose imports may still run at the server. Raises `JournalError`."""
     async with Journal(path, read_only=True) as journal:
         records = await read_records(journal, str(path))
-    return [record for record in records.values() if record.run_id is not None and _may_run(record)]
+    return [record for record in records.values() if "run" in record.ids and _may_run(record)]
 
 
-def _may_run(record: Record) -> bool:
+def _may_run(record: CustomerRecord) -> bool:
     return record.outcome is None or record.outcome.__struct_config__.tag == "pending"
 
 
 async def follow_runs(
-    path: Path, records: Sequence[Record], reach: ConnectionSettings, data: Console, *, as_json: bool
+    path: Path, records: Sequence[CustomerRecord], reach: ConnectionSettings, data: Console, *, as_json: bool
 ) -> None:
     """Print how runs change at the server, until each has ended or parked; nothing is written or fetched.
 
@@ -231,14 +231,12 @@ def _print_failure(data: Console, as_json: bool, event: Happening) -> None:
         say(data, f"{'retrying':<15}  {event.external_id}  {clean(failure_words(event))}", "yellow")
 
 
-async def _follow_run(session: Session, record: Record, data: Console, as_json: bool) -> None:
-    assert record.run_id is not None
-    assert record.company_id is not None
+async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
     with working_for(Owner(record.external_id)):
-        await _print_updates(session.watch(record.run_id, record.company_id), record, data, as_json)
+        await _print_updates(session.watch(record.ids["run"], record.ids["company"]), record, data, as_json)
 
 
-async def _print_updates(run: ImportRun, record: Record, data: Console, as_json: bool) -> None:
+async def _print_updates(run: ImportRun, record: CustomerRecord, data: Console, as_json: bool) -> None:
     async for state in run.updates():
         if as_json:
             print_line({"schema": 1, "external_id": record.external_id, "run": state})

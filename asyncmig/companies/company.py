@@ -13,11 +13,11 @@ from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports
 from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
-from asyncmig.companies.lookup import named
 from asyncmig.companies.sheets import chosen, known
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.customers.lookup import named
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.report import ImportReport

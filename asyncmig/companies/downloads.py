@@ -13,10 +13,10 @@ from typing import IO
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets, refuse_page
-from asyncmig.companies.lookup import called
 from asyncmig.companies.part import CHUNK, Part, Repeats, may_take
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
+from asyncmig.customers.lookup import called
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from asyncmig.companies.lookup import named
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.ids import SHEET, checked_id
+from asyncmig.customers.lookup import named
 from asyncmig.customers.report import ImportReport
 
 __all__ = ["chosen", "known"]

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.errors import InvalidInput, is_temporary
 
-__all__ = ["raise_unreadable", "size_of"]
+__all__ = ["FileInput", "raise_unreadable", "size_of"]
 
 
 def size_of(path: Path) -> int:
@@ -39,3 +41,11 @@ def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
     raise InvalidInput(
         "files", name, getattr(error, "strerror", None) or f"cannot be read: {error}"
     ) from error
+
+
+class FileInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A file as it was when its migration began."""
+
+    path: str
+    size: int
+    sha256: str

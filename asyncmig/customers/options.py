@@ -1,5 +1,6 @@
 """The options of a migration: what to do at a decision, which rows to deliver, how often to retry, what to export."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypedDict, final, get_args
@@ -8,8 +9,10 @@ from asyncmig._core.arguments import check_fields
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
 from asyncmig.errors import InvalidInput
 
-__all__ = ["MigrationKeywords", "MigrationOptions", "OptionOverrides", "combined"]
+__all__ = ["MigrationKeywords", "MigrationOptions", "OptionOverrides", "Turn", "combined"]
 
+Turn = Callable[[], Awaitable[None]]
+"""Awaited after the files were read: it returns when this customer may send its first request."""
 _POLICIES = ("park", "approve_safe", "approve", "reject")
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Parked",
     "Pending",
     "Policy",
+    "Reviewed",
     "RowFilter",
     "Unknown",
 ]
@@ -215,6 +216,8 @@ class Decision(msgspec.Struct, frozen=True):
         check_fields(self)
 
 
+Reviewed = Literal["sent", "gone", "changed"]
+"""What became of a decision: sent; or not sent, because the run asks nothing any more, or something else."""
 Decide = Callable[[Parked], Awaitable[Decision | None]]
 """Decides about a parked run; None leaves it parked."""
 Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide

@@ -37,6 +37,7 @@ _VARIABLES = tuple(
         "RETRIES",
         "DELIVER_REJECTED",
         "ROOT",
+        "API",
     )
 )
 _POLICIES: Mapping[str, Policy] = {
@@ -66,6 +67,7 @@ class WorkerEnvironment:
     rate: Rate
     scope: Scope
     base_url: str | None
+    api: str
     options: MigrationOptions
 
     def session(self) -> Session:
@@ -109,6 +111,7 @@ def read_environment() -> WorkerEnvironment:
         rate=_rate(),
         scope=_choice("SCOPE", _SCOPES),
         base_url=os.environ.get("ASYNCMIG_BASE_URL"),
+        api=os.environ.get("ASYNCMIG_API") or "companies",
         options=MigrationOptions(
             decide=_choice("DECIDE", _POLICIES),
             row_filter=_choice("FILTER", _FILTERS),

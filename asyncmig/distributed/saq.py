@@ -36,6 +36,7 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.types import Context
 from saq.worker import Worker
 
+from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig.customers.connections import Connections
 from asyncmig.customers.file_names import customer_folder
@@ -47,6 +48,7 @@ from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._steady_queue import AnyQueue, RareWarnings, open_queue, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
+from asyncmig.generations import Generation
 from asyncmig.jobs.migrate import migrate_safely, pending
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session, context_of
@@ -77,6 +79,7 @@ def worker_settings(
     session: Callable[[], Session],
     journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
     to: Path | str = "out",
+    api: str = generations.DEFAULT,
     options: MigrationOptions | None = None,
     connections: Callable[[str], Connections | None] | None = None,
     concurrency: int = 100,
@@ -86,12 +89,15 @@ def worker_settings(
     """Return the settings of a worker for SAQ's command, `saq MODULE.NAME`.
 
     `queue`: the URL of a Redis or PostgreSQL. `session` and `journal` are called once in each worker. Sheets come to
-    `to/EXTERNAL_ID/SHEET.csv`. `options`: how all customers are migrated, by default `MigrationOptions()`.
+    `to/EXTERNAL_ID/SHEET.csv`. `api`: the API generation of jobs that name none.
+    `options`: how all customers are migrated, by default `MigrationOptions()`.
     `connections` returns the secrets of a customer's destination, by its external id: no queue holds them.
     `concurrency`: customers at once in one worker; on Redis each is a connection. `sweep`: seconds between looks for
     jobs whose worker died.
     """
-    work = _Work(session, journal, Path(to), options or MigrationOptions(), connections)
+    options = options or MigrationOptions()
+    generations.check_options(generations.find(api), options)
+    work = _Work(session, journal, Path(to), api, options, connections)
     return {
         "queue": open_queue(queue, name),
         "functions": [(_FUNCTION, work.migrate)],
@@ -109,11 +115,11 @@ def settings() -> dict[str, object]:
 
     `ASYNCMIG_QUEUE`: URL of Redis or PostgreSQL. `ASYNCMIG_DATABASE`: where the journal is, a URL of PostgreSQL, or a
     file for workers of one machine. `ASYNCMIG_WINDOW`: URL of Redis; without it the limit is not shared.
-    `ASYNCMIG_CONCURRENCY` (100) as above. As for `asyncmig run`: `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`,
-    `ASYNCMIG_BASE_URL` and `ASYNCMIG_OUT`, which a job cannot choose; `ASYNCMIG_DECIDE`, `ASYNCMIG_FILTER`,
-    `ASYNCMIG_RETRIES` and `ASYNCMIG_DELIVER_REJECTED`, where a job does not. `ASYNCMIG_ROOT`: a folder that all
-    files must lie below, symbolic links followed; set it, for a job names the paths that its worker reads. Any other
-    `ASYNCMIG_...` is a warning. Raises `InvalidInput`.
+    `ASYNCMIG_CONCURRENCY` (100) and `ASYNCMIG_API` (companies) as above. As for `asyncmig run`: `ASYNCMIG_RATE`,
+    `ASYNCMIG_SCOPE`, `ASYNCMIG_BASE_URL` and `ASYNCMIG_OUT`, which a job cannot choose; `ASYNCMIG_DECIDE`,
+    `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES` and `ASYNCMIG_DELIVER_REJECTED`, where a job does not.
+    `ASYNCMIG_ROOT`: a folder that all files must lie below, symbolic links followed; set it, because a job names the
+    paths that its worker reads. Any other `ASYNCMIG_...` is a warning. Raises `InvalidInput`.
     """
     worker = read_environment()
     return worker_settings(
@@ -121,6 +127,7 @@ def settings() -> dict[str, object]:
         session=worker.session,
         journal=worker.journal,
         to=worker.out,
+        api=worker.api,
         options=worker.options,
         concurrency=worker.concurrency,
     )
@@ -132,20 +139,28 @@ class MigrationQueue:
 
     Entering raises `QueueUnavailable` if the server cannot be used; one that goes away later is waited for.
 
+    `api`: the API generation of its jobs.
     `heartbeat`: seconds without a sign of life after which a job's worker counts as dead. `root`: a folder that all
     files must lie below, also once symbolic links are followed; workers have their own (`MigrationOptions`).
     The queue is trusted: whoever can write to it makes workers read files and answer questions.
     """
 
-    __slots__ = ("_heartbeat", "_open", "_queue", "_root")
+    __slots__ = ("_generation", "_heartbeat", "_open", "_queue", "_root")
 
     @checked_call
     def __init__(
-        self, url: str, *, name: str = _NAME, heartbeat: int = 30, root: Path | str | None = None
+        self,
+        url: str,
+        *,
+        name: str = _NAME,
+        heartbeat: int = 30,
+        root: Path | str | None = None,
+        api: str = generations.DEFAULT,
     ) -> None:
         if heartbeat < 1:
             raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
         self._open, self._heartbeat = partial(open_queue, url, name), heartbeat
+        self._generation = generations.find(api)
         self._queue, self._root = self._open(), root
 
     async def __aenter__(self) -> Self:
@@ -244,6 +259,7 @@ class MigrationQueue:
         if callable(MigrationOptions(**asked).decide):
             why = "is a function, which no queue can hold: give it to the workers, in `worker_settings(options=...)`"
             raise InvalidInput("decide", asked.get("decide"), why)
+        generations.check_options(self._generation, MigrationOptions(**asked))
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),
@@ -256,6 +272,7 @@ class MigrationQueue:
             },  # tells it from another job of the same name, after the queue lost this one
             spec=msgspec.to_builtins(spec, enc_hook=str),
             asked=dict(asked),
+            api=self._generation.name,
             **more,
         )
         return job is not None
@@ -271,6 +288,7 @@ class _Work:
     """What a worker has, and what it does with a job."""
 
     __slots__ = (
+        "_api",
         "_connections",
         "_exits",
         "_inputs",
@@ -289,6 +307,7 @@ class _Work:
         session: Callable[[], Session],
         journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
         to: Path,
+        api: str,
         options: MigrationOptions,
         connections: Callable[[str], Connections | None] | None,
     ) -> None:
@@ -297,6 +316,7 @@ class _Work:
         self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
         self._to, self._options, self._connections = to, options, connections
         self._inputs, self._warnings = Inputs(), RareWarnings()
+        self._api = api
 
     async def start(self, context: _Context) -> None:
         """Open the journal and the session; while the journal is away, wait for it, unless the worker is stopped."""
@@ -341,6 +361,7 @@ class _Work:
         asked: OptionOverrides | None = None,
         decision: Builtins | None = None,
         shown: str = "",
+        api: str | None = None,
     ) -> object:
         """Migrate a customer, and return the outcome as JSON's types.
 
@@ -357,7 +378,7 @@ class _Work:
         if self._connections is not None:
             secrets = self._connections(customer.external_id)
             customer = msgspec.structs.replace(customer, connections=secrets)
-        work = asyncio.ensure_future(self._beating(job, customer, wanted))
+        work = asyncio.ensure_future(self._beating(job, customer, wanted, generations.find(api or self._api)))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -371,10 +392,12 @@ class _Work:
                 work.cancel()
             raise
 
-    async def _beating(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
+    async def _beating(
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+    ) -> object:
         """Migrate; stop, and return None, if the queue loses the job: whoever wants it done enqueues another one."""
         done = asyncio.Event()
-        work = asyncio.ensure_future(self._once_free(job, spec, options))
+        work = asyncio.ensure_future(self._once_free(job, spec, options, generation))
 
         def stop() -> bool:
             """Stop, unless a company is being created: nobody could find out later whether it was."""
@@ -397,13 +420,15 @@ class _Work:
         if isinstance(event, MigrationChanged):
             self._steps[event.external_id] = event.step
 
-    async def _once_free(self, job: Job, spec: Spec, options: MigrationOptions) -> object:
+    async def _once_free(
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+    ) -> object:
         """Migrate; or wait, for the journal, or for a worker that has the customer: a slow one, or our successor."""
         to = customer_folder(self._to, spec.external_id)
         while True:
             try:
                 outcome = await migrate_safely(
-                    context_of(self._session), spec, self._journal, to, options, self._inputs
+                    generation, context_of(self._session), spec, self._journal, to, options, self._inputs
                 )
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:

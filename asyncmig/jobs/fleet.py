@@ -8,6 +8,7 @@ from typing import Self, Unpack, cast, final
 
 import anyio
 
+from asyncmig import generations
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.loop_guard import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
@@ -36,7 +37,7 @@ class Fleet(AsyncOnly):
 
     `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
     options of every migration; its fields can also be given as keywords, which take precedence.
-    `protected`: files that no sheet replaces, besides those of the specs.
+    `api`: the API generation. `protected`: files that no sheet replaces, besides those of the specs.
 
     Leaving the block cancels the migrations that have not ended. Their runs continue on the server, and the same
     specs continue from there. A failure or bad input of one customer never affects another.
@@ -45,6 +46,7 @@ class Fleet(AsyncOnly):
 
     __slots__ = (
         "_draining",
+        "_generation",
         "_group",
         "_guard",
         "_inputs",
@@ -64,6 +66,7 @@ class Fleet(AsyncOnly):
         *,
         journal: JournalPort | Path | str,
         to: Path | str = "out",
+        api: str = generations.DEFAULT,
         options: MigrationOptions | None = None,
         concurrency: int = 500,
         protected: Iterable[Path] = (),
@@ -74,6 +77,8 @@ class Fleet(AsyncOnly):
         check_utf8("to", to)
         self._session, self._to = session, checked_path("to", to)
         self._options = combined(options, keywords)
+        self._generation = generations.find(api)
+        generations.check_options(self._generation, self._options)
         self._inputs = Inputs()
         self._inputs.add(protected)
         self._own_journal: Journal | None = None
@@ -219,6 +224,7 @@ class Fleet(AsyncOnly):
             return pending(spec, "interrupted before it began")
         try:
             return await migrate_safely(
+                self._generation,
                 context_of(self._session),
                 spec,
                 self._journal,

@@ -13,13 +13,13 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, final
+from typing import final
 
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
-from asyncmig.companies.lookup import named
-from asyncmig.companies.wire import Source, Template
+from asyncmig.customers.lookup import named
 from asyncmig.customers.spec import Spec, check_external_id
+from asyncmig.customers.template_rules import CatalogueItem
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
 from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text
@@ -27,7 +27,6 @@ from asyncmig.jobs.outputs import Outputs, OwnFiles
 
 __all__ = ["Customer", "InvalidManifest", "Manifest", "ManifestFault", "read_defaults", "read_manifest"]
 
-_Named = TypeVar("_Named", Source, Template)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -78,7 +77,7 @@ class Manifest:
         return any(customer.templates for customer in self.customers)
 
     def specs(
-        self, sources: Sequence[Source] | None, templates: Sequence[Template] | None
+        self, sources: Sequence[CatalogueItem] | None, templates: Sequence[CatalogueItem] | None
     ) -> tuple[Spec, ...]:
         """Return a spec per customer, with the ids of sources and templates instead of their names.
 
@@ -201,7 +200,9 @@ class _NameResolver:
 
     __slots__ = ("_sources", "_templates", "_unknown")
 
-    def __init__(self, sources: Sequence[Source] | None, templates: Sequence[Template] | None) -> None:
+    def __init__(
+        self, sources: Sequence[CatalogueItem] | None, templates: Sequence[CatalogueItem] | None
+    ) -> None:
         self._sources = _checked_id if sources is None else partial(_id_of, sources)
         self._templates = _checked_id if templates is None else partial(_id_of, templates)
         self._unknown: dict[tuple[str, str], tuple[str, list[int]]] = {}
@@ -234,7 +235,7 @@ class _NameResolver:
         )
 
 
-def _id_of(among: Sequence[_Named], field: str, name: str) -> str:
+def _id_of(among: Sequence[CatalogueItem], field: str, name: str) -> str:
     return named(field, name, among).id
 
 

@@ -6,18 +6,18 @@ from typing import Unpack
 
 import msgspec
 
+from asyncmig import generations
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.workflow.migrate import Turn, migrate_customer
-from asyncmig.companies.workflow.record import read_record
 from asyncmig.customers.file_names import check_utf8
-from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
+from asyncmig.customers.options import MigrationKeywords, MigrationOptions, Turn, combined
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, checked_spec, failed
-from asyncmig.errors import JournalError
-from asyncmig.journal import JournalPort
+from asyncmig.errors import InvalidInput, JournalError
+from asyncmig.generations import Generation
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
 
 __all__ = ["migrate", "migrate_claimed", "migrate_safely", "pending"]
@@ -32,13 +32,14 @@ async def migrate(
     *,
     journal: JournalPort,
     to: Path | str,
+    api: str = generations.DEFAULT,
     options: MigrationOptions | None = None,
     **keywords: Unpack[MigrationKeywords],
 ) -> Outcome:
     """Migrate one customer; write its sheets to `to/SHEET.csv`. Call it again to continue where it ended.
 
     `options`: a `MigrationOptions`; its fields can also be given as keywords, which take precedence:
-    `migrate(session, spec, journal=journal, to="out", decide="approve_safe", retries=1)`.
+    `migrate(session, spec, journal=journal, to="out", decide="approve_safe", retries=1)`. `api`: the API generation.
 
     A delivered customer is not migrated again. A file of the spec that lies in `to` is refused, because a sheet could
     replace it. Raises `InvalidInput` for wrong options, `JournalError` if the journal cannot be used, and its
@@ -46,12 +47,14 @@ async def migrate(
     """
     options = combined(options, keywords)
     check_utf8("to", to)
-    return await migrate_claimed(
-        context_of(session), spec, journal, checked_path("to", to), options, Inputs()
-    )
+    generation = generations.find(api)
+    generations.check_options(generation, options)
+    folder = checked_path("to", to)
+    return await migrate_claimed(generation, context_of(session), spec, journal, folder, options, Inputs())
 
 
 async def migrate_claimed(
+    generation: Generation,
     context: SessionContext,
     spec: Spec,
     journal: JournalPort,
@@ -72,11 +75,9 @@ async def migrate_claimed(
     try:
         with inputs.holding(await in_thread(keys_of, spec.files)):
             async with await journal.claim(spec.external_id) as claim:
-                record = read_record(spec.external_id, claim.state)
-                if not record.is_readable and record.outcome is not None:
-                    outcome = msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-                else:
-                    outcome = await migrate_customer(context, spec, claim, to, options, inputs, turn)
+                outcome = _refused_record(generation, spec, claim) or await generation.migrate(
+                    context, spec, claim, to, options, inputs, turn
+                )
     except JournalError as error:
         if outcome is None:
             raise
@@ -85,7 +86,25 @@ async def migrate_claimed(
     return outcome
 
 
+def _refused_record(generation: Generation, spec: Spec, claim: ClaimPort) -> Outcome | None:
+    """Return the outcome of a customer whose journal record `generation` must not continue; None if it may."""
+    if claim.state is None:
+        return None
+    api = generations.api_of(claim.state)
+    if api != generation.name:
+        reason = (
+            f"the journal has this customer under the API generation {api!r}, and this call uses "
+            f"{generation.name!r}: continue with api={api!r}, or use another external id or journal"
+        )
+        return failed(spec, InvalidInput("external_id", spec.external_id, reason))
+    record = generations.read(spec.external_id, claim.state)
+    if record.is_readable or record.outcome is None:
+        return None
+    return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
+
+
 async def migrate_safely(
+    generation: Generation,
     context: SessionContext,
     spec: Spec,
     journal: JournalPort,
@@ -100,7 +119,7 @@ async def migrate_safely(
     caller.
     """
     try:
-        return await migrate_claimed(context, spec, journal, to, options, inputs, turn)
+        return await migrate_claimed(generation, context, spec, journal, to, options, inputs, turn)
     except JournalError:
         raise
     except Exception as error:

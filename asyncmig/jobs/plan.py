@@ -16,13 +16,14 @@ from typing import Protocol, final
 
 import msgspec
 
-from asyncmig.companies import routes
-from asyncmig.companies.workflow.migrate import nothing_ran
-from asyncmig.companies.workflow.record import Record, read_inputs
+from asyncmig import generations
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.files import size_of
-from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
+from asyncmig.customers.status import CustomerRecord, RemainingWork
+from asyncmig.generations import Generation
 from asyncmig.session import Scope
 
 __all__ = [
@@ -31,35 +32,10 @@ __all__ = [
     "Forecast",
     "Plan",
     "PlannedFile",
-    "UnderWay",
     "earliest_end",
     "forecast",
     "plan",
-    "requests_left",
 ]
-
-
-_BEFORE_RUN = (routes.CREATE_COMPANY.key, routes.CREATE_UPLOAD.key, routes.START_IMPORT.key)
-_STARTS_AT = {
-    "checking": 0,
-    "waiting": 0,
-    "creating": 0,
-    "uploading": 1,
-    "starting": 2,
-    "running": 3,
-    "deciding": 3,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnderWay:
-    """A customer who has not ended."""
-
-    step: str = "waiting"
-    files: int = 1
-    """How many are still to be uploaded."""
-    age: float | None = None
-    """Seconds for which the import has been running, if it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +65,6 @@ class Durations:
         return self._longest
 
 
-def requests_left(customer: UnderWay) -> Counter[str]:
-    """Return the fewest requests, by endpoint, that a customer still takes: one poll, and a ZIP of all sheets."""
-    stages = (
-        {routes.CREATE_COMPANY.key: 1},
-        {routes.CREATE_UPLOAD.key: customer.files},
-        {routes.START_IMPORT.key: 1},
-        {routes.READ_IMPORT.key: 1},
-        {routes.DOWNLOAD.key: 1},
-    )
-    left: Counter[str] = Counter()
-    for stage in stages[_STARTS_AT.get(customer.step, len(stages) - 1) :]:
-        left.update(stage)
-    return +left
-
-
 def earliest_end(
     requests: Mapping[str, int], *, limit: int, window: float, scope: Scope = "endpoint"
 ) -> float:
@@ -113,20 +74,22 @@ def earliest_end(
 
 
 def forecast(
-    under_way: Collection[UnderWay],
+    under_way: Collection[RemainingWork],
     durations: Durations,
     *,
     limit: int,
     window: float,
     scope: Scope,
     concurrency: int = 500,
+    api: str = generations.DEFAULT,
 ) -> Forecast:
     """Return when all of `under_way` will have ended, from the budget and from how long imports took so far."""
+    generation = generations.find(api)
     left: Counter[str] = Counter()
     for (step, files), count in Counter((customer.step, customer.files) for customer in under_way).items():
-        for endpoint, requests in requests_left(UnderWay(step=step, files=files)).items():
+        for endpoint, requests in generation.requests_left(RemainingWork(step=step, files=files)).items():
             left[endpoint] += requests * count
-    starts = {endpoint: left[endpoint] for endpoint in _BEFORE_RUN if left[endpoint]}
+    starts = {endpoint: left[endpoint] for endpoint in generation.requests_before_run if left[endpoint]}
     started = earliest_end(starts, limit=limit, window=window, scope=scope)
     bound = earliest_end(left, limit=limit, window=window, scope=scope)
     longest, ages = durations.longest, [customer.age for customer in under_way if customer.age is not None]
@@ -194,7 +157,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 async def plan(
     customers: Sequence[Planned],
-    records: Mapping[str, Record],
+    records: Mapping[str, CustomerRecord],
     *,
     to: Path,
     row_filter: RowFilter = "valid",
@@ -204,24 +167,27 @@ async def plan(
     limit: int = 100,
     window: float = 60.0,
     scope: Scope = "endpoint",
+    api: str = generations.DEFAULT,
 ) -> Plan:
     """Return what `Fleet.run` would do for `customers`. `to`, `row_filter`, `retries`, `retry_failed` as for it.
 
     `names_templates`: whether the list of templates has to be read. Raises `InvalidInput` for files that are missing.
     """
-    left: dict[str, UnderWay] = {}
-    repeated: list[str] = []
+    generation = generations.find(api)
+    options = MigrationOptions(row_filter=row_filter, retries=retries, retry_failed=retry_failed)
+    left: dict[str, RemainingWork] = {}
     for customer in customers:
         record = records.get(customer.external_id)
-        again = await _is_repeated(customer, record, retries=retries, retry_failed=retry_failed)
-        if again:
-            repeated.append(customer.external_id)
-        state = _left(customer, record, to=to, row_filter=row_filter, again=again)
-        if state is not None:
-            left[customer.external_id] = state
+        if record is not None and record.api != generation.name:
+            continue  # `migrate` refuses it
+        folder = customer_folder(to, customer.external_id)
+        work = await generation.remaining(customer.files, record, folder, options)
+        if work is not None:
+            left[customer.external_id] = work
     uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
-    requests = _requests(left, names_templates=names_templates)
-    kinds = {customer.external_id: _outcome(records.get(customer.external_id)) for customer in customers}
+    requests = _requests(generation, left, names_templates=names_templates)
+    known = {customer.external_id: records.get(customer.external_id) for customer in customers}
+    kinds = {name: record.outcome if record else None for name, record in known.items()}
     done = tuple(name for name in kinds if name not in left)
     parked = {name: outcome for name, outcome in kinds.items() if isinstance(outcome, Parked)}
     return Plan(
@@ -230,7 +196,7 @@ async def plan(
         new=sum(name not in records for name in left),
         under_way=sum(name in records for name in left),
         failed=tuple(name for name in done if isinstance(kinds[name], Failed)),
-        repeated=tuple(repeated),
+        repeated=tuple(name for name, work in left.items() if work.is_repeated),
         parked=tuple(parked),
         destructive=tuple(
             Destruction(external_id=name, actions=outcome.destructive)
@@ -245,55 +211,19 @@ async def plan(
     )
 
 
-async def _is_repeated(customer: Planned, record: Record | None, *, retries: int, retry_failed: bool) -> bool:
-    """Return whether a failed import is begun anew: it was asked for, or a file is not what it was."""
-    if record is None or not record.begun or not nothing_ran(record.outcome):
-        return False
-    return (
-        retry_failed
-        or record.retried < retries
-        or bool(record.changed_files(await read_inputs(customer.files)))
-    )
-
-
-def _left(
-    customer: Planned, record: Record | None, *, to: Path, row_filter: RowFilter, again: bool
-) -> UnderWay | None:
-    """Return where a customer goes on, or None if nothing is left to do."""
-    files = len(customer.files)
-    if record is not None and not record.is_readable:
-        return None
-    if record is None or record.company_id is None:
-        return UnderWay(step="creating", files=files)
-    if again or not record.begun:
-        return UnderWay(step="uploading", files=files - (0 if again else len(record.uploads)))
-    if record.run_id is None:
-        return UnderWay(step="starting", files=0)
-    if nothing_ran(record.outcome):
-        return None
-    if isinstance(record.outcome, Delivered):
-        folder = customer_folder(to, customer.external_id)
-        paths = [Path(file.path) for file in record.outcome.files]
-        if record.outcome.row_filter == row_filter and all(p.parent == folder and p.exists() for p in paths):
-            return None
-    return UnderWay(step="running", files=0)
-
-
-def _uploads(customer: Planned, left: UnderWay | None) -> Iterator[PlannedFile]:
+def _uploads(customer: Planned, left: RemainingWork | None) -> Iterator[PlannedFile]:
     """Yield the files that are still to be uploaded: the last ones, for they go in order."""
     count = left.files if left else 0
     for path in customer.files[len(customer.files) - count :]:
         yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))
 
 
-def _requests(left: Mapping[str, UnderWay], *, names_templates: bool) -> dict[str, int]:
+def _requests(
+    generation: Generation, left: Mapping[str, RemainingWork], *, names_templates: bool
+) -> dict[str, int]:
     if not left:
         return {}
-    requests = Counter({routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)})
-    for state in left.values():
-        requests.update(requests_left(state))
+    requests = Counter(generation.catalogue_requests(names_templates=names_templates))
+    for work in left.values():
+        requests.update(generation.requests_left(work))
     return dict(+requests)
-
-
-def _outcome(record: Record | None) -> object:
-    return None if record is None else record.outcome

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.report import ReportFile
+from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Failed, Pending
 from asyncmig.customers.report import ImportReport
@@ -104,8 +105,8 @@ async def test_it_is_written_at_most_once_a_second_and_whole(report: ReportFile,
 
 async def test_what_the_journal_knows_stands_from_the_start(report: ReportFile, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    known = Record(external_id="c-2", name="C 2", source="s", outcome=delivered(out))
-    begun = Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3")
+    known = customer_record(Record(external_id="c-2", name="C 2", source="s", outcome=delivered(out)))
+    begun = customer_record(Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3"))
     report.begin({"c-2": known, "c-3": begun, "other": begun})
     assert [(row.outcome, row.company_id) for row in report.rows] == [
         ("delivered", "company"),
@@ -114,14 +115,12 @@ async def test_what_the_journal_knows_stands_from_the_start(report: ReportFile, 
 
 
 async def test_an_interrupt_takes_nothing_back(report: ReportFile, tmp_path: Path) -> None:
-    report.begin(
-        {"c-2": Record(external_id="c-2", name="C 2", source="s", outcome=delivered(tmp_path / "out"))}
-    )
+    before = Record(external_id="c-2", name="C 2", source="s", outcome=delivered(tmp_path / "out"))
+    report.begin({"c-2": customer_record(before)})
     report.add(Pending(external_id="c-2", name="C 2", error="interrupted before it began"))
     report.add(Pending(external_id="c-3", name="C 3", error="interrupted before it began"))
-    final = report.end(
-        (Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3"),), "why"
-    )
+    begun = Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3")
+    final = report.end((customer_record(begun),), "why")
     assert [(row.outcome, row.run_id) for row in final.companies] == [("delivered", "run"), ("pending", "r3")]
 
 

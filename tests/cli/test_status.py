@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
-from asyncmig.companies.failures import LastFailure
 from asyncmig.companies.workflow.record import Record
+from asyncmig.customers.failures import LastFailure
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.companies.runs import RunDurations
 
@@ -64,7 +64,7 @@ def test_each_customer_is_a_line_and_its_story_is_told(
     assert "2 customers: " in table
     assert "cafe.csv is not UTF-8 text" in table
     lines = {line["external_id"]: line for line in map(json.loads, cli("status", "--json").out.splitlines())}
-    assert (lines["acme"]["outcome"], lines["acme"]["step"], lines["acme"]["rows"]) == (
+    assert (lines["acme"]["outcome"], lines["acme"]["step"], lines["acme"]["rows"]["delivered"]) == (
         "delivered",
         "ended",
         1,

@@ -14,7 +14,7 @@ from inprocess import KEY, STORAGE_URL, InProcess
 from asyncmig import Delivered, MemoryJournal, Pending, Spec, migrate
 from asyncmig._core.retry import Occasions
 from asyncmig.events import AttemptFailed, Event, Recovered, RunStalled
-from asyncmig.jobs.status import CustomerStatus, read_standings, timeline
+from asyncmig.jobs.status import CustomerStatus, read_statuses, timeline
 from asyncmig.simulator import Fault, Reply, World
 
 from .conftest import Opens
@@ -44,7 +44,7 @@ def failing(wire: InProcess, method: str, ending: str, *, fault: Fault = BUSY, u
 
 
 async def standing_of(journal: MemoryJournal) -> CustomerStatus:
-    (stands,) = await read_standings(journal, "fleet.db")
+    (stands,) = await read_statuses(journal, "fleet.db")
     return stands
 
 

@@ -6,7 +6,6 @@ questions. The intent is in the journal before the request, as with `migrate`.
 """
 
 import asyncio
-from typing import Literal
 
 import msgspec
 
@@ -19,17 +18,15 @@ from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.answers import Answers
 from asyncmig.companies.workflow.record import Record
 from asyncmig.companies.workflow.record_keeper import wall_clock
-from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.outcome import Decision, Parked, Reviewed
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import ClaimPort, JournalPort
 
-__all__ = ["Reviewed", "decide_parked", "look"]
+__all__ = ["decide_parked", "look"]
 
 _PATIENCE = 60.0
 """Seconds after which a server that does not answer counts as away."""
-Reviewed = Literal["sent", "gone", "changed"]
-"""What became of a decision: sent; or not, because the run asks nothing any more, or something else."""
 
 
 async def look(context: SessionContext, record: Record) -> NeedsAttention | None:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, cast, final
@@ -28,9 +28,10 @@ from asyncmig.companies.review import mark_of
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, unknown
 from asyncmig.companies.workflow.delivery import Delivery
-from asyncmig.companies.workflow.record import FileInput, import_key, read_inputs
+from asyncmig.companies.workflow.record import import_key, read_inputs
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
-from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.files import FileInput
+from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import (
     Decide,
     Decision,
@@ -55,10 +56,8 @@ from asyncmig.errors import (
 )
 from asyncmig.journal import ClaimPort
 
-__all__ = ["Turn", "migrate_customer", "nothing_ran"]
+__all__ = ["migrate_customer", "nothing_ran"]
 
-Turn = Callable[[], Awaitable[None]]
-"""Awaited after the files were read: it returns when this customer may send its first request."""
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which uploads of an import that was never started are made again."""
 _LOOK_AGAIN = 10.0

@@ -7,25 +7,18 @@ from pathlib import Path
 import msgspec
 
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.failures import LastFailure
 from asyncmig.companies.uploads import Uploaded, digest_of
 from asyncmig.companies.wire import Sheet
-from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.customers.failures import LastFailure
+from asyncmig.customers.files import FileInput, raise_unreadable, size_of
 from asyncmig.customers.outcome import ExportMode, ExportSummary, Failed, Outcome
 
-__all__ = ["ExportStep", "FileInput", "Record", "export_key", "import_key", "read_inputs", "read_record"]
+__all__ = ["ExportStep", "Record", "export_key", "import_key", "read_inputs", "read_record"]
 
 
 _VERSION = 1
+_API = "companies"
 _UNREADABLE = 0
-
-
-class FileInput(msgspec.Struct, frozen=True, kw_only=True):
-    """A file as it was when its migration began."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +36,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How far one migration came: what the journal holds of it. Written before and after each change."""
 
     version: int = _VERSION
+    api: str = _API
+    """The API generation that wrote the record."""
     external_id: str
     name: str
     source: str
@@ -129,6 +124,10 @@ def read_record(external_id: str, state: bytes | None) -> Record:
         record = msgspec.json.decode(state, type=Record)
     except (ValueError, TypeError, RecursionError) as error:
         return _stand_in(external_id, state, str(error))
+    if record.api != _API:
+        return _stand_in(
+            external_id, state, f"it belongs to the API generation {record.api!r}, not to {_API!r}"
+        )
     if record.version != _VERSION:
         return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")
     return record

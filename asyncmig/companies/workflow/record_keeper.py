@@ -10,11 +10,11 @@ import msgspec
 from asyncmig._core.retry import FINAL
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, repeating
-from asyncmig.companies.failures import LastFailure, wall_clock
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import DOWNLOAD, PUT_BYTES
 from asyncmig.companies.workflow.answers import Answers
 from asyncmig.companies.workflow.record import Record, read_record
+from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.steps import Entry, OutcomeName, Step
 from asyncmig.errors import ApiError, JournalError, TruncatedDownload

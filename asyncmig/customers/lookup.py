@@ -1,21 +1,29 @@
-"""Look up sources, templates and sheets by name or id."""
+"""Find a source, template or sheet by its id or its name."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from asyncmig._core.arguments import checked_text
-from asyncmig.companies.wire import Sheet, Source, Template
+from asyncmig.customers.template_rules import CatalogueItem
 from asyncmig.errors import InvalidInput
 
 __all__ = ["called", "named", "source_id"]
 
-_Named = TypeVar("_Named", Source, Template, Sheet)
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_Listed)
 
 
 def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
-    """Return the source, template or sheet with the id or name `wanted`.
+    """Return the one of `among` whose id or name is `wanted`.
 
-    Raises `InvalidInput` naming `field` if there is none, or if several have the name.
+    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
     """
     checked_text(field, wanted)
     found = [each for each in among if each.id == wanted] or called(wanted, among)
@@ -28,12 +36,12 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
 
 
 def source_id(field: str, source: object) -> str:
-    """Return the id of a source, given by its id or as a `Source`. Raises `InvalidInput`."""
-    return checked_text(field, source.id if isinstance(source, Source) else source)
+    """Return the id of a source that is given by its id or as a `Source`. Raises `InvalidInput`."""
+    return checked_text(field, source.id if isinstance(source, CatalogueItem) else source)
 
 
 def called(name: str, among: Sequence[_Named]) -> list[_Named]:
-    """Return the items with exactly this name, or else those with this name in any case."""
+    """Return those of this name; if there are none, those whose name differs only in upper and lower case."""
     return [each for each in among if each.name == name] or [
         each for each in among if each.name.casefold() == name.casefold()
     ]

@@ -1,0 +1,278 @@
+"""The API generation "companies", as the registry of generations knows it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, cast, final
+
+import msgspec
+
+from asyncmig._io.context import SessionContext
+from asyncmig.companies import routes
+from asyncmig.companies.catalog import Companies
+from asyncmig.companies.uploads import Uploaded
+from asyncmig.companies.wire import Source, Template
+from asyncmig.companies.workflow.adoption import adopt
+from asyncmig.companies.workflow.decisions import decide_parked, look
+from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
+from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
+from asyncmig.customers.failures import LastFailure
+from asyncmig.customers.files import FileInput
+from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.outcome import Decision, Delivered, Failed, Outcome, Reviewed
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.questions import Custom, NeedsAttention
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import (
+    CustomerRecord,
+    CustomerStatus,
+    RemainingWork,
+    ids_of,
+    status_of_outcome,
+)
+from asyncmig.errors import NotFound
+from asyncmig.journal import ClaimPort, Event, JournalPort
+
+__all__ = ["CompaniesGeneration", "customer_record"]
+
+_STARTS_AT = {
+    "checking": 0,
+    "waiting": 0,
+    "creating": 0,
+    "uploading": 1,
+    "starting": 2,
+    "running": 3,
+    "deciding": 3,
+}
+
+
+@final
+class CompaniesGeneration:
+    """The first generation of the API: one company for each customer's migration."""
+
+    __slots__ = ()
+
+    name: Literal["companies"] = "companies"
+    supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions))
+    requests_before_run: Sequence[str] = (
+        routes.CREATE_COMPANY.key,
+        routes.CREATE_UPLOAD.key,
+        routes.START_IMPORT.key,
+    )
+
+    async def migrate(
+        self,
+        context: SessionContext,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
+        turn: Turn | None = None,
+    ) -> Outcome:
+        return await migrate_customer(context, spec, claim, to, options, inputs, turn)
+
+    def read(self, external_id: str, state: bytes) -> CustomerRecord:
+        return customer_record(read_record(external_id, state))
+
+    def describe(self, event: Event) -> str:
+        return _words(event.kind, _detail(event))
+
+    async def sources(self, context: SessionContext) -> Sequence[Source] | None:
+        with suppress(NotFound):
+            return await Companies(context).sources()
+        return None
+
+    async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
+        with suppress(NotFound):
+            return await Companies(context).templates()
+        return None
+
+    async def remaining(
+        self, files: Sequence[Path], record: CustomerRecord | None, to: Path, options: MigrationOptions
+    ) -> RemainingWork | None:
+        known = None if record is None else cast(Record, record.details)
+        if known is None or known.company_id is None:
+            is_readable = known is None or known.is_readable
+            return RemainingWork(step="creating", files=len(files)) if is_readable else None
+        if not known.is_readable:
+            return None
+        if await _is_repeated(files, known, options):
+            return RemainingWork(step="uploading", files=len(files), is_repeated=True)
+        if not known.begun:
+            return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
+        if known.run_id is None:
+            return RemainingWork(step="starting", files=0)
+        if nothing_ran(known.outcome) or _is_delivered(known.outcome, to, options):
+            return None
+        return RemainingWork(step="running", files=0)
+
+    def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
+        """Return the fewest requests, with one poll for the import and one archive of all sheets."""
+        stages = (
+            {routes.CREATE_COMPANY.key: 1},
+            {routes.CREATE_UPLOAD.key: work.files},
+            {routes.START_IMPORT.key: 1},
+            {routes.READ_IMPORT.key: 1},
+            {routes.DOWNLOAD.key: 1},
+        )
+        left: Counter[str] = Counter()
+        for stage in stages[_STARTS_AT.get(work.step, len(stages) - 1) :]:
+            left.update(stage)
+        return +left
+
+    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
+        return {routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)}
+
+    async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
+        return await look(context, cast(Record, record.details))
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        return await decide_parked(
+            context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
+        )
+
+    async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
+        return await adopt(journal, external_id, resource_id)
+
+
+async def _is_repeated(files: Sequence[Path], record: Record, options: MigrationOptions) -> bool:
+    """Return whether a failed import is started again: as an option, or because a file has changed."""
+    if not record.begun or not nothing_ran(record.outcome):
+        return False
+    return (
+        options.retry_failed
+        or record.retried < options.retries
+        or bool(record.changed_files(await read_inputs(files)))
+    )
+
+
+def _is_delivered(outcome: Outcome | None, to: Path, options: MigrationOptions) -> bool:
+    if not isinstance(outcome, Delivered) or outcome.row_filter != options.row_filter:
+        return False
+    paths = [Path(file.path) for file in outcome.files]
+    return all(path.parent == to and path.exists() for path in paths)
+
+
+def customer_record(record: Record) -> CustomerRecord:
+    """Return the record of a company as the rest of asyncmig reads it."""
+    outcome = record.outcome
+    ids = ids_of(company=record.company_id, run=record.run_id)
+    if outcome is None:
+        status = CustomerStatus(external_id=record.external_id, name=record.name)
+    else:
+        status = status_of_outcome(outcome)
+    return CustomerRecord(
+        status=msgspec.structs.replace(
+            status,
+            api=record.api,
+            name=record.name,
+            step=_step(record),
+            detail=f"import number {record.epoch + 1} of this company" if record.epoch else "",
+            ids=ids,
+            last_failure=record.last_failure,
+        ),
+        outcome=outcome,
+        is_readable=record.is_readable,
+        has_started=record.begun,
+        source=record.source,
+        templates=record.template_ids,
+        files=record.files,
+        sheets={sheet.id: sheet.name or sheet.id for sheet in record.sheets},
+        details=record,
+    )
+
+
+def _step(record: Record) -> str:
+    if isinstance(record.outcome, Failed) and record.outcome.step:
+        return record.outcome.step
+    if record.run_id is not None:
+        return "ended" if isinstance(record.outcome, Delivered) else "running"
+    if record.import_body is not None:
+        return "starting"
+    if record.company_id is not None:
+        return "uploading"
+    return "creating" if record.creating else "waiting"
+
+
+class _Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """What a journal entry may contain: the fields of the record that it changed, and a decision."""
+
+    company_id: str | None = None
+    run_id: str | None = None
+    epoch: int | None = None
+    files: tuple[FileInput, ...] = ()
+    uploads: tuple[Uploaded, ...] = ()
+    decision: Decision | None = None
+    exports: tuple[ExportStep, ...] = ()
+    last_failure: LastFailure | None = None
+    attempts: int | None = None
+    outcome: Outcome | None = None
+
+
+def _detail(event: Event) -> _Detail:
+    """Return what an event holds, as far as it is of this version's making."""
+    try:
+        return msgspec.json.decode(event.detail, type=_Detail)
+    except (ValueError, TypeError, RecursionError):
+        return _Detail()
+
+
+def _words(kind: str, detail: _Detail) -> str:
+    match kind:
+        case "create" | "start":
+            return f"asks for the {'company' if kind == 'create' else 'import'}"
+        case "created" | "adopt":
+            return f"company {detail.company_id}" + (", as a person said" if kind == "adopt" else "")
+        case "started" | "found":
+            return f"run {detail.run_id}"
+        case "input":
+            return _files(detail.files)
+        case "uploaded":
+            return _files(detail.uploads[-1:])
+        case "export" | "export started" | "exported":
+            return _export(detail.exports[-1:])
+        case "retrying":
+            return detail.last_failure.words if detail.last_failure else ""
+        case "recovered":
+            return f"after {detail.attempts} attempts"
+        case "decide":
+            return _decision(detail.decision)
+        case "new epoch":
+            return f"import number {(detail.epoch or 0) + 1} of this company; {_files(detail.files)}"
+        case _:
+            outcome = detail.outcome
+            return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
+
+
+def _files(files: Sequence[FileInput | Uploaded]) -> str:
+    names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
+    size = sum(file.size for file in files)
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
+
+
+def _export(steps: Sequence[ExportStep]) -> str:
+    """Return the words for the export that an entry is about, which stands last."""
+    return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
+
+
+def _decision(decision: Decision | None) -> str:
+    if decision is None:
+        return ""
+    given = [f"{question}={_choice(choice)}" for question, choice in (decision.answers or {}).items()]
+    return " ".join(["approve" if decision.approve else "reject", *given])
+
+
+def _choice(choice: str | Custom) -> str:
+    return choice if isinstance(choice, str) else repr(choice.text)

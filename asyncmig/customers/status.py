@@ -1,0 +1,192 @@
+"""The status of a customer: one shape for `status --json`, `report.json`, NDJSON and the live view."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import msgspec
+
+from asyncmig.customers.failures import LastFailure
+from asyncmig.customers.files import FileInput
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked
+from asyncmig.customers.questions import Action
+from asyncmig.customers.steps import ACTIVE
+
+__all__ = [
+    "STEPS",
+    "CustomerRecord",
+    "CustomerStatus",
+    "RemainingWork",
+    "Rows",
+    "SheetFile",
+    "ids_of",
+    "status_of_outcome",
+    "unreadable_record",
+]
+
+STEPS: Final = ("waiting", *ACTIVE, "ended")
+"""The steps of a migration, in order. A failed migration stays at the step at which it failed."""
+
+
+class Rows(msgspec.Struct, frozen=True, kw_only=True):
+    """The row counts of a customer; null where they are not known."""
+
+    inserted: int | None = None
+    """Rows that the import's own report counts."""
+    flagged: int | None = None
+    """Rows of the import with at least one bad cell, as its report counts them."""
+    delivered: int | None = None
+    """Rows in the delivered files."""
+
+
+class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivered sheet."""
+
+    sheet: str
+    path: str
+    rows: int
+    """Records below the header."""
+    bytes: int
+
+
+class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The status of one customer, of any API generation."""
+
+    external_id: str
+    name: str
+    api: str = "companies"
+    """The API generation that the customer is migrated with."""
+    outcome: str = "pending"
+    """`delivered`, `failed`, `parked` or `unknown`; `pending` while the migration has not ended."""
+    step: str = "waiting"
+    """One of `STEPS`: the step that the migration has reached."""
+    detail: str = ""
+    """What the API generation adds to the step, for people."""
+    ids: Mapping[str, str] = {}
+    """The server's ids, by kind: `company` and `run` in the generation "companies"."""
+    error: str | None = None
+    """Why the customer is not delivered; None while nothing is wrong."""
+    files: tuple[SheetFile, ...] = ()
+    """The delivered sheets."""
+    rows: Rows = Rows()
+    notes: tuple[str, ...] = ()
+    """What the user should know: a file that has changed since, a row that was renamed."""
+    destructive: tuple[Action, ...] = ()
+    """The actions of a parked run's proposed patch that destroy rows, or may."""
+    seconds: float = 0.0
+    """How long the migration took, on the loop's clock of the process that ended it."""
+    changed_at: str | None = None
+    """Wall-clock time of the last change, ISO 8601 in UTC."""
+    last_failure: LastFailure | None = None
+    """The last attempt that failed and was repeated; `is_over` says whether the migration has advanced since."""
+    held_by: str | None = None
+    """The process that works on the customer now."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens without a new command or a decision."""
+        return self.outcome != "pending" and self.held_by is None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerRecord:
+    """What a journal holds about one customer, as its API generation reads it."""
+
+    status: CustomerStatus
+    outcome: Outcome | None = None
+    """How the last call of `migrate` ended; None if it did not."""
+    is_readable: bool = True
+    """Whether this version can decode the record; if not, `outcome` says why, and the record must not be changed."""
+    has_started: bool = False
+    """Whether the server may have begun to import: from then on, missing input files do not matter."""
+    source: str = ""
+    """Id of the source."""
+    templates: tuple[str, ...] | None = None
+    """Ids of the templates; None: all of the account."""
+    files: tuple[FileInput, ...] = ()
+    """The input files."""
+    sheets: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of sheets, by id."""
+    details: object = None
+    """The generation's own record; only that generation uses it."""
+
+    @property
+    def external_id(self) -> str:
+        return self.status.external_id
+
+    @property
+    def name(self) -> str:
+        return self.status.name
+
+    @property
+    def api(self) -> str:
+        return self.status.api
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        return self.status.ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemainingWork:
+    """What a customer that has not ended still needs."""
+
+    step: str = "waiting"
+    files: int = 1
+    """How many files are still to be uploaded."""
+    age: float | None = None
+    """Seconds for which the import has been running; None if it has not started."""
+    is_repeated: bool = False
+    """Whether a failed import is started again."""
+
+
+def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerStatus:
+    """Return the status of a customer whose call of `migrate` ended with `outcome`."""
+    report = None if not isinstance(outcome, Delivered | Failed | Parked) else outcome.report
+    files = outcome.files if isinstance(outcome, Delivered) else ()
+    return CustomerStatus(
+        external_id=outcome.external_id,
+        name=outcome.name,
+        api=api,
+        outcome=str(outcome.__struct_config__.tag),
+        step=_last_step(outcome),
+        ids=ids_of(company=outcome.company_id, run=outcome.run_id),
+        error=None if isinstance(outcome, Delivered) else outcome.error,
+        files=tuple(SheetFile(sheet=f.sheet, path=f.path, rows=f.rows, bytes=f.size) for f in files),
+        rows=Rows(
+            inserted=report.inserted if report else None,
+            flagged=report.invalid_rows if report else None,
+            delivered=outcome.rows if isinstance(outcome, Delivered) else None,
+        ),
+        notes=outcome.notes,
+        destructive=outcome.destructive if isinstance(outcome, Parked) else (),
+        seconds=round(outcome.seconds, 3),
+    )
+
+
+def _last_step(outcome: Outcome) -> str:
+    if isinstance(outcome, Failed) and outcome.step:
+        return outcome.step
+    if isinstance(outcome, Delivered):
+        return "ended"
+    return "running" if outcome.run_id else "waiting"
+
+
+def ids_of(**ids: str | None) -> Mapping[str, str]:
+    """Return the ids that are known, by kind."""
+    return {kind: each for kind, each in ids.items() if each}
+
+
+def unreadable_record(external_id: str, api: str, reason: str) -> CustomerRecord:
+    """Return the record of a customer whose journal record this version cannot use."""
+    outcome = Failed(
+        external_id=external_id,
+        name="",
+        error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
+        "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
+        step="checking",
+    )
+    return CustomerRecord(
+        status=status_of_outcome(outcome, api=api), outcome=outcome, is_readable=False, has_started=True
+    )

@@ -1,0 +1,191 @@
+"""The API generations that asyncmig knows: the interface that each implements, and the registry.
+
+A generation is one API of the server with its own routes, statuses and workflow. The rest of asyncmig (fleet, plan,
+status, queue, command line) uses a generation only through `Generation`. Each journal record carries the name of the
+generation that wrote it; a record without a name was written by `companies`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from asyncmig._io.context import SessionContext
+from asyncmig.companies.workflow.generation import CompaniesGeneration
+from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.outcome import Decision, Outcome, Reviewed
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
+from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
+from asyncmig.errors import InvalidInput
+from asyncmig.journal import ClaimPort, Event, JournalPort
+
+__all__ = [
+    "DEFAULT",
+    "Generation",
+    "api_of",
+    "check_options",
+    "find",
+    "known",
+    "read",
+    "register",
+    "unregister",
+]
+
+DEFAULT = "companies"
+"""The generation of a call that names none, and of a journal record without a name."""
+
+
+class Generation(Protocol):
+    """What an API generation implements. The methods with a body are optional: subclass this class to get them."""
+
+    @property
+    def name(self) -> str:
+        """The name in `api=`, `--api` and journal records."""
+        ...
+
+    async def migrate(
+        self,
+        context: SessionContext,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
+        turn: Turn | None = None,
+    ) -> Outcome:
+        """Migrate a customer, or continue from the claim's state; write its sheets to `to`. Raises `JournalError`.
+
+        `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: to be awaited
+        before the first request.
+        """
+        ...
+
+    def read(self, external_id: str, state: bytes) -> CustomerRecord:
+        """Return what a state that this generation wrote says. Raises `ValueError` for one that it cannot decode."""
+        ...
+
+    @property
+    def supported_options(self) -> frozenset[str]:
+        """The fields of `MigrationOptions` that may differ from their defaults."""
+        return frozenset()
+
+    def describe(self, event: Event) -> str:
+        """Return a journal entry in words, for people; it may contain the server's text as it came."""
+        return ""
+
+    async def sources(self, context: SessionContext) -> Sequence[CatalogueItem] | None:
+        """Return the account's sources; None if the server does not list them, so that ids are taken as they are."""
+        return None
+
+    async def template_rules(self, context: SessionContext) -> Sequence[TemplateRules] | None:
+        """Return the account's templates; None if the server does not list them."""
+        return None
+
+    async def remaining(
+        self, files: Sequence[Path], record: CustomerRecord | None, to: Path, options: MigrationOptions
+    ) -> RemainingWork | None:
+        """Return what `migrate` would still do for a customer; None if nothing is left. `to`: its folder.
+
+        Sends nothing. Raises `InvalidInput` for files that are missing.
+        """
+        if record is not None and (record.outcome is not None or not record.is_readable):
+            return None
+        return RemainingWork(files=len(files))
+
+    @property
+    def requests_before_run(self) -> Sequence[str]:
+        """The endpoints that a customer uses before its run starts."""
+        return ()
+
+    def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
+        """Return the fewest requests, by endpoint, that the remaining work takes."""
+        return {}
+
+    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
+        """Return the requests, by endpoint, that translate names of sources and templates into ids."""
+        return {}
+
+    async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
+        """Return what a parked customer's run asks now; None if it asks nothing."""
+        raise InvalidInput("api", self.name, "has no questions: there is nothing to review")
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        """Send a decision about what was `shown`, and write it to the journal; the next `migrate` continues."""
+        raise InvalidInput("decision", decision, f"cannot be sent: the API generation {self.name} has none")
+
+    async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
+        """Link a customer to what exists on the server, and return its id."""
+        raise InvalidInput("api", self.name, "has nothing to adopt: its create requests can be repeated")
+
+
+_generations: dict[str, Generation] = {DEFAULT: CompaniesGeneration()}
+
+
+def register(generation: Generation) -> None:
+    """Make a generation known under its name, for example in a test. Raises `InvalidInput` for a name in use."""
+    if generation.name in _generations:
+        raise InvalidInput("api", generation.name, "is registered already")
+    _generations[generation.name] = generation
+
+
+def unregister(name: str) -> None:
+    """Undo `register`."""
+    del _generations[name]
+
+
+def known() -> tuple[str, ...]:
+    """Return the names of all generations, sorted."""
+    return tuple(sorted(_generations))
+
+
+def find(api: str) -> Generation:
+    """Return the generation of a name. Raises `InvalidInput` that lists the known names."""
+    try:
+        return _generations[api]
+    except (KeyError, TypeError):
+        raise InvalidInput("api", api, f"is not an API generation; known are: {', '.join(known())}") from None
+
+
+class _Tag(msgspec.Struct):
+    api: str = DEFAULT
+
+
+def api_of(state: bytes) -> str:
+    """Return the name of the generation that wrote a journal record, known or not; `DEFAULT` if it has none."""
+    try:
+        return msgspec.json.decode(state, type=_Tag).api
+    except (ValueError, TypeError, RecursionError):
+        return DEFAULT  # its reader says what is wrong with the record
+
+
+def read(external_id: str, state: bytes) -> CustomerRecord:
+    """Return what a journal record says. A record that cannot be used is not `is_readable`; nothing is raised."""
+    api = api_of(state)
+    if api not in _generations:
+        return unreadable_record(external_id, api, f"API generation {api!r}; known are: {', '.join(known())}")
+    try:
+        return _generations[api].read(external_id, state)
+    except (ValueError, TypeError, RecursionError) as error:
+        return unreadable_record(external_id, api, str(error))
+
+
+def check_options(generation: Generation, options: MigrationOptions) -> None:
+    """Raise `InvalidInput` for an option that a generation lacks, naming both."""
+    default = MigrationOptions()
+    for name in MigrationOptions.__dataclass_fields__:
+        value: object = getattr(options, name)
+        if value != getattr(default, name) and name not in generation.supported_options:
+            raise InvalidInput(name, value, f"is not supported by the API generation {generation.name!r}")

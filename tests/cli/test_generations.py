@@ -1,0 +1,232 @@
+"""A second API generation, registered by a test, runs through everything that is independent of a generation."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from asyncmig import (
+    Delivered,
+    Downloaded,
+    Failed,
+    Fleet,
+    InvalidInput,
+    Journal,
+    MemoryJournal,
+    Session,
+    Spec,
+    generations,
+    migrate,
+)
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
+from asyncmig.jobs.status import read_records, read_statuses
+from asyncmig.journal import ClaimPort, Event
+
+from .conftest import Cli
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there: no request may be sent
+
+
+class CopyRecord(msgspec.Struct):
+    api: str
+    name: str
+    copied: int = 0
+    outcome: Outcome | None = None
+
+
+class Copies(generations.Generation):
+    """Delivers copies of the input files; `calls` counts how often a migration was not finished already."""
+
+    name = "copies"
+    supported_options = frozenset({"retries"})
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def migrate(
+        self,
+        context: SessionContext,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
+        turn: Turn | None = None,
+    ) -> Outcome:
+        if claim.state is not None:
+            record = msgspec.json.decode(claim.state, type=CopyRecord)
+            if record.outcome is not None:
+                return record.outcome
+        self.calls += 1
+        if "crash" in spec.external_id:
+            raise RuntimeError("a fault of the generation")
+        to.mkdir(parents=True, exist_ok=True)
+        files = []
+        for path in spec.files:
+            (to / path.name).write_bytes(path.read_bytes())
+            files.append(
+                Downloaded(sheet=path.stem, path=str(to / path.name), rows=1, size=path.stat().st_size)
+            )
+        outcome = Delivered(external_id=spec.external_id, name=spec.name, files=tuple(files))
+        record = CopyRecord("copies", spec.name, len(files), outcome)
+        await claim.write("delivered", b'{"copied": 1}', msgspec.json.encode(record))
+        return outcome
+
+    def read(self, external_id: str, state: bytes) -> CustomerRecord:
+        record = msgspec.json.decode(state, type=CopyRecord)
+        if record.outcome is None:
+            return CustomerRecord(
+                status=CustomerStatus(external_id=external_id, name=record.name, api=self.name)
+            )
+        status = status_of_outcome(record.outcome, api=self.name)
+        return CustomerRecord(status=status, outcome=record.outcome, has_started=True)
+
+    def describe(self, event: Event) -> str:
+        return f"copied {json.loads(event.detail)['copied']} file"
+
+
+@pytest.fixture
+def copies() -> Iterator[Copies]:
+    generation = Copies()
+    generations.register(generation)
+    yield generation
+    generations.unregister("copies")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[[str], Spec]:
+    def make(external_id: str) -> Spec:
+        path = tmp_path / "in" / f"{external_id}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("Email\na@x.org\n")
+        return Spec(external_id=external_id, name=external_id.title(), source="s", files=(path,))
+
+    return make
+
+
+async def test_a_fleet_drives_it_and_one_crash_touches_nobody_else(
+    copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with (
+        Session("key", NOWHERE) as session,
+        Fleet(session, journal=journal, to=tmp_path / "out", api="copies", retries=1) as fleet,
+    ):
+        specs = [spec(each) for each in ("acme", "bolt", "crash")]
+        outcomes = {each.external_id: each async for each in fleet.run(specs)}
+        again = {each.external_id: each async for each in fleet.run(specs[:2])}
+    assert isinstance(outcomes["acme"], Delivered)
+    assert (tmp_path / "out/acme/acme.csv").read_text() == "Email\na@x.org\n"
+    assert "RuntimeError" in (getattr(outcomes["crash"], "error", ""))
+    assert again["bolt"] == outcomes["bolt"]
+    assert copies.calls == 3
+    statuses = {each.external_id: each for each in await read_statuses(journal, "memory")}
+    assert (statuses["acme"].api, statuses["acme"].outcome, statuses["acme"].rows.delivered) == (
+        "copies",
+        "delivered",
+        1,
+    )
+
+
+async def test_an_external_id_of_another_generation_is_refused_before_any_request(
+    copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with Session("key", NOWHERE) as session:
+        await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out", api="copies")
+        before = await journal.states()
+        refused = await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out")
+        assert not session.requests
+    assert isinstance(refused, Failed)
+    assert "'copies'" in refused.error
+    assert "'companies'" in refused.error
+    assert await journal.states() == before
+
+
+async def test_an_option_that_a_generation_lacks_is_refused_naming_both(
+    copies: Copies, spec: Callable[[str], Spec]
+) -> None:
+    async with Session("key", NOWHERE) as session:
+        with pytest.raises(InvalidInput, match=r"export.*copies"):
+            Fleet(session, journal=MemoryJournal(), api="copies", export="full")
+        with pytest.raises(InvalidInput, match=r"decide.*copies"):
+            await migrate(
+                session, spec("acme"), journal=MemoryJournal(), to="out", api="copies", decide="approve"
+            )
+
+
+async def test_an_unknown_generation_is_an_error_that_lists_the_known_ones(copies: Copies) -> None:
+    async with Session("key", NOWHERE) as session:
+        with pytest.raises(InvalidInput, match="companies, copies"):
+            Fleet(session, journal=MemoryJournal(), api="migrationz")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"api": 7}',
+        b'{"api": "migrations-of-tomorrow"}',
+        b'{"api": "copies", "name": 7}',
+        b'{"api": "copies", "name": "Acme", "outcome": {"type": "lost"}}',
+    ],
+)
+async def test_a_record_that_cannot_be_read_is_the_status_of_its_customer_alone(
+    copies: Copies, spec: Callable[[str], Spec], tmp_path: Path, state: bytes
+) -> None:
+    journal = MemoryJournal()
+    async with await journal.claim("acme") as claim:
+        await claim.write("created", b"{}", state)
+    async with Session("key", NOWHERE) as session:
+        for api in ("companies", "copies"):
+            outcome = await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out", api=api)
+            assert isinstance(outcome, Failed)
+        await migrate(session, spec("bolt"), journal=journal, to=tmp_path / "out", api="copies")
+        assert not session.requests
+    statuses = {each.external_id: each for each in await read_statuses(journal, "memory")}
+    assert statuses["acme"].outcome == "failed"
+    assert "cannot read" in (statuses["acme"].error or "")
+    assert statuses["bolt"].outcome == "delivered"
+    assert (await journal.states())["acme"] == state
+
+
+def test_the_command_line_runs_it(
+    cli: Cli, copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text("Email\na@x.org\n")
+    (tmp_path / "customers.csv").write_text(
+        "external_id,name,source,files\nacme,Acme,11111111-1111-4111-8111-111111111111,a.csv\n"
+    )
+    unknown = cli("run", "customers.csv", "--api", "migrationz", "--base-url", NOWHERE)
+    assert unknown.code == 2
+    assert "companies, copies" in unknown.err
+    planned = json.loads(cli("run", "customers.csv", "--plan", "--json", "--api", "copies").out)
+    assert (planned["new"], planned["requests"]) == (1, {})
+    monkeypatch.setenv("ASYNCMIG_API", "copies")
+    ran = cli("run", "customers.csv", "--base-url", NOWHERE)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out/acme/a.csv").exists()
+    (status,) = map(json.loads, cli("status", "--json").out.splitlines())
+    assert (status["api"], status["outcome"]) == ("copies", "delivered")
+    assert "copied 1 file" in cli("show", "acme").out
+    monkeypatch.delenv("ASYNCMIG_API")
+    refused = cli("run", "customers.csv", "--base-url", NOWHERE)
+    assert refused.code != 0
+    assert copies.calls == 1
+
+
+async def test_a_journal_from_before_the_generations_belongs_to_companies() -> None:
+    path = Path(__file__).parents[1] / "journals" / "v1.sqlite"
+    async with Journal(path, read_only=True) as journal:
+        records = await read_records(journal, str(path))
+    assert records
+    assert {record.api for record in records.values()} == {"companies"}
+    assert all(record.is_readable for record in records.values())
