@@ -83,7 +83,7 @@ def test_5_what_can_be_told_of_it_is(cli: Cli, fleet: Path) -> None:
         for line in map(json.loads, cli("status", "--json").out.splitlines())
         if line["external_id"] == "bad"
     ]
-    assert (told["name"], told["company_id"], told["run_id"]) == ("B", "c-7", "r-7")
+    assert (told["name"], told["ids"]) == ("B", {"company": "c-7", "run": "r-7"})
 
 
 def test_a_damaged_text_concerns_its_row_alone(cli: Cli, fleet: Path) -> None:
