@@ -19,16 +19,15 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
-from asyncmig._io.caller import Caller, Secret
+from asyncmig._io.call import Secret, raw_call
+from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
 from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
+from asyncmig._io.event_loop import AsyncOnly, LoopGuard, finish_all, loop_speed
 from asyncmig._io.gate import Gate, GateStatistics
-from asyncmig._io.loop_guard import AsyncOnly, LoopGuard, loop_speed
 from asyncmig._io.poller import Poller
-from asyncmig._io.raw import raw_call
 from asyncmig._io.reply import Reply
 from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
-from asyncmig._io.tasks import finish_all
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies

@@ -1,22 +1,126 @@
-"""Decode what a preview API sends: ignore what is not known, never stumble over what is optional.
+"""Decode what a preview API sends: ignore unknown fields, and tolerate optional fields that are missing or malformed.
 
-msgspec decodes the documented form in one step. If that fails, a second, slower reading keeps what it
-can: an optional field of a new shape counts as absent, text that arrives as something else is kept as
-its JSON, an item of a list of which nothing is required stands there without any of its fields. What is
-required and cannot be understood is an error that names the field. Both readings are bounded: by the number
-of values in the body, and by the number of conversions.
+`decode` first tries msgspec on the documented form, in one step. If that fails, a second, slower pass keeps what it
+can: an optional field of another shape counts as absent; a text field keeps any other JSON value as JSON text; an
+item whose fields are all optional becomes an empty item. A required field that cannot be decoded is an error that
+names it.
+
+`repaired` makes strict JSON of a body that is not, where its meaning is clear:
+
+- NaN, Infinity and numbers that no float can hold become null.
+- A value nested deeper than 100 levels becomes null: decoders are recursive, and one such value would hide all
+  others.
+- Lone surrogates, broken UTF-8, raw control characters and unknown escapes in a text are replaced or escaped.
+- A byte order mark, UTF-16 and anything after the end of an object or array are removed.
+
+The work is bounded by the number of values in the body and by the number of conversions; nothing here recurses.
 """
 
 import contextlib
+import json
+import re
 from collections.abc import Collection
 from functools import cache
 from typing import NamedTuple, TypeVar, cast, final, get_args, get_origin
 
 import msgspec
 
-from asyncmig._core.repair import Unreadable, repaired
+__all__ = ["Unreadable", "convert", "decode", "decode_documented", "repaired"]
 
-__all__ = ["Unreadable", "convert", "decode", "decode_documented"]
+
+_DEEPEST = 100
+_MOST_TOKENS = 1_000_000
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]|[^\s\[\]{}",:]++', re.DOTALL)
+_ODD = re.compile(r"[\\\x00-\x1f]")
+_ESCAPE = re.compile(
+    r"""(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}   # a pair of surrogates
+       | \\u(?![dD][89a-fA-F])[0-9a-fA-F]{4} | \\["\\/bfnrt])         # another escape of JSON
+       | \\u[0-9a-fA-F]{4}                                            # a surrogate that stands alone
+       | \\(.) | ([\x00-\x1f])""",
+    re.DOTALL | re.VERBOSE,
+)
+_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf(?:inity)?|\d\.#[a-z]+\d*)", re.IGNORECASE)
+"""As Python, JavaScript, C and old versions of Visual C++ print it."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_LONGEST_NUMBER = 400
+
+
+class Unreadable(ValueError):
+    """The body is not JSON, or a required field is missing or of the wrong kind; the text names it."""
+
+
+def repaired(body: bytes, whole: Collection[str] = ()) -> bytes:
+    """Return strict JSON; what cannot be repaired stays, for the decoder to refuse.
+
+    `whole`: fields of the outermost object in which nothing may be left out. Raises `Unreadable` for one of them that
+    is nested too deeply, for a second document after the first, and for more than a million tokens.
+    """
+    text = body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
+    pieces: list[str] = []
+    copied = depth = 0
+    name = field = ""
+    for count, found in enumerate(_TOKEN.finditer(text)):
+        part = found[0]
+        new = part
+        if count >= _MOST_TOKENS:
+            raise Unreadable(f"not strict JSON, and has more than {_MOST_TOKENS} tokens")
+        if part in "[{":
+            depth += 1
+            field = name if depth == 2 else field
+            if depth == _DEEPEST + 1:
+                if field in whole:
+                    raise Unreadable(f"too deeply nested in $.{field}")
+                pieces += (text[copied : found.start()], "null")
+        elif part in "]}":
+            depth -= 1
+            copied = found.end() if depth == _DEEPEST else copied
+            if depth == 0:
+                _check_rest(text[found.end() :])
+                text = text[: found.end()]
+                break
+        elif depth > _DEEPEST:
+            continue
+        elif part == '"':
+            raise Unreadable("not JSON: it ends inside a text")
+        else:
+            new = _text(part) if part[0] == '"' else _word(part)
+            name = part[1:-1] if depth == 1 and part[0] == '"' else name
+        if new is not part:
+            pieces += (text[copied : found.start()], new)
+            copied = found.end()
+    return "".join((*pieces, text[copied:])).encode()
+
+
+def _check_rest(rest: str) -> None:
+    """Refuse a second document: nobody can tell which of them is meant."""
+    if rest.lstrip("\0 \t\r\n")[:1] in ("{", "["):
+        raise Unreadable("several JSON documents in one body")
+
+
+def _text(token: str) -> str:
+    return _ESCAPE.sub(_escape, token) if _ODD.search(token) else token
+
+
+def _escape(found: re.Match[str]) -> str:
+    known, unknown, control = cast("tuple[str | None, str | None, str | None]", found.groups())
+    if known:
+        return known
+    if unknown is None and control is None:
+        return "\\ufffd"
+    character = unknown or control or ""
+    if character < " ":
+        return f"\\u{ord(character):04x}"
+    return "'" if character == "'" else f"\\\\{character}"
+
+
+def _word(token: str) -> str:
+    if _NOT_FINITE.fullmatch(token):
+        return "null"
+    if token[0] in "-0123456789" and _NUMBER.fullmatch(token):
+        is_huge = len(token) > _LONGEST_NUMBER or abs(float(token)) == float("inf")
+        return "null" if is_huge else token
+    return token
+
 
 T = TypeVar("T")
 _MOST_VALUES = 1_000_000

@@ -2,21 +2,87 @@
 
 How often is something requested at most? `RetryPolicy.attempts` times (default 8) for each `Attempts`. A compound
 step has its own `Attempts` around those of its parts, so the numbers multiply. While the session's retry quota is
-spent, an attempt counts only if the server has answered another call since the last one (see `retry_queue`).
+spent, calls wait in its `RetryQueue`, and an attempt counts only if the server has answered another call since.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
+from random import Random
 from types import TracebackType
 from typing import final
 
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.retry import Doubt, Next, RetryPolicy, after_failure
+from asyncmig._core.retry import Doubt, Next, RetryPolicy, RetryQuota, after_failure, backoff
 from asyncmig._io.failures import Failures, current_step
-from asyncmig._io.retry_queue import RetryQueue
 from asyncmig.errors import AsyncmigError, UnknownOutcome
 from asyncmig.events import Events
 
-__all__ = ["Attempts", "RetryableFailure"]
+__all__ = ["Attempts", "RetryQueue", "RetryableFailure"]
+
+
+@final
+class RetryQueue:
+    """Back-off paid from the session's quota; when that is spent, a line with one probe for all."""
+
+    __slots__ = ("_line", "_policy", "_quota", "_rng", "_timer", "successes")
+
+    def __init__(self, policy: RetryPolicy, rng: Random) -> None:
+        self._policy = policy
+        self._quota = RetryQuota(ceiling=policy.ceiling)
+        self._rng = rng
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.successes: int = 0
+
+    async def wait(self, attempt: int, *, retry_after: float, timed_out: bool, queued: bool) -> bool:
+        """Wait until attempt `attempt + 1` may start; return whether that was in the line.
+
+        `queued`: the failed attempt was itself let go from the line, so it stands there again.
+        """
+        if not queued and self._quota.take(timed_out=timed_out):
+            await asyncio.sleep(max(retry_after, backoff(self._policy, attempt, self._rng)))
+            return False
+        if retry_after > 0:
+            await asyncio.sleep(retry_after)
+        waiter = asyncio.get_running_loop().create_future()
+        self._line.append(waiter)
+        self._arm()
+        try:
+            await waiter
+        except BaseException:
+            if not waiter.cancelled():
+                self._let_go(1)  # its turn came in the moment of its cancellation: the next one takes it
+            raise
+        return True
+
+    def succeeded(self) -> None:
+        """The server answered: the line moves, two for each answer."""
+        self.successes += 1
+        self._quota.succeeded()
+        if self._line:
+            self._let_go(2)
+
+    def _let_go(self, count: int) -> None:
+        while count and self._line:
+            waiter = self._line.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+        if not self._line and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._quota.next_probe(), self._probe)
+
+    def _probe(self) -> None:
+        self._timer = None
+        self._let_go(1)
+        if self._line:
+            self._arm()
 
 
 class RetryableFailure(Exception):

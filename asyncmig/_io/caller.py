@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import TypeVar, final
@@ -18,9 +18,10 @@ from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
-from asyncmig._io.attempts import Attempts, RetryableFailure
+from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
+from asyncmig._io.call import Call, Secret
+from asyncmig._io.event_loop import LoopGuard, loop_speed
 from asyncmig._io.gate import Gate, Slot
-from asyncmig._io.loop_guard import LoopGuard, loop_speed
 from asyncmig._io.reply import (
     LARGEST_ERROR,
     Reply,
@@ -33,7 +34,6 @@ from asyncmig._io.reply import (
     unreadable,
     without,
 )
-from asyncmig._io.retry_queue import RetryQueue
 from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
 from asyncmig.errors import (
     ApiError,
@@ -48,58 +48,16 @@ from asyncmig.errors import (
 )
 from asyncmig.events import Events, RequestDone, RequestSent
 
-__all__ = ["Call", "Caller", "Secret"]
+__all__ = ["Caller"]
+
 
 T = TypeVar("T")
 Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
 """Makes a value of a 2xx answer's body; raises `RetryableFailure` for one that another attempt may give whole."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """What a URL may hold: only what it may not is escaped, or its signature would not fit."""
-_NO_SEGMENT = frozenset({"", ".", ".."})
-"""Ids that no encoding keeps apart from a path without them."""
 _SHORT_KEY = 8
 """Characters of a key that no server gives out: in a body with data it would be found by chance."""
-
-
-@final
-class Secret:
-    """A text that no repr, log or pickle shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret('***')"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What to send: an endpoint, the ids of its route, and how urgent it is."""
-
-    endpoint: Endpoint
-    ids: Mapping[str, str] = field(default_factory=dict[str, str])
-    query: Mapping[str, str] = field(default_factory=dict[str, str])
-    body: bytes | None = field(default=None, repr=False)
-    rank: float = 0.0
-    max_wait: float | None = None
-    loggable_body: str = ""
-    """The body as an `UnknownOutcome` may show it, without secrets."""
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
-
-    def __post_init__(self) -> None:
-        """Raise `InvalidInput` for an id that would make a path of another route, whoever named it."""
-        for name, text in self.ids.items():
-            if text in _NO_SEGMENT:
-                raise InvalidInput(name, text, "would lead to another route")
 
 
 @final

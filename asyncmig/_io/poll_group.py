@@ -16,9 +16,9 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
+from asyncmig._io.event_loop import start_task
 from asyncmig._io.failures import Failures
 from asyncmig._io.gate import TICK, Gate, Slot
-from asyncmig._io.tasks import start_task
 from asyncmig._io.watch import Reading, Unsure, Watch, fresh
 from asyncmig.errors import (
     AsyncmigError,

@@ -7,9 +7,9 @@ from typing import Self, TypeVar, cast, final
 from weakref import WeakValueDictionary
 
 from asyncmig._core.lifecycle import Lifecycle
+from asyncmig._io.event_loop import finish_all
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.poll_group import PollGroup, RunWarnings
-from asyncmig._io.tasks import finish_all
 from asyncmig._io.watch import Reading, SecondChannel, Unsure, Watch
 from asyncmig.errors import AsyncmigError, SessionClosed
 from asyncmig.events import Events

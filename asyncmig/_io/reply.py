@@ -10,8 +10,7 @@ from typing import TypeVar, final, overload
 
 import msgspec
 
-from asyncmig._core.decode import Unreadable, decode, decode_documented
-from asyncmig._core.repair import repaired
+from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer
 from asyncmig.errors import UnexpectedReply

@@ -25,7 +25,7 @@ from yarl import URL
 from asyncmig._core.arguments import check_fields
 from asyncmig._io.addresses import Proxies, Proxy
 from asyncmig._io.content_decoder import ACCEPTED, Undecodable, decoder_for
-from asyncmig._io.tasks import finish_all
+from asyncmig._io.event_loop import finish_all
 from asyncmig.errors import InvalidInput
 
 __all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]

@@ -13,7 +13,7 @@ from typing import Self, final
 
 from rich.console import Console
 
-from asyncmig._io.tasks import start_task
+from asyncmig._io.event_loop import start_task
 from asyncmig.cli.output import say
 from asyncmig.errors import SessionClosed
 from asyncmig.jobs.fleet import Fleet

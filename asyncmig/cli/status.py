@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, working_for
-from asyncmig._io.tasks import run_all
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, is_unread, print_line, say

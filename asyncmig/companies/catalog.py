@@ -7,7 +7,7 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company

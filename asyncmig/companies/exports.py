@@ -6,7 +6,7 @@ from typing import Literal, final
 import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.imports import new_key

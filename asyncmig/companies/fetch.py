@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from asyncmig._io.attempts import Attempts
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Answer

@@ -12,7 +12,7 @@ from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import Unreadable, convert
 from asyncmig._core.lifecycle import HasStatus, Phase
 from asyncmig._io.attempts import RetryableFailure
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Unsure

@@ -6,7 +6,7 @@ from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.lifecycle import Lifecycle, Phase
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch

@@ -12,11 +12,12 @@ from typing import final
 import msgspec
 
 from asyncmig._io.attempts import Attempts, RetryableFailure
-from asyncmig._io.caller import Call, Caller
+from asyncmig._io.call import Call
+from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
+from asyncmig._io.event_loop import run_all
 from asyncmig._io.reply import is_html, retry_after
 from asyncmig._io.storage import PutReply, storage_error
-from asyncmig._io.tasks import run_all
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
 from asyncmig.companies import routes

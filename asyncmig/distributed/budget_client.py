@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol, final
 
 from asyncmig._io.dispatcher import TICK
+from asyncmig._io.event_loop import start_task
 from asyncmig._io.send_log import EarlierSlot
-from asyncmig._io.tasks import start_task
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotEvent, SlotReport
 
 __all__ = ["BudgetClient", "SlotConsumer"]

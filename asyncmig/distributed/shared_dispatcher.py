@@ -16,7 +16,7 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
 from asyncmig._core.retry import Occasions
 from asyncmig._io.dispatcher import Dispatcher
-from asyncmig._io.loop_guard import loop_speed
+from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.send_log import EarlierSlot
 from asyncmig.distributed.budget_client import BudgetClient
 from asyncmig.distributed.budget_store import BudgetReply, SharedWindow, SlotEvent

@@ -10,7 +10,7 @@ import anyio
 
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call, checked_path
-from asyncmig._io.loop_guard import AsyncOnly, LoopGuard
+from asyncmig._io.event_loop import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.file_names import check_utf8, customer_folder
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined

@@ -26,7 +26,7 @@ from asyncmig import (
     UnknownOutcome,
     migrate,
 )
-from asyncmig._io.caller import Call
+from asyncmig._io.call import Call
 from asyncmig.companies import routes
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
 from asyncmig.customers.connections import checked_connections

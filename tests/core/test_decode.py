@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asyncmig._core.decode import Unreadable, decode
-from asyncmig._core.repair import repaired
+from asyncmig._core.decode import Unreadable, decode, repaired
 from asyncmig.companies import wire, writes
+from asyncmig.customers.questions import Action, Patch
+from asyncmig.customers.report import ImportReport
 
 REPLIES = [
     wire.Sources,
@@ -43,7 +44,7 @@ def test_null_for_what_is_optional_is_absence() -> None:
         b'{"status": "completed", "report": {"inserted": 1, "perSheet": null}, "progress_message": null}',
         wire.ImportState,
     )
-    assert state.report == wire.ImportReport(inserted=1)
+    assert state.report == ImportReport(inserted=1)
 
 
 def test_an_optional_field_of_a_new_shape_does_not_hide_the_rest() -> None:
@@ -71,7 +72,7 @@ def test_an_item_of_a_list_that_cannot_be_understood_hides_no_other() -> None:
     )
     assert state.report is not None
     assert (len(state.report.results), len(state.report.hollow)) == (3, 1)
-    patch = decode(b'{"actions": [{"action": "keep"}, "erase"]}', wire.Patch)
+    patch = decode(b'{"actions": [{"action": "keep"}, "erase"]}', Patch)
     assert patch.is_destructive  # nobody knows what that does
 
 
@@ -112,7 +113,7 @@ def test_an_action_that_cannot_be_read_makes_the_whole_patch_unsafe() -> None:
 def test_only_actions_that_are_known_to_be_harmless_are_harmless(
     action: str | None, destructive: bool
 ) -> None:
-    assert wire.Action(action=action).is_destructive is destructive
+    assert Action(action=action).is_destructive is destructive
 
 
 @pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.__name__)
@@ -176,7 +177,7 @@ def test_what_is_no_number_is_null_where_a_number_is_expected_and_stays_text_in_
     text = b'"NaN, -Infinity \\" 1e999"'
     state = decode(b'{"status": "completed", "error": %b, "report": %b}' % (text, report), wire.ImportState)
     assert state.error == 'NaN, -Infinity " 1e999'
-    assert state.report == wire.ImportReport()
+    assert state.report == ImportReport()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from asyncmig import (
     UnexpectedReply,
     UnknownOutcome,
 )
-from asyncmig._io.caller import Secret
+from asyncmig._io.call import Secret
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World
 from asyncmig.simulator.server.limits import SlidingLog
 

@@ -1,16 +1,65 @@
-"""A request to a route that the library does not know: checked, and told from its method how it may be repeated."""
+"""A request to send: its endpoint, ids and body. Also one to a route that the library does not wrap."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
 from urllib.parse import unquote
 
 import msgspec
 
 from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
-from asyncmig._io.caller import Call
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import (
+    InvalidInput,
+)
 
-__all__ = ["raw_call"]
+__all__ = ["Call", "Secret", "raw_call"]
+
+
+_NO_SEGMENT = frozenset({"", ".", ".."})
+"""Ids that no encoding keeps apart from a path without them."""
+
+
+@final
+class Secret:
+    """A text that no repr, log or pickle shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not pickled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What to send: an endpoint, the ids of its route, and how urgent it is."""
+
+    endpoint: Endpoint
+    ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes | None = field(default=None, repr=False)
+    rank: float = 0.0
+    max_wait: float | None = None
+    loggable_body: str = ""
+    """The body as an `UnknownOutcome` may show it, without secrets."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidInput` for an id that would make a path of another route, whoever named it."""
+        for name, text in self.ids.items():
+            if text in _NO_SEGMENT:
+                raise InvalidInput(name, text, "would lead to another route")
+
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _HARMLESS = frozenset({"GET", "HEAD"})
