@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.errors import JournalError
-from asyncmig.journal import Journal, file
+from asyncmig.journal import Journal, sqlite_file
 
 pytestmark = pytest.mark.looptime
 
@@ -93,7 +93,7 @@ async def test_a_file_that_is_no_journal_is_refused_and_left_alone(path, content
 async def test_another_programs_database_is_refused_and_left_alone(path):
     script(path, "CREATE TABLE holders (x); INSERT INTO holders VALUES (1);")
     before = path.read_bytes()
-    with pytest.raises(JournalError, match="another program's"):
+    with pytest.raises(JournalError, match="it belongs to another program"):
         await opening(path)
     assert path.read_bytes() == before
 
@@ -218,13 +218,15 @@ async def test_a_newer_journal_is_refused_and_left_alone(path):
 async def test_an_older_journal_is_brought_up_to_date(path, monkeypatch):
     shutil.copy(V1, path)
     monkeypatch.setattr(
-        file, "SCHEMA_VERSIONS", (*file.SCHEMA_VERSIONS, ("ALTER TABLE companies ADD COLUMN note TEXT",))
+        sqlite_file,
+        "SCHEMA_VERSIONS",
+        (*sqlite_file.SCHEMA_VERSIONS, ("ALTER TABLE companies ADD COLUMN note TEXT",)),
     )
     with pytest.raises(JournalError, match="older version"):
         async with Journal(path, read_only=True):
             pass
     await use(path, "acme-001", b"new")
-    assert pragma(path, "user_version") == len(file.SCHEMA_VERSIONS)
+    assert pragma(path, "user_version") == len(sqlite_file.SCHEMA_VERSIONS)
     async with Journal(path, read_only=True) as journal:
         assert (await journal.states())["acme-001"] == b"new"
 
@@ -233,7 +235,7 @@ async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
     shutil.copy(V1, path)
     step = ("ALTER TABLE companies ADD COLUMN note TEXT", "ALTER TABLE nothing ADD COLUMN note TEXT")
     with monkeypatch.context() as patch:
-        patch.setattr(file, "SCHEMA_VERSIONS", (*file.SCHEMA_VERSIONS, step))
+        patch.setattr(sqlite_file, "SCHEMA_VERSIONS", (*sqlite_file.SCHEMA_VERSIONS, step))
         with pytest.raises(JournalError, match="nothing"):
             await opening(path)
     assert pragma(path, "user_version") == 1
@@ -258,7 +260,7 @@ class Failing(sqlite3.Connection):
         raise error
 
 
-def failing(left: list[int], *, late: bool) -> file.Connect:
+def failing(left: list[int], *, late: bool) -> sqlite_file.Connect:
     def connect(uri: str) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Failing)
         db.left, db.late = left, late
@@ -267,7 +269,7 @@ def failing(left: list[int], *, late: bool) -> file.Connect:
     return connect
 
 
-async def scenario(path: Path, connect: file.Connect, acknowledged: dict[str, bytes]) -> None:
+async def scenario(path: Path, connect: sqlite_file.Connect, acknowledged: dict[str, bytes]) -> None:
     """Work on two companies, each write saying its number, and note what was acknowledged."""
 
     async def work(journal: Journal, name: str) -> None:
@@ -307,7 +309,7 @@ async def test_whichever_statement_fails_nothing_is_half_written(path, late, exi
     for n in range(1, 1000):
         target = path.with_name(f"{n}.db")
         if existing:
-            await scenario(target, file.connect, {})
+            await scenario(target, sqlite_file.connect, {})
         acknowledged = {"a": b"2", "b": b"2"} if existing else {}
         left = [n]
         try:
@@ -367,7 +369,7 @@ async def test_a_full_disk_is_an_error_that_says_so_and_room_lets_it_go_on(path)
         target = path.with_name(f"{pages}.db")
 
         def connect(uri: str, pages: int = pages) -> sqlite3.Connection:
-            db = file.connect(uri)
+            db = sqlite_file.connect(uri)
             db.execute(f"PRAGMA max_page_count={pages}")
             return db
 
@@ -394,7 +396,7 @@ for n, size in enumerate(range(0, 120_000, 2_477)):
     path, acknowledged = Path(sys.argv[2]) / f"{n}.db", {}
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
-        asyncio.run(here.scenario(path, here.file.connect, acknowledged))
+        asyncio.run(here.scenario(path, here.sqlite_file.connect, acknowledged))
     except JournalError as error:
         failed += 1
     finally:

@@ -69,7 +69,7 @@ def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
         ("aiolimiter", {"_io/dispatcher.py", "_io/byte_throttle.py"}),
         (
             "psycopg",
-            {"journal/postgres.py", "journal/postgres_store.py", "distributed/_steady_queue.py"},
+            {"journal/postgres.py", "journal/postgres_schema.py", "distributed/_steady_queue.py"},
         ),
         ("opentelemetry", {"telemetry.py"}),
         ("redis", {"distributed/redis.py", "distributed/_steady_queue.py"}),

@@ -27,7 +27,7 @@ from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
-from asyncmig.journal.file import check_is_path
+from asyncmig.journal.sqlite_file import check_is_path
 from asyncmig.session import Scope, Session
 
 __all__ = [

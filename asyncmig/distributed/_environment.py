@@ -14,7 +14,7 @@ from asyncmig._core.server_address import Kind, is_postgres, parse_server
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Policy, RowFilter
 from asyncmig.errors import InvalidInput
-from asyncmig.journal import Journal, JournalPort
+from asyncmig.journal import JournalPort, open_journal
 from asyncmig.session import Scope, Session
 
 __all__ = ["WorkerEnvironment", "read_environment"]
@@ -89,11 +89,7 @@ class WorkerEnvironment:
 
     def journal(self) -> AbstractAsyncContextManager[JournalPort]:
         """Return the journal of all workers."""
-        if not is_postgres(self.place):
-            return Journal(self.place)
-        from asyncmig.journal.postgres import PostgresJournal
-
-        return PostgresJournal(self.place)
+        return open_journal(self.place)
 
 
 def read_environment() -> WorkerEnvironment:

@@ -1,4 +1,4 @@
-"""The PostgreSQL journal, under its public path."""
+"""The journal in PostgreSQL, under its public path; see `asyncmig.journal.postgres`. Needs the extra `postgres`."""
 
 from asyncmig.journal.postgres import PostgresJournal
 

@@ -21,6 +21,8 @@ Three journals offer the same interface, `JournalPort`:
 - `MemoryJournal`: in this process only; it survives nothing.
 - `asyncmig.distributed.postgres.PostgresJournal`: for workers on many machines.
 
+`open_journal` takes a path or the address of a PostgreSQL and returns the journal there.
+
 ```python
 async with asyncmig.Journal("fleet.db") as journal:
     async with asyncmig.Session() as session, asyncmig.Fleet(session, journal=journal, to="out") as fleet:
@@ -32,23 +34,48 @@ Only one process works on a customer at a time. A *claim* is a lease (in real se
 process that lost its claim cannot write any more. `CustomerHeld` is raised while another live process holds the
 claim. A dead holder on the same machine is replaced at once, and any other when its lease expires.
 
-A journal stores bytes and does not know what they mean. It contains no API key and no secrets of destinations. A
+A journal stores bytes and does not interpret them. It contains no API key and no secrets of destinations. A
 new file is readable only by its owner (mode 0600). Keep the journal until all customers are delivered: no
 endpoint finds a company by its `external_id`.
+
+Modules, in reading order: `ports` (what callers see), `lease` (when a holder counts as dead), `claims` (claims and
+writes, in SQL for both databases), `writer` (the thread and the group commit), `database` (what both journals share),
+then `sqlite` and `sqlite_file`, `postgres` and `postgres_schema`, and `memory`.
 """
 
+from pathlib import Path
+
+from asyncmig._core.arguments import checked_call
+from asyncmig._core.server_address import is_postgres
+from asyncmig.journal.database import Claim, DatabaseJournal
 from asyncmig.journal.memory import MemoryClaim, MemoryJournal
-from asyncmig.journal.ports import ClaimPort, JournalPort
-from asyncmig.journal.reader import Activity, Event
-from asyncmig.journal.sqlite import Claim, Journal
+from asyncmig.journal.ports import Activity, ClaimPort, Event, JournalPort
+from asyncmig.journal.sqlite import Journal
 
 __all__ = [
     "Activity",
     "Claim",
     "ClaimPort",
+    "DatabaseJournal",
     "Event",
     "Journal",
     "JournalPort",
     "MemoryClaim",
     "MemoryJournal",
+    "open_journal",
 ]
+
+
+@checked_call
+def open_journal(place: str | Path, *, holder: str | None = None, lease: float = 30.0) -> DatabaseJournal:
+    """Return the journal in a file or in a PostgreSQL database. Enter it with `async with`.
+
+    `place`: the path of a file, or the address of a PostgreSQL (a URL or `key=value` pairs; needs the extra
+    `postgres`). `holder` and `lease` (real seconds): see `Journal`. Raises `InvalidInput` for an invalid address and
+    for the address of another server.
+    """
+    if not is_postgres(str(place)):
+        return Journal(place, holder=holder, lease=lease)
+    from asyncmig.journal.postgres import PostgresJournal  # imported here because psycopg is optional
+
+    return PostgresJournal(str(place), holder=holder, lease=lease)

@@ -1,25 +1,28 @@
-"""Claims: which company this journal holds, and the SQL for it that SQLite and PostgreSQL share.
+"""The claim store: claims, writes and releases inside a transaction, in SQL that SQLite and PostgreSQL share.
 
-A company belongs to a task of this process if two things agree: its row names this journal's instance, and
-`ClaimStore` knows the token as one that was handed out and not given back. A row of which only the first holds is a
-stray: its release failed, its claim was committed without an answer, or the database lost the release (a standby
-that lagged was promoted). A stray is free for this journal at once, and each heartbeat gives strays up for everybody.
+A task of this process holds a customer if two things agree. The customer's row names this journal's instance, and
+`ClaimStore` knows the row's token as one that it gave to a task and that was not released since.
+
+If only the row names this instance, the claim is a stray. Its release failed, or the answer to its commit was lost,
+or the database lost the release (a lagging standby was promoted). This journal can claim a stray at once, and its
+next heartbeat releases strays for all other processes.
 """
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast, final
 
 from asyncmig.errors import CustomerHeld, JournalError
-from asyncmig.journal.lease import Holder
+from asyncmig.journal.lease import Holder, mark_closed, mark_open
 
-__all__ = ["ClaimStore", "ClaimedRow", "Row", "Rows", "Sighting", "WriteOp"]
+__all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "Rows", "WriteOp"]
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
-# A database that lost its latest commits may give the number of a row to another company: hence the name, too.
+# The name is compared, too: a database that lost its latest commits may reuse a row's number for another customer.
 _WRITE = "UPDATE companies SET state = ? WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 _RELEASE = "UPDATE companies SET holder = NULL WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 
@@ -27,7 +30,7 @@ _RELEASE = "UPDATE companies SET holder = NULL WHERE id = ? AND external_id = ? 
 @final
 @dataclass(frozen=True, slots=True)
 class ClaimedRow:
-    """A company that was claimed: its row, and the token that a write has to show."""
+    """The row of a claimed customer, with the token that a write must present."""
 
     external_id: str
     row: int
@@ -37,25 +40,25 @@ class ClaimedRow:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class HolderStatus:
     """What the database knows of a holder."""
 
     holder: Holder
     text: str
-    """The holder and when it was last seen, for an error."""
+    """The holder and the time since its last heartbeat, for an error message."""
     is_alive: bool
-    """Whether its lease still protects what it holds."""
+    """Whether its lease still protects its claims."""
 
 
 class WriteOp(Protocol):
-    """A part of a transaction, which somebody waits for."""
+    """One operation of a transaction that several callers share."""
 
     def attempt(self) -> None:
-        """Do it, inside the transaction, and keep the result."""
+        """Run inside the transaction, and keep the result."""
         ...
 
     def fail(self, error: JournalError) -> None:
-        """It was not done."""
+        """The operation had no effect."""
         ...
 
 
@@ -69,46 +72,105 @@ class Rows(Protocol):
 
 
 class ClaimStore(ABC):
-    """What is done inside a transaction: claim, write, release. A subclass adds its database's connection and clock.
+    """The connection of this process that writes. Subclasses add the dialect, the transaction and the clock.
 
-    All methods run in the one thread that writes.
+    All methods run in the writer's thread.
     """
 
     __slots__ = ("_holder", "_label", "_new", "_owned", "_place")
-    _COMPANY: ClassVar[str]
-    """The query for a company's row: its number, token, state as bytes, and holder."""
+    _CUSTOMER: ClassVar[str]
+    """The query for a customer's row: its number, token, state as bytes, and holder."""
+    _DATABASE_ERRORS: ClassVar[tuple[type[Exception], ...]]
+    """Errors that fail the whole transaction; includes `JournalError`."""
+    _OP_ERRORS: ClassVar[tuple[type[Exception], ...]]
+    """Errors that fail one operation. The others of the transaction continue."""
 
     def __init__(self, place: str, label: str) -> None:
-        """`place`: what errors call the journal. `label`: what the errors of other processes call this one."""
+        """`place`: the journal's name in errors. `label`: this process's name in the errors of other processes."""
         self._place, self._label = place, label
         self._holder = Holder.here(label)
         self._owned: dict[str, int] = {}
-        """The token of each company that a task of this process holds."""
+        """The token of each customer that a task of this process holds."""
         self._new: dict[str, int] = {}
-        """Tokens of the transaction under way; `_owned` gets them once it is committed."""
+        """The tokens of the current transaction; `_owned` gets them after the commit."""
+
+    # The dialect
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect, and create or upgrade the tables. Raises `JournalError`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release all claims and disconnect; does nothing if the store is closed."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Renew this holder's lease if that is due. Does nothing if the store is closed."""
+
+    @abstractmethod
+    def _commit(self, ops: Sequence[WriteOp]) -> None:
+        """Call `_apply` in a transaction, renew the lease if that is due, and commit."""
+
+    @abstractmethod
+    def _savepoint(self) -> AbstractContextManager[object]:
+        """Return a context that undoes its statements if it ends with an error."""
 
     @abstractmethod
     def _run(self, sql: str, *values: object) -> Rows:
         """Run a statement whose parameters are written as `?`."""
 
     @abstractmethod
+    def _explain(self, error: Exception) -> JournalError:
+        """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
+
+    @abstractmethod
     def _announce(self) -> None:
-        """Make sure that the database knows this holder."""
+        """Ensure that the database knows this holder."""
 
     @abstractmethod
     def _append(self, held: ClaimedRow, kind: str, detail: bytes) -> None:
-        """Add an event."""
+        """Append an event."""
 
     @abstractmethod
-    def _look_up(self, instance: str) -> Sighting | None:
-        """Return what the database knows of a holder; None if nothing."""
+    def _status_of(self, instance: str) -> HolderStatus | None:
+        """Return what the database knows of a holder; None if it does not know it."""
 
-    # Steps
+    # Transactions
+
+    def transact(self, ops: Sequence[WriteOp]) -> None:
+        """Run all operations in one transaction.
+
+        An operation that fails by itself has no effect, and the others are committed. If the transaction fails, no
+        operation has an effect, and all of them fail with `JournalError`.
+        """
+        try:
+            self._commit(ops)
+        except self._DATABASE_ERRORS as error:
+            failure = self._explain(error)
+            for op in ops:  # one error for each, because their callers raise them in different tasks
+                op.fail(type(failure)(self._place, failure.reason))
+            if not ops:
+                _log.warning("journal %s: the lease was not renewed: %s", self._place, failure.reason)
+        else:
+            self._owned.update(self._new)
+
+    def _apply(self, ops: Sequence[WriteOp]) -> None:
+        """Run each operation; one that fails by itself leaves no trace."""
+        self._new.clear()
+        for op in ops:
+            try:
+                with self._savepoint():
+                    op.attempt()
+            except self._OP_ERRORS as error:
+                op.fail(self._explain(error))
+
+    # Operations
 
     def claim(self, external_id: str) -> ClaimedRow:
-        """Take a company, whether it is known or not. Raises `CustomerHeld`. For use in a step."""
+        """Claim a customer, known or new. Raises `CustomerHeld`."""
         self._run("INSERT INTO companies (external_id) VALUES (?) ON CONFLICT DO NOTHING", external_id)
-        found = self._company(external_id)
+        found = self._find(external_id)
         assert found is not None
         row, token, state, holder = found
         self._check_free(external_id, holder)
@@ -120,27 +182,37 @@ class ClaimStore(ABC):
         return ClaimedRow(external_id, row, token + 1, state)
 
     def write(self, held: ClaimedRow, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state. Raises `CustomerHeld` if it was taken over. For use in a step."""
+        """Append an event and set the state. Raises `CustomerHeld` if the customer was taken over."""
         changed = self._run(_WRITE, state, *self._proof(held))
         if changed.rowcount != 1:
             raise CustomerHeld(self._place, held.external_id, self._successor(held))
         self._append(held, kind, detail)
 
     def release(self, held: ClaimedRow) -> None:
-        """Give a company up, if it is still held. For use in a step."""
+        """Release a customer if the claim still holds it."""
         self.disown(held)
         self._run(_RELEASE, *self._proof(held))
 
     def disown(self, held: ClaimedRow) -> None:
-        """Note that no task of this process holds the company any more, whatever its row says."""
+        """Record that no task of this process holds the customer, whatever its row says."""
         for tokens in (self._owned, self._new):
             if tokens.get(held.external_id) == held.token:
                 del tokens[held.external_id]
 
     # For subclasses
 
-    def _give_up_strays(self) -> None:
-        """Give up every company whose row names this instance and which none of its tasks holds."""
+    def _start_holding(self) -> None:
+        """Begin as a new holder. A forked process must not use the holder of its parent."""
+        self._holder = Holder.here(self._label)
+        self._owned.clear()
+        mark_open(self._holder)
+
+    def _stop_holding(self) -> None:
+        """Let other journals of this process take over at once, even if no claim can be released any more."""
+        mark_closed(self._holder)
+
+    def _release_strays(self) -> None:
+        """Release each customer whose row names this instance and which no task holds."""
         held = self._run(
             "SELECT id, external_id, token FROM companies WHERE holder = ?", self._holder.instance
         )
@@ -148,33 +220,36 @@ class ClaimStore(ABC):
             if token not in (self._owned.get(str(external_id)), self._new.get(str(external_id))):
                 self._run("UPDATE companies SET holder = NULL WHERE id = ?", row)
 
-    def _give_up_all(self) -> None:
-        """Give up every company, and forget this holder."""
+    def _release_all(self) -> None:
+        """Release every customer and delete this holder."""
         self._run("UPDATE companies SET holder = NULL WHERE holder = ?", self._holder.instance)
         self._run("DELETE FROM holders WHERE instance = ?", self._holder.instance)
 
+    def _warn_not_released(self, error: Exception) -> None:
+        reason = self._explain(error).reason
+        _log.warning("journal %s: its claims were not released and must expire: %s", self._place, reason)
+
     def _check_free(self, external_id: str, instance: str | None) -> None:
         if instance is not None and instance != self._holder.instance:
-            seen = self._look_up(instance)
-            if seen is not None and seen.is_alive:
-                raise CustomerHeld(self._place, external_id, seen.text)
-            _log.warning(
-                "journal %s: %s is taken over from %s", self._place, external_id, seen and seen.holder
-            )
-        # What a task of this journal holds stays held, also when all of the process slept past its own lease.
+            status = self._status_of(instance)
+            if status is not None and status.is_alive:
+                raise CustomerHeld(self._place, external_id, status.text)
+            before = "an unknown holder" if status is None else status.holder
+            _log.warning("journal %s: %s is taken over from %s", self._place, external_id, before)
+        # A claim of this journal stays valid even if the whole process was suspended beyond its own lease.
         if external_id in self._owned or external_id in self._new:
             raise CustomerHeld(self._place, external_id, "another task of this journal")
 
     def _successor(self, held: ClaimedRow) -> str:
-        found = self._company(held.external_id)
+        found = self._find(held.external_id)
         instance = found and found[3]
         if instance == self._holder.instance:
             return "another task of this journal"
-        seen = None if instance is None else self._look_up(instance)
-        return "nobody now, after it was taken over" if seen is None else seen.text
+        status = None if instance is None else self._status_of(instance)
+        return "no process now; another one took it over" if status is None else status.text
 
-    def _company(self, external_id: str) -> tuple[int, int, bytes | None, str | None] | None:
-        found = self._run(self._COMPANY, external_id).fetchone()
+    def _find(self, external_id: str) -> tuple[int, int, bytes | None, str | None] | None:
+        found = self._run(self._CUSTOMER, external_id).fetchone()
         return cast("tuple[int, int, bytes | None, str | None] | None", found)
 
     def _proof(self, held: ClaimedRow) -> tuple[object, ...]:

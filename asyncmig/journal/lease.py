@@ -1,10 +1,13 @@
-"""Who holds a company, and whether that one still lives.
+"""Leases: which process holds a customer, and whether that process is still alive.
 
-A lease ends when its holder gives it up, when its holder is dead, or when it was not renewed in time. Death can
-only be told of a process of the same boot and the same process namespace: there a pid that is gone, or that
-began at another moment, is another process. Anything else, also the same host before a reboot, has to expire.
-Expiry alone would be no protection (a paused process does not know that it slept): the token in the store is.
-See Kleppmann, "How to do distributed locking", 2016.
+A lease ends when its holder releases it, when its holder is dead, or when it was not renewed in time.
+
+Death can be detected only for a process of the same boot and the same process namespace. There, a holder is dead if
+its pid does not exist or belongs to a process with another start time. The lease of any other holder must expire;
+this includes a holder on the same host before a reboot.
+
+Expiry alone does not protect the data, because a suspended process does not notice that its lease expired. The
+fencing token in the store protects it. See Kleppmann, "How to do distributed locking", 2016.
 """
 
 import os
@@ -17,37 +20,40 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self, final
 
-__all__ = ["Holder", "Moment", "Renewal", "enter", "leave"]
+__all__ = ["Holder", "Lease", "Moment", "mark_closed", "mark_open"]
 
 _open: set[str] = set()
-"""The journals that are open in this process, by `Holder.instance`."""
+"""The open journals of this process, by `Holder.instance`."""
 
 
-def enter(holder: "Holder") -> None:
-    """Note that `holder` is a journal of this process that is open."""
+def mark_open(holder: "Holder") -> None:
+    """Record that `holder` is an open journal of this process."""
     _open.add(holder.instance)
 
 
-def leave(holder: "Holder") -> None:
-    """Note that `holder` is no more: what it still holds is free."""
+def mark_closed(holder: "Holder") -> None:
+    """Record that `holder` is closed. Other journals may take over its claims."""
     _open.discard(holder.instance)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Now, on the wall-clock (which may be set) and since boot (which cannot, but means nothing elsewhere)."""
+    """A point in time, on two clocks, in seconds.
+
+    The wall clock can be set. The time since boot cannot, but it is comparable only within one boot of one host.
+    """
 
     wall: float
     uptime: float
 
     @classmethod
     def now(cls) -> Self:
-        """Read both clocks, in real seconds."""
+        """Read both clocks."""
         return cls(datetime.now(UTC).timestamp(), _uptime())
 
     def iso(self) -> str:
-        """Return the wall-clock as ISO 8601, in UTC, to the millisecond."""
+        """Return the wall-clock time as ISO 8601, in UTC, with milliseconds."""
         text = datetime.fromtimestamp(self.wall, UTC).isoformat(timespec="milliseconds")
         return text.replace("+00:00", "Z")
 
@@ -55,7 +61,7 @@ class Moment:
 @final
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One open journal of one process. The fields are what the file keeps."""
+    """One open journal of one process. The journal stores these fields."""
 
     instance: str
     label: str
@@ -64,11 +70,11 @@ class Holder:
     namespace: str
     pid: int
     started: str
-    """When the process began, in the kernel's words; empty where it does not say."""
+    """The start time of the process as the kernel reports it; empty if the system does not report it."""
 
     @classmethod
     def here(cls, label: str) -> Self:
-        """Return a new one of this process."""
+        """Return a new holder for this process."""
         return cls(
             instance=uuid.uuid4().hex,
             label=label,
@@ -80,7 +86,7 @@ class Holder:
         )
 
     def is_dead(self) -> bool:
-        """Return whether it is certain that this holder is no more."""
+        """Return whether this holder is certainly dead."""
         if (self.boot, self.namespace) != (_boot(), _namespace()):
             return False
         started = _started(self.pid)
@@ -89,49 +95,53 @@ class Holder:
         return self.pid == os.getpid() and self.instance not in _open
 
     def __str__(self) -> str:
-        who = f"process {self.pid} on {self.host}"
-        return f"{self.label} ({who})" if self.label else who
+        process = f"process {self.pid} on {self.host}"
+        return f"{self.label} ({process})" if self.label else process
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """A holder, and when it last said that it lives; the lease is in real seconds."""
+class Lease:
+    """A holder and the time of its last heartbeat."""
 
     holder: Holder
-    lease: float
-    at: Moment = field(default_factory=Moment.now)
+    seconds: float
+    """The duration of the lease, in real seconds."""
+    renewed_at: Moment = field(default_factory=Moment.now)
 
     def is_over(self, now: Moment) -> bool:
-        """Return whether what it holds is free for others."""
-        return self.holder.is_dead() or not -self.lease <= self.age(now) < self.lease
+        """Return whether other processes may take over the holder's claims."""
+        return self.holder.is_dead() or not -self.seconds <= self.age(now) < self.seconds
 
     def age(self, now: Moment) -> float:
-        """Return the seconds since the renewal; negative if a clock was set back, or is not ours."""
+        """Return the seconds since the heartbeat.
+
+        Negative if the wall clock was set back, or if it differs from that of another host.
+        """
         if self.holder.boot == _boot():
-            return now.uptime - self.at.uptime
-        return now.wall - self.at.wall
+            return now.uptime - self.renewed_at.uptime
+        return now.wall - self.renewed_at.wall
 
     def describe(self, now: Moment) -> str:
-        """Return who it is, for an error."""
+        """Return the holder and the age of its heartbeat, for an error message."""
         return f"{self.holder}, last seen {max(0.0, self.age(now)):.0f} s ago"
 
 
 def _uptime() -> float:
     if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine sleeps
-    return time.monotonic()  # noqa: TID251 - a lease is in real seconds, whatever the loop's clock does
+        return time.clock_gettime(time.CLOCK_BOOTTIME)  # includes the time that the machine was suspended
+    return time.monotonic()  # noqa: TID251 - a lease is in real seconds, independent of the event loop's clock
 
 
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        return f"node-{uuid.getnode():012x}"  # random, hence never the same, where a machine has no address
+        return f"node-{uuid.getnode():012x}"  # random on a machine without a network address, so never equal
 
 
 def _namespace() -> str:
-    """Name the process namespace: in another container the same pid is another process."""
+    """Return the name of the process namespace. The same pid in another container is another process."""
     try:
         return Path("/proc/self/ns/pid").readlink().name
     except OSError:
@@ -139,11 +149,11 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process began, empty if that cannot be told, None if there is no such process."""
+    """Return the start time of a process, "" if the system does not report it, None if the process does not exist."""
     if sys.platform == "win32":
-        return ""  # os.kill would not ask, but send
+        return ""  # on Windows, os.kill(pid, 0) would end the process
     try:
-        os.kill(pid, 0)  # asked first: /proc may hide the processes of others
+        os.kill(pid, 0)  # first, because /proc may hide the processes of other users
     except ProcessLookupError:
         return None
     except PermissionError:
@@ -153,4 +163,4 @@ def _started(pid: int) -> str | None:
     except OSError:
         return ""
     state, *fields = stat.rpartition(")")[2].split()
-    return None if state in {"Z", "X"} else fields[18]  # a zombie is dead; proc(5): starttime is the 22nd
+    return None if state in {"Z", "X"} else fields[18]  # a zombie is dead; starttime is field 22 of proc(5)

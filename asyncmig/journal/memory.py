@@ -1,21 +1,18 @@
-"""A journal in memory, for this process alone."""
+"""A journal in the memory of this process."""
 
 from types import TracebackType
 from typing import Self, final
 
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal.lease import Moment
-from asyncmig.journal.reader import (
-    Activity,
-    Event,
-)
+from asyncmig.journal.ports import Activity, Event
 
 __all__ = ["MemoryClaim", "MemoryJournal"]
 
 
 @final
 class MemoryClaim:
-    """A company held in a `MemoryJournal`; see `ClaimPort`."""
+    """A claim of a customer in a `MemoryJournal`; see `ClaimPort`."""
 
     __slots__ = ("_journal", "external_id", "state", "token")
 
@@ -25,12 +22,12 @@ class MemoryClaim:
         self.token: int = token
 
     async def write(self, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state. Raises `CustomerHeld` once it was given up."""
+        """Append an event and set the state. Raises `CustomerHeld` after the claim was released."""
         self._journal.record(self, kind, detail, state)
         self.state = state
 
     async def release(self) -> None:
-        """Give the company up."""
+        """Release the customer."""
         self._journal.free(self)
 
     async def __aenter__(self) -> Self:
@@ -44,9 +41,9 @@ class MemoryClaim:
 
 @final
 class MemoryJournal:
-    """A journal of this process alone, gone with it: for a migration that a job runner repeats from the start.
+    """A journal that ends with this process, for a migration that a job runner restarts from the beginning.
 
-    It needs no opening and no closing, and its calls never wait.
+    It needs no `async with`, and its calls never wait.
     """
 
     __slots__ = ("_events", "_held", "_states", "_tokens")
@@ -58,25 +55,25 @@ class MemoryJournal:
         self._events: list[Event] = []
 
     async def claim(self, external_id: str) -> MemoryClaim:
-        """Take a company. Raises `CustomerHeld` if another task has it."""
+        """Claim a customer. Raises `CustomerHeld` if another task holds it."""
         if external_id in self._held:
             raise CustomerHeld(":memory:", external_id, "another task of this journal")
         token = self._held[external_id] = self._tokens[external_id] = self._tokens.get(external_id, 0) + 1
         return MemoryClaim(self, external_id, token, self._states.get(external_id))
 
     async def states(self) -> dict[str, bytes]:
-        """Return the state of each company that has one."""
+        """Return the state of each customer that has one."""
         return dict(self._states)
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[Event]:
-        """Return the events after number `after`, in order, at most `limit`."""
+        """Return the events with a `seq` above `after`, in order, at most `limit`."""
         found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
         return found[:limit]
 
     async def activity(self) -> dict[str, Activity]:
-        """Return who works on each company, and when something was last written."""
+        """Return who works on each customer, and when the last event was written."""
         latest = {event.external_id: event.at for event in self._events}
         return {
             name: Activity(latest.get(name), "a task of this process" if name in self._held else None)
@@ -84,7 +81,7 @@ class MemoryJournal:
         }
 
     def successor(self) -> "MemoryJournal":
-        """Return another one with the same content that nobody holds anything of: as if the process had died."""
+        """Return a copy without claims, as a new process would find the journal after this one died."""
         other = MemoryJournal()
         other._tokens, other._states, other._events = (
             dict(self._tokens),
@@ -94,14 +91,14 @@ class MemoryJournal:
         return other
 
     def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
-        """Do what `MemoryClaim.write` says."""
+        """Write for a claim; see `MemoryClaim.write`."""
         if self._held.get(claim.external_id) != claim.token:
-            raise CustomerHeld(":memory:", claim.external_id, "nobody now: the claim was given up")
+            raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
         event = Event(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
         self._states[claim.external_id] = state
 
     def free(self, claim: MemoryClaim) -> None:
-        """Do what `MemoryClaim.release` says."""
+        """Release a claim; see `MemoryClaim.release`."""
         if self._held.get(claim.external_id) == claim.token:
             del self._held[claim.external_id]

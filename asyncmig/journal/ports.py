@@ -1,44 +1,70 @@
-"""What a journal offers, so that another store can take its place."""
+"""The port of a journal: what a store must offer so that it can replace the built-in ones, and the records it
+returns.
 
+The callers of a journal use `JournalPort` and `ClaimPort` only.
+"""
+
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, final
 
-from asyncmig.journal.reader import (
-    Event,
-)
+__all__ = ["Activity", "ClaimPort", "Event", "JournalPort"]
 
-__all__ = ["ClaimPort", "JournalPort"]
+
+@final
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the log."""
+
+    seq: int
+    """Increases with each event of the journal."""
+    external_id: str
+    at: str
+    """The wall-clock time of the commit: ISO 8601, UTC, milliseconds."""
+    kind: str
+    detail: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Who works on a customer, and when the last event was written."""
+
+    at: str | None
+    """The time of the last event: ISO 8601, UTC; None if there is no event."""
+    holder: str | None
+    """A description of the live process that holds the customer; None if there is none."""
 
 
 class ClaimPort(Protocol):
-    """A company that this task works on; leaving the block gives it up."""
+    """The exclusive right of one task to work on a customer. Leaving the `async with` block releases it."""
 
     @property
     def external_id(self) -> str:
-        """The company."""
+        """The customer's external id."""
         ...
 
     @property
     def token(self) -> int:
-        """Larger with each claim of this company."""
+        """The fencing token: larger with each claim of this customer."""
         ...
 
     @property
     def state(self) -> bytes | None:
-        """What was written last, by this claim or before it; None if nothing was."""
+        """The last state written, by this claim or an earlier one; None if there is none."""
         ...
 
     async def write(self, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state, both or neither, durably.
+        """Append an event and set the state, atomically and durably.
 
-        Raises `CustomerHeld` if the company was taken over, `JournalError` if it cannot be written. Once called it
-        is not taken back: cancelled while it waits, it ends at once, and the write happens or does not. What holds
-        then is told by claiming again.
+        Raises `CustomerHeld` if another process took the customer over, `JournalError` if the write fails. A
+        cancelled call ends at once, but its write cannot be withdrawn: it may or may not happen. Claim the customer
+        again to read the resulting state.
         """
         ...
 
     async def release(self) -> None:
-        """Give the company up; a second time, or after a take-over, nothing happens."""
+        """Release the customer. Does nothing if the claim was released before or taken over."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -49,18 +75,24 @@ class ClaimPort(Protocol):
 
 
 class JournalPort(Protocol):
-    """What a store of migrations has to offer, so that another one can stand in."""
+    """A durable store of one state and a log of events for each customer."""
 
     async def claim(self, external_id: str) -> ClaimPort:
-        """Take a company that nobody holds, known or new. Raises `CustomerHeld`, `JournalError`."""
+        """Claim a customer that no live process holds; the customer may be new.
+
+        Raises `CustomerHeld`, `JournalError`.
+        """
         ...
 
     async def states(self) -> dict[str, bytes]:
-        """Return the state of each company that has one, the oldest company first. Raises `JournalError`."""
+        """Return the state of each customer that has one, in the order of their first claims.
+
+        Raises `JournalError`.
+        """
         ...
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[Event]:
-        """Return the events after number `after`, in order, at most `limit`. Raises `JournalError`."""
+        """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
         ...

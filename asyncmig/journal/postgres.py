@@ -1,53 +1,67 @@
-"""A journal in PostgreSQL, for workers on many machines; needs the extra `postgres`.
+"""The journal in PostgreSQL, for workers on several machines; needs the extra `postgres`.
 
     async with PostgresJournal("postgresql://db/migrations") as journal:
         async with asyncmig.Fleet(session, journal=journal) as fleet:
             ...
 
-It promises what `asyncmig.journal.Journal` does, on the server's clock. A database that restarts is waited for; what
-was being written then is written once. Tables stand in a schema of their own.
+It gives the same guarantees as `asyncmig.journal.Journal` and uses the server's clock. Its tables are in a schema of
+their own.
+
+If the database restarts, the journal waits for it. A transaction that was running then is committed exactly once: the
+journal repeats it, unless the holder's row shows the transaction's id and thereby that it was committed.
+
+Every transaction first locks the only row of the table `journal`. Events are therefore numbered without gaps in the
+order of their commits, and transactions cannot deadlock.
 """
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator, Callable
-from datetime import UTC
-from types import TracebackType
-from typing import Self, TypeVar, final
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
+from typing import cast, final
+from uuid import uuid4
 
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from asyncmig._core.arguments import checked_call
-from asyncmig.errors import InvalidInput
-from asyncmig.journal import Claim, Event
-from asyncmig.journal.postgres_store import Address, PostgresStore
-from asyncmig.journal.writer import Writer
+from asyncmig.errors import CustomerHeld, JournalError
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
+from asyncmig.journal.database import DatabaseJournal, checked_lease
+from asyncmig.journal.lease import Holder
+from asyncmig.journal.ports import Event
+from asyncmig.journal.postgres_schema import PostgresSchema
 
 __all__ = ["PostgresJournal"]
 
-_T = TypeVar("_T")
 _Connection = psycopg.Connection[TupleRow]
-_LOOK_AGAIN = 30.0
-"""Real seconds after which changes are looked for, told of or not."""
-_PAUSE = 0.5
-_STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
-_EVENTS = """SELECT seq, external_id, at, kind, detail FROM events JOIN companies ON companies.id = company
-    WHERE seq > %s AND (%s::text IS NULL OR external_id = %s) ORDER BY seq LIMIT %s"""
+_HolderRow = tuple[str, str, str, str, str, int, str, float, float]
+_RECHECK = 30.0
+"""Real seconds after which `changes` queries the events even without a notification."""
+_RECONNECT = 0.5
+"""Real seconds between the attempts of `changes` to connect."""
 _BATCH = 1000
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Real seconds between attempts of the writer to connect again; the last one repeats."""
 
 
 @final
-class PostgresJournal:
-    """A journal in a schema of a database, made where there is none; for one event loop, `async with`.
+class PostgresJournal(DatabaseJournal):
+    """A journal in a schema of a database, which is created if it does not exist; for one event loop, `async with`.
 
-    `conninfo`: as libpq takes it, a URL or `key=value`. `holder` is a name for this process in the errors of others.
-    `lease`: real seconds after which a holder that shows no life is replaced. `patience`: real seconds for which a
-    database that is away is waited for; then calls raise `JournalError`.
+    `conninfo`: a URL or `key=value` pairs, as libpq accepts them. `holder`: a name for this process in the errors of
+    other processes. `lease`: real seconds after which a holder without a heartbeat is replaced. `patience`: real
+    seconds to wait for an unavailable database; after that, calls raise `JournalError`.
     """
 
-    __slots__ = ("_address", "_patience", "_writer")
+    __slots__ = ("_schema",)
+    _STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
+    _EVENTS = """SELECT seq, external_id,
+            to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), kind, detail
+        FROM events JOIN companies ON companies.id = company
+        WHERE seq > ? AND (?::text IS NULL OR external_id = ?) ORDER BY seq LIMIT ?"""
 
     @checked_call
     def __init__(
@@ -59,82 +73,198 @@ class PostgresJournal:
         lease: float = 30.0,
         patience: float = 60.0,
     ) -> None:
-        if not (lease > 0 and math.isfinite(lease)):
-            raise InvalidInput("lease", lease, "must be a positive number of seconds")
-        self._address, self._patience = Address(conninfo, schema), patience
-        store = PostgresStore(self._address, label=holder or "", lease=lease, patience=patience)
-        self._writer = Writer(store, self._address.text, lease=lease, threaded=True)
-
-    def __repr__(self) -> str:
-        return f"<PostgresJournal {self._address.text}>"
-
-    async def __aenter__(self) -> Self:
-        await self._writer.open()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Write what is under way, give up every claim, disconnect."""
-        await self._writer.close()
-
-    async def claim(self, external_id: str) -> Claim:
-        """Take a company, known or new; see `JournalPort.claim`. Cancelled, it is given back."""
-        return Claim(self._writer, self._address.text, await self._writer.claim(external_id))
-
-    async def states(self) -> dict[str, bytes]:
-        """Return the state of each company that has one, the oldest company first. Raises `JournalError`."""
-        rows = await self._read(lambda db: db.execute(_STATES).fetchall())
-        return dict(rows)
-
-    async def events(
-        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
-        """Return the events after number `after`, in order, at most `limit`. Raises `JournalError`."""
-        query = (after, external_id, external_id, limit)
-        return [_event(row) for row in await self._read(lambda db: db.execute(_EVENTS, query).fetchall())]
+        checked_lease(lease)
+        self._schema = PostgresSchema(conninfo, schema)
+        store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
+        super().__init__(store, self._schema.text, lease=lease)
 
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[Event]:
-        """Yield each event as soon as it is committed by anybody, for ever; those after number `after` first.
+        """Yield each event of all processes as soon as it is committed, without end.
 
-        Without `after` it begins with what comes next. Nothing is missed while the connection is away. Raises
-        `JournalError` for a journal that is gone or may not be read.
+        Begins with the event after number `after`, or without `after` with the next event. No event is missed while
+        the connection is interrupted. Raises `JournalError` if the journal was deleted or cannot be read.
         """
         loop = asyncio.get_running_loop()
         speed = float(getattr(loop, "speed", 1.0))
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(**self._address.options()) as db:  # type: ignore[arg-type]
-                    await db.execute(SQL("LISTEN {}").format(Identifier(self._address.channel)))
+                async with await psycopg.AsyncConnection.connect(**self._schema.options()) as db:  # type: ignore[arg-type]
+                    await db.execute(SQL("LISTEN {}").format(Identifier(self._schema.channel)))
                     while True:
                         if after is None:
                             row = await (await db.execute("SELECT last FROM journal")).fetchone()
                             after = int(row[0]) if row else 0
-                        rows = await (await db.execute(_EVENTS, (after, None, None, _BATCH))).fetchall()
+                        found = await db.execute(_placeholders(self._EVENTS), (after, None, None, _BATCH))
+                        rows = await found.fetchall()
                         for row in rows:
-                            event = _event(row)
+                            event = Event(*row)
                             after = event.seq
                             yield event
                         if len(rows) < _BATCH:
-                            async for _ in db.notifies(timeout=_LOOK_AGAIN * speed, stop_after=1):
+                            async for _ in db.notifies(timeout=_RECHECK * speed, stop_after=1):
                                 pass
             except psycopg.OperationalError:
-                await asyncio.sleep(_PAUSE * speed)
+                await asyncio.sleep(_RECONNECT * speed)
             except psycopg.Error as error:
-                raise self._address.explain(error) from error
+                raise self._schema.explain(error) from error
 
-    async def _read(self, query: Callable[[_Connection], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(None, self._query, query)
-
-    def _query(self, query: Callable[[_Connection], _T]) -> _T:
+    def _read(self, sql: str, *values: object) -> Sequence[Row]:
         try:
-            with self._address.connect() as db:
-                return query(db)
+            with self._schema.connect() as db:
+                return db.execute(_placeholders(sql), values).fetchall()
         except psycopg.Error as error:
-            raise self._address.explain(error) from error
+            raise self._schema.explain(error) from error
 
 
-def _event(row: TupleRow) -> Event:
-    seq, external_id, at, kind, detail = row
-    text = at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Event(seq, external_id, text, kind, detail)
+@final
+class PostgresStore(ClaimStore):
+    """The PostgreSQL connection of this process that writes; see `ClaimStore`.
+
+    `patience`: real seconds to wait for an unavailable database.
+    """
+
+    __slots__ = ("_db", "_lease", "_patience", "_schema", "_seq", "_stopping")
+    _CUSTOMER = "SELECT id, token, state, holder FROM companies WHERE external_id = ?"
+    _DATABASE_ERRORS = (psycopg.Error, JournalError)
+    _OP_ERRORS = (CustomerHeld, psycopg.DataError, psycopg.IntegrityError, UnicodeError)
+
+    def __init__(self, schema: PostgresSchema, *, label: str, lease: float, patience: float) -> None:
+        super().__init__(schema.text, label)
+        self._schema, self._lease, self._patience = schema, lease, patience
+        self._db: _Connection | None = None
+        self._seq = 0
+        """The number of the last event of the current transaction."""
+        self._stopping = True
+
+    def open(self) -> None:
+        with ExitStack() as opened:
+            try:
+                db = self._schema.connect()
+                opened.callback(db.close)
+                self._schema.prepare(db)
+            except psycopg.Error as error:
+                raise self._schema.explain(error) from error
+            opened.pop_all()
+        self._db, self._stopping = db, False
+        self._start_holding()
+
+    def close(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._stop_holding()
+        try:
+            with self._reconnected() as db, db.transaction():
+                self._release_all()
+        except psycopg.Error as error:
+            self._warn_not_released(error)
+        finally:
+            self._db = None
+
+    def renew(self) -> None:
+        if not self._stopping:
+            self.transact(())
+
+    def _commit(self, ops: Sequence[WriteOp]) -> None:
+        """Commit once, also if the connection breaks; wait for the database while it is unavailable."""
+        # A heartbeat does not wait, because the next one follows.
+        until = time.monotonic() + (self._patience if ops else 0.0)  # noqa: TID251 - a thread that waits for a server, in real seconds
+        transaction, attempts = uuid4().hex, 0
+        while True:
+            try:
+                self._commit_once(ops, transaction)
+            except psycopg.Error:
+                broken = self._db is None or self._db.closed
+                if not broken or self._stopping or time.monotonic() >= until:  # noqa: TID251 - as above
+                    raise
+            else:
+                return
+            time.sleep(_PAUSES[min(attempts, len(_PAUSES) - 1)])
+            attempts += 1
+
+    def _commit_once(self, ops: Sequence[WriteOp], transaction: str) -> None:
+        if self._stopping:
+            raise JournalError(self._place, "is closed")
+        db = self._reconnected()
+        with db.transaction():
+            (seq,) = db.execute("SELECT last FROM journal FOR UPDATE").fetchone() or (0,)
+            self._seq = seq
+            if self._was_committed(db, transaction):
+                return
+            self._apply(ops)
+            if not ops:
+                self._release_strays()
+            if self._seq != seq:
+                db.execute("UPDATE journal SET last = %s", (self._seq,))
+                db.execute("SELECT pg_notify(%s, %s)", (self._schema.channel, str(self._seq)))
+            self._renew(db, transaction)
+
+    def _was_committed(self, db: _Connection, transaction: str) -> bool:
+        """Return whether an earlier attempt was committed and only the server's answer was lost."""
+        row = db.execute("SELECT done FROM holders WHERE instance = %s", (self._holder.instance,)).fetchone()
+        return row == (transaction,)
+
+    def _renew(self, db: _Connection, transaction: str) -> None:
+        """Renew the lease, and store the transaction's id."""
+        db.execute(
+            """INSERT INTO holders VALUES (%s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp(), %s)
+            ON CONFLICT (instance) DO UPDATE SET renewed = excluded.renewed, done = excluded.done""",
+            (*astuple(self._holder), self._lease, transaction),
+        )
+
+    def _reconnected(self) -> _Connection:
+        """Return the connection, a new one if it is broken. Raises `psycopg.OperationalError`."""
+        if self._db is None or self._db.closed:
+            self._db = None
+            self._db = self._schema.connect()
+        return self._db
+
+    @contextmanager
+    def _savepoint(self) -> Generator[None]:
+        seq = self._seq
+        try:
+            with self._connected().transaction():
+                yield
+        except self._OP_ERRORS:
+            self._seq = seq
+            raise
+
+    def _run(self, sql: str, *values: object) -> Rows:
+        return self._connected().execute(_placeholders(sql), values)
+
+    def _explain(self, error: Exception) -> JournalError:
+        return error if isinstance(error, JournalError) else self._schema.explain(error)
+
+    def _announce(self) -> None:
+        """Do nothing, because each transaction ends with `_renew`."""
+
+    def _append(self, held: ClaimedRow, kind: str, detail: bytes) -> None:
+        self._seq += 1
+        self._run(
+            "INSERT INTO events VALUES (?, ?, clock_timestamp(), ?, ?)", self._seq, held.row, kind, detail
+        )
+
+    def _status_of(self, instance: str) -> HolderStatus | None:
+        found = self._run(
+            """SELECT instance, label, host, boot, namespace, pid, started, lease,
+            extract(epoch FROM clock_timestamp() - renewed)::float8 FROM holders WHERE instance = ?""",
+            instance,
+        )
+        row = cast("_HolderRow | None", found.fetchone())
+        if row is None:
+            return None
+        instance, label, host, boot, namespace, pid, started, lease, age = row
+        holder = Holder(instance, label, host, boot, namespace, pid, started)
+        return HolderStatus(
+            holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead()
+        )
+
+    def _connected(self) -> _Connection:
+        if self._db is None:
+            raise JournalError(self._place, "is closed")
+        return self._db
+
+
+def _placeholders(sql: str) -> bytes:
+    """Return a statement with psycopg's placeholders instead of `?`."""
+    return sql.replace("?", "%s").encode()

@@ -1,110 +1,73 @@
-"""What was done for each company, durable: a run that was killed anywhere goes on from here.
+"""The journal in an SQLite file.
 
     async with Journal("fleet.db") as journal, await journal.claim("acme-001") as claim:
-        ...                                     # claim.state: how far the last one came, or None
+        ...                                     # claim.state: the last state written, or None
         await claim.write("create", b'{"body": ...}', b'{"step": "creating"}')
 
-A journal is an SQLite file with a write-ahead log that is synced at each commit. `write` adds an event to a log
-that only grows, and sets the company's state, in one transaction; when it returns, both survive a power cut. Many
-tasks that write at once share a transaction. It knows nothing of what the bytes mean, and stores just what it is
-given: what is secret must not be given to it.
+The file uses a write-ahead log that is synced at each commit. A `write` appends an event and sets the customer's
+state in one transaction. When it returns, both survive a power cut. Tasks that write at the same time share a
+transaction.
 
-One holder works on a company. A claim is a lease with a fencing token: the holder's process renews it in real
-seconds, whatever the event loop's clock does; a holder that is dead is replaced at once where that can be told (same
-machine), otherwise after the lease; and a process that was paused meanwhile cannot write, for its token is
-old. Any number of processes may share a file on a local disk. A network file system will not do (SQLite's
-write-ahead log needs shared memory): there, put another store behind `JournalPort`.
+A claim is a lease with a fencing token. The holder's process renews the lease in real seconds, independent of the
+event loop's clock. A dead holder on the same machine is replaced at once, any other after its lease. A process that
+was suspended meanwhile cannot write, because its token is outdated.
+
+Any number of processes can share a file on a local disk. A network file system does not work, because SQLite's
+write-ahead log needs shared memory. For several machines, use `asyncmig.distributed.postgres.PostgresJournal`.
 """
 
-import asyncio
 import logging
-import math
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar, final
+from typing import Self, cast, final
 
 from asyncmig._core.arguments import checked_call
-from asyncmig.errors import InvalidInput, JournalError
-from asyncmig.journal.claims import ClaimedRow
-from asyncmig.journal.file import Connect, check_is_path, connect
-from asyncmig.journal.reader import (
-    Activity,
-    Event,
-    check_file,
-    read_activity,
-    read_events,
-    read_states,
+from asyncmig.errors import CustomerHeld, JournalError
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
+from asyncmig.journal.database import Claim, DatabaseJournal, checked_lease
+from asyncmig.journal.lease import Holder, Lease, Moment
+from asyncmig.journal.ports import Activity
+from asyncmig.journal.sqlite_file import (
+    Connect,
+    check_is_path,
+    connect,
+    explain,
+    journal_error,
+    open_for_reading,
+    open_for_writing,
 )
-from asyncmig.journal.store import Store
-from asyncmig.journal.writer import Writer
 
-__all__ = ["Activity", "Claim", "Event", "Journal"]
+__all__ = ["Journal"]
 
-
-_T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+_HolderRow = tuple[str, str, str, str, str, int, str, float, float, float]
+_HOLDERS = "SELECT * FROM holders"
+_ACTIVITY = """SELECT external_id,
+    (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holder FROM companies"""
 
 
 @final
-class Claim:
-    """A company held in a `Journal`; see `ClaimPort`. `async with` gives it up."""
+class Journal(DatabaseJournal):
+    """A journal in a file, which is created if it does not exist; for one event loop, used as `async with`.
 
-    __slots__ = ("_held", "_path", "_released", "_writer", "external_id", "state", "token")
+    `holder`: a name for this process in the errors of other processes. `lease`: real seconds after which a holder
+    without a heartbeat is replaced. `read_only` opens an existing file, changes nothing and refuses claims; `states`
+    and `events` work while other processes write. `threaded=False` writes on the event loop and blocks it meanwhile,
+    for tests that must be reproducible. `connect` opens the file, for tests of a failing disk.
 
-    def __init__(self, writer: Writer, path: str, held: ClaimedRow) -> None:
-        self._writer, self._path, self._held = writer, path, held
-        self.external_id: str = held.external_id
-        self.token: int = held.token
-        self.state: bytes | None = held.state
-        self._released = False
-
-    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state, both or neither, on disk when it returns; see `ClaimPort.write`."""
-        if self._released:
-            raise JournalError(self._path, f"the claim of {self.external_id} was given up")
-        await self._writer.write(self._held, kind, detail, state)
-        self.state = state
-
-    async def release(self) -> None:
-        """Give the company up.
-
-        Raises `JournalError` if that cannot be written. This journal can claim the company all the same, and gives it
-        up for other processes as soon as a heartbeat can be written.
-        """
-        if self._released or not self._writer.is_open:
-            return
-        self._released = True
-        await self._writer.release(self._held)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            await self.release()
-        except JournalError as error:
-            if exc is None:
-                raise
-            _log.warning("%s", error)  # the block's own end, perhaps a cancellation, is what counts
-
-
-@final
-class Journal:
-    """A journal in a file, made where there is none; for one event loop, `async with`.
-
-    `holder` is a name for this process in the errors of others. `lease`: real seconds after which a holder that shows
-    no life is replaced. `read_only` opens a file that must exist, changes nothing and refuses claims; `states` and
-    `events` read while others write. `threaded=False` writes on the loop itself, which stands still meanwhile: for
-    tests that must be the same in each run. `connect` opens the file, for tests of a failing disk.
-
-    Entering raises `JournalError`: no such folder, no permission, a full disk, a file that is no journal or is of
-    a newer version. An older journal is brought up to date.
+    Entering raises `JournalError` for a missing folder, missing permission, a full disk, a file that is not a
+    journal, and a journal of a newer version. It upgrades an older journal.
     """
 
-    __slots__ = ("_connect", "_path", "_read_only", "_threaded", "_writer")
+    __slots__ = ("_connect", "_path", "_read_only")
+    _STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
+    _EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
+        FROM events JOIN companies ON companies.id = company
+        WHERE seq > ? AND (? IS NULL OR external_id = ?) ORDER BY seq LIMIT coalesce(?, -1)"""
 
     @checked_call
     def __init__(
@@ -117,57 +80,205 @@ class Journal:
         threaded: bool = True,
         connect: Connect = connect,
     ) -> None:
-        if not (lease > 0 and math.isfinite(lease)):
-            raise InvalidInput("lease", lease, "must be a positive number of seconds")
+        checked_lease(lease)
         check_is_path(path)
-        self._path = Path(path).absolute()  # also after the process changed its folder
-        self._read_only, self._threaded, self._connect = read_only, threaded, connect
-        store = Store(self._path, label=holder or "", lease=lease, connect=connect)
-        self._writer = Writer(store, str(self._path), lease=lease, threaded=threaded)
+        self._path = Path(path).absolute()  # the process may change its working directory
+        self._read_only, self._connect = read_only, connect
+        store = SqliteStore(self._path, label=holder or "", lease=lease, connect=connect)
+        super().__init__(store, str(self._path), lease=lease, threaded=threaded)
 
     async def __aenter__(self) -> Self:
         if self._read_only:
             await self.events(limit=0)
-        else:
-            await self._writer.open()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Write what is under way, give up every claim, close the file."""
-        await self._writer.close()
+            return self
+        return await super().__aenter__()
 
     async def claim(self, external_id: str) -> Claim:
-        """Take a company, known or new. Cancelled, it is given back.
+        """Claim a customer, known or new. If cancelled, the claim is released.
 
-        Raises `CustomerHeld`, naming the holder, also if that is another task of this process; `JournalError`.
+        Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
         """
         if self._read_only:
-            raise JournalError(str(self._path), "is open for reading only")
-        return Claim(self._writer, str(self._path), await self._writer.claim(external_id))
-
-    async def states(self) -> dict[str, bytes]:
-        """Return the state of each company that has one, the oldest company first. Raises `JournalError`."""
-        return await self._read(lambda: read_states(self._path, self._connect))
-
-    async def events(
-        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
-        """Return the events after number `after`, in order, at most `limit`. Raises `JournalError`."""
-        return await self._read(
-            lambda: read_events(self._path, self._connect, external_id, after, -1 if limit is None else limit)
-        )
+            raise JournalError(self._place, "is open for reading only")
+        return await super().claim(external_id)
 
     async def activity(self) -> dict[str, Activity]:
-        """Return who works on each company, and when something was last written. Raises `JournalError`."""
-        return await self._read(lambda: read_activity(self._path, self._connect))
+        """Return who works on each customer, and when the last event was written. Raises `JournalError`."""
+        return await self._in_thread(self._read_activity)
 
     async def check(self) -> None:
-        """Read every page of the file; raise `JournalError` if one is damaged."""
-        await self._read(lambda: check_file(self._path, self._connect))
+        """Read every page of the file. Raises `JournalError` if one is damaged."""
+        found = [str(row[0]) for row in await self._in_thread(partial(self._read, "PRAGMA quick_check(3)"))]
+        if found != ["ok"]:
+            raise JournalError(self._place, f"the file is damaged; keep a copy of it ({'; '.join(found)})")
 
-    async def _read(self, work: Callable[[], _T]) -> _T:
-        if not self._threaded:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(None, work)
+    def _read(self, sql: str, *values: object) -> Sequence[Row]:
+        with open_for_reading(self._path, self._connect) as db:
+            return db.execute(sql, values).fetchall()
+
+    def _read_activity(self) -> dict[str, Activity]:
+        with open_for_reading(self._path, self._connect) as db:
+            now = Moment.now()
+            leases = [_lease(row) for row in db.execute(_HOLDERS)]
+            alive = {lease.holder.instance: lease.describe(now) for lease in leases if not lease.is_over(now)}
+            return {name: Activity(at, alive.get(holder)) for name, at, holder in db.execute(_ACTIVITY)}
+
+
+@final
+class SqliteStore(ClaimStore):
+    """The SQLite connection of this process that writes; see `ClaimStore`."""
+
+    __slots__ = ("_connect", "_db", "_identity", "_lease", "_now", "_path", "_renewed")
+    _CUSTOMER = "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?"
+    _DATABASE_ERRORS = (sqlite3.Error, OSError, JournalError)
+    _OP_ERRORS = (
+        CustomerHeld,
+        sqlite3.DataError,
+        sqlite3.IntegrityError,
+        sqlite3.InterfaceError,
+        sqlite3.ProgrammingError,
+        OverflowError,
+        UnicodeError,
+    )
+
+    def __init__(self, path: Path, *, label: str, lease: float, connect: Connect) -> None:
+        super().__init__(str(path), label)
+        self._path, self._lease, self._connect = path, lease, connect
+        self._db: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._now = Moment.now()
+        """The time of the current transaction."""
+        self._renewed = self._now
+
+    def open(self) -> None:
+        self._db = open_for_writing(self._path, self._connect)
+        self._identity = self._inode()
+        self._start_holding()
+
+    def close(self) -> None:
+        db = self._db
+        if db is None:
+            return
+        self._stop_holding()
+        try:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                self._release_all()
+        except sqlite3.Error as error:
+            self._warn_not_released(error)
+        finally:
+            self._db = None
+            db.close()
+
+    def renew(self) -> None:
+        if self._db is not None and self._is_due(Moment.now()):
+            self.transact(())
+
+    def _commit(self, ops: Sequence[WriteOp]) -> None:
+        try:
+            db = self._ready()
+            db.execute("BEGIN IMMEDIATE")
+            self._now = Moment.now()
+            self._apply(ops)
+            if due := self._is_due(self._now):
+                self._renew()
+            db.execute("COMMIT")
+            self._renewed = self._now if due else self._renewed
+        finally:
+            self._roll_back()
+
+    @contextmanager
+    def _savepoint(self) -> Generator[None]:
+        db = self._opened()
+        db.execute("SAVEPOINT op")
+        try:
+            yield
+        except self._OP_ERRORS:
+            db.execute("ROLLBACK TO op")
+            db.execute("RELEASE op")
+            raise
+        db.execute("RELEASE op")
+
+    def _run(self, sql: str, *values: object) -> Rows:
+        return self._opened().execute(sql, values)
+
+    def _explain(self, error: Exception) -> JournalError:
+        return journal_error(self._path, error)
+
+    def _renew(self) -> None:
+        self._run(
+            "UPDATE holders SET wall = ?, uptime = ? WHERE instance = ?",
+            self._now.wall,
+            self._now.uptime,
+            self._holder.instance,
+        )
+        self._release_strays()
+
+    def _is_due(self, now: Moment) -> bool:
+        # Half of the heartbeat interval. If it were the whole interval, a heartbeat shortly before its end would be
+        # skipped, and the next one would find the lease two thirds over.
+        return now.uptime - self._renewed.uptime >= self._lease / 6
+
+    def _announce(self) -> None:
+        self._run(
+            "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *astuple(self._holder),
+            self._lease,
+            self._now.wall,
+            self._now.uptime,
+        )
+
+    def _append(self, held: ClaimedRow, kind: str, detail: bytes) -> None:
+        self._run(
+            "INSERT INTO events (company, at, kind, detail) VALUES (?, ?, ?, ?)",
+            held.row,
+            self._now.iso(),
+            kind,
+            detail,
+        )
+
+    def _status_of(self, instance: str) -> HolderStatus | None:
+        row = self._opened().execute(f"{_HOLDERS} WHERE instance = ?", (instance,)).fetchone()
+        if row is None:
+            return None
+        lease = _lease(row)
+        return HolderStatus(lease.holder, lease.describe(self._now), not lease.is_over(self._now))
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise JournalError(str(self._path), "is closed")
+        return self._db
+
+    def _ready(self) -> sqlite3.Connection:
+        db = self._opened()
+        if self._inode() != self._identity:
+            raise JournalError(str(self._path), "the file was replaced or moved while it was in use")
+        return db
+
+    def _inode(self) -> tuple[int, int]:
+        # Never open() this file: closing it would drop SQLite's locks of this process (see sqlite.org, "How To
+        # Corrupt An SQLite Database File", 2.2).
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return (0, 0)
+        return (status.st_dev, status.st_ino)
+
+    def _roll_back(self) -> None:
+        """Roll back an open transaction. If that fails, close the connection, so that it writes nothing more."""
+        db = self._db
+        if db is None or not db.in_transaction:
+            return
+        try:
+            db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            _log.warning("journal %s: closed because a rollback failed: %s", self._path, explain(error))
+            self._db = None
+            self._stop_holding()
+            db.close()
+
+
+def _lease(row: Sequence[object]) -> Lease:
+    instance, label, host, boot, namespace, pid, started, seconds, wall, uptime = cast("_HolderRow", row)
+    holder = Holder(instance, label, host, boot, namespace, pid, started)
+    return Lease(holder, seconds, Moment(wall, uptime))

@@ -1,9 +1,11 @@
-"""The thread that writes, and the group commit before it.
+"""The journal's writer: one thread that writes, and group commit.
 
-What is asked for while a transaction is under way stands in line, and goes into the next one together: a hundred
-companies that write at once cost one wait for the disk. The line lives on the event loop's side, so it needs no
-lock, and only whole transactions go to the thread. They go by `loop.run_in_executor`, which a virtual clock knows
-to wait for. The lease is renewed in real seconds by a timer of its own, also while the loop is busy.
+Operations that arrive while a transaction runs are queued and go into the next transaction together. A hundred
+customers that write at the same time so wait for the disk only once. The queue belongs to the event loop's thread and
+needs no lock; only whole transactions go to the writer's thread. They go through `loop.run_in_executor`, for which a
+virtual clock waits.
+
+Another thread renews the lease, in real seconds, also while the event loop is busy.
 """
 
 import asyncio
@@ -17,50 +19,39 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar, final
 
 from asyncmig.errors import CustomerHeld, JournalError, UsageError
-from asyncmig.journal.claims import ClaimedRow, WriteOp
+from asyncmig.journal.claims import ClaimedRow, ClaimStore
 
-__all__ = ["StorePort", "Writer"]
+__all__ = ["Writer"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
 
 
-class StorePort(Protocol):
-    """What does the steps; see `asyncmig.journal.claims.ClaimStore`. They run in one thread."""
+class _QueuedOp(Protocol):
+    """A queued operation, without the type of its result."""
 
-    def open(self) -> None: ...
-    def close(self) -> None: ...
-    def transact(self, steps: Sequence[WriteOp]) -> None: ...
-    def renew(self) -> None: ...
-    def claim(self, external_id: str) -> ClaimedRow: ...
-    def write(self, held: ClaimedRow, kind: str, detail: bytes, state: bytes) -> None: ...
-    def release(self, held: ClaimedRow) -> None: ...
-    def disown(self, held: ClaimedRow) -> None: ...
-
-
-class _Waited(Protocol):
     def attempt(self) -> None: ...
     def fail(self, error: Exception) -> None: ...
     def deliver(self) -> None: ...
 
 
 @final
-class _Job(Generic[_T]):
-    """A step of a transaction and the future of whoever asked for it.
+class _Op(Generic[_T]):
+    """An operation and the future of its caller.
 
-    `attempt` and `fail` run in the thread, `deliver` on the loop once the thread is done with it.
+    `attempt` and `fail` run in the writer's thread. `deliver` runs on the event loop after the transaction.
     """
 
-    __slots__ = ("_error", "_on_failure", "_step", "future", "result")
+    __slots__ = ("_error", "_on_failure", "_work", "future", "result")
 
-    def __init__(self, step: Callable[[], _T], on_failure: Callable[[], None] | None) -> None:
-        self._step, self._on_failure = step, on_failure
+    def __init__(self, work: Callable[[], _T], on_failure: Callable[[], None] | None) -> None:
+        self._work, self._on_failure = work, on_failure
         self._error: Exception | None = None
         self.result: _T | None = None
         self.future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
 
     def attempt(self) -> None:
-        self.result, self._error = self._step(), None  # an earlier try may have failed
+        self.result, self._error = self._work(), None  # an earlier attempt may have failed
 
     def fail(self, error: Exception) -> None:
         self.result, self._error = None, error
@@ -74,7 +65,7 @@ class _Job(Generic[_T]):
         elif not self.future.done():
             self.future.set_exception(self._error)
         elif not isinstance(self._error, CustomerHeld):
-            _log.warning("a write whose caller was cancelled failed: %s", self._error)
+            _log.warning("a write failed after its caller was cancelled: %s", self._error)
 
 
 def _one_thread() -> ThreadPoolExecutor:
@@ -83,16 +74,19 @@ def _one_thread() -> ThreadPoolExecutor:
 
 @final
 class Writer:
-    """Runs steps of a store, many in a transaction. `threaded=False` runs them at once, on the loop."""
+    """Runs the operations of a store, several in one transaction.
+
+    `threaded=False` runs them at once on the event loop.
+    """
 
     __slots__ = (
-        "_beat",
         "_executor",
         "_lease",
         "_loop",
         "_pending",
         "_pid",
         "_place",
+        "_renewer",
         "_running",
         "_stopped",
         "_store",
@@ -100,37 +94,40 @@ class Writer:
         "is_open",
     )
 
-    def __init__(self, store: StorePort, place: str, *, lease: float, threaded: bool) -> None:
-        """`place`: what errors call the journal."""
+    def __init__(self, store: ClaimStore, place: str, *, lease: float, threaded: bool) -> None:
+        """`place`: the journal's name in errors.
+
+        `lease`: real seconds; a third of it is the time between heartbeats.
+        """
         self._store, self._place, self._lease, self._threaded = store, place, lease, threaded
-        self._pending: list[_Waited] = []
+        self._pending: list[_QueuedOp] = []
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
-        self._beat: threading.Thread | None = None
+        self._renewer: threading.Thread | None = None
         self._executor = _one_thread()
         self._pid = os.getpid()
         self.is_open: bool = False
 
     async def open(self) -> None:
-        """Open the store and start the thread. Raises `JournalError`; cancelled, nothing stays open."""
+        """Open the store and start its threads. Raises `JournalError`. If cancelled, nothing stays open."""
         if self.is_open and self._pid == os.getpid():
             if not self._is_abandoned():
                 raise JournalError(self._place, "is open already")
-            self._stop_beat()
+            self._stop_renewing()
             self._abandon()
         before, was_here = self._executor, self._pid == os.getpid()
         self._loop, self._pid = weakref.ref(asyncio.get_running_loop()), os.getpid()
-        self._pending, self._running, self._beat = [], None, None
+        self._pending, self._running, self._renewer = [], None, None
         self._executor = _one_thread()
         if was_here:
-            self._call(before.shutdown)  # an attempt that failed or was cancelled ends first
+            self._call(before.shutdown)  # let a failed or cancelled attempt to open end first
         self._stopped.clear()
         try:
             await self._call(self._store.open)
             if self._threaded:
-                beat = threading.Thread(target=self._beat_on, name="asyncmig-lease", daemon=True)
-                beat.start()
-                self._beat = beat
+                renewer = threading.Thread(target=self._renew_lease, name="asyncmig-lease", daemon=True)
+                renewer.start()
+                self._renewer = renewer
         except BaseException:
             self._executor.submit(self._store.close)
             self._executor.shutdown(wait=False)
@@ -138,14 +135,14 @@ class Writer:
         self.is_open = True
 
     async def close(self) -> None:
-        """Write what stands in line, give up what is held, and close the store.
+        """Commit the queued operations, release all claims, and close the store.
 
-        Cancelled, it does the same at once, while the loop stands still for a moment.
+        If cancelled, it does the same at once and blocks the event loop meanwhile.
         """
         if not self.is_open or self._pid != os.getpid():
             return
         if self._is_abandoned():
-            self._stop_beat()
+            self._stop_renewing()
             self._abandon()
             return
         self._check_place()
@@ -156,35 +153,39 @@ class Writer:
                 await asyncio.wait((self._running,))
             await self._call(self._store.close)
         finally:
-            self._stop_beat()
+            self._stop_renewing()
             left, self._pending = self._pending, []
             if left:
                 self._executor.submit(self._store.transact, left)
             self._executor.submit(self._store.close)
             self._executor.shutdown(wait=True)
-            for job in left:
-                job.deliver()
+            for op in left:
+                op.deliver()
 
     async def claim(self, external_id: str) -> ClaimedRow:
-        """Take a company. Raises `CustomerHeld`, `JournalError`; cancelled, it is given back."""
-        job = self._submit(partial(self._store.claim, external_id))
+        """Claim a customer. Raises `CustomerHeld`, `JournalError`. If cancelled, the claim is released."""
+        op = self._submit(partial(self._store.claim, external_id))
         try:
-            return await job.future
+            return await op.future
         except asyncio.CancelledError:
             if self.is_open:
-                self._submit_release(lambda: job.result)
+                self._submit_release(lambda: op.result)
             raise
 
     async def write(self, held: ClaimedRow, kind: str, detail: bytes, state: bytes) -> None:
-        """Add an event and set the state, durably. Raises `CustomerHeld`, `JournalError`."""
+        """Append an event and set the state, durably. Raises `CustomerHeld`, `JournalError`."""
         await self._submit(partial(self._store.write, held, kind, detail, state)).future
 
     async def release(self, held: ClaimedRow) -> None:
-        """Give a company up. Raises `JournalError`; then this journal may claim it, and a heartbeat gives it up."""
+        """Release a customer.
+
+        Raises `JournalError` if the write fails. Even then this journal can claim the customer again, and its next
+        heartbeat releases the customer for other processes.
+        """
         await self._submit_release(lambda: held).future
 
-    def _submit_release(self, held: Callable[[], ClaimedRow | None]) -> _Job[None]:
-        """Put the release of a claim in line, which may be in line itself."""
+    def _submit_release(self, held: Callable[[], ClaimedRow | None]) -> _Op[None]:
+        """Queue the release of a claim. The claim itself may still be in the queue before it."""
 
         def do(act: Callable[[ClaimedRow], None]) -> None:
             if (claimed := held()) is not None:
@@ -192,22 +193,24 @@ class Writer:
 
         return self._submit(partial(do, self._store.release), partial(do, self._store.disown))
 
-    def _submit(self, step: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> _Job[_T]:
-        """Put a step in line; from here on it is done even if nobody waits for it."""
+    def _submit(self, work: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> _Op[_T]:
+        """Queue an operation. It runs even if its caller is cancelled."""
         if not self.is_open:
             raise JournalError(self._place, "is not open")
         self._check_place()
-        job = _Job(step, on_failure)
-        self._pending.append(job)
+        op = _Op(work, on_failure)
+        self._pending.append(op)
         if self._running is None and len(self._pending) == 1:
-            # Not at once: what other tasks ask for in this same turn of the loop comes along.
+            # On the next turn of the loop, so that operations of other tasks in this turn join the transaction.
             asyncio.get_running_loop().call_soon(self._start)
-        return job
+        return op
 
     def _check_place(self) -> None:
         """Raise `UsageError` in a process or on an event loop that did not open the journal."""
         if self._pid != os.getpid():
-            raise UsageError(f"journal {self._place} was opened before this process was forked: open it anew")
+            raise UsageError(
+                f"journal {self._place} was opened before this process was forked: open it again"
+            )
         if self._loop() is not asyncio.get_running_loop():
             raise UsageError(f"journal {self._place} was opened on another event loop: open one on each loop")
 
@@ -218,13 +221,13 @@ class Writer:
         self._running = self._call(partial(self._store.transact, batch))
         self._running.add_done_callback(partial(self._finish, batch))
 
-    def _finish(self, batch: Sequence[_Waited], running: "asyncio.Future[None]") -> None:
+    def _finish(self, batch: Sequence[_QueuedOp], running: "asyncio.Future[None]") -> None:
         self._running = None
         error = running.exception()
-        for job in batch:
+        for op in batch:
             if isinstance(error, Exception):
-                job.fail(error)
-            job.deliver()
+                op.fail(error)
+            op.deliver()
         self._start()
 
     def _call(self, work: Callable[[], None]) -> "asyncio.Future[None]":
@@ -240,31 +243,31 @@ class Writer:
             done.set_result(None)
         return done
 
-    def _beat_on(self) -> None:
-        """Have the lease renewed, in real seconds, for as long as the event loop is there."""
-        beat: Future[None] | None = None
+    def _renew_lease(self) -> None:
+        """Renew the lease until the journal is closed or its event loop has ended. Runs in a thread of its own."""
+        renewal: Future[None] | None = None
         while not self._stopped.wait(self._lease / 3):
             try:
                 if self._is_abandoned():
                     self._abandon()
                     return
-                if beat is None or beat.done():  # one that waits for the database is enough
-                    beat = self._executor.submit(self._store.renew)
-            except RuntimeError:  # the interpreter ends, with a journal that was never closed
+                if renewal is None or renewal.done():  # one waiting renewal is enough
+                    renewal = self._executor.submit(self._store.renew)
+            except RuntimeError:  # the interpreter ends while the journal is open
                 return
 
-    def _stop_beat(self) -> None:
+    def _stop_renewing(self) -> None:
         self._stopped.set()
-        if self._beat is not None:
-            self._beat.join()
+        if self._renewer is not None:
+            self._renewer.join()
 
     def _is_abandoned(self) -> bool:
-        """Return whether the event loop ended, and the journal was never closed."""
+        """Return whether the event loop ended before the journal was closed."""
         loop = self._loop()
         return loop is None or loop.is_closed()
 
     def _abandon(self) -> None:
-        """Do what `close` does, for an event loop that is no more: nobody waits for what stands in line."""
+        """Close after the event loop has ended. No caller waits for the queued operations any more."""
         left, self._pending = self._pending, []
         if left:
             self._executor.submit(self._store.transact, left)

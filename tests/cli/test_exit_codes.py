@@ -25,7 +25,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncmig.journal.file.BUSY", 0.05)
+    monkeypatch.setattr("asyncmig.journal.sqlite_file.BUSY", 0.05)
 
 
 @pytest.fixture(params=["EXCLUSIVE", "IMMEDIATE"])

@@ -99,7 +99,7 @@ def test_2_what_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
         ("folder", "this is a folder"),
         ("empty", "is empty"),
         ("text", "this file is not a journal"),
-        ("sqlite", "another program's"),
+        ("sqlite", "another program"),
         ("newer", "was written by a newer version of asyncmig"),
         ("no folder", "there is no folder"),
     ],

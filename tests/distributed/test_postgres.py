@@ -264,7 +264,7 @@ async def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_other
         async with await journal.claim("acme"):
             pass
         stopped.close()
-        with psycopg.connect(**journal._address.options()) as db:
+        with psycopg.connect(**journal._schema.options()) as db:
             assert db.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1s",)
 
 

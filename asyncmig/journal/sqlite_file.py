@@ -1,4 +1,4 @@
-"""The file: how it is opened, what stands in it, which version of it, and what its errors mean."""
+"""The SQLite file of a journal: how it is opened, its schema and its versions, and what its errors mean."""
 
 import contextlib
 import os
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 Connect = Callable[[str], sqlite3.Connection]
-"""How an SQLite URI is opened: in autocommit mode, usable in any thread."""
+"""Opens an SQLite URI in autocommit mode, for use in any thread."""
 
 BUSY = 10.0
-"""Real seconds that one process waits for another one's transaction, which takes milliseconds."""
+"""Real seconds that one process waits for the transaction of another, which takes milliseconds."""
 
 _ADDRESS = re.compile(r"(postgres(ql)?|rediss?|unix|mysql|https?):/|.*\bpassword\s*=", re.IGNORECASE)
-_APPLICATION = 0x61736D67  # "asmg", which tells a journal from any other SQLite file
+_APPLICATION = 0x61736D67  # "asmg": marks an SQLite file as a journal
 
 SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -52,10 +52,13 @@ SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
             BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
     ),
 )
-"""What leads from one version of the schema to the next; a journal that was released is never edited here."""
+"""The statements that lead from each version of the schema to the next. Never edit a released version."""
 
 _BY_HOLDER = "CREATE INDEX IF NOT EXISTS companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
-"""Each heartbeat asks what its instance holds. An index needs no new version: earlier ones keep it up to date."""
+"""For the heartbeat, which queries the claims of its instance.
+
+An index needs no new schema version, because earlier versions of asyncmig keep it up to date.
+"""
 
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
@@ -64,7 +67,7 @@ _REASONS = {
     sqlite3.SQLITE_PERM: "permission is denied",
     sqlite3.SQLITE_NOTADB: "this file is not a journal",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; keep a copy of it",
-    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY:g} s; is that one stopped?",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY:g} s; is that process suspended?",
     sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
 }
 
@@ -80,16 +83,16 @@ _TEMPORARY = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
-"""Codes of SQLite for which the same call may succeed later, without anybody changing the file or its permissions."""
+"""SQLite's codes after which the same call may succeed later, without a change of the file or its permissions."""
 
 
 def explain(error: Exception) -> str:
-    """Return what an error of SQLite or of the operating system means, and its own words."""
+    """Return what an error of SQLite or the operating system means, followed by its own text."""
     reason = _REASONS.get(_code(error))
     return f"{reason} ({error})" if reason else str(error)
 
 
-def journal_error(path: Path, error: sqlite3.Error | OSError | JournalError) -> JournalError:
+def journal_error(path: Path, error: Exception) -> JournalError:
     """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
     if isinstance(error, JournalError):
         return error
@@ -98,14 +101,17 @@ def journal_error(path: Path, error: sqlite3.Error | OSError | JournalError) -> 
 
 
 def _code(error: Exception) -> int:
-    """Return the primary result code of an error of SQLite, 0 for any other error."""
+    """Return the primary result code of an SQLite error; 0 for any other error."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def check_is_path(path: str | Path) -> None:
-    """Raise `InvalidInput` for the address of a server, which may hold a password, in place of a file."""
+    """Raise `InvalidInput` if a path is the address of a server.
+
+    The error does not show it: it may hold a password.
+    """
     if _ADDRESS.match(str(path)):
-        why = "is the address of a server; for PostgreSQL use asyncmig.journal.postgres.PostgresJournal"
+        why = "is the address of a server; for PostgreSQL use asyncmig.distributed.postgres.PostgresJournal"
         raise InvalidInput("journal", "***", why)
 
 
@@ -115,9 +121,9 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
-    """Open a journal, create it where there is none (mode 0600), and bring an old one up to date.
+    """Open a journal. Create a missing one (mode 0600), and upgrade one of an older version.
 
-    Raises `JournalError`; an existing file that is no journal is left as it was.
+    Raises `JournalError`. A file that is not a journal is not changed.
     """
     _check_place(path)
     with _explained(path):
@@ -132,10 +138,10 @@ def open_for_writing(path: Path, connect: Connect) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make the file, unless it exists, readable for its owner alone; SQLite's side files get the same mode.
+    """Create the file, unless it exists, with access for its owner only. SQLite's side files get the same mode.
 
-    It is never opened by its own name: closing it again would drop SQLite's locks of this process. Where that is not
-    possible, SQLite makes the file, or says why not.
+    The file is created under another name and linked, because closing a file descriptor of the journal would drop
+    SQLite's locks of this process. If that fails, SQLite creates the file or reports the reason.
     """
     place = Path(os.path.realpath(path))
     if place.exists():
@@ -151,9 +157,9 @@ def _create(path: Path) -> None:
 
 @contextmanager
 def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connection]:
-    """Open a journal that exists, also one that another process writes, or that stands in a read-only folder.
+    """Open an existing journal without changing it. Other processes may write it, and its folder may be read-only.
 
-    Nothing is created and nothing changed. Raises `JournalError`.
+    Raises `JournalError`.
     """
     _check_place(path)
     if not path.exists():
@@ -162,22 +168,22 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
         version = _version(db, path)
         db.text_factory = partial(
             str, encoding="utf-8", errors="replace"
-        )  # a damaged text concerns its row alone
+        )  # a damaged text must not hide the other rows
         if version != len(SCHEMA_VERSIONS):
-            reason = "is empty" if version == 0 else "is of an older version: a run brings it up to date"
+            reason = "is empty" if version == 0 else "is of an older version: the next run upgrades it"
             raise JournalError(str(path), reason)
         yield db
 
 
 def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:
-    # "rw" comes first: only such a connection takes its side files away again when it was the last one.
-    # "immutable" is for a folder where side files cannot be made; with a "-wal" file there, it would not see all.
+    # "rw" comes first: only such a connection deletes the side files when it is the last one to close.
+    # "immutable" is for a folder where side files cannot be created. It ignores a "-wal" file, so none may exist.
     modes = ["rw", "ro"] if _beside(path, "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
     for mode in modes[:-1]:
         try:
             return _queryable(path, mode, connect)
         except sqlite3.OperationalError as error:
-            if _code(error) in _TEMPORARY:  # another mode would ignore a lock, or wait for it once more
+            if _code(error) in _TEMPORARY:  # another mode would ignore the lock or wait for it again
                 raise
     return _queryable(path, modes[-1], connect)
 
@@ -195,19 +201,19 @@ def _queryable(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA synchronous=FULL")
-    db.execute("PRAGMA fullfsync=ON")  # on macOS only this waits for the disk itself
-    _version(db, path)  # before anything is changed
+    db.execute("PRAGMA fullfsync=ON")  # on macOS, only this waits until the disk has written
+    _version(db, path)  # before any change
     _use_wal(db, path)
     db.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(db, path)  # again: another process may have been faster
+        version = _version(db, path)  # again: another process may have upgraded it
         if version < len(SCHEMA_VERSIONS):
             for statement in (line for step in SCHEMA_VERSIONS[version:] for line in step):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id={_APPLICATION}")
             db.execute(f"PRAGMA user_version={len(SCHEMA_VERSIONS)}")
         db.execute(_BY_HOLDER)
-        # A process that was killed leaves its row; what it held is taken over one by one.
+        # A killed process leaves its row, which is needed until its last claim is taken over.
         db.execute(
             "DELETE FROM holders WHERE instance NOT IN (SELECT holder FROM companies WHERE holder NOT NULL)"
         )
@@ -219,7 +225,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """Return the version of a journal, 0 for an empty file. Raises `JournalError` for anything else."""
+    """Return the schema version of a journal; 0 for an empty file. Raises `JournalError` for any other file."""
     with _snapshot(db):
         application, version, tables = (
             int(db.execute(query).fetchone()[0])
@@ -232,19 +238,19 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     if application == 0 and version == 0 and tables == 0:
         return 0
     if application != _APPLICATION:
-        raise JournalError(str(path), "this SQLite file is not a journal, but another program's")
+        raise JournalError(str(path), "this SQLite file is not a journal: it belongs to another program")
     if version > len(SCHEMA_VERSIONS):
         raise JournalError(
             str(path),
             f"was written by a newer version of asyncmig (journal version {version}, "
-            f"this one knows up to {len(SCHEMA_VERSIONS)})",
+            f"this version supports up to {len(SCHEMA_VERSIONS)})",
         )
     return version
 
 
 @contextmanager
 def _snapshot(db: sqlite3.Connection) -> Generator[None]:
-    """Let all reads of the block see one state: another process may be creating the journal meanwhile."""
+    """Let all reads of the block see one state. Another process may be creating the journal."""
     if db.in_transaction:
         yield
         return
@@ -257,9 +263,9 @@ def _snapshot(db: sqlite3.Connection) -> Generator[None]:
 
 
 def _use_wal(db: sqlite3.Connection, path: Path) -> None:
-    """Switch to a write-ahead log, as the file then remembers.
+    """Switch the file to a write-ahead log, permanently.
 
-    SQLite does not wait by itself when two processes do that to a new file at once.
+    Retries if the file is locked: SQLite does not wait if two processes switch a new file at the same time.
     """
     for pause in (0.01, 0.05, 0.2, 1.0, None):
         try:
@@ -271,7 +277,7 @@ def _use_wal(db: sqlite3.Connection, path: Path) -> None:
         else:
             if mode != "wal":
                 raise JournalError(
-                    str(path), f"this file system has no write-ahead log (SQLite offers {mode!r})"
+                    str(path), f"this file system does not support a write-ahead log (SQLite offers {mode!r})"
                 )
             return
 

@@ -1,0 +1,133 @@
+"""The part that the journals in SQLite and PostgreSQL share: claims, reading, and the lifetime of the writer."""
+
+import asyncio
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import ClassVar, Self, TypeVar, cast, final
+
+from asyncmig.errors import InvalidInput, JournalError
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row
+from asyncmig.journal.ports import Event
+from asyncmig.journal.writer import Writer
+
+__all__ = ["Claim", "DatabaseJournal", "checked_lease"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger("asyncmig.journal")
+
+
+def checked_lease(seconds: float) -> float:
+    """Return the duration of a lease. Raises `InvalidInput` unless it is positive and finite."""
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise InvalidInput("lease", seconds, "must be a positive number of seconds")
+    return seconds
+
+
+@final
+class Claim:
+    """A claim of a customer in a database; see `ClaimPort`. Leaving the `async with` block releases it."""
+
+    __slots__ = ("_held", "_place", "_released", "_writer", "external_id", "state", "token")
+
+    def __init__(self, writer: Writer, place: str, held: ClaimedRow) -> None:
+        self._writer, self._place, self._held = writer, place, held
+        self.external_id: str = held.external_id
+        self.token: int = held.token
+        self.state: bytes | None = held.state
+        self._released = False
+
+    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
+        """Append an event and set the state in one commit; durable when it returns. See `ClaimPort.write`."""
+        if self._released:
+            raise JournalError(self._place, f"the claim of {self.external_id} was released")
+        await self._writer.write(self._held, kind, detail, state)
+        self.state = state
+
+    async def release(self) -> None:
+        """Release the customer.
+
+        Raises `JournalError` if the write fails. Even then this journal can claim the customer again, and its next
+        heartbeat releases the customer for other processes.
+        """
+        if self._released or not self._writer.is_open:
+            return
+        self._released = True
+        await self._writer.release(self._held)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            await self.release()
+        except JournalError as error:
+            if exc is None:
+                raise
+            _log.warning("%s", error)  # the block's own error, perhaps a cancellation, takes precedence
+
+
+class DatabaseJournal(ABC):
+    """A journal in a database, for one event loop. Use it as `async with`; see `JournalPort`."""
+
+    __slots__ = ("_place", "_threaded", "_writer")
+    _STATES: ClassVar[str]
+    """The query for the external id and the state of each customer that has one."""
+    _EVENTS: ClassVar[str]
+    """The query for the fields of `Event`: `seq` above, external id twice (None: all), limit (None: no limit)."""
+
+    def __init__(self, store: ClaimStore, place: str, *, lease: float, threaded: bool = True) -> None:
+        """`place`: the journal's name in errors."""
+        self._place, self._threaded = place, threaded
+        self._writer = Writer(store, place, lease=lease, threaded=threaded)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._place}>"
+
+    async def __aenter__(self) -> Self:
+        await self._writer.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Commit the queued writes, release every claim, and disconnect."""
+        await self._writer.close()
+
+    async def claim(self, external_id: str) -> Claim:
+        """Claim a customer, known or new. If cancelled, the claim is released.
+
+        Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
+        """
+        return Claim(self._writer, self._place, await self._writer.claim(external_id))
+
+    async def states(self) -> dict[str, bytes]:
+        """Return the state of each customer that has one, in the order of their first claims.
+
+        Raises `JournalError`.
+        """
+        rows = await self._in_thread(partial(self._read, self._STATES))
+        return dict(cast("Sequence[tuple[str, bytes]]", rows))
+
+    async def events(
+        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
+        rows = await self._in_thread(
+            partial(self._read, self._EVENTS, after, external_id, external_id, limit)
+        )
+        return [Event(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
+
+    @abstractmethod
+    def _read(self, sql: str, *values: object) -> Sequence[Row]:
+        """Run a query on a connection of its own, which blocks no writer. Raises `JournalError`."""
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        if not self._threaded:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(None, work)
