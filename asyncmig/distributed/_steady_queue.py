@@ -78,6 +78,13 @@ class AnyQueue(Queue):
         stored = await self.job(job.key)
         return None if stored is None or stored.meta != job.meta else stored
 
+    async def touch(self, job: Job) -> None:
+        """Write that the job's worker lives, unless the job was aborted or is another worker's.
+
+        SAQ's own `update` writes all of the job as this worker knows it, over the reason of an abort, too.
+        """
+        raise NotImplementedError
+
     async def abandon(self) -> None:
         """Close what a `connect` that failed has opened; the queue cannot be used again."""
         await self.disconnect()
@@ -238,6 +245,12 @@ class _Steady(AnyQueue):
         stored = await self.stored(job)
         return stored is not None and stored.worker_id == job.worker_id
 
+    def is_at_work(self, job: Job, stored: Job | None) -> bool:
+        """Return whether the job is stored as one that its worker is busy with."""
+        if stored is None or stored.meta != job.meta or stored.worker_id != job.worker_id:
+            return False
+        return stored.status is Status.ACTIVE
+
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
         """Take jobs from workers that died."""
         lock, before = max(1, int(lock / real_seconds(1.0))), _sweeping.set(True)
@@ -261,7 +274,7 @@ def open_queue(url: str, name: str) -> AnyQueue:
 
 
 def _redis(server: Server, name: str) -> AnyQueue:
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisError, WatchError
     from saq.queue.redis import RedisQueue
 
     from asyncmig.distributed.redis import checked_redis, redis_client
@@ -280,6 +293,17 @@ def _redis(server: Server, name: str) -> AnyQueue:
 
         async def abandon(self) -> None:
             await self.redis.connection_pool.disconnect()
+
+        async def touch(self, job: Job) -> None:
+            async with self.redis.pipeline() as pipe:
+                await pipe.watch(job.id)
+                stored = cast("Awaitable[bytes | None]", pipe.get(job.id))
+                if self.is_at_work(job, self.deserialize(await stored)):
+                    job.touched = now()
+                    pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+                    pipe.set(job.id, self.serialize(job))
+                    with suppress(WatchError):  # it was aborted, or given to another worker, in this moment
+                        await pipe.execute()
 
         async def _update(self, job: Job, status: Status | None = None, **kwargs: object) -> None:
             if await self.stored(job) is not None:  # SAQ would store it again
@@ -317,6 +341,14 @@ def _postgres(server: Server, name: str) -> AnyQueue:
             self._listener = SteadyListener(self.pool, self._channel)  # pyright: ignore[reportArgumentType]  # it is one
             seconds = int(real_seconds(_CONNECT_WITHIN))
             await (await psycopg.AsyncConnection.connect(server.text, connect_timeout=seconds)).close()
+
+        async def touch(self, job: Job) -> None:
+            if not self.is_at_work(job, await self.job(job.key)):
+                return
+            async with self.pool.connection() as connection, connection.transaction():
+                status = await self.get_job_status(job.key, for_update=True, connection=connection)
+                if status is Status.ACTIVE:
+                    await self.update(job, status=status, connection=connection)
 
         async def abandon(self) -> None:
             await self.pool.close()  # SAQ does so only for a queue that is connected

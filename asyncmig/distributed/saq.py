@@ -468,8 +468,7 @@ async def _beat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -
                     _log.warning("the queue has lost %s: its task stops", job.key)
                     return
                 continue
-            if stored.worker_id == job.worker_id and stored.status is Status.ACTIVE:
-                await job.update()
+            await queue.touch(job)
         except queue.away as error:
             queue.warn(error)
 

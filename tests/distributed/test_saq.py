@@ -263,6 +263,34 @@ def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> N
     run(main())
 
 
+def test_a_heartbeat_does_not_write_over_an_abort_and_its_reason(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        worker, other = open_queue(place.url, place.name), open_queue(place.url, place.name)
+        async with place.queue() as queue:
+            await worker.connect()
+            await other.connect()
+            await queue.submit(spec)
+            job = await worker.dequeue()
+            assert job is not None
+            job.worker_id, job.started = "worker", 1
+            await job.update(status="active")
+            await worker.touch(job)
+            seen = await other.job(job.key)
+            assert seen is not None
+            assert seen.status == "active"
+            assert abs(seen.touched - job.touched) < 1000  # each queue rounds the server's clock
+            await other.abort(seen, "the reason")
+            await worker.touch(job)
+            aborted = await other.job(job.key)
+            assert aborted is not None
+            assert (aborted.status, aborted.error) == ("aborting", "the reason")
+            await worker.disconnect()
+            await other.disconnect()
+
+    run(main())
+
+
 def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
