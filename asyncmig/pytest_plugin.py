@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def asyncmig_simulator(request: pytest.FixtureRequest) -> Simulator:
-    """An account of a simulated Migration API, made with the options of the markers; the closest marker wins."""
+    """A simulated account, made with the options of the markers; the closest marker wins."""
     markers = list(reversed(list(request.node.iter_markers(_MARKER))))
     for marker in markers:
         if marker.args:
@@ -63,5 +63,5 @@ def asyncmig_simulator(request: pytest.FixtureRequest) -> Simulator:
 
 @pytest.fixture
 def asyncmig_session(asyncmig_simulator: Simulator) -> Session:
-    """A session with `asyncmig_simulator`, in process; enter it: `async with asyncmig_session as session:`."""
+    """A session with `asyncmig_simulator`. Enter it: `async with asyncmig_session as session:`."""
     return asyncmig_simulator.session()

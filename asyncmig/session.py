@@ -1,4 +1,4 @@
-"""The root: one API key, one event loop, one budget, one poll schedule."""
+"""The session: one API key, one event loop, one request budget, one poll schedule."""
 
 import asyncio
 import hashlib
@@ -44,32 +44,41 @@ __all__ = ["Scope", "Session", "context_of"]
 Scope = Literal["endpoint", "key"]
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
 _BY_KEY = "*"
-"""The name of the only budget where requests are counted by key."""
+"""The name of the single budget if requests are counted by key."""
 _LONGEST_REQUEST = 60.0
-"""Seconds, where no time-out says."""
+"""Seconds after which a request without a time-out is assumed to have arrived or to be lost."""
 _DEFAULT_URL = "https://app.vern.so/api/v1"
 
 
 @final
 class Session(AsyncOnly):
-    """Everything that shares one API key: its connections, its rate limits, its poll schedule.
+    """Everything that shares one API key: connections, rate limits, the poll schedule.
 
-    Use one per key and event loop, as `async with`; it lives on the loop that enters it. `api_key` and `base_url`
-    default to `VERN_API_KEY` and `VERN_BASE_URL`; the base URL is the whole prefix. `limit` requests are allowed
-    in `window` seconds, counted by endpoint or, with `scope="key"`, over all of them. `second_channel`: where
-    budgets are by endpoint and that of the polls is short, ask for the active import, too.
-    `timeouts_by_endpoint`: others for some endpoints, by method and route template (`GET /sources`).
-    `max_parallel_uploads` are under way at a time, together at `upload_bytes_per_second` (default: as fast as
-    they go). `recent`: a file that tells the next process what this one sent in its last window. `shared`: who
-    keeps the window for all processes that use the key, such as `asyncmig.distributed.redis.RedisWindow`; it is
-    closed with the session. A given `http` session of aiohttp is used and not closed.
+    Use one session per key and event loop, as `async with`. It belongs to the event loop that enters it.
 
-    Proxies are taken from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), credentials from a netrc file
-    never are. A given `http` session keeps its own settings for both.
+    - `api_key`, `base_url`: default to `VERN_API_KEY` and `VERN_BASE_URL`. The base URL is the whole prefix.
+    - `limit`, `window`, `scope`: `limit` requests are allowed in `window` seconds, counted by endpoint, or over
+      all endpoints with `scope="key"`.
+    - `second_channel`: also ask for the active import if budgets are by endpoint and the budget of the polls is
+      short.
+    - `timeouts`, `timeouts_by_endpoint`: for all endpoints, and for single ones by method and route template
+      (`GET /sources`).
+    - `retry`: attempts of a call, and seconds between them.
+    - `max_parallel_uploads`: uploads at a time. `upload_bytes_per_second` limits all of them together (default:
+      no limit).
+    - `recent`: a file, the send log, that tells the next process what this one sent in its last window.
+    - `shared`: keeps one window for all processes that use the key, for example
+      `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
+    - `rng`: the source of randomness, for reproducible tests.
+    - `http`: an aiohttp session, which is used and not closed.
+    - `transport`: a transport of your own; see `asyncmig.transport`.
 
-    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit, and
-    a proxy variable that cannot be used.
-    Calls before the block, or from another event loop or thread, raise `UsageError`; after it, `SessionClosed`.
+    Proxies come from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`). Credentials from a netrc file are
+    never used. A given `http` session keeps its own settings for both.
+
+    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit,
+    and a proxy variable that cannot be used. Calls before the block, or from another event loop or thread, raise
+    `UsageError`; calls after it raise `SessionClosed`.
     """
 
     @checked_call
@@ -170,7 +179,7 @@ class Session(AsyncOnly):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Close everything, also what comes after something that fails or is cancelled."""
+        """Close everything, even if one part fails or the task is cancelled."""
         self.close(
             SessionClosed("the session was left: make calls inside its `async with`, or open a new one")
         )
@@ -200,9 +209,9 @@ class Session(AsyncOnly):
         return log
 
     def close(self, error: AsyncmigError | None = None) -> None:
-        """Send nothing from now on: what waits, and what comes, ends with `error` (default `SessionClosed`).
+        """Send no further requests: waiting and new calls raise `error` (default `SessionClosed`).
 
-        Requests in flight end as they will. A refused key closes a session in the same way, with `AuthError`.
+        Requests in flight end normally. A refused key closes the session in the same way, with `AuthError`.
         """
         if self._closed is None:
             self._closed = error or SessionClosed()
@@ -210,14 +219,14 @@ class Session(AsyncOnly):
                 gate.close(self._closed)
 
     def check_open(self) -> None:
-        """Raise what a call would raise here and now: `UsageError`, `SessionClosed`, or the `AuthError` before."""
+        """Raise the error that a call would raise now: `UsageError`, `SessionClosed`, or the earlier `AuthError`."""
         self._guard.loop()
         if self._closed is not None:
             raise fresh(self._closed)
 
     @checked_call
     def watch(self, run_id: str, company_id: str) -> ImportRun:
-        """Return the handle of an import that somebody else started, to wait for or to follow."""
+        """Return the handle of an import that another process started, to wait for it or to follow it; no request."""
         return self.companies.open(company_id).imports.open(run_id)
 
     @checked_call
@@ -235,17 +244,24 @@ class Session(AsyncOnly):
         max_wait: float | None = None,
         **ids: str,
     ) -> Reply:
-        """Send a request that has no method of its own yet, through gate, retry and errors like every other.
+        """Send a request to an endpoint that asyncmig does not wrap yet, with the same gate, retries and errors.
 
-            reply = await session.request("GET", "/companies/{id}/notes", id=company.id)
-            notes = reply.json(list[Note])
+        ```python
+        reply = await session.request("GET", "/companies/{id}/imports", id=company.id, params={"status": "active"})
+        print(reply.status, reply.json())  # or reply.json(YourStruct)
+        ```
 
-        `template`: the path below the base URL with `{placeholders}`, which `ids` fill, encoded; budgets are counted
-        by it, so write it as the API's documentation does. `body`: sent as JSON; bytes are JSON already.
-        `repeatable`: whether it may be sent again when its outcome is not known; only GET and HEAD are, unless said.
+        - `template`: the path below the base URL with `{placeholders}`, which `ids` fill, percent-encoded.
+          Budgets are counted by it, so write it as the API's documentation does.
+        - `body`: sent as JSON; bytes are sent unchanged as JSON.
+        - `repeatable`: whether the request may be sent again if its outcome is unknown. By default only GET and
+          HEAD are.
+        - `max_wait`: seconds; raises `WaitTooLong` at once if the limit would delay the request longer.
+        - `lane`, `rank`: the priority among waiting requests.
 
-        Raises `InvalidInput` before a request is spent, the `ApiError` of a refusal; `NoAnswer`, `ServerError` or
-        `UnexpectedReply` when the attempts are used up; `UnknownOutcome` for a doubt about what is not repeatable.
+        Raises `InvalidInput` before a request is spent; the `ApiError` of a refusal; `NoAnswer`, `ServerError` or
+        `UnexpectedReply` when the attempts are used up; `UnknownOutcome` if the outcome of a request that is not
+        repeatable is unknown.
         """
         return await self._caller.reply(
             raw_call(
@@ -263,16 +279,22 @@ class Session(AsyncOnly):
 
     @checked_call
     def gate(self, method: str, template: str) -> Gate:
-        """Return the session's own gate for an endpoint, for other code that calls it with the same key."""
+        """Return the session's gate for an endpoint, for other code that calls it with the same key.
+
+        ```python
+        async with session.gate("GET", "/sources").slot() as slot:  # send your request inside this block
+            slot.answered(200)  # report the status as soon as the headers have arrived
+        ```
+        """
         return self._gate_by_key(f"{method.upper()} {template}")
 
     def stats(self) -> Mapping[str, GateStatistics]:
-        """Return a snapshot of every budget that was used, by endpoint (`*` with `scope="key"`)."""
+        """Return a snapshot of every budget in use, by endpoint (`*` with `scope="key"`)."""
         return {name: gate.statistics() for name, gate in self._gates.items()}
 
     @property
     def requests(self) -> Mapping[tuple[str, str], int]:
-        """Requests sent so far, by endpoint and lane."""
+        """The number of requests sent so far, by endpoint and lane."""
         return dict(self._caller.requests)
 
     def _gate(self, endpoint: Endpoint) -> Gate:
@@ -303,7 +325,9 @@ class Session(AsyncOnly):
         return partial(SharedDispatcher, shared=replace(self._shared, earlier=earlier))
 
     def _earlier(self, name: str) -> list[EarlierSlot]:
-        """Return what earlier processes sent with this budget; they may have counted by key, and this one not."""
+        """Return what earlier processes sent with this budget. They may have counted by key, and this one by
+        endpoint.
+        """
         if self._recent is None:
             return []
         names = (None,) if name == _BY_KEY else (name, _BY_KEY)
@@ -324,7 +348,7 @@ class Session(AsyncOnly):
 
 
 def context_of(session: Session) -> SessionContext:
-    """Return the parts of a session that the workflow of any API generation works with."""
+    """Return the parts of a session that a migration workflow uses."""
     return session._context  # pyright: ignore[reportPrivateUsage]
 
 
@@ -341,12 +365,12 @@ def _checked_key(key: str) -> Secret:
 
 
 def _account(key: Secret, base_url: str) -> str:
-    """Return what tells this key at this server from others, and does not tell the key."""
+    """Return a digest that identifies this key at this server without revealing the key."""
     return hashlib.sha256(f"{base_url}\0{key.reveal()}".encode()).hexdigest()[:32]
 
 
 def _longest(timeouts: Timeouts) -> float:
-    """Return after how many seconds a request has arrived, or never will."""
+    """Return the seconds after which a request has arrived or never will."""
     return timeouts.total or timeouts.headers or _LONGEST_REQUEST
 
 
@@ -358,7 +382,7 @@ def _base_url(given: str | None) -> str:
 
 
 def _transport(http: aiohttp.ClientSession | None, base_url: str) -> AiohttpTransport:
-    """Return the transport; raise `InvalidInput` now for a proxy variable that requests to the API could not use."""
+    """Return the transport. Raises `InvalidInput` for a proxy variable that requests to the API could not use."""
     transport = AiohttpTransport(http, trust_env=not is_loopback(base_url))
     transport.proxy_for(base_url)
     return transport

@@ -59,7 +59,7 @@ _OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
 _OF_A_COMPANY = re.compile(r"[A-Z]+ (/companies/\{id\}(/|$)|\{upload_url\}$)")
-"""The endpoints whose placeholder `id` stands for a company."""
+"""Endpoints whose placeholder `id` is a company."""
 _OTHER = "other"
 
 
@@ -70,7 +70,10 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> Generator[None]:
-    """Record what happens in `session` until the block ends; with the global providers, if none are given."""
+    """Record spans and metrics of `session` until the block ends.
+
+    `tracer_provider`, `meter_provider`: by default the global providers of OpenTelemetry.
+    """
     telemetry = _Telemetry(
         get_tracer(_NAME, tracer_provider=tracer_provider),
         get_meter(_NAME, meter_provider=meter_provider),
@@ -85,7 +88,7 @@ def instrument(
 
 @final
 class _Migration:
-    """The spans of a migration that is under way."""
+    """The spans of a migration in progress."""
 
     __slots__ = ("company_id", "root", "step")
 
@@ -97,14 +100,14 @@ class _Migration:
 
 @final
 class _Telemetry:
-    """Makes spans and measurements of events."""
+    """Turns events into spans and measurements."""
 
     def __init__(self, tracer: Tracer, meter: Meter, *, server: str) -> None:
         self._tracer, self._server = tracer, server
         self._routes: set[str] = set()
         self._migrations: dict[str, _Migration] = {}
         self._companies: dict[str, str] = {}
-        """By the company's id: whose migration it is."""
+        """The external id of the migration, by the company's id."""
         self._duration = meter.create_histogram("http.client.request.duration", "s")
         self._wait = meter.create_histogram("asyncmig.request.wait", "s")
         self._refused = meter.create_counter("asyncmig.requests.refused", "{request}")
@@ -117,7 +120,7 @@ class _Telemetry:
         self._lost = meter.create_counter("asyncmig.window.lost", "{outage}")
 
     def note(self, event: Event) -> None:
-        """Take an event in."""
+        """Record one event."""
         match event:
             case RequestDone():
                 self._request(event)
@@ -212,7 +215,7 @@ class _Telemetry:
         self._ended.add(1, {"asyncmig.outcome": outcome})
 
     def _route(self, endpoint: str) -> tuple[str, str]:
-        """Return method and route, as labels; there are never more than so many."""
+        """Return method and route as labels. The number of different routes is limited."""
         if endpoint not in self._routes and len(self._routes) == _MOST_ROUTES:
             return "_OTHER", _OTHER
         self._routes.add(endpoint)

@@ -63,7 +63,7 @@ __all__ = ["Handle", "InProcess", "Simulator"]
 
 _CHUNK = 64 * 1024
 Handle = Callable[[Request, float], Reply]
-"""A server: a request and the time go in."""
+"""A server as a function of a request and the time in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,11 @@ class _Answer:
 
 
 class InProcess:
-    """A `Session`'s transport that calls a simulated world: no sockets, so that virtual time stays exact.
+    """A transport for `Session` that calls a simulated world without sockets, so that virtual time stays exact.
 
-    `latency`: seconds that an exchange takes, drawn from half to one and a half of it. `faults`: what goes wrong.
-    `sent` lists all requests as (time, method, URL), `foreign` the hosts that are not the API's nor its storage's.
+    `latency`: seconds that an exchange takes, drawn between half and one and a half of it. `faults`: faults of
+    requests. `sent` lists all requests as (time, method, URL); `foreign` lists hosts that are neither the API's
+    nor its storage's.
     """
 
     BASE_URL = "https://api.test/api/v1"
@@ -106,14 +107,14 @@ class InProcess:
         self.sent: list[tuple[float, str, str]] = []
         self.foreign: list[str] = []
         self.open: int = 0
-        """Exchanges that have not ended."""
+        """The number of exchanges in progress."""
         self.closed: bool = False
 
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
     ) -> AsyncGenerator[Answer]:
-        """Let the world answer one request. Raises `Lost` where the fault is that no answer comes."""
+        """Let the world respond to one request. Raises `Lost` if the fault is a lost response."""
         parts = urlsplit(url)
         request = Request(
             method=method,
@@ -130,11 +131,11 @@ class InProcess:
             self.open -= 1
 
     def pick(self, request: Request, now: float) -> Fault:
-        """Return what becomes of a request."""
+        """Return the fault of a request."""
         return self.faults.pick(endpoint_of(request), now)
 
     async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
-        """Let a request reach the server, or not; return its answer. Raises `Lost`."""
+        """Let a request reach the server, or not, and return its response. Raises `Lost`."""
         if fault.refused:
             raise Lost("ClientConnectorError", sent=False)
         if fault.lost_before:
@@ -179,14 +180,16 @@ async def _whole(body: Body | None) -> bytes:
 
 @final
 class Simulator:
-    """An account of the Migration API in this process, and sessions with it.
+    """A simulated account of the Migration API in this process, and sessions with it.
 
-    `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a plan. `variants`: what the
-    server does where the contract is silent. `pace`: how long runs take. `limit`: makes the rate limit of an
-    endpoint, or of the key with `scope="key"`. `latency`: seconds that a request takes. The same `seed`, the same
-    story.
+    - `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a `Faults` object.
+    - `variants`: behaviour that the API's contract leaves open.
+    - `pace`: how long runs take.
+    - `limit`: a function that makes the rate limit of an endpoint, or of the key with `scope="key"`.
+    - `latency`: seconds that a request takes.
+    - `seed`: the same seed produces the same behaviour.
 
-    Raises `ValueError` for names that are not known, and for numbers that make no sense, such as a share over 1.
+    Raises `InvalidInput`, a `ValueError`, for unknown names and invalid numbers, such as a share over 1.
     """
 
     __slots__ = ("_scope", "_seed", "faults", "transport", "world")
@@ -235,7 +238,7 @@ class Simulator:
         )
 
     def session(self) -> Session:
-        """Return a new session with this account, to be entered; for other options give `Session` the `transport`."""
+        """Return a new session with this account, to be entered. For other options, pass `transport` to `Session`."""
         return Session(
             self.api_key,
             self.base_url,
@@ -247,17 +250,17 @@ class Simulator:
     def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving]:
         """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.
 
-        Its key is `api_key`. Uploads go there as well from then on.
+        Its key is `api_key`. Uploads go to loopback as well from then on.
         """
         return serve(self.world, port=port, faults=self.faults)
 
     @property
     def ledger(self) -> Ledger:
-        """Every request that came."""
+        """The ledger of every request that arrived."""
         return self.world.ledger
 
     def verdict(self) -> Verdict:
-        """Return how often the client did what it should not; on the loop that it ran on."""
+        """Return the counts of what the client did wrong. Call it on the event loop on which the client ran."""
         return self.world.verdict(asyncio.get_running_loop().time())
 
 

@@ -1,4 +1,4 @@
-"""What a look at the files found, as records that encode to JSON."""
+"""The findings of a check, as structs that encode to JSON."""
 
 from typing import Literal, final
 
@@ -48,28 +48,27 @@ _LONGEST_VALUE = 80
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One place where it was seen. `line`: where its row begins, from 1; `value`: its first 80 characters."""
+    """One place of a finding. `line`: the line, from 1, on which its row begins; `value`: its first 80 characters."""
 
     line: int
     value: str = ""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that may be wrong. `text`: a sentence about it; `count`: how many rows or cells it concerns."""
+    """One possible fault. `text`: a sentence about it; `count`: the number of rows or cells with it."""
 
     kind: Kind
     text: str
     count: int = 1
     column: str | None = None
-    """The template's column whose rule it is about."""
+    """The template's column whose rule is broken."""
     samples: tuple[Sample, ...] = ()
-    """The first five."""
+    """The first five places."""
 
 
 class HeaderMatch(Struct, frozen=True, kw_only=True):
-    """One header of the file. `column`: the template's column of that name, whatever case and punctuation.
-
-    `near`: a column of a similar name, where none has the same; its rules are not checked.
+    """One header of the file. `column`: the template's column with this name, ignoring case and punctuation. `near`:
+    a column with a similar name if none has the same; its rules are not checked.
     """
 
     header: str
@@ -78,18 +77,18 @@ class HeaderMatch(Struct, frozen=True, kw_only=True):
 
 
 class CheckedFile(Struct, frozen=True, kw_only=True):
-    """What one file is, as far as it was read. None: not known, because it is no text."""
+    """The properties of one file. None means unknown, because it is not text."""
 
     path: str
     size: int
     """Bytes."""
     encoding: str | None = None
-    """A name that Python knows; `utf-8-sig` is UTF-8 with a byte order mark. A guess where a finding says so."""
+    """Python's name of the encoding; `utf-8-sig` is UTF-8 with a byte order mark. A finding says if it is a guess."""
     delimiter: str | None = None
     rows: int | None = None
     """Rows read, without the header and blank lines."""
     complete: bool = False
-    """Whether these are all of them."""
+    """Whether all rows were read."""
     template: str | None = None
     """The name of the template whose columns the headers resemble most; None if they resemble none."""
     headers: tuple[HeaderMatch, ...] = ()
@@ -99,13 +98,13 @@ class CheckedFile(Struct, frozen=True, kw_only=True):
 
 
 class Checked(Struct, frozen=True, kw_only=True):
-    """What all files of a customer are."""
+    """The results of all files of a customer."""
 
     files: tuple[CheckedFile, ...]
 
     @property
     def warnings(self) -> int:
-        """Return how many warnings there are."""
+        """Return the number of warnings."""
         return sum(len(file.warnings) for file in self.files)
 
 
@@ -116,7 +115,7 @@ def number_of(count: int, noun: str) -> str:
 
 @final
 class FindingCounter:
-    """Counts what is wrong in the same way, and keeps the first few places."""
+    """Counts faults of one kind and keeps the first few places."""
 
     __slots__ = ("count", "samples")
 
@@ -130,6 +129,6 @@ class FindingCounter:
             self.samples.append(Sample(line=line, value=value[:_LONGEST_VALUE]))
 
     def finding(self, kind: Kind, text: str, column: str | None = None) -> Finding:
-        """Return what was counted; `text` goes on with "in 2 rows"."""
+        """Return the finding. `text` continues with "in 2 rows"."""
         text = f"{text} in {number_of(self.count, 'row')}"
         return Finding(kind=kind, text=text, count=self.count, column=column, samples=tuple(self.samples))

@@ -1,4 +1,4 @@
-"""Which template the headers of a file resemble most, and which of its columns each header is."""
+"""Find the template that a file's headers resemble most, and the template's column for each header."""
 
 import re
 import unicodedata
@@ -22,7 +22,7 @@ _MOST_COMPARED = 200  # headers and columns of which similar names are looked fo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What is known of a file's columns by their names. `places`: of the template's columns in a record."""
+    """The columns of a file by their names. `places`: positions of the template's columns in a record."""
 
     template: TemplateRules | None = None
     headers: tuple[HeaderMatch, ...] = ()
@@ -33,20 +33,22 @@ class Fit:
 
     @property
     def found(self) -> float:
-        """Return how many columns are found; a similar name counts half."""
+        """Return the number of columns found. A similar name counts half."""
         return len(self.places) + sum(match.near is not None for match in self.headers) / 2
 
     @property
     def is_close(self) -> bool:
-        """Whether half of the columns, or of the headers, are found; one, if the file has the template's name."""
+        """Whether half of the columns or of the headers are found; one is enough if the file has the template's
+        name.
+        """
         columns = len(self.template.columns) if self.template else 0
         return self.found > 0 and (self.named or self.found * 2 >= min(columns, len(self.headers)))
 
 
 def find_fit(header: Sequence[str], templates: Sequence[TemplateRules], stem: str) -> Fit:
-    """Return the template that a header (its first 2,000 cells) has most columns of, if it is close to any.
+    """Return the template with the most columns of a header (its first 2,000 cells), if any is close.
 
-    The template that the file is named after (`stem`: without suffix) goes before the others.
+    A template with the file's name (`stem`: without suffix) takes precedence.
     """
     names = [text[:_LONGEST_HEADER] for text in header[:_MOST_HEADERS]]
     nothing = Fit(headers=tuple(HeaderMatch(header=name) for name in names))
@@ -82,7 +84,7 @@ def _compare(names: Sequence[str], template: TemplateRules, stem: str) -> Fit:
 
 @lru_cache(maxsize=4096)
 def _fold(name: str) -> str:
-    """Return a name without case, accents, spaces and punctuation, unless nothing else is in it."""
+    """Return a name without case, accents, spaces and punctuation, unless nothing else remains."""
     plain = "".join(each for each in unicodedata.normalize("NFKD", name.casefold()) if each.isalnum())
     return plain or name.strip()
 
@@ -94,7 +96,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _near(places: Sequence[int], names: Sequence[str], columns: Sequence[str]) -> dict[int, str]:
-    """Return columns of similar names by the place of the header; each is given once."""
+    """Return columns with similar names by the header's position. Each column is returned once."""
     free = [place for place in places if names[place].strip()][:_MOST_COMPARED]
     found: dict[int, str] = {}
     for column in columns[:_MOST_COMPARED]:
@@ -106,7 +108,9 @@ def _near(places: Sequence[int], names: Sequence[str], columns: Sequence[str]) -
 
 
 def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
-    """Return how like each name is, from 0 to 1; one whose words are among the other's is just like enough."""
+    """Return the similarity of each name, from 0 to 1. A name whose words are among the other's is just similar
+    enough.
+    """
     words, matcher = _words(column), SequenceMatcher(None, "", _fold(column), autojunk=False)
     likeness: list[float] = []
     for name in names:
@@ -123,7 +127,7 @@ def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
 def _missing(
     template: TemplateRules, places: Mapping[str, int], matches: Sequence[HeaderMatch]
 ) -> list[Finding]:
-    """Return a warning for each required column that no header is called like."""
+    """Return a warning for each required column without a header."""
     near = {match.near: match.header for match in matches}
     return [
         Finding(
@@ -138,7 +142,7 @@ def _missing(
 
 
 def header_findings(header: Sequence[str]) -> list[Finding]:
-    """Return what is wrong with headers whatever the templates are."""
+    """Return the faults of headers that do not depend on templates."""
     findings: list[Finding] = []
     empty = [f"{place:,}" for place, text in enumerate(header, 1) if not text.strip()]
     if empty:

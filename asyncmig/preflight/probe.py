@@ -1,4 +1,4 @@
-"""What the bytes of a file are: text or not, and in which encoding."""
+"""Determine whether a file is text, and its encoding."""
 
 import codecs
 from collections.abc import Generator, Iterator
@@ -37,7 +37,7 @@ _UNKNOWN = "latin-1"  # reads any byte, and is right about ASCII
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """`codec` reads the file; None if it is no text."""
+    """The encoding of a file. `codec` decodes it; None if it is not text."""
 
     codec: str | None
     encoding: str | None = None
@@ -103,7 +103,7 @@ def _flaws(file: BinaryIO) -> Generator[None, None, _Flaws]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield each chunk with its offset; the last is short, and may be empty."""
+    """Yield each chunk with its offset. The last chunk is shorter and may be empty."""
     offset = file.tell()
     while True:
         chunk = file.read(_CHUNK)
@@ -148,7 +148,7 @@ def _install(module: str) -> str:
 
 
 def _line_of(file: BinaryIO, offset: int) -> int:
-    """Return the number of the line, from 1, on which a byte stands; lines end in LF, CR LF or CR."""
+    """Return the number of the line, from 1, that contains a byte. Lines end in LF, CR LF or CR."""
     file.seek(0)
     line, last = 1, b""
     while offset > 0 and (chunk := file.read(min(_CHUNK, offset))):
@@ -160,7 +160,7 @@ def _line_of(file: BinaryIO, offset: int) -> int:
 
 
 def _guess(sample: bytes, encodings: list[str]) -> str | None:
-    """Return the encoding that these bytes seem to be in; None if none fits, or the detector is not installed."""
+    """Return the likely encoding of these bytes; None if none fits or the detector is not installed."""
     try:
         from charset_normalizer import from_bytes
     except ImportError:

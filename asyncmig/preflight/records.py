@@ -1,4 +1,4 @@
-"""The records of a CSV file with the lines on which they begin, in bounded memory whatever the file holds."""
+"""The records of a CSV file with their line numbers, in bounded memory whatever the file contains."""
 
 import csv
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _DELIMITERS = ",;\t|"  # the first where nothing speaks for another
 
 
 class BrokenOff(Exception):
-    """The file cannot be read on from `line`, for `reason`."""
+    """The file cannot be read beyond `line`; `reason` says why."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(line, reason)
@@ -23,7 +23,7 @@ class BrokenOff(Exception):
 
 
 def sniff(file: TextIO) -> str:
-    """Return the delimiter of a file, by its first 4,096 characters: the sniffer's time is quadratic in them."""
+    """Return the delimiter of a file from its first 4,096 characters, because the sniffer's time is quadratic."""
     sample = file.read(_SNIFFED).lstrip("\r\n")
     file.seek(0)
     header = next(iter(sample.splitlines()), "")
@@ -36,9 +36,9 @@ def sniff(file: TextIO) -> str:
 
 @final
 class Records:
-    """Iterates over (line, record); a blank line is an empty record. At most 4 Mi characters are held.
+    """Iterates over (line, record). A blank line is an empty record. At most 4 Mi characters are kept.
 
-    Raises `BrokenOff` for a record longer than that, and for a cell over `csv.field_size_limit()`.
+    Raises `BrokenOff` for a longer record, and for a cell over `csv.field_size_limit()`.
     """
 
     __slots__ = ("_complete", "_delimiter", "_file", "_line", "_pending", "_size", "is_marked")
@@ -49,7 +49,7 @@ class Records:
         self._pending: list[str] = []
         self._complete = False
         self.is_marked: bool = False
-        """Whether a byte order mark stands before the record that came last, outside of its cells."""
+        """Whether a byte order mark precedes the last record, outside of its cells."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         line = 1
@@ -62,7 +62,7 @@ class Records:
             raise BrokenOff(line, str(error)) from error
 
     def _lines(self) -> Iterator[str]:
-        """Yield lines; the reader asks for the first of a record only when the last one is complete."""
+        """Yield lines. The reader requests the first line of a record only when the previous record is complete."""
         while text := self._file.readline(_LONGEST_RECORD):
             if self._complete:
                 self._pending, self._size, self._complete = [], 0, False
@@ -77,5 +77,5 @@ class Records:
             yield text
 
     def open_quote(self) -> bool:
-        """Return whether the last record ended only because the file did: another line would be part of it."""
+        """Return whether the last record ended only because the file ended."""
         return len(list(csv.reader([*self._pending, "x"], delimiter=self._delimiter))) == 1

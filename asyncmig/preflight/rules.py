@@ -1,4 +1,4 @@
-"""The rules of a template's columns, each asked about one cell at a time."""
+"""The rules of a template's columns, applied to one cell at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -20,7 +20,7 @@ _WORDS: Mapping[Kind, str] = {
 
 @final
 class MemoryBound:
-    """How many more values may be remembered."""
+    """A limit on the number of values that are remembered."""
 
     __slots__ = ("left",)
 
@@ -30,7 +30,7 @@ class MemoryBound:
 
 @final
 class Seen:
-    """Remembers values by 64 bits of hash: among a million the odds that two are mixed up are 1 to 37 million."""
+    """Remembers values by a 64-bit hash. With a million values, a collision has a probability of 1 in 37 million."""
 
     __slots__ = ("_hashes", "_room", "complete")
 
@@ -38,13 +38,13 @@ class Seen:
         self._hashes: set[int] = set()
         self._room = room
         self.complete: bool = True
-        """Whether there was room for all."""
+        """Whether all values were remembered."""
 
     def __contains__(self, value: str) -> bool:
         return hash(value) in self._hashes
 
     def add(self, value: str) -> bool:
-        """Remember `value` if there is room; return whether it had been seen."""
+        """Remember `value` within the limit. Return whether it was seen before."""
         number = hash(value)
         if number in self._hashes:
             return True
@@ -57,11 +57,11 @@ class Seen:
 
 
 Targets = Mapping[tuple[str, str], Seen]
-"""The values of columns that links point to, by template id and column name; none where no file has the column."""
+"""The values of link targets, by template id and column name. A column that no file has is missing."""
 
 
 def targets_of(templates: Sequence[TemplateRules]) -> set[tuple[str, str]]:
-    """Return the columns that any link points to."""
+    """Return the columns that links point to."""
     return {
         (link.template_id, link.column_name)
         for template in templates
@@ -77,7 +77,7 @@ def _links(column: ColumnSpec) -> Sequence[Link]:
 
 class _Rule(Protocol):
     def broken_by(self, cell: str) -> Kind | None:
-        """Return the kind of finding that a cell is (never blank, unless the rule is about that), or None."""
+        """Return the kind of finding for a cell, or None. The cell is blank only if the rule concerns blank cells."""
         ...
 
 
@@ -100,7 +100,7 @@ class _Linked:
 
 
 class _Pattern(Protocol):
-    """What is used of google-re2, which has no types."""
+    """The part of google-re2 that is used; it has no type hints."""
 
     def fullmatch(self, text: bytes, /) -> object | None: ...
     def search(self, text: bytes, /) -> object | None: ...
@@ -108,9 +108,10 @@ class _Pattern(Protocol):
 
 @final
 class _Strict:
-    """A pattern by RE2, whose time is linear in the cell whatever the pattern is.
+    """A pattern run by RE2, whose time is linear in the cell for every pattern.
 
-    The API does not say whether the whole cell must match, or a part of it: what matches in part is told apart.
+    The API does not say whether the whole cell must match or a part of it, so partial matches are reported
+    separately.
     """
 
     def __init__(self, pattern: _Pattern) -> None:
@@ -124,7 +125,7 @@ class _Strict:
 
 
 def _compiled(pattern: str) -> _Pattern | str:
-    """Return the pattern, or why it cannot be checked."""
+    """Return the pattern, or the reason why it cannot be checked."""
     try:
         re2 = import_module("re2")
     except ImportError:
@@ -142,7 +143,7 @@ def _compiled(pattern: str) -> _Pattern | str:
 
 @final
 class ColumnRules:
-    """All rules of one column, what breaks them, and which of them are not checked."""
+    """All rules of one column, their findings, and the rules that are not checked."""
 
     __slots__ = ("_column", "_rules", "_tallies", "_unique", "notes")
 
@@ -160,7 +161,7 @@ class ColumnRules:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the cells are compared, with each other or with a pattern."""
+        """Whether the cells are compared with each other or with a pattern."""
         return bool(self._rules)
 
     def _add_strict(self, pattern: str) -> None:
@@ -187,7 +188,7 @@ class ColumnRules:
             self.notes.append(f"{name}: the link rule is not checked: no file has the column it points to")
 
     def take(self, line: int, cell: str) -> None:
-        """Ask every rule about the cell of one row."""
+        """Apply every rule to the cell of one row."""
         if not cell:
             if self._column.required:
                 self._tallies["required"].add(line)
@@ -197,7 +198,7 @@ class ColumnRules:
                 self._tallies[kind].add(line, cell)
 
     def findings(self) -> list[Finding]:
-        """Return a finding for each rule that was broken."""
+        """Return a finding for each broken rule."""
         if self._column.unique and not self._unique.complete:
             self.notes.append(f"{self._column.name}: too many values to find every repetition")
         name, pattern = self._column.name, _short(self._column.pattern or "")

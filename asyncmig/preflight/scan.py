@@ -40,7 +40,7 @@ async def check_spec(
 ) -> Checked:
     """Check the files of `spec` against those of `templates` that this customer gets; see `check`.
 
-    Sends nothing. Raises `InvalidInput` for values and files that the API would refuse.
+    Sends no request. Raises `InvalidInput` for values and files that the API would refuse.
     """
     spec.validate()
     wanted = spec.template_ids
@@ -56,17 +56,20 @@ async def check(
     *,
     head: int | None = None,
 ) -> Checked:
-    """Look at files as one customer's import, and return what may be wrong with them; nothing is sent.
+    """Check files as one customer's import and return the findings; no request is sent.
 
-    `templates`: those that the customer's company has; without any, headers and cells are not judged. `head`: how
-    many rows of each file to read (0: just the header), all if None. Whether the bytes are UTF-8 is looked for in the
-    whole file in any case, and link rules need all rows. The server maps headers and judges cells by itself, and
-    what it calls a repetition or a match may differ: all of this is a warning, never an error.
+    - `templates`: those of the customer's company. Without any, headers and cells are not checked.
+    - `head`: the number of rows of each file to read (0: only the header); None reads all. The whole file is
+      always searched for bytes that are not UTF-8, and link rules need all rows.
 
-    Needs the extra `check` to guess encodings and to check strict rules (by RE2, in linear time); without it the
-    result says so. Memory is bounded: 4 Mi characters for a record, and 500,000 values (about 40 MB) each for all
-    unique and for all link rules. Works in a thread, in short steps, so that it can be cancelled. Raises
-    `InvalidInput` for a file that is missing, empty or unreadable.
+    Every finding is a warning, never an error: the server maps headers and judges cells itself, and its rules for
+    duplicates and matches may differ.
+
+    The extra `check` is needed to guess encodings and to check strict rules (by RE2, in linear time); without it,
+    the result says so. Memory is bounded: 4 Mi characters per record, and 500,000 values (about 40 MB) each for
+    all unique and for all link rules. The work runs in a thread in short steps, so it can be cancelled.
+
+    Raises `InvalidInput` for a file that is missing, empty or unreadable.
     """
     if head is not None and head < 0:
         raise InvalidInput("head", head, "must not be negative")
@@ -94,7 +97,7 @@ class _Done(Generic[T]):
 
 
 async def _in_steps(path: Path, steps: Generator[None, None, T]) -> T:
-    """Run each step of a generator in a thread; cancelled, it ends between two of them, and its file is closed."""
+    """Run each step of a generator in a thread. A cancellation ends it between two steps, and its file is closed."""
     with closing(steps):
         try:
             while (done := await in_thread(_advance, steps)) is None:
@@ -114,7 +117,7 @@ def _advance(steps: Generator[None, None, T]) -> _Done[T] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file of which the header is known. `delimiter`: None if it is no text, or has no header."""
+    """A file with a known header. `delimiter`: None if it is not text or has no header."""
 
     path: Path
     probe: Probe
@@ -127,13 +130,13 @@ class _File:
         return self.path.open(encoding=self.probe.codec, errors="replace", newline="")
 
     def place(self, template_id: str, column: str) -> int | None:
-        """Return where the cells of a template's column stand in a record."""
+        """Return the position of a template's column in a record."""
         template = self.fit.template
         return self.fit.places.get(column) if template is not None and template.id == template_id else None
 
 
 def _open(path: Path, templates: Sequence[TemplateRules]) -> Generator[None, None, _File]:
-    """Probe the bytes, and read the header."""
+    """Determine the encoding, and read the header."""
     probed = yield from probe(path)
     file = _File(path=path, probe=probed)
     if probed.codec is None:
@@ -179,7 +182,7 @@ def _broken_off(error: BrokenOff) -> Finding:
 
 
 async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
-    """Collect the values of the columns that links point to: before any check, for links may go in circles."""
+    """Collect the values of link targets before any check, because links may be circular."""
     room = MemoryBound(_MOST_REMEMBERED)
     targets: dict[tuple[str, str], Seen] = {}
     for file in files:
@@ -207,7 +210,7 @@ def _collect(file: _File, columns: Sequence[tuple[int, Seen]]) -> Generator[None
 
 @final
 class _Scan:
-    """The rows of one file, under its template's rules."""
+    """The rows of one file, checked by its template's rules."""
 
     def __init__(
         self, file: _File, size: int, targets: Targets | None, seen_in: Callable[[TemplateRules, str], Seen]
@@ -229,7 +232,7 @@ class _Scan:
         self._ends: list[Finding] = []
 
     def run(self, head: int | None) -> Generator[None, None, CheckedFile]:
-        """Read the rows, some thousand at each step."""
+        """Read the rows, some thousand in each step."""
         if self.file.delimiter is not None:
             with self.file.text() as text:
                 records = Records(text, self.file.delimiter)
@@ -274,7 +277,7 @@ class _Scan:
             rules.take(line, record[place].strip() if place < len(record) else "")
 
     def _note_invisible(self, line: int, record: list[str]) -> None:
-        """Note the first cell that is not what it looks like: a warning if cells of its column are compared."""
+        """Record the first cell with invisible characters: a warning if cells of its column are compared."""
         if all(map(str.isascii, record)):
             return
         for place, cell in enumerate(record):

@@ -1,4 +1,4 @@
-"""What a number that configures the simulator may be."""
+"""Checks of numbers that configure the simulator."""
 
 __all__ = ["check_amount", "is_share"]
 

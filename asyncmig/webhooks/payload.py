@@ -1,7 +1,7 @@
-"""What a webhook says: one batch of an export, flat or nested, or an event that nobody knows yet.
+"""Decode a webhook: one batch of an export, flat or nested, or an event that this version does not know.
 
-The shape decides, not the version: a version may be added. Rows of a shape that is not understood are refused, never
-left out; what is optional may be null, absent, a number as text, or of a new shape.
+The shape decides, not the version, because versions may be added. Rows of an unknown shape are refused and never
+dropped. Optional fields may be null, absent, a number as text, or of a new shape.
 """
 
 from collections.abc import Mapping
@@ -18,38 +18,38 @@ __all__ = ["Batch", "Event", "Origin", "OtherEvent", "Row", "SheetRows", "decode
 
 _Object = dict[str, object]
 _ROWS = ("batch", "sheets", "data")
-"""Fields in which nothing may be left out."""
+"""Fields in which nothing may be dropped."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: its cells by column, and what is wrong with them."""
+    """One row: its cells by column, and its errors."""
 
     values: Mapping[str, object]
     errors: tuple[object, ...] = ()
-    """As they came: their form is not documented."""
+    """The errors as they arrived: their form is not documented."""
     index: int | None = None
     children: Mapping[str, tuple["Row", ...]] = {}
-    """By sheet, the rows that hang on this one; only in a nested export."""
+    """The child rows by sheet; only in a nested export."""
 
 
 class SheetRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one sheet."""
+    """The rows of one sheet."""
 
     name: str = ""
     id: str | None = None
     """None in a nested export."""
     row_count: int | None = None
-    """As the batch says it; whether of the batch or of the sheet is not documented."""
+    """The row count as the batch states it. Whether it counts the batch or the sheet is not documented."""
     start_row_index: int | None = None
     end_row_index: int | None = None
     rows: tuple[Row, ...] = ()
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where rows come from."""
+    """The origin of an export."""
 
     event: str | None = None
-    """`workbook.production.export` or `workbook.preview.export`, if a body names it."""
+    """`workbook.production.export` or `workbook.preview.export`, if the body names it."""
     version: str | None = None
     workbook_id: str | None = None
     external_id: str | None = None
@@ -63,26 +63,26 @@ class Batch(Origin, frozen=True, kw_only=True):
     """One batch of an export."""
 
     message_id: str
-    """The `svix-id`: the same for the same event, however often it comes."""
+    """The `svix-id`. Every delivery of the same event has the same id."""
     export_id: str
     """`batch.id`: the same in all batches of an export."""
     index: int
-    """Its place in the export; whether counted from 0 or from 1 is not documented."""
+    """The batch's index in the export. Whether it counts from 0 or 1 is not documented."""
     total: int
-    """How many batches the export has."""
+    """The number of batches of the export."""
     size: int | None = None
     timestamp: str | None = None
     root_sheets: tuple[str, ...] = ()
     sheets: tuple[SheetRows, ...] = ()
     body: bytes
-    """The bytes that came."""
+    """The body as it arrived."""
 
     def __repr__(self) -> str:  # rows are a customer's data, and not for a log
         return f"<Batch {self.index} of {self.total} of export {self.export_id}: {len(self.body)} bytes>"
 
 
 class OtherEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that is no batch of an export, or one of a form that is not known yet. Answer it with 2xx."""
+    """An event that is not a batch of an export, or has an unknown form. Respond to it with 2xx."""
 
     message_id: str
     event: str | None = None
@@ -126,9 +126,9 @@ class _Sheet(msgspec.Struct, frozen=True):
 
 @checked_call
 def decode(body: bytes, *, message_id: str = "") -> Event:
-    """Return what a webhook says, without asking who signed it: `receive` does both.
+    """Decode a webhook without verifying its signature; `receive` does both.
 
-    Raises `WebhookRefused` naming the place in the body that cannot be understood.
+    Raises `WebhookRefused` with the place in the body that cannot be decoded.
     """
     try:
         return _event(body, message_id)
@@ -167,7 +167,7 @@ def _event(body: bytes, message_id: str) -> Event:
 
 
 def _is_nested(payload: _Object, head: _Head) -> bool | None:
-    """Return which of the two forms this is; None for neither. An empty export may say so by its version alone."""
+    """Return the form of a body; None if it is neither flat nor nested. An empty export may have only its version."""
     if payload.get("sheets") is not None:
         return False
     if payload.get("data") is not None or payload.get("export_mode") == "nested":
@@ -223,7 +223,9 @@ def _rows(value: object, path: str, *, nested: bool) -> tuple[Row, ...]:
 
 
 def _row(value: object, path: str, *, nested: bool) -> Row:
-    """Part the cells of a row from what is said about it; a column may have the name of that, and another kind."""
+    """Separate the cells of a row from its metadata. A column may have the name of a metadata field, with another
+    type.
+    """
     if not isinstance(value, dict):
         raise Unreadable(f"an object was expected at {path}")
     cells = cast("_Object", value)

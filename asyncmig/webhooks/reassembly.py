@@ -1,7 +1,7 @@
-"""Batches in, whole exports out: in any order, twice, several exports at once, in bounded memory.
+"""Reassemble exports from batches: in any order, with repeats, several exports at once, in bounded memory.
 
-Grouped by `batch.id`, ordered by `batch.index`, whole when `batch.total` distinct indexes are there. Bodies are held
-as they came, not decoded: their size is the memory that they take.
+Batches are grouped by `batch.id` and ordered by `batch.index`. An export is complete when `batch.total` distinct
+indexes have arrived. Bodies are kept undecoded: their size is the memory that they use.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,17 @@ from asyncmig.webhooks.payload import Batch, Event, Origin, OtherEvent, Row, She
 __all__ = ["Added", "Export", "Incomplete", "Reassembler"]
 
 _OVERHEAD = 512
-"""Bytes that a held batch takes besides its body, rounded up: ids, indexes, the objects around them."""
+"""Bytes that a kept batch uses besides its body, rounded up: ids, indexes and objects."""
 T = TypeVar("T")
 
 
 class Export(Origin, frozen=True, kw_only=True):
-    """An export of which every batch has come."""
+    """A complete export."""
 
     id: str
-    """`batch.id`. Take in an export once by it: one that is delivered all over again long after is not recognised."""
+    """`batch.id`. Import each export once by it: a complete second delivery much later is not recognised as a
+    repeat.
+    """
     message_ids: tuple[str, ...] = ()
     """The `svix-id` of each batch, in the order of the batches."""
     bodies: tuple[bytes, ...] = ()
@@ -34,14 +36,14 @@ class Export(Origin, frozen=True, kw_only=True):
         return f"<Export {self.id} of workbook {self.workbook_id}: {len(self.bodies)} batches>"
 
     def batches(self) -> Iterator[Batch]:
-        """Decode the batches one after another, in order: for an export that is large."""
+        """Decode the batches one by one, in order; use this for a large export."""
         for message_id, body in zip(self.message_ids, self.bodies, strict=True):
             yield cast("Batch", decode(body, message_id=message_id))  # each was one when it came
 
     def sheets(self) -> tuple[SheetRows, ...]:
-        """Return every sheet with all of its rows, both in the order in which they were sent.
+        """Return every sheet with all its rows, both in the order in which they were sent.
 
-        It decodes all batches: of a large export better in a thread, `await asyncio.to_thread(export.sheets)`.
+        It decodes all batches. For a large export, use a thread: `await asyncio.to_thread(export.sheets)`.
         """
         parts: dict[str, list[SheetRows]] = {}
         for batch in self.batches():
@@ -51,33 +53,35 @@ class Export(Origin, frozen=True, kw_only=True):
 
 
 class Incomplete(msgspec.Struct, frozen=True, kw_only=True):
-    """An export of which batches are missing."""
+    """An export with missing batches."""
 
     export_id: str
     workbook_id: str | None
     external_id: str | None
     total: int
     indexes: tuple[int, ...]
-    """Of the batches that are there, sorted."""
+    """The indexes of the batches that have arrived, sorted."""
     message_ids: tuple[str, ...]
-    """Of the batches that are there, in the same order: for them to be given in again from a store."""
+    """The `svix-id`s of the batches that have arrived, in the same order, to add them again from a store."""
     held_bytes: int
-    """What they take."""
+    """The bytes of memory that they use."""
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one webhook."""
+    """The result of adding one webhook."""
 
     export: Export | None = None
-    """The export that it made whole."""
+    """The export that this webhook completed."""
     duplicate: bool = False
-    """It was there already; answer it with 2xx like the first."""
+    """Whether the event was known already. Respond with 2xx, as to the first delivery."""
     given_up: tuple[Incomplete, ...] = ()
-    """Exports that had to go to make room. Their batches count as never seen; a store can give them in again."""
+    """Exports that were dropped to free memory. Their batches count as never seen; they can be added again from a
+    store.
+    """
 
 
 class _Remembered(Generic[T]):
-    """The last so many entries."""
+    """The most recent entries, up to a limit."""
 
     __slots__ = ("_entries", "_size")
 
@@ -98,7 +102,7 @@ class _Remembered(Generic[T]):
 
 
 class _Pending:
-    """An export under way."""
+    """An export in progress."""
 
     __slots__ = ("first", "held", "held_bytes", "total")
 
@@ -106,10 +110,10 @@ class _Pending:
         self.first = msgspec.structs.replace(first, sheets=(), body=b"")
         self.total, self.held_bytes = first.total, 0
         self.held: dict[int, tuple[str, bytes]] = {}
-        """By index: message id and body."""
+        """Message id and body by index."""
 
     def expects(self) -> range:
-        """Return the indexes that may be: an export counts from 0 or from 1."""
+        """Return the possible indexes: an export counts from 0 or from 1."""
         return range(self.total in self.held, self.total + (0 not in self.held))
 
     def in_order(self) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
@@ -119,13 +123,14 @@ class _Pending:
 
 @final
 class Reassembler:
-    """Collects batches until their export is whole.
+    """Collects batches until their export is complete.
 
-    `max_bytes`: what it may hold, each batch as the length of its body and 512 bytes more. To make room for a batch,
-    it gives up the exports that have waited longest for one, whole ones at a time, and `Added.given_up` says which.
-    `remembered`: how many message ids, and how many exports that are done, it knows again when they come twice.
+    `max_bytes`: the largest memory use; each batch counts as the length of its body plus 512 bytes. To free
+    memory for a batch, the exports that have waited longest for a batch are dropped as a whole, and
+    `Added.given_up` lists them. `remembered`: the number of message ids, and of complete exports, that are
+    recognised as repeats.
 
-    Raises `InvalidInput` for a bound that holds nothing.
+    Raises `InvalidInput` for a limit that leaves no room.
     """
 
     __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_seen")
@@ -137,28 +142,28 @@ class Reassembler:
                 raise InvalidInput(name, bound, "must be at least 1")
         self._max_bytes, self._bytes = max_bytes, 0
         self._pending: dict[str, _Pending] = {}
-        """The one that got a batch last stands last."""
+        """Exports in the order of their last batch, the most recent last."""
         self._done: _Remembered[range] = _Remembered(remembered)
         self._seen: _Remembered[tuple[str, int]] = _Remembered(remembered)
 
     @property
     def held_bytes(self) -> int:
-        """What it holds now; never more than `max_bytes`."""
+        """The bytes that it holds now; never more than `max_bytes`."""
         return self._bytes
 
     def __repr__(self) -> str:
         return f"<Reassembler: {len(self._pending)} exports, {self._bytes} of {self._max_bytes} bytes>"
 
     def incomplete(self) -> tuple[Incomplete, ...]:
-        """Return the exports that wait for batches; the one that has waited longest comes first."""
+        """Return the incomplete exports; the one that has waited longest is first."""
         return tuple(_incomplete(pending) for pending in self._pending.values())
 
     def add(self, event: Event) -> Added:
-        """Take in what `receive` or `decode` returned, and say what came of it.
+        """Add the result of `receive` or `decode`, and return what it completed.
 
-        Raises `WebhookRefused`, with nothing changed, for a batch that contradicts the others of its export: another
-        total, another workbook or form, an index that cannot be, other content at the same index; and for one of an
-        export that is larger than `max_bytes`.
+        Raises `WebhookRefused`, without any change, for a batch that contradicts the others of its export
+        (another total, workbook or form, an impossible index, other content at the same index), and for a batch
+        of an export that is larger than `max_bytes`.
         """
         if isinstance(event, OtherEvent):
             return self._other(event)
@@ -184,7 +189,7 @@ class Reassembler:
         return Added(duplicate=duplicate)
 
     def _is_done(self, batch: Batch) -> bool:
-        """Return whether this batch belongs to what was whole before."""
+        """Return whether this batch belongs to an export that was complete before."""
         indexes = self._done.get(batch.export_id)
         if indexes is None:
             return self._seen.get(batch.message_id) == (batch.export_id, batch.index)
@@ -272,7 +277,7 @@ def _check_same_export(pending: _Pending, batch: Batch) -> None:
 
 
 def _check_same_content(held: bytes, batch: Batch) -> None:
-    """Refuse a batch that says other things than the one in its place; it may say the same in other words."""
+    """Refuse a batch with other content than the one at its index. The same content may be encoded differently."""
     if held == batch.body:
         return
     first = decode(held)

@@ -1,8 +1,8 @@
-"""Whether a webhook comes from who holds the secret, and was signed just now.
+"""Verify that a webhook was signed with the secret, and recently.
 
-The scheme is that of Svix (https://docs.svix.com/receiving/verifying-payloads/how-manual). The package
-`standardwebhooks` does not serve: it reads the clock by itself, takes no second secret, and a malformed header leaves
-it as a `ValueError`. The tests compare with it.
+The scheme is Svix's (https://docs.svix.com/receiving/verifying-payloads/how-manual). The package
+`standardwebhooks` is not used: it reads the clock itself, accepts no second secret, and raises `ValueError` for a
+malformed header. The tests compare with it.
 """
 
 import binascii
@@ -16,24 +16,26 @@ from asyncmig.webhooks.payload import Event, decode
 __all__ = ["TOLERANCE", "receive", "verify"]
 
 TOLERANCE = 300.0
-"""Seconds by which a timestamp may be off, either way."""
+"""Seconds by which a timestamp may differ from `now`, in either direction."""
 _PREFIX = "whsec_"
 _LONGEST_TIMESTAMP = 12
 
 
 def receive(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, now: float) -> Event:
-    """Verify a webhook and return what it says. Raises as `verify` and `decode` do."""
+    """Verify a webhook and decode it. Raises the errors of `verify` and `decode`."""
     return decode(body, message_id=verify(body, headers, secrets, now=now))
 
 
 def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, now: float) -> str:
     """Return the `svix-id` of a webhook that was signed with one of `secrets` at most five minutes from `now`.
 
-    `body`: the raw bytes as they came, not parsed and encoded again. `headers`: names in any case. `secrets`:
-    `whsec_...`, or several while one is replaced by another. `now`: seconds since 1970.
+    - `body`: the raw bytes as they arrived, not parsed and encoded again.
+    - `headers`: names in any case.
+    - `secrets`: `whsec_...`, or several while one replaces another.
+    - `now`: seconds since 1970.
 
-    Raises `WebhookRefused` naming the header that is wrong, and `InvalidInput` for a secret that is none, or a body
-    that is not bytes. No error shows a secret or a signature that would have been right.
+    Raises `WebhookRefused` with the header that is wrong, and `InvalidInput` for a malformed secret or a body
+    that is not bytes. No error shows a secret or a correct signature.
     """
     _check_raw(body)
     _check_types(headers, secrets, now)
@@ -67,7 +69,7 @@ def _check_types(headers: object, secrets: object, now: object) -> None:
 
 
 def _key(secret: object) -> bytes:
-    """Return the key that a secret holds; no error shows it."""
+    """Return the key in a secret. No error shows it."""
     if not isinstance(secret, str) or not secret.startswith(_PREFIX):
         raise InvalidInput("secret", "***", f'must begin with "{_PREFIX}"')
     text = secret.removeprefix(_PREFIX).rstrip("=")
@@ -99,7 +101,7 @@ def _check_time(timestamp: str, now: float) -> None:
 
 
 def _candidates(given: str) -> list[bytes]:
-    """Return the signatures of the one version that there is; others may stand beside them."""
+    """Return the signatures of version 1. Other versions may stand beside them."""
     entries = [entry.partition(",") for entry in given.split()]
     found = [
         text.encode(errors="replace").rstrip(b"=") for version, _, text in entries if version == "v1" and text

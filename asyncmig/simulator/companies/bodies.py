@@ -1,4 +1,4 @@
-"""What clients send, as the contract has it; anything else is a 400."""
+"""The request bodies of the contract. Anything else is a 400."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Malformed(Exception):
-    """The body is not what the contract says."""
+    """The body does not follow the contract."""
 
 
 class CompanyIn(msgspec.Struct, kw_only=True):
@@ -38,7 +38,7 @@ class ImportIn(msgspec.Struct, kw_only=True):
     rows: list[dict[str, str | int | float | bool | None]] | None = None
 
     def payload(self) -> bytes:
-        """Return what an idempotency key stands for."""
+        """Return the payload that an idempotency key identifies."""
         return msgspec.json.encode([self.files, self.rows], order="deterministic")
 
 
@@ -69,7 +69,7 @@ class ExportIn(msgspec.Struct, kw_only=True):
 
 
 def read(body: bytes, kind: type[T]) -> T:
-    """Return `body` as `kind`, every text in it non-empty; raise `Malformed` with the server's words."""
+    """Return `body` as `kind`, with every text non-empty. Raises `Malformed` with the server's message."""
     try:
         value = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

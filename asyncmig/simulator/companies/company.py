@@ -28,7 +28,7 @@ class Upload:
 @final
 @dataclass(slots=True, kw_only=True)
 class Company:
-    """One company, by what requests have made of it."""
+    """The state of one company."""
 
     id: str
     name: str
@@ -68,7 +68,7 @@ class Company:
         )
 
     def describe(self) -> Json:
-        """Return the company as its creation shows it."""
+        """Return the company as the response to its creation."""
         return {
             "id": self.id,
             "name": self.name,
@@ -77,14 +77,14 @@ class Company:
         }
 
     def known(self, key: str, payload: bytes) -> str | None:
-        """Return the run that an idempotency key stands for; refuse another payload."""
+        """Return the run of an idempotency key; refuse another payload."""
         known, run_id = self.keys.get(key, (payload, None))
         if known != payload:
             raise Refusal(409, "The idempotency key was used with another payload")
         return run_id
 
     def workbook(self) -> Workbook:
-        """Return what webhooks deliver of it."""
+        """Return the company's workbook, as webhooks deliver it."""
         return Workbook(
             id=self.workbook_id, company_name=self.name, external_id=self.external_id, tables=self.tables
         )
@@ -93,9 +93,9 @@ class Company:
 def take_in(
     company: Company, body: ImportIn, new_id: Callable[[], str]
 ) -> list[tuple[Table, list[list[str]]]]:
-    """Return the rows that `body` brings, by table: a new one of the company for what fits no template.
+    """Return the rows of `body` by table, with a new table of the company for files that fit no template.
 
-    Raises `Unreadable` for bytes that are no CSV or never came, `Refusal` for an upload that is not known.
+    Raises `Unreadable` for bytes that are not CSV or never arrived, and `Refusal` for an unknown upload.
     """
     return [
         _place(company, header, records, name, new_id) for header, records, name in _contents(company, body)

@@ -1,4 +1,4 @@
-"""Messy customers, made by a seed: a manifest, two or three CSV files for each, and what must come of them."""
+"""Generate messy customers from a seed: a manifest, two or three CSV files for each, and the expected result."""
 
 import csv
 import io
@@ -87,7 +87,7 @@ _TRADES = ("Logistics", "Bakery", "Robotics", "Clinics", "Foods", "Studio", "Fre
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What must come of a customer. Row counts are those of `filter=valid`, by sheet."""
+    """The expected result of a customer. Row counts are those of `filter=valid`, by sheet."""
 
     external_id: str
     outcome: str
@@ -95,14 +95,14 @@ class Plan:
     reason: str
     rows_in: int
     valid: dict[str, int]
-    """If the run completes by itself, its bad rows flagged."""
+    """Rows if the run completes without a question, with its bad rows flagged."""
     valid_after_patch: dict[str, int]
-    """If it parks, and the proposed patch is approved."""
+    """Rows if the run parks and the proposed patch is approved."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Sheet:
-    """Rows under construction, and how many are bad in which way."""
+    """Rows being generated, and how many are bad in which way."""
 
     schema: Schema
     rows: list[list[str]]
@@ -123,7 +123,7 @@ class _Sheet:
 
 
 def generate(folder: Path, *, customers: int = 40, seed: int = 1) -> list[Plan]:
-    """Write `folder/customers.csv` and a folder of files for each customer; return what must come of each.
+    """Write `folder/customers.csv` and a folder of files for each customer; return the expected result of each.
 
     The same seed writes the same bytes.
     """
@@ -176,7 +176,7 @@ def _spoil(
     ways: Sequence[Callable[[list[str]], list[str]]],
     counts: Sequence[str],
 ) -> None:
-    """Add bad rows, each with one flaw: `ways` turn a good row into a bad one, `counts` say what becomes of it."""
+    """Add bad rows with one flaw each: `ways` turn a good row into a bad one, `counts` count the results."""
     good = [list(row) for row in sheet.rows]
     for _ in range(round(share * len(good))):
         way = rng.randrange(len(ways))
@@ -246,7 +246,7 @@ def _deals(count: int, flaws: float, emails: list[str], rng: Random) -> _Sheet:
 
 
 def _render(sheet: _Sheet, rng: Random, encoding: str) -> bytes:
-    """Write the rows as some other system would: other headers, other line ends, sometimes a BOM."""
+    """Write the rows as another system would: other headers, other line ends, sometimes a byte order mark."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=rng.choice(("\n", "\r\n")))
     writer.writerow([rng.choice((column.name, *column.synonyms)) for column in sheet.schema.columns])

@@ -1,4 +1,4 @@
-"""What a client has done wrong: what the ledger noted, and what only the companies tell."""
+"""Judge a client: the faults in the ledger, and those that only the companies show."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -10,7 +10,7 @@ __all__ = ["judge"]
 
 
 def judge(companies: Collection[Company], ledger: Ledger, now: float) -> Verdict:
-    """Return how often something was made twice, or an end not read, and the sins that the ledger knows."""
+    """Return the number of duplicates, of unread ends, and of the faults in the ledger."""
     unread = duplicates = exports = 0
     for company in companies:
         asked = [payload for key, (payload, _) in company.keys.items() if key.startswith("e")]

@@ -1,4 +1,4 @@
-"""Servers worth rehearsing against: a way to count the limit, faults and readings of silences, by one name."""
+"""Profiles of servers to rehearse against: a rate limit, faults and variants under one name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,11 +30,11 @@ _PREVIEW = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A server. `goes_wrong`: faults and variants by the names that a command line gives them, with their rates."""
+    """A server. `goes_wrong`: faults and variants by their names on the command line, with their rates."""
 
     about: str
     limit: Callable[[int, float], RateLimit] = SlidingLog
-    """Makes the limit of so many calls in so many seconds."""
+    """Makes a rate limit from a number of calls and a window in seconds."""
     goes_wrong: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -61,4 +61,4 @@ PROFILES: Mapping[str, Profile] = {
         goes_wrong={**_PREVIEW, **dict.fromkeys(_FLAKY, 0.01)},
     ),
 }
-"""By the name that a command line gives them."""
+"""Profiles by their names on the command line."""

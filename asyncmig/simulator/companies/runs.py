@@ -39,7 +39,7 @@ class RunDurations:
             check_amount(f"pace.{name}", getattr(self, name))
 
     def draw(self, rows: int, rng: Random) -> tuple[float, float]:
-        """Return how long a run is queued, and how long it runs."""
+        """Return the seconds for which a run is queued, and for which it runs."""
         running = (self.base + self.per_row * rows) * rng.lognormvariate(0.0, self.sigma)
         return self.queued * rng.uniform(0.5, 1.5), running
 
@@ -47,7 +47,9 @@ class RunDurations:
 @final
 @dataclass(slots=True, kw_only=True)
 class ImportRun:
-    """One import. `tables`: the company's, which it changes when it ends well; `failure`: why it cannot."""
+    """One import. `tables`: the company's tables, which it changes when it completes; `failure`: why it cannot
+    complete.
+    """
 
     id: str
     created_at: float
@@ -60,12 +62,12 @@ class ImportRun:
     digest: str = ""
     """Of the rows that came."""
     parks: int = 0
-    """How often it has waited for a decision."""
+    """How often it was parked."""
     decided: int = 0
     rejected: bool = False
     canceled: bool = False
     attention: Json | None = None
-    """What it asked last; stays for the record when it runs again."""
+    """Its last questions, kept for the record when it runs again."""
     runs_from: float = 0.0
     settles_at: float = 0.0
     _settled: str | None = None
@@ -81,7 +83,7 @@ class ImportRun:
         self.settles_at = self.runs_from + running
 
     def status(self, now: float) -> str:
-        """Return the status at `now`; what must have happened until then happens here."""
+        """Return the status at `now`, after applying everything that happened until then."""
         if self._settled is None and now >= self.settles_at:
             self._settle()
         lasts = self.variants.park_lasts
@@ -166,7 +168,7 @@ class ImportRun:
         }
 
     def decide(self, approve: bool, answers: Mapping[str, AnswerIn], now: float) -> None:
-        """Take a decision; the patch is applied at once, and the run goes on for a while."""
+        """Apply a decision. The patch is applied at once, and the run continues for a while."""
         if approve:
             for n, (flaw, action) in enumerate(self._proposals):
                 answer = answers.get(f"fq{n}")

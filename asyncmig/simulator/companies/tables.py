@@ -1,7 +1,7 @@
-"""What the server makes of the bytes it was sent: parse, map to a template, validate, patch.
+"""Parse uploads, map them to templates, validate them, and patch them.
 
-A file whose headers fit no template goes to a sheet of its own, with every column and cell as it is. A file that fits
-one gets the template's columns; headers that are no column's name or synonym are left out.
+A file whose headers fit no template goes to a sheet of its own with every column and cell unchanged. A file that
+fits a template gets the template's columns; headers that are neither a column's name nor a synonym are dropped.
 """
 
 import csv
@@ -55,7 +55,7 @@ class Schema:
 
 @dataclass(slots=True, kw_only=True)
 class Table:
-    """A sheet with its rows. A table without a schema keeps whatever came."""
+    """A sheet with its rows. A table without a schema keeps every column."""
 
     sheet_id: str
     name: str
@@ -76,7 +76,7 @@ class Flaw:
 
 
 def read_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
-    """Return header and records of `content`; blank lines count for nothing. Raises `Unreadable`."""
+    """Return header and records of `content`. Blank lines are ignored. Raises `Unreadable`."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,7 +97,7 @@ def _plain(header: str) -> str:
 
 
 def _places(schema: Schema, header: Sequence[str]) -> list[int | None]:
-    """Return, for each column of the template, the place of its cells in the file."""
+    """Return the position of each template column's cells in the file."""
     found = {_plain(text): place for place, text in reversed(list(enumerate(header)))}
     return [
         next(
@@ -170,7 +170,7 @@ def _targets(column: Column, by_schema: Mapping[str, Table]) -> set[str] | None:
 
 
 def apply_action(table: Table, flaw: Flaw, action: Mapping[str, str]) -> None:
-    """Do one action of a patch to the rows of a flaw."""
+    """Apply one action of a patch to the rows of a flaw."""
     place = table.header.index(flaw.column)
     match action["action"]:
         case "set_value":

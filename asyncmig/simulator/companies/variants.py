@@ -1,4 +1,4 @@
-"""Where the contract is silent: what this server does there. A client must be right under all of it."""
+"""Choices where the contract is silent. A client must be correct under all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _WORDS: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variants:
-    """One reading of each silence; the numbers are those of the contract's list."""
+    """One choice for each silence of the contract; the numbers are those of the contract's list."""
 
     replay_status: int = 200
     """1: how a repeat under a known idempotency key is answered, 200 or 201."""
@@ -92,7 +92,7 @@ class Variants:
     """Seconds from the first request to the moment at which the key is revoked."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for what no server can do: a share beyond 0 to 1, a word that is not known."""
+        """Raise `ValueError` for invalid shares and unknown words."""
         for name in _SHARES:
             if not is_share(getattr(self, name)):
                 raise ValueError(f"{name} must be a number from 0 to 1: {getattr(self, name)!r}")
@@ -107,7 +107,7 @@ class Variants:
 
     @classmethod
     def drawn(cls, rng: Random) -> "Variants":
-        """Return a random reading of everything."""
+        """Return a random choice for everything."""
         return cls(
             replay_status=rng.choice((200, 201)),
             replay_shows=rng.choice(("present", "queued")),
@@ -135,7 +135,9 @@ class Variants:
         )
 
     def having(self, name: str, rate: float) -> "Variants":
-        """Return these with one more, by the name that a command line gives it; raise `KeyError` for no such name."""
+        """Return these choices with one more, by its name on the command line. Raises `KeyError` for an unknown
+        name.
+        """
         if name in ("zombies", "canceled", "stale"):
             return {
                 "zombies": replace(self, zombies=rate),

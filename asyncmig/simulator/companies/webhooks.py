@@ -18,15 +18,15 @@ __all__ = ["DEFECTS", "Webhook", "Workbook", "disordered", "export_webhooks", "s
 
 
 _ROOTS = 50
-"""At most so many in a nested batch."""
+"""Largest number of roots in a nested batch."""
 _TARGET = 256 * 1024
 DEFECTS = ("wrong-key", "other-body", "late", "early", "no-signature", "malformed-signature")
-"""What can be wrong with a copy."""
+"""Defects that a copy of a webhook can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workbook:
-    """What an export of a company takes its rows from."""
+    """The data of a company that an export sends."""
 
     id: str
     company_name: str
@@ -36,7 +36,7 @@ class Workbook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """One event; each delivery of it is signed anew."""
+    """One event. Each delivery of it is signed again."""
 
     id: str
     body: bytes
@@ -44,7 +44,7 @@ class Webhook:
     """One of `DEFECTS`, or nothing."""
 
     def headers(self, secret: str, now: float) -> dict[str, str]:
-        """Return what a delivery at `now`, seconds since 1970, carries."""
+        """Return the headers and the body of a delivery at `now`, in seconds since 1970."""
         at = int(now + {"late": -301.0, "early": 302.0}.get(self.defect, 0.0))
         key = "whsec_c29tZWJvZHkgZWxzZQ==" if self.defect == "wrong-key" else secret
         body = self.body + b" " if self.defect == "other-body" else self.body
@@ -74,8 +74,8 @@ def export_webhooks(
 ) -> list[Webhook]:
     """Return an export as webhooks, in order.
 
-    `target`: bytes of rows that a batch aims at. `first_index`: from where batches are counted, 0 or 1. `drift`: the
-    frame of each has numbers as text and fields that nobody knows, as a later version may.
+    `target`: the size in bytes that a batch's rows aim at. `first_index`: the first batch index, 0 or 1. `drift`:
+    numbers as text and unknown fields, as a later version may send them.
     """
     parts = list(_nested(workbook, target) if nested else _flat(workbook, target)) or [{}]
     export_id = f"{rng.getrandbits(64):016x}"
@@ -123,7 +123,7 @@ def _body(workbook: Workbook, part: Json, place: Json, nested: bool, preview: bo
 def disordered(
     sent: Iterable[Webhook], *, rng: Random, twice: float = 0.3, defects: Iterable[str] = ()
 ) -> list[Webhook]:
-    """Return webhooks in any order, a share of them twice, and for each of `defects` one copy more that has it."""
+    """Return webhooks in any order, with a share of them repeated, and one more copy for each of `defects`."""
     sent = list(sent)
     again = [webhook for webhook in sent if rng.random() < twice]
     bad = [replace(rng.choice(sent), defect=defect) for defect in defects]
@@ -136,7 +136,7 @@ def disordered(
 
 
 def _rows(workbook: Workbook) -> dict[str, list[Json]]:
-    """Return the rows of each sheet, by its id, with what is wrong with them."""
+    """Return the rows of each sheet by its id, with their errors."""
     errors: dict[tuple[str, int], list[Json]] = {}
     for flaw in find_flaws(workbook.tables):
         for n in flaw.rows:
@@ -197,7 +197,7 @@ def _nested(workbook: Workbook, target: int) -> Iterator[Json]:
 
 
 def _roots(workbook: Workbook) -> list[tuple[str, Json]]:
-    """Return sheet and row of each root; a row whose link names a row of an earlier sheet hangs on that."""
+    """Return the sheet and row of each root. A row whose link names a row of an earlier sheet is its child."""
     rows, roots = _rows(workbook), list[tuple[str, Json]]()
     named: dict[tuple[str, str, object], Json] = {}
     for table in workbook.tables:
@@ -234,9 +234,10 @@ async def send(
     attempts: int = 3,
     pause: float = 5.0,
 ) -> list[list[int]]:
-    """Post each webhook to `url` until it is answered with 2xx, at most `attempts` times, `pause` seconds apart.
+    """Post each webhook to `url` until the response is 2xx, at most `attempts` times, `pause` seconds apart.
 
-    `clock` gives seconds since 1970, for the signatures. Returns the statuses that each one met; 0 for no answer.
+    `clock` returns seconds since 1970, for the signatures. Returns the statuses of each webhook; 0 for no
+    response.
     """
     async with aiohttp.ClientSession(timeout=_PATIENCE) as http:
         return [await _deliver(http, url, webhook, secret, clock, attempts, pause) for webhook in webhooks]

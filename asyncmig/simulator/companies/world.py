@@ -1,4 +1,4 @@
-"""The server's state: a request and `now` go in, a reply comes out. It knows the contract and no client."""
+"""The server's state: it takes a request and `now`, and returns a reply. It knows the contract and no client."""
 
 import hashlib
 import re
@@ -44,8 +44,8 @@ Handler = Callable[["World", Request, Mapping[str, str], float], Reply]
 class World:
     """One account of the Migration API.
 
-    `limit`: makes the rate limit of an endpoint (or of the key, with `scope="key"`). `storage_url` is where signed
-    upload URLs point to; whoever serves the world sets it. `variants`: what it does where the contract is silent.
+    `limit`: makes the rate limit of an endpoint (or of the key, with `scope="key"`). `storage_url`: the host of
+    signed upload URLs, set by the code that serves the world. `variants`: choices where the contract is silent.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class World:
         """Signed tokens: company and upload reference."""
 
     def handle(self, request: Request, now: float) -> Reply:
-        """Answer a request to the API's host."""
+        """Respond to a request to the API's host."""
         found = find_route(request)
         if found is None:
             return json_reply(404, {"error": "No such route"})
@@ -123,7 +123,7 @@ class World:
             self.ledger.note_end(run.id, ended_at=run.settles_at, read_at=now)
 
     def storage(self, request: Request, now: float) -> Reply:
-        """Answer a request to the storage's host: a PUT to a signed URL, once."""
+        """Respond to a request to the storage's host: a PUT to a signed URL, once."""
         if "x-api-key" in request.headers:
             self.ledger.key_leaks += 1
             return json_reply(400, {"error": "The API key does not belong here"})
@@ -167,7 +167,7 @@ class World:
         return self._created(company, status=201)
 
     def _taken(self, body: CompanyIn) -> Company | Refusal | None:
-        """Return what stands in the way of a new company, in the order in which this server looks."""
+        """Return the reason against a new company, in the order in which this server checks."""
         found: list[Company | Refusal] = []
         for other in self._companies.values():
             if body.external_id is not None and other.external_id == body.external_id:
@@ -377,18 +377,18 @@ class World:
         return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
     def verdict(self, now: float) -> Verdict:
-        """Return what a client of this world has done wrong."""
+        """Return the counts of what a client of this world did wrong."""
         return judge(self._companies.values(), self.ledger, now)
 
     def workbook(self, external_id: str) -> Workbook:
-        """Return what webhooks deliver of this customer; raise `KeyError` if there is no such company."""
+        """Return this customer's workbook, as webhooks deliver it. Raises `KeyError` if there is no such company."""
         for company in self._companies.values():
             if company.external_id == external_id:
                 return company.workbook()
         raise KeyError(external_id)
 
     def parked(self, external_id: str) -> bool:
-        """Return whether an import of this customer has ever waited for a decision."""
+        """Return whether an import of this customer was ever parked."""
         companies = [each for each in self._companies.values() if each.external_id == external_id]
         return any(run.attention is not None for company in companies for run in company.runs.values())
 

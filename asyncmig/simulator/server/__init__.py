@@ -1,1 +1,1 @@
-"""What serves any generation of the API: HTTP, faults, rate limits, the ledger and the clock."""
+"""The server of any API generation: HTTP, faults, rate limits, the ledger and the clock."""

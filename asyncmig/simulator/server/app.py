@@ -22,7 +22,7 @@ _Handle = Callable[[Request, float], Reply]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Where a world is served."""
+    """The address of a served world."""
 
     base_url: str
     """The whole prefix, for `VERN_BASE_URL`."""
@@ -39,9 +39,9 @@ async def serve(
     faults: Faults | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Serving]:
-    """Serve `world` while the block runs; a port of 0 is any that is free. Time is the running loop's.
+    """Serve `world` while the block runs. Port 0 selects any free port. Time is the running event loop's.
 
-    `tls`: serve https with this, under the name `localhost`, which its certificate must be for.
+    `tls`: serve https with this context, under the name `localhost`, which its certificate must contain.
     """
     faults = faults or Faults()
     async with AsyncExitStack() as running:

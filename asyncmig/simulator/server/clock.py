@@ -1,7 +1,7 @@
-"""An event loop on which time runs faster: a contract minute passes in a second at `speed=60`.
+"""An event loop on which time runs faster: a minute passes in a second at `speed=60`.
 
-Only the loop is told. Its `time()` runs `speed` times faster and its selector sleeps `speed` times shorter, so that
-timers, time-outs and limiters of any library follow without knowing.
+Only the event loop changes: its `time()` runs `speed` times faster, and its selector sleeps `speed` times
+shorter, so timers, time-outs and limiters of every library follow.
 """
 
 import asyncio

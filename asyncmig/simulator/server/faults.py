@@ -1,4 +1,4 @@
-"""What a network, a proxy or a failing server can do to one request: described here, performed by whoever serves."""
+"""Faults that a network, a proxy or a failing server can cause. The code that serves a world applies them."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,31 +16,31 @@ _HTML = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></ht
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What becomes of one request. Each field is one way in which it goes wrong."""
+    """The fault of one request. Each field is one way in which it goes wrong."""
 
     refused: bool = False
-    """Nobody listens: it cannot have arrived. Over real sockets this is a lost request."""
+    """The connection is refused: the request cannot have arrived. Over real sockets this is a lost request."""
     lost_before: bool = False
-    """It never arrives."""
+    """The request never arrives."""
     lost_after: bool = False
-    """It is processed, and no answer comes."""
+    """The request is processed, and the response is lost."""
     hangs: bool = False
-    """It is processed, and nothing comes until the client gives up."""
+    """The request is processed, and nothing arrives until the client gives up."""
     cut_to: int | None = None
-    """So many bytes of the body come, and then the connection breaks."""
+    """Bytes of the body after which the connection breaks."""
     truncated_to: int | None = None
-    """So many bytes of the body come, with a length that agrees."""
+    """Bytes to which the body is cut, with a matching length."""
     instead: Reply | None = None
-    """Something before the server answers this, and the server never sees the request."""
+    """A response of a proxy; the server never receives the request."""
     afterwards: Reply | None = None
-    """The server processes the request, and this is answered."""
+    """A response that replaces the server's after the request was processed."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Added to the answer."""
+    """Headers that are added to the response."""
     change: Callable[[bytes], bytes] | None = None
-    """What becomes of the body of a success."""
+    """A change of the body of a success."""
 
     def reply(self, processed: Callable[[], Reply]) -> Reply:
-        """Return the answer as it leaves; `processed` lets the server see the request."""
+        """Return the response as it is sent. `processed` lets the server process the request."""
         reply = self.instead or processed()
         reply = self.afterwards or reply
         body = self.change(reply.body) if self.change and reply.status < 300 else reply.body
@@ -77,12 +77,12 @@ FAULTS: dict[str, Fault] = {
     "retry-after-date": Fault(instead=_BUSY, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
     "retry-after-absurd": Fault(instead=_BUSY, headers={"Retry-After": "86400"}),
 }
-"""By the name that a command line gives them."""
+"""Faults by their names on the command line."""
 
 
 @final
 class Faults:
-    """Which request meets which fault: by rate and seed, or scripted at the n-th request of an endpoint."""
+    """Chooses the fault of each request: by rate and seed, or scripted for the n-th request of an endpoint."""
 
     def __init__(
         self,
@@ -92,7 +92,9 @@ class Faults:
         rng: Random | None = None,
         until: float = float("inf"),
     ) -> None:
-        """`rates`: shares of all requests, by the fault's name. `until`: no fault by rate from that time on."""
+        """`rates`: shares of all requests by the fault's name. `until`: time in seconds after which no fault occurs
+        by rate.
+        """
         unknown = set(rates or ()) - FAULTS.keys()
         if unknown:
             raise ValueError(f"unknown fault {sorted(map(str, unknown))}; there are {sorted(FAULTS)}")
@@ -106,7 +108,7 @@ class Faults:
         self._numbers: Counter[str] = Counter()
 
     def pick(self, endpoint: str, now: float) -> Fault:
-        """Return what becomes of the next request of an endpoint (`GET /sources`, `PUT storage`)."""
+        """Return the fault of the next request of an endpoint (`GET /sources`, `PUT storage`)."""
         self._numbers[endpoint] += 1
         scripted = self._script.get((endpoint, self._numbers[endpoint]))
         if scripted is not None:

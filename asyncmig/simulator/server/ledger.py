@@ -1,4 +1,4 @@
-"""What the server saw: every request, and when the end of each run was first read."""
+"""The ledger: every request, and when the end of each run was first read."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -29,29 +29,29 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How often a client has done what it should not."""
+    """How often a client did what it should not do."""
 
     over_the_limit: int
-    """Requests that were answered 429."""
+    """The number of requests with a 429."""
     key_leaks: int
     """Requests that carried the API key to the storage's host."""
     duplicate_imports: int
-    """Imports of rows that the company had got already."""
+    """Imports of rows that the company already had."""
     duplicate_companies: int
     duplicate_exports: int
-    """Exports of a company with the mode and the selection of another one, under another key."""
+    """Exports of a company with the mode and selection of an earlier one, under another key."""
     polls_after_the_end: int
     """Reads of a run after one that showed its end."""
     hasty_polls: int
     """Reads of a run less than 1.5 s after the one before."""
     blind_decisions: int
-    """Decisions about a park that had not been read."""
+    """Decisions about a parked run that had not been read."""
     after_refusal: int
-    """Requests after the first one that was answered 401."""
+    """Requests after the first 401."""
     malformed: int
-    """Requests that were answered 400."""
+    """Requests with a 400."""
     unaccounted: int
-    """Imports that ended, and nobody read it."""
+    """Imports whose end was never read."""
 
 
 @final
@@ -66,10 +66,10 @@ class Ledger:
         """By run: seconds from its end to the first read that showed it."""
 
         self.readings: dict[str, list[tuple[float, int]]] = {}
-        """By run: when it was read, and at which of its parks it then was."""
+        """By run: when it was read, and which of its parks it showed."""
         self.end_read_at: dict[str, float] = {}
         self.decisions: list[tuple[str, int]] = []
-        """Decisions that were taken: the run, and which of its parks was answered."""
+        """Decisions: the run, and which of its parks was answered."""
 
     def note_decision(self, run_id: str, park: int) -> None:
         self.decisions.append((run_id, park))
@@ -80,7 +80,7 @@ class Ledger:
     def verdict(
         self, *, duplicate_imports: int, duplicate_companies: int, duplicate_exports: int, unaccounted: int
     ) -> Verdict:
-        """Return what a client has done wrong, with what only the world can tell."""
+        """Return what a client did wrong, including what only the world knows."""
         statuses = [entry.status for entry in self.entries]
         refused = statuses.index(401) if 401 in statuses else len(statuses)
         shown = {(run_id, park) for run_id, readings in self.readings.items() for _, park in readings}

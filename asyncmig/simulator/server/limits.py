@@ -1,4 +1,4 @@
-"""How a server may count a rate limit: fixed or sliding windows, a counter of two, a bucket; all pure."""
+"""Rate limits of a server: fixed and sliding windows, a two-window counter, a token bucket. All of them are pure."""
 
 from collections import deque
 from typing import Protocol, final
@@ -14,7 +14,7 @@ def _check(limit: float, window: float) -> None:
 
 
 class RateLimit(Protocol):
-    """Decides about one call after the other."""
+    """Decides about one call after another."""
 
     def allow(self, now: float) -> bool:
         """Count a call at `now` and return whether it is allowed."""
@@ -80,7 +80,7 @@ class SlidingCounter:
 
 @final
 class TokenBucket:
-    """`burst` tokens, refilled at `limit` in `window` seconds. With `count_rejects` a refused call costs one, too."""
+    """`burst` tokens, refilled at `limit` in `window` seconds. With `count_rejects`, a refused call costs one too."""
 
     def __init__(self, limit: int, window: float = 60.0, *, burst: int, count_rejects: bool = False) -> None:
         _check(limit, window)

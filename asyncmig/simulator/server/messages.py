@@ -1,4 +1,4 @@
-"""What goes in and out of a world."""
+"""Requests and replies of a world."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What came in; header names in lower case."""
+    """A request. Header names are in lower case."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What goes out."""
+    """A reply."""
 
     status: int
     body: bytes
@@ -32,7 +32,7 @@ class Reply:
 
 
 class Refusal(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error response."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -45,9 +45,9 @@ def json_reply(status: int, value: object) -> Reply:
 
 
 def drifted(value: object) -> object:
-    """Return a reply as a later version of a preview API may send it; what is required stays what it is.
+    """Return a reply as a later version of the API may send it. Required fields stay as they are.
 
-    Numbers come as strings, empty lists not at all, and every object has a field that nobody knows.
+    Numbers are sent as strings, empty lists are omitted, and every object has an unknown field.
     """
     if isinstance(value, dict):
         fields = cast("Json", value)
