@@ -251,7 +251,9 @@ Event = (
     | AttemptFailed
     | Recovered
 )
+"""Any event of a session."""
 EventT = TypeVar("EventT", bound=Event)
+"""The kind of event that a stream yields."""
 
 _LEVELS: dict[type[Event], int] = {
     RequestDone: logging.DEBUG,

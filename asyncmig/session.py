@@ -42,6 +42,7 @@ from asyncmig.events import Events, RunStalled
 __all__ = ["Scope", "Session", "context_of"]
 
 Scope = Literal["endpoint", "key"]
+"""How the server counts its limit: for each endpoint, or over all requests of the key."""
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
 _BY_KEY = "*"
 """The name of the single budget if requests are counted by key."""

@@ -147,6 +147,7 @@ class InProcess:
         return reply
 
     async def aclose(self) -> None:
+        """Mark the transport as closed."""
         self.closed = True
 
     async def _answer(self, host: str, request: Request, timeouts: Timeouts) -> _Answer:

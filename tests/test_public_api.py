@@ -1,5 +1,6 @@
 """What users import: listed, documented, and complete: every type that a signature names has a public path."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -19,10 +20,24 @@ MODULES = [
 NAMES = [(module, name) for module in MODULES for name in getattr(module, "__all__", ())]
 PUBLIC = {id(getattr(module, name)) for module, name in NAMES}
 TOP = [getattr(asyncmig, name) for name in asyncmig.__all__]
-FOR_USERS = (
-    asyncmig,
-    *(m for m in MODULES if m.__name__.split(".")[1:] in (["events"], ["journal"], ["webhooks"])),
-)
+CHAPTERS = {
+    *(
+        "errors",
+        "events",
+        "journal",
+        "preflight",
+        "pytest_plugin",
+        "session",
+        "simulator",
+        "telemetry",
+        "testing",
+    ),
+    *("transport", "webhooks", "jobs.fleet", "jobs.manifest", "jobs.plan", "jobs.status"),
+    *("distributed.postgres", "distributed.redis", "distributed.saq"),
+}
+FOR_USERS = [
+    module for module in MODULES if module.__name__.removeprefix("asyncmig.") in {"asyncmig", *CHAPTERS}
+]
 
 
 def named(module: ModuleType) -> str:
@@ -123,3 +138,30 @@ def test_every_public_name_is_documented(module: ModuleType) -> None:
         if part != "__init__" and not inspect.getdoc(value)
     ]
     assert undocumented == []
+
+
+def aliases(module: ModuleType) -> Iterator[tuple[str, bool]]:
+    """Yield the listed names to which a module assigns a value, and whether text below them explains each."""
+    statements = ast.parse(inspect.getsource(module)).body
+    for statement, below in zip(statements, [*statements[1:], ast.Pass()], strict=True):
+        target = (
+            statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        )
+        if isinstance(target, ast.Name) and target.id in module.__all__:
+            yield target.id, isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+
+
+def test_every_public_alias_is_explained() -> None:
+    homes = {value.__module__ for value in TOP if isinstance(value, type | FunctionType)}
+    modules = [
+        module
+        for module in [*FOR_USERS, *(importlib.import_module(home) for home in homes)]
+        if hasattr(module, "__all__") and module is not asyncmig
+    ]
+    unexplained = {
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name, explained in aliases(module)
+        if not explained
+    }
+    assert unexplained == set()

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 __all__ = ["LARGEST_LIST", "LARGEST_REPLY", "Endpoint", "Lane", "Repeat"]
 
 LARGEST_REPLY = 4 * 1024 * 1024
+"""Largest reply in bytes, after decompression."""
 LARGEST_LIST = 16 * 1024 * 1024
+"""Largest list, and reply to `Session.request`, in bytes after decompression."""
 
 
 class Lane(enum.IntEnum):

@@ -31,6 +31,7 @@ from asyncmig.errors import InvalidInput
 __all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]
 
 Body = bytes | AsyncIterator[bytes]
+"""A request body: bytes, or an async iterable of bytes."""
 _CHUNK = 256 * 1024
 _PIECE = 64 * 1024
 """Bytes of a body that must be taken before a time-out for silence: as many as asyncio buffers."""
@@ -89,10 +90,18 @@ class Answer(Protocol):
     """An answer whose headers are there; reading its body may raise `Lost`."""
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
     @property
-    def headers(self) -> Mapping[str, str]: ...
-    def chunks(self) -> AsyncIterator[bytes]: ...
+    def headers(self) -> Mapping[str, str]:
+        """The response headers; names in any case."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body in chunks; raises `Lost` if it breaks off."""
+        ...
 
 
 class Transport(Protocol):
@@ -211,6 +220,7 @@ class AiohttpTransport:
         body: Body | None,
         timeouts: Timeouts,
     ) -> AsyncGenerator[Answer]:
+        """Send one request once; see `Transport.exchange`."""
         proxy = self.proxy_for(url)
         watch = _Watch(timeouts)
         response, lost = None, None
@@ -263,6 +273,7 @@ class AiohttpTransport:
         )
 
     async def aclose(self) -> None:
+        """Close the connections that this transport opened."""
         await finish_all([http.close for http in (self._pooled, self._single) if http is not None])
 
 

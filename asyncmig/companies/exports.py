@@ -20,6 +20,7 @@ from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 __all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "Mode"]
 
 Mode = Literal["full", "canary"]
+"""What an export writes: everything, or the first row of each template."""
 _NO_REASON = (
     "no reason given; without `connections` at the company's creation there is no destination to write to"
 )

@@ -23,6 +23,7 @@ __all__ = ["CHUNK", "Part", "Repeats", "may_take"]
 
 
 CHUNK = 256 * 1024
+"""Bytes that are read at a time."""
 _SAME = 8
 """Number of downloads that were wrong in the same way after which another one is unlikely to differ."""
 _TOO_MUCH = 2

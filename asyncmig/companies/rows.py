@@ -23,6 +23,7 @@ from asyncmig.errors import InvalidInput
 __all__ = ["Row", "checked_rows", "to_csv", "to_json"]
 
 Row = dict[str, object]
+"""A row as plain JSON values by column."""
 _EXACT = 2**53
 
 

@@ -30,6 +30,7 @@ __all__ = [
 
 
 RowFilter = Literal["valid", "all"]
+"""Which rows a download contains: `"valid"` drops every row with a bad cell, `"all"` keeps them."""
 
 
 class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +204,7 @@ class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
 
 
 Outcome = Delivered | Failed | Parked | Unknown | Pending
+"""How one migration ended. Distinguish the cases by `match` or `isinstance`."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -221,3 +223,5 @@ Reviewed = Literal["sent", "gone", "changed"]
 Decide = Callable[[Parked], Awaitable[Decision | None]]
 """Decides about a parked run; None leaves it parked."""
 Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide
+"""What happens when an import parks: it stays parked, a patch that destroys no rows is approved, any patch is
+approved, any patch is rejected, or a function decides."""

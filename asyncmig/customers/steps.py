@@ -8,10 +8,13 @@ __all__ = ["ACTIVE", "OUTCOMES", "PICTURED_AS", "STEP_AFTER", "Entry", "OutcomeN
 Step = Literal[
     "checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting"
 ]
+"""The steps of a migration in progress, in order."""
 OutcomeName = Literal["delivered", "failed", "parked", "unknown", "pending"]
+"""The names of outcomes in JSON, journals and on the command line."""
 Remark = Literal["retrying", "recovered"]
 """Entries that change no step."""
 Picture = Literal["preparing", "uploading", "running", "parked", "downloading"]
+"""The kinds of bars that the HTML report draws."""
 Entry = (
     Literal[
         "input",

@@ -33,11 +33,19 @@ _IDLE_LOOKS = 3
 class Readable(Protocol):
     """A journal that can say who works on what; it may be open for reading only."""
 
-    async def states(self) -> dict[str, bytes]: ...
-    async def activity(self) -> dict[str, Activity]: ...
+    async def states(self) -> dict[str, bytes]:
+        """Return every customer's latest record, the oldest first."""
+        ...
+
+    async def activity(self) -> dict[str, Activity]:
+        """Return when each customer's record changed last, and which process works on it."""
+        ...
+
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]: ...
+    ) -> list[Event]:
+        """Return events in order: of one customer, after a number, at most so many."""
+        ...
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):

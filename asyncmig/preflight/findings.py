@@ -42,6 +42,7 @@ Kind = Literal[
     "strict_in_part",
     "link",
 ]
+"""The kinds of findings."""
 
 _MOST_SAMPLES = 5
 _LONGEST_VALUE = 80
@@ -124,6 +125,7 @@ class FindingCounter:
         self.samples: list[Sample] = []
 
     def add(self, line: int, value: str = "", *, count: int = 1) -> None:
+        """Count one more place."""
         self.count += count
         if len(self.samples) < _MOST_SAMPLES:
             self.samples.append(Sample(line=line, value=value[:_LONGEST_VALUE]))

@@ -94,6 +94,7 @@ class OtherEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event = Batch | OtherEvent
+"""A decoded webhook: a batch of an export, or another event."""
 
 
 class _Place(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ SOURCES = {
     "5b0c3a52-0f5e-4c62-9a11-6d1f0a7e1c02": "Salesforce",
     "5b0c3a52-0f5e-4c62-9a11-6d1f0a7e1c03": "Pipedrive",
 }
+"""The sources of a simulated account: ids by name."""
 _COMPANIES, _CONTACTS, _DEALS = (f"7a9d1e40-33c1-4b8e-8e5f-2b9c4d6f0a0{n}" for n in (1, 2, 3))
 _STAGES = ("lead", "qualified", "won", "lost")
 SCHEMAS = (
@@ -55,6 +56,7 @@ SCHEMAS = (
         ),
     ),
 )
+"""The templates of a simulated account."""
 _FIRST = (
     "Ada",
     "Zoë",

@@ -13,10 +13,12 @@ __all__ = ["archive_reply", "csv_reply", "describe_sources", "describe_templates
 
 
 def describe_sources(sources: Mapping[str, str]) -> list[Json]:
+    """Return the reply to the request for sources."""
     return [{"id": each, "name": name, "logo_url": None} for each, name in sources.items()]
 
 
 def describe_templates(schemas: Iterable[Schema]) -> list[Json]:
+    """Return the reply to the request for templates."""
     return [_describe(schema) for schema in schemas]
 
 

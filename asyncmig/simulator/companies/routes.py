@@ -7,6 +7,7 @@ from asyncmig.simulator.server.messages import Request
 __all__ = ["PREFIX", "endpoint_of", "find_route"]
 
 PREFIX = "/api/v1"
+"""The path prefix of every route."""
 _COMPANY = f"{PREFIX}/companies/(?P<company>[^/]+)"
 _RUN = f"{_COMPANY}/imports/(?P<run>[^/]+)"
 _ROUTES: list[tuple[str, str, re.Pattern[str]]] = [

@@ -95,6 +95,7 @@ class ImportRun:
 
     @property
     def ended(self) -> bool:
+        """Whether the run has ended."""
         return self._settled in ("completed", "failed", "canceled")
 
     def _settle(self) -> None:
@@ -250,6 +251,7 @@ class ExportRun:
         self.settles_at = self.created_at + 5.0 + (1.0 if self.mode == "canary" else 0.1 * rows)
 
     def status(self, now: float) -> str:
+        """Return the status at `now`."""
         if now < self.settles_at:
             return "running"
         return "completed" if self.connected else "failed"

@@ -11,6 +11,7 @@ __all__ = ["PAGES", "VARIANTS", "Variants"]
 _SHARES = ("failed_writes", "hollow_writes", "unread_writes", "zombies", "canceled", "stale")
 _AMOUNTS = ("listed_writes", "inline_rows", "park_lasts", "lag", "upload_lives", "key_lives")
 PAGES = ("none", "cursor", "url", "page", "offset", "repeats", "more")
+"""The ways in which a list of imports can be paginated."""
 
 _WORDS: dict[str, tuple[object, ...]] = {
     "replay_status": (200, 201),

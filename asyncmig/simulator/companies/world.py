@@ -141,14 +141,17 @@ class World:
     # Routes
 
     def list_sources(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /sources`."""
         self._require(self.variants.catalogue)
         return json_reply(200, {"sources": describe_sources(self.sources)})
 
     def list_templates(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /templates`."""
         self._require(self.variants.catalogue)
         return json_reply(200, {"templates": describe_templates(self.schemas.values())})
 
     def create_company(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `POST /companies`."""
         body = read(request.body, CompanyIn)
         if body.source not in self.sources:
             raise Refusal(404, "Source not found")
@@ -198,6 +201,7 @@ class World:
         )
 
     def create_upload(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `POST /companies/{id}/uploads`."""
         company, body = self._company(ids), read(request.body, UploadIn)
         if body.size <= 0:
             raise Refusal(400, "size must be a positive number of bytes")
@@ -212,6 +216,7 @@ class World:
         return self._shown(201, {"upload_url": f"{self.storage_url}/{token}", "upload_ref": ref})
 
     def start_import(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `POST /companies/{id}/imports`."""
         company, body = self._company(ids), read(request.body, ImportIn)
         known = company.known(f"i{body.idempotency_key}", body.payload())
         if known is not None:
@@ -270,6 +275,7 @@ class World:
         )
 
     def read_import(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /companies/{id}/imports/{run_id}`."""
         run = self._run(ids)
         if now < run.created_at + self.variants.lag:
             raise Refusal(404, "Run not found")
@@ -279,6 +285,7 @@ class World:
         return reply
 
     def list_imports(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /companies/{id}/imports`."""
         runs = list(reversed(self._company(ids).runs.values()))
         if request.query.get("status") != "active":
             self._listings += 1
@@ -295,6 +302,7 @@ class World:
         return json_reply(200, {"run": None})
 
     def decide(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `POST /companies/{id}/imports/{run_id}/decisions`."""
         run, body = self._run(ids), read(request.body, DecisionIn)
         if body.decision not in ("approve", "reject"):
             raise Refusal(400, "decision must be approve or reject")
@@ -305,6 +313,7 @@ class World:
         return self._started(self._company(ids), "imports", run.id, run.status(now), code=200)
 
     def start_export(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `POST /companies/{id}/exports`."""
         company, body = self._company(ids), read(request.body, ExportIn)
         known = company.known(f"e{body.idempotency_key}", body.payload())
         if known is not None:
@@ -332,12 +341,14 @@ class World:
         return self._started(company, "exports", run.id, run.status(now))
 
     def read_export(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /companies/{id}/exports/{run_id}`."""
         run = self._company(ids).exports.get(ids["run"])
         if run is None:
             raise Refusal(404, "Run not found")
         return self._shown(200, run.describe(now))
 
     def download(self, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+        """Respond to `GET /companies/{id}/export.csv`."""
         company = self._company(ids)
         only_valid = request.query.get("filter", "valid") != "all"
         sheet_id = request.query.get("sheet_id")

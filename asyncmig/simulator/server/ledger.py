@@ -24,6 +24,7 @@ class Entry:
 
     @property
     def endpoint(self) -> str:
+        """Method and route template."""
         return f"{self.method} {self.template}"
 
 
@@ -72,9 +73,11 @@ class Ledger:
         """Decisions: the run, and which of its parks was answered."""
 
     def note_decision(self, run_id: str, park: int) -> None:
+        """Record a decision that was accepted."""
         self.decisions.append((run_id, park))
 
     def note_reading(self, run_id: str, park: int, now: float) -> None:
+        """Record that a run was read."""
         self.readings.setdefault(run_id, []).append((now, park))
 
     def verdict(
@@ -102,9 +105,11 @@ class Ledger:
         )
 
     def note(self, entry: Entry) -> None:
+        """Record a request."""
         self.entries.append(entry)
 
     def note_end(self, run_id: str, *, ended_at: float, read_at: float) -> None:
+        """Record that the end of a run was read."""
         self.detection.setdefault(run_id, read_at - ended_at)
         self.end_read_at.setdefault(run_id, read_at)
 

@@ -33,6 +33,7 @@ class FixedWindow:
         self._current, self._count = -1.0, 0
 
     def allow(self, now: float) -> bool:
+        """Count a call at `now` (seconds) and return whether it is allowed."""
         current = (now - self._phase) // self._window
         if current != self._current:
             self._current, self._count = current, 0
@@ -51,6 +52,7 @@ class SlidingLog:
         self._log: deque[float] = deque()
 
     def allow(self, now: float) -> bool:
+        """Count a call at `now` (seconds) and return whether it is allowed."""
         while self._log and self._log[0] <= now - self._window:
             self._log.popleft()
         allowed = len(self._log) < self._limit
@@ -69,6 +71,7 @@ class SlidingCounter:
         self._current, self._count, self._previous = -1.0, 0, 0
 
     def allow(self, now: float) -> bool:
+        """Count a call at `now` (seconds) and return whether it is allowed."""
         current, into = divmod(now, self._window)
         if current != self._current:
             self._previous = self._count if current == self._current + 1 else 0
@@ -89,6 +92,7 @@ class TokenBucket:
         self._tokens, self._at = float(burst), 0.0
 
     def allow(self, now: float) -> bool:
+        """Count a call at `now` (seconds) and return whether it is allowed."""
         self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._rate)
         self._at = now
         allowed = self._tokens >= 1.0

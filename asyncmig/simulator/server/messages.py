@@ -8,6 +8,7 @@ from typing import cast
 __all__ = ["Json", "Refusal", "Reply", "Request", "drifted", "json_reply"]
 
 Json = dict[str, object]
+"""A JSON value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Refusal(Exception):
 
 
 def json_reply(status: int, value: object) -> Reply:
+    """Return a reply with a JSON body."""
     return Reply(status=status, body=json.dumps(value).encode())
 
 
