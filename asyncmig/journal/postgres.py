@@ -173,7 +173,9 @@ class PostgresStore(ClaimStore):
         while True:
             try:
                 self._commit_once(ops, transaction)
-            except psycopg.Error:
+            except psycopg.Error as error:
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._db is not None:
+                    self._db.close()  # the server became a standby: connect to the one that accepts writes
                 broken = self._db is None or self._db.closed
                 if not broken or self._stopping or time.monotonic() >= until:  # noqa: TID251 - as above
                     raise

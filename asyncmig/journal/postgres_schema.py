@@ -114,7 +114,10 @@ class PostgresSchema:
     def explain(self, error: Exception) -> JournalError:
         """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
         self._server.scrub(error)
-        passes = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        passes = isinstance(
+            error,
+            psycopg.OperationalError | psycopg.InterfaceError | psycopg.errors.ReadOnlySqlTransaction,
+        )
         return (JournalUnavailable if passes else JournalError)(self.text, " ".join(str(error).split()))
 
     def prepare(self, db: _Connection) -> None:

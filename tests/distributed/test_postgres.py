@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Identifier
 from servers import PostgresServer
 
 from asyncmig.distributed.postgres import PostgresJournal
-from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable
 from asyncmig.journal import Claim
 
 posix = pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc")
@@ -225,6 +225,33 @@ async def test_a_database_that_stays_away_is_an_error_in_the_end(own_server, pre
         await asyncio.to_thread(own_server.start)
         await claim.write("k", b"", b"back")
         assert await journal.states() == {"acme": b"back"}
+
+
+def make_read_only(server: PostgresServer, *, on: bool) -> None:
+    with psycopg.connect(server.url, autocommit=True) as db:
+        db.execute("SET default_transaction_read_only = off")
+        db.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
+        db.execute("SELECT pg_reload_conf()")
+
+
+async def test_a_server_that_becomes_read_only_is_waited_for(own_server, prefix):
+    url = own_server.url
+    any_host = f"{url}?target_session_attrs=any"
+    async with (
+        PostgresJournal(url, schema=prefix) as journal,
+        PostgresJournal(any_host, schema=prefix, patience=0.3) as impatient,
+    ):
+        claim, other = await journal.claim("acme"), await impatient.claim("bolt")
+        await asyncio.to_thread(make_read_only, own_server, on=True)
+        with pytest.raises(JournalUnavailable, match="read-only"):
+            await other.write("k", b"", b"")
+        writing = asyncio.ensure_future(claim.write("k", b"", b"written"))
+        await asyncio.sleep(0.2)
+        assert not writing.done()
+        await asyncio.to_thread(make_read_only, own_server, on=False)
+        await writing
+        assert await journal.states() == {"acme": b"written"}
+        await other.write("k", b"", b"written, too")
 
 
 async def test_changes_come_as_they_are_committed_also_over_a_break(database_url, prefix):
