@@ -233,7 +233,7 @@ def test_every_path_that_is_mentioned_exists(text: Document) -> None:
     prose = re.sub(r"^```.*?^```$", "", text.text, flags=re.MULTILINE | re.DOTALL)
     mentioned = {each for each in QUOTED.findall(prose) if PATH.fullmatch(each)}
     mentioned |= set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose))
-    places = (ROOT, PACKAGE, ROOT / ".github", ROOT / "benchmarks", PACKAGE / "journal")
+    places = (ROOT, PACKAGE, ROOT / ".github", ROOT / "benchmarks", PACKAGE / "companies/workflow")
     missing = {
         each
         for each in mentioned
@@ -268,6 +268,16 @@ def exists(name: str) -> bool:
             found = getattr(found, part)
         return True
     return False
+
+
+def test_the_architecture_has_a_line_for_every_unit() -> None:
+    table = next(each for each in MANUALS if each.name == "ARCHITECTURE.md").text
+    listed = re.findall(
+        r"^\| `([\w/.]+)`(?:, `([\w/.]+)`)? \|", table[: table.index("## Reading order")], re.MULTILINE
+    )
+    units = {path.name + ("" if path.suffix else "/") for path in PACKAGE.iterdir()}
+    units -= {"__init__.py", "__main__.py", "__pycache__/", "guide.md", "py.typed", "transport.py"}
+    assert {name for names in listed for name in names if name} == {*units, "companies/workflow/"}
 
 
 def test_the_links_to_headings_of_the_guide_exist() -> None:
