@@ -8,15 +8,26 @@ because they show that a line is not blank.
 A quote in the middle of a cell, or a carriage return without a line feed, can be read in two ways: see `recount`.
 """
 
+import codecs
+import json
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["RecordCounter", "RowCount"]
+__all__ = ["RecordCounter", "RowCount", "wide_decoder"]
 
 _DROPPED = bytes(set(range(256)) - set(b',"\n'))
 _NOTHING = (b"", b"\r")
 _LONGEST = 64 * 1024
 """Longest line, in bytes, whose cells are counted."""
+
+
+def wide_decoder(beginning: bytes) -> codecs.IncrementalDecoder | None:
+    """Return a decoder for a text that begins so, if that is UTF-16 or UTF-32; None otherwise.
+
+    `beginning`: at least 4 bytes, unless the text is shorter.
+    """
+    encoding = json.detect_encoding(beginning)
+    return None if encoding.startswith("utf-8") else codecs.getincrementaldecoder(encoding)("replace")
 
 
 @final
@@ -91,12 +102,14 @@ class _Lines:
 class RecordCounter:
     """Counts records of a CSV whose lines end in LF or CRLF, or in CR if there is no other line end.
 
-    A blank line may be an empty record of a sheet with one column, or nothing: both counts are kept.
+    A blank line may be an empty record of a sheet with one column, or nothing: both counts are kept. A sheet in
+    UTF-16 or UTF-32 counts as cut: `Recounter` can read it.
     """
 
-    __slots__ = ("_cr", "_header", "_lf", "_rest")
+    __slots__ = ("_beginning", "_cr", "_header", "_lf", "_rest")
 
     def __init__(self) -> None:
+        self._beginning = b""
         self._header: int | None = None
         """The number of cells of the header, once it is complete."""
         self._rest: bytes = b""
@@ -107,6 +120,8 @@ class RecordCounter:
 
     def feed(self, chunk: bytes) -> None:
         """Count the next bytes."""
+        if len(self._beginning) < 4:
+            self._beginning = (self._beginning + chunk)[:4]
         self._keep(chunk)
         self._lf.feed(chunk)
         if self._lf.filled or self._lf.blank:
@@ -155,7 +170,7 @@ class RecordCounter:
 
     def counts(self) -> tuple[RowCount, ...]:
         """Return the count of the only reading that this class knows."""
-        return (RowCount(self.rows, self.blank, self.cut),)
+        return (RowCount(self.rows, self.blank, self.cut or wide_decoder(self._beginning) is not None),)
 
 
 def _first_end(text: bytes) -> int:

@@ -85,15 +85,26 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
     while True:
         async with attempts:
             part.restart(fetch.expected.most_rows(part.sheet, sheet))
-            with part.naming():
-                async with fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
-                    refuse_page(answer)
-                    async for chunk in answer.chunks():
-                        await file.write(chunk)
-                        if part.count(chunk):
-                            await file.settled()
-                            await in_thread(part.check_bound)
-            return await in_thread(part.check, fetch.expected, sheet)
+            try:
+                await _receive(fetch, sheet, part)
+            except NoAnswer as error:
+                raise await in_thread(part.broken_off, error) from None
+            await in_thread(part.check, fetch.expected, sheet)
+            if not part.ends_with_line_end and fetch.ends_lines and fetch.expected.is_exact([sheet]):
+                await in_thread(part.check_unended_line)
+                fetch.no_line_ends()
+            return
+
+
+async def _receive(fetch: Fetch, sheet: Sheet, part: Part) -> None:
+    with part.naming():
+        async with fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
+            refuse_page(answer)
+            async for chunk in answer.chunks():
+                await file.write(chunk)
+                if part.count(chunk):
+                    await file.settled()
+                    await in_thread(part.check_bound)
 
 
 async def _fetch_archive(

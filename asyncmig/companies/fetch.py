@@ -92,6 +92,15 @@ class Fetch:
         """Remember that this server offers sheets but no archive of them."""
         self.context.kept(ClientState).has_archives = False
 
+    @property
+    def ends_lines(self) -> bool:
+        """Whether this server may end the last line of each sheet: no sheet without that came twice."""
+        return self.context.kept(ClientState).ends_lines
+
+    def no_line_ends(self) -> None:
+        """Remember that sheets of this server are whole although their last line has no end."""
+        self.context.kept(ClientState).ends_lines = False
+
 
 def refuse_page(answer: Answer) -> None:
     """Raise `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file."""

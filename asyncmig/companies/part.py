@@ -17,7 +17,7 @@ from asyncmig.companies.expected import Bound, Expected
 from asyncmig.companies.recount import Recounter
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.outcome import Downloaded
-from asyncmig.errors import TruncatedDownload
+from asyncmig.errors import AsyncmigError, NoAnswer, TruncatedDownload
 
 __all__ = ["CHUNK", "Part", "Repeats", "may_take"]
 
@@ -73,6 +73,7 @@ class Part:
         "_part",
         "_repeats",
         "_size",
+        "_tail",
         "file",
         "found",
         "path",
@@ -113,7 +114,7 @@ class Part:
             self.file.seek(0)
             self.file.truncate()
         self.records: RecordCounter = RecordCounter()
-        self._size = 0
+        self._size, self._tail = 0, b""
         self.found: RowCount | None = None
         """The count that is consistent with the complete sheet, after the check."""
         self._most_rows, self._cleared = most_rows, 0
@@ -133,6 +134,7 @@ class Part:
         """Count bytes that were written. Return whether they may be too many; then call `check_bound`."""
         self.records.feed(chunk)
         self._size += len(chunk)
+        self._tail = (self._tail + chunk[-4:])[-4:]
         return bool(self._bound.exceeded(len(chunk), [self.records.rows])) and self._size > self._cleared
 
     def check_bound(self) -> None:
@@ -155,6 +157,25 @@ class Part:
                 self.found = expected.check(self.sheet, sheet, counter)
             except TruncatedDownload as error:
                 raise self._repeats.wrong(error, digest) from None
+
+    @property
+    def ends_with_line_end(self) -> bool:
+        """Whether the last line is ended, also in UTF-16 and UTF-32; true for no bytes at all."""
+        return not self._size or self._tail.rstrip(b"\0").endswith(b"\n")
+
+    def check_unended_line(self) -> None:
+        """Raise `TruncatedDownload` unless the same bytes came before: the last cell may be cut short. Blocks."""
+        _, digest = self.recounted()
+        if not self._repeats.came_before(self.sheet, digest):
+            raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no end"), digest)
+
+    def broken_off(self, error: NoAnswer) -> AsyncmigError:
+        """Return the error for a body that broke off; it is final once the same bytes came eight times. Blocks."""
+        if not self._size:
+            return error
+        _, digest = self.recounted()
+        found = self._repeats.wrong(TruncatedDownload(self.sheet, f"it broke off: {error.reason}"), digest)
+        return found if found.is_final else error
 
     def recounted(self) -> tuple[Recounter, bytes]:
         """Return the counter of all readings, and the SHA-256 of the file. Blocks."""

@@ -12,12 +12,14 @@ cell, and the lines of that text are counted. This is exact and takes several ti
 which knows one reading.
 """
 
+import codecs
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import final
 
-from asyncmig.companies.csv_records import RowCount
+from asyncmig.companies.csv_records import RowCount, wide_decoder
 
 __all__ = ["Recounter"]
 
@@ -191,9 +193,9 @@ class _CellStart(_Quotes):
 
 @final
 class Recounter:
-    """Counts the records of a CSV file in UTF-8, however its bytes are split into chunks."""
+    """Counts the records of a CSV file in UTF-8, UTF-16 or UTF-32, however its bytes are split into chunks."""
 
-    __slots__ = ("_cell_start", "_held", "_parity", "_started", "believes_unclosed")
+    __slots__ = ("_cell_start", "_decoder", "_held", "_parity", "_started", "believes_unclosed")
 
     def __init__(self) -> None:
         self.believes_unclosed: bool = False
@@ -205,18 +207,24 @@ class Recounter:
         self._cell_start: _CellStart | None = None
         """The other rule for quotes, from the byte at which they differ."""
         self._held = b""
-        """A CR that an LF may follow; at the start, a possible byte order mark."""
+        """A CR that an LF may follow; at the start, bytes that do not tell the encoding yet."""
         self._started = False
+        self._decoder: codecs.IncrementalDecoder | None = None
+        """Of UTF-16 or UTF-32."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes."""
-        if self._held:
-            chunk, self._held = self._held + chunk, b""
+        """Count the next bytes."""
         if not self._started:
-            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+            chunk, self._held = self._held + chunk, b""
+            if len(chunk) < 4:
                 self._held = chunk
                 return
-            self._started, chunk = True, chunk.removeprefix(_BOM)
+            self._started = True
+            self._decoder = wide_decoder(chunk)
+            chunk = chunk.removeprefix(_BOM)
+        if self._decoder is not None:
+            chunk = self._decoder.decode(chunk).encode().removeprefix(_BOM)
+        chunk, self._held = self._held + chunk, b""
         if chunk.endswith(b"\r"):
             chunk, self._held = chunk[:-1], b"\r"
         if chunk:
@@ -236,6 +244,8 @@ class Recounter:
             (cell_start if quotes_are_text else parity).count(lone_return_ends=lone_return_ends)
             for quotes_are_text, lone_return_ends in _WAYS
         ]
+        if self._decoder is not None and self._decoder.getstate()[0]:  # half a character
+            counts = [dataclasses.replace(count, cut=True) for count in counts]
         if self.believes_unclosed:
             found = (cell_start.unclosed(), parity.unclosed())
             counts += [count for count in found if count is not None]
@@ -246,5 +256,6 @@ class Recounter:
         last = self
         if self._held:
             last = copy.deepcopy(self)
-            last._read([last._held])
+            held = last._held if last._started else last._held.removeprefix(_BOM)
+            last._read(held.split(b'"'))
         return last._cell_start or last._parity, last._parity

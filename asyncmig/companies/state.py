@@ -22,7 +22,7 @@ _FORGOTTEN = 3600.0
 class ClientState:
     """The state that all `Companies` objects and handles of one session share."""
 
-    __slots__ = ("decided", "has_archives", "throttle", "uploads")
+    __slots__ = ("decided", "ends_lines", "has_archives", "throttle", "uploads")
 
     def __init__(self, max_parallel_uploads: int = 16, upload_bytes_per_second: float | None = None) -> None:
         self.uploads = anyio.CapacityLimiter(max_parallel_uploads)
@@ -30,6 +30,8 @@ class ClientState:
         """Limits the bytes of all uploads together."""
         self.has_archives: bool = True
         """False once the server has shown that it has no ZIP of all sheets."""
+        self.ends_lines: bool = True
+        """False once the server has shown that its sheets do not end with a line end."""
         self.decided: DecidedParks = DecidedParks()
 
 

@@ -444,3 +444,18 @@ async def test_sheets_that_are_always_wrong_in_the_same_way_end_as_pending_soon(
     assert "rows came" in outcome.error
     assert sum("sheet_id" in url for _, _, url in wire.sent if "/export.csv" in url) <= (2 if more else 8)
     assert [path for path in tmp_path.glob("out/**/*") if path.is_file()] == []
+
+
+async def test_a_sheet_that_always_breaks_off_at_the_same_byte_is_not_fetched_for_15_minutes(
+    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
+) -> None:
+    world.variants = Variants(zip_status=404)
+    cut = Fault(cut_to=8)
+    wire.fault = lambda method, path, number: (
+        cut if path.endswith("/export.csv") and "sheet_id" in wire.sent[-1][2] else None
+    )
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Pending)
+    assert "broke off" in (outcome.error or "")
+    assert len([url for _, _, url in wire.sent if "sheet_id" in url]) == 8

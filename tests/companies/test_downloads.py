@@ -257,6 +257,51 @@ async def test_what_comes_wrong_and_always_the_same_is_not_asked_for_ever(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+async def test_a_sheet_that_was_cut_in_its_last_cell_is_fetched_again(
+    imported: Imported, wire: InProcess, tmp_path: Path, cut: int
+) -> None:
+    content = b"Email,Note\r\n" + b"p@x,whole\r\n" * 20
+    bodies = [content[:-cut], content, content]
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=200, body=bodies[number - 1])) if path.endswith("/export.csv") else None
+    )
+    async with imported() as company:
+        [file] = await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
+    assert Path(file.path).read_bytes() == content
+    assert downloads(wire) == 2
+
+
+async def test_a_server_that_does_not_end_the_last_line_is_believed(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    content = b"Email,Note\r\n" + b"\r\n".join([b"p@x,whole"] * 20)
+    reply = Fault(instead=Reply(status=200, body=content))
+    wire.fault = lambda method, path, number: reply if path.endswith("/export.csv") else None
+    async with imported() as company:
+        for times in (2, 3, 4):
+            [file] = await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
+            assert Path(file.path).read_bytes() == content
+            assert downloads(wire) == times
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("cell", ["x", '"a\r\n""b"', "\u0a0d\u0d0a", "\u2028"])
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("rows", [19, 20])
+async def test_a_sheet_in_another_unicode_encoding_is_counted(
+    imported: Imported, wire: InProcess, tmp_path: Path, encoding: str, cell: str, columns: int, rows: int
+) -> None:
+    lines = [",".join([each] * columns) for each in ["Note", *[cell] * rows]]
+    content = "".join(f"{line}\r\n" for line in lines).encode(encoding)
+    if rows == 20:
+        assert await downloaded(imported, wire, tmp_path, content) == 20
+        assert downloads(wire) == 1
+    else:
+        with pytest.raises(TruncatedDownload, match="19 rows came"):
+            await downloaded(imported, wire, tmp_path, content)
+
+
 class Flood:
     """An answer without end: what begins it, and what comes again and again."""
 
