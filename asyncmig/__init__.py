@@ -18,7 +18,6 @@ from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, Export
 from asyncmig.companies.imports import ImportRun, Imports
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Connection, ImportState, Sheet, Source, Template
-from asyncmig.companies.workflow.adoption import adopt
 from asyncmig.companies.writes import ExportReport, ExportState
 from asyncmig.customers.connections import Destination
 from asyncmig.customers.outcome import (
@@ -67,7 +66,7 @@ from asyncmig.errors import (
     WebhookRefused,
 )
 from asyncmig.jobs.fleet import Fleet
-from asyncmig.jobs.migrate import migrate
+from asyncmig.jobs.migrate import adopt, migrate
 from asyncmig.journal import Journal, JournalPort, MemoryJournal
 from asyncmig.session import Scope, Session
 

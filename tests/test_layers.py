@@ -1,9 +1,13 @@
-"""The arrows between the layers point one way, and the core stays pure."""
+"""Which unit of the architecture may import which: imports go down only, and the core is pure.
+
+Imports inside functions and under `TYPE_CHECKING` count.
+"""
 
 import ast
 import importlib
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
@@ -14,23 +18,63 @@ import asyncmig
 ROOT = Path(asyncmig.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 IMPURE = {"asyncio", "aiohttp", "anyio", "aiolimiter", "logging", "time", "socket", "threading"}
-ABOVE = {  # what a layer may not know
-    "customers": ("session", "jobs", "journal", "simulator", "cli", "distributed"),
-    "_core": ("_io", "companies", "session", "jobs", "journal", "simulator", "cli", "events", "distributed"),
-    "_io": ("companies", "session", "jobs", "journal", "simulator", "cli", "distributed"),
-    "companies": ("jobs", "simulator", "cli", "distributed"),
-    "preflight": ("session", "jobs", "journal", "simulator", "cli", "events"),
-    "session.py": ("jobs", "journal", "simulator", "cli", r"distributed\.(redis|postgres|saq)"),
-    "jobs/fleet.py": ("simulator", "cli", "distributed"),
-    "jobs/plan.py": ("jobs", "journal", "simulator", "cli", "distributed"),
-    "jobs/status.py": ("session", "jobs", "simulator", "cli", "distributed"),
-    "jobs/manifest.py": ("session", "jobs", "journal", "simulator", "cli", "distributed"),
-    "journal": ("_io", "companies", "session", "jobs", "simulator", "cli", "distributed"),
-    "testing.py": ("cli", "pytest_plugin"),
-    "pytest_plugin.py": ("cli",),
-    "webhooks": ("_io", "companies", "session", "jobs", "journal", "simulator", "cli", "events"),
-    "distributed": ("simulator", "cli"),
-    "telemetry.py": ("companies", "fleet", "journal", "simulator", "cli", "distributed"),
+LIBRARY = {
+    "errors",
+    "events",
+    "_core",
+    "_io",
+    "customers",
+    "journal",
+    "preflight",
+    "generations",
+    "session",
+    "jobs",
+}
+MAY_IMPORT = {  # unit: the units that it may import
+    "errors": set[str](),
+    "events": {"errors"},
+    "_core": {"errors"},
+    "_io": {"errors", "events", "_core"},
+    "customers": {"errors", "events", "_core"},
+    "journal": {"errors", "_core"},
+    "preflight": {"errors", "_core", "_io", "customers"},
+    "distributed": {
+        "errors",
+        "events",
+        "_core",
+        "_io",
+        "journal",
+    },  # journal: `PostgresJournal` is re-exported
+    "companies": {"errors", "events", "_core", "_io", "customers"},
+    "companies/workflow": {"errors", "events", "_core", "_io", "customers", "journal", "companies"},
+    "generations": {"errors", "_core", "_io", "customers", "journal", "companies/workflow"},
+    "session": {"errors", "events", "_core", "_io", "distributed", "companies"},
+    "jobs": {
+        "errors",
+        "events",
+        "_core",
+        "_io",
+        "customers",
+        "journal",
+        "preflight",
+        "generations",
+        "session",
+    },
+    "saq": LIBRARY | {"distributed"},
+    "telemetry": {"errors", "events", "session"},
+    "webhooks": {"errors", "_core"},
+    "transport": {"_io"},
+    "simulator": set[str](),
+    "testing": LIBRARY | {"simulator"},
+    "pytest_plugin": {"session", "testing"},
+    "cli": LIBRARY | {"saq", "simulator"},
+    "__main__": {"cli"},
+    "__init__": LIBRARY | {"companies"},
+}
+PLACED = {  # modules that belong to another unit than their folder
+    "distributed/saq.py": "saq",
+    "distributed/_environment.py": "saq",
+    "distributed/_steady_queue.py": "saq",
 }
 PURE = ("_core", "webhooks")
 
@@ -41,21 +85,64 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            if node.module == "asyncmig":  # a module, or a name of the top level
+                yield from (f"asyncmig.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+def unit_of(name: str) -> str:
+    """Return the unit that a module belongs to, by its path below the package or by its dotted name."""
+    path = name.removeprefix("asyncmig.").replace(".", "/").removesuffix("/py")
+    if placed := PLACED.get(f"{path}.py"):
+        return placed
+    if path.startswith("companies/workflow"):
+        return "companies/workflow"
+    return "__init__" if path == "asyncmig" else path.split("/")[0]
+
+
+def imported_units(path: Path) -> set[str]:
+    names = {name for name in imports(path) if name.split(".")[0] == "asyncmig"}
+    if path.name == "__init__.py" and path.parent == ROOT:
+        names.discard("asyncmig")
+    return {unit_of(name) for name in names}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_knows_only_what_lies_below_it(path: Path) -> None:
-    top = path.relative_to(ROOT).parts[0]
-    names = set(imports(path))
-    for above in ABOVE.get(top, ()):
-        assert not [name for name in names if re.match(rf"asyncmig\.{above}\b", name)]
-    if top not in ("testing.py", "pytest_plugin.py"):
-        assert not names & {"asyncmig.testing", "asyncmig.pytest_plugin"}
-    if top == "simulator":
-        assert not [n for n in names if n.startswith("asyncmig") and not n.startswith("asyncmig.simulator")]
-    if top in PURE:
-        assert not {name.split(".")[0] for name in names} & IMPURE
+def test_a_module_imports_only_units_below_it(path: Path) -> None:
+    unit = unit_of(str(path.relative_to(ROOT)).removesuffix(".py"))
+    assert imported_units(path) - {unit} <= MAY_IMPORT[unit]
+
+
+def test_the_units_form_no_cycle() -> None:
+    found = {unit: set[str]() for unit in MAY_IMPORT}
+    for path in MODULES:
+        unit = unit_of(str(path.relative_to(ROOT)).removesuffix(".py"))
+        found[unit] |= imported_units(path) - {unit}
+    assert tuple(TopologicalSorter(found).static_order())
+
+
+@pytest.mark.parametrize("unit", PURE)
+def test_a_pure_unit_does_no_input_or_output(unit: str) -> None:
+    for path in (ROOT / unit).rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
+
+
+def test_only_the_registry_the_session_and_the_top_level_import_a_generation() -> None:
+    outside = [path for path in MODULES if "companies" not in path.relative_to(ROOT).parts[:1]]
+    users = {
+        str(path.relative_to(ROOT))
+        for path in outside
+        if any(name.startswith("asyncmig.companies") for name in imports(path))
+    }
+    assert users == {"__init__.py", "generations.py", "session.py"}
+    workflow = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if unit_of(str(path.relative_to(ROOT)).removesuffix(".py")) != "companies/workflow"
+        and any(name.startswith("asyncmig.companies.workflow") for name in imports(path))
+    }
+    assert workflow == {"generations.py"}
 
 
 @pytest.mark.parametrize(

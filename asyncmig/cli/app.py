@@ -14,7 +14,6 @@ import msgspec
 import typer
 from rich.console import Console
 
-from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
@@ -77,6 +76,7 @@ from asyncmig.cli.status import (
 from asyncmig.cli.summary import print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.jobs.manifest import read_manifest
+from asyncmig.jobs.migrate import adopt as adopt_company
 from asyncmig.journal import Journal
 from asyncmig.simulator.server.clock import fast_loop
 
@@ -375,9 +375,7 @@ def adopt(
 async def write_adoption(path: Path, external_id: str, company_id: str) -> str:
     await check_journal(path)
     async with Journal(path) as journal:
-        state = (await journal.states()).get(external_id.strip())
-        api = generations.DEFAULT if state is None else generations.api_of(state)
-        return await generations.find(api).adopt(journal, external_id, company_id)
+        return await adopt_company(journal, external_id, company_id)
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")

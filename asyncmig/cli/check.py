@@ -9,16 +9,17 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from asyncmig import generations
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.output import clean, print_line, say
-from asyncmig.companies.wire import Template, Templates
 from asyncmig.customers.lookup import named
-from asyncmig.errors import AuthError, InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
+from asyncmig.customers.template_rules import TemplateRules
+from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
 from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault
 from asyncmig.preflight import CheckedFile, Finding, check
 from asyncmig.preflight.findings import number_of
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 __all__ = ["CheckOptions", "check_manifest"]
 
@@ -40,6 +41,10 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 
     external_id: str
     files: tuple[CheckedFile, ...]
+
+
+class _TemplateFile(msgspec.Struct, frozen=True):
+    templates: tuple[TemplateRules, ...]
 
 
 async def check_manifest(manifest: Manifest, options: CheckOptions, data: Console, words: Console) -> int:
@@ -76,7 +81,7 @@ def _verdict(warnings: int) -> str:
     return f"{number_of(warnings, 'warning')}. The server maps and judges by itself, and may take it all the same."
 
 
-async def _templates(options: CheckOptions, words: Console) -> Sequence[Template]:
+async def _templates(options: CheckOptions, words: Console) -> Sequence[TemplateRules]:
     """Return the templates of the file or of the account; none where neither can be had, and say so."""
     if options.templates is not None:
         return _from_file(options.templates)
@@ -84,27 +89,26 @@ async def _templates(options: CheckOptions, words: Console) -> Sequence[Template
         say(words, f"note: without VERN_API_KEY or --templates FILE {_WITHOUT_TEMPLATES}", "dim")
         return ()
     async with Session(base_url=options.base_url) as session:
-        try:
-            return await session.companies.templates()
-        except NotFound:
+        templates = await generations.find(generations.DEFAULT).template_rules(context_of(session))
+        if templates is None:
             say(words, f"note: this server does not list templates: {_WITHOUT_TEMPLATES}", "dim")
-            return ()
+        return templates or ()
 
 
-def _from_file(path: Path) -> tuple[Template, ...]:
+def _from_file(path: Path) -> tuple[TemplateRules, ...]:
     """Read templates as the API lists them, with or without the `templates` around them."""
     content = path.read_bytes()
     if content.lstrip().startswith(b"["):
         content = b'{"templates":' + content + b"}"
     try:
-        return decode(content, Templates).templates
+        return decode(content, _TemplateFile).templates
     except Unreadable as error:
         raise InvalidInput("templates", str(path), str(error)) from error
 
 
-def _chosen(manifest: Manifest, templates: Sequence[Template]) -> list[list[Template]]:
+def _chosen(manifest: Manifest, templates: Sequence[TemplateRules]) -> list[list[TemplateRules]]:
     """Return the templates that each customer gets; raise `InvalidManifest` with every name that is not known."""
-    chosen: list[list[Template]] = []
+    chosen: list[list[TemplateRules]] = []
     faults: list[ManifestFault] = []
     for customer in manifest.customers:
         wanted: set[str] = set()

@@ -17,7 +17,6 @@ from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, is_unread, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, Options, open_session
-from asyncmig.companies.imports import ImportRun
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.customers.report import ImportReport
@@ -233,15 +232,12 @@ def _print_failure(data: Console, as_json: bool, event: Happening) -> None:
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
     with working_for(Owner(record.external_id)):
-        await _print_updates(session.watch(record.ids["run"], record.ids["company"]), record, data, as_json)
-
-
-async def _print_updates(run: ImportRun, record: CustomerRecord, data: Console, as_json: bool) -> None:
-    async for state in run.updates():
-        if as_json:
-            print_line({"schema": 1, "external_id": record.external_id, "run": state})
-        else:
-            words = state.error or state.progress_message or ""
-            say(data, f"{clean(state.status, 30):<15}  {record.external_id}  {clean(words)}".rstrip())
-        if run.needs_attention is not None or is_unread():
-            return
+        run = session.watch(record.ids["run"], record.ids["company"])
+        async for state in run.updates():
+            if as_json:
+                print_line({"schema": 1, "external_id": record.external_id, "run": state})
+            else:
+                words = state.error or state.progress_message or ""
+                say(data, f"{clean(state.status, 30):<15}  {record.external_id}  {clean(words)}".rstrip())
+            if run.needs_attention is not None or is_unread():
+                return

@@ -20,7 +20,7 @@ from asyncmig.generations import Generation
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
 
-__all__ = ["migrate", "migrate_claimed", "migrate_safely", "pending"]
+__all__ = ["adopt", "migrate", "migrate_claimed", "migrate_safely", "pending"]
 
 _log = logging.getLogger("asyncmig")
 
@@ -51,6 +51,23 @@ async def migrate(
     generations.check_options(generation, options)
     folder = checked_path("to", to)
     return await migrate_claimed(generation, context_of(session), spec, journal, folder, options, Inputs())
+
+
+@checked_call
+async def adopt(
+    journal: JournalPort, external_id: str, company_id: str, *, api: str = generations.DEFAULT
+) -> str:
+    """Link a customer to its company when the response to the create request, or the journal, was lost.
+
+    The next `migrate` continues from there: it waits for a running import of the company, delivers a completed one
+    without repeating it, reports a failed one as failed (`retries` starts it again), and starts one if there is none.
+    `company_id` may have spaces around it, or be a URL of the dashboard. `api`: the API generation.
+
+    Returns the id of the company. Raises `InvalidInput` for a value that is not an id, if the journal has another
+    company for the customer, or if the generation has nothing to adopt; `CustomerHeld` if a process works on the
+    customer.
+    """
+    return await generations.find(api).adopt(journal, external_id, company_id)
 
 
 async def migrate_claimed(
