@@ -1,31 +1,46 @@
 """Every error of the library.
 
-    AsyncmigError
-    ├── InvalidInput            you asked wrongly: found before a request was spent (also a ValueError)
-    ├── UsageError              you asked in the wrong place: outside `async with`, on another loop (RuntimeError)
-    ├── WaitTooLong             refused before a wait longer than the caller allowed
-    ├── SessionClosed           the session, or its gate, was closed while the call waited
-    ├── ApiError                the server said no: method, endpoint, status, the server's text
-    │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
-    │   ├── AuthError           401: the key is missing, malformed or revoked
-    │   ├── NotFound            404: not in this account
-    │   ├── Conflict            409
-    │   ├── RateLimited         429
-    │   ├── ServerError         5xx
-    │   └── UnexpectedReply     any answer that the contract does not describe: a redirect, HTML, cut JSON
-    ├── RunError                the run ended otherwise than completed; no request went wrong
-    │   ├── RunFailed
-    │   └── RunCanceled
-    ├── NoAnswer                nobody knows: no answer came (time-out, reset); the request was harmless
-    ├── UnknownOutcome          nobody knows: it may have been processed, and repeating it may do it twice
-    ├── TruncatedDownload       a download ended early, or has not the rows that the run reported
-    ├── WebhookRefused          a webhook that the server did not sign, or that does not fit to the others
-    ├── QueueUnavailable        the queue of the workers cannot be used at present: try again later
-    └── JournalError            the journal cannot be opened, read or written
-        ├── CustomerHeld         another live process works on this company
-        └── JournalUnavailable  it is locked, its disk is full, its database is away: try again later
+Errors have three branches: the call was wrong (found before a request is spent), the server refused the request,
+or the outcome of a request is unknown.
 
-Every error survives `pickle`: its arguments are its signature. None carries a header, a key or a signed URL.
+```text
+AsyncmigError
+├── InvalidInput            wrong argument: found before a request is spent (also a ValueError)
+├── UsageError              used outside `async with`, or on another event loop (also a RuntimeError)
+├── WaitTooLong             the limit would delay the call longer than `max_wait`
+├── SessionClosed           the session, or its gate, was closed while the call waited
+├── ApiError                the server refused: method, endpoint, status, the server's text, body
+│   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
+│   ├── AuthError           401: the key is missing, malformed or revoked
+│   ├── NotFound            404: not in this account
+│   ├── Conflict            409: exists already, or is in another state
+│   ├── RateLimited         429
+│   ├── ServerError         5xx
+│   └── UnexpectedReply     a response that the contract does not describe: a redirect, HTML, truncated JSON
+├── RunError                a run ended without completing; no request failed
+│   ├── RunFailed
+│   └── RunCanceled
+├── NoAnswer                no response arrived (time-out, reset), and the request is safe to repeat
+├── UnknownOutcome          the response was lost, and a repeat may do it twice
+├── TruncatedDownload       a download ended early, or differs from the run's report
+├── WebhookRefused          a webhook that is not authentic, or contradicts others of its export
+├── QueueUnavailable        the workers' queue cannot be used at present: try again later
+└── JournalError            the journal cannot be opened, read or written
+    ├── CustomerHeld        another live process works on this customer
+    └── JournalUnavailable  it is locked, its disk is full, its database is unavailable: try again later
+```
+
+```python
+async with asyncmig.Session() as session:
+    try:
+        await session.companies.create(name="Acme", source=specs[0].source, external_id="not valid!")
+    except asyncmig.InvalidInput as error:
+        print(error.field, error.reason)  # no request was spent
+    except asyncmig.UnknownOutcome as error:
+        print(error.advice)  # how a person can find out what happened
+```
+
+Every error survives `pickle`: its arguments are its signature. No error contains a header, a key or a signed URL.
 """
 
 import copy
@@ -81,11 +96,14 @@ _TEMPORARY = frozenset(
 
 
 class AsyncmigError(Exception):
-    """Any error of this library."""
+    """The base of all errors of this library."""
 
 
 class InvalidInput(AsyncmigError, ValueError):
-    """The caller asked for something that the API would refuse; no request was spent."""
+    """The call asks for something that the API would refuse. No request was spent.
+
+    `field` names the argument, `value` is its value (`***` for a secret), `reason` says what is wrong.
+    """
 
     def __init__(self, field: str, value: object, reason: str) -> None:
         super().__init__(field, value, reason)
@@ -98,11 +116,11 @@ class InvalidInput(AsyncmigError, ValueError):
 
 
 class UsageError(AsyncmigError, RuntimeError):
-    """The library was called where it cannot work; the text says what to write instead. Nothing was sent."""
+    """The library was used in a wrong place or state. The text says what to write instead. Nothing was sent."""
 
 
 class WaitTooLong(AsyncmigError):
-    """The budget would grant this request only after `wait` seconds: longer than `max_wait`. Nothing was sent."""
+    """The limit would delay this request for `wait` seconds, longer than `max_wait`. Nothing was sent."""
 
     def __init__(self, wait: float, max_wait: float) -> None:
         super().__init__(wait, max_wait)
@@ -114,14 +132,14 @@ class WaitTooLong(AsyncmigError):
 
 
 class SessionClosed(AsyncmigError):
-    """The session was closed: nothing more is sent."""
+    """The session was closed: no further request is sent."""
 
     def __init__(self, reason: str = "the session is closed") -> None:
         super().__init__(reason)
 
 
 class ApiError(AsyncmigError):
-    """The server answered, and the answer was not what was asked for.
+    """The server responded with something other than the requested result.
 
     `endpoint` is the route template. `text` is the server's own message, or the first 200 characters of a body that
     is not the documented JSON. The other attributes are in no `repr`, and all of them survive `pickle`.
@@ -156,35 +174,35 @@ class ApiError(AsyncmigError):
 
 
 class BadRequest(ApiError):
-    """The request is malformed or too large, or a name is taken. Repeating it gives the same answer."""
+    """400, 413 or 422: the request is malformed or too large, or a name is taken. A repeat gets the same response."""
 
 
 class AuthError(ApiError):
-    """The API key was refused; every other call with it will be, too."""
+    """401: the API key was refused. Every other call with it would be refused too."""
 
 
 class NotFound(ApiError):
-    """The company, run, sheet or source is not in this account."""
+    """404: the company, run, sheet or source is not in this account."""
 
 
 class Conflict(ApiError):
-    """The object exists already, or is not in the state that the request needs."""
+    """409: the object exists already, or is not in the state that the request needs."""
 
 
 class RateLimited(ApiError):
-    """The request came over the limit."""
+    """429: the request exceeded the limit."""
 
 
 class ServerError(ApiError):
-    """The server, or a proxy before it, failed."""
+    """5xx: the server, or a proxy in front of it, failed."""
 
 
 class UnexpectedReply(ApiError):
-    """The answer is nothing that the API documents: a redirect, HTML, truncated JSON, a wrong type."""
+    """The response is not one that the API documents: a redirect, HTML, truncated JSON, a wrong type."""
 
 
 class RunError(AsyncmigError):
-    """A run ended otherwise than completed; `text` is the server's reason."""
+    """A run ended without completing. `run_id` names it; `text` is the server's reason."""
 
     def __init__(self, run_id: str, text: str) -> None:
         super().__init__(run_id, text)
@@ -196,7 +214,7 @@ class RunError(AsyncmigError):
 
 
 class RunFailed(RunError):
-    """The run failed; of an import nothing was inserted, of a destination export some may have been written."""
+    """The run failed. A failed import inserted nothing; a failed destination export may have written some records."""
 
 
 class RunCanceled(RunError):
@@ -204,7 +222,7 @@ class RunCanceled(RunError):
 
 
 class NoAnswer(AsyncmigError):
-    """No answer came, and repeating the request is harmless."""
+    """No response arrived, and the request is safe to repeat."""
 
     def __init__(self, method: str, endpoint: str, reason: str) -> None:
         super().__init__(method, endpoint, reason)
@@ -217,9 +235,9 @@ class NoAnswer(AsyncmigError):
 
 
 class UnknownOutcome(AsyncmigError):
-    """The server may or may not have done what was asked, and asking again may do it twice.
+    """The response was lost: the server may have processed the request, and a repeat may do it twice.
 
-    `sent` is the body that was sent (never a secret), `advice` how a person can find out.
+    `sent` is the body that was sent (without secrets); `advice` says how a person can find out what happened.
     """
 
     def __init__(self, method: str, endpoint: str, reason: str, sent: str, advice: str) -> None:
@@ -235,9 +253,9 @@ class UnknownOutcome(AsyncmigError):
 
 
 class TruncatedDownload(AsyncmigError):
-    """A download ended early, or has fewer or more rows than the run reported; no file was left.
+    """A download ended early, or its number of rows differs from the run's report. No file was left.
 
-    `is_final`: it came the same several times, so that another attempt is unlikely to differ.
+    `is_final`: the download was wrong in the same way several times, so another attempt is unlikely to differ.
     """
 
     is_final: bool = False
@@ -252,9 +270,10 @@ class TruncatedDownload(AsyncmigError):
 
 
 class WebhookRefused(AsyncmigError):
-    """A webhook is not to be believed, or not to be understood; nothing of it was kept.
+    """A webhook is not authentic or cannot be decoded. Nothing of it was kept.
 
-    `field`: what is wrong, a header (`svix-signature`) or a path in the body (`$.batch.total`). Answer it with 400.
+    `field` names what is wrong: a header (`svix-signature`) or a place in the body (`$.batch.total`). Respond
+    with 400.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -267,7 +286,7 @@ class WebhookRefused(AsyncmigError):
 
 
 class QueueUnavailable(AsyncmigError):
-    """The queue cannot be used at present; `place` is its kind and host."""
+    """The queue cannot be used at present. `place` is its kind and host."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(place, reason)
@@ -291,7 +310,7 @@ class JournalError(AsyncmigError):
 
 
 class CustomerHeld(JournalError):
-    """Another live process works on this company, or took it over."""
+    """Another live process works on this customer, or took it over. `holder` names the process."""
 
     def __init__(self, path: str, external_id: str, holder: str) -> None:
         super().__init__(path, f"{external_id} is held by {holder}")
@@ -301,7 +320,9 @@ class CustomerHeld(JournalError):
 
 
 class JournalUnavailable(JournalError):
-    """The journal cannot be used at present: it is locked, its disk is full or broken, or its database is away."""
+    """The journal cannot be used at present: it is locked, its disk is full or broken, or its database is
+    unavailable.
+    """
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -316,7 +337,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error(method: str, endpoint: str, status: int, text: str) -> ApiError:
-    """Return the error that `status` stands for."""
+    """Return the error for a status."""
     kind = ServerError if status >= 500 else _BY_STATUS.get(status, UnexpectedReply)
     return kind(method, endpoint, status, text)
 

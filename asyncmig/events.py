@@ -63,7 +63,7 @@ _log.addHandler(logging.NullHandler())
 
 class _Happening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: float
-    """When, on the loop's clock."""
+    """The time on the event loop's clock, in seconds."""
 
 
 class _Request(_Happening, frozen=True, kw_only=True):
@@ -80,89 +80,96 @@ class RequestSent(_Request, frozen=True, kw_only=True, tag=True):
     """A request is sent now: its slot of the rate limit was granted."""
 
     ids: Mapping[str, str] = {}
-    """What stands in the route's placeholders."""
+    """The values of the route's placeholders."""
     lane: str
     attempt: int
-    """From 1. A repeat after a 429 has the number of the attempt that was refused."""
+    """Counted from 1. A repeat after a 429 has the number of the attempt that was refused."""
     waited: float = 0.0
-    """For the limit; the attempts before this one and the pauses between them are not in it."""
+    """Seconds that it waited for the limit, without earlier attempts and the pauses between them."""
 
 
 class RequestDone(_Request, frozen=True, kw_only=True, tag=True):
-    """One attempt of one request ended."""
+    """One attempt of one request has ended."""
 
     ids: Mapping[str, str] = {}
     """What stands in the route's placeholders."""
     lane: str
     attempt: int
     waited: float = 0.0
-    """For the limit, before it was sent."""
+    """Seconds that it waited for the limit before it was sent."""
     seconds: float
-    """From the send to the answer's end, or to the failure."""
+    """Seconds from the send to the end of the response, or to the failure."""
     status: int | None
-    """None: no answer came."""
+    """None if no response arrived."""
     error: str | None = None
-    """Why no answer came, or not all of it."""
+    """Why no response arrived, or not all of it."""
 
 
 class AttemptFailed(_Happening, frozen=True, kw_only=True, tag=True):
-    """An attempt failed, and it is repeated: a request, an upload or download as a whole, or a status check.
+    """An attempt failed and is repeated: a request, a whole upload or download, or a status check.
 
-    Also told of a journal that cannot be written (`endpoint` is `journal`), and of a shared window that is still away
-    after `SharedWindowLost` (`shared window of BUDGET`).
+    It also reports a journal that cannot be written (`endpoint` is `journal`), and a shared window that is still
+    unavailable after `SharedWindowLost` (`shared window of BUDGET`).
 
-    Not every failure is told: the first one of a step, and then one after 15 s, 30 s, 60 s, ... at most 10 minutes.
+    Not every failure is reported: the first one of a step, and then one after 15 s, 30 s, 60 s, ... at most 10
+    minutes.
     """
 
     external_id: str | None = None
-    """The customer on whose behalf it was made; None for calls outside of `migrate` and `Fleet`."""
+    """The customer for whom the attempt was made; None for calls outside of `migrate` and `Fleet`."""
     endpoint: str
     """Method and route template."""
     ids: Mapping[str, str] = {}
-    """What stands in the route's placeholders, as far as it is known."""
+    """The values of the route's placeholders, as far as they are known."""
     attempt: int
-    """From 1, counted over the whole step; so many have failed."""
+    """The number of failed attempts of the step, counted from 1."""
     attempts: int | None = None
-    """The most attempts that are made; None if `until` limits them, or nothing does.
+    """The maximum number of attempts; None if `until` limits them, or if there is no limit.
 
-    Nothing limits status checks, and calls that wait for a server that answers nobody.
+    Status checks have no limit, and neither have calls during an outage of the server.
     """
     until: float | None = None
-    """Until when it is tried again, on the loop's clock; None if `attempts` limits that, or nothing does."""
+    """The time on the event loop's clock until which it is repeated; None if `attempts` limits it, or if there is no
+    limit.
+    """
     status: int | None
-    """None: no answer came, or not all of it."""
+    """None if no response arrived, or not all of it."""
     error: str
     """The server's text, or why there is none."""
 
 
 class Recovered(_Happening, frozen=True, kw_only=True, tag=True):
-    """A step of which `AttemptFailed` told went well after all."""
+    """A step that `AttemptFailed` reported has succeeded."""
 
     external_id: str | None = None
     endpoint: str
-    """Method and route template of the failure that was told last."""
+    """Method and route template of the failure that was reported last."""
     ids: Mapping[str, str] = {}
     attempts: int
-    """How many it took."""
+    """The number of attempts that it took."""
     seconds: float
-    """Since the failure that was told last."""
+    """Seconds since the failure that was reported last."""
 
 
 class Held(_Happening, frozen=True, kw_only=True, tag=True):
-    """A 429 came: nobody sends to this budget for a while, and then one probe goes first."""
+    """A 429 arrived: no request of this budget is sent for a while, and then one probe is sent first."""
 
     budget: str
-    """Method and route template; `*` where one budget is for all."""
+    """Method and route template; `*` if one budget covers all requests."""
     until: float
     seconds: float
     slots: int
-    """W, the requests in a window that are believed in so far; what the 429 taught comes as `BudgetLearnt`."""
+    """W, the number of requests in a window that the gate currently assumes. `BudgetLearnt` reports what the 429
+    taught.
+    """
     burst: int
     """B, how many of them at once."""
 
 
 class BudgetLearnt(_Happening, frozen=True, kw_only=True, tag=True):
-    """A probe after a 429, a window without one, or a new limit changed what is believed of a budget."""
+    """The assumed limit of a budget changed: after a probe, after a window without a 429, or because a new limit was
+    set.
+    """
 
     budget: str
     """Method and route template; `*` where one budget is for all."""
@@ -173,28 +180,28 @@ class BudgetLearnt(_Happening, frozen=True, kw_only=True, tag=True):
 
 
 class SharedWindowLost(_Happening, frozen=True, kw_only=True, tag=True):
-    """The window that processes share cannot be reached: this one goes on with its share of it."""
+    """The shared window cannot be reached. This process continues with its share of it."""
 
     budget: str
     """Method and route template; `*` where one budget is for all."""
     slots: int
-    """The share: the last known window, divided by the processes."""
+    """The share: the last known window, divided by the number of processes."""
     processes: int
     error: str
 
 
 class SharedWindowFound(_Happening, frozen=True, kw_only=True, tag=True):
-    """The window that processes share is back."""
+    """The shared window can be reached again."""
 
     budget: str
     slots: int
     """W, the requests in a window of all processes."""
     seconds: float
-    """For which it was away."""
+    """Seconds for which it could not be reached."""
 
 
 class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
-    """A run was read and had a new status or a new progress text."""
+    """A run was read and has a new status or a new progress text."""
 
     company_id: str
     run_id: str
@@ -203,29 +210,31 @@ class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
 
 
 class RunEnded(_Happening, frozen=True, kw_only=True, tag=True):
-    """A run was read and had ended; its `RunChanged` came just before."""
+    """A run was read and has ended. Its `RunChanged` precedes this event."""
 
     company_id: str
     run_id: str
     status: str
     seconds: float | None
-    """For which it ran, without the time for which it was parked; None if nobody knows when it began."""
+    """Seconds for which it ran, without the time for which it was parked; None if its start is unknown."""
     noticed_within: float | None
-    """Since it was last known to go on: its end was noticed at most so late. None if that was never seen."""
+    """Seconds since the last reading that showed it running: the delay with which its end was noticed is at most
+    this. None if it was never seen running.
+    """
 
 
 class RunStalled(_Happening, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """A run has not ended for longer than any should take; it is polled on."""
+    """A run takes longer than any run should. It is still polled."""
 
     external_id: str | None = None
-    """The customer, if somebody waits for the run in `migrate` or `Fleet`."""
+    """The customer, if `migrate` or `Fleet` waits for the run."""
     company_id: str
     run_id: str
     seconds: float
 
 
 class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
-    """One customer's migration came to a step."""
+    """One customer's migration reached a step."""
 
     external_id: str
     company_id: str | None = None
@@ -271,7 +280,7 @@ _LEVELS: dict[type[Event], int] = {
 
 @final
 class Events:
-    """Hands each event to every subscriber, in order, in the task where it happened."""
+    """Passes each event to every subscriber, in order, in the task in which it happens."""
 
     __slots__ = ("_closed", "_streams", "_subscribers")
 
@@ -284,8 +293,8 @@ class Events:
     def subscribe(self, subscriber: Callable[[Event], None]) -> Generator[None]:
         """Call `subscriber` with each event until the block ends. It must not block.
 
-        One that raises is reported to the log and hears of nothing more. Raises `InvalidInput` for a coroutine
-        function: nobody would wait for it, `open` is for that.
+        A subscriber that raises is logged and removed. Raises `InvalidInput` for a coroutine function, because it
+        would never be awaited: use `open` instead.
         """
         if inspect.iscoroutinefunction(subscriber):
             raise InvalidInput(
@@ -302,20 +311,22 @@ class Events:
     @overload
     def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]": ...
     def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]":
-        """Return the events from now on, or those of some `kinds`, as an async iterator; use it as `with`.
+        """Return the events from now on, all or those of some `kinds`, as an async iterator. Use it in a `with`
+        block.
 
-        It keeps at most `buffer` events for a reader that is busy; the oldest beyond them are dropped and counted in
-        `dropped`. It ends when the session is left. Raises `InvalidInput` for a buffer that holds nothing.
+        It keeps at most `buffer` events while its reader is busy. Further events replace the oldest ones, which
+        are counted in `dropped`. The iteration ends when the session is left. Raises `InvalidInput` for a buffer
+        of less than one event.
         """
         return EventStream(self._streams, kinds, buffer, ended=self._closed)
 
     @property
     def wants_requests(self) -> bool:
-        """Whether anybody hears of requests; if not, their events need not be made."""
+        """Whether there is any subscriber, stream or logger for requests; otherwise their events are not made."""
         return bool(self._subscribers or self._streams) or _log.isEnabledFor(logging.DEBUG)
 
     def emit(self, event: Event) -> None:
-        """Tell every subscriber, every stream and the log."""
+        """Pass an event to every subscriber, every stream and the log."""
         for subscriber in tuple(self._subscribers):
             try:
                 subscriber(event)
@@ -329,7 +340,7 @@ class Events:
             _write(level, event)
 
     def close(self) -> None:
-        """End every stream, once it has yielded what it holds."""
+        """End every stream after it has yielded what its buffer holds."""
         self._closed = True
         for stream in tuple(self._streams):
             stream.close()
@@ -341,7 +352,7 @@ class Events:
 
 @final
 class EventStream(Generic[EventT]):
-    """Events in the order in which they happened, for tasks that take their time."""
+    """An async iterator over events, in the order in which they happened."""
 
     __slots__ = ("_buffer", "_ended", "_kinds", "_streams", "_wake", "dropped")
 
@@ -359,7 +370,7 @@ class EventStream(Generic[EventT]):
         self._buffer: deque[EventT] = deque(maxlen=buffer)
         self._wake = asyncio.Event()
         self.dropped: int = 0
-        """Events that came while the buffer was full; each cost the oldest one in it."""
+        """The number of events that arrived while the buffer was full. Each of them replaced the oldest one."""
         if not ended:
             streams.append(cast("EventStream[Event]", self))
 
@@ -386,7 +397,7 @@ class EventStream(Generic[EventT]):
         return self._buffer.popleft()
 
     def put(self, event: Event) -> None:
-        """Take in an event, if it is of the kinds that are wanted."""
+        """Buffer an event, if it is of a requested kind."""
         if self._kinds and not isinstance(event, self._kinds):
             return
         self.dropped += len(self._buffer) == self._buffer.maxlen
@@ -394,7 +405,7 @@ class EventStream(Generic[EventT]):
         self._wake.set()
 
     def close(self) -> None:
-        """Take in nothing more; iteration ends after what is there."""
+        """Accept no more events. The iteration ends after the buffered ones."""
         self._ended = True
         self._wake.set()
         this = cast("EventStream[Event]", self)
@@ -403,7 +414,7 @@ class EventStream(Generic[EventT]):
 
 
 def _write(level: int, event: Event) -> None:
-    """Log an event: a sentence of its fields, and the fields."""
+    """Log an event: a line of its fields, and the fields as attributes."""
     fields: dict[str, object] = msgspec.structs.asdict(event)
     name = type(event).__name__
     words = " ".join(f"{field}={value!r}" for field, value in fields.items() if value not in (None, "", {}))
