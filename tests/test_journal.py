@@ -8,12 +8,14 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
-from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal
+from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal, open_journal
 
 pytestmark = pytest.mark.looptime
 
@@ -343,3 +345,29 @@ def test_an_event_is_frozen():
     event = Event(1, "acme", "2026-01-01T00:00:00.000Z", "k", b"")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.seq = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "key=value"])
+async def test_one_function_opens_a_journal_in_a_file_or_a_database(
+    scheme: str, path: Path, database_url: str
+):
+    parts = urlsplit(database_url)
+    address = {
+        "postgresql": database_url,
+        "postgres": database_url.replace("postgresql:", "postgres:"),
+        "key=value": f"host={parts.hostname} port={parts.port} user={parts.username} dbname={parts.path[1:]}",
+    }[scheme]
+    customer = uuid4().hex
+    for place in (path, str(path), address):
+        async with open_journal(place, holder="worker") as journal, await journal.claim(customer) as claim:
+            await claim.write("create", b"1", b"one")
+        async with open_journal(place) as journal:
+            assert (await journal.states())[customer] == b"one"
+    assert path.exists()
+
+
+@pytest.mark.parametrize("place", ["redis://host/0", "mysql://user:hush@host/db", "https://host"])
+def test_the_address_of_another_server_is_no_place_of_a_journal(place: str):
+    with pytest.raises(InvalidInput, match="address of a server") as caught:
+        open_journal(place)
+    assert "hush" not in str(caught.value)

@@ -74,7 +74,8 @@ MAY_IMPORT = {  # unit: the units that it may import
 PLACED = {  # modules that belong to another unit than their folder
     "distributed/saq.py": "saq",
     "distributed/_environment.py": "saq",
-    "distributed/_steady_queue.py": "saq",
+    "distributed/_job_runner.py": "saq",
+    "distributed/_resilient_queue.py": "saq",
 }
 PURE = ("_core", "webhooks")
 
@@ -156,11 +157,11 @@ def test_only_the_registry_the_session_and_the_top_level_import_a_generation() -
         ("aiolimiter", {"_io/dispatcher.py", "_io/byte_throttle.py"}),
         (
             "psycopg",
-            {"journal/postgres.py", "journal/postgres_schema.py", "distributed/_steady_queue.py"},
+            {"journal/postgres.py", "journal/postgres_schema.py", "distributed/_resilient_queue.py"},
         ),
         ("opentelemetry", {"telemetry.py"}),
-        ("redis", {"distributed/redis.py", "distributed/_steady_queue.py"}),
-        ("saq", {"distributed/saq.py", "distributed/_steady_queue.py"}),
+        ("redis", {"distributed/redis.py", "distributed/_resilient_queue.py"}),
+        ("saq", {"distributed/_job_runner.py", "distributed/saq.py", "distributed/_resilient_queue.py"}),
     ],
 )
 def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the environment tells a worker that SAQ's own command starts."""
+"""The settings that a worker started by SAQ's command reads from environment variables."""
 
 import logging
 import os
@@ -55,9 +55,9 @@ _YES_OR_NO: Mapping[str, bool] = {
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # a URL may hold a password
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # a URL may contain a password
 class WorkerEnvironment:
-    """What a worker was told. A job may choose what `options` say, and nothing else: the session is for all jobs."""
+    """A worker's settings. A job can override only `options`, because all jobs share the session."""
 
     queue: str
     place: str
@@ -71,7 +71,7 @@ class WorkerEnvironment:
     options: MigrationOptions
 
     def session(self) -> Session:
-        """Return a session whose send log stands in the folder that the worker writes to."""
+        """Return a session. Its send log is in the worker's output folder."""
         shared = None
         if self.window:
             from asyncmig.distributed.redis import RedisWindow
@@ -88,15 +88,15 @@ class WorkerEnvironment:
         )
 
     def journal(self) -> AbstractAsyncContextManager[JournalPort]:
-        """Return the journal of all workers."""
+        """Return the journal that all workers share."""
         return open_journal(self.place)
 
 
 def read_environment() -> WorkerEnvironment:
-    """Read the variables; warn of others whose names begin as theirs. Raises `InvalidInput`."""
+    """Read the variables, and log a warning about unknown `ASYNCMIG_...` variables. Raises `InvalidInput`."""
     ignored = sorted(name for name in os.environ if name.startswith("ASYNCMIG_") and name not in _VARIABLES)
     if ignored:
-        _log.warning("no effect on a worker: %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
+        _log.warning("a worker ignores %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
     place, window = _required("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_WINDOW")
     return WorkerEnvironment(
         place=_address("ASYNCMIG_DATABASE", place, "postgres") if _is_address(place) else place,
@@ -142,7 +142,7 @@ def _rate() -> Rate:
 
 
 def _choice(setting: str, choices: Mapping[str, _T]) -> _T:
-    """Return what a variable chooses; the first of `choices` if it is not set."""
+    """Return the value that a variable chooses; the first of `choices` if it is not set."""
     name = f"ASYNCMIG_{setting}"
     text = os.environ.get(name) or next(iter(choices))
     if text.lower() not in choices:

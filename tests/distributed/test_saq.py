@@ -19,7 +19,7 @@ from saq.worker import Worker
 
 from asyncmig import Decision, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
 from asyncmig.customers.options import MigrationOptions
-from asyncmig.distributed._steady_queue import open_queue
+from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 from asyncmig.errors import JournalUnavailable
 from asyncmig.journal import ClaimPort
@@ -548,6 +548,6 @@ def test_settings_come_from_the_environment(
     assert caplog.messages == []
     monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "1h")
     settings()
-    assert "no effect on a worker: ASYNCMIG_MAX_DURATION" in caplog.text
+    assert "a worker ignores ASYNCMIG_MAX_DURATION" in caplog.text
     with pytest.raises(InvalidInput, match="heartbeat"):
         MigrationQueue(redis_url, heartbeat=0)

@@ -14,7 +14,7 @@ import pytest
 from servers import RedisServer, free_port
 
 from asyncmig import QueueUnavailable
-from asyncmig.distributed._steady_queue import open_queue
+from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue
 
 SECRET = "s3cr3t"
@@ -22,7 +22,7 @@ SECRET = "s3cr3t"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncmig.distributed._steady_queue._CONNECT_WITHIN", 2.0)
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue._CONNECT_WITHIN", 2.0)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_pat
 def test_a_worker_waits_for_its_queue_and_says_so_now_and_then(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncmig.distributed._steady_queue._PAUSE", 0.02)
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue._PAUSE", 0.02)
     server = RedisServer(tmp_path)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Why a server cannot be used, in fixed words: the messages of its client library may hold parts of its URL."""
+"""Why a server cannot be used, in fixed texts. The messages of client libraries may contain parts of its URL."""
 
 import errno
 import re
@@ -54,13 +54,14 @@ def place_of(server: Server) -> str:
 
 
 def reason_of(error: BaseException, server: Server, *, was_used: bool = False) -> str:
-    """Return why a server cannot be used, without any text that came from the URL.
+    """Return why a server cannot be used, without any part of its URL.
 
     `was_used`: whether it could be used before, so that it is the right kind of server.
     """
     protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
     reason = _reason(error, server).format(protocol="it closed the connection" if was_used else protocol)
-    without_tls = server.scheme == "rediss" and reason == _SILENT  # Redis waits for the end of a line
+    # A Redis without TLS does not answer a TLS handshake: it waits for the end of a line.
+    without_tls = server.scheme == "rediss" and reason == _SILENT
     return f"{reason}, or not with TLS" if without_tls else reason
 
 
@@ -82,7 +83,7 @@ def _reason(error: BaseException, server: Server) -> str:
     for each in chain:
         text = re.sub(
             r"\"[^\"]*\"", "", f"{type(each).__name__} {each}"
-        )  # names of hosts, users and databases
+        )  # quoted names of hosts, users and databases
         for pattern, reason in _BY_TEXT:
             if re.search(pattern, text, re.IGNORECASE):
                 return reason

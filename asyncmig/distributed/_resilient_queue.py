@@ -1,7 +1,7 @@
-"""SAQ's queues, made to outlast a server that is away, to sweep quickly, and to go by the server's clock.
+"""SAQ's queues with three changes: they wait for an unavailable server, sweep quickly, and use the server's clock.
 
-SAQ compares one machine's clock with another's to tell whether a worker is dead. Here the times of a job are the
-server's where it is stored, and this machine's in memory.
+SAQ compares the clocks of different machines to detect a dead worker. Here the times of a stored job are the
+server's, and the times of a job in memory are this machine's.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from saq.types import WorkerInfo
 from saq.utils import now
 
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig.distributed._reasons import place_of, reason_of
+from asyncmig.distributed._connection_errors import place_of, reason_of
 from asyncmig.errors import QueueUnavailable
 
 __all__ = ["AnyQueue", "RareWarnings", "open_queue", "real_seconds"]
@@ -26,32 +26,35 @@ __all__ = ["AnyQueue", "RareWarnings", "open_queue", "real_seconds"]
 T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 _sweeping: ContextVar[bool] = ContextVar("_sweeping", default=False)
-"""Whether this task sweeps."""
+"""Whether the current task runs a sweep."""
 _PAUSE = 1.0
 _PATIENCE = 20.0
-"""Real seconds without an answer after which a connection counts as cut."""
+"""Real seconds without an answer after which a connection counts as interrupted."""
 _CONNECT_WITHIN = 10.0
-"""Real seconds until a server that does not answer counts as away, when a connection is opened."""
+"""Real seconds after which a server that does not accept a connection counts as unavailable."""
 _CLOSE_WITHIN = 2.0
-"""Real seconds that closing the connections may take."""
+"""Real seconds after which closing the connections is aborted."""
 _SAY_EVERY = 30.0
-"""Real seconds between two warnings of the same words."""
+"""Real seconds between two warnings about the same thing."""
 _ABORT_WITHIN = 0.5
-"""Real seconds that a worker has to end a job that looks dead; SAQ's 5 s, for each job, are long after a kill."""
+"""Real seconds that a worker gets to end a job that looks dead.
+
+SAQ waits 5 s for each job, which delays the recovery of many jobs after a kill.
+"""
 
 
 @final
 class RareWarnings:
-    """Warnings that a loop would repeat: each is logged at most once in 30 real seconds."""
+    """Logs warnings of a retry loop, each at most once in 30 real seconds."""
 
     __slots__ = ("_quiet_until",)
 
     def __init__(self) -> None:
         self._quiet_until: dict[str, float] = {}
-        """The loop's time until which a warning is not logged again."""
+        """The loop's time until which each warning is suppressed."""
 
     def log(self, text: str, *, about: str | None = None) -> None:
-        """Log `text`, unless one `about` the same was logged lately; by default the text tells what it is about."""
+        """Log `text`, unless a warning with the same `about` (default: the text) was logged recently."""
         now, key = asyncio.get_running_loop().time(), about or text
         self._quiet_until = {known: until for known, until in self._quiet_until.items() if until > now}
         if key not in self._quiet_until:
@@ -60,39 +63,42 @@ class RareWarnings:
 
 
 class AnyQueue(Queue):
-    """What is common to the queues below."""
+    """The interface that both queues add to SAQ's."""
 
     away: ClassVar[tuple[type[Exception], ...]]
-    """What is raised when the server cannot be reached."""
+    """The errors that an unavailable server raises."""
 
     async def connect_once(self) -> None:
-        """Connect. Raises `QueueUnavailable` if that is not possible within some seconds."""
+        """Connect. Raises `QueueUnavailable` if that fails or takes longer than 10 real seconds."""
         raise NotImplementedError
 
     def warn(self, error: Exception) -> None:
-        """Say that the server is away, unless that was said lately."""
+        """Log that the server is unavailable, unless that was logged recently."""
         raise NotImplementedError
 
     async def stored(self, job: Job) -> Job | None:
-        """Return the job as it is stored; None if it is lost, even if another one has its key by now."""
+        """Return the stored job; None if it is lost, also if another job has its key now."""
         stored = await self.job(job.key)
         return None if stored is None or stored.meta != job.meta else stored
 
     async def touch(self, job: Job) -> None:
-        """Write that the job's worker lives, unless the job was aborted or is another worker's.
+        """Store a heartbeat of the job's worker, unless the job was aborted or belongs to another worker.
 
-        SAQ's own `update` writes all of the job as this worker knows it, over the reason of an abort, too.
+        SAQ's own `update` stores the whole job as this worker knows it, and would overwrite the reason of an abort.
         """
         raise NotImplementedError
 
     async def abandon(self) -> None:
-        """Close what a `connect` that failed has opened; the queue cannot be used again."""
+        """Close what a failed `connect` opened. The queue cannot be used again."""
         await self.disconnect()
 
 
 @final
-class _Clock:
-    """How far the server's clock is ahead of this machine's, in milliseconds."""
+class _ServerClock:
+    """Converts a job's times between the server's clock and this machine's.
+
+    `ahead`: milliseconds by which the server's clock is ahead.
+    """
 
     _TIMES = ("queued", "started", "touched", "completed")
 
@@ -112,26 +118,25 @@ class _Clock:
         }
 
 
-class _Steady(AnyQueue):
-    clock: _Clock
+class _ResilientQueue(AnyQueue):
+    clock: _ServerClock
     first_seen: dict[str, int]
     server: Server
     warnings: RareWarnings
 
     def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} {self.name} on {self.server}>"  # SAQ logs it, with what its client shows
-        )
+        # SAQ logs the repr of a queue, and SAQ's own contains the address.
+        return f"<{type(self).__name__} {self.name} on {self.server}>"
 
     def is_new(self, job: Job) -> bool:
-        """Return whether a worker may have taken the job just now, and has not said so yet.
+        """Return whether a worker may have just taken the job without having marked it as active.
 
         SAQ's sweep on Redis would take it away again: it looks at a list that jobs join a moment before.
         """
         age = now() - self.first_seen.setdefault(job.key, now())
         if age > 1000 * job.heartbeat:
             del self.first_seen[job.key]
-            return age > 3000 * job.heartbeat  # that was about an earlier time
+            return age > 3000 * job.heartbeat  # it was first seen in an earlier attempt
         return True
 
     async def server_now(self) -> float:
@@ -139,7 +144,7 @@ class _Steady(AnyQueue):
         raise NotImplementedError
 
     async def connect(self) -> None:
-        """Connect; while the server is away, wait for it, and say so from time to time."""
+        """Connect. While the server is unavailable, wait for it and log a warning now and then."""
         while True:
             try:
                 return await self.connect_once()
@@ -156,17 +161,18 @@ class _Steady(AnyQueue):
             return
         except self.away as error:
             failure = QueueUnavailable(place_of(self.server), reason_of(error, self.server))
-        raise failure  # here, so that it has no context: the messages of client libraries may hold parts of the URL
+        # Outside `except`, so that it has no context: messages of client libraries may contain parts of the URL.
+        raise failure
 
     async def disconnect(self) -> None:
-        """Disconnect; a server that does not answer is not waited for."""
-        for step in (super().disconnect, self.abandon):  # type: ignore[safe-super]  # of the queue below
-            with suppress(*self.away):  # a time-out is among them
+        """Disconnect. Do not wait for a server that does not answer."""
+        for step in (super().disconnect, self.abandon):  # type: ignore[safe-super]  # a concrete queue implements it
+            with suppress(*self.away):  # includes time-outs
                 async with asyncio.timeout(real_seconds(_CLOSE_WITHIN)):
                     await step()
 
     async def reach(self) -> None:
-        """Ask the server for something, on a connection that is tried only once."""
+        """Send one request to the server, on a connection without retries."""
         raise NotImplementedError
 
     def warn(self, error: Exception) -> None:
@@ -178,16 +184,16 @@ class _Steady(AnyQueue):
         self.clock.ahead = round(await self.server_now() * 1000) - now()
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Job | None:  # noqa: ASYNC109 - SAQ's
-        """Wait for a job; while the server is away, wait for that: SAQ would try again at once, and for ever."""
+        """Wait for a job. While the server is unavailable, pause: SAQ would retry at once, without end."""
         try:
-            return await super().dequeue(timeout / real_seconds(1.0), poll_interval)  # type: ignore[safe-super]  # of the queue below
+            return await super().dequeue(timeout / real_seconds(1.0), poll_interval)  # type: ignore[safe-super]  # a concrete queue implements it
         except self.away as error:
             self.warn(error)
             await asyncio.sleep(real_seconds(_PAUSE))
             return None
 
     async def schedule(self, lock: int = 1, /) -> list[str]:
-        """Queue the jobs whose time has come."""
+        """Queue the jobs whose scheduled time has come."""
         try:
             return await super().schedule(lock)
         except self.away as error:
@@ -195,34 +201,34 @@ class _Steady(AnyQueue):
             return []
 
     async def write_worker_info(self, worker_id: str, info: WorkerInfo, ttl: int) -> None:
-        """Tell that a worker lives."""
+        """Publish that a worker is alive."""
         try:
             await super().write_worker_info(worker_id, info, ttl)  # type: ignore[safe-super]  # as above
         except self.away as error:
             self.warn(error)
 
     async def jobs(self, job_keys: Iterable[str]) -> list[Job | None]:
-        """Return jobs by their keys; wait while the server is away."""
+        """Return jobs by their keys. Wait while the server is unavailable."""
         keys = list(job_keys)
-        return await self._outlast(lambda: super(_Steady, self).jobs(keys))  # type: ignore[safe-super]  # as above
+        return await self._outlast(lambda: super(_ResilientQueue, self).jobs(keys))  # type: ignore[safe-super]  # as above
 
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
-        """Write a job's end, unless the job is lost or another worker has it: the end would be another job's.
+        """Write a job's end, unless the job is lost or belongs to another worker.
 
         Waits while the server is away: the end is what the worker knows and the queue does not.
         """
-        if "connection" in kwargs:  # the job was read there, in the same transaction
-            await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # as they came
+        if "connection" in kwargs:  # the caller read the job on that connection, in the same transaction
+            await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # passed on unchanged
             return
 
         async def finish() -> None:
             if await self._is_ours(job):
-                await super(_Steady, self).finish(job, status, **kwargs)  # type: ignore[arg-type]  # as they came
+                await super(_ResilientQueue, self).finish(job, status, **kwargs)  # type: ignore[arg-type]  # passed on unchanged
 
         await self._outlast(finish)
 
     async def retry(self, job: Job, error: str | None) -> None:
-        """Put a job back into the queue, unless it is lost or another worker has it.
+        """Queue a job again, unless it is lost or belongs to another worker.
 
         While the server is away, the job is left to the sweep of another worker: this one may be stopping.
         """
@@ -233,7 +239,7 @@ class _Steady(AnyQueue):
             self.warn(failure)
 
     async def _outlast(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do a step that is harmless to repeat; while the server is away, wait for it."""
+        """Run a step that is safe to repeat. While the server is unavailable, wait for it."""
         while True:
             try:
                 return await step()
@@ -246,13 +252,13 @@ class _Steady(AnyQueue):
         return stored is not None and stored.worker_id == job.worker_id
 
     def is_at_work(self, job: Job, stored: Job | None) -> bool:
-        """Return whether the job is stored as one that its worker is busy with."""
+        """Return whether the stored job is active and belongs to the same worker."""
         if stored is None or stored.meta != job.meta or stored.worker_id != job.worker_id:
             return False
         return stored.status is Status.ACTIVE
 
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
-        """Take jobs from workers that died."""
+        """Take jobs from dead workers."""
         lock, before = max(1, int(lock / real_seconds(1.0))), _sweeping.set(True)
         try:
             await self._set_clock()
@@ -265,9 +271,9 @@ class _Steady(AnyQueue):
 
 
 def open_queue(url: str, name: str) -> AnyQueue:
-    """Return a queue on a Redis or PostgreSQL, not connected yet.
+    """Return an unconnected queue on a Redis or PostgreSQL.
 
-    Raises `InvalidInput` for another address, or one that is not valid; it shows nothing of it.
+    Raises `InvalidInput` for an invalid address or another kind of server. The error does not show the address.
     """
     server = parse_server("queue", url)
     return _redis(server, name) if server.kind == "redis" else _postgres(server, name)
@@ -281,11 +287,11 @@ def _redis(server: Server, name: str) -> AnyQueue:
 
     checked_redis("queue", server.text)
 
-    class SteadyRedisQueue(_Steady, RedisQueue):
+    class SteadyRedisQueue(_ResilientQueue, RedisQueue):
         away = (RedisError, OSError)
 
         async def reach(self) -> None:
-            # Longer than any wait for a job: a connection that was cut would be waited on for ever.
+            # Longer than any wait for a job. Without it, a read on an interrupted connection would not end.
             pool = self.redis.connection_pool
             kwargs = cast("dict[str, object]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
             kwargs["socket_timeout"] = kwargs["socket_connect_timeout"] = real_seconds(_PATIENCE)
@@ -302,11 +308,11 @@ def _redis(server: Server, name: str) -> AnyQueue:
                     job.touched = now()
                     pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no type for it
                     pipe.set(job.id, self.serialize(job))
-                    with suppress(WatchError):  # it was aborted, or given to another worker, in this moment
+                    with suppress(WatchError):  # at the same time it was aborted or given to another worker
                         await pipe.execute()
 
         async def _update(self, job: Job, status: Status | None = None, **kwargs: object) -> None:
-            if await self.stored(job) is not None:  # SAQ would store it again
+            if await self.stored(job) is not None:  # otherwise SAQ would store the lost job again
                 await super()._update(job, status, **kwargs)
 
         def deserialize(
@@ -322,7 +328,7 @@ def _redis(server: Server, name: str) -> AnyQueue:
             seconds, micro = cast("tuple[int, int]", await time)
             return seconds + micro / 1e6
 
-    clock = _Clock()
+    clock = _ServerClock()
     queue = SteadyRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
     queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
@@ -333,10 +339,10 @@ def _postgres(server: Server, name: str) -> AnyQueue:
     from psycopg.conninfo import conninfo_to_dict
     from saq.queue.postgres import ListenMultiplexer, PostgresQueue
 
-    class SteadyPostgresQueue(_Steady, PostgresQueue):
+    class SteadyPostgresQueue(_ResilientQueue, PostgresQueue):
         away = (psycopg.Error, OSError)
 
-        async def reach(self) -> None:  # the pool would try for half a minute, and not say what is wrong
+        async def reach(self) -> None:  # the pool would retry for 30 s and hide the reason
             self.pool.timeout = real_seconds(_PATIENCE)
             self._listener = SteadyListener(self.pool, self._channel)  # pyright: ignore[reportArgumentType]  # it is one
             seconds = int(real_seconds(_CONNECT_WITHIN))
@@ -351,7 +357,7 @@ def _postgres(server: Server, name: str) -> AnyQueue:
                     await self.update(job, status=status, connection=connection)
 
         async def abandon(self) -> None:
-            await self.pool.close()  # SAQ does so only for a queue that is connected
+            await self.pool.close()  # SAQ closes the pool only of a connected queue
 
         async def server_now(self) -> float:
             async with self.pool.connection() as connection:
@@ -367,12 +373,12 @@ def _postgres(server: Server, name: str) -> AnyQueue:
                 queue.warn(error)
 
     server.checked("queue", conninfo_to_dict)
-    clock = _Clock()
+    clock = _ServerClock()
     queue = SteadyPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
     queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
 
 
 def real_seconds(seconds: float) -> float:
-    """Return how many of the running loop's seconds so many real ones are."""
+    """Convert real seconds to seconds of the running event loop's clock."""
     return seconds * float(getattr(asyncio.get_running_loop(), "speed", 1.0))

@@ -1,0 +1,264 @@
+"""What a worker does with a job: it migrates the job's customer and sends heartbeats while it works.
+
+The worker has one session and one journal for all jobs. A job whose customer is held by another worker waits for that
+worker. A job that the queue has lost stops.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict, cast, final
+
+import msgspec
+from saq.job import Job, Status
+from saq.types import Context
+from saq.worker import Worker
+
+from asyncmig import generations
+from asyncmig.customers.connections import Connections
+from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.options import MigrationOptions, OptionOverrides
+from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.spec import Spec
+from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
+from asyncmig.errors import CustomerHeld, JournalError, JournalUnavailable, SessionClosed
+from asyncmig.events import Event, MigrationChanged
+from asyncmig.generations import Generation
+from asyncmig.jobs.migrate import migrate_safely
+from asyncmig.journal import JournalPort
+from asyncmig.session import Session, context_of
+
+__all__ = ["RECHECK", "JobRunner", "digest_of"]
+
+_log = logging.getLogger("asyncmig")
+JsonObject = Mapping[str, object]
+_REPORT_AFTER = 30.0
+"""Real seconds after which a warning reports a journal that is still being opened."""
+RECHECK = 0.5
+"""Real seconds between checks of jobs, and of a customer that another process holds."""
+
+
+class _JobContext(TypedDict):
+    worker: Worker[Context]
+    job: Job
+
+
+@final
+class JobRunner:
+    """The session and the journal of a worker, and the function that SAQ calls for each job."""
+
+    __slots__ = (
+        "_api",
+        "_connections",
+        "_exits",
+        "_inputs",
+        "_journal",
+        "_open_journal",
+        "_open_session",
+        "_options",
+        "_session",
+        "_steps",
+        "_to",
+        "_warnings",
+    )
+
+    def __init__(
+        self,
+        session: Callable[[], Session],
+        journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
+        to: Path,
+        api: str,
+        options: MigrationOptions,
+        connections: Callable[[str], Connections | None] | None,
+    ) -> None:
+        self._steps: dict[str, str] = {}
+        """The current step of each customer, by external id."""
+        self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
+        self._to, self._options, self._connections = to, options, connections
+        self._inputs, self._warnings = Inputs(), RareWarnings()
+        self._api = api
+
+    async def start(self, context: _JobContext) -> None:
+        """Open the journal and the session. Wait for an unavailable journal until the worker is stopped."""
+        opening, stopped = (
+            asyncio.ensure_future(self._open()),
+            asyncio.ensure_future(context["worker"].event.wait()),
+        )
+        try:
+            while not (opening.done() or stopped.done()):
+                pause = real_seconds(_REPORT_AFTER)
+                await asyncio.wait([opening, stopped], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if not (opening.done() or stopped.done()):
+                    self._warnings.log("the journal cannot be opened yet; waiting for it")
+        finally:
+            opening.cancel()
+            stopped.cancel()
+            await asyncio.wait([opening, stopped])
+        if not opening.cancelled():
+            opening.result()
+
+    async def _open(self) -> None:
+        async with AsyncExitStack() as exits:
+            while True:
+                try:
+                    self._journal = await exits.enter_async_context(self._open_journal())
+                    break
+                except JournalUnavailable as error:
+                    self._warnings.log(f"{error}; waiting for it")
+                await asyncio.sleep(real_seconds(RECHECK))
+            self._session = await exits.enter_async_context(self._open_session())
+            exits.enter_context(self._session.events.subscribe(self._note))
+            self._exits = exits.pop_all()
+
+    async def stop(self, context: _JobContext) -> None:
+        await self._exits.aclose()
+
+    async def migrate(
+        self,
+        context: _JobContext,
+        *,
+        spec: JsonObject,
+        asked: OptionOverrides | None = None,
+        decision: JsonObject | None = None,
+        shown: str = "",
+        api: str | None = None,
+    ) -> object:
+        """Migrate a customer, and return the outcome as JSON types.
+
+        An aborted job is cancelled. A stopping worker closes the session and lets the requests in flight end.
+        """
+        worker, job = context["worker"], context["job"]
+        answer = None if decision is None else msgspec.convert(decision, Decision)
+        wanted = replace(self._options, **(asked or {}))
+        if job.attempts > 1:  # the worker that died may already have retried
+            wanted = replace(wanted, retry_failed=False)
+        if answer is not None:
+            wanted = _with_decision(wanted, answer, shown)
+        customer = msgspec.convert(spec, Spec, dec_hook=_path)
+        if self._connections is not None:
+            secrets = self._connections(customer.external_id)
+            customer = msgspec.structs.replace(customer, connections=secrets)
+        work = asyncio.ensure_future(
+            self._with_heartbeat(job, customer, wanted, generations.find(api or self._api))
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if worker.event.is_set():  # the worker stops
+                self._session.close(SessionClosed("the worker stops: another worker continues"))
+            else:
+                work.cancel()
+            try:
+                await asyncio.wait([work])
+            finally:
+                work.cancel()
+            raise
+
+    async def _with_heartbeat(
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+    ) -> object:
+        """Migrate with heartbeats.
+
+        If the queue loses the job, stop and return None: the submitter queues another job.
+        """
+        done = asyncio.Event()
+        work = asyncio.ensure_future(self._migrate_when_free(job, spec, options, generation))
+
+        def stop() -> bool:
+            """Stop, unless the customer is being created: without the answer, the creation could not be verified."""
+            return self._steps.get(spec.external_id) != "creating" and work.cancel()
+
+        heartbeat = asyncio.ensure_future(_heartbeat(job, done, on_lost=stop))
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None
+        finally:
+            done.set()
+            self._steps.pop(spec.external_id, None)
+            await asyncio.wait([heartbeat])  # a late heartbeat would overwrite the job's end
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, MigrationChanged):
+            self._steps[event.external_id] = event.step
+
+    async def _migrate_when_free(
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+    ) -> object:
+        """Migrate. While the journal is unavailable or another worker holds the customer, wait."""
+        to = customer_folder(self._to, spec.external_id)
+        while True:
+            try:
+                outcome = await migrate_safely(
+                    generation, context_of(self._session), spec, self._journal, to, options, self._inputs
+                )
+                return msgspec.to_builtins(outcome)
+            except CustomerHeld as error:
+                _log.debug("%s: %s", spec.external_id, error)
+                if (result := await _result_of_another(job)) is not None:
+                    return result
+            except JournalError as error:
+                self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
+            await asyncio.sleep(real_seconds(RECHECK))
+
+
+async def _result_of_another(job: Job) -> object:
+    """Return the result of the job if another worker has written it; otherwise None."""
+    queue = cast("AnyQueue", job.get_queue())
+    try:
+        stored = await queue.stored(job)
+    except queue.away:
+        return None  # the heartbeat logs a warning
+    return stored.result if stored is not None and stored.status is Status.COMPLETE else None
+
+
+async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -> None:
+    """Send heartbeats while the job belongs to this worker. See `AnyQueue.touch`.
+
+    `on_lost` stops the task of a job that the queue has lost. It returns False if the task must not stop yet.
+    """
+    queue = cast("AnyQueue", job.get_queue())
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(real_seconds(job.heartbeat / 3)):
+                await done.wait()
+                return
+        try:
+            stored = await queue.stored(job)
+            if stored is None:
+                if on_lost():
+                    _log.warning("the queue has lost %s: its task stops", job.key)
+                    return
+                continue
+            await queue.touch(job)
+        except queue.away as error:
+            queue.warn(error)
+
+
+def _with_decision(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:
+    """Return options that send `decision` once, for the questions with the digest `shown`. Others stay parked."""
+    left = [decision]
+
+    async def decide(parked: Parked) -> Decision | None:
+        return left.pop() if left and digest_of(parked) == shown else None
+
+    return replace(options, decide=decide)
+
+
+def digest_of(parked: Parked) -> str:
+    """Return a digest of the questions. Their ids are not enough, because they can start again in each park."""
+    return hashlib.sha256(msgspec.json.encode(parked.attention)).hexdigest()
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)
