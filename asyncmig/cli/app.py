@@ -29,6 +29,7 @@ from asyncmig.cli.html_report import check_place, page_of_journal, write_page, w
 from asyncmig.cli.inputs import UNFINISHED, read_inputs, say_excluded
 from asyncmig.cli.options import Rate, dataclass_options
 from asyncmig.cli.output import (
+    SCHEMA,
     ConsoleHandler,
     counted,
     data_console,
@@ -223,7 +224,7 @@ def status(journal: JournalOption = Path("fleet.db"), as_json: JsonOption = Fals
     standings = asyncio.run(standings_of(journal))
     if as_json:
         for each in standings:
-            print_line({"schema": 1, **msgspec.structs.asdict(each)})
+            print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
     else:
         print_standings(data_console(), standings)
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean
-from asyncmig.cli.report import CustomerRow
 from asyncmig.cli.timeline import KINDS, Bar, Hold, Timeline
+from asyncmig.customers.status import CustomerStatus
 
 __all__ = ["KIND_WORDS", "axis", "delays", "fleet", "plain", "requests"]
 
@@ -48,7 +48,7 @@ def plain(text: str, longest: int = 300) -> str:
     return escape(clean(text, longest))
 
 
-def fleet(timeline: Timeline, rows: Sequence[CustomerRow]) -> str:
+def fleet(timeline: Timeline, rows: Sequence[CustomerStatus]) -> str:
     """Return the chart of all customers, a bar each, in the order in which they started."""
     together = timeline.length * _TOGETHER
     bars = sorted(
@@ -66,12 +66,12 @@ def fleet(timeline: Timeline, rows: Sequence[CustomerRow]) -> str:
     return f'{drawn}<div class="{kind}">{"<div></div>" if named else ""}{axis(timeline.length)}</div>'
 
 
-def _names(bars: Sequence[tuple[Bar, CustomerRow]]) -> str:
+def _names(bars: Sequence[tuple[Bar, CustomerStatus]]) -> str:
     names = "".join(f"<li>{plain(row.external_id, 60)}</li>" for _, row in bars)
     return f'<ol class="names" aria-hidden="true">{names}</ol>'
 
 
-def _piece(bars: Sequence[tuple[Bar, CustomerRow]], length: float, pitch: float) -> str:
+def _piece(bars: Sequence[tuple[Bar, CustomerStatus]], length: float, pitch: float) -> str:
     scale = _WIDE / max(length, 1e-9)
     drawn = "".join(_bar(bar, row, scale, n * pitch, pitch) for n, (bar, row) in enumerate(bars))
     return _svg(pitch * len(bars), drawn, length, "each customer over time")
@@ -86,7 +86,7 @@ def _order(bar: Bar, together: float) -> tuple[float, ...]:
     return first.start // max(together, 1e-9), first.end, bar.segments[-1].end
 
 
-def _bar(bar: Bar, row: CustomerRow, scale: float, y: float, pitch: float) -> str:
+def _bar(bar: Bar, row: CustomerStatus, scale: float, y: float, pitch: float) -> str:
     height = pitch * (0.7 if pitch > 2 else 1.0)
     paths: defaultdict[str, list[str]] = defaultdict(list)
     spent: defaultdict[str, float] = defaultdict(float)

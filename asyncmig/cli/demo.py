@@ -8,10 +8,10 @@ from statistics import fmean
 from rich.console import Console
 
 from asyncmig.cli.output import clean, say
-from asyncmig.cli.report import CustomerRow
 from asyncmig.cli.run import RunResult, drive
 from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import figures, print_figures, print_outcomes
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder
@@ -73,11 +73,11 @@ async def play(world: World, options: Options, words: Console) -> RunResult:
 
 def deviations(plans: Sequence[Plan], ended: RunResult, world: World) -> list[str]:
     """Return the differences from the plan in outcomes, reasons and row counts."""
-    rows = {company.external_id: company for company in ended.report.companies}
+    rows = {company.external_id: company for company in ended.report.customers}
     return [fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)]
 
 
-def _faults(plan: Plan, company: CustomerRow, world: World) -> Iterator[str]:
+def _faults(plan: Plan, company: CustomerStatus, world: World) -> Iterator[str]:
     if company.outcome != plan.outcome:
         yield f"{plan.external_id}: {company.outcome} ({company.error}), expected {plan.outcome}"
     elif plan.reason not in (company.error or ""):

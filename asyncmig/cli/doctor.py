@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from yarl import URL
 
@@ -24,7 +23,7 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.output import clean, counted, say
-from asyncmig.cli.report import Report
+from asyncmig.cli.report import read_report
 from asyncmig.cli.settings import ConnectionSettings, open_session
 from asyncmig.errors import (
     ApiError,
@@ -290,7 +289,7 @@ def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
     """Say what the last run has learnt of the limit."""
     configured = f"{reach.rate} by {reach.scope} is configured"
     try:
-        report = msgspec.json.decode((out / "report.json").read_bytes(), type=Report)
+        report = read_report(out)
     except FileNotFoundError:
         return Diagnosis("limit", f"{configured}; no run has written {out}/report.json yet")
     except (OSError, ValueError) as error:

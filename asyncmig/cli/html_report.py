@@ -21,10 +21,10 @@ from typing import final
 from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
 from asyncmig.cli.options import Rate, spoken
 from asyncmig.cli.output import counted, write_whole
-from asyncmig.cli.report import Budget, CustomerRow, by_reason, reason, row_of
+from asyncmig.cli.report import Budget, by_reason, reason, reported
 from asyncmig.cli.settings import Options
 from asyncmig.cli.timeline import KINDS, Timeline
-from asyncmig.customers.status import CustomerRecord
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.customers.steps import STEP_AFTER
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
@@ -63,7 +63,7 @@ class ReportPage:
     """What was migrated: a manifest, a journal."""
     written: str
     """When, and by which version."""
-    rows: Sequence[CustomerRow]
+    rows: Sequence[CustomerStatus]
     timeline: Timeline
     budget: Budget | None = None
     """None where nobody counted requests."""
@@ -148,7 +148,7 @@ def _css(outcome: str) -> str:
     return "stuck" if outcome == "parked" else outcome
 
 
-def _outcomes(rows: Sequence[CustomerRow]) -> str:
+def _outcomes(rows: Sequence[CustomerStatus]) -> str:
     counts = Counter(row.outcome for row in rows)
     there = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = "".join(f'<i class="{_css(each)}" style="flex:{counts[each]}"></i>' for each in there)
@@ -158,7 +158,7 @@ def _outcomes(rows: Sequence[CustomerRow]) -> str:
     return f'<div class="share" aria-hidden="true">{parts}</div><ul class="legend">{words}</ul>'
 
 
-def _reasons(rows: Sequence[CustomerRow]) -> str:
+def _reasons(rows: Sequence[CustomerStatus]) -> str:
     groups = [group for group in by_reason(rows) if group[0].outcome != "delivered"]
     if not groups:
         return ""
@@ -170,12 +170,12 @@ def _reasons(rows: Sequence[CustomerRow]) -> str:
     return _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
 
 
-def _some(group: Sequence[CustomerRow]) -> str:
+def _some(group: Sequence[CustomerStatus]) -> str:
     names = ", ".join(f'<span class="id">{plain(row.external_id, 60)}</span>' for row in group[:_MOST_NAMED])
     return f"{names}, … (all are in the table below)" if len(group) > _MOST_NAMED else names
 
 
-def _kind(row: CustomerRow) -> str:
+def _kind(row: CustomerStatus) -> str:
     return f'<td class="kind {_css(row.outcome)}"><i></i><span>{row.outcome}</span></td>'
 
 
@@ -257,7 +257,7 @@ def _delays(page: ReportPage) -> str:
     return f'<div class="narrow">{delays(page.timeline.noticed)}</div>'
 
 
-def _customers(rows: Sequence[CustomerRow]) -> str:
+def _customers(rows: Sequence[CustomerStatus]) -> str:
     ranked = sorted(rows, key=lambda row: row.outcome == "delivered")
     table = _table(_COLUMNS, "".join(map(_customer, ranked)))
     if len(rows) <= _MOST_OPEN:
@@ -265,7 +265,7 @@ def _customers(rows: Sequence[CustomerRow]) -> str:
     return f"<details><summary>All {len(rows):,}, those not delivered first</summary>{table}</details>"
 
 
-def _customer(row: CustomerRow) -> str:
+def _customer(row: CustomerStatus) -> str:
     why = () if row.outcome == "delivered" else (row.error or "",)
     rows = sum(file.rows for file in row.files) if row.files else None
     figures = (row.rows.inserted, row.rows.flagged, rows, len(row.files) or None)
@@ -299,21 +299,9 @@ async def page_of_journal(path: Path, written: str) -> ReportPage:
     return ReportPage(
         title=path.name,
         written=written,
-        rows=[_row(record, path.parent) for record in records.values()],
+        rows=[reported(record.status, path.parent) for record in records.values()],
         timeline=_timeline(events),
         notes=_NOTES,
-    )
-
-
-def _row(record: CustomerRecord, folder: Path) -> CustomerRow:
-    if record.outcome is not None:
-        return row_of(record.outcome, folder)
-    return CustomerRow(
-        external_id=record.external_id,
-        name=record.name,
-        error="not finished",
-        company_id=record.ids.get("company"),
-        run_id=record.ids.get("run"),
     )
 
 
@@ -351,7 +339,7 @@ class Recorder:
             yield
         self._timeline.end(self._loop.time())
 
-    def write(self, rows: Sequence[CustomerRow], budget: Budget, reason: str | None) -> None:
+    def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
         """Write the report, or warn that it cannot be written: what was migrated is migrated all the same."""
         place = self._options.report
         if place is None:
@@ -364,7 +352,7 @@ class Recorder:
     def _note(self, event: Event) -> None:
         self._timeline.note(event, by=asyncio.current_task())
 
-    def _page(self, rows: Sequence[CustomerRow], budget: Budget, reason: str | None) -> ReportPage:
+    def _page(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> ReportPage:
         options = self._options
         return ReportPage(
             title=options.manifest.name,

@@ -1,6 +1,6 @@
 """`--json`: the events of a run for programs, one JSON object per line (NDJSON).
 
-Each line has `schema` (1), `type`, `time` (wall clock, ISO 8601 in UTC) and `at` (seconds since the start of the
+Each line has `schema` (2), `type`, `time` (wall clock, ISO 8601 in UTC) and `at` (seconds since the start of the
 command, on the loop's clock). The first line is `Begun`, the last `Ended`. Between them are the events of the
 session, with the names of their classes, and an `Outcome` per customer with the fields of `report.json`. Later
 versions may add fields and types.
@@ -14,13 +14,12 @@ from typing import cast, final
 
 import msgspec
 
-from asyncmig.cli.output import print_line
-from asyncmig.cli.report import CustomerRow
+from asyncmig.cli.output import SCHEMA, print_line
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.events import Event, RequestDone, RequestSent
 
-__all__ = ["SCHEMA", "EventPrinter", "wall_clock"]
+__all__ = ["EventPrinter", "wall_clock"]
 
-SCHEMA = 1
 _TIMES = ("at", "until")
 
 
@@ -59,15 +58,18 @@ class EventPrinter:
         if not self._requests and isinstance(event, RequestSent | RequestDone):
             return
         fields = cast("dict[str, object]", msgspec.to_builtins(event))
+        if "company_id" in fields:
+            ids = {kind: fields.pop(f"{kind}_id", None) for kind in ("company", "run")}
+            fields["ids"] = {kind: each for kind, each in ids.items() if each}
         self._write(str(fields.pop("type")), fields)
 
-    def outcome(self, row: CustomerRow) -> None:
+    def outcome(self, row: CustomerStatus) -> None:
         """Print how one customer ended."""
         self._write("Outcome", cast("dict[str, object]", msgspec.to_builtins(row)))
 
-    def end(self, companies: Sequence[CustomerRow], *, exit_code: int, reason: str | None) -> None:
+    def end(self, customers: Sequence[CustomerStatus], *, exit_code: int, reason: str | None) -> None:
         """Print the last line."""
-        outcomes = Counter(company.outcome for company in companies)
+        outcomes = Counter(customer.outcome for customer in customers)
         self._write(
             "Ended", {"exit_code": exit_code, "reason": reason, "outcomes": dict(sorted(outcomes.items()))}
         )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig.customers.failures import words_of
-from asyncmig.customers.outcome import Outcome
-from asyncmig.customers.status import RemainingWork
+from asyncmig.customers.status import CustomerStatus, RemainingWork
 from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
     AttemptFailed,
@@ -77,12 +76,10 @@ class LiveState:
             case _:
                 pass
 
-    def finish(self, outcome: Outcome) -> str:
-        """Take how one customer ended; return the outcome's name."""
-        kind = str(outcome.__struct_config__.tag)
-        self.ended[kind] += 1
-        self._customers[outcome.external_id].step = kind
-        return kind
+    def finish(self, status: CustomerStatus) -> None:
+        """Record how one customer's migration ended."""
+        self.ended[status.outcome] += 1
+        self._customers[status.external_id].step = status.outcome
 
     @property
     def total(self) -> int:

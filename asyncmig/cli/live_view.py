@@ -21,7 +21,7 @@ from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, draws, say
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
-from asyncmig.customers.outcome import Delivered, Outcome, Pending
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
     AttemptFailed,
@@ -217,20 +217,21 @@ class LiveView:
         if delivered and not self._display.quiet:
             say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
 
-    def ended(self, outcome: Outcome) -> None:
-        """Show how one customer's migration ended, unless that is no news; on a terminal not if it was delivered."""
-        kind = self._tracker.finish(outcome)
-        if not self._hides(outcome):
-            say(self._console, _line(kind, outcome), STYLES[kind])
-        for note in () if self._display.quiet else outcome.notes:
-            say(self._console, f"{'note':>9}  {outcome.external_id}  {clean(note)}", "dim")
+    def ended(self, status: CustomerStatus) -> None:
+        """Print how one customer's migration ended, unless the line would be redundant."""
+        self._tracker.finish(status)
+        if not self._hides(status):
+            say(self._console, _line(status), STYLES[status.outcome])
+        for note in () if self._display.quiet else status.notes:
+            say(self._console, f"{'note':>9}  {status.external_id}  {clean(note)}", "dim")
 
-    def _hides(self, outcome: Outcome) -> bool:
-        if isinstance(outcome, Delivered):
-            return self._draws or self._display.quiet or outcome.external_id in self._known
-        if isinstance(outcome, Pending):  # a refused key, or an interrupt, is the same for all of them
-            said, self._pending = outcome.error in self._pending, self._pending | {outcome.error}
-            return said
+    def _hides(self, status: CustomerStatus) -> bool:
+        if status.outcome == "delivered":
+            return self._draws or self._display.quiet or status.external_id in self._known
+        if status.outcome == "pending":  # all pending customers have the same reason, such as a refused key
+            error = status.error or ""
+            printed, self._pending = error in self._pending, self._pending | {error}
+            return printed
         return False
 
     def status(self) -> str:
@@ -350,14 +351,13 @@ def _whose(event: AttemptFailed | Recovered) -> str:
     return event.external_id or event.ids.get("id") or "all customers"
 
 
-def _line(kind: str, outcome: Outcome) -> str:
-    return f"{kind:>9}  {outcome.external_id}  {clean(outcome.name, 60)}: {_what(outcome)}"
+def _line(status: CustomerStatus) -> str:
+    return f"{status.outcome:>9}  {status.external_id}  {clean(status.name, 60)}: {_result(status)}"
 
 
-def _what(outcome: Outcome) -> str:
-    if not isinstance(outcome, Delivered):
-        return clean(outcome.error)
-    rows, sheets = sum(file.rows for file in outcome.files), len(outcome.files)
-    flagged = outcome.report.invalid_rows if outcome.report else None
-    bad = f", {flagged} with a bad cell" if flagged else ""
-    return f"{counted(rows, 'row')} in {counted(sheets, 'sheet')}{bad} ({outcome.seconds:.0f} s)"
+def _result(status: CustomerStatus) -> str:
+    if status.outcome != "delivered":
+        return clean(status.error or "")
+    bad = f", {status.rows.flagged} with a bad cell" if status.rows.flagged else ""
+    rows, sheets = counted(status.rows.delivered or 0, "row"), counted(len(status.files), "sheet")
+    return f"{rows} in {sheets}{bad} ({status.seconds:.0f} s)"

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, cast, final
+from typing import Final, TextIO, cast, final
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
 __all__ = [
+    "SCHEMA",
     "ConsoleHandler",
     "GuardedStream",
     "clean",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 
+SCHEMA: Final = 2
+"""The version of the JSON that the commands write: `report.json`, `--json` of run, status, review and watch."""
 _STEERING = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
 """For a regular expression: control characters without the line feed, and marks that change text direction."""
 _CONTROL = re.compile(rf"[\n{_STEERING}]+")

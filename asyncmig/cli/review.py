@@ -11,7 +11,7 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig.cli.live_view import failure_line
-from asyncmig.cli.output import clean, counted, print_line, say
+from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, open_session
 from asyncmig.customers.outcome import Decision, Parked
 from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question
@@ -252,14 +252,9 @@ def print_all(data: Console, records: Sequence[CustomerRecord], *, as_json: bool
     for record in records:
         attention = _attention(record)
         if as_json:
-            ids = {
-                "external_id": record.external_id,
-                "company_id": record.ids.get("company"),
-                "run_id": record.ids.get("run"),
-            }
-            print_line(
-                {"schema": 1, **ids, "is_destructive": attention.is_destructive, "attention": attention}
-            )
+            whose = {"external_id": record.external_id, "ids": dict(record.ids)}
+            asked = {"is_destructive": attention.is_destructive, "attention": attention}
+            print_line({"schema": SCHEMA, **whose, **asked})
         else:
             print_parked(data, record, attention)
 

@@ -26,12 +26,12 @@ from asyncmig.cli.json_events import EventPrinter
 from asyncmig.cli.live_view import LiveView
 from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, say
 from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url, queue_variable
-from asyncmig.cli.report import CustomerRow, Report, ReportFile, read_statuses, warn_of_lost_journal
+from asyncmig.cli.report import Report, ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.cli.setting_origin import recall_if_any, remember
 from asyncmig.cli.settings import Display, Options, open_session
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import CustomerRecord
+from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import (
     AuthError,
     InvalidInput,
@@ -80,9 +80,9 @@ class RunResult:
     """Whether `report.json`, or what `--json` prints, is incomplete."""
 
     @property
-    def companies(self) -> tuple[CustomerRow, ...]:
-        """The customers that it was about: those that were selected."""
-        rows = self.report.companies
+    def customers(self) -> tuple[CustomerStatus, ...]:
+        """The status of each customer that was selected."""
+        rows = self.report.customers
         return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
 
     @property
@@ -94,7 +94,7 @@ class RunResult:
         """
         if self.key_refused:
             return KEY_REFUSED
-        return RESUMABLE if self.unwritten else code_of(company.outcome for company in self.companies)
+        return RESUMABLE if self.unwritten else code_of(customer.outcome for customer in self.customers)
 
 
 @final
@@ -158,7 +158,7 @@ async def drive(
     ):
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
-        statuses = statuses_of(records) if journal else read_statuses(options.out)
+        statuses = statuses_of(records) if journal else read_outcomes(options.out)
         selected = select(wanted.selection, manifest, statuses) if wanted.selection else None
         report.begin(records)
         say_removed(manifest, records, words)
@@ -194,9 +194,9 @@ async def drive(
             explicit=frozenset(wanted.given) & WORKERS_OWN,
             unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
-        recorder.write(ended.companies, last.budget, ended.reason)
+        recorder.write(ended.customers, last.budget, ended.reason)
         if feed is not None:
-            feed.end(ended.companies, exit_code=ended.exit_code, reason=ended.reason)
+            feed.end(ended.customers, exit_code=ended.exit_code, reason=ended.reason)
         return ended
 
 
@@ -278,7 +278,7 @@ class _Outlets:
 
     def tell(self, outcome: Outcome) -> None:
         row = self.report.add(outcome)
-        self.progress.ended(outcome)
+        self.progress.ended(row)
         if self.feed is not None:
             self.feed.outcome(row)
 

@@ -15,7 +15,7 @@ from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, working_for
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
-from asyncmig.cli.output import clean, counted, is_unread, print_line, say
+from asyncmig.cli.output import SCHEMA, clean, counted, is_unread, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, Options, open_session
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, Parked
@@ -177,7 +177,7 @@ async def follow_journal(path: Path, data: Console, *, as_json: bool) -> None:
 def _print(data: Console, event: Event, *, as_json: bool) -> None:
     if as_json:
         named = {"time": event.at, "external_id": event.external_id, "kind": event.kind}
-        print_line({"schema": 1, **named, "words": words_of(event)})
+        print_line({"schema": SCHEMA, **named, "words": words_of(event)})
         return
     line = f"{event.at[11:19]}  {clean(event.kind, 30):<9}  {event.external_id}  {clean(words_of(event))}"
     say(data, line.rstrip(), STYLES.get(event.kind, ""))
@@ -225,7 +225,7 @@ def _print_failure(data: Console, as_json: bool, event: Happening) -> None:
     if not isinstance(event, AttemptFailed):
         return
     if as_json:
-        print_line({"schema": 1, "external_id": event.external_id, "failure": failure_words(event)})
+        print_line({"schema": SCHEMA, "external_id": event.external_id, "failure": failure_words(event)})
     else:
         say(data, f"{'retrying':<15}  {event.external_id}  {clean(failure_words(event))}", "yellow")
 
@@ -235,7 +235,7 @@ async def _follow_run(session: Session, record: CustomerRecord, data: Console, a
         run = session.watch(record.ids["run"], record.ids["company"])
         async for state in run.updates():
             if as_json:
-                print_line({"schema": 1, "external_id": record.external_id, "run": state})
+                print_line({"schema": SCHEMA, "external_id": record.external_id, "run": state})
             else:
                 words = state.error or state.progress_message or ""
                 say(data, f"{clean(state.status, 30):<15}  {record.external_id}  {clean(words)}".rstrip())

@@ -9,9 +9,10 @@ from rich.text import Text
 
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.output import clean, counted, say
-from asyncmig.cli.report import CustomerRow, by_reason, reason
+from asyncmig.cli.report import by_reason, reason
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import DecideChoice, Options
+from asyncmig.customers.status import CustomerStatus
 
 __all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary", "print_undelivered"]
 
@@ -32,12 +33,12 @@ def print_summary(data: Console, ended: RunResult, options: Options) -> None:
 def print_outcomes(data: Console, ended: RunResult, options: Options) -> None:
     """Print how many customers ended how, and why."""
     data.print()
-    data.print(_outcomes(ended.companies, str(options.out / "report.json")))
+    data.print(_outcomes(ended.customers, str(options.out / "report.json")))
 
 
 def print_undelivered(data: Console, ended: RunResult) -> None:
     """Print each customer that is not delivered, unless the table of outcomes named them all."""
-    groups = [group for group in by_reason(ended.companies) if _is_listed(group)]
+    groups = [group for group in by_reason(ended.customers) if _is_listed(group)]
     if len(groups) <= _MOST_REASONS and all(len(group) <= _MOST_NAMED for group in groups):
         return
     data.print()
@@ -48,11 +49,11 @@ def print_undelivered(data: Console, ended: RunResult) -> None:
             say(data, f"{outcome:>9}  {line}", STYLES[outcome])
 
 
-def _each(group: Sequence[CustomerRow]) -> list[str]:
+def _each(group: Sequence[CustomerStatus]) -> list[str]:
     return [f"{row.external_id}  {reason(row)}" for row in group]
 
 
-def _is_listed(group: Sequence[CustomerRow]) -> bool:
+def _is_listed(group: Sequence[CustomerStatus]) -> bool:
     """Return whether a group is to be listed; `asyncmig status` lists what an interrupt left behind."""
     return group[0].outcome not in ("delivered", "pending")
 
@@ -67,7 +68,7 @@ def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
 def figures(ended: RunResult) -> list[tuple[str, str]]:
     """Return what moved and what it cost, as pairs of a name and a sentence."""
     budget = ended.report.budget
-    companies = [company for company in ended.companies if company.outcome == "delivered"]
+    companies = [company for company in ended.customers if company.outcome == "delivered"]
     inserted = sum(company.rows.inserted or 0 for company in companies)
     flagged = sum(company.rows.flagged or 0 for company in companies)
     files = [file for company in companies for file in company.files]
@@ -84,7 +85,7 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     if ended.queue is not None:
         yield from _steps_with_queue(ended, options)
         return
-    outcomes = {company.outcome for company in ended.companies}
+    outcomes = {company.outcome for company in ended.customers}
     if ended.key_refused:
         yield "The API key was refused. With a good one in VERN_API_KEY, go on:"
         yield f"  {options.command()}"
@@ -96,19 +97,19 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         yield from _about_parked(options)
     if "unknown" in outcomes:
         yield "Of an unknown customer nobody can tell what happened: the reason says how to find out. Its story:"
-        unknown = next(row.external_id for row in ended.companies if row.outcome == "unknown")
+        unknown = next(row.external_id for row in ended.customers if row.outcome == "unknown")
         yield f"  {options.about_journal('show', unknown)}"
     if "failed" in outcomes:
         yield "A failed customer is imported again once its files have changed. Mend them, then:"
         yield f"  {options.command()}"
         yield "Or, to import them again as they are:"
         yield f"  {options.about_journal('retry', '--select', 'status:failed')}"
-    if not ended.companies:
+    if not ended.customers:
         yield "Nobody is selected: there is nothing to do."
     elif outcomes <= {"delivered"}:
         which = "Every customer" if ended.selected is None else "Whoever was selected"
         yield f"{which} is delivered: {options.out}/EXTERNAL_ID/SHEET.csv"
-    others = len(ended.report.companies) - len(ended.companies)
+    others = len(ended.report.customers) - len(ended.customers)
     if others:
         yield f"Not selected: {counted(others, 'customer')}. How they stand:"
         yield f"  {options.about_journal('status')}"
@@ -116,7 +117,7 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
 
 def _steps_with_queue(ended: RunResult, options: Options) -> Iterator[str]:
     """Yield what can be done after a run by workers: this process has no journal that knows the customers."""
-    outcomes = {company.outcome for company in ended.companies}
+    outcomes = {company.outcome for company in ended.customers}
 
     def again(text: str, decide: DecideChoice | None = None, select: str | None = None) -> Iterator[str]:
         line = options.command(decide, queue=ended.queue, select=select, explicit=ended.explicit)
@@ -148,12 +149,12 @@ def _steps_with_queue(ended: RunResult, options: Options) -> Iterator[str]:
     if "failed" in outcomes:
         yield from again("A failed customer is imported again once its files have changed. After that")
         yield from again("Or, to import them again as they are", select="status:failed")
-    if not ended.companies:
+    if not ended.customers:
         yield "No customer is selected: there is nothing to do."
     elif outcomes <= {"delivered"}:
         which = "Every customer" if ended.selected is None else "Every selected customer"
         yield f"{which} is delivered. The sheets are where the workers write; {options.out}/report.json lists them."
-    if others := len(ended.report.companies) - len(ended.companies):
+    if others := len(ended.report.customers) - len(ended.customers):
         yield f"Not selected: {counted(others, 'customer')}."
 
 
@@ -168,7 +169,7 @@ def _about_parked(options: Options) -> Iterator[str]:
         yield f"  {options.command(decide='approve')}"
 
 
-def _outcomes(companies: Sequence[CustomerRow], report_path: str) -> Table:
+def _outcomes(companies: Sequence[CustomerStatus], report_path: str) -> Table:
     """Return a table of outcomes; reasons that differ by numbers only are one row, with the first one's words."""
     ranked = by_reason(companies)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -187,7 +188,7 @@ def _outcomes(companies: Sequence[CustomerRow], report_path: str) -> Table:
     return table
 
 
-def _some(group: Sequence[CustomerRow]) -> str:
+def _some(group: Sequence[CustomerStatus]) -> str:
     """Return a few of the ids; those delivered need none."""
     if group[0].outcome == "delivered":
         return ""

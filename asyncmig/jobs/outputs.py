@@ -147,7 +147,9 @@ class _Reported(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    companies: tuple[_Reported, ...]
+    customers: tuple[_Reported, ...] = ()
+    companies: tuple[_Reported, ...] = ()
+    """Schema 1."""
 
 
 def _reported(out: Path | None) -> list[str]:
@@ -158,7 +160,7 @@ def _reported(out: Path | None) -> list[str]:
         report = msgspec.json.decode((out / "report.json").read_bytes(), type=_Report)
     except (OSError, msgspec.MsgspecError):
         return []
-    return [each.external_id for each in report.companies]
+    return [each.external_id for each in (*report.customers, *report.companies)]
 
 
 def check_folder(field: str, folder: Path) -> Path:

@@ -54,8 +54,8 @@ def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
         assert "all 8 customers ended as planned" in result.out
         assert "0 answered 429" in result.out
         report = json.loads((tmp_path / "asyncmig-demo/out/report.json").read_text(encoding="utf-8"))
-        assert len(report["companies"]) == 8
-        assert {company["outcome"] for company in report["companies"]} == {"delivered", "failed"}
+        assert len(report["customers"]) == 8
+        assert {company["outcome"] for company in report["customers"]} == {"delivered", "failed"}
 
 
 def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

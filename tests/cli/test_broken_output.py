@@ -55,7 +55,7 @@ def run(
 
 def rows(folder: Path) -> list[dict[str, object]]:
     report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
-    return list(report["companies"])
+    return list(report["customers"])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def run(cli: Cli, simulator: Simulator) -> Cli:
 
 def rows(folder: Path) -> dict[str, dict[str, object]]:
     report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
-    return {company["external_id"]: company for company in report["companies"]}
+    return {company["external_id"]: company for company in report["customers"]}
 
 
 def imports(simulator: Simulator) -> int:
@@ -93,7 +93,7 @@ def test_a_file_that_is_mended_after_a_failure_is_imported_again(
     assert run(customers(acme=LATIN)).code == 3
     assert run(customers(acme=MORE)).code == 0
     assert "imported again, for acme.csv" in str(rows(tmp_path)["acme"]["notes"])
-    assert rows(tmp_path)["acme"]["rows"] == {"inserted": 3, "flagged": 0}
+    assert rows(tmp_path)["acme"]["rows"] == {"inserted": 3, "flagged": 0, "delivered": 3}
     assert imports(simulator) == 2
 
 

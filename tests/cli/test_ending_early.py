@@ -32,9 +32,9 @@ def test_75_after_so_long(cli: Cli, customers: Customers, slow: Simulator, tmp_p
     assert "Ending early: it took 1m, as long as --max-duration allows." in result.err
     assert "Not finished (it took 1m, as long as --max-duration allows)" in result.out
     assert "--max-duration 1m" in result.out  # the line that goes on
-    row = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"][0]
+    row = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"][0]
     assert row["outcome"] == "pending"
-    assert row["run_id"]
+    assert row["ids"]["run"]
     assert cli(*arguments).code == 0
 
 

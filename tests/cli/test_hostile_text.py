@@ -64,7 +64,7 @@ def test_neither_terminal_nor_files_get_it(cli: Cli, hostile: Simulator, tmp_pat
     for name in ("out/report.json", "page.html", "report.html"):
         assert not steering(Path(name).read_text(encoding="utf-8")), name
     report = json.loads(Path("out/report.json").read_bytes())
-    assert report["companies"][0]["name"] == NAME
+    assert report["customers"][0]["name"] == NAME
     (checked,) = map(json.loads, results[2].out.splitlines())
     assert checked["files"][0]["headers"][0]["header"] == EVIL
 

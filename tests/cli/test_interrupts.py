@@ -75,9 +75,9 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     )
     assert said in err
     assert "What was begun at the server goes on there; to go on here:\n  asyncmig run" in out
-    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]
-    assert all(row["run_id"] for row in rows)
+    assert all(row["ids"]["run"] for row in rows)
 
     endless.intercept = lambda request: None
     again = cli(*args)
@@ -106,7 +106,7 @@ def test_a_second_hangup_is_in_no_hurry_and_one_that_was_ignored_at_start_up_sta
     assert process.returncode == 75, err
     assert ("SIGHUP" in err) is not ignored
     assert "Stopping at once" not in err
-    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"]
     assert [row["outcome"] for row in rows] == ["pending"]
 
 
@@ -141,5 +141,5 @@ def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
     assert process.returncode == 75, err
     assert "Ending early: stdout was closed by its reader" in err
     assert "BrokenPipe" not in err
-    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"]
+    rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.json_events import EventPrinter
-from asyncmig.cli.report import CustomerRow, RowCounts
+from asyncmig.customers.status import CustomerStatus, Rows
 from asyncmig.events import (
     BudgetLearnt,
     Held,
@@ -22,26 +22,26 @@ from asyncmig.events import (
 from .conftest import SPEED, Cli, Simulator
 
 GOLDEN = """\
-{"schema": 1, "type": "Begun", "time": "T", "at": 0.0, "version": "V", "customers": 1}
-{"schema": 1, "type": "MigrationChanged", "time": "T", "at": 1.5, "external_id": "acme", "company_id": null, "run_id": null, "step": "creating", "detail": ""}
-{"schema": 1, "type": "RequestSent", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0}
-{"schema": 1, "type": "RequestDone", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0, "seconds": 0.5, "status": 429, "error": null}
-{"schema": 1, "type": "Held", "time": "T", "at": 1.5, "until": 3.0, "budget": "POST /companies", "seconds": 1.5, "slots": 100, "burst": 100}
-{"schema": 1, "type": "BudgetLearnt", "time": "T", "at": 1.5, "budget": "POST /companies", "slots": 90, "burst": 90}
-{"schema": 1, "type": "RunChanged", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "status": "running", "progress": "\\u009b2J\\u202e\\u001b[2J"}
-{"schema": 1, "type": "RunStalled", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "seconds": 4500.0}
-{"schema": 1, "type": "RunEnded", "time": "T", "at": 1.5, "company_id": "c", "run_id": "r", "status": "completed", "seconds": 60.0, "noticed_within": 2.0}
-{"schema": 1, "type": "Outcome", "time": "T", "at": 1.5, "external_id": "acme", "name": "Acme", "outcome": "delivered", "error": null, "company_id": "c", "run_id": "r", "rows": {"inserted": 2, "flagged": 0}, "files": [], "seconds": 60.0, "notes": []}
-{"schema": 1, "type": "Ended", "time": "T", "at": 1.5, "exit_code": 0, "reason": null, "outcomes": {"delivered": 1}}
+{"schema": 2, "type": "Begun", "time": "T", "at": 0.0, "version": "V", "customers": 1}
+{"schema": 2, "type": "MigrationChanged", "time": "T", "at": 1.5, "external_id": "acme", "step": "creating", "detail": "", "ids": {}}
+{"schema": 2, "type": "RequestSent", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0}
+{"schema": 2, "type": "RequestDone", "time": "T", "at": 1.5, "endpoint": "POST /companies", "ids": {}, "lane": "WORK", "attempt": 1, "waited": 0.0, "seconds": 0.5, "status": 429, "error": null}
+{"schema": 2, "type": "Held", "time": "T", "at": 1.5, "until": 3.0, "budget": "POST /companies", "seconds": 1.5, "slots": 100, "burst": 100}
+{"schema": 2, "type": "BudgetLearnt", "time": "T", "at": 1.5, "budget": "POST /companies", "slots": 90, "burst": 90}
+{"schema": 2, "type": "RunChanged", "time": "T", "at": 1.5, "status": "running", "progress": "\\u009b2J\\u202e\\u001b[2J", "ids": {"company": "c", "run": "r"}}
+{"schema": 2, "type": "RunStalled", "time": "T", "at": 1.5, "seconds": 4500.0, "ids": {"company": "c", "run": "r"}}
+{"schema": 2, "type": "RunEnded", "time": "T", "at": 1.5, "status": "completed", "seconds": 60.0, "noticed_within": 2.0, "ids": {"company": "c", "run": "r"}}
+{"schema": 2, "type": "Outcome", "time": "T", "at": 1.5, "external_id": "acme", "name": "Acme", "api": "companies", "outcome": "delivered", "step": "ended", "detail": "", "ids": {"company": "c", "run": "r"}, "error": null, "files": [], "rows": {"inserted": 2, "flagged": 0, "delivered": 3}, "notes": [], "destructive": [], "seconds": 60.0, "changed_at": null, "last_failure": null, "held_by": null}
+{"schema": 2, "type": "Ended", "time": "T", "at": 1.5, "exit_code": 0, "reason": null, "outcomes": {"delivered": 1}}
 """  # noqa: E501 - a line is an event
 
-ROW = CustomerRow(
+ROW = CustomerStatus(
     external_id="acme",
     name="Acme",
     outcome="delivered",
-    company_id="c",
-    run_id="r",
-    rows=RowCounts(inserted=2, flagged=0),
+    step="ended",
+    ids={"company": "c", "run": "r"},
+    rows=Rows(inserted=2, flagged=0, delivered=3),
     seconds=60.0,
 )
 

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from asyncmig.cli.html_report import ReportPage, render
-from asyncmig.cli.report import Budget, CustomerRow
+from asyncmig.cli.report import Budget
 from asyncmig.cli.timeline import Timeline
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.events import Held, MigrationChanged, RequestDone, RequestSent, RunEnded
 
 from .conftest import KEY, SPEED, Cli, Simulator
@@ -45,7 +46,7 @@ def page(customers: int, *, by_key: bool = False, text: str = "plain") -> Report
                 )
         timeline.note(RequestSent(at=n, endpoint=f"POST /{text}", lane="WORK", attempt=1))
         outcome = "delivered" if n % 5 else "failed"
-        rows.append(CustomerRow(external_id=name, name=text, outcome=outcome, error=text, notes=(text,)))
+        rows.append(CustomerStatus(external_id=name, name=text, outcome=outcome, error=text, notes=(text,)))
     timeline.note(
         RequestDone(at=1, endpoint=f"POST /{text}", lane="WORK", attempt=1, seconds=1.0, status=429)
     )
@@ -81,7 +82,7 @@ def test_there_is_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
 
 
 def test_a_fleet_that_did_nothing_is_a_page_too() -> None:
-    rows = [CustomerRow(external_id="acme", name="Acme")]
+    rows = [CustomerStatus(external_id="acme", name="Acme")]
     assert bars(render(ReportPage(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
 
 

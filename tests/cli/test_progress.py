@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from asyncmig.cli.live_view import LiveView
-from asyncmig.cli.report import Budget, CustomerRow, Report
+from asyncmig.cli.report import Budget, Report
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.outcome import Delivered, Failed, Pending
+from asyncmig.customers.status import CustomerStatus, status_of_outcome
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone
 from asyncmig.session import Session
 
@@ -21,8 +22,8 @@ def progress_on(console: Console, customers: str, display: Display = Display()) 
 
 
 def ended(outcomes: Sequence[str], **facts: bool) -> RunResult:
-    rows = tuple(CustomerRow(external_id=str(n), name="", outcome=text) for n, text in enumerate(outcomes))
-    return RunResult(report=Report(companies=rows, budget=Budget()), **facts)
+    rows = tuple(CustomerStatus(external_id=str(n), name="", outcome=text) for n, text in enumerate(outcomes))
+    return RunResult(report=Report(customers=rows, budget=Budget()), **facts)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,10 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
                 at=0.0, endpoint="POST /x", lane="WORK", attempt=1, seconds=0.1, status=201, error=None
             )
         )
-        progress.ended(Delivered(external_id="a", name="Acme", files=(), notes=("renamed",)))
-        progress.ended(Failed(external_id="b", name="Bolt", error="no\nway"))
+        progress.ended(
+            status_of_outcome(Delivered(external_id="a", name="Acme", files=(), notes=("renamed",)))
+        )
+        progress.ended(status_of_outcome(Failed(external_id="b", name="Bolt", error="no\nway")))
         await asyncio.sleep(6.0)
     lines = [line for line in out.getvalue().splitlines() if "of 3 done" not in line or not terminal]
     assert any("failed  b  Bolt: no way" in line for line in lines)
@@ -73,9 +76,11 @@ async def test_what_holds_for_all_is_said_once() -> None:
     progress = progress_on(Console(file=out, width=200), "abcd")
     progress.known(["d"])
     for external_id in "ab":
-        progress.ended(Pending(external_id=external_id, name="", error="the key was refused"))
-    progress.ended(Pending(external_id="c", name="", error="held by another process"))
-    progress.ended(Delivered(external_id="d", name="", files=()))
+        progress.ended(
+            status_of_outcome(Pending(external_id=external_id, name="", error="the key was refused"))
+        )
+    progress.ended(status_of_outcome(Pending(external_id="c", name="", error="held by another process")))
+    progress.ended(status_of_outcome(Delivered(external_id="d", name="", files=())))
     assert out.getvalue().count("pending") == 2
     assert "Delivered before: 1 customer." in out.getvalue()
     assert progress.status().startswith("4 of 4 done (1 delivered, 3 pending)")

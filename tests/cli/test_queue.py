@@ -12,10 +12,11 @@ from farm import Farm
 from saq.worker import Worker
 
 from asyncmig import Delivered, Spec
-from asyncmig.cli.report import Budget, CustomerRow, Report
+from asyncmig.cli.report import Budget, Report
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import next_steps
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.distributed.saq import MigrationQueue, settings
 from asyncmig.simulator.server.clock import fast_loop
 
@@ -57,7 +58,7 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
         assert result.code == 0, (result.err, farm.log())
         assert farm.verdict()["duplicate_imports"] == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    assert {row["external_id"]: row["outcome"] for row in report["companies"]} == {
+    assert {row["external_id"]: row["outcome"] for row in report["customers"]} == {
         "acme": "delivered",
         "bolt": "delivered",
     }
@@ -265,12 +266,12 @@ def test_nothing_is_said_to_go_on_when_the_time_ends_before_the_queue_answers(
 
 def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
     rows = tuple(
-        CustomerRow(external_id=outcome, name=outcome, outcome=outcome, error="why")
+        CustomerStatus(external_id=outcome, name=outcome, outcome=outcome, error="why")
         for outcome in ("parked", "unknown", "failed", "pending", "delivered")
     )
     options = Options(manifest=Path("customers.csv"))
     for queue in ("WORKERS", ""):
-        ended = RunResult(report=Report(companies=rows, budget=Budget()), queue=queue)
+        ended = RunResult(report=Report(customers=rows, budget=Budget()), queue=queue)
         text = "\n".join(next_steps(ended, options))
         commands = [line for line in text.splitlines() if line.startswith("  ")]
         assert all(line.startswith("  asyncmig run customers.csv") for line in commands)

@@ -1,12 +1,14 @@
 """`report.json`: its shape, and how it is kept up to date."""
 
 import asyncio
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from asyncmig.cli.report import ReportFile
+from asyncmig.cli.report import ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Failed, Pending
@@ -25,6 +27,23 @@ MANIFEST = Manifest(
         for n in (2, 3)
     ),
 )
+
+NOTHING: dict[str, object] = {
+    "api": "companies",
+    "outcome": "pending",
+    "step": "waiting",
+    "detail": "",
+    "ids": {},
+    "error": None,
+    "files": [],
+    "rows": {"inserted": None, "flagged": None, "delivered": None},
+    "notes": [],
+    "destructive": [],
+    "seconds": 0.0,
+    "changed_at": None,
+    "last_failure": None,
+    "held_by": None,
+}
 
 
 def delivered(out: Path, external_id: str = "c-2") -> Delivered:
@@ -58,34 +77,27 @@ async def test_it_has_the_documented_shape(report: ReportFile, tmp_path: Path) -
     report.add(delivered(tmp_path / "out"))
     report.end((), None)
     assert read(tmp_path) == {
-        "schema": 1,
-        "companies": [
+        "schema": 2,
+        "customers": [
             {
                 "external_id": "c-2",
                 "name": "C 2",
+                **NOTHING,
                 "outcome": "delivered",
-                "error": None,
-                "company_id": "company",
-                "run_id": "run",
-                "rows": {"inserted": 9, "flagged": 1},
+                "step": "ended",
+                "ids": {"company": "company", "run": "run"},
+                "rows": {"inserted": 9, "flagged": 1, "delivered": 8},
                 "files": [
                     {"sheet": "Deals", "path": "c-2/Deals.csv", "rows": 7, "bytes": 99},
                     {"sheet": "Old", "path": "/elsewhere/Old.csv", "rows": 1, "bytes": 9},
                 ],
                 "seconds": 12.346,
-                "notes": [],
             },
             {
                 "external_id": "c-3",
                 "name": "C 3",
-                "outcome": "pending",
+                **NOTHING,
                 "error": "not finished",
-                "company_id": None,
-                "run_id": None,
-                "rows": {"inserted": None, "flagged": None},
-                "files": [],
-                "seconds": 0.0,
-                "notes": [],
             },
         ],
         "budget": {"requests": 0, "refused": 0, "polls": 0, "endpoints": {}, "limits": {}},
@@ -108,7 +120,7 @@ async def test_what_the_journal_knows_stands_from_the_start(report: ReportFile, 
     known = customer_record(Record(external_id="c-2", name="C 2", source="s", outcome=delivered(out)))
     begun = customer_record(Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3"))
     report.begin({"c-2": known, "c-3": begun, "other": begun})
-    assert [(row.outcome, row.company_id) for row in report.rows] == [
+    assert [(row.outcome, row.ids.get("company")) for row in report.rows] == [
         ("delivered", "company"),
         ("pending", "c3"),
     ]
@@ -121,13 +133,27 @@ async def test_an_interrupt_takes_nothing_back(report: ReportFile, tmp_path: Pat
     report.add(Pending(external_id="c-3", name="C 3", error="interrupted before it began"))
     begun = Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3")
     final = report.end((customer_record(begun),), "why")
-    assert [(row.outcome, row.run_id) for row in final.companies] == [("delivered", "run"), ("pending", "r3")]
+    assert [(row.outcome, row.ids.get("run")) for row in final.customers] == [
+        ("delivered", "run"),
+        ("pending", "r3"),
+    ]
 
 
 async def test_a_reason_is_given_to_those_that_never_began(report: ReportFile) -> None:
     report.begin({})
     report.add(Failed(external_id="c-2", name="C 2", error="no"))
-    assert [row.error for row in report.end((), "the key was refused").companies] == [
+    assert [row.error for row in report.end((), "the key was refused").customers] == [
         "no",
         "the key was refused",
     ]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_reports_of_both_schemas_guard_against_a_lost_journal(tmp_path: Path, schema: int) -> None:
+    customers = [{"external_id": "c-2", "outcome": "delivered"}, {"external_id": "c-3", "outcome": "failed"}]
+    saved = {"schema": schema, "companies" if schema == 1 else "customers": customers, "budget": {}}
+    (tmp_path / "report.json").write_text(json.dumps(saved), encoding="utf-8")
+    assert read_outcomes(tmp_path) == {"c-2": "delivered", "c-3": "failed"}
+    words = io.StringIO()
+    warn_of_lost_journal(tmp_path / "fleet.db", tmp_path, Console(file=words))
+    assert "1 customer as delivered" in words.getvalue()

@@ -24,7 +24,7 @@ def run(cli: Cli, simulator: Simulator) -> Cli:
 
 def outcomes(folder: Path) -> dict[str, str]:
     report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
-    return {company["external_id"]: company["outcome"] for company in report["companies"]}
+    return {company["external_id"]: company["outcome"] for company in report["customers"]}
 
 
 def test_0_all_delivered_and_the_same_line_again_sends_nothing(
@@ -164,8 +164,8 @@ def test_4_the_key_is_refused_on_the_way(
     assert run(customers(acme=GOOD, cafe=LATIN)).code == 4
     assert outcomes(tmp_path) == {"acme": "pending", "cafe": "pending"}
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    assert "401" in report["companies"][0]["error"]
-    assert report["companies"][0]["company_id"]
+    assert "401" in report["customers"][0]["error"]
+    assert report["customers"][0]["ids"]["company"]
 
 
 def test_5_parked_then_decided(run: Cli, customers: Customers, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_filter_all_keeps_the_rows_with_a_bad_cell(run: Cli, customers: Customer
     manifest = customers(acme=b"Email,Name\n" + rows + b"no,C\n")
     assert run(manifest, "--filter", "all").code == 0
     assert len((tmp_path / "out/acme/Contacts.csv").read_bytes().splitlines()) == 42
-    company = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["companies"][0]
+    company = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"][0]
     assert company["rows"] == {"inserted": 41, "flagged": 1}
 
 
@@ -320,7 +320,7 @@ def test_real_files_travel_unharmed_or_fail_with_a_reason(run: Cli, tmp_path: Pa
     result = run(manifest, "--filter", "all", "--decide", "approve")
     assert result.code == 3, result.err
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    failed = {company["name"]: company["error"] for company in report["companies"] if company["error"]}
+    failed = {company["name"]: company["error"] for company in report["customers"] if company["error"]}
     assert list(failed) == ["avengers.csv"]
     assert "is not UTF-8" in failed["avengers.csv"]
     for n, path in enumerate(REAL):

@@ -24,7 +24,7 @@ def run(cli: Cli, simulator: Simulator) -> Cli:
 
 def outcomes(folder: Path) -> dict[str, str]:
     report = json.loads((folder / "out/report.json").read_text(encoding="utf-8"))
-    return {company["external_id"]: company["outcome"] for company in report["companies"]}
+    return {company["external_id"]: company["outcome"] for company in report["customers"]}
 
 
 def imports(simulator: Simulator) -> int:

@@ -79,7 +79,7 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytes
     with sim(monkeypatch, "--cert", str(tmp_path / "server.pem")):
         subprocess.run(command, check=False, capture_output=True, cwd=tmp_path)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    assert {row["outcome"] for row in report["companies"]} == {
+    assert {row["outcome"] for row in report["customers"]} == {
         "delivered",
         "failed",
     }  # as its generator planned

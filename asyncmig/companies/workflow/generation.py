@@ -180,7 +180,7 @@ def customer_record(record: Record) -> CustomerRecord:
             name=record.name,
             step=_step(record),
             detail=f"import number {record.epoch + 1} of this company" if record.epoch else "",
-            ids=ids,
+            ids={**status.ids, **ids},
             last_failure=record.last_failure,
         ),
         outcome=outcome,
