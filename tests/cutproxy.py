@@ -47,15 +47,22 @@ class CutProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(asyncio.current_task())
-        if self.refuses:
+        try:
+            await self.open.wait()
+            if not self.refuses:
+                await self._connect(reader, writer)
+        finally:
             writer.close()
-            return
-        await self.open.wait()
-        there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
-        self._writers |= {writer, back}
-        with suppress(OSError):
-            await asyncio.gather(self._pass(reader, back, to_server=True), self._pass(there, writer))
-        self._writers -= {writer, back}
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):  # the server may be stopped
+            there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
+            self._writers |= {writer, back}
+            try:
+                await asyncio.gather(self._pass(reader, back, to_server=True), self._pass(there, writer))
+            finally:
+                self._writers -= {writer, back}
+                back.close()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool = False
