@@ -46,13 +46,13 @@ class Script:
     def __call__(
         self,
         now: float | None,
-        *happened: tuple[str, str, float],
+        *reports: tuple[str, str, float],
         want: str = "",
         client: str = "c",
         random: float = 0.5,
     ) -> Turn:
         self.calls += 1
-        told = [part for one in happened for part in one]
+        told = [part for one in reports for part in one]
         reply = self._run(
             self._keys, [client, *self._settings, random, want, "" if now is None else now, *told]
         )

@@ -72,7 +72,7 @@ class SharedDispatcher(Dispatcher):
     ) -> None:
         super().__init__(limiter, window=window, recent=recent, budget=budget, events=events)
         self._shared = shared
-        self._limit = limiter.slots  # a new limiter believes in the configured limit
+        self._limit = limiter.slots  # a new limiter starts with the configured limit
         self._client: BudgetClient | None = None
         self._failures = Occasions()
         """Limits how often a failure to reach the store is reported."""

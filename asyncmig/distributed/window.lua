@@ -1,23 +1,25 @@
--- One budget of one API key, for all processes that use it: asyncmig/_core/limiter.py, kept in Redis.
+-- One budget of one API key, shared by all processes that use the key. The algorithm is that of
+-- asyncmig/_core/limiter.py, with its state in Redis.
 --
--- The rules are explained there, and have the same names here. What is different: who takes a slot may die. A slot
--- that is never answered is freed `timeout` and a window after it was taken, and a probe that is not answered in
--- `LAPSE` seconds is sent by somebody else.
+-- limiter.py explains the rules, and this script uses its names. The difference: a process that took a slot may die.
+-- A slot without an answer is free again `timeout` plus one window after it was taken. A probe without an answer for
+-- `LAPSE` seconds is sent again by another process.
 --
--- KEYS  1 state (hash)  2 slots (by when they are free)  3 unanswered (by when they were taken)
---       4 accepted (by when)  5 clients (by when they were last heard of)
--- ARGV  1 client  2 limit  3 window  4 timeout  5 speed: the client's seconds in a second of Redis
---       6 a random number in [0, 1)  7 a new slot's name, or empty: nobody waits  8 the time, or empty: Redis's own
---       9... what has happened, three each: name, what, seconds
--- Returns granted (0, 1), seconds until it makes sense to ask again, W, B, slots taken, live clients, seconds of a
---         hold; and to a client that says what it `knows`: epoch, turn, and whether the client knows more than Redis
---         (0, 1). All times are on Redis's clock, in the client's seconds.
+-- KEYS  1 state (hash) 2 slots (sorted set, score: when the slot is free again) 3 unanswered slots (sorted set,
+-- score: when the slot was taken) 4 accepted requests (sorted set, score: when the answer came) 5 clients (sorted
+-- set, score: when the last message came) ARGV  1 client 2 limit 3 window 4 timeout 5 speed: the client's seconds in
+-- one second of Redis 6 a random number in [0, 1) 7 the name of a new slot; empty if no request waits 8 the time;
+-- empty: Redis's own 9 and following: reports of three values each: slot, event, seconds (see budget_store.py)
+-- Returns granted (0 or 1), seconds until another request can succeed, W, B, slots taken, live clients, seconds until
+-- the hold ends. A client that reports `knows` also receives: the epoch, the turn, and whether Redis lost data that
+-- the client knows (0 or 1). All times are on Redis's clock, in the client's seconds.
 --
--- Redis may lose all of this, or a part, or the last moments: FLUSHALL, a restart, eviction, a failover. Each client
--- names the epoch and the turn that it saw last. Where they do not fit, or a key does not hold as much as was written
--- to it, a new epoch begins: nothing is granted for `SETTLE` seconds, and each client of an earlier epoch is told to
--- tell again what it knows. Slots have names, so that nothing counts twice. Of the clients that are silent, the others
--- know how many slots were taken: the difference is filled up.
+-- Redis can lose all of this state, a part of it, or its latest writes: FLUSHALL, a restart, an eviction, a failover.
+-- Each client therefore reports the epoch and the turn that it saw last. If they do not match, or if a key does not
+-- hold as many entries as were written to it, a new epoch begins. Then no slot is granted for `SETTLE` seconds, and
+-- each client of an earlier epoch is told to report its slots again. Slots have names, so no slot counts twice.
+-- Clients that do not report are covered by the others, who know how many slots were taken in total: the script adds
+-- the difference.
 
 local client, limit, window, timeout = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local speed, random, want = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
@@ -25,12 +27,13 @@ local STATE, SLOTS, UNANSWERED, ACCEPTED, CLIENTS = KEYS[1], KEYS[2], KEYS[3], K
 
 local MARGIN, SPREAD, FEWEST_UNPROVEN, PROVEN, MOST_PATIENCE = 0.05, 0.02, 4, 90, 16
 local LONGEST_PROBE_WAIT, LONGEST_RETRY_AFTER, LAPSE = 8, 60, 10
-local SETTLE = 2       -- seconds in which those who knew a window that Redis lost may tell of it
-local RECHECK = 0.25   -- seconds until somebody else's answer may have changed what can be sent
+local SETTLE = 2       -- seconds in which clients can report a window that Redis lost
+local RECHECK = 0.25   -- seconds until an answer to another client may allow a request
 local OPEN, HOLD, PROBE = 0, 1, 2
 local NEVER, FOREVER = -1e300, 1e300
 local TIMES = {
-  "held_until", "cut_at", "probe_at", "last_send", "level_at", "review_at", "bucket_at", "seen", "settled_at", "used_at",
+  "held_until", "cut_at", "probe_at", "last_send", "level_at", "review_at", "bucket_at", "seen", "settled_at",
+  "used_at",
 }
 local TEXTS = {probe = true, epoch = true}
 local COUNTED = {n_slots = SLOTS, n_unanswered = UNANSWERED, n_accepted = ACCEPTED}
@@ -69,7 +72,7 @@ local function settle(now)
   s.held_until = math.max(s.held_until, s.settled_at)
 end
 
--- Returns whether each key holds what was written to it; a script of an older version does not write how much that is.
+-- Returns whether each key holds as many entries as were written. Scripts of older versions do not store the numbers.
 local function is_whole()
   for name, key in pairs(COUNTED) do
     if s.counted_at == s.seen and s[name] ~= redis.call("ZCARD", key) then
@@ -102,7 +105,7 @@ local function shift(key, seconds)
   end
 end
 
--- Redis's clock was set back, or another Redis took over: no time has passed, and none is lost.
+-- If Redis's clock was set back, or another Redis took over, shifts all times as if no time had passed.
 local function follow_clock(now)
   local back = now - s.seen
   if back < 0 then
@@ -187,9 +190,9 @@ local function learn(now)
   await_review(now)
 end
 
--- What came of requests
+-- Results of requests
 
--- Returns when the slot was taken, and whether it was known; it is free a window after its answer.
+-- Records the answer of a slot, which is free again one window later. Returns when the slot was taken.
 local function leave(name, now)
   local sent_at = redis.call("ZSCORE", UNANSWERED, name)
   redis.call("ZREM", UNANSWERED, name)
@@ -197,9 +200,9 @@ local function leave(name, now)
   return tonumber(sent_at) or now
 end
 
-local happened = {}
+local handlers = {}  -- what each event of a report does
 
-function happened.accepted(name, now)
+function handlers.accepted(name, now)
   leave(name, now)
   if s.mode == OPEN then
     redis.call("ZREMRANGEBYSCORE", ACCEPTED, "-inf", now - window)
@@ -212,7 +215,7 @@ function happened.accepted(name, now)
   end
 end
 
-function happened.rejected(name, now, retry_after)
+function handlers.rejected(name, now, retry_after)
   local sent_at, asked = leave(name, now), now + math.min(LONGEST_RETRY_AFTER, retry_after)
   s.refused = s.refused + 1
   if s.probe == name then
@@ -229,14 +232,14 @@ function happened.rejected(name, now, retry_after)
   end
 end
 
-function happened.lost(name, now)
+function handlers.lost(name, now)
   leave(name, now)
   if s.probe == name then
     hold(now + 1 + random)
   end
 end
 
-function happened.unsent(name, now)
+function handlers.unsent(name, now)
   redis.call("ZREM", UNANSWERED, name)
   redis.call("ZREM", SLOTS, name)
   if s.probe == name then
@@ -244,37 +247,37 @@ function happened.unsent(name, now)
   end
 end
 
-function happened.limited(_, _, to)
+function handlers.limited(_, _, to)
   if s.limit ~= to then
     reset(to)
   end
 end
 
--- Told again by those who knew a window that Redis may have lost: `age` seconds since the answer, or the send. What
--- Redis knows of a slot is better: it may have been told by the client that the slot belongs to.
-function happened.answered_before(name, now, age)
+-- Repeated reports of a window that Redis may have lost. `age`: seconds since the answer or the send. If Redis knows
+-- the slot, its own data takes precedence, because it may come from the client that owns the slot.
+function handlers.answered_before(name, now, age)
   if redis.call("ZREM", UNANSWERED, name) == 1 or not redis.call("ZSCORE", SLOTS, name) then
     redis.call("ZADD", SLOTS, now - age + window + MARGIN, name)
   end
 end
 
-function happened.sent_before(name, now, age)
+function handlers.sent_before(name, now, age)
   if not redis.call("ZSCORE", SLOTS, name) then
     redis.call("ZADD", UNANSWERED, now - age, name)
     redis.call("ZADD", SLOTS, now - age + timeout + window + MARGIN, name)
   end
 end
 
--- So many slots of all clients were taken `age` seconds ago; who heard it last knows best.
-function happened.used_before(count, now, age)
+-- `count` slots of all clients were taken `age` seconds ago. The latest report counts.
+function handlers.used_before(count, now, age)
   if now - age > s.used_at then
     s.used, s.used_at = tonumber(count), now - age
   end
 end
 
-function happened.knows() end
+function handlers.knows() end
 
--- Takes the slots of those who did not tell again.
+-- Adds slots for the clients that did not report again.
 local function fill_up(now)
   local missing = s.used - (redis.call("ZCARD", SLOTS) - s.granted_before)
   local free_at = s.used_at + window + MARGIN
@@ -284,7 +287,7 @@ local function fill_up(now)
   s.used = 0
 end
 
--- What may be sent
+-- Permitted requests
 
 local function advance(now)
   redis.call("ZREMRANGEBYSCORE", SLOTS, "-inf", now)
@@ -301,7 +304,7 @@ local function advance(now)
   end
 end
 
--- Returns when a token of the bucket is there; the server has one where B is less than W.
+-- Returns when the bucket has a token. The server has a bucket if B is less than W.
 local function token_at(now)
   if s.burst >= s.slots then
     return now
@@ -335,7 +338,7 @@ local function next_at(now)
       s.was_full, s.proven = 1, 0
     end
     local free_at = tonumber(redis.call("ZRANGE", SLOTS, over, over, "WITHSCORES")[2])
-    return math.min(free_at, now + window + MARGIN)  -- an unanswered one may be answered now
+    return math.min(free_at, now + window + MARGIN)  -- an unanswered slot may be answered at any time
   end
   local spread = math.min(SPREAD, window / (30 * s.limit))
   if s.proven < PROVEN and s.was_full == 1 then
@@ -355,7 +358,7 @@ local function take(name, now)
   s.last_send = now
 end
 
--- One turn
+-- One exchange
 
 local now = tonumber(ARGV[8])
 if not now then
@@ -375,7 +378,7 @@ local is_damaged = is_found and not is_whole()
 if not is_found then
   new_state()
 end
-if not s.epoch then  -- it is new, or of an older version
+if not s.epoch then  -- the state is new, or an older version wrote it
   s.turn = 0
   begin_epoch(now)
 end
@@ -390,7 +393,7 @@ elseif s.settled_at == NEVER and (is_lost or (tells and not is_found)) then
 end
 advance(now)
 for i = 9, #ARGV, 3 do
-  happened[ARGV[i + 1]](ARGV[i], now, tonumber(ARGV[i + 2]))
+  handlers[ARGV[i + 1]](ARGV[i], now, tonumber(ARGV[i + 2]))
 end
 redis.call("ZADD", CLIENTS, now, client)
 

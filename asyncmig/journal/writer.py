@@ -1,7 +1,7 @@
 """The journal's writer: one thread that writes, and group commit.
 
 Operations that arrive while a transaction runs are queued and go into the next transaction together. A hundred
-customers that write at the same time so wait for the disk only once. The queue belongs to the event loop's thread and
+customers that write at the same time wait for the disk only once. The queue belongs to the event loop's thread and
 needs no lock; only whole transactions go to the writer's thread. They go through `loop.run_in_executor`, for which a
 virtual clock waits.
 
