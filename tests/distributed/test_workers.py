@@ -139,7 +139,8 @@ async def test_workers_that_are_killed_and_paused_lose_and_double_nothing(
 
     async with farm(servers, tmp_path, prefix) as workers:
         workers.start(4)
-        verdict = await migrate(servers, workers, trouble, most_unknown=CUSTOMERS // 6)
+        # On a slow machine each killed worker is creating more companies.
+        verdict = await migrate(servers, workers, trouble, most_unknown=CUSTOMERS // 3)
         # The paused one may read a run that another has read, and a dead one's successor knows not when it read last.
         assert sins(verdict, but=("hasty_polls", "polls_after_the_end")) == {}
 
