@@ -85,7 +85,7 @@ def test_2_a_server_without_catalogues_wants_ids(
     manifest = customers(acme=GOOD)
     result = run(manifest)
     assert result.code == 2
-    assert result.err.count("this server does not list names: write the id instead") == 2
+    assert result.err.count("this server does not list names: use the id") == 2
     text = manifest.read_text(encoding="utf-8").replace("HubSpot", SOURCE).replace("Contacts", CONTACTS)
     manifest.write_text(text, encoding="utf-8")
     assert run(manifest).code == 0
