@@ -25,7 +25,7 @@ _MOST_NAMED = 10
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
     records = await _records(options)
-    selected = select(selection, manifest, statuses_of(records)) if selection else None
+    selected = select(selection, manifest, statuses_of(records)) if selection is not None else None
     return await plan(
         only(manifest, selected).customers,
         records,
@@ -42,10 +42,11 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
 
 
 async def _records(options: Options) -> dict[str, CustomerRecord]:
-    if not options.journal.exists() or not options.journal.stat().st_size:
+    path = options.journal
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
         return {}
-    async with Journal(options.journal, read_only=True) as journal:
-        return await read_records(journal, str(options.journal))
+    async with Journal(path, read_only=True) as journal:
+        return await read_records(journal, str(path))
 
 
 def print_plan_as_json(planned: Plan) -> None:

@@ -159,7 +159,7 @@ async def drive(
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
         statuses = statuses_of(records) if journal else read_outcomes(options.out)
-        selected = select(wanted.selection, manifest, statuses) if wanted.selection else None
+        selected = select(wanted.selection, manifest, statuses) if wanted.selection is not None else None
         report.begin(records)
         say_removed(manifest, records, words)
         check_folders(options.out, manifest)

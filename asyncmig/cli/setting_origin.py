@@ -168,9 +168,7 @@ def recall_if_any(journal: Path) -> LastRun | None:
     """
     place = _place(journal)
     try:
-        return _read_last(place)
-    except FileNotFoundError:
-        pass
+        return _read_last(place) if os.path.exists(place) else None
     except (OSError, msgspec.MsgspecError) as error:
         _log.warning("%s is ignored, it does not hold the settings of a run: %s", place, error)
     return None

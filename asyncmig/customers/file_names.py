@@ -44,8 +44,12 @@ def _safe(character: str) -> str:
 
 
 def customer_folder(out: Path, external_id: str) -> Path:
-    """Return the folder below `out` that gets a customer's sheets."""
-    return out / safe_name(external_id, longest=255)
+    """Return the folder below `out` that gets a customer's sheets: another one for each external id.
+
+    Windows reserves `con`, so its folder is `_con`; the folder of `_con` is `__con`.
+    """
+    is_reserved = _DEVICES.fullmatch(external_id.lstrip("_"))
+    return out / (f"_{external_id}" if is_reserved else safe_name(external_id, longest=255))
 
 
 def file_names(names: Iterable[str]) -> list[str]:

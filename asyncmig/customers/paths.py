@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -27,6 +28,7 @@ FileId = tuple[int, int]
 """Device and inode: the same for all names of one file or folder."""
 Key = FileId | str
 """A file, or a directory entry."""
+_MOST_LOOKED_AT = 50
 
 
 def _resolved(path: str) -> str:
@@ -92,24 +94,38 @@ def check_below(root: Path, paths: Iterable[Path]) -> None:
             raise InvalidInput("files", str(path), f"lies outside of {root}, where all files must be")
 
 
+def ignores_case(folder: Path) -> bool:
+    """Return whether `A` and `a` are one name in a folder, as far as existing names in and above it can tell."""
+    inside = islice(folder.iterdir(), _MOST_LOOKED_AT) if folder.is_dir() else ()
+    for place in (*inside, folder.absolute(), *folder.absolute().parents):
+        swapped = os.path.join(place.parent, place.name.swapcase())
+        if place.name != place.name.swapcase() and (identity := file_id(place)):
+            return file_id(swapped) == identity
+    return False
+
+
 @final
 class FolderLookup:
     """Finds the folder of a fixed set that a path lies below; a folder need not exist yet."""
 
-    __slots__ = ("_by_id", "_by_name", "_found", "_real")
+    __slots__ = ("_by_id", "_by_name", "_found", "_real", "same")
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._by_id: dict[FileId, Path] = {}
         self._by_name: dict[str, Path] = {}
+        self.same: dict[Path, Path] = {}
+        """Folders that are one folder on this file system, by links or because it ignores case: each with another."""
         self._found: dict[str, Path | None] = {}
         """By place, which of the folders it is or lies below."""
         self._real: Callable[[str], str] = cache(_resolved)
         for folder in folders:
             identity = file_id(folder)
             if identity is not None:
-                self._by_id[identity] = folder
+                other = self._by_id.setdefault(identity, folder)
             else:
-                self._by_name[_folded(folder)] = folder
+                other = self._by_name.setdefault(_folded(folder), folder)
+            if other != folder and (identity is not None or ignores_case(folder.parent)):
+                self.same[folder], self.same[other] = other, folder
 
     def above(self, path: Path) -> Path | None:
         """Return the folder that `path`, or an entry that it leads to, lies below; None if there is none."""

@@ -182,9 +182,20 @@ class Fleet(AsyncOnly):
         specs = sorted((spec for spec, refused in given if refused is None), key=_size, reverse=True)
         folders = FolderLookup(self._folder(spec) for spec in specs)
         bad = [each for each in given if each[1] is not None]
-        ready = [*bad, *((spec, _below(folders, spec)) for spec in specs)]
+        ready = [*bad, *((spec, self._misplaced(folders, spec)) for spec in specs)]
         files = (path for spec, _ in given for path in cast("tuple[object, ...]", spec.files))
         return keys_of(path for path in files if isinstance(path, Path)), ready
+
+    def _misplaced(self, folders: FolderLookup, spec: Spec) -> InvalidInput | None:
+        """Return the error of a customer whose sheets would replace its files, or another customer's sheets."""
+        if other := folders.same.get(self._folder(spec)):
+            reason = f"has the same folder as another customer on this file system: {other}"
+            return InvalidInput("external_id", spec.external_id, reason)
+        for path in spec.files:
+            if folder := folders.above(path):
+                reason = f"lies below {folder}, where sheets are delivered: choose another folder"
+                return InvalidInput("files", str(path), reason)
+        return None
 
     @checked_call
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
@@ -265,14 +276,6 @@ class _Turn:
     def end(self) -> None:
         """Let no other customer wait for this one."""
         self._is_over.set()
-
-
-def _below(folders: FolderLookup, spec: Spec) -> InvalidInput | None:
-    for path in spec.files:
-        if folder := folders.above(path):
-            reason = f"lies below {folder}, where sheets are delivered: choose another folder"
-            return InvalidInput("files", str(path), reason)
-    return None
 
 
 def _size(spec: Spec) -> int:

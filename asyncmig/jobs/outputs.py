@@ -49,12 +49,13 @@ class Outputs:
 class OwnFiles:
     """Tells a run's own files, and those that earlier runs wrote, from inputs."""
 
-    __slots__ = ("_delivered", "_folders", "_known", "_manifest", "_outputs", "_owners")
+    __slots__ = ("_delivered", "_folders", "_known", "_listed", "_manifest", "_outputs", "_owners")
 
     def __init__(self, manifest: Path, outputs: Outputs, external_ids: Iterable[str]) -> None:
         self._manifest, self._outputs = manifest, outputs
         out = outputs.out
-        names = {*external_ids, *outputs.customers, *_reported(out)}
+        self._listed = frozenset(external_ids)
+        names = {*self._listed, *outputs.customers, *_reported(out)}
         self._owners = {} if out is None else {customer_folder(out, name): name for name in sorted(names)}
         self._folders = FolderLookup(self._owners)
         self._known = {identity: what for what, path in self._named() if (identity := file_id(path))}
@@ -99,10 +100,11 @@ class OwnFiles:
         return None
 
     def check(self) -> None:
-        """Raise `InvalidInput` for a place to write to that is the manifest, or two that are one file.
+        """Raise `InvalidInput` for a place to write to that is the manifest, or two that are one file or folder.
 
         Also for one that lies where sheets are delivered, and for an existing file that asyncmig did not write.
         """
+        self._check_folders()
         outputs = self._outputs
         places = [
             (field, path)
@@ -124,6 +126,13 @@ class OwnFiles:
                 taken += [("a file of the journal", side) for side in _sides(path)]
         if folder := self._folders.above(self._manifest):
             raise InvalidInput("manifest", str(self._manifest), f"lies below {folder}, {_DELIVERED}")
+
+    def _check_folders(self) -> None:
+        for folder, other in self._folders.same.items():
+            name = self._owners[folder]
+            if name in self._listed:
+                reason = f"and {self._owners[other]!r} would be one folder on this file system: {folder}"
+                raise InvalidInput("external_id", name, reason)
 
     def _check_place(self, field: str, path: Path) -> None:
         if folder := self._folders.above(path):

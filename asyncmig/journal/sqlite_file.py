@@ -287,6 +287,8 @@ def _check_place(path: Path) -> None:
         raise JournalError(str(path), f"there is no folder {path.parent}")
     if path.is_dir():
         raise JournalError(str(path), "this is a folder")
+    if path.exists() and not path.is_file():
+        raise JournalError(str(path), "this is not a file")
 
 
 def _uri(path: Path, mode: str) -> str:

@@ -115,6 +115,35 @@ def test_a_file_that_a_glob_leaves_out_is_not_replaced_either(
     assert uploaded == ["contacts.csv"]
 
 
+def test_an_id_that_windows_reserves_shares_no_folder(
+    run: Cli, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    ids = ("con", "_con", "__con", "COM1", "_COM1")
+    for each in ids:
+        put(tmp_path / f"in/{each}.csv", f"Email,Name\n{each}@x.de,A\n".encode())
+    assert run(manifest(**{each: f"in/{each}.csv" for each in ids})).code == 0
+    sheets = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*/Contacts.csv")]
+    assert sorted(text.splitlines()[1] for text in sheets) == sorted(f"{each}@x.de,A" for each in ids)
+
+
+@pytest.mark.parametrize("listed", [("acme", "bolt"), ("acme",), ("bolt",)])
+def test_customers_whose_folders_are_one_by_a_link_are_refused(
+    run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, listed: tuple[str, ...]
+) -> None:
+    put(tmp_path / "in.csv")
+    assert run(manifest(acme="in.csv")).code == 0
+    (tmp_path / "out/bolt").symlink_to("acme")
+    if listed == ("bolt",):  # the journal knows acme
+        (tmp_path / "out/report.json").unlink()
+    sent = simulator.count()
+    result = run(manifest(**dict.fromkeys(listed, "in.csv")))
+    if listed == ("acme",):
+        assert result.code == 0
+        return
+    assert (result.code, simulator.count()) == (2, sent), result.err
+    assert "would be one folder on this file system" in result.err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -64,6 +64,17 @@ def test_2_a_selection_of_what_is_not_there_is_named_before_anything_is_sent(
     assert simulator.count() == 0
 
 
+@pytest.mark.parametrize("selection", ["", " ", ",", "status:", "status: ,"])
+def test_2_an_empty_selection_does_not_select_everybody(
+    run: Cli, cli: Cli, customers: Customers, simulator: Simulator, selection: str
+) -> None:
+    manifest = customers(acme=GOOD)
+    for result in (run(manifest, "--select", selection), run(manifest, "--plan", "--select", selection)):
+        assert result.code == 2
+        assert "selects nothing" in result.err
+    assert simulator.count() == 0
+
+
 def test_a_status_that_nobody_has_is_nothing_to_do(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -265,3 +266,25 @@ async def test_status_tells_what_a_customer_under_way_repeats(
         )
         table = await asyncio.to_thread(cli, "status")
     assert "PUT {upload_url} answered 403 (attempt 7; tried again until 03:33:20 UTC): denied" in table.out
+
+
+@pytest.mark.parametrize("place", ["fifo", "socket"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["status"], ["show", "acme"], ["watch"], ["review"], ["report"], ["adopt", "acme", "c-1"]),
+        *(["run", "customers.csv", "--plan"], ["run", "customers.csv"]),
+    ],
+    ids=" ".join,
+)
+def test_2_a_journal_that_is_not_a_regular_file(
+    cli: Cli, customers: Customers, command: list[str], place: str
+) -> None:
+    customers(acme=b"Email,Name\na@x.de,A\n")
+    if place == "fifo":
+        os.mkfifo("fleet.db")
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind("fleet.db")
+    result = cli(*command)
+    assert (result.code, "is not a file" in result.err) == (2, True), result.err

@@ -47,6 +47,24 @@ async def test_each_customer_gets_a_folder_and_an_outcome(
     assert all((tmp_path / "out" / name / "Contacts.csv").exists() for name in outcomes)
 
 
+async def test_customers_that_share_a_folder_are_refused(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    to = tmp_path / "out"
+    (to / "one").mkdir(parents=True)
+    (to / "two").symlink_to("one")
+    async with opens() as session:
+        outcomes = await run(
+            session, [customer(each) for each in ("one", "two", "three")], MemoryJournal(), to
+        )
+    for external_id in ("one", "two"):
+        refused = outcomes[external_id]
+        assert isinstance(refused, Failed)
+        assert "has the same folder as another customer" in refused.error
+    assert isinstance(outcomes["three"], Delivered)
+    assert world.ledger.requests["POST /companies"] == 1
+
+
 async def test_bad_input_of_one_touches_nobody_else(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     good, bad, gone = customer("good"), customer("bad"), customer("gone")
     gone.files[0].unlink()
