@@ -361,7 +361,7 @@ def _checked_key(key: str) -> Secret:
     if not key.strip():
         raise InvalidInput("api_key", "", "is missing: give it, or set VERN_API_KEY")
     if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise InvalidInput("api_key", "***", "has characters that no HTTP header may carry")
+        raise InvalidInput("api_key", "***", "has characters that an HTTP header cannot contain")
     return Secret(key)
 
 

@@ -282,7 +282,7 @@ def _check(
     if not isinstance(variants, Variants | None):
         raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
     if not isinstance(pace, RunDurations | None):
-        raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.Pace`")
+        raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.RunDurations`")
     if not callable(limit):
         raise InvalidInput("limit", limit, "must make a rate limit, as `lambda: SlidingLog(100)` does")
     if scope not in ("endpoint", "key"):

@@ -149,7 +149,7 @@ def flaw_of(value: object) -> str | None:
         return "is empty"
     kinds = {unicodedata.category(character) for character in value if character not in "\t\n\r"}
     if "Cs" in kinds:
-        return "has half of a surrogate pair, which UTF-8 cannot carry"
+        return "has half of a surrogate pair, which UTF-8 cannot encode"
     if "Cc" in kinds:
         return "has control characters"
     return None

@@ -155,7 +155,7 @@ class Companies:
         try:
             return await self._context.caller.call(Call(endpoint=endpoint), kind)
         except NotFound as error:
-            advice = f"this server does not {endpoint.name}: names cannot be looked up here, use ids"
+            advice = f"this server does not {endpoint.name}: names cannot be looked up, so use ids"
             text = f"{error.text} ({advice})" if error.text else advice
             raise error.with_text(text) from error
 

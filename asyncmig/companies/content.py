@@ -138,7 +138,7 @@ class Attempt:
 
     async def _next(self) -> bytes:
         if self._given and self._progress is not None:
-            self._progress(self._given, self._content.size)  # what was given before has been taken
+            self._progress(self._given, self._content.size)  # the previous chunk has been used
         if self._given == self._content.size:
             raise StopAsyncIteration
         chunk = self._cut(self._rest or memoryview(await self._more()))
@@ -197,7 +197,7 @@ def content_of(
         return _of_file(source, name=name, size=size)
     if not isinstance(source, bytes | bytearray | memoryview | AsyncIterable) and not callable(source):
         reason = (
-            "is no path, no bytes, no seekable binary file, no async iterable and no callable that opens one"
+            "must be a path, bytes, a seekable binary file, an async iterable, or a callable that opens one"
         )
         raise InvalidInput("source", type(source).__name__, reason)
     if name is None:
@@ -208,7 +208,7 @@ def content_of(
             raise InvalidInput("files", name, "is empty")
         return _measured(name, size, len(source), partial(_bytes_chunks, bytes(source)))
     if size is None or size < 1:
-        raise InvalidInput("size", size, "a stream needs its size in bytes, more than none, beforehand")
+        raise InvalidInput("size", size, "a stream needs its size in bytes, more than 0")
     if isinstance(source, AsyncIterable):
         return Content(name, size, partial(_given_chunks, source), once=isinstance(source, AsyncIterator))
     return Content(name, size, partial(_opened_chunks, source))
@@ -239,7 +239,7 @@ def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content
         raise InvalidInput("source", shown, reason)
     given = getattr(file, "name", None) if name is None else name
     if not isinstance(given, str):
-        raise InvalidInput("name", name, "a file object without a name of its own needs one")
+        raise InvalidInput("name", name, "a file object without a name needs one")
     name = checked_text("name", given if name else Path(given).name)
     if length < 1:
         raise InvalidInput(
@@ -311,12 +311,14 @@ async def _opened_chunks(
     if not isinstance(chunks, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's own
         if inspect.iscoroutine(chunks):
             chunks.close()
-        raise InvalidInput("files", type(chunks).__name__, "came from the callable, and is no async iterable")
+        raise InvalidInput(
+            "files", type(chunks).__name__, "came from the callable and is not an async iterable"
+        )
     try:
         yield _Hashed(aiter(chunks), digest)
     finally:
         if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()  # who opens, closes
+            await chunks.aclose()  # closed by the code that opened it
 
 
 @final

@@ -63,7 +63,7 @@ class _Lines:
     def feed(self, chunk: bytes) -> None:
         marks = chunk.translate(None, _DROPPED)
         if b"\n\n" in marks or (marks.startswith(b"\n") and not self._begun):
-            return self._feed_lines(chunk)  # some line may be blank, or only have no comma
+            return self._feed_lines(chunk)  # a line may be blank, or have no comma
         inside_out = [marks]
         if b'"' in marks:
             inside_out = marks.translate(None, b",").replace(b'""', b"").split(b'"')

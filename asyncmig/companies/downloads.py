@@ -215,7 +215,7 @@ def _whole() -> Generator[None]:
     """Turn every kind of exception that `zipfile` raises for a damaged archive into one error."""
     try:
         yield
-    except Exception as error:  # a dozen kinds, few of them documented
+    except Exception as error:  # it raises a dozen kinds of exceptions, few of them documented
         raise TruncatedDownload(_ALL, f"not a whole ZIP archive ({error})") from error
 
 

@@ -60,11 +60,11 @@ class Bound:
             if tuple(rows) != self._counts:
                 self._counts, self._grown_at = tuple(rows), self._came
             if self._rows is not None and min(rows) > self._rows:
-                return f"more rows came than the {self._rows} that were reported"
+                return f"it has more rows than the {self._rows} that were reported"
             if self._came - self._grown_at > self._longest:
                 return f"no row ended within {_LONGEST_RECORD // _MIB} MiB"
         if self._size is not None and self._came > self._size:
-            return f"more than {self._size} bytes came"
+            return f"it has more than {self._size} bytes"
         return None
 
 
@@ -159,4 +159,4 @@ class Expected:
 
 def _wrong(name: str, came: int, fewest: int, most: int) -> TruncatedDownload:
     reported = str(most) if fewest == most else f"{fewest} to {most}"
-    return TruncatedDownload(name, f"{came} rows came, {reported} were reported")
+    return TruncatedDownload(name, f"{came} rows arrived, {reported} were reported")

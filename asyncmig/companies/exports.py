@@ -21,11 +21,9 @@ __all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "Mode"]
 
 Mode = Literal["full", "canary"]
 """What an export writes: everything, or the first row of each template."""
-_NO_REASON = (
-    "no reason given; without `connections` at the company's creation there is no destination to write to"
-)
+_NO_REASON = "no reason given; a company that was created without `connections` has no destination"
 _TWICE = (
-    "The full export writes every row, also those that the canary has written, and a later export writes them all "
+    "The full export writes every row again, including the canary's, and a later export writes all of them "
     "again. No idempotency key keeps the destination from having a record twice: only the natural key does that its "
     "writer was given when it was published, and the API does not show whether it has one."
 )

@@ -334,17 +334,15 @@ class ImportRun(Run[ImportState]):
         if shown is None:
             state = await self.read()
             if self._is_echo(state):
-                raise _not_sent("what the run asks was decided a moment ago")
+                raise _not_sent("the question of the run was already decided")
             if self.needs_attention is None:
-                raise InvalidInput(
-                    "run", self.id, "asks nothing at present: only a parked run can be decided"
-                )
+                raise InvalidInput("run", self.id, "asks nothing now: only a parked run can be decided")
             return self.needs_attention
         if asyncio.get_running_loop().time() - self._watch.entry.seen > _FRESH:
             await self.read()
             asked = self.needs_attention
             if asked is not None and asked != shown:  # question ids may start again in every park
-                raise _not_sent("the run asks something else by now")
+                raise _not_sent("the run now asks something else")
         return shown
 
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
@@ -365,7 +363,7 @@ class ImportRun(Run[ImportState]):
                         raise RetryableFailure(error) from error
                 except Conflict:
                     if not attempts.doubts:
-                        self.note_decision(mark_of(shown))  # somebody else decided
+                        self.note_decision(mark_of(shown))  # another process or person decided
                         await self.read()
                         raise
                 self.note_decision(mark_of(shown))

@@ -167,7 +167,7 @@ class Part:
         """Raise `TruncatedDownload` unless the same bytes came before: the last cell may be cut short. Blocks."""
         _, digest = self.recounted()
         if not self._repeats.came_before(self.sheet, digest):
-            raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no end"), digest)
+            raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no line end"), digest)
 
     def broken_off(self, error: NoAnswer) -> AsyncmigError:
         """Return the error for a body that broke off; it is final once the same bytes came eight times. Blocks."""

@@ -104,7 +104,7 @@ class _Quotes:
             self._lf.take(lines, ended=ended)
         else:  # a lone return
             *complete, rest = text.split(b"\n")
-            complete = [line.strip(b"\r") for line in complete]  # returns alone are no content
+            complete = [line.strip(b"\r") for line in complete]  # lone carriage returns are no content
             goes_on = bool(rest.strip(b"\r"))
             self._lf.take([*complete, rest] if goes_on else complete, ended=not goes_on)
         self._any.take(lines, ended=ended)

@@ -34,7 +34,7 @@ def _answer(question: Question, choice: str | Custom) -> Answer:
         return Answer(question_id=question.id, custom=choice.text)
     offered = [option.id for option in question.options]
     if choice not in offered:
-        hint = "; your own words go into Custom(...)" if question.allow_custom else ""
+        hint = "; use Custom(...) for your own text" if question.allow_custom else ""
         raise InvalidInput(field, choice, f"is not one of {offered}{hint}")
     return Answer(question_id=question.id, option_id=choice)
 
@@ -45,8 +45,10 @@ def _question(shown: NeedsAttention, question_id: str) -> Question:
         return asked[0]
     if asked:
         raise InvalidInput(
-            "answers", question_id, f"is the id of {len(asked)} questions: no answer can tell them apart"
+            "answers", question_id, f"is the id of {len(asked)} questions: an answer cannot distinguish them"
         )
     raise InvalidInput(
-        "answers", question_id, f"was not asked; asked were {[question.id for question in shown.questions]}"
+        "answers",
+        question_id,
+        f"is not a question of this run, which asks {[question.id for question in shown.questions]}",
     )

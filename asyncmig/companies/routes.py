@@ -92,7 +92,7 @@ DECIDE = Endpoint(
     name="decide",
     method="POST",
     template="/companies/{id}/imports/{run_id}/decisions",
-    repeat=Repeat.NEVER,  # repeated blindly it could answer the questions of the next park
+    repeat=Repeat.NEVER,  # a blind repeat could answer the questions of the next park
     lane=Lane.DECIDE,
     advice="Read the run: if it still asks the same questions, decide again.",
 )

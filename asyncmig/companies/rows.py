@@ -51,7 +51,7 @@ def _checked_text(text: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(place, text, "has half of a surrogate pair, which UTF-8 cannot carry") from None
+        raise InvalidInput(place, text, "has half of a surrogate pair, which UTF-8 cannot encode") from None
     return text
 
 
@@ -68,7 +68,7 @@ def _plain(value: object, place: str) -> object:
             return int(value) if -_EXACT <= value <= _EXACT else str(int(value))
         case float() | Decimal():
             if not math.isfinite(value):
-                raise InvalidInput(place, value, "is no number; for an empty cell give None")
+                raise InvalidInput(place, value, "is not a number; for an empty cell use None")
             return float(value) if isinstance(value, float) else str(value)
         case datetime() | date() | time():
             return value.isoformat().replace("+00:00", "Z")

@@ -164,7 +164,7 @@ class Run(Generic[StateT]):
 
     def _check_id(self) -> None:
         if not self.id:
-            raise InvalidInput("run_id", "", "is not known: the server did not say which run it is")
+            raise InvalidInput("run_id", "", "is unknown: the server did not say which run it is")
 
     def _ids(self) -> dict[str, str]:
         return {"id": self.company_id, "run_id": self.id}

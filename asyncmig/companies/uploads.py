@@ -110,10 +110,10 @@ async def upload(
     caller, state = context.caller, context.kept(ClientState)
     tries, asks = (caller.repeated(each, ids) for each in (routes.PUT_BYTES, routes.CREATE_UPLOAD))
     while True:
-        # Some storages always answer with a page, and where there is no other answer it has to be theirs.
+        # Some storages always respond with a page. If there is no other response, the page is accepted.
         believes = content.once or (tries.is_last and pages == tries.attempt - 1)
         try:
-            async with state.uploads:  # but not during the pause before a repeat
+            async with state.uploads:  # the slot is not held during the pause before a repeat
                 uploaded = await _attempt(
                     context,
                     company_id,
@@ -125,7 +125,7 @@ async def upload(
                     tries.attempt,
                     believe_pages=believes,
                 )
-        except RetryableFailure as failure:  # there was no URL: that request has attempts of its own
+        except RetryableFailure as failure:  # the request for the URL failed, and has its own attempts
             try:
                 await asks.failed(failure)
                 continue
@@ -275,7 +275,7 @@ class _Refusals:
         if reply.status in _FINAL or reply.code in _FINAL_CODES:
             raise BadRequest(method, endpoint, reply.status, text)
         if times >= _SAME or self._times.total() >= _REFUSALS:
-            raise BadRequest(method, endpoint, reply.status, f"{text} (also under a fresh URL)")
+            raise BadRequest(method, endpoint, reply.status, f"{text} (also with a new URL)")
         return UnexpectedReply(method, endpoint, reply.status, text)
 
 

@@ -57,7 +57,7 @@ def find_fit(header: Sequence[str], templates: Sequence[TemplateRules], stem: st
     fits = [fit for template in templates if (fit := _compare(names, template, stem)).is_close]
     if fits:
         return max(fits, key=lambda fit: (fit.named, fit.found))
-    text = "no template has columns of these names; the server maps headers by itself, and may know better"
+    text = "no template has columns with these names; the server maps headers itself and may still map them"
     return Fit(headers=nothing.headers, warnings=(Finding(kind="no_template", text=text),))
 
 
@@ -133,7 +133,7 @@ def _missing(
         Finding(
             kind="column_missing",
             column=column.name,
-            text=f"{column.name!r} is required by {template.name}, and no header is called that"
+            text=f"{column.name!r} is required by {template.name}, and no header has that name"
             + (f"; {near[column.name]!r} may be it" if column.name in near else ""),
         )
         for column in template.columns

@@ -62,7 +62,7 @@ def _not_csv(path: Path, head: bytes) -> Probe | None:
     csv_by_name = path.suffix.lower() in _TEXT_SUFFIXES
     found = next((name for magic, name in _OTHER_FORMATS if head.startswith(magic)), None)
     if csv_by_name and found:
-        text = f"is {found} whatever its name says; the server may take it for CSV"
+        text = f"is {found} whatever its name says; the server may read it as CSV"
         return Probe(codec=None, warnings=[Finding(kind="not_text", text=text)])
     if found or not csv_by_name:
         return Probe(codec=None, notes=[f"{found or path.suffix}: not looked into; it is uploaded as it is"])
@@ -121,7 +121,7 @@ def _judged(file: BinaryIO, head: bytes, flaws: _Flaws) -> Probe:
         probed = _not_utf8(file, flaws.not_utf8, flaws.byte)
     if flaws.nul is not None:
         if probed.encoding is None:
-            return Probe(codec=None, warnings=[Finding(kind="not_text", text="is no text in any encoding")])
+            return Probe(codec=None, warnings=[Finding(kind="not_text", text="is not text in any encoding")])
         line = _line_of(file, flaws.nul)
         text = f"has {number_of(flaws.nuls, 'NUL character')}, the first on line {line:,}"
         samples = (Sample(line=line),)
@@ -134,7 +134,11 @@ def _not_utf8(file: BinaryIO, offset: int, byte: int) -> Probe:
     file.seek(max(0, offset - _SAMPLE))
     lines = b"\n".join(line for line in file.read(_CHUNK).splitlines() if not line.isascii())
     codec = _guess(lines[:_SAMPLE], _LIKELY)
-    guess = f"it may be {codec}" if codec else "its encoding cannot be told" + _install("charset_normalizer")
+    guess = (
+        f"it may be {codec}"
+        if codec
+        else "its encoding cannot be determined" + _install("charset_normalizer")
+    )
     text = (
         f"is not UTF-8: byte 0x{byte:02x} at offset {offset:,}, on line {line:,}; {guess}. "
         "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"

@@ -10,7 +10,7 @@ __all__ = ["BrokenOff", "Records", "sniff"]
 
 _SNIFFED = 4096
 _LONGEST_RECORD = 4 * 1024 * 1024
-_DELIMITERS = ",;\t|"  # the first where nothing speaks for another
+_DELIMITERS = ",;\t|"  # the first one by default
 
 
 class BrokenOff(Exception):
@@ -73,7 +73,7 @@ class Records:
             self._pending.append(text)
             if self._size >= _LONGEST_RECORD:
                 first = self._line - len(self._pending) + 1
-                raise BrokenOff(first, "it goes on for 4 million characters: is a quote never closed?")
+                raise BrokenOff(first, "it has more than 4 million characters: a quote may never be closed")
             yield text
 
     def open_quote(self) -> bool:

@@ -11,10 +11,10 @@ __all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]
 
 _WORDS: Mapping[Kind, str] = {
     "required": "is required, and empty",
-    "unique": "must be unique, and has a value again",
+    "unique": "must be unique, and a value is repeated",
     "strict": "does not match the rule {pattern}",
     "strict_in_part": "matches the rule {pattern} only in part, which the server may accept,",
-    "link": "has a value that the linked column has not,",
+    "link": "has a value that the linked column does not have,",
 }
 
 
@@ -174,7 +174,7 @@ class ColumnRules:
     def _add_link(self, targets: Targets | None) -> None:
         name = self._column.name
         if targets is None:
-            self.notes.append(f"{name}: the link rule is not checked, for not all rows are read")
+            self.notes.append(f"{name}: the link rule is not checked, because not all rows are read")
             return
         found = [targets.get((link.template_id or "", link.column_name or "")) for link in self._column.links]
         known = [seen for seen in found if seen is not None and seen.complete]
@@ -182,7 +182,7 @@ class ColumnRules:
             self._rules.append(_Linked(known))
         elif any(seen is not None and not seen.complete for seen in found):
             self.notes.append(
-                f"{name}: the link rule is not checked, for not all the values it points to are known"
+                f"{name}: the link rule is not checked, because not all values that it points to are known"
             )
         else:
             self.notes.append(f"{name}: the link rule is not checked: no file has the column it points to")
@@ -200,7 +200,7 @@ class ColumnRules:
     def findings(self) -> list[Finding]:
         """Return a finding for each broken rule."""
         if self._column.unique and not self._unique.complete:
-            self.notes.append(f"{self._column.name}: too many values to find every repetition")
+            self.notes.append(f"{self._column.name}: too many values to find every duplicate")
         name, pattern = self._column.name, _short(self._column.pattern or "")
         return [
             tally.finding(kind, f"{name}: {_WORDS[kind].format(pattern=pattern)}", column=name)

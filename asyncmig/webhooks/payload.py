@@ -77,7 +77,7 @@ class Batch(Origin, frozen=True, kw_only=True):
     body: bytes
     """The body as it arrived."""
 
-    def __repr__(self) -> str:  # rows are a customer's data, and not for a log
+    def __repr__(self) -> str:  # rows are a customer's data and do not belong in a log
         return f"<Batch {self.index} of {self.total} of export {self.export_id}: {len(self.body)} bytes>"
 
 
@@ -134,9 +134,9 @@ def decode(body: bytes, *, message_id: str = "") -> Event:
     try:
         return _event(body, message_id)
     except Unreadable as error:
-        raise WebhookRefused("body", f"cannot be understood: {error}") from error
+        raise WebhookRefused("body", f"cannot be decoded: {error}") from error
     except RecursionError:
-        raise WebhookRefused("body", "cannot be understood: too deeply nested") from None
+        raise WebhookRefused("body", "cannot be decoded: too deeply nested") from None
 
 
 def _event(body: bytes, message_id: str) -> Event:

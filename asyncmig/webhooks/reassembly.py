@@ -32,13 +32,13 @@ class Export(Origin, frozen=True, kw_only=True):
     bodies: tuple[bytes, ...] = ()
     """The bytes of each batch, in order."""
 
-    def __repr__(self) -> str:  # rows are a customer's data, and not for a log
+    def __repr__(self) -> str:  # rows are a customer's data and do not belong in a log
         return f"<Export {self.id} of workbook {self.workbook_id}: {len(self.bodies)} batches>"
 
     def batches(self) -> Iterator[Batch]:
         """Decode the batches one by one, in order; use this for a large export."""
         for message_id, body in zip(self.message_ids, self.bodies, strict=True):
-            yield cast("Batch", decode(body, message_id=message_id))  # each was one when it came
+            yield cast("Batch", decode(body, message_id=message_id))  # each was checked when it arrived
 
     def sheets(self) -> tuple[SheetRows, ...]:
         """Return every sheet with all its rows, both in the order in which they were sent.
@@ -202,7 +202,7 @@ class Reassembler:
 
     def _make_room(self, pending: _Pending, batch: Batch) -> tuple[Incomplete, ...]:
         if len(pending.held) + 1 == pending.total:
-            return ()  # it is whole then, and nothing of it stays here
+            return ()  # it is complete, so nothing of it is kept
         cost = _cost(batch.body)
         if pending.held_bytes + cost > self._max_bytes:
             raise WebhookRefused(
@@ -220,7 +220,7 @@ class Reassembler:
 
     def _give_up(self, pending: _Pending) -> Incomplete:
         for message_id, _ in pending.held.values():
-            self._seen.forget(message_id)  # if it comes again it is welcome
+            self._seen.forget(message_id)  # if it is sent again, it is accepted
         self._remove(pending)
         return _incomplete(pending)
 

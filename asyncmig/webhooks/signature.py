@@ -56,11 +56,13 @@ def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str]
 
 def _check_raw(body: object) -> None:
     if not isinstance(body, bytes):
-        raise InvalidInput("body", type(body).__name__, "must be the raw bytes that came: they are signed")
+        raise InvalidInput(
+            "body", type(body).__name__, "must be the raw bytes that arrived, because they are signed"
+        )
 
 
 def _check_types(headers: object, secrets: object, now: object) -> None:
-    if not hasattr(headers, "items"):  # what some frameworks have is no Mapping
+    if not hasattr(headers, "items"):  # the headers of some frameworks are not a Mapping
         raise InvalidInput("headers", type(headers).__name__, "must be a mapping of names to values")
     if not isinstance(secrets, Iterable) or isinstance(secrets, bytes):
         raise InvalidInput("secrets", "***", "must be a str, or several of them")

@@ -38,7 +38,7 @@ def test_the_account_is_asked_for_its_templates_once(
     assert result.code == 0
     assert result.out.splitlines() == [
         "acme  acme.csv: 3 rows, 2 columns, utf-8, most like Contacts (2 columns of the same name)",
-        "  warning: Email: must be unique, and has a value again in 1 row (line 4: 'a@x.org')",
+        "  warning: Email: must be unique, and a value is repeated in 1 row (line 4: 'a@x.org')",
         r"  warning: Email: does not match the rule \S+@\S+ in 1 row (line 3: 'nobody')",
         "  warning: Name: is required, and empty in 1 row (line 3)",
         "bolt  bolt.csv: 2 rows, 2 columns, utf-8, most like Contacts (2 columns of the same name)",

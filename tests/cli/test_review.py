@@ -87,7 +87,7 @@ def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
         (("acme", "--approve", "--reject"), "cannot be said together"),
         (("acme", "--answer", "fq0=a"), "together with --approve"),
         (("acme", "--approve", "--answer", "fq0", "--allow-destructive"), "must look like QUESTION=OPTION"),
-        (("acme", "--approve", "--answer", "fq9=a", "--allow-destructive"), "was not asked"),
+        (("acme", "--approve", "--answer", "fq9=a", "--allow-destructive"), "is not a question of this run"),
         (("acme", "--approve", "--answer", "fq0=z", "--allow-destructive"), "is not one of"),
         (("nobody", "--reject"), "is not in the journal"),
     ],

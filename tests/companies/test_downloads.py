@@ -250,7 +250,7 @@ async def test_a_quote_that_is_never_closed_is_text_if_the_same_comes_again(
 async def test_what_comes_wrong_and_always_the_same_is_not_asked_for_ever(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
-    with pytest.raises(TruncatedDownload, match="19 rows came") as caught:
+    with pytest.raises(TruncatedDownload, match="19 rows arrived") as caught:
         await downloaded(imported, wire, tmp_path, b"Email,Note\r\n" + b"p@x,x\r\n" * 19)
     assert caught.value.is_final
     assert downloads(wire) == 8
@@ -298,7 +298,7 @@ async def test_a_sheet_in_another_unicode_encoding_is_counted(
         assert await downloaded(imported, wire, tmp_path, content) == 20
         assert downloads(wire) == 1
     else:
-        with pytest.raises(TruncatedDownload, match="19 rows came"):
+        with pytest.raises(TruncatedDownload, match="19 rows arrived"):
             await downloaded(imported, wire, tmp_path, content)
 
 
@@ -339,7 +339,7 @@ async def _streamed(company: Company) -> None:
 @pytest.mark.parametrize(
     ("head", "more", "reason"),
     [
-        (b"Email\r\n", b"p@x\r\n" * 1000, "more rows came than the 20"),
+        (b"Email\r\n", b"p@x\r\n" * 1000, "more rows than the 20"),
         (b"", b"header" * 10_000, "no row ended within 16 MiB"),
         (b'Email\r\np@x\r\n"', b"a cell\r\n" * 10_000, "no row ended within 16 MiB"),
         (b"Email\r\n", b"\r\n" * 10_000, "no row ended within 16 MiB"),

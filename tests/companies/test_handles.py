@@ -96,7 +96,7 @@ async def test_answers_are_checked_against_what_was_asked(
         question = run.needs_attention.questions[0]
         before = len(wire.sent)
         for answers, reason in (
-            ({"fq9": "a"}, "was not asked"),
+            ({"fq9": "a"}, "is not a question of this run"),
             ({question.id: "z"}, "is not one of"),
             ({question.id: Custom("x")}, "takes only its options"),
         ):
@@ -187,7 +187,7 @@ async def test_a_park_that_another_handle_decided_is_not_decided_again(
             Fault(instead=parked) if method == "GET" and path.endswith(run.id) else None
         )
         before = len(wire.sent)
-        with pytest.raises(Conflict, match="was decided a moment ago"):
+        with pytest.raises(Conflict, match="was already decided"):
             await other.approve()
         assert not any(url.endswith("/decisions") for _, _, url in wire.sent[before:])
 

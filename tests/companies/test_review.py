@@ -83,8 +83,8 @@ def test_answers_are_options_or_words() -> None:
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ({"q9": "a"}, "was not asked; asked were"),
-        ({"q0": "c"}, r"is not one of \['a', 'b'\]; your own words go into Custom"),
+        ({"q9": "a"}, "is not a question of this run, which asks"),
+        ({"q0": "c"}, r"is not one of \['a', 'b'\]; use Custom"),
         ({"q1": "b"}, r"is not one of \['a'\]$"),
         ({"q1": Custom("x")}, "takes only its options"),
         ({"q0": Custom(" ")}, "is empty"),
@@ -192,7 +192,7 @@ async def test_questions_that_changed_since_they_were_shown_are_not_answered(
         assert other.needs_attention not in (None, run.needs_attention)
         await asyncio.sleep(10.0)
         before = decisions(wire)
-        with pytest.raises(Conflict, match="asks something else by now"):
+        with pytest.raises(Conflict, match="now asks something else"):
             await run.approve()
         assert decisions(wire) == before
         assert run.needs_attention == other.needs_attention

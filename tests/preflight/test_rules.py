@@ -147,16 +147,16 @@ async def test_what_is_remembered_has_a_bound(write: Write, monkeypatch: pytest.
     text = "Email,Last Name\na@x.org,A\nb@x.org,A\nc@x.org,A\nc@x.org,A\na@x.org,A\n"
     deals, contacts = await look(write(deals="Title,Contact\nA,z@x.org\n", contacts=text), CONTACTS, DEALS)
     assert broken(contacts) == {"unique Email": [6]}
-    assert contacts.notes == ("Email: too many values to find every repetition",)
+    assert contacts.notes == ("Email: too many values to find every duplicate",)
     assert broken(deals) == {}
-    assert "not all the values it points to are known" in deals.notes[0]
+    assert "not all values that it points to are known" in deals.notes[0]
 
 
 async def test_links_to_a_file_that_breaks_off_are_not_checked(write: Write) -> None:
     contacts = 'Email,Last Name\na@x.org,A\nb@x.org,"' + "x" * 5_000_000
     deals, _ = await look(write(deals="Title,Contact\nA,z@x.org\n", contacts=contacts), CONTACTS, DEALS)
     assert broken(deals) == {}
-    assert "not all the values it points to are known" in deals.notes[0]
+    assert "not all values that it points to are known" in deals.notes[0]
 
 
 @pytest.mark.parametrize("pattern", [r"(?=a)a", r"(a)\1", "(", "a{2000}", "\ud800"])
@@ -217,7 +217,7 @@ async def test_headers_are_columns_by_name_or_nearly(
         assert broken(file)["required Email"] == [2]
     else:
         assert the("column_missing", file).text == (
-            "'Email' is required by T, and no header is called that"
+            "'Email' is required by T, and no header has that name"
             + (f"; {header!r} may be it" if near else "")
         )
 
@@ -240,7 +240,7 @@ async def test_the_template_that_is_most_like_it(write: Write) -> None:
     a, more, b, contacts, c, deals = await look(files, small, CONTACTS, DEALS)
     found = [file.template for file in (a, more, b, contacts, c, deals)]
     assert found == ["Deals", "Contacts", "Contacts", "Contacts", None, "Deals"]
-    assert the("no_template", c).text.startswith("no template has columns of these names")
+    assert the("no_template", c).text.startswith("no template has columns with these names")
     assert [match.header for match in c.headers] == ["Ort", "PLZ", "Land", "Phone"]
 
 

@@ -51,7 +51,7 @@ async def decide_parked(
 ) -> Reviewed:
     """Send a decision about what was `shown`, and write it down; the next `migrate` goes on from there.
 
-    Nothing is sent if the run asks something else by now: the journal then has the new questions. Raises
+    Nothing is sent if the run now asks something else: the journal then has the new questions. Raises
     `InvalidInput` for a customer that is not parked, answers that were not offered, or an approval that destroys rows
     (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if nobody can tell whether it arrived.
     """
@@ -104,7 +104,7 @@ async def _read(run: ImportRun) -> ImportState:
 
 
 async def _not_as_shown(answers: Answers, record: Record, run: ImportRun, state: ImportState) -> Reviewed:
-    """Write down that the run asks something else by now, or nothing."""
+    """Write down that the run now asks something else, or nothing."""
     attention = run.needs_attention
     if attention is None:
         await answers.keep("decided elsewhere", b"{}", msgspec.structs.replace(record, outcome=None))

@@ -50,7 +50,9 @@ PROFILES: Mapping[str, Profile] = {
         about="a bucket that allows a tenth of the limit at once",
         limit=lambda limit, window: TokenBucket(limit, window, burst=max(1, limit // 10)),
     ),
-    "preview": Profile(about="shapes and statuses of tomorrow, lagging reads", goes_wrong=_PREVIEW),
+    "preview": Profile(
+        about="shapes and statuses that the client does not know, lagging reads", goes_wrong=_PREVIEW
+    ),
     "flaky": Profile(
         about="one request in twelve meets a network or proxy in trouble",
         goes_wrong=dict.fromkeys(_FLAKY, 0.01),
