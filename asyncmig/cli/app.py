@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Exit codes stand in the README, one meaning each."""
+"""The commands. Each parses its options, calls the library and prints the result."""
 
 import asyncio
 import logging
@@ -92,14 +92,16 @@ app: typer.Typer = typer.Typer(
 )
 SelectOption = Annotated[
     str | None,
-    typer.Option(help="Only these: status:failed,parked,unknown,pending or external ids, joined by commas."),
+    typer.Option(
+        help="Only these customers: status:failed,parked,unknown,pending or external ids, separated by commas."
+    ),
 ]
 
 QueueOption = Annotated[
     str | None,
     typer.Option(
-        help="Have workers do it: the queue's URL, or an environment variable that holds it. Sheets come to "
-        "where the workers write, and where --decide, --filter and the like are not given, theirs hold."
+        help="Let workers migrate the customers: the queue's URL, or an environment variable with it. The workers "
+        "write the sheets, and use their own values of --decide, --filter and --retries unless given."
     ),
 ]
 
@@ -116,11 +118,11 @@ def _commands(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take the options that stand before any command."""
+    """Parse the options before the command."""
 
 
 @app.command(
-    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same line again resumes)"
+    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same command again resumes)"
 )
 @dataclass_options
 def run(
@@ -130,17 +132,17 @@ def run(
     select: SelectOption = None,
     queue: QueueOption = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Check everything and say what would be done; send nothing.")
+        bool, typer.Option("--plan", help="Check everything and print what the run would do; send nothing.")
     ] = False,
 ) -> None:
-    """Migrate every customer of MANIFEST. VERN_API_KEY holds the API key.
+    """Migrate every customer of MANIFEST. The environment variable VERN_API_KEY has the API key.
 
-    Each setting can also be given as ASYNCMIG_NAME in the environment, or in the [defaults] of a TOML manifest.
+    Each setting can also be set as ASYNCMIG_NAME in the environment, or in the [defaults] of a TOML manifest.
     """
     if plan:
         if queue is not None:
             raise InvalidInput(
-                "--plan", True, "is about this process: what the workers have done it cannot tell"
+                "--plan", True, "cannot be used with --queue: this process does not have the workers' journal"
             )
         planned = asyncio.run(read_plan(read_inputs(options, words_console()), options, select))
         print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
@@ -159,7 +161,7 @@ def retry(
     select: SelectOption = UNFINISHED,
     queue: QueueOption = None,
 ) -> None:
-    """Repeat the last run of a journal for whoever is not delivered; what failed is imported again."""
+    """Repeat the last run of a journal for customers that are not delivered; failed ones are imported again."""
     last: LastRun = context.obj
     options = Options.of(last.path(), settings)
     again = last.queue_again(queue)
@@ -186,19 +188,18 @@ def check(
     context: typer.Context,
     manifest: ManifestArgument,
     head: Annotated[
-        int | None, typer.Option(min=0, help="Rows to read of each file; all of them if not given.")
+        int | None, typer.Option(min=0, help="Rows to read of each file; the default is all.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each customer.")] = False,
     templates: Annotated[
         Path | None,
-        typer.Option(help="JSON with the templates, as GET /templates answers; asked for if not given."),
+        typer.Option(help="JSON file with the response of GET /templates; by default they are requested."),
     ] = None,
     base_url: BaseUrlOption = None,
 ) -> None:
-    """Read the files of every customer of MANIFEST, and warn of what may go wrong; nothing is created.
+    """Check the files of every customer of MANIFEST, and print warnings; nothing is created.
 
-    Exits 0 whether or not there are warnings: the server decides. With VERN_API_KEY the templates are asked for,
-    with one request.
+    Exits 0 even with warnings, because the server decides. If VERN_API_KEY is set, one request reads the templates.
     """
     options = CheckOptions(templates=templates, head=head, json=json, base_url=base_url)
     words, data = words_console(), data_console()
@@ -211,16 +212,16 @@ def check(
 @app.command(epilog="Example: asyncmig config customers.toml")
 @dataclass_options
 def config(context: typer.Context, options: Options) -> None:
-    """Print each setting that `run` would have, and where it comes from. The API key is never shown."""
+    """Print each setting of `run` and where its value comes from. The API key is never printed."""
     print_config(data_console(), context, options)
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 @app.command(epilog="Example: asyncmig status --journal fleet.db --json")
 def status(journal: JournalOption = Path("fleet.db"), as_json: JsonOption = False) -> None:
-    """Print how each customer of a journal stands, also while another process works on it."""
+    """Print the status of each customer of a journal, also while another process uses it."""
     standings = asyncio.run(standings_of(journal))
     if as_json:
         for each in standings:
@@ -234,7 +235,7 @@ def show(
     external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
     journal: JournalOption = Path("fleet.db"),
 ) -> None:
-    """Print all that the journal knows of one customer: what happened when, its reports and files."""
+    """Print the history of one customer from the journal: events with times, reports and files."""
     print_story(data_console(), asyncio.run(read_story(journal, external_id)))
 
 
@@ -243,9 +244,9 @@ def report(
     journal: JournalOption = Path("fleet.db"),
     to: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write a page for a browser from a journal alone: outcomes, reasons, and who was at what when.
+    """Write an HTML report from a journal: outcomes, reasons, and a chart of the steps over time.
 
-    `run --report FILE` knows more: requests, waits for the limit, how soon the end of a run was noticed.
+    `run --report FILE` also shows requests, waits for the limit, and how soon the ends of imports were noticed.
     """
     check_place(to)
     write_page(to, asyncio.run(page_of_journal(journal, written_now())))
@@ -261,10 +262,10 @@ def watch(
     *,
     reach: ConnectionSettings,
 ) -> None:
-    """Print what another process does with a journal, as it happens, until nobody works on it any more.
+    """Print the events of a journal that another process uses, until no process uses it.
 
-    If imports still run at the server then, they are followed there until each has ended or asks something; that
-    takes VERN_API_KEY.
+    If VERN_API_KEY is set, imports that still run at the server are then followed until each has ended or needs a
+    decision.
     """
     data, words = data_console(), words_console()
     run_at(1.0, follow_journal(journal, data, as_json=as_json))
@@ -272,13 +273,13 @@ def watch(
     if left and os.environ.get("VERN_API_KEY"):
         say(
             words,
-            f"Nobody works on {journal}; {counted(len(left), 'import')} may still run at the server:",
+            f"No process uses {journal}; {counted(len(left), 'import')} may still run at the server:",
             "dim",
         )
         run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
     standings = run_at(1.0, standings_of(journal))
     last: LastRun | None = context.obj
-    by_queue = last is not None and last.queue is not None  # then the workers go on by themselves
+    by_queue = last is not None and last.queue is not None  # then the workers continue on their own
     for line in how_to_go_on(standings, last.options() if last and not by_queue else None):
         say(words, line)
     raise typer.Exit(code_of(each.outcome for each in standings))
@@ -290,27 +291,27 @@ def review(
     context: typer.Context,
     external_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="EXTERNAL_ID", help="Customers; all that are parked, if none."),
+        typer.Argument(metavar="EXTERNAL_ID", help="Customers; the default is all parked ones."),
     ] = None,
     journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
     wait: Annotated[
-        bool, typer.Option("--wait", help="Go on with what was decided until it is delivered.")
+        bool, typer.Option("--wait", help="After the decisions, run until these customers are delivered.")
     ] = False,
     as_json: JsonOption = False,
     *,
     verdict: DecisionFlags,
     reach: ConnectionSettings,
 ) -> None:
-    """Answer what parked imports ask: one by one at the terminal, or by --approve and --reject.
+    """Decide about parked imports, one by one at the terminal, or with --approve or --reject.
 
-    In a pipe, and without either of them, it prints what they ask.
+    Without these options and without a terminal, it prints the questions.
     """
     names = external_ids or []
     verdict.check(names)
     records = run_at(1.0, parked_records(journal, names))
     words, data = words_console(), data_console()
     if not records:
-        say(words, f"Nobody is parked in {journal}.")
+        say(words, f"No customer is parked in {journal}.")
         return
     if not verdict.is_given and (as_json or not is_interactive()):
         print_all(data, records, as_json=as_json)
@@ -340,16 +341,16 @@ def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> No
 
 @app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo's is written anew.")] = Path(
-        "asyncmig-demo"
-    ),
-    customers: Annotated[int, typer.Option(min=1, max=9999, help="How many customers to make up.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same customers.")] = 1,
-    speed: Annotated[float, typer.Option(min=0.01, help="How many times faster the clock runs.")] = 60.0,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; the files of an earlier demo are replaced.")
+    ] = Path("asyncmig-demo"),
+    customers: Annotated[int, typer.Option(min=1, max=9999, help="How many customers to generate.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same customers.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.01, help="Run the clock this many times faster.")] = 60.0,
 ) -> None:
-    """Migrate made-up customers with messy files through a simulator: offline, in well under a minute.
+    """Migrate generated customers with messy files through a simulator, offline, in less than a minute.
 
-    Exits 0 if every customer ended as its generator planned, 1 if not.
+    Exits 0 if every customer ended as planned, 1 if not.
     """
     words, data = words_console(), data_console()
     options, world = demo_options(out, speed=speed), new_world(seed=seed, rate=Rate())
@@ -368,9 +369,11 @@ def adopt(
     company_id: Annotated[str, typer.Argument(help="The company's id, or its URL in the dashboard.")],
     journal: JournalOption = Path("fleet.db"),
 ) -> None:
-    """Say which company a customer is whose creation was never answered; the next run goes on from there."""
+    """Link a customer to its company when the response to the create request was lost.
+
+    The next run continues with that company."""
     adopted = run_at(1.0, write_adoption(journal, external_id, company_id))
-    say(words_console(), f"{external_id.strip()} is company {adopted} from now on. Run again to go on.")
+    say(words_console(), f"{external_id.strip()} is now linked to company {adopted}. Run again to continue.")
 
 
 async def write_adoption(path: Path, external_id: str, company_id: str) -> str:
@@ -387,7 +390,7 @@ def doctor(
     *,
     reach: ConnectionSettings,
 ) -> None:
-    """Look whether all is there that a run needs: key, server, clock, folders, journal, limit. Sends one request."""
+    """Check what a run needs: API key, server, clock, folders, journal, limit. Sends one request."""
     raise typer.Exit(run_at(reach.speed, print_findings(examine(reach, journal, out), data_console())))
 
 
@@ -398,19 +401,19 @@ def doctor(
 def sim(options: SimOptions) -> None:
     """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste.
 
-    At its end it says what its clients did wrong, if anything.
+    At the end it prints the rule violations of its clients.
     """
     run_at(options.speed, serve_until_interrupted(options, data_console(), words_console()))
 
 
 def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
-    """Run `main` on a loop whose clock runs `speed` times as fast as the wall's."""
+    """Run `main` on an event loop whose clock runs `speed` times as fast as the wall clock."""
     with asyncio.Runner(loop_factory=None if speed == 1 else lambda: fast_loop(speed)) as runner:
         return runner.run(main)
 
 
 def run_app() -> None:
-    """Run the command that the arguments name; an error that has a sentence is that sentence, and no traceback."""
+    """Run the command line; print expected errors as one line each, without a traceback."""
     with guarded():
         words = words_console()
         code = _run_command(words)

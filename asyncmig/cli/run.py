@@ -1,4 +1,4 @@
-"""`asyncmig run`: a manifest in, a fleet driven, a report out."""
+"""`asyncmig run`: migrate the customers of a manifest with a fleet or a queue, and write the reports."""
 
 import asyncio
 from collections.abc import (
@@ -62,11 +62,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run of the command came out."""
+    """The result of a run of the command."""
 
     report: Report
     selected: frozenset[str] | None = None
-    """Whom `--select` named; None: everybody."""
+    """The external ids that `--select` names; None: all customers."""
     key_refused: bool = False
     reason: str | None = None
     """Why it ended early; None if it did not."""
@@ -87,10 +87,10 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """Return the exit code: the worst one wins, in the order 4, 75, 6, 5, 3.
+        """Return the exit code: that of the worst outcome, in the order 4, 75, 6, 5, 3.
 
-        75 stands before the verdicts about customers because they are not complete while anything is pending,
-        and because it is the one code at which a job runner should start the same command again.
+        75 comes before the outcomes of customers, because these are incomplete while any is pending, and because 75
+        is the one code after which a job runner should start the same command again.
         """
         if self.key_refused:
             return KEY_REFUSED
@@ -113,18 +113,18 @@ class _KeyWatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What is to be driven, besides the options: for a single run of the command."""
+    """What one call of the command runs, in addition to the options."""
 
     selection: str | None = None
-    """Whom `--select` names; None: everybody. Whoever is selected has a failed import done again."""
+    """The value of `--select`; None: all customers. Failed imports of selected customers are repeated."""
     remembered: bool = True
     """Whether this is the run that `asyncmig retry` repeats."""
     queue: str | None = None
-    """Workers that do it, by the URL of their queue or the environment variable that holds it; None: this process."""
+    """The queue of the workers: its URL or an environment variable with it; None: this process migrates."""
     protected: Sequence[Path] = ()
-    """Files that no sheet may replace, besides those of the customers that are driven."""
+    """Files that no sheet may replace, in addition to the inputs of the selected customers."""
     given: Collection[str] = ()
-    """The settings that are not the defaults' own: workers have theirs."""
+    """The settings that were set explicitly; for the others the workers' values apply."""
 
 
 async def drive(
@@ -243,7 +243,7 @@ def _feed(display: Display, interrupts: Interrupts) -> EventPrinter | None:
 
 @contextmanager
 def _heard(interrupts: Interrupts) -> Generator[None]:
-    """End in order once stdout or stderr cannot be written."""
+    """Drain the fleet when stdout or stderr cannot be written."""
     loop = asyncio.get_running_loop()
 
     def failed(
@@ -270,7 +270,7 @@ def _feeding(feed: EventPrinter | None, session: Session, customers: int) -> Gen
 @final
 @dataclass(frozen=True, slots=True)
 class _Outlets:
-    """Who is told of an outcome."""
+    """The outputs that receive each outcome."""
 
     report: ReportFile
     progress: LiveView
@@ -360,7 +360,7 @@ class _Work:
             async for outcome in fleet.run(specs):
                 self._take(outcome, records, outlets, interrupts)
             await interrupts.settled()
-            interrupts.fleet = None  # what comes now finds nothing to drain
+            interrupts.fleet = None  # later signals have nothing to drain
 
     async def _queue(
         self,
@@ -369,7 +369,7 @@ class _Work:
         outlets: _Outlets,
         interrupts: Interrupts,
     ) -> None:
-        """Have workers migrate the customers, and follow that until it is over."""
+        """Submit the customers to workers, and collect the outcomes until the run ends."""
         assert self._wanted.queue is not None
         url, wanted = queue_url(self._wanted.queue), self._wanted
         overrides = option_overrides(self._options, wanted.given, retry_failed=wanted.selection is not None)
@@ -392,7 +392,7 @@ class _Work:
 
     @contextmanager
     def _at_most(self, interrupts: Interrupts) -> Generator[None]:
-        """End in order when the time is over that the block may take."""
+        """Drain the fleet when `--max-duration` has passed."""
         limit = self._options.max_duration
         if limit is None:
             yield
@@ -405,7 +405,7 @@ class _Work:
             timer.cancel()
 
     def _count(self, outcome: Outcome, before: CustomerRecord | None, interrupts: Interrupts) -> None:
-        """Count a customer that failed just now; one that had failed before is no news."""
+        """Count a customer that failed in this run, for `--stop-after-failures`."""
         known = before.outcome if before else None
         if not isinstance(outcome, Failed) or msgspec.structs.replace(outcome, notes=()) == known:
             return

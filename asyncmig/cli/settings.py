@@ -51,12 +51,12 @@ __all__ = [
 
 
 PATHS = frozenset({"out", "journal", "report", "root"})
-"""Settings that are paths: those in a file are relative to that file."""
+"""Settings that are paths. In a manifest they are relative to the manifest's folder."""
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 
 def environment_name(setting: str) -> str:
-    """Return the variable that stands for a setting where the command line does not have it."""
+    """Return the environment variable of a setting."""
     return f"ASYNCMIG_{setting.upper()}"
 
 
@@ -76,13 +76,13 @@ def _setting(
 
 
 def journal_option(callback: Callable[[typer.Context, Path], Path]) -> OptionInfo:
-    """Return the option of a command that takes its other settings from what stands beside the journal."""
+    """Return a `--journal` option whose `callback` can take the other settings from the journal's last run."""
 
     def checked(context: typer.Context, path: Path) -> Path:
         return callback(context, _checked_journal(path))
 
     option = typer.Option(
-        help="File that remembers how far it came, and beside which the settings of its last run stand.",
+        help="File with the state of every customer; the settings of its last run are in a file beside it.",
         envvar=environment_name("journal"),
         show_envvar=False,
         is_eager=True,
@@ -98,80 +98,81 @@ def _checked_journal(path: Path) -> Path:
 
 
 JournalOption = Annotated[
-    Path, _setting("journal", "File that remembers how far it came.", callback=_checked_journal)
+    Path, _setting("journal", "File with the state of every customer.", callback=_checked_journal)
 ]
 
 
 BaseUrlOption = Annotated[
-    str | None, _setting("base_url", "The API's whole prefix; VERN_BASE_URL if not given.")
+    str | None, _setting("base_url", "Base URL of the API; the default is VERN_BASE_URL.")
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """How the API is reached."""
+    """The settings of the connection to the API."""
 
     scope: Annotated[
-        Scope, _setting("scope", "Whether the server counts its limit by endpoint or by key.")
+        Scope, _setting("scope", "What the rate limit applies to: each endpoint, or the whole API key.")
     ] = "endpoint"
     rate: Annotated[Rate, rate_option("The limit.", environment_name("rate"))] = DEFAULT_RATE
     speed: Annotated[
         float,
-        _setting("speed", "Make the clock run so many times faster: for the simulator only.", least=0.01),
+        _setting("speed", "Run the clock this many times faster; for the simulator only.", least=0.01),
     ] = 1.0
     base_url: BaseUrlOption = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(ConnectionSettings):
-    """What holds for a whole fleet: on the command line, in the environment, in a manifest's `[defaults]`."""
+    """The settings of a run: from the command line, the environment or a manifest's `[defaults]`."""
 
     out: Annotated[Path, _setting("out", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path("out")
     journal: JournalOption = Path("fleet.db")
     report: Annotated[
         Path | None,
-        _setting("report", "HTML file to write at the end: outcomes, a picture of the fleet, reasons."),
+        _setting("report", "HTML file to write at the end: outcomes, reasons, and charts of the run."),
     ] = None
     root: Annotated[
         Path | None,
-        _setting(
-            "root", "Folder that all input files must lie below, also once symbolic links are followed."
-        ),
+        _setting("root", "Folder that all input files must lie below, after symbolic links are resolved."),
     ] = None
     api: Annotated[str, _setting("api", "The API generation of the server.")] = generations.DEFAULT
     decide: Annotated[
         DecideChoice,
         _setting(
             "decide",
-            "What to do when an import asks: park (leave it), approve-safe (approve what destroys no rows).",
+            "What to do when an import needs a decision: park (leave it to a person), approve-safe (approve unless "
+            "rows are destroyed), approve, or reject.",
         ),
     ] = "park"
     filter: Annotated[
-        RowFilter, _setting("filter", "Rows to download: valid drops every row with a bad cell.")
+        RowFilter, _setting("filter", "Rows to download: valid leaves out rows with a bad cell.")
     ] = "valid"
     retries: Annotated[
         int,
-        _setting("retries", "How often an import that failed is begun again, with the same files.", least=0),
+        _setting("retries", "How often a failed import is started again with the same files.", least=0),
     ] = 0
     deliver_rejected: Annotated[
         bool,
         typer.Option(
             "--deliver-rejected",
-            help="Fetch what is left of an import that was rejected.",
+            help="Download the sheets of an import whose proposal was rejected.",
             envvar=environment_name("deliver_rejected"),
             show_envvar=False,
         ),
     ] = False
-    concurrency: Annotated[int, _setting("concurrency", "Customers under way at once.", least=1)] = 500
+    concurrency: Annotated[
+        int, _setting("concurrency", "The most customers to migrate at the same time.", least=1)
+    ] = 500
     max_duration: Annotated[
         Duration | None,
         duration_option(
-            "End in order after so long, as Ctrl-C does: 90s, 45m, 1h30m.", environment_name("max_duration")
+            "Stop like Ctrl-C after this time: 90s, 45m, 1h30m.", environment_name("max_duration")
         ),
     ] = None
     stop_after_failures: Annotated[
         int | None,
-        _setting("stop_after_failures", "End in order once so many customers have failed.", least=1),
+        _setting("stop_after_failures", "Stop like Ctrl-C when this many customers have failed.", least=1),
     ] = None
 
     @property
@@ -180,7 +181,7 @@ class Settings(ConnectionSettings):
         return "approve_safe" if self.decide == "approve-safe" else self.decide
 
     def given(self) -> Mapping[str, str]:
-        """Return what is not the default, as it is written on a command line."""
+        """Return the settings that differ from the defaults, as text for a command line."""
         values = ((field, getattr(self, field.name)) for field in fields(Settings))
         return {field.name: written(value) for field, value in values if value != field.default}
 
@@ -201,23 +202,28 @@ _READERS: Mapping[str, Callable[[str], object]] = {
 
 
 def read_settings(texts: Mapping[str, str]) -> Settings:
-    """Return the settings that `Settings.given` has written. Raises `ValueError` for others."""
+    """Parse the settings that `Settings.given` returns. Raises `ValueError` for other text."""
     values = {name: _READERS.get(name, str)(text) for name, text in texts.items()}
-    return replace(Settings(), **cast("dict[str, Never]", values))  # each reader gives its field's own type
+    return replace(
+        Settings(), **cast("dict[str, Never]", values)
+    )  # each reader returns the type of its field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Display:
-    """What is printed while a command works."""
+    """What a command prints while it works."""
 
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print events as JSON, one a line, on stdout; words go to stderr.")
+        bool,
+        typer.Option("--json", help="Print events as JSON, one per line, on stdout; messages go to stderr."),
     ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what did not go well.")] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only customers that are not delivered.")
+    ] = False
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Print each step of each customer; with --json each request, too."
+            "--verbose", "-v", help="Print each step of each customer; with --json also each request."
         ),
     ] = False
 
@@ -229,9 +235,9 @@ def open_session(
     *,
     retry: RetryPolicy | None = None,
 ) -> Session:
-    """Return a session that knows what the last one with this journal sent. `api_key`: `VERN_API_KEY` if not given.
+    """Return a session that counts the requests of the journal's last session towards the limit.
 
-    Without a journal it knows of no other, and writes nothing down.
+    `api_key`: the default is `VERN_API_KEY`. Without a journal, the session neither reads nor writes a send log.
 
     Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
     be sent more than its limit.
@@ -257,9 +263,9 @@ SETTING_NAMES = [field.name for field in fields(Settings)]
 
 
 def from_manifest(context: typer.Context, manifest: Path) -> Path:
-    """Let the `[defaults]` of a manifest stand where neither the command line nor the environment says more.
+    """Use the `[defaults]` of a manifest for options that neither the command line nor the environment sets.
 
-    Raises `InvalidManifest` for what is no setting there.
+    Raises `InvalidManifest` for unknown settings.
     """
     if not context.resilient_parsing:
         context.default_map = _settings_of(manifest)
@@ -283,7 +289,7 @@ def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
             yield ManifestFault(
                 line=None,
                 field=f"defaults.{name}",
-                reason=f"is no setting; there are {', '.join(SETTING_NAMES)}",
+                reason=f"is not a setting; there are {', '.join(SETTING_NAMES)}",
             )
         elif not isinstance(value, str | int | float):
             reason = f"must be a string, a number, true or false: {value!r}"
@@ -294,7 +300,7 @@ ManifestArgument = Annotated[
     Path,
     typer.Argument(
         help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
-        is_eager=True,  # its [defaults] are the defaults of the others
+        is_eager=True,  # its [defaults] are the defaults of the other options
         callback=from_manifest,
     ),
 ]
@@ -325,9 +331,9 @@ class Options(Settings):
         select: str | None = None,
         explicit: Collection[str] = (),
     ) -> str:
-        """Return the line that goes on from here, with another decision if one is given; it holds no key.
+        """Return the command line that continues the run, without the API key; `decide` replaces the setting.
 
-        `queue`, `select`: as the options of that name. `explicit`: settings to write even with their default values.
+        `queue`, `select`: the options of that name. `explicit`: settings to include even with their default values.
         """
         words = ["asyncmig", "run", str(self.manifest)]
         chosen = replace(self, decide=decide or self.decide)
@@ -339,7 +345,7 @@ class Options(Settings):
         return shlex.join(words)
 
     def outputs(self, records: Iterable[CustomerRecord]) -> Outputs:
-        """Return where the run writes, and what was delivered to the customers of `records`."""
+        """Return where the run writes, and the sheets that were delivered to the customers of `records`."""
         known = list(records)
         sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]
         return Outputs(
@@ -351,6 +357,6 @@ class Options(Settings):
         )
 
     def about_journal(self, command: str, *words: str) -> str:
-        """Return the line of another command about the same journal."""
+        """Return the command line of another command for the same journal."""
         journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
         return shlex.join(["asyncmig", command, *words, *journal])

@@ -165,7 +165,7 @@ def _report(report: ImportReport) -> Iterator[tuple[str, str]]:
 
 
 async def follow_journal(path: Path, data: Console, *, as_json: bool) -> None:
-    """Print each event of a journal from now on, until nobody works on it. Raises `JournalError`."""
+    """Print each new event of a journal, until no process uses it. Raises `JournalError`."""
     async with Journal(path, read_only=True) as journal:
         known = await journal.events()
         async for event in follow(journal, after=known[-1].seq if known else 0):

@@ -1,4 +1,4 @@
-"""The words at the end: what came out, what it cost, and what to type next."""
+"""The summary of a run: outcomes with reasons, requests, and the commands that continue."""
 
 from collections.abc import Iterator, Sequence
 
@@ -66,7 +66,7 @@ def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
 
 
 def figures(ended: RunResult) -> list[tuple[str, str]]:
-    """Return what moved and what it cost, as pairs of a name and a sentence."""
+    """Return rows and requests of the run, as pairs of a name and a sentence."""
     budget = ended.report.budget
     companies = [company for company in ended.customers if company.outcome == "delivered"]
     inserted = sum(company.rows.inserted or 0 for company in companies)
@@ -81,37 +81,37 @@ def figures(ended: RunResult) -> list[tuple[str, str]]:
 
 
 def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
-    """Yield what can be done now, each with the command to type."""
+    """Yield the next steps, each with its command."""
     if ended.queue is not None:
         yield from _steps_with_queue(ended, options)
         return
     outcomes = {company.outcome for company in ended.customers}
     if ended.key_refused:
-        yield "The API key was refused. With a good one in VERN_API_KEY, go on:"
+        yield "The API key was refused. Set a valid one in VERN_API_KEY, then continue:"
         yield f"  {options.command()}"
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
-        yield f"Not finished{why}. What was begun at the server goes on there; to go on here:"
+        yield f"Not finished{why}. Imports continue at the server. To continue here:"
         yield f"  {options.command()}"
     if "parked" in outcomes:
         yield from _about_parked(options)
     if "unknown" in outcomes:
-        yield "Of an unknown customer nobody can tell what happened: the reason says how to find out. Its story:"
+        yield "The outcome of some requests is unknown; the reason says how to check. To see the customer's history:"
         unknown = next(row.external_id for row in ended.customers if row.outcome == "unknown")
         yield f"  {options.about_journal('show', unknown)}"
     if "failed" in outcomes:
-        yield "A failed customer is imported again once its files have changed. Mend them, then:"
+        yield "A failed customer is imported again when its files have changed. Correct them, then:"
         yield f"  {options.command()}"
         yield "Or, to import them again as they are:"
         yield f"  {options.about_journal('retry', '--select', 'status:failed')}"
     if not ended.customers:
-        yield "Nobody is selected: there is nothing to do."
+        yield "No customer is selected: there is nothing to do."
     elif outcomes <= {"delivered"}:
-        which = "Every customer" if ended.selected is None else "Whoever was selected"
+        which = "Every customer" if ended.selected is None else "Every selected customer"
         yield f"{which} is delivered: {options.out}/EXTERNAL_ID/SHEET.csv"
     others = len(ended.report.customers) - len(ended.customers)
     if others:
-        yield f"Not selected: {counted(others, 'customer')}. How they stand:"
+        yield f"Not selected: {counted(others, 'customer')}. To see their status:"
         yield f"  {options.about_journal('status')}"
 
 
@@ -130,7 +130,7 @@ def _steps_with_queue(ended: RunResult, options: Options) -> Iterator[str]:
             yield f"{text}, run the same command again{f' with{options_to_add}' * bool(options_to_add)}."
 
     if ended.key_refused:
-        yield from again("The API key was refused. With a good one in VERN_API_KEY, to go on")
+        yield from again("The API key was refused. With a valid one in VERN_API_KEY, to continue")
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
         if ended.connected:

@@ -40,7 +40,7 @@ def adopt(journal: Path, *arguments: str) -> Result:
 def test_it_is_written_down(journal: Path) -> None:
     ended = adopt(journal, "acme-001", "c-1")
     assert ended.exit_code == 0
-    assert "Run again to go on" in ended.stderr
+    assert "Run again to continue" in ended.stderr
     assert b'"company_id":"c-1"' in states(journal)["acme-001"]
 
 
@@ -58,7 +58,7 @@ def test_it_is_written_down(journal: Path) -> None:
 def test_a_pasted_id_or_address_is_the_id(journal: Path, given: str) -> None:
     ended = adopt(journal, " acme-001 ", given)
     assert ended.exit_code == 0, ended.output
-    assert f"acme-001 is company {COMPANY} from now on" in ended.stderr
+    assert f"acme-001 is now linked to company {COMPANY}" in ended.stderr
     assert f'"company_id":"{COMPANY}"'.encode() in states(journal)["acme-001"]
 
 

@@ -75,7 +75,7 @@ def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("concurency = 5", "defaults.concurency: is no setting; there are scope, rate"),
+        ("concurency = 5", "defaults.concurency: is not a setting; there are scope, rate"),
         ("retries = [1]", "defaults.retries: must be a string, a number, true or false"),
         ("filter = 'some'", "--filter"),
         ("speed = 'fast'", "--speed"),

@@ -52,7 +52,7 @@ def test_a_terminal_shows_how_far_it_is_and_ctrl_c_ends_in_order(
         terminal.type("\x03")
         terminal.wait_for("Interrupted: no new work is started")
         assert terminal.end() == 75
-    assert "to go on here:" in terminal.text
+    assert "To continue here:" in terminal.text
     assert "\x1b[" in terminal.raw
 
 

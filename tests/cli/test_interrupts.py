@@ -74,7 +74,7 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
         else "Interrupted: no new work is started"
     )
     assert said in err
-    assert "What was begun at the server goes on there; to go on here:\n  asyncmig run" in out
+    assert "Imports continue at the server. To continue here:\n  asyncmig run" in out
     rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]
     assert all(row["ids"]["run"] for row in rows)

@@ -231,7 +231,7 @@ def test_filter_all_keeps_the_rows_with_a_bad_cell(run: Cli, customers: Customer
     assert run(manifest, "--filter", "all").code == 0
     assert len((tmp_path / "out/acme/Contacts.csv").read_bytes().splitlines()) == 42
     company = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"][0]
-    assert company["rows"] == {"inserted": 41, "flagged": 1}
+    assert company["rows"] == {"inserted": 41, "flagged": 1, "delivered": 41}
 
 
 def test_another_filter_or_folder_is_delivered_again_without_a_second_import(

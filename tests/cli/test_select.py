@@ -38,7 +38,7 @@ def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
     result = run(manifest, "--select", "acme, bolt")
     assert result.code == 0
     assert outcomes(tmp_path) == {"acme": "delivered", "bolt": "delivered", "cafe": "pending"}
-    assert "Whoever was selected is delivered" in result.out
+    assert "Every selected customer is delivered" in result.out
     assert "Not selected: 1 customer." in result.out
     assert run(manifest, "--select", "status:pending").code == 3
     assert outcomes(tmp_path)["cafe"] == "failed"
@@ -81,7 +81,7 @@ def test_a_status_that_nobody_has_is_nothing_to_do(
     manifest = customers(acme=GOOD)
     result = run(manifest, "--select", "status:failed,parked")
     assert (result.code, simulator.count()) == (0, 0)
-    assert "Nobody is selected: there is nothing to do." in result.out
+    assert "No customer is selected: there is nothing to do." in result.out
 
 
 def test_retry_takes_up_who_is_not_delivered_with_the_same_options(
