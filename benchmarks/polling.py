@@ -140,13 +140,13 @@ def scheduled(fleet: Fleet, schedule: PollSchedule[int], *, second: bool = False
         last[run.run] = now
         ended = fleet.ends[run.run] <= now
         if ended and lookup:
-            schedule.gone(run, now)
+            schedule.presume_ended(run, now)
         else:
             schedule.observed(run, now, Phase.TERMINAL if ended else Phase.ACTIVE, sent=now, lookup=lookup)
             if ended:
                 delays[run.run] = now - fleet.ends[run.run]
                 left -= run.run in fleet.measured
-        schedule.landed(run, now)
+        schedule.reschedule(run, now)
     outcome.delays = [delays[run] for run in fleet.measured]
     outcome.used = polled_in_line / in_line * WINDOW / LIMIT if in_line else 0.0
     return outcome

@@ -46,7 +46,7 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
         assert run is not None
         phase = Phase.TERMINAL if rng.getrandbits(4) == 0 else Phase.ACTIVE
         schedule.observed(run, now, phase, sent=now)
-        schedule.landed(run, now)
+        schedule.reschedule(run, now)
         now += PACE
     spent.sort()
     return spent[calls // 2], fmean(spent[: calls * 9 // 10])

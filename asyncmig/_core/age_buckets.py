@@ -1,10 +1,10 @@
-"""Runs in lines by their age, and which of them is overdue most.
+"""Runs grouped by age, and which of them has the largest expected waiting W (see `polls`).
 
-Runs whose last poll found them on one shelf of ages stand in one line, ordered by the time of that poll: there
-the run that was unpolled longest has the largest W (see `polls`), so only the heads compete, and a decision costs
-O(shelves), not O(runs). W grows by at most a second per second, as long as nothing new is known of durations. So what
-it was when it was last computed, and the seconds since then, are a bound, and only heads that may be the best by it
-are computed again.
+A heap for each age bucket holds the runs whose age at the last poll lay in that bucket, ordered by the time of that
+poll. The run that was unpolled longest has the largest W of its bucket, so only the heads compete: a decision costs
+O(buckets), not O(runs). Until the estimate of durations changes, W grows by at most one second per second. Its last
+value plus the time since then is therefore an upper bound, and W is computed again only for heads whose bound exceeds
+the best W so far.
 
 All times are seconds on the caller's clock.
 """
@@ -15,7 +15,7 @@ import math
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar, final
 
-from asyncmig._core.hazard import EDGES, shelf_of
+from asyncmig._core.hazard import EDGES, bucket_of
 from asyncmig._core.lifecycle import Lifecycle
 
 __all__ = ["AgeBuckets", "BucketHeap", "Durations", "PollState", "PolledRun", "first_of"]
@@ -24,15 +24,15 @@ RunT = TypeVar("RunT")
 
 
 class Durations(Protocol):
-    """What is known of how long runs take; `Hazard` learns it."""
+    """An estimate of how long runs take; `Hazard` is one that learns."""
 
     @property
     def edition(self) -> int:
-        """Another number whenever `waiting` may say something else than before."""
+        """A number that changes whenever `waiting` may return other values than before."""
         ...
 
     def waiting(self, low: float, high: float) -> float:
-        """Return W(low, high) of the theory above."""
+        """Return W(low, high), as `polls` defines it."""
         ...
 
     def lived(self, low: float, high: float) -> None:
@@ -43,36 +43,40 @@ class Durations(Protocol):
 
 
 class PollState(enum.Enum):
-    NOWHERE = "nowhere"
-    RESTING = "resting"
-    """Below its floor."""
+    """Where the schedule has put a run."""
+
+    IDLE = "idle"
+    """In no heap."""
+    BELOW_FLOOR = "below floor"
+    """Waits until its floor is over."""
     READY = "ready"
-    AWAY = "away"
-    """`next` gave it out: a read is under way."""
+    """May be polled now."""
+    READING = "reading"
+    """`PollSchedule.next` returned it, and a read is in progress."""
 
 
 @final
 class PolledRun(Generic[RunT]):
-    """A run as the schedule knows it; it keeps what it knows while nobody wants it polled."""
+    """What the schedule knows about a run. It stays valid while the run is not polled."""
 
     __slots__ = (
+        "age_bucket",
+        "answered_at",
         "awaited_until",
-        "bucket",
         "failures",
-        "gone_at",
         "group",
-        "hurried",
+        "is_polled",
+        "last_seen",
         "lifecycle",
         "parked",
-        "place",
-        "read_at",
+        "presumed_ended_at",
+        "prioritised",
         "ready_at",
         "run",
-        "seen",
-        "shelf",
+        "seen_bucket",
         "started",
+        "state",
         "ticket",
-        "wanted",
     )
 
     def __init__(
@@ -85,38 +89,39 @@ class PolledRun(Generic[RunT]):
         last_read: float | None = None,
         group: Hashable = None,
     ) -> None:
-        """`started`: when the run did; `last_read`: when it was last seen running, if that is known.
-
-        If it is not, somebody may have read it just now, and it is polled no sooner than its floor allows.
+        """`last_read`: when the run was last seen running. If None, another process may have read it just now, so its
+        floor begins now.
         """
         self.run: RunT = run
         self.lifecycle: Lifecycle = lifecycle
         self.group: Hashable = group
         self.started: float = min(started, now)
-        """Moved on while the run is parked: its age is the time for which it ran."""
-        self.seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
-        """When it was last known to be running, or parked."""
-        self.read_at: float = now if last_read is None else self.seen
-        self.ready_at: float = self.read_at + lifecycle.floor(now - self.started)
+        """Moved forward by the time for which the run was parked, so that its age is the time for which it ran."""
+        self.last_seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
+        """When the run was last known to be active or parked."""
+        self.answered_at: float = now if last_read is None else self.last_seen
+        self.ready_at: float = self.answered_at + lifecycle.floor(now - self.started)
         self.parked: bool = False
-        self.hurried: bool = False
+        self.prioritised: bool = False
         self.awaited_until: float = -math.inf
-        """Until then it is polled before others whatever a read shows: a reply named its end, and reads may lag."""
-        self.wanted: bool = False
+        """Until then it is polled before others whatever a read shows: a reply named its end, but reads may lag."""
+        self.is_polled: bool = False
         self.failures: int = 0
-        self.gone_at: float | None = None
-        self.place: PollState = PollState.NOWHERE
+        self.presumed_ended_at: float | None = None
+        self.state: PollState = PollState.IDLE
         self.ticket: int = 0
-        """Where it stands, and under which number; another number in a line is a leftover."""
-        self.bucket: int | None = None
-        self.shelf: int | None = None
+        """The number of its valid heap entry; an entry with another number is ignored."""
+        self.seen_bucket: int | None = None
+        """`last_seen` in units of 15 s, while the run may be polled."""
+        self.age_bucket: int | None = None
+        """The age bucket that it is in."""
 
     def age(self, now: float) -> float:
-        """Return the seconds for which the run has been running, without those for which it was parked."""
-        return max(0.0, (self.seen if self.parked else now) - self.started)
+        """Return the seconds for which the run has been active. Parked time does not count."""
+        return max(0.0, (self.last_seen if self.parked else now) - self.started)
 
     def floor(self, now: float) -> float:
-        """Return the least seconds between an answer and the next read of the run, unless it is parked."""
+        """Return the least seconds between an answer and the next read of the run while it is active."""
         return self.lifecycle.floor(self.age(now))
 
 
@@ -125,72 +130,73 @@ BucketHeap = list[tuple[float, int, PolledRun[RunT]]]
 
 @final
 class AgeBuckets(Generic[RunT]):
-    """Runs of one distribution of durations, and what is known of it."""
+    """The runs of one class, whose durations have one distribution, in age buckets."""
 
-    __slots__ = ("_edition", "_last", "_lines", "_most", "durations")
+    __slots__ = ("_bounds", "_edition", "_heaps", "_last_best", "durations")
 
     def __init__(self, durations: Durations) -> None:
         self.durations: Durations = durations
-        self._lines: list[BucketHeap[RunT]] = [[] for _ in EDGES]
-        self._most = [-math.inf] * len(EDGES)
-        """W of each head can be no more than this and the time."""
+        self._heaps: list[BucketHeap[RunT]] = [[] for _ in EDGES]
+        self._bounds = [-math.inf] * len(EDGES)
+        """W of each bucket's head is at most this plus the time."""
         self._edition = durations.edition
-        self._last = 0
-        """The shelf whose head was the best, the last time."""
+        self._last_best = 0
+        """The bucket whose head had the largest W the last time."""
 
     def enter(self, run: PolledRun[RunT]) -> BucketHeap[RunT]:
-        """Return the line for `run`, in which it stands from now on."""
-        shelf = run.shelf = shelf_of(max(0.0, run.seen - run.started))
-        self._most[shelf] = max(self._most[shelf], -run.seen)
-        return self._lines[shelf]
+        """Assign `run` to its age bucket, and return that bucket's heap for the caller to push it."""
+        bucket = run.age_bucket = bucket_of(max(0.0, run.last_seen - run.started))
+        self._bounds[bucket] = max(self._bounds[bucket], -run.last_seen)
+        return self._heaps[bucket]
 
     def leave(self, run: PolledRun[RunT]) -> None:
-        """Take note that `run` stands here no more."""
-        if run.shelf is not None:
-            self._most[run.shelf] = math.inf  # whoever comes after it is not known yet
-            run.shelf = None
+        """Report that `run` has left its bucket."""
+        if run.age_bucket is not None:
+            self._bounds[run.age_bucket] = math.inf  # it may have been the head, and the next one is unknown
+            run.age_bucket = None
 
-    def lines(self) -> list[BucketHeap[RunT]]:
-        """Return the lines in which somebody stands."""
-        return [line for line in self._lines if first_of(line)]
+    def heaps(self) -> list[BucketHeap[RunT]]:
+        """Return the heaps that are not empty."""
+        return [heap for heap in self._heaps if first_of(heap)]
 
     def best(self, now: float, least: float) -> tuple[float, BucketHeap[RunT] | None]:
-        """Return the largest W of a head and its line, if it is more than `least`."""
+        """Return the largest W of a head, if it exceeds `least`, and its heap; otherwise `least` and None."""
         if self._edition != self.durations.edition:
             self._edition = self.durations.edition
-            self._most = [math.inf] * len(EDGES)
+            self._bounds = [math.inf] * len(EDGES)
         chosen = None
-        if (worth := self._worth(self._last, now)) > least:
-            least, chosen = worth, self._last  # often the best again, and then hardly another is computed
+        if (waiting := self._index(self._last_best, now)) > least:
+            # This head is often the best again, and then few others need to be computed.
+            least, chosen = waiting, self._last_best
         more = least - now
-        for most, shelf in sorted(
-            [(m, shelf) for shelf, m in enumerate(self._most) if m > more], reverse=True
+        for bound, bucket in sorted(
+            [(each, bucket) for bucket, each in enumerate(self._bounds) if each > more], reverse=True
         ):
-            if most + now <= least:
+            if bound + now <= least:
                 break
-            if (worth := self._worth(shelf, now)) > least:
-                least, chosen = worth, shelf
+            if (waiting := self._index(bucket, now)) > least:
+                least, chosen = waiting, bucket
         if chosen is None:
             return least, None
-        self._last = chosen
-        return least, self._lines[chosen]
+        self._last_best = chosen
+        return least, self._heaps[chosen]
 
-    def _worth(self, shelf: int, now: float) -> float:
-        """Return W of the head of a shelf."""
-        if (head := first_of(self._lines[shelf])) is None:
-            self._most[shelf] = -math.inf
+    def _index(self, bucket: int, now: float) -> float:
+        """Return W of the head of a bucket."""
+        if (head := first_of(self._heaps[bucket])) is None:
+            self._bounds[bucket] = -math.inf
             return -math.inf
         seen, _, run = head
-        worth = self.durations.waiting(max(0.0, seen - run.started), max(0.0, now - run.started))
-        self._most[shelf] = worth - now
-        return worth
+        waiting = self.durations.waiting(max(0.0, seen - run.started), max(0.0, now - run.started))
+        self._bounds[bucket] = waiting - now
+        return waiting
 
 
-def first_of(line: BucketHeap[RunT]) -> tuple[float, int, PolledRun[RunT]] | None:
-    """Return the first of a line, after dropping what was left behind in it."""
-    while line:
-        head = line[0]
+def first_of(heap: BucketHeap[RunT]) -> tuple[float, int, PolledRun[RunT]] | None:
+    """Return the first valid entry of a heap; drop the invalid ones before it."""
+    while heap:
+        head = heap[0]
         if head[1] == head[2].ticket:
             return head
-        heapq.heappop(line)
+        heapq.heappop(heap)
     return None

@@ -1,4 +1,4 @@
-"""Checks what a caller hands to a public function, so that a mistake is one sentence and never a raw `TypeError`."""
+"""Checks the arguments of public functions, so that a wrong type is a clear `InvalidInput` and not a `TypeError`."""
 
 import inspect
 import types
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _Test = Callable[[object], bool]
 _SECRET = frozenset({"api_key", "auth", "connections", "secret", "secrets", "url", "queue", "conninfo"})
-"""Parameters whose value no error shows."""
+"""Parameters whose values appear in no error."""
 _WORDS: Mapping[type, str] = {
     bool: "True or False",
     bytes: "bytes",
@@ -29,9 +29,9 @@ _WORDS: Mapping[type, str] = {
 
 
 def checked_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function raise `InvalidInput` for an argument that is not of the type that its signature names.
+    """Make a function raise `InvalidInput` for an argument that does not have the type in its signature.
 
-    Looks at plain types, unions, classes and protocols, and at whether a collection is one; not into it.
+    Checks plain types, unions, classes, protocols and the kind of a collection, but not the items of a collection.
     """
     signature = inspect.signature(function)
     tests: dict[str, tuple[_Test, str]] = {}
@@ -69,7 +69,7 @@ async def _raises(error: Exception) -> object:
 
 
 def check_fields(instance: object) -> None:
-    """Raise `InvalidInput` for a field that is not of the type that its class names; as `checked_call`."""
+    """Raise `InvalidInput` for a field that does not have the type in its class; checks as `checked_call` does."""
     for name, hint in get_type_hints(type(instance)).items():
         test, value = _test_of(hint), getattr(instance, name)
         if test is not None and not test[0](value):
@@ -89,9 +89,9 @@ def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
 
 
 def _test_of(hint: object) -> tuple[_Test, str] | None:
-    """Return what tells whether a value is of a type, and words for it; None if that is left to the function.
+    """Return a test whether a value has a type, and words for the type; None if the function itself checks it.
 
-    It is for literals: the function has better words for what each of them means.
+    The function checks literals itself, because it can explain what each of them means.
     """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -126,7 +126,7 @@ def _is_a(value: object, kind: type) -> bool:
 
 
 def checked_path(field: str, value: object) -> Path:
-    """Return a path; raise `InvalidInput` for what no file system takes for one."""
+    """Return `value` as a path; raise `InvalidInput` for what cannot be a path."""
     if not isinstance(value, str | Path):
         raise InvalidInput(field, value, "is not a path")
     if not str(value) or "\0" in str(value):
@@ -135,14 +135,14 @@ def checked_path(field: str, value: object) -> Path:
 
 
 def checked_text(field: str, value: object) -> str:
-    """Return a name or an id as it is; raise `InvalidInput` if it is not one."""
+    """Return a name or an id unchanged; raise `InvalidInput` for what cannot be one."""
     if flaw := flaw_of(value):
         raise InvalidInput(field, value, flaw)
     return cast(str, value)
 
 
 def flaw_of(value: object) -> str | None:
-    """Return what keeps a value from being a name or an id, in words; None if nothing does."""
+    """Return why a value cannot be a name or an id, or None if it can."""
     if not isinstance(value, str):
         return "must be a str"
     if not value.strip():

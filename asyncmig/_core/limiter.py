@@ -1,28 +1,28 @@
-"""The budget of one endpoint: how many requests may be under way, and what a 429 teaches.
+"""The limiter of one budget: how many requests may be in flight, and what the client learns from a 429.
 
-Theory of operation
--------------------
-Nobody knows how the server counts: a fixed window, a sliding one, a bucket. So the unit here is not the
-request but the interval in which it can have arrived: from its send to its answer. A slot is taken at the send
-and becomes free `window` seconds after the *answer*. At most W slots are taken. Whatever the latency, no
-window of the server then holds more than W of our arrivals, under any of these ways of counting. (A log of
-sends alone is not safe: a slow request and a fast one a window later may arrive together.)
+Theory of operation ------------------- The server may count by a fixed window, a sliding window or a bucket; this is
+not documented. The unit here is therefore not the request but the interval in which it can have arrived: from its
+send to its answer. A request takes a slot when it is sent. The slot becomes free `window` seconds after the *answer*.
+At most W slots are taken at a time. Then no window of the server holds more than W of our arrivals, whatever the
+latency and however it counts. (A log of sends is not enough: a slow request may arrive together with a fast one that
+was sent a window later.)
 
-W starts at the documented limit and is only believed until a 429 says otherwise:
+W starts at the documented limit. A 429 corrects it:
 
-- All stop for a moment (`hold`), then one probe goes. Refusals of requests that were sent before that are old
-  news. If the probe is accepted at once, the server did not forget a window in a second or two: it has a bucket
-  with a small burst B, namely what it had accepted above the refill, less one. If it is refused, the window is
-  used up: probes go on until one is accepted, and W becomes what was accepted in the window before the 429. If that
-  is less than half of W, somebody else uses the same budget: W is halved, and the old W remembered as a ceiling.
-- After a clean and busy window W is tried half way to the ceiling; at the ceiling, after `patience` such windows,
-  higher by 1, 2, 4, ...; and B by an eighth. A 429 in the window of a trial needs no probe to be understood: the
-  trial is undone, what it started from is the ceiling now, and the patience is doubled (else somebody who shares the
-  budget and stays would be met every minute).
+- All requests stop for a moment (`hold`), then one probe is sent. Refusals of requests that were sent before the hold
+  are ignored. If the server accepts the first probe, its window cannot have been full a second or two before: it uses
+  a bucket with a small burst B, which is what it had accepted above the refill, less one. If the server refuses the
+  probe, its window is full: probes continue until one is accepted, and W becomes the number of requests accepted in
+  the window before the 429. If that is less than half of W, another client uses the same budget: W is halved, and the
+  old W becomes the ceiling.
+- After a busy window without a 429, W rises half way to the ceiling. At the ceiling, after `patience` such windows, W
+  rises by 1, 2, 4, ..., and B by an eighth. Each rise is a trial for one window. A 429 during a trial needs no probe:
+  the trial is undone, the value before it becomes the ceiling, and `patience` doubles. Without that, a client that
+  permanently shares the budget would cause a 429 every minute.
 
-Sends are `SPREAD` apart (closer where the limit is large: a whole burst takes at most a thirtieth of the window), and
-until a large burst was accepted once, only as many requests are unanswered as half of what was accepted so far: a
-server with a small bucket then costs one or two 429s, not ninety.
+Sends are `SPREAD` seconds apart, less if the limit is large: a whole burst takes at most a thirtieth of the window.
+Until the server has accepted a large burst once, the number of unanswered requests is limited to half of what it has
+accepted so far. A server with a small bucket then costs one or two 429s instead of ninety.
 
 Absolute times on the caller's clock go in and come out; nothing here awaits.
 """
@@ -36,26 +36,33 @@ from typing import final
 __all__ = ["MARGIN", "Limiter"]
 
 MARGIN = 0.05
-"""Seconds added to the window: clocks of two machines do not run alike."""
+"""Seconds added to the window, because the clocks of two machines differ in speed."""
 SPREAD = 0.02
+"""Seconds between two sends of a burst."""
 FEWEST_UNPROVEN = 4
+"""Requests that may always be unanswered, before the server has accepted any."""
 PROVEN = 90
+"""Acceptances that prove a large burst."""
 MOST_PATIENCE = 16
+"""The most windows before a trial."""
 LONGEST_PROBE_WAIT = 8.0
+"""The most seconds before a probe."""
 LONGEST_RETRY_AFTER = 60.0
+"""The most seconds of a `Retry-After` that are obeyed."""
 
 
 class _Mode(enum.Enum):
     OPEN = "open"
     HOLD = "hold"
-    """After a 429: nobody sends until `_held_until`, then one probe does."""
+    """After a 429: nothing is sent until `_held_until`, then one probe."""
     PROBE = "probe"
-    """The probe is under way."""
+    """The probe is in flight."""
 
 
 @final
 class Limiter:
-    """Slots of one budget. The caller takes one, sends, and reports the answer, the loss, or that it did not send."""
+    """The slots of one budget. The caller takes a slot, sends, and reports an answer, a loss, or that it did not
+    send."""
 
     __slots__ = (
         "_accepted",
@@ -92,9 +99,9 @@ class Limiter:
         self._limit, self._window, self._rng = limit, window, rng
         self._spread = _spread(limit, window)
         self.slots: int = limit
-        """W: how many may be taken."""
+        """W: the most slots that may be taken at a time."""
         self.burst: int = limit
-        """B: how many may go at once."""
+        """B: the most requests that may be sent at once."""
         self.refused: int = 0
         self._open = 0
         self._freeing: deque[float] = deque()
@@ -102,20 +109,20 @@ class Limiter:
         self._mode = _Mode.OPEN
         self._held_until = self._cut_at = float("-inf")
         self._probe: float | None = None
-        """When the probe that is under way was sent."""
+        """When the probe in flight was sent."""
         self._probes = 0
         self._accepted: deque[float] = deque()
         self._proven, self._was_full = 0, False
         self._level, self._level_at = 0.0, float("-inf")
         self._slots_known = self._burst_known = limit
-        """W and B without the trial that is on."""
+        """W and B before the present trial."""
         self._ceiling, self._patience, self._step, self._clean = limit, 1, 1, 0
         self._review_at, self._busy = float("inf"), False
 
     # What may be sent
 
     def used(self, now: float) -> int:
-        """Return the slots that are taken: unanswered, or answered less than a window ago."""
+        """Return the number of taken slots: unanswered, or answered less than a window ago."""
         self._advance(now)
         return self._open + len(self._freeing)
 
@@ -124,7 +131,7 @@ class Limiter:
         return self._held_until
 
     def next_at(self, now: float) -> float | None:
-        """Return when a slot may be taken: `now`, a later time, or None until an answer comes."""
+        """Return the earliest time to take a slot: `now`, a later time, or None if that depends on an answer."""
         freeing = self._freeing
         if (freeing and freeing[0] <= now) or now >= self._review_at:
             self._advance(now)
@@ -144,14 +151,14 @@ class Limiter:
         return max(now, self._last_send + spread)
 
     def take(self, now: float) -> None:
-        """Take a slot at the time that `next_at` gave; the request is sent now."""
+        """Take a slot at the time that `next_at` returned; the request is sent now."""
         self._open += 1
         self._last_send = now
         if self._mode is _Mode.HOLD:
             self._mode, self._probe = _Mode.PROBE, now
 
     def wait_for(self, position: int, now: float) -> float:
-        """Return about how many seconds pass until the request at `position` (from 0) in the line is sent."""
+        """Return the approximate seconds until the request at `position` (from 0) in the queue is sent."""
         over = self.used(now) - self.slots + position
         wait = position * self._spread
         if over >= 0:
@@ -160,22 +167,24 @@ class Limiter:
             wait = first + rounds * self._window
         return max(wait, self._held_until - now, 0.0)
 
-    # What came of it
+    # The results of requests
 
     def unsent(self, now: float, *, sent_at: float) -> None:
-        """The request was not sent after all: its slot is free at once, and the next one may be the probe."""
+        """Report that the request was not sent. Its slot is free at once; if it was the probe, the next one is."""
         self._open -= 1
         if sent_at == self._probe:
             self._hold(now)
 
     def lost(self, now: float, *, sent_at: float) -> None:
-        """No answer will come: the request may have arrived, up to now. As a probe it told nothing."""
+        """Report that no answer will come. The request may have arrived at any time until now. A lost probe proves
+        nothing.
+        """
         self._leave(now)
         if sent_at == self._probe:
             self._hold(now + self._rng.uniform(1.0, 2.0))
 
     def accepted(self, now: float, *, sent_at: float) -> None:
-        """An answer came, and it was not a 429."""
+        """Report an answer other than a 429."""
         self._leave(now)
         self._remember(now)
         self._proven += 1
@@ -183,7 +192,7 @@ class Limiter:
             self._learn(now)
 
     def rejected(self, now: float, *, sent_at: float, retry_after: float | None = None) -> None:
-        """A 429 came. Everybody holds; `retry_after`: at least so many seconds (at most `LONGEST_RETRY_AFTER`)."""
+        """Report a 429: all requests hold, for at least `retry_after` seconds (at most `LONGEST_RETRY_AFTER`)."""
         self._leave(now)
         self.refused += 1
         asked = now + min(LONGEST_RETRY_AFTER, retry_after or 0.0)
@@ -191,9 +200,8 @@ class Limiter:
             self._probes += 1
             self._hold(max(asked, now + self._pause()))
         elif self._mode is not _Mode.OPEN or sent_at < self._cut_at:
-            self._held_until = max(
-                asked, self._held_until
-            )  # sent before the last cut: no news but for what it asks
+            # Sent before the last cut, so it teaches nothing; but its `Retry-After` counts.
+            self._held_until = max(asked, self._held_until)
         else:
             self._probes, self._cut_at = 0, now
             self._held_until = max(asked, now + self._pause())
@@ -201,7 +209,7 @@ class Limiter:
                 self._hold(self._held_until)
 
     def resize(self, limit: int) -> None:
-        """Believe in another limit from now on, and forget what was learnt."""
+        """Use another limit from now on, and forget what was learnt."""
         self._limit = self.slots = self.burst = self._ceiling = limit
         self._spread = _spread(limit, self._window)
         self._slots_known = self._burst_known = limit
@@ -210,12 +218,12 @@ class Limiter:
     # Between processes
 
     def recent(self, now: float) -> list[float]:
-        """Return the ages in seconds of the answers whose slots are taken; 0 for what is unanswered."""
+        """Return the ages in seconds of the answers whose slots are still taken; 0 for each unanswered request."""
         self._advance(now)
         return [now - (at - self._window - MARGIN) for at in self._freeing] + [0.0] * self._open
 
     def resume(self, ages: Iterable[float], now: float) -> None:
-        """Take the slots that another process used; `ages` in seconds, clamped to the window."""
+        """Take the slots that another process used. `ages`: seconds since their answers, clamped to the window."""
         ends = sorted(now - min(max(age, 0.0), self._window) for age in ages)
         self._freeing.extend(end + self._window + MARGIN for end in ends)
 
@@ -228,24 +236,24 @@ class Limiter:
             self._review(now)
 
     def _fill(self) -> None:
-        """All slots are taken. That they come back as believed is to be proven once, by a slower burst."""
+        """Note that all slots are taken. The first time, the next burst is slower and must be accepted once more."""
         self._busy = True
         if not self._was_full:
             self._was_full, self._proven = True, 0
 
     def _unproven(self) -> bool:
-        """Return whether as many are under way as may be, while no large burst was accepted yet."""
+        """Return whether the limit of unanswered requests before a proven burst is reached."""
         return self._proven < self.slots and self._open >= max(FEWEST_UNPROVEN, self._proven // 2)
 
     def _leave(self, now: float) -> None:
-        """Let the slot of a request that may have arrived until now become free after a window."""
+        """Free the slot one window from now: its request may have arrived at any time until now."""
         self._open -= 1
         self._freeing.append(now + self._window + MARGIN)
 
     def _remember(self, now: float) -> None:
-        """Count an acceptance: in the last window, and in the server's bucket as far as it can be guessed."""
+        """Count an acceptance in the last window, and in a model of the server's bucket."""
         self._accepted.append(now)
-        if self._mode is _Mode.OPEN:  # else a 429 is still to be explained by them
+        if self._mode is _Mode.OPEN:  # otherwise `_learn` still needs them to explain a 429
             while self._accepted[0] <= now - self._window:
                 self._accepted.popleft()
         dripped = (now - self._level_at) * self.slots / self._window
@@ -256,11 +264,11 @@ class Limiter:
         return min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2.0**self._probes)
 
     def _hold(self, until: float) -> None:
-        """Let nobody send until then, and then one probe."""
+        """Send nothing until then, and then one probe."""
         self._mode, self._probe, self._held_until = _Mode.HOLD, None, until
 
     def _learn(self, now: float) -> None:
-        """The probe was accepted: conclude from how many it took, and go on."""
+        """Conclude W or B from the number of probes that were needed, and open the budget."""
         self._mode, self._probe = _Mode.OPEN, None
         before = sum(at > self._cut_at - self._window for at in self._accepted) - 1
         if self._probes == 0 and self.burst == self._limit:
@@ -280,7 +288,7 @@ class Limiter:
             self.slots = self._ceiling = max(1, min(self.slots, accepted))
 
     def _undo_trial(self, now: float) -> bool:
-        """Return to what is known to work, if something else was being tried."""
+        """Return to the values before the present trial; return whether there was one."""
         if (self.slots, self.burst) == (self._slots_known, self._burst_known):
             return False
         self.slots, self.burst = self._slots_known, self._burst_known
@@ -294,7 +302,7 @@ class Limiter:
         self._review_at, self._busy, self._clean = now + self._window, False, 0
 
     def _review(self, now: float) -> None:
-        """A window has passed without a 429: what was tried is known now; if it was busy, try a little more."""
+        """Accept the present trial after a window without a 429. If the window was busy, begin the next trial."""
         busy = self._busy
         clean = self._clean
         self._await_review(now)

@@ -1,4 +1,4 @@
-"""A rate as people write it: so many requests in so much time."""
+"""A rate limit as people write it: `100/60s`."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests in so many seconds."""
+    """At most `limit` requests in `window` seconds."""
 
     limit: int = 100
     window: float = 60.0
@@ -23,11 +23,11 @@ class Rate:
 
 
 def parse_rate(text: str) -> Rate:
-    """Read `100/60s`, `100/1m` or `100/m`; raise `InvalidInput` for anything else, or for a rate of nothing."""
+    """Parse `100/60s`, `100/1m` or `100/m`. Raises `InvalidInput` for anything else and for zeros."""
     match = _RATE.fullmatch(text.strip().lower())
     if match is None or not (match[2] or match[3]):
-        raise InvalidInput("rate", text, "must look like 100/60s: so many requests in so many seconds")
+        raise InvalidInput("rate", text, "must look like 100/60s (requests/seconds)")
     rate = Rate(int(match[1]), float(match[2] or 1) * _UNITS[match[3] or "s"])
     if rate.limit < 1 or rate.window <= 0:
-        raise InvalidInput("rate", text, "must be more than nothing")
+        raise InvalidInput("rate", text, "must have a limit and a window greater than 0")
     return rate

@@ -1,13 +1,12 @@
-"""When to send a request again, and when to stop: the only layer of the library that retries.
+"""Decides when a request is sent again and when the client gives up.
 
-Two rules keep an outage from becoming a storm. A call makes at most `attempts` tries, apart by back-off
-with full jitter (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). And all calls of
-a session share one quota of retries (the "standard" mode of the AWS SDKs): every retry costs, every
-success pays back a little. Once the quota is spent nobody retries by itself: calls stand in one line, and
-single probes, ever further apart, find out for all of them whether the server is back. From the first
-answer on, each success lets two more go (slow start, as in TCP), so that the line is not a stampede.
+Two rules prevent a retry storm. A call makes at most `RetryPolicy.attempts` attempts, with a back-off with full
+jitter between them (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). And all calls of a
+session share one retry quota (the "standard" mode of the AWS SDKs): each retry costs tokens, and each success pays
+back one. Once the quota is spent, failed calls wait in one queue, and single probes at growing intervals find out
+whether the server is back. After the first answer, each success releases two calls (slow start, as in TCP).
 
-A 429 is no failure in this sense: it belongs to the gate and spends no attempt.
+A 429 is not a failure in this sense: the gate handles it, and it costs no attempt.
 """
 
 import enum
@@ -32,16 +31,16 @@ __all__ = [
 ]
 
 FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
-"""Undocumented statuses that another try does not change; the others (redirects, 408, 425) may pass."""
+"""Undocumented statuses that a repeat does not change. The others (redirects, 408, 425) may be temporary."""
 
 
 class Doubt(enum.Enum):
     """What a failed attempt may have done on the server."""
 
     NOT_SENT = "not sent"
-    """No connection: it cannot have arrived."""
+    """No connection was made, so the request cannot have arrived."""
     MAYBE = "maybe"
-    """Time-out, reset, 5xx, an answer that says nothing: it may have been processed."""
+    """Time-out, reset, 5xx or an unreadable answer: the server may have processed the request."""
 
 
 class Next(enum.Enum):
@@ -54,7 +53,10 @@ class Next(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often, and how far apart (seconds). Raises `InvalidInput` for less than one attempt, or a negative time."""
+    """The most attempts of a call, and the bounds of the pause between two of them, in seconds.
+
+    Raises `InvalidInput` for less than one attempt or a negative time.
+    """
 
     attempts: int = 8
     floor: float = 1.0
@@ -72,13 +74,13 @@ class RetryPolicy:
 def backoff(policy: RetryPolicy, attempt: int, rng: Random) -> float:
     """Return the seconds between attempt `attempt` (from 1) and the next: drawn from [floor, 2 ** attempt].
 
-    At most `policy.ceiling`. Full jitter above a floor: without one, a third of the retries would come at once.
+    At most `policy.ceiling`. Without the floor, full jitter would send a third of the retries almost at once.
     """
     return rng.uniform(policy.floor, max(policy.floor, min(policy.ceiling, 2.0**attempt)))
 
 
 def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolicy) -> Next:
-    """Decide after attempt `attempt` (from 1) of a call has failed; `doubt`: the worst of all its attempts."""
+    """Decide what to do after attempt `attempt` (from 1) has failed. `doubt`: the worst of all attempts so far."""
     if repeat is Repeat.NEVER and doubt is Doubt.MAYBE:
         return Next.UNKNOWN
     if attempt < policy.attempts:
@@ -88,7 +90,7 @@ def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolic
 
 @final
 class Occasions:
-    """Which failures of one step are worth telling: the first, and then one after 15 s, 30 s, 60 s, ... 10 min.
+    """Selects the failures of one step to report: the first, and then one after 15 s, 30 s, 60 s, ... 10 min.
 
     Times are seconds on the caller's clock.
     """
@@ -103,7 +105,7 @@ class Occasions:
         self._next_at, self._pause = -math.inf, self.FIRST_PAUSE
 
     def failed(self, now: float) -> bool:
-        """Count a failure, and return whether it is to be told."""
+        """Count a failure, and return whether to report it."""
         self.count += 1
         if now < self._next_at:
             return False
@@ -113,9 +115,10 @@ class Occasions:
 
 @final
 class RetryQuota:
-    """The retries that a whole session may still make, and the pace of the probes once they are spent.
+    """The retries that a session may still make, and the intervals of the probes once they are spent.
 
-    `capacity` tokens; a retry costs `COST` (after a time-out `COST_OF_TIMEOUT`), a success pays back one.
+    It starts with `capacity` tokens. A retry costs `COST` (after a time-out `COST_OF_TIMEOUT`); a success pays back
+    one.
     """
 
     COST = 5
@@ -130,7 +133,7 @@ class RetryQuota:
         self.tokens = capacity
 
     def take(self, *, timed_out: bool) -> bool:
-        """Pay for one retry; or return False, and the call stands in line."""
+        """Pay for one retry, or return False: the call must wait in the queue."""
         cost = self.COST_OF_TIMEOUT if timed_out else self.COST
         if self.tokens < cost:
             return False
@@ -143,6 +146,6 @@ class RetryQuota:
         self._probes = 0
 
     def next_probe(self) -> float:
-        """Return the seconds until the next probe of the line: 1, 2, 4, ... `ceiling`."""
+        """Return the seconds until the queue's next probe: 1, 2, 4, ... `ceiling`."""
         self._probes += 1
         return min(self._ceiling, 2.0 ** (self._probes - 1))

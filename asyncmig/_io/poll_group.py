@@ -1,10 +1,10 @@
 """The runs that are read through one gate: their schedule, their pace, the reads under way.
 
-A line has one timer for each of its channels: when the pace has passed and some run is above its floor, one poll asks
-the gate for a slot, behind all real work. Which run it reads is decided when the slot is granted. Answers may be
+A group has one timer for each of its channels: when the pace has passed and some run is above its floor, one poll
+asks the gate for a slot, behind all real work. Which run it reads is decided when the slot is granted. Answers may be
 slow: the next poll does not wait for them.
 
-Under a budget that is short a line may use a *second channel*: another endpoint, with a gate of its own, that tells
+Under a budget that is short a group may use a *second channel*: another endpoint, with a gate of its own, that tells
 whether a run still goes on. A run that it does not know any more is read next.
 """
 
@@ -89,12 +89,12 @@ class RunWarnings:
 
 @final
 class PollChannel:
-    """The polls of a line that go through one gate, one after the other at their pace."""
+    """The polls of a group that go through one gate, one after the other at their pace."""
 
-    __slots__ = ("_asking", "_line", "_lookup", "_paced_until", "_timer", "_turned_at", "gate")
+    __slots__ = ("_asking", "_group", "_lookup", "_paced_until", "_timer", "_turned_at", "gate")
 
-    def __init__(self, line: "PollGroup", gate: Gate, *, lookup: bool) -> None:
-        self._line, self.gate, self._lookup = line, gate, lookup
+    def __init__(self, group: "PollGroup", gate: Gate, *, lookup: bool) -> None:
+        self._group, self.gate, self._lookup = group, gate, lookup
         self._asking: asyncio.Task[None] | None = None
         """The poll that waits for its slot; at most one does."""
         self._timer: asyncio.TimerHandle | None = None
@@ -105,8 +105,8 @@ class PollChannel:
         if self._asking is not None:
             return
         self._disarm()
-        now = self._line.now()
-        at = self._line.due_at(now, lookup=self._lookup)
+        now = self._group.now()
+        at = self._group.due_at(now, lookup=self._lookup)
         if at is None:
             return
         at = max(at, self._paced_until)
@@ -114,7 +114,7 @@ class PollChannel:
             self._timer = asyncio.get_running_loop().call_at(at, self.turn)
             return
         self._turned_at = max(at, now)
-        self._asking = self._line.spawn(self._poll())
+        self._asking = self._group.spawn(self._poll())
 
     def stop(self) -> None:
         """Ask for nothing more; reads under way go on."""
@@ -135,10 +135,10 @@ class PollChannel:
                 if watch is None:
                     slot.unsent()
                 else:
-                    await self._line.read(watch, slot, lookup=self._lookup)
+                    await self._group.read(watch, slot, lookup=self._lookup)
         except AsyncmigError as error:  # of the gate: a read's own are dealt with where it is made
             self._asking = None
-            self._line.break_off(error)
+            self._group.break_off(error)
         finally:
             if self._asking is asyncio.current_task():
                 self._asking = None
@@ -146,9 +146,9 @@ class PollChannel:
     def _granted(self) -> Watch[object] | None:
         """Choose the run to read, now that one may be read."""
         self._asking = None
-        now = max(self._line.now(), self._turned_at)  # a timer may fire a tick early
+        now = max(self._group.now(), self._turned_at)  # a timer may fire a tick early
         pace = self.gate.pace
-        watch = self._line.pick(now, pace=pace, lookup=self._lookup)
+        watch = self._group.pick(now, pace=pace, lookup=self._lookup)
         self._paced_until = now + (_SHORT if watch is None and self._lookup else pace)
         self.turn()
         return watch
@@ -158,18 +158,18 @@ class PollChannel:
 class PollGroup:
     """The runs that are read through one gate."""
 
-    __slots__ = ("_alarms", "_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_watches")
+    __slots__ = ("_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_warnings", "_watches")
 
     def __init__(
         self,
         gate: Gate,
         *,
-        alarms: RunWarnings,
+        warnings: RunWarnings,
         close: Callable[[AsyncmigError], None],
         loop: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         """`close` is called with an error that ends the polling of all lines; `loop` says where this may run."""
-        self._alarms, self._close, self._loop = alarms, close, loop
+        self._warnings, self._close, self._loop = warnings, close, loop
         self._schedule: PollSchedule[Watch[object]] = PollSchedule()
         self._channels = [PollChannel(self, gate, lookup=False)]
         self._watches: set[Watch[object]] = set()
@@ -193,17 +193,17 @@ class PollGroup:
     def leave(self, watch: Watch[object]) -> None:
         self._watches.discard(watch)
         self._schedule.remove(watch.entry)
-        watch.missed = None
+        watch.missing_since = None
         if not self._watches:
             self.stop()
 
-    def hurry(self, watch: Watch[object]) -> None:
-        self._schedule.hurry(watch.entry, self.now())
+    def prioritise(self, watch: Watch[object]) -> None:
+        self._schedule.prioritise(watch.entry, self.now())
         self.turn()
 
     def announced(self, watch: Watch[object], phase: Phase) -> None:
         now, lag = self.now(), watch.lifecycle.read_lag if phase is Phase.TERMINAL else 0.0
-        self._schedule.hurry(watch.entry, now, until=now + lag)
+        self._schedule.prioritise(watch.entry, now, until=now + lag)
         self.turn()
 
     def resumed(self, watch: Watch[object]) -> None:
@@ -242,7 +242,7 @@ class PollGroup:
         if entry is None:
             return None
         if lookup and entry.run.second is None:
-            self._schedule.landed(entry, now)
+            self._schedule.reschedule(entry, now)
             return None
         return entry.run
 
@@ -271,18 +271,18 @@ class PollGroup:
             else:
                 reading = await watch.read(slot)
                 self._take(watch, reading, number, sent, lookup=False)
-            await self._alarms.succeeded(watch)
+            await self._warnings.succeeded(watch)
         except RateLimited:
             self._schedule.rejected(watch.entry, self.now(), blame=False)
         except _TELLS_NOTHING as error:
             self._schedule.rejected(watch.entry, self.now())
-            watch.missed = None
-            await self._alarms.failed(watch, error)
+            watch.missing_since = None
+            await self._warnings.failed(watch, error)
         except NotFound as error:
             now = self.now()
             self._schedule.rejected(watch.entry, now)
-            watch.missed = now if watch.missed is None else watch.missed
-            if now - watch.missed > watch.lifecycle.read_lag:
+            watch.missing_since = now if watch.missing_since is None else watch.missing_since
+            if now - watch.missing_since > watch.lifecycle.read_lag:
                 watch.fail(error)
         except (AuthError, SessionClosed) as error:
             self._schedule.rejected(watch.entry, self.now())
@@ -291,8 +291,8 @@ class PollGroup:
             self._schedule.rejected(watch.entry, self.now())
             watch.fail(error)
         finally:
-            self._schedule.landed(watch.entry, self.now())
-            self._alarms.age(watch, self.now())
+            self._schedule.reschedule(watch.entry, self.now())
+            self._warnings.age(watch, self.now())
             self.turn()
 
     async def _look_up(self, watch: Watch[object], slot: Slot, number: int, sent: float) -> None:
@@ -306,20 +306,20 @@ class PollGroup:
             return
         if reading is None:
             watch.second = None  # if the run goes on after all, it is not to be believed again
-            self._schedule.gone(watch.entry, self.now())
+            self._schedule.presume_ended(watch.entry, self.now())
         else:
             self._take(watch, reading, number, sent, lookup=True)
 
     def _take(
         self, watch: Watch[object], reading: Reading[object], number: int | None, sent: float, *, lookup: bool
     ) -> None:
-        now, watch.missed = self.now(), None
+        now, watch.missing_since = self.now(), None
         phase = watch.take(reading, number)
         if phase is None:
             self._schedule.rejected(watch.entry, now, blame=False)
             return
         self._schedule.observed(watch.entry, now, phase, sent=sent, lookup=lookup)
-        self._alarms.status(watch, reading.status)
+        self._warnings.status(watch, reading.status)
 
     # For the poller
 

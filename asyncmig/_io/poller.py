@@ -30,7 +30,7 @@ class Poller:
     `loop` returns the event loop, or raises where runs may not be watched.
     """
 
-    __slots__ = ("_alarms", "_closed", "_lines", "_loop", "_second_channel", "_watches")
+    __slots__ = ("_closed", "_groups", "_loop", "_second_channel", "_warnings", "_watches")
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Poller:
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._loop = loop
-        self._second_channel, self._alarms = second_channel, RunWarnings(on_stalled, events or Events())
-        self._lines: dict[Gate, PollGroup] = {}
+        self._second_channel, self._warnings = second_channel, RunWarnings(on_stalled, events or Events())
+        self._groups: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
         self._closed: AsyncmigError | None = None
 
@@ -60,14 +60,14 @@ class Poller:
     async def aclose(self) -> None:
         """Stop polling; every wait ends with `SessionClosed`. The runs stay alive on the server."""
         self.close()
-        await finish_all([line.aclose for line in self._lines.values()])
+        await finish_all([group.aclose for group in self._groups.values()])
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End every wait, and those to come, with `error` (default `SessionClosed`). Reads under way go on."""
         if self._closed is None:
             self._closed = error or SessionClosed()
-            for line in self._lines.values():
-                line.break_off(self._closed)
+            for group in self._groups.values():
+                group.break_off(self._closed)
 
     def now(self) -> float:
         """Return the loop's time; raise where runs may not be watched."""
@@ -99,17 +99,17 @@ class Poller:
         """
         found = self._watches.get(run)
         if found is None or found.closed:
-            line = self._line(gate)
+            polls = self._group_of(gate)
             made = Watch(
                 run,
-                line,
-                now=line.now(),
+                polls,
+                now=polls.now(),
                 started=started,
                 last_read=last_read,
                 group=(lifecycle, group),
                 read=read,
                 lifecycle=lifecycle,
-                second=self._second(line, gate, second),
+                second=self._second(polls, gate, second),
                 ids=ids,
             )
             found = self._watches[run] = cast("Watch[object]", made)
@@ -120,19 +120,21 @@ class Poller:
         watch = self._watches.get(run)
         return watch.owner.external_id if watch is not None and watch.owner is not None else None
 
-    def _line(self, gate: Gate) -> PollGroup:
-        line = self._lines.get(gate)
-        if line is None:
-            line = self._lines[gate] = PollGroup(gate, alarms=self._alarms, close=self.close, loop=self._loop)
+    def _group_of(self, gate: Gate) -> PollGroup:
+        group = self._groups.get(gate)
+        if group is None:
+            group = self._groups[gate] = PollGroup(
+                gate, warnings=self._warnings, close=self.close, loop=self._loop
+            )
             if self._closed is not None:
-                line.break_off(self._closed)
-        return line
+                group.break_off(self._closed)
+        return group
 
     def _second(
-        self, line: PollGroup, gate: Gate, second: SecondChannel[T] | None
+        self, group: PollGroup, gate: Gate, second: SecondChannel[T] | None
     ) -> SecondChannel[T] | None:
         """Return the second channel, if it is one: with a budget of its own."""
         if not self._second_channel or second is None or second.gate is gate:
             return None
-        line.use_second(second.gate)
+        group.use_second(second.gate)
         return second

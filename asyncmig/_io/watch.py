@@ -51,7 +51,7 @@ class Watching(Protocol):
     def leave(self, watch: "Watch[object]", /) -> None:
         """Nobody waits for the run any more."""
 
-    def hurry(self, watch: "Watch[object]", /) -> None:
+    def prioritise(self, watch: "Watch[object]", /) -> None:
         """Somebody wants the run read before others."""
 
     def announced(self, watch: "Watch[object]", phase: Phase, /) -> None:
@@ -82,12 +82,12 @@ class Watch(Generic[T]):
         "__weakref__",
         "_change",
         "_key",
-        "_line",
         "_phase",
+        "_poller",
         "_shown",
         "_stale",
         "_waiters",
-        "_wanted",
+        "_waiting",
         "begun",
         "closed",
         "entry",
@@ -95,7 +95,7 @@ class Watch(Generic[T]):
         "ids",
         "latest",
         "lifecycle",
-        "missed",
+        "missing_since",
         "owner",
         "read",
         "run",
@@ -106,7 +106,7 @@ class Watch(Generic[T]):
     def __init__(
         self,
         run: Hashable,
-        line: Watching,
+        poller: Watching,
         *,
         now: float,
         started: float,
@@ -117,7 +117,7 @@ class Watch(Generic[T]):
         second: SecondChannel[T] | None,
         ids: Mapping[str, str],
     ) -> None:
-        self._line = line
+        self._poller = poller
         self.run: Hashable = run
         self.read: Callable[[Slot], Awaitable[Reading[T]]] = read
         self.lifecycle: Lifecycle = lifecycle
@@ -137,7 +137,7 @@ class Watch(Generic[T]):
         self.begun: int = 0
         """How many reads were begun."""
         self.stalled: bool = False
-        self.missed: float | None = None
+        self.missing_since: float | None = None
         """Since when every read was answered 404."""
         self._phase = Phase.ACTIVE
         self._shown = self._stale = 0
@@ -145,12 +145,12 @@ class Watch(Generic[T]):
         self._key: tuple[str, str | None] | None = None
         self._change: _Change[T] = _Change()
         self._waiters: set[asyncio.Future[None]] = set()
-        self._wanted = 0
+        self._waiting = 0
         self.closed: bool = False
 
     def __repr__(self) -> str:
         status = self.latest.status if self.latest else "not read yet"
-        return f"<Watch of {self.run}: {status}, {self._wanted} waiting>"
+        return f"<Watch of {self.run}: {status}, {self._waiting} waiting>"
 
     @property
     def name(self) -> str:
@@ -167,7 +167,7 @@ class Watch(Generic[T]):
         raised that no later poll can mend.
         """
         if not self._settled(through_parks):
-            with _Wanted(self):
+            with _Waiting(self):
                 while not self._settled(through_parks):
                     await self.news()
         assert self.latest is not None
@@ -184,9 +184,9 @@ class Watch(Generic[T]):
         """Return the first reading that is begun from now on, as soon as the floor allows; or that of the end."""
         asked = self.begun
         if not self._is_newer(asked):
-            with _Wanted(self):
+            with _Waiting(self):
                 while not self._is_newer(asked):
-                    self._line.hurry(self._plain())
+                    self._poller.prioritise(self._plain())
                     await self.news()
         assert self.latest is not None
         return self.latest
@@ -196,13 +196,13 @@ class Watch(Generic[T]):
     def observe(self, reading: Reading[T]) -> None:
         """Take in what somebody else read just now: it counts as a poll. Reads under way are older news."""
         self._stale = self.begun
-        self._line.observed(self._plain(), cast("Reading[object]", reading))
+        self._poller.observed(self._plain(), cast("Reading[object]", reading))
 
     def announced(self, status: str) -> None:
         """A reply other than a read named this status. A run that has ended or parked by it is read next."""
         phase = self.lifecycle.phase(status)
         if phase is not Phase.ACTIVE and not self.ended:
-            self._line.announced(self._plain(), phase)
+            self._poller.announced(self._plain(), phase)
 
     def resumed(self) -> None:
         """A decision was sent: the run is active again, whatever the last reading says."""
@@ -210,12 +210,12 @@ class Watch(Generic[T]):
         self._key = None
         if self._phase is Phase.PARKED:
             self._phase = Phase.ACTIVE
-        self._line.resumed(self._plain())
+        self._poller.resumed(self._plain())
 
     def close(self) -> None:
         """Poll this run no more: every wait for it ends with `SessionClosed`. The run itself goes on."""
         self.closed = True
-        self._line.leave(self._plain())
+        self._poller.leave(self._plain())
         self.fail(SessionClosed("the watch is closed"))
 
     # For the poller
@@ -262,10 +262,10 @@ class Watch(Generic[T]):
         if change > 0:
             self._check()
             self.owner = owner() or self.owner
-            self._line.enter(self._plain())
-        self._wanted += change
-        if not self._wanted:
-            self._line.leave(self._plain())
+            self._poller.enter(self._plain())
+        self._waiting += change
+        if not self._waiting:
+            self._poller.leave(self._plain())
 
     async def news(self) -> None:
         """Wait for the next reading; raises if nothing is polled any more."""
@@ -282,7 +282,7 @@ class Watch(Generic[T]):
     def _check(self) -> None:
         if self.closed:
             raise SessionClosed("the watch is closed")
-        self._line.check()
+        self._poller.check()
 
     def _settled(self, through_parks: bool) -> bool:
         return self._phase is Phase.TERMINAL or (self._phase is Phase.PARKED and not through_parks)
@@ -295,7 +295,7 @@ class Watch(Generic[T]):
 
 
 @final
-class _Wanted:
+class _Waiting:
     """Keeps a run polled while somebody waits for it."""
 
     __slots__ = ("_watch",)
@@ -328,7 +328,7 @@ class _Updates(Generic[T]):
 
     async def __anext__(self) -> Reading[T]:
         if self._must_wait():
-            with _Wanted(self._watch):
+            with _Waiting(self._watch):
                 while self._must_wait():
                     await self._watch.news()
         if self._change.next is None:

@@ -338,7 +338,7 @@ class ImportRun(Run[ImportState]):
             if self.needs_attention is None:
                 raise InvalidInput("run", self.id, "asks nothing now: only a parked run can be decided")
             return self.needs_attention
-        if asyncio.get_running_loop().time() - self._watch.entry.seen > _FRESH:
+        if asyncio.get_running_loop().time() - self._watch.entry.last_seen > _FRESH:
             await self.read()
             asked = self.needs_attention
             if asked is not None and asked != shown:  # question ids may start again in every park

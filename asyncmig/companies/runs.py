@@ -158,7 +158,7 @@ class Run(Generic[StateT]):
                 **who,
                 status=reading.status,
                 seconds=watch.entry.age(now) if self._began else None,
-                noticed_within=now - watch.entry.seen if self._began or watch.latest else None,
+                noticed_within=now - watch.entry.last_seen if self._began or watch.latest else None,
             )
         )
 

@@ -104,7 +104,7 @@ def test_2_templates_are_not_looked_up_where_nobody_names_any(
     ("args", "words"),
     [
         (("--rate", "fast"), "must look like 100/60s"),
-        (("--rate", "0/60s"), "more than nothing"),
+        (("--rate", "0/60s"), "greater than 0"),
         (("--base-url", "http://example.com/api/v1"), "must be https"),
         (("--base-url", "https://example.com/api/v1", "--speed", "60"), "for the simulator on this machine"),
         (("--journal", "."), "this is a folder"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncmig._core.age_buckets import PolledRun
-from asyncmig._core.hazard import Hazard, shelf_of
+from asyncmig._core.hazard import Hazard, bucket_of
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import FAIR, PollSchedule
 from asyncmig.companies.routes import IMPORT
@@ -39,7 +39,7 @@ def poll(schedule: PollSchedule[int], now: float, *, pace: float = PACE) -> int 
     if run is None:
         return None
     schedule.observed(run, now, Phase.ACTIVE, sent=now)
-    schedule.landed(run, now)
+    schedule.reschedule(run, now)
     return run.run
 
 
@@ -56,7 +56,7 @@ def gaps(schedule: PollSchedule[int], runs: int, *, pace: float, seconds: float)
     return [later - earlier for times in polled.values() for earlier, later in pairwise([*times, now])]
 
 
-ACTIONS = ["next"] * 6 + ["answer"] * 5 + ["hurry", "resumed", "remove", "add"]
+ACTIONS = ["next"] * 6 + ["answer"] * 5 + ["prioritise", "resumed", "remove", "add"]
 actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=120)
 
 
@@ -90,13 +90,13 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
                     )  # its age is not followed here: the least floor holds
                 schedule.observed(chosen, now, outcome, sent=sent)
             answered[chosen.run] = now
-            schedule.landed(chosen, now)
+            schedule.reschedule(chosen, now)
         elif action == "remove":
             schedule.remove(run)
         elif action == "add":
             schedule.add(run, now)
-        elif action == "hurry":
-            schedule.hurry(run, now)
+        elif action == "prioritise":
+            schedule.prioritise(run, now)
         elif action == "resumed":
             schedule.resumed(run, now)
 
@@ -106,7 +106,7 @@ def test_a_run_whose_end_was_announced_goes_first_although_a_read_lags() -> None
     for number in range(20):
         schedule.add(PolledRun(number, 0.0, lifecycle=IMPORT, started=-100.0, last_read=-50.0), 0.0)
     schedule.add(done, 0.0)
-    schedule.hurry(done, 0.0, until=30.0)
+    schedule.prioritise(done, 0.0, until=30.0)
     assert poll(schedule, 2.0) == 99  # and shows it running: the read lagged behind the announcement
     assert poll(schedule, 3.0) != 99  # below its floor
     assert poll(schedule, 4.0) == 99
@@ -172,7 +172,7 @@ def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None
         for n in range(40)
     ]
     for run in runs:
-        run.seen = max(run.seen, run.started)
+        run.last_seen = max(run.last_seen, run.started)
         schedule.add(run, 0.0)
     for _ in range(60):
         now += rng.choice((0.6, 0.6, 30.0))
@@ -185,18 +185,18 @@ def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None
         assert worth(run, hazard, now) == pytest.approx(best)
         over = rng.random() < 0.2
         schedule.observed(run, now, Phase.TERMINAL if over else Phase.ACTIVE, sent=now)
-        schedule.landed(run, now)
+        schedule.reschedule(run, now)
 
 
 def worth(run: PolledRun[int], hazard: Hazard, now: float) -> float:
-    return hazard.waiting(run.seen - run.started, now - run.started)
+    return hazard.waiting(run.last_seen - run.started, now - run.started)
 
 
 def heads_worth(runs: list[PolledRun[int]], hazard: Hazard, now: float) -> float | None:
-    """Return the most that a poll is worth of those runs that were unpolled longest, on each shelf."""
+    """Return the most that a poll is worth of those runs that were unpolled longest, on each bucket."""
     heads: dict[int, PolledRun[int]] = {}
     for run in runs:
-        if run.wanted and run.ready_at <= now:
-            shelf = shelf_of(run.seen - run.started)
-            heads[shelf] = min(heads.get(shelf, run), run, key=lambda each: each.seen)
+        if run.is_polled and run.ready_at <= now:
+            bucket = bucket_of(run.last_seen - run.started)
+            heads[bucket] = min(heads.get(bucket, run), run, key=lambda each: each.last_seen)
     return max((worth(run, hazard, now) for run in heads.values()), default=None)
