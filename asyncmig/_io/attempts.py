@@ -23,22 +23,22 @@ __all__ = ["Attempts", "RetryQueue", "RetryableFailure"]
 
 @final
 class RetryQueue:
-    """Back-off paid from the session's quota; when that is spent, a line with one probe for all."""
+    """The pauses before retries: a back-off while the session's quota lasts, then one queue with single probes."""
 
-    __slots__ = ("_line", "_policy", "_quota", "_rng", "_timer", "successes")
+    __slots__ = ("_waiters", "_policy", "_quota", "_rng", "_timer", "successes")
 
     def __init__(self, policy: RetryPolicy, rng: Random) -> None:
         self._policy = policy
         self._quota = RetryQuota(ceiling=policy.ceiling)
         self._rng = rng
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.successes: int = 0
 
     async def wait(self, attempt: int, *, retry_after: float, timed_out: bool, queued: bool) -> bool:
-        """Wait until attempt `attempt + 1` may start; return whether that was in the line.
+        """Wait until attempt `attempt + 1` may start; return whether it waited in the queue.
 
-        `queued`: the failed attempt was itself let go from the line, so it stands there again.
+        `queued`: whether the failed attempt came from the queue; then it returns to the queue.
         """
         if not queued and self._quota.take(timed_out=timed_out):
             await asyncio.sleep(max(retry_after, backoff(self._policy, attempt, self._rng)))
@@ -46,30 +46,30 @@ class RetryQueue:
         if retry_after > 0:
             await asyncio.sleep(retry_after)
         waiter = asyncio.get_running_loop().create_future()
-        self._line.append(waiter)
+        self._waiters.append(waiter)
         self._arm()
         try:
             await waiter
         except BaseException:
             if not waiter.cancelled():
-                self._let_go(1)  # its turn came in the moment of its cancellation: the next one takes it
+                self._release(1)  # released and cancelled at once: the next waiter takes its turn
             raise
         return True
 
     def succeeded(self) -> None:
-        """The server answered: the line moves, two for each answer."""
+        """Report an answer of the server: it releases two waiters."""
         self.successes += 1
         self._quota.succeeded()
-        if self._line:
-            self._let_go(2)
+        if self._waiters:
+            self._release(2)
 
-    def _let_go(self, count: int) -> None:
-        while count and self._line:
-            waiter = self._line.popleft()
+    def _release(self, count: int) -> None:
+        while count and self._waiters:
+            waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1
-        if not self._line and self._timer is not None:
+        if not self._waiters and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -80,8 +80,8 @@ class RetryQueue:
 
     def _probe(self) -> None:
         self._timer = None
-        self._let_go(1)
-        if self._line:
+        self._release(1)
+        if self._waiters:
             self._arm()
 
 

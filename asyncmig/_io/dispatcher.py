@@ -32,26 +32,29 @@ _Entry = tuple[float, int, asyncio.Future[float]]
 
 @final
 class Waiters:
-    """A heap for each lane, by rank and ticket; who gives up leaves a dead entry, but never too many of them."""
+    """The requests that wait: a heap for each lane, by rank and ticket.
+
+    A cancelled waiter leaves a dead entry. A heap with too many dead entries is rebuilt.
+    """
 
     __slots__ = ("_heaps", "count", "waiting")
 
     def __init__(self) -> None:
         self._heaps: tuple[list[_Entry], ...] = tuple([] for _ in Lane)
         self.waiting: list[int] = [0 for _ in Lane]
-        """How many, by lane."""
+        """The number of waiters, by lane."""
         self.count: int = 0
 
-    def join(self, lane: Lane, rank: float, ticket: int) -> asyncio.Future[float]:
-        """Stand in line; the future is given the time of the grant."""
+    def enqueue(self, lane: Lane, rank: float, ticket: int) -> asyncio.Future[float]:
+        """Add a waiter; the result of the future is the time of its grant."""
         waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._heaps[lane], (rank, ticket, waiter))
         self.waiting[lane] += 1
         self.count += 1
         return waiter
 
-    def give_up(self, lane: Lane) -> None:
-        """A waiter of this lane was cancelled in line."""
+    def cancelled(self, lane: Lane) -> None:
+        """Report that a waiter of this lane was cancelled while it waited."""
         self.waiting[lane] -= 1
         self.count -= 1
         heap = self._heaps[lane]
@@ -59,8 +62,8 @@ class Waiters:
             heap[:] = [entry for entry in heap if not entry[2].done()]
             heapq.heapify(heap)
 
-    def next(self, granted: int) -> asyncio.Future[float] | None:
-        """Take out whose turn it is after `granted` grants. None: whoever is left was cancelled in this very turn."""
+    def dequeue(self, granted: int) -> asyncio.Future[float] | None:
+        """Remove and return the next waiter after `granted` grants; None if all others are cancelled."""
         if granted % EVERY == EVERY - 1 and (waiter := self._pop(Lane.POLL)):
             return waiter
         for lane in Lane:
@@ -79,24 +82,24 @@ class Waiters:
         return None
 
     def ahead_of(self, lane: Lane) -> int:
-        """Return how many go before one who joins this lane now."""
+        """Return how many waiters go before one that joins this lane now."""
         return sum(self.waiting[: lane + 1])
 
     def end(self, error: Exception) -> None:
-        """End every wait with a copy of `error`: one object would collect the tracebacks of all."""
+        """End every wait with a copy of `error`; a shared object would collect the tracebacks of all waiters."""
         for lane in Lane:
             while waiter := self._pop(lane):
                 waiter.set_exception(copy.copy(error))
 
 
 TICK = 1e-6
-"""Seconds by which an event loop may fire a timer early; waiting once more for them could go on for ever."""
+"""Seconds by which an event loop may fire a timer early. Waiting again for such a rest could go on forever."""
 _TOKEN = 1.0 - 1e-6
-"""What a token may lack: rounding, and timers that fire early, should not cost another sleep."""
+"""The part of a token that suffices: rounding and timers that fire early must not cost another sleep."""
 
 
 class Dispatcher:
-    """Gives the slots of one limiter to who waits for them."""
+    """Grants the slots of one limiter to the requests that wait for them."""
 
     __slots__ = (
         "_believed",
@@ -125,14 +128,14 @@ class Dispatcher:
         budget: str = "",
         events: Events | None = None,
     ) -> None:
-        """`budget`: what the `events` call it."""
+        """`recent`: ages in seconds of an earlier process's answers. `budget`: the budget's name in events."""
         self.limiter: Limiter = limiter
         self.waiters: Waiters = Waiters()
         self.granted: int = 0
         self._window = window
         self._budget, self._events = budget, events
         self._believed = (limiter.slots, limiter.burst)
-        """What the events have said last."""
+        """W and B as the last event reported them."""
         self._recent = tuple(recent)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -143,27 +146,27 @@ class Dispatcher:
         self._closed: AsyncmigError | None = None
 
     def now(self) -> float:
-        """Return the loop's time; the first call takes over what an earlier process used."""
+        """Return the loop's time. The first call also takes the slots that an earlier process used."""
         if self._loop is None:
             self._loop = running_loop("Gate")
             self.limiter.resume(self._recent, self._loop.time())
         return self._loop.time()
 
-    # How the budget stands
+    # The state of the budget
 
     @property
     def slots(self) -> int:
-        """W, as it is believed to be now."""
+        """The present estimate of W."""
         return self.limiter.slots
 
     @property
     def burst(self) -> int:
-        """B, as it is believed to be now."""
+        """The present estimate of B."""
         return self.limiter.burst
 
     @property
     def refused(self) -> int:
-        """429s."""
+        """The number of 429s."""
         return self.limiter.refused
 
     @property
@@ -171,23 +174,24 @@ class Dispatcher:
         return self.limiter.held_until
 
     def used(self) -> int:
-        """Return the slots that are taken."""
+        """Return the number of taken slots."""
         return self.limiter.used(self.now())
 
     def wait_estimate(self, lane: Lane) -> float:
-        """Return about how many seconds a request of this lane would wait now."""
+        """Return the approximate seconds that a request of this lane would wait now."""
         return self.limiter.wait_for(self.waiters.ahead_of(lane), self.now())
 
     def resize(self, limit: int) -> None:
-        """Believe in another limit from now on."""
+        """Use another limit from now on."""
         self.limiter.resize(limit)
         self.turn()
 
-    # The way in
+    # Entering
 
     def enter_now(self) -> float | None:
-        """Take a slot if there is one and nobody waits: return when, or None. Raises what `close` was given, and
-        `UsageError` on another loop than before.
+        """Take a slot if one is free and no request waits. Return the time, or None if the request must wait.
+
+        Raises the error given to `close`, and `UsageError` on another event loop than before.
         """
         self._check_open()
         limiter = self.limiter
@@ -203,9 +207,9 @@ class Dispatcher:
         running_loop("Gate", self._loop)
 
     async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
-        """Wait for a slot, take it, and return when."""
+        """Wait for a slot, take it, and return the time of the grant."""
         self._loop = asyncio.get_running_loop()
-        waiter = self.waiters.join(lane, rank, ticket)
+        waiter = self.waiters.enqueue(lane, rank, ticket)
         if self._timer is None:
             self.turn()
         try:
@@ -216,17 +220,17 @@ class Dispatcher:
 
     def _gave_up(self, waiter: asyncio.Future[float], lane: Lane) -> None:
         if waiter.cancel() or waiter.cancelled():
-            self.waiters.give_up(lane)
+            self.waiters.cancelled(lane)
             if not self.waiters.count:
-                self._rest()
-        elif waiter.exception() is None:  # cancelled in the very turn of its grant
+                self._stop_timers()
+        elif waiter.exception() is None:  # cancelled in the loop iteration of its grant
             self.unsent(waiter.result())
 
     def name_of(self, sent_at: float) -> str:
-        """Return a name for the slot that was taken at `sent_at`, which no other slot of any process has."""
+        """Return a name for the slot taken at `sent_at`, unique among the slots of all processes."""
         return uuid.uuid4().hex
 
-    # The way out
+    # Leaving
 
     def accepted(self, sent_at: float) -> None:
         self.limiter.accepted(self.now(), sent_at=sent_at)
@@ -249,11 +253,12 @@ class Dispatcher:
         self.turn()
 
     def _left(self) -> None:
-        """An answer makes nothing possible sooner than the timer, if there is one."""
+        """After an answer: run a turn unless a timer is set, because an answer frees nothing sooner than the
+        timer."""
         if self._timer is None and self.waiters.count:
             self.turn()
 
-    # What is told
+    # Events
 
     def _tell_held(self) -> None:
         if self._events is None:
@@ -280,20 +285,20 @@ class Dispatcher:
     # Turns
 
     def turn(self) -> None:
-        """Grant what may be granted now, and see to it that the rest has its turn."""
+        """Grant all that may be granted now, and set the timer or start the task for the rest."""
         self._disarm()
         while self._loop is not None and self.waiters.count and self._fetching is None:
             now = self.now()
             at = self.limiter.next_at(now)
             if at is None:
-                return  # an answer will come
+                return  # the next answer starts a turn
             if at - now > TICK:
                 self._timer = self._loop.call_at(at, self.turn)
                 return
             if not self._has_token and self.limiter.burst < self.limiter.slots:
                 self._fetching = start_task(self._fetch(), name="asyncmig gate")
                 return
-            if (waiter := self.waiters.next(self.granted)) is None:
+            if (waiter := self.waiters.dequeue(self.granted)) is None:
                 return
             self._has_token = False
             waiter.set_result(self._grant(max(now, at)))
@@ -304,7 +309,8 @@ class Dispatcher:
         return now
 
     async def _fetch(self) -> None:
-        """Wait for a token of the bucket, alone: its own order, by amount, cannot matter."""
+        """Wait for a token of the bucket. Only one task does so at a time, because the bucket would order by
+        amount."""
         await self._take_token()
         self._has_token, self._fetching = True, None
         self.turn()
@@ -314,9 +320,9 @@ class Dispatcher:
         bucket = self._bucket
         if bucket is None or self._bucket_shape != shape:
             bucket = AsyncLimiter(burst, burst * self._window / slots)
-            await bucket.acquire(burst)  # it starts empty: the server's is
+            await bucket.acquire(burst)  # start empty, as the server's bucket is
             self._bucket, self._bucket_shape = bucket, shape
-        # The bucket's own wait could spin on a clock that stands still: its timers may fire a tick early.
+        # The bucket's own wait could spin on a clock that stands still, because its timers may fire a tick early.
         while not bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
             await asyncio.sleep(self._window / slots / 4)
         await bucket.acquire(_TOKEN)
@@ -326,25 +332,25 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
 
-    def _rest(self) -> None:
-        """Nobody waits: leave no timer and no task."""
+    def _stop_timers(self) -> None:
+        """Stop the timer and the task; no request waits."""
         self._disarm()
         if self._fetching is not None:
             self._fetching.cancel()
             self._fetching = None
 
     def close(self, error: AsyncmigError) -> None:
-        """End everybody who waits, and everybody who comes, with a copy of `error`."""
+        """End every wait, present and future, with a copy of `error`."""
         self._closed = error
-        self._rest()
+        self._stop_timers()
         self.waiters.end(error)
 
     async def aclose(self) -> None:
-        """Leave nothing running; the answers of requests in flight must have come."""
+        """Wait until nothing runs. All requests must have been answered."""
 
 
 class DispatcherFactory(Protocol):
-    """Makes the dispatcher of a gate; `Dispatcher` itself is one."""
+    """Creates the dispatcher of a gate; the class `Dispatcher` is one such factory."""
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ __all__ = ["AsyncOnly", "LoopGuard", "finish_all", "loop_speed", "run_all", "run
 
 
 class AsyncOnly:
-    """Refuses `with`. Type checkers do not see it: they refuse it by themselves."""
+    """A base class that refuses `with`. Hidden from type checkers, which report such a `with` by themselves."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class AsyncOnly:
 
 
 def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> asyncio.AbstractEventLoop:
-    """Return the running loop; raise `UsageError` if there is none, or another one than `home`."""
+    """Return the running loop; raise `UsageError` if there is none, or if it is not `home`."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -47,13 +47,16 @@ def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> as
 
 
 def loop_speed(loop: asyncio.AbstractEventLoop) -> float:
-    """Return the seconds of the loop's clock in one second of the wall clock; not 1 on a simulator's loop."""
+    """Return the seconds on the loop's clock in one second of the wall clock: 1, except on a simulator's loop."""
     return float(getattr(loop, "speed", 1.0))
 
 
 @final
 class LoopGuard:
-    """The event loop that something lives on, from `enter` to `leave`."""
+    """Guards that an object is used on the event loop that opened it, from `enter` to `leave`.
+
+    Otherwise it raises `UsageError` with the fix.
+    """
 
     __slots__ = ("_left", "_loop", "_what")
 
@@ -63,7 +66,7 @@ class LoopGuard:
         self._left: AsyncmigError | None = None
 
     def enter(self) -> None:
-        """Settle on the running loop; raise `UsageError` the second time."""
+        """Bind to the running loop; raise `UsageError` the second time."""
         loop = running_loop(self._what)
         if self._loop is not None:
             raise UsageError(
@@ -73,7 +76,7 @@ class LoopGuard:
         self._loop = loop
 
     def forget(self) -> None:
-        """Undo `enter`, after what followed it failed: it may be entered again."""
+        """Undo `enter` after a failed start: the object may be entered again."""
         self._loop = None
 
     def leave(self, error: AsyncmigError) -> None:
@@ -81,7 +84,7 @@ class LoopGuard:
         self._left = error
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop; raise `UsageError` if that is not home, or it was not entered yet."""
+        """Return the running loop; raise `UsageError` if it is another loop, or if the object was not entered."""
         if self._left is not None:
             raise copy.copy(self._left)
         loop = running_loop(self._what, self._loop)
@@ -97,19 +100,19 @@ T = TypeVar("T")
 
 
 def start_task(coroutine: Coroutine[object, object, T], *, name: str) -> "asyncio.Task[T]":
-    """Return a task of the running loop that takes its first step after the caller's.
+    """Return a task on the running loop that takes its first step only after the caller has returned to the loop.
 
-    `loop.create_task` does not promise that: with `asyncio.eager_task_factory` (Python 3.12) it runs the coroutine up
-    to its first suspension before it returns. A coroutine that clears the attribute in which its caller keeps the
-    task would clear it before the caller sets it. So the loop's task factory is not asked.
+    `loop.create_task` does not guarantee that: with `asyncio.eager_task_factory` (Python 3.12) it runs the coroutine
+    up to its first suspension. A coroutine that clears the attribute in which its caller stores the task would then
+    clear it before the caller sets it. So this bypasses the loop's task factory.
     """
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name)
 
 
 async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
-    """Run all of `work` at once, and wait until each has ended.
+    """Run all of `work` concurrently, and wait until each has ended.
 
-    If one raises, the others are cancelled, and that first error is raised itself.
+    If one raises, the others are cancelled, and that first error is raised, not in an exception group.
     """
     failures: list[Exception] = []
 
@@ -128,9 +131,10 @@ async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
 
 
 async def finish_all(work: Iterable[Callable[[], Coroutine[object, object, object]]]) -> None:
-    """Run all of `work` at once, and wait until each has ended, also if others raise; then raise the first error.
+    """Run all of `work` concurrently, and wait until each has ended, even if others raise. Then raise the first
+    error.
 
-    Cancelled, it cancels them all, and waits until they have ended.
+    If it is cancelled, it cancels all of them and waits until they have ended.
     """
     tasks = [start_task(function(), name="finish") for function in work]
     try:

@@ -1,8 +1,8 @@
-"""Failed attempts that are repeated: which of them are told, and to whom.
+"""Reports failed attempts that will be repeated: which of them become events, and for which customer.
 
-Every loop that repeats something reports its failures to a `Failures`. A task says with `working_for` on whose behalf
-it sends, and with `repeating` until when it repeats a step; loops inside of such a step report to it, so that a step
-with several loops counts its attempts once.
+Every retry loop reports its failures to a `Failures`. A task states with `working_for` for which customer it sends,
+and with `repeating` until when it repeats a step. Loops inside of such a step report to the step's `Failures`, so
+that the attempts of the whole step are counted together.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ __all__ = ["Failures", "Owner", "current_step", "owner", "repeating", "working_f
 @final
 @dataclass(slots=True)
 class Owner:
-    """A customer on whose behalf requests are sent."""
+    """A customer for whom requests are sent."""
 
     external_id: str
     keep: Callable[[AttemptFailed | Recovered], Awaitable[None]] | None = None
-    """Writes down what was told; None: nobody does, or no longer."""
+    """Writes reported events to the journal; None without a journal, and after the customer's work has ended."""
 
 
 _owner: ContextVar[Owner | None] = ContextVar("asyncmig owner", default=None)
@@ -34,29 +34,30 @@ _step: ContextVar["Failures | None"] = ContextVar("asyncmig step", default=None)
 
 
 def current_step() -> "Failures | None":
-    """Return the failures of the step that the current task repeats, if it said so."""
+    """Return the failures of the step that the current task repeats, if `repeating` is active."""
     return _step.get()
 
 
 def owner() -> Owner | None:
-    """Return on whose behalf the current task sends, if it said so."""
+    """Return the customer for whom the current task sends, if `working_for` is active."""
     return _owner.get()
 
 
 @contextmanager
 def working_for(customer: Owner) -> Generator[None]:
-    """Send on behalf of a customer until the block ends."""
+    """Send for a customer until the block ends."""
     token = _owner.set(customer)
     try:
         yield
     finally:
         _owner.reset(token)
-        customer.keep = None  # a poll may still be under way
+        customer.keep = None  # a poll may still be in progress
 
 
 @contextmanager
 def repeating(events: Events, *, until: float) -> "Generator[Failures]":
-    """Repeat a step until the loop's time `until`: loops inside of the block report to what this yields."""
+    """Repeat a step until the loop's time `until`. Loops inside of the block report to the `Failures` that it
+    yields."""
     failures = Failures(events, until=until)
     token = _step.set(failures)
     try:
@@ -67,7 +68,7 @@ def repeating(events: Events, *, until: float) -> "Generator[Failures]":
 
 @final
 class Failures:
-    """The failed attempts of one step. Tells the first, and then some, at intervals that double."""
+    """The failed attempts of one step. Reports the first, and further ones at intervals that double."""
 
     __slots__ = ("_events", "_last", "_most", "_occasions", "_until", "owner")
 
@@ -79,7 +80,7 @@ class Failures:
         until: float | None = None,
         owner: Owner | None = None,
     ) -> None:
-        """`most`: attempts after which the step ends; `until`: when it does; None: it does not."""
+        """`most`: the most attempts of the step. `until`: the time after which it is not repeated. None: no limit."""
         self._events, self._most, self._until = events, most, until
         self.owner: Owner | None = owner or _owner.get()
         self._occasions = Occasions()
@@ -88,9 +89,9 @@ class Failures:
     async def failed(
         self, error: Exception, *, endpoint: str, ids: Mapping[str, str], limited: bool = True
     ) -> None:
-        """Count a failed attempt that is repeated, and tell of it if that is due.
+        """Count a failed attempt that will be repeated, and report it if a report is due.
 
-        `limited`: False while the server is away for everybody, and the step waits until it is back.
+        `limited`: False while the server answers no call and the step waits until it is back.
         """
         now = asyncio.get_running_loop().time()
         if not self._occasions.failed(now):
@@ -106,15 +107,15 @@ class Failures:
             status=error.status if isinstance(error, ApiError) else None,
             error=_reason(error),
         )
-        await self._tell(self._last)
+        await self._report(self._last)
 
     async def succeeded(self) -> None:
-        """Tell that the step went well after all, if a failure of it was told."""
+        """Report that the step succeeded, if a failure of it was reported."""
         last, self._last = self._last, None
         count, self._occasions = self._occasions.count, Occasions()
         if last is not None:
             now = asyncio.get_running_loop().time()
-            await self._tell(
+            await self._report(
                 Recovered(
                     at=now,
                     external_id=last.external_id,
@@ -125,7 +126,7 @@ class Failures:
                 )
             )
 
-    async def _tell(self, event: AttemptFailed | Recovered) -> None:
+    async def _report(self, event: AttemptFailed | Recovered) -> None:
         self._events.emit(event)
         if self.owner is not None and self.owner.keep is not None:
             await self.owner.keep(event)

@@ -1,4 +1,4 @@
-"""The way to one budget: a slot for each request, and what became of it."""
+"""The gate of one budget: each request takes a slot, and reports its result."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -20,7 +20,7 @@ __all__ = ["TICK", "Gate", "GateStatistics", "Slot"]
 
 _TOO_MANY = 429
 Note = Callable[[Kind, str], None]
-"""Is told what becomes of a slot, and its name."""
+"""Called with each change of a slot and the slot's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,28 +29,28 @@ class GateStatistics:
 
     name: str
     limit: int
-    """The limit that was configured."""
+    """The configured limit."""
     slots: int
-    """W: the requests in a window that are believed in now."""
+    """W: the present estimate of the requests that a window allows."""
     burst: int
-    """B: how many of them at once."""
+    """B: how many of them may be sent at once."""
     used: int
-    """Slots taken: unanswered, or answered less than a window ago."""
+    """Slots that are taken: unanswered, or answered less than a window ago."""
     waiting: dict[str, int]
-    """Callers in line, by lane."""
+    """Waiting requests, by lane."""
     granted: int
     refused: int
-    """429s."""
+    """The number of 429s."""
     held_until: float | None
-    """When the hold after a 429 ends; None if there is none."""
+    """When the hold after a 429 ends; None without a hold."""
 
 
 @final
 class Slot:
-    """The right to send one request; also the context in which it is held.
+    """The right to send one request, as an async context manager.
 
-    Call `answered` as soon as the status is known. Without that the request counts as one that may have arrived until
-    the context ended. A slot is entered once: the next request needs another.
+    Call `answered` as soon as the status is known. Otherwise the request counts as one that may have arrived at any
+    time until the context ended. A slot is entered once; each request needs its own.
     """
 
     __slots__ = (
@@ -77,11 +77,11 @@ class Slot:
         self._note, self._name = note, ""
         self._dispatcher, self._lane, self._rank, self._max_wait = dispatcher, lane, rank, max_wait
         self._sent_at: float | None = None
-        """None: not granted yet, or done with."""
+        """None before the grant, and after the result was reported."""
         self.ticket: int = ticket
-        """The place in line; a request that was refused may ask for the same again."""
+        """The position in the queue; a repeat after a 429 keeps it."""
         self.waited: float = 0.0
-        """Seconds that it waited for its turn."""
+        """Seconds that the request waited for its slot."""
 
     async def __aenter__(self) -> "Slot":
         self._sent_at = self._dispatcher.enter_now()
@@ -105,11 +105,12 @@ class Slot:
             self._dispatcher.lost(self._done("done"))
 
     def held(self) -> AbstractAsyncContextManager["Slot"]:
-        """Return a context for a slot that was entered elsewhere: leaving it leaves the slot."""
+        """Return a context manager for a slot that was entered elsewhere; its exit leaves the slot."""
         return _Held(self)
 
     def answered(self, status: int, *, retry_after: float | None = None) -> None:
-        """Tell the status of the answer; a 429 holds everybody, for `retry_after` seconds at least (at most 60)."""
+        """Report the status of the answer. A 429 holds all requests for at least `retry_after` seconds (at most
+        60)."""
         if self._sent_at is None:
             return
         if status == _TOO_MANY:
@@ -118,7 +119,7 @@ class Slot:
             self._dispatcher.accepted(self._done("done"))
 
     def unsent(self) -> None:
-        """Nothing was sent: the slot goes to the next in line."""
+        """Report that nothing was sent; the next request gets the slot."""
         if self._sent_at is not None:
             self._dispatcher.unsent(self._done("unsent"))
 
@@ -139,7 +140,7 @@ class Slot:
 
 @final
 class _Held:
-    """The second half of a slot's context, for whoever it was handed to."""
+    """The exit of a slot that was entered by other code."""
 
     __slots__ = ("_slot",)
 

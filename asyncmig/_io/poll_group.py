@@ -1,11 +1,11 @@
-"""The runs that are read through one gate: their schedule, their pace, the reads under way.
+"""The runs that are read through one gate: their schedule, their pace and the reads in progress.
 
-A group has one timer for each of its channels: when the pace has passed and some run is above its floor, one poll
-asks the gate for a slot, behind all real work. Which run it reads is decided when the slot is granted. Answers may be
-slow: the next poll does not wait for them.
+A group has one timer for each of its channels. When the pace allows and the floor of some run is over, one poll asks
+the gate for a slot, in the lane behind all other work. The run to read is chosen when the slot is granted. The next
+poll does not wait for the answer.
 
-Under a budget that is short a group may use a *second channel*: another endpoint, with a gate of its own, that tells
-whether a run still goes on. A run that it does not know any more is read next.
+If the budget is short, a group may use a *second channel*: another endpoint, with its own gate, that shows whether a
+run is still active. A run that it no longer lists is read next.
 """
 
 import asyncio
@@ -36,72 +36,72 @@ __all__ = ["PollGroup", "RunWarnings"]
 
 _log = logging.getLogger("asyncmig")
 _UNREADABLE = 10
-"""After so many reads in a row that told nothing this is said."""
+"""After this many failed reads in a row a warning is logged."""
 _SHORT = 10.0
-"""The budget is short if the runs that are due could not all be polled in so many seconds."""
-_TELLS_NOTHING = (ServerError, NoAnswer, UnexpectedReply)
+"""The budget is short if polling all runs that are due takes more seconds than this."""
+_TEMPORARY = (ServerError, NoAnswer, UnexpectedReply)
 
 
 @final
 class RunWarnings:
-    """Tells of what is odd, once: a status that was never seen, a run that should long have ended."""
+    """Warns once of each unknown status, of each stalled run, and of a run that cannot be read."""
 
-    __slots__ = ("_events", "_on_stalled", "_strange")
+    __slots__ = ("_events", "_on_stalled", "_unknown")
 
     def __init__(self, on_stalled: Callable[[Hashable, float], None] | None, events: Events) -> None:
         self._on_stalled, self._events = on_stalled, events
-        self._strange: set[str] = set()
+        self._unknown: set[str] = set()
 
     def status(self, watch: Watch[object], status: str) -> None:
-        """Look at a status that was read."""
-        if not watch.lifecycle.is_known(status) and status not in self._strange:
-            self._strange.add(status)
-            _log.warning("unknown status %r: taken for active, and polled on", status)
+        """Warn of a status if it is unknown."""
+        if not watch.lifecycle.is_known(status) and status not in self._unknown:
+            self._unknown.add(status)
+            _log.warning("unknown status %r: it counts as active, and polling continues", status)
 
     async def failed(self, watch: Watch[object], error: AsyncmigError) -> None:
-        """Tell that a read of a run told nothing."""
+        """Report a failed read."""
         if watch.entry.failures == _UNREADABLE:
-            _log.warning("run %s cannot be read, and is polled on: %s", watch.name, error)
+            _log.warning("run %s cannot be read; polling continues: %s", watch.name, error)
         if watch.failures is None:
             watch.failures = Failures(self._events, owner=watch.owner)
         await watch.failures.failed(error, endpoint=watch.name, ids=watch.ids)
 
     async def succeeded(self, watch: Watch[object]) -> None:
-        """Tell that a run can be read again."""
+        """Report a successful read, if reads had failed before."""
         failures, watch.failures = watch.failures, None
         if failures is not None:
             await failures.succeeded()
 
     def age(self, watch: Watch[object], now: float) -> None:
-        """Look at how long a run has been running."""
+        """Report a run that is older than its stall alarm, once."""
         age = watch.entry.age(now)
         if watch.stalled or watch.ended or watch.entry.parked or age < watch.lifecycle.stall_alarm:
             return
         watch.stalled = True
         if self._on_stalled is None:
-            _log.warning("run %s has not ended after %.0f s; it is polled on", watch.name, age)
+            _log.warning("run %s has not ended after %.0f s; polling continues", watch.name, age)
             return
         try:
             self._on_stalled(watch.run, age)
         except Exception:
-            _log.exception("whoever is told of stalled runs failed")
+            _log.exception("the callback for stalled runs failed")
 
 
 @final
 class PollChannel:
-    """The polls of a group that go through one gate, one after the other at their pace."""
+    """The polls of a group that go through one gate, at the pace of its budget."""
 
     __slots__ = ("_asking", "_group", "_lookup", "_paced_until", "_timer", "_turned_at", "gate")
 
     def __init__(self, group: "PollGroup", gate: Gate, *, lookup: bool) -> None:
         self._group, self.gate, self._lookup = group, gate, lookup
         self._asking: asyncio.Task[None] | None = None
-        """The poll that waits for its slot; at most one does."""
+        """The poll that waits for its slot; there is at most one."""
         self._timer: asyncio.TimerHandle | None = None
         self._paced_until = self._turned_at = float("-inf")
 
     def turn(self) -> None:
-        """Start the next poll, or set the timer for it."""
+        """Start the next poll if it is due, or set the timer for it."""
         if self._asking is not None:
             return
         self._disarm()
@@ -117,7 +117,7 @@ class PollChannel:
         self._asking = self._group.spawn(self._poll())
 
     def stop(self) -> None:
-        """Ask for nothing more; reads under way go on."""
+        """Start no more polls; reads in progress continue."""
         self._disarm()
         if self._asking is not None:
             self._asking.cancel()
@@ -136,7 +136,7 @@ class PollChannel:
                     slot.unsent()
                 else:
                     await self._group.read(watch, slot, lookup=self._lookup)
-        except AsyncmigError as error:  # of the gate: a read's own are dealt with where it is made
+        except AsyncmigError as error:  # from the gate; errors of the read are handled in `PollGroup.read`
             self._asking = None
             self._group.break_off(error)
         finally:
@@ -144,7 +144,7 @@ class PollChannel:
                 self._asking = None
 
     def _granted(self) -> Watch[object] | None:
-        """Choose the run to read, now that one may be read."""
+        """Choose the run for a slot that was just granted."""
         self._asking = None
         now = max(self._group.now(), self._turned_at)  # a timer may fire a tick early
         pace = self.gate.pace
@@ -168,12 +168,13 @@ class PollGroup:
         close: Callable[[AsyncmigError], None],
         loop: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
-        """`close` is called with an error that ends the polling of all lines; `loop` says where this may run."""
+        """`close`: called with an error that ends the polling of all groups. `loop`: returns the event loop, or
+        raises."""
         self._warnings, self._close, self._loop = warnings, close, loop
         self._schedule: PollSchedule[Watch[object]] = PollSchedule()
         self._channels = [PollChannel(self, gate, lookup=False)]
         self._watches: set[Watch[object]] = set()
-        """Those that somebody waits for."""
+        """The runs for which a task waits."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: AsyncmigError | None = None
 
@@ -226,7 +227,7 @@ class PollGroup:
         return task
 
     def due_at(self, now: float, *, lookup: bool) -> float | None:
-        """Return when there may be something to poll; None: not before something happens."""
+        """Return the earliest time for a poll; None if that depends on a later change."""
         if not self._watches or self._broken is not None:
             return None
         at = self._schedule.next_at(now)
@@ -235,7 +236,7 @@ class PollGroup:
         return at
 
     def pick(self, now: float, *, pace: float, lookup: bool) -> Watch[object] | None:
-        """Return the run to read now, if there still is one."""
+        """Return the run to read now, or None if none needs it any more."""
         if not self._watches or self._broken is not None:
             return None
         entry = self._schedule.next(now, pace=pace, lookup=lookup)
@@ -247,7 +248,7 @@ class PollGroup:
         return entry.run
 
     def turn(self) -> None:
-        """Look at what there is to do, after something has happened."""
+        """Start or schedule polls after a change."""
         for channel in self._channels:
             channel.turn()
 
@@ -256,14 +257,14 @@ class PollGroup:
             channel.stop()
 
     def break_off(self, error: AsyncmigError) -> None:
-        """Poll nothing any more: every wait ends with `error`, and those to come, too."""
+        """End all polling: every wait, present and future, ends with `error`."""
         self._broken = error
         self.stop()
         for watch in tuple(self._watches):
             watch.fail(error)
 
     async def read(self, watch: Watch[object], slot: Slot, *, lookup: bool) -> None:
-        """Make one read, and report what it showed to the schedule and to whoever waits."""
+        """Make one read, and report its result to the schedule and to the waiting tasks."""
         sent, number = self.now(), watch.begin()
         try:
             if lookup:
@@ -274,7 +275,7 @@ class PollGroup:
             await self._warnings.succeeded(watch)
         except RateLimited:
             self._schedule.rejected(watch.entry, self.now(), blame=False)
-        except _TELLS_NOTHING as error:
+        except _TEMPORARY as error:
             self._schedule.rejected(watch.entry, self.now())
             watch.missing_since = None
             await self._warnings.failed(watch, error)
@@ -287,7 +288,7 @@ class PollGroup:
         except (AuthError, SessionClosed) as error:
             self._schedule.rejected(watch.entry, self.now())
             self._close(error)
-        except Exception as error:  # whatever it is, it is whoever waits that must hear of it
+        except Exception as error:  # the waiting tasks must receive it, whatever it is
             self._schedule.rejected(watch.entry, self.now())
             watch.fail(error)
         finally:
@@ -305,7 +306,7 @@ class PollGroup:
             self._schedule.rejected(watch.entry, self.now(), blame=False)
             return
         if reading is None:
-            watch.second = None  # if the run goes on after all, it is not to be believed again
+            watch.second = None  # if the run is active after all, this channel cannot be trusted again
             self._schedule.presume_ended(watch.entry, self.now())
         else:
             self._take(watch, reading, number, sent, lookup=True)
@@ -324,12 +325,12 @@ class PollGroup:
     # For the poller
 
     def use_second(self, gate: Gate) -> None:
-        """Poll through this gate, too."""
+        """Also poll through this gate."""
         if all(channel.gate is not gate for channel in self._channels):
             self._channels.append(PollChannel(self, gate, lookup=True))
 
     async def aclose(self) -> None:
-        """End the reads under way."""
+        """Cancel the reads in progress, and wait until they have ended."""
         self.stop()
         tasks = tuple(self._tasks)
         for task in tasks:

@@ -1,4 +1,4 @@
-"""One schedule for the status checks of all runs: any number of tasks wait on a run and share its polls."""
+"""The status checks of all runs: any number of tasks wait for a run and share its polls."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -22,12 +22,11 @@ _NO_IDS: Mapping[str, str] = {}
 
 @final
 class Poller:
-    """The poll schedules of a session, one for each gate that reads go through. Use it as `async with`.
+    """The polls of a session: a schedule for each gate that reads go through. Use it as `async with`.
 
-    `second_channel`: look runs up through their second channel, too, where the budget of the first is short.
-    `on_stalled` is called, once for each, with a run that is older than its `Lifecycle.stall_alarm`, and its age.
-    `events` hears of reads that fail.
-    `loop` returns the event loop, or raises where runs may not be watched.
+    `second_channel`: also look runs up through their second channel while the budget of their reads is short.
+    `on_stalled`: called once for each run that is older than its `Lifecycle.stall_alarm`, with its age in seconds.
+    `events`: receives failed reads. `loop`: returns the event loop, or raises where runs may not be watched.
     """
 
     __slots__ = ("_closed", "_groups", "_loop", "_second_channel", "_warnings", "_watches")
@@ -58,12 +57,12 @@ class Poller:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop polling; every wait ends with `SessionClosed`. The runs stay alive on the server."""
+        """Stop polling; every wait ends with `SessionClosed`. The runs continue on the server."""
         self.close()
         await finish_all([group.aclose for group in self._groups.values()])
 
     def close(self, error: AsyncmigError | None = None) -> None:
-        """End every wait, and those to come, with `error` (default `SessionClosed`). Reads under way go on."""
+        """End every wait, present and future, with `error` (default `SessionClosed`). Reads in progress continue."""
         if self._closed is None:
             self._closed = error or SessionClosed()
             for group in self._groups.values():
@@ -86,16 +85,15 @@ class Poller:
         second: SecondChannel[T] | None = None,
         ids: Mapping[str, str] = _NO_IDS,
     ) -> Watch[T]:
-        """Return the watch of `run`, the same for everybody who asks while anybody has it.
+        """Return the watch of `run`. All callers share one watch for as long as any of them holds it.
 
-        `read` makes one attempt with the slot that it is given. `RateLimited`, `ServerError`, `NoAnswer` and
-        `UnexpectedReply` tell nothing: the run is polled again in its turn; so does `NotFound` within
-        `Lifecycle.read_lag`. `AuthError` and `SessionClosed` end all polling; any other error ends the waits for
-        this run.
+        `read` makes one attempt with the given slot. After `RateLimited`, `ServerError`, `NoAnswer`,
+        `UnexpectedReply`, and `NotFound` within `Lifecycle.read_lag`, the run is polled again later. `AuthError`
+        and `SessionClosed` end all polling. Any other error ends the waits for this run.
 
-        `started` and `last_read` are on the loop's clock; without `last_read` somebody else may have read the run
-        just now. Runs of one `group` are expected to take alike; groups should be few. `ids`: what
-        stands in the route of the reads, for events.
+        `started` and `last_read` are on the loop's clock. Without `last_read`, another process may have read the run
+        just now. `group`: runs of one group are expected to take equally long; use few groups. `ids`: the values of
+        the placeholders in the route of the reads, for events.
         """
         found = self._watches.get(run)
         if found is None or found.closed:
@@ -116,7 +114,7 @@ class Poller:
         return cast("Watch[T]", found)  # one run is of one kind
 
     def customer(self, run: Hashable) -> str | None:
-        """Return on whose behalf a run is waited for, if that is known."""
+        """Return the external id of the customer whose task waits for a run, if that is known."""
         watch = self._watches.get(run)
         return watch.owner.external_id if watch is not None and watch.owner is not None else None
 
@@ -133,7 +131,7 @@ class Poller:
     def _second(
         self, group: PollGroup, gate: Gate, second: SecondChannel[T] | None
     ) -> SecondChannel[T] | None:
-        """Return the second channel, if it is one: with a budget of its own."""
+        """Return the second channel if it is enabled and has its own budget."""
         if not self._second_channel or second is None or second.gate is gate:
             return None
         group.use_second(second.gate)

@@ -1,4 +1,4 @@
-"""One run, for everybody who waits for it: its last reading, its changes, and who is to be woken."""
+"""One run and all tasks that wait for it: its last reading, its changes, and the waiters to wake."""
 
 import asyncio
 import copy
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading(Generic[T]):
-    """What one read of a run showed."""
+    """The result of one read of a run."""
 
     status: str
     progress: str | None
@@ -27,45 +27,46 @@ class Reading(Generic[T]):
 
 
 class Unsure(Exception):
-    """A lookup through the second channel said that something runs, but not whether it is this run."""
+    """A lookup through the second channel showed that some run is active, but not whether it is this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondChannel(Generic[T]):
-    """Another endpoint, with a budget of its own, that tells whether a run still goes on."""
+    """Another endpoint, with its own budget, that shows whether a run is still active."""
 
     gate: Gate
     lookup: Callable[[Slot], Awaitable[Reading[T] | None]]
-    """Make one attempt: the reading of the run if it goes on, None if it does not, `Unsure` if that is not said."""
+    """Makes one attempt: returns a reading if the run is active, None if it is not; raises `Unsure` if it may be."""
 
 
 class Watching(Protocol):
-    """Who polls the runs that are watched."""
+    """The poller, as a watch sees it."""
 
     def enter(self, watch: "Watch[object]", /) -> None:
-        """Somebody waits for the run from now on; raises if nothing is polled any more."""
+        """Start to poll the run; raise if polling has ended."""
 
     def check(self) -> None:
-        """Raise if nothing is polled any more."""
+        """Raise if polling has ended."""
 
     def leave(self, watch: "Watch[object]", /) -> None:
-        """Nobody waits for the run any more."""
+        """Stop polling the run."""
 
     def prioritise(self, watch: "Watch[object]", /) -> None:
-        """Somebody wants the run read before others."""
+        """Read the run before others."""
 
     def announced(self, watch: "Watch[object]", phase: Phase, /) -> None:
-        """A reply other than a read named an end or a park of the run."""
+        """Report that a reply other than a read named an end or a park of the run."""
 
     def resumed(self, watch: "Watch[object]", /) -> None:
-        """The run was answered."""
+        """Report that a decision was sent for the run."""
 
     def observed(self, watch: "Watch[object]", reading: Reading[object], /) -> None:
-        """Somebody else read the run just now."""
+        """Report that other code read the run just now."""
 
 
 class _Change(Generic[T]):
-    """A change of status or progress text, and the way to the next one; who has passed it lets it go."""
+    """A change of status or progress text, linked to the next one. Changes that every iterator has passed are
+    freed."""
 
     __slots__ = ("next", "reading")
 
@@ -76,7 +77,7 @@ class _Change(Generic[T]):
 
 @final
 class Watch(Generic[T]):
-    """One run, for everybody who waits for it. It is polled while somebody does, and never after its end."""
+    """One run and all tasks that wait for it. It is polled while a task waits, and never after its end."""
 
     __slots__ = (
         "__weakref__",
@@ -125,23 +126,23 @@ class Watch(Generic[T]):
         self.entry: PolledRun[Watch[object]] = PolledRun(
             self._plain(), now, lifecycle=lifecycle, started=started, last_read=last_read, group=group
         )
-        """The run as the poll schedule knows it."""
+        """The run's entry in the poll schedule."""
         self.latest: Reading[T] | None = None
         """The last reading; None before the first."""
         self.ids: Mapping[str, str] = ids
-        """What stands in the route of its reads."""
+        """The values of the placeholders in the route of its reads."""
         self.owner: Owner | None = owner()
-        """On whose behalf it was last waited for."""
+        """The customer for whom a task last waited."""
         self.failures: Failures | None = None
-        """Those of the reads since the last one that told something."""
+        """The failed reads since the last successful one."""
         self.begun: int = 0
-        """How many reads were begun."""
+        """The number of reads begun so far."""
         self.stalled: bool = False
         self.missing_since: float | None = None
-        """Since when every read was answered 404."""
+        """The time since which every read was answered 404."""
         self._phase = Phase.ACTIVE
         self._shown = self._stale = 0
-        """The read that `latest` is from; and the last one that is older than what was heard otherwise."""
+        """The number of the read that `latest` is from, and of the last read that other news has made obsolete."""
         self._key: tuple[str, str | None] | None = None
         self._change: _Change[T] = _Change()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -154,17 +155,17 @@ class Watch(Generic[T]):
 
     @property
     def name(self) -> str:
-        """What people call it: with the customer, if that is known."""
+        """The run's name for people, with the customer if that is known."""
         run_id = self.ids.get("run_id", str(self.run))
         return f"{run_id} of {self.owner.external_id}" if self.owner else run_id
 
-    # For whoever waits
+    # For tasks that wait
 
     async def wait(self, *, through_parks: bool = False) -> Reading[T]:
         """Wait until the run has ended, or has parked (unless `through_parks`), and return that reading.
 
-        Raises `AuthError`, `SessionClosed`, `NotFound` once every read has said so for 30 s, and what else `read`
-        raised that no later poll can mend.
+        Raises `AuthError`, `SessionClosed`, `NotFound` once every read has been answered 404 for
+        `Lifecycle.read_lag`, and any other error of `read` that a later poll cannot change.
         """
         if not self._settled(through_parks):
             with _Waiting(self):
@@ -176,12 +177,12 @@ class Watch(Generic[T]):
     def updates(self) -> AsyncIterator[Reading[T]]:
         """Iterate over the changes of status or progress text, each once, until the run has ended.
 
-        The first is what is known already. The run is polled while the next change is waited for.
+        The first one is the last known reading, if there is one. The run is polled while a task waits for the next.
         """
         return _Updates(self, self._change)
 
     async def refresh(self) -> Reading[T]:
-        """Return the first reading that is begun from now on, as soon as the floor allows; or that of the end."""
+        """Return the first reading begun from now on, as soon as the floor allows. If the run has ended, its last."""
         asked = self.begun
         if not self._is_newer(asked):
             with _Waiting(self):
@@ -191,21 +192,22 @@ class Watch(Generic[T]):
         assert self.latest is not None
         return self.latest
 
-    # For whoever knows more
+    # For code that learns of the run otherwise
 
     def observe(self, reading: Reading[T]) -> None:
-        """Take in what somebody else read just now: it counts as a poll. Reads under way are older news."""
+        """Accept a reading that other code made just now. It counts as a poll and makes reads in progress
+        obsolete."""
         self._stale = self.begun
         self._poller.observed(self._plain(), cast("Reading[object]", reading))
 
     def announced(self, status: str) -> None:
-        """A reply other than a read named this status. A run that has ended or parked by it is read next."""
+        """Report a status from a reply other than a read. If it is an end or a park, the run is read next."""
         phase = self.lifecycle.phase(status)
         if phase is not Phase.ACTIVE and not self.ended:
             self._poller.announced(self._plain(), phase)
 
     def resumed(self) -> None:
-        """A decision was sent: the run is active again, whatever the last reading says."""
+        """Report that a decision was sent: the run is active again, whatever the last reading shows."""
         self._stale = self.begun
         self._key = None
         if self._phase is Phase.PARKED:
@@ -213,7 +215,7 @@ class Watch(Generic[T]):
         self._poller.resumed(self._plain())
 
     def close(self) -> None:
-        """Poll this run no more: every wait for it ends with `SessionClosed`. The run itself goes on."""
+        """Stop polling this run: every wait for it ends with `SessionClosed`. The run itself continues."""
         self.closed = True
         self._poller.leave(self._plain())
         self.fail(SessionClosed("the watch is closed"))
@@ -225,14 +227,14 @@ class Watch(Generic[T]):
         return self._phase is Phase.TERMINAL
 
     def begin(self) -> int:
-        """Count a read that starts now."""
+        """Count a read that begins now, and return its number."""
         self.begun += 1
         return self.begun
 
     def take(self, reading: Reading[T], number: int | None = None) -> Phase | None:
-        """Take in a reading, and wake who waits. None: it came too late to be news.
+        """Accept a reading, wake the waiters and return its phase. Return None if newer news had made it obsolete.
 
-        `number`: the read that it is from; None if somebody else made it.
+        `number`: the number of the read; None if other code made it.
         """
         phase = self.lifecycle.phase(reading.status)
         if self._phase is Phase.TERMINAL:
@@ -258,7 +260,7 @@ class Watch(Generic[T]):
                 waiter.set_exception(fresh(error))
 
     def want(self, change: int) -> None:
-        """Count who waits; raises if nothing is polled any more."""
+        """Add or remove a waiting task; raise if polling has ended."""
         if change > 0:
             self._check()
             self.owner = owner() or self.owner
@@ -268,8 +270,8 @@ class Watch(Generic[T]):
             self._poller.leave(self._plain())
 
     async def news(self) -> None:
-        """Wait for the next reading; raises if nothing is polled any more."""
-        self._check()  # broken off in the turn in which a reading woke this task, nobody would wake it again
+        """Wait for the next reading; raise if polling has ended."""
+        self._check()  # polling may have ended in the iteration in which a reading woke this task
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -277,7 +279,7 @@ class Watch(Generic[T]):
         finally:
             self._waiters.discard(waiter)
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # whoever was cancelled in the same turn does not hear of it
+                waiter.exception()  # retrieved, because a task cancelled in the same iteration does not raise it
 
     def _check(self) -> None:
         if self.closed:
@@ -296,7 +298,7 @@ class Watch(Generic[T]):
 
 @final
 class _Waiting:
-    """Keeps a run polled while somebody waits for it."""
+    """Keeps a run polled while a task waits for it."""
 
     __slots__ = ("_watch",)
 
@@ -312,7 +314,7 @@ class _Waiting:
 
 @final
 class _Updates(Generic[T]):
-    """Follows the changes of one run. It holds nothing while nobody waits for the next one."""
+    """Iterates over the changes of one run. The run is polled only while a task waits for the next change."""
 
     __slots__ = ("_change", "_watch")
 
@@ -342,7 +344,7 @@ class _Updates(Generic[T]):
 
 
 def fresh(error: BaseException) -> BaseException:
-    """Return a copy of an error of this library, for each who is to raise it; another error as it is."""
+    """Return a copy of an error of this library, so that each task raises its own; any other error unchanged."""
     if not isinstance(error, AsyncmigError):
         return error
     copied = copy.copy(error)

@@ -169,7 +169,7 @@ class SharedDispatcher(Dispatcher):
         return self.waiters.count > 0
 
     def hand_out(self, slot: str) -> bool:
-        waiter = self.waiters.next(self.granted)
+        waiter = self.waiters.dequeue(self.granted)
         if waiter is None:
             return False
         waiter.set_result(self._grant(self.now(), slot))
@@ -226,7 +226,7 @@ class SharedDispatcher(Dispatcher):
             )
 
     def on_found(self, reply: BudgetReply) -> None:
-        self._rest()
+        self._stop_timers()
         self.limiter.resize(self._limit)
         now, self._view = self.now(), reply
         self._reply_at = now

@@ -276,7 +276,7 @@ async def test_a_run_that_cannot_be_read_is_said_once(
     server.troubles = [*[refusal(UnexpectedReply, 403)] * 10, *[refusal(RateLimited, 429)] * 5]
     await watch(server).wait()
     assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
-        "run run cannot be read, and is polled on: GET /runs/{run_id} answered 403: the server's text"
+        "run run cannot be read; polling continues: GET /runs/{run_id} answered 403: the server's text"
     ]
 
 
@@ -557,7 +557,7 @@ async def test_an_unknown_status_is_polled_on_and_warned_of_once(
     with caplog.at_level(logging.WARNING, "asyncmig"):
         await asyncio.gather(*(watch(server, f"run {n}").wait() for n, server in enumerate(servers)))
     assert [record.getMessage() for record in caplog.records] == [
-        "unknown status 'paused': taken for active, and polled on"
+        "unknown status 'paused': it counts as active, and polling continues"
     ]
 
 
@@ -576,7 +576,7 @@ async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(
         assert (await one.wait()).status == "completed"
     assert [run for run, _ in told] == ["run"]
     assert 4500 <= told[0][1] < 4540
-    assert "whoever is told of stalled runs failed" in caplog.text
+    assert "the callback for stalled runs failed" in caplog.text
 
 
 async def test_a_run_that_does_not_end_is_logged_if_nobody_is_told(
