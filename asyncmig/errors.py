@@ -150,10 +150,10 @@ class ApiError(AsyncmigError):
     is_documented: bool = False
     """Whether the body has the API's documented form: JSON with an `error`. A proxy's body does not."""
     body: bytes = b""
-    """The body as it came, for facts that `text` does not hold: `msgspec.json.decode(error.body)`.
+    """The body of a refusal (a status outside 2xx), for facts that `text` lacks: `msgspec.json.decode(error.body)`.
 
     At most 64 KiB; a larger body is cut. `***` replaces the API key and the secrets of the request. Empty if no body
-    came, or if the error was not caused by a reply.
+    came. Also empty for a 2xx answer that cannot be read, because it may contain a signed URL.
     """
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:

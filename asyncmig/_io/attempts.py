@@ -25,7 +25,7 @@ __all__ = ["Attempts", "RetryQueue", "RetryableFailure"]
 class RetryQueue:
     """The pauses before retries: a back-off while the session's quota lasts, then one queue with single probes."""
 
-    __slots__ = ("_waiters", "_policy", "_quota", "_rng", "_timer", "successes")
+    __slots__ = ("_policy", "_quota", "_rng", "_timer", "_waiters", "successes")
 
     def __init__(self, policy: RetryPolicy, rng: Random) -> None:
         self._policy = policy

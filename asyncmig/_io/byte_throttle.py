@@ -1,4 +1,4 @@
-"""A pace for bytes that everybody shares."""
+"""Limits the bytes per second of all uploads together."""
 
 import asyncio
 from typing import final
@@ -10,14 +10,14 @@ from asyncmig.errors import InvalidInput
 __all__ = ["ByteThrottle"]
 
 _SLICES = 8
-"""Turns a second while one alone sends; with more of them they take turns."""
+"""Slices per second. Several uploads take turns slice by slice."""
 _EXACT = 1.0 - 1e-6
-"""What an amount may lack: rounding should not cost another sleep."""
+"""The part of an amount that suffices: rounding must not cost another sleep."""
 
 
 @final
 class ByteThrottle:
-    """At most `rate` bytes a second for all together, first come, first served."""
+    """Lets at most `rate` bytes per second pass in total, first come, first served."""
 
     __slots__ = ("_bucket", "_rate", "_turn", "slice")
 
@@ -26,15 +26,15 @@ class ByteThrottle:
             raise InvalidInput("upload_bytes_per_second", rate, "must be at least one byte a second")
         self._rate = rate
         self.slice: int = max(1, int(rate / _SLICES))
-        """The most that `take` gives at once, in bytes."""
+        """The most bytes that one `take` may request."""
         burst = max(rate / 2, 1.0)
         self._bucket = AsyncLimiter(burst, burst / rate)
         self._turn = asyncio.Lock()
 
     async def take(self, amount: int) -> None:
-        """Wait until `amount` bytes, at most a slice, may go."""
+        """Wait until `amount` bytes, at most one slice, may be sent."""
         async with self._turn:
-            # The bucket's own wait serves small amounts first, and could spin on a clock that stands still.
+            # The bucket's own wait prefers small amounts, and could spin on a clock that stands still.
             while not self._bucket.has_capacity(amount * _EXACT):  # noqa: ASYNC110
                 await asyncio.sleep(amount / self._rate / 2)
             await self._bucket.acquire(amount * _EXACT)

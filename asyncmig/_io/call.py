@@ -17,12 +17,12 @@ __all__ = ["Call", "Secret", "raw_call"]
 
 
 _NO_SEGMENT = frozenset({"", ".", ".."})
-"""Ids that no encoding keeps apart from a path without them."""
+"""Ids that would make another path, however they are encoded."""
 
 
 @final
 class Secret:
-    """A text that no repr, log or pickle shows."""
+    """A text that appears in no repr, log or pickle."""
 
     __slots__ = ("_text",)
 
@@ -41,7 +41,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What to send: an endpoint, the ids of its route, and how urgent it is."""
+    """A request: its endpoint, the ids of its route, its body and its rank. A lower `rank` goes first in its lane."""
 
     endpoint: Endpoint
     ids: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -52,10 +52,10 @@ class Call:
     loggable_body: str = ""
     """The body as an `UnknownOutcome` may show it, without secrets."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What else the body holds: an answer that echoes it is not quoted in an error as it came."""
+    """Secrets in the body. If an answer echoes them, errors show `***`."""
 
     def __post_init__(self) -> None:
-        """Raise `InvalidInput` for an id that would make a path of another route, whoever named it."""
+        """Raise `InvalidInput` for an id that would make the path of another route."""
         for name, text in self.ids.items():
             if text in _NO_SEGMENT:
                 raise InvalidInput(name, text, "would lead to another route")
@@ -66,7 +66,7 @@ _HARMLESS = frozenset({"GET", "HEAD"})
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+/?|/")
 _DOTS = frozenset({".", ".."})
-"""Segments that a server, or what stands before it, may take for another route."""
+"""Segments that a server or proxy may resolve to another route."""
 _ADVICE = "Ask the server whether it was done before you send it again."
 
 
@@ -82,7 +82,7 @@ def raw_call(
     rank: float,
     max_wait: float | None,
 ) -> Call:
-    """Return the call; raise `InvalidInput` for what cannot be meant."""
+    """Return the call for `session.request`; raise `InvalidInput` for arguments that make no valid request."""
     method = method.upper()
     if method not in _METHODS:
         raise InvalidInput("method", method, f"is none of {', '.join(sorted(_METHODS))}")

@@ -1,7 +1,7 @@
-"""One logical call: gate, transport, retry decision, and a value or an error at the end.
+"""One call to the API: gate, transport and retries, with a value or an error as its result.
 
-Nothing else of the library sends to the API. A call passes the gate for each attempt, tells it the status
-at the headers, and leaves the decision about a repeat to `_core.retry`.
+All requests of the library are sent here. Each attempt takes a slot from the gate and reports its status as soon
+as the headers arrive. `attempts` decides about a repeat.
 """
 
 import asyncio
@@ -53,11 +53,12 @@ __all__ = ["Caller"]
 
 T = TypeVar("T")
 Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
-"""Makes a value of a 2xx answer's body; raises `RetryableFailure` for one that another attempt may give whole."""
+"""Decodes the body of a 2xx answer; raises `RetryableFailure` if another attempt may return a complete one."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
-"""What a URL may hold: only what it may not is escaped, or its signature would not fit."""
+"""Characters that stay as they are in a signed URL: escaping them would make its signature invalid."""
 _SHORT_KEY = 8
-"""Characters of a key that no server gives out: in a body with data it would be found by chance."""
+"""A key with fewer characters is not replaced in 2xx bodies, where it could match data by chance. Real keys are
+longer."""
 
 
 @final
@@ -102,7 +103,7 @@ class Caller:
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Requests sent, by endpoint key and lane name."""
+        """The number of requests sent, by endpoint key and lane name."""
 
     def repeated(
         self,
@@ -129,19 +130,19 @@ class Caller:
         )
 
     async def call(self, call: Call, kind: type[T]) -> T:
-        """Send until there is an answer that a caller can use, and return it decoded.
+        """Send the request, repeat it as its endpoint allows, and return the decoded answer.
 
-        Raises the `ApiError` of a refusal; `NoAnswer`, `ServerError` or `UnexpectedReply` when the attempts are
-        used up; `UnknownOutcome` where the server may have acted and a repeat could do it twice.
+        Raises the `ApiError` of a refusal; `NoAnswer`, `ServerError` or `UnexpectedReply` when the attempts are used
+        up; `UnknownOutcome` if the server may have processed the request and a repeat could do the same again.
         """
         return await self._repeated(call, partial(self._decoded, kind))
 
     async def call_with_status(self, call: Call, kind: type[T]) -> tuple[int, T]:
-        """Send as `call` does, and return the status, too, where several are a success."""
+        """Send as `call` does, and return the status and the decoded answer."""
         return await self._repeated(call, partial(self._with_status, kind))
 
     async def reply(self, call: Call) -> Reply:
-        """Send as `call` does, and return the answer as it is; a body that is not what it says it is, is none."""
+        """Send as `call` does, and return the answer undecoded. Cut JSON and HTML pages count as failed attempts."""
         return await self._repeated(call, self._reply)
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
@@ -157,9 +158,9 @@ class Caller:
                     raise
 
     async def attempt(self, call: Call, kind: type[T], attempts: Attempts) -> T:
-        """Make one attempt of a compound step that counts its own; a 429 is waited out.
+        """Make one attempt of a compound step, which counts its own attempts. Waits after a 429 and sends again.
 
-        Raises what `call` does, and `RetryableFailure` where another attempt of the step may succeed.
+        Raises as `call` does, and `RetryableFailure` if another attempt of the step may succeed.
         """
         return await self._through_the_gate(call, partial(self._decoded, kind), attempts.attempt)
 
@@ -173,7 +174,7 @@ class Caller:
                     ticket = slot.ticket
 
     async def send_once(self, call: Call, kind: type[T], slot: Slot) -> T:
-        """Make one attempt with a slot that the caller holds; raise what it comes to, unrepeated."""
+        """Make one attempt with a slot that the caller holds. Raises as `call` does, without a repeat."""
         try:
             return await self._attempt(call, partial(self._decoded, kind), slot, 1)
         except RetryableFailure as failure:
@@ -181,9 +182,9 @@ class Caller:
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncGenerator[Answer]:
-        """Yield the answer at its headers; the body streams without holding a slot. One attempt.
+        """Make one attempt and yield the answer at its headers; the body streams without holding a slot.
 
-        A 429 is waited out. Raises as `call` does, unrepeated; `NoAnswer` if the body breaks off.
+        Waits after a 429 and sends again. Raises as `call` does, without a repeat; `NoAnswer` if the body breaks off.
         """
         ticket: int | None = None
         yielded = False
@@ -198,7 +199,7 @@ class Caller:
                         return
                 except RateLimited:
                     if yielded:
-                        raise  # the caller's own
+                        raise  # it came from the caller's block
                     ticket = slot.ticket
                 except RetryableFailure as failure:
                     raise failure.error from failure
@@ -209,13 +210,13 @@ class Caller:
     ) -> AsyncGenerator[Answer]:
         """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
 
-        One attempt, without the API key and without a gate: the limit is not that server's. Raises `NoAnswer`, and
-        `InvalidInput` for a URL that would send the bytes unencrypted although the API itself uses https.
+        One attempt, without the API key and without a gate: the API's limit does not apply to that server. Raises
+        `NoAnswer`, and `InvalidInput` for a URL that would send the bytes unencrypted although the API uses https.
         """
         self._guard.loop()
         endpoint, status, trouble = call.endpoint, None, None
         self._check_encrypted(url, endpoint.template.strip("{}"))
-        sent_at = self._tell_sent(call, 0.0, attempt)
+        sent_at = self._report_sent(call, 0.0, attempt)
         try:
             async with self._transport.exchange(
                 endpoint.method,
@@ -230,7 +231,7 @@ class Caller:
             trouble = lost.reason
             raise NoAnswer(endpoint.method, endpoint.template, lost.reason) from lost
         finally:
-            self._tell_done(call, 0.0, attempt, sent_at, status, trouble)
+            self._report_done(call, 0.0, attempt, sent_at, status, trouble)
 
     def _check_encrypted(self, url: str, name: str) -> None:
         try:
@@ -259,9 +260,7 @@ class Caller:
 
     async def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
         if body and (is_json(answer) or is_html(answer)):
-            await self._decoded(
-                object, call, answer, body
-            )  # cut JSON is none, and a page for people never was
+            await self._decoded(object, call, answer, body)  # raises for cut JSON and for HTML
         headers: dict[str, str] = {}
         for name, value in answer.headers.items():
             name, value = name.lower(), value.replace(self._key.reveal(), "***")
@@ -279,13 +278,13 @@ class Caller:
     async def _exchange(
         self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
     ) -> AsyncGenerator[Answer]:
-        """Send once and tell the gate the status at the headers.
+        """Send once, and report the status to the gate at the headers.
 
         Raises `ApiError` or `RetryableFailure` unless the status is 2xx.
         """
         endpoint, loop = call.endpoint, asyncio.get_running_loop()
         status, trouble = None, None
-        sent_at = self._tell_sent(call, slot.waited, attempt)
+        sent_at = self._report_sent(call, slot.waited, attempt)
         try:
             async with self._transport.exchange(
                 endpoint.method,
@@ -312,9 +311,9 @@ class Caller:
                 timed_out=lost.timed_out,
             ) from lost
         finally:
-            self._tell_done(call, slot.waited, attempt, sent_at, status, trouble)
+            self._report_done(call, slot.waited, attempt, sent_at, status, trouble)
 
-    def _tell_sent(self, call: Call, waited: float, attempt: int) -> float:
+    def _report_sent(self, call: Call, waited: float, attempt: int) -> float:
         """Count a request and report it as an event; return the time."""
         endpoint, now = call.endpoint, asyncio.get_running_loop().time()
         self.requests[endpoint.key, endpoint.lane.name] += 1
@@ -331,7 +330,7 @@ class Caller:
             )
         return now
 
-    def _tell_done(
+    def _report_done(
         self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
     ) -> None:
         if not self._events.wants_requests:
@@ -367,7 +366,7 @@ class Caller:
         return error
 
     async def _read(self, answer: Answer, most: int) -> bytes:
-        """Read a body; raise `Lost` once more than `most` bytes of it have come, decompressed."""
+        """Read a body; raise `Lost` if it has more than `most` bytes, decompressed."""
         body = await beginning(answer, most)
         if len(body) > most:
             raise Lost(f"the body is larger than {most} bytes", sent=True)
@@ -379,7 +378,7 @@ class Caller:
         return self._without_key(answer, body[:LARGEST_ERROR])
 
     def _without_key(self, answer: Answer, body: bytes) -> bytes:
-        """Keep a key that the server echoes out of errors and logs."""
+        """Replace an API key that the server echoes, so that no error or log contains it."""
         key = self._key.reveal()
         if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
             return body

@@ -1,7 +1,7 @@
-"""Take the compression off a body while it streams by, in pieces of bounded size, and notice where it was cut short.
+"""Decompresses a body while it streams, in pieces of bounded size, and detects a body that was cut short.
 
-aiohttp would do the first; but it takes a gzip body that ends early for a whole one, and a proxy that cuts bodies
-short is what a download must be safe from.
+aiohttp can decompress, but it accepts a gzip body that ends early as complete. Downloads must detect a proxy that
+cuts bodies short.
 """
 
 import zlib
@@ -11,17 +11,17 @@ from typing import final
 __all__ = ["ACCEPTED", "ContentDecoder", "Undecodable", "decoder_for"]
 
 ACCEPTED = "gzip"
-"""What a request asks for."""
+"""The `Accept-Encoding` of requests."""
 _PIECE = 256 * 1024
 _WBITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class Undecodable(Exception):
-    """The body is not what its `Content-Encoding` says, or ends early."""
+    """The body does not match its `Content-Encoding`, or ends early."""
 
 
 def decoder_for(headers: Iterable[str]) -> "ContentDecoder | None":
-    """Return the decoder for the values of `Content-Encoding`, None where there is nothing to decode.
+    """Return the decoder for the values of `Content-Encoding`; None if there is nothing to decode.
 
     Raises `Undecodable` for an encoding that is not known, and for several: no request asked for that.
     """
@@ -48,14 +48,16 @@ class ContentDecoder:
         self._zlib = zlib.decompressobj(self._wbits)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what the next bytes stand for, at most 256 KiB at a time: a thousandfold bomb needs no memory."""
+        """Yield the decompressed bytes, at most 256 KiB at a time, so that a decompression bomb needs no memory."""
         if not self._begun and data:
             self._begun = True
             if self._wbits == zlib.MAX_WBITS and data[0] & 0x0F != 8:
-                self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)  # deflate without its header: a known vice
+                self._zlib = zlib.decompressobj(
+                    -zlib.MAX_WBITS
+                )  # some servers send deflate without its header
         more = bool(data)
         while more:
-            if self._zlib.eof:  # gzip may be several members after one another, and be padded with zeros
+            if self._zlib.eof:  # gzip may have several members, and zeros as padding
                 data = data.lstrip(b"\0")
                 if not data:
                     return
@@ -70,6 +72,6 @@ class ContentDecoder:
             more = bool(data) or len(piece) == _PIECE
 
     def close(self) -> None:
-        """Raise `Undecodable` if the body has not come to its end."""
+        """Raise `Undecodable` if the body is incomplete."""
         if self._begun and not self._zlib.eof:
             raise Undecodable("the compressed body ends early")

@@ -1,4 +1,4 @@
-"""What an answer says: its body as a type, the text of a refusal, the pause that it asks for."""
+"""Reads an answer: its body as a type, the text of a refusal, the pause that it asks for."""
 
 import contextlib
 import email.utils
@@ -31,29 +31,29 @@ __all__ = [
 T = TypeVar("T")
 _TEXT = 200
 _AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
-"""Bytes that are decoded on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
+"""The most bytes to decode on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
 LARGEST_ERROR = 64 * 1024
 """Bytes of a refusal's body that are read and kept."""
 _SHORTEST_SECRET = 4
 _URL = re.compile(
     r"""[a-z][a-z0-9+.-]{0,20}(?::|%3a)(?:/|\\{1,4}/|\\{1,4}u002f|%2f){2}[^\s"'<>]*""", re.IGNORECASE
 )
-"""A URL, also where JSON or a form escapes its slashes."""
+"""A URL, even if JSON or a form has escaped its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-"""RFC 9110 knows whole seconds only; some proxies send fractions."""
+"""RFC 9110 allows only whole seconds, but some proxies send fractions."""
 
 
 @final
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A 2xx answer to a request that was written by hand."""
+    """A 2xx answer to `session.request`."""
 
     method: str
     endpoint: str
     """The route template."""
     status: int
     headers: Mapping[str, str]
-    """By name in lower case; repeated ones joined by commas."""
+    """By name in lower case. The values of a repeated header are joined by commas."""
     content: bytes
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     @overload
     def json(self, kind: type[T]) -> T: ...
     def json(self, kind: type[T] | type[object] = object) -> T | object:
-        """Return the body decoded, as `kind` if one is given: a msgspec struct, a dataclass, `dict[str, int]`, ...
+        """Return the decoded body, as `kind` if given: a msgspec struct, a dataclass, `dict[str, int]`, ...
 
         NaN, infinities and values that are nested deeper than 100 levels become null.
         Raises `UnexpectedReply` for a body that is not JSON, or not of that kind.
@@ -78,7 +78,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def beginning(answer: Answer, most: int) -> bytes:
-    """Return a body, or its beginning once more than `most` bytes of it have come, decompressed."""
+    """Return a decompressed body. If it exceeds `most` bytes, return only its beginning."""
     body, chunks = bytearray(), answer.chunks()
     try:
         async for chunk in chunks:
@@ -92,7 +92,7 @@ async def beginning(answer: Answer, most: int) -> bytes:
 
 
 async def decoded(body: bytes, kind: type[T]) -> T:
-    """Return `body` as `kind`, decoded in a thread if that can take long; raise `Unreadable`."""
+    """Return `body` as `kind`, decoded in a thread if it is large. Raises `Unreadable`."""
     if len(body) <= _AT_ONCE and (documented := decode_documented(body, kind)) is not None:
         return documented
     if len(body) <= _AT_ONCE_IN_PARTS:
@@ -102,18 +102,16 @@ async def decoded(body: bytes, kind: type[T]) -> T:
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
     """Return the error for a body that cannot be decoded as what was asked for."""
-    error = UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
-    error.body = body[:LARGEST_ERROR]
-    return error
+    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
 
 
 def is_html(answer: Answer) -> bool:
-    """Return whether a page for people came: a proxy's, whatever its status says."""
+    """Return whether the answer is an HTML page, as a proxy sends it under any status."""
     return _media_type(answer) == "text/html"
 
 
 def is_json(answer: Answer) -> bool:
-    """Return whether the answer says that it is JSON."""
+    """Return whether the answer's content type is JSON."""
     return _media_type(answer).endswith("json")
 
 
@@ -122,9 +120,9 @@ def _media_type(answer: Answer) -> str:
 
 
 def excerpt(body: bytes) -> str:
-    """Return at most 200 characters of a body that is not what was expected, with `***` for each URL.
+    """Return at most 200 characters of an unexpected body, with `***` for each URL.
 
-    A reply that cannot be read may hold an upload URL or a magic link, which are secrets.
+    An unreadable reply may contain an upload URL or a magic link, which are secrets.
     """
     return _URL.sub("***", body[: _TEXT * 40].decode("utf-8", "replace"))[:_TEXT]
 
@@ -132,7 +130,7 @@ def excerpt(body: bytes) -> str:
 def without(body: bytes, secrets: Iterable[str]) -> bytes:
     """Return `body` with `***` for each of `secrets`, in plain text or with any JSON escapes.
 
-    Secrets of fewer than 4 characters stay: they would be found in any text.
+    Secrets of fewer than 4 characters stay, because they would match in any text.
     """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
@@ -150,7 +148,7 @@ def _spellings(character: str) -> bytes:
 
 
 def error_text(body: bytes) -> tuple[str, bool]:
-    """Return what a refusal says, and whether it says it as the API does: in JSON with an `error`."""
+    """Return the text of a refusal, and whether the body has the API's form: JSON with an `error`."""
     try:
         return decode(body, _ErrorBody).error, True
     except Unreadable:
@@ -180,9 +178,14 @@ def retry_after(headers: Mapping[str, str], *, speed: float = 1.0) -> float | No
 
 
 def _http_date(text: str) -> datetime | None:
-    """Return the time that a header names, in UTC; None if it names none."""
+    """Return the time in a header, in UTC; None if it is not a valid date."""
     try:
         at = email.utils.parsedate_to_datetime(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError, TypeError, IndexError):  # its parser raises them for odd texts
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        IndexError,
+    ):  # the parser raises all of these for malformed dates
         return None

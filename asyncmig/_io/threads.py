@@ -1,4 +1,4 @@
-"""Blocking work in a thread that ends before its caller goes on, also when the caller is cancelled."""
+"""Blocking work in a thread. The caller continues only after the thread has ended, even if it is cancelled."""
 
 import asyncio
 import os
@@ -16,25 +16,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _BATCH = 2 * 1024 * 1024
 _PIECES = 1024
-"""The most that one `writev` takes (IOV_MAX, limits.h)."""
+"""The most buffers of one `writev` (IOV_MAX, limits.h)."""
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in the loop's executor and return what it returns.
 
-    Cancelled, this waits for the thread first: a file must not be closed while another thread reads it. The loop's
-    own executor, because a loop with a virtual clock can tell that it has work.
+    If it is cancelled, it waits for the thread first: a file must not be closed while another thread reads it. It
+    uses the loop's own executor, so that a loop with a virtual clock knows of the work.
     """
     return await finish(begin(function, *args, **kwargs))
 
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[T]":
-    """Start `function` in the loop's executor; whoever starts it must `finish` it."""
+    """Start `function` in the loop's executor; the caller must `finish` it."""
     return asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
 
 
 async def finish(work: "asyncio.Future[T]") -> T:
-    """Return what the work comes to; cancelled, wait for its thread first."""
+    """Return the result of the work. If it is cancelled, it waits for the thread first."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -43,7 +43,7 @@ async def finish(work: "asyncio.Future[T]") -> T:
 
 
 async def outlast(work: "asyncio.Future[T]") -> None:
-    """Wait until the thread has ended, whoever cancels, and leave aside what came of it."""
+    """Wait until the thread has ended, despite any cancellation, and ignore its result."""
     with anyio.CancelScope(shield=True):
         while not work.done():
             try:
@@ -55,9 +55,9 @@ async def outlast(work: "asyncio.Future[T]") -> None:
 
 
 def write_all(file: IO[bytes], chunks: Sequence[bytes]) -> None:
-    """Write to an unbuffered file, in as few calls as there can be. Blocks.
+    """Write to an unbuffered file in as few system calls as possible. Blocks.
 
-    After each call a thread has to win the interpreter's lock again, which costs more than the call does.
+    After each call the thread must reacquire the interpreter lock, which costs more than the call.
     """
     for start in range(0, len(chunks), _PIECES):
         pieces = chunks[start : start + _PIECES]
@@ -70,9 +70,9 @@ def write_all(file: IO[bytes], chunks: Sequence[bytes]) -> None:
 
 @final
 class WriteBehind:
-    """Writes to an unbuffered file in a thread while its caller fetches what comes next; 4 MiB and a chunk may wait.
+    """Writes to an unbuffered file in a thread while the caller fetches more. Holds at most 4 MiB and one chunk.
 
-    Leaving the block waits for the thread. What went wrong with a write is raised by one of the next, or at the end.
+    Leaving the block waits for the thread. The error of a write is raised by one of the next calls or at the end.
     """
 
     __slots__ = ("_file", "_held", "_size", "_work")
@@ -109,7 +109,7 @@ class WriteBehind:
             await self._turn()
 
     async def _turn(self) -> None:
-        """Start to write what is held, once the batch before is written."""
+        """Start to write the held chunks, once the previous batch is written."""
         await self._settle()
         held, self._held, self._size = self._held, [], 0
         self._work = begin(write_all, self._file, held)

@@ -1,9 +1,8 @@
-"""The one seam to the network: a protocol with two methods, and its aiohttp form.
+"""The only interface to the network: a protocol with two methods, and its implementation with aiohttp.
 
-The aiohttp form switches off what would go past the limiter or carry the key elsewhere: it follows no
-redirect, and it does not send a request a second time when a reused connection breaks (aiohttp would,
-for GET and PUT). Requests that change the server travel on connections of their own: one that the
-server closed while it lay idle would leave their outcome unknown.
+The implementation disables what would bypass the limiter or send the key to another host: it follows no redirect, and
+it does not send a request again when a reused connection breaks (aiohttp does so for GET and PUT). Each request that
+changes the server uses a new connection: if the server had closed an idle one, the outcome would be unknown.
 """
 
 import asyncio
@@ -34,27 +33,29 @@ Body = bytes | AsyncIterator[bytes]
 """A request body: bytes, or an async iterable of bytes."""
 _CHUNK = 256 * 1024
 _PIECE = 64 * 1024
-"""Bytes of a body that must be taken before a time-out for silence: as many as asyncio buffers."""
+"""Bytes of a body that the peer must take within the stall time-out: as many as asyncio buffers."""
 _BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
-"""The headers of an answer that say that a body follows."""
+"""Headers of an answer that announce a body."""
 _WITHOUT_BODY = re.compile(rb"HTTP/1\.[01] +(204|1[0-9]{2})(?![0-9])")
-"""How an answer begins that has no body: a 204, or an interim one before the answer itself."""
+"""The first line of an answer without a body: a 204, or an interim answer before the final one."""
 _STATUS_LINE = len(b"HTTP/1.1 204 ")
 _LARGEST_HEADER = 64 * 1024
-"""Bytes of one header of an answer."""
+"""The most bytes of one header of an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Time-outs in seconds, and the slowest transfer that is accepted; None is no limit.
+    """Time-outs in seconds, and the slowest accepted transfer. None means no limit.
 
-    `connect`: until a connection is established. `headers`: until the headers of the answer are complete, from the
-    start of the request or, where a body is streamed, from its end. `total`: until the whole answer was read; files
-    that are uploaded or downloaded have none. `stall`: without a byte. `min_rate`, bytes per second: a body, sent or
-    received, must move `min_rate * rate_window` bytes in every `rate_window` seconds. Seconds in which this program
-    produces or consumes the body do not count.
+    - `connect`: until a connection is established.
+    - `headers`: until the headers of the answer are complete, counted from the start of the request or, if its
+      body is streamed, from the end of the body.
+    - `total`: until the whole answer was read. Uploads and downloads of files have no total.
+    - `stall`: the longest time without a byte. An endpoint may allow more (`Endpoint.stall_timeout`).
+    - `min_rate`, in bytes per second: a body must move `min_rate * rate_window` bytes in every `rate_window` seconds.
+      The time in which this program produces or consumes the body does not count.
 
-    Raises `InvalidInput` for a value that is not more than 0.
+    Raises `InvalidInput` for a value that is not greater than 0.
     """
 
     connect: float | None = 10.0
@@ -72,12 +73,12 @@ class Timeouts:
                 raise InvalidInput(name, value, "must be more than 0, or None for no limit")
 
     def streaming(self) -> "Timeouts":
-        """Return the same without a total: a transfer takes as long as its size needs."""
+        """Return a copy without `total`, because the time of a transfer depends on its size."""
         return replace(self, total=None)
 
 
 class Lost(Exception):
-    """No answer, or not all of it. `sent` is False where the request cannot have arrived."""
+    """No answer came, or only a part of it. `sent` is False if the request cannot have arrived."""
 
     def __init__(self, reason: str, *, sent: bool, timed_out: bool = False) -> None:
         super().__init__(reason)
@@ -87,7 +88,7 @@ class Lost(Exception):
 
 
 class Answer(Protocol):
-    """An answer whose headers are there; reading its body may raise `Lost`."""
+    """An answer whose headers have arrived. Reading its body may raise `Lost`."""
 
     @property
     def status(self) -> int:
@@ -116,11 +117,11 @@ class Transport(Protocol):
         body: Body | None,
         timeouts: Timeouts,
     ) -> AbstractAsyncContextManager[Answer]:
-        """Send and yield the answer at its headers. Raises `Lost`; leaves nothing open behind it."""
+        """Send the request and yield the answer at its headers. Raises `Lost`. The exit closes what it opened."""
         ...
 
     async def aclose(self) -> None:
-        """Close what is open; nothing is sent afterwards."""
+        """Close all connections; nothing is sent afterwards."""
         ...
 
 
@@ -153,7 +154,7 @@ class _AiohttpAnswer:
             raise Lost(str(error), sent=True) from error
 
     async def _read(self) -> bytes:
-        """Return the next bytes as they came, none at the end. Raises `Lost` also where they come too slowly."""
+        """Return the next bytes as received, b"" at the end. Raises `Lost`, also if they arrive too slowly."""
         chunk, lost, loop = None, None, asyncio.get_running_loop()
         started = loop.time()
         with anyio.move_on_after(self._rate.patience()):
@@ -169,7 +170,7 @@ class _AiohttpAnswer:
 
 @final
 class _Rate:
-    """Decides when a body moves too slowly, by the bytes in successive windows of time spent waiting for the peer."""
+    """Detects a body that moves too slowly. Counts bytes in successive windows of time spent waiting for the peer."""
 
     __slots__ = ("_bytes", "_timeouts", "_waited")
 
@@ -180,7 +181,7 @@ class _Rate:
         return f"less than {self._timeouts.min_rate:g} bytes/s for {self._timeouts.rate_window:g} s"
 
     def patience(self) -> float:
-        """Return for how many more seconds the peer may move nothing."""
+        """Return the seconds for which the peer may still move nothing."""
         if self._timeouts.min_rate is None:
             return math.inf
         window = self._timeouts.rate_window
@@ -188,7 +189,7 @@ class _Rate:
         return window - self._waited + (window if is_enough else 0.0)
 
     def moved(self, size: int, seconds: float) -> None:
-        """Count bytes, and the seconds that the peer took for them."""
+        """Count moved bytes and the seconds that the peer took."""
         self._bytes += size
         self._waited += seconds
         if self._waited >= self._timeouts.rate_window:
@@ -197,7 +198,7 @@ class _Rate:
 
 @final
 class AiohttpTransport:
-    """Requests through aiohttp. A given `http` session is used for everything, as it is set up, and is not closed.
+    """Sends requests with aiohttp. A given `http` session is used unchanged for all requests, and is not closed.
 
     `trust_env`: take proxies from the environment (but no credentials from a netrc file, as aiohttp would).
     """
@@ -243,9 +244,8 @@ class AiohttpTransport:
                 )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             lost = _lost(error)
-        if (
-            response is None
-        ):  # raised here, so that it has no context: aiohttp's errors hold URLs and passwords
+        # Raised outside of the `except`, so that it has no context: aiohttp's errors contain URLs and passwords.
+        if response is None:
             raise lost or Lost(watch.reason, sent=True, timed_out=True)
         async with response:
             yield _AiohttpAnswer(response, timeouts)
@@ -279,9 +279,9 @@ class AiohttpTransport:
 
 @final
 class _Protocol(ResponseHandler):
-    """A connection that takes a 204 for an answer also if a body follows, as some storages send it.
+    """A connection that accepts a 204 followed by a body, as some storages send it.
 
-    aiohttp would read that body as the next answer, and lose this one over it.
+    aiohttp would parse that body as the next answer, and fail this one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -318,7 +318,7 @@ class _Protocol(ResponseHandler):
 
 @final
 class _Connector(aiohttp.TCPConnector):
-    """A connector whose connections are of that kind; aiohttp has no public way to choose it."""
+    """A connector with such connections; aiohttp has no public way to choose their class."""
 
     def __init__(self, *, limit: int, force_close: bool) -> None:
         super().__init__(limit=limit, force_close=force_close)  # pyright: ignore[reportUnknownMemberType]  # of aiohttp
@@ -328,7 +328,10 @@ class _Connector(aiohttp.TCPConnector):
 
 @final
 class _Watch:
-    """Cancels a request whose body is not taken, or whose headers do not come: aiohttp limits only silence."""
+    """Cancels a request if the peer takes its body too slowly, or sends its headers too late.
+
+    aiohttp itself only limits the time without a byte.
+    """
 
     __slots__ = ("_rate", "_timeouts", "reason", "scope")
 
@@ -339,15 +342,15 @@ class _Watch:
         """Why the scope was cancelled."""
 
     def headers(self) -> None:
-        """Wait for the headers of the answer from now on."""
+        """Begin to wait for the headers of the answer."""
         self._limit(self._timeouts.headers, f"no complete headers within {self._timeouts.headers} s")
 
     def source(self) -> None:
-        """Wait for this program."""
+        """Begin to wait for this program, without a limit."""
         self._limit(None, "")
 
     def piece(self) -> None:
-        """Wait until the next piece of the body is taken."""
+        """Begin to wait until the peer takes the next piece of the body."""
         patience, stall = self._rate.patience(), self._timeouts.stall
         if stall is not None and stall <= patience:
             self._limit(stall, f"nothing of the body was taken for {stall} s")
@@ -355,7 +358,7 @@ class _Watch:
             self._limit(patience, f"the body was taken too slowly: {self._rate}")
 
     def taken(self, size: int, seconds: float) -> None:
-        """Note that a piece of `size` bytes was taken in so many seconds."""
+        """Report that the peer took a piece of `size` bytes in so many seconds."""
         self._rate.moved(size, seconds)
 
     def _limit(self, seconds: float | None, reason: str) -> None:
@@ -366,7 +369,7 @@ class _Watch:
 
 @final
 class _Watched:
-    """A body in pieces that are small enough to see whether the peer takes them."""
+    """A body in pieces small enough to detect whether the peer takes them."""
 
     __slots__ = ("_chunks", "_given_at", "_piece", "_rest", "_watch")
 
@@ -395,12 +398,12 @@ class _Watched:
 
 
 def _for_proxy(url: str, proxy: Proxy | None) -> Mapping[str, str]:
-    """Return headers for the proxy that travel with the request: a tunnel is asked for in one of its own."""
+    """Return the headers for the proxy of an http request. For https, aiohttp sends them when it opens the tunnel."""
     return proxy.headers if proxy is not None and url.startswith("http:") else {}
 
 
 async def _send_once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Keep aiohttp from sending a GET or PUT again when a reused connection breaks (RFC 9112, 9.3.1)."""
+    """Prevent aiohttp from sending a GET or PUT again when a reused connection breaks (RFC 9112, 9.3.1)."""
     try:
         return await handler(request)
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
@@ -422,7 +425,7 @@ def _lost(error: Exception) -> Lost:
 
 
 def _name(error: Exception) -> str:
-    """Say what happened without the URL, which some of aiohttp's messages carry and which may be signed."""
+    """Describe an error without aiohttp's own message, which may contain a signed URL."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy refused the connection with status {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
