@@ -1,4 +1,4 @@
-"""Characters that are invisible or look like a space: a text with one looks equal to another and is not."""
+"""Invisible characters, and characters that look like a space: two texts may look equal although they differ."""
 
 import re
 import unicodedata
@@ -11,9 +11,9 @@ _FORMAT = (
 )
 """Soft hyphen, zero-width space, marks of direction, byte order mark and the like."""
 _JOINERS = "\u200c\u200d"
-"""Part of how words are written in some scripts, and of emoji; between ASCII characters they are nothing."""
+"""Needed in words of some scripts and in emoji; meaningless between ASCII characters."""
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
-"""What looks like a space: usual inside of a sentence, and not at its ends."""
+"""Characters that look like a space: usual inside a sentence, but not at its ends."""
 _ANY = re.compile(f"[{_FORMAT}{_JOINERS}{_SPACES}]")
 _IN_PROSE = re.compile(
     f"[{_FORMAT}]|(?<![^\\x00-\\x7f])[{_JOINERS}]|[{_JOINERS}](?![^\\x00-\\x7f])|\\A[{_SPACES}]|[{_SPACES}]\\Z"
@@ -22,12 +22,12 @@ _ENDS = re.compile(rf"\A[\s{_FORMAT}{_JOINERS}]+|[\s{_FORMAT}{_JOINERS}]+\Z")
 
 
 def invisible_in_name(text: str) -> list[str]:
-    """Return the characters of a name, or of a value that is compared, that make it another than it looks."""
+    """Return the invisible and space-like characters of a name, or of a value that is compared."""
     return [] if text.isascii() else _ANY.findall(text)
 
 
 def invisible_in_prose(text: str) -> list[str]:
-    """Return such characters of a text that is only read: those that its language has no use for."""
+    """Return the invisible characters of a text for people that its language does not need."""
     return [] if text.isascii() else _IN_PROSE.findall(text)
 
 
@@ -37,7 +37,7 @@ def trimmed(text: str) -> str:
 
 
 def named_characters(characters: set[str]) -> str:
-    """Return what they are called: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER MARK`."""
+    """Return the names of characters: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER MARK`."""
     return ", ".join(f"U+{ord(each):04X} {_name(each)}" for each in sorted(characters))
 
 

@@ -1,8 +1,8 @@
-"""Addresses of Redis and PostgreSQL as users write them: the one place that parses them, and hides their secrets.
+"""Parses addresses of Redis and PostgreSQL as users write them, and hides their secrets.
 
-A password in an address may hold any character, and one that should have been percent-encoded shifts everything that
-follows: what a lenient parser takes for a host, a port or a database may be a part of the password. So an address is
-parsed strictly, as the client libraries read it, and an error shows nothing of it.
+A password in an address may contain any character. A character that should have been percent-encoded shifts
+everything after it, so a lenient parser could take a part of the password for the host, the port or the database.
+An address is therefore parsed strictly, as the client libraries parse it, and an error shows no part of it.
 """
 
 import re
@@ -43,12 +43,12 @@ _SPACE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 class _Malformed(Exception):
-    """What is no address; it says nothing of what was given."""
+    """The text is not an address. The error contains no part of the text."""
 
 
 @final
 class Server:
-    """Where a server is, and how to log in; its text shows no secret."""
+    """The address of a server and its credentials; `str` and `repr` show no secret."""
 
     __slots__ = ("_secrets", "_text", "database", "host", "kind", "scheme")
 

@@ -1,4 +1,4 @@
-"""Where requests go: the base URL of the API, and the proxy that the environment names for a host."""
+"""The base URL of the API, and the proxies that the environment names."""
 
 import base64
 import ipaddress
@@ -24,7 +24,7 @@ _SPACE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether `url` names this machine: plain http is safe there, and no proxy is needed."""
+    """Return whether `url` points to this machine, where plain http is safe and no proxy is needed."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -33,10 +33,10 @@ def is_loopback(url: str) -> bool:
 
 
 def checked_base_url(url: str, name: str) -> str:
-    """Return the base URL in its normal form: two spellings of one server are equal.
+    """Return the base URL in a normal form, so that two spellings of one server are equal.
 
-    Raises `InvalidInput` for `name`, the option or variable, if it is not https (loopback may be http). The error
-    shows no credentials.
+    Raises `InvalidInput` if it is not https (loopback may be http). `name`: the option or variable that the error
+    names. The error shows no credentials.
     """
     url = url.strip()
     parts = _split(url)
@@ -50,7 +50,7 @@ def checked_base_url(url: str, name: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """Return the parts of a URL whose port is a port; None for what is not a URL."""
+    """Return the parts of a URL; None if it is not a URL, or if its port is not valid."""
     try:
         parts = urlsplit(url)
         return None if parts.port == 0 else parts
@@ -73,7 +73,7 @@ def _fault(url: str, parts: SplitResult) -> str | None:
 
 
 def shown_url(url: str) -> str:
-    """Return `url` for an error message: without credentials, query and fragment, which may be secret."""
+    """Return `url` for an error message, without credentials, query and fragment, which may be secret."""
     scheme, rest = _parted(url)
     if "@" in rest:
         rest = "***@" + rest.rpartition("@")[2]
@@ -81,7 +81,7 @@ def shown_url(url: str) -> str:
 
 
 def _parted(url: str) -> tuple[str, str]:
-    """Return the scheme with its `://`, if there is one, and the rest."""
+    """Return the scheme including `://` (empty if there is none) and the rest."""
     found = _SCHEME.match(url)
     return (found[0], url[found.end() :]) if found else ("", url)
 
@@ -93,16 +93,17 @@ class Proxy:
     url: URL
     """Without credentials."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """For the proxy alone: the credentials, if its URL had some."""
+    """Headers for the proxy only: the credentials of its URL."""
 
 
 @final
 class Proxies:
-    """The proxies that the environment (elsewhere than on Linux also the system's settings) names, read once.
+    """The proxies that the environment names, read once. On other systems than Linux also the system's settings.
 
-    `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` hold `[http://][user:password@]host[:port]`; the lower-case names
-    take precedence, and an empty one means none. `NO_PROXY` is a list of exceptions: hosts with their subdomains,
-    addresses, networks (`10.0.0.0/8`), each with or without a port, or `*`. This machine is never asked for by proxy.
+    `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` contain `[http://][user:password@]host[:port]`. The lower-case
+    names take precedence, and an empty value means no proxy. `NO_PROXY` is a list of exceptions: hosts with their
+    subdomains, addresses, networks (`10.0.0.0/8`), each with or without a port, or `*`. Requests to this machine
+    never use a proxy.
     """
 
     __slots__ = ("_exceptions", "_values")
@@ -120,7 +121,7 @@ class Proxies:
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy for a request to `url`.
 
-        Raises `InvalidInput` for one that cannot be used; it names the variable.
+        Raises `InvalidInput` that names the variable, for a proxy that cannot be used.
         """
         parts = _split(url)
         if parts is None or not parts.hostname or parts.scheme not in self._values or is_loopback(url):
@@ -132,7 +133,7 @@ class Proxies:
 
 
 def _variable(kind: str) -> str:
-    """Return the environment variable that a proxy came from."""
+    """Return the environment variable that names a proxy."""
     names = (f"{kind}_proxy", f"{kind.upper()}_PROXY")
     return next((name for name in names if os.environ.get(name, "").strip()), _SYSTEM)
 
@@ -160,7 +161,7 @@ def _authorization(parts: SplitResult) -> dict[str, str]:
 
 
 def _matches(exception: str, host: str, port: int) -> bool:
-    """Return whether an entry of `NO_PROXY` names this host, as curl understands it."""
+    """Return whether an entry of `NO_PROXY` matches this host, by curl's rules."""
     if exception == "*":
         return True
     name, at, wanted = exception.rpartition(":")

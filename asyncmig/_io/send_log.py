@@ -1,16 +1,16 @@
 """The send log: a file from which the next process learns what was sent in the last window.
 
-It has one line for each request sent and one for each that is over. Nothing is synced to disk: what the kernel has
-survives a SIGKILL, and after a power cut more than a window has passed. Times are on the wall clock.
+It has one line for each request that was sent, and one for each that is over. Nothing is synced to disk: data in the
+kernel's cache survives a SIGKILL, and after a power cut more than a window has passed. Times are on the wall clock.
 
-Several processes may append to one file. A write takes a shared lock for as long as it lasts. A compaction takes the
-exclusive lock, copies what still matters to a new file and renames that over the old one; every process compares the
-file it has open with the path before it writes, and opens the new one. The kernel releases the locks of a process
-that dies. A write waits a moment for a compaction to end; while a stopped process holds the lock, what cannot be
-written is kept and written together with a later line.
+Several processes may append to one file. Each write holds a shared lock. A compaction takes the exclusive lock,
+copies the entries that still matter to a new file and renames that over the old one. Before each write, a process
+compares its open file with the path and opens the new one if they differ. The kernel releases the locks of a
+process that dies. A write waits briefly for a compaction; while a stopped process holds the lock, lines are kept
+in memory and written together with a later line.
 
-The log is an aid: without it the next process may meet some 429s. A log that cannot be used, also one that somebody
-else has put there (a symbolic link, a file of another user), is therefore a warning and not an error.
+The log is an aid: without it the next process may get some 429s. A log that cannot be used is therefore a warning and
+not an error, and so is a file that someone else has put there (a symbolic link, or a file of another user).
 """
 
 import errno
@@ -31,16 +31,16 @@ __all__ = ["EarlierSlot", "Kind", "SendLog"]
 Kind = Literal["sent", "done", "unsent"]
 _log = logging.getLogger("asyncmig")
 _LARGE = 256 * 1024
-"""Bytes from which on a log is compacted while it is written; it is then allowed to double."""
+"""The size in bytes at which a log is compacted during writing; after that it may double."""
 _LOOK_EVERY = 64 * 1024
-"""Bytes written by this process between looks at the size."""
+"""Bytes that this process writes between two checks of the size."""
 _MOST_READ = 8 * 1024 * 1024
-"""Bytes that are read from the end: far more than any limit allows in a window."""
+"""Bytes that are read from the end of the file: far more than any limit allows in a window."""
 _LONGEST_LINE = 4096
 _TRIES, _PAUSE = 100, 0.002
-"""How often, and how many real seconds apart, a write asks for the lock: a compaction takes a few milliseconds."""
+"""The most attempts to take the lock, and the real seconds between them. A compaction takes a few milliseconds."""
 _MOST_UNWRITTEN = 10_000
-"""Lines that are kept while they cannot be written."""
+"""The most lines that are kept in memory while they cannot be written."""
 _LINE = re.compile(
     r"(sent|done|unsent) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
 )
@@ -52,7 +52,7 @@ _SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NO
 
 
 class EarlierSlot(NamedTuple):
-    """A request that the log knows."""
+    """A request of an earlier process."""
 
     name: str
     age: float
@@ -60,7 +60,7 @@ class EarlierSlot(NamedTuple):
     is_answered: bool
 
     def answered_for(self, timeout: float) -> float:
-        """Return for how many seconds it has been answered, at least; after `timeout` an answer comes no more."""
+        """Return the least seconds since its answer. No answer comes later than `timeout` seconds after the send."""
         return self.age if self.is_answered else max(0.0, self.age - timeout)
 
 
@@ -73,11 +73,11 @@ class _Entry(NamedTuple):
 
 @final
 class SendLog:
-    """Writes and reads such a file.
+    """Writes and reads the send log.
 
-    A request matters for `window` seconds after its answer; one without an answer has arrived `timeout` seconds after
-    it was sent, or never. Both are seconds of the loop's clock, of which `speed` pass in a second of the wall clock.
-    `clock` returns the loop's time; with it the times in the log go on while the wall clock is set back.
+    A request matters for `window` seconds after its answer. A request without an answer has arrived at most `timeout`
+    seconds after it was sent, or never. Both are seconds on the loop's clock, which runs `speed` times as fast as the
+    wall clock. `clock` returns the loop's time, so that times in the log advance even if the wall clock is set back.
     """
 
     __slots__ = (
@@ -129,9 +129,9 @@ class SendLog:
         self._forget_file()
 
     def note(self, kind: Kind, budget: str, slot: str = "") -> None:
-        """Append that a request is `sent`, or that it is `done`, or that it was `unsent` after all."""
+        """Append that a request was `sent`, is `done`, or was `unsent` after all."""
         if not budget.isprintable():
-            return  # it would not be one line
+            return  # a line break would corrupt the log
         keep = self._keep_sent if kind == "sent" else self._keep_done
         self._unwritten.append(_line(kind, slot, _Entry(budget, self._now(), keep, kind == "done")))
         with self._trouble():
@@ -142,7 +142,7 @@ class SendLog:
                     self._compact(fd)
 
     def ages(self) -> dict[str, list[float]]:
-        """Return, by budget, how many of the loop's seconds ago the requests in the file were over, at the latest."""
+        """Return, by budget, the least seconds on the loop's clock since each request in the file was over."""
         ages: defaultdict[str, list[float]] = defaultdict(list)
         with self._trouble(), suppress(FileNotFoundError):
             fd = _opened(self._path, os.O_RDONLY)
@@ -155,7 +155,7 @@ class SendLog:
         return dict(ages)
 
     def earlier(self, budget: str | None = None) -> list[EarlierSlot]:
-        """Return what was in the file when it was opened and still matters, of one budget or of all."""
+        """Return the requests that were in the file when it was opened and still matter, of one budget or of all."""
         now = self._now()
         self._earlier = {slot: entry for slot, entry in self._earlier.items() if now < entry.at + entry.keep}
         return [
@@ -173,7 +173,7 @@ class SendLog:
     # Reading
 
     def _read(self, fd: int) -> dict[str, _Entry]:
-        """Return what still matters, by slot. A time to come (the clock was set back) counts as now."""
+        """Return the entries that still matter, by slot. A future time (the clock was set back) counts as now."""
         now = self._now()
         entries: dict[str, _Entry] = {}
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
@@ -195,7 +195,7 @@ class SendLog:
     # Writing
 
     def _flush(self) -> None:
-        """Write what is not written yet, unless another process keeps the file locked."""
+        """Write the kept lines, unless another process holds the lock."""
         while self._unwritten:
             fd = self._current()
             with _locked(fd, exclusively=False, tries=1 if self._is_stuck else _TRIES) as locked:
@@ -212,7 +212,7 @@ class SendLog:
                 self._unwritten.clear()
 
     def _compact(self, fd: int) -> dict[str, _Entry]:
-        """Return what still matters, and drop the rest from the file, unless another process writes just now."""
+        """Return the entries that still matter; remove the others from the file unless another process is writing."""
         with _locked(fd, exclusively=True) as locked:
             entries = self._read(fd)
             new = self._rewritten(entries) if locked and self._is_current(fd) else None
@@ -222,10 +222,10 @@ class SendLog:
         return entries
 
     def _rewritten(self, entries: Mapping[str, _Entry]) -> int:
-        """Put a file with `entries` in the place of the one that is there, and return it open."""
+        """Replace the file by one with `entries`, and return it open."""
         part = self._path.with_name(f"{self._path.name}.part")
         with suppress(FileNotFoundError):
-            part.unlink()  # of a process that was killed: nobody else has the lock
+            part.unlink()  # left by a killed process; only the holder of the lock writes it
         new = _opened(part, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(new, "wb", closefd=False) as file:
@@ -259,7 +259,7 @@ class SendLog:
 
     @contextmanager
     def _trouble(self) -> Generator[None]:
-        """Warn, once, of a log that cannot be used."""
+        """Warn once that the log cannot be used."""
         try:
             yield
         except OSError as error:
@@ -282,7 +282,7 @@ def _line(kind: Kind, slot: str, entry: _Entry) -> bytes:
 
 
 def _matches(fd: int) -> Iterator[re.Match[str]]:
-    """Yield the lines that are whole, from the end of a file that has grown too large; skip anything else."""
+    """Yield the complete lines, of a large file only those at its end; skip everything else."""
     with os.fdopen(fd, "rb", closefd=False) as file:
         file.seek(max(0, os.fstat(fd).st_size - _MOST_READ))
         while line := file.readline(_LONGEST_LINE):
@@ -292,7 +292,7 @@ def _matches(fd: int) -> Iterator[re.Match[str]]:
 
 
 def _opened(path: Path, flags: int) -> int:
-    """Open a file that is ours alone; raise `OSError` for anything else that has its name."""
+    """Open a regular file that only we own; raise `OSError` for anything else at this path."""
     fd = os.open(path, flags | _SAFELY, 0o600)
     try:
         found = os.fstat(fd)
@@ -313,7 +313,7 @@ if sys.platform == "win32":
 
     @contextmanager
     def _locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
-        yield not exclusively  # nobody replaces a file there that others have open
+        yield not exclusively  # on such a system an open file cannot be replaced
 
 else:
     import fcntl
@@ -328,7 +328,7 @@ else:
                 break
             except BlockingIOError:
                 time.sleep(_PAUSE * (tries > 1))
-            except OSError:  # a file system without locks: everybody appends, and nobody compacts
+            except OSError:  # no locks on this file system: processes append and never compact
                 yield not exclusively
                 return
         else:

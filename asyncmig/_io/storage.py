@@ -1,8 +1,8 @@
-"""What an object storage says when it refuses an upload: its code and its message, without what is secret.
+"""Reads why an object storage refused an upload: its error code and message, without secrets.
 
-Storages answer in XML (S3, GCS, Azure), JSON (GCS, others), HTML (a proxy) or text. Their answers may repeat the
-signed URL, the string to sign, tokens and key ids, so only the code and the first line of the message are taken, and
-what looks like a secret is masked.
+Storages answer in XML (S3, GCS, Azure), JSON (GCS, others), HTML (a proxy) or text. An answer may repeat the signed
+URL, the string to sign, tokens and key ids. Therefore only the code and the first line of the message are kept, and
+anything that looks like a secret is masked. Every API generation whose uploads go to signed URLs uses this module.
 """
 
 import html
@@ -18,7 +18,7 @@ __all__ = ["PutReply", "storage_error"]
 
 _LONGEST = 200
 _SHORTEST_WORD, _SHORTEST_SECRET = 8, 4
-"""Characters of a part of the URL that is masked: of a word such as `upload`, and of anything else."""
+"""The least length of a part of the URL that is masked: of a word such as `upload`, and of anything else."""
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _XML_CODE = re.compile(rb"<(?:\w+:)?Code>\s*([^<]{1,200}?)\s*</", re.IGNORECASE)
 _XML_MESSAGE = re.compile(rb"<(?:\w+:)?Message\b[^>]{0,200}>\s*([^<]{1,4000})", re.IGNORECASE)
@@ -35,7 +35,7 @@ _HIDDEN = (
     re.compile(r"(?<![\w+/=])[A-Z0-9+/=]{16,}(?!\w)", re.ASCII),
     re.compile(r"(?<![\w+/=-])[\w+/=-]{40,}", re.ASCII),
 )
-"""What the string to sign is, a URL, a named secret, and words that are long enough to be a key or a signature."""
+"""The string to sign, URLs, named secrets, and words that are long enough to be a key or a signature."""
 
 
 @final
@@ -45,10 +45,10 @@ class PutReply:
 
     status: int
     code: str = ""
-    """The storage's own word for what is wrong, such as `EntityTooLarge`; empty where it has none."""
+    """The storage's error code, such as `EntityTooLarge`; empty if it has none."""
     message: str = ""
     retry_after: float = 0.0
-    """Seconds after which it may be tried again, if it says so."""
+    """The seconds of its `Retry-After`; 0 without one."""
 
     @property
     def reason(self) -> str:
@@ -57,7 +57,7 @@ class PutReply:
 
 
 def storage_error(status: int, body: bytes, url: str, *, retry_after: float = 0.0) -> PutReply:
-    """Return what a refusal says. `url`: the signed URL, of which nothing is shown."""
+    """Return the code and message of a refusal. `url`: the signed URL, no part of which is shown."""
     code, message = _read(body)
     secrets = _secrets(url)
     shown = _shown(code, secrets)
@@ -70,7 +70,7 @@ def storage_error(status: int, body: bytes, url: str, *, retry_after: float = 0.
 
 
 def _read(body: bytes) -> tuple[str, str]:
-    """Return the code and the message of a body in whatever format it is."""
+    """Return the code and the message of a body, in any of the formats."""
     text = body.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith((b"{", b"[")):
         try:
@@ -106,7 +106,7 @@ def _read_json(value: object) -> tuple[str, str]:
 
 
 def _secrets(url: str) -> list[str]:
-    """Return the parts of a signed URL that no text may show, the longest first."""
+    """Return the parts of a signed URL that must be masked, the longest first."""
     parts = urlsplit(url)
     values = [value for _, value in parse_qsl(parts.query, keep_blank_values=False)]
     plain = [url, parts.query, parts.path, parts.netloc, *parts.path.split("/"), *values]
@@ -122,7 +122,7 @@ def _written(text: str) -> Iterable[str]:
 
 
 def _shown(text: str, secrets: Iterable[str]) -> str:
-    """Return the first line of a text without secrets, markup and what steers a terminal; at most 200 characters."""
+    """Return the first line of a text without secrets, markup and control characters; at most 200 characters."""
     text = _TAG.sub(" ", text[: _LONGEST * 20]).strip()
     for secret in secrets:
         text = text.replace(secret, "***")
