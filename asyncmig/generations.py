@@ -5,7 +5,7 @@ status, queue, command line) uses a generation only through `Generation`. Each j
 generation that wrote it; a record without a name was written by `companies`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Generation(Protocol):
         """The name in `api=`, `--api` and journal records."""
         ...
 
-    async def migrate(
+    def migrate(
         self,
         context: SessionContext,
         spec: Spec,
@@ -56,7 +56,7 @@ class Generation(Protocol):
         options: MigrationOptions,
         inputs: Inputs,
         turn: Turn | None = None,
-    ) -> Outcome:
+    ) -> Coroutine[object, object, Outcome]:
         """Migrate a customer, or continue from the claim's state; write its sheets to `to`. Raises `JournalError`.
 
         `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: to be awaited

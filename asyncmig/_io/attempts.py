@@ -14,11 +14,11 @@ from typing import final
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import Doubt, Next, RetryPolicy, RetryQuota, after_failure, backoff
-from asyncmig._io.failures import Failures, current_step
+from asyncmig._io.failures import Failures, StepScope, current_step
 from asyncmig.errors import AsyncmigError, UnknownOutcome
 from asyncmig.events import Events
 
-__all__ = ["Attempts", "RetryQueue", "RetryableFailure"]
+__all__ = ["Attempts", "RetryQueue", "RetryableFailure", "TimedAttempts"]
 
 
 @final
@@ -229,3 +229,48 @@ class Attempts:
         return UnknownOutcome(
             endpoint.method, endpoint.template, reason, self._loggable_body, endpoint.advice
         )
+
+
+@final
+class TimedAttempts:
+    """Repeats a block for at most `seconds`, in the same way as `Attempts`, but without a pause of its own.
+
+    The requests inside of the block have their own attempts and pauses, and their failures count as those of this
+    step.
+    """
+
+    __slots__ = ("_endpoint", "_failures", "_on", "_step", "_unless", "_until")
+
+    def __init__(
+        self,
+        events: Events,
+        endpoint: Endpoint,
+        *,
+        seconds: float,
+        on: tuple[type[AsyncmigError], ...],
+        unless: Callable[[AsyncmigError], bool],
+    ) -> None:
+        """`endpoint` names the step in events if an error does not."""
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._endpoint, self._on, self._unless = endpoint, on, unless
+        self._failures = Failures(events, until=self._until)
+        self._step = StepScope(self._failures)
+
+    async def __aenter__(self) -> None:
+        self._step.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        self._step.__exit__()
+        if exc is None:
+            await self._failures.succeeded()
+            return False
+        is_over = asyncio.get_running_loop().time() >= self._until
+        if not isinstance(exc, self._on) or is_over or self._unless(exc):
+            return False
+        await self._failures.failed(exc, endpoint=self._endpoint.key, ids={})
+        return True

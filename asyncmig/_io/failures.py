@@ -1,7 +1,7 @@
 """Reports failed attempts that will be repeated: which of them become events, and for which customer.
 
 Every retry loop reports its failures to a `Failures`. A task states with `working_for` for which customer it sends,
-and with `repeating` until when it repeats a step. Loops inside of such a step report to the step's `Failures`, so
+and with `StepScope` that it repeats a step. Loops inside of such a step report to the step's `Failures`, so
 that the attempts of the whole step are counted together.
 """
 
@@ -16,7 +16,7 @@ from asyncmig._core.retry import Occasions
 from asyncmig.errors import ApiError, JournalError, NoAnswer
 from asyncmig.events import AttemptFailed, Events, Recovered
 
-__all__ = ["Failures", "Owner", "current_step", "owner", "repeating", "working_for"]
+__all__ = ["Failures", "Owner", "StepScope", "current_step", "owner", "working_for"]
 
 
 @final
@@ -54,16 +54,21 @@ def working_for(customer: Owner) -> Generator[None]:
         customer.keep = None  # a poll may still be in progress
 
 
-@contextmanager
-def repeating(events: Events, *, until: float) -> "Generator[Failures]":
-    """Repeat a step until the loop's time `until`. Loops inside of the block report to the `Failures` that it
-    yields."""
-    failures = Failures(events, until=until)
-    token = _step.set(failures)
-    try:
-        yield failures
-    finally:
-        _step.reset(token)
+@final
+class StepScope:
+    """Makes loops inside of its `with` block report to the given `Failures`, so that they count one step's
+    attempts."""
+
+    __slots__ = ("_failures", "_token")
+
+    def __init__(self, failures: "Failures") -> None:
+        self._failures = failures
+
+    def __enter__(self) -> None:
+        self._token = _step.set(self._failures)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _step.reset(self._token)
 
 
 @final

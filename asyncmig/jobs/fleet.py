@@ -215,7 +215,22 @@ class Fleet(AsyncOnly):
     async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
         try:
             async with self._places:
-                outcome = await self._one(spec, turn)
+                if self._draining:
+                    outcome: Outcome = pending(spec, "interrupted before it began")
+                else:
+                    outcome = await migrate_safely(
+                        self._generation,
+                        context_of(self._session),
+                        spec,
+                        self._journal,
+                        self._folder(spec),
+                        self._options,
+                        self._inputs,
+                        turn.come,
+                    )
+        except CustomerHeld as error:
+            if not future.done():
+                future.set_result(pending(spec, str(error)))
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
@@ -229,23 +244,6 @@ class Fleet(AsyncOnly):
         finally:
             turn.end()
             del self._submitted[spec.external_id]
-
-    async def _one(self, spec: Spec, turn: "_Turn") -> Outcome:
-        if self._draining:
-            return pending(spec, "interrupted before it began")
-        try:
-            return await migrate_safely(
-                self._generation,
-                context_of(self._session),
-                spec,
-                self._journal,
-                self._folder(spec),
-                self._options,
-                self._inputs,
-                turn.come,
-            )
-        except CustomerHeld as error:
-            return pending(spec, str(error))
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)

@@ -103,17 +103,20 @@ class Delivery:
         """
         row_filter = self._options.row_filter
         alone = None if self._progress.record.foreign else report
-        fetch = partial(
-            company.download, to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
-        )
-        files = await self._progress.retry_while_away(fetch)
-        if Expected(alone, row_filter).is_exact(company.sheets):
-            return files
-        fewest, largest = Expected(report, row_filter).total or 0, _size(files)  # others may have left more
-        for _ in range(_TIMES):
-            before, files = files, await self._progress.retry_while_away(fetch)
+        fewest, largest = Expected(report, row_filter).total or 0, 0  # other imports may have left more
+        files: list[Downloaded] = []
+        for repeat in range(1 + _TIMES):
+            before, attempts = files, self._progress.while_away()
+            while True:
+                async with attempts:
+                    files = await company.download(
+                        to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
+                    )
+                    break
+            if not repeat and Expected(alone, row_filter).is_exact(company.sheets):
+                return files
             largest = max(largest, _size(files))
-            if files == before and _size(files) == largest and _rows(files) >= fewest:
+            if repeat and files == before and _size(files) == largest and _rows(files) >= fewest:
                 return files
         self._progress.notes.append(
             f"the sheets may have been cut short: at last {_rows(files)} rows came, in {_size(files)} bytes; "

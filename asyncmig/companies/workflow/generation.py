@@ -1,7 +1,7 @@
 """The API generation "companies", as the registry of generations knows it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -62,7 +62,7 @@ class CompaniesGeneration:
         routes.START_IMPORT.key,
     )
 
-    async def migrate(
+    def migrate(
         self,
         context: SessionContext,
         spec: Spec,
@@ -71,8 +71,8 @@ class CompaniesGeneration:
         options: MigrationOptions,
         inputs: Inputs,
         turn: Turn | None = None,
-    ) -> Outcome:
-        return await migrate_customer(context, spec, claim, to, options, inputs, turn)
+    ) -> Coroutine[object, object, Outcome]:
+        return migrate_customer(context, spec, claim, to, options, inputs, turn)
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))

@@ -25,6 +25,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.imports import ImportRun, import_body
 from asyncmig.companies.review import mark_of
+from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, unknown
 from asyncmig.companies.workflow.delivery import Delivery
@@ -120,7 +121,18 @@ class _Migration:
         """Run the steps that are left, and write down what they came to."""
         progress = self._progress
         while True:
-            outcome = await self._outcome()
+            try:
+                progress.begin("checking")
+                await self._take_input()
+                outcome = self._finished() or await self._steps()
+            except UnknownOutcome as error:
+                outcome = Unknown(
+                    **progress.outcome_fields(), error=str(error), sent=error.sent, advice=error.advice
+                )
+            except (AuthError, SessionClosed, OSError, *TRANSIENT) as error:
+                outcome = Pending(**progress.outcome_fields(), error=str(error))
+            except (InvalidInput, ApiError) as error:
+                outcome = Failed(**progress.outcome_fields(), error=str(error), step=progress.step)
             if outcome != progress.record.outcome:
                 await progress.keep(_kind(outcome), outcome=outcome)
             if not await self._begin_again(outcome):
@@ -129,21 +141,6 @@ class _Migration:
             outcome = msgspec.structs.replace(outcome, notes=tuple(progress.notes))
         progress.tell(_kind(outcome), getattr(outcome, "error", ""))
         return outcome
-
-    async def _outcome(self) -> Outcome:
-        progress = self._progress
-        try:
-            progress.begin("checking")
-            await self._take_input()
-            return self._finished() or await self._steps()
-        except UnknownOutcome as error:
-            return Unknown(
-                **progress.outcome_fields(), error=str(error), sent=error.sent, advice=error.advice
-            )
-        except (AuthError, SessionClosed, OSError, *TRANSIENT) as error:
-            return Pending(**progress.outcome_fields(), error=str(error))
-        except (InvalidInput, ApiError) as error:
-            return Failed(**progress.outcome_fields(), error=str(error), step=progress.step)
 
     async def _steps(self) -> Outcome:
         if self._turn is not None:
@@ -156,7 +153,8 @@ class _Migration:
             await self._upload(company)
             run = await self._run(company)
         try:
-            return await self._to_the_end(company, run)
+            end = await self._to_the_end(run)
+            return await self._delivery.deliver(company, end.report) if isinstance(end, ImportState) else end
         except RunError as error:
             failed = Failed(
                 **self._progress.outcome_fields(),
@@ -343,14 +341,15 @@ class _Migration:
         while await self._progress.retry_while_away(look) is not None:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _to_the_end(self, company: Company, run: ImportRun) -> Outcome:
+    async def _to_the_end(self, run: ImportRun) -> ImportState | Parked | Pending:
+        """Wait for the run and decide its parks; return its completed state, or why the migration stops before."""
         progress, refused = self._progress, 0
         while True:
             progress.begin("running", run.id)
             state = await run.wait()
             attention = run.needs_attention
             if attention is None:
-                return await self._delivery.deliver(company, state.report)
+                return state
             parked = Parked(**progress.outcome_fields(), attention=attention, report=state.report)
             decision = await self._decision(parked)
             if decision is None:

@@ -8,8 +8,9 @@ from typing import TypedDict, TypeVar, final
 import msgspec
 
 from asyncmig._core.retry import FINAL
+from asyncmig._io.attempts import TimedAttempts
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, repeating
+from asyncmig._io.failures import Owner
 from asyncmig.companies.fetch import TRANSIENT
 from asyncmig.companies.routes import DOWNLOAD, PUT_BYTES
 from asyncmig.companies.workflow.answers import Answers
@@ -134,20 +135,15 @@ class RecordKeeper:
         }
 
     async def retry_while_away(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step that is harmless to repeat until the server is back."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE
-        with repeating(self._events, until=until) as failures:
-            while True:
-                try:
-                    result = await step()
-                except TRANSIENT as error:
-                    if loop.time() >= until or _is_final(error):
-                        raise
-                    await failures.failed(error, endpoint=DOWNLOAD.key, ids={})
-                else:
-                    await failures.succeeded()
-                    return result
+        """Run a step that is safe to repeat, and repeat it while the server is unavailable; see `while_away`."""
+        attempts = self.while_away()
+        while True:
+            async with attempts:
+                return await step()
+
+    def while_away(self) -> TimedAttempts:
+        """Return the attempts of a step that is safe to repeat, for at most 15 minutes."""
+        return TimedAttempts(self._events, DOWNLOAD, seconds=_PATIENCE, on=TRANSIENT, unless=_is_final)
 
 
 def _is_final(error: Exception) -> bool:
