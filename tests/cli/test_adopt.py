@@ -44,6 +44,15 @@ def test_it_is_written_down(journal: Path) -> None:
     assert b'"company_id":"c-1"' in states(journal)["acme-001"]
 
 
+def test_a_company_belongs_to_one_customer(journal: Path) -> None:
+    assert adopt(journal, "acme-001", COMPANY).exit_code == 0
+    ended = adopt(journal, "bolt-002", COMPANY)
+    assert ended.exit_code == 2
+    assert "is the company of another customer: acme-001" in ended.stderr.replace("\n", " ")
+    assert b'"company_id"' not in states(journal).get("bolt-002", b"")
+    assert adopt(journal, "acme-001", COMPANY).exit_code == 0  # again for the same customer
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -22,13 +22,15 @@ __all__ = ["adopt", "look_first"]
 
 @checked_call
 async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
-    """Write down which company a customer is whose creation was never answered, or whose journal was lost.
+    """Link a customer to its company when the response to the create request, or the journal, was lost.
 
-    The next `migrate` goes on from there: an import of the company that runs is waited for, one that completed is
-    delivered and not repeated, one that failed has failed (`retries` begins it again), and without any the import is
-    started. Returns the company's id: `company_id` may have spaces around it, or be a URL of the dashboard. Raises
-    `InvalidInput` for what is not an id, or if the journal knows another company for the customer; `CustomerHeld` if
-    a process works on it.
+    The next `migrate` continues from there: it waits for a running import of the company, delivers a completed one
+    without repeating it, reports a failed one as failed (`retries` starts it again), and starts one if there is none.
+    `company_id` may have spaces around it, or be a URL of the dashboard.
+
+    Returns the id of the company. Raises `InvalidInput` for a value that is not an id, if the journal has another
+    company for the customer, or if it has the company for another customer; `CustomerHeld` if a process works on the
+    customer.
     """
     external_id = check_external_id(external_id.strip())
     company_id = checked_id("company_id", company_id, COMPANY)
@@ -40,6 +42,8 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
             raise InvalidInput(
                 "company_id", company_id, f"is not the one that the journal has: {record.company_id}"
             )
+        if owner := await _owner(journal, company_id, besides=external_id):
+            raise InvalidInput("company_id", company_id, f"is the company of another customer: {owner}")
         adopted = msgspec.structs.replace(
             record, company_id=company_id, creating=False, adopted=True, outcome=None
         )
@@ -47,6 +51,14 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
             "adopt", msgspec.json.encode({"company_id": company_id}), msgspec.json.encode(adopted)
         )
     return company_id
+
+
+async def _owner(journal: JournalPort, company_id: str, *, besides: str) -> str | None:
+    """Return the customer for which the journal has this company: two would import into one workspace."""
+    for external_id, state in (await journal.states()).items():
+        if external_id != besides and read_record(external_id, state).company_id == company_id:
+            return external_id
+    return None
 
 
 async def look_first(company: Company, progress: RecordKeeper) -> ImportRun | None:
