@@ -131,7 +131,7 @@ class _ResilientQueue(AnyQueue):
     def is_new(self, job: Job) -> bool:
         """Return whether a worker may have just taken the job without having marked it as active.
 
-        SAQ's sweep on Redis would take it away again: it looks at a list that jobs join a moment before.
+        SAQ's sweep on Redis would take such a job away, because a job joins the swept list before it is active.
         """
         age = now() - self.first_seen.setdefault(job.key, now())
         if age > 1000 * job.heartbeat:
@@ -215,7 +215,7 @@ class _ResilientQueue(AnyQueue):
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
         """Write a job's end, unless the job is lost or belongs to another worker.
 
-        Waits while the server is away: the end is what the worker knows and the queue does not.
+        Waits while the server is unavailable, because only this worker knows the result.
         """
         if "connection" in kwargs:  # the caller read the job on that connection, in the same transaction
             await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # passed on unchanged
@@ -230,7 +230,7 @@ class _ResilientQueue(AnyQueue):
     async def retry(self, job: Job, error: str | None) -> None:
         """Queue a job again, unless it is lost or belongs to another worker.
 
-        While the server is away, the job is left to the sweep of another worker: this one may be stopping.
+        If the server is unavailable, leaves the job to the sweep of another worker, because this one may be stopping.
         """
         try:
             if await self._is_ours(job):
@@ -287,7 +287,7 @@ def _redis(server: Server, name: str) -> AnyQueue:
 
     checked_redis("queue", server.text)
 
-    class SteadyRedisQueue(_ResilientQueue, RedisQueue):
+    class ResilientRedisQueue(_ResilientQueue, RedisQueue):
         away = (RedisError, OSError)
 
         async def reach(self) -> None:
@@ -329,7 +329,7 @@ def _redis(server: Server, name: str) -> AnyQueue:
             return seconds + micro / 1e6
 
     clock = _ServerClock()
-    queue = SteadyRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
+    queue = ResilientRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
     queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
 
@@ -339,12 +339,12 @@ def _postgres(server: Server, name: str) -> AnyQueue:
     from psycopg.conninfo import conninfo_to_dict
     from saq.queue.postgres import ListenMultiplexer, PostgresQueue
 
-    class SteadyPostgresQueue(_ResilientQueue, PostgresQueue):
+    class ResilientPostgresQueue(_ResilientQueue, PostgresQueue):
         away = (psycopg.Error, OSError)
 
         async def reach(self) -> None:  # the pool would retry for 30 s and hide the reason
             self.pool.timeout = real_seconds(_PATIENCE)
-            self._listener = SteadyListener(self.pool, self._channel)  # pyright: ignore[reportArgumentType]  # it is one
+            self._listener = ResilientListener(self.pool, self._channel)  # pyright: ignore[reportArgumentType]  # it is one
             seconds = int(real_seconds(_CONNECT_WITHIN))
             await (await psycopg.AsyncConnection.connect(server.text, connect_timeout=seconds)).close()
 
@@ -365,16 +365,16 @@ def _postgres(server: Server, name: str) -> AnyQueue:
                 (seconds,) = await answer.fetchone() or (0.0,)
                 return float(seconds)
 
-    class SteadyListener(ListenMultiplexer):
+    class ResilientListener(ListenMultiplexer):
         async def _start(self) -> None:
             try:
                 await super()._start()
-            except SteadyPostgresQueue.away as error:  # the next `dequeue` starts it again
+            except ResilientPostgresQueue.away as error:  # the next `dequeue` starts it again
                 queue.warn(error)
 
     server.checked("queue", conninfo_to_dict)
     clock = _ServerClock()
-    queue = SteadyPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
+    queue = ResilientPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
     queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
     return queue
 

@@ -207,9 +207,9 @@ class MigrationQueue:
     ) -> AsyncIterator[Outcome]:
         """Submit all `specs` and yield the outcomes as the jobs end. If cancelled, the jobs continue.
 
-        What is not `asked` is as the workers do it. Bad values of a spec are its `Failed` outcome. Raises
-        `InvalidInput` for options as `submit` does, for a spec with connections, and for two specs of one external
-        id.
+        Options not in `asked` are the workers' own. Invalid values of a spec become its `Failed` outcome. Raises
+        `InvalidInput` for options like `submit`, for a spec with connections, and for two specs with the same
+        external id.
         """
         given = [checked_spec(each, self._root) async for each in each_spec(specs)]
         good = [spec for spec, refused in given if refused is None]
@@ -255,13 +255,13 @@ class MigrationQueue:
     async def _enqueue(self, spec: Spec, asked: OptionOverrides, **more: object) -> bool:
         _check_no_secret(spec)
         if callable(MigrationOptions(**asked).decide):
-            why = "is a function, which no queue can hold: give it to the workers, in `worker_settings(options=...)`"
+            why = "is a function, which a queue cannot store: pass it to `worker_settings(options=...)`"
             raise InvalidInput("decide", asked.get("decide"), why)
         generations.check_options(self._generation, MigrationOptions(**asked))
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),
-            timeout=0,  # SAQ's own is 10 s
+            timeout=0,  # SAQ's default is 10 s
             heartbeat=self._heartbeat,
             retries=_ATTEMPTS,
             ttl=_KEPT,
@@ -284,5 +284,5 @@ def _outcome(spec: Spec, job: Job) -> Outcome:
 
 def _check_no_secret(spec: Spec) -> None:
     if spec.connections is not None:
-        why = "are secrets, which a queue would keep: give the workers `connections=`"
+        why = "are secrets, which a queue must not store: pass `connections=` to the workers"
         raise InvalidInput("connections", "***", why)
