@@ -142,16 +142,7 @@ async def drive(
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
     generations.find(options.api)
-    check_names(options)
-    check_folder("out", options.out)
-    check_place(options.report)
-    if wanted.queue is None:  # workers have a journal of their own
-        warn_of_lost_journal(options.journal, options.out, words)
-        await _check_not_queued(options.journal)
-    else:
-        queue_url(wanted.queue)
-        for note in notes_about(wanted.given, verbose=display.verbose):
-            say(words, note, "dim")
+    await _check_before(options, wanted, display, words)
     async with (
         _opened_journal(options, wanted) as journal,
         open_session(options, options.journal, api_key) as session,
@@ -198,6 +189,20 @@ async def drive(
         if feed is not None:
             feed.end(ended.customers, exit_code=ended.exit_code, reason=ended.reason)
         return ended
+
+
+async def _check_before(options: Options, wanted: RunRequest, display: Display, words: Console) -> None:
+    """Check the options before anything is created, and print notes about them. Raises `InvalidInput`."""
+    check_names(options)
+    check_folder("out", options.out)
+    check_place(options.report)
+    if wanted.queue is None:  # workers have a journal of their own
+        warn_of_lost_journal(options.journal, options.out, words)
+        await _check_not_queued(options.journal)
+    else:
+        queue_url(wanted.queue)
+        for note in notes_about(wanted.given, verbose=display.verbose):
+            say(words, note, "dim")
 
 
 @asynccontextmanager
