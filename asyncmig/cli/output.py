@@ -127,7 +127,8 @@ class GuardedStream(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self.name = stream, name
+        self._stream = stream
+        self.name: str = name
         self.failure: OSError | None = None
         """The first error; None if there was none."""
         self.is_reported: bool = False

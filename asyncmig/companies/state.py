@@ -25,9 +25,11 @@ class ClientState:
     __slots__ = ("decided", "ends_lines", "has_archives", "throttle", "uploads")
 
     def __init__(self, max_parallel_uploads: int = 16, upload_bytes_per_second: float | None = None) -> None:
-        self.uploads = anyio.CapacityLimiter(max_parallel_uploads)
-        self.throttle = None if upload_bytes_per_second is None else ByteThrottle(upload_bytes_per_second)
+        self.uploads: anyio.CapacityLimiter = anyio.CapacityLimiter(max_parallel_uploads)
+        self.throttle: ByteThrottle | None = None
         """Limits the bytes of all uploads together."""
+        if upload_bytes_per_second is not None:
+            self.throttle = ByteThrottle(upload_bytes_per_second)
         self.has_archives: bool = True
         """False once the server has shown that it has no ZIP of all sheets."""
         self.ends_lines: bool = True

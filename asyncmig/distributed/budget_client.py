@@ -108,7 +108,7 @@ class BudgetClient:
         """`earlier`: the slots of other processes that the send log names."""
         self._store, self._consumer = store, consumer
         self._window, self._timeout, self._speed = window, timeout, speed
-        self.online = True
+        self.online: bool = True
         self._sent: dict[str, _SentSlot] = {}
         """The slots of the last window, by name."""
         now = asyncio.get_running_loop().time()
@@ -253,7 +253,8 @@ class BudgetClient:
         if not self._is_back:
             self._is_back, self._pause = True, _LONGEST_PAUSE
             return
-        self._outbox, self._ask_at, self._unconfirmed, self.online = [], now, None, True
+        self._outbox, self._ask_at, self._unconfirmed = [], now, None
+        self.online = True
         self._consumer.on_found(reply)
 
     async def _sleep(self, seconds: float) -> None:

@@ -73,12 +73,12 @@ class PostgresSchema:
     def __init__(self, conninfo: str, name: str) -> None:
         self._server = parse_server("conninfo", conninfo, "postgres")
         parts = self._server.checked("conninfo", conninfo_to_dict)
-        self.name = _checked_name(name)
+        self.name: str = _checked_name(name)
         self._options = str(parts.get("options") or "")
         # Connect to the host that accepts writes. A standby that is being promoted counts as unavailable.
         chosen = "target_session_attrs" in parts or "PGTARGETSESSIONATTRS" in os.environ
         self._writable: dict[str, str] = {} if chosen else {"target_session_attrs": "read-write"}
-        self.text = f"postgresql://{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}#{name}"
+        self.text: str = f"postgresql://{parts.get('host') or 'localhost'}/{parts.get('dbname') or ''}#{name}"
 
     def __repr__(self) -> str:
         return f"<PostgresSchema {self.text}>"
