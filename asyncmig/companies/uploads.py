@@ -280,10 +280,14 @@ class _Refusals:
 
 
 def _may_pass(reply: PutReply) -> bool:
-    """Return whether this means that the storage is busy or unavailable, or that the transfer broke."""
+    """Return whether this means that the storage is busy or unavailable, or that the transfer broke.
+
+    A redirect without a code of the storage comes from a proxy in front of it.
+    """
     return (
         reply.code in _PASSING_CODES
         or reply.status in _PASSING
+        or (reply.status < 400 and not reply.code)
         or (reply.status >= 500 and reply.status != 501)
     )
 

@@ -178,7 +178,7 @@ class _ResilientQueue(AnyQueue):
     def warn(self, error: Exception) -> None:
         if not isinstance(error, QueueUnavailable):
             error = QueueUnavailable(place_of(self.server), reason_of(error, self.server, was_used=True))
-        self.warnings.log(f"{error}; waiting for it")
+        self.warnings.log(f"{error}; waiting for it", about="the queue")
 
     async def _set_clock(self) -> None:
         self.clock.ahead = round(await self.server_now() * 1000) - now()

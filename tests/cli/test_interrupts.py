@@ -53,7 +53,13 @@ def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_hang_ups,
     )
+
+
+def hear_hang_ups() -> None:
+    """Undo what `nohup` does to the tests: a program that was started with SIGHUP ignored goes on ignoring it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

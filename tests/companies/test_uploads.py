@@ -319,13 +319,15 @@ async def test_what_the_storage_refuses_again_under_a_fresh_url_is_final(
         [(503, "SlowDown")] * 5,
         [(400, "RequestTimeout")] * 5,
         [(429, "TooMany"), (408, "Late"), (403, "AccessDenied"), (500, "InternalError")],
+        [(302, "")] * 7,  # of a proxy
     ],
 )
 async def test_what_may_pass_is_tried_again(
     opens: Opens, wire: InProcess, refusals: list[tuple[int, str]]
 ) -> None:
     wire.fault = answers(
-        *(Reply(status=each, body=xml(code)) for each, code in refusals), Reply(status=200, body=b"")
+        *(Reply(status=each, body=xml(code) if code else b"moved") for each, code in refusals),
+        Reply(status=200, body=b""),
     )
     async with opens() as session:
         uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
