@@ -92,7 +92,7 @@ def repaired(body: bytes, whole: Collection[str] = ()) -> bytes:
 
 
 def _check_rest(rest: str) -> None:
-    """Refuse a second document: nobody can tell which of them is meant."""
+    """Refuse a second document: it is not clear which one is valid."""
     if rest.lstrip("\0 \t\r\n")[:1] in ("{", "["):
         raise Unreadable("several JSON documents in one body")
 

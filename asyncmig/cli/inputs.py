@@ -91,7 +91,7 @@ async def known_customers(path: Path) -> dict[str, CustomerRecord]:
     except JournalUnavailable:
         raise
     except JournalError:
-        return {}  # none yet; or whoever opens it to write will say why not
+        return {}  # there is none yet, or opening it for writing will report why it cannot be read
 
 
 def _begun(records: Iterable[CustomerRecord]) -> frozenset[str]:

@@ -69,7 +69,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """None: all templates. `Template`s are taken as well."""
     connections: Connections | None = None
     """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
-    no journal has them; whoever encodes a spec has."""
+    no journal contains them, but an encoded spec does."""
 
     def __post_init__(self) -> None:
         """Take what is meant: one path or texts for `files`, a `Source`, `Template`s. `validate` judges the rest."""

@@ -137,7 +137,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     done: tuple[str, ...]
     """Customers for whom nothing is left: delivered, or failed and the same as then."""
     new: int
-    """Customers of whom the journal knows nothing."""
+    """Customers without a record in the journal."""
     under_way: int
     """Customers for whom something is left, and something was done."""
     failed: tuple[str, ...]

@@ -1,8 +1,9 @@
-"""Decide about an import that is parked in a journal: what a person chose, long after the fleet has gone on.
+"""Decide a parked import that is recorded in a journal, also long after its fleet has ended.
 
-Question ids may be the same in every park, and between looking and answering somebody else may have decided. So a
-decision names what was shown to whoever made it, the run is read before it is sent, and it goes only to just those
-questions. The intent is in the journal before the request, as with `migrate`.
+Question ids can be the same in every park, and another person may decide between the look and the answer. So a
+decision names the questions that the person saw, the run is read before the decision is sent, and the decision is
+sent only if the run still asks exactly those questions. As with `migrate`, the journal has the intent before the
+request is sent.
 """
 
 import asyncio
@@ -49,11 +50,12 @@ async def decide_parked(
     shown: NeedsAttention,
     allow_destructive: bool = False,
 ) -> Reviewed:
-    """Send a decision about what was `shown`, and write it down; the next `migrate` goes on from there.
+    """Send a decision about the questions in `shown` and record it; the next `migrate` continues from there.
 
     Nothing is sent if the run now asks something else: the journal then has the new questions. Raises
     `InvalidInput` for a customer that is not parked, answers that were not offered, or an approval that destroys rows
-    (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if nobody can tell whether it arrived.
+    (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if the
+    response was lost.
     """
     if decision.approve and shown.is_destructive and not allow_destructive:
         raise InvalidInput(

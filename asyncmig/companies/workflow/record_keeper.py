@@ -113,7 +113,7 @@ class RecordKeeper:
         self.tell(step, detail)
 
     def tell(self, step: Step | OutcomeName, detail: str = "") -> None:
-        """Tell it to whoever listens to the session's events."""
+        """Emit the step as an event of the session."""
         event = MigrationChanged(
             at=asyncio.get_running_loop().time(),
             external_id=self.record.external_id,
