@@ -231,7 +231,7 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
 
 
 async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
-    """Return the parked customers of a journal, or those of them that are named.
+    """Return the parked customers of a journal by external id, or those that are named, in their order.
 
     Raises `InvalidInput` for one that is named and not parked, `JournalError`.
     """
@@ -243,7 +243,7 @@ async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> lis
             raise InvalidInput("EXTERNAL_ID", external_id, f"is not in the journal {journal}")
         if not isinstance(records[external_id].outcome, Parked):
             raise InvalidInput("EXTERNAL_ID", external_id, "is not parked: there is nothing to decide")
-    wanted = external_ids or list(records)
+    wanted = external_ids or sorted(records)
     return [records[name] for name in dict.fromkeys(wanted) if isinstance(records[name].outcome, Parked)]
 
 
