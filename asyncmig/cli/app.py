@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.demo import demo_options, play, prepare, print_demo
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
     DELIVERED,
@@ -26,7 +25,7 @@ from asyncmig.cli.exit_codes import (
     report_error,
 )
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
-from asyncmig.cli.inputs import UNFINISHED, read_inputs, say_excluded
+from asyncmig.cli.last_run import LastRun, check_journal, from_last_run, from_last_run_if_any
 from asyncmig.cli.options import Rate, dataclass_options
 from asyncmig.cli.output import (
     SCHEMA,
@@ -41,18 +40,9 @@ from asyncmig.cli.output import (
     say,
     words_console,
 )
-from asyncmig.cli.plan import print_plan, print_plan_as_json, read_plan
+from asyncmig.cli.plan import UNFINISHED, print_plan, print_plan_as_json, read_inputs, read_plan, say_excluded
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
 from asyncmig.cli.run import RunRequest, drive
-from asyncmig.cli.setting_origin import (
-    LastRun,
-    check_journal,
-    from_last_run,
-    from_last_run_if_any,
-    given,
-    places_of,
-    print_config,
-)
 from asyncmig.cli.settings import (
     BaseUrlOption,
     ConnectionSettings,
@@ -61,9 +51,20 @@ from asyncmig.cli.settings import (
     ManifestArgument,
     Options,
     Settings,
+    given,
     journal_option,
+    places_of,
+    print_config,
 )
-from asyncmig.cli.sim import SimOptions, new_world, serve_until_interrupted
+from asyncmig.cli.sim import (
+    SimOptions,
+    demo_options,
+    new_world,
+    play,
+    prepare,
+    print_demo,
+    serve_until_interrupted,
+)
 from asyncmig.cli.status import (
     follow_journal,
     follow_runs,

@@ -18,12 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import final
 
-from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
+from asyncmig.cli.charts import KIND_WORDS, KINDS, Timeline, axis, delays, fleet, plain, requests
 from asyncmig.cli.options import Rate, spoken
 from asyncmig.cli.output import counted, write_whole
 from asyncmig.cli.report import Budget, by_reason, reason, reported
 from asyncmig.cli.settings import Options
-from asyncmig.cli.timeline import KINDS, Timeline
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.customers.steps import STEP_AFTER
 from asyncmig.errors import InvalidInput

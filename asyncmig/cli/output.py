@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO, cast, final
@@ -31,6 +31,7 @@ __all__ = [
     "guarded_streams",
     "is_interactive",
     "is_unread",
+    "listed",
     "print_line",
     "report_failure",
     "say",
@@ -63,6 +64,12 @@ def escaped(json: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count and its noun, in the plural if necessary."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first `most` names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def print_line(value: object) -> None:

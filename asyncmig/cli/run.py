@@ -12,7 +12,7 @@ from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import final
 
 import msgspec
 from rich.console import Console
@@ -20,14 +20,21 @@ from rich.console import Console
 from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
-from asyncmig.cli.inputs import only, select, statuses_of
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.json_events import EventPrinter
+from asyncmig.cli.last_run import recall_if_any, remember
 from asyncmig.cli.live_view import LiveView
 from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, say
+from asyncmig.cli.plan import (
+    check_folders,
+    check_names,
+    known_customers,
+    only,
+    say_removed,
+    select,
+    statuses_of,
+)
 from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url, queue_variable
-from asyncmig.cli.report import Report, ReportFile, read_outcomes, warn_of_lost_journal
-from asyncmig.cli.setting_origin import recall_if_any, remember
+from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.cli.settings import Display, Options, open_session
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
 from asyncmig.customers.spec import Spec
@@ -50,14 +57,7 @@ from asyncmig.jobs.status import read_records
 from asyncmig.journal import Journal
 from asyncmig.session import Session, context_of
 
-if TYPE_CHECKING:
-    pass
-from asyncmig.cli.inputs import check_folders, check_names, known_customers, say_removed
-
 __all__ = ["RunRequest", "RunResult", "drive"]
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

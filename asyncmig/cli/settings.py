@@ -1,5 +1,6 @@
 """The settings of the commands: as options, environment variables, and the `[defaults]` of a manifest."""
 
+import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -8,11 +9,15 @@ from typing import Annotated, Literal, Never, cast
 from urllib.parse import urlsplit
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer.models import OptionInfo
 
 from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
-from asyncmig._io.addresses import is_loopback
+from asyncmig._io.addresses import is_loopback, shown_url
 from asyncmig.cli.options import (
     DEFAULT_RATE,
     Duration,
@@ -22,6 +27,7 @@ from asyncmig.cli.options import (
     parse_rate,
     rate_option,
 )
+from asyncmig.cli.output import clean
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -43,9 +49,13 @@ __all__ = [
     "Settings",
     "environment_name",
     "from_manifest",
+    "given",
     "journal_option",
     "open_session",
+    "places_of",
+    "print_config",
     "read_settings",
+    "source_of",
     "written",
 ]
 
@@ -360,3 +370,48 @@ class Options(Settings):
         """Return the command line of another command for the same journal."""
         journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
         return shlex.join(["asyncmig", command, *words, *journal])
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Return where the value of a setting came from, in words."""
+    source = context.get_parameter_source(name)
+    match source.name if source else "":
+        case "COMMANDLINE":
+            return "command line"
+        case "ENVIRONMENT":
+            return environment_name(name)
+        case "DEFAULT_MAP":
+            return "manifest"
+        case _:
+            return "default"
+
+
+def given(context: typer.Context) -> frozenset[str]:
+    """Return the settings that the command line, the environment or a file gives."""
+    return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
+
+
+def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
+    """Return where a run would write, and the root of its inputs, for a command that has no options for them."""
+    defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
+    defaults |= context.default_map or {}
+    given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
+    paths = {name: Path(str(value)) for name, value in given.items() if value}
+    return Outputs(out=paths["out"], journal=paths["journal"], report=paths.get("report")), paths.get("root")
+
+
+def print_config(data: Console, context: typer.Context, options: Options) -> None:
+    """Print a table of names, values and sources."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("setting", "value", "from"):
+        table.add_column(column, no_wrap=True)
+    for field in fields(Settings):
+        value, source = getattr(options, field.name), source_of(context, field.name)
+        if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
+            value, source = url, "VERN_BASE_URL"
+        shown = "-" if value is None else written(value)
+        shown = shown_url(shown) if field.name == "base_url" else shown
+        table.add_row(field.name.replace("_", "-"), Text(clean(shown)), Text(source))
+    is_set = bool(os.environ.get("VERN_API_KEY", "").strip())
+    table.add_row("API key", "set" if is_set else "not set", "VERN_API_KEY")
+    data.print(table)

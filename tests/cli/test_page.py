@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from asyncmig.cli.charts import Timeline
 from asyncmig.cli.html_report import ReportPage, render
 from asyncmig.cli.report import Budget
-from asyncmig.cli.timeline import Timeline
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.events import Held, MigrationChanged, RequestDone, RequestSent, RunEnded
 

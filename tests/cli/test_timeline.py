@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
+from asyncmig.cli.charts import Hold, Timeline
 from asyncmig.cli.html_report import page_of_journal
-from asyncmig.cli.timeline import Hold, Timeline
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
 from asyncmig.events import (

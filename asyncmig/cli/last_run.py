@@ -1,33 +1,23 @@
-"""Where the value of a setting comes from; the settings of the last run, which are kept beside the journal."""
+"""The settings of the last run, kept beside the journal as `JOURNAL.last`: `retry`, `review` and `watch` use them."""
 
 import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import final
 
 import msgspec
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from asyncmig._io.addresses import shown_url
-from asyncmig.cli.output import clean, write_whole
+from asyncmig.cli.output import write_whole
 from asyncmig.cli.settings import (
     PATHS,
-    SETTING_NAMES,
     Options,
     Settings,
-    environment_name,
     read_settings,
-    written,
 )
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal import Journal
 
 __all__ = [
@@ -35,14 +25,11 @@ __all__ = [
     "check_journal",
     "from_last_run",
     "from_last_run_if_any",
-    "given",
-    "places_of",
-    "print_config",
     "recall",
     "recall_if_any",
     "remember",
-    "source_of",
 ]
+
 
 _log = logging.getLogger("asyncmig")
 
@@ -69,34 +56,6 @@ def from_last_run_if_any(context: typer.Context, journal: Path) -> Path:
 
 def _take(context: typer.Context, last: "LastRun") -> None:
     context.obj, context.default_map = last, dict(last.defaults())
-
-
-def source_of(context: typer.Context, name: str) -> str:
-    """Return where the value of a setting came from, in words."""
-    source = context.get_parameter_source(name)
-    match source.name if source else "":
-        case "COMMANDLINE":
-            return "command line"
-        case "ENVIRONMENT":
-            return environment_name(name)
-        case "DEFAULT_MAP":
-            return "manifest"
-        case _:
-            return "default"
-
-
-def given(context: typer.Context) -> frozenset[str]:
-    """Return the settings that the command line, the environment or a file gives."""
-    return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
-
-
-def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
-    """Return where a run would write, and the root of its inputs, for a command that has no options for them."""
-    defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
-    defaults |= context.default_map or {}
-    given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
-    paths = {name: Path(str(value)) for name, value in given.items() if value}
-    return Outputs(out=paths["out"], journal=paths["journal"], report=paths.get("report")), paths.get("root")
 
 
 @final
@@ -188,20 +147,3 @@ async def check_journal(path: Path) -> None:
     """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
     async with Journal(path, read_only=True):
         pass
-
-
-def print_config(data: Console, context: typer.Context, options: Options) -> None:
-    """Print a table of names, values and sources."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("setting", "value", "from"):
-        table.add_column(column, no_wrap=True)
-    for field in fields(Settings):
-        value, source = getattr(options, field.name), source_of(context, field.name)
-        if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
-            value, source = url, "VERN_BASE_URL"
-        shown = "-" if value is None else written(value)
-        shown = shown_url(shown) if field.name == "base_url" else shown
-        table.add_row(field.name.replace("_", "-"), Text(clean(shown)), Text(source))
-    is_set = bool(os.environ.get("VERN_API_KEY", "").strip())
-    table.add_row("API key", "set" if is_set else "not set", "VERN_API_KEY")
-    data.print(table)
