@@ -45,8 +45,18 @@ MAY_IMPORT = {  # unit: the units that it may import
         "_io",
         "journal",
     },  # journal: `PostgresJournal` is re-exported
-    "companies": {"errors", "events", "_core", "_io", "customers"},
-    "companies/workflow": {"errors", "events", "_core", "_io", "customers", "journal", "companies"},
+    "transfers": {"errors", "_core", "_io", "customers"},
+    "companies": {"errors", "events", "_core", "_io", "customers", "transfers"},
+    "companies/workflow": {
+        "errors",
+        "events",
+        "_core",
+        "_io",
+        "customers",
+        "journal",
+        "transfers",
+        "companies",
+    },
     "generations": {"errors", "_core", "_io", "customers", "journal", "companies/workflow"},
     "session": {"errors", "events", "_core", "_io", "distributed", "companies"},
     "jobs": {

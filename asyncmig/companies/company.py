@@ -7,7 +7,6 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
-from asyncmig.companies.content import BinaryFile, Progress, Stream
 from asyncmig.companies.downloads import download
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports
@@ -22,6 +21,7 @@ from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.report import ImportReport
 from asyncmig.errors import InvalidInput
+from asyncmig.transfers.content import BinaryFile, Progress, Stream
 
 __all__ = ["Company"]
 

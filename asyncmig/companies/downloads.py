@@ -11,14 +11,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
-from asyncmig.companies.expected import Bound, Expected
+from asyncmig.companies.expected import Expected
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets, refuse_page
-from asyncmig.companies.part import CHUNK, Part, Repeats, may_take
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
 from asyncmig.customers.lookup import called
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
+from asyncmig.transfers.bound import Bound
+from asyncmig.transfers.part import CHUNK, Part, Repeats, may_take
 
 __all__ = ["download"]
 
@@ -89,7 +90,7 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
                 await _receive(fetch, sheet, part)
             except NoAnswer as error:
                 raise await in_thread(part.broken_off, error) from None
-            await in_thread(part.check, fetch.expected, sheet)
+            await in_thread(part.check, partial(fetch.expected.check, part.sheet, sheet))
             if not part.ends_with_line_end and fetch.ends_lines and fetch.expected.is_exact([sheet]):
                 await in_thread(part.check_unended_line)
                 fetch.no_line_ends()
@@ -179,7 +180,7 @@ def _unpack_sheet(
             write_all(part.file, [chunk])
         if part.count(chunk):
             part.check_bound()
-    part.check(expected, sheet)
+    part.check(partial(expected.check, part.sheet, sheet))
 
 
 def _check_directory(archive: IO[bytes]) -> None:

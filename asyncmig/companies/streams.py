@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, final
 
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
-from asyncmig.companies.expected import Bound
 from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
-from asyncmig.companies.recount import Recounter
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
 from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload
+from asyncmig.transfers.bound import Bound
+from asyncmig.transfers.recount import Recounter
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -21,11 +21,11 @@ from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
 from asyncmig.companies import routes
-from asyncmig.companies.content import BinaryFile, Content, Progress, Stream, content_of
 from asyncmig.companies.state import ClientState
 from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.customers.files import size_of
 from asyncmig.errors import AsyncmigError, BadRequest, InvalidInput, NoAnswer, UnexpectedReply
+from asyncmig.transfers.content import BinaryFile, Content, Progress, Stream, content_of
 
 __all__ = ["ToUpload", "Uploaded", "content_type_of", "digest_of", "upload", "upload_all"]
 

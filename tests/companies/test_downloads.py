@@ -24,10 +24,10 @@ from asyncmig import (
     Sheet,
     TruncatedDownload,
 )
-from asyncmig.companies.csv_records import RecordCounter
 from asyncmig.companies.expected import Expected
 from asyncmig.customers.report import SheetCount
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World
+from asyncmig.transfers.csv_records import RecordCounter
 
 pytestmark = pytest.mark.looptime
 SOURCE = next(iter(SOURCES))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncmig.companies.csv_records import RecordCounter
+from asyncmig.transfers.csv_records import RecordCounter
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
 AWKWARD = st.text(st.sampled_from('ab,"\n\r'), max_size=8)

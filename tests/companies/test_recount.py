@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncmig.companies.recount import Recounter
+from asyncmig.transfers.recount import Recounter
 
 AWKWARD = st.text(st.sampled_from('ab,"\n'), max_size=16)
 WITH_RETURNS = st.text(st.sampled_from('ab,"\n\r'), max_size=16)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import final
 
-from asyncmig.companies.csv_records import RowCount, wide_decoder
+from asyncmig.transfers.csv_records import RowCount, wide_decoder
 
 __all__ = ["Recounter"]
 

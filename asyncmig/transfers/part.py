@@ -6,18 +6,17 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Self, final
 
-from asyncmig.companies.csv_records import RecordCounter, RowCount
-from asyncmig.companies.expected import Bound, Expected
-from asyncmig.companies.recount import Recounter
-from asyncmig.companies.wire import Sheet
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import AsyncmigError, NoAnswer, TruncatedDownload
+from asyncmig.transfers.bound import Bound, Counted
+from asyncmig.transfers.csv_records import RecordCounter, RowCount
+from asyncmig.transfers.recount import Recounter
 
 __all__ = ["CHUNK", "Part", "Repeats", "may_take"]
 
@@ -146,15 +145,18 @@ class Part:
                 raise self._repeats.too_much(self.sheet, reason)
         self._cleared = 2 * self._size
 
-    def check(self, expected: Expected, sheet: Sheet | None) -> None:
-        """Raise `TruncatedDownload` unless the file can be the complete sheet. Blocks."""
+    def check(self, check: Callable[[Counted], RowCount]) -> None:
+        """Raise `TruncatedDownload` unless the file can be the complete sheet. Blocks.
+
+        `check`: returns the count that is consistent with the complete sheet, or raises `TruncatedDownload`.
+        """
         try:
-            self.found = expected.check(self.sheet, sheet, self.records)
+            self.found = check(self.records)
         except TruncatedDownload:
             counter, digest = self.recounted()
             counter.believes_unclosed = self._repeats.came_before(self.sheet, digest)
             try:
-                self.found = expected.check(self.sheet, sheet, counter)
+                self.found = check(counter)
             except TruncatedDownload as error:
                 raise self._repeats.wrong(error, digest) from None
 

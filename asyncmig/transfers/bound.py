@@ -1,0 +1,53 @@
+"""Notices a download that has more rows or bytes than there can be: such a body may never end."""
+
+from collections.abc import Sequence
+from typing import Protocol, final
+
+from asyncmig.transfers.csv_records import RowCount
+
+__all__ = ["LONGEST_RECORD", "Bound", "Counted"]
+
+_MIB = 1024 * 1024
+LONGEST_RECORD = 16 * _MIB
+"""Largest record, in bytes. Spreadsheets allow 32,767 characters in a cell, so 500 full cells fit."""
+
+
+class Counted(Protocol):
+    """Anything that has counted the rows of a sheet."""
+
+    def counts(self) -> Sequence[RowCount]:
+        """Return the result of each way of counting, the most likely first."""
+        ...
+
+
+@final
+class Bound:
+    """Notices when more has arrived than there can be.
+
+    That is more rows than were reported, whichever way they are counted; 16 MiB without a new row; or more than
+    `size` bytes. `slack`: bytes to add to the 16 MiB.
+    """
+
+    __slots__ = ("_came", "_counts", "_grown_at", "_longest", "_rows", "_size")
+
+    def __init__(self, *, rows: int | None, size: int | None = None, slack: int = 0) -> None:
+        self._rows, self._size, self._longest = rows, size, LONGEST_RECORD + slack
+        self._came = self._grown_at = 0
+        self._counts: tuple[int, ...] = ()
+
+    def exceeded(self, size: int, rows: Sequence[int] = ()) -> str | None:
+        """Take note of `size` more bytes, and of all rows so far by each way of counting; return what is too much.
+
+        `rows`: empty where rows cannot be counted.
+        """
+        self._came += size
+        if rows:
+            if tuple(rows) != self._counts:
+                self._counts, self._grown_at = tuple(rows), self._came
+            if self._rows is not None and min(rows) > self._rows:
+                return f"it has more rows than the {self._rows} that were reported"
+            if self._came - self._grown_at > self._longest:
+                return f"no row ended within {LONGEST_RECORD // _MIB} MiB"
+        if self._size is not None and self._came > self._size:
+            return f"it has more than {self._size} bytes"
+        return None
