@@ -33,11 +33,11 @@ from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.imports import ImportRun
 from asyncmig.companies.routes import KEY_HEADER
-from asyncmig.companies.state import ClientState
 from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
+from asyncmig.transfers.uploads import UploadLimits
 
 __all__ = ["Scope", "Session", "context_of"]
 
@@ -158,7 +158,7 @@ class Session(AsyncOnly):
             events=self.events,
             rng=self._rng,
         )
-        self._context.keep(ClientState(max_parallel_uploads, upload_bytes_per_second))
+        self._context.keep(UploadLimits(max_parallel_uploads, upload_bytes_per_second))
         self.companies: Companies = Companies(self._context)
 
     def __repr__(self) -> str:

@@ -58,7 +58,7 @@ MAY_IMPORT = {  # unit: the units that it may import
         "companies",
     },
     "generations": {"errors", "_core", "_io", "customers", "journal", "companies/workflow"},
-    "session": {"errors", "events", "_core", "_io", "distributed", "companies"},
+    "session": {"errors", "events", "_core", "_io", "distributed", "transfers", "companies"},
     "jobs": {
         "errors",
         "events",

@@ -1,12 +1,8 @@
-"""What the client of this generation keeps for a whole session: upload limits, missing endpoints, decided parks."""
+"""What the client of this generation keeps for a whole session: missing endpoints, decided parks."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import final
-
-import anyio
-
-from asyncmig._io.byte_throttle import ByteThrottle
 
 __all__ = ["ClientState", "DecidedParks"]
 
@@ -22,14 +18,9 @@ _FORGOTTEN = 3600.0
 class ClientState:
     """The state that all `Companies` objects and handles of one session share."""
 
-    __slots__ = ("decided", "ends_lines", "has_archives", "throttle", "uploads")
+    __slots__ = ("decided", "ends_lines", "has_archives")
 
-    def __init__(self, max_parallel_uploads: int = 16, upload_bytes_per_second: float | None = None) -> None:
-        self.uploads: anyio.CapacityLimiter = anyio.CapacityLimiter(max_parallel_uploads)
-        self.throttle: ByteThrottle | None = None
-        """Limits the bytes of all uploads together."""
-        if upload_bytes_per_second is not None:
-            self.throttle = ByteThrottle(upload_bytes_per_second)
+    def __init__(self) -> None:
         self.has_archives: bool = True
         """False once the server has shown that it has no ZIP of all sheets."""
         self.ends_lines: bool = True

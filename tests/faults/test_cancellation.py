@@ -12,8 +12,8 @@ from inprocess import BASE_URL, KEY, InProcess
 from mortal import virtual_loop
 
 from asyncmig import Fleet, Journal, MemoryJournal, Outcome, Session, Spec
-from asyncmig.companies.state import ClientState
 from asyncmig.journal import JournalPort
+from asyncmig.transfers.uploads import UploadLimits
 
 from .test_kills import customers, files, made, simulated, told
 
@@ -67,9 +67,7 @@ async def work(
         assert asyncio.all_tasks() == {task}
         assert wire.open == 0
         assert not list(out.rglob("*.part"))
-        assert (
-            fleet._places.borrowed_tokens == session._context.kept(ClientState).uploads.borrowed_tokens == 0
-        )
+        assert fleet._places.borrowed_tokens == session._context.kept(UploadLimits).slots.borrowed_tokens == 0
         assert all(not any(gate.waiting.values()) for gate in session.stats().values())
         await asyncio.sleep(62.0)
         assert all(gate.used == 0 for gate in session.stats().values())

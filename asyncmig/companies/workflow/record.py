@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 
 from asyncmig._io.threads import in_thread
-from asyncmig.companies.uploads import Uploaded, digest_of
+from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput, raise_unreadable, size_of
 from asyncmig.customers.outcome import ExportMode, ExportSummary, Failed, Outcome
+from asyncmig.transfers.uploads import digest_of
 
 __all__ = ["ExportStep", "Record", "export_key", "import_key", "read_inputs", "read_record"]
 
