@@ -3,10 +3,21 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
 from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.server.ledger import Entry
+
+
+def lost_companies(entries: Sequence[Entry]) -> int:
+    """Return the number of companies that were created and that no other request names.
+
+    Nobody knows such a company's id: the response to its creation was lost, for example with a killed worker.
+    """
+    created = sum(entry.endpoint == "POST /companies" and entry.status == 201 for entry in entries)
+    return created - len({entry.ids["company"] for entry in entries if "company" in entry.ids})
 
 
 async def main() -> None:
@@ -18,7 +29,12 @@ async def main() -> None:
             entries = [entry for entry in world.ledger.entries if entry.status != 429]
             verdict = asdict(world.verdict(loop.time()))
             took = max(entry.at for entry in entries) - min(entry.at for entry in entries) if entries else 0.0
-            told = {**verdict, "requests": len(entries), "took": took}
+            told = {
+                **verdict,
+                "requests": len(entries),
+                "took": took,
+                "lost_companies": lost_companies(entries),
+            }
             print(json.dumps(told), flush=True)  # noqa: T201 - to its parent
 
 
