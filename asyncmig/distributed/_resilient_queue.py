@@ -72,6 +72,13 @@ class AnyQueue(Queue):
         """Connect. Raises `QueueUnavailable` if that fails or takes longer than 10 real seconds."""
         raise NotImplementedError
 
+    async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
+        """Run a step once. Raises `QueueUnavailable` instead of the client library's error.
+
+        `was_used`: whether the server could be used before, so that it is the right kind of server.
+        """
+        raise NotImplementedError
+
     def warn(self, error: Exception) -> None:
         """Log that the server is unavailable, unless that was logged recently."""
         raise NotImplementedError
@@ -153,16 +160,24 @@ class _ResilientQueue(AnyQueue):
             await asyncio.sleep(real_seconds(_PAUSE))
 
     async def connect_once(self) -> None:
+        await self.attempt(self._connect, was_used=False)
+
+    async def _connect(self) -> None:
+        async with asyncio.timeout(real_seconds(_CONNECT_WITHIN)):
+            await self.reach()
+            await super().connect()
+            await self._set_clock()
+
+    async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
         try:
-            async with asyncio.timeout(real_seconds(_CONNECT_WITHIN)):
-                await self.reach()
-                await super().connect()
-                await self._set_clock()
-            return
+            return await step()
         except self.away as error:
-            failure = QueueUnavailable(place_of(self.server), reason_of(error, self.server))
+            failure = self._unavailable(error, was_used=was_used)
         # Outside `except`, so that it has no context: messages of client libraries may contain parts of the URL.
         raise failure
+
+    def _unavailable(self, error: Exception, *, was_used: bool) -> QueueUnavailable:
+        return QueueUnavailable(place_of(self.server), reason_of(error, self.server, was_used=was_used))
 
     async def disconnect(self) -> None:
         """Disconnect. Do not wait for a server that does not answer."""
@@ -177,7 +192,7 @@ class _ResilientQueue(AnyQueue):
 
     def warn(self, error: Exception) -> None:
         if not isinstance(error, QueueUnavailable):
-            error = QueueUnavailable(place_of(self.server), reason_of(error, self.server, was_used=True))
+            error = self._unavailable(error, was_used=True)
         self.warnings.log(f"{error}; waiting for it", about="the queue")
 
     async def _set_clock(self) -> None:

@@ -129,8 +129,9 @@ def settings() -> dict[str, object]:
 class MigrationQueue:
     """Submits customers to the workers, returns their outcomes, and sends decisions. Use it as `async with`.
 
-    Entering raises `QueueUnavailable` if the server cannot be used. If the server becomes unavailable later, calls
-    wait for it.
+    Entering raises `QueueUnavailable` if the server cannot be used. If the server becomes unavailable later, `run`
+    waits for it. `submit`, `decide` and `abort` raise `QueueUnavailable`, at the latest after 20 s without an answer;
+    such a call may have taken effect and can safely be repeated.
 
     `api`: the API generation of the jobs. `heartbeat`: seconds without a heartbeat after which a job's worker counts
     as dead. `root`: a folder that all input files must lie below, after symbolic links are resolved; workers have a
@@ -176,13 +177,14 @@ class MigrationQueue:
     async def submit(self, spec: Spec, **asked: Unpack[OptionOverrides]) -> bool:
         """Submit a customer. Return False if it has an unfinished job. Options not in `asked` are the workers' own.
 
-        Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides.
+        Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides;
+        `QueueUnavailable`.
         """
         spec, refused = checked_spec(spec)
         if refused is not None:
             raise refused
         spec.validate(root=self._root)
-        return await self._enqueue(spec, asked)
+        return await self._queue.attempt(lambda: self._enqueue(spec, asked))
 
     @checked_call
     async def decide(
@@ -190,17 +192,24 @@ class MigrationQueue:
     ) -> bool:
         """Answer the questions of a parked customer. Return False if the customer has an unfinished job.
 
-        If the run asks other questions by then, it stays parked.
+        If the run asks other questions by then, it stays parked. Raises `QueueUnavailable`.
         """
         shown = {"decision": msgspec.to_builtins(decision), "shown": digest_of(parked)}
-        return await self._enqueue(spec, asked, **shown)
+        return await self._queue.attempt(lambda: self._enqueue(spec, asked, **shown))
 
     @checked_call
     async def abort(self, external_id: str) -> None:
-        """Stop a customer's job. A customer that is submitted again continues from the journal."""
-        job = await self._queue.job(self._key(external_id))
-        if job is not None and job.status not in TERMINAL_STATUSES:
-            await self._queue.abort(job, "aborted")
+        """Stop a customer's job. A customer that is submitted again continues from the journal.
+
+        Raises `QueueUnavailable`.
+        """
+
+        async def abort() -> None:
+            job = await self._queue.job(self._key(external_id))
+            if job is not None and job.status not in TERMINAL_STATUSES:
+                await self._queue.abort(job, "aborted")
+
+        await self._queue.attempt(abort)
 
     async def run(
         self, specs: Iterable[Spec] | AsyncIterable[Spec], **asked: Unpack[OptionOverrides]

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from servers import RedisServer, free_port
+from farm import customers
+from servers import PostgresServer, RedisServer, free_port
 
-from asyncmig import QueueUnavailable
+from asyncmig import Decision, Parked, QueueUnavailable
+from asyncmig.customers.questions import NeedsAttention
 from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue
 
@@ -165,3 +167,59 @@ def test_a_worker_waits_for_its_queue_and_says_so_now_and_then(
         asyncio.run(main())
     (line,) = [record.getMessage() for record in caplog.records]
     assert "it refuses connections; waiting for it" in line
+
+
+@pytest.fixture
+def stoppable(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[str, RedisServer | PostgresServer]]:
+    """A server with a password in its URL, for a test that stops it."""
+    if request.param == "redis":
+        redis = RedisServer(tmp_path, password=SECRET)
+        redis.start()
+        yield redis.url, redis
+        redis.stop()
+        return
+    postgres = PostgresServer()
+    postgres.start()
+    yield postgres.url.replace("postgres@", f"postgres:{SECRET}@"), postgres
+    postgres.remove()
+
+
+@pytest.mark.parametrize("stoppable", ["redis", "postgres"], indirect=True)
+def test_one_that_stops_after_entering(
+    stoppable: tuple[str, RedisServer | PostgresServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue._PATIENCE", 0.5)
+    url, server = stoppable
+    (spec,) = customers(tmp_path, 1)
+    parked = Parked(external_id=spec.external_id, name=spec.name, attention=NeedsAttention())
+
+    async def main() -> None:
+        async with MigrationQueue(url) as queue:
+            assert await queue.submit(spec)
+            await asyncio.to_thread(server.stop)
+            for call in (
+                lambda: queue.submit(spec),
+                lambda: queue.decide(spec, parked, Decision(approve=True)),
+                lambda: queue.abort(spec.external_id),
+            ):
+                for _ in range(2):  # first a connection that breaks, then none
+                    with pytest.raises(QueueUnavailable) as caught:
+                        await call()
+                    assert SECRET not in "".join(traceback.format_exception(caught.value))
+                    assert SECRET not in repr((caught.value.__cause__, caught.value.__context__))
+            await asyncio.to_thread(server.start)
+            while True:  # the pool of connections tries again after a pause
+                try:
+                    await queue.abort(spec.external_id)
+                    break
+                except QueueUnavailable:
+                    await asyncio.sleep(0.1)
+            assert await queue.submit(spec)
+
+    asyncio.run(main())
+    assert SECRET not in caplog.text
