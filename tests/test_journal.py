@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
-from asyncmig.journal import Event, Journal, JournalPort, MemoryJournal, open_journal
+from asyncmig.journal import Activity, Event, Journal, JournalPlace, JournalPort, MemoryJournal, open_journal
 
 pytestmark = pytest.mark.looptime
 
@@ -364,6 +365,54 @@ async def test_one_function_opens_a_journal_in_a_file_or_a_database(
         async with open_journal(place) as journal:
             assert (await journal.states())[customer] == b"one"
     assert path.exists()
+
+
+async def test_a_journal_in_a_database_is_read_as_one_in_a_file(
+    path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORKERS_JOURNAL", database_url)
+    monkeypatch.setenv("NO_ADDRESS", "/tmp")
+    customer, other = uuid4().hex, uuid4().hex
+    for place in (path, "WORKERS_JOURNAL"):
+        async with open_journal(place, holder="worker") as journal, await journal.claim(customer) as claim:
+            await claim.write("create", b"1", b"one")
+            async with open_journal(place, read_only=True) as reader:
+                with pytest.raises(JournalError, match="reading only"):
+                    await reader.claim(other)
+                assert (await reader.states())[customer] == b"one"
+                (event,) = await reader.events(customer)
+                held = (await reader.activity())[customer]
+                assert held.at == event.at
+                assert held.holder is not None
+                assert held.holder.startswith("worker (process ")
+                await claim.release()
+                assert (await reader.activity())[customer] == Activity(event.at, None)
+    assert JournalPlace("NO_ADDRESS").path == Path("NO_ADDRESS")
+
+
+async def test_reading_a_database_without_a_journal_creates_none(database_url: str, prefix: str):
+    reader = PostgresJournal(database_url, schema=prefix, read_only=True)
+    with pytest.raises(JournalError, match="there is no journal"):
+        await reader.__aenter__()
+    with psycopg.connect(database_url) as db:
+        assert db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (prefix,)).fetchone() is None
+
+
+def test_the_files_beside_a_journal_are_named_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    place = JournalPlace("postgresql://me:hush@db.example:5433/migrations")
+    beside = place.beside("last")
+    assert beside.parent == tmp_path / "asyncmig"
+    assert "hush" not in f"{beside}{place!r}"
+    assert beside == JournalPlace("postgresql://db.example:5433/migrations").beside("last")
+    assert beside != JournalPlace("postgresql://db.example:5433/other").beside("last")
+    assert JournalPlace("a/fleet.db").beside("last") == Path("a/fleet.db.last")
+    assert place.shows_password
+    monkeypatch.setenv("WORKERS_JOURNAL", place.text)
+    assert not JournalPlace("WORKERS_JOURNAL").shows_password
+    assert JournalPlace("WORKERS_JOURNAL").beside("last") == beside
 
 
 @pytest.mark.parametrize("place", ["redis://host/0", "mysql://user:hush@host/db", "https://host"])

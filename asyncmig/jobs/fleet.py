@@ -19,7 +19,7 @@ from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
 from asyncmig.jobs.migrate import migrate_safely, pending
-from asyncmig.journal import Journal, JournalPort
+from asyncmig.journal import DatabaseJournal, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
 __all__ = ["Fleet"]
@@ -35,7 +35,9 @@ _AT_ONCE = 50
 class Fleet(AsyncOnly):
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
-    `journal`: a path, or a journal that is open. `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
+    `journal`: a journal that is open, or the place of one (see `open_journal`).
+
+    `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
     options of every migration; its fields can also be given as keywords, which take precedence.
     `api`: the API generation. `protected`: files that no sheet replaces, besides those of the specs.
 
@@ -81,10 +83,11 @@ class Fleet(AsyncOnly):
         generations.check_options(self._generation, self._options)
         self._inputs = Inputs()
         self._inputs.add(protected)
-        self._own_journal: Journal | None = None
+        self._own_journal: DatabaseJournal | None = None
         if isinstance(journal, str | Path):
-            self._inputs.add([Path(journal)])
-            journal = self._own_journal = Journal(journal)
+            if path := JournalPlace(str(journal)).path:
+                self._inputs.add([path])
+            journal = self._own_journal = open_journal(journal)
         self._journal: JournalPort = journal
         self._places = anyio.CapacityLimiter(concurrency)
         self._draining = False

@@ -21,7 +21,8 @@ Three journals offer the same interface, `JournalPort`:
 - `MemoryJournal`: in this process only; it survives nothing.
 - `asyncmig.distributed.postgres.PostgresJournal`: for workers on many machines.
 
-`open_journal` takes a path or the address of a PostgreSQL and returns the journal there.
+`open_journal` takes a path, the address of a PostgreSQL, or the name of an environment variable that holds such an
+address, and returns the journal there. `Fleet(journal=...)` takes the same.
 
 ```python
 async with asyncmig.Journal("fleet.db") as journal:
@@ -40,15 +41,12 @@ endpoint finds a company by its `external_id`.
 
 Modules, in reading order: `ports` (what callers see), `lease` (when a holder counts as dead), `claims` (claims and
 writes, in SQL for both databases), `writer` (the thread and the group commit), `database` (what both journals share),
-then `sqlite` and `sqlite_file`, `postgres` and `postgres_schema`, and `memory`.
+then `sqlite` and `sqlite_file`, `postgres` and `postgres_schema`, `memory`, and `place`.
 """
 
-from pathlib import Path
-
-from asyncmig._core.arguments import checked_call
-from asyncmig._core.server_address import is_postgres
 from asyncmig.journal.database import Claim, DatabaseJournal
 from asyncmig.journal.memory import MemoryClaim, MemoryJournal
+from asyncmig.journal.place import JournalPlace, open_journal
 from asyncmig.journal.ports import Activity, ClaimPort, Event, JournalPort
 from asyncmig.journal.sqlite import Journal
 
@@ -59,23 +57,9 @@ __all__ = [
     "DatabaseJournal",
     "Event",
     "Journal",
+    "JournalPlace",
     "JournalPort",
     "MemoryClaim",
     "MemoryJournal",
     "open_journal",
 ]
-
-
-@checked_call
-def open_journal(place: str | Path, *, holder: str | None = None, lease: float = 30.0) -> DatabaseJournal:
-    """Return the journal in a file or in a PostgreSQL database. Enter it with `async with`.
-
-    `place`: the path of a file, or the address of a PostgreSQL (a URL or `key=value` pairs; needs the extra
-    `postgres`). `holder` and `lease` (real seconds): see `Journal`. Raises `InvalidInput` for an invalid address and
-    for the address of another server.
-    """
-    if not is_postgres(str(place)):
-        return Journal(place, holder=holder, lease=lease)
-    from asyncmig.journal.postgres import PostgresJournal  # imported here because psycopg is optional
-
-    return PostgresJournal(str(place), holder=holder, lease=lease)

@@ -10,21 +10,14 @@ from types import TracebackType
 from typing import ClassVar, Self, TypeVar, cast, final
 
 from asyncmig.errors import InvalidInput, JournalError
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row
-from asyncmig.journal.ports import Event
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
+from asyncmig.journal.ports import Activity, Event
 from asyncmig.journal.writer import Writer
 
-__all__ = ["Claim", "DatabaseJournal", "checked_lease"]
+__all__ = ["Claim", "DatabaseJournal"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
-
-
-def checked_lease(seconds: float) -> float:
-    """Return the duration of a lease. Raises `InvalidInput` unless it is positive and finite."""
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise InvalidInput("lease", seconds, "must be a positive number of seconds")
-    return seconds
 
 
 @final
@@ -75,22 +68,31 @@ class Claim:
 class DatabaseJournal(ABC):
     """A journal in a database, for one event loop. Use it as `async with`; see `JournalPort`."""
 
-    __slots__ = ("_place", "_threaded", "_writer")
+    __slots__ = ("_place", "_read_only", "_threaded", "_writer")
     _STATES: ClassVar[str]
     """The query for the external id and the state of each customer that has one."""
     _EVENTS: ClassVar[str]
     """The query for the fields of `Event`: `seq` above, external id twice (None: all), limit (None: no limit)."""
+    _ACTIVITY: ClassVar[str]
+    """The query for each customer's external id, the time of its last event, and its holder (first: the instance)."""
 
-    def __init__(self, store: ClaimStore, place: str, *, lease: float, threaded: bool = True) -> None:
+    def __init__(
+        self, store: ClaimStore, place: str, *, lease: float, read_only: bool, threaded: bool = True
+    ) -> None:
         """`place`: the journal's name in errors."""
-        self._place, self._threaded = place, threaded
+        if not (lease > 0 and math.isfinite(lease)):
+            raise InvalidInput("lease", lease, "must be a positive number of seconds")
+        self._place, self._read_only, self._threaded = place, read_only, threaded
         self._writer = Writer(store, place, lease=lease, threaded=threaded)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._place}>"
 
     async def __aenter__(self) -> Self:
-        await self._writer.open()
+        if self._read_only:
+            await self.events(limit=0)
+        else:
+            await self._writer.open()
         return self
 
     async def __aexit__(
@@ -104,6 +106,8 @@ class DatabaseJournal(ABC):
 
         Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
         """
+        if self._read_only:
+            raise JournalError(self._place, "is open for reading only")
         return Claim(self._writer, self._place, await self._writer.claim(external_id))
 
     async def states(self) -> dict[str, bytes]:
@@ -122,6 +126,26 @@ class DatabaseJournal(ABC):
             partial(self._read, self._EVENTS, after, external_id, external_id, limit)
         )
         return [Event(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
+
+    async def activity(self) -> dict[str, Activity]:
+        """Return who works on each customer, and when the last event was written. Raises `JournalError`."""
+        return await self._in_thread(self._read_activity)
+
+    def _read_activity(self) -> dict[str, Activity]:
+        statuses: dict[object, HolderStatus] = {}
+        found: dict[str, Activity] = {}
+        for row in self._read(self._ACTIVITY):
+            external_id, at, holder = cast("str", row[0]), cast("str | None", row[1]), row[2:]
+            if holder[0] is not None and holder[0] not in statuses:
+                statuses[holder[0]] = self._status_of(holder)
+            status = statuses.get(holder[0])
+            found[external_id] = Activity(at, status.text if status is not None and status.is_alive else None)
+        return found
+
+    @staticmethod
+    @abstractmethod
+    def _status_of(holder: Row) -> HolderStatus:
+        """Return what the columns of a holder in `_ACTIVITY` say."""
 
     @abstractmethod
     def _read(self, sql: str, *values: object) -> Sequence[Row]:

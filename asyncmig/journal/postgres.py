@@ -29,7 +29,7 @@ from psycopg.sql import SQL, Identifier
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
-from asyncmig.journal.database import DatabaseJournal, checked_lease
+from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder
 from asyncmig.journal.ports import Event
 from asyncmig.journal.postgres_schema import PostgresSchema
@@ -43,6 +43,10 @@ _RECHECK = 30.0
 _RECONNECT = 0.5
 """Real seconds between the attempts of `changes` to connect."""
 _BATCH = 1000
+_ISO = """to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+_HOLDER = """instance, label, host, boot, namespace, pid, started, lease,
+    extract(epoch FROM clock_timestamp() - renewed)::float8"""
+"""The columns of `_HolderRow`; the last one is the age of the last heartbeat in seconds."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between attempts of the writer to connect again; the last one repeats."""
 
@@ -52,16 +56,19 @@ class PostgresJournal(DatabaseJournal):
     """A journal in a schema of a database, which is created if it does not exist; for one event loop, `async with`.
 
     `conninfo`: a URL or `key=value` pairs, as libpq accepts them. `holder`: a name for this process in the errors of
-    other processes. `lease`: real seconds after which a holder without a heartbeat is replaced. `patience`: real
-    seconds to wait for an unavailable database; after that, calls raise `JournalError`.
+    other processes. `lease`: real seconds after which a holder without a heartbeat is replaced. `read_only` uses an
+    existing journal, changes nothing and refuses claims. `patience`: real seconds for which writes wait for an
+    unavailable database; after that, they raise `JournalError`. Reads do not wait.
     """
 
     __slots__ = ("_schema",)
     _STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
-    _EVENTS = """SELECT seq, external_id,
-            to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), kind, detail
+    _EVENTS = f"""SELECT seq, external_id, {_ISO}, kind, detail
         FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? AND (?::text IS NULL OR external_id = ?) ORDER BY seq LIMIT ?"""
+        WHERE seq > ? AND (?::text IS NULL OR external_id = ?) ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
+    _ACTIVITY = f"""SELECT external_id,
+            (SELECT {_ISO} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {_HOLDER}
+        FROM companies LEFT JOIN holders ON instance = holder ORDER BY id"""  # noqa: S608 - constants
 
     @checked_call
     def __init__(
@@ -71,12 +78,12 @@ class PostgresJournal(DatabaseJournal):
         schema: str = "asyncmig",
         holder: str | None = None,
         lease: float = 30.0,
+        read_only: bool = False,
         patience: float = 60.0,
     ) -> None:
-        checked_lease(lease)
         self._schema = PostgresSchema(conninfo, schema)
         store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
-        super().__init__(store, self._schema.text, lease=lease)
+        super().__init__(store, self._schema.text, lease=lease, read_only=read_only)
 
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[Event]:
         """Yield each event of all processes as soon as it is committed, without end.
@@ -108,10 +115,16 @@ class PostgresJournal(DatabaseJournal):
             except psycopg.Error as error:
                 raise self._schema.explain(error) from error
 
+    @staticmethod
+    def _status_of(holder: Row) -> HolderStatus:
+        return _status(holder)
+
     def _read(self, sql: str, *values: object) -> Sequence[Row]:
         try:
             with self._schema.connect() as db:
                 return db.execute(_placeholders(sql), values).fetchall()
+        except psycopg.errors.UndefinedTable:
+            raise JournalError(self._place, "there is no journal in this database") from None
         except psycopg.Error as error:
             raise self._schema.explain(error) from error
 
@@ -247,24 +260,21 @@ class PostgresStore(ClaimStore):
         )
 
     def _status_of(self, instance: str) -> HolderStatus | None:
-        found = self._run(
-            """SELECT instance, label, host, boot, namespace, pid, started, lease,
-            extract(epoch FROM clock_timestamp() - renewed)::float8 FROM holders WHERE instance = ?""",
-            instance,
-        )
-        row = cast("_HolderRow | None", found.fetchone())
-        if row is None:
-            return None
-        instance, label, host, boot, namespace, pid, started, lease, age = row
-        holder = Holder(instance, label, host, boot, namespace, pid, started)
-        return HolderStatus(
-            holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead()
-        )
+        sql = f"SELECT {_HOLDER} FROM holders WHERE instance = ?"  # noqa: S608 - constants
+        row = self._run(sql, instance).fetchone()
+        return None if row is None else _status(row)
 
     def _connected(self) -> _Connection:
         if self._db is None:
             raise JournalError(self._place, "is closed")
         return self._db
+
+
+def _status(row: Row) -> HolderStatus:
+    """Return what the columns `_HOLDER` say."""
+    instance, label, host, boot, namespace, pid, started, lease, age = cast("_HolderRow", row)
+    holder = Holder(instance, label, host, boot, namespace, pid, started)
+    return HolderStatus(holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead())
 
 
 def _placeholders(sql: str) -> bytes:

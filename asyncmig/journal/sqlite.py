@@ -23,14 +23,13 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
-from typing import Self, cast, final
+from typing import cast, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
-from asyncmig.journal.database import Claim, DatabaseJournal, checked_lease
+from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder, Lease, Moment
-from asyncmig.journal.ports import Activity
 from asyncmig.journal.sqlite_file import (
     Connect,
     check_is_path,
@@ -45,9 +44,6 @@ __all__ = ["Journal"]
 
 _log = logging.getLogger("asyncmig.journal")
 _HolderRow = tuple[str, str, str, str, str, int, str, float, float, float]
-_HOLDERS = "SELECT * FROM holders"
-_ACTIVITY = """SELECT external_id,
-    (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holder FROM companies"""
 
 
 @final
@@ -63,11 +59,14 @@ class Journal(DatabaseJournal):
     journal, and a journal of a newer version. It upgrades an older journal.
     """
 
-    __slots__ = ("_connect", "_path", "_read_only")
+    __slots__ = ("_connect", "_path")
     _STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
     _EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
         FROM events JOIN companies ON companies.id = company
         WHERE seq > ? AND (? IS NULL OR external_id = ?) ORDER BY seq LIMIT coalesce(?, -1)"""
+    _ACTIVITY = """SELECT external_id,
+            (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holders.*
+        FROM companies LEFT JOIN holders ON instance = holder ORDER BY id"""
 
     @checked_call
     def __init__(
@@ -80,31 +79,11 @@ class Journal(DatabaseJournal):
         threaded: bool = True,
         connect: Connect = connect,
     ) -> None:
-        checked_lease(lease)
         check_is_path(path)
         self._path = Path(path).absolute()  # the process may change its working directory
-        self._read_only, self._connect = read_only, connect
+        self._connect = connect
         store = SqliteStore(self._path, label=holder or "", lease=lease, connect=connect)
-        super().__init__(store, str(self._path), lease=lease, threaded=threaded)
-
-    async def __aenter__(self) -> Self:
-        if self._read_only:
-            await self.events(limit=0)
-            return self
-        return await super().__aenter__()
-
-    async def claim(self, external_id: str) -> Claim:
-        """Claim a customer, known or new. If cancelled, the claim is released.
-
-        Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
-        """
-        if self._read_only:
-            raise JournalError(self._place, "is open for reading only")
-        return await super().claim(external_id)
-
-    async def activity(self) -> dict[str, Activity]:
-        """Return who works on each customer, and when the last event was written. Raises `JournalError`."""
-        return await self._in_thread(self._read_activity)
+        super().__init__(store, str(self._path), lease=lease, read_only=read_only, threaded=threaded)
 
     async def check(self) -> None:
         """Read every page of the file. Raises `JournalError` if one is damaged."""
@@ -116,12 +95,9 @@ class Journal(DatabaseJournal):
         with open_for_reading(self._path, self._connect) as db:
             return db.execute(sql, values).fetchall()
 
-    def _read_activity(self) -> dict[str, Activity]:
-        with open_for_reading(self._path, self._connect) as db:
-            now = Moment.now()
-            leases = [_lease(row) for row in db.execute(_HOLDERS)]
-            alive = {lease.holder.instance: lease.describe(now) for lease in leases if not lease.is_over(now)}
-            return {name: Activity(at, alive.get(holder)) for name, at, holder in db.execute(_ACTIVITY)}
+    @staticmethod
+    def _status_of(holder: Row) -> HolderStatus:
+        return _status(holder, Moment.now())
 
 
 @final
@@ -238,11 +214,8 @@ class SqliteStore(ClaimStore):
         )
 
     def _status_of(self, instance: str) -> HolderStatus | None:
-        row = self._opened().execute(f"{_HOLDERS} WHERE instance = ?", (instance,)).fetchone()
-        if row is None:
-            return None
-        lease = _lease(row)
-        return HolderStatus(lease.holder, lease.describe(self._now), not lease.is_over(self._now))
+        row = self._opened().execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()
+        return None if row is None else _status(row, self._now)
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
@@ -278,7 +251,9 @@ class SqliteStore(ClaimStore):
             db.close()
 
 
-def _lease(row: Sequence[object]) -> Lease:
+def _status(row: Row, now: Moment) -> HolderStatus:
+    """Return what a row of the table `holders` says at the time `now`."""
     instance, label, host, boot, namespace, pid, started, seconds, wall, uptime = cast("_HolderRow", row)
     holder = Holder(instance, label, host, boot, namespace, pid, started)
-    return Lease(holder, seconds, Moment(wall, uptime))
+    lease = Lease(holder, seconds, Moment(wall, uptime))
+    return HolderStatus(holder, lease.describe(now), not lease.is_over(now))
