@@ -15,10 +15,18 @@ from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
 from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
-from asyncmig.companies.imports import ImportRun, Imports
+from asyncmig.companies.import_run import ImportRun
+from asyncmig.companies.imports import Imports
 from asyncmig.companies.uploads import Uploaded
-from asyncmig.companies.wire import Connection, ImportState, Sheet, Source, Template
-from asyncmig.companies.writes import ExportReport, ExportState
+from asyncmig.companies.wire import (
+    Connection,
+    ExportReport,
+    ExportState,
+    ImportState,
+    Sheet,
+    Source,
+    Template,
+)
 from asyncmig.customers.connections import Destination
 from asyncmig.customers.outcome import (
     Decide,

@@ -31,7 +31,7 @@ from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies.catalog import Companies
-from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.routes import KEY_HEADER
 from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher

@@ -10,7 +10,7 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Fleet, Gate, MemoryJournal, Session, SessionClosed, Spec, UsageError
-from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 
 Use = Callable[[Session], Coroutine[object, object, object]]

@@ -162,9 +162,14 @@ class Attempts:
         """The failed attempts that the server may have processed."""
 
     @property
+    def most(self) -> int:
+        """The most attempts."""
+        return self._policy.attempts
+
+    @property
     def is_last(self) -> bool:
         """Whether no attempt follows the present one."""
-        return self.attempt >= self._policy.attempts
+        return self.attempt >= self.most
 
     async def __aenter__(self) -> None:
         """Begin an attempt."""

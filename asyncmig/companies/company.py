@@ -12,10 +12,10 @@ from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports
 from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
-from asyncmig.companies.sheets import chosen, known
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.customers.ids import SHEET, checked_id
 from asyncmig.customers.lookup import named
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.customers.paths import Inputs
@@ -23,7 +23,7 @@ from asyncmig.customers.report import ImportReport
 from asyncmig.errors import InvalidInput
 from asyncmig.transfers.content import BinaryFile, Progress, Stream
 
-__all__ = ["Company"]
+__all__ = ["Company", "known_sheets"]
 
 
 @final
@@ -82,28 +82,31 @@ class Company:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"
 
     def guard(self, check: Callable[[Path], None]) -> None:
-        """Call `check` with the path of each downloaded file before it is put in place. An exception from `check`
-        ends the download.
+        """Call `check` with the final path of each downloaded file before it is renamed to it. An exception from
+        `check` ends the download.
 
-        Downloads never replace files that this handle has uploaded; `guard` protects other files as well.
+        Without `check`, downloads refuse to replace only the files that this handle has uploaded.
         """
         self._checks = (self._uploaded.check, check)
 
     @checked_call
     def sheet(self, wanted: str, /) -> Sheet:
-        """Return the sheet with this name or id, from the response to `create` or from a completed import; no
-        request.
+        """Return the sheet with this name or id; no request.
 
         ```python
         contacts = company.sheet("Contacts")
         ```
 
+        The handle knows the sheets from the response to `create` and from the reports of its completed imports.
         Raises `InvalidInput` that lists the known names.
         """
-        sheets = {sheet.id: sheet for sheet in (*self._reported(), *self.sheets)}
+        sheets: Sequence[Sheet] = self.sheets
+        for run in self.imports.started:
+            if run.state is not None and run.state.status == "completed":
+                sheets = known_sheets(sheets, run.state.report)
         if not sheets:
             raise InvalidInput("sheet", wanted, "no sheets are known here: the company was opened by its id")
-        return named("sheet", wanted, tuple(sheets.values()))
+        return named("sheet", wanted, sheets)
 
     @checked_call
     async def upload(
@@ -171,7 +174,7 @@ class Company:
         ```
 
         - `sheets`: names, ids or `Sheet`s; by default all, in one ZIP if the server offers it. File names are the
-          sheets' names, made safe.
+          sheets' names without unsafe characters.
         - `filter`: `"valid"` drops every row with a bad cell, `"all"` keeps them.
         - `report`: the report of the company's only import. The handle knows it already if it created the company
           and started the import. The download is compared with the report, and repeated if it was cut short.
@@ -190,7 +193,7 @@ class Company:
             return download(fetch, among, folder, among=among, whole=True)
         if isinstance(sheets, str) or not sheets:
             raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
-        wanted = {sheet.id: sheet for sheet in (chosen(each, among, "sheets") for each in sheets)}
+        wanted = {sheet.id: sheet for sheet in (_chosen(each, among, "sheets") for each in sheets)}
         return download(fetch, list(wanted.values()), folder, among=among, whole=False)
 
     @checked_call
@@ -213,9 +216,9 @@ class Company:
         ```
 
         Yields the CSV of one `sheet` (name, id or `Sheet`); without a sheet, a ZIP of all sheets, which is built
-        locally if the server has none. Chunks have at most about 256 KiB. A slow reader slows the transfer, and
-        no slot of the limit is held during the body. Leaving the block early closes the connection. `filter` and
-        `report` are as in `download`.
+        locally if the server has none. Chunks have at most about 256 KiB. A slow reader slows the transfer. The
+        transfer of the body holds no slot of the rate limit. Leaving the block early closes the connection.
+        `filter` and `report` are as in `download`.
 
         A failed attempt is repeated only before the first byte. After it, a body that breaks off or does not have
         the reported rows raises `TruncatedDownload` at the end of the loop. Raises `InvalidInput` for an unknown
@@ -224,7 +227,7 @@ class Company:
         fetch, among = self._fetch(filter, report, rank)
         if sheet is None:
             return stream_all(fetch, among)
-        return stream_sheet(fetch, chosen(sheet, among, "sheet"))
+        return stream_sheet(fetch, _chosen(sheet, among, "sheet"))
 
     @checked_call
     async def export(
@@ -237,7 +240,7 @@ class Company:
         full_key: str | None = None,
         rank: float = 0.0,
     ) -> ExportOutcome:
-        """Write the company's rows to its destination: a canary first, then everything.
+        """Write the company's rows to its destination: first a canary, then all rows.
 
         ```python
         exported = await company.export()
@@ -271,7 +274,7 @@ class Company:
             rank=rank,
             checks=self._checks,
         )
-        return fetch, known(self.sheets, report)
+        return fetch, known_sheets(self.sheets, report)
 
     def _only_report(self) -> ImportReport | None:
         """Return the report of the only import, or None if there may have been another one."""
@@ -280,13 +283,22 @@ class Company:
         state = self.imports.started[0].state
         return state.report if state is not None and state.status == "completed" else None
 
-    def _reported(self) -> list[Sheet]:
-        """Return the sheets that the completed imports of this handle reported."""
-        states = [run.state for run in self.imports.started]
-        reports = [state.report for state in states if state and state.report and state.status == "completed"]
-        return [
-            Sheet(id=count.sheet_id, name=count.template_name or "")
-            for report in reports
-            for count in report.per_sheet
-            if count.sheet_id is not None
-        ]
+
+def known_sheets(sheets: Sequence[Sheet], report: ImportReport | None) -> list[Sheet]:
+    """Return `sheets` and those that only the report names."""
+    ids = {sheet.id for sheet in sheets}
+    reported = [
+        Sheet(id=count.sheet_id, name=count.template_name or count.sheet_id)
+        for count in (report.per_sheet if report else ())
+        if count.sheet_id is not None and count.sheet_id not in ids
+    ]
+    return [*sheets, *{sheet.id: sheet for sheet in reported}.values()]
+
+
+def _chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
+    """Return the sheet with this name or id. If no sheet is known, `wanted` is taken as an id."""
+    if isinstance(wanted, Sheet):
+        return wanted
+    if not among or not wanted:
+        return Sheet(id=checked_id(field, wanted, SHEET))
+    return named(field, wanted, among)

@@ -4,28 +4,26 @@ import hashlib
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, final
 
+from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
-from asyncmig.companies.expected import Expected
-from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets, refuse_page
+from asyncmig.companies.archive import ALL_SHEETS, chunks_of, open_archive
+from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
 from asyncmig.customers.lookup import called
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 from asyncmig.transfers.bound import Bound
-from asyncmig.transfers.part import CHUNK, Part, Repeats, may_take
+from asyncmig.transfers.part import CHUNK, Part, Repeats, usable_bytes
 
 __all__ = ["download"]
 
-_ALL = "all sheets"
-_DIRECTORY = 4 * 1024 * 1024
-"""Largest size, in bytes, of an archive's directory, which is read into memory. 40,000 members fit."""
 _MORE_SHEETS = 100
 """How many unknown sheets an archive may contain. Each sheet needs an open file."""
 
@@ -39,204 +37,177 @@ async def download(
     A sheet has the same file name whichever other sheets are downloaded with it. All sheets come in one ZIP if
     the server offers it. Everything is downloaded and checked before any file is put in place.
 
+    The archive and each sheet have one `Attempts` for the whole download. If all rows together do not agree with
+    the report, everything is downloaded again, which is one more request for each sheet.
+
     Raises `TruncatedDownload` if the last attempt still disagrees with the report, or if the same wrong bytes
-    came eight times; `InvalidInput` if a file would replace an input.
+    arrived eight times; `InvalidInput` if a file would replace an input.
     """
-    attempts, repeats = fetch.repeated((TruncatedDownload,), unless=_is_final), Repeats()
+    names = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
+    files = dict(zip(names, file_names(names.values()), strict=True))
+    paths = [folder / f"{files[sheet.id]}.csv" for sheet in sheets]
+    rounds = fetch.repeated()
     archived = whole and len(sheets) != 1
+    one = _Download(fetch, sheets, folder, paths, use_archive=archived, attempts=rounds.most)
     while True:
-        async with attempts:
-            parts, none_here = None, False
+        async with rounds:
             with ExitStack() as stack:
-                if archived and fetch.archives:
-                    archived = not sheets  # a repeat fetches the sheets one by one, if they are known
-                    try:
-                        parts = await _fetch_archive(fetch, sheets, folder, stack, repeats)
-                    except (ApiError, NoAnswer, TruncatedDownload) as error:
-                        if not can_do_without(error, sheets):
-                            raise
-                        none_here = is_no_archive(error)
-                if parts is None:
-                    parts = _parts(sheets, among, folder, stack, repeats)
-                    for sheet, part in zip(sheets, parts, strict=True):
-                        await _fetch_sheet(fetch, sheet, part)
-                    if none_here:
-                        fetch.no_archives()
+                parts = await one.fetched(stack)
                 if whole:
-                    await in_thread(_check_sum, fetch.expected, parts, repeats)
+                    await in_thread(one.check_sum, parts)
                 return await in_thread(_commit, parts, fetch.checks)
 
 
-def _parts(
-    sheets: Sequence[Sheet], among: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
-) -> list[Part]:
-    """Open a file for each sheet."""
-    if not sheets:
-        raise no_sheets()
-    every = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
-    names = dict(zip(every, file_names(every.values()), strict=True))
-    return [
-        stack.enter_context(Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", repeats))
-        for sheet in sheets
-    ]
+@final
+class _Download:
+    """One download of one or several sheets."""
 
+    def __init__(
+        self,
+        fetch: Fetch,
+        sheets: Sequence[Sheet],
+        folder: Path,
+        paths: Sequence[Path],
+        *,
+        use_archive: bool,
+        attempts: int,
+    ) -> None:
+        self._fetch, self._sheets, self._folder, self._paths = fetch, sheets, folder, paths
+        self._use_archive = use_archive
+        self._repeats = Repeats(attempts)
+        self._attempts: dict[str | None, Attempts] = {}
 
-async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> None:
-    attempts = fetch.repeated(TRANSIENT, unless=_is_final)
-    while True:
-        async with attempts:
-            part.restart(fetch.expected.most_rows(part.sheet, sheet))
+    async def fetched(self, stack: ExitStack) -> list[Part]:
+        """Return all sheets, downloaded and checked one by one. `stack` closes their files."""
+        traits, is_refused = self._fetch.traits, False
+        if self._use_archive and traits.has_archives:
+            self._use_archive = not self._sheets  # a repeat requests the single sheets, if they are known
             try:
-                await _receive(fetch, sheet, part)
-            except NoAnswer as error:
-                raise await in_thread(part.broken_off, error) from None
-            await in_thread(part.check, partial(fetch.expected.check, part.sheet, sheet))
-            if not part.ends_with_line_end and fetch.ends_lines and fetch.expected.is_exact([sheet]):
-                await in_thread(part.check_unended_line)
-                fetch.no_line_ends()
-            return
-
-
-async def _receive(fetch: Fetch, sheet: Sheet, part: Part) -> None:
-    with part.naming():
-        async with fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
-            refuse_page(answer)
-            async for chunk in answer.chunks():
-                await file.write(chunk)
-                if part.count(chunk):
-                    await file.settled()
-                    await in_thread(part.check_bound)
-
-
-async def _fetch_archive(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, stack: ExitStack, repeats: Repeats
-) -> list[Part] | None:
-    """Download all sheets as one archive. Return None if a sheet is missing in it."""
-    attempts = fetch.repeated(TRANSIENT, unless=lambda error: _is_final(error) or is_no_archive(error))
-    while True:
-        async with attempts:
-            with tempfile.TemporaryFile(buffering=0) as archive:
-                bound = _archive_bound(fetch, len(sheets))
-                async with fetch.exchange(None) as answer, WriteBehind(archive) as file:
-                    refuse_page(answer)
-                    async for chunk in answer.chunks():
-                        if reason := bound.exceeded(len(chunk)):
-                            raise repeats.too_much(_ALL, reason)
-                        await file.write(chunk)
-                return await in_thread(_unpack, fetch, archive, sheets, folder, stack, repeats)
-
-
-def _archive_bound(fetch: Fetch, sheets: int) -> Bound:
-    free = may_take(Path(tempfile.gettempdir()))
-    most = fetch.expected.most_in_archive(sheets)
-    return Bound(rows=None, size=free if most is None else min(free, most))
-
-
-def _unpack(
-    fetch: Fetch,
-    archive: IO[bytes],
-    sheets: Sequence[Sheet],
-    folder: Path,
-    stack: ExitStack,
-    repeats: Repeats,
-) -> list[Part] | None:
-    try:
-        with _whole():
-            _check_directory(archive)
-            content = zipfile.ZipFile(archive)
-            entries = [entry for entry in content.infolist() if _is_sheet(entry)]
-            if len(entries) > len(sheets) + _MORE_SHEETS:
-                raise ValueError(f"it has {len(entries)} sheets")
-        titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
-        missing = Counter(sheet.name.casefold() for sheet in sheets)
-        missing.subtract(title.casefold() for title in titles)
-        if not entries or any(count > 0 for count in missing.values()):
-            return None
+                if (parts := await self._from_archive(stack)) is not None:
+                    return parts
+            except (ApiError, NoAnswer, TruncatedDownload) as error:
+                if not can_do_without(error, self._sheets):
+                    raise
+                is_refused = is_no_archive(error)
+        if not self._sheets:
+            raise no_sheets()
         parts = [
-            stack.enter_context(Part(title, folder / f"{name}.csv", repeats))
-            for title, name in zip(titles, file_names(titles), strict=True)
+            stack.enter_context(Part(sheet.name or sheet.id, path, self._repeats))
+            for sheet, path in zip(self._sheets, self._paths, strict=True)
         ]
-        for entry, part in zip(entries, parts, strict=True):
-            _unpack_sheet(fetch.expected, content, entry, part, sheets)
+        for sheet, part in zip(self._sheets, parts, strict=True):
+            await self._fetch_sheet(sheet, part)
+        if is_refused:
+            traits.has_archives = False
         return parts
-    except TruncatedDownload as error:
-        if error.name == _ALL:
+
+    def _attempts_for(self, sheet: Sheet | None) -> Attempts:
+        """Return the attempts of a sheet, or of the archive. They count over all rounds of this download."""
+
+        def is_useless(error: AsyncmigError) -> bool:
+            return _is_final(error) or (sheet is None and is_no_archive(error))
+
+        key = None if sheet is None else sheet.id
+        if key not in self._attempts:
+            self._attempts[key] = self._fetch.repeated(TRANSIENT, unless=is_useless)
+        return self._attempts[key]
+
+    async def _fetch_sheet(self, sheet: Sheet, part: Part) -> None:
+        expected, traits, attempts = self._fetch.expected, self._fetch.traits, self._attempts_for(sheet)
+        while True:
+            async with attempts:
+                part.restart(expected.most_rows(part.sheet, sheet))
+                try:
+                    await self._receive(sheet, part)
+                except NoAnswer as error:
+                    raise await in_thread(part.broken_off, error) from None
+                await in_thread(part.check, partial(expected.check, part.sheet, sheet))
+                if not part.ends_with_line_end and traits.ends_lines and expected.is_exact([sheet]):
+                    await in_thread(part.check_unended_line)
+                    traits.ends_lines = False
+                return
+
+    async def _receive(self, sheet: Sheet, part: Part) -> None:
+        with part.naming():
+            async with self._fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
+                async for chunk in answer.chunks():
+                    await file.write(chunk)
+                    if part.count(chunk):
+                        await file.settled()
+                        await in_thread(part.check_bound)
+
+    async def _from_archive(self, stack: ExitStack) -> list[Part] | None:
+        """Return all sheets from one archive, or None if a sheet is missing in it."""
+        attempts = self._attempts_for(None)
+        free = usable_bytes(Path(tempfile.gettempdir()))
+        most = self._fetch.expected.most_in_archive(len(self._sheets))
+        while True:
+            async with attempts:
+                with tempfile.TemporaryFile(buffering=0) as archive:
+                    bound = Bound(rows=None, size=free if most is None else min(free, most))
+                    async with self._fetch.exchange(None) as answer, WriteBehind(archive) as file:
+                        async for chunk in answer.chunks():
+                            if reason := bound.exceeded(len(chunk)):
+                                raise self._repeats.stopped(ALL_SHEETS, reason)
+                            await file.write(chunk)
+                    return await in_thread(self._unpack, archive, stack)
+
+    def _unpack(self, archive: IO[bytes], stack: ExitStack) -> list[Part] | None:
+        try:
+            content, entries = open_archive(archive, most_sheets=len(self._sheets) + _MORE_SHEETS)
+            titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
+            missing = Counter(sheet.name.casefold() for sheet in self._sheets)
+            missing.subtract(title.casefold() for title in titles)
+            if not entries or any(count > 0 for count in missing.values()):
+                return None
+            parts = [
+                stack.enter_context(Part(title, self._folder / f"{name}.csv", self._repeats))
+                for title, name in zip(titles, file_names(titles), strict=True)
+            ]
+            for entry, part in zip(entries, parts, strict=True):
+                self._unpack_sheet(content, entry, part)
+            return parts
+        except TruncatedDownload as error:
+            if error.name != ALL_SHEETS:
+                raise
             archive.seek(0)
             digest = hashlib.sha256()
             for chunk in iter(partial(archive.read, CHUNK), b""):
                 digest.update(chunk)
-            raise repeats.wrong(error, digest.digest()) from error.__cause__
-        raise
+            raise self._repeats.wrong(error, digest.digest()) from error.__cause__
 
+    def _unpack_sheet(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part) -> None:
+        sheets = called(part.sheet, self._sheets)
+        sheet = sheets[0] if len(sheets) == 1 else None
+        part.restart(self._fetch.expected.most_rows(part.sheet, sheet))
+        for chunk in chunks_of(archive, entry):
+            with part.naming():
+                write_all(part.file, [chunk])
+            if part.count(chunk):
+                part.check_bound()
+        part.check(partial(self._fetch.expected.check, part.sheet, sheet))
 
-def _unpack_sheet(
-    expected: Expected, content: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part, sheets: Sequence[Sheet]
-) -> None:
-    named = called(part.sheet, sheets)
-    sheet = named[0] if len(named) == 1 else None
-    part.restart(expected.most_rows(part.sheet, sheet))
-    for chunk in _chunks(content, entry):
-        with part.naming():
-            write_all(part.file, [chunk])
-        if part.count(chunk):
-            part.check_bound()
-    part.check(partial(expected.check, part.sheet, sheet))
+    def check_sum(self, parts: Sequence[Part]) -> None:
+        """Compare the rows of all sheets together with the report. Blocks.
 
-
-def _check_directory(archive: IO[bytes]) -> None:
-    """Raise `TruncatedDownload` for an archive whose directory is too large for memory: `zipfile` reads all of it.
-
-    The sizes are in the records at the end of an archive (APPNOTE.TXT, 4.3.14 and 4.3.16).
-    """
-    size = archive.seek(0, 2)
-    start = archive.seek(max(0, size - 22 - 65_535 - 76))
-    tail = archive.read(size - start)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0:
-        return
-    directory = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if at >= 76 and tail[at - 20 :].startswith(b"PK\x06\x07"):  # ZIP64
-        directory = int.from_bytes(tail[at - 36 : at - 28], "little")
-    if directory > _DIRECTORY:
-        raise ValueError(f"its directory has {directory} bytes")
-
-
-def _is_sheet(entry: zipfile.ZipInfo) -> bool:
-    return entry.filename.lower().endswith(".csv") and not entry.filename.startswith("__MACOSX/")
-
-
-def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Generator[bytes]:
-    with _whole(), archive.open(entry) as source:
-        while chunk := source.read(CHUNK):
-            yield chunk
-
-
-@contextmanager
-def _whole() -> Generator[None]:
-    """Turn every kind of exception that `zipfile` raises for a damaged archive into one error."""
-    try:
-        yield
-    except Exception as error:  # it raises a dozen kinds of exceptions, few of them documented
-        raise TruncatedDownload(_ALL, f"not a whole ZIP archive ({error})") from error
-
-
-def _check_sum(expected: Expected, parts: Sequence[Part], repeats: Repeats) -> None:
-    """Compare the number of rows of all sheets together with the report; if they differ, count the rows in another
-    way.
-    """
-    try:
-        expected.check_sum([part.found for part in parts if part.found is not None])
-    except TruncatedDownload as error:
-        recounted = [part.recounted() for part in parts]
-        for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
-            if any(count.cut for count in counts):
-                continue
-            with suppress(TruncatedDownload):
-                expected.check_sum(counts)
-                for part, count in zip(parts, counts, strict=True):
-                    part.found = count
-                return
-        raise repeats.wrong(error, b"".join(digest for _, digest in recounted)) from None
+        If they differ, the rows are counted in every other reading. Raises `RetryableFailure` if none agrees, or
+        `TruncatedDownload` if another attempt is unlikely to differ.
+        """
+        expected = self._fetch.expected
+        try:
+            expected.check_sum([part.found for part in parts if part.found is not None])
+        except TruncatedDownload as error:
+            recounted = [part.recounted() for part in parts]
+            for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
+                if any(count.cut for count in counts):
+                    continue
+                with suppress(TruncatedDownload):
+                    expected.check_sum(counts)
+                    for part, count in zip(parts, counts, strict=True):
+                        part.found = count
+                    return
+            wrong = self._repeats.wrong(error, b"".join(digest for _, digest in recounted))
+            raise wrong if wrong.is_final else RetryableFailure(wrong) from None
 
 
 def _is_final(error: AsyncmigError) -> bool:

@@ -1,7 +1,7 @@
 """Destination exports: write a company's rows to the system that the customer moves to."""
 
-from collections.abc import Sequence
-from typing import Literal, final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import final
 
 import msgspec
 
@@ -11,21 +11,19 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.imports import new_key
 from asyncmig.companies.runs import Run
-from asyncmig.companies.wire import RunStarted, Template
-from asyncmig.companies.writes import ExportBody, ExportReport, ExportState, Selection
+from asyncmig.companies.wire import ExportBody, ExportReport, ExportState, RunStarted, Selection, Template
 from asyncmig.customers.ids import EXPORT, checked_id
+from asyncmig.customers.outcome import ExportMode, ExportSummary
 from asyncmig.customers.spec import checked_templates
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 
-__all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "Mode"]
+__all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "in_stages", "summary_of"]
 
-Mode = Literal["full", "canary"]
-"""What an export writes: everything, or the first row of each template."""
 _NO_REASON = "no reason given; a company that was created without `connections` has no destination"
-_TWICE = (
-    "The full export writes every row again, including the canary's, and a later export writes all of them "
-    "again. No idempotency key keeps the destination from having a record twice: only the natural key does that its "
-    "writer was given when it was published, and the API does not show whether it has one."
+_DUPLICATES = (
+    "The full export writes every row, also those that the canary wrote, and a later export writes all of them "
+    "again. No idempotency key prevents duplicate records at the destination: only the natural key of its writer "
+    "does, and the API does not show whether the writer has one."
 )
 
 
@@ -53,7 +51,7 @@ class ExportOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """None if the full export was not started; `stopped` says why."""
     stopped: str | None = None
     """Why the full export was not started, according to the canary."""
-    note: str = _TWICE
+    note: str = _DUPLICATES
     """A warning about duplicates that no client can prevent."""
 
     @property
@@ -81,7 +79,7 @@ class Exports:
     async def start(
         self,
         *,
-        mode: Mode,
+        mode: ExportMode,
         template_ids: Sequence[str | Template] | None = None,
         row_filter: str | None = None,
         idempotency_key: str | None = None,
@@ -95,23 +93,23 @@ class Exports:
         ```
 
         - `template_ids`, `row_filter` (in the server's own terms): limit what is written.
-        - `idempotency_key`: starting again with the same key, mode and selection returns the same run. Drawn at
-          random by default.
+        - `idempotency_key`: starting again with the same key, mode and selection returns the same run. Random by
+          default.
 
         The key makes only the start safe to repeat. Whether the destination receives a record twice depends on
         the natural key of its writer, which no client can see or set.
 
         Raises `InvalidInput` before a request is spent; `BadRequest` or `Conflict` if the server refuses an
         export without a connection (other servers accept it, and `wait` raises `RunFailed`); `Conflict` for a key
-        that was used with another payload; `UnknownOutcome` if all responses were lost: the export may run, and
-        the same call with the key that is in `sent` returns it.
+        that was used with another payload; `UnknownOutcome` if all responses were lost: the export may be running,
+        and the same call with the key that is in `sent` returns its run.
         """
         body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._context))
         if idempotency_key is not None:
             checked_text("idempotency_key", idempotency_key)
         return await self._start(body, rank)
 
-    async def _start(self, body: ExportBody, rank: float = 0.0) -> "ExportRun":
+    async def _start(self, body: ExportBody, rank: float) -> "ExportRun":
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,
@@ -143,9 +141,9 @@ class Exports:
     ) -> ExportOutcome:
         """Write everything to the destination, after a canary with the first row of each template.
 
-        A canary with a failed or hollow write, or without a report, ends the export: `stopped` says why, and
-        nothing more was written. Unverified writes do not stop it, because some writers never read back what they
-        wrote. `canary_first=False` writes everything at once.
+        If the canary has a failed or hollow write, or no report, the full export is not started, and `stopped`
+        says why. Unverified writes do not stop the export, because some writers never read back what they wrote.
+        `canary_first=False` writes everything at once.
 
         `canary_key`, `full_key`: idempotency keys of the two stages. With the same keys, a call after a crash, a
         cancellation or an error returns the existing runs. The keys do not prevent duplicate records at the
@@ -158,17 +156,21 @@ class Exports:
                 raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
             if key is not None:
                 checked_text(name, key)
-        canary = _checked("canary", template_ids, row_filter, canary_key or new_key(self._context))
-        full = _checked("full", template_ids, row_filter, full_key or new_key(self._context))
-        tried = await self._stage(canary, rank) if canary_first else None
-        if tried is not None and not tried.is_clean:
-            return ExportOutcome(canary=tried, full=None, stopped=_why(tried.report))
-        return ExportOutcome(canary=tried, full=await self._stage(full, rank))
+        bodies = {
+            "canary": _checked("canary", template_ids, row_filter, canary_key or new_key(self._context)),
+            "full": _checked("full", template_ids, row_filter, full_key or new_key(self._context)),
+        }
+        done: dict[ExportMode, ExportStage] = {}
 
-    async def _stage(self, body: ExportBody, rank: float) -> ExportStage:
-        run = await self._start(body, rank)
-        state = await run.wait()
-        return ExportStage(run_id=run.id, idempotency_key=body.idempotency_key, report=state.report)
+        async def export(mode: ExportMode) -> ExportSummary:
+            run = await self._start(bodies[mode], rank)
+            report = (await run.wait()).report
+            key = bodies[mode].idempotency_key
+            done[mode] = ExportStage(run_id=run.id, idempotency_key=key, report=report)
+            return summary_of(mode, run.id, report)
+
+        stopped = await in_stages(("canary", "full") if canary_first else ("full",), export)
+        return ExportOutcome(canary=done.get("canary"), full=done.get("full"), stopped=stopped)
 
     @checked_call
     def open(self, run_id: str, *, age: float | None = None) -> "ExportRun":
@@ -207,7 +209,7 @@ class ExportRun(Run[ExportState]):
 
 
 def _checked(
-    mode: Mode, template_ids: Sequence[str | Template] | None, row_filter: str | None, key: str
+    mode: ExportMode, template_ids: Sequence[str | Template] | None, row_filter: str | None, key: str
 ) -> ExportBody:
     if mode not in ("full", "canary"):
         raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
@@ -224,10 +226,29 @@ def _checked(
     )
 
 
-def _why(report: ExportReport | None) -> str:
-    if report is None:
-        return "the canary came without a report: nobody can tell what became of its writes"
-    failed = len(report.failed) + report.unlisted_failures
-    first = next((result.error for result in report.failed if result.error), None)
-    reason = f": {first}" if first else ""
-    return f"of the canary's writes {failed} failed and {len(report.hollow)} were hollow{reason}"
+async def in_stages(
+    modes: Sequence[ExportMode], export: Callable[[ExportMode], Awaitable[ExportSummary]]
+) -> str | None:
+    """Call `export` for each mode in turn, and stop after one that is not clean. The last one may be unclean.
+
+    Return why a mode was not exported; None if all were.
+    """
+    for mode in modes:
+        summary = await export(mode)
+        if mode != modes[-1] and not summary.is_clean:
+            return f"{summary.trouble}; the full export was not started"
+    return None
+
+
+def summary_of(mode: ExportMode, run_id: str, report: ExportReport | None) -> ExportSummary:
+    """Return the summary of a report. If it counts more losses than it lists, the count is used."""
+    found = report or ExportReport()
+    return ExportSummary(
+        mode=mode,
+        run_id=run_id,
+        reported=report is not None,
+        total=found.total,
+        failed=len(found.failed) + found.unlisted_failures,
+        hollow=len(found.hollow),
+        lost=(*found.failed, *found.hollow),
+    )

@@ -1,7 +1,7 @@
 """One download request: the archive of all sheets, or one sheet as CSV."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -13,7 +13,6 @@ from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Answer
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Expected
-from asyncmig.companies.state import ClientState
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.errors import (
@@ -27,11 +26,22 @@ from asyncmig.errors import (
     UnexpectedReply,
 )
 
-__all__ = ["TRANSIENT", "Fetch", "can_do_without", "is_no_archive", "no_sheets", "refuse_page"]
+__all__ = ["TRANSIENT", "Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
 
 TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 """Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
-_NO_ZIP = frozenset({400, 404, 405, 501})
+_NO_ARCHIVE = frozenset({400, 404, 405, 501})
+
+
+@final
+@dataclass(slots=True)
+class ServerTraits:
+    """What the downloads of a session have shown about its server."""
+
+    has_archives: bool = True
+    """False once the server has refused the archive of all sheets and sent the single sheets."""
+    ends_lines: bool = True
+    """False once a complete sheet arrived twice without a line end at its end."""
 
 
 @final
@@ -45,76 +55,49 @@ class Fetch:
     expected: Expected
     rank: float
     checks: Sequence[Callable[[Path], None]] = ()
-    """Called with each file before it is put in place. An exception from them prevents that."""
+    """Called with the final path of each file before it is renamed to it. An exception prevents that."""
 
     @property
-    def ids(self) -> dict[str, str]:
-        """The ids in the route."""
-        return {"id": self.company_id}
+    def traits(self) -> ServerTraits:
+        """What is known about the server; shared by all downloads of the session."""
+        return self.context.kept(ServerTraits)
 
-    def exchange(self, sheet: Sheet | None) -> AbstractAsyncContextManager[Answer]:
-        """Send one request and yield the response at its headers. Without a sheet, it requests the archive of all
-        sheets.
+    @asynccontextmanager
+    async def exchange(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:
+        """Send one request and yield the response at its headers. None as the sheet requests the archive.
 
-        `refuse_page` must check the response before its body is used.
+        Raises `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file.
         """
-        query = {} if sheet is None else {"sheet_id": sheet.id}
         call = Call(
             endpoint=routes.DOWNLOAD,
-            ids=self.ids,
-            query={**query, "filter": self.row_filter},
+            ids={"id": self.company_id},
+            query={**({} if sheet is None else {"sheet_id": sheet.id}), "filter": self.row_filter},
             rank=self.rank,
         )
-        return self.context.caller.stream(call)
-
-    async def opened(self, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
-        """Return a response that `stack` closes, after as many attempts as needed."""
-        attempts = self.repeated(TRANSIENT, unless=is_no_archive if sheet is None else None)
-        while True:
-            async with attempts, AsyncExitStack() as opening:
-                answer = await opening.enter_async_context(self.exchange(sheet))
-                refuse_page(answer)
-                stack.push_async_callback(opening.pop_all().aclose)
-                return answer
+        async with self.context.caller.stream(call) as answer:
+            if is_html(answer):
+                raise UnexpectedReply(
+                    "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
+                )
+            yield answer
 
     def repeated(
-        self, on: tuple[type[AsyncmigError], ...], *, unless: Callable[[AsyncmigError], bool] | None = None
+        self,
+        on: tuple[type[AsyncmigError], ...] = (),
+        *,
+        unless: Callable[[AsyncmigError], bool] | None = None,
     ) -> Attempts:
         """Return the attempts of one step of this download."""
-        return self.context.caller.repeated(routes.DOWNLOAD, self.ids, on=on, unless=unless)
-
-    @property
-    def archives(self) -> bool:
-        """Whether this server may offer an archive of all sheets."""
-        return self.context.kept(ClientState).has_archives
-
-    def no_archives(self) -> None:
-        """Remember that this server offers sheets but no archive of them."""
-        self.context.kept(ClientState).has_archives = False
-
-    @property
-    def ends_lines(self) -> bool:
-        """Whether this server may end the last line of each sheet: no sheet without that came twice."""
-        return self.context.kept(ClientState).ends_lines
-
-    def no_line_ends(self) -> None:
-        """Remember that sheets of this server are whole although their last line has no end."""
-        self.context.kept(ClientState).ends_lines = False
-
-
-def refuse_page(answer: Answer) -> None:
-    """Raise `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file."""
-    if is_html(answer):
-        raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")
+        return self.context.caller.repeated(routes.DOWNLOAD, {"id": self.company_id}, on=on, unless=unless)
 
 
 def is_no_archive(error: AsyncmigError) -> bool:
-    """Return whether this error means that there is no archive of all sheets. A 404 may also concern the company."""
-    return isinstance(error, ApiError) and error.status in _NO_ZIP
+    """Return whether this error may mean that the server has no archive. A 404 may also concern the company."""
+    return isinstance(error, ApiError) and error.status in _NO_ARCHIVE
 
 
 def can_do_without(error: AsyncmigError, sheets: Sequence[Sheet]) -> bool:
-    """Return whether single sheets, which contain the same data, may be available although the archive is not."""
+    """Return whether the single sheets may be available although the archive failed with this error."""
     if isinstance(error, AuthError):
         return False
     return bool(sheets) or is_no_archive(error)

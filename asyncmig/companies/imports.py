@@ -1,6 +1,5 @@
-"""Imports: start one, wait for it, decide it, find it again."""
+"""The imports of a company: start one, list them, and find one whose id was lost."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, MutableSequence, Sequence
 from pathlib import Path
@@ -10,24 +9,17 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import Unreadable, convert
-from asyncmig._core.lifecycle import HasStatus, Phase
-from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig._io.gate import Slot
-from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig._io.reply import Reply, unreadable
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
+from asyncmig.companies.import_run import ImportRun, active_import
 from asyncmig.companies.pages import Page, read_page
-from asyncmig.companies.review import checked_answers, mark_of
 from asyncmig.companies.rows import checked_rows, to_csv, to_json
-from asyncmig.companies.runs import Run
-from asyncmig.companies.state import ClientState, DecidedParks
 from asyncmig.companies.uploads import ToUpload, Uploaded, upload_all
 from asyncmig.companies.wire import (
     ActiveImport,
-    DecisionBody,
     FileRef,
     ImportBody,
     ImportState,
@@ -36,21 +28,17 @@ from asyncmig.companies.wire import (
 )
 from asyncmig.customers.ids import IMPORT, checked_id
 from asyncmig.customers.paths import Inputs
-from asyncmig.customers.questions import Custom, NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, UnknownOutcome
+from asyncmig.errors import ApiError, BadRequest, InvalidInput
 
-__all__ = ["ImportRun", "Imports"]
+__all__ = ["Imports", "import_body", "new_key"]
 
 _log = logging.getLogger("asyncmig")
-_FRESH = 10.0
-"""Seconds for which a parked run that was read may be decided without another read."""
 _PAGES = 1000
 """Maximum number of pages of a list, because a server could name a next page forever."""
-_ROWS = "rows.csv"
 _NO_LIST = frozenset({400, 404, 405, 501})
 """The statuses of a server that has no list of imports."""
-# In `Imports` the name `list` is a method, where tools that evaluate annotations do not find the type.
-_Runs: TypeAlias = MutableSequence["ImportRun"]
+# Inside `Imports`, `list` is a method, so annotations there cannot use the type `list`.
+_Runs: TypeAlias = MutableSequence[ImportRun]
 _Arrived: TypeAlias = dict[str, list[Uploaded]]
 
 
@@ -64,10 +52,10 @@ class Imports:
         self._context, self._company_id, self._inputs = context, company_id, inputs
         self._started: _Runs = []
         self._arrived: _Arrived = {}
-        """The uploads made under an idempotency key. A repeat must send the same references."""
+        """The uploads by idempotency key: a repeat must send the same references."""
 
     @property
-    def started(self) -> "Sequence[ImportRun]":
+    def started(self) -> Sequence[ImportRun]:
         """The imports that this handle has started."""
         return self._started
 
@@ -80,7 +68,7 @@ class Imports:
         idempotency_key: str | None = None,
         max_inline_rows: int = 500,
         max_inline_bytes: int = 256_000,
-    ) -> "ImportRun":
+    ) -> ImportRun:
         """Upload `files` in parallel and start an import of them, or start an import of `rows`.
 
         ```python
@@ -96,7 +84,7 @@ class Imports:
           request. In the file, None is an empty cell, and any other value is the text of its JSON form: numbers,
           `true`, ISO 8601 dates.
         - `idempotency_key`: starting again with the same key and payload returns the same run; this handle then
-          sends the uploads of the first attempt again. Drawn at random by default.
+          sends the references of the first uploads again. Random by default.
 
         Raises `InvalidInput` before a request is spent: if not exactly one of files and rows is given, for a
         missing or empty file, a column without a name, and a value without a JSON form. Raises `Conflict` if
@@ -113,22 +101,24 @@ class Imports:
             return await self._start_files(key, given, known)
         checked = await in_thread(checked_rows, listed)
         inline = await in_thread(to_json, checked, most_rows=max_inline_rows, most_bytes=max_inline_bytes)
-        # Both forms go under the same key: a refusal makes no run and takes no key. But where the answer to the
-        # inline form was lost, and only a repeat of it was refused (by another proxy, say), its rows may be imported
-        # already: then the key makes the file a 409; under a key of its own it would be imported besides.
+        # Both forms use the same key, because a refusal creates no run and does not use up the key. If the response
+        # to the inline form was lost and only its repeat was refused, the rows may already be imported: then the
+        # shared key makes the file a 409, and a key of its own would import the rows twice.
         if inline is not None:
             try:
                 return await self.post(msgspec.json.encode(ImportBody(idempotency_key=key, rows=inline)))
             except BadRequest as error:  # 400 or 413: the limit of this form is not documented
-                _log.info("%d rows were refused with %d, and go as a file", len(checked), error.status)
-        return await self._start_files(key, [(_ROWS, await in_thread(to_csv, checked))], known)
+                _log.info(
+                    "%d inline rows were refused (%d): sending them as a file", len(checked), error.status
+                )
+        return await self._start_files(key, [("rows.csv", await in_thread(to_csv, checked))], known)
 
-    async def _start_files(self, key: str, files: Sequence[ToUpload], known: "list[Uploaded]") -> "ImportRun":
+    async def _start_files(self, key: str, files: Sequence[ToUpload], known: "list[Uploaded]") -> ImportRun:
         uploaded = await upload_all(self._context, self._company_id, files, known=known)
         return await self.post(import_body(key, uploaded))
 
-    async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> "ImportRun":
-        """Start an import with this exact body, to repeat a request whose response was lost.
+    async def post(self, body: bytes, *, rank: float = 0.0, group: Hashable = None) -> ImportRun:
+        """Start an import with this exact body; use it to repeat a start whose response was lost.
 
         `rank`: among waiting requests, the one with the lowest rank is sent first. `group`: runs with the same
         group are expected to take about the same time.
@@ -147,7 +137,7 @@ class Imports:
         return run
 
     @checked_call
-    def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> "ImportRun":
+    def open(self, run_id: str, *, age: float | None = None, group: Hashable = None) -> ImportRun:
         """Return the handle of an import run with a known id, without a request.
 
         ```python
@@ -168,10 +158,10 @@ class Imports:
             started = await company.imports.start(files=[Path("contacts.csv")])
         ```
         """
-        call = _active_import(self._company_id, rank)
-        return (await self._context.caller.call(call, ActiveImport)).state()
+        reply = await self._context.caller.call(active_import(self._company_id, rank), ActiveImport)
+        return reply.state()
 
-    async def recover(self, *, rank: float = 0.0) -> "ImportRun | None":
+    async def recover(self, *, rank: float = 0.0) -> ImportRun | None:
         """Return the handle of the running import, or None: use it when the id of a run was lost.
 
         ```python
@@ -181,8 +171,8 @@ class Imports:
             started = await company.imports.recover()
         ```
 
-        Its `id` is empty if the server names the run neither here nor in the list. Then only the end of the run
-        can be noticed.
+        Its `id` is empty if the server names the run neither here nor in the list. Such a run cannot be read; wait
+        until `active` returns None.
         """
         state = await self.active(rank=rank)
         if state is None:
@@ -198,36 +188,37 @@ class Imports:
                     raise
         return self.found(state)
 
-    def found(self, state: ImportState) -> "ImportRun":
-        """Return the handle for an import from a list or a lookup. If it has ended or is parked, it is read next."""
+    def found(self, state: ImportState) -> ImportRun:
+        """Return the handle of an import from `list`, `pages` or `active`."""
         run_id = state.run_id or state.id or ""
         return ImportRun(self._context, self._company_id, run_id, age=None, status=state.status)
 
     async def list(self, *, rank: float = 0.0) -> AsyncIterator[ImportState]:
-        """Yield the imports of the company, newest first, each once, over all pages.
+        """Yield each import of the company once, newest first, from all pages.
 
         ```python
         completed = [state async for state in company.imports.list() if state.status == "completed"]
         ```
 
-        The contract does not describe the pagination, so every common form is understood, and without one a
-        single request is made. A page without new items is the last one. Fields that an import lacks are None,
-        and its status is "".
+        The API does not document its pagination. All common forms are understood; if the reply has none, it counts
+        as the only page. A page without new items ends the list. A missing field of an import is None; a missing
+        status is "".
         """
         async for states, is_cut in self.pages(rank=rank):
             for state in states:
                 yield state
             if is_cut:
-                _log.warning("imports of company %s: there are more than the server gives", self._company_id)
+                _log.warning("company %s has more imports than the server lists", self._company_id)
 
     async def pages(self, *, rank: float = 0.0) -> AsyncIterator[tuple[Sequence[ImportState], bool]]:
-        """Yield the items of `list` page by page, and whether the server withholds further items."""
+        """Yield the imports page by page. The second value: whether the server has more and does not list them."""
         query: Mapping[str, str] = {}
         asked: set[frozenset[tuple[str, str]]] = set()
         seen: set[str] = set()
         while len(asked) < _PAGES:
             asked.add(frozenset(query.items()))
-            reply = await self._context.caller.reply(_listing(self._company_id, query, rank))
+            call = Call(endpoint=routes.LIST_IMPORTS, ids={"id": self._company_id}, query=query, rank=rank)
+            reply = await self._context.caller.reply(call)
             page, listed = await in_thread(_read_listing, reply)
             states = [state for state in listed if _mark(state) not in seen]
             seen.update(map(_mark, states))
@@ -239,195 +230,12 @@ class Imports:
 
 
 def _read_listing(reply: Reply) -> tuple[Page, tuple[ListedImport, ...]]:
-    """Return a page of a list and its items. Raises `UnexpectedReply` for a page that cannot be decoded. May take
-    long.
-    """
+    """Return a page and its imports. Blocks. Raises `UnexpectedReply` for a page that cannot be decoded."""
     page = read_page(reply.json(), reply.headers.get("link", ""))
     try:
         return page, convert(list(page.items), tuple[ListedImport, ...])
     except Unreadable as error:
         raise unreadable(reply.method, reply.endpoint, reply.status, reply.content, error) from error
-
-
-@final
-class ImportRun(Run[ImportState]):
-    """The handle of one import run: wait for it, and decide it."""
-
-    ENDPOINT = routes.READ_IMPORT
-    LIFECYCLE = routes.IMPORT
-    __slots__ = ()
-
-    def __init__(
-        self,
-        context: SessionContext,
-        company_id: str,
-        run_id: str,
-        *,
-        age: float | None = 0.0,
-        group: Hashable = None,
-        status: str = "",
-    ) -> None:
-        second = SecondChannel(gate=context.gate(routes.LIST_IMPORTS), lookup=self._look_up)
-        super().__init__(
-            context, ImportState, company_id, run_id, age=age, group=group, second=second, status=status
-        )
-
-    @property
-    def needs_attention(self) -> NeedsAttention | None:
-        """The questions of the run, if the last reading showed it parked. None after a decision that was just made.
-
-        ```python
-        if run.needs_attention is not None:
-            for question in run.needs_attention.questions:
-                print(question.prompt, [option.label for option in question.options])
-        ```
-        """
-        state = self.state
-        return None if state is None or self._is_echo(state) else _asked(state)
-
-    async def wait(self, *, through_parks: bool = False) -> ImportState:
-        """Wait until the run completes or parks; `needs_attention` then has the questions. See `Run.wait`."""
-        state = await super().wait(through_parks=through_parks)
-        while self._is_echo(state):
-            await self.read()
-            state = await super().wait(through_parks=through_parks)
-        return state
-
-    @checked_call
-    async def approve(self, answers: Mapping[str, str | Custom] | None = None, *, rank: float = 0.0) -> None:
-        """Approve the proposed patch as it is, or with `answers`: question ids to option ids or `Custom` texts.
-
-        ```python
-        asked = run.needs_attention
-        if asked is not None and not asked.is_destructive:
-            await run.approve()
-        elif asked is not None:
-            await run.approve(answers={question.id: question.options[0].id for question in asked.questions})
-        ```
-
-        The server decides what happens to questions without an answer: as proposed, or nothing. Answers concern
-        only the questions; the patch may have further actions (`needs_attention.destructive`).
-
-        Raises `InvalidInput` for an answer that was not offered; `Conflict` if the run was already decided, or if
-        it asks something else than the last reading showed; `UnknownOutcome` when the attempts are used up. A
-        decision whose response was lost is repeated only if the run still asks exactly the same.
-        """
-        shown = await self._shown()
-        chosen = checked_answers(shown, answers) if answers else msgspec.UNSET
-        await self._decide(DecisionBody(decision="approve", answers=chosen), shown, rank)
-
-    async def reject(self, *, rank: float = 0.0) -> None:
-        """Reject the patch. The run ends as failed, and `wait` raises `RunFailed`.
-
-        ```python
-        if run.needs_attention is not None:
-            await run.reject()
-        ```
-
-        The server decides whether valid rows are kept. Raises the same errors as `approve`.
-        """
-        await self._decide(DecisionBody(decision="reject"), await self._shown(), rank)
-
-    async def _shown(self) -> NeedsAttention:
-        """Return the questions that are decided: those of the last reading, if the run still asks them."""
-        shown = self.needs_attention
-        if shown is None:
-            state = await self.read()
-            if self._is_echo(state):
-                raise _not_sent("the question of the run was already decided")
-            if self.needs_attention is None:
-                raise InvalidInput("run", self.id, "asks nothing now: only a parked run can be decided")
-            return self.needs_attention
-        if asyncio.get_running_loop().time() - self._watch.entry.last_seen > _FRESH:
-            await self.read()
-            asked = self.needs_attention
-            if asked is not None and asked != shown:  # question ids may start again in every park
-                raise _not_sent("the run now asks something else")
-        return shown
-
-    async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
-        encoded = msgspec.json.encode(body)
-        call = Call(
-            endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, loggable_body=encoded.decode()
-        )
-        attempts = self._context.caller.repeated(routes.READ_IMPORT, self._ids())
-        while True:
-            async with attempts:
-                status = ""
-                try:
-                    # An earlier attempt may have been slow rather than lost, so the run is read once more first.
-                    if not attempts.doubts or await self._still_asks(shown):
-                        status = (await self._context.caller.call(call, _DecisionReply)).status
-                except UnknownOutcome as error:
-                    if await self._still_asks(shown):
-                        raise RetryableFailure(error) from error
-                except Conflict:
-                    if not attempts.doubts:
-                        self.note_decision(mark_of(shown))  # another process or person decided
-                        await self.read()
-                        raise
-                self.note_decision(mark_of(shown))
-                self._watch.resumed()
-                self._watch.announced(status)
-                return
-
-    def note_decision(self, mark: str, *, age: float = 0.0) -> None:
-        """Remember that the park with this mark (`review.mark_of`) was decided `age` seconds ago.
-
-        For 30 s after a decision, and for 16 readings, a reading that shows this park is outdated. This applies
-        to every handle of the run in this session.
-        """
-        now = asyncio.get_running_loop().time()
-        self._decided.add(self._watch.run, mark, at=now - age, now=now)
-
-    async def _read(self, slot: Slot) -> Reading[ImportState]:
-        reading = await super()._read(slot)
-        asked = _asked(reading.value)
-        ended = self.LIFECYCLE.phase(reading.status) is Phase.TERMINAL
-        self._decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
-        return reading
-
-    @property
-    def _decided(self) -> DecidedParks:
-        return self._context.kept(ClientState).decided
-
-    async def _still_asks(self, shown: NeedsAttention) -> bool:
-        await self.read()
-        return self.needs_attention == shown
-
-    async def _look_up(self, slot: Slot) -> Reading[ImportState] | None:
-        """Ask whether this run is the active one. If none or another one is active, this run has ended."""
-        active = (
-            await self._context.caller.send_once(_active_import(self.company_id), ActiveImport, slot)
-        ).state()
-        if active is None:
-            return None
-        run_id = active.run_id or active.id
-        if run_id is None:
-            raise Unsure
-        if run_id != self.id:
-            return None
-        return Reading(status=active.status, progress=active.progress_message, value=active)
-
-    def _is_echo(self, state: ImportState) -> bool:
-        """Return whether this reading shows the park that was just decided, rather than a new one."""
-        asked, now = _asked(state), asyncio.get_running_loop().time()
-        return asked is not None and self._decided.is_echo(self._watch.run, mark_of(asked), now=now)
-
-
-def _not_sent(reason: str) -> Conflict:
-    return Conflict(routes.DECIDE.method, routes.DECIDE.template, 409, f"not sent: {reason}")
-
-
-def _asked(state: ImportState) -> NeedsAttention | None:
-    """Return the questions of a run, if it is parked."""
-    return (state.needs_attention or NeedsAttention()) if state.status in routes.IMPORT.parked else None
-
-
-class _DecisionReply(HasStatus, frozen=True, kw_only=True):
-    """The response to a decision."""
-
-    status: str = ""
 
 
 def _checked_files(files: object) -> list[Path | Uploaded]:
@@ -439,19 +247,10 @@ def _checked_files(files: object) -> list[Path | Uploaded]:
     for file in cast("Sequence[object]", files or ()):
         if not isinstance(file, Path | str | Uploaded):
             raise InvalidInput(
-                "files", file, "is neither a path nor an Uploaded: give company.upload(...) it first"
+                "files", file, "is neither a path nor an Uploaded: pass it to company.upload(...) first"
             )
         checked.append(Path(file) if isinstance(file, str) else file)
     return checked
-
-
-def _listing(company_id: str, query: Mapping[str, str], rank: float) -> Call:
-    return Call(endpoint=routes.LIST_IMPORTS, ids={"id": company_id}, query=query, rank=rank)
-
-
-def _active_import(company_id: str, rank: float = 0.0) -> Call:
-    """Return the request for the active import."""
-    return _listing(company_id, {"status": "active"}, rank)
 
 
 def new_key(context: SessionContext) -> str:
@@ -466,5 +265,5 @@ def import_body(key: str, files: Iterable[Uploaded]) -> bytes:
 
 
 def _mark(state: ImportState) -> str:
-    """Return what identifies an import: its id, or else everything that is known of it."""
+    """Return what identifies an import: its id, or all its fields if it has none."""
     return state.run_id or state.id or msgspec.json.encode(state).decode()

@@ -7,26 +7,31 @@ name says what it is.
 
 from typing import ClassVar
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from asyncmig._core.lifecycle import HasStatus
+from asyncmig.customers.outcome import ExportResult
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.report import ImportReport
 from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
 
 __all__ = [
     "ActiveImport",
-    "Answer",
+    "AnswerBody",
     "CompanyBody",
     "CompanyCreated",
     "CompanyInfo",
     "Connection",
     "DecisionBody",
+    "ExportBody",
+    "ExportReport",
+    "ExportState",
     "FileRef",
     "ImportBody",
     "ImportState",
     "ListedImport",
     "RunStarted",
+    "Selection",
     "Sheet",
     "Source",
     "Sources",
@@ -37,7 +42,7 @@ __all__ = [
 ]
 
 
-class _Discreet(Struct, frozen=True, kw_only=True):
+class _HidesSecrets(Struct, frozen=True, kw_only=True):
     """The base of structs with secrets; the repr shows only the listed fields."""
 
     _SHOWN: ClassVar[tuple[str, ...]] = ()
@@ -77,7 +82,7 @@ class Templates(Struct, frozen=True, kw_only=True):
 # Companies
 
 
-class CompanyBody(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
+class CompanyBody(_HidesSecrets, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     source: str
     external_id: str | UnsetType = UNSET
@@ -111,7 +116,7 @@ class Connection(Struct, frozen=True, kw_only=True):
     creds_configured: bool | None = None
 
 
-class CompanyCreated(_Discreet, frozen=True, kw_only=True):
+class CompanyCreated(_HidesSecrets, frozen=True, kw_only=True):
     company: CompanyInfo
     workbook_id: str | None = None
     sheets: tuple[Sheet, ...] = ()
@@ -130,7 +135,7 @@ class UploadBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
 
 
-class UploadTarget(_Discreet, frozen=True, kw_only=True):
+class UploadTarget(_HidesSecrets, frozen=True, kw_only=True):
     upload_url: str
     upload_ref: str
 
@@ -186,7 +191,7 @@ class ActiveImport(ListedImport, frozen=True, kw_only=True):
         return state if state.status or state.run_id or state.id else None
 
 
-class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AnswerBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     question_id: str
     option_id: str | UnsetType = UNSET
     custom: str | UnsetType = UNSET
@@ -194,4 +199,75 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class DecisionBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     decision: str
-    answers: tuple[Answer, ...] | UnsetType = UNSET
+    answers: tuple[AnswerBody, ...] | UnsetType = UNSET
+
+
+# Destination exports
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    template_ids: tuple[str, ...] | UnsetType = UNSET
+    row_filter: str | UnsetType = UNSET
+
+
+class ExportBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    mode: str
+    idempotency_key: str
+    selection: Selection | UnsetType = UNSET
+
+
+class ExportReport(Struct, frozen=True, kw_only=True):
+    """The report of a destination export. A run completes even if writes failed.
+
+    The report has counts and a list. If they disagree, the worse one is used.
+    """
+
+    mode: str | None = None
+    total: int | None = None
+    """The number of writes, as the server counts them."""
+    succeeded: int | None = None
+    failed_count: int | None = field(name="failed", default=None)
+    """The number of failed writes, as the server counts them; `failed` has those that it lists."""
+    results: tuple[ExportResult, ...] = ()
+
+    @property
+    def failed(self) -> tuple[ExportResult, ...]:
+        """Writes that the destination refused or never received."""
+        return tuple(result for result in self.results if result.is_failed)
+
+    @property
+    def hollow(self) -> tuple[ExportResult, ...]:
+        """Writes that the destination accepted without keeping the fields."""
+        return tuple(result for result in self.results if result.is_hollow)
+
+    @property
+    def unverified(self) -> tuple[ExportResult, ...]:
+        """Writes that succeeded but were not read back."""
+        return tuple(result for result in self.results if result.is_unverified)
+
+    @property
+    def unlisted(self) -> int:
+        """The number of writes that were counted but not listed; they may be hollow."""
+        return max(0, (self.total or 0) - len(self.results))
+
+    @property
+    def unlisted_failures(self) -> int:
+        """The number of failed writes that were counted but not listed."""
+        short = 0 if self.total is None or self.succeeded is None else self.total - self.succeeded
+        listed = sum(result.is_failed or result.ok is False for result in self.results)
+        return max(0, max(self.failed_count or 0, short) - listed)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the report shows no failed and no hollow write. Some writes may be unverified."""
+        return not self.failed and not self.hollow and not self.unlisted_failures
+
+
+class ExportState(HasStatus, frozen=True, kw_only=True):
+    """One reading of an export run."""
+
+    run_id: str | None = None
+    progress_message: str | None = None
+    """The current activity, as text for people."""
+    report: ExportReport | None = None
+    error: str | None = None

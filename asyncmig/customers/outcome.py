@@ -113,8 +113,10 @@ class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
     def trouble(self) -> str:
         """Why it is not clean, in words."""
         if not self.reported:
-            return f"the {self.mode} export came without a report: nobody can tell what became of its writes"
-        return f"the destination has lost {self.losses} of {self.total} writes of the {self.mode} export"
+            return f"the {self.mode} export has no report, so the result of its writes is unknown"
+        writes = "the writes" if self.total is None else f"{self.total} writes"
+        reason = next((f": {result.error}" for result in self.lost if result.error), "")
+        return f"of {writes} of the {self.mode} export {self.failed} failed and {self.hollow} were hollow{reason}"
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,12 +1,13 @@
-"""The content of an upload: a file, bytes or a stream, cut into chunks, counted and hashed while it is read."""
+"""The content of an upload: a file, bytes or a stream, which is counted and hashed while it is read."""
 
 import asyncio
 import hashlib
 import inspect
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeGuard, cast, final
 
@@ -23,15 +24,15 @@ __all__ = ["BinaryFile", "Content", "Progress", "Stream", "content_of"]
 
 
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
-"""An async iterable of bytes, or a callable that opens one anew, so that an upload that broke off can be repeated."""
+"""An async iterable of bytes, or a callable that returns a new one, so that a failed upload can be repeated."""
 BinaryFile = IO[bytes]
-"""A seekable binary file object. It is read from its current position, also in a repeat, and never closed."""
+"""A seekable binary file object. Each attempt reads from the position that it had first. It is never closed."""
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes sent so far and the total. A repeat starts at 0 again."""
+"""Called with the number of bytes sent so far and the total. A repeated upload starts at 0 again."""
 
 _CHUNK = 256 * 1024
 _AHEAD = 2 * 1024 * 1024
-"""Bytes that a thread reads at once: passing data between threads costs more than reading a chunk."""
+"""Bytes that a thread reads at once, because passing data between threads costs more than reading a chunk."""
 
 
 class _Digest(Protocol):
@@ -47,18 +48,21 @@ _Open = Callable[[_Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 class Content:
     """One upload: its name, its size in bytes, and a way to read it."""
 
-    __slots__ = ("_open", "_read", "name", "once", "size")
+    __slots__ = ("_open", "name", "once", "size", "was_read")
 
     def __init__(self, name: str, size: int, open_chunks: _Open, *, once: bool = False) -> None:
         self.name: str = name
         self.size: int = size
         self.once: bool = once
-        self._open, self._read = open_chunks, False
+        """Whether the content can be read only once."""
+        self.was_read: bool = False
+        """Whether any of the content was read."""
+        self._open = open_chunks
 
     @property
     def spent(self) -> bool:
         """Whether the content can be read only once and was read."""
-        return self.once and self._read
+        return self.once and self.was_read
 
     @asynccontextmanager
     async def attempt(
@@ -71,16 +75,15 @@ class Content:
             try:
                 yield attempt
             finally:
-                self._read = self._read or attempt.began
                 with anyio.CancelScope(shield=True):
                     await attempt.rested()
 
 
 @final
 class Attempt:
-    """The bytes of one attempt as an async iterator, which records what was read.
+    """The bytes of one attempt as an async iterator.
 
-    It is not a generator: aiohttp reads it in its own task and cancels that task as soon as the server has
+    It is not a generator: aiohttp reads it in a task of its own and cancels that task as soon as the server has
     responded, and a running generator cannot be closed.
     """
 
@@ -92,7 +95,6 @@ class Attempt:
         "_pace",
         "_progress",
         "_rest",
-        "began",
         "digest",
         "failure",
     )
@@ -107,15 +109,13 @@ class Attempt:
     ) -> None:
         self._content, self._chunks, self._pace, self._progress = content, chunks, pace, progress
         self.digest: _Digest = digest
-        """SHA-256 of what was read."""
+        """The SHA-256 of the bytes read so far."""
         self._rest = memoryview(b"")
         self._given = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.began: bool = False
-        """Whether any of the content was read."""
         self.failure: Exception | None = None
-        """Why the content could not be read. The transport alone would take this for a broken connection."""
+        """Why the content could not be read. The transport reports it as a broken connection."""
 
     async def rested(self) -> None:
         """Wait until nothing reads the content any more."""
@@ -154,8 +154,9 @@ class Attempt:
         return bytes(chunk[:most])
 
     async def _more(self) -> bytes:
-        """Return the next piece; the last piece only when nothing follows."""
-        self.began, content = True, self._content
+        """Return the next piece. Raises `InvalidInput` if the content is shorter or longer than its size."""
+        content = self._content
+        content.was_read = True
         chunk = await _filled(self._chunks)
         if not chunk:
             raise _wrong_size(content, f"ended after {self._given} bytes")
@@ -175,14 +176,14 @@ async def _filled(chunks: AsyncIterator[bytes]) -> bytes:
 
 def _wrong_size(content: Content, what: str) -> InvalidInput:
     return InvalidInput(
-        "files", content.name, f"{what}, and its size was {content.size}: it changed, or was wrong"
+        "files", content.name, f"{what}, and its size was {content.size}: it changed, or the size was wrong"
     )
 
 
 def content_of(
     source: Path | str | bytes | BinaryFile | Stream, *, name: str | None, size: int | None
 ) -> Content:
-    """Return the content of `source`. Raises `InvalidInput` for a source that cannot be uploaded."""
+    """Return the content of `source`, named `name`. Raises `InvalidInput` for a source that cannot be uploaded."""
     if isinstance(source, str):
         if "\n" in source:
             raise InvalidInput(
@@ -206,7 +207,7 @@ def content_of(
     if isinstance(source, bytes | bytearray | memoryview):
         if not source:
             raise InvalidInput("files", name, "is empty")
-        return _measured(name, size, len(source), partial(_bytes_chunks, bytes(source)))
+        return _measured(name, size, len(source), partial(_object_chunks, BytesIO(source), 0, name))
     if size is None or size < 1:
         raise InvalidInput("size", size, "a stream needs its size in bytes, more than 0")
     if isinstance(source, AsyncIterable):
@@ -219,9 +220,7 @@ def _is_file(source: object) -> TypeGuard[BinaryFile]:
 
 
 def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content:
-    """Return the content of a file object from its current position. Raises `InvalidInput` if it cannot be read
-    again.
-    """
+    """Return the content of a file object from its current position. Raises `InvalidInput` unless it can seek."""
     shown = type(file).__name__
     try:
         is_binary, can_seek = isinstance(cast(object, file.read(0)), bytes), file.seekable()
@@ -261,8 +260,8 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
     except OSError as error:
         raise_unreadable(path.name, error)
     with file:
-        async with _read(path.name, file, digest) as reader:
-            yield reader
+        async with _object_chunks(file, 0, path.name, digest) as chunks:
+            yield chunks
 
 
 @asynccontextmanager
@@ -273,27 +272,11 @@ async def _object_chunks(
         await in_thread(file.seek, start)
     except (OSError, ValueError) as error:
         raise_unreadable(name, error)
-    async with _read(name, file, digest) as reader:
-        yield reader
-
-
-@asynccontextmanager
-async def _read(name: str, file: BinaryFile, digest: _Digest) -> AsyncGenerator["_Reader"]:
     reader = _Reader(name, file, digest)
     try:
         yield reader
     finally:
         await reader.rested()
-
-
-@asynccontextmanager
-async def _bytes_chunks(content: bytes, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
-    async def whole() -> AsyncGenerator[bytes]:
-        await in_thread(digest.update, content)
-        yield content
-
-    async with aclosing(whole()) as chunks:
-        yield chunks
 
 
 @asynccontextmanager
@@ -318,7 +301,7 @@ async def _opened_chunks(
         yield _Hashed(aiter(chunks), digest)
     finally:
         if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()  # closed by the code that opened it
+            await chunks.aclose()  # only this code knows the generator, so it must close it
 
 
 @final
@@ -357,7 +340,7 @@ class _Reader:
     async def __anext__(self) -> bytes:
         try:
             chunk = await asyncio.shield(self._ahead)
-        except (OSError, ValueError) as error:  # a file object that was closed meanwhile
+        except (OSError, ValueError) as error:  # ValueError: the file object was closed meanwhile
             raise_unreadable(self._name, error)
         if not chunk:
             raise StopAsyncIteration

@@ -48,7 +48,7 @@ class RowCount:
 
 
 @final
-class _Lines:
+class _Records:
     """Counts the records that end with a line feed. A carriage return is no content."""
 
     __slots__ = ("_begun", "blank", "filled", "open")
@@ -114,8 +114,8 @@ class RecordCounter:
         """The number of cells of the header, once it is complete."""
         self._rest: bytes = b""
         """The bytes since the last LF; all bytes until the header is complete."""
-        self._lf = _Lines()
-        self._cr: _Lines | None = _Lines()
+        self._lf = _Records()
+        self._cr: _Records | None = _Records()
         """The same with CR as the line end, until an LF shows that CR is not the line end."""
 
     def feed(self, chunk: bytes) -> None:
@@ -143,7 +143,7 @@ class RecordCounter:
         self._rest = rest[:_LONGEST]
 
     @property
-    def _lines(self) -> _Lines:
+    def _lines(self) -> _Records:
         return self._cr if self._cr is not None else self._lf
 
     @property

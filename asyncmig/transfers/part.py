@@ -1,4 +1,4 @@
-"""A sheet during its download: a temporary file, its rows, and whether it can be the complete sheet."""
+"""A sheet while it is downloaded: a temporary file, its rows, and whether it can be the complete sheet."""
 
 import glob
 import hashlib
@@ -18,24 +18,25 @@ from asyncmig.transfers.bound import Bound, Counted
 from asyncmig.transfers.csv_records import RecordCounter, RowCount
 from asyncmig.transfers.recount import Recounter
 
-__all__ = ["CHUNK", "Part", "Repeats", "may_take"]
-
+__all__ = ["CHUNK", "Part", "Repeats", "usable_bytes"]
 
 CHUNK = 256 * 1024
 """Bytes that are read at a time."""
 _SAME = 8
-"""Number of downloads that were wrong in the same way after which another one is unlikely to differ."""
-_TOO_MUCH = 2
-"""The same for downloads that stopped because there were too many rows or bytes."""
+"""Number of downloads with the same wrong bytes after which another one is unlikely to differ."""
+_STOPPED = 2
+"""The same for downloads that were stopped because they had too many rows or bytes."""
 
 
 @final
 class Repeats:
-    """Distinguishes a download that is wrong in the same way every time from one that another attempt may correct."""
+    """Tells a download that is wrong in the same way every time from one that another attempt may correct."""
 
-    __slots__ = ("_times",)
+    __slots__ = ("_same", "_times")
 
-    def __init__(self) -> None:
+    def __init__(self, attempts: int = _SAME) -> None:
+        """`attempts`: the most attempts of a download. A download is final if it was wrong in all, at most eight."""
+        self._same = max(2, min(_SAME, attempts))
         self._times: Counter[tuple[str, bytes]] = Counter()
 
     def came_before(self, name: str, digest: bytes) -> bool:
@@ -43,14 +44,14 @@ class Repeats:
         return (name, digest) in self._times
 
     def wrong(self, error: TruncatedDownload, digest: bytes) -> TruncatedDownload:
-        """Record wrong bytes and return the error. The error is final after eight occurrences."""
-        return self._noted(error, digest, _SAME)
+        """Count wrong bytes and return the error."""
+        return self._counted(error, digest, self._same)
 
-    def too_much(self, name: str, reason: str) -> TruncatedDownload:
-        """Return the error for a download that stopped. It is final the second time."""
-        return self._noted(TruncatedDownload(name, reason), b"", _TOO_MUCH)
+    def stopped(self, name: str, reason: str) -> TruncatedDownload:
+        """Return the error for a download that was stopped. It is final the second time."""
+        return self._counted(TruncatedDownload(name, reason), b"", _STOPPED)
 
-    def _noted(self, error: TruncatedDownload, digest: bytes, most: int) -> TruncatedDownload:
+    def _counted(self, error: TruncatedDownload, digest: bytes, most: int) -> TruncatedDownload:
         self._times[error.name, digest] += 1
         error.is_final = self._times[error.name, digest] >= most
         return error
@@ -58,18 +59,18 @@ class Repeats:
 
 @final
 class Part:
-    """A temporary file that is renamed to its final name only when it is complete.
+    """One sheet while it is downloaded: a temporary file that is renamed to its final name when it is complete.
 
-    Its name is unique: a process that was paused, and whose customer another process took over, must not write
-    into the other's file. Files left by a killed process are removed.
+    The name of the temporary file is unique: a process that was paused, and whose customer another process took
+    over, must not write into the other's file. Temporary files that a killed process left are removed.
     """
 
     __slots__ = (
         "_bound",
-        "_cleared",
         "_free",
         "_most_rows",
         "_part",
+        "_recount_above",
         "_repeats",
         "_size",
         "_tail",
@@ -91,7 +92,7 @@ class Part:
         for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'?' * 32}.part"):
             with suppress(OSError):
                 left.unlink()
-        self._free = may_take(self.path.parent)
+        self._free = usable_bytes(self.path.parent)
         self.file: FileIO = self._part.open("xb", buffering=0)
         try:
             self.restart(None)
@@ -115,8 +116,8 @@ class Part:
         self.records: RecordCounter = RecordCounter()
         self._size, self._tail = 0, b""
         self.found: RowCount | None = None
-        """The count that is consistent with the complete sheet, after the check."""
-        self._most_rows, self._cleared = most_rows, 0
+        """After the check: the count that agrees with the report."""
+        self._most_rows, self._recount_above = most_rows, 0
         # A recount notices a row up to a chunk later; without the slack it would not confirm what this finds.
         self._bound = Bound(rows=most_rows, size=self._free, slack=CHUNK)
 
@@ -134,21 +135,22 @@ class Part:
         self.records.feed(chunk)
         self._size += len(chunk)
         self._tail = (self._tail + chunk[-4:])[-4:]
-        return bool(self._bound.exceeded(len(chunk), [self.records.rows])) and self._size > self._cleared
+        is_exceeded = self._bound.exceeded(len(chunk), [self.records.rows]) is not None
+        return is_exceeded and self._size > self._recount_above
 
     def check_bound(self) -> None:
-        """Count the rows in every reading. Raises `TruncatedDownload` if each has too many. Blocks."""
+        """Count the rows in every reading. Raises `TruncatedDownload` if there are too many in each. Blocks."""
         bound, counter = Bound(rows=self._most_rows, size=self._free), Recounter()
         for chunk in self._chunks():
             counter.feed(chunk)
             if reason := bound.exceeded(len(chunk), [count.rows for count in counter.counts()]):
-                raise self._repeats.too_much(self.sheet, reason)
-        self._cleared = 2 * self._size
+                raise self._repeats.stopped(self.sheet, reason)
+        self._recount_above = 2 * self._size
 
     def check(self, check: Callable[[Counted], RowCount]) -> None:
         """Raise `TruncatedDownload` unless the file can be the complete sheet. Blocks.
 
-        `check`: returns the count that is consistent with the complete sheet, or raises `TruncatedDownload`.
+        `check`: returns the count that agrees with the report, or raises `TruncatedDownload`.
         """
         try:
             self.found = check(self.records)
@@ -162,7 +164,7 @@ class Part:
 
     @property
     def ends_with_line_end(self) -> bool:
-        """Whether the last line is ended, also in UTF-16 and UTF-32; true for no bytes at all."""
+        """Whether the last line has a line end, also in UTF-16 and UTF-32. True for an empty file."""
         return not self._size or self._tail.rstrip(b"\0").endswith(b"\n")
 
     def check_unended_line(self) -> None:
@@ -172,7 +174,7 @@ class Part:
             raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no line end"), digest)
 
     def broken_off(self, error: NoAnswer) -> AsyncmigError:
-        """Return the error for a body that broke off; it is final once the same bytes came eight times. Blocks."""
+        """Return the error for a body that broke off. It is final once the same bytes arrived eight times. Blocks."""
         if not self._size:
             return error
         _, digest = self.recounted()
@@ -180,7 +182,7 @@ class Part:
         return found if found.is_final else error
 
     def recounted(self) -> tuple[Recounter, bytes]:
-        """Return the counter of all readings, and the SHA-256 of the file. Blocks."""
+        """Return the rows in every reading, and the SHA-256 of the file. Blocks."""
         counter, digest = Recounter(), hashlib.sha256()
         for chunk in self._chunks():
             counter.feed(chunk)
@@ -201,6 +203,6 @@ class Part:
         return Downloaded(sheet=self.sheet, path=str(self.path), rows=self.found.rows, size=self._size)
 
 
-def may_take(folder: Path) -> int:
-    """Return how many bytes a download may use there: nine tenths of the free space."""
+def usable_bytes(folder: Path) -> int:
+    """Return how many bytes a download may use in a folder: nine tenths of the free space."""
     return shutil.disk_usage(folder).free * 9 // 10

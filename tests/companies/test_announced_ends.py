@@ -10,7 +10,7 @@ from inprocess import InProcess
 
 from asyncmig import Company, RunFailed, Session
 from asyncmig.companies.exports import ExportRun
-from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.simulator import Fault, Reply, World
 
 from .conftest import SOURCE, Opens

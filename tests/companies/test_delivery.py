@@ -23,7 +23,8 @@ from asyncmig import (
     Unknown,
     migrate,
 )
-from asyncmig.companies.writes import ExportReport, summary_of
+from asyncmig.companies.exports import summary_of
+from asyncmig.companies.wire import ExportReport
 from asyncmig.customers.outcome import ExportResult
 from asyncmig.simulator import Fault, Reply, Variants, World
 from asyncmig.simulator.companies import runs as simulated
@@ -91,7 +92,7 @@ async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_
             failed = await migrate(session, spec, journal=journal, to=tmp_path, export="full")
             assert isinstance(failed, Failed)
             assert (failed.step, failed.exports[0].losses) == ("exporting", 1)
-            assert "the full one was not started" in failed.error
+            assert "the full export was not started" in failed.error
             assert all(Path(file.path).exists() for file in failed.files)
             assert starts(world, "exports") == 1
         losing(world)
@@ -325,8 +326,8 @@ async def test_a_canary_of_which_nobody_knows_that_it_lost_nothing_stops_the_ful
             session, connected(customer()), journal=MemoryJournal(), to=tmp_path, export="full"
         )
     assert isinstance(failed, Failed)
-    assert "the full one was not started" in failed.error
-    assert ("without a report" in failed.error) == (results is None)
+    assert "the full export was not started" in failed.error
+    assert ("has no report" in failed.error) == (results is None)
     assert starts(world, "exports") == 1
 
 

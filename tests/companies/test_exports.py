@@ -21,7 +21,7 @@ from asyncmig import (
     UnknownOutcome,
 )
 from asyncmig._core.decode import decode
-from asyncmig.companies.writes import ExportState
+from asyncmig.companies.wire import ExportState
 from asyncmig.errors import BadRequest, Conflict
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World
 
@@ -113,7 +113,9 @@ async def test_a_canary_without_a_report_proves_nothing(imported: Imported) -> N
         )
         exported = await company.export()
     assert exported.full is None
-    assert exported.stopped == "the canary came without a report: nobody can tell what became of its writes"
+    assert exported.stopped == (
+        "the canary export has no report, so the result of its writes is unknown; the full export was not started"
+    )
 
 
 async def test_writes_that_nobody_reads_back_do_not_stop_it(imported: Imported) -> None:

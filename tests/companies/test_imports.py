@@ -179,7 +179,7 @@ async def test_imports_are_listed_newest_first_however_the_server_pages(
     assert found == known
     assert len(wire.sent) - before <= 4
     assert not wire.foreign
-    assert ("more than the server gives" in caplog.text) is (pages == "more")
+    assert ("more imports than the server lists" in caplog.text) is (pages == "more")
 
 
 async def test_a_list_that_goes_on_for_ever_comes_to_an_end(

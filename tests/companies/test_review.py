@@ -11,8 +11,8 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import Conflict, Custom, ImportRun, InvalidInput, NeedsAttention, RunFailed, UnknownOutcome
-from asyncmig.companies.review import checked_answers
-from asyncmig.companies.wire import Answer
+from asyncmig.companies.import_run import checked_answers
+from asyncmig.companies.wire import AnswerBody
 from asyncmig.customers.questions import Action, Option, Patch, Question
 from asyncmig.simulator import FAULTS, World
 
@@ -75,8 +75,8 @@ QUESTIONS = NeedsAttention(
 
 def test_answers_are_options_or_words() -> None:
     assert checked_answers(QUESTIONS, {"q0": Custom("x"), "q1": "a"}) == (
-        Answer(question_id="q0", custom="x"),
-        Answer(question_id="q1", option_id="a"),
+        AnswerBody(question_id="q0", custom="x"),
+        AnswerBody(question_id="q1", option_id="a"),
     )
 
 

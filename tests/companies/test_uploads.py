@@ -254,8 +254,8 @@ async def test_a_stream_that_broke_off_midway_says_so_and_is_not_sent_again(
 
 async def test_a_stream_that_nobody_has_read_yet_is_tried_again(opens: Opens, wire: InProcess) -> None:
     wire.fault = lambda method, path, number: (
-        Fault(lost_before=True) if path.endswith("/uploads") and number < 10 else None
-    )  # one call makes eight attempts, and then the upload begins again
+        Fault(lost_before=True) if path.endswith("/uploads") and number < 8 else None
+    )  # an upload makes eight attempts
     async with opens() as session:
         uploaded = await (await provisioned(session)).upload(chunks(), name="a.csv", size=len(CONTENT))
     assert uploaded.size == len(CONTENT)

@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 from asyncmig._core.decode import decode
-from asyncmig.companies import wire, writes
-from asyncmig.companies.wire import CompanyInfo, Connection, Sheet, Source, Template
-from asyncmig.companies.writes import ExportReport
+from asyncmig.companies import wire
+from asyncmig.companies.wire import CompanyInfo, Connection, ExportReport, Sheet, Source, Template
 from asyncmig.customers.outcome import ExportResult
 from asyncmig.customers.questions import Action, NeedsAttention, Option, Patch, Question, Target
 from asyncmig.customers.report import ImportReport, SheetCount
@@ -152,10 +151,10 @@ DOCUMENTED: dict[str, tuple[str, msgspec.Struct]] = {
         wire.ActiveImport(run=wire.ListedImport(run_id="r1", status="running")),
     ),
     "active import, none": ('{"run": null}', wire.ActiveImport()),
-    "export running": (RUNNING, writes.ExportState(status="running", progress_message="Mapping")),
+    "export running": (RUNNING, wire.ExportState(status="running", progress_message="Mapping")),
     "export completed": (
         EXPORTED,
-        writes.ExportState(
+        wire.ExportState(
             status="completed",
             report=ExportReport(
                 mode="full",
@@ -174,7 +173,7 @@ DOCUMENTED: dict[str, tuple[str, msgspec.Struct]] = {
             ),
         ),
     ),
-    "export failed": (FAILED, writes.ExportState(status="failed", error="Import timed out")),
+    "export failed": (FAILED, wire.ExportState(status="failed", error="Import timed out")),
 }
 PAYLOADS = pytest.mark.parametrize(("text", "expected"), DOCUMENTED.values(), ids=DOCUMENTED)
 
@@ -307,18 +306,18 @@ def test_a_patch_is_destructive_as_soon_as_one_action_is_or_cannot_be_told() -> 
             wire.DecisionBody(
                 decision="approve",
                 answers=(
-                    wire.Answer(question_id="q", option_id="a"),
-                    wire.Answer(question_id="r", custom="x"),
+                    wire.AnswerBody(question_id="q", option_id="a"),
+                    wire.AnswerBody(question_id="r", custom="x"),
                 ),
             ),
             """{"decision": "approve", "answers": [{"question_id": "q", "option_id": "a"},
             {"question_id": "r", "custom": "x"}]}""",
         ),
         (
-            writes.ExportBody(
+            wire.ExportBody(
                 mode="full",
                 idempotency_key="k",
-                selection=writes.Selection(template_ids=("t",), row_filter="valid"),
+                selection=wire.Selection(template_ids=("t",), row_filter="valid"),
             ),
             '{"mode": "full", "idempotency_key": "k", "selection": {"template_ids": ["t"], "row_filter": "valid"}}',
         ),

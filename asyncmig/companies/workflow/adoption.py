@@ -7,7 +7,7 @@ import msgspec
 from asyncmig._core.arguments import checked_call
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
-from asyncmig.companies.imports import ImportRun
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import read_record
 from asyncmig.companies.workflow.record_keeper import RecordKeeper, wall_clock

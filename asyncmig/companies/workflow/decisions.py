@@ -13,8 +13,7 @@ import msgspec
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, working_for
 from asyncmig.companies.catalog import Companies
-from asyncmig.companies.imports import ImportRun
-from asyncmig.companies.review import checked_answers, mark_of
+from asyncmig.companies.import_run import ImportRun, checked_answers, mark_of
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.answers import Answers
 from asyncmig.companies.workflow.record import Record

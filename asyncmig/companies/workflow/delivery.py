@@ -6,13 +6,11 @@ from typing import final
 
 import msgspec
 
-from asyncmig.companies.company import Company
+from asyncmig.companies.company import Company, known_sheets
 from asyncmig.companies.expected import Expected
-from asyncmig.companies.exports import ExportRun
-from asyncmig.companies.sheets import known
+from asyncmig.companies.exports import ExportRun, in_stages, summary_of
 from asyncmig.companies.workflow.record import ExportStep, export_key
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, wall_clock
-from asyncmig.companies.writes import summary_of
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.customers.report import ImportReport
@@ -51,7 +49,7 @@ class Delivery:
         progress = self._progress
         progress.begin("downloading")
         if not company.sheets:  # an adopted one's, whose creation was never answered
-            company.sheets = tuple(known((), report))
+            company.sheets = tuple(known_sheets((), report))
         files = await self._download(company, report)
         try:
             reason = await self._export(company)
@@ -126,16 +124,13 @@ class Delivery:
 
     async def _export(self, company: Company) -> str | None:
         """Make the exports that are wanted and were not made; return why the last was not begun, or None."""
-        for mode in self._options.exports:
-            self._progress.begin("exporting", mode)
-            result = await self._exported_once(company, mode)
-            if mode != self._options.exports[-1] and not result.is_clean:
-                return f"{result.trouble}; the full one was not started"
-            if not result.reported:
-                self._progress.notes.append(result.trouble)
-        return None
+        stopped = await in_stages(self._options.exports, partial(self._exported_once, company))
+        if stopped is None:
+            self._progress.notes += [each.trouble for each in self._exported() if not each.reported]
+        return stopped
 
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
+        self._progress.begin("exporting", mode)
         step = self._known(mode)
         if step is None:
             key = export_key(self._progress.record, mode)

@@ -23,8 +23,8 @@ from asyncmig._io.failures import working_for
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
-from asyncmig.companies.imports import ImportRun, import_body
-from asyncmig.companies.review import mark_of
+from asyncmig.companies.import_run import ImportRun, mark_of
+from asyncmig.companies.imports import import_body
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, unknown
