@@ -1,8 +1,9 @@
 """The attempts of one request or of one compound step: the only place that decides about a repeat.
 
 How often is something requested at most? `RetryPolicy.attempts` times (default 8) for each `Attempts`. A compound
-step has its own `Attempts` around those of its parts, so the numbers multiply. While the session's retry quota is
-spent, calls wait in its `RetryQueue`, and an attempt counts only if the server has answered another call since.
+step, such as an upload (request a URL, send the bytes to it), has one `Attempts` for all its requests, so the numbers
+do not multiply. While the session's retry quota is spent, calls wait in its `RetryQueue`, and an attempt counts only
+if the server has answered another call since.
 """
 
 import asyncio

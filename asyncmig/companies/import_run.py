@@ -7,13 +7,15 @@ reading is outdated. `mark_of` tells the parks of a run apart.
 import asyncio
 import hashlib
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import msgspec
 
 from asyncmig._core.arguments import checked_call
+from asyncmig._core.endpoint import Repeat
 from asyncmig._core.lifecycle import HasStatus, Phase
+from asyncmig._core.retry import Doubt
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
@@ -23,10 +25,12 @@ from asyncmig.companies import routes
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import ActiveImport, AnswerBody, DecisionBody, ImportState
 from asyncmig.customers.questions import Custom, NeedsAttention, Question
-from asyncmig.errors import Conflict, InvalidInput, UnknownOutcome
+from asyncmig.errors import Conflict, InvalidInput
 
 __all__ = ["ImportRun", "active_import", "checked_answers", "mark_of"]
 
+_READ_AND_DECIDE = replace(routes.DECIDE, repeat=Repeat.ALWAYS)
+"""A decision that may be repeated, because the run is read before each repeat."""
 _FRESH = 10.0
 """Seconds after a reading for which its questions may be decided without another reading."""
 _ECHO_SECONDS = 30.0
@@ -135,21 +139,23 @@ class ImportRun(Run[ImportState]):
         return shown
 
     async def _decide(self, body: DecisionBody, shown: NeedsAttention, rank: float) -> None:
-        encoded = msgspec.json.encode(body)
-        call = Call(
-            endpoint=routes.DECIDE, ids=self._ids(), body=encoded, rank=rank, loggable_body=encoded.decode()
-        )
-        attempts = self._context.caller.repeated(routes.READ_IMPORT, self._ids())
+        caller, encoded = self._context.caller, msgspec.json.encode(body)
+        call = Call(endpoint=_READ_AND_DECIDE, ids=self._ids(), body=encoded, rank=rank)
+        attempts = caller.repeated(call.endpoint, call.ids, loggable_body=encoded.decode())
         while True:
             async with attempts:
                 status = ""
                 try:
                     # The previous attempt may have arrived late, so read the run again before another one.
                     if not attempts.doubts or await self._still_asks(shown):
-                        status = (await self._context.caller.call(call, _DecisionReply)).status
-                except UnknownOutcome as error:
+                        status = (await caller.attempt(call, _DecisionReply, attempts)).status
+                except RetryableFailure as failure:
+                    if failure.doubt is not Doubt.MAYBE:
+                        raise
                     if await self._still_asks(shown):
-                        raise RetryableFailure(error) from error
+                        unknown = attempts.unknown(str(failure.error))
+                        unknown.__cause__ = failure.error
+                        raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
                 except Conflict:
                     if not attempts.doubts:
                         self.note_decision(mark_of(shown))  # another process or person decided

@@ -17,7 +17,6 @@ from asyncmig.customers.files import size_of
 from asyncmig.transfers.content import BinaryFile, Progress, Stream, content_of
 from asyncmig.transfers.uploads import (
     Target,
-    UploadRoutes,
     checked_content_type,
     content_type_of,
     digest_of,
@@ -67,7 +66,7 @@ async def upload(
         context,
         content,
         request_target=request_target,
-        routes=UploadRoutes(create=routes.CREATE_UPLOAD, put=routes.PUT_BYTES, ids=ids),
+        put=Call(endpoint=routes.PUT_BYTES, ids=ids),
         progress=progress,
     )
     return Uploaded(name=content.name, upload_ref=sent.ref, size=content.size, sha256=sent.sha256)

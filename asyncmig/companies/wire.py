@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class _HidesSecrets(Struct, frozen=True, kw_only=True):
+class _Discreet(Struct, frozen=True, kw_only=True):
     """The base of structs with secrets; the repr shows only the listed fields."""
 
     _SHOWN: ClassVar[tuple[str, ...]] = ()
@@ -82,7 +82,7 @@ class Templates(Struct, frozen=True, kw_only=True):
 # Companies
 
 
-class CompanyBody(_HidesSecrets, frozen=True, kw_only=True, omit_defaults=True):
+class CompanyBody(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     source: str
     external_id: str | UnsetType = UNSET
@@ -116,7 +116,7 @@ class Connection(Struct, frozen=True, kw_only=True):
     creds_configured: bool | None = None
 
 
-class CompanyCreated(_HidesSecrets, frozen=True, kw_only=True):
+class CompanyCreated(_Discreet, frozen=True, kw_only=True):
     company: CompanyInfo
     workbook_id: str | None = None
     sheets: tuple[Sheet, ...] = ()
@@ -135,7 +135,7 @@ class UploadBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
 
 
-class UploadTarget(_HidesSecrets, frozen=True, kw_only=True):
+class UploadTarget(_Discreet, frozen=True, kw_only=True):
     upload_url: str
     upload_ref: str
 
