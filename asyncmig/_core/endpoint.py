@@ -57,6 +57,9 @@ class Endpoint:
     stall_timeout: float = 0.0
     """Seconds that the server may legitimately send nothing while a body comes. Where `Timeouts.stall` of the session
     is shorter, this applies instead."""
+    quiet_for: float = 0.0
+    """Seconds that a live stream may legitimately send nothing. If not 0, this replaces `Timeouts.stall`, and
+    `Timeouts.min_rate` does not apply."""
 
     @property
     def key(self) -> str:

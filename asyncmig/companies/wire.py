@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
+from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus
 from asyncmig.customers.outcome import ExportResult
 from asyncmig.customers.questions import NeedsAttention
@@ -42,20 +43,6 @@ __all__ = [
 ]
 
 
-class _Discreet(Struct, frozen=True, kw_only=True):
-    """The base of structs with secrets; the repr shows only the listed fields."""
-
-    _SHOWN: ClassVar[tuple[str, ...]] = ()
-
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        return [(name, getattr(self, name)) for name in self._SHOWN]
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
-        )
-
-
 # Catalogue
 
 
@@ -82,7 +69,7 @@ class Templates(Struct, frozen=True, kw_only=True):
 # Companies
 
 
-class CompanyBody(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
+class CompanyBody(HidesSecrets, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     source: str
     external_id: str | UnsetType = UNSET
@@ -116,7 +103,7 @@ class Connection(Struct, frozen=True, kw_only=True):
     creds_configured: bool | None = None
 
 
-class CompanyCreated(_Discreet, frozen=True, kw_only=True):
+class CompanyCreated(HidesSecrets, frozen=True, kw_only=True):
     company: CompanyInfo
     workbook_id: str | None = None
     sheets: tuple[Sheet, ...] = ()
@@ -135,7 +122,7 @@ class UploadBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
 
 
-class UploadTarget(_Discreet, frozen=True, kw_only=True):
+class UploadTarget(HidesSecrets, frozen=True, kw_only=True):
     upload_url: str
     upload_ref: str
 
