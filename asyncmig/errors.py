@@ -27,6 +27,7 @@ AsyncmigError
 ├── QueueUnavailable        the workers' queue cannot be used at present: try again later
 └── JournalError            the journal cannot be opened, read or written
     ├── CustomerHeld        another live process works on this customer
+    ├── JournalNotFound     there is none at this place yet
     └── JournalUnavailable  it is locked, its disk is full, its database is unavailable: try again later
 ```
 
@@ -56,6 +57,7 @@ __all__ = [
     "CustomerHeld",
     "InvalidInput",
     "JournalError",
+    "JournalNotFound",
     "JournalUnavailable",
     "NoAnswer",
     "NotFound",
@@ -317,6 +319,10 @@ class CustomerHeld(JournalError):
         self.args: tuple[object, ...] = (path, external_id, holder)
         self.external_id = external_id
         self.holder = holder
+
+
+class JournalNotFound(JournalError):
+    """There is no journal to read at this place yet, or its file is empty."""
 
 
 class JournalUnavailable(JournalError):

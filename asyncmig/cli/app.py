@@ -44,6 +44,7 @@ from asyncmig.cli.plan import UNFINISHED, print_plan, print_plan_as_json, read_i
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
 from asyncmig.cli.run import RunRequest, drive
 from asyncmig.cli.settings import (
+    DEFAULT_JOURNAL,
     BaseUrlOption,
     ConnectionSettings,
     Display,
@@ -79,7 +80,7 @@ from asyncmig.cli.summary import print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.migrate import adopt as adopt_company
-from asyncmig.journal import Journal
+from asyncmig.journal import JournalPlace, open_journal
 from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = ["app", "run_app"]
@@ -155,7 +156,7 @@ def run(
 @dataclass_options
 def retry(
     context: typer.Context,
-    journal: Annotated[Path, journal_option(from_last_run)] = Path("fleet.db"),
+    journal: Annotated[JournalPlace, journal_option(from_last_run)] = DEFAULT_JOURNAL,
     *,
     settings: Settings,
     display: Display,
@@ -221,7 +222,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @app.command(epilog="Example: asyncmig status --journal fleet.db --json")
-def status(journal: JournalOption = Path("fleet.db"), as_json: JsonOption = False) -> None:
+def status(journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False) -> None:
     """Print the status of each customer of a journal, also while another process uses it."""
     standings = asyncio.run(standings_of(journal))
     if as_json:
@@ -234,7 +235,7 @@ def status(journal: JournalOption = Path("fleet.db"), as_json: JsonOption = Fals
 @app.command(epilog="Example: asyncmig show acme-001 --journal fleet.db")
 def show(
     external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
-    journal: JournalOption = Path("fleet.db"),
+    journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """Print the history of one customer from the journal: events with times, reports and files."""
     print_story(data_console(), asyncio.run(read_story(journal, external_id)))
@@ -242,7 +243,7 @@ def show(
 
 @app.command(epilog="Example: asyncmig report --journal fleet.db --to report.html")
 def report(
-    journal: JournalOption = Path("fleet.db"),
+    journal: JournalOption = DEFAULT_JOURNAL,
     to: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write an HTML report from a journal: outcomes, reasons, and a chart of the steps over time.
@@ -258,7 +259,7 @@ def report(
 @dataclass_options
 def watch(
     context: typer.Context,
-    journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
+    journal: Annotated[JournalPlace, journal_option(from_last_run_if_any)] = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
     *,
     reach: ConnectionSettings,
@@ -294,7 +295,7 @@ def review(
         list[str] | None,
         typer.Argument(metavar="EXTERNAL_ID", help="Customers; the default is all parked ones."),
     ] = None,
-    journal: Annotated[Path, journal_option(from_last_run_if_any)] = Path("fleet.db"),
+    journal: Annotated[JournalPlace, journal_option(from_last_run_if_any)] = DEFAULT_JOURNAL,
     wait: Annotated[
         bool, typer.Option("--wait", help="After the decisions, run until these customers are delivered.")
     ] = False,
@@ -368,7 +369,7 @@ def demo(
 def adopt(
     external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
     company_id: Annotated[str, typer.Argument(help="The company's id, or its URL in the dashboard.")],
-    journal: JournalOption = Path("fleet.db"),
+    journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """Link a customer to its company when the response to the create request was lost.
 
@@ -377,16 +378,16 @@ def adopt(
     say(words_console(), f"{external_id.strip()} is now linked to company {adopted}. Run again to continue.")
 
 
-async def write_adoption(path: Path, external_id: str, company_id: str) -> str:
-    await check_journal(path)
-    async with Journal(path) as journal:
+async def write_adoption(place: JournalPlace, external_id: str, company_id: str) -> str:
+    await check_journal(place)
+    async with open_journal(place) as journal:
         return await adopt_company(journal, external_id, company_id)
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")
 @dataclass_options
 def doctor(
-    journal: JournalOption = Path("fleet.db"),
+    journal: JournalOption = DEFAULT_JOURNAL,
     out: Annotated[Path, typer.Option(help="Folder that a run would write to.")] = Path("out"),
     *,
     reach: ConnectionSettings,

@@ -8,7 +8,7 @@ import platform
 import socket
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +25,14 @@ from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, co
 from asyncmig.cli.output import clean, counted, say
 from asyncmig.cli.report import read_report
 from asyncmig.cli.settings import ConnectionSettings, open_session
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
     AuthError,
     InvalidInput,
     JournalError,
+    JournalNotFound,
     NotFound,
     ServerError,
     UnexpectedReply,
@@ -38,7 +40,7 @@ from asyncmig.errors import (
 )
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
-from asyncmig.journal import Journal
+from asyncmig.journal import Activity, Journal, JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = ["Diagnosis", "examine", "print_findings"]
@@ -71,12 +73,15 @@ class Diagnosis:
     code: int | None = DELIVERED
 
 
-async def examine(reach: ConnectionSettings, journal: Path, out: Path) -> AsyncIterator[Diagnosis]:
+async def examine(reach: ConnectionSettings, journal: JournalPlace, out: Path) -> AsyncIterator[Diagnosis]:
     """Look at everything, and yield what is found. Sends one request, changes nothing, takes 30 s at most."""
     yield _versions()
     yield _folder("output", out)
-    yield _journal_folder(journal)
-    yield await _journal(journal)
+    if journal.path is None:
+        yield await _database(journal)
+    else:
+        yield _journal_folder(journal.path)
+        yield await _journal(journal.path)
     for finding in await _server(reach):
         yield finding
     yield _limit(reach, out)
@@ -134,15 +139,40 @@ async def _journal(path: Path) -> Diagnosis:
         return Diagnosis("journal", f"{path} cannot be looked at: {error.strerror or error}", USAGE)
 
 
+async def _database(place: JournalPlace) -> Diagnosis:
+    try:
+        async with open_journal(place, read_only=True) as journal:
+            records, activity = await read_records(journal, str(place)), await journal.activity()
+    except JournalNotFound:
+        return Diagnosis("journal", f"{place} can be reached and has no journal: the first run creates it")
+    except JournalError as error:
+        return Diagnosis("journal", str(error), code_of_error(error))
+    return _unreadable(place, records) or Diagnosis(
+        "journal", f"{place} answers{_content(records, activity)}"
+    )
+
+
+def _unreadable(place: object, records: Mapping[str, CustomerRecord]) -> Diagnosis | None:
+    unreadable = sum(not record.is_readable for record in records.values())
+    if not unreadable:
+        return None
+    text = f"{place}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
+    return Diagnosis("journal", text, USAGE)
+
+
+def _content(records: Mapping[str, CustomerRecord], activity: Mapping[str, Activity]) -> str:
+    holders = sorted({each.holder for each in activity.values() if each.holder})
+    held = f"; in use by {', '.join(holders)}" if holders else ""
+    return f", with {counted(len(records), 'customer')}{held}"
+
+
 async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
     async with Journal(path, read_only=True, connect=_connect) as journal:
         if read_through:
             await journal.check()
         records, activity = await read_records(journal, str(path)), await journal.activity()
-    unreadable = sum(not record.is_readable for record in records.values())
-    if unreadable:
-        text = f"{path}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
-        return Diagnosis("journal", text, USAGE)
+    if finding := _unreadable(path, records):
+        return finding
     if not os.access(path, os.W_OK):
         return Diagnosis("journal", f"{path} can be read and not written: permission is denied", USAGE)
     try:
@@ -151,10 +181,8 @@ async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
             db.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         return Diagnosis("journal", f"{path} cannot be written now: {error}", RESUMABLE)
-    holders = sorted({each.holder for each in activity.values() if each.holder})
-    held = f"; in use by {', '.join(holders)}" if holders else ""
     state = "is intact" if read_through else "is large, and was not read through"
-    return Diagnosis("journal", f"{path} {state}, with {counted(len(records), 'customer')}{held}")
+    return Diagnosis("journal", f"{path} {state}{_content(records, activity)}")
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -30,7 +30,7 @@ from asyncmig.events import Event, MigrationChanged
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.jobs.status import OUTCOMES, read_records
 from asyncmig.journal import Event as JournalEvent
-from asyncmig.journal import Journal
+from asyncmig.journal import JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]
@@ -291,14 +291,15 @@ _NOTES = (
 )
 
 
-async def page_of_journal(path: Path, written: str) -> ReportPage:
+async def page_of_journal(place: JournalPlace, written: str) -> ReportPage:
     """Return the report of a journal, also while another process writes it. Raises `JournalError`."""
-    async with Journal(path, read_only=True) as journal:
-        records, events = await read_records(journal, str(path)), await journal.events()
+    async with open_journal(place, read_only=True) as journal:
+        records, events = await read_records(journal, str(place)), await journal.events()
+    folder = Path.cwd() if place.path is None else place.path.parent
     return ReportPage(
-        title=path.name,
+        title=str(place) if place.path is None else place.path.name,
         written=written,
-        rows=[reported(record.status, path.parent) for record in records.values()],
+        rows=[reported(record.status, folder) for record in records.values()],
         timeline=_timeline(events),
         notes=_NOTES,
     )

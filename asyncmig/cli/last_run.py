@@ -15,10 +15,11 @@ from asyncmig.cli.settings import (
     PATHS,
     Options,
     Settings,
+    path_from,
     read_settings,
 )
 from asyncmig.errors import InvalidInput
-from asyncmig.journal import Journal
+from asyncmig.journal import JournalPlace, open_journal
 
 __all__ = [
     "LastRun",
@@ -34,24 +35,21 @@ __all__ = [
 _log = logging.getLogger("asyncmig")
 
 
-def from_last_run(context: typer.Context, journal: Path) -> Path:
+def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
     """Let the settings of a journal's last run stand where neither the command line nor the environment says more.
 
     Raises `JournalError` if there is no such journal, `InvalidInput` if it had no run.
     """
-    if not context.resilient_parsing:
-        last = recall(journal)
-        if last.queue is None:  # else the workers have a journal of their own
-            asyncio.run(check_journal(journal))
-        _take(context, last)
-    return journal
+    last = recall(journal)
+    if last.queue is None:  # otherwise the workers have a journal of their own
+        asyncio.run(check_journal(journal))
+    _take(context, last)
 
 
-def from_last_run_if_any(context: typer.Context, journal: Path) -> Path:
+def from_last_run_if_any(context: typer.Context, journal: JournalPlace) -> None:
     """Do the same for a command that can do without: a program of one's own may have written the journal."""
-    if not context.resilient_parsing and (last := recall_if_any(journal)):
+    if last := recall_if_any(journal):
         _take(context, last)
-    return journal
 
 
 def _take(context: typer.Context, last: "LastRun") -> None:
@@ -79,11 +77,17 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def path(self) -> Path:
         """Return the manifest's path, from the folder that is the present one now."""
-        return self._from_here(self.manifest)
+        return Path(self.manifest) if Path.cwd() == Path(self.folder) else Path(self.folder, self.manifest)
 
     def defaults(self) -> Mapping[str, str]:
         """Return the settings with paths from the folder that is the present one now."""
-        moved = {name: str(self._from_here(text)) for name, text in self.settings.items() if name in PATHS}
+        if Path.cwd() == Path(self.folder):
+            return self.settings
+        moved = {
+            name: path_from(Path(self.folder), name, text)
+            for name, text in self.settings.items()
+            if name in PATHS
+        }
         return {**self.settings, **moved}
 
     def queue_again(self, given: str | None) -> str | None:
@@ -95,37 +99,38 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
         return given or self.queue
 
-    def _from_here(self, path: str) -> Path:
-        return Path(path) if Path.cwd() == Path(self.folder) else Path(self.folder, path)
-
 
 def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
     """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
     last = LastRun(
         folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
     )
-    write_whole(_place(settings.journal), msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
+    place = settings.journal.beside("last")
+    if settings.journal.path is None:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(place, msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 
 
-def recall(journal: Path) -> LastRun:
+def recall(journal: JournalPlace) -> LastRun:
     """Return the settings of the last run of a journal. Raises `InvalidInput` if they cannot be read."""
-    place = _place(journal)
+    place = journal.beside("last")
     try:
         return _read_last(place)
     except FileNotFoundError:
-        why = f"has no run to repeat: {place} is not there" if journal.exists() else "there is no such file"
+        is_missing = journal.path is not None and not journal.path.exists()
+        why = "there is no such file" if is_missing else f"has no run to repeat: {place} is not there"
         reason = f"{why}; name the manifest: asyncmig run MANIFEST"
     except (OSError, msgspec.MsgspecError) as error:
         reason = f"the settings of its last run cannot be read: {place}: {error}"
     raise InvalidInput("journal", str(journal), reason)
 
 
-def recall_if_any(journal: Path) -> LastRun | None:
+def recall_if_any(journal: JournalPlace) -> LastRun | None:
     """Return the settings of the last run of a journal; None if there are none.
 
     Settings that cannot be read are ignored with a warning: the caller has settings of its own.
     """
-    place = _place(journal)
+    place = journal.beside("last")
     try:
         return _read_last(place) if os.path.exists(place) else None
     except (OSError, msgspec.MsgspecError) as error:
@@ -139,11 +144,7 @@ def _read_last(place: Path) -> LastRun:
     return msgspec.json.decode(place.read_bytes(), type=LastRun)
 
 
-def _place(journal: Path) -> Path:
-    return journal.parent / f"{journal.name}.last"
-
-
-async def check_journal(path: Path) -> None:
-    """Raise `JournalError` unless `path` is a journal that this version can read. Nothing is created."""
-    async with Journal(path, read_only=True):
+async def check_journal(place: JournalPlace) -> None:
+    """Raise `JournalError` unless there is a journal that this version can read. Nothing is created."""
+    async with open_journal(place, read_only=True):
         pass

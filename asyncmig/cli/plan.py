@@ -25,13 +25,14 @@ from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     InvalidInput,
     JournalError,
+    JournalNotFound,
     JournalUnavailable,
 )
 from asyncmig.jobs.manifest import Manifest, read_manifest
 from asyncmig.jobs.outputs import OwnFiles
 from asyncmig.jobs.plan import Destruction, Plan, plan
 from asyncmig.jobs.status import OUTCOMES, read_records, status_of
-from asyncmig.journal import Journal
+from asyncmig.journal import JournalPlace, open_journal
 
 __all__ = [
     "UNFINISHED",
@@ -91,11 +92,11 @@ def _check(words: Sequence[str], known: Sequence[str], reason: str) -> None:
             raise InvalidInput("select", word, f"{reason}; is {near[0]!r} meant?" if near else reason)
 
 
-async def known_customers(path: Path) -> dict[str, CustomerRecord]:
+async def known_customers(place: JournalPlace) -> dict[str, CustomerRecord]:
     """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
     try:
-        async with Journal(path, read_only=True) as journal:
-            return await read_records(journal, str(path))
+        async with open_journal(place, read_only=True) as journal:
+            return await read_records(journal, str(place))
     except JournalUnavailable:
         raise
     except JournalError:
@@ -189,11 +190,11 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
 
 
 async def _records(options: Options) -> dict[str, CustomerRecord]:
-    path = options.journal
-    if not path.exists() or (path.is_file() and not path.stat().st_size):
+    try:
+        async with open_journal(options.journal, read_only=True) as journal:
+            return await read_records(journal, str(options.journal))
+    except JournalNotFound:
         return {}
-    async with Journal(path, read_only=True) as journal:
-        return await read_records(journal, str(path))
 
 
 def print_plan_as_json(planned: Plan) -> None:

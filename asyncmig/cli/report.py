@@ -189,10 +189,8 @@ def read_outcomes(folder: Path) -> dict[str, str]:
         return {}
 
 
-def warn_of_lost_journal(journal: Path, folder: Path, words: Console) -> None:
-    """Warn if the report in `folder` lists deliveries and the journal is missing or empty."""
-    if journal.exists() and journal.stat().st_size:
-        return
+def warn_of_lost_journal(journal: str, folder: Path, words: Console) -> None:
+    """Warn of a journal that is missing or empty if the report in `folder` lists deliveries."""
     delivered = sum(outcome == "delivered" for outcome in read_outcomes(folder).values())
     if delivered:
         say(

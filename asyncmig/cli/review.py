@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, final
 
 import typer
@@ -19,7 +18,7 @@ from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import read_records
-from asyncmig.journal import Journal
+from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
 __all__ = [
@@ -230,13 +229,13 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
     return name, choice
 
 
-async def parked_records(journal: Path, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
+async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
     """Return the parked customers of a journal by external id, or those that are named, in their order.
 
     Raises `InvalidInput` for one that is named and not parked, `JournalError`.
     """
     external_ids = [each.strip() for each in external_ids]
-    async with Journal(journal, read_only=True) as opened:
+    async with open_journal(journal, read_only=True) as opened:
         records = await read_records(opened, str(journal))
     for external_id in external_ids:
         if external_id not in records:
@@ -266,7 +265,7 @@ class Reviewer:
     __slots__ = ("_asked", "_journal", "_reach", "_verdict", "_words", "decided", "left")
 
     def __init__(
-        self, journal: Path, reach: ConnectionSettings, verdict: DecisionFlags, words: Console
+        self, journal: JournalPlace, reach: ConnectionSettings, verdict: DecisionFlags, words: Console
     ) -> None:
         self._journal, self._reach, self._verdict, self._words = journal, reach, verdict, words
         self.decided: list[str] = []
@@ -276,7 +275,10 @@ class Reviewer:
 
     async def run(self, records: Sequence[CustomerRecord]) -> None:
         """Decide about each. Raises `InvalidInput`, `JournalError` and the errors of requests."""
-        async with Journal(self._journal) as journal, open_session(self._reach, self._journal) as session:
+        async with (
+            open_journal(self._journal) as journal,
+            open_session(self._reach, self._journal) as session,
+        ):
             with session.events.subscribe(self._tell_failure):
                 for number, record in enumerate(records, 1):
                     if not await self._one(session, journal, record, f"[{number} of {len(records)}] "):
@@ -288,7 +290,9 @@ class Reviewer:
         if isinstance(event, AttemptFailed):
             say(self._words, failure_line(event), "yellow")
 
-    async def _one(self, session: Session, journal: Journal, record: CustomerRecord, place: str) -> bool:
+    async def _one(
+        self, session: Session, journal: DatabaseJournal, record: CustomerRecord, place: str
+    ) -> bool:
         """Take one customer; return False to end the review."""
         generation = generations.find(record.api)
         shown: NeedsAttention | None = _attention(record)
@@ -341,7 +345,7 @@ class Reviewer:
             word = "approved" if decision.approve else "rejected"
             say(self._words, f"{record.external_id}: {word}.", "green")
 
-    async def _warn_of_doubt(self, journal: Journal, record: CustomerRecord) -> None:
+    async def _warn_of_doubt(self, journal: DatabaseJournal, record: CustomerRecord) -> None:
         events = await journal.events(record.external_id)
         if events and events[-1].kind == "decide":
             say(

@@ -21,7 +21,7 @@ from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.last_run import recall_if_any, remember
+from asyncmig.cli.last_run import check_journal, recall_if_any, remember
 from asyncmig.cli.live_view import LiveView
 from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, say
 from asyncmig.cli.plan import (
@@ -43,6 +43,7 @@ from asyncmig.errors import (
     AuthError,
     InvalidInput,
     JournalError,
+    JournalNotFound,
     NoAnswer,
     QueueUnavailable,
     ServerError,
@@ -54,7 +55,7 @@ from asyncmig.jobs.fleet import Fleet
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
-from asyncmig.journal import Journal
+from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
 __all__ = ["RunRequest", "RunResult", "drive"]
@@ -197,7 +198,8 @@ async def _check_before(options: Options, wanted: RunRequest, display: Display, 
     check_folder("out", options.out)
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
-        warn_of_lost_journal(options.journal, options.out, words)
+        if await _is_missing(options.journal):
+            warn_of_lost_journal(str(options.journal), options.out, words)
         await _check_not_queued(options.journal)
     else:
         queue_url(wanted.queue)
@@ -205,25 +207,35 @@ async def _check_before(options: Options, wanted: RunRequest, display: Display, 
             say(words, note, "dim")
 
 
+async def _is_missing(journal: JournalPlace) -> bool:
+    try:
+        await check_journal(journal)
+    except JournalNotFound:
+        return True
+    except JournalError:
+        pass  # opening it for writing reports the reason
+    return False
+
+
 @asynccontextmanager
-async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerator[Journal | None]:
+async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerator[DatabaseJournal | None]:
     """Open the journal of this process; None with a queue, whose workers have one of their own."""
     if wanted.queue is not None:
         yield None
         return
-    async with Journal(options.journal) as journal:
+    async with open_journal(options.journal) as journal:
         yield journal
 
 
-async def _records(journal: Journal | None, path: Path) -> Mapping[str, CustomerRecord]:
-    return {} if journal is None else await read_records(journal, str(path))
+async def _records(journal: DatabaseJournal | None, place: JournalPlace) -> Mapping[str, CustomerRecord]:
+    return {} if journal is None else await read_records(journal, str(place))
 
 
 def _variable(wanted: RunRequest) -> str | None:
     return None if wanted.queue is None else queue_variable(wanted.queue)
 
 
-async def _check_not_queued(journal: Path) -> None:
+async def _check_not_queued(journal: JournalPlace) -> None:
     """Raise `InvalidInput` if workers know the customers of the last run, and this journal does not.
 
     To migrate them in this process would create all their companies again.
@@ -303,7 +315,7 @@ class _Work:
         manifest: Manifest,
         options: Options,
         session: Session,
-        journal: Journal | None,
+        journal: DatabaseJournal | None,
         wanted: RunRequest,
     ) -> None:
         self._manifest, self._options, self._wanted = manifest, options, wanted

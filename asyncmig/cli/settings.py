@@ -33,10 +33,11 @@ from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
-from asyncmig.journal.sqlite_file import check_is_path
+from asyncmig.journal import JournalPlace
 from asyncmig.session import Scope, Session
 
 __all__ = [
+    "DEFAULT_JOURNAL",
     "PATHS",
     "SETTING_NAMES",
     "BaseUrlOption",
@@ -52,6 +53,7 @@ __all__ = [
     "given",
     "journal_option",
     "open_session",
+    "path_from",
     "places_of",
     "print_config",
     "read_settings",
@@ -62,6 +64,14 @@ __all__ = [
 
 PATHS = frozenset({"out", "journal", "report", "root"})
 """Settings that are paths. In a manifest they are relative to the manifest's folder."""
+
+
+def path_from(folder: Path, setting: str, text: str) -> str:
+    """Return a setting that is a path relative to `folder`. A journal in a database stays as it is."""
+    is_database = setting == "journal" and JournalPlace(text).path is None
+    return text if is_database else str(folder / text)
+
+
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 
@@ -75,41 +85,47 @@ def written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _setting(
-    name: str, words: str, *, least: float | None = None, callback: Callable[[Path], Path] | None = None
-) -> OptionInfo:
-    option = typer.Option(
-        help=words, min=least, envvar=environment_name(name), show_envvar=False, callback=callback
-    )
+def _setting(name: str, words: str, *, least: float | None = None) -> OptionInfo:
+    option = typer.Option(help=words, min=least, envvar=environment_name(name), show_envvar=False)
     assert isinstance(option, OptionInfo)
     return option
 
 
-def journal_option(callback: Callable[[typer.Context, Path], Path]) -> OptionInfo:
-    """Return a `--journal` option whose `callback` can take the other settings from the journal's last run."""
+def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | None = None) -> OptionInfo:
+    """Return the `--journal` option; `callback` can take the other settings from the journal's last run."""
 
-    def checked(context: typer.Context, path: Path) -> Path:
-        return callback(context, _checked_journal(path))
+    def checked(context: typer.Context, place: JournalPlace) -> JournalPlace:
+        place = _without_password(context, place)
+        if callback is not None and not context.resilient_parsing:
+            callback(context, place)
+        return place
 
     option = typer.Option(
-        help="File with the state of every customer; the settings of its last run are in a file beside it.",
+        help="The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL.",
         envvar=environment_name("journal"),
         show_envvar=False,
-        is_eager=True,
+        is_eager=callback is not None,
         callback=checked,
+        parser=lambda text: JournalPlace(str(text)),
+        metavar="JOURNAL",
     )
     assert isinstance(option, OptionInfo)
     return option
 
 
-def _checked_journal(path: Path) -> Path:
-    check_is_path(path)
-    return path
+def _without_password(context: typer.Context, place: JournalPlace) -> JournalPlace:
+    """Return the place of a journal in words that can be printed. Raises `InvalidInput` for a password in them."""
+    if not place.shows_password:
+        return place
+    variable = environment_name("journal")
+    if source_of(context, "journal") == variable:
+        return JournalPlace(variable)
+    why = f"has a password: put it into an environment variable such as {variable}, and give that name"
+    raise InvalidInput("journal", "***", why)
 
 
-JournalOption = Annotated[
-    Path, _setting("journal", "File with the state of every customer.", callback=_checked_journal)
-]
+DEFAULT_JOURNAL = JournalPlace("fleet.db")
+JournalOption = Annotated[JournalPlace, journal_option()]
 
 
 BaseUrlOption = Annotated[
@@ -137,7 +153,7 @@ class Settings(ConnectionSettings):
     """The settings of a run: from the command line, the environment or a manifest's `[defaults]`."""
 
     out: Annotated[Path, _setting("out", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path("out")
-    journal: JournalOption = Path("fleet.db")
+    journal: JournalOption = DEFAULT_JOURNAL
     report: Annotated[
         Path | None,
         _setting("report", "HTML file to write at the end: outcomes, reasons, and charts of the run."),
@@ -198,7 +214,7 @@ class Settings(ConnectionSettings):
 
 _READERS: Mapping[str, Callable[[str], object]] = {
     "out": Path,
-    "journal": Path,
+    "journal": JournalPlace,
     "report": Path,
     "root": Path,
     "rate": parse_rate,
@@ -240,7 +256,7 @@ class Display:
 
 def open_session(
     reach: ConnectionSettings,
-    journal: Path | None,
+    journal: JournalPlace | None,
     api_key: str | None = None,
     *,
     retry: RetryPolicy | None = None,
@@ -252,13 +268,16 @@ def open_session(
     Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
     be sent more than its limit.
     """
+    recent = None if journal is None else journal.beside("recent")
+    if recent is not None and journal is not None and journal.path is None:
+        recent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     session = Session(
         api_key,
         reach.base_url,
         limit=reach.rate.limit,
         window=reach.rate.window,
         scope=reach.scope,
-        recent=None if journal is None else journal.with_name(f"{journal.name}.recent"),
+        recent=recent,
         retry=retry,
     )
     if reach.speed != 1 and not is_loopback(session.base_url):
@@ -288,7 +307,7 @@ def _settings_of(manifest: Path) -> dict[str, str]:
     if faults:
         raise InvalidManifest(str(manifest), faults)
     return {
-        name: str(manifest.parent / str(value)) if name in PATHS else str(value)
+        name: path_from(manifest.parent, name, str(value)) if name in PATHS else str(value)
         for name, value in defaults.items()
     }
 
@@ -360,7 +379,7 @@ class Options(Settings):
         sheets = [Path(file.path) for record in known for file in getattr(record.outcome, "files", ())]
         return Outputs(
             out=self.out,
-            journal=self.journal,
+            journal=self.journal.path,
             report=self.report,
             customers=frozenset(record.external_id for record in known),
             delivered=tuple(sheets),
@@ -368,7 +387,7 @@ class Options(Settings):
 
     def about_journal(self, command: str, *words: str) -> str:
         """Return the command line of another command for the same journal."""
-        journal = () if self.journal == Settings().journal else ("--journal", str(self.journal))
+        journal = () if self.journal == DEFAULT_JOURNAL else ("--journal", str(self.journal))
         return shlex.join(["asyncmig", command, *words, *journal])
 
 
@@ -397,7 +416,8 @@ def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
     defaults |= context.default_map or {}
     given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
     paths = {name: Path(str(value)) for name, value in given.items() if value}
-    return Outputs(out=paths["out"], journal=paths["journal"], report=paths.get("report")), paths.get("root")
+    journal = JournalPlace(str(given["journal"])).path
+    return Outputs(out=paths["out"], journal=journal, report=paths.get("report")), paths.get("root")
 
 
 def print_config(data: Console, context: typer.Context, options: Options) -> None:

@@ -24,6 +24,7 @@ from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder, check_replaceable
+from asyncmig.journal import JournalPlace
 from asyncmig.session import Scope
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES
@@ -236,7 +237,7 @@ def demo_options(folder: Path, *, speed: float) -> Options:
     return Options(
         manifest=folder / "customers.csv",
         out=folder / "out",
-        journal=folder / "fleet.db",
+        journal=JournalPlace(str(folder / "fleet.db")),
         report=folder / "report.html",
         decide="approve",
         speed=speed,

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -34,7 +33,7 @@ from asyncmig.jobs.status import (
     timeline,
     words_of,
 )
-from asyncmig.journal import Event, Journal
+from asyncmig.journal import Event, JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = [
@@ -50,10 +49,10 @@ __all__ = [
 ]
 
 
-async def standings_of(path: Path) -> list[CustomerStatus]:
+async def standings_of(place: JournalPlace) -> list[CustomerStatus]:
     """Return how the customers of a journal stand. Raises `JournalError`."""
-    async with Journal(path, read_only=True) as journal:
-        return await read_statuses(journal, str(path))
+    async with open_journal(place, read_only=True) as journal:
+        return await read_statuses(journal, str(place))
 
 
 def print_standings(data: Console, standings: Sequence[CustomerStatus]) -> None:
@@ -95,15 +94,15 @@ class CustomerHistory:
         self.happenings: list[LogEntry] = happenings
 
 
-async def read_story(path: Path, external_id: str) -> CustomerHistory:
+async def read_story(place: JournalPlace, external_id: str) -> CustomerHistory:
     """Return what the journal knows of a customer. Raises `InvalidInput` if that is nothing, `JournalError`."""
     external_id = external_id.strip()
-    async with Journal(path, read_only=True) as journal:
-        records, activity = await read_records(journal, str(path)), await journal.activity()
+    async with open_journal(place, read_only=True) as journal:
+        records, activity = await read_records(journal, str(place)), await journal.activity()
         record = records.get(external_id)
         if record is None:
             raise InvalidInput(
-                "external_id", external_id, f"is not in the journal {path}; see: asyncmig status"
+                "external_id", external_id, f"is not in the journal {place}; see: asyncmig status"
             )
         happenings = list(timeline(await journal.events(external_id), record.api))
     return CustomerHistory(record, status_of(record, activity.get(external_id)), happenings)
@@ -164,9 +163,9 @@ def _report(report: ImportReport) -> Iterator[tuple[str, str]]:
             yield "", f"{sheet.template_name or sheet.sheet_id}: {counted(sheet.rows, 'row')}"
 
 
-async def follow_journal(path: Path, data: Console, *, as_json: bool) -> None:
+async def follow_journal(place: JournalPlace, data: Console, *, as_json: bool) -> None:
     """Print each new event of a journal, until no process uses it. Raises `JournalError`."""
-    async with Journal(path, read_only=True) as journal:
+    async with open_journal(place, read_only=True) as journal:
         known = await journal.events()
         async for event in follow(journal, after=known[-1].seq if known else 0):
             _print(data, event, as_json=as_json)
@@ -197,10 +196,10 @@ def how_to_go_on(standings: Sequence[CustomerStatus], options: Options | None) -
         yield f"  {options.about_journal('review')}"
 
 
-async def running(path: Path) -> list[CustomerRecord]:
+async def running(place: JournalPlace) -> list[CustomerRecord]:
     """Return the customers of a journal whose imports may still run at the server. Raises `JournalError`."""
-    async with Journal(path, read_only=True) as journal:
-        records = await read_records(journal, str(path))
+    async with open_journal(place, read_only=True) as journal:
+        records = await read_records(journal, str(place))
     return [record for record in records.values() if "run" in record.ids and _may_run(record)]
 
 
@@ -209,13 +208,18 @@ def _may_run(record: CustomerRecord) -> bool:
 
 
 async def follow_runs(
-    path: Path, records: Sequence[CustomerRecord], reach: ConnectionSettings, data: Console, *, as_json: bool
+    place: JournalPlace,
+    records: Sequence[CustomerRecord],
+    reach: ConnectionSettings,
+    data: Console,
+    *,
+    as_json: bool,
 ) -> None:
     """Print how runs change at the server, until each has ended or parked; nothing is written or fetched.
 
     Raises `InvalidInput` without a key, and `AuthError` for one that is refused.
     """
-    async with open_session(reach, path) as session:
+    async with open_session(reach, place) as session:
         with session.events.subscribe(partial(_print_failure, data, as_json)):
             await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
 

@@ -65,7 +65,7 @@ class JournalPlace:
         server = self.server
         if server is None:
             path = Path(self.text)
-            return path.with_name(f"{path.name}.{suffix}")
+            return path.parent / f"{path.name}.{suffix}"
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         digest = hashlib.sha256(str(server).encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{server.host}_{server.database}")[:80]

@@ -27,7 +27,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from asyncmig._core.arguments import checked_call
-from asyncmig.errors import CustomerHeld, JournalError
+from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder
@@ -124,7 +124,7 @@ class PostgresJournal(DatabaseJournal):
             with self._schema.connect() as db:
                 return db.execute(_placeholders(sql), values).fetchall()
         except psycopg.errors.UndefinedTable:
-            raise JournalError(self._place, "there is no journal in this database") from None
+            raise JournalNotFound(self._place, "there is no journal in this database") from None
         except psycopg.Error as error:
             raise self._schema.explain(error) from error
 

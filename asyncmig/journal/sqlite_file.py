@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from asyncmig.errors import InvalidInput, JournalError, JournalUnavailable, is_temporary
+from asyncmig.errors import InvalidInput, JournalError, JournalNotFound, JournalUnavailable, is_temporary
 
 __all__ = [
     "BUSY",
@@ -163,15 +163,16 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
     """
     _check_place(path)
     if not path.exists():
-        raise JournalError(str(path), "there is no such file")
+        raise JournalNotFound(str(path), "there is no such file")
     with _explained(path), closing(_first_readable(path, connect)) as db:
         version = _version(db, path)
         db.text_factory = partial(
             str, encoding="utf-8", errors="replace"
         )  # a damaged text must not hide the other rows
         if version != len(SCHEMA_VERSIONS):
-            reason = "is empty" if version == 0 else "is of an older version: the next run upgrades it"
-            raise JournalError(str(path), reason)
+            if version == 0:
+                raise JournalNotFound(str(path), "is empty")
+            raise JournalError(str(path), "is of an older version: the next run upgrades it")
         yield db
 
 

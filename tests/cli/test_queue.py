@@ -182,14 +182,20 @@ def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
     "command", [("status",), ("show", "acme"), ("retry",), ("doctor",), ("watch",), ("review",)]
 )
 @pytest.mark.parametrize(
-    "address", ["postgresql://me:secret@host/db", "redis://:secret@host", "host=h password=secret"]
+    ("address", "said"),
+    [
+        ("postgresql://me:secret@host/db", "has a password: put it into an environment variable"),
+        ("host=h password=secret", "has a password: put it into an environment variable"),
+        ("postgresql://me:secret/1@host/db", "write % as %25"),
+        ("redis://:secret@host", "the address of a server"),
+    ],
 )
-def test_the_address_of_a_server_is_no_journal_and_is_not_printed(
-    cli: Cli, command: tuple[str, ...], address: str
+def test_an_address_that_cannot_be_a_journal_is_refused_and_not_printed(
+    cli: Cli, command: tuple[str, ...], address: str, said: str
 ) -> None:
     result = cli(*command, "--journal", address)
     assert result.code == 2
-    assert "the address of a server" in result.err
+    assert said in result.err
     assert "secret" not in result.err + result.out
 
 

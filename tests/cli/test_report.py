@@ -155,5 +155,5 @@ def test_reports_of_both_schemas_guard_against_a_lost_journal(tmp_path: Path, sc
     (tmp_path / "report.json").write_text(json.dumps(saved), encoding="utf-8")
     assert read_outcomes(tmp_path) == {"c-2": "delivered", "c-3": "failed"}
     words = io.StringIO()
-    warn_of_lost_journal(tmp_path / "fleet.db", tmp_path, Console(file=words))
+    warn_of_lost_journal("fleet.db", tmp_path, Console(file=words))
     assert "1 customer as delivered" in words.getvalue()

@@ -21,6 +21,7 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
+from asyncmig.journal import JournalPlace
 
 
 def step(at: float, name: str, customer: str = "acme") -> Event:
@@ -180,7 +181,7 @@ async def test_each_entry_of_a_journal_is_a_step(entry: str, kind: str, tmp_path
         for each in ("decide", entry, "failed"):
             await claim.write(each, b"{}", state)
             await asyncio.sleep(0.03)
-    page = await page_of_journal(tmp_path / "fleet.db", "now")
+    page = await page_of_journal(JournalPlace(str(tmp_path / "fleet.db")), "now")
     assert page.timeline is not None
     assert [segment.kind for segment in page.timeline.bar("acme").segments] == ["parked", kind]
 
