@@ -1,4 +1,4 @@
-"""The catalogue of an account (sources, templates), and the creation and opening of companies."""
+"""The client of one account: list its sources and templates, create companies, and open them by id."""
 
 from collections.abc import Sequence
 from typing import TypeVar, final
@@ -108,8 +108,8 @@ class Companies:
         ```
 
         - `source`: an id, or a `Source`.
-        - `external_id`: your own id of the customer, unique in the account. Without one, a create request whose
-          response was lost can never be repeated.
+        - `external_id`: your own id of the customer, unique in the account. Without one, a create request is never
+          repeated after its response was lost.
         - `template_ids`: ids or `Template`s; by default all templates.
         - `connections`: secrets of the destination. No repr, error, log or journal contains them.
         - `rank`: among waiting requests, the one with the lowest rank is sent first.
@@ -120,15 +120,21 @@ class Companies:
         Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken; `BadRequest` if
         the name is taken; `UnknownOutcome` if a response was lost and the company may or may not exist.
         """
-        body = _checked(name, source, external_id, template_ids, connections)
+        given = None if connections is None else checked_connections(connections)
+        body = CompanyBody(
+            name=checked_text("name", name),
+            source=source_id("source", source),
+            external_id=msgspec.UNSET if external_id is None else check_external_id(external_id),
+            template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
+            connections=msgspec.UNSET if given is None else given,
+        )
+        loggable = msgspec.structs.replace(body, connections=msgspec.UNSET)
         call = Call(
             endpoint=routes.CREATE_ANONYMOUS if external_id is None else routes.CREATE_COMPANY,
             body=msgspec.json.encode(body),
             rank=rank,
-            loggable_body=msgspec.json.encode(
-                msgspec.structs.replace(body, connections=msgspec.UNSET)
-            ).decode(),
-            secrets=() if body.connections is msgspec.UNSET else _secrets(body.connections),
+            loggable_body=msgspec.json.encode(loggable).decode(),
+            secrets=() if given is None else tuple(secrets_of(given)),
         )
         status, created = await self._context.caller.call_with_status(call, CompanyCreated)
         return Company(
@@ -158,23 +164,3 @@ class Companies:
             advice = f"this server does not {endpoint.name}: names cannot be looked up, so use ids"
             text = f"{error.text} ({advice})" if error.text else advice
             raise error.with_text(text) from error
-
-
-def _checked(
-    name: str,
-    source: str | Source,
-    external_id: str | None,
-    template_ids: Sequence[str | Template] | None,
-    connections: Connections | None,
-) -> CompanyBody:
-    return CompanyBody(
-        name=checked_text("name", name),
-        source=source_id("source", source),
-        external_id=msgspec.UNSET if external_id is None else check_external_id(external_id),
-        template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
-        connections=msgspec.UNSET if connections is None else checked_connections(connections),
-    )
-
-
-def _secrets(connections: dict[str, object]) -> tuple[str, ...]:
-    return tuple(secrets_of(connections))

@@ -1,4 +1,4 @@
-"""Detect a download that was cut short.
+"""The number of rows that a download must have, to detect one that was cut short.
 
 A proxy may cut a body short and still send status 200 with a matching length. So the records of a download are
 counted and compared with the report of the completed import. This is valid only for a company with a single
@@ -28,7 +28,7 @@ _ROW_IN_ARCHIVE = 1 * _MIB
 
 @final
 class Expected:
-    """How many rows a download must have, as far as a report says."""
+    """The number of rows that a download must have according to a report. Unknown numbers are not checked."""
 
     __slots__ = ("_filter", "_report")
 
@@ -36,12 +36,12 @@ class Expected:
         self._report, self._filter = report, row_filter
 
     def is_exact(self, sheets: Sequence[Sheet]) -> bool:
-        """Return whether a download of all `sheets` that lacks a row would be detected."""
+        """Return whether a missing row would be detected in a download of all `sheets`."""
         report = self._report
         if report is None or self.total is not None:
             return report is not None
         counts = [self._reported(sheet.name, by_id) for sheet in sheets for by_id in (sheet, None)]
-        counted = bool(counts) and None not in counts  # in an archive sheets are told by their names
+        counted = bool(counts) and None not in counts  # in an archive, sheets have only names
         return counted and (self._filter == "all" or report.invalid_rows == 0)
 
     @property
@@ -53,8 +53,7 @@ class Expected:
         return None if report.invalid_rows is None else report.inserted - report.invalid_rows
 
     def check(self, name: str, sheet: Sheet | None, counted: Counted) -> RowCount:
-        """Return the first count that is consistent with the complete sheet. `name` is the name of the download in
-        errors.
+        """Return the first count that agrees with the report. `name`: the name of the download in errors.
 
         Raises `TruncatedDownload` if there is none.
         """

@@ -16,7 +16,7 @@ from asyncmig.events import RunChanged, RunEnded
 __all__ = ["Run"]
 
 _OF_UNKNOWN_AGE = "of unknown age"
-"""The poll group of runs whose start is unknown: their observed durations apply only to runs of the same kind."""
+"""The poll group of runs whose start is unknown. Their durations say nothing about other runs."""
 
 
 class _Who(TypedDict):
@@ -59,7 +59,7 @@ class Run(Generic[StateT]):
     ) -> None:
         """`age`: seconds since the run started; None if unknown. `group`: runs with about the same duration.
 
-        `status`: the status in the reply that named the run. An ended or parked run is read next.
+        `status`: the status in the reply that named the run. If the run has ended or is parked, it is read at once.
         """
         if self.LIFECYCLE.phase(status) is not Phase.ACTIVE:
             age = None
@@ -98,9 +98,9 @@ class Run(Generic[StateT]):
             done = await run.wait()
         ```
 
-        `through_parks=True` waits on while the run is parked, for another process to decide. Any number of tasks
-        may wait: they share the polls. For a deadline, use `asyncio.timeout`. Raises `RunFailed` and
-        `RunCanceled`.
+        `through_parks=True` also waits while the run is parked, until another process decides it. Any number of
+        tasks may wait: they share the polls. For a deadline, use `asyncio.timeout`. Raises `RunFailed` or
+        `RunCanceled` if the run ended so, and the same errors as `updates`.
         """
         self._check_id()
         state = (await self._watch.wait(through_parks=through_parks)).value
@@ -125,14 +125,13 @@ class Run(Generic[StateT]):
             yield reading.value
 
     async def read(self) -> StateT:
-        """Read the run as soon as its pace allows. All tasks that wait share the reading.
+        """Read the run as soon as its poll interval allows. Tasks that wait at the same time share one reading.
 
         ```python
         state = await run.read()
         ```
 
-        The pace is 2 s after the last response for a new run, and up to 30 s for an old one. Raises the same
-        errors as `updates`.
+        The interval grows from 2 s for a new run to 30 s for an old one. Raises the same errors as `updates`.
         """
         self._check_id()
         return (await self._watch.refresh()).value

@@ -1,4 +1,4 @@
-"""Upload files for imports: request a signed URL for each, and send the bytes to it."""
+"""Upload files for imports: request a signed URL for each file and send the bytes to it."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Notices a download that has more rows or bytes than there can be: such a body may never end."""
+"""Detects a download with more rows or bytes than possible, because such a body may never end."""
 
 from collections.abc import Sequence
 from typing import Protocol, final
@@ -22,10 +22,10 @@ class Counted(Protocol):
 
 @final
 class Bound:
-    """Notices when more has arrived than there can be.
+    """Detects a body that is too large while it arrives.
 
-    That is more rows than were reported, whichever way they are counted; 16 MiB without a new row; or more than
-    `size` bytes. `slack`: bytes to add to the 16 MiB.
+    It is too large if it has more rows than were reported, in every way of counting; 16 MiB (plus `slack` bytes)
+    without a new row; or more than `size` bytes.
     """
 
     __slots__ = ("_came", "_counts", "_grown_at", "_longest", "_rows", "_size")
@@ -36,9 +36,9 @@ class Bound:
         self._counts: tuple[int, ...] = ()
 
     def exceeded(self, size: int, rows: Sequence[int] = ()) -> str | None:
-        """Take note of `size` more bytes, and of all rows so far by each way of counting; return what is too much.
+        """Count `size` more bytes, and return the reason why the body is too large, or None.
 
-        `rows`: empty where rows cannot be counted.
+        `rows`: all rows so far in each way of counting; empty if rows cannot be counted.
         """
         self._came += size
         if rows:

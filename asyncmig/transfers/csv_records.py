@@ -164,10 +164,6 @@ class RecordCounter:
         """Blank lines outside of quoted cells."""
         return self._lines.blank
 
-    def may_be(self, fewest: int, most: int) -> bool:
-        """Return whether the file can have `fewest` to `most` records below its header."""
-        return self.counts()[0].may_be(fewest, most)
-
     def counts(self) -> tuple[RowCount, ...]:
         """Return the count of the only reading that this class knows."""
         return (RowCount(self.rows, self.blank, self.cut or wide_decoder(self._beginning) is not None),)

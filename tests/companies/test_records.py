@@ -71,10 +71,10 @@ def test_blank_lines_may_be_rows_or_nothing(text: str, rows: int, blank: int, en
     for cut in range(len(content) + 1):
         counter = counted(content, [cut])
         assert (counter.rows, counter.blank) == (rows, blank)
-        assert counter.may_be(rows, rows)
-        assert counter.may_be(rows + blank, rows + blank)
-        assert not counter.may_be(rows + blank + 1, rows + blank + 1)
-        assert rows == 0 or not counter.may_be(rows - 1, rows - 1)
+        assert counter.counts()[0].may_be(rows, rows)
+        assert counter.counts()[0].may_be(rows + blank, rows + blank)
+        assert not counter.counts()[0].may_be(rows + blank + 1, rows + blank + 1)
+        assert rows == 0 or not counter.counts()[0].may_be(rows - 1, rows - 1)
 
 
 def test_a_lone_return_is_data_where_lines_end_otherwise() -> None:
