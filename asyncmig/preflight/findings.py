@@ -49,45 +49,49 @@ _LONGEST_VALUE = 80
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One place of a finding. `line`: the line, from 1, on which its row begins; `value`: its first 80 characters."""
+    """One place of a finding."""
 
     line: int
+    """The line on which the row begins, from 1."""
     value: str = ""
+    """The first 80 characters of the cell."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One possible fault. `text`: a sentence about it; `count`: the number of rows or cells with it."""
+    """One possible fault of a file."""
 
     kind: Kind
     text: str
+    """A description for people."""
     count: int = 1
+    """The number of rows or cells with the fault."""
     column: str | None = None
-    """The template's column whose rule is broken."""
+    """The column of the template whose rule is broken."""
     samples: tuple[Sample, ...] = ()
     """The first five places."""
 
 
 class HeaderMatch(Struct, frozen=True, kw_only=True):
-    """One header of the file. `column`: the template's column with this name, ignoring case and punctuation. `near`:
-    a column with a similar name if none has the same; its rules are not checked.
-    """
+    """One header of the file, and the column of the template that it may be."""
 
     header: str
     column: str | None = None
+    """The column with the same name, ignoring case, accents and punctuation."""
     near: str | None = None
+    """A column with a similar name, if none has the same. Its rules are not checked."""
 
 
 class CheckedFile(Struct, frozen=True, kw_only=True):
-    """The properties of one file. None means unknown, because it is not text."""
+    """The properties of one file. They are None if the file is not text."""
 
     path: str
     size: int
     """Bytes."""
     encoding: str | None = None
-    """Python's name of the encoding; `utf-8-sig` is UTF-8 with a byte order mark. A finding says if it is a guess."""
+    """Python's name of the encoding; `utf-8-sig` is UTF-8 with a byte order mark. A warning says if it is a guess."""
     delimiter: str | None = None
     rows: int | None = None
-    """Rows read, without the header and blank lines."""
+    """The number of rows read, without the header and blank lines."""
     complete: bool = False
     """Whether all rows were read."""
     template: str | None = None
@@ -105,7 +109,7 @@ class Checked(Struct, frozen=True, kw_only=True):
 
     @property
     def warnings(self) -> int:
-        """Return the number of warnings."""
+        """The number of warnings of all files."""
         return sum(len(file.warnings) for file in self.files)
 
 
@@ -131,6 +135,6 @@ class FindingCounter:
             self.samples.append(Sample(line=line, value=value[:_LONGEST_VALUE]))
 
     def finding(self, kind: Kind, text: str, column: str | None = None) -> Finding:
-        """Return the finding. `text` continues with "in 2 rows"."""
+        """Return the finding. " in 2 rows" is appended to `text`."""
         text = f"{text} in {number_of(self.count, 'row')}"
         return Finding(kind=kind, text=text, count=self.count, column=column, samples=tuple(self.samples))

@@ -15,40 +15,41 @@ from asyncmig.preflight.findings import Finding, HeaderMatch, Sample, number_of
 __all__ = ["Fit", "find_fit", "header_findings"]
 
 _SIMILAR = 0.8
+"""The least similarity of a similar name, from 0 to 1."""
 _MOST_HEADERS = 2000
 _LONGEST_HEADER = 200
-_MOST_COMPARED = 200  # headers and columns of which similar names are looked for: each with each
+_MOST_COMPARED = 200
+"""Most headers, and most columns, that are compared for similar names: each with each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The columns of a file by their names. `places`: positions of the template's columns in a record."""
+    """How the headers of a file match the columns of a template."""
 
     template: TemplateRules | None = None
     headers: tuple[HeaderMatch, ...] = ()
     places: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The position of each column in a row, by the name of the column."""
     named: bool = False
     """Whether the file has the template's name."""
     warnings: tuple[Finding, ...] = ()
 
     @property
     def found(self) -> float:
-        """Return the number of columns found. A similar name counts half."""
+        """The number of columns found. A similar name counts half."""
         return len(self.places) + sum(match.near is not None for match in self.headers) / 2
 
     @property
     def is_close(self) -> bool:
-        """Whether half of the columns or of the headers are found; one is enough if the file has the template's
-        name.
-        """
+        """Whether half of the columns or of the headers match. One is enough if the file has the template's name."""
         columns = len(self.template.columns) if self.template else 0
         return self.found > 0 and (self.named or self.found * 2 >= min(columns, len(self.headers)))
 
 
 def find_fit(header: Sequence[str], templates: Sequence[TemplateRules], stem: str) -> Fit:
-    """Return the template with the most columns of a header (its first 2,000 cells), if any is close.
+    """Return the template whose columns match the header best, if one is close. Only 2,000 cells are compared.
 
-    A template with the file's name (`stem`: without suffix) takes precedence.
+    `stem`: the file's name without its suffix. A template with that name takes precedence.
     """
     names = [text[:_LONGEST_HEADER] for text in header[:_MOST_HEADERS]]
     nothing = Fit(headers=tuple(HeaderMatch(header=name) for name in names))
@@ -77,26 +78,26 @@ def _compare(names: Sequence[str], template: TemplateRules, stem: str) -> Fit:
         HeaderMatch(header=name, column=same.get(place), near=near.get(place))
         for place, name in enumerate(names)
     )
-    warnings = tuple(_missing(template, places, matches))
+    warnings = _missing(template, places, matches)
     named = bool(template.name) and _fold(template.name) == _fold(stem)
     return Fit(template=template, places=places, headers=matches, named=named, warnings=warnings)
 
 
 @lru_cache(maxsize=4096)
 def _fold(name: str) -> str:
-    """Return a name without case, accents, spaces and punctuation, unless nothing else remains."""
+    """Return a name without case, accents, spaces and punctuation; if nothing else is in it, unchanged."""
     plain = "".join(each for each in unicodedata.normalize("NFKD", name.casefold()) if each.isalnum())
     return plain or name.strip()
 
 
 @lru_cache(maxsize=4096)
 def _words(name: str) -> frozenset[str]:
-    """Return the words of a name; a hyphen joins, so that `E-mail Address` is email and address."""
+    """Return the words of a name. A hyphen joins: `E-mail Address` has the words email and address."""
     return frozenset(filter(None, map(_fold, re.split(r"[\s_./]+", name))))
 
 
 def _near(places: Sequence[int], names: Sequence[str], columns: Sequence[str]) -> dict[int, str]:
-    """Return columns with similar names by the header's position. Each column is returned once."""
+    """Return the column with the most similar name, by the position of the header. Each column is used once."""
     free = [place for place in places if names[place].strip()][:_MOST_COMPARED]
     found: dict[int, str] = {}
     for column in columns[:_MOST_COMPARED]:
@@ -108,8 +109,9 @@ def _near(places: Sequence[int], names: Sequence[str], columns: Sequence[str]) -
 
 
 def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
-    """Return the similarity of each name, from 0 to 1. A name whose words are among the other's is just similar
-    enough.
+    """Return the similarity of each name to a column, from 0 to 1.
+
+    If all words of one name are in the other, the names are just similar enough.
     """
     words, matcher = _words(column), SequenceMatcher(None, "", _fold(column), autojunk=False)
     likeness: list[float] = []
@@ -126,10 +128,10 @@ def _likeness_to(column: str, names: Sequence[str]) -> list[float]:
 
 def _missing(
     template: TemplateRules, places: Mapping[str, int], matches: Sequence[HeaderMatch]
-) -> list[Finding]:
+) -> tuple[Finding, ...]:
     """Return a warning for each required column without a header."""
     near = {match.near: match.header for match in matches}
-    return [
+    return tuple(
         Finding(
             kind="column_missing",
             column=column.name,
@@ -138,11 +140,11 @@ def _missing(
         )
         for column in template.columns
         if column.required and column.name not in places
-    ]
+    )
 
 
 def header_findings(header: Sequence[str]) -> list[Finding]:
-    """Return the faults of headers that do not depend on templates."""
+    """Return the faults of headers that do not depend on a template."""
     findings: list[Finding] = []
     empty = [f"{place:,}" for place, text in enumerate(header, 1) if not text.strip()]
     if empty:

@@ -27,33 +27,36 @@ _OTHER_FORMATS = (
     (b"%PDF-", "PDF"),
 )
 _WITH_NULS = ["utf_16_le", "utf_16_be"]
-_LIKELY = [  # what systems of business export; the detector's full list finds Kazakh in a Spanish file
+_LIKELY = [  # encodings that business systems export; with its full list, the detector takes Spanish for Kazakh
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258"),
     *("iso8859_2", "iso8859_15", "mac_roman", "cp437", "cp850", "cp852", "koi8_r"),
     *("cp932", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
 ]
-_UNKNOWN = "latin-1"  # reads any byte, and is right about ASCII
+_FALLBACK = "latin-1"
+"""Decodes a file of unknown encoding: it accepts every byte, and decodes ASCII correctly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """The encoding of a file. `codec` decodes it; None if it is not text."""
+    """The encoding of a file."""
 
     codec: str | None
+    """Decodes the file; None if it is not text."""
     encoding: str | None = None
+    """The encoding to report; None if it is unknown."""
     warnings: list[Finding] = field(default_factory=list[Finding])
     notes: list[str] = field(default_factory=list[str])
 
 
 def probe(path: Path) -> Generator[None, None, Probe]:
-    """Look at every byte of a file, a megabyte at each step."""
+    """Determine the encoding of a file from all its bytes; each step reads 1 MiB. Blocks."""
     with path.open("rb") as file:
         head = file.read(_SAMPLE)
         if other := _not_csv(path, head):
             return other
         for mark, encoding in _MARKS:
             if head.startswith(mark):
-                return _wide(encoding, encoding)
+                return _wide(encoding)
         flaws = yield from _flaws(file)
         return _judged(file, head, flaws)
 
@@ -62,16 +65,19 @@ def _not_csv(path: Path, head: bytes) -> Probe | None:
     csv_by_name = path.suffix.lower() in _TEXT_SUFFIXES
     found = next((name for magic, name in _OTHER_FORMATS if head.startswith(magic)), None)
     if csv_by_name and found:
-        text = f"is {found} whatever its name says; the server may read it as CSV"
+        text = f"is {found}, although its name says CSV or text; the server may read it as CSV"
         return Probe(codec=None, warnings=[Finding(kind="not_text", text=text)])
     if found or not csv_by_name:
-        return Probe(codec=None, notes=[f"{found or path.suffix}: not looked into; it is uploaded as it is"])
+        return Probe(
+            codec=None,
+            notes=[f"{found or path.suffix}: the content is not checked; it is uploaded unchanged"],
+        )
     return None
 
 
-def _wide(codec: str, encoding: str) -> Probe:
+def _wide(encoding: str) -> Probe:
     text = f"is {encoding}; where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
-    return Probe(codec=codec, encoding=encoding, warnings=[Finding(kind="encoding", text=text)])
+    return Probe(codec=encoding, encoding=encoding, warnings=[Finding(kind="encoding", text=text)])
 
 
 @dataclass(slots=True)
@@ -93,7 +99,7 @@ def _flaws(file: BinaryIO) -> Generator[None, None, _Flaws]:
             flaws.nuls += nuls
             flaws.nul = offset + chunk.index(0) if flaws.nul is None else flaws.nul
         if flaws.not_utf8 is None:
-            behind = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut
+            behind = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
             try:
                 decoder.decode(chunk, final=len(chunk) < _CHUNK)
             except UnicodeDecodeError as error:
@@ -115,7 +121,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _judged(file: BinaryIO, head: bytes, flaws: _Flaws) -> Probe:
     if flaws.nul is not None and (codec := _guess(head, _WITH_NULS)):
-        return _wide(codec, codec)
+        return _wide(codec)
     probed = Probe(codec="utf-8-sig", encoding="utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8")
     if flaws.not_utf8 is not None:
         probed = _not_utf8(file, flaws.not_utf8, flaws.byte)
@@ -134,21 +140,15 @@ def _not_utf8(file: BinaryIO, offset: int, byte: int) -> Probe:
     file.seek(max(0, offset - _SAMPLE))
     lines = b"\n".join(line for line in file.read(_CHUNK).splitlines() if not line.isascii())
     codec = _guess(lines[:_SAMPLE], _LIKELY)
-    guess = (
-        f"it may be {codec}"
-        if codec
-        else "its encoding cannot be determined" + _install("charset_normalizer")
-    )
+    guess = f"it may be {codec}" if codec else "its encoding cannot be determined"
+    if not codec and find_spec("charset_normalizer") is None:
+        guess += " here (pip install 'asyncmig[check]' to have it guessed)"
     text = (
         f"is not UTF-8: byte 0x{byte:02x} at offset {offset:,}, on line {line:,}; {guess}. "
         "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
     )
     warning = Finding(kind="encoding", text=text, samples=(Sample(line=line),))
-    return Probe(codec=codec or _UNKNOWN, encoding=codec, warnings=[warning])
-
-
-def _install(module: str) -> str:
-    return "" if find_spec(module) else " here (pip install 'asyncmig[check]' to have it guessed)"
+    return Probe(codec=codec or _FALLBACK, encoding=codec, warnings=[warning])
 
 
 def _line_of(file: BinaryIO, offset: int) -> int:
@@ -173,4 +173,4 @@ def _guess(sample: bytes, encodings: list[str]) -> str | None:
     names = [name for match in matches for name in (match.encoding, *match.could_be_from_charset)]
     return (
         "cp1252" if "cp1252" in names else next(iter(names), None)
-    )  # by far the most frequent, where it fits
+    )  # by far the most frequent of those that fit

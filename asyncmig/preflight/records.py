@@ -1,4 +1,4 @@
-"""The records of a CSV file with their line numbers, in bounded memory whatever the file contains."""
+"""Read the records of a CSV file with their line numbers, in bounded memory for any content."""
 
 import csv
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ __all__ = ["BrokenOff", "Records", "sniff"]
 
 _SNIFFED = 4096
 _LONGEST_RECORD = 4 * 1024 * 1024
-_DELIMITERS = ",;\t|"  # the first one by default
+_DELIMITERS = ",;\t|"  # the first one is the default
 
 
 class BrokenOff(Exception):
@@ -23,7 +23,10 @@ class BrokenOff(Exception):
 
 
 def sniff(file: TextIO) -> str:
-    """Return the delimiter of a file from its first 4,096 characters, because the sniffer's time is quadratic."""
+    """Return the delimiter of a file.
+
+    Only the first 4,096 characters are used, because the time of `csv.Sniffer` is quadratic.
+    """
     sample = file.read(_SNIFFED).lstrip("\r\n")
     file.seek(0)
     header = next(iter(sample.splitlines()), "")
@@ -36,9 +39,9 @@ def sniff(file: TextIO) -> str:
 
 @final
 class Records:
-    """Iterates over (line, record). A blank line is an empty record. At most 4 Mi characters are kept.
+    """Iterates over (line, record). A blank line is an empty record.
 
-    Raises `BrokenOff` for a longer record, and for a cell over `csv.field_size_limit()`.
+    Raises `BrokenOff` for a record with more than 4 Mi characters, and for a cell over `csv.field_size_limit()`.
     """
 
     __slots__ = ("_complete", "_delimiter", "_file", "_line", "_pending", "_size", "is_marked")
@@ -62,7 +65,7 @@ class Records:
             raise BrokenOff(line, str(error)) from error
 
     def _lines(self) -> Iterator[str]:
-        """Yield lines. The reader requests the first line of a record only when the previous record is complete."""
+        """Yield lines. When the reader requests a line after a complete record, the line begins a new record."""
         while text := self._file.readline(_LONGEST_RECORD):
             if self._complete:
                 self._pending, self._size, self._complete = [], 0, False

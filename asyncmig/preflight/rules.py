@@ -1,6 +1,7 @@
-"""The rules of a template's columns, applied to one cell at a time."""
+"""Check cells by the rules of a template's columns."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Protocol, final
 
@@ -30,13 +31,13 @@ class MemoryBound:
 
 @final
 class Seen:
-    """Remembers values by a 64-bit hash. With a million values, a collision has a probability of 1 in 37 million."""
+    """Remembers values by their 64-bit hashes. The probability of a collision among a million is 1 in 37 million."""
 
-    __slots__ = ("_hashes", "_room", "complete")
+    __slots__ = ("_bound", "_hashes", "complete")
 
-    def __init__(self, room: MemoryBound) -> None:
+    def __init__(self, bound: MemoryBound) -> None:
         self._hashes: set[int] = set()
-        self._room = room
+        self._bound = bound
         self.complete: bool = True
         """Whether all values were remembered."""
 
@@ -48,8 +49,8 @@ class Seen:
         number = hash(value)
         if number in self._hashes:
             return True
-        if self._room.left:
-            self._room.left -= 1
+        if self._bound.left:
+            self._bound.left -= 1
             self._hashes.add(number)
         else:
             self.complete = False
@@ -57,7 +58,7 @@ class Seen:
 
 
 Targets = Mapping[tuple[str, str], Seen]
-"""The values of link targets, by template id and column name. A column that no file has is missing."""
+"""The values of the columns that links point to, by template id and column name, if a file has the column."""
 
 
 def targets_of(templates: Sequence[TemplateRules]) -> set[tuple[str, str]]:
@@ -75,57 +76,35 @@ def _links(column: ColumnSpec) -> Sequence[Link]:
     return column.links if column.rule == "link" else ()
 
 
-class _Rule(Protocol):
-    def broken_by(self, cell: str) -> Kind | None:
-        """Return the kind of finding for a cell, or None. The cell is blank only if the rule concerns blank cells."""
-        ...
+_Rule = Callable[[str], Kind | None]
+"""Returns the kind of finding for a cell that is not blank, or None."""
 
 
-@final
-class _Unique:
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
-
-    def broken_by(self, cell: str) -> Kind | None:
-        return "unique" if self._seen.add(cell) else None
+def _repeated(seen: Seen, cell: str) -> Kind | None:
+    return "unique" if seen.add(cell) else None
 
 
-@final
-class _Linked:
-    def __init__(self, targets: Sequence[Seen]) -> None:
-        self._targets = targets
-
-    def broken_by(self, cell: str) -> Kind | None:
-        return None if any(cell in target for target in self._targets) else "link"
+def _unlinked(targets: Sequence[Seen], cell: str) -> Kind | None:
+    return None if any(cell in target for target in targets) else "link"
 
 
 class _Pattern(Protocol):
-    """The part of google-re2 that is used; it has no type hints."""
+    """The part of a google-re2 pattern that is used here; the package has no type hints."""
 
     def fullmatch(self, text: bytes, /) -> object | None: ...
     def search(self, text: bytes, /) -> object | None: ...
 
 
-@final
-class _Strict:
-    """A pattern run by RE2, whose time is linear in the cell for every pattern.
-
-    The API does not say whether the whole cell must match or a part of it, so partial matches are reported
-    separately.
-    """
-
-    def __init__(self, pattern: _Pattern) -> None:
-        self._pattern = pattern
-
-    def broken_by(self, cell: str) -> Kind | None:
-        text = cell.encode("utf-8", "replace")
-        if self._pattern.fullmatch(text):
-            return None
-        return "strict_in_part" if self._pattern.search(text) else "strict"
+def _mismatched(pattern: _Pattern, cell: str) -> Kind | None:
+    """Partial matches are a kind of their own: the API does not say whether the pattern must match the whole cell."""
+    text = cell.encode("utf-8", "replace")
+    if pattern.fullmatch(text):
+        return None
+    return "strict_in_part" if pattern.search(text) else "strict"
 
 
 def _compiled(pattern: str) -> _Pattern | str:
-    """Return the pattern, or the reason why it cannot be checked."""
+    """Return the pattern, or the reason why it cannot be checked. RE2 takes linear time for every pattern."""
     try:
         re2 = import_module("re2")
     except ImportError:
@@ -143,17 +122,17 @@ def _compiled(pattern: str) -> _Pattern | str:
 
 @final
 class ColumnRules:
-    """All rules of one column, their findings, and the rules that are not checked."""
+    """The rules of one column and their findings. `notes` lists the rules that are not checked."""
 
-    __slots__ = ("_column", "_rules", "_tallies", "_unique", "notes")
+    __slots__ = ("_column", "_counters", "_rules", "_unique", "notes")
 
     def __init__(self, column: ColumnSpec, seen: Seen, targets: Targets | None) -> None:
         self._column, self._unique = column, seen
         self._rules: list[_Rule] = []
-        self._tallies: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _WORDS}
+        self._counters: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _WORDS}
         self.notes: list[str] = []
         if column.unique:
-            self._rules.append(_Unique(seen))
+            self._rules.append(partial(_repeated, seen))
         if column.rule == "strict" and column.pattern:
             self._add_strict(column.pattern)
         if _links(column):
@@ -161,7 +140,7 @@ class ColumnRules:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the cells are compared with each other or with a pattern."""
+        """Whether cells are compared with other cells or with a pattern, so that an invisible character matters."""
         return bool(self._rules)
 
     def _add_strict(self, pattern: str) -> None:
@@ -169,7 +148,7 @@ class ColumnRules:
         if isinstance(compiled, str):
             self.notes.append(f"{self._column.name}: the strict rule {_short(pattern)} {compiled}")
         else:
-            self._rules.append(_Strict(compiled))
+            self._rules.append(partial(_mismatched, compiled))
 
     def _add_link(self, targets: Targets | None) -> None:
         name = self._column.name
@@ -179,7 +158,7 @@ class ColumnRules:
         found = [targets.get((link.template_id or "", link.column_name or "")) for link in self._column.links]
         known = [seen for seen in found if seen is not None and seen.complete]
         if len(known) == len(found):
-            self._rules.append(_Linked(known))
+            self._rules.append(partial(_unlinked, known))
         elif any(seen is not None and not seen.complete for seen in found):
             self.notes.append(
                 f"{name}: the link rule is not checked, because not all values that it points to are known"
@@ -187,15 +166,15 @@ class ColumnRules:
         else:
             self.notes.append(f"{name}: the link rule is not checked: no file has the column it points to")
 
-    def take(self, line: int, cell: str) -> None:
-        """Apply every rule to the cell of one row."""
+    def check(self, line: int, cell: str) -> None:
+        """Check the cell of one row by every rule. `cell` is stripped of white space."""
         if not cell:
             if self._column.required:
-                self._tallies["required"].add(line)
+                self._counters["required"].add(line)
             return
         for rule in self._rules:
-            if kind := rule.broken_by(cell):
-                self._tallies[kind].add(line, cell)
+            if kind := rule(cell):
+                self._counters[kind].add(line, cell)
 
     def findings(self) -> list[Finding]:
         """Return a finding for each broken rule."""
@@ -203,9 +182,9 @@ class ColumnRules:
             self.notes.append(f"{self._column.name}: too many values to find every duplicate")
         name, pattern = self._column.name, _short(self._column.pattern or "")
         return [
-            tally.finding(kind, f"{name}: {_WORDS[kind].format(pattern=pattern)}", column=name)
-            for kind, tally in self._tallies.items()
-            if tally.count
+            counter.finding(kind, f"{name}: {_WORDS[kind].format(pattern=pattern)}", column=name)
+            for kind, counter in self._counters.items()
+            if counter.count
         ]
 
 

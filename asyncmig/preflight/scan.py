@@ -23,13 +23,14 @@ __all__ = ["check", "check_spec"]
 
 T = TypeVar("T")
 _ROWS_A_STEP = 2000
-_MOST_REMEMBERED = 500_000  # values, about 40 MB; once for unique rules and once for links
+_MOST_REMEMBERED = 500_000
+"""Most values that are remembered for unique rules, and again for link rules. They take about 40 MB."""
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _SHAPES: Mapping[Kind, str] = {
     "rows_short": "fewer cells than the header's {width:,}",
     "rows_long": "more cells than the header's {width:,}",
     "rows_blank": "nothing at all",
-    "mark": "a byte order mark before the row, as where files were joined,",
+    "mark": "a byte order mark before the row, as in joined files,",
     "invisible": "invisible or look-alike characters ({invisible})",
 }
 
@@ -38,7 +39,7 @@ _SHAPES: Mapping[Kind, str] = {
 async def check_spec(
     spec: Spec, templates: Sequence[TemplateRules] = (), *, head: int | None = None
 ) -> Checked:
-    """Check the files of `spec` against those of `templates` that this customer gets; see `check`.
+    """Check the files of `spec` by those of `templates` that this customer uses; see `check`.
 
     Sends no request. Raises `InvalidInput` for values and files that the API would refuse.
     """
@@ -58,16 +59,17 @@ async def check(
 ) -> Checked:
     """Check files as one customer's import and return the findings; no request is sent.
 
-    - `templates`: those of the customer's company. Without any, headers and cells are not checked.
+    - `templates`: those that the customer uses. Without any, headers and cells are not checked.
     - `head`: the number of rows of each file to read (0: only the header); None reads all. The whole file is
-      always searched for bytes that are not UTF-8, and link rules need all rows.
+      always searched for bytes that are not UTF-8. Link rules are checked only if all rows are read.
 
-    Every finding is a warning, never an error: the server maps headers and judges cells itself, and its rules for
-    duplicates and matches may differ.
+    Every finding is a warning, never an error: the server maps headers and validates cells itself, and its rules
+    for duplicates and matches may differ.
 
     The extra `check` is needed to guess encodings and to check strict rules (by RE2, in linear time); without it,
-    the result says so. Memory is bounded: 4 Mi characters per record, and 500,000 values (about 40 MB) each for
-    all unique and for all link rules. The work runs in a thread in short steps, so it can be cancelled.
+    the result says what was not checked. Memory is bounded: 4 Mi characters per record, 500,000 values (about 40 MB)
+    for all unique rules, and as many for all link rules. The work runs in a thread in short steps and can be
+    cancelled.
 
     Raises `InvalidInput` for a file that is missing, empty or unreadable.
     """
@@ -81,11 +83,11 @@ async def check(
     sizes = [size_of(path) for path in paths]
     opened = [await _in_steps(path, _open(path, templates)) for path in paths]
     targets = await _targets(opened, templates) if head is None else None
-    room = MemoryBound(_MOST_REMEMBERED)
+    bound = MemoryBound(_MOST_REMEMBERED)
     seen: dict[tuple[str, str], Seen] = {}
 
     def seen_in(template: TemplateRules, column: str) -> Seen:
-        return seen.setdefault((template.id, column), Seen(room))
+        return seen.setdefault((template.id, column), Seen(bound))
 
     scans = [_Scan(file, size, targets, seen_in) for file, size in zip(opened, sizes, strict=True)]
     return Checked(files=tuple([await _in_steps(scan.file.path, scan.run(head)) for scan in scans]))
@@ -97,7 +99,7 @@ class _Done(Generic[T]):
 
 
 async def _in_steps(path: Path, steps: Generator[None, None, T]) -> T:
-    """Run each step of a generator in a thread. A cancellation ends it between two steps, and its file is closed."""
+    """Run each step of a generator in a thread. A cancellation ends it between two steps and closes its file."""
     with closing(steps):
         try:
             while (done := await in_thread(_advance, steps)) is None:
@@ -117,7 +119,7 @@ def _advance(steps: Generator[None, None, T]) -> _Done[T] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file with a known header. `delimiter`: None if it is not text or has no header."""
+    """A file whose header was read. `delimiter`: None if the file is not text or has no header."""
 
     path: Path
     probe: Probe
@@ -168,27 +170,27 @@ def _form(delimiter: str, line_ends: str | tuple[str, ...] | None) -> list[Findi
     findings: list[Finding] = []
     if delimiter != ",":
         name = _DELIMITERS[delimiter]
-        text = f"cells seem to be separated by {name}; where the server expects commas, it sees one column"
+        text = f"cells seem to be separated by {name}; a server that expects commas sees one column"
         findings.append(Finding(kind="delimiter", text=text))
     if line_ends == "\r":
-        text = "lines end in CR alone, as on an old Mac; where the server expects LF, it sees one line"
+        text = "lines end in CR alone, as on an old Mac; a server that expects LF sees one line"
         findings.append(Finding(kind="line_ends", text=text))
     return findings
 
 
 def _broken_off(error: BrokenOff) -> Finding:
-    text = f"cannot be read on from line {error.line:,}: {error.reason}"
+    text = f"cannot be read from line {error.line:,}: {error.reason}"
     return Finding(kind="broken_off", text=text, samples=(Sample(line=error.line),))
 
 
 async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
-    """Collect the values of link targets before any check, because links may be circular."""
-    room = MemoryBound(_MOST_REMEMBERED)
+    """Return the values of the columns that links point to. They are read first, because links may be circular."""
+    bound = MemoryBound(_MOST_REMEMBERED)
     targets: dict[tuple[str, str], Seen] = {}
     for file in files:
         found = {key: place for key in targets_of(templates) if (place := file.place(*key)) is not None}
         if found:
-            columns = [(place, targets.setdefault(key, Seen(room))) for key, place in found.items()]
+            columns = [(place, targets.setdefault(key, Seen(bound))) for key, place in found.items()]
             await _in_steps(file.path, _collect(file, columns))
     return targets
 
@@ -210,13 +212,13 @@ def _collect(file: _File, columns: Sequence[tuple[int, Seen]]) -> Generator[None
 
 @final
 class _Scan:
-    """The rows of one file, checked by its template's rules."""
+    """Reads the rows of one file and checks them by the rules of its template."""
 
     def __init__(
         self, file: _File, size: int, targets: Targets | None, seen_in: Callable[[TemplateRules, str], Seen]
     ) -> None:
         self.file, self._size = file, size
-        self._tallies: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _SHAPES}
+        self._counters: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _SHAPES}
         self._rules = [
             (place, ColumnRules(column, seen_in(template, column.name), targets))
             for template in [file.fit.template]
@@ -229,10 +231,11 @@ class _Scan:
         self._in_prose = FindingCounter()
         self._rows, self._complete = 0, False
         self._gap = self._gap_at = 0
+        """The number of blank lines before the present row, and the line of the first."""
         self._ends: list[Finding] = []
 
     def run(self, head: int | None) -> Generator[None, None, CheckedFile]:
-        """Read the rows, some thousand in each step."""
+        """Read the rows, 2,000 in each step, and return the result. Blocks."""
         if self.file.delimiter is not None:
             with self.file.text() as text:
                 records = Records(text, self.file.delimiter)
@@ -249,14 +252,16 @@ class _Scan:
             if self._rows == head:
                 return
             if records.is_marked:
-                self._tallies["mark"].add(line)
+                self._counters["mark"].add(line)
                 record = [record[0].removeprefix(MARK), *record[1:]]
             self._take(line, record)
             if number % _ROWS_A_STEP == 0:
                 yield
         self._complete = True
         if records.open_quote():
-            text = f"the row on line {line:,} has a quote that is never closed: all that follows is one cell"
+            text = (
+                f"the row on line {line:,} has a quote that is never closed: the rest of the file is one cell"
+            )
             self._ends.append(Finding(kind="quote_open", text=text, samples=(Sample(line=line),)))
         elif not self._rows:
             self._ends.append(Finding(kind="no_rows", text="has a header and no rows"))
@@ -266,25 +271,25 @@ class _Scan:
             self._gap, self._gap_at = self._gap + 1, self._gap_at if self._gap else line
             return
         self._rows += 1
-        if self._gap:  # only those between rows: at its end a file may have any number
-            self._tallies["rows_blank"].add(self._gap_at, count=self._gap)
+        if self._gap:  # blank lines at the end of the file are no fault
+            self._counters["rows_blank"].add(self._gap_at, count=self._gap)
             self._gap = 0
         width = self.file.width
         if len(record) != width:
-            self._tallies["rows_short" if len(record) < width else "rows_long"].add(line)
+            self._counters["rows_short" if len(record) < width else "rows_long"].add(line)
         self._note_invisible(line, record)
         for place, rules in self._rules:
-            rules.take(line, record[place].strip() if place < len(record) else "")
+            rules.check(line, record[place].strip() if place < len(record) else "")
 
     def _note_invisible(self, line: int, record: list[str]) -> None:
-        """Record the first cell with invisible characters: a warning if cells of its column are compared."""
+        """Record the first cell with invisible characters. It is a warning if cells of its column are compared."""
         if all(map(str.isascii, record)):
             return
         for place, cell in enumerate(record):
             exact = place in self._exact
             if found := invisible_in_name(cell) if exact else invisible_in_prose(cell):
                 self._invisible.update(found)
-                (self._tallies["invisible"] if exact else self._in_prose).add(line, cell)
+                (self._counters["invisible"] if exact else self._in_prose).add(line, cell)
                 return
 
     def _notes(self) -> list[str]:
@@ -299,11 +304,11 @@ class _Scan:
     def _result(self) -> CheckedFile:
         file, fit = self.file, self.file.fit
         shapes = [
-            self._tallies[kind].finding(
+            self._counters[kind].finding(
                 kind, text.format(width=file.width, invisible=named_characters(self._invisible))
             )
             for kind, text in _SHAPES.items()
-            if self._tallies[kind].count
+            if self._counters[kind].count
         ]
         broken = [finding for _, rules in self._rules for finding in rules.findings()]
         return CheckedFile(
