@@ -28,9 +28,9 @@ from asyncmig.companies.wire import (
     Template,
 )
 from asyncmig.customers.connections import Destination
+from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import (
     Decide,
-    Decision,
     Delivered,
     Downloaded,
     ExportResult,
@@ -43,7 +43,16 @@ from asyncmig.customers.outcome import (
     RowFilter,
     Unknown,
 )
-from asyncmig.customers.questions import Action, Custom, NeedsAttention, Option, Patch, Question, Target
+from asyncmig.customers.questions import (
+    Action,
+    Custom,
+    NeedsAttention,
+    Option,
+    Patch,
+    Question,
+    Target,
+    check_answers,
+)
 from asyncmig.customers.report import ImportReport, SheetCount
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.template_rules import ColumnSpec, Link
@@ -81,15 +90,20 @@ from asyncmig.session import Scope, Session
 
 __all__ = [
     "Action",
+    "Answer",
     "ApiError",
+    "Approve",
     "AsyncmigError",
     "AuthError",
     "BadRequest",
+    "Cancel",
+    "Change",
     "ColumnSpec",
     "Companies",
     "Company",
     "Conflict",
     "Connection",
+    "Credentials",
     "Custom",
     "CustomerHeld",
     "Decide",
@@ -134,6 +148,7 @@ __all__ = [
     "Question",
     "QueueUnavailable",
     "RateLimited",
+    "Reject",
     "Reply",
     "RetryPolicy",
     "RowFilter",
@@ -162,6 +177,7 @@ __all__ = [
     "WaitTooLong",
     "WebhookRefused",
     "adopt",
+    "check_answers",
     "migrate",
 ]
 _MODULES = (

@@ -13,8 +13,9 @@ import msgspec
 
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
+from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Decision, Outcome, Reviewed
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
@@ -72,6 +73,11 @@ class Generation(Protocol):
     def supported_options(self) -> frozenset[str]:
         """The fields of `MigrationOptions` that may differ from their defaults."""
         return frozenset()
+
+    @property
+    def supported_decisions(self) -> tuple[type[Decision], ...]:
+        """The decisions that `decide` accepts."""
+        return ()
 
     def describe(self, event: Event) -> str:
         """Return a journal entry in words, for people; it may contain the server's text as it came."""

@@ -15,7 +15,9 @@ __all__ = ["check_fields", "checked_call", "checked_path", "checked_text", "flaw
 P = ParamSpec("P")
 R = TypeVar("R")
 _Test = Callable[[object], bool]
-_SECRET = frozenset({"api_key", "auth", "connections", "secret", "secrets", "url", "queue", "conninfo"})
+_SECRET = frozenset(
+    {"api_key", "auth", "connections", "conninfo", "credentials", "queue", "secret", "secrets", "url"}
+)
 """Parameters whose values appear in no error."""
 _WORDS: Mapping[type, str] = {
     bool: "True or False",

@@ -12,7 +12,8 @@ from asyncmig import generations
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
 from asyncmig.cli.settings import ConnectionSettings, open_session
-from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.decisions import Approve, Decision, Reject
+from asyncmig.customers.outcome import Parked
 from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -121,11 +122,11 @@ def ask_decision(
         while True:
             key = _ask(prompt)[:1].lower()
             if key == "r":
-                return Decision(approve=False)
+                return Reject()
             if key in ("s", "q"):
                 return "skip" if key == "s" else "quit"
             if may_approve and (key == "a" or (key == "c" and shown.questions)):
-                decision = Decision(approve=True, answers=_choices(words, shown) if key == "c" else None)
+                decision = Approve(_choices(words, shown) if key == "c" else None)
                 if not shown.is_destructive or _ask(_SURE) == "yes":
                     return decision
     except (EOFError, KeyboardInterrupt):
@@ -209,13 +210,11 @@ class DecisionFlags:
     def decision(self, shown: NeedsAttention) -> Decision:
         """Return the decision about a run. Raises `InvalidInput` for an answer to what was not asked."""
         if self.reject:
-            return Decision(approve=False)
+            return Reject()
         if shown.is_destructive and not self.allow_destructive:
             reason = "what is proposed destroys rows, or may: --allow-destructive is needed"
             raise InvalidInput("--approve", True, reason)
-        return Decision(
-            approve=True, answers=dict(_answer(each, shown) for each in self.answer or ()) or None
-        )
+        return Approve(dict(_answer(each, shown) for each in self.answer or ()) or None)
 
 
 def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
@@ -342,7 +341,7 @@ class Reviewer:
                 "yellow",
             )
         else:
-            word = "approved" if decision.approve else "rejected"
+            word = "approved" if isinstance(decision, Approve) else "rejected"
             say(self._words, f"{record.external_id}: {word}.", "green")
 
     async def _warn_of_doubt(self, journal: DatabaseJournal, record: CustomerRecord) -> None:

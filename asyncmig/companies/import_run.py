@@ -24,10 +24,10 @@ from asyncmig._io.poller import Reading, SecondChannel, Unsure
 from asyncmig.companies import routes
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import ActiveImport, AnswerBody, DecisionBody, ImportState
-from asyncmig.customers.questions import Custom, NeedsAttention, Question
+from asyncmig.customers.questions import Custom, NeedsAttention, check_answers
 from asyncmig.errors import Conflict, InvalidInput
 
-__all__ = ["ImportRun", "active_import", "checked_answers", "mark_of"]
+__all__ = ["ImportRun", "active_import", "mark_of"]
 
 _READ_AND_DECIDE = replace(routes.DECIDE, repeat=Repeat.ALWAYS)
 """A decision that may be repeated, because the run is read before each repeat."""
@@ -106,7 +106,8 @@ class ImportRun(Run[ImportState]):
         decision whose response was lost is repeated only if the run still asks exactly the same questions.
         """
         shown = await self._shown()
-        chosen = checked_answers(shown, answers) if answers else msgspec.UNSET
+        check_answers(shown, answers or {})
+        chosen = _bodies(answers) if answers else msgspec.UNSET
         await self._decide(DecisionBody(decision="approve", answers=chosen), shown, rank)
 
     async def reject(self, *, rank: float = 0.0) -> None:
@@ -289,35 +290,11 @@ class _DecidedParks:
 # Answers
 
 
-def checked_answers(shown: NeedsAttention, answers: Mapping[str, str | Custom]) -> tuple[AnswerBody, ...]:
-    """Return `answers` in the form in which they are sent.
-
-    Raises `InvalidInput` for a question that was not asked, and for an answer that its question does not accept.
-    """
-    return tuple(_answer(_question(shown, question_id), choice) for question_id, choice in answers.items())
-
-
-def _answer(question: Question, choice: str | Custom) -> AnswerBody:
-    field = f"answers[{question.id!r}]"
-    if isinstance(choice, Custom):
-        if not question.allow_custom:
-            raise InvalidInput(field, choice.text, "this question takes only its options")
-        if not choice.text.strip():
-            raise InvalidInput(field, choice.text, "is empty")
-        return AnswerBody(question_id=question.id, custom=choice.text)
-    offered = [option.id for option in question.options]
-    if choice not in offered:
-        hint = "; use Custom(...) for your own text" if question.allow_custom else ""
-        raise InvalidInput(field, choice, f"is not one of {offered}{hint}")
-    return AnswerBody(question_id=question.id, option_id=choice)
-
-
-def _question(shown: NeedsAttention, question_id: str) -> Question:
-    asked = [question for question in shown.questions if question.id == question_id]
-    if not asked:
-        ids = [question.id for question in shown.questions]
-        raise InvalidInput("answers", question_id, f"is not a question of this run, which asks {ids}")
-    if len(asked) > 1:
-        reason = f"is the id of {len(asked)} questions: an answer cannot distinguish them"
-        raise InvalidInput("answers", question_id, reason)
-    return asked[0]
+def _bodies(answers: Mapping[str, str | Custom]) -> tuple[AnswerBody, ...]:
+    """Return answers in the form in which they are sent."""
+    return tuple(
+        AnswerBody(question_id=question_id, custom=choice.text)
+        if isinstance(choice, Custom)
+        else AnswerBody(question_id=question_id, option_id=choice)
+        for question_id, choice in answers.items()
+    )

@@ -1,18 +1,17 @@
 """How one customer's migration ended: a tagged union, each case a frozen struct that encodes to JSON."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from asyncmig._core.arguments import check_fields
-from asyncmig.customers.questions import Action, Custom, NeedsAttention
+from asyncmig.customers.decisions import Decision
+from asyncmig.customers.questions import Action, NeedsAttention
 from asyncmig.customers.report import ImportReport
 
 __all__ = [
     "Decide",
-    "Decision",
     "Delivered",
     "Downloaded",
     "ExportMode",
@@ -207,17 +206,6 @@ class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
 
 Outcome = Delivered | Failed | Parked | Unknown | Pending
 """How one migration ended. Distinguish the cases by `match` or `isinstance`."""
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What to answer a parked run."""
-
-    approve: bool
-    answers: Mapping[str, str | Custom] | None = None
-
-    def __post_init__(self) -> None:
-        """Raise `InvalidInput` for what is neither True nor False, and for answers that are no mapping."""
-        check_fields(self)
 
 
 Reviewed = Literal["sent", "gone", "changed"]

@@ -1,10 +1,13 @@
 """What a parked run asks, and the answers that a person may give."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec import Struct
 
-__all__ = ["Action", "Custom", "NeedsAttention", "Option", "Patch", "Question", "Target"]
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Action", "Custom", "NeedsAttention", "Option", "Patch", "Question", "Target", "check_answers"]
 
 
 _HARMLESS = frozenset({"set_value", "keep"})
@@ -93,3 +96,37 @@ class Custom:
     """
 
     text: str
+
+
+def check_answers(asked: NeedsAttention, answers: Mapping[str, str | Custom]) -> None:
+    """Check answers by question id: option ids or `Custom` texts.
+
+    Raises `InvalidInput` for a question that was not asked, and for an answer that its question does not accept.
+    """
+    for question_id, choice in answers.items():
+        _check_answer(_question(asked, question_id), choice)
+
+
+def _check_answer(question: Question, choice: str | Custom) -> None:
+    field = f"answers[{question.id!r}]"
+    if isinstance(choice, Custom):
+        if not question.allow_custom:
+            raise InvalidInput(field, choice.text, "this question takes only its options")
+        if not choice.text.strip():
+            raise InvalidInput(field, choice.text, "is empty")
+        return
+    offered = [option.id for option in question.options]
+    if choice not in offered:
+        hint = "; use Custom(...) for your own text" if question.allow_custom else ""
+        raise InvalidInput(field, choice, f"is not one of {offered}{hint}")
+
+
+def _question(asked: NeedsAttention, question_id: str) -> Question:
+    found = [question for question in asked.questions if question.id == question_id]
+    if not found:
+        ids = [question.id for question in asked.questions]
+        raise InvalidInput("answers", question_id, f"is not a question of this run, which asks {ids}")
+    if len(found) > 1:
+        reason = f"is the id of {len(found)} questions: an answer cannot distinguish them"
+        raise InvalidInput("answers", question_id, reason)
+    return found[0]

@@ -20,9 +20,10 @@ from saq.worker import Worker
 
 from asyncmig import generations
 from asyncmig.customers.connections import Connections
+from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
-from asyncmig.customers.outcome import Decision, Parked
+from asyncmig.customers.outcome import Parked
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds

@@ -9,6 +9,11 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import (
+    Answer,
+    Approve,
+    Cancel,
+    Change,
+    Credentials,
     Custom,
     CustomerHeld,
     Decision,
@@ -18,6 +23,7 @@ from asyncmig import (
     MemoryJournal,
     NeedsAttention,
     Parked,
+    Reject,
     Session,
     Spec,
     UnknownOutcome,
@@ -32,7 +38,7 @@ from .conftest import DUPLICATES, Opens
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
-APPROVE, REJECT = Decision(approve=True), Decision(approve=False)
+APPROVE, REJECT = Approve(), Reject()
 
 
 class Desk:
@@ -119,9 +125,32 @@ async def test_answers_that_were_not_offered_cost_no_request(
     async with desk_of() as desk:
         before = len(wire.sent)
         with pytest.raises(InvalidInput, match="answers"):
-            await desk.decide(Decision(approve=True, answers=answers))
+            await desk.decide(Approve(answers))
         assert len(wire.sent) == before
         assert "decide" not in await desk.kinds()
+
+
+@pytest.mark.parametrize(
+    "decision", [Change("merge the names"), Cancel(), Answer({"fq0": "a"}), Credentials({"token": "t0p"})]
+)
+async def test_a_decision_that_the_generation_lacks_costs_no_request(
+    desk_of: OpensDesk, wire: InProcess, decision: Decision
+) -> None:
+    async with desk_of() as desk:
+        before = len(wire.sent)
+        with pytest.raises(InvalidInput, match=rf"{type(decision).__name__}.*'companies'") as refused:
+            await desk.decide(decision)
+        assert "t0p" not in str(refused.value)
+        assert len(wire.sent) == before
+        assert "decide" not in await desk.kinds()
+
+
+def test_credentials_show_no_value() -> None:
+    credentials = Credentials({"token": "t0p"})
+    assert "t0p" not in f"{credentials!r} {credentials} {[credentials]}"
+    with pytest.raises(InvalidInput, match="credentials") as refused:
+        Credentials("t0p")  # type: ignore[arg-type]
+    assert "t0p" not in str(refused.value)
 
 
 async def test_a_run_that_asks_nothing_any_more_is_left_alone(desk_of: OpensDesk, world: World) -> None:

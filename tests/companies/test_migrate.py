@@ -14,7 +14,7 @@ import pytest
 from inprocess import KEY, Fault, InProcess
 
 from asyncmig import (
-    Decision,
+    Approve,
     Delivered,
     Failed,
     InvalidInput,
@@ -161,8 +161,8 @@ async def test_a_rejected_import_has_failed(opens: Opens, customer: Customer, tm
 
 
 async def test_the_callers_own_function_decides(opens: Opens, customer: Customer, tmp_path: Path) -> None:
-    async def decide(parked: Parked) -> Decision:
-        return Decision(approve=True, answers={question.id: "b" for question in parked.attention.questions})
+    async def decide(parked: Parked) -> Approve:
+        return Approve({question.id: "b" for question in parked.attention.questions})
 
     async with opens() as session:
         outcome = await migrate(
@@ -544,9 +544,9 @@ async def test_a_park_that_was_decided_before_a_restart_is_not_shown_again(
 
     wire.fault = fault
 
-    async def decide(parked: Parked) -> Decision:
+    async def decide(parked: Parked) -> Approve:
         asked.append(parked)
-        return Decision(approve=True)
+        return Approve()
 
     async with opens() as session:
         first = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path, decide=decide))

@@ -92,8 +92,7 @@ def test_of_a_session(name: str, value: object) -> None:
         (lambda: Simulator(pace=2.0), "pace"),  # type: ignore[arg-type]
         (lambda: Simulator(faults="500-before"), "faults"),  # type: ignore[arg-type]
         (lambda: read_manifest(7), "path"),  # type: ignore[arg-type]
-        (lambda: asyncmig.Decision("approve"), "approve"),  # type: ignore[arg-type]
-        (lambda: asyncmig.Decision(True, ["a"]), "answers"),  # type: ignore[arg-type]
+        (lambda: asyncmig.Approve(["a"]), "answers"),  # type: ignore[arg-type]
     ],
 )
 def test_of_what_is_made_besides(make: Callable[[], object], name: str) -> None:
@@ -435,7 +434,7 @@ async def test_of_a_function_that_decides(
 
 async def test_a_plain_function_may_decide(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     def decide(parked: Parked) -> Any:
-        return asyncmig.Decision(approve=True)
+        return asyncmig.Approve()
 
     async with (
         opens() as opened,

@@ -17,7 +17,7 @@ from farm import customers
 from inprocess import BASE_URL, KEY, InProcess
 from saq.worker import Worker
 
-from asyncmig import Decision, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
+from asyncmig import Approve, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
@@ -168,10 +168,10 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
             assert isinstance(parked, Parked)
             questions = msgspec.structs.replace(parked.attention, questions=())
             other = msgspec.structs.replace(parked, attention=questions)
-            await queue.decide(spec, other, Decision(approve=True))
+            await queue.decide(spec, other, Approve())
             (still,) = [outcome async for outcome in queue.run(specs)]
             assert isinstance(still, Parked)
-            assert await queue.decide(spec, parked, Decision(approve=True))
+            assert await queue.decide(spec, parked, Approve())
             (done,) = [outcome async for outcome in queue.run(specs)]
             assert isinstance(done, Delivered)
 

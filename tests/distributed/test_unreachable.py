@@ -14,7 +14,7 @@ import pytest
 from farm import customers
 from servers import PostgresServer, RedisServer, free_port
 
-from asyncmig import Decision, Parked, QueueUnavailable
+from asyncmig import Approve, Parked, QueueUnavailable
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue
@@ -204,7 +204,7 @@ def test_one_that_stops_after_entering(
             await asyncio.to_thread(server.stop)
             for call in (
                 lambda: queue.submit(spec),
-                lambda: queue.decide(spec, parked, Decision(approve=True)),
+                lambda: queue.decide(spec, parked, Approve()),
                 lambda: queue.abort(spec.external_id),
             ):
                 for _ in range(2):  # first a connection that breaks, then none

@@ -129,7 +129,7 @@ async def export(exports: asyncmig.Exports) -> None:
 
 
 async def leave_it(parked: asyncmig.Parked) -> asyncmig.Decision | None:
-    return None if parked.attention.is_destructive else asyncmig.Decision(approve=True)
+    return None if parked.attention.is_destructive else asyncmig.Approve()
 
 
 DECIDE: asyncmig.Decide = leave_it

@@ -13,17 +13,20 @@ import msgspec
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, working_for
 from asyncmig.companies.catalog import Companies
-from asyncmig.companies.import_run import ImportRun, checked_answers, mark_of
+from asyncmig.companies.import_run import ImportRun, mark_of
 from asyncmig.companies.wire import ImportState
-from asyncmig.companies.workflow.answers import Answers
-from asyncmig.companies.workflow.record import Record
-from asyncmig.companies.workflow.record_keeper import wall_clock
-from asyncmig.customers.outcome import Decision, Parked, Reviewed
-from asyncmig.customers.questions import NeedsAttention
+from asyncmig.companies.workflow.record import API, Record
+from asyncmig.companies.workflow.record_keeper import RecordKeeper, wall_clock
+from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
+from asyncmig.customers.outcome import Parked, Reviewed
+from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import JournalPort
 
-__all__ = ["decide_parked", "look"]
+__all__ = ["SUPPORTED", "decide_parked", "look", "send_decision"]
+
+SUPPORTED = (Approve, Reject)
+"""The decisions of this API generation."""
 
 _PATIENCE = 60.0
 """Seconds after which a server that does not answer counts as away."""
@@ -53,49 +56,61 @@ async def decide_parked(
 
     Nothing is sent if the run now asks something else: the journal then has the new questions. Raises
     `InvalidInput` for a customer that is not parked, answers that were not offered, or an approval that destroys rows
-    (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if the
-    response was lost.
+    (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if the response was lost.
     """
-    if decision.approve and shown.is_destructive and not allow_destructive:
-        raise InvalidInput(
-            "allow_destructive", False, f"what is proposed for {external_id} destroys rows, or may"
-        )
-    if decision.approve and decision.answers:
-        checked_answers(shown, decision.answers)
+    checked_decision(decision, SUPPORTED, API)
+    if isinstance(decision, Approve):
+        if shown.is_destructive and not allow_destructive:
+            reason = f"what is proposed for {external_id} destroys rows, or may"
+            raise InvalidInput("allow_destructive", False, reason)
+        check_answers(shown, decision.answers or {})
     async with await journal.claim(external_id) as claim:
         with working_for(Owner(external_id)):
-            return await _decide(context, claim, external_id, decision, shown)
+            keeper = RecordKeeper(context, claim)
+            await keeper.answers.catch_up()
+            return await _decide(context, keeper, decision, shown)
 
 
 async def _decide(
-    context: SessionContext, claim: ClaimPort, external_id: str, decision: Decision, shown: NeedsAttention
+    context: SessionContext, keeper: RecordKeeper, decision: Decision, shown: NeedsAttention
 ) -> Reviewed:
-    answers = Answers(context, claim)
-    await answers.catch_up()
-    record = answers.record
+    record = keeper.record
     if not isinstance(record.outcome, Parked):
-        raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
+        raise InvalidInput("external_id", record.external_id, "is not parked: there is nothing to decide")
     run = _run(context, record)
     state = await _read(run)
     if run.needs_attention != shown:
-        return await _not_as_shown(answers, record, run, state)
-    record = msgspec.structs.replace(
-        record, rejected=not decision.approve, decided=mark_of(shown), decided_at=wall_clock()
-    )
-    detail = msgspec.json.encode({"shown": shown, "decision": decision})
-    await claim.write("decide", detail, msgspec.json.encode(record))
+        return await _not_as_shown(keeper, run, state)
     try:
-        await (run.approve(decision.answers) if decision.approve else run.reject())
+        await send_decision(keeper, run, decision)
     except Conflict:  # somebody else was faster, and the run was read since
         if run.needs_attention == shown or run.state is None:
             raise
-        return await _not_as_shown(answers, record, run, run.state)
-    await answers.keep("decided", b"{}", msgspec.structs.replace(record, outcome=None))
+        return await _not_as_shown(keeper, run, run.state)
+    await keeper.keep("decided", outcome=None)
     return "sent"
 
 
+async def send_decision(keeper: RecordKeeper, run: ImportRun, decision: Decision) -> None:
+    """Write a decision about what a run asks to the journal, and send it. Raises as `ImportRun.approve` does."""
+    shown = run.needs_attention
+    assert shown is not None
+    await keeper.write(
+        "decide",
+        shown=shown,
+        decision=decision,
+        rejected=isinstance(decision, Reject),
+        decided=mark_of(shown),
+        decided_at=wall_clock(),
+    )
+    if isinstance(decision, Approve):
+        await run.approve(decision.answers, rank=keeper.rank)
+    else:
+        await run.reject(rank=keeper.rank)
+
+
 async def _read(run: ImportRun) -> ImportState:
-    """Read a run, for somebody who sits there and waits: polling alone would outlast any outage."""
+    """Read a run for a person who waits. The time is limited, because polls are repeated during an outage."""
     try:
         async with asyncio.timeout(_PATIENCE):
             return await run.read()
@@ -104,16 +119,16 @@ async def _read(run: ImportRun) -> ImportState:
         raise NoAnswer(run.ENDPOINT.method, run.ENDPOINT.template, reason) from error
 
 
-async def _not_as_shown(answers: Answers, record: Record, run: ImportRun, state: ImportState) -> Reviewed:
-    """Write down that the run now asks something else, or nothing."""
+async def _not_as_shown(keeper: RecordKeeper, run: ImportRun, state: ImportState) -> Reviewed:
+    """Record that the run now asks something else, or nothing."""
     attention = run.needs_attention
     if attention is None:
-        await answers.keep("decided elsewhere", b"{}", msgspec.structs.replace(record, outcome=None))
+        await keeper.keep("decided elsewhere", outcome=None)
         return "gone"
-    assert isinstance(record.outcome, Parked)
-    outcome = msgspec.structs.replace(record.outcome, attention=attention, report=state.report)
-    detail = msgspec.json.encode({"outcome": outcome})
-    await answers.keep("parked", detail, msgspec.structs.replace(record, outcome=outcome))
+    parked = keeper.record.outcome
+    assert isinstance(parked, Parked)
+    outcome = msgspec.structs.replace(parked, attention=attention, report=state.report)
+    await keeper.keep("parked", outcome=outcome)
     return "changed"
 
 

@@ -15,15 +15,16 @@ from asyncmig.companies.catalog import Companies
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Source, Template
 from asyncmig.companies.workflow.adoption import adopt
-from asyncmig.companies.workflow.decisions import decide_parked, look
+from asyncmig.companies.workflow.decisions import SUPPORTED, decide_parked, look
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
 from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
+from asyncmig.customers.decisions import Decision
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Decision, Delivered, Failed, Outcome, Reviewed
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
-from asyncmig.customers.questions import Custom, NeedsAttention
+from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import (
     CustomerRecord,
@@ -56,6 +57,7 @@ class CompaniesGeneration:
 
     name: Literal["companies"] = "companies"
     supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions))
+    supported_decisions: tuple[type[Decision], ...] = SUPPORTED
     requests_before_run: Sequence[str] = (
         routes.CREATE_COMPANY.key,
         routes.CREATE_UPLOAD.key,
@@ -214,7 +216,7 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int | None = None
     files: tuple[FileInput, ...] = ()
     uploads: tuple[Uploaded, ...] = ()
-    decision: Decision | None = None
+    decision: Mapping[str, object] | None = None
     exports: tuple[ExportStep, ...] = ()
     last_failure: LastFailure | None = None
     attempts: int | None = None
@@ -267,12 +269,17 @@ def _export(steps: Sequence[ExportStep]) -> str:
     return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
 
 
-def _decision(decision: Decision | None) -> str:
+def _decision(decision: Mapping[str, object] | None) -> str:
+    """Return a decision in words; earlier versions wrote `approve` instead of a type."""
     if decision is None:
         return ""
-    given = [f"{question}={_choice(choice)}" for question, choice in (decision.answers or {}).items()]
-    return " ".join(["approve" if decision.approve else "reject", *given])
+    kind = decision.get("type") or ("approve" if decision.get("approve") else "reject")
+    answers = cast("Mapping[str, object]", decision.get("answers") or {})
+    given = [f"{question}={_choice(choice)}" for question, choice in answers.items()]
+    return " ".join([str(kind), *given])
 
 
-def _choice(choice: str | Custom) -> str:
-    return choice if isinstance(choice, str) else repr(choice.text)
+def _choice(choice: object) -> str:
+    return (
+        repr(cast("Mapping[str, object]", choice).get("text")) if isinstance(choice, Mapping) else str(choice)
+    )

@@ -23,19 +23,20 @@ from asyncmig._io.failures import working_for
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
-from asyncmig.companies.import_run import ImportRun, mark_of
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.imports import import_body
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, unknown
+from asyncmig.companies.workflow.decisions import SUPPORTED, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
-from asyncmig.companies.workflow.record import import_key, read_inputs
+from asyncmig.companies.workflow.record import API, import_key, read_inputs
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
+from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
 from asyncmig.customers.files import FileInput
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import (
     Decide,
-    Decision,
     Failed,
     Outcome,
     Parked,
@@ -356,20 +357,9 @@ class _Migration:
                 return parked
             if run.needs_attention is None:
                 continue  # somebody else has decided meanwhile
-            progress.begin("deciding", "approve" if decision.approve else "reject")
-            await progress.write(
-                "decide",
-                shown=run.needs_attention,
-                decision=decision,
-                rejected=not decision.approve,
-                decided=mark_of(run.needs_attention),
-                decided_at=wall_clock(),
-            )
+            progress.begin("deciding", type(decision).__name__.lower())
             try:
-                if decision.approve:
-                    await run.approve(decision.answers, rank=progress.rank)
-                else:
-                    await run.reject(rank=progress.rank)
+                await send_decision(progress, run, decision)
             except Conflict as error:
                 refused += 1
                 if refused == _DECISIONS:
@@ -383,9 +373,9 @@ class _Migration:
         if callable(policy):
             return _checked_decision(await _result(policy, parked))
         if policy == "reject":
-            return Decision(approve=False)
-        safe = not parked.attention.is_destructive
-        return Decision(approve=True) if policy == "approve" or (policy == "approve_safe" and safe) else None
+            return Reject()
+        is_safe = not parked.attention.is_destructive
+        return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else None
 
     def _group(self) -> int:
         """Return the class of runs that take about as long: the order of magnitude of the bytes."""
@@ -399,11 +389,13 @@ async def _result(policy: Decide, parked: Parked) -> object:
 
 
 def _checked_decision(decision: object) -> Decision | None:
-    if decision is None or isinstance(decision, Decision):
-        return decision
-    raise InvalidInput(
-        "decide", decision, "came from the function that decides; it must return a Decision or None"
-    )
+    """Return what a function decided. Raises `InvalidInput` for what this API generation does not support."""
+    if decision is None:
+        return None
+    if not isinstance(decision, Decision):
+        reason = "came from the function that decides; it must return a Decision or None"
+        raise InvalidInput("decide", decision, reason)
+    return checked_decision(decision, SUPPORTED, API)
 
 
 def _check_apart(files: Iterable[Path], to: Path) -> None:

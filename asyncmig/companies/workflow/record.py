@@ -14,11 +14,12 @@ from asyncmig.customers.files import FileInput, raise_unreadable, size_of
 from asyncmig.customers.outcome import ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.transfers.uploads import digest_of
 
-__all__ = ["ExportStep", "Record", "export_key", "import_key", "read_inputs", "read_record"]
+__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "read_inputs", "read_record"]
 
 
 _VERSION = 1
-_API = "companies"
+API = "companies"
+"""The name of this API generation in journal records."""
 _UNREADABLE = 0
 
 
@@ -37,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How far one migration came: what the journal holds of it. Written before and after each change."""
 
     version: int = _VERSION
-    api: str = _API
+    api: str = API
     """The API generation that wrote the record."""
     external_id: str
     name: str
@@ -125,9 +126,9 @@ def read_record(external_id: str, state: bytes | None) -> Record:
         record = msgspec.json.decode(state, type=Record)
     except (ValueError, TypeError, RecursionError) as error:
         return _stand_in(external_id, state, str(error))
-    if record.api != _API:
+    if record.api != API:
         return _stand_in(
-            external_id, state, f"it belongs to the API generation {record.api!r}, not to {_API!r}"
+            external_id, state, f"it belongs to the API generation {record.api!r}, not to {API!r}"
         )
     if record.version != _VERSION:
         return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")

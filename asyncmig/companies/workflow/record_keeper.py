@@ -48,13 +48,13 @@ class RecordKeeper:
 
     __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
 
-    def __init__(self, context: SessionContext, claim: ClaimPort, spec: Spec) -> None:
+    def __init__(self, context: SessionContext, claim: ClaimPort, spec: Spec | None = None) -> None:
         self._claim, self._events = claim, context.events
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
         self.answers: Answers = Answers(context, claim)
         record = self.answers.record
-        self.record: Record = record if record.name else named(record, spec)
+        self.record: Record = named(record, spec) if spec and not record.name else record
         self.notes: list[str] = []
         """What the outcome is to say besides."""
         self.step: Step = "checking"
