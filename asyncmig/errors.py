@@ -16,18 +16,18 @@ AsyncmigError
 │   ├── Conflict            409: exists already, or is in another state
 │   ├── RateLimited         429
 │   ├── ServerError         5xx
-│   └── UnexpectedReply     a response that the contract does not describe: a redirect, HTML, truncated JSON
+│   └── UnexpectedReply     a response that the API does not document: a redirect, HTML, truncated JSON
 ├── RunError                a run ended without completing; no request failed
 │   ├── RunFailed
 │   └── RunCanceled
 ├── NoAnswer                no response arrived (time-out, reset), and the request is safe to repeat
-├── UnknownOutcome          the response was lost, and a repeat may do it twice
+├── UnknownOutcome          the response was lost, and a repeat may process the request twice
 ├── TruncatedDownload       a download ended early, or differs from the run's report
 ├── WebhookRefused          a webhook that is not authentic, or contradicts others of its export
 ├── QueueUnavailable        the workers' queue cannot be used at present: try again later
 └── JournalError            the journal cannot be opened, read or written
     ├── CustomerHeld        another live process works on this customer
-    ├── JournalNotFound     there is none at this place yet
+    ├── JournalNotFound     there is no journal at this path or URL yet
     └── JournalUnavailable  it is locked, its disk is full, its database is unavailable: try again later
 ```
 
@@ -102,7 +102,7 @@ class AsyncmigError(Exception):
 
 
 class InvalidInput(AsyncmigError, ValueError):
-    """The call asks for something that the API would refuse. No request was spent.
+    """An argument is wrong, so the API would refuse the call. No request was sent.
 
     `field` names the argument, `value` is its value (`***` for a secret), `reason` says what is wrong.
     """
@@ -118,7 +118,7 @@ class InvalidInput(AsyncmigError, ValueError):
 
 
 class UsageError(AsyncmigError, RuntimeError):
-    """The library was used in a wrong place or state. The text says what to write instead. Nothing was sent."""
+    """The library was used in the wrong place or state. The text says what to write instead. Nothing was sent."""
 
 
 class WaitTooLong(AsyncmigError):
@@ -148,14 +148,14 @@ class ApiError(AsyncmigError):
     """
 
     after_doubt: bool = False
-    """Whether the answer to an earlier attempt was lost; that attempt may be the cause of this error."""
+    """Whether the response to an earlier attempt was lost: that attempt may be the cause of this error."""
     is_documented: bool = False
     """Whether the body has the API's documented form: JSON with an `error`. A proxy's body does not."""
     body: bytes = b""
     """The body of a refusal (a status outside 2xx), for facts that `text` lacks: `msgspec.json.decode(error.body)`.
 
     At most 64 KiB; a larger body is cut. `***` replaces the API key and the secrets of the request. Empty if no body
-    came. Also empty for a 2xx answer that cannot be read, because it may contain a signed URL.
+    arrived. Also empty for a 2xx response that cannot be decoded, because it may contain a signed URL.
     """
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
@@ -237,7 +237,7 @@ class NoAnswer(AsyncmigError):
 
 
 class UnknownOutcome(AsyncmigError):
-    """The response was lost: the server may have processed the request, and a repeat may do it twice.
+    """The response was lost: the server may have processed the request, and a repeat may process it twice.
 
     `sent` is the body that was sent (without secrets); `advice` says how a person can find out what happened.
     """
@@ -349,5 +349,5 @@ def api_error(method: str, endpoint: str, status: int, text: str) -> ApiError:
 
 
 def is_temporary(error: OSError) -> bool:
-    """Return whether the operating system lacks something that it may have later: space, descriptors, a network."""
+    """Return whether the cause may pass: the system lacks space, file descriptors, memory or a network."""
     return bool(error.errno) and error.errno in _TEMPORARY

@@ -19,10 +19,10 @@ share one label. No span and no metric contains a key, a body, a URL with ids, o
 | `http.client.request.duration` | s | from the send to the end of the response |
 | `asyncmig.request.wait` | s | wait for the limit before the send |
 | `asyncmig.requests.refused` | requests | 429s |
-| `asyncmig.budget.slots` | requests | requests in a window that the gate believes the server allows |
+| `asyncmig.budget.slots` | requests | most requests per window, as the gate has learnt from 429s |
 | `asyncmig.budget.held` | s | pause of a budget after a 429 |
 | `asyncmig.run.duration` | s | duration of a run, without the time for which it was parked |
-| `asyncmig.run.noticed_within` | s | upper bound of the delay with which the end of a run was noticed |
+| `asyncmig.run.noticed_within` | s | at most this long after the end of a run the client noticed it |
 | `asyncmig.migrations` | migrations | ended migrations, by outcome |
 | `asyncmig.migrations.active` | migrations | migrations in progress |
 | `asyncmig.window.lost` | outages | how often the shared window could not be reached |
@@ -87,7 +87,7 @@ def instrument(
 
 
 @final
-class _Migration:
+class _MigrationSpans:
     """The spans of a migration in progress."""
 
     __slots__ = ("company_id", "root", "step")
@@ -100,12 +100,12 @@ class _Migration:
 
 @final
 class _Telemetry:
-    """Turns events into spans and measurements."""
+    """Records events as spans and measurements."""
 
     def __init__(self, tracer: Tracer, meter: Meter, *, server: str) -> None:
         self._tracer, self._server = tracer, server
         self._routes: set[str] = set()
-        self._migrations: dict[str, _Migration] = {}
+        self._migrations: dict[str, _MigrationSpans] = {}
         self._companies: dict[str, str] = {}
         """The external id of the migration, by the company's id."""
         self._duration = meter.create_histogram("http.client.request.duration", "s")
@@ -189,7 +189,7 @@ class _Telemetry:
             root = self._tracer.start_span(
                 "migration", attributes={"asyncmig.external_id": event.external_id}
             )
-            migration = self._migrations[event.external_id] = _Migration(root)
+            migration = self._migrations[event.external_id] = _MigrationSpans(root)
             self._active.add(1)
         if event.company_id is not None:
             migration.company_id = event.company_id
@@ -215,7 +215,7 @@ class _Telemetry:
         self._ended.add(1, {"asyncmig.outcome": outcome})
 
     def _route(self, endpoint: str) -> tuple[str, str]:
-        """Return method and route as labels. The number of different routes is limited."""
+        """Return method and route as labels. Routes beyond the first 64 share one label."""
         if endpoint not in self._routes and len(self._routes) == _MOST_ROUTES:
             return "_OTHER", _OTHER
         self._routes.add(endpoint)

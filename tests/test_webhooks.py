@@ -126,7 +126,7 @@ def test_headers_that_are_wrong_are_refused_and_the_secret_stays_secret(wrong: M
 
 def test_a_header_that_comes_twice_is_refused_whichever_is_right() -> None:
     for name, value in signed().items():
-        with pytest.raises(WebhookRefused, match=f"^{name} came more than once"):
+        with pytest.raises(WebhookRefused, match=f"^{name} occurs more than once"):
             verify(BODY, {**signed(), name.upper(): value + "0"}, SECRET, now=NOW)
         verify(BODY, {**signed(), name.upper(): value}, SECRET, now=NOW)
 
@@ -522,7 +522,7 @@ def test_a_batch_of_an_export_that_was_whole_must_fit_to_it() -> None:
     assert reassembler.add(part("a", 1, 1)).export is not None
     assert reassembler.add(part("a", 1, 1, message="m")).duplicate
     for odd in (part("a", 0, 1), part("a", 1, 2)):
-        with pytest.raises(WebhookRefused, match="the export was whole with 1"):
+        with pytest.raises(WebhookRefused, match="the export was complete with 1"):
             reassembler.add(odd)
 
 

@@ -16,7 +16,7 @@ from asyncmig.companies.wire import UploadBody, UploadTarget
 from asyncmig.customers.files import size_of
 from asyncmig.transfers.content import BinaryFile, Progress, Stream, content_of
 from asyncmig.transfers.uploads import (
-    Target,
+    PutTarget,
     checked_content_type,
     content_type_of,
     digest_of,
@@ -58,9 +58,9 @@ async def upload(
     ids = {"id": company_id}
     call = Call(endpoint=routes.CREATE_UPLOAD, ids=ids, body=msgspec.json.encode(body), rank=rank)
 
-    async def request_target(attempts: Attempts) -> Target[str]:
+    async def request_target(attempts: Attempts) -> PutTarget[str]:
         target = await context.caller.attempt(call, UploadTarget, attempts)
-        return Target(url=target.upload_url, content_type=kind, ref=target.upload_ref)
+        return PutTarget(url=target.upload_url, content_type=kind, ref=target.upload_ref)
 
     sent = await send_content(
         context,

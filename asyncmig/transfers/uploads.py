@@ -23,8 +23,8 @@ from asyncmig.errors import BadRequest, InvalidInput, NoAnswer, UnexpectedReply
 from asyncmig.transfers.content import Attempt, Content, Progress
 
 __all__ = [
+    "PutTarget",
     "Sent",
-    "Target",
     "UploadLimits",
     "checked_content_type",
     "content_type_of",
@@ -80,7 +80,7 @@ class UploadLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target(Generic[T]):
+class PutTarget(Generic[T]):
     """Where the bytes of one upload are sent: a signed URL, which is a secret. `ref` names the upload afterwards."""
 
     url: str
@@ -88,7 +88,7 @@ class Target(Generic[T]):
     ref: T
 
     def __repr__(self) -> str:
-        return f"Target(ref={self.ref!r})"
+        return f"PutTarget(ref={self.ref!r})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ async def send_content(
     context: SessionContext,
     content: Content,
     *,
-    request_target: Callable[[Attempts], Awaitable[Target[T]]],
+    request_target: Callable[[Attempts], Awaitable[PutTarget[T]]],
     put: Call,
     has_arrived: Callable[[T], Awaitable[bool]] | None = None,
     progress: Progress | None = None,
@@ -158,7 +158,7 @@ class _Storage:
 
     async def put(
         self,
-        target: Target[T],
+        target: PutTarget[T],
         sending: Attempt,
         attempts: Attempts,
         has_arrived: Callable[[T], Awaitable[bool]] | None,

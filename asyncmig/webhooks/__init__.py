@@ -15,7 +15,7 @@ async def handler(request: web.Request) -> web.Response:
     body = await request.read()  # the raw bytes: the signature covers them
     try:
         event = webhooks.receive(body, request.headers, os.environ["WEBHOOK_SECRET"], now=time.time())
-        added = exports.add(event)  # .given_up: exports that were dropped because memory ran out
+        added = exports.add(event)  # .given_up: exports that were dropped to free memory
     except asyncmig.WebhookRefused as error:
         return web.Response(status=400, text=str(error))
     if added.export:

@@ -1,7 +1,7 @@
 """Decode a webhook: one batch of an export, flat or nested, or an event that this version does not know.
 
-The shape decides, not the version, because versions may be added. Rows of an unknown shape are refused and never
-dropped. Optional fields may be null, absent, a number as text, or of a new shape.
+The form is determined from the fields, not from the version, because new versions may come. A webhook with rows of
+an unknown form is refused, so that no row is lost. Optional fields may be null or absent, numbers may be text.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ __all__ = ["Batch", "Event", "Origin", "OtherEvent", "Row", "SheetRows", "decode
 
 _Object = dict[str, object]
 _ROWS = ("batch", "sheets", "data")
-"""Fields in which nothing may be dropped."""
+"""Fields that must be decoded completely or refused."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ class _Head(msgspec.Struct, frozen=True):
     root_sheets: tuple[str, ...] = ()
 
 
-class _Sheet(msgspec.Struct, frozen=True):
+class _FlatSheet(msgspec.Struct, frozen=True):
     id: str | None = None
     name: str = ""
     row_count: int | None = None
@@ -188,7 +188,7 @@ def _check_place(place: _Place) -> None:
 def _flat(value: object) -> tuple[SheetRows, ...]:
     sheets: list[SheetRows] = []
     for n, each in enumerate(_list(value, "$.sheets")):
-        sheet = convert(each, _Sheet, f"$.sheets[{n}]")
+        sheet = convert(each, _FlatSheet, f"$.sheets[{n}]")
         sheets.append(
             SheetRows(
                 id=sheet.id,
@@ -224,19 +224,20 @@ def _rows(value: object, path: str, *, nested: bool) -> tuple[Row, ...]:
 
 
 def _row(value: object, path: str, *, nested: bool) -> Row:
-    """Separate the cells of a row from its metadata. A column may have the name of a metadata field, with another
-    type.
+    """Separate the cells of a row from its metadata.
+
+    A field with the name of a metadata field and another type is a cell: columns may have any name.
     """
     if not isinstance(value, dict):
         raise Unreadable(f"an object was expected at {path}")
     cells = cast("_Object", value)
     errors, index, children = cells.get("errors"), _whole(cells.get("row_index")), cells.get("children")
-    said = {"errors"} if isinstance(errors, list | None) else set[str]()
-    said |= {"row_index"} if index is not None or cells.get("row_index") is None else set()
-    said |= {"children"} if nested else set()
+    metadata = {"errors"} if isinstance(errors, list | None) else set[str]()
+    metadata |= {"row_index"} if index is not None or cells.get("row_index") is None else set()
+    metadata |= {"children"} if nested else set()
     return Row(
-        values={name: cell for name, cell in cells.items() if name not in said},
-        errors=tuple(cast("list[object]", errors or [])) if "errors" in said else (),
+        values={name: cell for name, cell in cells.items() if name not in metadata},
+        errors=tuple(cast("list[object]", errors or [])) if "errors" in metadata else (),
         index=index,
         children=_by_sheet(children, f"{path}.children") if nested else {},
     )

@@ -1,7 +1,7 @@
-"""Reassemble exports from batches: in any order, with repeats, several exports at once, in bounded memory.
+"""Reassemble exports from batches, in bounded memory. Batches may arrive in any order and several times.
 
 Batches are grouped by `batch.id` and ordered by `batch.index`. An export is complete when `batch.total` distinct
-indexes have arrived. Bodies are kept undecoded: their size is the memory that they use.
+indexes have arrived. Bodies are kept undecoded, so that their size is the memory that they use.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,7 @@ class Export(Origin, frozen=True, kw_only=True):
     """A complete export."""
 
     id: str
-    """`batch.id`. Import each export once by it: a complete second delivery much later is not recognised as a
-    repeat.
-    """
+    """`batch.id`. Use it to import each export once: a second delivery much later is not recognised as a repeat."""
     message_ids: tuple[str, ...] = ()
     """The `svix-id` of each batch, in the order of the batches."""
     bodies: tuple[bytes, ...] = ()
@@ -62,9 +60,9 @@ class Incomplete(msgspec.Struct, frozen=True, kw_only=True):
     indexes: tuple[int, ...]
     """The indexes of the batches that have arrived, sorted."""
     message_ids: tuple[str, ...]
-    """The `svix-id`s of the batches that have arrived, in the same order, to add them again from a store."""
+    """The `svix-id`s of these batches, in the same order. With them, the batches can be added again from a store."""
     held_bytes: int
-    """The bytes of memory that they use."""
+    """The bytes of memory that these batches use."""
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +73,7 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: bool = False
     """Whether the event was known already. Respond with 2xx, as to the first delivery."""
     given_up: tuple[Incomplete, ...] = ()
-    """Exports that were dropped to free memory. Their batches count as never seen; they can be added again from a
-    store.
-    """
+    """Exports that were dropped to free memory. Their batches count as never seen, so they can be added again."""
 
 
 class _Remembered(Generic[T]):
@@ -130,7 +126,7 @@ class Reassembler:
     `Added.given_up` lists them. `remembered`: the number of message ids, and of complete exports, that are
     recognised as repeats.
 
-    Raises `InvalidInput` for a limit that leaves no room.
+    Raises `InvalidInput` for a limit below 1.
     """
 
     __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_seen")
@@ -142,20 +138,20 @@ class Reassembler:
                 raise InvalidInput(name, bound, "must be at least 1")
         self._max_bytes, self._bytes = max_bytes, 0
         self._pending: dict[str, _Pending] = {}
-        """Exports in the order of their last batch, the most recent last."""
+        """Incomplete exports by id, in the order in which their latest batches arrived."""
         self._done: _Remembered[range] = _Remembered(remembered)
         self._seen: _Remembered[tuple[str, int]] = _Remembered(remembered)
 
     @property
     def held_bytes(self) -> int:
-        """The bytes that it holds now; never more than `max_bytes`."""
+        """The bytes of memory that all incomplete exports use; never more than `max_bytes`."""
         return self._bytes
 
     def __repr__(self) -> str:
         return f"<Reassembler: {len(self._pending)} exports, {self._bytes} of {self._max_bytes} bytes>"
 
     def incomplete(self) -> tuple[Incomplete, ...]:
-        """Return the incomplete exports; the one that has waited longest is first."""
+        """Return the incomplete exports. The one that has waited longest for a batch is first."""
         return tuple(_incomplete(pending) for pending in self._pending.values())
 
     def add(self, event: Event) -> Added:
@@ -177,7 +173,7 @@ class Reassembler:
         if event.index not in pending.expects():
             raise WebhookRefused(
                 "$.batch.index",
-                f"is {event.index} of {event.total}, and the others count from {int(not event.index)}",
+                f"is {event.index} of {event.total}, but the other batches count from {int(not event.index)}",
             )
         given_up = self._make_room(pending, event)
         self._hold(pending, event)
@@ -196,13 +192,13 @@ class Reassembler:
         if batch.total != len(indexes) or batch.index not in indexes:
             raise WebhookRefused(
                 "$.batch.index",
-                f"is {batch.index} of {batch.total}; the export was whole with {len(indexes)}",
+                f"is {batch.index} of {batch.total}, but the export was complete with {len(indexes)}",
             )
         return True
 
     def _make_room(self, pending: _Pending, batch: Batch) -> tuple[Incomplete, ...]:
         if len(pending.held) + 1 == pending.total:
-            return ()  # it is complete, so nothing of it is kept
+            return ()  # the export is complete with this batch, so nothing of it is kept
         cost = _cost(batch.body)
         if pending.held_bytes + cost > self._max_bytes:
             raise WebhookRefused(
@@ -273,7 +269,7 @@ def _check_same_export(pending: _Pending, batch: Batch) -> None:
         ("$.version", "nested" if first.nested else "flat", "nested" if batch.nested else "flat"),
     ):
         if known != new and new is not None and known is not None:
-            raise WebhookRefused(field, f"is {new!r}, and was {known!r} in export {batch.export_id} before")
+            raise WebhookRefused(field, f"is {new!r}, but was {known!r} before in export {batch.export_id}")
 
 
 def _check_same_content(held: bytes, batch: Batch) -> None:
@@ -283,7 +279,7 @@ def _check_same_content(held: bytes, batch: Batch) -> None:
     first = decode(held)
     if not isinstance(first, Batch) or first.sheets != batch.sheets:
         raise WebhookRefused(
-            "$.batch.index", f"{batch.index} of export {batch.export_id} came before with other content"
+            "$.batch.index", f"{batch.index} of export {batch.export_id} arrived before with other content"
         )
 
 

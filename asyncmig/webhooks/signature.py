@@ -37,8 +37,7 @@ def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str]
     Raises `WebhookRefused` with the header that is wrong, and `InvalidInput` for a malformed secret or a body
     that is not bytes. No error shows a secret or a correct signature.
     """
-    _check_raw(body)
-    _check_types(headers, secrets, now)
+    _check_types(body, headers, secrets, now)
     keys = [_key(secret) for secret in ((secrets,) if isinstance(secrets, str) else secrets)]
     if not keys:
         raise InvalidInput("secrets", [], "is empty: nothing can be verified")
@@ -54,20 +53,16 @@ def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str]
     return message_id
 
 
-def _check_raw(body: object) -> None:
+def _check_types(body: object, headers: object, secrets: object, now: object) -> None:
     if not isinstance(body, bytes):
-        raise InvalidInput(
-            "body", type(body).__name__, "must be the raw bytes that arrived, because they are signed"
-        )
-
-
-def _check_types(headers: object, secrets: object, now: object) -> None:
+        reason = "must be the raw bytes that arrived, because they are signed"
+        raise InvalidInput("body", type(body).__name__, reason)
     if not hasattr(headers, "items"):  # the headers of some frameworks are not a Mapping
         raise InvalidInput("headers", type(headers).__name__, "must be a mapping of names to values")
     if not isinstance(secrets, Iterable) or isinstance(secrets, bytes):
         raise InvalidInput("secrets", "***", "must be a str, or several of them")
     if not isinstance(now, int | float):
-        raise InvalidInput("now", now, "must be seconds since 1970, as time.time() gives them")
+        raise InvalidInput("now", now, "must be seconds since 1970, as from time.time()")
 
 
 def _key(secret: object) -> bytes:
@@ -89,7 +84,7 @@ def _header(headers: Mapping[str, str], name: str) -> str:
     if not values:
         raise WebhookRefused(name, "is missing")
     if len(values) > 1:
-        raise WebhookRefused(name, "came more than once")
+        raise WebhookRefused(name, "occurs more than once")
     return values.pop()
 
 
@@ -103,7 +98,7 @@ def _check_time(timestamp: str, now: float) -> None:
 
 
 def _candidates(given: str) -> list[bytes]:
-    """Return the signatures of version 1. Other versions may stand beside them."""
+    """Return the signatures of version 1. The header may also have signatures of other versions."""
     entries = [entry.partition(",") for entry in given.split()]
     found = [
         text.encode(errors="replace").rstrip(b"=") for version, _, text in entries if version == "v1" and text
