@@ -8,6 +8,8 @@ The guide is in the file `guide.md` of this package; `pdoc asyncmig` renders it 
 from importlib.util import find_spec
 
 from asyncmig._core.endpoint import Lane
+from asyncmig._core.limits import Limits
+from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
@@ -134,6 +136,7 @@ __all__ = [
     "JournalPort",
     "JournalUnavailable",
     "Lane",
+    "Limits",
     "Link",
     "MemoryJournal",
     "NeedsAttention",
@@ -147,6 +150,7 @@ __all__ = [
     "Policy",
     "Question",
     "QueueUnavailable",
+    "Rate",
     "RateLimited",
     "Reject",
     "Reply",

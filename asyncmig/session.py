@@ -16,7 +16,9 @@ import aiohttp
 import anyio
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._core.endpoint import Endpoint, Lane
+from asyncmig._core.endpoint import Endpoint, Lane, Repeat
+from asyncmig._core.limits import BY_KEY, Limits, charged
+from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
 from asyncmig._io.call import Secret, raw_call
@@ -44,8 +46,6 @@ __all__ = ["Scope", "Session", "context_of"]
 Scope = Literal["endpoint", "key"]
 """How the server counts its limit: for each endpoint, or over all requests of the key."""
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
-_BY_KEY = "*"
-"""The name of the single budget if requests are counted by key."""
 _LONGEST_REQUEST = 60.0
 """Seconds after which a request without a time-out is assumed to have arrived or to be lost."""
 _DEFAULT_URL = "https://app.vern.so/api/v1"
@@ -58,8 +58,10 @@ class Session(AsyncOnly):
     Use one session per key and event loop, as `async with`. It belongs to the event loop that enters it.
 
     - `api_key`, `base_url`: default to `VERN_API_KEY` and `VERN_BASE_URL`. The base URL is the whole prefix.
-    - `limit`, `window`, `scope`: `limit` requests are allowed in `window` seconds, counted by endpoint, or over
-      all endpoints with `scope="key"`.
+    - `limits`: what the server allows, as `Limits`, or as text such as `"reads=30/60s,agent=5/1h,runs=3"` or
+      `"per-endpoint"`. The default is `Limits.BY_CLASS`; endpoints without a class have 100 requests a minute each.
+    - `limit`, `window`, `scope`: a short form of `limits` for the endpoints without a class: `limit` requests are
+      allowed in `window` seconds, counted by endpoint, or over all of them with `scope="key"`.
     - `second_channel`: also ask for the active import if budgets are by endpoint and the budget of the polls is
       short.
     - `timeouts`, `timeouts_by_endpoint`: for all endpoints, and for single ones by method and route template
@@ -88,6 +90,7 @@ class Session(AsyncOnly):
         api_key: str | None = None,
         base_url: str | None = None,
         *,
+        limits: Limits | str | None = None,
         limit: int = 100,
         window: float = 60.0,
         scope: Scope = "endpoint",
@@ -105,12 +108,9 @@ class Session(AsyncOnly):
     ) -> None:
         key = _checked_key(os.environ.get("VERN_API_KEY", "") if api_key is None else api_key)
         self.base_url: str = _base_url(base_url)
-        if scope not in ("endpoint", "key"):
-            raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+        self._limits = _limits(limits, limit, window, scope)
         if max_parallel_uploads < 1:
             raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
-        Gate(limit=limit, window=window)  # the same checks, before anything is opened
-        self._limit, self._window, self._scope = limit, window, scope
         self._rng = rng or Random()
         self._gates: dict[str, Gate] = {}
         self._closed: AsyncmigError | None = None
@@ -162,7 +162,7 @@ class Session(AsyncOnly):
         self.companies: Companies = Companies(self._context)
 
     def __repr__(self) -> str:
-        return f"<Session {self.base_url}: {self._limit} requests in {self._window:g} s by {self._scope}>"
+        return f"<Session {self.base_url}: {self._limits}>"
 
     async def __aenter__(self) -> Self:
         self._guard.enter()
@@ -200,7 +200,11 @@ class Session(AsyncOnly):
     def _opened_log(self, path: Path) -> SendLog:
         loop = self._guard.loop()
         log = SendLog(
-            path, speed=loop_speed(loop), window=self._window, timeout=self._timeout, clock=loop.time
+            path,
+            speed=loop_speed(loop),
+            window=self._limits.endpoint.window,
+            timeout=self._timeout,
+            clock=loop.time,
         )
         try:
             log.open()
@@ -287,7 +291,8 @@ class Session(AsyncOnly):
             slot.answered(200)  # report the status as soon as the headers have arrived
         ```
         """
-        return self._gate_by_key(f"{method.upper()} {template}")
+        method = method.upper()
+        return self._gate(Endpoint(name="", method=method, template=template, repeat=Repeat.NEVER))
 
     def stats(self) -> Mapping[str, GateStatistics]:
         """Return a snapshot of every budget in use, by endpoint (`*` with `scope="key"`)."""
@@ -299,22 +304,19 @@ class Session(AsyncOnly):
         return dict(self._caller.requests)
 
     def _gate(self, endpoint: Endpoint) -> Gate:
-        return self._gate_by_key(endpoint.key)
-
-    def _gate_by_key(self, key: str) -> Gate:
-        name = _BY_KEY if self._scope == "key" else key
+        name, rate = next(iter(charged(self._limits, endpoint).items()))
         gate = self._gates.get(name)
         if gate is None:
             earlier = self._earlier(name)
             gate = self._gates[name] = Gate(
-                limit=self._limit,
-                window=self._window,
+                limit=rate.limit,
+                window=rate.window,
                 rng=self._rng,
                 recent=[slot.answered_for(self._timeout) for slot in earlier],
                 name=name,
                 events=self.events,
                 dispatcher=self._dispatcher(earlier),
-                note=None if self._recent is None else partial(_note, self._recent, name),
+                note=None if self._recent is None else partial(_note, self._recent, name, rate.window),
             )
             if self._closed is not None:
                 gate.close(self._closed)
@@ -331,7 +333,7 @@ class Session(AsyncOnly):
         """
         if self._recent is None:
             return []
-        names = (None,) if name == _BY_KEY else (name, _BY_KEY)
+        names = (None,) if name == BY_KEY else (name, BY_KEY)
         return [slot for each in names for slot in self._recent.earlier(each)]
 
     def _stalled(self, run: Hashable, seconds: float) -> None:
@@ -353,8 +355,8 @@ def context_of(session: Session) -> SessionContext:
     return session._context  # pyright: ignore[reportPrivateUsage]
 
 
-def _note(log: SendLog, budget: str, kind: Kind, slot: str) -> None:
-    log.note(kind, budget, slot)
+def _note(log: SendLog, budget: str, window: float, kind: Kind, slot: str) -> None:
+    log.note(kind, budget, slot, window=window)
 
 
 def _checked_key(key: str) -> Secret:
@@ -373,6 +375,18 @@ def _account(key: Secret, base_url: str) -> str:
 def _longest(timeouts: Timeouts) -> float:
     """Return the seconds after which a request has arrived or never will."""
     return timeouts.total or timeouts.headers or _LONGEST_REQUEST
+
+
+def _limits(limits: Limits | str | None, limit: int, window: float, scope: Scope) -> Limits:
+    if scope not in ("endpoint", "key"):
+        raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+    Gate(limit=limit, window=window)  # the same checks, before anything is opened
+    rate = Rate(limit, window)
+    if limits is None:
+        return replace(Limits.BY_CLASS, endpoint=rate, key=rate if scope == "key" else None)
+    if rate != Rate() or scope != "endpoint":
+        raise InvalidInput("limits", str(limits), "replaces limit, window and scope: give one or the other")
+    return Limits.parse(limits) if isinstance(limits, str) else limits
 
 
 def _base_url(given: str | None) -> str:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import IO, ClassVar, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from asyncmig.errors import InvalidInput
 
@@ -73,6 +73,8 @@ async def _raises(error: Exception) -> object:
 def check_fields(instance: object) -> None:
     """Raise `InvalidInput` for a field that does not have the type in its class; checks as `checked_call` does."""
     for name, hint in get_type_hints(type(instance)).items():
+        if get_origin(hint) is ClassVar:
+            continue
         test, value = _test_of(hint), getattr(instance, name)
         if test is not None and not test[0](value):
             raise InvalidInput(name, "***" if name in _SECRET else value, f"must be {test[1]}")

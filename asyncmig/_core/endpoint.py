@@ -36,7 +36,7 @@ class Repeat(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One route of an API. Rate limits, statistics and retry rules are kept by `key`."""
+    """One route of an API. Statistics and retry rules are kept by `key`."""
 
     name: str
     method: str
@@ -61,7 +61,14 @@ class Endpoint:
     """Seconds that a live stream may legitimately send nothing. If not 0, this replaces `Timeouts.stall`, and
     `Timeouts.min_rate` does not apply."""
 
+    budgets: tuple[str, ...] = ()
+    """The named budgets that a request charges, as far as the session's `Limits` have them. If it charges none, it
+    charges a budget of its own (`key`)."""
+    run_order: int | None = None
+    """None if a request starts no run. Otherwise it takes a run slot for as long as its run is in progress. In its
+    lane, a request of a lower order goes first."""
+
     @property
     def key(self) -> str:
-        """Method and route template: the unit by which the API counts its rate limit."""
+        """Method and route template."""
         return f"{self.method} {self.template}"

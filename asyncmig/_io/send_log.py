@@ -75,8 +75,9 @@ class _Entry(NamedTuple):
 class SendLog:
     """Writes and reads the send log.
 
-    A request matters for `window` seconds after its answer. A request without an answer has arrived at most `timeout`
-    seconds after it was sent, or never. Both are seconds on the loop's clock, which runs `speed` times as fast as the
+    A request matters for one window after its answer; `window` is that of budgets that name none. A request without
+    an answer has arrived at most `timeout` seconds after it was sent, or never. Both are seconds on the loop's clock,
+    which runs `speed` times as fast as the
     wall clock. `clock` returns the loop's time, so that times in the log advance even if the wall clock is set back.
     """
 
@@ -85,8 +86,6 @@ class SendLog:
         "_earlier",
         "_fd",
         "_is_stuck",
-        "_keep_done",
-        "_keep_sent",
         "_large",
         "_path",
         "_speed",
@@ -95,6 +94,7 @@ class SendLog:
         "_unlooked",
         "_unwritten",
         "_warned",
+        "_window",
     )
 
     def __init__(
@@ -106,9 +106,7 @@ class SendLog:
         timeout: float = 60.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._path, self._speed, self._timeout = path, speed, timeout
-        self._keep_done = int(window / speed) + 1
-        self._keep_sent = int((timeout + window) / speed) + 1
+        self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
         self._clock = clock or (lambda: 0.0)
         self._start = _wall() - self._clock() / speed
         self._earlier: dict[str, _Entry] = {}
@@ -128,12 +126,12 @@ class SendLog:
             self._flush()
         self._forget_file()
 
-    def note(self, kind: Kind, budget: str, slot: str = "") -> None:
-        """Append that a request was `sent`, is `done`, or was `unsent` after all."""
+    def note(self, kind: Kind, budget: str, slot: str = "", *, window: float | None = None) -> None:
+        """Append that a request was `sent`, is `done`, or was `unsent` after all. `window`: that of the budget."""
         if not budget.isprintable():
             return  # a line break would corrupt the log
-        keep = self._keep_sent if kind == "sent" else self._keep_done
-        self._unwritten.append(_line(kind, slot, _Entry(budget, self._now(), keep, kind == "done")))
+        entry = _Entry(budget, self._now(), self._keep(kind, window or self._window), kind == "done")
+        self._unwritten.append(_line(kind, slot, entry))
         with self._trouble():
             self._flush()
             if self._unlooked > _LOOK_EVERY:
@@ -167,6 +165,10 @@ class SendLog:
     def _slot(self, name: str, entry: _Entry, now: float) -> EarlierSlot:
         return EarlierSlot(name, (now - entry.at) * self._speed, entry.is_answered)
 
+    def _keep(self, kind: str, window: float) -> int:
+        """Return for how many seconds of the wall clock a line matters."""
+        return int((window + (self._timeout if kind == "sent" else 0.0)) / self._speed) + 1
+
     def _now(self) -> float:
         return max(_wall(), self._start + self._clock() / self._speed)
 
@@ -179,7 +181,7 @@ class SendLog:
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
         for number, match in enumerate(_matches(fd)):
             kind, at, keep, budget, slot = match.groups()
-            keep = int(keep or (self._keep_sent if kind == "sent" else self._keep_done))
+            keep = int(keep or self._keep(kind, self._window))
             entry = _Entry(budget, min(float(at), now), keep, kind == "done")
             if slot is None:
                 slot, others = f"{number} {at} {budget}", nameless[budget]

@@ -1,0 +1,151 @@
+"""The limits of a server: its budgets by name, and how many runs may be in progress."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar, Self, cast, final
+
+from asyncmig._core.arguments import check_fields
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.rate import Rate, parse_rate
+from asyncmig.errors import InvalidInput
+
+__all__ = ["BY_KEY", "Limits", "charged"]
+
+BY_KEY = "*"
+"""The name of the budget that all endpoints without a named budget charge, if there is one for the whole key."""
+_HINT = "must be per-endpoint, per-key, by-class, or pairs such as reads=30/60s,agent=5/1h,runs=3"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server allows: named budgets, the budget of each endpoint that charges none of them, and runs.
+
+    - `budgets`: the rates of named budgets. A request charges each budget that its endpoint names and that has a
+      rate here.
+    - `endpoint`: the rate of each endpoint that charges no named budget.
+    - `key`: if given, the endpoints that charge no named budget share this one rate.
+    - `runs`: the runs that may be in progress in the account at a time; None: any number.
+
+    `Limits.BY_CLASS` has the documented classes of an account, down to one request an hour; it is the default.
+    `Limits.PER_ENDPOINT` and `Limits.PER_KEY` have no named budgets and no limit of runs. `changed` returns a copy
+    with other numbers:
+
+    ```python
+    Limits.BY_CLASS.changed(agent=Rate(50, 3600.0), runs=5)
+    ```
+
+    Raises `InvalidInput` for a rate that is not positive, and for less than one run.
+    """
+
+    budgets: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    endpoint: Rate = Rate()  # noqa: RUF009 - it is frozen
+    key: Rate | None = None
+    runs: int | None = None
+
+    PER_ENDPOINT: ClassVar["Limits"]
+    PER_KEY: ClassVar["Limits"]
+    BY_CLASS: ClassVar["Limits"]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, rate in self.budgets.items():
+            if not isinstance(cast(object, rate), Rate):
+                raise InvalidInput(f"budgets[{name!r}]", rate, "must be a Rate")
+        if self.runs is not None and self.runs < 1:
+            raise InvalidInput("runs", self.runs, "must be at least 1")
+        object.__setattr__(self, "budgets", MappingProxyType(dict(self.budgets)))
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        rates = dict(self.budgets)
+        if self.key is not None:
+            rates["key"] = self.key
+        if self.endpoint != Rate() or not rates:
+            rates["endpoint"] = self.endpoint
+        pairs = [f"{name}={rate}" for name, rate in rates.items()]
+        return ",".join(pairs if self.runs is None else [*pairs, f"runs={self.runs}"])
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(
+            Limits, budgets=dict(self.budgets), endpoint=self.endpoint, key=self.key, runs=self.runs
+        ), ()
+
+    def changed(self, *, runs: int | None = None, **budgets: Rate) -> Self:
+        """Return a copy with other rates of named budgets, and with another number of runs if that is given."""
+        return replace(self, budgets={**self.budgets, **budgets}, runs=self.runs if runs is None else runs)
+
+    @classmethod
+    def parse(cls, text: str) -> "Limits":
+        """Return the preset of that name, or the limits that `NAME=RATE,...,runs=N` describes.
+
+        `NAME` is a budget of `BY_CLASS`, `endpoint` or `key`. Budgets that the text does not name keep their numbers
+        of `BY_CLASS`; if it has no rate but those of `endpoint` or `key`, there are no named budgets. Raises
+        `InvalidInput` for anything else.
+        """
+        if (preset := _PRESETS.get(text.strip().lower())) is not None:
+            return preset
+        values: dict[str, str] = {}
+        for part in text.split(","):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals:
+                raise InvalidInput("limits", text, _HINT)
+            if name in values:
+                raise InvalidInput("limits", text, f"names {name!r} twice")
+            if name not in (known := (*cls.BY_CLASS.budgets, "endpoint", "key", "runs")):
+                raise InvalidInput("limits", text, f"names {name!r}; there are {', '.join(known)}")
+            values[name] = value
+        runs = _parsed_runs(text, values.pop("runs")) if "runs" in values else None
+        rates = {name: _parsed_rate(text, name, value) for name, value in values.items()}
+        endpoint, key = rates.pop("endpoint", None), rates.pop("key", None)
+        if not rates and (endpoint or key):
+            return cls(endpoint=endpoint or Rate(), key=key, runs=runs)
+        return replace(cls.BY_CLASS.changed(runs=runs, **rates), endpoint=endpoint or Rate(), key=key)
+
+
+def charged(limits: Limits, endpoint: Endpoint) -> Mapping[str, Rate]:
+    """Return the budgets that a request to an endpoint charges, by name."""
+    named = {name: limits.budgets[name] for name in endpoint.budgets if name in limits.budgets}
+    if named:
+        return named
+    return {endpoint.key: limits.endpoint} if limits.key is None else {BY_KEY: limits.key}
+
+
+def _parsed_rate(text: str, name: str, value: str) -> Rate:
+    try:
+        return parse_rate(value)
+    except InvalidInput as error:
+        raise InvalidInput(
+            "limits", text, f"has for {name!r} the rate {value!r}, which {error.reason}"
+        ) from None
+
+
+def _parsed_runs(text: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 0 < len(value) < 10 or int(value) < 1:
+        raise InvalidInput("limits", text, f"has runs={value!r}, which must be a whole number of at least 1")
+    return int(value)
+
+
+Limits.PER_ENDPOINT = Limits()
+Limits.PER_KEY = Limits(key=Rate())
+Limits.BY_CLASS = Limits(
+    budgets={
+        "reads": Rate(30, 60.0),
+        "writes": Rate(10, 60.0),
+        "jobs": Rate(5, 3600.0),
+        "agent": Rate(5, 3600.0),
+        "create": Rate(1, 3600.0),
+        "generate": Rate(1, 3600.0),
+    },
+    runs=3,
+)
+_PRESETS: Mapping[str, Limits] = {
+    "per-endpoint": Limits.PER_ENDPOINT,
+    "per-key": Limits.PER_KEY,
+    "by-class": Limits.BY_CLASS,
+}
