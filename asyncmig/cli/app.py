@@ -166,7 +166,7 @@ def retry(
     """Repeat the last run of a journal for customers that are not delivered; failed ones are imported again."""
     last: LastRun = context.obj
     options = Options.of(last.path(), settings)
-    again = last.queue_again(queue)
+    again = queue or last.queue
     _drive(
         options, display, RunRequest(selection=select, remembered=False, queue=again, given=given(context))
     )
@@ -281,8 +281,7 @@ def watch(
         run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
     standings = run_at(1.0, standings_of(journal))
     last: LastRun | None = context.obj
-    by_queue = last is not None and last.queue is not None  # then the workers continue on their own
-    for line in how_to_go_on(standings, last.options() if last and not by_queue else None):
+    for line in how_to_go_on(standings, last.options() if last else None, last and last.queue):
         say(words, line)
     raise typer.Exit(code_of(each.outcome for each in standings))
 
@@ -331,13 +330,10 @@ def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> No
         raise typer.Exit(PARKED if reviewer.left else DELIVERED)
     options = last.options()
     if wait:
-        selection, queue = ",".join(reviewer.decided), last.queue_again(None)
-        _drive(options, Display(), RunRequest(selection=selection, remembered=False, queue=queue))
+        selection = ",".join(reviewer.decided)
+        _drive(options, Display(), RunRequest(selection=selection, remembered=False, queue=last.queue))
     say(words, "What was decided goes on at the server. To fetch what comes out:")
-    if last.queue == "":
-        say(words, "run it again with the same --queue.")
-    else:
-        say(words, f"  {options.command(queue=last.queue)}")
+    say(words, f"  {options.command(queue=last.queue)}")
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 

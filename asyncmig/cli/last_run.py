@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -29,6 +29,7 @@ __all__ = [
     "recall",
     "recall_if_any",
     "remember",
+    "remember_queued",
 ]
 
 
@@ -65,7 +66,12 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
     settings: dict[str, str]
     queue: str | None = None
-    """The environment variable that held the URL of the workers' queue; "" if the URL was given, None without one."""
+    """The workers' queue: its URL without a password, or the environment variable that held it; None without one."""
+    queued: tuple[str, ...] | None = None
+    """Customers of this or an earlier run that were given to a queue, by external id.
+
+    None: an earlier version did not record them.
+    """
 
     def options(self) -> Options:
         """Return the settings and the manifest of the run. Raises `InvalidInput` for settings that cannot be read."""
@@ -90,23 +96,35 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
         }
         return {**self.settings, **moved}
 
-    def queue_again(self, given: str | None) -> str | None:
-        """Return the queue for the same run once more; `given`: what `--queue` says now.
-
-        Raises `InvalidInput` if the last run had a queue that nothing names.
-        """
-        if given is None and self.queue == "":
-            raise InvalidInput("queue", "", "the last run went through a queue: name it again with --queue")
-        return given or self.queue
+    def is_queued(self, external_id: str) -> bool:
+        """Return whether a customer was given to a queue."""
+        return self.queue is not None if self.queued is None else external_id in self.queued
 
 
 def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
     """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
+    before = recall_if_any(settings.journal)
+    queued = before.queued if before else ()
     last = LastRun(
-        folder=str(Path.cwd()), manifest=str(manifest), settings=dict(settings.given()), queue=queue
+        folder=str(Path.cwd()),
+        manifest=str(manifest),
+        settings=dict(settings.given()),
+        queue=queue,
+        queued=queued if queued is not None or queue is None else (),
     )
-    place = settings.journal.beside("last")
-    if settings.journal.path is None:
+    _write(settings.journal, last)
+
+
+def remember_queued(journal: JournalPlace, external_ids: Iterable[str]) -> None:
+    """Add customers that are given to a queue to what is remembered of the last run. Raises `OSError`."""
+    last = recall(journal)
+    queued = tuple(sorted({*(last.queued or ()), *external_ids}))
+    _write(journal, msgspec.structs.replace(last, queued=queued))
+
+
+def _write(journal: JournalPlace, last: LastRun) -> None:
+    place = journal.beside("last")
+    if journal.path is None:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(place, msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 

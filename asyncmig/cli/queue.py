@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,12 +17,7 @@ from asyncmig.errors import InvalidInput
 if TYPE_CHECKING:
     from asyncmig.customers.options import OptionOverrides
 
-__all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url", "queue_variable"]
-
-
-def queue_variable(given: str) -> str:
-    """Return the environment variable that `--queue` names; "" for a URL, which nothing remembers or prints."""
-    return given if os.environ.get(given) else ""
+__all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url"]
 
 
 def queue_url(given: str) -> str:
@@ -49,15 +44,15 @@ async def follow(
     *,
     api: str,
     over: asyncio.Event,
-    connected: asyncio.Event,
+    on_connected: Callable[[], None],
 ) -> AsyncGenerator[Outcome]:
     """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs go on without it.
 
     What is not `asked` is as the workers do it. Files are named by absolute paths, which have to mean the same to the
-    workers. Once `over` is set, neither a connection nor a reply is waited for. Sets `connected` once the queue
-    can be used.
+    workers. Once `over` is set, neither a connection nor a reply is waited for. Calls `on_connected` once the
+    queue can be used, before anything is submitted.
     """
-    outcomes = _outcomes(url, specs, asked, api, connected)
+    outcomes = _outcomes(url, specs, asked, api, on_connected)
     ending = asyncio.ensure_future(over.wait())
     coming: asyncio.Future[Outcome | None] | None = None
     try:
@@ -79,14 +74,14 @@ async def follow(
 
 
 async def _outcomes(
-    url: str, specs: Sequence[Spec], asked: "OptionOverrides", api: str, connected: asyncio.Event
+    url: str, specs: Sequence[Spec], asked: "OptionOverrides", api: str, on_connected: Callable[[], None]
 ) -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
 
     for name in ("psycopg", "redis", "saq"):  # what they log is said in our words
         logging.getLogger(name).addHandler(logging.NullHandler())
     async with MigrationQueue(url, api=api) as queue:
-        connected.set()
+        on_connected()
         async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
             yield outcome
 

@@ -21,9 +21,9 @@ from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.last_run import check_journal, recall_if_any, remember
+from asyncmig.cli.last_run import check_journal, recall_if_any, remember, remember_queued
 from asyncmig.cli.live_view import LiveView
-from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, say
+from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, listed, say
 from asyncmig.cli.plan import (
     check_folders,
     check_names,
@@ -33,7 +33,7 @@ from asyncmig.cli.plan import (
     select,
     statuses_of,
 )
-from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url, queue_variable
+from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url
 from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.cli.settings import Display, Options, open_session
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
@@ -72,7 +72,9 @@ class RunResult:
     reason: str | None = None
     """Why it ended early; None if it did not."""
     queue: str | None = None
-    """The environment variable that held the URL of the workers' queue; "" if a URL was given, None without one."""
+    """The workers' queue, as `--queue` names it; None without one."""
+    is_recorded: bool = True
+    """Whether the journal has the customers. Workers may have another journal."""
     connected: bool = True
     """Whether the queue was reached, so that workers may have the jobs."""
     explicit: frozenset[str] = frozenset()
@@ -143,20 +145,20 @@ async def drive(
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
     generations.find(options.api)
-    await _check_before(options, wanted, display, words)
+    await _check_before(manifest, options, wanted, display, words)
     async with (
         _opened_journal(options, wanted) as journal,
         open_session(options, options.journal, api_key) as session,
     ):
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
-        statuses = statuses_of(records) if journal else read_outcomes(options.out)
+        statuses = statuses_of(records) if journal or records else read_outcomes(options.out)
         selected = select(wanted.selection, manifest, statuses) if wanted.selection is not None else None
         report.begin(records)
         say_removed(manifest, records, words)
         check_folders(options.out, manifest)
         if wanted.remembered:
-            remember(options.manifest, options, queue=_variable(wanted))
+            remember(options.manifest, options, queue=wanted.queue)
         manifest = only(manifest, selected)
         progress = LiveView(words, _files(manifest), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
@@ -181,8 +183,9 @@ async def drive(
             selected=selected,
             key_refused=key.refused,
             reason=reason or report.trouble,
-            queue=_variable(wanted),
-            connected=work.connected.is_set(),
+            queue=wanted.queue,
+            is_recorded=wanted.queue is None or any(row.external_id in records for row in last.customers),
+            connected=work.is_connected,
             explicit=frozenset(wanted.given) & WORKERS_OWN,
             unwritten=bool(report.trouble) or (display.as_json and is_unread()),
         )
@@ -192,7 +195,9 @@ async def drive(
         return ended
 
 
-async def _check_before(options: Options, wanted: RunRequest, display: Display, words: Console) -> None:
+async def _check_before(
+    manifest: Manifest, options: Options, wanted: RunRequest, display: Display, words: Console
+) -> None:
     """Check the options before anything is created, and print notes about them. Raises `InvalidInput`."""
     check_names(options)
     check_folder("out", options.out)
@@ -200,10 +205,11 @@ async def _check_before(options: Options, wanted: RunRequest, display: Display, 
     if wanted.queue is None:  # workers have a journal of their own
         if await _is_missing(options.journal):
             warn_of_lost_journal(str(options.journal), options.out, words)
-        await _check_not_queued(options.journal)
+        await _check_not_queued(manifest, options, wanted.selection)
     else:
         queue_url(wanted.queue)
-        for note in notes_about(wanted.given, verbose=display.verbose):
+        given = {name for name in wanted.given if name != "journal" or options.journal.path is not None}
+        for note in notes_about(given, verbose=display.verbose):
             say(words, note, "dim")
 
 
@@ -228,26 +234,31 @@ async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerato
 
 
 async def _records(journal: DatabaseJournal | None, place: JournalPlace) -> Mapping[str, CustomerRecord]:
-    return {} if journal is None else await read_records(journal, str(place))
+    """Return the records of a journal; those of a database also if only the workers write it."""
+    if journal is not None:
+        return await read_records(journal, str(place))
+    return await known_customers(place) if place.path is None else {}
 
 
-def _variable(wanted: RunRequest) -> str | None:
-    return None if wanted.queue is None else queue_variable(wanted.queue)
+async def _check_not_queued(manifest: Manifest, options: Options, selection: str | None) -> None:
+    """Raise `InvalidInput` for customers that were given to a queue. Creating their companies again would fail.
 
-
-async def _check_not_queued(journal: JournalPlace) -> None:
-    """Raise `InvalidInput` if workers know the customers of the last run, and this journal does not.
-
-    To migrate them in this process would create all their companies again.
+    A database that has their records is the journal of the workers, too: then claims protect the customers.
     """
-    last = recall_if_any(journal)
-    if last is None or last.queue is None or await known_customers(journal):
+    last, place = recall_if_any(options.journal), options.journal
+    if last is None:
         return
-    reason = (
-        "the last run with it went through a queue, whose workers have a journal of their own: "
-        "give --queue again, or name another journal"
-    )
-    raise InvalidInput("journal", str(journal), reason)
+    known = await known_customers(place)
+    selected = None if selection is None else select(selection, manifest, statuses_of(known))
+    recorded = known if place.path is None else {}
+    names = [customer.external_id for customer in only(manifest, selected).customers]
+    queued = [name for name in names if last.is_queued(name) and name not in recorded]
+    if queued:
+        reason = (
+            f"{listed(queued)} went through a queue, whose workers have a journal of their own: give --queue again, "
+            "or, for customers that no worker has begun, name another journal"
+        )
+        raise InvalidInput("journal", str(place), reason)
 
 
 def _feed(display: Display, interrupts: Interrupts) -> EventPrinter | None:
@@ -308,7 +319,7 @@ def _files(manifest: Manifest) -> dict[str, int]:
 class _Work:
     """The part of `drive` that may be interrupted."""
 
-    __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted", "connected")
+    __slots__ = ("_failures", "_journal", "_manifest", "_options", "_session", "_wanted", "is_connected")
 
     def __init__(
         self,
@@ -321,8 +332,8 @@ class _Work:
         self._manifest, self._options, self._wanted = manifest, options, wanted
         self._session, self._journal = session, journal
         self._failures = 0
-        self.connected = asyncio.Event()
-        """Set once the workers' queue was reached."""
+        self.is_connected = False
+        """Whether the workers' queue was reached."""
 
     async def run(
         self, records: Mapping[str, CustomerRecord], outlets: _Outlets, interrupts: Interrupts
@@ -390,8 +401,13 @@ class _Work:
         assert self._wanted.queue is not None
         url, wanted = queue_url(self._wanted.queue), self._wanted
         overrides = option_overrides(self._options, wanted.given, retry_failed=wanted.selection is not None)
+
+        def connected() -> None:
+            remember_queued(self._options.journal, [spec.external_id for spec in specs])
+            self.is_connected = True
+
         following = follow(
-            url, specs, overrides, api=self._options.api, over=interrupts.over, connected=self.connected
+            url, specs, overrides, api=self._options.api, over=interrupts.over, on_connected=connected
         )
         async with aclosing(following) as outcomes:
             async for outcome in outcomes:

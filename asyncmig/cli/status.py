@@ -182,7 +182,9 @@ def _print(data: Console, event: Event, *, as_json: bool) -> None:
     say(data, line.rstrip(), STYLES.get(event.kind, ""))
 
 
-def how_to_go_on(standings: Sequence[CustomerStatus], options: Options | None) -> Iterator[str]:
+def how_to_go_on(
+    standings: Sequence[CustomerStatus], options: Options | None, queue: str | None
+) -> Iterator[str]:
     """Yield how all of them stand, and the commands that go on from there, as far as they are known."""
     counts = Counter(each.outcome for each in standings)
     yield f"{counted(len(standings), 'customer')}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}."
@@ -190,7 +192,7 @@ def how_to_go_on(standings: Sequence[CustomerStatus], options: Options | None) -
         return
     if counts["pending"]:
         yield "Nobody works on those that are pending. To go on:"
-        yield f"  {options.command()}"
+        yield f"  {options.command(queue=queue)}"
     if counts["parked"]:
         yield "To answer what the parked ones ask:"
         yield f"  {options.about_journal('review')}"

@@ -82,91 +82,71 @@ def figures(ended: RunResult) -> list[tuple[str, str]]:
 
 def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     """Yield the next steps, each with its command."""
-    if ended.queue is not None:
-        yield from _steps_with_queue(ended, options)
-        return
-    outcomes = {company.outcome for company in ended.customers}
-    if ended.key_refused:
-        yield "The API key was refused. Set a valid one in VERN_API_KEY, then continue:"
-        yield f"  {options.command()}"
-    elif "pending" in outcomes:
-        why = f" ({clean(ended.reason)})" if ended.reason else ""
-        yield f"Not finished{why}. Imports continue at the server. To continue here:"
-        yield f"  {options.command()}"
-    if "parked" in outcomes:
-        yield from _about_parked(options)
-    if "unknown" in outcomes:
-        yield "The outcome of some requests is unknown; the reason says how to check. To see the customer's history:"
-        unknown = next(row.external_id for row in ended.customers if row.outcome == "unknown")
-        yield f"  {options.about_journal('show', unknown)}"
-    if "failed" in outcomes:
-        yield "A failed customer is imported again when its files have changed. Correct them, then:"
-        yield f"  {options.command()}"
-        yield "Or, to import them again as they are:"
-        yield f"  {options.about_journal('retry', '--select', 'status:failed')}"
-    if not ended.customers:
-        yield "No customer is selected: there is nothing to do."
-    elif outcomes <= {"delivered"}:
-        which = "Every customer" if ended.selected is None else "Every selected customer"
-        yield f"{which} is delivered: {options.out}/EXTERNAL_ID/SHEET.csv"
-    others = len(ended.report.customers) - len(ended.customers)
-    if others:
-        yield f"Not selected: {counted(others, 'customer')}. To see their status:"
-        yield f"  {options.about_journal('status')}"
-
-
-def _steps_with_queue(ended: RunResult, options: Options) -> Iterator[str]:
-    """Yield what can be done after a run by workers: this process has no journal that knows the customers."""
     outcomes = {company.outcome for company in ended.customers}
 
     def again(text: str, decide: DecideChoice | None = None, select: str | None = None) -> Iterator[str]:
-        line = options.command(decide, queue=ended.queue, select=select, explicit=ended.explicit)
-        more = {"decide": decide, "select": select}
-        options_to_add = "".join(f" --{name} {text}" for name, text in more.items() if text)
-        if ended.queue:
-            yield f"{text}:"
-            yield f"  {line}"
-        else:  # the URL may hold a secret, and is not printed
-            yield f"{text}, run the same command again{f' with{options_to_add}' * bool(options_to_add)}."
+        explicit = ended.explicit if ended.queue else ()
+        yield f"{text}:"
+        yield f"  {options.command(decide, queue=ended.queue, select=select, explicit=explicit)}"
+
+    def look(text: str, command: str, *words: str) -> Iterator[str]:
+        yield f"{text}:"
+        yield f"  {options.about_journal(command, *words)}"
 
     if ended.key_refused:
-        yield from again("The API key was refused. With a valid one in VERN_API_KEY, to continue")
+        yield from again("The API key was refused. Set a valid one in VERN_API_KEY, then continue")
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
-        if ended.connected:
-            yield from again(f"Not finished{why}. The workers go on with what was submitted. To follow it")
-        else:
-            yield from again(f"Not finished{why}. This run submitted nothing to the workers. To submit it")
+        yield from again(f"Not finished{why}. {_where_it_continues(ended)}")
     if "parked" in outcomes:
-        yield "Parked customers wait for a decision. What each asks is in the workers' journal."
-        if options.decide == "approve-safe":
-            yield from again("What the server proposes destroys rows. To approve it all the same", "approve")
-        elif options.decide != "approve":
-            yield from again("To approve what the server proposes, unless it destroys rows", "approve-safe")
+        yield "Parked customers wait for a decision."
+        if ended.is_recorded:
+            yield from look("To look at what each asks, and to answer", "review")
+        else:
+            yield "What each asks is in the workers' journal: give its database as --journal, also to later runs."
+        if options.decide == "park":
+            yield from again(
+                "Or, to approve what the server proposes, unless it destroys rows", "approve-safe"
+            )
+        elif options.decide == "approve-safe":
+            yield from again(
+                "What the server proposes destroys rows, or may. To approve it all the same", "approve"
+            )
     if "unknown" in outcomes:
         yield "The outcome of some requests is unknown; the reason says how to check."
-        yield "If a company has to be adopted, that must be written to the workers' journal."
+        if ended.is_recorded:
+            unknown = next(row.external_id for row in ended.customers if row.outcome == "unknown")
+            yield from look("To see the customer's history", "show", unknown)
+        else:
+            yield "If a company has to be adopted, that must be written to the workers' journal."
     if "failed" in outcomes:
-        yield from again("A failed customer is imported again once its files have changed. After that")
-        yield from again("Or, to import them again as they are", select="status:failed")
+        yield from again(
+            "A failed customer is imported again when its files have changed. Correct them, then"
+        )
+        if ended.is_recorded:
+            yield from look("Or, to import them again as they are", "retry", "--select", "status:failed")
+        else:
+            yield from again("Or, to import them again as they are", select="status:failed")
     if not ended.customers:
         yield "No customer is selected: there is nothing to do."
     elif outcomes <= {"delivered"}:
         which = "Every customer" if ended.selected is None else "Every selected customer"
-        yield f"{which} is delivered. The sheets are where the workers write; {options.out}/report.json lists them."
+        if ended.queue:
+            where = f". The sheets are where the workers write; {options.out}/report.json lists them."
+        else:
+            where = f": {options.out}/EXTERNAL_ID/SHEET.csv"
+        yield f"{which} is delivered{where}"
     if others := len(ended.report.customers) - len(ended.customers):
-        yield f"Not selected: {counted(others, 'customer')}."
+        text = f"Not selected: {counted(others, 'customer')}."
+        yield from look(f"{text} To see their status", "status") if ended.is_recorded else (text,)
 
 
-def _about_parked(options: Options) -> Iterator[str]:
-    yield "Parked customers wait for a decision. To look at what each asks, and to answer:"
-    yield f"  {options.about_journal('review')}"
-    if options.decide == "park":
-        yield "Or, to approve what the server proposes for all of them, unless it destroys rows:"
-        yield f"  {options.command(decide='approve-safe')}"
-    elif options.decide == "approve-safe":
-        yield "What the server proposes for them destroys rows, or may. To approve it all the same:"
-        yield f"  {options.command(decide='approve')}"
+def _where_it_continues(ended: RunResult) -> str:
+    if not ended.queue:
+        return "Imports continue at the server. To continue here"
+    if ended.connected:
+        return "The workers go on with what was submitted. To follow it"
+    return "This run submitted nothing to the workers. To submit it"
 
 
 def _outcomes(companies: Sequence[CustomerStatus], report_path: str) -> Table:

@@ -3,11 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from uuid import uuid4
 
-import psycopg
 import pytest
+from servers import database
 
 from asyncmig.journal import JournalPlace
 
@@ -21,16 +19,9 @@ SECRET = "s3cr3t"
 @pytest.fixture
 def address(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty database, with a password (which the server does not ask for)."""
-    name = f"journal_{uuid4().hex}"
-    with psycopg.connect(database_url, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}".encode())
-        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-        yield urlsplit(database_url)._replace(netloc=_with_password(database_url), path=f"/{name}").geturl()
-        db.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-def _with_password(url: str) -> str:
-    return urlsplit(url).netloc.replace("@", f":{SECRET}@")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with database(database_url) as url:
+        yield url.replace("@", f":{SECRET}@")
 
 
 @pytest.fixture(params=["variable", "url", "ASYNCMIG_JOURNAL"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from farm import Farm
 from saq.worker import Worker
+from servers import database
 
 from asyncmig import Delivered, Spec
 from asyncmig.cli.report import Budget, Report
@@ -231,10 +232,91 @@ def test_what_is_printed_after_a_run_by_workers_goes_through_the_queue(
 
     by_url = cli("run", manifest, "--queue", url, *limits, *reach)
     assert by_url.code == 75
-    assert "run the same command again" in by_url.out
-    assert url not in by_url.out + by_url.err + (tmp_path / "fleet.db.last").read_text(encoding="utf-8")
-    assert "asyncmig " not in by_url.out
-    assert "name it again with --queue" in cli("retry").err
+    (line,) = [line for line in by_url.out.splitlines() if line.startswith("  asyncmig ")]
+    assert f"--queue {url}" in line  # it has no password
+    assert cli(*line.split()[1:]).code == 75
+    assert cli("retry", "--max-duration", "1m").code == 75
+
+
+def test_customers_that_were_given_to_a_queue_are_refused_without_it(
+    cli: Cli,
+    customers: Callable[..., Path],
+    simulator: Simulator,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKERS", redis_url.removesuffix("/0") + "/11")
+    monkeypatch.setenv("NOBODY", "redis://127.0.0.1:1")
+    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    assert cli("run", customers(acme=GOOD), *reach).code == 0
+    both = customers(acme=GOOD, bolt=GOOD)
+    assert (
+        cli("run", both, "--queue", "NOBODY", *reach).code == 75
+    )  # it was not reached, so nothing was given to it
+    assert cli("run", both, *reach).code == 0
+    more = customers(acme=GOOD, bolt=GOOD, cafe=GOOD, dora=GOOD)
+    assert (
+        cli("run", more, "--select", "cafe", "--queue", "WORKERS", "--max-duration", "1m", *reach).code == 75
+    )
+    before = simulator.count("POST /companies")
+    for arguments in ((), ("--select", "cafe,dora")):
+        here = cli("run", more, *arguments, *reach)
+        assert here.code == 2
+        assert "cafe went through a queue" in here.err
+    assert simulator.count("POST /companies") == before
+    assert cli("run", more, "--select", "dora", *reach).code == 0
+    assert (
+        "cafe went through a queue" in cli("run", more, *reach).err
+    )  # a local run in between changes nothing
+
+
+def test_each_command_after_a_run_by_workers_works_as_printed_if_the_journal_is_theirs(
+    cli: Cli,
+    customers: Callable[..., Path],
+    redis_url: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    url = redis_url.removesuffix("/0") + "/12"
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with (
+        database(database_url) as journal,
+        Farm(
+            folder, speed=60.0, queue=url, database=journal, window=url, name="asyncmig", concurrency=4
+        ) as farm,
+    ):
+        monkeypatch.setenv("VERN_API_KEY", farm.key)
+        monkeypatch.setenv("ASYNCMIG_QUEUE", url)
+        monkeypatch.setenv("WORKERS_DATABASE", journal)
+        farm.start()
+        manifest = customers(acme=GOOD, bolt=b"Email,First Name,Last Name\n" + b"p@x.org,A,B\n" * 5)
+        reach = ("--speed", 60, "--base-url", farm.base_url)
+        places = ("--queue", "ASYNCMIG_QUEUE", "--journal", "WORKERS_DATABASE")
+        ran = cli("run", manifest, *places, "--decide", "park", *reach)
+        assert ran.code == 5, (ran.err, farm.log())
+        assert "--journal" not in "".join(line for line in ran.err.splitlines() if line.startswith("note:"))
+        assert not list(tmp_path.glob("fleet.db*"))
+        review, approve = [
+            line.split()[1:] for line in ran.out.splitlines() if line.startswith("  asyncmig ")
+        ]
+        assert (review, approve[-1]) == (["review", "--journal", "WORKERS_DATABASE"], "ASYNCMIG_QUEUE")
+        assert "bolt" in cli(*review).out
+        decided = cli(*review[:1], "bolt", *review[1:], "--approve", "--allow-destructive")
+        assert decided.code == 0, decided.err
+        (following,) = [
+            line.split()[1:] for line in decided.err.splitlines() if line.startswith("  asyncmig ")
+        ]
+        done = cli(*following)
+        assert done.code == 0, (done.out, farm.log())
+        assert cli("status", *review[1:]).code == 0
+        assert cli("retry", *review[1:]).code == 0
+        assert cli("watch", *review[1:]).code == 0
+        here = cli("run", manifest, *review[1:], *reach)  # their claims protect the customers
+        assert here.code == 0, here.err
+        assert farm.verdict()["duplicate_companies"] == farm.verdict()["duplicate_imports"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["redis", "postgresql"])
@@ -276,12 +358,12 @@ def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> No
         for outcome in ("parked", "unknown", "failed", "pending", "delivered")
     )
     options = Options(manifest=Path("customers.csv"))
-    for queue in ("WORKERS", ""):
-        ended = RunResult(report=Report(customers=rows, budget=Budget()), queue=queue)
+    for queue in ("WORKERS", "redis://127.0.0.1:6379/0"):
+        ended = RunResult(report=Report(customers=rows, budget=Budget()), queue=queue, is_recorded=False)
         text = "\n".join(next_steps(ended, options))
         commands = [line for line in text.splitlines() if line.startswith("  ")]
+        assert commands
         assert all(line.startswith("  asyncmig run customers.csv") for line in commands)
-        assert all("--queue WORKERS" in line for line in commands)
-        assert bool(commands) is bool(queue)
+        assert all(f"--queue {queue}" in line for line in commands)
         for command in ("status", "review", "retry", "show", "adopt"):
             assert f"asyncmig {command}" not in text
