@@ -33,7 +33,11 @@ def open_archive(file: IO[bytes], *, most_sheets: int) -> tuple[zipfile.ZipFile,
     with _damage_reported():
         _check_directory(file)
         archive = zipfile.ZipFile(file)
-        entries = [entry for entry in archive.infolist() if _is_sheet(entry)]
+        entries = [
+            entry
+            for entry in archive.infolist()
+            if entry.filename.lower().endswith(".csv") and not entry.filename.startswith("__MACOSX/")
+        ]
         if len(entries) > most_sheets:
             raise ValueError(f"it has {len(entries)} sheets")
         return archive, entries
@@ -52,10 +56,6 @@ def _damage_reported() -> Generator[None]:
         yield
     except Exception as error:  # `zipfile` raises a dozen kinds for a damaged archive, few of them documented
         raise TruncatedDownload(ALL_SHEETS, f"not a whole ZIP archive ({error})") from error
-
-
-def _is_sheet(entry: zipfile.ZipInfo) -> bool:
-    return entry.filename.lower().endswith(".csv") and not entry.filename.startswith("__MACOSX/")
 
 
 def _check_directory(file: IO[bytes]) -> None:

@@ -25,23 +25,22 @@ from asyncmig.transfers.part import CHUNK, Part, Repeats, usable_bytes
 __all__ = ["download"]
 
 _MORE_SHEETS = 100
-"""How many unknown sheets an archive may contain. Each sheet needs an open file."""
+"""Most unknown sheets that an archive may contain. Each sheet needs an open file."""
 
 
 async def download(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], whole: bool
 ) -> list[Downloaded]:
-    """Download `sheets` to `folder/SHEET.csv`. `whole`: they are all sheets of the company. `among`: all known
-    sheets.
+    """Download `sheets` to `folder/SHEET.csv`. `among`: all known sheets. `whole`: `sheets` are all of them.
 
-    A sheet has the same file name whichever other sheets are downloaded with it. All sheets come in one ZIP if
-    the server offers it. Everything is downloaded and checked before any file is put in place.
+    The file name of a sheet does not depend on which other sheets are downloaded. All sheets come in one ZIP if
+    the server offers it. All files are downloaded and checked before the first one gets its final name.
 
-    The archive and each sheet have one `Attempts` for the whole download. If all rows together do not agree with
-    the report, everything is downloaded again, which is one more request for each sheet.
+    A request for the archive or for a sheet may fail `RetryPolicy.attempts` times in the whole download. If the rows
+    of all sheets together disagree with the report, all sheets are requested again, at most as many times.
 
-    Raises `TruncatedDownload` if the last attempt still disagrees with the report, or if the same wrong bytes
-    arrived eight times; `InvalidInput` if a file would replace an input.
+    Raises `TruncatedDownload` if the last attempt disagrees with the report, or if the same wrong bytes arrived in
+    every attempt (at most eight); `InvalidInput` if a file would replace an input.
     """
     names = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
     files = dict(zip(names, file_names(names.values()), strict=True))
@@ -78,7 +77,7 @@ class _Download:
         self._attempts: dict[str | None, Attempts] = {}
 
     async def fetched(self, stack: ExitStack) -> list[Part]:
-        """Return all sheets, downloaded and checked one by one. `stack` closes their files."""
+        """Download the sheets, check each, and return them. `stack` closes and removes their temporary files."""
         traits, is_refused = self._fetch.traits, False
         if self._use_archive and traits.has_archives:
             self._use_archive = not self._sheets  # a repeat requests the single sheets, if they are known
@@ -102,14 +101,16 @@ class _Download:
         return parts
 
     def _attempts_for(self, sheet: Sheet | None) -> Attempts:
-        """Return the attempts of a sheet, or of the archive. They count over all rounds of this download."""
+        """Return the attempts of a sheet, or of the archive: the same ones in every round of this download."""
 
-        def is_useless(error: AsyncmigError) -> bool:
-            return _is_final(error) or (sheet is None and is_no_archive(error))
+        def is_final(error: AsyncmigError) -> bool:
+            if isinstance(error, TruncatedDownload):
+                return error.is_final
+            return sheet is None and is_no_archive(error)
 
         key = None if sheet is None else sheet.id
         if key not in self._attempts:
-            self._attempts[key] = self._fetch.repeated(TRANSIENT, unless=is_useless)
+            self._attempts[key] = self._fetch.repeated(TRANSIENT, unless=is_final)
         return self._attempts[key]
 
     async def _fetch_sheet(self, sheet: Sheet, part: Part) -> None:
@@ -208,10 +209,6 @@ class _Download:
                     return
             wrong = self._repeats.wrong(error, b"".join(digest for _, digest in recounted))
             raise wrong if wrong.is_final else RetryableFailure(wrong) from None
-
-
-def _is_final(error: AsyncmigError) -> bool:
-    return isinstance(error, TruncatedDownload) and error.is_final
 
 
 def _commit(parts: Sequence[Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:

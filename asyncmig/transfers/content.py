@@ -115,7 +115,7 @@ class Attempt:
         self._idle = asyncio.Event()
         self._idle.set()
         self.failure: Exception | None = None
-        """Why the content could not be read. The transport reports it as a broken connection."""
+        """Why the content could not be read. The transport shows only a broken connection."""
 
     async def rested(self) -> None:
         """Wait until nothing reads the content any more."""
@@ -138,20 +138,16 @@ class Attempt:
 
     async def _next(self) -> bytes:
         if self._given and self._progress is not None:
-            self._progress(self._given, self._content.size)  # the previous chunk has been used
+            self._progress(self._given, self._content.size)  # the previous chunk was sent
         if self._given == self._content.size:
             raise StopAsyncIteration
-        chunk = self._cut(self._rest or memoryview(await self._more()))
+        piece = self._rest or memoryview(await self._more())
+        most = _CHUNK if self._pace is None else min(_CHUNK, self._pace.slice)
+        self._rest, chunk = piece[most:], bytes(piece[:most])
         if self._pace is not None:
             await self._pace.take(len(chunk))
         self._given += len(chunk)
         return chunk
-
-    def _cut(self, chunk: memoryview) -> bytes:
-        """Return as much as may be sent at once, and keep the rest."""
-        most = _CHUNK if self._pace is None else min(_CHUNK, self._pace.slice)
-        self._rest = chunk[most:]
-        return bytes(chunk[:most])
 
     async def _more(self) -> bytes:
         """Return the next piece. Raises `InvalidInput` if the content is shorter or longer than its size."""
@@ -242,14 +238,14 @@ def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content
     name = checked_text("name", given if name else Path(given).name)
     if length < 1:
         raise InvalidInput(
-            "source", name, f"is empty from where it stands, at byte {start}: seek(0) reads it all"
+            "source", name, f"has no bytes after its position, {start}: seek(0) to upload all of it"
         )
     return _measured(name, size, length, partial(_object_chunks, file, start, name))
 
 
-def _measured(name: str, said: int | None, size: int, open_chunks: _Open) -> Content:
-    if said not in (None, size):
-        raise InvalidInput("size", said, f"is not that of {name}, which has {size} bytes")
+def _measured(name: str, stated: int | None, size: int, open_chunks: _Open) -> Content:
+    if stated not in (None, size):
+        raise InvalidInput("size", stated, f"is wrong: {name} has {size} bytes")
     return Content(name, size, open_chunks)
 
 

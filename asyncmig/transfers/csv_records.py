@@ -130,6 +130,7 @@ class RecordCounter:
             self._cr.feed(chunk.replace(b"\r", b"\n"))
 
     def _keep(self, chunk: bytes) -> None:
+        """Count the cells of the header, and keep the bytes of the last line."""
         if self._header is None:
             chunk = self._rest + chunk
             end = _first_end(chunk)

@@ -6,10 +6,10 @@ of rows follows. Two questions are open, and each has two answers:
 - A quote in the middle of a cell (`6" pipe`) is text, or it opens a quoted part as at the start of a cell.
 - A carriage return without a line feed is text, or it ends a line. If no line feed ends a line, it always does.
 
-A file is counted once as long as all readings agree. From the first byte at which they differ, each reading is
-counted. Each chunk is split at its quotes, the text outside of quoted cells is joined with one quote for each
-cell, and the lines of that text are counted. This is exact and takes several times as long as `RecordCounter`,
-which knows one reading.
+As long as all readings agree, a file is counted only once. From the first byte at which they differ, each reading
+is counted separately. Each chunk is split at its quotes, the text outside of quoted cells is joined with one quote
+for each cell, and the lines of that text are counted. The counts are exact. `RecordCounter` is several times as
+fast, and knows only one reading.
 """
 
 import codecs
@@ -82,6 +82,7 @@ class _Quotes:
         self._count(b'"'.join([*outside, b""] if ends_open and outside else outside))
 
     def _note_inside(self, parts: Sequence[bytes], *, ends_open: bool) -> None:
+        """Update what is known about quoted cells. `ends_open`: the chunk ends inside of one."""
         last = parts[-1]
         if ends_open:
             self._tail = ((self._tail if len(parts) == 1 else b"") + last)[:_LONGEST]

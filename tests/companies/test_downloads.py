@@ -257,6 +257,21 @@ async def test_what_comes_wrong_and_always_the_same_is_not_asked_for_ever(
     assert not list(tmp_path.iterdir())
 
 
+async def test_a_sheet_that_is_always_wrong_in_another_way_is_requested_once_per_attempt(
+    imported: Imported, wire: InProcess, tmp_path: Path
+) -> None:
+    async with imported() as company:
+        wire.fault = lambda method, path, number: (
+            Fault(instead=Reply(status=200, body=b"Email\r\n" + b"p@x\r\n" * number, content_type="text/csv"))
+            if path.endswith("/export.csv")
+            else None
+        )
+        with pytest.raises(TruncatedDownload, match="3 rows arrived") as caught:
+            await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
+    assert not caught.value.is_final
+    assert downloads(wire) == 3
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 async def test_a_sheet_that_was_cut_in_its_last_cell_is_fetched_again(
     imported: Imported, wire: InProcess, tmp_path: Path, cut: int

@@ -261,6 +261,20 @@ async def test_a_stream_that_nobody_has_read_yet_is_tried_again(opens: Opens, wi
     assert uploaded.size == len(CONTENT)
 
 
+async def test_the_url_and_the_bytes_are_requested_at_most_once_per_attempt(
+    opens: Opens, wire: InProcess
+) -> None:
+    wire.fault = lambda method, path, number: (
+        Fault(lost_before=True) if path == "/storage" or (path.endswith("/uploads") and number % 2) else None
+    )
+    async with opens() as session:
+        company = await provisioned(session)
+        with pytest.raises(NoAnswer):
+            await company.upload(CONTENT, name="a.csv")
+    assert sum(url.endswith("/uploads") for _, _, url in wire.sent) == 8
+    assert sum(method == "PUT" for _, method, _ in wire.sent) == 4
+
+
 async def test_a_file_that_the_storage_finds_too_large_is_not_sent_eight_times(
     opens: Opens, wire: InProcess
 ) -> None:
