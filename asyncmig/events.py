@@ -203,17 +203,15 @@ class SharedWindowFound(_Happening, frozen=True, kw_only=True, tag=True):
 class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """A run was read and has a new status or a new progress text."""
 
-    company_id: str
-    run_id: str
     status: str
     progress: str | None
+    ids: Mapping[str, str]
+    """The server's ids, by kind: `company` and `run` in the API generation "companies"."""
 
 
 class RunEnded(_Happening, frozen=True, kw_only=True, tag=True):
     """A run was read and has ended. Its `RunChanged` precedes this event."""
 
-    company_id: str
-    run_id: str
     status: str
     seconds: float | None
     """Seconds for which it ran, without the time for which it was parked; None if its start is unknown."""
@@ -221,6 +219,8 @@ class RunEnded(_Happening, frozen=True, kw_only=True, tag=True):
     """Seconds since the last reading that showed it running: the delay with which its end was noticed is at most
     this. None if it was never seen running.
     """
+    ids: Mapping[str, str]
+    """The server's ids, by kind."""
 
 
 class RunStalled(_Happening, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -228,22 +228,20 @@ class RunStalled(_Happening, frozen=True, kw_only=True, tag=True, omit_defaults=
 
     external_id: str | None = None
     """The customer, if `migrate` or `Fleet` waits for the run."""
-    company_id: str
-    run_id: str
     seconds: float
+    ids: Mapping[str, str]
+    """The server's ids, by kind."""
 
 
 class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """One customer's migration reached a step."""
 
     external_id: str
-    company_id: str | None = None
-    """None until the company is there."""
-    run_id: str | None = None
-    """None until its import has started."""
     step: str
     """checking, creating, uploading, starting, running, parked, deciding, downloading, exporting, or an outcome."""
     detail: str = ""
+    ids: Mapping[str, str] = {}
+    """The server's ids that are known so far, by kind."""
 
 
 Event = (

@@ -343,8 +343,7 @@ class Session(AsyncOnly):
             RunStalled(
                 at=now,
                 external_id=self._poller.customer(run),
-                company_id=company_id,
-                run_id=run_id,
+                ids={"company": company_id, "run": run_id},
                 seconds=seconds,
             )
         )

@@ -58,8 +58,8 @@ _NAME = "asyncmig"
 _OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
-_OF_A_COMPANY = re.compile(r"[A-Z]+ (/companies/\{id\}(/|$)|\{upload_url\}$)")
-"""Endpoints whose placeholder `id` is a company."""
+_OF_A_CUSTOMER = re.compile(r"[A-Z]+ (/(companies|migrations)/\{id\}(/|$)|\{\w+_url\}$)")
+"""Endpoints whose `id` is the id of a customer's company or migration."""
 _OTHER = "other"
 
 
@@ -90,12 +90,13 @@ def instrument(
 class _MigrationSpans:
     """The spans of a migration in progress."""
 
-    __slots__ = ("company_id", "root", "step")
+    __slots__ = ("ids", "root", "step")
 
     def __init__(self, root: Span) -> None:
         self.root = root
         self.step: Span | None = None
-        self.company_id: str | None = None
+        self.ids: set[str] = set()
+        """The server's ids of this customer."""
 
 
 @final
@@ -106,8 +107,8 @@ class _Telemetry:
         self._tracer, self._server = tracer, server
         self._routes: set[str] = set()
         self._migrations: dict[str, _MigrationSpans] = {}
-        self._companies: dict[str, str] = {}
-        """The external id of the migration, by the company's id."""
+        self._customers: dict[str, str] = {}
+        """The external id of the migration, by each of the server's ids."""
         self._duration = meter.create_histogram("http.client.request.duration", "s")
         self._wait = meter.create_histogram("asyncmig.request.wait", "s")
         self._refused = meter.create_counter("asyncmig.requests.refused", "{request}")
@@ -158,8 +159,8 @@ class _Telemetry:
         if event.status == 429 and not event.is_external:
             self._refused.add(1, {"http.request.method": method, "url.template": route})
         now = time.time_ns()
-        company_id = event.ids.get("id", "") if _OF_A_COMPANY.match(event.endpoint) else ""
-        migration = self._migrations.get(self._companies.get(company_id, ""))
+        customer = event.ids.get("id", "") if _OF_A_CUSTOMER.match(event.endpoint) else ""
+        migration = self._migrations.get(self._customers.get(customer, ""))
         span = self._tracer.start_span(
             f"{method} {route}",
             within(migration.step or migration.root) if migration else None,
@@ -191,9 +192,8 @@ class _Telemetry:
             )
             migration = self._migrations[event.external_id] = _MigrationSpans(root)
             self._active.add(1)
-        if event.company_id is not None:
-            migration.company_id = event.company_id
-            self._companies[event.company_id] = event.external_id
+        migration.ids.update(event.ids.values())
+        self._customers.update(dict.fromkeys(event.ids.values(), event.external_id))
         if migration.step is not None:
             migration.step.end()
             migration.step = None
@@ -210,7 +210,8 @@ class _Telemetry:
         if outcome in ("failed", "unknown"):
             migration.root.set_status(Status(StatusCode.ERROR, outcome))
         migration.root.end()
-        self._companies.pop(migration.company_id or "", None)
+        for each in migration.ids:
+            self._customers.pop(each, None)
         self._active.add(-1)
         self._ended.add(1, {"asyncmig.outcome": outcome})
 

@@ -56,7 +56,7 @@ async def called(function: Call, arguments: dict[str, object]) -> None:
         (asyncmig.Gate, {}),
         (asyncmig.RetryPolicy, {}),
         (asyncmig.Timeouts, {}),
-        (asyncmig.Decision, {"approve": True}),
+        (asyncmig.Approve, {"answers": None}),
         (MigrationOptions, {}),
         (webhooks.Reassembler, {}),
         (webhooks.decode, {"body": b"{}"}),

@@ -141,7 +141,7 @@ async def test_the_end_of_a_run_is_told_once_with_how_late_it_was_noticed(wire: 
     reads = [event for event in heard if isinstance(event, RequestSent)]
     (ended,) = [event for event in heard if isinstance(event, RunEnded)]
     assert (changes[0], changes[-1]) == ("queued", "completed")
-    assert (ended.company_id, ended.run_id, ended.status) == (company.id, run.id, "completed")
+    assert (ended.ids, ended.status) == ({"company": company.id, "run": run.id}, "completed")
     assert ended.seconds == pytest.approx(ended.at - began)
     assert {event.ids["run_id"] for event in reads} == {run.id}
     last = max(event.at for event in reads if event.at < reads[-1].at)
@@ -169,9 +169,9 @@ async def test_a_migration_tells_its_steps_and_its_ids(wire: InProcess, tmp_path
                 (outcome,) = [outcome async for outcome in fleet.run([spec])]
             heard = await rest(events)
     steps = [event for event in heard if isinstance(event, MigrationChanged)]
-    assert [(steps[0].step, steps[0].company_id), steps[-1].step] == [("checking", None), "delivered"]
-    assert (steps[-1].company_id, steps[-1].run_id) == (outcome.company_id, outcome.run_id)
-    assert [event.run_id for event in heard if isinstance(event, RunEnded)] == [outcome.run_id]
+    assert [(steps[0].step, steps[0].ids), steps[-1].step] == [("checking", {}), "delivered"]
+    assert steps[-1].ids == outcome.ids
+    assert [event.ids for event in heard if isinstance(event, RunEnded)] == [outcome.ids]
     assert [event.at for event in heard] == sorted(event.at for event in heard)
 
 
@@ -234,7 +234,7 @@ async def test_a_reader_gets_what_happened_since_it_opened_of_the_kinds_it_wants
     events.emit(changed("missed"))
     with events.open(MigrationChanged) as some, events.open() as every:
         events.emit(changed("creating"))
-        events.emit(RunChanged(at=1.0, company_id="c", run_id="r", status="running", progress=None))
+        events.emit(RunChanged(at=1.0, ids={"company": "c", "run": "r"}, status="running", progress=None))
         events.emit(changed("uploading"))
     events.emit(changed("missed, too"))
     assert [event.step async for event in some] == ["creating", "uploading"]
@@ -311,14 +311,14 @@ async def test_a_run_that_stalls_is_a_warning_with_fields(caplog: pytest.LogCapt
         await run.wait(through_parks=True)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     fields = vars(record)
-    assert (fields["event"], fields["company_id"], fields["run_id"]) == ("RunStalled", company.id, run.id)
+    assert (fields["event"], fields["ids"]) == ("RunStalled", {"company": company.id, "run": run.id})
     assert fields["seconds"] >= 75 * 60
 
 
 def test_the_log_is_silent_unless_it_is_asked_for() -> None:
     code = (
         "import logging, asyncmig.events as e\n"
-        "e.Events().emit(e.RunStalled(at=0.0, company_id='c', run_id='r', seconds=1.0))\n"
+        "e.Events().emit(e.RunStalled(at=0.0, ids={'company': 'c', 'run': 'r'}, seconds=1.0))\n"
         "logging.getLogger('asyncmig').warning('loud')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

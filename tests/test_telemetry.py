@@ -77,7 +77,7 @@ async def test_a_migration_is_a_trace_of_its_steps_and_requests(watched: Watched
     assert put.attributes["http.response.status_code"] == 200
     assert "server.address" not in put.attributes
     said = repr([(span.name, dict(span.attributes)) for span in watched.spans])
-    ids = [outcome.company_id for outcome in outcomes] + [outcome.run_id for outcome in outcomes]
+    ids = [each for outcome in outcomes for each in outcome.ids.values()]
     assert not [secret for secret in [KEY, "contacts-0000", *ids] if secret in said]
     assert [(labels, point.value) for labels, point in watched.points("asyncmig.migrations")] == [
         ({"asyncmig.outcome": "delivered"}, 2)
@@ -149,7 +149,7 @@ async def test_an_id_in_another_route_is_not_taken_for_a_company(
     async with session() as opened:
         with instrument(opened, tracer_provider=watched.tracers, meter_provider=watched.meters):
             opened.events.emit(
-                MigrationChanged(at=0.0, external_id="acme", company_id="c-1", run_id=None, step="uploading")
+                MigrationChanged(at=0.0, external_id="acme", ids={"company": "c-1"}, step="uploading")
             )
             with suppress(ApiError):
                 await opened.request("GET", route, id="c-1")

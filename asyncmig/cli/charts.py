@@ -107,7 +107,7 @@ class Timeline:
     __slots__ = (
         "_at_work",
         "_bars",
-        "_companies",
+        "_by_id",
         "_epoch",
         "bin",
         "holds",
@@ -122,7 +122,7 @@ class Timeline:
         """`began`: the loop's time at the start. `window`: seconds of the server's rate-limit window."""
         self._epoch = began
         self._bars: dict[str, Bar] = {}
-        self._companies: dict[str, Bar] = {}
+        self._by_id: dict[str, Bar] = {}
         self._at_work: dict[Hashable, Bar] = {}
         self.bin: float = max(_MINUTE, window)
         """Width in seconds of the bins in which requests are counted."""
@@ -155,7 +155,7 @@ class Timeline:
                 self._changed(event, at)
             case RunEnded() if event.noticed_within is not None:
                 self.noticed.append(event.noticed_within)
-                if bar := self._companies.get(event.company_id):
+                if bar := self._bar_of(event.ids):
                     bar.cut("unnoticed", at - event.noticed_within, at)
             case _:
                 pass
@@ -183,8 +183,7 @@ class Timeline:
 
     def _step(self, event: MigrationChanged, at: float, by: Hashable) -> None:
         bar = self._bars.setdefault(event.external_id, Bar(event.external_id))
-        if event.company_id:
-            self._companies[event.company_id] = bar
+        self._by_id.update(dict.fromkeys(event.ids.values(), bar))
         ends = event.step in OUTCOMES
         bar.turn("parked" if event.step == "parked" else _PICTURES.get(event.step), at)
         if by is not None and ends:
@@ -217,8 +216,11 @@ class Timeline:
         else:
             holds.append(Hold(at, until))
 
+    def _bar_of(self, ids: Mapping[str, str]) -> Bar | None:
+        return next((self._by_id[each] for each in ids.values() if each in self._by_id), None)
+
     def _changed(self, event: RunChanged, at: float) -> None:
-        bar = self._companies.get(event.company_id)
+        bar = self._bar_of(event.ids)
         if bar is None or bar.kind is None:
             return
         if event.status == _PARKED:

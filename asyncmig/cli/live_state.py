@@ -69,8 +69,8 @@ class LiveState:
                 self._customers[event.external_id].trouble = words_of(event)
             case Recovered() if event.external_id in self._customers:
                 self._customers[event.external_id].trouble = ""
-            case RunChanged() if event.run_id in self._runs:
-                self._runs[event.run_id].text = event.progress or ""
+            case RunChanged() if event.ids["run"] in self._runs:
+                self._runs[event.ids["run"]].text = event.progress or ""
             case RunEnded() if event.seconds is not None:
                 self.durations.add(event.seconds)
             case _:
@@ -129,7 +129,7 @@ class LiveState:
         if customer.step != event.step:
             customer.since, customer.text = event.at, ""
         customer.step, customer.trouble = event.step, ""
-        if event.step == "running" and event.run_id:
-            self._runs[event.run_id] = customer
+        if event.step == "running" and "run" in event.ids:
+            self._runs[event.ids["run"]] = customer
         elif event.detail:
             customer.text = event.detail

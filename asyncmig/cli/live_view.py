@@ -322,7 +322,7 @@ def _news(event: Event) -> str | None:
                 f"{'limit':>9}  {event.budget}: a 429 came, nothing is sent there for {event.seconds:.1f} s"
             )
         case RunStalled():
-            run = f"run {clean(event.run_id)}" + (f" of {event.external_id}" if event.external_id else "")
+            run = f"run {clean(event.ids['run'])}" + (f" of {event.external_id}" if event.external_id else "")
             return f"{'stalled':>9}  {run} has not ended after {event.seconds / 60:.0f} min"
         case _:
             return None
@@ -337,7 +337,7 @@ def _step(event: Event) -> str | None:
         case Recovered():
             return f"{'recovered':>11}  {_whose(event)}  {event.endpoint}: after {event.attempts} attempts"
         case RunChanged():
-            return f"{clean(event.status):>11}  run {clean(event.run_id)}  {clean(event.progress or '')}".rstrip()
+            return f"{clean(event.status):>11}  run {clean(event.ids['run'])}  {clean(event.progress or '')}".rstrip()
         case _:
             return None
 

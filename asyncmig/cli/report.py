@@ -291,9 +291,6 @@ class EventPrinter:
         if not self._requests and isinstance(event, RequestSent | RequestDone):
             return
         fields = cast("dict[str, object]", msgspec.to_builtins(event))
-        if "company_id" in fields:
-            ids = {kind: fields.pop(f"{kind}_id", None) for kind in ("company", "run")}
-            fields["ids"] = {kind: each for kind, each in ids.items() if each}
         self._write(str(fields.pop("type")), fields)
 
     def outcome(self, row: CustomerStatus) -> None:

@@ -1,7 +1,7 @@
 """The base of imports and destination exports: a run that is polled until it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Mapping
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
@@ -20,8 +20,7 @@ _OF_UNKNOWN_AGE = "of unknown age"
 
 
 class _Who(TypedDict):
-    company_id: str
-    run_id: str
+    ids: Mapping[str, str]
     at: float
 
 
@@ -148,7 +147,8 @@ class Run(Generic[StateT]):
     def _tell(self, reading: Reading[StateT]) -> None:
         """Emit an event for a new status or progress text, and once for the end."""
         watch, now = self._watch, asyncio.get_running_loop().time()
-        emit, who = self._context.events.emit, _Who(company_id=self.company_id, run_id=self.id, at=now)
+        ids = {"company": self.company_id, "run": self.id}
+        emit, who = self._context.events.emit, _Who(ids=ids, at=now)
         emit(RunChanged(**who, status=reading.status, progress=reading.progress))
         if watch.ended or self.LIFECYCLE.phase(reading.status) is not Phase.TERMINAL:
             return

@@ -1,6 +1,6 @@
 """How one customer's migration ended: a tagged union, each case a frozen struct that encodes to JSON."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -121,8 +121,8 @@ class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
     external_id: str
     name: str
-    company_id: str | None = None
-    run_id: str | None = None
+    ids: Mapping[str, str] = {}
+    """The server's ids, by kind: `company` and `run` in the API generation "companies"."""
     seconds: float = 0.0
     """On the loop's clock, in this process."""
     notes: tuple[str, ...] = ()

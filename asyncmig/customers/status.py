@@ -19,7 +19,6 @@ __all__ = [
     "RemainingWork",
     "Rows",
     "SheetFile",
-    "ids_of",
     "status_of_outcome",
     "unreadable_record",
 ]
@@ -151,7 +150,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
         api=api,
         outcome=str(outcome.__struct_config__.tag),
         step=_last_step(outcome),
-        ids=ids_of(company=outcome.company_id, run=outcome.run_id),
+        ids=outcome.ids,
         error=None if isinstance(outcome, Delivered) else outcome.error,
         files=tuple(SheetFile(sheet=f.sheet, path=f.path, rows=f.rows, bytes=f.size) for f in files),
         rows=Rows(
@@ -170,12 +169,7 @@ def _last_step(outcome: Outcome) -> str:
         return outcome.step
     if isinstance(outcome, Delivered):
         return "ended"
-    return "running" if outcome.run_id else "waiting"
-
-
-def ids_of(**ids: str | None) -> Mapping[str, str]:
-    """Return the ids that are known, by kind."""
-    return {kind: each for kind, each in ids.items() if each}
+    return "running" if "run" in outcome.ids else "waiting"
 
 
 def unreadable_record(external_id: str, api: str, reason: str) -> CustomerRecord:

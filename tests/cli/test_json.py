@@ -61,9 +61,11 @@ def test_the_schema_is_what_it_was(
         RequestDone(at=at, seconds=0.5, status=429, **request),  # type: ignore[arg-type]
         Held(at=at, budget="POST /companies", until=1003.0, seconds=1.5, slots=100, burst=100),
         BudgetLearnt(at=at, budget="POST /companies", slots=90, burst=90),
-        RunChanged(at=at, company_id="c", run_id="r", status="running", progress="\x9b2J\u202e\x1b[2J"),
-        RunStalled(at=at, company_id="c", run_id="r", seconds=4500.0),
-        RunEnded(at=at, company_id="c", run_id="r", status="completed", seconds=60.0, noticed_within=2.0),
+        RunChanged(at=at, ids={"company": "c", "run": "r"}, status="running", progress="\x9b2J\u202e\x1b[2J"),
+        RunStalled(at=at, ids={"company": "c", "run": "r"}, seconds=4500.0),
+        RunEnded(
+            at=at, ids={"company": "c", "run": "r"}, status="completed", seconds=60.0, noticed_within=2.0
+        ),
     ):
         feed.note(event)
     feed.outcome(ROW)

@@ -31,14 +31,14 @@ def page(customers: int, *, by_key: bool = False, text: str = "plain") -> Report
         name = f"c-{n}{text if n == 0 else ''}"
         for at, step in enumerate(("creating", "uploading", "running", "downloading", "failed")):
             timeline.note(
-                MigrationChanged(at=n + at * 60.0, external_id=name, company_id=name, step=step), by=name
+                MigrationChanged(at=n + at * 60.0, external_id=name, ids={"company": name}, step=step),
+                by=name,
             )
             if step == "running":
                 timeline.note(
                     RunEnded(
                         at=n + 150.0,
-                        company_id=name,
-                        run_id="r",
+                        ids={"company": name, "run": "r"},
                         status="failed",
                         seconds=1,
                         noticed_within=n,

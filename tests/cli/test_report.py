@@ -50,8 +50,7 @@ def delivered(out: Path, external_id: str = "c-2") -> Delivered:
     return Delivered(
         external_id=external_id,
         name="C 2",
-        company_id="company",
-        run_id="run",
+        ids={"company": "company", "run": "run"},
         seconds=12.34567,
         files=(
             Downloaded(sheet="Deals", path=str(out / external_id / "Deals.csv"), rows=7, size=99),

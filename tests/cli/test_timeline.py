@@ -25,7 +25,7 @@ from asyncmig.journal import JournalPlace
 
 
 def step(at: float, name: str, customer: str = "acme") -> Event:
-    return MigrationChanged(at=at, external_id=customer, company_id=f"id-{customer}", step=name)
+    return MigrationChanged(at=at, external_id=customer, ids={"company": f"id-{customer}"}, step=name)
 
 
 def sent(at: float, waited: float = 0.0, endpoint: str = "POST /companies") -> Event:
@@ -37,14 +37,13 @@ def refused(at: float, endpoint: str = "POST /companies") -> Event:
 
 
 def parked(at: float, status: str = "needs_attention") -> Event:
-    return RunChanged(at=at, company_id="id-acme", run_id="r", status=status, progress=None)
+    return RunChanged(at=at, ids={"company": "id-acme", "run": "r"}, status=status, progress=None)
 
 
 def ended(at: float, noticed_within: float | None) -> Event:
     return RunEnded(
         at=at,
-        company_id="id-acme",
-        run_id="r",
+        ids={"company": "id-acme", "run": "r"},
         status="completed",
         seconds=9.0,
         noticed_within=noticed_within,

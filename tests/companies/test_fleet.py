@@ -221,7 +221,7 @@ async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_o
                 if outcome.external_id == "large":
                     break
     assert isinstance(outcomes["large"], Delivered), outcomes["large"]
-    company = outcomes["large"].company_id
+    company = outcomes["large"].ids["company"]
     mine = [number for number, (_, _, url) in enumerate(wire.sent) if f"/{company}/export" in url]
     start = next(number for number in mine if wire.sent[number][1] == "POST")
     between = [url for _, method, url in wire.sent[mine[0] : start] if method == "POST"]

@@ -200,7 +200,7 @@ async def test_what_another_process_did_meanwhile_is_not_undone(
     assert isinstance(outcome, Delivered)
     kinds = [event.kind for event in await journal.events("acme")]
     assert "created" not in kinds
-    assert outcome.company_id == said[1]
+    assert outcome.ids["company"] == said[1]
 
 
 async def test_a_process_that_must_end_says_what_it_knows(
@@ -214,9 +214,9 @@ async def test_a_process_that_must_end_says_what_it_knows(
         outcome = await ending
     assert isinstance(outcome, Pending)
     (company,) = world._companies.values()
-    assert outcome.company_id == company.id
-    assert outcome.run_id in company.runs
-    assert f"does not have run {outcome.run_id} yet" in outcome.error
+    assert outcome.ids["company"] == company.id
+    assert outcome.ids["run"] in company.runs
+    assert f"does not have run {outcome.ids['run']} yet" in outcome.error
 
 
 async def test_a_journal_that_stays_away_is_told_now_and_then(

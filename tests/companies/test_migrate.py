@@ -341,7 +341,7 @@ async def test_an_adopted_company_goes_on(
     async with opens() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
-    assert outcome.company_id == company_id
+    assert outcome.ids["company"] == company_id
     assert world.ledger.requests["POST /companies/{id}/imports"] == 1
     with pytest.raises(InvalidInput, match="is not the one"):
         await adopt(journal, "acme", "another")

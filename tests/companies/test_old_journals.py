@@ -120,7 +120,9 @@ async def test_every_company_of_the_first_version_goes_on(
     for outcome in outcomes:
         if isinstance(outcome, Delivered):
             assert outcome.rows == 20 + (outcome.external_id == "one-upload"), outcome
-            assert outcome.company_id == records[outcome.external_id].company_id or outcome.name[:5] in (
+            assert outcome.ids.get("company") == records[outcome.external_id].company_id or outcome.name[
+                :5
+            ] in (
                 "input",
                 "creat",
             )

@@ -111,12 +111,12 @@ async def test_polls_that_fail_are_told_until_the_run_can_be_read(
     failures = [event for event in told if isinstance(event, AttemptFailed)]
     assert {event.endpoint for event in failures} == {"GET /companies/{id}/imports/{run_id}"}
     assert {event.external_id for event in failures} == {"acme"}
-    assert {event.ids["run_id"] for event in failures} == {outcome.run_id}
+    assert {event.ids["run_id"] for event in failures} == {outcome.ids["run"]}
     assert {(event.until, event.attempts) for event in failures} == {(None, None)}
     assert 4 <= len(failures) <= 8
     assert len([event for event in told if isinstance(event, Recovered)]) == 1
     (warning,) = [record.message for record in caplog.records if "cannot be read" in record.message]
-    assert f"run {outcome.run_id} of acme cannot be read" in warning
+    assert f"run {outcome.ids['run']} of acme cannot be read" in warning
 
 
 async def test_a_running_customer_shows_its_failure_and_what_became_of_it(

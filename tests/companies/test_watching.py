@@ -147,7 +147,7 @@ async def test_a_run_of_which_nothing_is_heard_for_75_minutes_is_told_of_and_pol
             run = session.companies.open(company_id).imports.open(run_id, age=4300.0)
             assert (await run.wait()).status == "completed"
             told = await anext(events)
-    assert (told.run_id, told.company_id) == (run_id, company_id)
+    assert told.ids == {"run": run_id, "company": company_id}
     assert 4500 <= told.seconds < 4540
 
 

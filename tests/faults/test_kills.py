@@ -89,7 +89,7 @@ def told(outcomes: dict[str, Outcome]) -> object:
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
-            varying = ("seconds", "company_id", "run_id", "notes", "sheetId")
+            varying = ("seconds", "ids", "run_id", "notes", "sheetId")
             return {name: plain(each) for name, each in value.items() if name not in varying}
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 

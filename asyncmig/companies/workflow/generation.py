@@ -30,7 +30,6 @@ from asyncmig.customers.status import (
     CustomerRecord,
     CustomerStatus,
     RemainingWork,
-    ids_of,
     status_of_outcome,
 )
 from asyncmig.errors import NotFound
@@ -170,7 +169,6 @@ def _is_delivered(outcome: Outcome | None, to: Path, options: MigrationOptions) 
 def customer_record(record: Record) -> CustomerRecord:
     """Return the record of a company as the rest of asyncmig reads it."""
     outcome = record.outcome
-    ids = ids_of(company=record.company_id, run=record.run_id)
     if outcome is None:
         status = CustomerStatus(external_id=record.external_id, name=record.name)
     else:
@@ -182,7 +180,7 @@ def customer_record(record: Record) -> CustomerRecord:
             name=record.name,
             step=_step(record),
             detail=f"import number {record.epoch + 1} of this company" if record.epoch else "",
-            ids={**status.ids, **ids},
+            ids={**status.ids, **record.ids},
             last_failure=record.last_failure,
         ),
         outcome=outcome,

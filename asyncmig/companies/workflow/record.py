@@ -1,7 +1,7 @@
 """What one customer's migration is made from, and the record of how far it came."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -80,6 +80,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
 
     @property
+    def ids(self) -> Mapping[str, str]:
+        """The server's ids that are known, by kind."""
+        return _ids(self.company_id, self.run_id)
+
+    @property
     def begun(self) -> bool:
         """Whether its import may have begun."""
         return not self.is_readable or self.import_body is not None or self.run_id is not None
@@ -132,7 +137,17 @@ def read_record(external_id: str, state: bytes | None) -> Record:
         )
     if record.version != _VERSION:
         return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")
+    if (
+        record.outcome is not None and not record.outcome.ids
+    ):  # an earlier version wrote `company_id` and `run_id`
+        return msgspec.structs.replace(
+            record, outcome=msgspec.structs.replace(record.outcome, ids=record.ids)
+        )
     return record
+
+
+def _ids(company: str | None, run: str | None) -> Mapping[str, str]:
+    return {kind: each for kind, each in (("company", company), ("run", run)) if each}
 
 
 def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
@@ -143,8 +158,7 @@ def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
     outcome = Failed(
         external_id=external_id,
         name=ids.name,
-        company_id=ids.company_id,
-        run_id=ids.run_id,
+        ids=_ids(ids.company_id, ids.run_id),
         error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
         "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
         step="checking",

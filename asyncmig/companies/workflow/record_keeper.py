@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypedDict, TypeVar, final
 
 import msgspec
@@ -37,8 +37,7 @@ class OutcomeFields(TypedDict):
 
     external_id: str
     name: str
-    company_id: str | None
-    run_id: str | None
+    ids: Mapping[str, str]
     seconds: float
 
 
@@ -117,8 +116,7 @@ class RecordKeeper:
         event = MigrationChanged(
             at=asyncio.get_running_loop().time(),
             external_id=self.record.external_id,
-            company_id=self.record.company_id,
-            run_id=self.record.run_id,
+            ids=self.record.ids,
             step=step,
             detail=detail,
         )
@@ -129,8 +127,7 @@ class RecordKeeper:
         return {
             "external_id": self.record.external_id,
             "name": self.record.name,
-            "company_id": self.record.company_id,
-            "run_id": self.record.run_id,
+            "ids": self.record.ids,
             "seconds": asyncio.get_running_loop().time() - self._started,
         }
 
