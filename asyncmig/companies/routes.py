@@ -54,7 +54,7 @@ CREATE_COMPANY = Endpoint(
     name="create company",
     method="POST",
     template="/companies",
-    repeat=Repeat.KEYED,  # by its external id
+    repeat=Repeat.KEYED,  # the key is the external id
     doubtful_refusals=frozenset({400, 409}),  # a server may check the name before the external id
     advice=(
         "Look for the company in the dashboard: if it is there and is yours, "
@@ -71,8 +71,8 @@ START_IMPORT = Endpoint(
     name="start import",
     method="POST",
     template="/companies/{id}/imports",
-    repeat=Repeat.ALWAYS,  # the idempotency key makes it so
-    advice="List the company's imports: if none of them is this one, start it under a new idempotency key.",
+    repeat=Repeat.ALWAYS,  # the body carries an idempotency key
+    advice="List the company's imports: if this one is not among them, start it with a new idempotency key.",
 )
 READ_IMPORT = Endpoint(
     name="read import",
@@ -100,8 +100,8 @@ START_EXPORT = Endpoint(
     name="start export",
     method="POST",
     template="/companies/{id}/exports",
-    repeat=Repeat.KEYED,  # and no lookup finds an export that runs
-    advice="Start it again with the same idempotency key, mode and selection: if it runs, that is the run you get.",
+    repeat=Repeat.KEYED,  # no request finds an export whose response was lost
+    advice="Start it again with the same idempotency key, mode and selection: if it is running, its run is returned.",
 )
 READ_EXPORT = Endpoint(
     name="read export",
