@@ -25,6 +25,7 @@ from asyncmig.cli.exit_codes import (
     report_error,
 )
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
+from asyncmig.cli.journal import journal_app
 from asyncmig.cli.last_run import LastRun, check_journal, from_last_run, from_last_run_if_any
 from asyncmig.cli.options import Rate, dataclass_options
 from asyncmig.cli.output import (
@@ -92,6 +93,7 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_show_locals=False,  # a local variable may be the API key
     help="Drive hundreds of customer data migrations at once through a rate-limited Migration API.",
 )
+app.add_typer(journal_app, name="journal")
 SelectOption = Annotated[
     str | None,
     typer.Option(

@@ -25,6 +25,7 @@ Row = tuple[object, ...]
 # The name is compared, too: a database that lost its latest commits may reuse a row's number for another customer.
 _WRITE = "UPDATE companies SET state = ? WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 _RELEASE = "UPDATE companies SET holder = NULL WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
+_FORGET = "DELETE FROM companies WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 
 
 @final
@@ -133,6 +134,10 @@ class ClaimStore(ABC):
         """Append an event."""
 
     @abstractmethod
+    def _delete_events(self, held: ClaimedRow) -> None:
+        """Delete the events of a customer. Their numbers are not used again."""
+
+    @abstractmethod
     def _status_of(self, instance: str) -> HolderStatus | None:
         """Return what the database knows of a holder; None if it does not know it."""
 
@@ -183,10 +188,14 @@ class ClaimStore(ABC):
 
     def write(self, held: ClaimedRow, kind: str, detail: bytes, state: bytes) -> None:
         """Append an event and set the state. Raises `CustomerHeld` if the customer was taken over."""
-        changed = self._run(_WRITE, state, *self._proof(held))
-        if changed.rowcount != 1:
-            raise CustomerHeld(self._place, held.external_id, self._successor(held))
+        self._run_once(held, _WRITE, state)
         self._append(held, kind, detail)
+
+    def forget(self, held: ClaimedRow) -> None:
+        """Delete a customer and its events. Raises `CustomerHeld` if the customer was taken over."""
+        self._run_once(held, _FORGET)
+        self._delete_events(held)
+        self.disown(held)
 
     def release(self, held: ClaimedRow) -> None:
         """Release a customer if the claim still holds it."""
@@ -251,6 +260,11 @@ class ClaimStore(ABC):
     def _find(self, external_id: str) -> tuple[int, int, bytes | None, str | None] | None:
         found = self._run(self._CUSTOMER, external_id).fetchone()
         return cast("tuple[int, int, bytes | None, str | None] | None", found)
+
+    def _run_once(self, held: ClaimedRow, sql: str, *values: object) -> None:
+        """Run a statement that changes a claimed row. Raises `CustomerHeld` if the customer was taken over."""
+        if self._run(sql, *values, *self._proof(held)).rowcount != 1:
+            raise CustomerHeld(self._place, held.external_id, self._successor(held))
 
     def _proof(self, held: ClaimedRow) -> tuple[object, ...]:
         return held.row, held.external_id, held.token, self._holder.instance

@@ -40,6 +40,11 @@ class Claim:
         await self._writer.write(self._held, kind, detail, state)
         self.state = state
 
+    async def forget(self) -> None:
+        """Delete the customer and its events in one commit; see `DatabaseJournal.forget`. The claim ends."""
+        await self._writer.forget(self._held)
+        self._released = True
+
     async def release(self) -> None:
         """Release the customer.
 
@@ -109,6 +114,15 @@ class DatabaseJournal(ABC):
         if self._read_only:
             raise JournalError(self._place, "is open for reading only")
         return Claim(self._writer, self._place, await self._writer.claim(external_id))
+
+    async def forget(self, external_id: str) -> None:
+        """Delete all that the journal has of a customer, durably.
+
+        The company at the server remains. If the same external id is migrated again, its creation is refused, and the
+        outcome is `unknown`. Raises `CustomerHeld` while a task works on the customer; `JournalError`.
+        """
+        async with await self.claim(external_id) as claim:
+            await claim.forget()
 
     async def states(self) -> dict[str, bytes]:
         """Return the state of each customer that has one, in the order of their first claims.

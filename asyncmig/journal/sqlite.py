@@ -31,8 +31,11 @@ from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, R
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder, Lease, Moment
 from asyncmig.journal.sqlite_file import (
+    EVENTS_STAY,
     Connect,
+    back_up,
     check_is_path,
+    compact,
     connect,
     explain,
     journal_error,
@@ -84,6 +87,22 @@ class Journal(DatabaseJournal):
         self._connect = connect
         store = SqliteStore(self._path, label=holder or "", lease=lease, connect=connect)
         super().__init__(store, str(self._path), lease=lease, read_only=read_only, threaded=threaded)
+
+    async def backup(self, to: Path | str) -> None:
+        """Copy the journal into a new file (mode 0600), also while processes write it. They do not wait.
+
+        The copy has all that was committed before, without claims. Raises `InvalidInput` if `to` exists;
+        `JournalError`, `OSError`.
+        """
+        await self._in_thread(partial(back_up, self._path, Path(to), self._connect))
+
+    async def compact(self) -> tuple[int, int]:
+        """Return the space of forgotten customers to the file system; return the bytes before and after.
+
+        Other processes can read meanwhile. Their writes wait, and fail with `JournalUnavailable` after 10 s. Needs
+        free disk space of up to twice the size of the file. Raises `JournalError`.
+        """
+        return await self._in_thread(partial(compact, self._path, self._connect))
 
     async def check(self) -> None:
         """Read every page of the file. Raises `JournalError` if one is damaged."""
@@ -212,6 +231,17 @@ class SqliteStore(ClaimStore):
             kind,
             detail,
         )
+
+    def _delete_events(self, held: ClaimedRow) -> None:
+        self._run("DROP TRIGGER events_stay")
+        # A row of no customer keeps the highest number, which SQLite would otherwise use again.
+        self._run(
+            "INSERT INTO events (company, at, kind, detail) VALUES (0, ?, 'forget', x'')", self._now.iso()
+        )
+        self._run(
+            "DELETE FROM events WHERE company = ? OR (company = 0 AND seq < last_insert_rowid())", held.row
+        )
+        self._run(EVENTS_STAY)
 
     def _status_of(self, instance: str) -> HolderStatus | None:
         row = self._opened().execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()

@@ -15,8 +15,11 @@ from asyncmig.errors import InvalidInput, JournalError, JournalNotFound, Journal
 
 __all__ = [
     "BUSY",
+    "EVENTS_STAY",
     "SCHEMA_VERSIONS",
     "Connect",
+    "back_up",
+    "compact",
     "connect",
     "explain",
     "journal_error",
@@ -33,6 +36,9 @@ BUSY = 10.0
 _ADDRESS = re.compile(r"(postgres(ql)?|rediss?|unix|mysql|https?):/|.*\bpassword\s*=", re.IGNORECASE)
 _APPLICATION = 0x61736D67  # "asmg": marks an SQLite file as a journal
 
+EVENTS_STAY = """CREATE TRIGGER events_stay BEFORE DELETE ON events
+            BEGIN SELECT RAISE(ABORT, 'events are only added'); END"""
+
 SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE holders (
@@ -46,8 +52,7 @@ SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
             seq INTEGER PRIMARY KEY, company INTEGER NOT NULL, at TEXT NOT NULL,
             kind TEXT NOT NULL, detail BLOB NOT NULL)""",
         "CREATE INDEX events_by_company ON events (company)",
-        """CREATE TRIGGER events_stay BEFORE DELETE ON events
-            BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
+        EVENTS_STAY,
         """CREATE TRIGGER events_stand BEFORE UPDATE ON events
             BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
     ),
@@ -174,6 +179,33 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
                 raise JournalNotFound(str(path), "is empty")
             raise JournalError(str(path), "is of an older version: the next run upgrades it")
         yield db
+
+
+def back_up(path: Path, to: Path, connect: Connect) -> None:
+    """Copy a journal into a new file, without its claims; see `Journal.backup`."""
+    if to.exists():
+        raise InvalidInput("to", str(to), "exists already: name a new file")
+    descriptor, name = tempfile.mkstemp(prefix=f"{to.name}.", dir=to.parent)
+    os.close(descriptor)
+    try:
+        with open_for_reading(path, connect) as source, closing(connect(_uri(Path(name), "rw"))) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without side files
+            copy.execute("UPDATE companies SET holder = NULL")
+            copy.execute("DELETE FROM holders")
+        os.link(name, to)
+    finally:
+        os.unlink(name)
+
+
+def compact(path: Path, connect: Connect) -> tuple[int, int]:
+    """Rewrite a journal without free pages; see `Journal.compact`. Return its size in bytes before and after."""
+    with _explained(path), closing(open_for_writing(path, connect)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.stat().st_size
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, path.stat().st_size
 
 
 def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:

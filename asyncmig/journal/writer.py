@@ -176,6 +176,10 @@ class Writer:
         """Append an event and set the state, durably. Raises `CustomerHeld`, `JournalError`."""
         await self._submit(partial(self._store.write, held, kind, detail, state)).future
 
+    async def forget(self, held: ClaimedRow) -> None:
+        """Delete a customer and its events, durably. Raises `CustomerHeld`, `JournalError`."""
+        await self._submit(partial(self._store.forget, held)).future
+
     async def release(self, held: ClaimedRow) -> None:
         """Release a customer.
 

@@ -12,21 +12,27 @@ from .test_status import make_journal
 
 FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
 AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
+MAINTENANCE = ("journal backup", "journal compact", "journal forget")
 ELSEWHERE = ("adopt", "check", "demo", "doctor", "sim")
 
 
 def example(cli: Cli, command: str) -> list[str]:
-    text = " ".join(cli(command, "--help").out.split())
+    text = " ".join(cli(*command.split(), "--help").out.split())
     found = re.search(r"Example: asyncmig (.*?)(?: \(|$)", text)
     assert found, text
     return shlex.split(found[1])
 
 
 def test_every_command_has_one(cli: Cli) -> None:
-    listed = cli("--help").out.partition("Commands:")[2]
-    commands = re.findall(r"^  (\w+)", listed, re.MULTILINE)
-    assert set(commands) == {*AT_THE_JOURNAL, *ELSEWHERE}
-    assert all(example(cli, command)[0] == command for command in commands)
+    commands = listed(cli("--help").out)
+    assert {*commands} == {*AT_THE_JOURNAL, *ELSEWHERE, "journal"}
+    assert {f"journal {command}" for command in listed(cli("journal", "--help").out)} == {*MAINTENANCE}
+    for command in {*AT_THE_JOURNAL, *ELSEWHERE, *MAINTENANCE}:
+        assert " ".join(example(cli, command)).startswith(f"{command} ") or command == "sim"
+
+
+def listed(text: str) -> list[str]:
+    return re.findall(r"^  (\w+)", text.partition("Commands:")[2], re.MULTILINE)
 
 
 def test_they_run(
@@ -40,7 +46,7 @@ def test_they_run(
     monkeypatch.setenv("ASYNCMIG_SPEED", "60")
     customers(**{"acme-001": FLAWED})
     (tmp_path / "customers.toml").write_text("", encoding="utf-8")
-    results = {command: cli(*example(cli, command)) for command in AT_THE_JOURNAL}
+    results = {command: cli(*example(cli, command)) for command in (*AT_THE_JOURNAL, *MAINTENANCE)}
     codes = {command: result.code for command, result in results.items()}
     assert codes == {
         "run": 5,
@@ -51,6 +57,7 @@ def test_they_run(
         "review": 0,
         "report": 0,
         "retry": 0,
+        **dict.fromkeys(MAINTENANCE, 0),
     }, results["review"]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -1,0 +1,120 @@
+"""`asyncmig journal`: back up a journal, forget customers, and return their space to the file system."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncmig.cli.output import clean, counted, listed, say, words_console
+from asyncmig.cli.settings import DEFAULT_JOURNAL, JournalOption
+from asyncmig.customers.status import CustomerStatus
+from asyncmig.errors import InvalidInput
+from asyncmig.jobs.status import read_statuses
+from asyncmig.journal import Journal, JournalPlace, open_journal
+
+__all__ = ["journal_app"]
+
+journal_app: typer.Typer = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Back up a journal, forget customers, and make it smaller.",
+)
+
+
+@journal_app.command(epilog="Example: asyncmig journal backup fleet-backup.db --journal fleet.db")
+def backup(
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="File to create.")],
+    journal: JournalOption = DEFAULT_JOURNAL,
+) -> None:
+    """Copy a journal into a new file, also while other processes use it. They do not wait."""
+    asyncio.run(_file(journal, "back it up with: pg_dump --schema=asyncmig").backup(to))
+    say(words_console(), f"Wrote {to} ({to.stat().st_size:,} bytes).")
+
+
+@journal_app.command(epilog="Example: asyncmig journal compact --journal fleet.db")
+def compact(journal: JournalOption = DEFAULT_JOURNAL) -> None:
+    """Return the space of forgotten customers to the file system.
+
+    Processes that write the journal wait meanwhile: seconds for each gigabyte.
+    """
+    opened = _file(journal, "it reuses the space of forgotten customers by itself (autovacuum)")
+    asyncio.run(_existing(opened))
+    before, after = asyncio.run(opened.compact())
+    say(words_console(), f"{journal}: {before:,} bytes before, {after:,} bytes now.")
+
+
+@journal_app.command(epilog="Example: asyncmig journal forget --older-than 90 --journal fleet.db")
+def forget(
+    external_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="EXTERNAL_ID", help="Customers to forget.")
+    ] = None,
+    older_than: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="DAYS", help="Also each customer that was delivered more than DAYS ago."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also forget named customers that are not delivered.")
+    ] = False,
+    journal: JournalOption = DEFAULT_JOURNAL,
+) -> None:
+    """Delete all that a journal has of some customers. Their sheets, and their companies at the server, remain.
+
+    Remove them from the manifest, too: nothing finds the company of a forgotten customer, so another migration with
+    the same external id ends as unknown.
+    """
+    names = [name.strip() for name in external_ids or ()]
+    forgotten = asyncio.run(_forget(journal, names, older_than, force=force))
+    text = f": {clean(listed(forgotten))}" if forgotten else ""
+    say(words_console(), f"{counted(len(forgotten), 'customer')} forgotten{text}.")
+
+
+def _file(place: JournalPlace, instead: str) -> Journal:
+    if place.path is None:
+        raise InvalidInput("journal", str(place), f"is a PostgreSQL; {instead}")
+    return Journal(place.path)
+
+
+async def _existing(journal: Journal) -> None:
+    """Raise `JournalError` if there is no journal: opening it for writing would create one."""
+    await journal.events(limit=0)
+
+
+async def _forget(
+    place: JournalPlace, names: Sequence[str], older_than: int | None, *, force: bool
+) -> list[str]:
+    if not names and older_than is None:
+        raise InvalidInput("EXTERNAL_ID", "", "is missing: name customers, or give --older-than DAYS")
+    async with open_journal(place, read_only=True) as reader:
+        known = {status.external_id: status for status in await read_statuses(reader, str(place))}
+    for name in names:
+        _check_may_go(place, name, known.get(name), force=force)
+    chosen = dict.fromkeys([*names, *(_old(known.values(), older_than) if older_than is not None else ())])
+    async with open_journal(place) as journal:
+        for name in chosen:
+            await journal.forget(name)
+    return list(chosen)
+
+
+def _check_may_go(place: JournalPlace, name: str, status: CustomerStatus | None, *, force: bool) -> None:
+    if status is None:
+        raise InvalidInput("EXTERNAL_ID", name, f"is not in the journal {place}")
+    if status.outcome != "delivered" and not force:
+        reason = (
+            f"is {status.outcome}, not delivered: --force forgets it, and nothing finds its company any more"
+        )
+        raise InvalidInput("EXTERNAL_ID", name, reason)
+
+
+def _old(known: Iterable[CustomerStatus], days: int) -> list[str]:
+    """Return the customers that were delivered more than so many days ago."""
+    limit = datetime.now(UTC) - timedelta(days=days)
+    return [
+        status.external_id
+        for status in known
+        if status.outcome == "delivered"
+        and status.changed_at is not None
+        and datetime.fromisoformat(status.changed_at) < limit
+    ]
