@@ -202,8 +202,10 @@ def test_commands_and_their_options_exist(
 ) -> None:
     helps: dict[str, str] = {}
     for _, command, *arguments in commands(text):
+        words = [command, *(arguments[:1] if command == "journal" else ())]
+        command = " ".join(words)
         if command not in helps:
-            monkeypatch.setattr(sys, "argv", ["asyncmig", command, "--help"])
+            monkeypatch.setattr(sys, "argv", ["asyncmig", *words, "--help"])
             with pytest.raises(SystemExit) as caught:
                 run_app()
             assert caught.value.code == 0

@@ -25,9 +25,9 @@ Without Redis, each process continues with its share of the window, emits `Share
 itself (`SharedWindowFound`). An unavailable PostgreSQL is waited for.
 
 **Workers.** Set `ASYNCMIG_QUEUE`, `ASYNCMIG_DATABASE` and `ASYNCMIG_WINDOW` to URLs, and start any number of
-workers with `saq asyncmig.distributed.saq.settings`. Submit with `asyncmig run customers.csv --queue
-ASYNCMIG_QUEUE` or `MigrationQueue(url).run(specs)`. Input files must exist where the workers run, and sheets
-appear there (`ASYNCMIG_OUT`).
+workers with `saq asyncmig.distributed.saq.settings`. Submit with `MigrationQueue(url).run(specs)` or
+`asyncmig run customers.csv --queue ASYNCMIG_QUEUE --journal ASYNCMIG_DATABASE`. Input files must exist where the
+workers run, and sheets appear there (`ASYNCMIG_OUT`).
 
 - Options of the submitter (`--decide`, `--filter` and others) travel with the jobs. Without them, the workers'
   own apply (`ASYNCMIG_DECIDE`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`, `ASYNCMIG_DELIVER_REJECTED`).
