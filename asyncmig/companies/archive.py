@@ -6,16 +6,15 @@ from contextlib import contextmanager
 from io import RawIOBase
 from typing import IO, TYPE_CHECKING, final
 
+from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.errors import TruncatedDownload
 from asyncmig.transfers.part import CHUNK
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["ALL_SHEETS", "LONGEST_END", "ZipOutput", "chunks_of", "is_whole_end", "open_archive"]
+__all__ = ["LONGEST_END", "ZipOutput", "chunks_of", "is_whole_end", "open_archive"]
 
-ALL_SHEETS = "all sheets"
-"""The name of the archive in errors."""
 LONGEST_END = 22 + 65_535
 """The largest size, in bytes, of the record that ends an archive (APPNOTE.TXT, 4.3.16)."""
 _ZIP64_RECORDS = 76

@@ -18,12 +18,12 @@ from asyncmig.errors import TruncatedDownload
 from asyncmig.transfers.bound import LONGEST_RECORD, Counted
 from asyncmig.transfers.csv_records import RowCount
 
-__all__ = ["Expected"]
+__all__ = ["ALL_SHEETS", "Expected"]
 
-_ALL = "all sheets"
-_MIB = 1024 * 1024
-_ROW_IN_ARCHIVE = 1 * _MIB
-"""Average bytes that a row may take in an archive, where rows cannot be counted while it arrives."""
+ALL_SHEETS = "all sheets"
+"""The name of all sheets together in errors."""
+_ROW_IN_ARCHIVE = 1024 * 1024
+"""Average bytes that a row may take in an archive. Its rows cannot be counted while it arrives."""
 
 
 @final
@@ -74,7 +74,7 @@ class Expected:
             return
         fewest = sum(count.rows for count in sheets)
         if not fewest <= expected <= fewest + sum(count.blank for count in sheets):
-            raise _wrong(_ALL, fewest, expected, expected)
+            raise _wrong(ALL_SHEETS, fewest, expected, expected)
 
     def most_rows(self, name: str, sheet: Sheet | None) -> int | None:
         """Return the largest possible number of rows of a sheet; None if the report does not say."""

@@ -10,7 +10,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer, Lost
-from asyncmig.companies.archive import ALL_SHEETS, LONGEST_END, ZipOutput, is_whole_end
+from asyncmig.companies.archive import LONGEST_END, ZipOutput, is_whole_end
+from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names

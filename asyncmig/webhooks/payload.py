@@ -148,6 +148,11 @@ def _event(body: bytes, message_id: str) -> Event:
         return OtherEvent(message_id=message_id, event=event, version=head.version, payload=payload)
     place = convert(payload["batch"], _Place, "$.batch")
     _check_place(place)
+    if nested:
+        found = _by_sheet(payload.get("data"), "$.data")
+        sheets = tuple(SheetRows(name=name, rows=rows) for name, rows in found.items())
+    else:
+        sheets = _flat(payload.get("sheets"))
     return Batch(
         message_id=message_id,
         export_id=place.id,
@@ -162,7 +167,7 @@ def _event(body: bytes, message_id: str) -> Event:
         company_name=head.company_name,
         nested=nested,
         root_sheets=head.root_sheets,
-        sheets=_nested(payload.get("data")) if nested else _flat(payload.get("sheets")),
+        sheets=sheets,
         body=body,
     )
 
@@ -200,10 +205,6 @@ def _flat(value: object) -> tuple[SheetRows, ...]:
             )
         )
     return tuple(sheets)
-
-
-def _nested(value: object) -> tuple[SheetRows, ...]:
-    return tuple(SheetRows(name=name, rows=rows) for name, rows in _by_sheet(value, "$.data").items())
 
 
 def _by_sheet(value: object, path: str) -> dict[str, tuple[Row, ...]]:
