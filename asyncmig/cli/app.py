@@ -14,6 +14,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
@@ -26,8 +27,14 @@ from asyncmig.cli.exit_codes import (
 )
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
 from asyncmig.cli.journal import journal_app
-from asyncmig.cli.last_run import LastRun, check_journal, from_last_run, from_last_run_if_any
-from asyncmig.cli.options import Rate, dataclass_options
+from asyncmig.cli.last_run import (
+    LastRun,
+    check_journal,
+    from_last_run,
+    from_last_run_if_any,
+    how_to_repeat,
+)
+from asyncmig.cli.options import dataclass_options
 from asyncmig.cli.output import (
     SCHEMA,
     ConsoleHandler,
@@ -39,48 +46,45 @@ from asyncmig.cli.output import (
     print_line,
     report_failure,
     say,
+    say_steps,
     words_console,
 )
-from asyncmig.cli.plan import UNFINISHED, print_plan, print_plan_as_json, read_inputs, read_plan, say_excluded
+from asyncmig.cli.plan import UNFINISHED, print_plan, read_inputs, read_plan, say_excluded
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
 from asyncmig.cli.run import RunRequest, drive
 from asyncmig.cli.settings import (
     DEFAULT_JOURNAL,
-    BaseUrlOption,
+    ApiOption,
     ConnectionSettings,
     Display,
     JournalOption,
     ManifestArgument,
     Options,
+    ReportOption,
     Settings,
     given,
     journal_option,
     places_of,
     print_config,
 )
-from asyncmig.cli.sim import (
-    SimOptions,
-    demo_options,
-    new_world,
-    play,
-    prepare,
-    print_demo,
-    serve_until_interrupted,
-)
+from asyncmig.cli.sim import DemoOptions, SimOptions, play, print_demo, serve_until_interrupted
 from asyncmig.cli.status import (
+    Listing,
     follow_journal,
     follow_runs,
-    how_to_go_on,
-    print_standings,
-    print_story,
-    read_story,
+    how_to_continue,
+    print_history,
+    print_list,
+    print_status,
+    read_history,
     running,
-    standings_of,
+    statuses_of_journal,
 )
 from asyncmig.cli.summary import print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.migrate import adopt as adopt_company
+from asyncmig.jobs.status import read_records
 from asyncmig.journal import JournalPlace, open_journal
 from asyncmig.simulator.server.clock import fast_loop
 
@@ -97,17 +101,21 @@ app.add_typer(journal_app, name="journal")
 SelectOption = Annotated[
     str | None,
     typer.Option(
-        help="Only these customers: status:failed,parked,unknown,pending or external ids, separated by commas."
+        metavar="CUSTOMERS",
+        help="Only these customers: external ids separated by commas, or status: and outcomes such as failed,parked.",
     ),
 ]
-
 QueueOption = Annotated[
     str | None,
     typer.Option(
-        help="Let workers migrate the customers: the queue's URL, or an environment variable with it. The workers "
-        "write the sheets, and use their own values of --decide, --filter and --retries unless given."
+        metavar="URL",
+        help="Let workers migrate the customers: the URL of the queue, or the environment variable that holds it. "
+        "The workers write the sheets, and use their own values of --decide, --filter and --retries unless given.",
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object per line.")]
+ExternalId = Annotated[str, typer.Argument(metavar="EXTERNAL_ID", help="Your own id of the customer.")]
+LastRunJournal = Annotated[JournalPlace, journal_option(from_last_run_if_any)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,9 +147,10 @@ def run(
         bool, typer.Option("--plan", help="Check everything and print what the run would do; send nothing.")
     ] = False,
 ) -> None:
-    """Migrate every customer of MANIFEST. The environment variable VERN_API_KEY has the API key.
+    """Migrate every customer of a manifest, or resume.
 
-    Each setting can also be set as ASYNCMIG_NAME in the environment, or in the [defaults] of a TOML manifest.
+    The environment variable VERN_API_KEY has the API key. Each setting can also be set as ASYNCMIG_NAME in the
+    environment, or in the [defaults] of a TOML manifest.
     """
     if plan:
         if queue is not None:
@@ -149,7 +158,7 @@ def run(
                 "--plan", True, "cannot be used with --queue: this process does not have the workers' journal"
             )
         planned = asyncio.run(read_plan(read_inputs(options, words_console()), options, select))
-        print_plan_as_json(planned) if display.as_json else print_plan(data_console(), planned, options)
+        print_line(planned) if display.as_json else print_plan(data_console(), planned, options)
         return
     _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
@@ -165,21 +174,20 @@ def retry(
     select: SelectOption = UNFINISHED,
     queue: QueueOption = None,
 ) -> None:
-    """Repeat the last run of a journal for customers that are not delivered; failed ones are imported again."""
+    """Repeat the last run for customers that are not delivered.
+
+    Failed customers are imported again.
+    """
     last: LastRun = context.obj
-    options = Options.of(last.path(), settings)
-    again = queue or last.queue
-    _drive(
-        options, display, RunRequest(selection=select, remembered=False, queue=again, given=given(context))
-    )
+    request = RunRequest(selection=select, remembered=False, queue=queue or last.queue, given=given(context))
+    _drive(Options.of(last.path(), settings), display, request)
 
 
 def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     words, data = words_console(), data_console()
     manifest = read_inputs(options, words_console())
     files = [file for customer in manifest.customers for file in customer.files]
-    protected = [manifest.path, *files, *manifest.protected]
-    wanted = replace(wanted, protected=protected)
+    wanted = replace(wanted, protected=[manifest.path, *files, *manifest.protected])
     ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
     if not (display.quiet and ended.exit_code == DELIVERED):
         print_summary(words if display.as_json else data, ended, options)
@@ -188,85 +196,96 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
 
 
 @app.command(epilog="Example: asyncmig check customers.csv --templates templates.json")
+@dataclass_options
 def check(
-    context: typer.Context,
-    manifest: ManifestArgument,
-    head: Annotated[
-        int | None, typer.Option(min=0, help="Rows to read of each file; the default is all.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each customer.")] = False,
-    templates: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with the response of GET /templates; by default they are requested."),
-    ] = None,
-    base_url: BaseUrlOption = None,
+    context: typer.Context, manifest: ManifestArgument, options: CheckOptions, as_json: JsonOption = False
 ) -> None:
-    """Check the files of every customer of MANIFEST, and print warnings; nothing is created.
+    """Check the files of a manifest and print warnings.
 
-    Exits 0 even with warnings, because the server decides. If VERN_API_KEY is set, one request reads the templates.
+    Nothing is created. The exit code is 0 even with warnings, because the server decides. If VERN_API_KEY is set, one
+    request reads the templates.
     """
-    options = CheckOptions(templates=templates, head=head, json=json, base_url=base_url)
     words, data = words_console(), data_console()
     outputs, root = places_of(context)
     customers = read_manifest(manifest, outputs=outputs, root=root)
     say_excluded(customers, words)
-    raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words)))
+    raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words, as_json=as_json)))
 
 
 @app.command(epilog="Example: asyncmig config customers.toml")
 @dataclass_options
-def config(context: typer.Context, options: Options) -> None:
-    """Print each setting of `run` and where its value comes from. The API key is never printed."""
-    print_config(data_console(), context, options)
+def config(context: typer.Context, options: Options, as_json: JsonOption = False) -> None:
+    """Print each setting of `run` and where its value comes from.
+
+    The API key is never printed.
+    """
+    print_config(data_console(), context, options, as_json=as_json)
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+@app.command(epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked")
+@dataclass_options
+def status(
+    journal: JournalOption = DEFAULT_JOURNAL,
+    as_json: JsonOption = False,
+    *,
+    listing: Listing,
+) -> None:
+    """Print how many customers ended how, and why.
 
-
-@app.command(epilog="Example: asyncmig status --journal fleet.db --json")
-def status(journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False) -> None:
-    """Print the status of each customer of a journal, also while another process uses it."""
-    standings = asyncio.run(standings_of(journal))
+    It works while another process uses the journal. --outcome and --sort imply --list; --json prints an object for
+    each customer.
+    """
+    statuses = listing.of(asyncio.run(statuses_of_journal(journal)))
     if as_json:
-        for each in standings:
+        for each in statuses:
             print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
+    elif listing.is_given:
+        print_list(data_console(), statuses)
     else:
-        print_standings(data_console(), standings)
+        print_status(data_console(), statuses, how_to_repeat(journal), journal)
 
 
 @app.command(epilog="Example: asyncmig show acme-001 --journal fleet.db")
 def show(
-    external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
-    journal: JournalOption = DEFAULT_JOURNAL,
+    external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
 ) -> None:
-    """Print the history of one customer from the journal: events with times, reports and files."""
-    print_story(data_console(), asyncio.run(read_story(journal, external_id)))
+    """Print the history of one customer.
+
+    That is its status, ids, files and report, and the entries of the journal with their times.
+    """
+    print_history(data_console(), asyncio.run(read_history(journal, external_id)), as_json=as_json)
 
 
-@app.command(epilog="Example: asyncmig report --journal fleet.db --to report.html")
+@app.command(epilog="Example: asyncmig report --journal fleet.db --report report.html")
 def report(
     journal: JournalOption = DEFAULT_JOURNAL,
-    to: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    report: ReportOption = Path("report.html"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Write an HTML report from a journal: outcomes, reasons, and a chart of the steps over time.
+    """Write an HTML report from a journal.
 
-    `run --report FILE` also shows requests, waits for the limit, and how soon the ends of imports were noticed.
+    It shows outcomes, reasons, and the steps of each customer over time. The report that `run --report FILE` writes
+    also shows requests, waits for the limit, and how soon the ends of imports were noticed.
     """
-    check_place(to)
-    write_page(to, asyncio.run(page_of_journal(journal, written_now())))
-    say(words_console(), f"Wrote {to}.")
+    page = report or Path("report.html")
+    check_place(page)
+    write_page(page, asyncio.run(page_of_journal(journal, written_now())))
+    if as_json:
+        print_line({"schema": SCHEMA, "report": str(page)})
+    else:
+        say(words_console(), f"Wrote {page}.")
 
 
 @app.command(epilog="Example: asyncmig watch --journal fleet.db")
 @dataclass_options
 def watch(
     context: typer.Context,
-    journal: Annotated[JournalPlace, journal_option(from_last_run_if_any)] = DEFAULT_JOURNAL,
+    journal: LastRunJournal = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
     *,
     reach: ConnectionSettings,
 ) -> None:
-    """Print the events of a journal that another process uses, until no process uses it.
+    """Follow the run of another process until it ends.
 
     If VERN_API_KEY is set, imports that still run at the server are then followed until each has ended or needs a
     decision.
@@ -275,17 +294,13 @@ def watch(
     run_at(1.0, follow_journal(journal, data, as_json=as_json))
     left = [] if is_unread() else run_at(1.0, running(journal))
     if left and os.environ.get("VERN_API_KEY"):
-        say(
-            words,
-            f"No process uses {journal}; {counted(len(left), 'import')} may still run at the server:",
-            "dim",
-        )
+        count = counted(len(left), "import")
+        say(words, f"No process uses {journal}; {count} may still run at the server:", "dim")
         run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
-    standings = run_at(1.0, standings_of(journal))
+    statuses = run_at(1.0, statuses_of_journal(journal))
     last: LastRun | None = context.obj
-    for line in how_to_go_on(standings, last.options() if last else None, last and last.queue):
-        say(words, line)
-    raise typer.Exit(code_of(each.outcome for each in standings))
+    say_steps(words, how_to_continue(statuses, last.command() if last else None, journal))
+    raise typer.Exit(code_of(each.outcome for each in statuses))
 
 
 @app.command(epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
@@ -296,7 +311,7 @@ def review(
         list[str] | None,
         typer.Argument(metavar="EXTERNAL_ID", help="Customers; the default is all parked ones."),
     ] = None,
-    journal: Annotated[JournalPlace, journal_option(from_last_run_if_any)] = DEFAULT_JOURNAL,
+    journal: LastRunJournal = DEFAULT_JOURNAL,
     wait: Annotated[
         bool, typer.Option("--wait", help="After the decisions, run until these customers are delivered.")
     ] = False,
@@ -305,9 +320,10 @@ def review(
     verdict: DecisionFlags,
     reach: ConnectionSettings,
 ) -> None:
-    """Decide about parked imports, one by one at the terminal, or with --approve or --reject.
+    """Show what parked imports ask, and decide.
 
-    Without these options and without a terminal, it prints the questions.
+    At a terminal, the customers are shown one by one, and the keys explained. --approve and --reject decide without a
+    prompt. Otherwise, the questions and the commands that decide are printed.
     """
     names = external_ids or []
     verdict.check(names)
@@ -317,93 +333,94 @@ def review(
         say(words, f"No customer is parked in {journal}.")
         return
     if not verdict.is_given and (as_json or not is_interactive()):
-        print_all(data, records, as_json=as_json)
+        print_all(data, records, journal, as_json=as_json)
         raise typer.Exit(PARKED)
     reviewer = Reviewer(journal, reach, verdict, words)
     run_at(reach.speed, reviewer.run(records))
-    _after_review(reviewer, context.obj, wait=wait)
-
-
-def _after_review(reviewer: Reviewer, last: LastRun | None, *, wait: bool) -> None:
-    words = words_console()
-    if reviewer.left:
-        say(words, f"Still parked: {', '.join(reviewer.left)}.", "yellow")
-    if not reviewer.decided or last is None:
-        raise typer.Exit(PARKED if reviewer.left else DELIVERED)
-    options = last.options()
-    if wait:
+    last: LastRun | None = context.obj
+    wait = wait and bool(reviewer.decided) and last is not None
+    say_steps(words, reviewer.next_steps(last, wait=wait))
+    if wait and last is not None:
         selection = ",".join(reviewer.decided)
-        _drive(options, Display(), RunRequest(selection=selection, remembered=False, queue=last.queue))
-    say(words, "What was decided goes on at the server. To fetch what comes out:")
-    say(words, f"  {options.command(queue=last.queue)}")
+        request = RunRequest(selection=selection, remembered=False, queue=last.queue)
+        _drive(last.options(), Display(), request)
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 
 @app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")
-def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder to write; the files of an earlier demo are replaced.")
-    ] = Path("asyncmig-demo"),
-    customers: Annotated[int, typer.Option(min=1, max=9999, help="How many customers to generate.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same customers.")] = 1,
-    speed: Annotated[float, typer.Option(min=0.01, help="Run the clock this many times faster.")] = 60.0,
-) -> None:
-    """Migrate generated customers with messy files through a simulator, offline, in less than a minute.
+@dataclass_options
+def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
+    """Migrate generated customers through a simulator, offline.
 
-    Exits 0 if every customer ended as planned, 1 if not.
+    The files are messy. It takes less than a minute. The exit code is 0 if every customer ended as planned, else 1.
     """
-    words, data = words_console(), data_console()
-    options, world = demo_options(out, speed=speed), new_world(seed=seed, rate=Rate())
-    plans = prepare(out, customers=customers, seed=seed)
-    say(words, f"{customers:,} customers with messy files in {out}/, and a simulator on loopback.")
-    ended = run_at(speed, play(world, options, words))
-    as_planned = print_demo(data, ended, options, plans, world)
-    raise typer.Exit(0 if as_planned else 1)
+    played = run_at(options.speed, play(options, words_console()))
+    raise typer.Exit(0 if print_demo(data_console(), played, as_json=as_json) else 1)
 
 
 @app.command(
     epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db"
 )
 def adopt(
-    external_id: Annotated[str, typer.Argument(help="Your own id of the customer.")],
-    company_id: Annotated[str, typer.Argument(help="The company's id, or its URL in the dashboard.")],
+    external_id: ExternalId,
+    company_id: Annotated[
+        str, typer.Argument(metavar="COMPANY_ID", help="The company's id, or its URL in the dashboard.")
+    ],
     journal: JournalOption = DEFAULT_JOURNAL,
+    api: ApiOption = generations.DEFAULT,
+    as_json: JsonOption = False,
 ) -> None:
-    """Link a customer to its company when the response to the create request was lost.
+    """Link a customer to a company that exists on the server.
 
-    The next run continues with that company."""
-    adopted = run_at(1.0, write_adoption(journal, external_id, company_id))
-    say(words_console(), f"{external_id.strip()} is now linked to company {adopted}. Run again to continue.")
+    Use it when the response to the create request was lost. The next run continues with that company.
+    """
+    adopted = run_at(1.0, _write_adoption(journal, external_id.strip(), company_id, api))
+    if as_json:
+        print_line({"schema": SCHEMA, "external_id": external_id.strip(), "ids": {"company": adopted}})
+    else:
+        say(
+            words_console(),
+            f"{external_id.strip()} is now linked to company {adopted}. Run again to continue.",
+        )
 
 
-async def write_adoption(place: JournalPlace, external_id: str, company_id: str) -> str:
+async def _write_adoption(place: JournalPlace, external_id: str, company_id: str, api: str) -> str:
     await check_journal(place)
     async with open_journal(place) as journal:
-        return await adopt_company(journal, external_id, company_id)
+        record = (await read_records(journal, str(place))).get(external_id)
+        return await adopt_company(journal, external_id, company_id, api=record.api if record else api)
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")
 @dataclass_options
 def doctor(
     journal: JournalOption = DEFAULT_JOURNAL,
-    out: Annotated[Path, typer.Option(help="Folder that a run would write to.")] = Path("out"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that a run would write to.")] = Path(
+        "out"
+    ),
+    api: ApiOption = generations.DEFAULT,
+    as_json: JsonOption = False,
     *,
     reach: ConnectionSettings,
 ) -> None:
-    """Check what a run needs: API key, server, clock, folders, journal, limit. Sends one request."""
-    raise typer.Exit(run_at(reach.speed, print_findings(examine(reach, journal, out), data_console())))
+    """Check what a run needs, and print the result of each check.
+
+    The checks are: API key, server, clock, folders, journal, and rate limit. One request is sent.
+    """
+    findings = print_findings(examine(reach, journal, out, api), data_console(), as_json=as_json)
+    raise typer.Exit(run_at(reach.speed, findings))
 
 
 @app.command(
     epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)"
 )
 @dataclass_options
-def sim(options: SimOptions) -> None:
-    """Serve a simulated API on loopback until Ctrl-C; print its base URL and key, ready to paste.
+def sim(options: SimOptions, as_json: JsonOption = False) -> None:
+    """Serve a simulated API on loopback until Ctrl-C.
 
-    At the end it prints the rule violations of its clients.
+    It prints the base URL and the API key, ready to paste, and at its end the rule violations of its clients.
     """
-    run_at(options.speed, serve_until_interrupted(options, data_console(), words_console()))
+    run_at(options.speed, serve_until_interrupted(options, data_console(), words_console(), as_json=as_json))
 
 
 def run_at(speed: float, main: Coroutine[object, object, T]) -> T:

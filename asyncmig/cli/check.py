@@ -1,21 +1,25 @@
-"""`asyncmig check`: a manifest in, and what may be wrong with its files out; nothing is created."""
+"""`asyncmig check`: warn about the files of a manifest; nothing is created."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+import typer
 from rich.console import Console
 
 from asyncmig import generations
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
-from asyncmig.cli.output import clean, print_line, say
+from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
+from asyncmig.cli.settings import ApiOption, BaseUrlOption
 from asyncmig.customers.lookup import named
 from asyncmig.customers.template_rules import TemplateRules
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
+from asyncmig.generations import Generation
 from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault
 from asyncmig.preflight import CheckedFile, Finding, check
 from asyncmig.preflight.findings import number_of
@@ -28,17 +32,26 @@ _WITHOUT_TEMPLATES = "headers and cells are not judged, only the files themselve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What `asyncmig check` was asked for. `head`: rows of each file, all if None."""
+    """The options of `asyncmig check`."""
 
-    templates: Path | None = None
-    head: int | None = None
-    json: bool = False
-    base_url: str | None = None
+    templates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file with the server's list of templates (GET /templates); by default it is requested.",
+        ),
+    ] = None
+    head: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Rows to read of each file; the default is all.")
+    ] = None
+    api: ApiOption = generations.DEFAULT
+    base_url: BaseUrlOption = None
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
     """What `--json` prints for each customer."""
 
+    schema: int = SCHEMA
     external_id: str
     files: tuple[CheckedFile, ...]
 
@@ -47,17 +60,20 @@ class _TemplateFile(msgspec.Struct, frozen=True):
     templates: tuple[TemplateRules, ...]
 
 
-async def check_manifest(manifest: Manifest, options: CheckOptions, data: Console, words: Console) -> int:
-    """Check every customer's files, print what is found at each, and return the exit code.
+async def check_manifest(
+    manifest: Manifest, options: CheckOptions, data: Console, words: Console, *, as_json: bool
+) -> int:
+    """Check the files of every customer, print warnings and notes about each file, and return the exit code.
 
-    Raises `InvalidInput` for names of templates that are not known.
+    Raises `InvalidInput` for unknown names of templates.
     """
+    generation = generations.find(options.api)
     if missing := [name for name in ("charset_normalizer", "re2") if find_spec(name) is None]:
         what = {"charset_normalizer": "encodings are not guessed", "re2": "strict rules are not checked"}
         why = " and ".join(what[name] for name in missing)
         say(words, f"note: {why}; to have it, pip install 'asyncmig[check]'", "dim")
     try:
-        templates = await _templates(options, words)
+        templates = await _templates(generation, options, words)
     except (AuthError, NoAnswer, ServerError, UnexpectedReply) as error:
         say(words, f"Error: the templates could not be read: {clean(str(error))}", "red")
         return KEY_REFUSED if isinstance(error, AuthError) else RESUMABLE
@@ -67,7 +83,7 @@ async def check_manifest(manifest: Manifest, options: CheckOptions, data: Consol
         checked = await check(customer.files, wanted, head=options.head)
         files += len(checked.files)
         warnings += checked.warnings
-        if options.json:
+        if as_json:
             print_line(_Line(external_id=customer.external_id, files=checked.files))
         else:
             _print(data, customer, checked.files)
@@ -77,26 +93,28 @@ async def check_manifest(manifest: Manifest, options: CheckOptions, data: Consol
 
 def _verdict(warnings: int) -> str:
     if not warnings:
-        return "nothing to warn of."
-    return f"{number_of(warnings, 'warning')}. The server maps and judges by itself, and may take it all the same."
+        return "no warnings."
+    return f"{number_of(warnings, 'warning')}. The server maps and judges by itself, and may accept the files anyway."
 
 
-async def _templates(options: CheckOptions, words: Console) -> Sequence[TemplateRules]:
-    """Return the templates of the file or of the account; none where neither can be had, and say so."""
+async def _templates(
+    generation: Generation, options: CheckOptions, words: Console
+) -> Sequence[TemplateRules]:
+    """Return the templates of the file or of the account; if there are none to be had, print a note."""
     if options.templates is not None:
         return _from_file(options.templates)
     if not os.environ.get("VERN_API_KEY"):
         say(words, f"note: without VERN_API_KEY or --templates FILE {_WITHOUT_TEMPLATES}", "dim")
         return ()
     async with Session(base_url=options.base_url) as session:
-        templates = await generations.find(generations.DEFAULT).template_rules(context_of(session))
+        templates = await generation.template_rules(context_of(session))
         if templates is None:
             say(words, f"note: this server does not list templates: {_WITHOUT_TEMPLATES}", "dim")
         return templates or ()
 
 
 def _from_file(path: Path) -> tuple[TemplateRules, ...]:
-    """Read templates as the API lists them, with or without the `templates` around them."""
+    """Read templates from a JSON file: a list, or an object with the list as `templates`."""
     content = path.read_bytes()
     if content.lstrip().startswith(b"["):
         content = b'{"templates":' + content + b"}"
@@ -107,7 +125,7 @@ def _from_file(path: Path) -> tuple[TemplateRules, ...]:
 
 
 def _chosen(manifest: Manifest, templates: Sequence[TemplateRules]) -> list[list[TemplateRules]]:
-    """Return the templates that each customer gets; raise `InvalidManifest` with every name that is not known."""
+    """Return the templates of each customer; raise `InvalidManifest` with every unknown name."""
     chosen: list[list[TemplateRules]] = []
     faults: list[ManifestFault] = []
     for customer in manifest.customers:
@@ -145,7 +163,7 @@ def _facts(file: CheckedFile) -> str:
 
 
 def _unmatched(file: CheckedFile) -> list[str]:
-    """Return a note about headers that are no column's name, if the others are."""
+    """Return a note about headers that match no column of the most similar template."""
     if file.template is None:
         return []
     left = [
@@ -153,12 +171,11 @@ def _unmatched(file: CheckedFile) -> list[str]:
         for match in file.headers
         if match.column is None and match.header.strip()
     ]
-    more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
-    return [f"not in {file.template} by name: {', '.join(left[:10])}{more}"] if left else []
+    return [f"{file.template} has no column of these names: {listed(left, 10)}"] if left else []
 
 
 def _places(finding: Finding) -> str:
-    """Return where it was seen first, with the values if there are any."""
+    """Return the lines of the first occurrences, with the values if there are any."""
     if not finding.samples or f"line {finding.samples[0].line:,}" in finding.text:
         return ""
     if finding.samples[0].value:

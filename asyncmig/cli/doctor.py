@@ -1,4 +1,4 @@
-"""`asyncmig doctor`: whether everything is there that a run needs, one line each."""
+"""`asyncmig doctor`: check what a run needs, and print one line for each check."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from yarl import URL
 
+from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
-from asyncmig.cli.output import clean, counted, say
+from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
 from asyncmig.cli.report import read_report
 from asyncmig.cli.settings import ConnectionSettings, open_session
 from asyncmig.customers.status import CustomerRecord
@@ -38,6 +39,7 @@ from asyncmig.errors import (
     UnexpectedReply,
     WaitTooLong,
 )
+from asyncmig.generations import Generation
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import Activity, Journal, JournalPlace, open_journal
@@ -46,7 +48,7 @@ from asyncmig.session import Session
 __all__ = ["Diagnosis", "examine", "print_findings"]
 
 _CLOCK_OFF = 120.0
-"""Seconds by which a clock may be off: webhooks are refused at five minutes, and certificates have edges."""
+"""Seconds by which a clock may be off: webhooks are refused at five minutes, and certificates begin and expire."""
 _LIBRARIES = ("asyncmig", "aiohttp", "aiolimiter", "anyio", "msgspec")
 _EXTRAS = {
     "check": ("charset_normalizer", "re2"),
@@ -55,26 +57,32 @@ _EXTRAS = {
     "redis": ("redis",),
     "saq": ("saq",),
 }
-_CHEAP = "/sources"
 _PATIENCE = 15.0
-"""Seconds of the loop's clock that the server has for its answer."""
+"""Seconds (loop's clock) to wait for the server's response."""
 _BUSY = 2.0
 """Real seconds that another program may keep the journal locked."""
 _READ_THROUGH = 256 * 1024 * 1024
-"""Bytes of a journal up to which every page is read: within seconds."""
+"""Bytes. The pages of a journal up to this size are all checked, which takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing that was looked at. `code`: what the command exits with for it; None: it could not be looked at."""
+    """The result of one check."""
 
     what: str
     text: str
     code: int | None = DELIVERED
+    """The exit code for this result; None if the check was not possible."""
 
 
-async def examine(reach: ConnectionSettings, journal: JournalPlace, out: Path) -> AsyncIterator[Diagnosis]:
-    """Look at everything, and yield what is found. Sends one request, changes nothing, takes 30 s at most."""
+async def examine(
+    reach: ConnectionSettings, journal: JournalPlace, out: Path, api: str
+) -> AsyncIterator[Diagnosis]:
+    """Yield the result of each check. Sends one request, changes nothing, takes 30 s at most.
+
+    Raises `InvalidInput` for an unknown API generation.
+    """
+    generation = generations.find(api)
     yield _versions()
     yield _folder("output", out)
     if journal.path is None:
@@ -82,7 +90,7 @@ async def examine(reach: ConnectionSettings, journal: JournalPlace, out: Path) -
     else:
         yield _journal_folder(journal.path)
         yield await _journal(journal.path)
-    for finding in await _server(reach):
+    for finding in await _server(reach, generation):
         yield finding
     yield _limit(reach, out)
 
@@ -108,20 +116,20 @@ def _is_installed(extra: str) -> bool:
 
 
 def _folder(what: str, folder: Path) -> Diagnosis:
-    """Tell whether a folder can be written, or made in the nearest one above it that exists."""
+    """Check whether a folder can be written, or created in its nearest parent that exists."""
     try:
         place = check_folder(what, folder)
     except InvalidInput as error:
         return Diagnosis(what, error.reason, USAGE)
     return Diagnosis(
-        what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be made"
+        what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be created"
     )
 
 
 def _journal_folder(journal: Path) -> Diagnosis:
     folder = journal.absolute().parent
     if not os.path.lexists(folder):
-        return Diagnosis("journal's folder", f"there is no folder {folder}: make it first", USAGE)
+        return Diagnosis("journal's folder", f"there is no folder {folder}: create it first", USAGE)
     return _folder("journal's folder", folder)
 
 
@@ -129,14 +137,14 @@ async def _journal(path: Path) -> Diagnosis:
     try:
         size = path.stat().st_size  # noqa: ASYNC240 - nothing else runs in this loop
         if not size and path.is_file():  # noqa: ASYNC240
-            return Diagnosis("journal", f"{path} is empty: the first run fills it")
+            return Diagnosis("journal", f"{path} is empty; the first run fills it")
         return await _read_journal(path, read_through=size <= _READ_THROUGH)
     except FileNotFoundError:
-        return Diagnosis("journal", f"{path} is not there yet")
+        return Diagnosis("journal", f"{path} does not exist yet")
     except JournalError as error:
         return Diagnosis("journal", str(error), code_of_error(error))
     except OSError as error:
-        return Diagnosis("journal", f"{path} cannot be looked at: {error.strerror or error}", USAGE)
+        return Diagnosis("journal", f"{path} cannot be examined: {error.strerror or error}", USAGE)
 
 
 async def _database(place: JournalPlace) -> Diagnosis:
@@ -174,14 +182,14 @@ async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
     if finding := _unreadable(path, records):
         return finding
     if not os.access(path, os.W_OK):
-        return Diagnosis("journal", f"{path} can be read and not written: permission is denied", USAGE)
+        return Diagnosis("journal", f"{path} can be read but not written: permission denied", USAGE)
     try:
         with closing(_connect(f"{path.absolute().as_uri()}?mode=rw")) as db:  # noqa: ASYNC240
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         return Diagnosis("journal", f"{path} cannot be written now: {error}", RESUMABLE)
-    state = "is intact" if read_through else "is large, and was not read through"
+    state = "is intact" if read_through else "is large; not every page was checked"
     return Diagnosis("journal", f"{path} {state}{_content(records, activity)}")
 
 
@@ -189,79 +197,89 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
 
 
-async def _server(reach: ConnectionSettings) -> list[Diagnosis]:
-    """Ask the server one thing, and return what that tells of the server, the key and the clock."""
+async def _server(reach: ConnectionSettings, generation: Generation) -> list[Diagnosis]:
+    """Send one request, and return what its response says about the server, the key and the clock."""
     if not os.environ.get("VERN_API_KEY", "").strip():
         return _with_unchecked(Diagnosis("API key", "VERN_API_KEY is not set", USAGE))
     try:
-        # Not what a run sent lately: that would be written down in a file. A 429 is an answer like any other here.
+        # Without the journal, no send log is written. A 429 is a result here, so it is not retried.
         session = open_session(reach, None, retry=RetryPolicy(attempts=1))
     except InvalidInput as error:
         return _with_unchecked(
             Diagnosis("API key" if error.field == "api_key" else "server", str(error), USAGE)
         )
     async with session:
-        return _with_unchecked(*[finding async for finding in _asked(session)])
+        return _with_unchecked(*[finding async for finding in _asked(session, generation)])
 
 
 def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
-    """Return findings about the server, the key and the clock, each: what is not `found` could not be looked at."""
+    """Return a result about each of server, key and clock; those that are not in `found` were not checked."""
     names = [finding.what for finding in found]
     others = [name for name in ("server", "API key", "clock") if name not in names]
     return [*found, *(Diagnosis(name, "was not checked", None) for name in others)]
 
 
-async def _asked(session: Session) -> AsyncIterator[Diagnosis]:
-    """Make one call that costs little, and conclude from what comes of it."""
+async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diagnosis]:
+    """Request the first list of the generation's catalogue (the sources), and yield what the response says."""
     url = session.base_url
+    endpoints = iter(generation.catalogue_requests(names_templates=False))
+    if (endpoint := next(endpoints, None)) is None:
+        text = f"was not checked: the API generation {generation.name} has no request that only reads"
+        yield Diagnosis("server", text, None)
+        return
+    method, _, path = endpoint.partition(" ")
     try:
         if unknown := await _unknown_host(url):
             yield Diagnosis("server", f"{url} cannot be reached: {unknown}{_by_proxy(url)}", RESUMABLE)
             return
         async with asyncio.timeout(_PATIENCE):
-            reply = await session.request("GET", _CHEAP, max_wait=0.0)
+            reply = await session.request(method, path, max_wait=0.0)
             listed: object = reply.json()
     except TimeoutError:
         yield Diagnosis("server", f"{url} did not answer within {_PATIENCE:g} s", RESUMABLE)
     except WaitTooLong:
         yield Diagnosis("server", f"{url} answers 429: other programs use up the key's limit now", RESUMABLE)
     except ApiError as error:
-        for finding in _refused(url, error):
+        for finding in _refused(url, path, error):
             yield finding
-    except InvalidInput as error:  # a proxy that cannot be used
+    except InvalidInput as error:  # about a proxy
         yield Diagnosis("server", str(error), USAGE)
     except AsyncmigError as error:
         yield Diagnosis("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
     else:
-        if not (isinstance(listed, dict) and "sources" in listed):
-            yield _another(url, reply.status, "with JSON that lists no sources")
+        if not (isinstance(listed, dict) and path.strip("/") in listed):
+            yield _another(url, path, reply.status, f"with JSON that lists no {path.strip('/')}")
             return
         yield Diagnosis("server", f"{url} answers")
         yield Diagnosis("API key", "is accepted")
         yield _clock(reply.headers.get("date"))
 
 
-def _refused(url: str, error: ApiError) -> Iterator[Diagnosis]:
-    """Yield what a refusal tells: an unrelated web server has its own words for it, the API an `error` in JSON."""
+def _refused(url: str, path: str, error: ApiError) -> Iterator[Diagnosis]:
+    """Yield what a refusal says. The API explains it as `error` in JSON; an unrelated web server does not."""
     match error:
         case AuthError():
             yield Diagnosis("server", f"{url} answers")
             yield Diagnosis("API key", str(error), KEY_REFUSED)
         case NotFound() if error.is_documented:
-            yield Diagnosis("server", f"{url} answers; it does not list sources: use ids")
+            yield Diagnosis(
+                "server", f"{url} answers; it does not list {path.strip('/')}: use ids in the manifest"
+            )
             yield Diagnosis("API key", "is accepted")
         case ServerError():
             yield Diagnosis("server", f"{url}: {error}", RESUMABLE)
         case UnexpectedReply() if 300 <= error.status < 400:
-            yield _another(url, error.status, "a redirect, which is not followed")
+            yield _another(url, path, error.status, "a redirect, which is not followed")
         case _ if error.is_documented:
             yield Diagnosis("server", f"{url}: {error}", USAGE)
         case _:
-            yield _another(url, error.status, f"and not as the API does: {error.text or '(empty body)'}")
+            yield _another(
+                url, path, error.status, f"and not as the API does: {error.text or '(empty body)'}"
+            )
 
 
-def _another(url: str, status: int, how: str) -> Diagnosis:
-    text = f"is this the API's base URL? {url}{_CHEAP}{_by_proxy(url)} answers {status}, {how}"
+def _another(url: str, path: str, status: int, how: str) -> Diagnosis:
+    text = f"is this the API's base URL? {url}{path}{_by_proxy(url)} answers {status}, {how}"
     return Diagnosis("server", text, USAGE)
 
 
@@ -271,9 +289,10 @@ def _by_proxy(url: str) -> str:
 
 
 async def _unknown_host(url: str) -> str | None:
-    """Return why the first host on the way to a server has no address; None if it has one.
+    """Return why the first host on the way to a server (a proxy or the server) has no address; None if it has one.
 
-    A resolver that hangs cannot be stopped: its thread holds up neither the next check nor the end of the process.
+    A resolver that hangs cannot be cancelled. It runs in a daemon thread, which delays neither the next check nor the
+    end of the process.
     """
     proxy = Proxies().proxy_for(url)
     host = (proxy.url if proxy else URL(url)).host or ""
@@ -290,7 +309,7 @@ async def _unknown_host(url: str) -> str | None:
             socket.getaddrinfo(host, None)
         except (OSError, UnicodeError) as error:
             reason = f"{host}: {getattr(error, 'strerror', None) or error}"
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, reason)
 
     threading.Thread(target=ask, name="asyncmig-doctor", daemon=True).start()
@@ -298,7 +317,7 @@ async def _unknown_host(url: str) -> str | None:
         async with asyncio.timeout(_PATIENCE):
             return await answer
     except TimeoutError:
-        return f"{host}: no answer of the name server within {_PATIENCE:g} s"
+        return f"{host}: the name server did not answer within {_PATIENCE:g} s"
 
 
 def _clock(said: str | None) -> Diagnosis:
@@ -306,15 +325,15 @@ def _clock(said: str | None) -> Diagnosis:
         at = email.utils.parsedate_to_datetime(said or "")
         off = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
     except (ValueError, OverflowError):
-        return Diagnosis("clock", "the server does not say its time")
+        return Diagnosis("clock", "the server's response has no time")
     if abs(off) <= _CLOCK_OFF:
-        return Diagnosis("clock", f"agrees with the server's within {max(1.0, abs(off)):.0f} s")
+        return Diagnosis("clock", f"differs from the server's clock by at most {max(1.0, abs(off)):.0f} s")
     where = "ahead of" if off > 0 else "behind"
-    return Diagnosis("clock", f"is {abs(off):.0f} s {where} the server's: set it right", USAGE)
+    return Diagnosis("clock", f"is {abs(off):.0f} s {where} the server's clock: correct it", USAGE)
 
 
 def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
-    """Say what the last run has learnt of the limit."""
+    """Compare the configured limit with what the last run learned from 429s."""
     configured = f"{reach.rate} by {reach.scope} is configured"
     try:
         report = read_report(out)
@@ -327,16 +346,21 @@ def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
         for name, seen in sorted(report.budget.limits.items())
         if "believed" in seen and seen["believed"] < seen.get("limit", 0)
     ]
-    learnt = "was seen to be less: " + ", ".join(less) if less else "held"
+    learned = "was seen to be less: " + ", ".join(less) if less else "held"
     refused = counted(report.budget.refused, "request")
-    return Diagnosis("limit", f"{configured}; in the last run it {learnt} ({refused} answered 429)")
+    return Diagnosis("limit", f"{configured}; in the last run it {learned} ({refused} answered 429)")
 
 
-async def print_findings(findings: AsyncIterator[Diagnosis], data: Console) -> int:
-    """Print each finding as it comes, and return the exit code: that of the worst."""
+async def print_findings(findings: AsyncIterator[Diagnosis], data: Console, *, as_json: bool) -> int:
+    """Print each result as it comes, and return the exit code: that of the worst."""
     codes: set[int | None] = {DELIVERED}
     async for finding in findings:
-        mark, style = {DELIVERED: ("ok ", ""), None: ("?  ", "dim")}.get(finding.code, ("BAD", "red"))
-        say(data, f"{mark}  {finding.what:16}  {clean(finding.text)}", style)
         codes.add(finding.code)
+        if as_json:
+            is_ok = None if finding.code is None else finding.code == DELIVERED
+            shown = {"check": finding.what, "ok": is_ok, "text": finding.text, "exit_code": finding.code}
+            print_line({"schema": SCHEMA, **shown})
+            continue
+        mark, style = {DELIVERED: ("ok ", ""), None: ("?  ", "dim")}.get(finding.code, ("BAD", "red"))
+        say(data, f"{mark}  {finding.what:16}  {clean(finding.text, 600)}", style)
     return next(code for code in (KEY_REFUSED, USAGE, RESUMABLE, DELIVERED) if code in codes)

@@ -26,6 +26,7 @@ __all__ = [
     "check_journal",
     "from_last_run",
     "from_last_run_if_any",
+    "how_to_repeat",
     "recall",
     "recall_if_any",
     "remember",
@@ -80,6 +81,10 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
         except (TypeError, ValueError) as error:
             reason = f"the settings of the last run beside the journal cannot be read ({error})"
             raise InvalidInput("journal", self.settings.get("journal", ""), reason) from error
+
+    def command(self) -> str:
+        """Return the command line that continues the run. Raises `InvalidInput` like `options`."""
+        return self.options().command(queue=self.queue)
 
     def path(self) -> Path:
         """Return the manifest's path, from the folder that is the present one now."""
@@ -160,6 +165,16 @@ def _read_last(place: Path) -> LastRun:
     if place.exists() and not place.is_file():  # reading a FIFO would wait for a writer
         raise OSError("is not a file")
     return msgspec.json.decode(place.read_bytes(), type=LastRun)
+
+
+def how_to_repeat(journal: JournalPlace) -> str | None:
+    """Return the command that continues the last run of a journal; None if it is not known."""
+    last = recall_if_any(journal)
+    try:
+        return last.command() if last else None
+    except InvalidInput as error:
+        _log.warning("%s", error.reason)
+        return None
 
 
 async def check_journal(place: JournalPlace) -> None:

@@ -67,9 +67,9 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def rate_option(words: str, envvar: str | None = None) -> OptionInfo:
-    """Return an option that takes a rate."""
-    return _option(parse_rate, words, envvar, "RATE")
+def rate_option(envvar: str | None = None) -> OptionInfo:
+    """Return an option that takes a rate limit."""
+    return _option(parse_rate, "The rate limit: requests in a window, such as 100/60s.", envvar, "RATE")
 
 
 def duration_option(words: str, envvar: str) -> OptionInfo:

@@ -9,12 +9,13 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO, cast, final
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -33,8 +34,11 @@ __all__ = [
     "is_unread",
     "listed",
     "print_line",
+    "print_table",
     "report_failure",
     "say",
+    "say_steps",
+    "shortened",
     "words_console",
     "write_whole",
 ]
@@ -47,13 +51,31 @@ _STEERING = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 _CONTROL = re.compile(rf"[\n{_STEERING}]+")
 _CONTROL_IN_LINES = re.compile(rf"[{_STEERING}]+")
 _LONGEST = 300
-_WIDE = 200
+_HANGING = 4
+"""Columns by which a wrapped line is indented further than its first line."""
+_GAP = "   "
+_LEAST_LAST = 30
+"""Columns that the last column of a table needs at least."""
+_WIDE = 10_000
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:
-    """Return `text` as one line without characters that could control a terminal, cut at `longest` characters."""
-    line = _CONTROL.sub(" ", text).strip()
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    """Return `text` as one line of at most `longest` characters that cannot control a terminal."""
+    return shortened(_CONTROL.sub(" ", text).strip(), longest)
+
+
+def shortened(line: str, longest: int) -> str:
+    """Return `line`, or its start and an ellipsis in at most `longest` terminal cells, cut between two words.
+
+    A single word that is too long is cut inside.
+    """
+    if cell_len(line) <= longest:
+        return line
+    start = line[: max(0, longest - 2)]
+    while cell_len(start) > longest - 2:
+        start = start[:-1]
+    words = start if line[len(start) :].startswith(" ") else start.rpartition(" ")[0]
+    return f"{words.rstrip()} …" if words.strip() else f"{start}…"
 
 
 def escaped(json: str) -> str:
@@ -73,8 +95,17 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def print_line(value: object) -> None:
-    """Print a value as one line of JSON on stdout, in ASCII, so that no text can control a terminal."""
-    sys.stdout.write(f"{json.dumps(msgspec.to_builtins(value))}\n")
+    """Print a value as one line of JSON on stdout.
+
+    Characters that could control a terminal, or that the encoding of stdout lacks, are escaped.
+    """
+    built = msgspec.to_builtins(value)
+    line = escaped(json.dumps(built, ensure_ascii=False))
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(built)
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
@@ -91,7 +122,7 @@ def is_interactive() -> bool:
 
 
 def data_console() -> Console:
-    """Return the console for data, stdout. In a pipe it is 200 columns wide, so that tables are not wrapped."""
+    """Return the console for data, stdout. In a pipe it is so wide that each row of a table is one line."""
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False, width=wide)
 
@@ -101,9 +132,59 @@ def words_console() -> Console:
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print text unwrapped, without interpreting markup, and without control characters other than line feeds."""
-    console.print(Text(_CONTROL_IN_LINES.sub(" ", text), style=style), soft_wrap=True)
+def say(console: Console, text: str, style: str = "", *, wrap: bool = True) -> None:
+    """Print text without interpreting markup, and without control characters other than line feeds.
+
+    On a terminal, lines are wrapped between words, and continued with an indent. `wrap=False` is for what is to be
+    copied, such as a command.
+    """
+    cleaned = Text(_CONTROL_IN_LINES.sub(" ", text), style=style)
+    if not wrap or not console.is_terminal:
+        console.print(cleaned, soft_wrap=True)
+        return
+    for line in cleaned.split("\n", allow_blank=True):
+        _print_wrapped(console, line, len(line.plain) - len(line.plain.lstrip()) + _HANGING)
+
+
+def say_steps(console: Console, lines: Iterable[str]) -> None:
+    """Print the next steps: sentences, and commands, which are indented and not wrapped."""
+    for line in lines:
+        say(console, line, wrap=not line.startswith(" "))
+
+
+def _print_wrapped(console: Console, line: Text, indent: int, start: Text = Text()) -> None:  # noqa: B008
+    """Print a line after `start`, wrapped between words; each line after the first has an indent."""
+    for number, each in enumerate(line.wrap(console, max(20, console.width - indent)) or [line]):
+        whole = Text(" " * indent) + each if number else start + each
+        whole.rstrip()
+        console.print(whole, soft_wrap=True)
+
+
+def print_table(
+    console: Console, heads: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Collection[str] = ()
+) -> None:
+    """Print rows below their heads. The last column is wrapped between words; the others are never cut.
+
+    If the others leave too little room for the last one, each row is printed as one wrapped line. `right`: the heads
+    of the columns that are aligned on the right.
+    """
+    table = [
+        [each if isinstance(each, Text) else Text(clean(each)) for each in row] for row in (heads, *rows)
+    ]
+    widths = [max(row[n].cell_len for row in table) for n in range(len(heads) - 1)]
+    fixed, longest = sum(widths) + len(_GAP) * len(widths), max(row[-1].cell_len for row in table)
+    longest_word = max((cell_len(word) for row in table for word in row[-1].plain.split()), default=0)
+    is_narrow = console.width - fixed < min(max(_LEAST_LAST, longest_word), longest)
+    for number, row in enumerate(table):
+        if is_narrow:
+            _print_wrapped(console, Text("  ").join(cell for cell in row if cell.plain), _HANGING)
+            continue
+        for head, cell, width in zip(heads, row, widths, strict=False):
+            cell.align("right" if head in right else "left", width)
+            cell.append(_GAP)
+        _print_wrapped(console, row[-1], fixed, Text("").join(row[:-1]))
+        if number == 0:
+            console.print("─" * min(fixed + longest, console.width), soft_wrap=True)
 
 
 @final

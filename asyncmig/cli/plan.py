@@ -19,7 +19,7 @@ from rich.table import Table
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, listed, print_line, say
 from asyncmig.cli.review import describe
-from asyncmig.cli.settings import PATHS, Options
+from asyncmig.cli.settings import PATHS, Options, about_journal
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
@@ -38,6 +38,7 @@ __all__ = [
     "UNFINISHED",
     "check_folders",
     "check_names",
+    "check_words",
     "known_customers",
     "only",
     "print_plan",
@@ -51,8 +52,9 @@ __all__ = [
 ]
 
 
-UNFINISHED: Final = "status:failed,parked,unknown,pending"
 _STATUS = "status:"
+UNFINISHED: Final = _STATUS + ",".join(outcome for outcome in OUTCOMES if outcome != "delivered")
+"""What `asyncmig retry` selects."""
 
 
 def select(text: str, manifest: Manifest, statuses: Mapping[str, str]) -> frozenset[str]:
@@ -61,15 +63,11 @@ def select(text: str, manifest: Manifest, statuses: Mapping[str, str]) -> frozen
     A customer without a status is pending. Raises `InvalidInput` for a status or an id that
     does not exist, and for a selection of nothing.
     """
-    words = [word.strip() for word in text.removeprefix(_STATUS).split(",") if word.strip()]
-    if not words:
-        raise InvalidInput("select", text, "selects nothing: write status:failed,parked or external ids")
     known = [customer.external_id for customer in manifest.customers]
-    if not text.startswith(_STATUS):
-        _check(words, known, f"is not in {manifest.path}")
-        return frozenset(words)
-    _check(words, OUTCOMES, f"is no status; there are {', '.join(OUTCOMES)}")
-    return frozenset(each for each in known if statuses.get(each, "pending") in words)
+    if text.startswith(_STATUS):
+        outcomes = check_words("select", text.removeprefix(_STATUS), OUTCOMES)
+        return frozenset(each for each in known if statuses.get(each, "pending") in outcomes)
+    return frozenset(check_words("select", text, known, f"is not in {manifest.path}"))
 
 
 def only(manifest: Manifest, selected: frozenset[str] | None) -> Manifest:
@@ -85,11 +83,17 @@ def statuses_of(records: Mapping[str, CustomerRecord]) -> dict[str, str]:
     return {external_id: status_of(record).outcome for external_id, record in records.items()}
 
 
-def _check(words: Sequence[str], known: Sequence[str], reason: str) -> None:
+def check_words(field: str, text: str, known: Sequence[str], reason: str | None = None) -> list[str]:
+    """Return the words of `text`, which are separated by commas. Raises `InvalidInput` if one is not `known`."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1)
-            raise InvalidInput("select", word, f"{reason}; is {near[0]!r} meant?" if near else reason)
+            why = reason or f"is not an outcome; the outcomes are {', '.join(known)}"
+            raise InvalidInput(field, word, f"{why}; did you mean {near[0]!r}?" if near else why)
+    if not words:
+        raise InvalidInput(field, text, f"selects nothing: write for example {', '.join(known[:2])}")
+    return words
 
 
 async def known_customers(place: JournalPlace) -> dict[str, CustomerRecord]:
@@ -224,11 +228,10 @@ def print_plan(data: Console, planned: Plan, options: Options) -> None:
 
 
 def _customers(planned: Plan) -> Iterator[str]:
-    delivered = len(planned.done) - len(planned.failed)
     for count, words in (
         (planned.new, "new"),
         (planned.under_way, "to go on with"),
-        (delivered, "delivered already"),
+        (len(planned.done), "delivered already"),
         (len(planned.failed), "failed already, and left as they are"),
         (len(planned.repeated), "to be imported again after a failure"),
     ):
@@ -258,7 +261,7 @@ def _earliest(planned: Plan, options: Options) -> str:
 def _warnings(planned: Plan, options: Options) -> Iterator[str]:
     if planned.parked:
         yield f"\nParked, waiting for a decision: {_some(planned.parked)}. To see what they ask:"
-        yield f"  {options.about_journal('review')}"
+        yield f"  {about_journal(options.journal, 'review')}"
     if planned.destructive:
         fate = (
             "and --decide approve will approve that" if options.decide == "approve" else "if it is approved"

@@ -41,6 +41,7 @@ __all__ = [
     "read_report",
     "reason",
     "reported",
+    "shared_reason",
     "wall_clock",
     "warn_of_lost_journal",
 ]
@@ -237,20 +238,40 @@ def budget_of(session: Session) -> Budget:
     )
 
 
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+")
+_PLURAL = re.compile(r"(# \w+?)s\b")
+
+
+def reason(row: CustomerStatus) -> str:
+    """Return why a customer is not delivered, as one line."""
+    if row.outcome == "pending" and row.held_by:
+        failure = row.last_failure
+        trouble = f"; {clean(failure.words)}" if failure is not None and not failure.is_over else ""
+        return f"{row.step}, in progress{trouble}"
+    return "" if row.outcome == "delivered" else clean(row.error or "")
 
 
 def by_reason(rows: Sequence[CustomerStatus]) -> list[list[CustomerStatus]]:
     """Group customers by outcome and reason, ignoring the numbers and ids in it; delivered ones come first."""
     groups: defaultdict[tuple[str, str], list[CustomerStatus]] = defaultdict(list)
     for row in rows:
-        groups[row.outcome, _NUMBER.sub("#", reason(row))].append(row)
+        groups[row.outcome, _PLURAL.sub(r"\1", _NUMBER.sub("#", reason(row)))].append(row)
     return sorted(groups.values(), key=lambda group: (OUTCOMES.index(group[0].outcome), -len(group)))
 
 
-def reason(row: CustomerStatus) -> str:
-    """Return why a customer is not delivered, as one line."""
-    return "" if row.outcome == "delivered" else clean(row.error or "")
+def shared_reason(group: Sequence[CustomerStatus]) -> str:
+    """Return the reason of a group of `by_reason`: `3-8 questions` where its members have different numbers."""
+    reasons = sorted({reason(row) for row in group}, key=len)
+    numbers = iter(zip(*map(_NUMBER.findall, reasons), strict=True))
+    return _NUMBER.sub(lambda _: _range(next(numbers)), reasons[-1])
+
+
+def _range(numbers: tuple[str, ...]) -> str:
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    if all(map(str.isdecimal, numbers)):
+        return f"{min(map(int, numbers))}-{max(map(int, numbers))}"
+    return "…"
 
 
 _TIMES = ("at", "until")

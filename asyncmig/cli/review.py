@@ -1,5 +1,6 @@
-"""`asyncmig review`: show what parked imports ask, and send the decisions of a person."""
+"""`asyncmig review`: show what parked imports ask, and send a person's decisions."""
 
+import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ import typer
 from rich.console import Console
 
 from asyncmig import generations
+from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
-from asyncmig.cli.settings import ConnectionSettings, open_session
+from asyncmig.cli.settings import ConnectionSettings, about_journal, open_session
 from asyncmig.customers.decisions import Approve, Decision, Reject
 from asyncmig.customers.outcome import Parked
 from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question
@@ -39,7 +41,7 @@ _SAMPLES = 5
 def print_parked(
     console: Console, record: CustomerRecord, attention: NeedsAttention, *, place: str = ""
 ) -> None:
-    """Print all that there is to know for a decision."""
+    """Print the questions and the proposal of a parked import. `place`: printed first, such as `[1 of 3] `."""
     count = counted(len(attention.questions), "question")
     say(console, f"\n{place}{record.external_id}  {clean(record.name, 100)}: {count}", "bold")
     sheets = record.sheets
@@ -51,7 +53,7 @@ def print_parked(
 
 
 def describe(action: Action, sheets: Mapping[str, str] | None = None) -> str:
-    """Return what an action does, in the server's words; sheets are named by `sheets` where it knows them."""
+    """Return what an action does, in the server's words. `sheets`: names of sheets by id."""
     sheet = (sheets or {}).get(action.sheet_id or "", action.sheet_id if sheets is not None else None)
     where = [clean(part, 60) for part in (sheet, action.column) if part]
     key = f" by {clean(action.key_column, 60)}" if action.key_column else ""
@@ -72,7 +74,7 @@ def _question(question: Question, sheets: Mapping[str, str]) -> Iterator[str]:
         yield f"    {clean(question.context, 500)}"
     if target is not None:
         if target.affected_count is not None:
-            yield f"    concerns {counted(target.affected_count, 'row')}{_because(target.error)}"
+            yield f"    affects {counted(target.affected_count, 'row')}{_because(target.error)}"
         if target.sample_values:
             samples = ", ".join(repr(clean(value, 60)) for value in target.sample_values[:_SAMPLES])
             more = len(target.sample_values) - _SAMPLES
@@ -80,7 +82,7 @@ def _question(question: Question, sheets: Mapping[str, str]) -> Iterator[str]:
     for number, option in enumerate(question.options, 1):
         yield f"    {number}) {clean(option.id, 60)}  {clean(option.label or '', 200)}".rstrip()
     if question.allow_custom:
-        yield "    or your own words"
+        yield "    or your own text"
 
 
 def _because(error: str | None) -> str:
@@ -91,7 +93,7 @@ def _proposal(attention: NeedsAttention, sheets: Mapping[str, str]) -> Iterator[
     patch = attention.proposed_patch
     yield "", False
     if patch is None:
-        yield "The server proposes nothing that can be read: what an approval does, nobody knows.", True
+        yield "The server's proposal cannot be read: the effect of an approval is unknown.", True
         return
     yield f"Proposed: {clean(patch.summary or 'without a summary', 500)}", False
     for action in patch.actions:
@@ -100,49 +102,70 @@ def _proposal(attention: NeedsAttention, sheets: Mapping[str, str]) -> Iterator[
         yield f"  {mark} {describe(action, sheets)}{note}", action.is_destructive
 
 
-_APPROVE, _CHOOSE = "[a]pprove as proposed", "[c]hoose answers"
-_OTHERS = ("[r]eject", "[s]kip", "[q]uit")
+_KEYS = {
+    "a": (
+        "[a]pprove as proposed",
+        "send the approval: the server applies the proposal, and the import continues",
+    ),
+    "c": ("[c]hoose answers", "answer the questions one by one, then send the approval with your answers"),
+    "r": ("[r]eject", "send a rejection: the server discards the import, and the customer ends as failed"),
+    "s": ("[s]kip", "send nothing: the customer stays parked, and the next one is shown"),
+    "q": ("[q]uit", "send nothing: this customer and all that follow stay parked"),
+}
+"""The keys of the prompt, each with its name and its effect."""
 _SURE = "This destroys rows, or may. Type yes to send it: "
 
 
 def ask_decision(
-    words: Console, shown: NeedsAttention, *, allow_destructive: bool
+    words: Console, shown: NeedsAttention, approval: str, *, allow_destructive: bool, explain: bool
 ) -> Decision | Literal["skip", "quit"]:
-    """Ask what to do about a parked run. Ctrl-C and the end of the input are `quit`."""
-    may_approve = allow_destructive or not shown.is_destructive
-    if not may_approve:
-        say(
-            words,
-            "\nThis destroys rows, or may: it can only be approved with --allow-destructive.",
-            "yellow",
-        )
-    approvals = (_APPROVE, *([_CHOOSE] if shown.questions else [])) if may_approve else ()
-    prompt = f"\n{', '.join((*approvals, *_OTHERS))}: "
+    """Ask what to do about a parked run. Ctrl-C and the end of the input mean `quit`.
+
+    `approval`: the command that approves a proposal that destroys rows; it is printed if this prompt may not do it.
+    `explain`: print the effect of each key first. An unknown key prints it again.
+    """
+    keys = dict(_KEYS)
+    if not shown.questions:
+        del keys["c"]
+    if shown.is_destructive and not allow_destructive:
+        keys = {key: keys[key] for key in "rsq"}
+        reason = "This destroys rows, or may: it can only be approved with --allow-destructive."
+        say(words, f"\n{reason} The command:", "yellow")
+        say(words, f"  {approval}", wrap=False)
     try:
         while True:
-            key = _ask(prompt)[:1].lower()
-            if key == "r":
-                return Reject()
-            if key in ("s", "q"):
-                return "skip" if key == "s" else "quit"
-            if may_approve and (key == "a" or (key == "c" and shown.questions)):
-                decision = Approve(_choices(words, shown) if key == "c" else None)
-                if not shown.is_destructive or _ask(_SURE) == "yes":
-                    return decision
+            if explain:
+                say(words, "\n" + "\n".join(f"  {key}  {effect}" for key, (_, effect) in keys.items()))
+            explain = True
+            key = _ask(f"\n{', '.join(name for name, _ in keys.values())}: ")[:1].lower()
+            match key if key in keys else "":
+                case "r":
+                    return Reject()
+                case "s":
+                    return "skip"
+                case "q":
+                    return "quit"
+                case "a" | "c":
+                    decision = Approve(_choices(words, shown) if key == "c" else None)
+                    if not shown.is_destructive or _ask(_SURE) == "yes":
+                        return decision
+                    explain = False
+                case _:
+                    pass
     except (EOFError, KeyboardInterrupt):
         say(words, "")
         return "quit"
 
 
 def _choices(words: Console, shown: NeedsAttention) -> dict[str, str | Custom] | None:
-    """Ask for an answer to each question; what is not answered is left to the server."""
+    """Ask for an answer to each question; the server decides those without one."""
     answers = {question.id: _choice(words, question) for question in shown.questions}
     return {name: choice for name, choice in answers.items() if choice is not None} or None
 
 
 def _choice(words: Console, question: Question) -> str | Custom | None:
     ways = [f"1 to {len(question.options)}"] if question.options else []
-    ways += ["your own words"] if question.allow_custom else []
+    ways += ["your own text"] if question.allow_custom else []
     prompt = f"{clean(question.id, 40)} ({', '.join([*ways, 'Enter leaves it to the server'])}): "
     while True:
         text = _ask(prompt)
@@ -165,9 +188,10 @@ def _option(question: Question, text: str) -> str | None:
 
 
 def _ask(prompt: str) -> str:
-    """Return a line that was typed. Raises `EOFError`, `KeyboardInterrupt`.
+    """Return a line that a person types. Raises `EOFError`, `KeyboardInterrupt`.
 
-    The loop stands still meanwhile: nothing else is under way. Its own handler of Ctrl-C would wait for the line.
+    The event loop is blocked meanwhile, and no task needs it. With the loop's own SIGINT handler, Ctrl-C would take
+    effect only after the line.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -178,41 +202,43 @@ def _ask(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionFlags:
-    """What the command line decides; neither of both leaves it to whoever sits at the terminal."""
+    """The decision that the command line gives; without `approve` and `reject`, a person at the terminal decides."""
 
-    approve: Annotated[bool, typer.Option("--approve", help="Approve what is proposed.")] = False
-    reject: Annotated[bool, typer.Option("--reject", help="Reject it: the import ends as failed.")] = False
+    approve: Annotated[bool, typer.Option("--approve", help="Approve the server's proposal.")] = False
+    reject: Annotated[
+        bool, typer.Option("--reject", help="Reject the proposal: the import ends as failed.")
+    ] = False
     answer: Annotated[
         list[str] | None,
         typer.Option(
             metavar="QUESTION=OPTION",
-            help="With --approve: the answer to one question, an option's id or your own words; repeatable.",
+            help="With --approve: the answer to one question, an option's id or your own text. Repeatable.",
         ),
     ] = None
     allow_destructive: Annotated[
-        bool, typer.Option("--allow-destructive", help="Let an approval be sent that destroys rows, or may.")
+        bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or may.")
     ] = False
 
     @property
     def is_given(self) -> bool:
-        """Whether something is decided."""
+        """Whether the command line decides."""
         return self.approve or self.reject
 
     def check(self, external_ids: Sequence[str]) -> None:
-        """Raise `InvalidInput` for what contradicts itself, and for a decision about nobody."""
+        """Raise `InvalidInput` for options that contradict each other, and for a decision without customers."""
         if self.approve and self.reject:
-            raise InvalidInput("--reject", True, "cannot be said together with --approve")
+            raise InvalidInput("--reject", True, "cannot be combined with --approve")
         if self.answer and not self.approve:
-            raise InvalidInput("--answer", self.answer[0], "is said together with --approve")
+            raise InvalidInput("--answer", self.answer[0], "requires --approve")
         if self.is_given and not external_ids:
-            raise InvalidInput("EXTERNAL_ID", "", "is missing: name the customers that this is decided for")
+            raise InvalidInput("EXTERNAL_ID", "", "is missing: name the customers to decide about")
 
     def decision(self, shown: NeedsAttention) -> Decision:
-        """Return the decision about a run. Raises `InvalidInput` for an answer to what was not asked."""
+        """Return the decision about a run. Raises `InvalidInput` for an answer without a question."""
         if self.reject:
             return Reject()
         if shown.is_destructive and not self.allow_destructive:
-            reason = "what is proposed destroys rows, or may: --allow-destructive is needed"
+            reason = "the proposal destroys rows, or may: --allow-destructive is needed"
             raise InvalidInput("--approve", True, reason)
         return Approve(dict(_answer(each, shown) for each in self.answer or ()) or None)
 
@@ -229,9 +255,9 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
 
 
 async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
-    """Return the parked customers of a journal by external id, or those that are named, in their order.
+    """Return the parked customers of a journal, sorted by external id, or those that are named, in that order.
 
-    Raises `InvalidInput` for one that is named and not parked, `JournalError`.
+    Raises `InvalidInput` for a named customer that is not parked, `JournalError`.
     """
     external_ids = [each.strip() for each in external_ids]
     async with open_journal(journal, read_only=True) as opened:
@@ -245,112 +271,153 @@ async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()
     return [records[name] for name in dict.fromkeys(wanted) if isinstance(records[name].outcome, Parked)]
 
 
-def print_all(data: Console, records: Sequence[CustomerRecord], *, as_json: bool) -> None:
-    """Print what the journal knows of parked customers."""
+def print_all(
+    data: Console, records: Sequence[CustomerRecord], journal: JournalPlace, *, as_json: bool
+) -> None:
+    """Print what parked customers ask, and the commands that decide."""
     for record in records:
         attention = _attention(record)
         if as_json:
             whose = {"external_id": record.external_id, "ids": dict(record.ids)}
             asked = {"is_destructive": attention.is_destructive, "attention": attention}
             print_line({"schema": SCHEMA, **whose, **asked})
-        else:
-            print_parked(data, record, attention)
+            continue
+        print_parked(data, record, attention)
+        say(data, "\n  To approve it as proposed, to answer, or to reject it:")
+        approve = _approval(journal, record)
+        answer = (
+            f"{attention.questions[0].id}={_example(attention.questions[0])}" if attention.questions else ""
+        )
+        commands = [approve, f"{approve} --answer {shlex.quote(answer)}" if answer else ""]
+        for command in (*commands, about_journal(journal, "review", record.external_id, "--reject")):
+            if command:
+                say(data, f"    {command}", wrap=False)
+
+
+def _approval(journal: JournalPlace, record: CustomerRecord) -> str:
+    """Return the command that approves the proposal for a customer."""
+    destroys = ("--allow-destructive",) if _attention(record).is_destructive else ()
+    return about_journal(journal, "review", record.external_id, "--approve", *destroys)
+
+
+def _example(question: Question) -> str:
+    return question.options[0].id if question.options else "TEXT"
 
 
 @final
 class Reviewer:
-    """Takes parked customers one by one."""
+    """Shows parked customers one by one, and sends the decisions about them."""
 
-    __slots__ = ("_asked", "_journal", "_reach", "_verdict", "_words", "decided", "left")
+    __slots__ = ("_flags", "_is_explained", "_journal", "_reach", "_words", "decided", "left")
 
     def __init__(
-        self, journal: JournalPlace, reach: ConnectionSettings, verdict: DecisionFlags, words: Console
+        self, journal: JournalPlace, reach: ConnectionSettings, flags: DecisionFlags, words: Console
     ) -> None:
-        self._journal, self._reach, self._verdict, self._words = journal, reach, verdict, words
+        self._journal, self._reach, self._flags, self._words = journal, reach, flags, words
+        self._is_explained = False
         self.decided: list[str] = []
-        """Customers whose imports go on."""
+        """Customers whose imports continue."""
         self.left: list[str] = []
         """Customers that are still parked."""
 
     async def run(self, records: Sequence[CustomerRecord]) -> None:
-        """Decide about each. Raises `InvalidInput`, `JournalError` and the errors of requests."""
+        """Decide about each customer. Raises `InvalidInput`, `JournalError` and the errors of requests."""
         async with (
             open_journal(self._journal) as journal,
             open_session(self._reach, self._journal) as session,
         ):
-            with session.events.subscribe(self._tell_failure):
+            with session.events.subscribe(self._print_failure):
                 for number, record in enumerate(records, 1):
-                    if not await self._one(session, journal, record, f"[{number} of {len(records)}] "):
+                    if not await self._review(session, journal, record, f"[{number} of {len(records)}] "):
                         self.left += [left.external_id for left in records[number - 1 :]]
                         return
 
-    def _tell_failure(self, event: Event) -> None:
-        """Say that a request failed and is repeated: somebody sits there and waits."""
+    def next_steps(self, last: LastRun | None, *, wait: bool) -> Iterator[str]:
+        """Yield what can be done after the review, with commands.
+
+        `last`: the last run of the journal, if known. `wait`: it is now repeated for the decided customers.
+        """
+        if self.left:
+            yield f"Still parked: {', '.join(self.left)}. To decide about them later:"
+            yield f"  {about_journal(self._journal, 'review', *self.left)}"
+        if not self.decided or wait:
+            return
+        what = "The server continues the decided imports. To download their sheets"
+        if last is None:
+            yield f"{what}, run the program that wrote the journal again."
+        else:
+            yield f"{what}:"
+            yield f"  {last.command()}"
+
+    def _print_failure(self, event: Event) -> None:
+        """Print that a request failed and is repeated, because a person waits for it."""
         if isinstance(event, AttemptFailed):
             say(self._words, failure_line(event), "yellow")
 
-    async def _one(
+    async def _review(
         self, session: Session, journal: DatabaseJournal, record: CustomerRecord, place: str
     ) -> bool:
-        """Take one customer; return False to end the review."""
+        """Decide about one customer; return False to end the review."""
         generation = generations.find(record.api)
+        context = context_of(session)
         shown: NeedsAttention | None = _attention(record)
-        if not self._verdict.is_given:
+        if not self._flags.is_given:
             await self._warn_of_doubt(journal, record)
-            shown = await generation.questions(context_of(session), record)
+            shown = await generation.questions(context, record)
         while shown is not None:
             decision = (
-                self._verdict.decision(shown) if self._verdict.is_given else self._ask(record, shown, place)
+                self._flags.decision(shown) if self._flags.is_given else self._ask(record, shown, place)
             )
-            if not isinstance(decision, Decision):
+            if isinstance(decision, str):
                 if decision == "skip":
                     self.left.append(record.external_id)
                 return decision == "skip"
             sent = await generation.decide(
-                context_of(session),
+                context,
                 journal,
                 record.external_id,
                 decision,
                 shown=shown,
-                allow_destructive=self._verdict.allow_destructive,
+                allow_destructive=self._flags.allow_destructive,
             )
-            if sent != "changed":
-                self._tell(record, decision, gone=sent == "gone")
+            if sent == "sent":
+                self.decided.append(record.external_id)
+                done = "approved" if isinstance(decision, Approve) else "rejected"
+                say(self._words, f"{record.external_id}: {done}.", "green")
                 return True
-            self._changed(record)
-            shown = await generation.questions(context_of(session), record)
-        self._tell(record, None, gone=True)
+            if sent == "gone":
+                break
+            self._tell_changed(record)
+            shown = await generation.questions(context, record)
+        self.decided.append(record.external_id)
+        reason = "someone else has decided, or its run has ended"
+        say(self._words, f"{record.external_id}: there are no questions any more: {reason}.", "yellow")
         return True
 
     def _ask(self, record: CustomerRecord, shown: NeedsAttention, place: str) -> "Decision | str":
         print_parked(self._words, record, shown, place=place)
-        return ask_decision(self._words, shown, allow_destructive=self._verdict.allow_destructive)
+        explain, self._is_explained = not self._is_explained, True
+        return ask_decision(
+            self._words,
+            shown,
+            _approval(self._journal, record),
+            allow_destructive=self._flags.allow_destructive,
+            explain=explain,
+        )
 
-    def _changed(self, record: CustomerRecord) -> None:
-        words = "asks something else by now than what was shown: nothing was sent"
-        if self._verdict.is_given:
-            raise InvalidInput("EXTERNAL_ID", record.external_id, f"{words}; look at it again")
-        say(self._words, f"{record.external_id} {words}.", "yellow")
-
-    def _tell(self, record: CustomerRecord, decision: Decision | None, *, gone: bool) -> None:
-        self.decided.append(record.external_id)
-        if gone or decision is None:
-            say(
-                self._words,
-                f"{record.external_id}: asks nothing any more: somebody else has decided, or its run has ended.",
-                "yellow",
-            )
-        else:
-            word = "approved" if isinstance(decision, Approve) else "rejected"
-            say(self._words, f"{record.external_id}: {word}.", "green")
+    def _tell_changed(self, record: CustomerRecord) -> None:
+        words = "the questions have changed since they were shown: nothing was sent"
+        if self._flags.is_given:
+            raise InvalidInput("EXTERNAL_ID", record.external_id, f"{words}; review it again")
+        say(self._words, f"{record.external_id}: {words}.", "yellow")
 
     async def _warn_of_doubt(self, journal: DatabaseJournal, record: CustomerRecord) -> None:
         events = await journal.events(record.external_id)
         if events and events[-1].kind == "decide":
             say(
                 self._words,
-                f"{record.external_id}: a decision was sent at {events[-1].at}, and its answer never came. "
-                "What follows is what the run asks now.",
+                f"{record.external_id}: a decision was sent at {events[-1].at}, and the response was lost. "
+                "These are the run's present questions.",
                 "yellow",
             )
 

@@ -9,10 +9,7 @@ from typing import Annotated, Literal, Never, cast
 from urllib.parse import urlsplit
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.models import OptionInfo
 
 from asyncmig import generations
@@ -27,7 +24,7 @@ from asyncmig.cli.options import (
     parse_rate,
     rate_option,
 )
-from asyncmig.cli.output import clean
+from asyncmig.cli.output import SCHEMA, print_line, print_table
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -48,6 +45,7 @@ __all__ = [
     "ManifestArgument",
     "Options",
     "Settings",
+    "about_journal",
     "environment_name",
     "from_manifest",
     "given",
@@ -85,8 +83,10 @@ def written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _setting(name: str, words: str, *, least: float | None = None) -> OptionInfo:
-    option = typer.Option(help=words, min=least, envvar=environment_name(name), show_envvar=False)
+def _setting(name: str, metavar: str, words: str, *, least: float | None = None) -> OptionInfo:
+    option = typer.Option(
+        help=words, metavar=metavar, min=least, envvar=environment_name(name), show_envvar=False
+    )
     assert isinstance(option, OptionInfo)
     return option
 
@@ -100,8 +100,10 @@ def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | Non
             callback(context, place)
         return place
 
+    words = "The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL."
+    words += " The other options default to those of its last run." if callback else ""
     option = typer.Option(
-        help="The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL.",
+        help=words,
         envvar=environment_name("journal"),
         show_envvar=False,
         is_eager=callback is not None,
@@ -126,10 +128,20 @@ def _without_password(context: typer.Context, place: JournalPlace) -> JournalPla
 
 DEFAULT_JOURNAL = JournalPlace("fleet.db")
 JournalOption = Annotated[JournalPlace, journal_option()]
-
-
+ApiOption = Annotated[
+    str,
+    _setting(
+        "api",
+        "NAME",
+        "The API generation of the server. A customer in the journal keeps the one that it has there.",
+    ),
+]
 BaseUrlOption = Annotated[
-    str | None, _setting("base_url", "Base URL of the API; the default is VERN_BASE_URL.")
+    str | None, _setting("base_url", "URL", "Base URL of the API; the default is VERN_BASE_URL.")
+]
+ReportOption = Annotated[
+    Path | None,
+    _setting("report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."),
 ]
 
 
@@ -138,12 +150,17 @@ class ConnectionSettings:
     """The settings of the connection to the API."""
 
     scope: Annotated[
-        Scope, _setting("scope", "What the rate limit applies to: each endpoint, or the whole API key.")
+        Scope,
+        _setting(
+            "scope", "endpoint|key", "What the rate limit applies to: each endpoint, or the whole API key."
+        ),
     ] = "endpoint"
-    rate: Annotated[Rate, rate_option("The limit.", environment_name("rate"))] = DEFAULT_RATE
+    rate: Annotated[Rate, rate_option(environment_name("rate"))] = DEFAULT_RATE
     speed: Annotated[
         float,
-        _setting("speed", "Run the clock this many times faster; for the simulator only.", least=0.01),
+        _setting(
+            "speed", "FACTOR", "Run the clock this many times faster; for the simulator only.", least=0.01
+        ),
     ] = 1.0
     base_url: BaseUrlOption = None
 
@@ -152,31 +169,33 @@ class ConnectionSettings:
 class Settings(ConnectionSettings):
     """The settings of a run: from the command line, the environment or a manifest's `[defaults]`."""
 
-    out: Annotated[Path, _setting("out", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = Path("out")
+    out: Annotated[Path, _setting("out", "FOLDER", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = (
+        Path("out")
+    )
     journal: JournalOption = DEFAULT_JOURNAL
-    report: Annotated[
-        Path | None,
-        _setting("report", "HTML file to write at the end: outcomes, reasons, and charts of the run."),
-    ] = None
+    report: ReportOption = None
     root: Annotated[
         Path | None,
-        _setting("root", "Folder that all input files must lie below, after symbolic links are resolved."),
+        _setting(
+            "root", "FOLDER", "Folder that all input files must lie below, after symbolic links are resolved."
+        ),
     ] = None
-    api: Annotated[str, _setting("api", "The API generation of the server.")] = generations.DEFAULT
+    api: ApiOption = generations.DEFAULT
     decide: Annotated[
         DecideChoice,
         _setting(
             "decide",
+            "park|approve-safe|approve|reject",
             "What to do when an import needs a decision: park (leave it to a person), approve-safe (approve unless "
             "rows are destroyed), approve, or reject.",
         ),
     ] = "park"
     filter: Annotated[
-        RowFilter, _setting("filter", "Rows to download: valid leaves out rows with a bad cell.")
+        RowFilter, _setting("filter", "valid|all", "Rows to download: valid leaves out rows with a bad cell.")
     ] = "valid"
     retries: Annotated[
         int,
-        _setting("retries", "How often a failed import is started again with the same files.", least=0),
+        _setting("retries", "N", "How often a failed import is started again with the same files.", least=0),
     ] = 0
     deliver_rejected: Annotated[
         bool,
@@ -188,7 +207,7 @@ class Settings(ConnectionSettings):
         ),
     ] = False
     concurrency: Annotated[
-        int, _setting("concurrency", "The most customers to migrate at the same time.", least=1)
+        int, _setting("concurrency", "N", "The most customers to migrate at the same time.", least=1)
     ] = 500
     max_duration: Annotated[
         Duration | None,
@@ -198,7 +217,9 @@ class Settings(ConnectionSettings):
     ] = None
     stop_after_failures: Annotated[
         int | None,
-        _setting("stop_after_failures", "Stop like Ctrl-C when this many customers have failed.", least=1),
+        _setting(
+            "stop_after_failures", "N", "Stop like Ctrl-C when this many customers have failed.", least=1
+        ),
     ] = None
 
     @property
@@ -252,6 +273,12 @@ class Display:
             "--verbose", "-v", help="Print each step of each customer; with --json also each request."
         ),
     ] = False
+
+
+def about_journal(journal: JournalPlace, command: str, *words: str) -> str:
+    """Return the command line of a command that works on a journal, ready to be copied."""
+    option = () if journal == DEFAULT_JOURNAL else ("--journal", str(journal))
+    return shlex.join(["asyncmig", command, *words, *option])
 
 
 def open_session(
@@ -328,6 +355,7 @@ def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
 ManifestArgument = Annotated[
     Path,
     typer.Argument(
+        metavar="MANIFEST",
         help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
         is_eager=True,  # its [defaults] are the defaults of the other options
         callback=from_manifest,
@@ -385,11 +413,6 @@ class Options(Settings):
             delivered=tuple(sheets),
         )
 
-    def about_journal(self, command: str, *words: str) -> str:
-        """Return the command line of another command for the same journal."""
-        journal = () if self.journal == DEFAULT_JOURNAL else ("--journal", str(self.journal))
-        return shlex.join(["asyncmig", command, *words, *journal])
-
 
 def source_of(context: typer.Context, name: str) -> str:
     """Return where the value of a setting came from, in words."""
@@ -420,18 +443,21 @@ def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
     return Outputs(out=paths["out"], journal=journal, report=paths.get("report")), paths.get("root")
 
 
-def print_config(data: Console, context: typer.Context, options: Options) -> None:
-    """Print a table of names, values and sources."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("setting", "value", "from"):
-        table.add_column(column, no_wrap=True)
+def print_config(data: Console, context: typer.Context, options: Options, *, as_json: bool) -> None:
+    """Print the name, value and origin of each setting. The API key is never printed."""
+    rows: list[tuple[str, str | None, str]] = []
     for field in fields(Settings):
         value, source = getattr(options, field.name), source_of(context, field.name)
         if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
             value, source = url, "VERN_BASE_URL"
-        shown = "-" if value is None else written(value)
-        shown = shown_url(shown) if field.name == "base_url" else shown
-        table.add_row(field.name.replace("_", "-"), Text(clean(shown)), Text(source))
-    is_set = bool(os.environ.get("VERN_API_KEY", "").strip())
-    table.add_row("API key", "set" if is_set else "not set", "VERN_API_KEY")
-    data.print(table)
+        text = None if value is None else written(value)
+        shown = shown_url(text) if text and field.name == "base_url" else text
+        rows.append((field.name.replace("_", "-"), shown, source))
+    has_key = bool(os.environ.get("VERN_API_KEY", "").strip())
+    rows.append(("API key", "set" if has_key else "not set", "VERN_API_KEY"))
+    if as_json:
+        for name, shown, source in rows:
+            print_line({"schema": SCHEMA, "setting": name, "value": shown, "from": source})
+    else:
+        lines = [(name, shown or "-", source) for name, shown, source in rows]
+        print_table(data, ("setting", "value", "from"), lines)

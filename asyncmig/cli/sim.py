@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import ssl
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from asyncmig.cli.interrupts import handling_signals
 from asyncmig.cli.options import DEFAULT_RATE, Rate, rate_option
-from asyncmig.cli.output import clean, is_unread, say
+from asyncmig.cli.output import SCHEMA, clean, is_unread, print_line, say, say_steps
 from asyncmig.cli.run import RunResult, drive
 from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import figures, print_figures, print_outcomes
@@ -28,6 +29,7 @@ from asyncmig.journal import JournalPlace
 from asyncmig.session import Scope
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES
+from asyncmig.simulator.companies.runs import RunDurations
 from asyncmig.simulator.companies.variants import VARIANTS, Variants
 from asyncmig.simulator.companies.world import World
 from asyncmig.simulator.server.app import serve
@@ -35,34 +37,54 @@ from asyncmig.simulator.server.faults import FAULTS, Faults
 from asyncmig.simulator.server.ledger import Ledger, Verdict
 
 __all__ = [
+    "DemoOptions",
+    "DemoResult",
     "SimOptions",
-    "demo_options",
-    "deviations",
     "new_world",
     "parse_faults",
     "play",
-    "prepare",
     "print_demo",
     "serve_until_interrupted",
     "world_of",
 ]
 
-
 _SHARE = 0.05
+"""The rate of a fault for which none is given."""
+_MARK = ".asyncmig-demo"
+_OWN = ("customers.csv", "cust-*", "out", "fleet.db*", "report.html")
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimOptions:
     """The options of `asyncmig sim`."""
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 selects a free one.")] = 0
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port on loopback; 0 selects a free one.")
+    ] = 0
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed for ids and durations of runs; it is also part of the API key.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Seed for ids and durations of imports; it is also part of the API key."
+        ),
     ] = 1
-    speed: Annotated[float, typer.Option(min=0.01, help="Run the clock this many times faster.")] = 1.0
-    rate: Annotated[Rate, rate_option("The limit.")] = DEFAULT_RATE
+    speed: Annotated[
+        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times faster.")
+    ] = 1.0
+    pace: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="FACTOR",
+            help="Imports take this many times as long on that clock: 0.1 makes them ten times as short.",
+        ),
+    ] = 1.0
+    rate: Annotated[Rate, rate_option()] = DEFAULT_RATE
     scope: Annotated[
-        Scope, typer.Option(help="What the limit applies to: each endpoint, or the whole API key.")
+        Scope,
+        typer.Option(
+            metavar="endpoint|key", help="What the limit applies to: each endpoint, or the whole API key."
+        ),
     ] = "endpoint"
     profile: Annotated[
         str, typer.Option(help=f"The kind of server: {', '.join(PROFILES)}.", metavar="NAME")
@@ -70,21 +92,28 @@ class SimOptions:
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            help="A fault to inject, NAME or NAME:RATE (0 to 1); repeatable. An unknown name prints the list."
+            metavar="NAME[:RATE]",
+            help="A fault to inject, at a rate from 0 to 1 (default 0.05). Repeatable. "
+            "An unknown name prints the list.",
         ),
     ] = None
     ledger: Annotated[
         Path | None,
-        typer.Option(help="File for all requests, one JSON object per line; the last line is the verdict."),
+        typer.Option(
+            metavar="FILE",
+            help="File for all requests, one JSON object per line; the last line is the verdict.",
+        ),
     ] = None
     cert: Annotated[
         Path | None,
         typer.Option(
-            help="Certificate chain (PEM) for localhost, to serve https. Clients trust it with SSL_CERT_FILE."
+            metavar="FILE",
+            help="Certificate chain (PEM) for localhost, to serve https. Clients trust it with SSL_CERT_FILE.",
         ),
     ] = None
     cert_key: Annotated[
-        Path | None, typer.Option(help="Private key (PEM) of --cert, if it is in another file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Private key (PEM) of --cert, if it is in another file."),
     ] = None
 
 
@@ -121,8 +150,13 @@ def new_world(
     scope: Scope = "endpoint",
     profile: str = "calm",
     variants: Variants | None = None,
+    pace: float = 1.0,
 ) -> World:
-    """Return a simulated account with the sources and templates of the demo; its API key contains the seed."""
+    """Return a simulated account with the sources and templates of the demo; its API key contains the seed.
+
+    `pace`: imports take this many times as long.
+    """
+    usual = RunDurations()
     limit = PROFILES[profile].limit
     return World(
         key=f"sim-key-{seed}",
@@ -131,6 +165,12 @@ def new_world(
         seed=seed,
         variants=variants,
         scope=scope,
+        pace=RunDurations(
+            queued=usual.queued * pace,
+            base=usual.base * pace,
+            per_row=usual.per_row * pace,
+            sigma=usual.sigma,
+        ),
         limit=lambda: limit(rate.limit, rate.window),
     )
 
@@ -147,6 +187,7 @@ def world_of(options: SimOptions) -> tuple[World, Faults]:
         scope=options.scope,
         profile=options.profile,
         variants=variants,
+        pace=options.pace,
     )
     return world, faults
 
@@ -167,8 +208,13 @@ def _tls(options: SimOptions) -> ssl.SSLContext | None:
     return context
 
 
-async def serve_until_interrupted(options: SimOptions, data: Console, words: Console) -> None:
-    """Serve on loopback until SIGINT, SIGTERM or SIGHUP; print the client's environment as a shell command."""
+async def serve_until_interrupted(
+    options: SimOptions, data: Console, words: Console, *, as_json: bool = False
+) -> None:
+    """Serve on loopback until SIGINT, SIGTERM or SIGHUP.
+
+    Prints the client's environment as a shell command (or as JSON), and at the end what the ledger says.
+    """
     (world, faults), tls = world_of(options), _tls(options)
     if options.ledger is not None:
         if options.ledger.is_file():
@@ -177,8 +223,11 @@ async def serve_until_interrupted(options: SimOptions, data: Console, words: Con
     interrupted = asyncio.Event()
     with handling_signals(interrupted.set, interrupted.set):
         async with serve(world, port=options.port, faults=faults, tls=tls) as serving:
-            say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}")
-            data.file.flush()
+            if as_json:
+                print_line({"schema": SCHEMA, "base_url": serving.base_url, "api_key": world.key})
+            else:
+                say(data, f"export VERN_BASE_URL={serving.base_url} VERN_API_KEY={world.key}", wrap=False)
+                data.file.flush()
             if is_unread():
                 return
             clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
@@ -187,7 +236,10 @@ async def serve_until_interrupted(options: SimOptions, data: Console, words: Con
         verdict = world.verdict(asyncio.get_running_loop().time())
         if options.ledger is not None:
             _write_ledger(options.ledger, world, verdict)
-        _print_verdict(words, world, verdict)
+        if as_json:
+            print_line({"schema": SCHEMA, "requests": len(world.ledger.entries), "verdict": verdict})
+        else:
+            _print_verdict(words, world, verdict)
 
 
 def _write_ledger(path: Path, world: World, verdict: Verdict) -> None:
@@ -206,16 +258,64 @@ def _print_verdict(words: Console, world: World, verdict: Verdict) -> None:
     say(words, f"The ledger's verdict: {said}.")
 
 
-_MARK = ".asyncmig-demo"
-_OWN = ("customers.csv", "cust-*", "out", "fleet.db*", "report.html")
-_MOST_SHOWN = 10
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """The options of `asyncmig demo`."""
+
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder to write; the files of an earlier demo are replaced."),
+    ] = Path("asyncmig-demo")
+    customers: Annotated[
+        int, typer.Option(min=1, max=9999, metavar="N", help="How many customers to generate.")
+    ] = 40
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="The same seed generates the same customers.")
+    ] = 1
+    speed: Annotated[
+        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times faster.")
+    ] = 60.0
 
 
-def prepare(folder: Path, *, customers: int, seed: int) -> list[Plan]:
-    """Generate the customers in `folder`, replacing those of an earlier demo; return the expected result of each.
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo planned, and how its run ended."""
+
+    options: Options
+    plans: Sequence[Plan]
+    world: World
+    ended: RunResult
+
+    def deviations(self) -> list[str]:
+        """Return the differences from the plan in outcomes, reasons and row counts."""
+        rows = {row.external_id: row for row in self.ended.report.customers}
+        return [fault for plan in self.plans for fault in _faults(plan, rows[plan.external_id], self.world)]
+
+
+async def play(demo: DemoOptions, words: Console) -> DemoResult:
+    """Generate customers, serve a simulated API and run the fleet against it, in one process and on one clock.
 
     Raises `InvalidInput` for a folder with other content.
     """
+    plans, world = _generate(demo), new_world(seed=demo.seed, rate=DEFAULT_RATE)
+    say(words, f"{demo.customers:,} customers with messy files in {demo.out}/, and a simulator on loopback.")
+    async with serve(world) as serving:
+        options = Options(
+            manifest=demo.out / "customers.csv",
+            out=demo.out / "out",
+            journal=JournalPlace(str(demo.out / "fleet.db")),
+            report=demo.out / "report.html",
+            decide="approve",
+            speed=demo.speed,
+            base_url=serving.base_url,
+        )
+        ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
+    return DemoResult(options, plans, world, ended)
+
+
+def _generate(demo: DemoOptions) -> list[Plan]:
+    """Generate the customers, replacing those of an earlier demo; return the expected result of each."""
+    folder = demo.out
     check_folder("out", folder)
     if folder.exists():
         if any(folder.iterdir()) and not (folder / _MARK).is_file():
@@ -229,86 +329,58 @@ def prepare(folder: Path, *, customers: int, seed: int) -> list[Plan]:
     (folder / _MARK).write_text(
         "Written by `asyncmig demo`, which replaces this folder's content each time.\n", encoding="utf-8"
     )
-    return generate(folder, customers=customers, seed=seed)
+    return generate(folder, customers=demo.customers, seed=demo.seed)
 
 
-def demo_options(folder: Path, *, speed: float) -> Options:
-    """Return the options of the demo's run."""
-    return Options(
-        manifest=folder / "customers.csv",
-        out=folder / "out",
-        journal=JournalPlace(str(folder / "fleet.db")),
-        report=folder / "report.html",
-        decide="approve",
-        speed=speed,
-    )
-
-
-async def play(world: World, options: Options, words: Console) -> RunResult:
-    """Serve `world` on loopback and run the fleet against it, in one process and on one clock."""
-    async with serve(world) as serving:
-        return await drive(
-            read_manifest(options.manifest),
-            options.at(serving.base_url),
-            words,
-            api_key=world.key,
-        )
-
-
-def deviations(plans: Sequence[Plan], ended: RunResult, world: World) -> list[str]:
-    """Return the differences from the plan in outcomes, reasons and row counts."""
-    rows = {company.external_id: company for company in ended.report.customers}
-    return [fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)]
-
-
-def _faults(plan: Plan, company: CustomerStatus, world: World) -> Iterator[str]:
-    if company.outcome != plan.outcome:
-        yield f"{plan.external_id}: {company.outcome} ({company.error}), expected {plan.outcome}"
-    elif plan.reason not in (company.error or ""):
-        yield f"{plan.external_id}: failed with {company.error!r}, expected {plan.reason!r}"
+def _faults(plan: Plan, row: CustomerStatus, world: World) -> Iterator[str]:
+    if row.outcome != plan.outcome:
+        yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"
+    elif plan.reason not in (row.error or ""):
+        yield f"{plan.external_id}: failed with {row.error!r}, expected {plan.reason!r}"
     elif plan.outcome == "delivered":
         planned = plan.valid_after_patch if world.parked(plan.external_id) else plan.valid
-        for file in company.files:
+        for file in row.files:
             if file.rows != planned.get(file.sheet, 0):
                 yield (
                     f"{plan.external_id}: {file.rows} rows of {file.sheet}, "
                     f"expected {planned.get(file.sheet, 0)}"
                 )
-        for sheet in planned.keys() - {file.sheet for file in company.files}:
+        for sheet in planned.keys() - {file.sheet for file in row.files}:
             yield f"{plan.external_id}: no file of {sheet}"
 
 
-def print_demo(
-    data: Console, ended: RunResult, options: Options, plans: Sequence[Plan], world: World
-) -> bool:
+def print_demo(data: Console, result: DemoResult, *, as_json: bool) -> bool:
     """Print the result and the differences from the plan; return whether there are none."""
+    ended, options = result.ended, result.options
+    faults = [] if ended.reason else result.deviations()
+    as_planned = not faults and not ended.reason
+    if as_json:
+        outcomes = Counter(row.outcome for row in ended.customers)
+        verdict = {"as_planned": as_planned, "reason": ended.reason, "differences": faults}
+        print_line({"schema": SCHEMA, **verdict, "outcomes": outcomes, "budget": ended.report.budget})
+        return as_planned
     if ended.reason:
-        say(
-            data, f"The demo did not finish ({clean(ended.reason)}). The next demo starts from the beginning."
-        )
+        reason = clean(ended.reason)
+        say(data, f"The demo did not finish ({reason}). The next demo starts from the beginning.")
         return False
-    faults = deviations(plans, ended, world)
-    print_outcomes(data, ended, options)
-    print_figures(
-        data,
-        [
-            ("read", f"{sum(plan.rows_in for plan in plans):,} rows{_asked(plans, world)}"),
-            *figures(ended),
-            ("noticed", _noticed(world.ledger)),
-            ("planned", _verdict(faults, len(plans))),
-        ],
+    data.print()
+    print_outcomes(data, ended.customers, f"{options.out}/report.json")
+    asked = sum(result.world.parked(plan.external_id) for plan in result.plans)
+    parked = (
+        f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
     )
+    figures_of_demo = [
+        ("read", f"{sum(plan.rows_in for plan in result.plans):,} rows{parked}"),
+        *figures(ended),
+        ("noticed", _noticed(result.world.ledger)),
+        ("planned", _verdict(faults, len(result.plans))),
+    ]
+    print_figures(data, figures_of_demo)
     for fault in faults[:_MOST_SHOWN]:
         say(data, f"  {clean(fault)}", "red")
     data.print()
-    for line in _next_steps(options):
-        say(data, line)
+    say_steps(data, _next_steps(options))
     return not faults
-
-
-def _asked(plans: Sequence[Plan], world: World) -> str:
-    asked = sum(world.parked(plan.external_id) for plan in plans)
-    return f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
 
 
 def _noticed(ledger: Ledger) -> str:

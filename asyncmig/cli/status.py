@@ -1,30 +1,35 @@
-"""`asyncmig status`, `show` and `watch`: what the journal knows, also while another process writes it."""
+"""`asyncmig status`, `show` and `watch`: what a journal says, also while another process writes it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Annotated, Literal, final
 
-from rich import box
+import msgspec
+import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, working_for
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
-from asyncmig.cli.output import SCHEMA, clean, counted, is_unread, print_line, say
-from asyncmig.cli.settings import ConnectionSettings, Options, open_session
+from asyncmig.cli.output import SCHEMA, clean, counted, is_unread, print_line, print_table, say, say_steps
+from asyncmig.cli.plan import check_words
+from asyncmig.cli.report import reason
+from asyncmig.cli.settings import ConnectionSettings, about_journal, open_session
+from asyncmig.cli.summary import print_outcomes
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.customers.report import ImportReport
-from asyncmig.customers.status import CustomerRecord
+from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed
-from asyncmig.events import Event as Happening
+from asyncmig.events import Event as SessionEvent
 from asyncmig.jobs.status import (
-    CustomerStatus,
+    OUTCOMES,
     LogEntry,
     follow,
     read_records,
@@ -38,120 +43,181 @@ from asyncmig.session import Session
 
 __all__ = [
     "CustomerHistory",
+    "Listing",
     "follow_journal",
     "follow_runs",
-    "how_to_go_on",
-    "print_standings",
-    "print_story",
-    "read_story",
+    "how_to_continue",
+    "print_history",
+    "print_list",
+    "print_status",
+    "read_history",
     "running",
-    "standings_of",
+    "statuses_of_journal",
 ]
 
 
-async def standings_of(place: JournalPlace) -> list[CustomerStatus]:
-    """Return how the customers of a journal stand. Raises `JournalError`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Which customers `asyncmig status` lists, and in which order."""
+
+    as_list: Annotated[bool, typer.Option("--list", help="Print a line for each customer.")] = False
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUTCOMES",
+            help=f"List only customers with one of these outcomes, separated by commas: {', '.join(OUTCOMES)}.",
+        ),
+    ] = None
+    sort: Annotated[
+        Literal["changed", "id", "outcome"] | None,
+        typer.Option(
+            metavar="changed|id|outcome", help="List in this order; the default is changed: the latest last."
+        ),
+    ] = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a list is wanted instead of a summary."""
+        return self.as_list or self.outcome is not None or self.sort is not None
+
+    def of(self, statuses: Iterable[CustomerStatus]) -> list[CustomerStatus]:
+        """Return the selected customers in order. Raises `InvalidInput` for a name that is not an outcome."""
+        names = OUTCOMES if self.outcome is None else check_words("--outcome", self.outcome, OUTCOMES)
+        keys: Mapping[str | None, Callable[[CustomerStatus], object]] = {
+            "id": lambda status: status.external_id,
+            "outcome": lambda status: (OUTCOMES.index(status.outcome), status.external_id),
+        }
+        key = keys.get(self.sort, lambda status: status.changed_at or "")
+        return sorted((each for each in statuses if each.outcome in names), key=key)
+
+
+async def statuses_of_journal(place: JournalPlace) -> list[CustomerStatus]:
+    """Return the status of each customer of a journal. Raises `JournalError`."""
     async with open_journal(place, read_only=True) as journal:
         return await read_statuses(journal, str(place))
 
 
-def print_standings(data: Console, standings: Sequence[CustomerStatus]) -> None:
-    """Print a line for each customer, and how many stand how."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("customer", "outcome", "step", "changed (UTC)"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why, or who is at it")
-    for each in standings:
-        table.add_row(
-            Text(clean(each.external_id)),
+def print_status(
+    data: Console, statuses: Sequence[CustomerStatus], command: str | None, journal: JournalPlace
+) -> None:
+    """Print how many customers ended how and why, which processes work on others, and the commands that continue.
+
+    `command`: continues the journal's last run; None if it is not known.
+    """
+    if statuses:
+        print_outcomes(data, statuses, about_journal(journal, "status", "--list"))
+    for holder, count in Counter(each.held_by for each in statuses if each.held_by).items():
+        say(data, f"\nIn use by {clean(holder)}: {counted(count, 'customer')}.")
+    data.print()
+    say_steps(data, how_to_continue(statuses, command, journal))
+
+
+def print_list(data: Console, statuses: Sequence[CustomerStatus]) -> None:
+    """Print a line for each customer, and how many have which outcome."""
+    rows = [
+        (
+            each.external_id,
             Text(each.outcome, STYLES[each.outcome]),
-            Text("" if each.outcome == "delivered" else each.step),
-            Text(clean(each.changed_at or "")[:19].replace("T", " ")),
-            Text(clean(_why(each))),
+            (each.changed_at or "")[:16].replace("T", " "),
+            _why(each),
         )
-    data.print(table)
-    counts = Counter(each.outcome for each in standings)
-    say(
-        data,
-        f"\n{counted(len(standings), 'customer')}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}",
-    )
+        for each in statuses
+    ]
+    print_table(data, ("customer", "outcome", "changed (UTC)", "why"), rows)
+    say(data, f"\n{_counts(statuses)}.")
 
 
 def _why(each: CustomerStatus) -> str:
-    if not each.held_by:
-        return each.error or ""
-    failure = each.last_failure
-    trouble = f"; {failure.words}" if failure is not None and not failure.is_over else ""
-    return f"under way: {each.held_by}{trouble}"
+    if each.held_by:
+        return f"{reason(each)} (by {each.held_by})"
+    return reason(each) or ("" if each.outcome == "delivered" else f"not finished: {each.step}")
 
 
+def _counts(statuses: Sequence[CustomerStatus]) -> str:
+    counts = Counter(each.outcome for each in statuses)
+    each = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
+    return f"{counted(len(statuses), 'customer')}{f': {each}' if each else ''}"
+
+
+def how_to_continue(
+    statuses: Sequence[CustomerStatus], command: str | None, journal: JournalPlace
+) -> Iterator[str]:
+    """Yield how many customers have which outcome, and the commands that continue, each on a line of its own.
+
+    `command`: continues the journal's last run; None if it is not known.
+    """
+    yield f"{_counts(statuses)}."
+    if command and any(each.outcome == "pending" and not each.held_by for each in statuses):
+        yield "No process works on the pending customers. To continue them:"
+        yield f"  {command}"
+    if any(each.outcome == "parked" for each in statuses):
+        yield "To see what the parked customers ask, and to decide:"
+        yield f"  {about_journal(journal, 'review')}"
+    if command and any(each.outcome == "failed" for each in statuses):
+        yield "To import the failed customers again as they are:"
+        yield f"  {about_journal(journal, 'retry', '--select', 'status:failed')}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class CustomerHistory:
-    """All that a journal knows of one customer."""
+    """What a journal says about one customer."""
 
-    def __init__(self, record: CustomerRecord, stands: CustomerStatus, happenings: list[LogEntry]) -> None:
-        self.record: CustomerRecord = record
-        self.standing: CustomerStatus = stands
-        self.happenings: list[LogEntry] = happenings
+    record: CustomerRecord
+    status: CustomerStatus
+    entries: Sequence[LogEntry]
 
 
-async def read_story(place: JournalPlace, external_id: str) -> CustomerHistory:
-    """Return what the journal knows of a customer. Raises `InvalidInput` if that is nothing, `JournalError`."""
+async def read_history(place: JournalPlace, external_id: str) -> CustomerHistory:
+    """Return the history of a customer. Raises `InvalidInput` if the journal has no such customer, `JournalError`."""
     external_id = external_id.strip()
     async with open_journal(place, read_only=True) as journal:
         records, activity = await read_records(journal, str(place)), await journal.activity()
         record = records.get(external_id)
         if record is None:
-            raise InvalidInput(
-                "external_id", external_id, f"is not in the journal {place}; see: asyncmig status"
-            )
-        happenings = list(timeline(await journal.events(external_id), record.api))
-    return CustomerHistory(record, status_of(record, activity.get(external_id)), happenings)
+            reason = f"is not in the journal {place}; see: {about_journal(place, 'status', '--list')}"
+            raise InvalidInput("external_id", external_id, reason)
+        entries = tuple(timeline(await journal.events(external_id), record.api))
+    return CustomerHistory(record, status_of(record, activity.get(external_id)), entries)
 
 
-def print_story(data: Console, story: CustomerHistory) -> None:
-    """Print how the customer stands, what happened when, and what came out."""
-    record, stands = story.record, story.standing
-    say(data, f"{record.external_id}  {clean(record.name, 100)}: {stands.outcome}", STYLES[stands.outcome])
-    for name, text in _facts(story):
+def print_history(data: Console, history: CustomerHistory, *, as_json: bool) -> None:
+    """Print the status of a customer, its inputs, report and files, and its journal entries with their times."""
+    record, status = history.record, history.status
+    if as_json:
+        report = getattr(record.outcome, "report", None)
+        more = {"inputs": record.files, "report": report, "entries": history.entries}
+        print_line({"schema": SCHEMA, **msgspec.structs.asdict(status), **more})
+        return
+    say(data, f"{record.external_id}  {clean(record.name, 100)}: {status.outcome}", STYLES[status.outcome])
+    for name, text in _facts(history):
         say(data, f"  {name:<9}{clean(text, 1000)}")
     data.print()
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("time (UTC)", no_wrap=True)
-    table.add_column("after", justify="right", no_wrap=True)
-    table.add_column("what", no_wrap=True)
-    table.add_column("")
-    for each in story.happenings:
-        waited = spoken(each.waited) if each.waited else ""
-        table.add_row(
-            clean(each.at)[:23].replace("T", " "), waited, Text(clean(each.kind)), Text(clean(each.words))
-        )
-    data.print(table)
+    rows = [
+        (each.at[:19].replace("T", " "), spoken(each.waited) if each.waited else "", each.kind, each.words)
+        for each in history.entries
+    ]
+    print_table(data, ("time (UTC)", "after", "entry", ""), rows, right={"after"})
 
 
-def _facts(story: CustomerHistory) -> Iterator[tuple[str, str]]:
-    record, stands = story.record, story.standing
-    if stands.held_by:
-        yield "at it", stands.held_by
-    if "company" in record.ids:
-        yield "company", record.ids["company"]
-    if "run" in record.ids:
-        yield (
-            "run",
-            record.ids["run"] + (f" ({record.status.detail})" if record.status.detail else ""),
-        )
-    if stands.error:
-        yield "why", stands.error
-    if stands.last_failure:
-        at = datetime.fromtimestamp(stands.last_failure.at, UTC)
-        yield "failure", f"{at:%Y-%m-%d %H:%M:%S} UTC  {stands.last_failure.words}"
+def _facts(history: CustomerHistory) -> Iterator[tuple[str, str]]:
+    record, status = history.record, history.status
+    if status.held_by:
+        yield "in use", f"by {status.held_by}"
+    for kind, each in record.ids.items():
+        yield kind, each + (f" ({record.status.detail})" if kind == "run" and record.status.detail else "")
+    if status.error:
+        yield "why", status.error
+    if status.last_failure:
+        at = datetime.fromtimestamp(status.last_failure.at, UTC)
+        yield "failure", f"{at:%Y-%m-%d %H:%M:%S} UTC  {status.last_failure.words}"
     for file in record.files:
         yield "input", f"{file.path} ({file.size:,} bytes)"
     outcome = record.outcome
     if isinstance(outcome, Delivered | Failed | Parked) and outcome.report:
         yield from _report(outcome.report)
-    if isinstance(outcome, Delivered):
-        for downloaded in outcome.files:
-            yield "file", f"{downloaded.path} ({counted(downloaded.rows, 'row')}, {downloaded.size:,} bytes)"
+    for sheet in status.files:
+        yield "file", f"{sheet.path} ({counted(sheet.rows, 'row')}, {sheet.bytes:,} bytes)"
 
 
 def _report(report: ImportReport) -> Iterator[tuple[str, str]]:
@@ -164,69 +230,59 @@ def _report(report: ImportReport) -> Iterator[tuple[str, str]]:
 
 
 async def follow_journal(place: JournalPlace, data: Console, *, as_json: bool) -> None:
-    """Print each new event of a journal, until no process uses it. Raises `JournalError`."""
+    """Print each new entry of a journal, until no process uses it. Raises `JournalError`."""
+    apis: dict[str, str] = {}
     async with open_journal(place, read_only=True) as journal:
         known = await journal.events()
         async for event in follow(journal, after=known[-1].seq if known else 0):
-            _print(data, event, as_json=as_json)
+            if event.external_id not in apis:
+                apis = {
+                    name: record.api for name, record in (await read_records(journal, str(place))).items()
+                }
+            words = words_of(event, apis.setdefault(event.external_id, ""))
+            _print_entry(data, event, words, as_json=as_json)
             if is_unread():
                 return
 
 
-def _print(data: Console, event: Event, *, as_json: bool) -> None:
+def _print_entry(data: Console, event: Event, words: str, *, as_json: bool) -> None:
     if as_json:
         named = {"time": event.at, "external_id": event.external_id, "kind": event.kind}
-        print_line({"schema": SCHEMA, **named, "words": words_of(event)})
+        print_line({"schema": SCHEMA, **named, "words": words})
         return
-    line = f"{event.at[11:19]}  {clean(event.kind, 30):<9}  {event.external_id}  {clean(words_of(event))}"
+    line = f"{event.at[11:19]}  {clean(event.kind, 30):<9}  {event.external_id}  {clean(words)}"
     say(data, line.rstrip(), STYLES.get(event.kind, ""))
-
-
-def how_to_go_on(
-    standings: Sequence[CustomerStatus], options: Options | None, queue: str | None
-) -> Iterator[str]:
-    """Yield how all of them stand, and the commands that go on from there, as far as they are known."""
-    counts = Counter(each.outcome for each in standings)
-    yield f"{counted(len(standings), 'customer')}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}."
-    if options is None:
-        return
-    if counts["pending"]:
-        yield "Nobody works on those that are pending. To go on:"
-        yield f"  {options.command(queue=queue)}"
-    if counts["parked"]:
-        yield "To answer what the parked ones ask:"
-        yield f"  {options.about_journal('review')}"
 
 
 async def running(place: JournalPlace) -> list[CustomerRecord]:
     """Return the customers of a journal whose imports may still run at the server. Raises `JournalError`."""
     async with open_journal(place, read_only=True) as journal:
         records = await read_records(journal, str(place))
-    return [record for record in records.values() if "run" in record.ids and _may_run(record)]
-
-
-def _may_run(record: CustomerRecord) -> bool:
-    return record.outcome is None or record.outcome.__struct_config__.tag == "pending"
+    return [
+        record
+        for record in records.values()
+        if {"company", "run"} <= record.ids.keys() and record.status.outcome == "pending"
+    ]
 
 
 async def follow_runs(
     place: JournalPlace,
-    records: Sequence[CustomerRecord],
+    records: Collection[CustomerRecord],
     reach: ConnectionSettings,
     data: Console,
     *,
     as_json: bool,
 ) -> None:
-    """Print how runs change at the server, until each has ended or parked; nothing is written or fetched.
+    """Print how runs change at the server, until each has ended or parked; nothing is written or downloaded.
 
-    Raises `InvalidInput` without a key, and `AuthError` for one that is refused.
+    Raises `InvalidInput` without an API key, and `AuthError` if the key is refused.
     """
     async with open_session(reach, place) as session:
         with session.events.subscribe(partial(_print_failure, data, as_json)):
             await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
 
 
-def _print_failure(data: Console, as_json: bool, event: Happening) -> None:
+def _print_failure(data: Console, as_json: bool, event: SessionEvent) -> None:
     """Print a read that failed and is repeated."""
     if not isinstance(event, AttemptFailed):
         return

@@ -1,61 +1,76 @@
-"""The summary of a run: outcomes with reasons, requests, and the commands that continue."""
+"""The summary of a run: how many customers ended how and why, the requests, and the commands that continue."""
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from asyncmig.cli.live_view import STYLES
-from asyncmig.cli.output import clean, counted, say
-from asyncmig.cli.report import by_reason, reason
+from asyncmig.cli.output import clean, counted, listed, print_table, say, say_steps
+from asyncmig.cli.report import by_reason, reason, shared_reason
 from asyncmig.cli.run import RunResult
-from asyncmig.cli.settings import DecideChoice, Options
+from asyncmig.cli.settings import DecideChoice, Options, about_journal
 from asyncmig.customers.status import CustomerStatus
 
-__all__ = ["figures", "next_steps", "print_figures", "print_outcomes", "print_summary", "print_undelivered"]
+__all__ = [
+    "figures",
+    "next_steps",
+    "print_figures",
+    "print_outcomes",
+    "print_summary",
+]
 
 _MOST_REASONS = 20
 _MOST_NAMED = 3
 
 
 def print_summary(data: Console, ended: RunResult, options: Options) -> None:
-    """Print outcomes with their reasons, who is not delivered, the figures, and the next command."""
-    print_outcomes(data, ended, options)
-    print_undelivered(data, ended)
+    """Print outcomes with their reasons, who is not delivered, the figures, and the next commands."""
+    data.print()
+    print_outcomes(data, ended.customers, f"{options.out}/report.json")
+    _print_undelivered(data, ended)
     print_figures(data, figures(ended))
     data.print()
-    for line in next_steps(ended, options):
-        say(data, line)
+    say_steps(data, next_steps(ended, options))
 
 
-def print_outcomes(data: Console, ended: RunResult, options: Options) -> None:
-    """Print how many customers ended how, and why."""
-    data.print()
-    data.print(_outcomes(ended.customers, str(options.out / "report.json")))
+def print_outcomes(data: Console, rows: Sequence[CustomerStatus], details: str) -> None:
+    """Print how many customers ended how, why, and which ones. `details`: where to find reasons that are left out."""
+    ranked = by_reason(rows)
+    lines: list[tuple[str | Text, ...]] = []
+    for group in ranked[:_MOST_REASONS]:
+        outcome = group[0].outcome
+        names = "" if outcome == "delivered" else f" ({_names(group, _MOST_NAMED)})"
+        lines.append(
+            (Text(outcome, STYLES[outcome]), f"{len(group):,}", f"{shared_reason(group)}{names}".strip())
+        )
+    if rest := sum(map(len, ranked[_MOST_REASONS:])):
+        lines.append(("...", f"{rest:,}", f"for more reasons, see {details}"))
+    print_table(data, ("outcome", "customers", "why, and which customers"), lines, right={"customers"})
 
 
-def print_undelivered(data: Console, ended: RunResult) -> None:
-    """Print each customer that is not delivered, unless the table of outcomes named them all."""
-    groups = [group for group in by_reason(ended.customers) if _is_listed(group)]
+def _names(group: Sequence[CustomerStatus], most: int) -> str:
+    return listed(sorted(clean(row.external_id) for row in group), most)
+
+
+def _print_undelivered(data: Console, ended: RunResult) -> None:
+    """Print each customer that is not delivered, unless the table of outcomes named them all.
+
+    Pending customers are left out: after an interrupt, that can be all of them.
+    """
+    groups = [
+        group for group in by_reason(ended.customers) if group[0].outcome not in ("delivered", "pending")
+    ]
     if len(groups) <= _MOST_REASONS and all(len(group) <= _MOST_NAMED for group in groups):
         return
     data.print()
     for group in groups:
-        outcome, same = group[0].outcome, len({reason(row) for row in group}) == 1
-        lines = [", ".join(row.external_id for row in group)] if same else _each(group)
+        outcome, has_one = group[0].outcome, len({reason(row) for row in group}) == 1
+        lines = (
+            [_names(group, len(group))] if has_one else [f"{row.external_id}  {reason(row)}" for row in group]
+        )
         for line in lines:
             say(data, f"{outcome:>9}  {line}", STYLES[outcome])
-
-
-def _each(group: Sequence[CustomerStatus]) -> list[str]:
-    return [f"{row.external_id}  {reason(row)}" for row in group]
-
-
-def _is_listed(group: Sequence[CustomerStatus]) -> bool:
-    """Return whether a group is to be listed; `asyncmig status` lists what an interrupt left behind."""
-    return group[0].outcome not in ("delivered", "pending")
 
 
 def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
@@ -68,10 +83,10 @@ def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:
 def figures(ended: RunResult) -> list[tuple[str, str]]:
     """Return rows and requests of the run, as pairs of a name and a sentence."""
     budget = ended.report.budget
-    companies = [company for company in ended.customers if company.outcome == "delivered"]
-    inserted = sum(company.rows.inserted or 0 for company in companies)
-    flagged = sum(company.rows.flagged or 0 for company in companies)
-    files = [file for company in companies for file in company.files]
+    delivered = [row for row in ended.customers if row.outcome == "delivered"]
+    inserted = sum(row.rows.inserted or 0 for row in delivered)
+    flagged = sum(row.rows.flagged or 0 for row in delivered)
+    files = [file for row in delivered for file in row.files]
     share = f", {budget.polls / budget.requests:.0%} of them polls" if budget.requests else ""
     return [
         ("imported", f"{inserted:,} rows, {flagged:,} of them with a bad cell"),
@@ -81,8 +96,8 @@ def figures(ended: RunResult) -> list[tuple[str, str]]:
 
 
 def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
-    """Yield the next steps, each with its command."""
-    outcomes = {company.outcome for company in ended.customers}
+    """Yield the next steps, each with its command on a line of its own."""
+    outcomes = {row.outcome for row in ended.customers}
 
     def again(text: str, decide: DecideChoice | None = None, select: str | None = None) -> Iterator[str]:
         explicit = ended.explicit if ended.queue else ()
@@ -91,7 +106,7 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
 
     def look(text: str, command: str, *words: str) -> Iterator[str]:
         yield f"{text}:"
-        yield f"  {options.about_journal(command, *words)}"
+        yield f"  {about_journal(options.journal, command, *words)}"
 
     if ended.key_refused:
         yield from again("The API key was refused. Set a valid one in VERN_API_KEY, then continue")
@@ -101,19 +116,15 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     if "parked" in outcomes:
         yield "Parked customers wait for a decision."
         if ended.is_recorded:
-            yield from look("To look at what each asks, and to answer", "review")
+            yield from look("To see what each asks, and to decide", "review")
         else:
             yield "What each asks is in the workers' journal: give its database as --journal, also to later runs."
         if options.decide == "park":
-            yield from again(
-                "Or, to approve what the server proposes, unless it destroys rows", "approve-safe"
-            )
+            yield from again("Or, to approve all proposals that destroy no rows", "approve-safe")
         elif options.decide == "approve-safe":
-            yield from again(
-                "What the server proposes destroys rows, or may. To approve it all the same", "approve"
-            )
+            yield from again("Their proposals destroy rows, or may. To approve them anyway", "approve")
     if "unknown" in outcomes:
-        yield "The outcome of some requests is unknown; the reason says how to check."
+        yield "The outcome of some requests is unknown (the response was lost); the reason says how to check."
         if ended.is_recorded:
             unknown = next(row.external_id for row in ended.customers if row.outcome == "unknown")
             yield from look("To see the customer's history", "show", unknown)
@@ -123,18 +134,17 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         yield from again(
             "A failed customer is imported again when its files have changed. Correct them, then"
         )
-        if ended.is_recorded:
-            yield from look("Or, to import them again as they are", "retry", "--select", "status:failed")
-        else:
-            yield from again("Or, to import them again as they are", select="status:failed")
+        text, select = "Or, to import them again as they are", "status:failed"
+        yield from (
+            look(text, "retry", "--select", select) if ended.is_recorded else again(text, select=select)
+        )
     if not ended.customers:
         yield "No customer is selected: there is nothing to do."
     elif outcomes <= {"delivered"}:
         which = "Every customer" if ended.selected is None else "Every selected customer"
+        where = f": {options.out}/EXTERNAL_ID/SHEET.csv"
         if ended.queue:
             where = f". The sheets are where the workers write; {options.out}/report.json lists them."
-        else:
-            where = f": {options.out}/EXTERNAL_ID/SHEET.csv"
         yield f"{which} is delivered{where}"
     if others := len(ended.report.customers) - len(ended.customers):
         text = f"Not selected: {counted(others, 'customer')}."
@@ -147,31 +157,3 @@ def _where_it_continues(ended: RunResult) -> str:
     if ended.connected:
         return "The workers go on with what was submitted. To follow it"
     return "This run submitted nothing to the workers. To submit it"
-
-
-def _outcomes(companies: Sequence[CustomerStatus], report_path: str) -> Table:
-    """Return a table of outcomes; reasons that differ by numbers only are one row, with the first one's words."""
-    ranked = by_reason(companies)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("outcome", no_wrap=True)
-    table.add_column("customers", justify="right")
-    table.add_column("why")
-    table.add_column("which")
-    for group in ranked[:_MOST_REASONS]:
-        outcome = group[0].outcome
-        table.add_row(
-            Text(outcome, STYLES[outcome]), f"{len(group):,}", Text(reason(group[0])), Text(_some(group))
-        )
-    if len(ranked) > _MOST_REASONS:
-        rest = sum(map(len, ranked[_MOST_REASONS:]))
-        table.add_row("...", f"{rest:,}", Text(f"for more reasons, see {report_path}"), "")
-    return table
-
-
-def _some(group: Sequence[CustomerStatus]) -> str:
-    """Return a few of the ids; those delivered need none."""
-    if group[0].outcome == "delivered":
-        return ""
-    return ", ".join(clean(company.external_id) for company in group[:_MOST_NAMED]) + (
-        ", ..." if len(group) > _MOST_NAMED else ""
-    )

@@ -182,10 +182,13 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
 
     @property
     def error(self) -> str:
-        """What it waits for, in one sentence."""
-        count = len(self.attention.questions)
+        """What it waits for, in one sentence, with the text of the first question."""
+        questions = self.attention.questions
+        count = len(questions)
         lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
-        return f"waits for a decision: {count} question{'s' * (count != 1)}{lost}"
+        first = " ".join((questions[0].prompt or "").split()) if questions else ""
+        asked = f"waits for a decision: {count} question{'s' * (count != 1)}{lost}"
+        return f"{asked}: {first}" if first else asked
 
 
 class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):

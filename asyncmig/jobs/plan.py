@@ -20,7 +20,7 @@ from asyncmig import generations
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.files import size_of
 from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import Failed, Parked, RowFilter
+from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
 from asyncmig.customers.status import CustomerRecord, RemainingWork
 from asyncmig.generations import Generation
@@ -135,15 +135,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     customers: int
     done: tuple[str, ...]
-    """Customers for whom nothing is left: delivered, or failed and the same as then."""
+    """Customers that are delivered: nothing is left to do for them."""
     new: int
     """Customers without a record in the journal."""
     under_way: int
     """Customers for whom something is left, and something was done."""
     failed: tuple[str, ...]
-    """Those of `done` that failed: they are not imported again unless their files change or it is asked for."""
+    """Customers that failed and are not imported again: that takes changed files, or a request. Also those that the
+    run would refuse: a record of another API generation, or one that cannot be read."""
     repeated: tuple[str, ...]
-    """Failed before, and imported again: their files have changed, or it is asked for."""
+    """Customers that failed before and are imported again: their files have changed, or it was requested."""
     parked: tuple[str, ...]
     destructive: tuple[Destruction, ...]
     files: int
@@ -176,26 +177,29 @@ async def plan(
     generation = generations.find(api)
     options = MigrationOptions(row_filter=row_filter, retries=retries, retry_failed=retry_failed)
     left: dict[str, RemainingWork] = {}
+    done: list[str] = []
+    failed: list[str] = []
     for customer in customers:
         record = records.get(customer.external_id)
         if record is not None and record.api != generation.name:
-            continue  # `migrate` refuses it
+            failed.append(customer.external_id)  # `migrate` refuses it
+            continue
         folder = customer_folder(to, customer.external_id)
         work = await generation.remaining(customer.files, record, folder, options)
         if work is not None:
             left[customer.external_id] = work
+        elif record is not None and isinstance(record.outcome, Delivered | Failed):
+            (done if isinstance(record.outcome, Delivered) else failed).append(customer.external_id)
     uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
     requests = _requests(generation, left, names_templates=names_templates)
-    known = {customer.external_id: records.get(customer.external_id) for customer in customers}
-    kinds = {name: record.outcome if record else None for name, record in known.items()}
-    done = tuple(name for name in kinds if name not in left)
-    parked = {name: outcome for name, outcome in kinds.items() if isinstance(outcome, Parked)}
+    names = [customer.external_id for customer in customers if customer.external_id in records]
+    parked = {name: out for name in names if isinstance(out := records[name].outcome, Parked)}
     return Plan(
         customers=len(customers),
-        done=done,
+        done=tuple(done),
         new=sum(name not in records for name in left),
         under_way=sum(name in records for name in left),
-        failed=tuple(name for name in done if isinstance(kinds[name], Failed)),
+        failed=tuple(failed),
         repeated=tuple(name for name, work in left.items() if work.is_repeated),
         parked=tuple(parked),
         destructive=tuple(

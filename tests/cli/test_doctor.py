@@ -91,7 +91,7 @@ def test_a_clock_that_is_off_is_told(cli: Cli, simulator: Simulator) -> None:
     simulator.intercept = lambda request: Reply(status=200, body=b'{"sources": []}', headers=old)
     result = doctor(cli, simulator)
     assert result.code == 2
-    assert "ahead of the server's: set it right" in lines(result)["clock"]
+    assert "ahead of the server's clock: correct it" in lines(result)["clock"]
 
 
 def test_a_damaged_journal_and_a_place_that_cannot_be_written_are_told(
@@ -261,5 +261,5 @@ def test_75_a_name_server_that_hangs_is_not_waited_for(cli: Cli, monkeypatch: py
     answered.set()
     assert asked.is_set()
     assert result.code == 75
-    assert "no answer of the name server" in lines(result)["server"]
+    assert "the name server did not answer" in lines(result)["server"]
     assert "limit" in lines(result)

@@ -63,7 +63,7 @@ def test_each_command_works_on_a_journal_in_a_database(
     assert (shown.code, "delivered" in shown.out) == (0, True)
     assert cli("watch", *journal).code == 5
     assert "2 customers" in cli("doctor", *journal, *reach).out
-    assert cli("report", *journal, "--to", "page.html").code == 0
+    assert cli("report", *journal, "--report", "page.html").code == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "acme" in page
     planned = cli("run", "customers.csv", "--plan", *journal)

@@ -300,7 +300,7 @@ def test_other_commands_replace_nothing_else_either(
     put(tmp_path / "acme.csv")
     assert run(manifest(acme="acme.csv")).code == 0
     before = (tmp_path / place).read_bytes()
-    for command in (("report", "--to"), ("sim", "--ledger"), ("retry", "--report")):
+    for command in (("report", "--report"), ("sim", "--ledger"), ("retry", "--report")):
         result = cli(*command, place)
         assert result.code == 2, command
         assert place in result.err
@@ -313,7 +313,7 @@ def test_a_report_and_a_ledger_of_an_earlier_run_are_written_anew(
     manifest = customers(acme=GOOD)
     for _ in range(2):
         assert run(manifest, "--report", "report.html").code == 0
-        assert cli("report", "--to", "journal.html").code == 0
+        assert cli("report", "--report", "journal.html").code == 0
 
 
 @pytest.mark.parametrize("files", ["../outside.csv", "in/../../outside.csv", "in/link.csv", "in/*.csv"])

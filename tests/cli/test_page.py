@@ -118,7 +118,7 @@ def test_a_run_writes_it_and_so_does_the_journal_later(
     at = ("--speed", SPEED, "--base-url", simulator.base_url)
     result = cli("run", manifest, *at, "--report", tmp_path / "run.html")
     assert result.code == 3, result.err
-    assert cli("report", "--to", "journal.html").code == 0
+    assert cli("report", "--report", "journal.html").code == 0
     drawn: set[str | None] = set()
     for name in ("run.html", "journal.html"):
         html = (tmp_path / name).read_text(encoding="utf-8")

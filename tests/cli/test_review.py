@@ -39,7 +39,7 @@ def test_5_in_a_pipe_it_prints_what_is_asked(cli: Cli, parked: Path, simulator: 
     assert result.code == 5
     for words in (
         "acme  acme Inc: ",
-        "concerns 1 row",
+        "affects 1 row",
         "! dedup_keep_first",
         "(destroys rows, or may)",
         "1) a  ",
@@ -60,8 +60,8 @@ def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulato
     sent = cli("review", "acme", "--approve", "--answer", "fq0=a", "--allow-destructive")
     assert sent.code == 0
     assert (
-        f"acme: approved.\nWhat was decided goes on at the server. To fetch what comes out:\n  asyncmig run {parked}"
-        in sent.err
+        "acme: approved.\nThe server continues the decided imports. To download their sheets:\n"
+        f"  asyncmig run {parked}" in sent.err
     )
     assert decisions(simulator) == 1
     assert outcome(cli, "acme") == "pending"
@@ -84,8 +84,8 @@ def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
     ("arguments", "words"),
     [
         (("--approve",), "name the customers"),
-        (("acme", "--approve", "--reject"), "cannot be said together"),
-        (("acme", "--answer", "fq0=a"), "together with --approve"),
+        (("acme", "--approve", "--reject"), "cannot be combined with"),
+        (("acme", "--answer", "fq0=a"), "requires --approve"),
         (("acme", "--approve", "--answer", "fq0", "--allow-destructive"), "must look like QUESTION=OPTION"),
         (("acme", "--approve", "--answer", "fq9=a", "--allow-destructive"), "is not a question of this run"),
         (("acme", "--approve", "--answer", "fq0=z", "--allow-destructive"), "is not one of"),

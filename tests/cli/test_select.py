@@ -47,9 +47,9 @@ def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        ("acm", "'acm': is not in customers.csv; is 'acme' meant?"),
+        ("acm", "'acm': is not in customers.csv; did you mean 'acme'?"),
         ("acme,zzzz", "'zzzz': is not in customers.csv"),
-        ("status:faild", "is no status; there are delivered, failed, parked, unknown, pending"),
+        ("status:faild", "is not an outcome; the outcomes are delivered, failed, parked, unknown, pending"),
         ("status:", "selects nothing"),
         (",", "selects nothing"),
     ],
