@@ -39,6 +39,7 @@ from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
+from asyncmig.migrations.catalog import Migrations
 from asyncmig.transfers.uploads import UploadLimits
 
 __all__ = ["Scope", "Session", "context_of"]
@@ -160,6 +161,7 @@ class Session(AsyncOnly):
         )
         self._context.keep(UploadLimits(max_parallel_uploads, upload_bytes_per_second))
         self.companies: Companies = Companies(self._context)
+        self.migrations: Migrations = Migrations(self._context)
 
     def __repr__(self) -> str:
         return f"<Session {self.base_url}: {self._limits}>"
@@ -337,7 +339,7 @@ class Session(AsyncOnly):
         return [slot for each in names for slot in self._recent.earlier(each)]
 
     def _stalled(self, run: Hashable, seconds: float) -> None:
-        _, company_id, run_id = cast("tuple[str, str, str]", run)
+        _, company_id, run_id, *_ = cast("tuple[str, str, str]", run)
         now = asyncio.get_running_loop().time()
         self.events.emit(
             RunStalled(

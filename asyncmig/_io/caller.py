@@ -66,7 +66,6 @@ class Caller:
     """Sends calls to one API with one key."""
 
     __slots__ = (
-        "_base_url",
         "_events",
         "_gate",
         "_guard",
@@ -78,6 +77,7 @@ class Caller:
         "_timeouts",
         "_timeouts_by_endpoint",
         "_transport",
+        "base_url",
         "requests",
     )
 
@@ -98,8 +98,9 @@ class Caller:
         timeouts_by_endpoint: Mapping[str, Timeouts] | None = None,
     ) -> None:
         self._transport, self._timeouts = transport, timeouts
+        self.base_url: str = base_url
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
-        self._base_url, self._guard, self._key, self._key_header = base_url, guard, key, key_header
+        self._guard, self._key, self._key_header = guard, key, key_header
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
         self.requests: Counter[tuple[str, str]] = Counter()
@@ -157,17 +158,38 @@ class Caller:
                     error.after_doubt = attempts.doubts > 0
                     raise
 
-    async def attempt(self, call: Call, kind: type[T], attempts: Attempts) -> T:
+    async def attempt(
+        self,
+        call: Call,
+        kind: type[T],
+        attempts: Attempts,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         """Make one attempt of a compound step, which counts its own attempts. Waits after a 429 and sends again.
 
-        Raises as `call` does, and `RetryableFailure` if another attempt of the step may succeed.
+        `before` is awaited each time after the slot was granted and before the request is sent, for facts that must
+        be fresh although the slot may take an hour. If it raises, nothing is sent. Raises as `call` does, and
+        `RetryableFailure` if another attempt of the step may succeed.
         """
-        return await self._through_the_gate(call, partial(self._decoded, kind), attempts.attempt)
+        return await self._through_the_gate(call, partial(self._decoded, kind), attempts.attempt, before)
 
-    async def _through_the_gate(self, call: Call, understand: Understand[T], attempt: int) -> T:
+    async def _through_the_gate(
+        self,
+        call: Call,
+        understand: Understand[T],
+        attempt: int,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         ticket: int | None = None
         while True:
             async with self._slot(call, ticket) as slot:
+                if before is not None:
+                    try:
+                        await before()
+                    except BaseException:
+                        slot.unsent()
+                        raise
                 try:
                     return await self._attempt(call, understand, slot, attempt)
                 except RateLimited:
@@ -206,7 +228,7 @@ class Caller:
 
     @asynccontextmanager
     async def exchange_elsewhere(
-        self, call: Call, url: str, *, body: Body, headers: Mapping[str, str], attempt: int
+        self, call: Call, url: str, *, body: Body | None, headers: Mapping[str, str], attempt: int
     ) -> AsyncGenerator[Answer]:
         """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
 
@@ -238,7 +260,7 @@ class Caller:
             scheme = urlsplit(url).scheme.lower()
         except ValueError:
             scheme = ""
-        if scheme != "https" and not (scheme == "http" and is_loopback(self._base_url)):
+        if scheme != "https" and not (scheme == "http" and is_loopback(self.base_url)):
             raise InvalidInput(name, f"{scheme}://...", "was named by the server, and is not https")
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:
@@ -403,7 +425,7 @@ class Caller:
         path = call.endpoint.template.format(
             **{name: quote(text, safe="") for name, text in call.ids.items()}
         )
-        return f"{self._base_url}{path}" + (f"?{urlencode(call.query)}" if call.query else "")
+        return f"{self.base_url}{path}" + (f"?{urlencode(call.query)}" if call.query else "")
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = {self._key_header: self._key.reveal(), "Accept": "application/json, */*;q=0.5"}

@@ -1,0 +1,1 @@
+"""The API generation "migrations": `session.migrations` and its handles."""

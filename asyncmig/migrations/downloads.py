@@ -1,0 +1,186 @@
+"""Download sheets to disk. Each file is complete or does not exist."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from msgspec import UNSET
+
+from asyncmig._core.retry import FINAL
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig._io.reply import is_html
+from asyncmig._io.threads import WriteBehind, in_thread
+from asyncmig._io.transport import Answer
+from asyncmig.customers import outcome
+from asyncmig.customers.file_names import file_names
+from asyncmig.errors import (
+    ApiError,
+    AsyncmigError,
+    BadRequest,
+    Conflict,
+    NoAnswer,
+    NotFound,
+    ServerError,
+    TruncatedDownload,
+    UnexpectedReply,
+)
+from asyncmig.migrations import routes
+from asyncmig.migrations.expected import Downloaded, Expected, RowFilter, with_flags
+from asyncmig.migrations.export_jobs import ExportJob, start_export
+from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
+from asyncmig.migrations.state import ClientState
+from asyncmig.migrations.wire import ExportBody, Report, Sheet
+from asyncmig.transfers.part import Part, Repeats
+
+__all__ = ["Fetch", "download"]
+
+_TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """The parameters of a download."""
+
+    context: SessionContext
+    migration_id: str
+    fields: tuple[str, ...]
+    omit_empty: bool
+    row_filter: RowFilter
+    report: Report | None
+    rank: float
+    checks: Sequence[Callable[[Path], None]] = ()
+    """Called with each file before it is put in place. An exception from them prevents that."""
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids in the route."""
+        return {"id": self.migration_id}
+
+    @property
+    def honours_filter(self) -> bool:
+        """Whether the server may know the row filter: it has not refused it in this session."""
+        return self.context.kept(ClientState).honours_filter
+
+    def exchange(self, sheet: Sheet, *, filtered: bool) -> AbstractAsyncContextManager[Answer]:
+        """Send one request and yield the response at its headers."""
+        query = {"fields": ",".join(self.fields)} if self.fields else {}
+        query |= {"omit_empty": "true"} if self.omit_empty else {}
+        query |= {"filter": self.row_filter} if filtered else {}
+        ids = {**self.ids, "slug": sheet.id}
+        return self.context.caller.stream(
+            Call(endpoint=routes.DOWNLOAD, ids=ids, query=query, rank=self.rank)
+        )
+
+
+async def download(
+    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], are_all: bool
+) -> list[Downloaded]:
+    """Download `sheets` to `folder/SHEET.csv`. `among`: all known sheets. `are_all`: they are all of the migration.
+
+    A sheet has the same file name whichever other sheets are downloaded with it. Everything is downloaded and checked
+    before any file is put in place. A sheet without rows that the server does not know is left out.
+    """
+    every = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
+    names, repeats = dict(zip(every, file_names(every.values()), strict=True)), Repeats()
+    with ExitStack() as stack:
+        parts: list[tuple[Expected, Part]] = []
+        for sheet in sheets:
+            part = Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", repeats)
+            expected = await _fetch_sheet(fetch, sheet, stack.enter_context(part))
+            if expected is not None:
+                parts.append((expected, part))
+        files = await in_thread(_commit, parts, fetch.checks)
+    return with_flags(files, row_filter=fetch.row_filter, are_all=are_all)
+
+
+async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | None:
+    attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=_TRANSIENT, unless=_is_final)
+    missing, job = 0, None
+    while True:
+        async with attempts:
+            try:
+                if job is None:
+                    return await _fetch_direct(fetch, sheet, part)
+                return await _fetch_job(fetch, sheet, part, job)
+            except NoAnswer as error:
+                raise await in_thread(part.broken_off, error) from None
+            except NotFound:  # a sheet may come some seconds after the execution
+                nothing = Expected(report=fetch.report, sheet=sheet, total=None, filtered=False)
+                if nothing.reported == 0:
+                    return None
+                missing += 1
+                if missing == PREVIEW_LOOKS:
+                    raise
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            except BadRequest as error:
+                if not fetch.honours_filter or b"unknown_field" in error.body:
+                    raise
+                fetch.context.kept(ClientState).honours_filter = False  # once more without the filter
+            except Conflict:
+                if fetch.omit_empty or job is not None:
+                    raise  # there are no statistics, or every column is empty
+                fields = fetch.fields or UNSET
+                body = ExportBody(slug=sheet.id, fields=fields)
+                job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
+
+
+async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part) -> Expected:
+    filtered = fetch.honours_filter
+    async with fetch.exchange(sheet, filtered=filtered) as answer:
+        if is_html(answer):
+            raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")
+        expected = Expected(
+            report=fetch.report,
+            sheet=sheet,
+            total=_number(answer.headers.get("X-Total-Records", "")),
+            filtered=filtered and fetch.row_filter == "valid",
+        )
+        await _receive(answer, part, expected)
+    await in_thread(part.check, expected.check)
+    return expected
+
+
+async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> Expected:
+    """Fetch a sheet that cannot be downloaded directly, through an export job."""
+    total = (await job.wait()).total_rows
+    expected = Expected(report=fetch.report, sheet=sheet, total=total, filtered=False)
+    async with job.opened() as answer:
+        await _receive(answer, part, expected)
+    await in_thread(part.check, expected.check)
+    return expected
+
+
+async def _receive(answer: Answer, part: Part, expected: Expected) -> None:
+    part.restart(expected.total)
+    with part.naming():
+        async with WriteBehind(part.file) as file:
+            async for chunk in answer.chunks():
+                await file.write(chunk)
+                if part.count(chunk):
+                    await file.settled()
+                    await in_thread(part.check_bound)
+
+
+def _is_final(error: AsyncmigError) -> bool:
+    if isinstance(error, TruncatedDownload):
+        return error.is_final
+    return isinstance(error, ApiError) and error.status in FINAL
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _commit(
+    parts: Sequence[tuple[Expected, Part]], checks: Sequence[Callable[[Path], None]]
+) -> list[tuple[Expected, outcome.Downloaded]]:
+    for _, part in parts:
+        for check in checks:
+            check(part.path)
+    return [(expected, part.commit()) for expected, part in parts]

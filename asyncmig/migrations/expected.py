@@ -1,0 +1,130 @@
+"""How many rows a downloaded sheet must have, and what its rows say about the row filter.
+
+`X-Total-Records` is the number of rows in the body, and shows whether it is complete. The report of the executed run
+has the rows of each sheet and the number of rows with a bad cell in all sheets together. A server that does not know
+the row filter sends all rows. Then rows with bad cells cannot be separated, and the result says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+from asyncmig.customers import outcome
+from asyncmig.errors import TruncatedDownload
+from asyncmig.migrations.wire import Report, Sheet
+from asyncmig.transfers.bound import Counted
+from asyncmig.transfers.csv_records import RowCount
+
+__all__ = ["Downloaded", "Expected", "Flagged", "RowFilter", "with_flags"]
+
+RowFilter = Literal["valid", "all"]
+"""Which rows are asked for: without the rows that have a bad cell, or all. Many servers send all rows in any case."""
+Flagged = Literal["none", "included", "unknown"]
+"""Whether a file has rows with a bad cell: it has none, it has them all, or nothing tells."""
+
+
+class Downloaded(outcome.Downloaded, frozen=True, kw_only=True):
+    """One sheet on disk."""
+
+    slug: str
+    flagged: Flagged
+    """Whether the file has rows with a bad cell. Only `none` means that every row is clean."""
+    is_verified: bool
+    """Whether a count of the server confirms that no row is missing."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The rows that one sheet must have, as far as a response and a report say."""
+
+    report: Report | None
+    sheet: Sheet
+    total: int | None
+    """The rows of the response, according to its header."""
+    filtered: bool
+    """Whether the row filter was sent, so that rows with bad cells may be missing."""
+
+    @property
+    def reported(self) -> int | None:
+        """The rows of the sheet according to the report, bad ones included; None if it does not say.
+
+        The report has names, which may repeat, and may lack sheets without rows.
+        """
+        report = self.report
+        if report is None:
+            return None
+        rows = [count.rows for count in report.per_sheet if count.template_name == self.sheet.name]
+        if len(rows) == 1:
+            return rows[0]
+        listed = sum(count.rows or 0 for count in report.per_sheet)
+        return 0 if not rows and report.inserted == listed else None
+
+    @property
+    def fewest(self) -> int:
+        """The least number of rows that the report allows."""
+        rows, invalid = self.reported, self.report.invalid_rows if self.report else None
+        if rows is None or (self.filtered and invalid is None):
+            return 0
+        return max(0, rows - (invalid or 0)) if self.filtered else rows
+
+    def check(self, counted: Counted) -> RowCount:
+        """Return the first count that is consistent with the complete sheet. Raises `TruncatedDownload` without one.
+
+        More rows than reported are possible: an earlier execution may have added some.
+        """
+        whole = [count for count in counted.counts() if not count.cut]
+        if not whole:
+            raise TruncatedDownload(self.sheet.name, "it ends inside a record")
+        fitting = [count for count in whole if self.total is None or count.may_be(self.total, self.total)]
+        if not fitting:
+            raise TruncatedDownload(
+                self.sheet.name, f"{whole[0].rows} rows arrived, and the response announced {self.total}"
+            )
+        enough = [count for count in fitting if count.rows + count.blank >= self.fewest]
+        if not enough:
+            raise TruncatedDownload(
+                self.sheet.name, f"{fitting[0].rows} rows arrived, at least {self.fewest} were reported"
+            )
+        return enough[0]
+
+    def is_verified(self, rows: int) -> bool:
+        """Return whether a file with so many rows is known to be complete."""
+        return self.total is not None or (self.reported is not None and rows == self.reported)
+
+
+def with_flags(
+    sheets: Sequence[tuple[Expected, outcome.Downloaded]], *, row_filter: RowFilter, are_all: bool
+) -> list[Downloaded]:
+    """Return the downloads with what their rows say together about bad cells. `are_all`: all sheets with rows."""
+    flagged = _flagged(sheets, row_filter=row_filter, are_all=are_all)
+    return [
+        Downloaded(
+            sheet=file.sheet,
+            path=file.path,
+            rows=file.rows,
+            size=file.size,
+            slug=expected.sheet.id,
+            flagged="none" if file.rows == 0 else flagged,
+            is_verified=expected.is_verified(file.rows),
+        )
+        for expected, file in sheets
+    ]
+
+
+def _flagged(
+    sheets: Sequence[tuple[Expected, outcome.Downloaded]], *, row_filter: RowFilter, are_all: bool
+) -> Flagged:
+    report = sheets[0][0].report if sheets else None
+    if report is None or report.invalid_rows is None:
+        return "unknown"
+    if report.invalid_rows == 0:
+        return "none"
+    if row_filter == "all" or not all(expected.filtered for expected, _ in sheets):
+        return "included"
+    missing = [expected.reported - file.rows for expected, file in sheets if expected.reported is not None]
+    if any(count > 0 for count in missing):
+        return "none"  # the server leaves rows out, so it knows the filter
+    came = sum(file.rows for _, file in sheets)
+    is_whole = report.inserted is not None and came >= report.inserted
+    return "included" if are_all and (is_whole or len(missing) == len(sheets)) else "unknown"

@@ -1,0 +1,68 @@
+"""The log of a migration: what each run did, for people and for audits. See `wire` for the conventions."""
+
+from msgspec import Struct, field
+
+from asyncmig._core.lifecycle import HasStatus
+
+__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet"]
+
+
+class LogSheet(Struct, frozen=True, kw_only=True):
+    """How many rows a run wrote to one sheet."""
+
+    sheet: str | None = None
+    rows: int | None = None
+
+
+class LogOutcome(Struct, frozen=True, kw_only=True):
+    """What an executed run wrote. Rows may have been written although `ok` is False."""
+
+    ok: bool | None = None
+    rows_written: int | None = None
+    per_sheet: tuple[LogSheet, ...] = ()
+    invalid_rows: int | None = None
+    error: str | None = None
+    replaced_existing_data: bool | None = None
+
+
+class LogAudit(Struct, frozen=True, kw_only=True):
+    """One step of a run: `started`, `resumed`, `templates_adjusted`, `plan_approved`; others may come."""
+
+    at: str | None = None
+    event: str = ""
+    actor: object = None
+
+
+class LogRun(HasStatus, frozen=True, kw_only=True):
+    """A run, or one operation of it: servers differ."""
+
+    run_id: str = ""
+    kind: str = ""
+    """`generate`, `update`, `clarify`, `execute` or `reuse`; others may come."""
+    status: str = ""
+    started_at: str | None = None
+    completed_at: str | None = None
+    started_by: object = None
+    """None: started through this API."""
+    files: object = None
+    plan: object = None
+    questions: object = None
+    answers: object = None
+    outcome: LogOutcome | None = None
+    audit: tuple[LogAudit, ...] = ()
+
+
+class LogCovers(Struct, frozen=True, kw_only=True):
+    runs: int | None = None
+    from_: str | None = field(name="from", default=None)
+    to: str | None = None
+
+
+class Log(HasStatus, frozen=True, kw_only=True):
+    """All runs of a migration, oldest first."""
+
+    migration_id: str = ""
+    generated_at: str | None = None
+    status: str = ""
+    covers: LogCovers | None = None
+    runs: tuple[LogRun, ...] = ()

@@ -1,0 +1,143 @@
+"""Decides which reading of a run is newer than our last request that changed it.
+
+`update`, `clarify` and `execute` resume a run under the id that it had before. After such a request, and after an
+answer, a read may still show the old state for a while. So an end, or a block, counts only after evidence that it is
+newer than the request:
+
+- a read showed `queued`, `running` or an unknown status, or another block;
+- the thread has an event after the sequence that was noted before the request: one that ends an operation at once,
+  any other one `LAG` seconds later, because our own message may be such an event;
+- the reading differs from the old state, and only this operation can have caused it: a report after `execute`, a
+  failure, a cancellation.
+
+Nothing here awaits. Times are seconds on the caller's clock.
+"""
+
+from typing import final
+
+import msgspec
+
+from asyncmig._core.lifecycle import Phase
+from asyncmig.migrations.routes import RUN
+from asyncmig.migrations.wire import Kind, RunState
+
+__all__ = ["LAG", "Operation", "block_of", "is_credentials"]
+
+LAG = RUN.read_lag
+"""Seconds for which a read may show an old state."""
+_TELLING = frozenset({"preview", "completed", "error", "request_input", "failed", "canceled"})
+"""Types of events that end or block an operation."""
+_RUNNING = "running"
+_ENDS = {
+    "update": frozenset({"awaiting_approval"}),
+    "clarify": frozenset({"awaiting_approval", "completed"}),
+    "execute": frozenset({"completed"}),
+}
+"""The statuses in which an operation ends regularly."""
+
+
+def block_of(state: RunState) -> bytes | None:
+    """Return what identifies a block: its reason, its questions and its request for credentials; None if not blocked.
+
+    Ids of questions may start again in the next block, so their texts count.
+    """
+    if RUN.phase(state.status) is not Phase.PARKED:
+        return None
+    return msgspec.json.encode((state.blocked_reason, state.questions, state.credential_request))
+
+
+def is_credentials(state: RunState) -> bool:
+    """Return whether a blocked run waits for credentials."""
+    return state.blocked_reason == "credentials" or (
+        not state.questions and state.credential_request is not None
+    )
+
+
+@final
+class Operation:
+    """One operation of a run, from its start to its end.
+
+    `kind`: None for a run that was opened by its id, for which every reading counts. `after`: the last sequence of
+    the thread before the request; None if unknown. `before`: the last reading before the request; None if unknown.
+    """
+
+    __slots__ = (
+        "_before",
+        "_events_at",
+        "_is_answered",
+        "_is_newer",
+        "_is_told",
+        "after",
+        "kind",
+        "requested_at",
+    )
+
+    def __init__(
+        self, kind: Kind | None, *, now: float, after: int | None = None, before: RunState | None = None
+    ) -> None:
+        self.kind: Kind | None = kind
+        self.after: int | None = after
+        self.requested_at: float = now
+        self._before = before
+        self._is_answered = False
+        # A run that `generate` opened has a new id, so it has no old state.
+        self._is_newer = kind in (None, "generate")
+        self._is_told = False
+        self._events_at: float | None = None
+
+    def answered(self, state: RunState | None, *, now: float, after: int | None) -> None:
+        """Report that an answer to the block in `state` was accepted."""
+        self._before, self.requested_at, self._is_answered = state, now, True
+        self.after = self.after if after is None else after
+        self._is_newer = self._is_told = False
+        self._events_at = None
+
+    def saw_event(self, kind: str, sequence: int | None, now: float) -> None:
+        """Report an event of the thread."""
+        if sequence is None or sequence <= (self.after or 0):
+            return
+        self._is_told = self._is_told or kind in _TELLING
+        self._events_at = now if self._events_at is None else self._events_at
+
+    def saw_log(self) -> None:
+        """Report that the log lists this operation as ended."""
+        self._is_newer = True
+
+    def effective(self, state: RunState, now: float) -> str:
+        """Return the status that this reading shows of this operation; `running` if the reading is old."""
+        phase = RUN.phase(state.status)
+        if phase is Phase.ACTIVE:
+            self._is_newer = True
+        elif phase is Phase.PARKED:
+            is_echo = self._before is not None and block_of(state) == block_of(self._before)
+            if is_echo and not self._has_evidence(now) and now < self.requested_at + LAG:
+                return _RUNNING
+            self._is_newer = True
+        elif not self._is_end(state, now):
+            return _RUNNING
+        return state.status
+
+    def is_asked_again(self, state: RunState) -> bool:
+        """Return whether a block is the one that was answered."""
+        return self._is_answered and self._before is not None and block_of(state) == block_of(self._before)
+
+    def _is_end(self, state: RunState, now: float) -> bool:
+        if self._is_newer or self.kind is None:
+            return True
+        before = self._before
+        if state.status in ("failed", "canceled"):
+            return before is None or before.status != state.status or self._has_evidence(now)
+        if self.kind == "generate":
+            return True
+        if state.status not in _ENDS[self.kind]:
+            return False
+        if self.kind == "execute" and state.report is not None:
+            is_other = before is not None and before.report != state.report
+            return is_other or self._has_evidence(now)
+        if self._is_answered:  # it was blocked, which no state before the operation was
+            return self._has_evidence(now) or now >= self.requested_at + LAG
+        return self._has_evidence(now)
+
+    def _has_evidence(self, now: float) -> bool:
+        is_later = self._events_at is not None and now >= self.requested_at + LAG
+        return self._is_newer or self._is_told or is_later

@@ -1,0 +1,204 @@
+"""The endpoints and run lifecycles of the API generation "migrations", as tables."""
+
+from dataclasses import replace
+
+from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
+from asyncmig._core.lifecycle import Lifecycle
+
+__all__ = [
+    "ANSWER",
+    "CANCEL_RUN",
+    "CREATE_ANONYMOUS",
+    "CREATE_MIGRATION",
+    "CREATE_UPLOADS",
+    "DELETE_CONNECTION",
+    "DOWNLOAD",
+    "EXPORT",
+    "FETCH_EXPORT",
+    "GENERATE",
+    "LIST_FILES",
+    "LIST_SOURCES",
+    "LIST_TEMPLATES",
+    "MIGRATION_KNOWLEDGE",
+    "PIN_SOURCE",
+    "PREVIEW",
+    "PUT_BYTES",
+    "READ_CONNECTION",
+    "READ_EXPORT",
+    "READ_LOG",
+    "READ_RUN",
+    "READ_TEMPLATE",
+    "RUN",
+    "SAVE_CONNECTION",
+    "SOURCE_KNOWLEDGE",
+    "START_EXPORT",
+    "START_RUN",
+    "STREAM_THREAD",
+    "SUBMIT_CREDENTIALS",
+    "THREAD",
+    "UPDATE_SOURCE",
+    "UPDATE_TEMPLATE",
+    "WRITE_MIGRATION_KNOWLEDGE",
+    "WRITE_SOURCE_KNOWLEDGE",
+]
+
+_ACTIVE = frozenset({"queued", "running"})
+RUN = Lifecycle(
+    known=_ACTIVE,
+    parked=frozenset({"blocked"}),
+    terminal=frozenset({"awaiting_approval", "completed", "failed", "canceled"}),
+    shortest_floor=10.0,
+    longest_floor=30.0,
+    age_per_floor=60.0,
+    parked_floor=10.0,
+    read_lag=30.0,
+    stall_alarm=75 * 60.0,
+)
+"""The statuses of one operation. The run itself may become active again with the next operation."""
+EXPORT = replace(
+    RUN,
+    known=frozenset({"pending", "running"}),
+    parked=frozenset(),
+    terminal=frozenset({"completed", "failed"}),
+)
+
+_START_ADVICE = (
+    "Look at the migration's log and thread (`migration.log()`, `migration.events()`): if neither shows the run, "
+    "start it again."
+)
+
+LIST_SOURCES = Endpoint(
+    name="list sources",
+    method="GET",
+    template="/sources",
+    repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
+)
+UPDATE_SOURCE = Endpoint(
+    name="update source", method="PATCH", template="/sources/{source}", repeat=Repeat.ALWAYS
+)
+PIN_SOURCE = Endpoint(
+    name="pin source", method="POST", template="/sources/{source}/pin", repeat=Repeat.ALWAYS
+)
+SOURCE_KNOWLEDGE = Endpoint(
+    name="read source knowledge", method="GET", template="/sources/{source}/knowledge", repeat=Repeat.ALWAYS
+)
+WRITE_SOURCE_KNOWLEDGE = replace(SOURCE_KNOWLEDGE, name="write source knowledge", method="PATCH")
+LIST_TEMPLATES = replace(LIST_SOURCES, name="list templates", template="/templates")
+READ_TEMPLATE = Endpoint(
+    name="read template",
+    method="GET",
+    template="/templates/{slug}",
+    repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
+)
+UPDATE_TEMPLATE = replace(READ_TEMPLATE, name="update template", method="PATCH")
+CREATE_MIGRATION = Endpoint(
+    name="create migration",
+    method="POST",
+    template="/migrations",
+    repeat=Repeat.KEYED,  # by its external id
+    advice="Create it again with the same external id and source: if it exists, that is the migration you get.",
+)
+CREATE_ANONYMOUS = replace(
+    CREATE_MIGRATION,
+    repeat=Repeat.NEVER,
+    advice="Look for the migration in the provider's app. Without an external id no request can find it.",
+)
+"""Create a migration without an external id: a repeat could create a second one."""
+CREATE_UPLOADS = Endpoint(
+    name="create uploads", method="POST", template="/migrations/{id}/files", repeat=Repeat.ALWAYS
+)
+PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{signed_url}", repeat=Repeat.ALWAYS)
+LIST_FILES = Endpoint(
+    name="list files",
+    method="GET",
+    template="/migrations/{id}/files",
+    repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
+)
+SAVE_CONNECTION = Endpoint(
+    name="save connection",
+    method="POST",
+    template="/migrations/{id}/source-connection",
+    repeat=Repeat.ALWAYS,  # creates or updates in place
+)
+READ_CONNECTION = replace(SAVE_CONNECTION, name="read connection", method="GET")
+DELETE_CONNECTION = replace(SAVE_CONNECTION, name="delete connection", method="DELETE")
+MIGRATION_KNOWLEDGE = replace(
+    SOURCE_KNOWLEDGE, name="read migration knowledge", template="/migrations/{id}/knowledge"
+)
+WRITE_MIGRATION_KNOWLEDGE = replace(MIGRATION_KNOWLEDGE, name="write migration knowledge", method="PATCH")
+START_RUN = Endpoint(
+    name="start run",
+    method="POST",
+    template="/migrations/{id}/runs",
+    repeat=Repeat.NEVER,  # a repeat when nothing is active starts another run
+    lane=Lane.DECIDE,
+    advice=_START_ADVICE,
+)
+"""Start update, clarify or execute. They go before `GENERATE`, because their results are already prepared."""
+GENERATE = replace(START_RUN, lane=Lane.WORK)
+READ_RUN = Endpoint(
+    name="read run",
+    method="GET",
+    template="/migrations/{id}/runs/{run_id}",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.POLL,
+)
+CANCEL_RUN = Endpoint(
+    name="cancel run",
+    method="PATCH",
+    template="/migrations/{id}/runs/{run_id}",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.DECIDE,  # must not wait behind polls
+)
+ANSWER = Endpoint(
+    name="answer",
+    method="POST",
+    template="/migrations/{id}/runs/{run_id}/messages",
+    repeat=Repeat.NEVER,  # a blind repeat could answer the next questions
+    lane=Lane.DECIDE,
+    advice="Read the run: if it still asks the same questions, answer again.",
+)
+SUBMIT_CREDENTIALS = replace(
+    ANSWER,
+    name="submit credentials",
+    template="/migrations/{id}/runs/{run_id}/credentials",
+    advice="Read the run: if it still waits for credentials, submit them again.",
+)
+PREVIEW = Endpoint(
+    name="preview",
+    method="GET",
+    template="/migrations/{id}/preview",
+    repeat=Repeat.ALWAYS,
+    largest_reply=LARGEST_LIST,
+)
+THREAD = replace(PREVIEW, name="thread", template="/migrations/{id}/thread")
+STREAM_THREAD = Endpoint(
+    name="stream",
+    method="GET",
+    template="/migrations/{id}/thread/stream",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.POLL,
+    quiet_for=330.0,  # the server ends a stream after about five minutes
+)
+DOWNLOAD = Endpoint(
+    name="download", method="GET", template="/migrations/{id}/exports/{slug}.csv", repeat=Repeat.ALWAYS
+)
+START_EXPORT = Endpoint(
+    name="start export job",
+    method="POST",
+    template="/migrations/{id}/exports",
+    repeat=Repeat.NEVER,  # has no key and no list; see `export_jobs`
+    advice="Start it again: an export changes nothing. While the lost one runs, the server answers 409.",
+)
+READ_EXPORT = Endpoint(
+    name="read export job",
+    method="GET",
+    template="/migrations/{id}/exports/jobs/{job_id}",
+    repeat=Repeat.ALWAYS,
+    lane=Lane.POLL,
+)
+FETCH_EXPORT = Endpoint(name="fetch export", method="GET", template="{download_url}", repeat=Repeat.ALWAYS)
+READ_LOG = replace(PREVIEW, name="log", template="/migrations/{id}/log")

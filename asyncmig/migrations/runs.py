@@ -1,0 +1,273 @@
+"""Runs: wait for the end of an operation, answer its questions, cancel it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import final
+
+import msgspec
+
+from asyncmig._core.arguments import checked_call
+from asyncmig._core.endpoint import Repeat
+from asyncmig._core.retry import Doubt
+from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.connections import secrets_of
+from asyncmig.customers.questions import Custom
+from asyncmig.errors import (
+    Conflict,
+    InvalidInput,
+)
+from asyncmig.migrations import routes
+from asyncmig.migrations.answers import checked_answers, checked_secrets
+from asyncmig.migrations.operation import block_of, is_credentials
+from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.tracker import Result, Tracker
+from asyncmig.migrations.wire import (
+    AnswersBody,
+    CredentialsBody,
+    Kind,
+    RunStarted,
+    RunState,
+)
+
+__all__ = ["Run"]
+
+_FRESH = 10.0
+"""Seconds for which a blocked run that was read may be answered without another read."""
+_NOT_LISTENING = 10.0
+"""Seconds before an answer is sent again after the agent was not listening yet."""
+_CANCEL_CHECKS = 6
+
+
+@final
+class Run:
+    """The handle of one operation of a run: wait for it, answer its questions, cancel it.
+
+    `update`, `clarify` and `execute` resume the run that `generate` opened, so several handles may have the same id.
+    Each of them ends with its own operation.
+    """
+
+    __slots__ = ("_context", "_tracker")
+
+    def __init__(self, context: SessionContext, tracker: Tracker) -> None:
+        self._context, self._tracker = context, tracker
+
+    def __repr__(self) -> str:
+        kind, state = self.kind or "run", self.state
+        return f"<Run {self.id}: {kind}, {state.status if state else 'not read yet'}>"
+
+    @property
+    def id(self) -> str:
+        """The id of the run; "" if the response to its start was lost and the server does not show it."""
+        return self._tracker.run_id
+
+    @property
+    def kind(self) -> Kind | None:
+        """What was started; None if the run was opened by its id."""
+        return self._tracker.operation.kind
+
+    @property
+    def after(self) -> int | None:
+        """The last sequence of the thread before the last request that changed the run; None if unknown."""
+        return self._tracker.operation.after
+
+    @property
+    def state(self) -> RunState | None:
+        """The last reading of this operation; None before the first one."""
+        latest = self._tracker.watch.latest
+        return latest.value if latest else None
+
+    async def wait(self, *, through_parks: bool = False, stream: bool = True) -> Result:
+        """Wait until this operation ends or the run is blocked, and return the result.
+
+        ```python
+        match await run.wait():
+            case Preview() as preview: ...
+            case Questions() as asked: await run.answer({question.id: "..." for question in asked.questions})
+        ```
+
+        - `Preview`: generate, update or clarify has ended. The answer to a clarify is in `messages()`.
+        - `Report`: execute has ended.
+        - `Questions`, `CredentialsNeeded`: the run is blocked. It keeps one of the account's places until it goes on.
+
+        `through_parks=True` waits on while the run is blocked, for another process to answer. Any number of tasks may
+        wait: they share the polls and one stream of the thread. `stream=False` uses polls alone. For a deadline, use
+        `asyncio.timeout`. Raises `RunFailed` and `RunCanceled`.
+        """
+        tracker = self._tracker
+        if not self.id:  # its start was lost, and only its preview shows that it has ended
+            return await tracker.preview()
+        async with AsyncExitStack() as stack:
+            if stream and not tracker.watch.ended:
+                shared = tracker.shared.stream("user")
+                await stack.enter_async_context(shared.heard(tracker.heard, after=self.after or 0))
+            state = (await tracker.watch.wait(through_parks=through_parks)).value
+        return await tracker.result(state)
+
+    async def updates(self) -> AsyncIterator[RunState]:
+        """Yield each change of status or progress text once, until the operation has ended.
+
+        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that the server has not known for 30 s.
+        """
+        async for reading in self._tracker.watch.updates():
+            yield reading.value
+
+    async def read(self) -> RunState:
+        """Read the run as soon as its pace allows (10 s after the last response). All tasks share the reading."""
+        return (await self._tracker.watch.refresh()).value
+
+    async def messages(self) -> str:
+        """Return what the agent wrote since the operation was started, for example the answer to a clarify."""
+        reader, texts = ThreadReader(self._context, self._tracker.migration_id), list[str]()
+        async for page in reader.pages(after=self.after or 0):
+            texts += [event.text for event in page if event.type == "message"]
+        return "".join(texts)
+
+    @checked_call
+    async def answer(self, answers: Mapping[str, str | Custom] | str, *, rank: float = 0.0) -> None:
+        """Answer the questions of a blocked run: question ids to labels or ids of options, or to `Custom` texts.
+
+        ```python
+        await run.answer({"q1": "Keep both", "q2": Custom("Use the billing address")})
+        ```
+
+        A plain text answers a single question. All questions need an answer, because a server may guess the missing
+        ones. A question without options takes any text.
+
+        Raises `InvalidInput` for an answer that was not offered; `Conflict` if the run asks something else now, or
+        waits for credentials; `UnknownOutcome` when the attempts are used up. An answer whose response was lost is
+        sent again only if the run still asks exactly the same.
+        """
+        shown = await self._shown(credentials=False)
+        body = AnswersBody(answers=checked_answers(shown.questions, answers))
+        await self._reply(
+            Call(
+                endpoint=routes.ANSWER,
+                ids=self._tracker.ids,
+                body=msgspec.json.encode(body),
+                rank=rank,
+                loggable_body=msgspec.json.encode(body).decode(),
+            ),
+            shown,
+        )
+
+    @checked_call
+    async def submit_credentials(
+        self, credentials: Mapping[str, object], *, connection_id: str | None = None, rank: float = 0.0
+    ) -> None:
+        """Submit the credentials for which a blocked run waits, named as its request asks.
+
+        No repr, error, log or journal contains them. `connection_id`: the connection that they are for; the server
+        refuses another one. Rejected credentials block the run again. Raises as `answer` does.
+        """
+        secrets = checked_secrets("credentials", credentials)
+        shown = await self._shown(credentials=True)
+        body = CredentialsBody(
+            credentials=secrets, connection_id=msgspec.UNSET if connection_id is None else connection_id
+        )
+        await self._reply(
+            Call(
+                endpoint=routes.SUBMIT_CREDENTIALS,
+                ids=self._tracker.ids,
+                body=msgspec.json.encode(body),
+                rank=rank,
+                secrets=tuple(secrets_of(secrets)),
+            ),
+            shown,
+        )
+
+    async def _shown(self, *, credentials: bool) -> RunState:
+        """Return the block that is answered: that of the last reading, if the run still shows it."""
+        watch, state = self._tracker.watch, self.state
+        known = None if state is None else block_of(state)
+        if state is None or known is None or _now() - watch.entry.last_seen > _FRESH:
+            state = await self.read()
+            if known is not None and block_of(state) is not None and block_of(state) != known:
+                raise _not_sent("the run now asks something else")
+        if block_of(state) is None:
+            raise InvalidInput("run", self.id, "asks nothing now: only a blocked run can be answered")
+        if is_credentials(state) is not credentials:
+            raise _not_sent("the run waits for " + ("an answer" if credentials else "credentials"))
+        return state
+
+    async def _reply(self, call: Call, shown: RunState) -> None:
+        tracker, caller = self._tracker, self._context.caller
+        after = await ThreadReader(self._context, tracker.migration_id).last_sequence(self.after or 0)
+        call = replace(
+            call, endpoint=replace(call.endpoint, repeat=Repeat.ALWAYS)
+        )  # checked before each repeat
+        attempts = caller.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
+
+        async def before() -> None:
+            """Read the run again: the slot may have taken an hour, and an earlier attempt may have arrived late."""
+            is_old = _now() - tracker.watch.entry.last_seen > _FRESH
+            if (is_old or attempts.attempt > 1) and not await self._still_shows(shown):
+                raise _not_sent("the run now asks something else")
+
+        while True:
+            async with attempts:
+                try:
+                    await caller.attempt(call, RunStarted, attempts, before=before)
+                except RetryableFailure as failure:
+                    if failure.doubt is not Doubt.MAYBE:
+                        raise
+                    if await self._still_shows(shown):
+                        unknown = attempts.unknown(str(failure.error))
+                        unknown.__cause__ = failure.error
+                        raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
+                except Conflict as error:
+                    if await self._still_shows(shown):  # the agent is not listening yet
+                        raise RetryableFailure(error, Doubt.NOT_SENT, retry_after=_NOT_LISTENING) from error
+                    if not attempts.doubts:
+                        raise
+                tracker.operation.answered(shown, now=_now(), after=after)
+                tracker.watch.resumed()
+                return
+
+    async def _still_shows(self, shown: RunState) -> bool:
+        await self.read()
+        raw = self._tracker.raw
+        return raw is not None and block_of(raw) == block_of(shown)
+
+    async def cancel(self, *, rank: float = 0.0) -> RunState:
+        """Cancel the run, and return what became of it: usually `canceled`, or the end that it had reached before.
+
+        A run that awaits approval may end, stay as it is, or lose its preview: servers differ. `canceled` may come
+        later than the server's response, so the run is read until it has ended, for up to a minute.
+        """
+        tracker, caller = self._tracker, self._context.caller
+        call = Call(
+            endpoint=routes.CANCEL_RUN,
+            ids=tracker.ids,
+            body=b'{"status":"cancel_requested"}',
+            rank=rank,
+        )
+        is_refused = False
+        try:
+            state = await caller.call(call, RunState)
+        except Conflict:  # the run has ended, or cannot be canceled now
+            is_refused = True
+            state = await self._read_now()
+        for _ in range(_CANCEL_CHECKS):
+            if is_refused or state.status in ("canceled", "completed", "failed"):
+                break
+            await asyncio.sleep(routes.RUN.shortest_floor)
+            state = await self._read_now()
+        if state.status != "awaiting_approval":
+            tracker.watch.observe(await tracker.taken(state))
+        return state
+
+    async def _read_now(self) -> RunState:
+        call = Call(endpoint=routes.READ_RUN, ids=self._tracker.ids)
+        return await self._context.caller.call(call, RunState)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _not_sent(reason: str) -> Conflict:
+    return Conflict(routes.ANSWER.method, routes.ANSWER.template, 409, f"not sent: {reason}")

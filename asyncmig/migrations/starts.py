@@ -1,0 +1,305 @@
+"""Start an operation exactly once: check the server before each repeat of a start whose response was lost.
+
+A start has no key, and a repeat when nothing is active starts another run: `generate` uses up an hour and replaces
+the preview, `execute` imports again. So what is known is noted before the request (`StartPoint`). After a lost
+response, the run, the log, the preview and the thread are read in this order. Three looks over 30 s that show nothing
+newer mean that the request was never processed, and only then is it sent again. A blocked run whose id is not known
+is the exception: nothing changes while it is blocked, so a repeat is refused with its id. What cannot be determined
+is `UnknownOutcome`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import final
+
+import msgspec
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig._core.endpoint import Repeat
+from asyncmig._core.lifecycle import HasStatus, Phase
+from asyncmig._core.retry import Doubt
+from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig.errors import (
+    ApiError,
+    Conflict,
+    NoAnswer,
+    NotFound,
+    ServerError,
+    UnexpectedReply,
+    UnknownOutcome,
+)
+from asyncmig.migrations import routes
+from asyncmig.migrations.log import Log, LogRun
+from asyncmig.migrations.operation import Operation
+from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
+from asyncmig.migrations.runs import Run
+from asyncmig.migrations.state import MigrationState
+from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.tracker import Tracker
+from asyncmig.migrations.wire import Kind, RunBody, RunStarted, RunState
+
+__all__ = ["Noted", "StartPoint", "Starter", "active_run_id"]
+
+_UNAVAILABLE = (ServerError, UnexpectedReply, NoAnswer)
+_SETTLE = 30.0
+"""Seconds between two looks for the id of a run that is in progress."""
+_IN_FLIGHT = frozenset({"queued", "running", "blocked"})
+
+
+class StartPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What was known before a start. With it, another process can find out whether the start happened."""
+
+    kind: Kind
+    after: int
+    """The last sequence of the thread."""
+    run_id: str | None = None
+    """The run that is resumed; None for `generate`, or if unknown."""
+    state: RunState | None = None
+    """The last reading of that run."""
+    logged: tuple[str, ...] | None = None
+    """What identifies the runs in the log; None if the log could not be read."""
+
+
+Noted = Callable[[StartPoint], Awaitable[None]]
+"""Called before a start is sent, for example to write the point to a journal."""
+
+
+class _RunRef(msgspec.Struct, frozen=True, kw_only=True):
+    run_id: str | None = None
+
+
+class _LogStatus(HasStatus, frozen=True, kw_only=True):
+    status: str = ""
+
+
+def active_run_id(error: Conflict) -> str | None:
+    """Return the id of the run that a refused start names as active; None if it names none."""
+    try:
+        return decode(error.body, _RunRef).run_id or None
+    except Unreadable:
+        return None
+
+
+def _mark_of(entry: LogRun) -> str:
+    return f"{entry.run_id} {entry.kind} {entry.started_at} {entry.outcome is not None}"
+
+
+class _Found(Exception):
+    """A look before a repeat has found the run."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.run = run
+
+
+class _Blocked(Exception):
+    """The start has happened, and its run is blocked: only a refused repeat can name it."""
+
+
+@final
+class Starter:
+    """Starts the operations of one migration."""
+
+    __slots__ = ("_context", "_migration_id", "_shared", "_thread")
+
+    def __init__(self, context: SessionContext, migration_id: str, shared: MigrationState) -> None:
+        self._context, self._migration_id, self._shared = context, migration_id, shared
+        self._thread = ThreadReader(context, migration_id)
+
+    @property
+    def _ids(self) -> dict[str, str]:
+        return {"id": self._migration_id}
+
+    async def start(self, body: RunBody, *, noted: Noted | None, rank: float) -> Run:
+        """Start an operation; see `Migration.generate` for what is raised."""
+        caller, encoded = self._context.caller, msgspec.json.encode(body)
+        route = routes.GENERATE if body.kind == "generate" else routes.START_RUN
+        endpoint = replace(route, repeat=Repeat.ALWAYS)  # each repeat is preceded by a look
+        call = Call(endpoint=endpoint, ids=self._ids, body=encoded, rank=rank)
+        attempts = caller.repeated(endpoint, self._ids, loggable_body=encoded.decode())
+        points: list[StartPoint] = []
+
+        async def before() -> None:
+            """Note what is known, or look once more: the slot may have taken an hour."""
+            if not points:
+                points.append(await self._point(body.kind))
+                if noted is not None:
+                    await noted(points[0])
+                return
+            with contextlib.suppress(_Blocked):
+                if run := await self._look(points[0]):
+                    raise _Found(run)
+
+        while True:
+            async with attempts:
+                try:
+                    started = await caller.attempt(call, RunStarted, attempts, before=before)
+                    return self._run(points[0], started.run_id)
+                except _Found as found:
+                    return found.run
+                except RetryableFailure as failure:
+                    if failure.doubt is Doubt.MAYBE:
+                        with contextlib.suppress(_Blocked):
+                            if run := await self._find(points[0]):
+                                return run
+                    raise
+                except Conflict as error:
+                    run_id = active_run_id(error)
+                    if not attempts.doubts:
+                        raise _with_run_id(error, run_id) from error
+                    if run_id:  # nothing was active before, so this is the run that the lost request started
+                        return self._run(points[0], run_id)
+                    if run := await self.find(points[0]):
+                        return run
+                    raise _unknown(points[0], str(error)) from error
+
+    async def find(self, point: StartPoint) -> Run | None:
+        """Return the run that a start has begun; None if it was never processed.
+
+        Raises `UnknownOutcome` if the server does not tell.
+        """
+        try:
+            return await self._find(point)
+        except _Blocked:
+            raise _unknown(point, "the run is blocked, and its id is not known") from None
+
+    async def _find(self, point: StartPoint) -> Run | None:
+        for look in range(PREVIEW_LOOKS):
+            if look:
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            if run := await self._look(point):
+                return run
+        return None
+
+    async def _point(self, kind: Kind) -> StartPoint:
+        tracker = self._shared.tracker
+        known = 0 if tracker is None else tracker.operation.after or 0
+        run_id = tracker.run_id or None if tracker is not None else None
+        state, entries = None, None
+        if kind != "generate" and run_id is not None:
+            try:
+                state = await self._read_run(run_id)
+            except NotFound:
+                state = None
+        if kind == "execute":
+            entries, _ = await self._read_log()
+        return StartPoint(
+            kind=kind,
+            after=await self._thread.last_sequence(known),
+            run_id=run_id,
+            state=state,
+            logged=None if entries is None else tuple(map(_mark_of, entries)),
+        )
+
+    async def _look(self, point: StartPoint) -> Run | None:
+        """Look once at the run, the log, the preview and the thread for anything newer than the point."""
+        resumed = None if point.kind == "generate" else point.run_id
+        try:
+            if resumed is not None and self._is_newer(point, await self._read_run(resumed)):
+                return self._run(point, resumed)
+            entries, status = await self._read_log()
+            entry = _newest(entries or (), point)
+            if entry is not None and (point.logged is not None or point.kind == "generate"):
+                if point.kind != "generate" or await self._has_news(point):
+                    return self._run(point, entry.run_id)
+            elif entry is not None and not await self._has_news(point):
+                raise _unknown(point, "the log lists such a run, which may be an earlier one")
+            if status in _IN_FLIGHT or await self._has_news(point):
+                run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
+                return self._run(point, run_id)
+            if point.kind == "execute" and not await self._has_preview():
+                raise _unknown(point, "the preview is gone, and nothing says why")
+        except NotFound as error:
+            raise _unknown(point, str(error)) from error
+        except _UNAVAILABLE as error:
+            raise _unknown(point, f"the server could not be checked: {error}") from error
+        return None
+
+    def _is_newer(self, point: StartPoint, state: RunState) -> bool:
+        if routes.RUN.phase(state.status) is not Phase.TERMINAL:
+            return True
+        before = point.state
+        return before is not None and (before.status, before.report) != (state.status, state.report)
+
+    async def _id_of(self, point: StartPoint) -> str:
+        """Return the id of a run that `generate` has begun, once the server shows it; "" if only its preview shows.
+
+        A log shows the id only when nothing is in progress. Raises `_Blocked` if the run is blocked.
+        """
+        looks = 0
+        while True:
+            entries, status = await self._read_log()
+            if entry := _newest(entries or (), point):
+                return entry.run_id
+            last = ""
+            async for page in self._thread.pages(after=point.after):
+                last = next((event.type for event in reversed(page) if event.type), last)
+            if status == "blocked" or (status == "" and last == "request_input"):
+                raise _Blocked
+            looks += last in ("preview", "completed", "error")
+            if looks == PREVIEW_LOOKS:
+                if last == "preview":
+                    return ""
+                raise _unknown(point, "the run has ended, and its id is not known")
+            await asyncio.sleep(_SETTLE)
+
+    async def _has_news(self, point: StartPoint) -> bool:
+        return await self._thread.last_sequence(point.after) > point.after
+
+    async def _has_preview(self) -> bool:
+        """Return whether there is a preview. A 404 is believed after three looks over 30 s."""
+        for look in range(PREVIEW_LOOKS):
+            if look:
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            try:
+                await self._context.caller.reply(Call(endpoint=routes.PREVIEW, ids=self._ids))
+            except NotFound:
+                continue
+            return True
+        return False
+
+    async def _read_run(self, run_id: str) -> RunState:
+        call = Call(endpoint=routes.READ_RUN, ids={**self._ids, "run_id": run_id})
+        return await self._context.caller.call(call, RunState)
+
+    async def _read_log(self) -> tuple[tuple[LogRun, ...] | None, str]:
+        """Return the runs in the log, or the status with which it is not settled yet; neither if it is away."""
+        try:
+            call = Call(endpoint=routes.READ_LOG, ids=self._ids)
+            return (await self._context.caller.call(call, Log)).runs, ""
+        except Conflict as error:
+            try:
+                return None, decode(error.body, _LogStatus).status
+            except Unreadable:
+                return None, ""
+        except (NotFound, ServerError, UnexpectedReply):
+            return None, ""
+
+    def _run(self, point: StartPoint, run_id: str) -> Run:
+        now = self._context.poller.now()
+        operation = Operation(point.kind, now=now, after=point.after, before=point.state)
+        tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
+        return Run(self._context, tracker)
+
+
+def _newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:
+    """Return the newest entry of this kind that was not in the log before."""
+    known = point.logged or ()
+    for entry in reversed(entries):
+        is_old_run = point.kind == "generate" and entry.run_id == point.run_id
+        if entry.kind == point.kind and entry.run_id and not is_old_run and _mark_of(entry) not in known:
+            return entry
+    return None
+
+
+def _with_run_id(error: Conflict, run_id: str | None) -> ApiError:
+    return error if run_id is None else error.with_text(f"{error.text} (active run: {run_id})")
+
+
+def _unknown(point: StartPoint, reason: str) -> UnknownOutcome:
+    route = routes.START_RUN
+    return UnknownOutcome(route.method, route.template, reason, f'{{"kind":"{point.kind}"}}', route.advice)

@@ -1,0 +1,314 @@
+"""The thread of a migration: everything that the agent does, as events.
+
+`ThreadReader` reads snapshots. `ThreadStream` holds one stream per migration for any number of listeners. It
+reconnects after the last sequence that it saw: the frames have no ids, so `Last-Event-ID` means nothing. Where the
+stream cannot be used, it reads snapshots instead.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Literal, TypeVar, cast, final
+
+import anyio
+import msgspec
+
+from asyncmig._core.decode import Unreadable, convert, decode
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.sse import Frame, SseDecoder
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig._io.event_loop import start_task
+from asyncmig._io.transport import Lost
+from asyncmig._io.watch import fresh
+from asyncmig.errors import (
+    ApiError,
+    AuthError,
+    BadRequest,
+    InvalidInput,
+    NoAnswer,
+    NotFound,
+    SessionClosed,
+)
+from asyncmig.migrations import routes
+from asyncmig.migrations.wire import Question
+
+__all__ = ["DONE", "Done", "Event", "Include", "ThreadReader", "ThreadStream", "checked_include"]
+
+_log = logging.getLogger("asyncmig")
+Include = Literal["user", "tools", "all"]
+"""Which events: `user` (message, status, preview, request_input, completed, error), `tools` adds the agent's tool
+calls and tasks, `all` adds its thinking."""
+_PAGES = 10_000
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 60.0
+"""Seconds between two connects that brought nothing."""
+_RECONNECT = 1.0
+"""Seconds before the reconnect of a stream that brought something."""
+_GIVE_UP = 3
+"""After this many refused connects in a row, snapshots replace the stream."""
+_NO_STREAM = frozenset({404, 405, 406, 501})
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of the thread."""
+
+    sequence: int | None = None
+    """Its position over all runs of the migration, with gaps. None if the server sent none."""
+    type: str = ""
+    """`message`, `status`, `preview`, `request_input`, `completed`, `error`, ...; others may come."""
+    data: object = None
+    """JSON as it came. Its shape depends on the type."""
+    created_at: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of a message, a status or an error. A message is often a fragment, to be joined with the next."""
+        if isinstance(self.data, str):
+            return self.data
+        fields = _fields(self.data)
+        found = (fields.get(name) for name in ("text", "message", "error", "content"))
+        return next((text for text in found if isinstance(text, str)), "")
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions of a `request_input`. They may be answered already: only the run says what it asks now."""
+        fields = _fields(self.data)
+        asked = next((fields[name] for name in ("questions", "requests", "inputs") if name in fields), None)
+        if asked is None:
+            asked = [self.data] if "id" in fields else self.data
+        try:
+            return convert(asked, tuple[Question, ...])
+        except Unreadable:
+            return ()
+
+
+def _fields(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
+
+
+class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    events: tuple[Event, ...] = ()
+    last_sequence: int | None = None
+
+
+@final
+class Done:
+    """The stream said that no run is active and that all events were sent. That may be too early."""
+
+
+DONE = Done()
+
+
+class _Last(msgspec.Struct, frozen=True, kw_only=True):
+    last_sequence: int | None = None
+
+
+def checked_include(include: Include) -> Include:
+    """Return `include`; raise `InvalidInput` for another value."""
+    if include not in ("user", "tools", "all"):
+        raise InvalidInput("include", include, "is none of 'user', 'tools', 'all'")
+    return include
+
+
+@final
+class ThreadReader:
+    """Reads snapshots of one thread."""
+
+    __slots__ = ("_context", "_migration_id")
+
+    def __init__(self, context: SessionContext, migration_id: str) -> None:
+        self._context, self._migration_id = context, migration_id
+
+    def call(self, endpoint: Endpoint, after: int, include: Include) -> Call:
+        """Return the request for events after a sequence."""
+        query = {"include": include} | ({"after": str(after)} if after else {})
+        return Call(endpoint=endpoint, ids={"id": self._migration_id}, query=query)
+
+    async def pages(self, *, after: int = 0, include: Include = "user") -> AsyncIterator[tuple[Event, ...]]:
+        """Yield the events after a sequence, page by page."""
+        for _ in range(_PAGES):
+            call = self.call(routes.THREAD, after, include)
+            page = await self._context.caller.call(call, _Snapshot)
+            events = tuple(event for event in page.events if event.sequence is None or event.sequence > after)
+            if events:
+                yield events
+            last = max((event.sequence or 0 for event in events), default=0)
+            if page.last_sequence is None or max(page.last_sequence, last) <= after:
+                return
+            after = max(page.last_sequence, last)
+
+    async def last_sequence(self, after: int = 0) -> int:
+        """Return the sequence of the last event; `after` without later ones, and if there is no thread yet."""
+        try:
+            async for page in self.pages(after=after):
+                after = max(after, *(event.sequence or 0 for event in page))
+        except NotFound:
+            pass
+        return after
+
+
+T = TypeVar("T")
+Listener = Callable[[Event | Done], None]
+
+
+@final
+class ThreadStream:
+    """One stream of a thread, which any number of listeners share. It runs while somebody listens."""
+
+    __slots__ = ("_context", "_failed", "_include", "_listeners", "_reader", "_refused", "_task", "position")
+
+    def __init__(self, context: SessionContext, migration_id: str, include: Include) -> None:
+        self._context = context
+        self._include: Include = include
+        self._reader = ThreadReader(context, migration_id)
+        self._listeners: dict[object, tuple[Listener, Callable[[Exception], None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._failed: Exception | None = None
+        self._refused = 0
+        self.position: int = 0
+        """The last sequence that was seen."""
+
+    @asynccontextmanager
+    async def heard(
+        self, listener: Listener, *, after: int, on_error: Callable[[Exception], None] = lambda _: None
+    ) -> AsyncGenerator[None]:
+        """Call `listener` with each event from now on, at least with those after a sequence if this is the first.
+
+        `on_error`: called once, if no more events can come.
+        """
+        token = object()
+        self._listeners[token] = listener, on_error
+        self._start(after)
+        try:
+            if self._failed is not None:
+                on_error(self._failed)
+            yield
+        finally:
+            del self._listeners[token]
+            if not self._listeners:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+
+    def _start(self, after: int) -> None:
+        if self._task is None:
+            self.position, self._failed = after, None
+            self._task = start_task(self._run(), name="asyncmig thread")
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def events(self, *, after: int) -> AsyncGenerator[Event | Done]:
+        """Yield each event after a sequence once, and `DONE` each time the stream says so; without an end."""
+        waiting: deque[Event | Done | Exception] = deque()
+        wake = asyncio.Event()
+
+        def put(item: Event | Done | Exception) -> None:
+            waiting.append(item)
+            wake.set()
+
+        seen = after
+        async with self.heard(put, after=after, on_error=put):
+            if self.position > after:  # others listen already: the events before that come from a snapshot
+                async for page in self._reader.pages(after=after, include=self._include):
+                    for event in page:
+                        seen = max(seen, event.sequence or 0)
+                        yield event
+            while True:
+                while waiting:
+                    item = waiting.popleft()
+                    if isinstance(item, Exception):
+                        raise fresh(item)
+                    if isinstance(item, Event) and item.sequence is not None:
+                        if item.sequence <= seen:
+                            continue
+                        seen = item.sequence
+                    yield item
+                wake.clear()
+                await wake.wait()
+
+    async def _run(self) -> None:
+        pause = _SHORTEST_PAUSE
+        try:
+            while True:
+                before = self.position
+                try:
+                    if self._refused < _GIVE_UP:
+                        await self._connect()
+                    else:
+                        await self._poll()
+                except (AuthError, SessionClosed, BadRequest):
+                    raise
+                except (ApiError, NoAnswer) as error:
+                    is_missing = isinstance(error, ApiError) and error.status in _NO_STREAM
+                    self._refused += is_missing and self._refused < _GIVE_UP
+                    _log.debug("the thread cannot be read now: %s", error)
+                brought = self.position > before
+                pause = _SHORTEST_PAUSE if brought else min(_LONGEST_PAUSE, 2 * pause)
+                await asyncio.sleep(_RECONNECT if brought else pause / 2)
+        except Exception as error:  # the listeners must receive it, whatever it is
+            self._failed = error
+            for _, on_error in tuple(self._listeners.values()):
+                on_error(error)
+
+    async def _connect(self) -> None:
+        """Read the stream until it ends."""
+        decoder = SseDecoder()
+        call = self._reader.call(routes.STREAM_THREAD, self.position, self._include)
+        async with self._context.caller.stream(call) as answer:
+            self._refused = 0
+            async with aclosing(_chunks(answer.chunks())) as chunks:
+                async for chunk in chunks:
+                    for frame in decoder.feed(chunk):
+                        if not self._take(frame):
+                            return
+
+    async def _poll(self) -> None:
+        async for page in self._reader.pages(after=self.position, include=self._include):
+            for event in page:
+                self._tell(event)
+
+    def _take(self, frame: Frame) -> bool:
+        """Pass a frame on; return whether more may follow."""
+        body = frame.data.encode()
+        if frame.event == "done":
+            last = _read(body, _Last)
+            if last is None or (last.last_sequence or 0) <= self.position:
+                self._tell(DONE)
+            return False
+        event = _read(body, Event)
+        if event is None:
+            return True
+        if frame.event == "error" and event.sequence is None:
+            _log.debug("the stream of a thread failed: %s", event.text or frame.data[:200])
+            return False
+        self._tell(event if event.type else msgspec.structs.replace(event, type=frame.event))
+        return True
+
+    def _tell(self, item: Event | Done) -> None:
+        if isinstance(item, Event) and item.sequence is not None:
+            if item.sequence <= self.position:
+                return
+            self.position = item.sequence
+        for listener, _ in tuple(self._listeners.values()):
+            listener(item)
+
+
+async def _chunks(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the bytes of a stream. A stream that breaks off ends: the next one continues where it was."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Lost as lost:
+        _log.debug("the stream of a thread broke off: %s", lost.reason)
+
+
+def _read(body: bytes, kind: type[T]) -> T | None:
+    try:
+        return decode(body, kind)
+    except Unreadable:
+        return None

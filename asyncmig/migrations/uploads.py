@@ -1,0 +1,218 @@
+"""Upload files: list what is there, request signed URLs for the rest, and send the bytes to them.
+
+Files belong to a migration and cannot be removed, and a second file of the same name is imported as well. So a file
+that is there with the same name and size is not sent again, and after a lost response the files are listed first.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from asyncmig._io.attempts import Attempts
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig._io.event_loop import run_all
+from asyncmig.errors import InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
+from asyncmig.migrations import routes
+from asyncmig.migrations.wire import (
+    FileBody,
+    FilesBody,
+    StoredFile,
+    StoredFiles,
+    UploadTarget,
+    UploadTargets,
+)
+from asyncmig.transfers.content import Content, Progress, content_of
+from asyncmig.transfers.uploads import Target, content_type_of, send_content
+
+__all__ = [
+    "MOST_DOCUMENTS",
+    "MOST_FILES",
+    "Item",
+    "ToUpload",
+    "Uploaded",
+    "checked_items",
+    "default_type",
+    "list_files",
+    "upload_contents",
+]
+
+MOST_FILES, MOST_DOCUMENTS = 400, 5
+"""How many files, and how many of them PDF or Word documents, one run may read."""
+_AT_ONCE = 25
+"""The most URLs of one request."""
+_DOCUMENTS = frozenset({".pdf", ".doc", ".docx"})
+_OCTETS = frozenset({".sql", ".bak"})
+_ODD = re.compile(r"[^a-z0-9]+")
+
+
+class Uploaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a migration."""
+
+    name: str
+    storage_path: str
+    size: int
+    """Bytes."""
+    sha256: str | None = None
+    """None for a file that was there before."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this call has sent it. False if the file was there before."""
+        return self.sha256 is not None
+
+
+ToUpload = Path | str | tuple[str, bytes]
+"""A path, or a name with bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One file to upload."""
+
+    content: Content
+    content_type: str
+    progress: Progress | None = None
+
+
+def default_type(name: str) -> str:
+    """Return the content type that this API expects for a file's name."""
+    return "application/octet-stream" if Path(name).suffix.lower() in _OCTETS else content_type_of(name)
+
+
+def check_limits(names: Iterable[str]) -> None:
+    """Raise `InvalidInput` for more files than one run may read."""
+    found = list(names)
+    if len(found) > MOST_FILES:
+        raise InvalidInput("files", len(found), f"are more than the {MOST_FILES} files that a run may read")
+    documents = sum(Path(name).suffix.lower() in _DOCUMENTS for name in found)
+    if documents > MOST_DOCUMENTS:
+        reason = f"are more than the {MOST_DOCUMENTS} PDF or Word documents that a run may read"
+        raise InvalidInput("files", documents, reason)
+
+
+def checked_items(files: Sequence[ToUpload]) -> list[Item]:
+    """Return what to upload. Raises `InvalidInput` for what is no file, and for too many of them."""
+    items: list[Item] = []
+    for file in cast("Sequence[object]", files):
+        if isinstance(file, tuple):
+            name, source = cast("tuple[str, bytes]", file)
+            content = content_of(source, name=name, size=None)
+        elif isinstance(file, Path | str):
+            content = content_of(file, name=None, size=None)
+        else:
+            raise InvalidInput("files", file, "must be a path, or a name with bytes")
+        items.append(Item(content=content, content_type=default_type(content.name)))
+    check_limits(item.content.name for item in items)
+    return items
+
+
+async def list_files(context: SessionContext, migration_id: str) -> tuple[StoredFile, ...]:
+    """Return the files that have arrived; one request."""
+    call = Call(endpoint=routes.LIST_FILES, ids={"id": migration_id})
+    return (await context.caller.call(call, StoredFiles)).files
+
+
+async def upload_contents(
+    context: SessionContext, migration_id: str, items: Sequence[Item], *, rank: float = 0.0
+) -> list[Uploaded]:
+    """Upload what is not there yet, in parallel, and return all in the order of `items`.
+
+    If one upload fails, the others are cancelled and its error is raised.
+    """
+    check_limits(item.content.name for item in items)
+    there = list(await list_files(context, migration_id))
+    found: dict[int, Uploaded] = {}
+    for place, item in enumerate(items):
+        match = _match(item.content, there)
+        if match is not None:
+            there.remove(match)
+            found[place] = Uploaded(
+                name=item.content.name, storage_path=match.storage_path, size=item.content.size
+            )
+    missing = [place for place in range(len(items)) if place not in found]
+    check_limits([each.name for each in there] + [item.content.name for item in items])
+
+    async def send(place: int, target: UploadTarget) -> None:
+        found[place] = await _send(context, migration_id, items[place], target, rank)
+
+    for start in range(0, len(missing), _AT_ONCE):  # URLs expire, so they are requested just before their use
+        places = missing[start : start + _AT_ONCE]
+        call = _request([items[place] for place in places], migration_id, rank)
+        reply = await context.caller.call(call, UploadTargets)
+        targets = _in_order(reply.files, [items[place].content.name for place in places])
+        await run_all(partial(send, place, target) for place, target in zip(places, targets, strict=True))
+    return [found[place] for place in range(len(items))]
+
+
+async def _send(
+    context: SessionContext, migration_id: str, item: Item, first: UploadTarget, rank: float
+) -> Uploaded:
+    """Send one file to its URL, and to a new one if that fails."""
+    ready = [first]
+
+    async def request_target(attempts: Attempts) -> Target[str]:
+        if not ready:
+            reply = await context.caller.attempt(
+                _request([item], migration_id, rank), UploadTargets, attempts
+            )
+            ready.extend(_in_order(reply.files, [item.content.name]))
+        target = ready.pop()
+        kind = target.content_type or item.content_type
+        return Target(url=target.signed_url, content_type=kind, ref=target.storage_path)
+
+    async def has_arrived(storage_path: str) -> bool:
+        try:
+            files = await list_files(context, migration_id)
+        except (NotFound, ServerError, UnexpectedReply, NoAnswer):
+            return False
+        return any(
+            each.storage_path == storage_path and each.size in (None, item.content.size) for each in files
+        )
+
+    put = Call(endpoint=routes.PUT_BYTES, ids={"id": migration_id})
+    sent = await send_content(
+        context,
+        item.content,
+        request_target=request_target,
+        put=put,
+        has_arrived=has_arrived,
+        progress=item.progress,
+    )
+    return Uploaded(name=item.content.name, storage_path=sent.ref, size=item.content.size, sha256=sent.sha256)
+
+
+def _request(items: Sequence[Item], migration_id: str, rank: float) -> Call:
+    files = tuple(FileBody(name=item.content.name, content_type=item.content_type) for item in items)
+    body = msgspec.json.encode(FilesBody(files=files))
+    return Call(endpoint=routes.CREATE_UPLOADS, ids={"id": migration_id}, body=body, rank=rank)
+
+
+def _in_order(targets: Sequence[UploadTarget], names: Sequence[str]) -> list[UploadTarget]:
+    """Return the targets in the order of the names: by name where that is clear, otherwise by position."""
+    if len(targets) != len(names):
+        route = routes.CREATE_UPLOADS
+        text = f"{len(targets)} upload URLs came for {len(names)} files"
+        raise UnexpectedReply(route.method, route.template, 201, text)
+    by_name = {target.name: target for target in targets}
+    if len(by_name) == len(targets) and set(by_name) == set(names):
+        return [by_name[name] for name in names]
+    return list(targets)
+
+
+def _match(content: Content, there: Sequence[StoredFile]) -> StoredFile | None:
+    """Return the file that is there with this name and size. A server may have changed the name's spelling."""
+    same = [each for each in there if each.name == content.name and each.size in (None, content.size)]
+    similar = [
+        each for each in there if each.size == content.size and _plain(each.name) == _plain(content.name)
+    ]
+    return next(iter(same or similar), None)
+
+
+def _plain(name: str) -> str:
+    return _ODD.sub("_", name.casefold()).strip("_")
