@@ -339,13 +339,14 @@ class Session(AsyncOnly):
         return [slot for each in names for slot in self._recent.earlier(each)]
 
     def _stalled(self, run: Hashable, seconds: float) -> None:
-        _, company_id, run_id, *_ = cast("tuple[str, str, str]", run)
+        route, owner_id, run_id, *_ = cast("tuple[str, str, str]", run)
+        owner = "migration" if "/migrations/" in route else "company"
         now = asyncio.get_running_loop().time()
         self.events.emit(
             RunStalled(
                 at=now,
                 external_id=self._poller.customer(run),
-                ids={"company": company_id, "run": run_id},
+                ids={owner: owner_id, "run": run_id},
                 seconds=seconds,
             )
         )

@@ -73,15 +73,28 @@ LIST_SOURCES = Endpoint(
     template="/sources",
     repeat=Repeat.ALWAYS,
     largest_reply=LARGEST_LIST,
+    budgets=("reads",),
 )
 UPDATE_SOURCE = Endpoint(
-    name="update source", method="PATCH", template="/sources/{source}", repeat=Repeat.ALWAYS
+    name="update source",
+    method="PATCH",
+    template="/sources/{source}",
+    repeat=Repeat.ALWAYS,
+    budgets=("writes",),
 )
 PIN_SOURCE = Endpoint(
-    name="pin source", method="POST", template="/sources/{source}/pin", repeat=Repeat.ALWAYS
+    name="pin source",
+    method="POST",
+    template="/sources/{source}/pin",
+    repeat=Repeat.ALWAYS,
+    budgets=("writes",),
 )
 SOURCE_KNOWLEDGE = Endpoint(
-    name="read source knowledge", method="GET", template="/sources/{source}/knowledge", repeat=Repeat.ALWAYS
+    name="read source knowledge",
+    method="GET",
+    template="/sources/{source}/knowledge",
+    repeat=Repeat.ALWAYS,
+    budgets=("writes",),
 )
 WRITE_SOURCE_KNOWLEDGE = replace(SOURCE_KNOWLEDGE, name="write source knowledge", method="PATCH")
 LIST_TEMPLATES = replace(LIST_SOURCES, name="list templates", template="/templates")
@@ -91,14 +104,21 @@ READ_TEMPLATE = Endpoint(
     template="/templates/{slug}",
     repeat=Repeat.ALWAYS,
     largest_reply=LARGEST_LIST,
+    budgets=("reads",),
 )
-UPDATE_TEMPLATE = replace(READ_TEMPLATE, name="update template", method="PATCH")
+UPDATE_TEMPLATE = replace(
+    READ_TEMPLATE,
+    name="update template",
+    method="PATCH",
+    budgets=("writes",),
+)
 CREATE_MIGRATION = Endpoint(
     name="create migration",
     method="POST",
     template="/migrations",
     repeat=Repeat.KEYED,  # by its external id
     advice="Create it again with the same external id and source: if it exists, that is the migration you get.",
+    budgets=("create", "writes"),
 )
 CREATE_ANONYMOUS = replace(
     CREATE_MIGRATION,
@@ -107,7 +127,11 @@ CREATE_ANONYMOUS = replace(
 )
 """Create a migration without an external id: a repeat could create a second one."""
 CREATE_UPLOADS = Endpoint(
-    name="create uploads", method="POST", template="/migrations/{id}/files", repeat=Repeat.ALWAYS
+    name="create uploads",
+    method="POST",
+    template="/migrations/{id}/files",
+    repeat=Repeat.ALWAYS,
+    budgets=("writes",),
 )
 PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{signed_url}", repeat=Repeat.ALWAYS)
 LIST_FILES = Endpoint(
@@ -116,12 +140,14 @@ LIST_FILES = Endpoint(
     template="/migrations/{id}/files",
     repeat=Repeat.ALWAYS,
     largest_reply=LARGEST_LIST,
+    budgets=("reads", "writes"),
 )
 SAVE_CONNECTION = Endpoint(
     name="save connection",
     method="POST",
     template="/migrations/{id}/source-connection",
     repeat=Repeat.ALWAYS,  # creates or updates in place
+    budgets=("writes",),
 )
 READ_CONNECTION = replace(SAVE_CONNECTION, name="read connection", method="GET")
 DELETE_CONNECTION = replace(SAVE_CONNECTION, name="delete connection", method="DELETE")
@@ -136,15 +162,23 @@ START_RUN = Endpoint(
     repeat=Repeat.NEVER,  # a repeat when nothing is active starts another run
     lane=Lane.DECIDE,
     advice=_START_ADVICE,
+    budgets=("agent",),
+    run_order=0,
 )
 """Start update, clarify or execute. They go before `GENERATE`, because their results are already prepared."""
-GENERATE = replace(START_RUN, lane=Lane.WORK)
+GENERATE = replace(
+    START_RUN,
+    lane=Lane.WORK,
+    budgets=("agent", "generate"),
+    run_order=1,
+)
 READ_RUN = Endpoint(
     name="read run",
     method="GET",
     template="/migrations/{id}/runs/{run_id}",
     repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
+    budgets=("reads",),
 )
 CANCEL_RUN = Endpoint(
     name="cancel run",
@@ -152,6 +186,7 @@ CANCEL_RUN = Endpoint(
     template="/migrations/{id}/runs/{run_id}",
     repeat=Repeat.ALWAYS,
     lane=Lane.DECIDE,  # must not wait behind polls
+    budgets=("reads",),
 )
 ANSWER = Endpoint(
     name="answer",
@@ -160,6 +195,7 @@ ANSWER = Endpoint(
     repeat=Repeat.NEVER,  # a blind repeat could answer the next questions
     lane=Lane.DECIDE,
     advice="Read the run: if it still asks the same questions, answer again.",
+    budgets=("agent",),
 )
 SUBMIT_CREDENTIALS = replace(
     ANSWER,
@@ -173,6 +209,7 @@ PREVIEW = Endpoint(
     template="/migrations/{id}/preview",
     repeat=Repeat.ALWAYS,
     largest_reply=LARGEST_LIST,
+    budgets=("reads",),
 )
 THREAD = replace(PREVIEW, name="thread", template="/migrations/{id}/thread")
 STREAM_THREAD = Endpoint(
@@ -182,9 +219,14 @@ STREAM_THREAD = Endpoint(
     repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
     quiet_for=330.0,  # the server ends a stream after about five minutes
+    budgets=("reads",),
 )
 DOWNLOAD = Endpoint(
-    name="download", method="GET", template="/migrations/{id}/exports/{slug}.csv", repeat=Repeat.ALWAYS
+    name="download",
+    method="GET",
+    template="/migrations/{id}/exports/{slug}.csv",
+    repeat=Repeat.ALWAYS,
+    budgets=("reads",),
 )
 START_EXPORT = Endpoint(
     name="start export job",
@@ -192,6 +234,7 @@ START_EXPORT = Endpoint(
     template="/migrations/{id}/exports",
     repeat=Repeat.NEVER,  # has no key and no list; see `export_jobs`
     advice="Start it again: an export changes nothing. While the lost one runs, the server answers 409.",
+    budgets=("jobs",),
 )
 READ_EXPORT = Endpoint(
     name="read export job",
@@ -199,6 +242,7 @@ READ_EXPORT = Endpoint(
     template="/migrations/{id}/exports/jobs/{job_id}",
     repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
+    budgets=("reads",),
 )
 FETCH_EXPORT = Endpoint(name="fetch export", method="GET", template="{download_url}", repeat=Repeat.ALWAYS)
 READ_LOG = replace(PREVIEW, name="log", template="/migrations/{id}/log")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict, final
+from typing import TypeAlias, final
 
 import anyio
 import msgspec
@@ -66,12 +66,6 @@ class CredentialsNeeded:
 
 Result: TypeAlias = Preview | Questions | CredentialsNeeded | Report
 """How an operation ended, or why it is blocked."""
-
-
-class _Who(TypedDict):
-    company_id: str
-    run_id: str
-    at: float
 
 
 @final
@@ -182,14 +176,15 @@ class Tracker:
     def _tell(self, reading: Reading[RunState]) -> None:
         """Emit an event for a new status or progress text, and once for the end."""
         watch, now = self.watch, asyncio.get_running_loop().time()
-        emit, who = self._context.events.emit, _Who(company_id=self.migration_id, run_id=self.run_id, at=now)
-        emit(RunChanged(**who, status=reading.status, progress=reading.progress))
+        emit, ids = self._context.events.emit, {"migration": self.migration_id, "run": self.run_id}
+        emit(RunChanged(at=now, ids=ids, status=reading.status, progress=reading.progress))
         if watch.ended or routes.RUN.phase(reading.status) is not Phase.TERMINAL:
             return
         began = self.operation.kind is not None
         emit(
             RunEnded(
-                **who,
+                at=now,
+                ids=ids,
                 status=reading.status,
                 seconds=watch.entry.age(now) if began else None,
                 noticed_within=now - watch.entry.last_seen if began or watch.latest else None,

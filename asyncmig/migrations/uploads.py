@@ -28,7 +28,7 @@ from asyncmig.migrations.wire import (
     UploadTargets,
 )
 from asyncmig.transfers.content import Content, Progress, content_of
-from asyncmig.transfers.uploads import Target, content_type_of, send_content
+from asyncmig.transfers.uploads import PutTarget, content_type_of, send_content
 
 __all__ = [
     "MOST_DOCUMENTS",
@@ -156,7 +156,7 @@ async def _send(
     """Send one file to its URL, and to a new one if that fails."""
     ready = [first]
 
-    async def request_target(attempts: Attempts) -> Target[str]:
+    async def request_target(attempts: Attempts) -> PutTarget[str]:
         if not ready:
             reply = await context.caller.attempt(
                 _request([item], migration_id, rank), UploadTargets, attempts
@@ -164,7 +164,7 @@ async def _send(
             ready.extend(_in_order(reply.files, [item.content.name]))
         target = ready.pop()
         kind = target.content_type or item.content_type
-        return Target(url=target.signed_url, content_type=kind, ref=target.storage_path)
+        return PutTarget(url=target.signed_url, content_type=kind, ref=target.storage_path)
 
     async def has_arrived(storage_path: str) -> bool:
         try:
