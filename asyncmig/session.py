@@ -29,6 +29,7 @@ from asyncmig._io.event_loop import AsyncOnly, LoopGuard, finish_all, loop_speed
 from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
+from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
 from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
@@ -113,7 +114,11 @@ class Session(AsyncOnly):
         if max_parallel_uploads < 1:
             raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
         self._rng = rng or Random()
-        self._gates: dict[str, Gate] = {}
+        self._budgets: dict[str, Gate] = {}
+        """The gates of single budgets, by name."""
+        self._gates: dict[tuple[tuple[str, ...], bool], Gate] = {}
+        """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
+        self._runs = RunSlots(self._limits.runs)
         self._closed: AsyncmigError | None = None
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: SendLog | None = None
@@ -155,6 +160,7 @@ class Session(AsyncOnly):
             caller=self._caller,
             poller=self._poller,
             gate=self._gate,
+            runs=self._runs,
             check_open=self.check_open,
             events=self.events,
             rng=self._rng,
@@ -194,7 +200,7 @@ class Session(AsyncOnly):
         closing.push_async_callback(self._transport.aclose)
         if self._shared is not None:
             closing.push_async_callback(self._shared.window.aclose)
-        closing.push_async_callback(finish_all, [gate.aclose for gate in self._gates.values()])
+        closing.push_async_callback(finish_all, [gate.aclose for gate in self._budgets.values()])
         closing.push_async_callback(self._poller.aclose)
         with anyio.CancelScope(shield=True):
             await closing.aclose()
@@ -222,7 +228,7 @@ class Session(AsyncOnly):
         """
         if self._closed is None:
             self._closed = error or SessionClosed()
-            for gate in self._gates.values():
+            for gate in (*self._budgets.values(), *self._gates.values()):
                 gate.close(self._closed)
 
     def check_open(self) -> None:
@@ -297,8 +303,12 @@ class Session(AsyncOnly):
         return self._gate(Endpoint(name="", method=method, template=template, repeat=Repeat.NEVER))
 
     def stats(self) -> Mapping[str, GateStatistics]:
-        """Return a snapshot of every budget in use, by endpoint (`*` with `scope="key"`)."""
-        return {name: gate.statistics() for name, gate in self._gates.items()}
+        """Return a snapshot of every budget in use, by name: a class, an endpoint, or `*` for the whole key."""
+        return {name: gate.statistics() for name, gate in self._budgets.items()}
+
+    def run_slots(self) -> RunSlotsStatistics:
+        """Return a snapshot of the runs in progress in the account, as far as this process knows."""
+        return self._runs.statistics()
 
     @property
     def requests(self) -> Mapping[tuple[str, str], int]:
@@ -306,11 +316,25 @@ class Session(AsyncOnly):
         return dict(self._caller.requests)
 
     def _gate(self, endpoint: Endpoint) -> Gate:
-        name, rate = next(iter(charged(self._limits, endpoint).items()))
-        gate = self._gates.get(name)
+        rates = charged(self._limits, endpoint)
+        takes_run = endpoint.run_order is not None and self._limits.runs is not None
+        key = (tuple(rates), takes_run)
+        gate = self._gates.get(key)
+        if gate is None:
+            budgets = [self._budget(name, rate) for name, rate in rates.items()]
+            if len(budgets) == 1 and not takes_run:
+                gate = budgets[0]
+            else:
+                note = None if self._recent is None else partial(_note_all, self._recent, rates)
+                gate = Gate.of(budgets, runs=self._runs if takes_run else None, note=note)
+            self._gates[key] = gate
+        return gate
+
+    def _budget(self, name: str, rate: Rate) -> Gate:
+        gate = self._budgets.get(name)
         if gate is None:
             earlier = self._earlier(name)
-            gate = self._gates[name] = Gate(
+            gate = self._budgets[name] = Gate(
                 limit=rate.limit,
                 window=rate.window,
                 rng=self._rng,
@@ -318,7 +342,7 @@ class Session(AsyncOnly):
                 name=name,
                 events=self.events,
                 dispatcher=self._dispatcher(earlier),
-                note=None if self._recent is None else partial(_note, self._recent, name, rate.window),
+                note=None if self._recent is None else partial(_note_all, self._recent, {name: rate}),
             )
             if self._closed is not None:
                 gate.close(self._closed)
@@ -357,8 +381,9 @@ def context_of(session: Session) -> SessionContext:
     return session._context  # pyright: ignore[reportPrivateUsage]
 
 
-def _note(log: SendLog, budget: str, window: float, kind: Kind, slot: str) -> None:
-    log.note(kind, budget, slot, window=window)
+def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:
+    for name, rate in rates.items():
+        log.note(kind, name, slot, window=rate.window)
 
 
 def _checked_key(key: str) -> Secret:

@@ -24,16 +24,25 @@ Sends are `SPREAD` seconds apart, less if the limit is large: a whole burst take
 Until the server has accepted a large burst once, the number of unanswered requests is limited to half of what it has
 accepted so far. A server with a small bucket then costs one or two 429s instead of ninety.
 
+A window of more than `SHORT_WINDOW` seconds is never probed, because each refused request could cost the slot of an
+hour. Its requests are sent one at a time, so that at most one of them is refused. A 429 holds the budget until the
+server's `Retry-After`, or until one window after the last accepted request.
+
+What the server says takes precedence (`told`): how many requests remain until the window's reset can only lower what
+is sent, so that a wrong header costs time and no 429.
+
 Absolute times on the caller's clock go in and come out; nothing here awaits.
 """
 
 import enum
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from random import Random
 from typing import final
 
-__all__ = ["MARGIN", "Limiter"]
+__all__ = ["MARGIN", "SHORT_WINDOW", "Limiter", "RateHeaders"]
 
 MARGIN = 0.05
 """Seconds added to the window, because the clocks of two machines differ in speed."""
@@ -47,8 +56,22 @@ MOST_PATIENCE = 16
 """The most windows before a trial."""
 LONGEST_PROBE_WAIT = 8.0
 """The most seconds before a probe."""
-LONGEST_RETRY_AFTER = 60.0
-"""The most seconds of a `Retry-After` that are obeyed."""
+SHORT_WINDOW = 120.0
+"""Seconds of the longest window that is learnt by probes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateHeaders:
+    """What the headers of a response say about a limit; None for what they do not say."""
+
+    retry_after: float | None = None
+    """Seconds until the next request can succeed."""
+    limit: int | None = None
+    """The requests that a window allows."""
+    remaining: int | None = None
+    """The requests that remain until the reset."""
+    reset: float | None = None
+    """Seconds until the reset; not positive if it is over."""
 
 
 class _Mode(enum.Enum):
@@ -70,9 +93,12 @@ class Limiter:
         "_busy",
         "_ceiling",
         "_clean",
+        "_configured",
         "_cut_at",
         "_freeing",
         "_held_until",
+        "_is_long",
+        "_last_accepted",
         "_last_send",
         "_level",
         "_level_at",
@@ -97,7 +123,8 @@ class Limiter:
 
     def __init__(self, *, limit: int, window: float, rng: Random) -> None:
         self._limit, self._window, self._rng = limit, window, rng
-        self._spread = _spread(limit, window)
+        self._configured = limit
+        self._spread, self._is_long = _spread(limit, window), window > SHORT_WINDOW
         self.slots: int = limit
         """W: the most slots that may be taken at a time."""
         self.burst: int = limit
@@ -105,7 +132,7 @@ class Limiter:
         self.refused: int = 0
         self._open = 0
         self._freeing: deque[float] = deque()
-        self._last_send = float("-inf")
+        self._last_send = self._last_accepted = float("-inf")
         self._mode = _Mode.OPEN
         self._held_until = self._cut_at = float("-inf")
         self._probe: float | None = None
@@ -127,6 +154,11 @@ class Limiter:
         return self._open + len(self._freeing)
 
     @property
+    def limit(self) -> int:
+        """The configured limit."""
+        return self._configured
+
+    @property
     def held_until(self) -> float:
         return self._held_until
 
@@ -141,6 +173,8 @@ class Limiter:
             return self._held_until
         if self._mode is _Mode.HOLD:
             return now
+        if self._is_long and self._open:
+            return None
         if self._proven < PROVEN and self._unproven():
             return None
         over = self._open + len(freeing) - self.slots
@@ -188,14 +222,18 @@ class Limiter:
         self._leave(now)
         self._remember(now)
         self._proven += 1
+        self._last_accepted = now
         if sent_at == self._probe:
             self._learn(now)
 
     def rejected(self, now: float, *, sent_at: float, retry_after: float | None = None) -> None:
-        """Report a 429: all requests hold, for at least `retry_after` seconds (at most `LONGEST_RETRY_AFTER`)."""
-        self._leave(now)
+        """Report a 429: all requests hold, for at least `retry_after` seconds (at most one window)."""
         self.refused += 1
-        asked = now + min(LONGEST_RETRY_AFTER, retry_after or 0.0)
+        if self._is_long:
+            self._refuse_long(now, retry_after)
+            return
+        asked = now + min(self._window, retry_after or 0.0)
+        self._leave(now)
         if sent_at == self._probe:
             self._probes += 1
             self._hold(max(asked, now + self._pause()))
@@ -208,8 +246,44 @@ class Limiter:
             if not self._undo_trial(now):
                 self._hold(self._held_until)
 
+    def _refuse_long(self, now: float, retry_after: float | None) -> None:
+        """Hold a long window; without `retry_after` until a window after the last accepted request."""
+        if retry_after is not None:
+            until = now + min(self._window, max(1.0, retry_after)) + MARGIN
+        else:
+            until = self.unexplained_hold(now)
+        self._open -= 1
+        insort(self._freeing, until)
+        self.hold_until(until)
+
+    def unexplained_hold(self, now: float) -> float:
+        """Return when a long window can have room again after a 429 that says nothing."""
+        until = self._last_accepted + self._window + MARGIN
+        return until if until > now else now + self._window + MARGIN  # then other clients use the budget
+
+    def hold_until(self, until: float) -> None:
+        """Send nothing before `until`; learn nothing from it."""
+        self._held_until = max(self._held_until, until)
+
+    def told(self, headers: RateHeaders, now: float) -> None:
+        """Take headers that concern this budget into account. They only lower what is sent."""
+        if headers.limit is not None and headers.limit > 0:
+            limit = min(headers.limit, self._configured)
+            if limit != self._limit:
+                self._believe(limit)
+        if headers.remaining is None or headers.reset is None or not headers.reset > 0:
+            return
+        until = now + min(headers.reset, self._window) + MARGIN
+        over = self.slots - self.used(now) - max(0, headers.remaining)
+        for _ in range(over):
+            insort(self._freeing, until)
+
     def resize(self, limit: int) -> None:
         """Use another limit from now on, and forget what was learnt."""
+        self._configured = limit
+        self._believe(limit)
+
+    def _believe(self, limit: int) -> None:
         self._limit = self.slots = self.burst = self._ceiling = limit
         self._spread = _spread(limit, self._window)
         self._slots_known = self._burst_known = limit
@@ -224,8 +298,8 @@ class Limiter:
 
     def resume(self, ages: Iterable[float], now: float) -> None:
         """Take the slots that another process used. `ages`: seconds since their answers, clamped to the window."""
-        ends = sorted(now - min(max(age, 0.0), self._window) for age in ages)
-        self._freeing.extend(end + self._window + MARGIN for end in ends)
+        for age in ages:
+            insort(self._freeing, now - min(max(age, 0.0), self._window) + self._window + MARGIN)
 
     # Learning
 

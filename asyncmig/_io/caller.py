@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.limiter import RateHeaders
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
@@ -30,7 +31,8 @@ from asyncmig._io.reply import (
     error_text,
     is_html,
     is_json,
-    retry_after,
+    rate_headers,
+    too_many_runs,
     unreadable,
     without,
 )
@@ -56,6 +58,9 @@ Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
 """Decodes the body of a 2xx answer; raises `RetryableFailure` if another attempt may return a complete one."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """Characters that stay as they are in a signed URL: escaping them would make its signature invalid."""
+_TOO_MANY = 429
+_LONGEST_RETRY_AFTER = 60.0
+"""The most seconds of a `Retry-After` that are obeyed before a repeat after a server error."""
 _SHORT_KEY = 8
 """A key with fewer characters is not replaced in 2xx bodies, where it could match data by chance. Real keys are
 longer."""
@@ -273,8 +278,14 @@ class Caller:
 
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
         self._guard.loop()
-        return self._gate(call.endpoint).slot(
-            lane=call.endpoint.lane, rank=call.rank, max_wait=call.max_wait, ticket=ticket
+        endpoint = call.endpoint
+        return self._gate(endpoint).slot(
+            lane=endpoint.lane,
+            rank=call.rank,
+            max_wait=call.max_wait,
+            ticket=ticket,
+            order=endpoint.run_order or 0,
+            run=None if endpoint.run_order is None else "/".join(call.ids.values()),
         )
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
@@ -318,12 +329,15 @@ class Caller:
                 timeouts=timeouts,
             ) as answer:
                 status = answer.status
-                wait = retry_after(answer.headers, speed=loop_speed(loop))
-                slot.answered(status, retry_after=wait)
+                headers = rate_headers(answer.headers, speed=loop_speed(loop))
+                wait = None if headers is None else headers.retry_after
+                if status == _TOO_MANY and endpoint.run_order is not None:
+                    raise await self._start_refused(call, answer, slot, headers)
+                slot.answered(status, retry_after=wait, headers=headers)
                 if status < 500:
                     self._retry_queue.succeeded()
                 if not 200 <= status < 300:
-                    raise await self._refusal(call, answer, wait or 0.0)
+                    raise await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
                 yield answer
         except Lost as lost:
             trouble = lost.reason
@@ -388,6 +402,23 @@ class Caller:
         if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:
             return RetryableFailure(error, Doubt.MAYBE, retry_after=retry_after)
         return error
+
+    async def _start_refused(
+        self, call: Call, answer: Answer, slot: Slot, headers: RateHeaders | None
+    ) -> Exception:
+        """Read a 429 to a request that starts a run, and report to the gate whether it is about runs in progress."""
+        wait, listed = None if headers is None else headers.retry_after, None
+        about_runs = False
+        try:
+            error = await self._refusal(call, answer, 0.0)
+            if isinstance(error, ApiError):
+                about_runs, listed = too_many_runs(error.body)
+            return error
+        finally:
+            if about_runs:
+                slot.too_many_runs(retry_after=wait, listed=listed)
+            else:
+                slot.answered(answer.status, retry_after=wait, headers=headers)
 
     async def _read(self, answer: Answer, most: int) -> bytes:
         """Read a body; raise `Lost` if it has more than `most` bytes, decompressed."""

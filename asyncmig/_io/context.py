@@ -9,6 +9,7 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.gate import Gate
 from asyncmig._io.poller import Poller
+from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.unwritten import UnwrittenEntries
 from asyncmig.events import Events
 
@@ -24,6 +25,8 @@ class SessionContext:
     caller: Caller
     poller: Poller
     gate: Callable[[Endpoint], Gate]
+    runs: RunSlots
+    """The runs in progress. Requests of endpoints with a `run_order` take slots; workflows report what they see."""
     check_open: Callable[[], None]
     """Raises what a request would raise now: `UsageError`, `SessionClosed`, or the `AuthError` that closed it."""
     events: Events

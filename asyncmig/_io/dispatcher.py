@@ -9,30 +9,33 @@ import asyncio
 import copy
 import heapq
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Protocol, final
 
 from aiolimiter import AsyncLimiter
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import Limiter
+from asyncmig._core.limiter import Limiter, RateHeaders
 from asyncmig._io.event_loop import running_loop, start_task
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
 
-__all__ = ["EVERY", "TICK", "Dispatcher", "DispatcherFactory", "Waiters"]
+__all__ = ["EVERY", "TICK", "Dispatcher", "DispatcherFactory", "JoinedQueue", "Waiters"]
 
 
 EVERY = 20
 """Every 20th grant goes to a waiting poll, so that polls never starve."""
 _MANY = 64
 
-_Entry = tuple[float, int, asyncio.Future[float]]
+_Entry = tuple[int, float, int, asyncio.Future[float]]
+Head = tuple[int, int, float, int]
+"""The place of a waiter before all others: lane, order, rank, ticket. A lower one goes first."""
 
 
 @final
 class Waiters:
-    """The requests that wait: a heap for each lane, by rank and ticket.
+    """The requests that wait: a heap for each lane, by order, rank and ticket.
 
     A cancelled waiter leaves a dead entry. A heap with too many dead entries is rebuilt.
     """
@@ -45,10 +48,10 @@ class Waiters:
         """The number of waiters, by lane."""
         self.count: int = 0
 
-    def enqueue(self, lane: Lane, rank: float, ticket: int) -> asyncio.Future[float]:
+    def enqueue(self, lane: Lane, rank: float, ticket: int, order: int = 0) -> asyncio.Future[float]:
         """Add a waiter; the result of the future is the time of its grant."""
         waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._heaps[lane], (rank, ticket, waiter))
+        heapq.heappush(self._heaps[lane], (order, rank, ticket, waiter))
         self.waiting[lane] += 1
         self.count += 1
         return waiter
@@ -59,7 +62,7 @@ class Waiters:
         self.count -= 1
         heap = self._heaps[lane]
         if len(heap) > _MANY + 2 * self.waiting[lane]:
-            heap[:] = [entry for entry in heap if not entry[2].done()]
+            heap[:] = [entry for entry in heap if not entry[3].done()]
             heapq.heapify(heap)
 
     def dequeue(self, granted: int) -> asyncio.Future[float] | None:
@@ -71,10 +74,22 @@ class Waiters:
                 return waiter
         return None
 
+    def head(self, granted: int) -> tuple[Head, asyncio.Future[float]] | None:
+        """Return the waiter that `dequeue` would return, and its place; leave it in the queue."""
+        urgent = granted % EVERY == EVERY - 1
+        for lane in (Lane.POLL, *Lane) if urgent else Lane:
+            heap = self._heaps[lane]
+            while heap and heap[0][3].done():
+                heapq.heappop(heap)
+            if heap:
+                order, rank, ticket, waiter = heap[0]
+                return (-1 if urgent and lane is Lane.POLL else lane, order, rank, ticket), waiter
+        return None
+
     def _pop(self, lane: Lane) -> asyncio.Future[float] | None:
         heap = self._heaps[lane]
         while heap:
-            waiter = heapq.heappop(heap)[2]
+            waiter = heapq.heappop(heap)[3]
             if not waiter.done():
                 self.waiting[lane] -= 1
                 self.count -= 1
@@ -98,6 +113,20 @@ _TOKEN = 1.0 - 1e-6
 """The part of a token that suffices: rounding and timers that fire early must not cost another sleep."""
 
 
+class JoinedQueue(Protocol):
+    """The waiters that need slots of several budgets, as the dispatcher of one of them sees it."""
+
+    waiters: Waiters
+
+    def next_at(self, now: float, granted: int) -> float | None:
+        """Return the earliest time at which all budgets can grant; None if that depends on an answer."""
+        ...
+
+    def grant(self, at: float, granted: int, *, by: "Dispatcher") -> None:
+        """Grant to the first waiter, at a time that `next_at` returned."""
+        ...
+
+
 class Dispatcher:
     """Grants the slots of one limiter to the requests that wait for them."""
 
@@ -110,13 +139,15 @@ class Dispatcher:
         "_events",
         "_fetching",
         "_has_token",
+        "_is_reserving",
         "_loop",
         "_recent",
+        "_sets",
         "_timer",
-        "_window",
         "granted",
         "limiter",
         "waiters",
+        "window",
     )
 
     def __init__(
@@ -132,7 +163,7 @@ class Dispatcher:
         self.limiter: Limiter = limiter
         self.waiters: Waiters = Waiters()
         self.granted: int = 0
-        self._window = window
+        self.window: float = window
         self._budget, self._events = budget, events
         self._believed = (limiter.slots, limiter.burst)
         """W and B as the last event reported them."""
@@ -144,6 +175,14 @@ class Dispatcher:
         self._has_token = False
         self._fetching: asyncio.Task[None] | None = None
         self._closed: AsyncmigError | None = None
+        self._sets: list[JoinedQueue] = []
+        """The sets of budgets that this one belongs to: their waiters compete for its slots."""
+        self._is_reserving = False
+        """Whether the timer is set for a waiter of a set that goes first."""
+
+    def join(self, queue: JoinedQueue) -> None:
+        """Grant slots to the waiters of a set of budgets, too."""
+        self._sets.append(queue)
 
     def now(self) -> float:
         """Return the loop's time. The first call also takes the slots that an earlier process used."""
@@ -173,13 +212,35 @@ class Dispatcher:
     def held_until(self) -> float:
         return self.limiter.held_until
 
+    @property
+    def limit(self) -> int:
+        """The configured limit."""
+        return self.limiter.limit
+
     def used(self) -> int:
         """Return the number of taken slots."""
         return self.limiter.used(self.now())
 
     def wait_estimate(self, lane: Lane) -> float:
         """Return the approximate seconds that a request of this lane would wait now."""
-        return self.limiter.wait_for(self.waiters.ahead_of(lane), self.now())
+        ahead = sum(waiters.ahead_of(lane) for waiters in self._queues())
+        return self.limiter.wait_for(ahead, self.now())
+
+    def waiting(self, lane: Lane) -> int:
+        """Return the number of waiters for this budget, including those that wait for others, too."""
+        return sum(waiters.waiting[lane] for waiters in self._queues())
+
+    def _queues(self) -> Iterator[Waiters]:
+        yield self.waiters
+        for each in self._sets:
+            yield each.waiters
+
+    def _is_wanted(self) -> bool:
+        return self.waiters.count > 0 or any(each.waiters.count for each in self._sets)
+
+    def recent(self) -> list[float]:
+        """Return the ages in seconds of the answers of the last window."""
+        return self.limiter.recent(self.now())
 
     def resize(self, limit: int) -> None:
         """Use another limit from now on."""
@@ -193,24 +254,25 @@ class Dispatcher:
 
         Raises the error given to `close`, and `UsageError` on another event loop than before.
         """
-        self._check_open()
+        self.check_open()
         limiter = self.limiter
-        if self.waiters.count or limiter.burst < limiter.slots:
+        if self.waiters.count or self._is_reserving or limiter.burst < limiter.slots:
             return None
         now = self.now()
         at = limiter.next_at(now)
         return None if at is None or at > now else self._grant(now)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise the error given to `close`, and `UsageError` on another event loop than before."""
         if self._closed is not None:
             raise copy.copy(self._closed)
         running_loop("Gate", self._loop)
 
-    async def wait(self, lane: Lane, rank: float, ticket: int) -> float:
+    async def wait(self, lane: Lane, rank: float, ticket: int, order: int = 0) -> float:
         """Wait for a slot, take it, and return the time of the grant."""
         self._loop = asyncio.get_running_loop()
-        waiter = self.waiters.enqueue(lane, rank, ticket)
-        if self._timer is None:
+        waiter = self.waiters.enqueue(lane, rank, ticket, order)
+        if self._timer is None or self._is_reserving:
             self.turn()
         try:
             return await waiter
@@ -221,7 +283,7 @@ class Dispatcher:
     def _gave_up(self, waiter: asyncio.Future[float], lane: Lane) -> None:
         if waiter.cancel() or waiter.cancelled():
             self.waiters.cancelled(lane)
-            if not self.waiters.count:
+            if not self._is_wanted():
                 self._stop_timers()
         elif waiter.exception() is None:  # cancelled in the loop iteration of its grant
             self.unsent(waiter.result())
@@ -232,14 +294,18 @@ class Dispatcher:
 
     # Leaving
 
-    def accepted(self, sent_at: float) -> None:
+    def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
         self.limiter.accepted(self.now(), sent_at=sent_at)
+        if headers is not None:
+            self.limiter.told(headers, self.now())
         self._tell_learnt()
         self._left()
 
-    def rejected(self, sent_at: float, retry_after: float | None) -> None:
+    def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
         held = self.held_until
         self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
+        if headers is not None:
+            self.limiter.told(headers, self.now())
         if self.held_until > held:
             self._tell_held()
         self._left()
@@ -255,7 +321,7 @@ class Dispatcher:
     def _left(self) -> None:
         """After an answer: run a turn unless a timer is set, because an answer frees nothing sooner than the
         timer."""
-        if self._timer is None and self.waiters.count:
+        if self._timer is None and self._is_wanted():
             self.turn()
 
     # Events
@@ -287,23 +353,77 @@ class Dispatcher:
     def turn(self) -> None:
         """Grant all that may be granted now, and set the timer or start the task for the rest."""
         self._disarm()
-        while self._loop is not None and self.waiters.count and self._fetching is None:
+        while self._loop is not None and self._is_wanted() and self._fetching is None:
             now = self.now()
             at = self.limiter.next_at(now)
             if at is None:
                 return  # the next answer starts a turn
             if at - now > TICK:
-                self._timer = self._loop.call_at(at, self.turn)
+                self._wake_at(at)
                 return
             if not self._has_token and self.limiter.burst < self.limiter.slots:
                 self._fetching = start_task(self._fetch(), name="asyncmig gate")
                 return
+            if self._sets:
+                if not self._grant_first(max(now, at)):
+                    return
+                continue
             if (waiter := self.waiters.dequeue(self.granted)) is None:
                 return
-            self._has_token = False
             waiter.set_result(self._grant(max(now, at)))
 
+    def _grant_first(self, now: float) -> bool:
+        """Grant to the first waiter that needs no other budget, or for which all its others have room, too.
+
+        If the first one can be granted soon, the slot is kept for it until then. Return whether a slot was granted.
+        """
+        heads: list[tuple[Head, JoinedQueue | None]] = [
+            (head[0], each) for each in self._sets if (head := each.waiters.head(self.granted))
+        ]
+        if own := self.waiters.head(self.granted):
+            heads.append((own[0], None))
+        for _, each in sorted(heads, key=itemgetter(0)):
+            if each is None:
+                waiter = self.waiters.dequeue(self.granted)
+                assert waiter is not None
+                waiter.set_result(self._grant(now))
+                return True
+            at = each.next_at(now, self.granted)
+            if at is not None and at - now <= TICK:
+                each.grant(max(now, at), self.granted, by=self)
+                return True
+            if at is not None and at - now <= self.window / self.slots:
+                self._wake_at(at)
+                self._is_reserving = True
+                return False
+        return False
+
+    def _wake_at(self, at: float) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_at(at, self.turn)
+
+    def slot_taken(self) -> None:
+        """Another budget granted a slot of this one to a waiter of a set: wake up when the next slot is free."""
+        if self._timer is None and self._fetching is None and self._is_wanted():
+            at = self.next_at(now := self.now())
+            if at is not None:
+                self._wake_at(max(at, now))
+
+    def next_at(self, now: float) -> float | None:
+        """Return the earliest time of a grant that needs other budgets, too; None if that depends on an answer."""
+        at = self.limiter.next_at(now)
+        if at is None or at - now > TICK or self._has_token or self.limiter.burst >= self.limiter.slots:
+            return at
+        if self._fetching is None:
+            self._fetching = start_task(self._fetch(), name="asyncmig gate")
+        return None
+
+    def take(self, now: float) -> float:
+        """Take a slot for a waiter of a set, at a time that `next_at` returned. Return the time of the grant."""
+        return self._grant(now)
+
     def _grant(self, now: float) -> float:
+        self._has_token = False
         self.limiter.take(now)
         self.granted += 1
         return now
@@ -319,15 +439,16 @@ class Dispatcher:
         burst, slots = shape = (self.limiter.burst, self.limiter.slots)
         bucket = self._bucket
         if bucket is None or self._bucket_shape != shape:
-            bucket = AsyncLimiter(burst, burst * self._window / slots)
+            bucket = AsyncLimiter(burst, burst * self.window / slots)
             await bucket.acquire(burst)  # start empty, as the server's bucket is
             self._bucket, self._bucket_shape = bucket, shape
         # The bucket's own wait could spin on a clock that stands still, because its timers may fire a tick early.
         while not bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
-            await asyncio.sleep(self._window / slots / 4)
+            await asyncio.sleep(self.window / slots / 4)
         await bucket.acquire(_TOKEN)
 
     def _disarm(self) -> None:
+        self._is_reserving = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,6 +1,6 @@
 """The gate of one budget: each request takes a slot, and reports its result."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -10,8 +10,10 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import MARGIN, Limiter
+from asyncmig._core.limiter import MARGIN, Limiter, RateHeaders
+from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import TICK, Dispatcher, DispatcherFactory
+from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.send_log import Kind
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events
@@ -19,6 +21,8 @@ from asyncmig.events import Events
 __all__ = ["TICK", "Gate", "GateStatistics", "Slot"]
 
 _TOO_MANY = 429
+_tickets = count(1)
+"""Places in the queues, across all gates: requests of different gates may wait for the same budget."""
 Note = Callable[[Kind, str], None]
 """Called with each change of a slot and the slot's name."""
 
@@ -59,7 +63,9 @@ class Slot:
         "_max_wait",
         "_name",
         "_note",
+        "_order",
         "_rank",
+        "_run",
         "_sent_at",
         "ticket",
         "waited",
@@ -67,13 +73,16 @@ class Slot:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Dispatcher | BudgetSet,
         lane: Lane,
         rank: float,
         max_wait: float | None,
         ticket: int,
         note: Note | None,
+        order: int = 0,
+        run: str | None = None,
     ) -> None:
+        self._order, self._run = order, run if isinstance(dispatcher, BudgetSet) else None
         self._note, self._name = note, ""
         self._dispatcher, self._lane, self._rank, self._max_wait = dispatcher, lane, rank, max_wait
         self._sent_at: float | None = None
@@ -88,12 +97,18 @@ class Slot:
         if self._sent_at is None:
             self._check_wait()
             asked = self._dispatcher.now()
-            self._sent_at = await self._dispatcher.wait(self._lane, self._rank, self.ticket)
+            self._sent_at = await self._wait()
             self.waited = max(0.0, self._sent_at - asked)
         if self._note is not None:
             self._name = self._dispatcher.name_of(self._sent_at)
             self._note("sent", self._name)
         return self
+
+    async def _wait(self) -> float:
+        dispatcher = self._dispatcher
+        if isinstance(dispatcher, BudgetSet):
+            return await dispatcher.wait(self._lane, self._rank, self.ticket, self._order, self._run)
+        return await dispatcher.wait(self._lane, self._rank, self.ticket, self._order)
 
     async def __aexit__(
         self,
@@ -103,25 +118,45 @@ class Slot:
     ) -> None:
         if self._sent_at is not None:
             self._dispatcher.lost(self._done("done"))
+            self._run_done(started=True)
 
     def held(self) -> AbstractAsyncContextManager["Slot"]:
         """Return a context manager for a slot that was entered elsewhere; its exit leaves the slot."""
         return _Held(self)
 
-    def answered(self, status: int, *, retry_after: float | None = None) -> None:
-        """Report the status of the answer. A 429 holds all requests for at least `retry_after` seconds (at most
-        60)."""
+    def answered(
+        self, status: int, *, retry_after: float | None = None, headers: RateHeaders | None = None
+    ) -> None:
+        """Report the status of the answer. A 429 holds all requests for at least `retry_after` seconds (at most one
+        window). `headers`: what the answer says about the limit."""
         if self._sent_at is None:
             return
         if status == _TOO_MANY:
-            self._dispatcher.rejected(self._done("done"), retry_after)
+            if retry_after is None and headers is not None and (headers.reset or 0.0) > 0.0:
+                retry_after = headers.reset
+            self._dispatcher.rejected(self._done("done"), retry_after, headers)
         else:
-            self._dispatcher.accepted(self._done("done"))
+            self._dispatcher.accepted(self._done("done"), headers)
+        self._run_done(started=not 400 <= status < 500)
+
+    def too_many_runs(self, *, retry_after: float | None, listed: int | None) -> None:
+        """Report a 429 because of the runs in progress; `listed`: how many of them it lists, if it does."""
+        if self._sent_at is None:
+            return
+        if self._run is not None and isinstance(self._dispatcher, BudgetSet):
+            self._dispatcher.too_many_runs(self._done("done"), self._run, retry_after, listed)
+        else:
+            self.answered(_TOO_MANY, retry_after=retry_after)
 
     def unsent(self) -> None:
         """Report that nothing was sent; the next request gets the slot."""
         if self._sent_at is not None:
             self._dispatcher.unsent(self._done("unsent"))
+            self._run_done(started=False)
+
+    def _run_done(self, *, started: bool) -> None:
+        if self._run is not None and isinstance(self._dispatcher, BudgetSet):
+            (self._dispatcher.run_started if started else self._dispatcher.run_refused)(self._run)
 
     def _done(self, kind: Kind) -> float:
         sent_at, self._sent_at = self._sent_at, None
@@ -176,7 +211,7 @@ class Gate:
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
-    __slots__ = ("_dispatcher", "_limit", "_note", "_tickets", "_window", "name")
+    __slots__ = ("_dispatcher", "_note", "name")
 
     @checked_call
     def __init__(
@@ -195,22 +230,32 @@ class Gate:
         if not window > 0:
             raise InvalidInput("window", window, "must be more than 0 seconds")
         self.name: str = name
-        self._limit, self._window = limit, window
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
-        self._dispatcher: Dispatcher = dispatcher(
+        self._dispatcher: Dispatcher | BudgetSet = dispatcher(
             limiter, window=window, recent=recent, budget=name, events=events
         )
-        self._tickets, self._note = count(1), note
+        self._note = note
+
+    @classmethod
+    def of(cls, gates: Sequence["Gate"], *, runs: RunSlots | None = None, note: Note | None = None) -> "Gate":
+        """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
+
+        Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
+        """
+        dispatchers = [each._dispatcher for each in gates if isinstance(each._dispatcher, Dispatcher)]
+        gate = cls.__new__(cls)
+        gate.name, gate._note = "+".join(each.name for each in gates), note
+        gate._dispatcher = BudgetSet(dispatchers, runs)
+        return gate
 
     @property
     def limit(self) -> int:
         """The configured limit; setting it forgets what was learnt, and takes effect at once."""
-        return self._limit
+        return self._dispatcher.limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
         _check_limit(limit)
-        self._limit = limit
         self._dispatcher.resize(limit)
 
     @property
@@ -219,7 +264,7 @@ class Gate:
 
         Slots come back a little later than that, by the time that answers take.
         """
-        return (self._window + MARGIN) / self._dispatcher.slots
+        return (self._dispatcher.window + MARGIN) / self._dispatcher.slots
 
     def slot(
         self,
@@ -228,15 +273,18 @@ class Gate:
         rank: float = 0.0,
         max_wait: float | None = None,
         ticket: int | None = None,
+        order: int = 0,
+        run: str | None = None,
     ) -> Slot:
         """Return a context that waits for its turn and holds one slot.
 
         Lanes go strictly before one another, but for polls, which get every 20th grant. Inside a lane a lower `rank`
-        goes first, then first come, first served; `ticket`: the place of an earlier slot that was refused. Entering
-        raises `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and what `close` was given.
+        goes first, then first come, first served; `ticket`: the place of an earlier slot that was refused; a lower
+        `order` goes before any rank. `run`: the id under which the request takes a run slot, too. Entering raises
+        `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and what `close` was given.
         """
-        ticket = next(self._tickets) if ticket is None else ticket
-        return Slot(self._dispatcher, lane, rank, max_wait, ticket, self._note)
+        ticket = next(_tickets) if ticket is None else ticket
+        return Slot(self._dispatcher, lane, rank, max_wait, ticket, self._note, order, run)
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
         """Return about how many seconds a request of this lane would wait now."""
@@ -248,11 +296,11 @@ class Gate:
         held = dispatcher.held_until
         return GateStatistics(
             name=self.name,
-            limit=self._limit,
+            limit=dispatcher.limit,
             slots=dispatcher.slots,
             burst=dispatcher.burst,
             used=dispatcher.used(),
-            waiting={lane.name: dispatcher.waiters.waiting[lane] for lane in Lane},
+            waiting={lane.name: dispatcher.waiting(lane) for lane in Lane},
             granted=dispatcher.granted,
             refused=dispatcher.refused,
             held_until=held if held > now else None,
@@ -260,7 +308,7 @@ class Gate:
 
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window, for the next process."""
-        return self._dispatcher.limiter.recent(self._dispatcher.now())
+        return self._dispatcher.recent()
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""

@@ -3,6 +3,7 @@
 import contextlib
 import email.utils
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import TypeVar, final, overload
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
+from asyncmig._core.limiter import RateHeaders
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Answer
 from asyncmig.errors import UnexpectedReply
@@ -23,7 +25,9 @@ __all__ = [
     "error_text",
     "is_html",
     "is_json",
+    "rate_headers",
     "retry_after",
+    "too_many_runs",
     "unreadable",
     "without",
 ]
@@ -40,6 +44,9 @@ _URL = re.compile(
 )
 """A URL, even if JSON or a form has escaped its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
+_TOO_MANY_RUNS = b"run_concurrency_limit"
+_MOST = 1e9
+"""The largest number of requests that a header can mean."""
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 """RFC 9110 allows only whole seconds, but some proxies send fractions."""
 
@@ -159,8 +166,49 @@ class _ErrorBody(msgspec.Struct):
     error: str
 
 
-def retry_after(headers: Mapping[str, str], *, speed: float = 1.0) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), from 0 to 60; None without one.
+class _TooManyRuns(msgspec.Struct):
+    code: str = ""
+    runs: list[object] | None = None
+
+
+def too_many_runs(body: bytes) -> tuple[bool, int | None]:
+    """Return whether a 429 is about the runs in progress, and how many of them it lists, if it does."""
+    try:
+        refusal = decode(body, _TooManyRuns)
+    except Unreadable:
+        refusal = _TooManyRuns()
+    is_about_runs = _TOO_MANY_RUNS in body or refusal.runs is not None
+    return is_about_runs, None if refusal.runs is None else len(refusal.runs)
+
+
+def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeaders | None:
+    """Return what `Retry-After` and `X-RateLimit-*` say; None without any of them. Raises nothing for nonsense.
+
+    The reset is in Unix seconds of the server's clock; see `retry_after` for the present time.
+    """
+    wait = retry_after(headers, speed=speed, most=math.inf)
+    limit, remaining, at = (
+        float(text) if _SECONDS.fullmatch(text := headers.get(f"X-RateLimit-{name}", "").strip()) else None
+        for name in ("Limit", "Remaining", "Reset")
+    )
+    if wait is limit is remaining is None:
+        return None
+    reset = None
+    if at is not None:
+        now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
+        reset = (at - now.timestamp()) * speed
+    return RateHeaders(
+        retry_after=wait,
+        limit=None if limit is None else int(min(limit, _MOST)),
+        remaining=None if remaining is None else int(min(remaining, _MOST)),
+        reset=reset,
+    )
+
+
+def retry_after(
+    headers: Mapping[str, str], *, speed: float = 1.0, most: float = _LONGEST_RETRY_AFTER
+) -> float | None:
+    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), from 0 to `most`; None without one.
 
     A date is compared with the reply's own `Date`, because the server's clock may differ from this machine's;
     without one it is compared with the wall clock. `speed`: see `loop_speed`.
@@ -174,7 +222,7 @@ def retry_after(headers: Mapping[str, str], *, speed: float = 1.0) -> float | No
             return None
         now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
         seconds = (at - now).total_seconds() * speed
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+    return min(max(seconds, 0.0), most)
 
 
 def _http_date(text: str) -> datetime | None:

@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -71,6 +71,10 @@ class _Entry(NamedTuple):
     is_answered: bool
 
 
+_Entries = dict[tuple[str, str], _Entry]
+"""By slot and budget: a request may take a slot of several budgets, under one name."""
+
+
 @final
 class SendLog:
     """Writes and reads the send log.
@@ -109,7 +113,7 @@ class SendLog:
         self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
         self._clock = clock or (lambda: 0.0)
         self._start = _wall() - self._clock() / speed
-        self._earlier: dict[str, _Entry] = {}
+        self._earlier: _Entries = {}
         self._fd: int | None = None
         self._large, self._unlooked = _LARGE, 0
         self._is_stuck = self._warned = False
@@ -148,7 +152,7 @@ class SendLog:
                 now, entries = self._now(), self._read(fd)
             finally:
                 os.close(fd)
-            for name, entry in entries.items():
+            for (name, _), entry in entries.items():
                 ages[entry.budget].append(self._slot(name, entry, now).answered_for(self._timeout))
         return dict(ages)
 
@@ -158,7 +162,7 @@ class SendLog:
         self._earlier = {slot: entry for slot, entry in self._earlier.items() if now < entry.at + entry.keep}
         return [
             self._slot(name, entry, now)
-            for name, entry in self._earlier.items()
+            for (name, _), entry in self._earlier.items()
             if budget in (None, entry.budget)
         ]
 
@@ -174,10 +178,10 @@ class SendLog:
 
     # Reading
 
-    def _read(self, fd: int) -> dict[str, _Entry]:
+    def _read(self, fd: int) -> _Entries:
         """Return the entries that still matter, by slot. A future time (the clock was set back) counts as now."""
         now = self._now()
-        entries: dict[str, _Entry] = {}
+        entries: _Entries = {}
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
         for number, match in enumerate(_matches(fd)):
             kind, at, keep, budget, slot = match.groups()
@@ -189,9 +193,9 @@ class SendLog:
                     others.append((entry.at, slot))
                 elif others and others[0][0] <= entry.at:
                     slot = others.popleft()[1]
-            entries.pop(slot, None)
+            entries.pop((slot, budget), None)
             if kind != "unsent" and now < entry.at + entry.keep:
-                entries[slot] = entry
+                entries[slot, budget] = entry
         return entries
 
     # Writing
@@ -213,7 +217,7 @@ class SendLog:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._unwritten.clear()
 
-    def _compact(self, fd: int) -> dict[str, _Entry]:
+    def _compact(self, fd: int) -> _Entries:
         """Return the entries that still matter; remove the others from the file unless another process is writing."""
         with _locked(fd, exclusively=True) as locked:
             entries = self._read(fd)
@@ -223,7 +227,7 @@ class SendLog:
             self._fd = new
         return entries
 
-    def _rewritten(self, entries: Mapping[str, _Entry]) -> int:
+    def _rewritten(self, entries: _Entries) -> int:
         """Replace the file by one with `entries`, and return it open."""
         part = self._path.with_name(f"{self._path.name}.part")
         with suppress(FileNotFoundError):
@@ -231,7 +235,7 @@ class SendLog:
         new = _opened(part, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(new, "wb", closefd=False) as file:
-                for slot, entry in entries.items():
+                for (slot, _), entry in entries.items():
                     file.write(_line("done" if entry.is_answered else "sent", slot, entry))
                 self._large = max(_LARGE, 2 * file.tell())
             part.replace(self._path)

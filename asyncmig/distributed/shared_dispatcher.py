@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import Limiter
+from asyncmig._core.limiter import Limiter, RateHeaders
 from asyncmig._core.retry import Occasions
 from asyncmig._io.dispatcher import Dispatcher
 from asyncmig._io.event_loop import loop_speed
@@ -106,7 +106,7 @@ class SharedDispatcher(Dispatcher):
         if self._view is None:
             return own
         over = self._view.used - self._view.slots + self.waiters.ahead_of(lane)
-        return max(own, self._view.held, over * self._window / self._view.slots)
+        return max(own, self._view.held, over * self.window / self._view.slots)
 
     def resize(self, limit: int) -> None:
         self._limit = limit
@@ -117,7 +117,7 @@ class SharedDispatcher(Dispatcher):
     # Slots
 
     def enter_now(self) -> float | None:
-        self._check_open()
+        self.check_open()
         return None
 
     def turn(self) -> None:
@@ -139,13 +139,13 @@ class SharedDispatcher(Dispatcher):
     def name_of(self, sent_at: float) -> str:
         return self._slot_names[sent_at]
 
-    def accepted(self, sent_at: float) -> None:
+    def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
         self._report(sent_at, "accepted")
-        super().accepted(sent_at)
+        super().accepted(sent_at, headers)
 
-    def rejected(self, sent_at: float, retry_after: float | None) -> None:
+    def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
         self._report(sent_at, "rejected", retry_after or 0.0)
-        super().rejected(sent_at, retry_after)
+        super().rejected(sent_at, retry_after, headers)
 
     def lost(self, sent_at: float) -> None:
         self._report(sent_at, "lost")
@@ -188,7 +188,7 @@ class SharedDispatcher(Dispatcher):
         now, clients = self.now(), self._shared.window.processes
         if self._view is not None:
             # Other processes may have started since an old reply, or after the first replies.
-            known = self._reply_at > now - self._window > self._first_reply_at
+            known = self._reply_at > now - self.window > self._first_reply_at
             clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
         share = max(1, slots // clients)
@@ -245,7 +245,7 @@ class SharedDispatcher(Dispatcher):
                 self._budget,
                 account=shared.account,
                 limit=self._limit,
-                window=self._window,
+                window=self.window,
                 timeout=shared.timeout,
                 speed=speed,
             )
@@ -253,7 +253,7 @@ class SharedDispatcher(Dispatcher):
                 budget,
                 self,
                 limit=self._limit,
-                window=self._window,
+                window=self.window,
                 timeout=shared.timeout,
                 speed=speed,
                 earlier=shared.earlier,

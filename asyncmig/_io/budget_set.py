@@ -1,0 +1,255 @@
+"""Grants one slot of each of several budgets, and a run slot if the request starts a run, all in one turn or none.
+
+A waiter of a set holds nothing. It stands in one queue, which the dispatchers of all its budgets see: whenever one of
+them can grant, and this waiter goes first there, it is granted if all others can, too. Otherwise the slot goes to the
+next waiter, unless this one can be granted within the mean interval between two slots of that budget: for so long the
+slot is kept, because otherwise requests that need one budget only could overtake it forever.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import final
+
+from asyncmig._core.endpoint import Lane
+from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
+from asyncmig._io.dispatcher import TICK, Dispatcher, Waiters
+from asyncmig._io.run_slots import RunSlots
+from asyncmig.errors import AsyncmigError, UsageError
+
+__all__ = ["BudgetSet"]
+
+_FIRST_PAUSE = 1.0
+"""Seconds of the hold after a 429 that no header explains; each further one doubles them."""
+
+
+@final
+class BudgetSet:
+    """The requests that charge the same budgets, and may start a run. Has the methods of `Dispatcher` for them."""
+
+    __slots__ = (
+        "_dispatchers",
+        "_held_until",
+        "_pause",
+        "_run_of",
+        "_runs",
+        "_sent",
+        "waiters",
+    )
+
+    def __init__(self, dispatchers: Sequence[Dispatcher], runs: RunSlots | None = None) -> None:
+        self.waiters: Waiters = Waiters()
+        self._dispatchers, self._runs = tuple(dispatchers), runs
+        self._held_until = float("-inf")
+        self._pause = _FIRST_PAUSE
+        self._sent: dict[float, tuple[float, ...]] = {}
+        """When each dispatcher granted the slot that is known by its first one's time."""
+        self._run_of: dict[asyncio.Future[float], str] = {}
+        """The runs that waiters would start."""
+        for each in self._dispatchers:
+            each.join(self)
+        if runs is not None:
+            runs.join(self)
+
+    # For the slot
+
+    def now(self) -> float:
+        return max(each.now() for each in self._dispatchers)
+
+    def enter_now(self) -> float | None:
+        """Return None: all slots of a set are granted in a turn. Raises as that of `Dispatcher` does."""
+        for each in self._dispatchers:
+            each.check_open()
+        return None
+
+    async def wait(
+        self, lane: Lane, rank: float, ticket: int, order: int = 0, run: str | None = None
+    ) -> float:
+        """Wait for a slot of each budget, and for a run slot if `run` is given; return the time of the grant."""
+        self.now()
+        if run is not None and self._runs is not None and self._runs.holds(run):
+            order = -1  # it must not wait behind others for a run slot
+        waiter = self.waiters.enqueue(lane, rank, ticket, order)
+        if run is not None:
+            self._run_of[waiter] = run
+        self.turn()
+        try:
+            return await waiter
+        except BaseException:
+            if waiter.cancel() or waiter.cancelled():
+                self.waiters.cancelled(lane)
+                self.turn()  # a slot may have been kept for this waiter
+            elif waiter.exception() is None:  # cancelled in the loop iteration of its grant
+                self.unsent(waiter.result())
+                if run is not None:
+                    self.run_refused(run)
+            raise
+        finally:
+            self._run_of.pop(waiter, None)
+
+    def name_of(self, sent_at: float) -> str:
+        return uuid.uuid4().hex
+
+    def wait_estimate(self, lane: Lane) -> float:
+        now = self.now()
+        runs = 0.0 if self._runs is None else self._runs.wait_estimate(now)
+        return max(self._held_until - now, runs, *(each.wait_estimate(lane) for each in self._dispatchers))
+
+    # For the dispatchers
+
+    def turn(self) -> None:
+        """Let each dispatcher grant what it may, and set its timer."""
+        for each in self._dispatchers:
+            each.turn()
+
+    def next_at(self, now: float, granted: int) -> float | None:
+        latest = max(now, self._held_until)
+        if self._runs is not None and (head := self.waiters.head(granted)) and head[1] in self._run_of:
+            at = self._runs.next_at(self._run_of[head[1]], now)
+            if at is None:
+                return None
+            latest = max(latest, at)
+        for each in self._dispatchers:
+            at = each.next_at(now)
+            if at is None:
+                return None
+            latest = max(latest, at)
+        return latest
+
+    def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
+        waiter = self.waiters.dequeue(granted)
+        assert waiter is not None
+        run = self._run_of.pop(waiter, None)
+        if self._runs is not None and run is not None:
+            self._runs.take(run)
+        sent = tuple(each.take(at) for each in self._dispatchers)
+        self._sent[sent[0]] = sent
+        waiter.set_result(sent[0])
+        for each in self._dispatchers:
+            if each is not by:
+                each.slot_taken()
+
+    # The results of requests
+
+    def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
+        self._pause = _FIRST_PAUSE
+        charged = self._charged(headers)
+        for each, at in self._taken(sent_at):
+            each.accepted(at, headers if each is charged else None)
+
+    def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
+        """Report a 429. It holds the budget that its headers name, or else only the requests of this set."""
+        charged = self._charged(headers)
+        for each, at in self._taken(sent_at):
+            if each is charged:
+                each.rejected(at, retry_after, headers)
+            else:
+                each.lost(at)  # the server may have counted the request here
+        if charged is None:
+            self._hold(retry_after)
+
+    def lost(self, sent_at: float) -> None:
+        for each, at in self._taken(sent_at):
+            each.lost(at)
+
+    def unsent(self, sent_at: float) -> None:
+        for each, at in self._taken(sent_at):
+            each.unsent(at)
+
+    def run_started(self, run: str) -> None:
+        """Report that the request started a run, or that it may have: the run slot stays taken."""
+        if self._runs is not None:
+            self._runs.started(run)
+
+    def run_refused(self, run: str) -> None:
+        """Report that the request started no run: its run slot is free."""
+        if self._runs is not None:
+            self._runs.refused(run)
+
+    def too_many_runs(self, sent_at: float, run: str, retry_after: float | None, listed: int | None) -> None:
+        """Report a 429 because of the runs in progress; `listed`: how many it lists."""
+        if self._runs is not None:
+            self._runs.rejected(run, retry_after, listed)
+        self.lost(sent_at)  # the server may have counted the request
+
+    def _taken(self, sent_at: float) -> list[tuple[Dispatcher, float]]:
+        return list(zip(self._dispatchers, self._sent.pop(sent_at), strict=True))
+
+    def _charged(self, headers: RateHeaders | None) -> Dispatcher | None:
+        """Return the budget that headers are about: the only one with their limit."""
+        if len(self._dispatchers) == 1:
+            return self._dispatchers[0]
+        if headers is None:
+            return None
+        named = [each for each in self._dispatchers if each.limit == headers.limit]
+        return named[0] if len(named) == 1 else None
+
+    def _hold(self, retry_after: float | None) -> None:
+        """Hold the requests of this set; without `retry_after` until its long windows must have room again."""
+        now, longest = self.now(), max(each.window for each in self._dispatchers)
+        if retry_after is not None:
+            until = now + min(longest, max(1.0, retry_after))
+        elif longest > SHORT_WINDOW:
+            until = max(
+                each.limiter.unexplained_hold(now) for each in self._dispatchers if each.window > SHORT_WINDOW
+            )
+        else:
+            until = now + self._pause
+            self._pause = min(longest, self._pause * 2.0)
+        self._held_until = max(self._held_until, until)
+        asyncio.get_running_loop().call_at(until + TICK, self.turn)
+
+    # For the gate
+
+    @property
+    def slots(self) -> int:
+        return self._slowest().slots
+
+    @property
+    def burst(self) -> int:
+        return self._slowest().burst
+
+    @property
+    def granted(self) -> int:
+        return self._slowest().granted
+
+    @property
+    def refused(self) -> int:
+        return self._slowest().refused
+
+    @property
+    def limit(self) -> int:
+        return self._slowest().limit
+
+    @property
+    def window(self) -> float:
+        return self._slowest().window
+
+    @property
+    def held_until(self) -> float:
+        return max(self._held_until, *(each.held_until for each in self._dispatchers))
+
+    def used(self) -> int:
+        return self._slowest().used()
+
+    def waiting(self, lane: Lane) -> int:
+        return self.waiters.waiting[lane]
+
+    def recent(self) -> list[float]:
+        return self._slowest().recent()
+
+    def resize(self, limit: int) -> None:
+        """Raises `UsageError`: each budget has a limit of its own."""
+        raise UsageError(
+            "these requests charge several budgets: set the limit of each, `session.budget(name).limit`"
+        )
+
+    def _slowest(self) -> Dispatcher:
+        return max(self._dispatchers, key=lambda each: each.window / each.slots)
+
+    def close(self, error: AsyncmigError) -> None:
+        """End every wait, present and future, with a copy of `error`."""
+        self.waiters.end(error)
+
+    async def aclose(self) -> None:
+        """Do nothing: the dispatchers belong to the gates of their own budgets."""

@@ -1,0 +1,358 @@
+"""Requests that charge several budgets, against servers that count each budget in their own way."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from random import Random
+
+import pytest
+from gateload import most_in_a_window, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
+from asyncmig._core.limiter import RateHeaders
+from asyncmig._io.run_slots import RunSlots
+
+HOUR = 3600.0
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def use(gate: Gate, seconds: float = 0.1, status: int = 200, **options: object) -> float:
+    async with gate.slot(**options) as slot:  # type: ignore[arg-type]
+        at = now()
+        await asyncio.sleep(seconds)
+        slot.answered(status)
+    return at
+
+
+def budgets(**limits: tuple[int, float]) -> dict[str, Gate]:
+    return {
+        name: Gate(limit=limit, window=window, name=name, rng=Random(1))
+        for name, (limit, window) in limits.items()
+    }
+
+
+@dataclass
+class Server:
+    """Counts each budget by itself, in a fixed window at some phase or in a sliding one."""
+
+    limits: Mapping[str, tuple[int, float]]
+    phase: float | None = 0.0
+    count_rejects: bool = False
+    accepted: dict[str, deque[float]] = field(default_factory=dict)
+    refused: list[tuple[str, float]] = field(default_factory=list)
+    most: dict[str, int] = field(default_factory=dict)
+
+    def room(self, name: str, at: float) -> tuple[int, float]:
+        """Return how many requests of this budget are left, and the seconds until its reset."""
+        limit, window = self.limits[name]
+        seen = self.accepted.setdefault(name, deque())
+        if self.phase is None:
+            begin = at - window
+            reset = (seen[0] + window - at) if seen else 0.0
+        else:
+            begin = at - (at - self.phase) % window
+            reset = begin + window - at
+        used = sum(each > begin or (self.phase is not None and each == begin) for each in seen)
+        return limit - used, max(reset, 0.0)
+
+    def ask(self, names: Sequence[str], at: float) -> tuple[int, RateHeaders]:
+        full = [name for name in names if self.room(name, at)[0] <= 0]
+        if not full or self.count_rejects:
+            for name in names:
+                self.accepted[name].append(at)
+        if full:
+            self.refused.append((full[0], at))
+        shown = full[0] if full else min(names, key=lambda name: self.room(name, at)[0])
+        left, reset = self.room(shown, at)
+        headers = RateHeaders(
+            retry_after=reset if full else None,
+            limit=self.limits[shown][0],
+            remaining=max(0, left),
+            reset=reset,
+        )
+        return 429 if full else 200, headers
+
+
+@dataclass
+class Client:
+    """Calls through gates and keeps when each request can have arrived, by budget."""
+
+    server: Server
+    rng: Random
+    show: Callable[[RateHeaders, Random], RateHeaders | None] = lambda headers, _: headers
+    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    async def call(self, gate: Gate, names: Sequence[str], **options: object) -> float:
+        ticket = None
+        while True:
+            async with gate.slot(ticket=ticket, **options) as slot:  # type: ignore[arg-type]
+                sent, latency = now(), self.rng.uniform(0.05, 0.5)
+                there = latency * self.rng.random()
+                await asyncio.sleep(there)
+                status, headers = self.server.ask(names, now())
+                await asyncio.sleep(latency - there)
+                shown = self.show(headers, self.rng)
+                for name in names:
+                    self.spans.setdefault(name, []).append((sent, now()))
+                slot.answered(status, retry_after=None if shown is None else shown.retry_after, headers=shown)
+            if status == 200:
+                return now()
+            ticket = slot.ticket
+
+
+@pytest.mark.looptime
+async def test_a_waiter_for_the_hourly_budget_holds_nothing_of_the_other() -> None:
+    gates = budgets(reads=(2, 60.0), create=(1, HOUR))
+    both = Gate.of([gates["create"], gates["reads"]])
+    await use(both)
+    waiting = asyncio.create_task(use(both))
+    for _ in range(4):
+        await use(gates["reads"])
+    assert now() < 130.0
+    assert both.statistics().waiting["WORK"] == 1
+    assert gates["create"].statistics().waiting["WORK"] == 1
+    assert await waiting == pytest.approx(HOUR, abs=1.0)
+
+
+@pytest.mark.looptime
+async def test_requests_for_one_budget_cannot_overtake_a_set_for_ever() -> None:
+    gates = budgets(reads=(3, 60.0), writes=(3, 60.0))
+    both, done = Gate.of(list(gates.values())), asyncio.Event()
+
+    async def crowd(gate: Gate) -> None:
+        while not done.is_set():
+            await use(gate, seconds=3.0)
+
+    crowds = [asyncio.create_task(crowd(gate)) for gate in gates.values() for _ in range(8)]
+    await asyncio.sleep(100.0)
+    assert await use(both) < 260.0  # 17 requests came before it
+    done.set()
+    await asyncio.gather(*crowds)
+
+
+@pytest.mark.looptime
+async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
+    gates = budgets(agent=(1, 60.0), generate=(1, 60.0))
+    generate = Gate.of([gates["agent"], gates["generate"]])
+    order: list[str] = []
+
+    async def one(name: str, gate: Gate, **options: object) -> None:
+        await use(gate, **options)  # type: ignore[arg-type]
+        order.append(name)
+
+    await use(generate)
+    async with asyncio.TaskGroup() as group:
+        for name, gate, options in (
+            ("generate", generate, {"order": 1, "rank": -5.0}),
+            ("execute 2", gates["agent"], {"rank": 2.0}),
+            ("execute 1", gates["agent"], {"rank": 1.0}),
+            ("poll", gates["agent"], {"lane": Lane.POLL}),
+            ("answer", gates["agent"], {"lane": Lane.DECIDE}),
+        ):
+            group.create_task(one(name, gate, **options))
+            await asyncio.sleep(1.0)
+    assert order == ["answer", "execute 1", "execute 2", "generate", "poll"]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("at", [5.0, 60.14, 60.15, 60.16, 60.2])
+async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
+    gates = budgets(a=(1, 60.0), b=(1, 60.0))
+    both = Gate.of(list(gates.values()))
+    await use(both)
+    first = asyncio.create_task(use(both, seconds=0.0))
+    asyncio.get_running_loop().call_at(at, first.cancel)
+    await asyncio.wait({first})
+    ends = [await use(gate) for gate in (both, *gates.values())]
+    assert ends[0] < (61.0 if first.cancelled() and at < 60.2 else 122.0)
+    assert all(gate.statistics().waiting["WORK"] == 0 for gate in gates.values())
+
+
+@pytest.mark.looptime
+async def test_a_wait_is_estimated_refused_and_closed() -> None:
+    gates = budgets(agent=(5, HOUR), generate=(1, HOUR))
+    both = Gate.of(list(gates.values()))
+    await use(both)
+    assert both.wait_estimate() == pytest.approx(HOUR, abs=1.0)
+    with pytest.raises(WaitTooLong):
+        await use(both, max_wait=60.0)
+    waiting = asyncio.create_task(use(both))
+    await asyncio.sleep(1.0)
+    for gate in (*gates.values(), both):
+        gate.close()
+    with pytest.raises(SessionClosed):
+        await waiting
+    with pytest.raises(SessionClosed):
+        await use(both)
+
+
+DOCUMENTED = {
+    "reads": (30, 60.0),
+    "writes": (10, 60.0),
+    "agent": (5, HOUR),
+    "generate": (1, HOUR),
+    "create": (1, HOUR),
+}
+CALLS = [
+    ("reads",),
+    ("reads", "writes"),
+    ("writes",),
+    ("create", "writes"),
+    ("agent",),
+    ("agent", "generate"),
+]
+
+
+def wrong(headers: RateHeaders, rng: Random) -> RateHeaders | None:
+    """Headers that are absent, too high, too low, or of a reset in the past; a 429 keeps its `Retry-After`."""
+    if rng.random() < 0.3:
+        return RateHeaders(retry_after=headers.retry_after) if headers.retry_after is not None else None
+    return RateHeaders(
+        retry_after=headers.retry_after,
+        limit=rng.choice([headers.limit, 0, 1, 10, 10_000]),
+        remaining=rng.choice([headers.remaining, 0, 1, 10_000]),
+        reset=rng.choice([headers.reset, -3600.0, 0.0, 1.0, 1e12]),
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) -> None:
+    """An independent count per budget, over sets of them, both windows, and headers present, absent or wrong."""
+    seed = data.draw(st.integers(0, 10**6))
+    phase = data.draw(st.sampled_from([None, 0.0, 17.0, 1800.0]))
+    show = data.draw(st.sampled_from([lambda headers, _: headers, lambda headers, _: None, wrong]))
+    calls = data.draw(
+        st.lists(st.tuples(st.sampled_from(CALLS), st.floats(0, 2 * HOUR)), min_size=1, max_size=60)
+    )
+    gives_up = data.draw(st.sets(st.integers(0, 59)))
+
+    async def main() -> Client:
+        server = Server(DOCUMENTED, phase=phase, count_rejects=data.draw(st.booleans()))
+        client, gates = Client(server, Random(seed), show), budgets(**DOCUMENTED)
+        sets = {names: Gate.of([gates[name] for name in names]) for names in CALLS}
+
+        async def one(names: tuple[str, ...], at: float, number: int) -> None:
+            await asyncio.sleep(at)
+            if number in gives_up:
+                async with asyncio.timeout(client.rng.uniform(0, HOUR)):
+                    await client.call(sets[names], names)
+            await client.call(sets[names], names)
+
+        await asyncio.gather(*(one(*each, n) for n, each in enumerate(calls)), return_exceptions=True)
+        return client
+
+    client = run(main())
+    assert client.server.refused == []
+    for name, spans in client.spans.items():
+        assert most_in_a_window(spans, DOCUMENTED[name][1]) <= DOCUMENTED[name][0], name
+
+
+@pytest.mark.parametrize("phase", [None, 0.0, 1000.0])
+@pytest.mark.parametrize("count_rejects", [False, True])
+def test_who_believes_too_much_is_refused_once_in_a_window(phase: float | None, count_rejects: bool) -> None:
+    if phase is None and count_rejects:
+        pytest.skip("a sliding window that counts refused requests has no reset to wait for")
+
+    async def main() -> Server:
+        server = Server(DOCUMENTED, phase=phase, count_rejects=count_rejects)
+        client = Client(server, Random(1))
+        gates = budgets(**{name: (limit * 10, window) for name, (limit, window) in DOCUMENTED.items()})
+        single = [("reads",), ("agent",), ("create",)]
+        await asyncio.gather(*(client.call(gates[names[0]], names) for names in single for _ in range(8)))
+        return server
+
+    server = run(main())
+    for name, (_, window) in DOCUMENTED.items():
+        at = [when for refused, when in server.refused if refused == name]
+        assert all(later - earlier >= window - 2.0 for earlier, later in pairwise(at)), name
+
+
+@pytest.mark.looptime
+async def test_a_429_that_no_header_explains_holds_only_the_requests_of_its_set() -> None:
+    gates = budgets(agent=(5, HOUR), generate=(5, HOUR))
+    both = Gate.of(list(gates.values()))
+    await use(both, status=429)
+    assert await use(gates["agent"]) < 2.0
+    assert await use(both) >= HOUR
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("retry_after", "until"), [(600.0, 600.1), (10_000.0, HOUR), (None, HOUR)])
+async def test_a_429_holds_a_long_window_and_nothing_is_probed(
+    retry_after: float | None, until: float
+) -> None:
+    gate = Gate(limit=5, window=HOUR, rng=Random(1))
+    await use(gate)
+    async with gate.slot() as slot:
+        slot.answered(429, retry_after=retry_after)
+    assert await use(gate) == pytest.approx(until, abs=2.0)
+    assert gate.statistics().slots == 5
+
+
+class TestRunSlots:
+    def starts(self, limit: int = 3) -> tuple[Gate, RunSlots]:
+        runs = RunSlots(limit)
+        return Gate.of([Gate(limit=100, window=60.0, name="agent", rng=Random(1))], runs=runs), runs
+
+    @pytest.mark.looptime
+    async def test_a_run_keeps_its_slot_until_it_has_left(self) -> None:
+        gate, runs = self.starts()
+        for name in "abc":
+            await use(gate, run=name)
+        waiting = asyncio.create_task(use(gate, run="d"))
+        await asyncio.sleep(HOUR)
+        assert not waiting.done()
+        await use(gate, run="b")  # its slot is taken already
+        runs.left("b")
+        assert await waiting == pytest.approx(HOUR, abs=1.0)
+        assert set(runs.statistics().runs) == {"a", "c", "d"}
+
+    @pytest.mark.looptime
+    @pytest.mark.parametrize(("status", "taken"), [(201, True), (500, True), (409, False), (429, False)])
+    async def test_a_start_that_was_refused_takes_no_slot(self, status: int, taken: bool) -> None:
+        gate, runs = self.starts(1)
+        await use(gate, run="a", status=status)
+        assert runs.statistics().runs == (("a",) if taken else ())
+
+    @pytest.mark.looptime
+    async def test_a_waiter_holds_no_slot_of_a_budget(self) -> None:
+        budget, runs = Gate(limit=1, window=60.0, name="agent", rng=Random(1)), RunSlots(1)
+        starts = Gate.of([budget], runs=runs)
+        runs.seen("from the journal")
+        waiting = asyncio.create_task(use(starts, run="a"))
+        await asyncio.sleep(1.0)
+        assert await use(budget) == pytest.approx(1.0)
+        runs.left("from the journal")
+        assert await waiting == pytest.approx(61.15, abs=0.1)
+
+    @pytest.mark.looptime
+    async def test_after_a_429_the_next_tries_are_those_of_the_contract(self) -> None:
+        gate, runs, at = *self.starts(), []
+        for _ in range(6):
+            async with gate.slot(run="a") as slot:
+                at.append(now())
+                slot.too_many_runs(retry_after=None, listed=None)
+        minutes = [round((later - earlier) / 60) for earlier, later in pairwise(at)]
+        assert minutes == [1, 2, 5, 10, 20]
+        assert runs.statistics().refused == 6
+
+    @pytest.mark.looptime
+    async def test_one_of_ours_that_leaves_allows_a_try_at_once(self) -> None:
+        gate, runs = self.starts()
+        await use(gate, run="ours")
+        async with gate.slot(run="a") as slot:
+            slot.too_many_runs(retry_after=1800.0, listed=3)
+        assert runs.statistics().others == 2
+        waiting = asyncio.create_task(use(gate, run="a"))
+        await asyncio.sleep(300.0)
+        assert not waiting.done()
+        runs.left("ours")
+        assert await waiting == pytest.approx(300.0, abs=1.0)
