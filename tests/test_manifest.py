@@ -163,8 +163,8 @@ TEMPLATES = (Template(id=CONTACTS, name="Contacts"), Template(id="t2", name="Dea
 def test_names_become_ids(folder: Path) -> None:
     manifest = read(folder, f"a,A,hubSpot,contacts;{CONTACTS};t2,a.csv", f"b,B,{HUBSPOT},,b.csv")
     first, second = manifest.specs(SOURCES, TEMPLATES)
-    assert (first.source, first.template_ids) == (HUBSPOT, (CONTACTS, "t2"))
-    assert (second.source, second.template_ids) == (HUBSPOT, None)
+    assert (first.source, first.templates) == (HUBSPOT, (CONTACTS, "t2"))
+    assert (second.source, second.templates) == (HUBSPOT, None)
 
 
 def test_every_unknown_name_is_listed_once(folder: Path) -> None:
@@ -182,7 +182,7 @@ def test_every_unknown_name_is_listed_once(folder: Path) -> None:
 
 def test_without_catalogues_ids_are_taken_and_names_are_not(folder: Path) -> None:
     spec, *_ = read(folder, f"a,A,{HUBSPOT},{CONTACTS},a.csv").specs(None, None)
-    assert (spec.source, spec.template_ids) == (HUBSPOT, (CONTACTS,))
+    assert (spec.source, spec.templates) == (HUBSPOT, (CONTACTS,))
     with pytest.raises(InvalidManifest, match="'HubSpot' is not an id, and this server does not list names"):
         read(folder, "a,A,HubSpot,,a.csv").specs(None, ())
 

@@ -468,7 +468,7 @@ def _delivered_specs(manifest: Manifest, records: Mapping[str, CustomerRecord]) 
                 external_id=customer.external_id,
                 name=customer.name,
                 source=record.source,
-                template_ids=record.templates,
+                templates=record.templates,
                 files=customer.files,
             )
         )

@@ -40,40 +40,40 @@ def check_external_id(external_id: object) -> str:
     return external_id
 
 
-def checked_templates(templates: object) -> tuple[str, ...]:
-    """Return the ids of templates that are given by their ids or as `Template`s. Raises `InvalidInput`."""
+def checked_templates(templates: object, field: str = "template_ids") -> tuple[str, ...]:
+    """Return the ids of templates, given as ids or `Template`s. Raises `InvalidInput` that names `field`."""
     shown: object = templates
     given = cast("Sequence[object]", templates) if isinstance(templates, Sequence) else ()
     if isinstance(templates, str | bytes) or not given:
-        raise InvalidInput("template_ids", shown, "must be a sequence of ids, and not empty")
+        raise InvalidInput(field, shown, "must be a sequence of ids, and not empty")
     ids = [each.id if isinstance(each, CatalogueItem) else each for each in given]
     for each in ids:
         if flaw := flaw_of(each):
-            raise InvalidInput("template_ids", given, f"must be a sequence of ids: {each!r} {flaw}")
+            raise InvalidInput(field, given, f"must be a sequence of ids: {each!r} {flaw}")
     return tuple(cast("list[str]", ids))
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """One customer: who, from which source, into which templates, and the files.
+    """One customer: its id and name, its source, its templates and its files.
 
-    `external_id` is your own id of the customer, and the one thing by which a migration is found again.
+    `external_id` is your own id of the customer. A migration is found again by this id only.
     """
 
     external_id: str
     name: str
     source: str
-    """The source's id; a `Source` is taken as well."""
+    """The id of the source, or a `Source`."""
     files: tuple[Path, ...]
-    """One path is taken as well, and texts are taken for paths."""
-    template_ids: tuple[str, ...] | None = None
-    """None: all templates. `Template`s are taken as well."""
+    """Paths, as `Path` or text; a single path is also accepted."""
+    templates: tuple[str, ...] | None = None
+    """Ids of the templates, or `Template`s; None: all templates of the account."""
     connections: Connections | None = None
-    """Secrets of the destination: they go into the request that creates the company, and nowhere else. No repr and
-    no journal contains them, but an encoded spec does."""
+    """Secrets of the destination. Only the request that creates the company contains them. No repr and no journal
+    shows them, but an encoded spec does."""
 
     def __post_init__(self) -> None:
-        """Take what is meant: one path or texts for `files`, a `Source`, `Template`s. `validate` judges the rest."""
-        source, templates = cast(object, self.source), cast(object, self.template_ids)
+        """Convert a single path, paths as text, a `Source` and `Template`s. `validate` checks the values."""
+        source, templates = cast(object, self.source), cast(object, self.templates)
         force_setattr(self, "files", _paths(self.files))
         if isinstance(source, CatalogueItem):
             force_setattr(self, "source", source.id)
@@ -82,7 +82,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
                 each.id if isinstance(each, CatalogueItem) else each
                 for each in cast("Sequence[object]", templates)
             ]
-            force_setattr(self, "template_ids", tuple(ids))
+            force_setattr(self, "templates", tuple(ids))
 
     def __repr__(self) -> str:
         return f"<Spec {self.external_id}: {self.name!r} from {self.source}, {len(self.files)} files>"
@@ -95,8 +95,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         check_external_id(self.external_id)
         checked_text("name", self.name)
         checked_text("source", self.source)
-        if self.template_ids is not None:
-            checked_templates(self.template_ids)
+        if self.templates is not None:
+            checked_templates(self.templates, "templates")
         if self.connections is not None:
             checked_connections(self.connections)
         if not self.files:

@@ -216,7 +216,7 @@ class _NameResolver:
             external_id=customer.external_id,
             name=customer.name,
             source=source,
-            template_ids=tuple(dict.fromkeys(templates)) or None,
+            templates=tuple(dict.fromkeys(templates)) or None,
             files=customer.files,
         )
 

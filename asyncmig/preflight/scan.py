@@ -44,7 +44,7 @@ async def check_spec(
     Sends no request. Raises `InvalidInput` for values and files that the API would refuse.
     """
     spec.validate()
-    wanted = spec.template_ids
+    wanted = spec.templates
     return await check(
         spec.files, [each for each in templates if wanted is None or each.id in wanted], head=head
     )

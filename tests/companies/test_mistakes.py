@@ -167,18 +167,19 @@ async def test_of_a_company_and_a_spec(
         assert not wire.sent
         if name == "rank":
             return
-        fields = {"external_id": "bad", "name": "B", "source": SOURCE, "files": good.files, name: value}
+        field = name.replace("template_ids", "templates")
+        fields = {"external_id": "bad", "name": "B", "source": SOURCE, "files": good.files, field: value}
         bad = Spec(**fields)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput) as refused:
             bad.validate()
-        assert refused.value.field == name
+        assert refused.value.field == field
         async with Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
             ended = [outcome async for outcome in fleet.run([bad, good])]
             submitted = await fleet.submit(bad)
         alone = await migrate(opened, bad, journal=MemoryJournal(), to=str(tmp_path / "alone"))
     for outcome in (ended[0], submitted, alone):
         assert isinstance(outcome, Failed)
-        assert f"{name}=" in outcome.error
+        assert f"{field}=" in outcome.error
         assert msgspec.json.encode(outcome)
     assert isinstance(ended[1], Delivered)
     assert len(ended) == 2
@@ -244,10 +245,10 @@ async def test_what_is_clear_is_accepted(opens: Opens, customer: Customer, tmp_p
     async with opens() as opened:
         source = (await opened.companies.sources())[0]
         templates = await opened.companies.templates()
-        spec = Spec(external_id="acme", name="A", source=source, files=str(path), template_ids=templates)  # type: ignore[arg-type]
+        spec = Spec(external_id="acme", name="A", source=source, files=str(path), templates=templates)  # type: ignore[arg-type]
         assert spec.files == (path,)
         assert spec.source == source.id
-        assert spec.template_ids == tuple(template.id for template in templates)
+        assert spec.templates == tuple(template.id for template in templates)
         for files in ([str(path)], (path,), path, iter([path])):
             assert Spec(external_id="acme", name="A", source=source.id, files=files).files == (path,)  # type: ignore[arg-type]
         outcome = await migrate(opened, spec, journal=MemoryJournal(), to=str(tmp_path / "out"))

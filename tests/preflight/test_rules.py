@@ -258,7 +258,7 @@ async def test_a_spec_is_checked_by_the_templates_it_gets(write: Write) -> None:
     spec = Spec(external_id="acme", name="Acme", source="s", files=(path,))
     assert (await preflight.check_spec(spec, [CONTACTS, DEALS])).warnings == 1
     assert (await preflight.check_spec(spec)).warnings == 0
-    only_deals = Spec(external_id="acme", name="Acme", source="s", files=(path,), template_ids=("d",))
+    only_deals = Spec(external_id="acme", name="Acme", source="s", files=(path,), templates=("d",))
     assert [
         w.kind for w in (await preflight.check_spec(only_deals, [CONTACTS, DEALS])).files[0].warnings
     ] == ["no_template"]

@@ -154,4 +154,4 @@ def _is_final(error: Exception) -> bool:
 
 def named(record: Record, spec: Spec) -> Record:
     """Return the record of a company that is to be created as `spec` says."""
-    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.template_ids)
+    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.templates)
