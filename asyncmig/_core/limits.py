@@ -34,7 +34,7 @@ class Limits:
     with other numbers:
 
     ```python
-    Limits.BY_CLASS.changed(agent=Rate(50, 3600.0), runs=5)
+    asyncmig.Limits.BY_CLASS.changed(agent=asyncmig.Rate(50, 3600.0), runs=5)
     ```
 
     Raises `InvalidInput` for a rate that is not positive, and for less than one run.
