@@ -1,0 +1,39 @@
+"""An account, and sessions with it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from random import Random
+
+import pytest
+
+from asyncmig import Session
+from asyncmig.migrations.migration import Migration
+
+from .server import BASE_URL, Account
+
+KEY = "key-that-nobody-may-see"
+Opens = Callable[..., AbstractAsyncContextManager[Migration]]
+
+
+@pytest.fixture
+def account() -> Account:
+    return Account()
+
+
+@pytest.fixture
+def opens(account: Account) -> Opens:
+    """Opens a session, and a new migration in it; without the limits of an hour, unless a test gives some."""
+
+    @asynccontextmanager
+    async def migration(limits: str = "per-endpoint", **options: object) -> AsyncIterator[Migration]:
+        async with Session(
+            KEY,
+            BASE_URL,
+            transport=account,
+            rng=Random(3),
+            limits=limits,
+            **options,  # type: ignore[arg-type]
+        ) as session:
+            yield await session.migrations.create(name="Acme", source="HubSpot", external_id="acme")
+
+    return migration

@@ -1,0 +1,263 @@
+"""Runs: each operation ends with its own end, and nothing happens twice."""
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from asyncmig import Conflict, InvalidInput, RunCanceled, RunFailed, UnknownOutcome
+from asyncmig.customers.questions import Custom
+from asyncmig.migrations.previews import Preview
+from asyncmig.migrations.tracker import CredentialsNeeded, Questions
+from asyncmig.migrations.wire import Report
+
+from .conftest import Opens
+from .server import QUESTION, REPORT, Account
+
+pytestmark = pytest.mark.looptime
+BLOCKED = {"status": "blocked", "blocked_reason": "question", "questions": [QUESTION]}
+
+
+async def test_generate_ends_with_a_preview_and_execute_with_a_report(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        preview = await run.wait()
+        assert isinstance(preview, Preview)
+        assert preview.sheets[0].rows == (("Ada", ""),)
+        assert preview.invalid_cells == 2
+        report = await (await migration.execute()).wait()
+        assert isinstance(report, Report)
+        assert report.inserted == 3
+    assert account.starts() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("lag", [0.0, 25.0])
+@pytest.mark.parametrize("kind", ["update", "clarify", "execute"])
+@pytest.mark.parametrize("seconds", [2.0, 60.0])
+async def test_an_old_end_is_not_taken_for_the_end_of_the_new_operation(
+    kind: str, lag: float, stream: bool, seconds: float, opens: Opens, account: Account
+) -> None:
+    account.lag = lag
+    account.steps[kind] = [(seconds, account.steps[kind][0][1])]
+    async with opens() as migration:
+        await (await migration.generate()).wait(stream=stream)
+        started = account.now
+        match kind:
+            case "update":
+                run = await migration.update("Dates are day first")
+            case "clarify":
+                run = await migration.clarify("Why?")
+            case _:
+                run = await migration.execute()
+        result = await run.wait(stream=stream)
+        assert account.now >= started + seconds
+        assert isinstance(result, Report if kind == "execute" else Preview)
+
+
+async def test_execute_is_possible_after_a_clarify_that_left_the_run_completed(
+    opens: Opens, account: Account
+) -> None:
+    account.lag = 25.0
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        await (await migration.clarify("Why?")).wait()
+        report = await (await migration.execute()).wait()
+        assert isinstance(report, Report)
+        assert report.inserted == 3
+
+
+async def test_any_number_of_tasks_share_the_polls_and_one_stream(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        results = await asyncio.gather(*(run.wait() for _ in range(50)), migration.run(run.id).wait())
+        assert all(isinstance(each, Preview) for each in results)
+    reads = [at for at, method, path, _ in account.sent if method == "GET" and path.endswith("/runs/run-1")]
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(reads))
+    assert account.count("GET", "/thread/stream") == 1
+    assert account.count("GET", "/preview") == 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "vanished", 500, 502])
+@pytest.mark.parametrize("kind", ["generate", "update", "clarify", "execute"])
+@pytest.mark.parametrize("seconds", [5.0, 300.0])
+@pytest.mark.parametrize("hides", [False, True])
+async def test_a_start_whose_response_is_lost_happens_once(
+    kind: str, fault: object, seconds: float, hides: bool, opens: Opens, account: Account
+) -> None:
+    account.log_hides_preview = hides
+    async with opens() as migration:
+        if kind != "generate":
+            await (await migration.generate()).wait()
+        account.steps[kind] = [(seconds, account.steps[kind][0][1])]
+        number = len(account.runs) + 1
+        account.fault = lambda method, path, n: fault if path.endswith("/runs") and n == number else None
+        starters = {
+            "generate": migration.generate,
+            "update": lambda: migration.update("x"),
+            "clarify": lambda: migration.clarify("x"),
+            "execute": migration.execute,
+        }
+        result = await (await starters[kind]()).wait()
+        assert isinstance(result, Report if kind == "execute" else Preview)
+    assert account.starts() == (["generate"] if kind == "generate" else ["generate", kind])
+
+
+async def test_a_lost_generate_that_blocked_is_found_by_a_refused_repeat(
+    opens: Opens, account: Account
+) -> None:
+    account.steps["generate"] = [(5.0, BLOCKED)]
+    account.fault = lambda method, path, n: "lost" if path.endswith("/runs") and n == 1 else None
+    async with opens() as migration:
+        run = await migration.generate()
+        assert run.id == "run-1"
+        assert isinstance(await run.wait(), Questions)
+    assert account.starts() == ["generate"]
+
+
+async def test_what_cannot_be_determined_is_reported(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        started = lambda: account.count("POST", "/runs") == 2  # noqa: E731 - asked at each request
+        account.fault = lambda method, path, n: (
+            "lost" if path.endswith("/runs") else 503 if started() and method == "GET" else None
+        )
+        with pytest.raises(UnknownOutcome, match="could not be checked"):
+            await migration.execute()
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_another_process_finds_a_start_or_its_absence(opens: Opens, account: Account) -> None:
+    points = []
+
+    async def noted(point: object) -> None:
+        points.append(point)
+
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        account.fault = lambda method, path, n: "vanished" if path.endswith("/runs") and n >= 2 else None
+        task = asyncio.create_task(migration.execute(noted=noted))
+        await asyncio.sleep(5)
+        task.cancel()
+    async with opens() as migration:
+        assert await migration.recover(points[0]) is None
+        account.fault = lambda method, path, n: None
+        account.handle("POST", "api.test", "/migrations/m1/runs", {}, b'{"kind":"execute"}')
+        found = await migration.recover(points[0])
+        assert found is not None
+        assert isinstance(await found.wait(), Report)
+
+
+async def test_a_run_in_progress_is_a_conflict_that_names_it(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await migration.generate()
+        with pytest.raises(Conflict, match="run-1"):
+            await migration.generate()
+
+
+@pytest.mark.parametrize("fault", [None, "lost", "vanished", 500, 409])
+@pytest.mark.parametrize("lag", [0.0, 25.0])
+async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, account: Account) -> None:
+    account.lag = lag
+    account.steps["generate"] = [(30.0, BLOCKED)]
+    account.fault = lambda method, path, n: fault if path.endswith("/messages") and n == 1 else None
+    async with opens() as migration:
+        run = await migration.generate()
+        asked = await run.wait()
+        assert isinstance(asked, Questions)
+        assert asked.questions[0].prompt == "Which date?"
+        await run.answer({"q1": "a"})
+        assert isinstance(await run.wait(), Preview)
+    bodies = {content for _, _, path, content in account.sent if path.endswith("/messages")}
+    assert bodies == {b'{"answers":[{"id":"q1","value":"Day first"}]}'}
+    assert account.starts() == ["generate"]
+
+
+async def test_the_same_question_again_is_shown_to_a_person(opens: Opens, account: Account) -> None:
+    account.steps["generate"] = account.steps["answer"] = [(30.0, BLOCKED)]
+    async with opens() as migration:
+        run = await migration.generate()
+        first = await run.wait()
+        await run.answer("Day first")
+        again = await run.wait()
+    assert (first.asked_again, again.asked_again) == (False, True)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ({}, "no answer"),
+        ({"q2": "x"}, "not a question"),
+        ({"q1": "Month first"}, "use Custom"),
+        ({"q1": " "}, "empty"),
+    ],
+)
+async def test_wrong_answers_are_refused_before_a_request(
+    answers: dict[str, str], reason: str, opens: Opens, account: Account
+) -> None:
+    account.steps["generate"] = [(30.0, BLOCKED)]
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        with pytest.raises(InvalidInput, match=reason):
+            await run.answer(answers)
+        await run.answer({"q1": Custom("By month")})
+    assert account.count("POST", "/messages") == 1
+
+
+async def test_credentials_are_submitted_and_never_shown(
+    opens: Opens, account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = {
+        "connection_id": "c1",
+        "source_key": "salesforce",
+        "schema": {
+            "oneOf": [
+                {"properties": {"user": {}, "password": {"airbyte_secret": True}}},
+                {"properties": {"token": {}}},
+            ]
+        },
+    }
+    account.steps["generate"] = [
+        (30.0, {"status": "blocked", "blocked_reason": "credentials", "credential_request": request})
+    ]
+    async with opens() as migration:
+        run = await migration.generate()
+        needed = await run.wait()
+        assert isinstance(needed, CredentialsNeeded)
+        assert needed.request.fields == ("user", "password", "token")
+        with pytest.raises(Conflict, match="credentials"):
+            await run.answer("x")
+        await run.submit_credentials({"token": "s3cr3t-token"}, connection_id="c1")
+        assert isinstance(await run.wait(), Preview)
+    assert "s3cr3t-token" not in caplog.text
+
+
+async def test_cancel_frees_the_run_and_an_ended_run_stays_as_it_is(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        waiting = asyncio.create_task(run.wait())
+        await asyncio.sleep(5)
+        assert (await run.cancel()).status == "canceled"
+        with pytest.raises(RunCanceled):
+            await waiting
+        assert (await run.cancel()).status == "canceled"
+
+
+async def test_a_failed_execute_says_that_rows_may_have_been_written(opens: Opens, account: Account) -> None:
+    account.steps["execute"] = [(30.0, {"status": "failed", "error": "worker died"})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        with pytest.raises(RunFailed, match="worker died; rows may"):
+            await (await migration.execute()).wait()
+
+
+async def test_a_second_execute_ends_with_its_own_report(opens: Opens, account: Account) -> None:
+    account.lag = 25.0
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        await (await migration.execute()).wait()
+        account.steps["execute"] = [(50.0, {"status": "completed", "report": {**REPORT, "inserted": 9}})]
+        report = await (await migration.execute()).wait()
+    assert isinstance(report, Report)
+    assert report.inserted == 9
