@@ -22,7 +22,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
 from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
 from asyncmig.errors import InvalidInput
-from asyncmig.journal import ClaimPort, Event, JournalPort
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 
 __all__ = [
     "DEFAULT",
@@ -79,7 +79,7 @@ class Generation(Protocol):
         """The decisions that `decide` accepts."""
         return ()
 
-    def describe(self, event: Event) -> str:
+    def describe(self, event: JournalEvent) -> str:
         """Return a journal entry in words, for people; it may contain the server's text as it came."""
         return ""
 

@@ -13,7 +13,7 @@ import looptime
 from inprocess import InProcess
 
 from asyncmig._io.transport import Answer, Body, Timeouts, Transport
-from asyncmig.journal import ClaimPort, Event, JournalPort, MemoryJournal
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort, MemoryJournal
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class MortalJournal:
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         return await self._journal.events(external_id, after=after, limit=limit)
 
 

@@ -16,7 +16,15 @@ import pytest
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
-from asyncmig.journal import Activity, Event, Journal, JournalPlace, JournalPort, MemoryJournal, open_journal
+from asyncmig.journal import (
+    Activity,
+    Journal,
+    JournalEvent,
+    JournalPlace,
+    JournalPort,
+    MemoryJournal,
+    open_journal,
+)
 
 pytestmark = pytest.mark.looptime
 
@@ -343,7 +351,7 @@ def test_a_lease_is_a_positive_number_of_seconds(path, lease):
 
 
 def test_an_event_is_frozen():
-    event = Event(1, "acme", "2026-01-01T00:00:00.000Z", "k", b"")
+    event = JournalEvent(1, "acme", "2026-01-01T00:00:00.000Z", "k", b"")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.seq = 2  # type: ignore[misc]
 

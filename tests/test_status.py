@@ -11,7 +11,7 @@ from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.questions import Action, Patch
 from asyncmig.jobs.status import follow, read_records, read_statuses, status_of, timeline
-from asyncmig.journal import Activity, Event
+from asyncmig.journal import Activity, JournalEvent
 
 
 def record(**fields: object) -> Record:
@@ -113,7 +113,7 @@ async def test_the_timeline_says_what_happened_and_how_long_it_took() -> None:
 
 def test_no_time_is_negative_though_the_wall_clock_was_set_back() -> None:
     times = ("2026-03-29T02:30:00.000Z", "2026-03-29T01:00:00.000Z", "2026-03-29T01:00:02.000Z")
-    events = [Event(number, "acme", at, "create", b"{}") for number, at in enumerate(times)]
+    events = [JournalEvent(number, "acme", at, "create", b"{}") for number, at in enumerate(times)]
     assert [each.waited for each in timeline(events)] == [0.0, 0.0, 2.0]
 
 

@@ -29,8 +29,7 @@ from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.jobs.status import OUTCOMES, read_records
-from asyncmig.journal import Event as JournalEvent
-from asyncmig.journal import JournalPlace, open_journal
+from asyncmig.journal import JournalEvent, JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]

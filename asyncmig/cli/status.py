@@ -26,8 +26,7 @@ from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.customers.report import ImportReport
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import InvalidInput
-from asyncmig.events import AttemptFailed
-from asyncmig.events import Event as SessionEvent
+from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import (
     OUTCOMES,
     LogEntry,
@@ -38,7 +37,7 @@ from asyncmig.jobs.status import (
     timeline,
     words_of,
 )
-from asyncmig.journal import Event, JournalPlace, open_journal
+from asyncmig.journal import JournalEvent, JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = [
@@ -245,7 +244,7 @@ async def follow_journal(place: JournalPlace, data: Console, *, as_json: bool) -
                 return
 
 
-def _print_entry(data: Console, event: Event, words: str, *, as_json: bool) -> None:
+def _print_entry(data: Console, event: JournalEvent, words: str, *, as_json: bool) -> None:
     if as_json:
         named = {"time": event.at, "external_id": event.external_id, "kind": event.kind}
         print_line({"schema": SCHEMA, **named, "words": words})
@@ -282,7 +281,7 @@ async def follow_runs(
             await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
 
 
-def _print_failure(data: Console, as_json: bool, event: SessionEvent) -> None:
+def _print_failure(data: Console, as_json: bool, event: Event) -> None:
     """Print a read that failed and is repeated."""
     if not isinstance(event, AttemptFailed):
         return

@@ -10,7 +10,7 @@ import msgspec
 from asyncmig import generations
 from asyncmig.customers.status import STEPS, CustomerRecord, CustomerStatus
 from asyncmig.customers.steps import OUTCOMES
-from asyncmig.journal import Activity, Event
+from asyncmig.journal import Activity, JournalEvent
 
 __all__ = [
     "OUTCOMES",
@@ -43,7 +43,7 @@ class Readable(Protocol):
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         """Return events in order: of one customer, after a number, at most so many."""
         ...
 
@@ -94,7 +94,7 @@ def status_of(record: CustomerRecord, seen: Activity | None = None) -> CustomerS
     return msgspec.structs.replace(status, changed_at=seen.at, held_by=seen.holder)
 
 
-def timeline(events: Sequence[Event], api: str = generations.DEFAULT) -> Iterator[LogEntry]:
+def timeline(events: Sequence[JournalEvent], api: str = generations.DEFAULT) -> Iterator[LogEntry]:
     """Yield the journal entries of one customer, with the real time between them."""
     before: datetime | None = None
     for event in events:
@@ -104,7 +104,7 @@ def timeline(events: Sequence[Event], api: str = generations.DEFAULT) -> Iterato
         before = at
 
 
-def words_of(event: Event, api: str = generations.DEFAULT) -> str:
+def words_of(event: JournalEvent, api: str = generations.DEFAULT) -> str:
     """Return a journal entry in words; it may contain the server's text as it came.
 
     `api`: the API generation of the customer's record; for an unknown one the text is empty.
@@ -112,7 +112,7 @@ def words_of(event: Event, api: str = generations.DEFAULT) -> str:
     return generations.find(api).describe(event) if api in generations.known() else ""
 
 
-async def follow(journal: Readable, *, after: int = 0, every: float = 1.0) -> AsyncIterator[Event]:
+async def follow(journal: Readable, *, after: int = 0, every: float = 1.0) -> AsyncIterator[JournalEvent]:
     """Yield events after number `after` as they are written, until no process works on the journal any more.
 
     Looks every so many seconds of the loop's clock. Raises `JournalError`.

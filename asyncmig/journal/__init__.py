@@ -2,7 +2,7 @@
 
 A process that is killed anywhere resumes from its journal. Before each request that changes something at the
 server, the journal records the intent with the exact body and idempotency key; after it, the result. When the
-same call runs again, it repeats only what is safe to repeat:
+same call runs again, it repeats only what is safe to repeat. In the API generation `companies`:
 
 - Killed before the create request: it creates the company.
 - Killed between the create request and its response: it sends the same request again. If the server says that the
@@ -36,8 +36,8 @@ process that lost its claim cannot write any more. `CustomerHeld` is raised whil
 claim. A dead holder on the same machine is replaced at once, and any other when its lease expires.
 
 A journal stores bytes and does not interpret them. It contains no API key and no secrets of destinations. A
-new file is readable only by its owner (mode 0600). Keep the journal until all customers are delivered: no
-endpoint finds a company by its `external_id`.
+new file is readable only by its owner (mode 0600). Keep the journal until all customers are delivered:
+without it, what was created at the server cannot be found by its `external_id`.
 
 Modules, in reading order: `ports` (what callers see), `lease` (when a holder counts as dead), `claims` (claims and
 writes, in SQL for both databases), `writer` (the thread and the group commit), `database` (what both journals share),
@@ -47,7 +47,7 @@ then `sqlite` and `sqlite_file`, `postgres` and `postgres_schema`, `memory`, and
 from asyncmig.journal.database import Claim, DatabaseJournal
 from asyncmig.journal.memory import MemoryClaim, MemoryJournal
 from asyncmig.journal.place import JournalPlace, open_journal
-from asyncmig.journal.ports import Activity, ClaimPort, Event, JournalPort
+from asyncmig.journal.ports import Activity, ClaimPort, JournalEvent, JournalPort
 from asyncmig.journal.sqlite import Journal
 
 __all__ = [
@@ -55,8 +55,8 @@ __all__ = [
     "Claim",
     "ClaimPort",
     "DatabaseJournal",
-    "Event",
     "Journal",
+    "JournalEvent",
     "JournalPlace",
     "JournalPort",
     "MemoryClaim",

@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol, cast, final
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal.lease import Holder, mark_closed, mark_open
 
-__all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "Rows", "WriteOp"]
+__all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "StatementResult", "WriteOp"]
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
@@ -63,7 +63,7 @@ class WriteOp(Protocol):
         ...
 
 
-class Rows(Protocol):
+class StatementResult(Protocol):
     """The result of a statement."""
 
     @property
@@ -118,7 +118,7 @@ class ClaimStore(ABC):
         """Return a context that undoes its statements if it ends with an error."""
 
     @abstractmethod
-    def _run(self, sql: str, *values: object) -> Rows:
+    def _run(self, sql: str, *values: object) -> StatementResult:
         """Run a statement whose parameters are written as `?`."""
 
     @abstractmethod

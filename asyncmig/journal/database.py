@@ -11,7 +11,7 @@ from typing import ClassVar, Self, TypeVar, cast, final
 
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
-from asyncmig.journal.ports import Activity, Event
+from asyncmig.journal.ports import Activity, JournalEvent
 from asyncmig.journal.writer import Writer
 
 __all__ = ["Claim", "DatabaseJournal"]
@@ -77,7 +77,7 @@ class DatabaseJournal(ABC):
     _STATES: ClassVar[str]
     """The query for the external id and the state of each customer that has one."""
     _EVENTS: ClassVar[str]
-    """The query for the fields of `Event`: `seq` above, external id twice (None: all), limit (None: no limit)."""
+    """The query for the fields of `JournalEvent`: `seq` above, external id twice (None: all), limit (None: all)."""
     _ACTIVITY: ClassVar[str]
     """The query for each customer's external id, the time of its last event, and its holder (first: the instance)."""
 
@@ -134,12 +134,12 @@ class DatabaseJournal(ABC):
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
         rows = await self._in_thread(
             partial(self._read, self._EVENTS, after, external_id, external_id, limit)
         )
-        return [Event(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
+        return [JournalEvent(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
 
     async def activity(self) -> dict[str, Activity]:
         """Return who works on each customer, and when the last event was written. Raises `JournalError`."""

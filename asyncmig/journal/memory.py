@@ -5,7 +5,7 @@ from typing import Self, final
 
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal.lease import Moment
-from asyncmig.journal.ports import Activity, Event
+from asyncmig.journal.ports import Activity, JournalEvent
 
 __all__ = ["MemoryClaim", "MemoryJournal"]
 
@@ -52,7 +52,7 @@ class MemoryJournal:
         self._tokens: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._states: dict[str, bytes] = {}
-        self._events: list[Event] = []
+        self._events: list[JournalEvent] = []
 
     async def claim(self, external_id: str) -> MemoryClaim:
         """Claim a customer. Raises `CustomerHeld` if another task holds it."""
@@ -67,7 +67,7 @@ class MemoryJournal:
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`."""
         found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
         return found[:limit]
@@ -94,7 +94,7 @@ class MemoryJournal:
         """Write for a claim; see `MemoryClaim.write`."""
         if self._held.get(claim.external_id) != claim.token:
             raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
-        event = Event(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
+        event = JournalEvent(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
         self._states[claim.external_id] = state
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, final
 
-__all__ = ["Activity", "ClaimPort", "Event", "JournalPort"]
+__all__ = ["Activity", "ClaimPort", "JournalEvent", "JournalPort"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Event:
+class JournalEvent:
     """One entry of the log."""
 
     seq: int
@@ -93,6 +93,6 @@ class JournalPort(Protocol):
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
         ...

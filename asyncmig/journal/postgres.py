@@ -28,10 +28,10 @@ from psycopg.sql import SQL, Identifier
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder
-from asyncmig.journal.ports import Event
+from asyncmig.journal.ports import JournalEvent
 from asyncmig.journal.postgres_schema import PostgresSchema
 
 __all__ = ["PostgresJournal"]
@@ -85,7 +85,7 @@ class PostgresJournal(DatabaseJournal):
         store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
         super().__init__(store, self._schema.text, lease=lease, read_only=read_only)
 
-    async def changes(self, *, after: int | None = None) -> AsyncGenerator[Event]:
+    async def changes(self, *, after: int | None = None) -> AsyncGenerator[JournalEvent]:
         """Yield each event of all processes as soon as it is committed, without end.
 
         Begins with the event after number `after`, or without `after` with the next event. No event is missed while
@@ -104,7 +104,7 @@ class PostgresJournal(DatabaseJournal):
                         found = await db.execute(_placeholders(self._EVENTS), (after, None, None, _BATCH))
                         rows = await found.fetchall()
                         for row in rows:
-                            event = Event(*row)
+                            event = JournalEvent(*row)
                             after = event.seq
                             yield event
                         if len(rows) < _BATCH:
@@ -244,7 +244,7 @@ class PostgresStore(ClaimStore):
             self._seq = seq
             raise
 
-    def _run(self, sql: str, *values: object) -> Rows:
+    def _run(self, sql: str, *values: object) -> StatementResult:
         return self._connected().execute(_placeholders(sql), values)
 
     def _explain(self, error: Exception) -> JournalError:

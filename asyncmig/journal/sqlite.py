@@ -27,7 +27,7 @@ from typing import cast, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, Rows, WriteOp
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder, Lease, Moment
 from asyncmig.journal.sqlite_file import (
@@ -194,7 +194,7 @@ class SqliteStore(ClaimStore):
             raise
         db.execute("RELEASE op")
 
-    def _run(self, sql: str, *values: object) -> Rows:
+    def _run(self, sql: str, *values: object) -> StatementResult:
         return self._opened().execute(sql, values)
 
     def _explain(self, error: Exception) -> JournalError:

@@ -26,7 +26,7 @@ from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.jobs.status import read_records, read_statuses
-from asyncmig.journal import ClaimPort, Event
+from asyncmig.journal import ClaimPort, JournalEvent
 
 from .conftest import Cli
 
@@ -87,7 +87,7 @@ class Copies(generations.Generation):
         status = status_of_outcome(record.outcome, api=self.name)
         return CustomerRecord(status=status, outcome=record.outcome, has_started=True)
 
-    def describe(self, event: Event) -> str:
+    def describe(self, event: JournalEvent) -> str:
         return f"copied {json.loads(event.detail)['copied']} file"
 
 

@@ -24,7 +24,7 @@ from asyncmig import (
     migrate,
 )
 from asyncmig.events import AttemptFailed, Recovered
-from asyncmig.journal import ClaimPort, Event
+from asyncmig.journal import ClaimPort, JournalEvent
 from asyncmig.simulator import Variants, World
 
 from .conftest import DUPLICATES, Opens
@@ -52,7 +52,7 @@ class AwayJournal:
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[Event]:
+    ) -> list[JournalEvent]:
         return await self.inner.events(external_id, after=after, limit=limit)
 
 

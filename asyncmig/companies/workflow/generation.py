@@ -33,7 +33,7 @@ from asyncmig.customers.status import (
     status_of_outcome,
 )
 from asyncmig.errors import NotFound
-from asyncmig.journal import ClaimPort, Event, JournalPort
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 
 __all__ = ["CompaniesGeneration", "customer_record"]
 
@@ -78,7 +78,7 @@ class CompaniesGeneration:
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))
 
-    def describe(self, event: Event) -> str:
+    def describe(self, event: JournalEvent) -> str:
         return _words(event.kind, _detail(event))
 
     async def sources(self, context: SessionContext) -> Sequence[Source] | None:
@@ -221,7 +221,7 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
 
 
-def _detail(event: Event) -> _Detail:
+def _detail(event: JournalEvent) -> _Detail:
     """Return what an event holds, as far as it is of this version's making."""
     try:
         return msgspec.json.decode(event.detail, type=_Detail)
