@@ -22,6 +22,7 @@ __all__ = [
     "file_id",
     "is_same",
     "keys_of",
+    "same_folder",
 ]
 
 FileId = tuple[int, int]
@@ -102,6 +103,24 @@ def ignores_case(folder: Path) -> bool:
         if place.name != place.name.swapcase() and (identity := file_id(place)):
             return file_id(swapped) == identity
     return False
+
+
+def same_folder(folder: Path) -> Path | None:
+    """Return another entry beside `folder` that is the same folder, by a link or in another letter case. Blocks."""
+    identity = file_id(folder)
+    if identity is None:
+        return None
+    with os.scandir(folder.parent) as beside:
+        names = [each.name for each in beside if each.is_symlink() or _is_alike(each.name, folder.name)]
+    others = [folder.parent / name for name in names if name != folder.name]
+    target = Path(os.path.realpath(folder))
+    if folder.is_symlink() and file_id(target.parent) == file_id(folder.parent):
+        others.append(folder.parent / target.name)
+    return next((other for other in others if file_id(other) == identity), None)
+
+
+def _is_alike(name: str, other: str) -> bool:
+    return _folded_entry(name) == _folded_entry(other)
 
 
 @final

@@ -19,15 +19,16 @@ from saq.types import Context
 from saq.worker import Worker
 
 from asyncmig import generations
+from asyncmig._io.threads import in_thread
 from asyncmig.customers.connections import Connections
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
 from asyncmig.customers.outcome import Parked
-from asyncmig.customers.paths import Inputs
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.paths import Inputs, same_folder
+from asyncmig.customers.spec import Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
-from asyncmig.errors import CustomerHeld, JournalError, JournalUnavailable, SessionClosed
+from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
 from asyncmig.jobs.migrate import migrate_safely
@@ -196,6 +197,9 @@ class JobRunner:
     ) -> object:
         """Migrate. While the journal is unavailable or another worker holds the customer, wait."""
         to = customer_folder(self._to, spec.external_id)
+        if other := await in_thread(same_folder, to):
+            reason = f"has the same folder as another customer on this file system: {other}"
+            return msgspec.to_builtins(failed(spec, InvalidInput("external_id", spec.external_id, reason)))
         while True:
             try:
                 outcome = await migrate_safely(

@@ -113,6 +113,22 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(1.0)
 
 
+def test_customers_that_share_a_folder_are_refused(place: Place) -> None:
+    async def main() -> None:
+        one, other = customers(place.folder / "in", 2)
+        (place.folder / "out" / one.external_id).mkdir(parents=True)
+        (place.folder / "out" / other.external_id).symlink_to(one.external_id)
+        async with place.queue() as queue, place.worker():
+            outcomes = [outcome async for outcome in queue.run([other])]
+        (refused,) = outcomes
+        assert isinstance(refused, Failed)
+        assert "has the same folder as another customer" in refused.error
+        assert one.external_id in refused.error
+        assert not place.world.companies
+
+    run(main())
+
+
 def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(place: Place) -> None:
     async def main() -> None:
         specs = customers(place.folder / "in", 5)
