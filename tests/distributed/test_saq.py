@@ -124,7 +124,7 @@ def test_customers_that_share_a_folder_are_refused(place: Place) -> None:
         assert isinstance(refused, Failed)
         assert "has the same folder as another customer" in refused.error
         assert one.external_id in refused.error
-        assert not place.world.companies
+        assert not place.world.ledger.entries
 
     run(main())
 
