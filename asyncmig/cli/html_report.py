@@ -36,7 +36,7 @@ __all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render",
 
 
 _MOST_OPEN = 60
-"""Up to so many customers, the table of all is open."""
+"""Up to this number of customers, the table of all customers is unfolded."""
 _MOST_NAMED = 12
 _COLUMNS = (
     ("", "customer"),
@@ -48,30 +48,30 @@ _COLUMNS = (
     ("n", "took"),
     ("", "why, and notes"),
 )
-"""Class and name; those that are wide are not shown on a phone."""
+"""Class and name of each column; columns of the class `wide` are hidden on a phone."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPage:
-    """All that the report is about."""
+    """The content of the report."""
 
     title: str
-    """What was migrated: a manifest, a journal."""
+    """The name of the manifest or the journal."""
     written: str
-    """When, and by which version."""
+    """When the page was written, and by which version."""
     rows: Sequence[CustomerStatus]
     timeline: Timeline
     budget: Budget | None = None
-    """None where nobody counted requests."""
+    """The requests; None if they were not counted."""
     rate: Rate = Rate()  # noqa: RUF009 - it is frozen
     by_key: bool = False
-    """Whether the limit is one for all endpoints."""
+    """Whether all endpoints share one limit."""
     reason: str | None = None
-    """Why it ended early."""
+    """Why the run ended early; None if it did not."""
     notes: Sequence[str] = ()
-    """How the figures are to be read."""
+    """Notes on how the figures were measured."""
 
 
 def render(page: ReportPage) -> str:
@@ -104,7 +104,7 @@ def _head(page: ReportPage) -> str:
 
 
 def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
-    """Yield the figures that count most: what it is, the figure, and what is to be said besides."""
+    """Yield the main figures: a name, the figure, and a remark."""
     done = [row for row in page.rows if row.outcome == "delivered"]
     flagged = sum(row.rows.flagged or 0 for row in done)
     files = [file for row in done for file in row.files]
@@ -128,7 +128,7 @@ def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
 
 def _sections(page: ReportPage) -> Iterator[str]:
     yield _section("Outcomes", "", _outcomes(page.rows) + _reasons(page.rows))
-    about = "One bar for each customer, who began first on top; point at one for its times."
+    about = "One bar for each customer; those that started first are on top. Point at a bar to see its times."
     yield _section("The fleet over time", about, _legend(page) + fleet(page.timeline, page.rows))
     if page.timeline.sent:
         yield _section(f"Requests in each {_bin(page.timeline)}", _about_rates(page), _rates(page))
@@ -200,8 +200,8 @@ def _about_rates(page: ReportPage) -> str:
     rate = f"{page.rate.limit:,} {'a minute' if page.rate.window == 60 else f'in {spoken(page.rate.window)}'}"
     scope = "for all of them together" if page.by_key else "for each endpoint"
     return (
-        f"The dashed line is the limit: {rate} {scope}. What is red was answered 429; "
-        "in a shaded time nothing was sent after a 429."
+        f"The dashed line is the limit: {rate} {scope}. Requests that were answered 429 are red. "
+        "During a shaded time, nothing was sent because of a 429."
     )
 
 
@@ -246,8 +246,8 @@ def _about_delays(noticed: Sequence[float]) -> str:
     late = ranked[int(len(ranked) * 0.9)]
     return (
         f"Half of {counted(len(ranked), 'run')} were noticed within {spoken(median(ranked))} of their end, "
-        f"nine in ten within {spoken(late)}, all within {spoken(ranked[-1])}. "
-        "These are the most that it can have been: from the last look at which the run still went on."
+        f"90% within {spoken(late)}, all within {spoken(ranked[-1])}. "
+        "These are upper bounds, measured from the last poll at which the run was still in progress."
     )
 
 
@@ -283,10 +283,10 @@ def _foot(page: ReportPage) -> str:
 
 
 _NOTES = (
-    "Made from the journal alone: times are the wall clock's at each commit; only “took” is by the clock of the run.",
-    "The time between two runs of the command counts for whatever came last.",
-    "The journal does not know of requests, 429s and waits for the limit: those are in the step that waited.",
-    "Nor does it know when a run parked, ended or was noticed, or a download began: that is all in “running”.",
+    "This report was made from the journal alone. Times are wall-clock times of commits; only “took” is the run's.",
+    "The time between two runs of the command is part of the step that came before it.",
+    "The journal does not record requests, 429s and waits for the limit. They are part of the step that waited.",
+    "It does not record when a run parked or ended, or when a download began. All of that is part of “running”.",
 )
 
 
@@ -320,7 +320,7 @@ _log = logging.getLogger("asyncmig")
 
 @final
 class Recorder:
-    """Keeps what the report of a run needs; without `options.report` it does nothing."""
+    """Collects what the report of a run needs; without `options.report` it does nothing."""
 
     __slots__ = ("_loop", "_options", "_session", "_timeline")
 
@@ -330,7 +330,7 @@ class Recorder:
 
     @contextmanager
     def following(self) -> Generator[None]:
-        """Follow the session until the block ends."""
+        """Record the events of the session until the block ends."""
         if self._options.report is None:
             yield
             return
@@ -339,7 +339,7 @@ class Recorder:
         self._timeline.end(self._loop.time())
 
     def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
-        """Write the report, or warn that it cannot be written: what was migrated is migrated all the same."""
+        """Write the report. If it cannot be written, log a warning: the migrations are not affected."""
         place = self._options.report
         if place is None:
             return
@@ -369,17 +369,17 @@ class Recorder:
 def _notes(speed: float) -> Iterator[str]:
     if speed != 1:
         yield (
-            f"The clock ran {speed:g} times as fast as the wall's: all times are that clock's, and a moment in which "
-            "this computer was slow counts so many times, too."
+            f"The clock ran {speed:g} times as fast as the wall clock. All times are of that clock, so a delay of "
+            "this computer counts this many times as well."
         )
-    yield "What happened before this run of the command is not in the pictures."
+    yield "The charts show only this run of the command."
     yield "Waits for the limit are those of a customer's own requests, with the pauses after a 429."
-    yield "When an import ended only the server knows: since the last look at which it went on counts as not noticed."
-    yield "“Rows in” are those that the server says it imported, “rows out” those in the files that were fetched."
+    yield "Only the server knows when an import ended: the time since the last poll before it counts as not noticed."
+    yield "“Rows in” is what the server says it imported; “rows out” is what the downloaded files contain."
 
 
 def check_place(path: Path | None) -> None:
-    """Raise `InvalidInput` for a report that has no place, or would replace another file, before anything begins."""
+    """Raise `InvalidInput` for a report that cannot be written at `path`, or would replace another file."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
@@ -389,10 +389,10 @@ def check_place(path: Path | None) -> None:
 
 
 def write_page(path: Path, page: ReportPage) -> None:
-    """Write a page, whole or not at all. Raises `OSError`."""
+    """Write a page atomically. Raises `OSError`."""
     write_whole(path, render(page).encode())
 
 
 def written_now() -> str:
-    """Return when a page is written, and by whom."""
+    """Return a sentence with the present time and the version."""
     return f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by asyncmig {version('asyncmig')}"

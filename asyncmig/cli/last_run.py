@@ -38,7 +38,7 @@ _log = logging.getLogger("asyncmig")
 
 
 def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
-    """Let the settings of a journal's last run stand where neither the command line nor the environment says more.
+    """Make the settings of a journal's last run the defaults of the command line and the environment.
 
     Raises `JournalError` if there is no such journal, `InvalidInput` if it had no run.
     """
@@ -49,7 +49,7 @@ def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
 
 
 def from_last_run_if_any(context: typer.Context, journal: JournalPlace) -> None:
-    """Do the same for a command that can do without: a program of one's own may have written the journal."""
+    """Do the same if there was a last run: the journal may have been written by a program instead."""
     if last := recall_if_any(journal):
         _take(context, last)
 
@@ -87,11 +87,11 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
         return self.options().command(queue=self.queue)
 
     def path(self) -> Path:
-        """Return the manifest's path, from the folder that is the present one now."""
+        """Return the manifest's path, relative to the present folder if it is the run's folder."""
         return Path(self.manifest) if Path.cwd() == Path(self.folder) else Path(self.folder, self.manifest)
 
     def defaults(self) -> Mapping[str, str]:
-        """Return the settings with paths from the folder that is the present one now."""
+        """Return the settings, with paths that are valid in the present folder."""
         if Path.cwd() == Path(self.folder):
             return self.settings
         moved = {
@@ -107,7 +107,7 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def remember(manifest: Path, settings: Settings, queue: str | None = None) -> None:
-    """Write down what a run is asked for; `queue` as in `LastRun`. Raises `OSError`."""
+    """Save the settings of a run; `queue` as in `LastRun`. Raises `OSError`."""
     before = recall_if_any(settings.journal)
     queued = before.queued if before else ()
     last = LastRun(
@@ -121,7 +121,7 @@ def remember(manifest: Path, settings: Settings, queue: str | None = None) -> No
 
 
 def remember_queued(journal: JournalPlace, external_ids: Iterable[str]) -> None:
-    """Add customers that are given to a queue to what is remembered of the last run. Raises `OSError`."""
+    """Add customers that are given to a queue to the saved settings of the last run. Raises `OSError`."""
     last = recall(journal)
     queued = tuple(sorted({*(last.queued or ()), *external_ids}))
     _write(journal, msgspec.structs.replace(last, queued=queued))
@@ -157,7 +157,7 @@ def recall_if_any(journal: JournalPlace) -> LastRun | None:
     try:
         return _read_last(place) if os.path.exists(place) else None
     except (OSError, msgspec.MsgspecError) as error:
-        _log.warning("%s is ignored, it does not hold the settings of a run: %s", place, error)
+        _log.warning("%s is ignored because it does not contain the settings of a run: %s", place, error)
     return None
 
 

@@ -27,7 +27,7 @@ _WINDOW = 60.0
 
 @dataclass(slots=True)
 class CustomerProgress:
-    """One customer: the step, since when, and what the server says about it."""
+    """One customer: its step, the time of that step's start, and the server's progress text."""
 
     external_id: str
     files: int
@@ -36,18 +36,18 @@ class CustomerProgress:
     began: float = 0.0
     text: str = ""
     trouble: str = ""
-    """The last failed attempt, until the customer comes further."""
+    """The last failed attempt, until the customer advances."""
     uploads: int = 0
 
 
 @final
 class LiveState:
-    """Takes events and outcomes, and answers what is under way."""
+    """Collects events and outcomes, and returns what is in progress."""
 
     __slots__ = ("_answers", "_customers", "_runs", "durations", "ended", "now")
 
     def __init__(self, files: Mapping[str, int]) -> None:
-        """`files`: how many each customer has."""
+        """`files`: the number of files of each customer."""
         self._customers = {name: CustomerProgress(name, count) for name, count in files.items()}
         self._runs: dict[str, CustomerProgress] = {}
         self._answers: deque[float] = deque()
@@ -55,10 +55,10 @@ class LiveState:
         self.ended: Counter[str] = Counter()
         """Customers by outcome."""
         self.now: float = 0.0
-        """The time of the last event, on the loop's clock; whoever draws sets it."""
+        """The present time (loop's clock): that of the last event, or later if the view sets it."""
 
     def note(self, event: Event) -> None:
-        """Take an event."""
+        """Record an event."""
         self.now = max(self.now, event.at)
         match event:
             case MigrationChanged():
@@ -83,31 +83,31 @@ class LiveState:
 
     @property
     def total(self) -> int:
-        """Customers."""
+        """The number of customers."""
         return len(self._customers)
 
     @property
     def steps(self) -> Counter[str]:
-        """Customers by step, those that have ended too."""
+        """The number of customers at each step, or with each outcome."""
         return Counter(customer.step for customer in self._customers.values())
 
     def requests(self) -> int:
-        """Return how many requests were answered in the last minute."""
+        """Return the number of requests that were answered in the last minute."""
         while self._answers and self._answers[0] < self.now - _WINDOW:
             self._answers.popleft()
         return len(self._answers)
 
     def slowest(self, most: int) -> list[CustomerProgress]:
-        """Return those who have been under way for the longest time, the longest first."""
+        """Return the customers that have been in progress for the longest time, the longest first."""
         active = [customer for customer in self._customers.values() if customer.step in ACTIVE]
         return sorted(active, key=lambda customer: customer.began)[:most]
 
     def in_trouble(self) -> list[CustomerProgress]:
-        """Return those whose last attempt failed and is repeated, in the order of the manifest."""
+        """Return the customers whose last attempt failed and is repeated, in the order of the manifest."""
         return [each for each in self._customers.values() if each.trouble and each.step in ACTIVE]
 
     def under_way(self) -> list[RemainingWork]:
-        """Return what is left to do for each customer who has not ended."""
+        """Return the remaining work of each customer that has not ended."""
         return [
             RemainingWork(
                 step=customer.step,

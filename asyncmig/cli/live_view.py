@@ -18,7 +18,7 @@ from rich.text import Text
 from asyncmig._io.gate import GateStatistics
 from asyncmig.cli.live_state import LiveState
 from asyncmig.cli.options import spoken
-from asyncmig.cli.output import clean, counted, draws, say
+from asyncmig.cli.output import clean, counted, draws, say, shortened
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus
@@ -53,7 +53,7 @@ __all__ = [
 _SLOWEST = 10
 _BUDGETS = 3
 _BESIDES = 9
-"""Lines of the view besides the slowest, and some room."""
+"""Lines of the view that are not about the slowest customers, with a margin."""
 
 
 def view(
@@ -61,9 +61,10 @@ def view(
     stats: Mapping[str, GateStatistics],
     left: Forecast,
     waiting: Iterator[str],
+    width: int,
     height: int,
 ) -> RenderableType:
-    """Return what is to be drawn on a terminal of so many lines."""
+    """Return the view for a terminal of this many columns and lines. Lines are cut between words."""
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(
@@ -75,35 +76,32 @@ def view(
         ),
         " · ".join(part for part in (done(tracker), time_left(left)) if part),
     )
-    lines = [_view_line(under_way(tracker)), _view_line(budget(tracker, stats), "dim")]
-    lines += [_view_line(text, "yellow") for text in (failing(tracker), *waiting) if text]
-    return Group(bar, *lines, _slowest(tracker, min(_SLOWEST, max(0, height - _BESIDES))))
-
-
-def _view_line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, overflow="ellipsis", no_wrap=True)
+    lines = [(under_way(tracker), ""), (budget(tracker, stats), "dim")]
+    lines += [(text, "yellow") for text in (failing(tracker), *waiting) if text]
+    lines += _slowest(tracker, min(_SLOWEST, max(0, height - _BESIDES)))
+    return Group(bar, *(Text(shortened(text, width), style=style) for text, style in lines))
 
 
 def done(tracker: LiveState) -> str:
-    """Return how many have ended, and how."""
+    """Return how many customers have ended, and with which outcomes."""
     ended = ", ".join(f"{count} {kind}" for kind, count in sorted(tracker.ended.items()))
     return f"{tracker.ended.total()} of {tracker.total} done" + (f" ({ended})" if ended else "")
 
 
 def time_left(left: Forecast) -> str:
-    """Return when it will be over, as far as that can be said."""
+    """Return the time that is left; empty if there is no estimate."""
     if left.seconds <= 0:
         return ""
     return f"{'at least' if left.is_bound else 'about'} {spoken(left.seconds)} left"
 
 
 def under_way(tracker: LiveState) -> str:
-    """Return how many are at which step."""
+    """Return how many customers are at each step."""
     return ", ".join(f"{tracker.steps[step]} {step}" for step in ("waiting", *ACTIVE) if tracker.steps[step])
 
 
 def budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
-    """Return what was sent of late, and how much of the limit that is where it is most."""
+    """Return the requests of the last minute, and the budgets that are used most."""
     fullest = sorted(stats.values(), key=lambda gate: gate.used / gate.slots, reverse=True)[:_BUDGETS]
     shares = [f"{_short(gate.name)} {gate.used}/{gate.slots}" for gate in fullest if gate.used]
     sent = f"{counted(tracker.requests(), 'request')} in the last minute"
@@ -111,7 +109,7 @@ def budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
 
 
 def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float], now: float) -> Iterator[str]:
-    """Yield what the limit holds back at present; polls that wait are no news."""
+    """Yield the budgets that hold requests back now. Waiting polls do not count."""
     for gate in stats.values():
         waiting = work_waiting(gate)
         if gate.held_until is not None and gate.held_until > now:
@@ -121,7 +119,7 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
 
 
 def failing(tracker: LiveState) -> str:
-    """Return how many customers repeat what failed, and what failed for one of them."""
+    """Return how many customers repeat a failed attempt, and the failure of the first one."""
     troubled = tracker.in_trouble()
     if not troubled:
         return ""
@@ -130,7 +128,7 @@ def failing(tracker: LiveState) -> str:
 
 
 def work_waiting(gate: GateStatistics) -> int:
-    """Return how many requests wait that are no polls."""
+    """Return how many requests wait that are not polls."""
     return sum(gate.waiting.get(lane, 0) for lane in ("DECIDE", "WORK"))
 
 
@@ -138,33 +136,30 @@ def _short(name: str) -> str:
     return "all requests" if name == "*" else name.replace("/companies/{id}", "…")
 
 
-def _slowest(tracker: LiveState, most: int) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    for customer in tracker.slowest(most):
-        table.add_row(
-            Text(clean(customer.external_id), overflow="ellipsis", no_wrap=True),
-            Text(customer.step, style="cyan"),
-            Text(spoken(max(0.0, tracker.now - customer.since))),
-            Text(
-                clean(customer.trouble or customer.text, 200 if customer.trouble else 80),
-                style="yellow" if customer.trouble else "dim",
-                overflow="ellipsis",
-                no_wrap=True,
-            ),
+def _slowest(tracker: LiveState, most: int) -> list[tuple[str, str]]:
+    """Return a line and its style for each of the customers that have been in progress for the longest time."""
+    slowest = [(each, clean(each.external_id)) for each in tracker.slowest(most)]
+    widest = max((len(name) for _, name in slowest), default=0)
+    return [
+        (
+            f"{name:<{widest}}  {each.step:<11}  {spoken(max(0.0, tracker.now - each.since)):<12}  "
+            f"{clean(each.trouble or each.text)}".rstrip(),
+            "yellow" if each.trouble else "cyan",
         )
-    return table
+        for each, name in slowest
+    ]
 
 
 STYLES = {"delivered": "green", "failed": "red", "parked": "yellow", "unknown": "magenta", "pending": "cyan"}
-"""A colour for each outcome."""
+"""The colour of each outcome."""
 _LINE_EVERY = 5.0
-"""Wall-clock seconds between lines about the whole fleet, where there is no terminal."""
+"""Wall-clock seconds between lines about the whole fleet, without a terminal."""
 _VIEW_EVERY = 0.25
 
 
 @final
 class LiveView:
-    """Follows a session's events and its fleet's outcomes, and shows them on `console`."""
+    """Shows the events of a session and the outcomes of its fleet on `console`."""
 
     __slots__ = (
         "_console",
@@ -181,7 +176,7 @@ class LiveView:
     def __init__(
         self, console: Console, files: Mapping[str, int], settings: Settings, display: Display
     ) -> None:
-        """`files`: how many each customer has."""
+        """`files`: the number of files of each customer."""
         self._console, self._settings, self._display = console, settings, display
         self._draws = draws(console) and not display.quiet
         self._tracker = LiveState(files)
@@ -192,7 +187,7 @@ class LiveView:
 
     @contextmanager
     def following(self, session: Session) -> Generator[None]:
-        """Show what happens in `session` until the block ends."""
+        """Show the events of `session` until the block ends."""
         self._session = session
         with session.events.subscribe(self._tracker.note), session.events.subscribe(self._tell):
             if self._display.quiet:
@@ -212,7 +207,7 @@ class LiveView:
                     yield
 
     def known(self, delivered: Collection[str]) -> None:
-        """Say which customers an earlier process has delivered: they are not shown one by one."""
+        """Take the customers that an earlier process has delivered; they are only counted."""
         self._known = frozenset(delivered)
         if delivered and not self._display.quiet:
             say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
@@ -251,14 +246,14 @@ class LiveView:
         return done(self._tracker), under_way(self._tracker)
 
     def _say_if_changed(self) -> None:
-        """Say how all of them are, unless it is what was said last."""
+        """Print the line about the whole fleet if it has changed."""
         counts = " · ".join((*self._counts(), "retrying" if self._tracker.in_trouble() else ""))
         if counts != self._last:
             self._last = counts
             say(self._console, self.status())
 
     def _tell(self, event: Event) -> None:
-        """Say what is worth a line of its own."""
+        """Print an event that gets a line of its own."""
         line = _news(event) or (_step(event) if self._display.verbose else None)
         if line is not None and not self._display.quiet:
             say(self._console, line, "dim")
@@ -288,11 +283,14 @@ class LiveView:
         return (gate for gate in self._stats().values() if work_waiting(gate))
 
     def _view(self) -> RenderableType:
-        return view(self._tracker, self._stats(), self._forecast(), self._waits(), self._console.height)
+        console = self._console
+        return view(
+            self._tracker, self._stats(), self._forecast(), self._waits(), console.width, console.height
+        )
 
     @contextmanager
     def _every(self, seconds: float, show: Callable[[], None]) -> Generator[None]:
-        """Call `show` every so many seconds of the wall-clock, in the loop's own thread."""
+        """Call `show` at this interval (wall-clock seconds), on the event loop."""
         loop, pause = asyncio.get_running_loop(), seconds * self._settings.speed
         timer: asyncio.TimerHandle
 
@@ -310,16 +308,16 @@ class LiveView:
 
 
 def _gate_wait(session: Session, name: str) -> float:
-    """Return how long a request waits for the limit that `session.stats()` calls `name`."""
+    """Return the seconds that a request would wait for the budget with this name in `session.stats()`."""
     method, _, template = name.partition(" ")
-    return session.gate(method, template).wait_estimate()  # one budget for all is every endpoint's
+    return session.gate(method, template).wait_estimate()  # the budget of the key is that of every endpoint
 
 
 def _news(event: Event) -> str | None:
     match event:
         case Held():
             return (
-                f"{'limit':>9}  {event.budget}: a 429 came, nothing is sent there for {event.seconds:.1f} s"
+                f"{'limit':>9}  {event.budget}: answered 429, nothing is sent there for {event.seconds:.1f} s"
             )
         case RunStalled():
             run = f"run {clean(event.ids['run'])}" + (f" of {event.external_id}" if event.external_id else "")
@@ -343,7 +341,7 @@ def _step(event: Event) -> str | None:
 
 
 def failure_line(event: AttemptFailed) -> str:
-    """Return an attempt that failed and is repeated as a line for people."""
+    """Return a line about an attempt that failed and is repeated."""
     return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
 
 

@@ -35,7 +35,7 @@ DEFAULT_RATE = Rate()
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A duration that is printed as it was written: `1h30m`."""
+    """A duration; its text is in the form of the command line: `1h30m`."""
 
     seconds: float
 

@@ -113,7 +113,7 @@ def _begun(records: Iterable[CustomerRecord]) -> frozenset[str]:
 
 
 def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words: Console) -> None:
-    """Say which customers were begun and stand in the manifest no more."""
+    """Print a note about customers that are in the journal and no longer in the manifest."""
     removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
     if removed:
         say(
@@ -125,7 +125,7 @@ def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words
 
 
 def check_names(options: Options) -> None:
-    """Refuse paths whose names are not UTF-8: reports, and what is remembered of the run, hold them as text."""
+    """Raise `InvalidInput` for paths that are not UTF-8: reports and saved settings contain them as text."""
     named = {name: getattr(options, name) for name in ("manifest", *sorted(PATHS))}
     for name, path in {**named, "folder": Path.cwd()}.items():
         if path is not None:
@@ -133,7 +133,7 @@ def check_names(options: Options) -> None:
 
 
 def check_folders(out: Path, manifest: Manifest) -> None:
-    """Refuse ids that differ only in case where the file system does not tell them apart."""
+    """Raise `InvalidInput` for ids that differ only in case if the file system ignores case."""
     if not (out / "REPORT.JSON").exists():
         return
     seen: dict[str, str] = {}
@@ -157,19 +157,19 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     if manifest.ignored:
         say(
             words,
-            f"note: columns that mean nothing here: {clean(', '.join(manifest.ignored))}",
+            f"note: columns that are ignored: {clean(', '.join(manifest.ignored))}",
             "dim",
         )
     return manifest
 
 
 def say_excluded(manifest: Manifest, words: Console) -> None:
-    """Say which files a glob matches and that are no inputs."""
+    """Print a note about files that a glob matches although they are not inputs."""
     if manifest.excluded:
         named = [f"{clean(str(path))} ({clean(what)})" for path, what in manifest.excluded.items()]
         say(
             words,
-            f"note: a glob matches files that are no inputs, and leaves them out: {listed(named)}",
+            f"note: a glob matches files that are not inputs, and leaves them out: {listed(named)}",
             "dim",
         )
 
@@ -230,7 +230,7 @@ def print_plan(data: Console, planned: Plan, options: Options) -> None:
 def _customers(planned: Plan) -> Iterator[str]:
     for count, words in (
         (planned.new, "new"),
-        (planned.under_way, "to go on with"),
+        (planned.under_way, "to continue"),
         (len(planned.done), "delivered already"),
         (len(planned.failed), "failed already, and left as they are"),
         (len(planned.repeated), "to be imported again after a failure"),
@@ -253,8 +253,8 @@ def _earliest(planned: Plan, options: Options) -> str:
     scope = "by endpoint" if options.scope == "endpoint" else "over the whole key"
     when = f"after {spoken(planned.seconds)}" if planned.seconds else "within the first window"
     return (
-        f"\nAt {options.rate} {scope} the last request can go {when} at the earliest; the time that imports take, "
-        "polls of those that are not ready, and the bytes come on top."
+        f"\nAt {options.rate} {scope} the last request can go {when} at the earliest. The durations of imports, "
+        "further polls, and the transfer of files add to that."
     )
 
 
@@ -263,10 +263,8 @@ def _warnings(planned: Plan, options: Options) -> Iterator[str]:
         yield f"\nParked, waiting for a decision: {_some(planned.parked)}. To see what they ask:"
         yield f"  {about_journal(options.journal, 'review')}"
     if planned.destructive:
-        fate = (
-            "and --decide approve will approve that" if options.decide == "approve" else "if it is approved"
-        )
-        yield f"\nWhat is proposed for these destroys rows, or may, {fate}:"
+        fate = "and --decide approve approves them" if options.decide == "approve" else "if they are approved"
+        yield f"\nThe proposals for these customers destroy rows, or may, {fate}:"
         for each in planned.destructive:
             yield f"  {each.external_id}: {_actions(each)}"
     if planned.failed:

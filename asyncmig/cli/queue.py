@@ -1,4 +1,4 @@
-"""`asyncmig run --queue`: workers elsewhere do it; this process submits, follows and reports."""
+"""`asyncmig run --queue`: workers migrate the customers; this process submits them and reports the outcomes."""
 
 import asyncio
 import logging
@@ -21,10 +21,10 @@ __all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_ur
 
 
 def queue_url(given: str) -> str:
-    """Return the URL that `--queue` names: itself, or an environment variable that holds it.
+    """Return the URL of a queue. `given`: the URL, or the environment variable that holds it.
 
-    Raises `InvalidInput`, which shows no secret, for what is neither, and for a URL with a password: everybody on the
-    machine could read it on the command line.
+    Raises `InvalidInput`, without secrets, for any other text, and for a URL with a password, because every user of
+    the machine can read the command lines of processes.
     """
     if url := os.environ.get(given):
         parse_server(given, url)
@@ -46,11 +46,11 @@ async def follow(
     over: asyncio.Event,
     on_connected: Callable[[], None],
 ) -> AsyncGenerator[Outcome]:
-    """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs go on without it.
+    """Submit all of `specs`, and yield each outcome as it comes, until `over` is set. The jobs continue after that.
 
-    What is not `asked` is as the workers do it. Files are named by absolute paths, which have to mean the same to the
-    workers. Once `over` is set, neither a connection nor a reply is waited for. Calls `on_connected` once the
-    queue can be used, before anything is submitted.
+    The workers' options apply to all that is not in `asked`. Files are named by absolute paths, which must be valid
+    for the workers too. Once `over` is set, the function waits neither for a connection nor for a response. Calls
+    `on_connected` once the queue can be used, before anything is submitted.
     """
     outcomes = _outcomes(url, specs, asked, api, on_connected)
     ending = asyncio.ensure_future(over.wait())
@@ -76,9 +76,9 @@ async def follow(
 async def _outcomes(
     url: str, specs: Sequence[Spec], asked: "OptionOverrides", api: str, on_connected: Callable[[], None]
 ) -> AsyncGenerator[Outcome]:
-    from asyncmig.distributed.saq import MigrationQueue  # only who queues needs the extra
+    from asyncmig.distributed.saq import MigrationQueue  # the extra is needed only with a queue
 
-    for name in ("psycopg", "redis", "saq"):  # what they log is said in our words
+    for name in ("psycopg", "redis", "saq"):  # their failures are reported as exceptions
         logging.getLogger(name).addHandler(logging.NullHandler())
     async with MigrationQueue(url, api=api) as queue:
         on_connected()
@@ -100,11 +100,11 @@ _OF_THE_WORKERS = {
     "root": "ASYNCMIG_ROOT",
     "speed": None,
 }
-"""Settings that one session of a worker has for all its jobs, and the worker's variable for each."""
+"""Settings that a worker has once for all its jobs, and the environment variable of the worker for each."""
 
 
 def notes_about(given: Collection[str], *, verbose: bool) -> Iterator[str]:
-    """Yield, for people, which of the `given` settings do not reach the workers; the others travel with the jobs."""
+    """Yield notes about the `given` settings that do not reach the workers; the others are part of the jobs."""
     here = [name for name in _OF_THE_WORKERS if name in given]
     if here:
         variables = ", ".join(variable for name in here if (variable := _OF_THE_WORKERS[name]))
@@ -112,7 +112,7 @@ def notes_about(given: Collection[str], *, verbose: bool) -> Iterator[str]:
         yield f"note: {_flags(here)} from here do not reach the workers{where}."
     ends = [name for name in ("max_duration", "stop_after_failures") if name in given]
     if ends:
-        yield f"note: {_flags(ends)} can end this command; the jobs go on."
+        yield f"note: {_flags(ends)} can end this command; the jobs continue."
     if verbose:
         yield "note: -v cannot show the steps of customers that workers migrate; only outcomes are printed."
 
@@ -126,7 +126,7 @@ WORKERS_OWN = frozenset({"decide", "filter", "retries"})
 
 
 def option_overrides(options: Settings, given: Collection[str], *, retry_failed: bool) -> "OptionOverrides":
-    """Return the options that go with the jobs: those that are `given`. For the others the workers' values hold."""
+    """Return the options that are part of the jobs: the `given` ones. The workers' values apply to the others."""
     overrides: OptionOverrides = {"retry_failed": True} if retry_failed else {}
     if "decide" in given:
         overrides["decide"] = options.policy

@@ -102,7 +102,7 @@ class RunResult:
 
 @final
 class _KeyWatch:
-    """Notices that the API key was refused."""
+    """Records whether the API key was refused."""
 
     __slots__ = ("refused",)
 
@@ -116,7 +116,7 @@ class _KeyWatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What one call of the command runs, in addition to the options."""
+    """What a call of the command runs, in addition to the options."""
 
     selection: str | None = None
     """The value of `--select`; None: all customers. Failed imports of selected customers are repeated."""
@@ -139,7 +139,7 @@ async def drive(
     display: Display = Display(),  # noqa: B008 - it is frozen
     api_key: str | None = None,
 ) -> RunResult:
-    """Migrate the customers of a manifest, show it on `words`, and keep `report.json` up to date.
+    """Migrate the customers of a manifest, show the progress on `words`, and keep `report.json` up to date.
 
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.

@@ -1,4 +1,4 @@
-"""The settings of the commands: as options, environment variables, and the `[defaults]` of a manifest."""
+"""The settings of the commands: options, environment variables, and the `[defaults]` of a manifest."""
 
 import os
 import shlex
@@ -116,7 +116,7 @@ def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | Non
 
 
 def _without_password(context: typer.Context, place: JournalPlace) -> JournalPlace:
-    """Return the place of a journal in words that can be printed. Raises `InvalidInput` for a password in them."""
+    """Return a journal's place that may be printed. Raises `InvalidInput` for a password on the command line."""
     if not place.shows_password:
         return place
     variable = environment_name("journal")
@@ -292,8 +292,8 @@ def open_session(
 
     `api_key`: the default is `VERN_API_KEY`. Without a journal, the session neither reads nor writes a send log.
 
-    Raises `InvalidInput`, also for a faster clock with a server whose own clock does not run faster, too: it would
-    be sent more than its limit.
+    Raises `InvalidInput`, also for a faster clock (`speed`) with a server on another machine: the clock of a real
+    server does not run faster, so it would receive more requests than its limit allows.
     """
     recent = None if journal is None else journal.beside("recent")
     if recent is not None and journal is not None and journal.path is None:
@@ -310,7 +310,7 @@ def open_session(
     if reach.speed != 1 and not is_loopback(session.base_url):
         host = urlsplit(session.base_url).hostname
         raise InvalidInput(
-            "speed", reach.speed, f"is for the simulator on this machine, and {host} is another one"
+            "speed", reach.speed, f"is only for the simulator on this machine; {host} is another machine"
         )
     return session
 
@@ -415,7 +415,7 @@ class Options(Settings):
 
 
 def source_of(context: typer.Context, name: str) -> str:
-    """Return where the value of a setting came from, in words."""
+    """Return the origin of a setting's value, for people."""
     source = context.get_parameter_source(name)
     match source.name if source else "":
         case "COMMANDLINE":
@@ -429,12 +429,12 @@ def source_of(context: typer.Context, name: str) -> str:
 
 
 def given(context: typer.Context) -> frozenset[str]:
-    """Return the settings that the command line, the environment or a file gives."""
+    """Return the names of the settings that the command line, the environment or a file sets."""
     return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
 
 
 def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
-    """Return where a run would write, and the root of its inputs, for a command that has no options for them."""
+    """Return where a run would write, and its `root`, for a command that has no options for them."""
     defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
     defaults |= context.default_map or {}
     given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}

@@ -218,7 +218,7 @@ def test_globs_leave_out_what_runs_write_and_say_so(
     result = run(
         manifest(cora=glob), "--report", "second.html", "--journal", "second.db", "--decide", "approve"
     )
-    assert "a glob matches files that are no inputs, and leaves them out: " in result.err
+    assert "a glob matches files that are not inputs, and leaves them out: " in result.err
     assert "customers.csv (the manifest)" in result.err
     assert result.code == 0, result.err
     assert uploaded == ["acme.csv"]

@@ -59,7 +59,7 @@ def test_it_knows_what_was_done_and_what_would_destroy_rows(
     cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url)
     sent = simulator.count()
     words = cli("run", manifest, "--plan").out
-    assert "1 to go on with, 1 delivered already, 1 failed already" in words
+    assert "1 to continue, 1 delivered already, 1 failed already" in words
     assert "Parked, waiting for a decision: bolt." in words
     (line,) = [line for line in words.splitlines() if line.startswith("  bolt: ")]
     assert set(line.removeprefix("  bolt: ").split("; ")) == {"dedup_keep_first by Email"}, line

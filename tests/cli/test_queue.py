@@ -111,7 +111,7 @@ def test_what_the_workers_do_not_take_from_here_is_said(
         "set ASYNCMIG_SCOPE, ASYNCMIG_RATE, ASYNCMIG_BASE_URL, ASYNCMIG_CONCURRENCY, ASYNCMIG_ROOT where they run"
         in said
     )
-    assert "note: --max-duration, --stop-after-failures can end this command; the jobs go on." in said
+    assert "note: --max-duration, --stop-after-failures can end this command; the jobs continue." in said
     assert "note: -v cannot show" in said
     notes = [line for line in said.splitlines() if line.startswith("note:")]
     assert not any(

@@ -1,5 +1,7 @@
 """What a person reads at 80 columns, what a program reads with `--json`, and one style for all options."""
 
+import asyncio
+import io
 import json
 import re
 import subprocess
@@ -9,8 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from asyncmig.cli.app import app
+from asyncmig.cli.live_view import LiveView
+from asyncmig.cli.settings import Display, Settings
+from asyncmig.events import AttemptFailed, MigrationChanged
+from asyncmig.session import Session
 
 from .conftest import KEY, SPEED, Cli, Simulator
 from .terminal import Terminal
@@ -195,3 +202,33 @@ def test_imports_are_as_long_as_the_pace_says(
         report = json.loads((tmp_path / f"out-{pace}/report.json").read_text(encoding="utf-8"))
         seconds.append(report["customers"][0]["seconds"])
     assert seconds[0] < seconds[1]
+
+
+@pytest.mark.looptime
+async def test_the_live_view_is_cut_between_words_only() -> None:
+    out, names = io.StringIO(), [f"customer-{n:03}" for n in range(5)]
+    console = Console(file=out, width=COLUMNS, force_terminal=True, no_color=True)
+    progress = LiveView(console, dict.fromkeys(names, 1), Settings(), Display())
+    session = Session("key", "http://127.0.0.1:9/api/v1")
+    trouble = {
+        "endpoint": "PUT {upload_url}",
+        "attempt": 3,
+        "attempts": 8,
+        "status": 403,
+        "error": "denied " * 30,
+    }
+    with progress.following(session):
+        for name in names:
+            session.events.emit(
+                MigrationChanged(at=0.0, external_id=name, step="uploading", detail="contacts.csv")
+            )
+            session.events.emit(AttemptFailed(at=0.0, external_id=name, **trouble))  # type: ignore[arg-type]
+        await asyncio.sleep(1.0)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").splitlines()
+    cut = [line for line in lines if line.endswith("…")]
+    assert cut
+    assert max(map(len, lines)) <= COLUMNS
+    words = (
+        f"denied … PUT {{upload_url}} answered 403 (attempt 3 of 8; tried again): {' '.join(names)}".split()
+    )
+    assert {line.split()[-2].rstrip(":,") for line in cut} <= {word.rstrip(":,") for word in words}
