@@ -83,6 +83,13 @@ class Farm:
             command = [sys.executable, HERE / "workerprocess.py"]
             self.workers.append(subprocess.Popen(command, env=environment, stderr=self._log))
 
+    def pause_simulator(self) -> None:
+        """Let the simulator answer nothing until it is resumed: requests that arrive meanwhile are in flight."""
+        self._simulator.send_signal(signal.SIGSTOP)
+
+    def resume_simulator(self) -> None:
+        self._simulator.send_signal(signal.SIGCONT)
+
     def kill(self, number: int) -> None:
         """Kill a worker."""
         self.workers[number].kill()

@@ -171,7 +171,9 @@ class SqliteStore(ClaimStore):
 
     def _commit(self, ops: Sequence[WriteOp]) -> None:
         try:
-            db = self._ready()
+            db = self._opened()
+            if self._inode() != self._identity:
+                raise JournalError(str(self._path), "the file was replaced or moved while it was in use")
             db.execute("BEGIN IMMEDIATE")
             self._now = Moment.now()
             self._apply(ops)
@@ -251,12 +253,6 @@ class SqliteStore(ClaimStore):
         if self._db is None:
             raise JournalError(str(self._path), "is closed")
         return self._db
-
-    def _ready(self) -> sqlite3.Connection:
-        db = self._opened()
-        if self._inode() != self._identity:
-            raise JournalError(str(self._path), "the file was replaced or moved while it was in use")
-        return db
 
     def _inode(self) -> tuple[int, int]:
         # Never open() this file: closing it would drop SQLite's locks of this process (see sqlite.org, "How To

@@ -211,7 +211,7 @@ def compact(path: Path, connect: Connect) -> tuple[int, int]:
 def _first_readable(path: Path, connect: Connect) -> sqlite3.Connection:
     # "rw" comes first: only such a connection deletes the side files when it is the last one to close.
     # "immutable" is for a folder where side files cannot be created. It ignores a "-wal" file, so none may exist.
-    modes = ["rw", "ro"] if _beside(path, "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
+    modes = ["rw", "ro"] if path.with_name(f"{path.name}-wal").exists() else ["rw", "ro", "ro&immutable=1"]
     for mode in modes[:-1]:
         try:
             return _queryable(path, mode, connect)
@@ -326,10 +326,6 @@ def _check_place(path: Path) -> None:
 
 def _uri(path: Path, mode: str) -> str:
     return f"{path.absolute().as_uri()}?mode={mode}"
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
 
 
 @contextmanager

@@ -130,8 +130,11 @@ async def test_workers_that_are_killed_and_paused_lose_and_double_nothing(
         paused = workers.workers[0]
         paused.send_signal(signal.SIGSTOP)  # past its lease, in the journal and in the queue
         for _ in range(3):
-            await asyncio.sleep(rng.uniform(0.5, 1.5))
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+            workers.pause_simulator()  # the killed worker has requests in flight, whatever the machine's load
+            await asyncio.sleep(0.3)
             await asyncio.to_thread(workers.kill, rng.randrange(1, 4))
+            workers.resume_simulator()
             workers.start()
         await asyncio.sleep(HEARTBEAT)
         paused.send_signal(signal.SIGCONT)
