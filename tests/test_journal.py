@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import pickle
 import sqlite3
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -396,6 +397,14 @@ async def test_a_journal_in_a_database_is_read_as_one_in_a_file(
                 await claim.release()
                 assert (await reader.activity())[customer] == Activity(event.at, None)
     assert JournalPlace("NO_ADDRESS").path == Path("NO_ADDRESS")
+
+
+def test_a_database_without_the_extra_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "asyncmig.journal.postgres")
+    with pytest.raises(InvalidInput, match=r"asyncmig\[postgres\]") as caught:
+        open_journal("postgresql://me:hush@host/db")
+    assert "hush" not in str(caught.value)
 
 
 async def test_reading_a_database_without_a_journal_creates_none(database_url: str, prefix: str):

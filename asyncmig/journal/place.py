@@ -9,6 +9,7 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, is_postgres, parse_server
+from asyncmig.errors import InvalidInput
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.sqlite import Journal
 from asyncmig.journal.sqlite_file import check_is_path
@@ -91,12 +92,15 @@ def open_journal(
     `place`: the path of a file, the address of a PostgreSQL (a URL or `key=value` pairs; needs the extra `postgres`),
     or the name of an environment variable that holds such an address. In a database, the journal is in the schema
     `asyncmig`. `holder`, `lease` (real seconds) and `read_only`: see `Journal`. Raises `InvalidInput` for an invalid
-    address and for the address of another server.
+    address, for the address of another server, and if the extra `postgres` is missing.
     """
     place = place if isinstance(place, JournalPlace) else JournalPlace(str(place))
     server = place.server
     if server is None:
         return Journal(place.text, holder=holder, lease=lease, read_only=read_only)
-    from asyncmig.journal.postgres import PostgresJournal  # imported here because psycopg is optional
-
+    try:
+        from asyncmig.journal.postgres import PostgresJournal  # imported here because psycopg is optional
+    except ModuleNotFoundError as error:
+        reason = "needs the extra `postgres`: pip install 'asyncmig[postgres]'"
+        raise InvalidInput("journal", str(server), reason) from error
     return PostgresJournal(server.text, holder=holder, lease=lease, read_only=read_only)
