@@ -73,7 +73,7 @@ class AnyQueue(Queue):
         raise NotImplementedError
 
     async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
-        """Run a step once. Raises `QueueUnavailable` instead of the client library's error.
+        """Run a step once, for at most 20 real seconds. Raises `QueueUnavailable` instead of the client's error.
 
         `was_used`: whether the server could be used before, so that it is the right kind of server.
         """
@@ -170,8 +170,11 @@ class _ResilientQueue(AnyQueue):
 
     async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
         try:
-            return await step()
-        except self.away as error:
+            async with asyncio.timeout(
+                real_seconds(_PATIENCE)
+            ):  # a step may wait for the server to come back
+                return await step()
+        except self.away as error:  # includes the time-out
             failure = self._unavailable(error, was_used=was_used)
         # Outside `except`, so that it has no context: messages of client libraries may contain parts of the URL.
         raise failure

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import pickle
+import signal
 import socket
 import threading
 import traceback
@@ -223,3 +224,23 @@ def test_one_that_stops_after_entering(
 
     asyncio.run(main())
     assert SECRET not in caplog.text
+
+
+def test_one_that_stops_to_answer_after_entering(
+    guarded: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue._PATIENCE", 1.0)
+    (spec,) = customers(tmp_path, 1)
+
+    async def main() -> None:
+        async with MigrationQueue(guarded.url, name="silent") as queue:
+            assert await queue.submit(spec)
+            guarded.send(signal.SIGSTOP)
+            try:
+                for call in (lambda: queue.submit(spec), lambda: queue.abort(spec.external_id)):
+                    with pytest.raises(QueueUnavailable, match="does not answer"):
+                        await call()
+            finally:
+                guarded.send(signal.SIGCONT)
+
+    asyncio.run(main())
