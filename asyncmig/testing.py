@@ -55,7 +55,6 @@ from asyncmig.simulator import (
     Variants,
     Verdict,
     World,
-    endpoint_of,
     serve,
 )
 
@@ -103,6 +102,7 @@ class InProcess:
         self.latency = latency
         self.rng: Random = rng or Random(7)
         self.faults: Faults = faults or Faults()
+        world.base_url = self.BASE_URL
         world.storage_url = self.STORAGE_URL
         self.sent: list[tuple[float, str, str]] = []
         self.foreign: list[str] = []
@@ -132,7 +132,7 @@ class InProcess:
 
     def pick(self, request: Request, now: float) -> Fault:
         """Return the fault of a request."""
-        return self.faults.pick(endpoint_of(request), now)
+        return self.faults.pick(self.world.endpoint_of(request), now)
 
     async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
         """Let a request reach the server, or not, and return its response. Raises `Lost`."""
@@ -248,7 +248,7 @@ class Simulator:
             scope=self._scope,
         )
 
-    def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving]:
+    def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving[World]]:
         """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.
 
         Its key is `api_key`. Uploads go to loopback as well from then on.

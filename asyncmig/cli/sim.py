@@ -29,10 +29,10 @@ from asyncmig.journal import JournalPlace
 from asyncmig.session import Scope
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES
-from asyncmig.simulator.companies.runs import RunDurations
 from asyncmig.simulator.companies.variants import VARIANTS, Variants
 from asyncmig.simulator.companies.world import World
 from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Faults
 from asyncmig.simulator.server.ledger import Ledger, Verdict
 

@@ -20,7 +20,6 @@ counts what the client did wrong. The simulator imports nothing of the client. T
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES, Profile
 from asyncmig.simulator.companies.routes import endpoint_of
-from asyncmig.simulator.companies.runs import RunDurations
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.companies.variants import VARIANTS, Variants
 from asyncmig.simulator.companies.webhooks import (
@@ -34,6 +33,7 @@ from asyncmig.simulator.companies.webhooks import (
 from asyncmig.simulator.companies.world import World
 from asyncmig.simulator.server.app import Serving, serve
 from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.server.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket

@@ -12,10 +12,10 @@ import pytest
 
 from asyncmig.cli.app import run_app
 from asyncmig.simulator import Reply, Request, World
-from asyncmig.simulator.companies.runs import RunDurations
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.server.app import serve
 from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.server.durations import RunDurations
 
 SPEED = 60.0
 KEY = "sk-very-secret"

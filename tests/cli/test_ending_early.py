@@ -11,7 +11,7 @@ import pytest
 
 from asyncmig.cli.options import Duration, parse_duration
 from asyncmig.errors import InvalidInput
-from asyncmig.simulator.companies.runs import RunDurations
+from asyncmig.simulator.server.durations import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 

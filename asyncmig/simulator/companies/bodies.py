@@ -1,16 +1,8 @@
 """The request bodies of the contract. Anything else is a 400."""
 
-from typing import TypeVar
-
 import msgspec
 
-__all__ = ["CompanyIn", "DecisionIn", "ExportIn", "ImportIn", "Malformed", "UploadIn", "read"]
-
-T = TypeVar("T")
-
-
-class Malformed(Exception):
-    """The body does not follow the contract."""
+__all__ = ["CompanyIn", "DecisionIn", "ExportIn", "ImportIn", "UploadIn"]
 
 
 class CompanyIn(msgspec.Struct, kw_only=True):
@@ -66,15 +58,3 @@ class ExportIn(msgspec.Struct, kw_only=True):
     def payload(self) -> bytes:
         """Return what an idempotency key stands for."""
         return msgspec.json.encode([self.mode, self.selection], order="deterministic")
-
-
-def read(body: bytes, kind: type[T]) -> T:
-    """Return `body` as `kind`, with every text non-empty. Raises `Malformed` with the server's message."""
-    try:
-        value = msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Malformed(str(error)) from None
-    for name in getattr(kind, "__struct_fields__", ()):
-        if getattr(value, name) == "":
-            raise Malformed(f"{name} is required")
-    return value

@@ -6,9 +6,10 @@ from typing import final
 
 from asyncmig.simulator.companies.bodies import CompanyIn, ImportIn
 from asyncmig.simulator.companies.runs import ExportRun, ImportRun
-from asyncmig.simulator.companies.tables import Schema, Table, Unreadable, read_csv, to_table
+from asyncmig.simulator.companies.tables import Schema, Table
 from asyncmig.simulator.companies.webhooks import Workbook
 from asyncmig.simulator.server.messages import Json, Refusal
+from asyncmig.simulator.server.tables import Unreadable, read_csv, to_table
 
 __all__ = ["Company", "Upload", "take_in"]
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
-from asyncmig.simulator.amounts import check_amount
 from asyncmig.simulator.companies.bodies import AnswerIn
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
+from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.messages import Json
 
-__all__ = ["ExportRun", "ImportRun", "RunDurations"]
+__all__ = ["ExportRun", "ImportRun"]
 
 
 PARKS_ABOVE = 0.05
@@ -22,26 +22,6 @@ _PROPOSED = {
     "link": "keep",
     "strict": "keep",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunDurations:
-    """How long runs take, in seconds: drawn around `base + per_row * rows`."""
-
-    queued: float = 4.0
-    base: float = 30.0
-    per_row: float = 0.2
-    sigma: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for a time that is negative."""
-        for name in ("queued", "base", "per_row", "sigma"):
-            check_amount(f"pace.{name}", getattr(self, name))
-
-    def draw(self, rows: int, rng: Random) -> tuple[float, float]:
-        """Return the seconds for which a run is queued, and for which it runs."""
-        running = (self.base + self.per_row * rows) * rng.lognormvariate(0.0, self.sigma)
-        return self.queued * rng.uniform(0.5, 1.5), running
 
 
 @final

@@ -11,9 +11,7 @@ from asyncmig.simulator.companies.bodies import (
     DecisionIn,
     ExportIn,
     ImportIn,
-    Malformed,
     UploadIn,
-    read,
 )
 from asyncmig.simulator.companies.company import Company, Upload, take_in
 from asyncmig.simulator.companies.judge import judge
@@ -24,14 +22,17 @@ from asyncmig.simulator.companies.replies import (
     describe_templates,
     paged,
 )
-from asyncmig.simulator.companies.routes import PREFIX, find_route
-from asyncmig.simulator.companies.runs import ExportRun, ImportRun, RunDurations
-from asyncmig.simulator.companies.tables import Schema, Unreadable
+from asyncmig.simulator.companies.routes import PREFIX, endpoint_of, find_route
+from asyncmig.simulator.companies.runs import ExportRun, ImportRun
+from asyncmig.simulator.companies.tables import Schema
 from asyncmig.simulator.companies.variants import Variants
 from asyncmig.simulator.companies.webhooks import Workbook
+from asyncmig.simulator.server.bodies import Malformed, read
+from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.server.limits import RateLimit, SlidingLog
 from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, drifted, json_reply
+from asyncmig.simulator.server.tables import Unreadable
 
 __all__ = ["World"]
 
@@ -66,6 +67,7 @@ class World:
         self._seed = seed
         self.rng: Random = Random(seed)
         self.ledger: Ledger = Ledger()
+        self.base_url = "https://api.invalid/api/v1"
         self.storage_url = "https://storage.invalid"
         self._limit, self._scope = limit, scope
         self._limits: dict[str, RateLimit] = {}
@@ -77,6 +79,10 @@ class World:
         self._companies: dict[str, Company] = {}
         self._pending: dict[str, tuple[str, str]] = {}
         """Signed tokens: company and upload reference."""
+
+    def endpoint_of(self, request: Request) -> str:
+        """Return method and route template of a request; `PUT storage` for an upload."""
+        return endpoint_of(request)
 
     def handle(self, request: Request, now: float) -> Reply:
         """Respond to a request to the API's host."""

@@ -5,51 +5,75 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from aiohttp import web
 
-from asyncmig.simulator.companies.routes import endpoint_of
-from asyncmig.simulator.companies.world import World
-from asyncmig.simulator.server.faults import Faults
-from asyncmig.simulator.server.messages import Reply, Request
+from asyncmig.simulator.server.faults import Fault, Faults
+from asyncmig.simulator.server.messages import Reply, Request, Stream
 
-__all__ = ["Serving", "serve"]
+__all__ = ["STREAM_INTERVAL", "Served", "Serving", "serve"]
 
+STREAM_INTERVAL = 1.0
+"""Seconds between two looks at a stream."""
 _LARGEST = 2 * 1024**3
 _FOR_EVER = 86_400.0
 _Handle = Callable[[Request, float], Reply]
 
 
+class Served(Protocol):
+    """The world of an API generation, as the server needs it. The server sets both addresses."""
+
+    base_url: str
+    storage_url: str
+
+    def handle(self, request: Request, now: float) -> Reply:
+        """Respond to a request to the API's host."""
+        ...
+
+    def storage(self, request: Request, now: float) -> Reply:
+        """Respond to a request to the storage's host."""
+        ...
+
+    def endpoint_of(self, request: Request) -> str:
+        """Return method and route template of a request."""
+        ...
+
+
+W = TypeVar("W", bound=Served)
+
+
 @dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(Generic[W]):
     """The address of a served world."""
 
     base_url: str
     """The whole prefix, for `VERN_BASE_URL`."""
-    world: World
+    world: W
 
 
 @asynccontextmanager
 async def serve(
-    world: World,
+    world: W,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
     storage_port: int = 0,
     faults: Faults | None = None,
     tls: ssl.SSLContext | None = None,
-) -> AsyncGenerator[Serving]:
+) -> AsyncGenerator[Serving[W]]:
     """Serve `world` while the block runs. Port 0 selects any free port. Time is the running event loop's.
 
     `tls`: serve https with this context, under the name `localhost`, which its certificate must contain.
     """
     faults = faults or Faults()
     async with AsyncExitStack() as running:
-        storage_port = await _start(_handler(world.storage, faults), host, storage_port, tls, running)
-        port = await _start(_handler(world.handle, faults), host, port, tls, running)
+        storage_port = await _start(_handler(world, world.storage, faults), host, storage_port, tls, running)
+        port = await _start(_handler(world, world.handle, faults), host, port, tls, running)
         place = f"http://{host}" if tls is None else "https://localhost"
         world.storage_url = f"{place}:{storage_port}"
-        yield Serving(f"{place}:{port}/api/v1", world)
+        world.base_url = f"{place}:{port}/api/v1"
+        yield Serving(world.base_url, world)
 
 
 async def _start(
@@ -69,17 +93,19 @@ async def _start(
     return int(runner.addresses[0][1])
 
 
-def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(
+    world: Served, handle: _Handle, faults: Faults
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         asked = Request(
             method=request.method,
-            path=request.path,
+            path=request.rel_url.raw_path,
             query=dict(request.query),
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await request.read(),
         )
         loop = asyncio.get_running_loop()
-        fault = faults.pick(endpoint_of(asked), loop.time())
+        fault = faults.pick(world.endpoint_of(asked), loop.time())
         if fault.lost_before or fault.refused:
             return _break_off(request, web.Response())
         reply = fault.reply(lambda: handle(asked, loop.time()))
@@ -88,6 +114,8 @@ def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitab
         if fault.lost_after:
             return _break_off(request, web.Response())
         headers = {**reply.headers, "Content-Type": reply.content_type}
+        if reply.stream is not None:
+            return await _send_stream(request, reply.stream, headers, fault)
         if fault.cut_to is None:
             return web.Response(status=reply.status, body=reply.body, headers=headers)
         headers["Content-Length"] = str(len(reply.body) + 1)
@@ -97,6 +125,27 @@ def _handler(handle: _Handle, faults: Faults) -> Callable[[web.Request], Awaitab
         return _break_off(request, response)
 
     return answer
+
+
+async def _send_stream(
+    request: web.Request, stream: Stream, headers: dict[str, str], fault: Fault
+) -> web.StreamResponse:
+    """Send what a stream has every second, until it ends or the client is gone; or until the fault cuts it."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    left = fault.cut_to if fault.cut_to is not None else fault.truncated_to
+    try:
+        while True:
+            new = stream.read(asyncio.get_running_loop().time())
+            await response.write(new if left is None else new[:left])
+            left = None if left is None else left - len(new)
+            if left is not None and left <= 0:
+                return _break_off(request, response) if fault.cut_to is not None else response
+            if stream.ended:
+                return response
+            await asyncio.sleep(STREAM_INTERVAL)
+    except ConnectionError:
+        return response  # the client left
 
 
 def _break_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

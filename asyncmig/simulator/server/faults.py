@@ -49,6 +49,7 @@ class Fault:
             body=body if self.truncated_to is None else body[: self.truncated_to],
             content_type=reply.content_type,
             headers={**reply.headers, **self.headers},
+            stream=reply.stream,
         )
 
 

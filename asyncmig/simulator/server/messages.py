@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
-__all__ = ["Json", "Refusal", "Reply", "Request", "drifted", "json_reply"]
+__all__ = ["Json", "Refusal", "Reply", "Request", "Stream", "drifted", "json_reply"]
 
 Json = dict[str, object]
 """A JSON value."""
@@ -22,23 +22,41 @@ class Request:
     body: bytes = b""
 
 
+class Stream(Protocol):
+    """A body without an end known in advance. The code that serves it asks for more every second."""
+
+    def read(self, now: float) -> bytes:
+        """Return what is new at `now`."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server closed the stream."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A reply."""
+    """A reply. `stream`: its body follows bit by bit."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    stream: Stream | None = None
 
 
 class Refusal(Exception):
-    """A request that gets an error response."""
+    """A request that gets an error response. `fields`: what its body has besides the text."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(
+        self, status: int, text: str, *, headers: Mapping[str, str] | None = None, **fields: object
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.headers = dict(headers or {})
+        self.fields = fields
 
 
 def json_reply(status: int, value: object) -> Reply:

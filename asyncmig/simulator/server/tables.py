@@ -1,0 +1,94 @@
+"""Parse uploads and map them to templates, in any API generation.
+
+A file that fits a template gets the template's columns; headers that are neither a column's name nor a synonym are
+dropped.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+__all__ = ["Unreadable", "read_csv", "to_table"]
+
+csv.field_size_limit(2**31 - 1)
+
+
+class Unreadable(Exception):
+    """The bytes are no CSV text in UTF-8."""
+
+
+class ColumnLike(Protocol):
+    """A column of a template."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def synonyms(self) -> tuple[str, ...]: ...
+    @property
+    def required(self) -> bool: ...
+
+
+class SchemaLike(Protocol):
+    """A template."""
+
+    @property
+    def columns(self) -> Sequence[ColumnLike]: ...
+
+
+S = TypeVar("S", bound=SchemaLike)
+
+
+def read_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
+    """Return header and records of `content`. Blank lines are ignored. Raises `Unreadable`."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(
+            f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at position {error.start}"
+        ) from None
+    try:
+        records = [record for record in csv.reader(io.StringIO(text, newline="")) if record]
+    except csv.Error as error:
+        raise Unreadable(f"{name} is not CSV: {error}") from None
+    if not records:
+        raise Unreadable(f"{name} has no header")
+    return records[0], records[1:]
+
+
+def _plain(header: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", header.lower())
+
+
+def _places(schema: SchemaLike, header: Sequence[str]) -> list[int | None]:
+    """Return the position of each template column's cells in the file."""
+    found = {_plain(text): place for place, text in reversed(list(enumerate(header)))}
+    return [
+        next(
+            (found[known] for name in (column.name, *column.synonyms) if (known := _plain(name)) in found),
+            None,
+        )
+        for column in schema.columns
+    ]
+
+
+def to_table(
+    header: list[str], records: Iterable[list[str]], schemas: Iterable[S]
+) -> tuple[S | None, list[str], list[list[str]]]:
+    """Map records to the template that fits best: all its required columns, and more than half of all."""
+    best: tuple[int, S | None, list[int | None]] = (0, None, [])
+    for schema in schemas:
+        places = _places(schema, header)
+        hits = sum(place is not None for place in places)
+        complete = all(p is not None for p, c in zip(places, schema.columns, strict=True) if c.required)
+        if complete and hits * 2 > len(places) and hits > best[0]:
+            best = hits, schema, places
+    _, fitting, places = best
+    if fitting is None:
+        return None, header, list(records)
+    rows = [
+        [record[place].strip() if place is not None and place < len(record) else "" for place in places]
+        for record in records
+    ]
+    return fitting, [column.name for column in fitting.columns], rows
