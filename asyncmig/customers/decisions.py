@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from asyncmig._core.arguments import check_fields
+from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig.customers.questions import Custom
 from asyncmig.errors import InvalidInput
 
@@ -44,14 +45,11 @@ class Answer(_Case, frozen=True):
     """By question id: the id of an option, or `Custom` text."""
 
 
-class Credentials(_Case, frozen=True):
+class Credentials(HidesSecrets, _Case, frozen=True):
     """Sign in to the customer's live source. The values are secrets: no repr, error, log or journal shows them."""
 
     credentials: Mapping[str, object]
     """By field, as the run's request names them."""
-
-    def __repr__(self) -> str:
-        return "Credentials(***)"
 
 
 class Change(_Case, frozen=True):

@@ -147,7 +147,7 @@ async def test_a_decision_that_the_generation_lacks_costs_no_request(
 
 def test_credentials_show_no_value() -> None:
     credentials = Credentials({"token": "t0p"})
-    assert "t0p" not in f"{credentials!r} {credentials} {[credentials]}"
+    assert "t0p" not in f"{credentials!r} {credentials} {[credentials]} {list(credentials.__rich_repr__())}"
     with pytest.raises(InvalidInput, match="credentials") as refused:
         Credentials("t0p")  # type: ignore[arg-type]
     assert "t0p" not in str(refused.value)
