@@ -71,7 +71,8 @@ class Session(AsyncOnly):
     - `retry`: attempts of a call, and seconds between them.
     - `max_parallel_uploads`: uploads at a time. `upload_bytes_per_second` limits all of them together (default:
       no limit).
-    - `recent`: a file, the send log, that tells the next process what this one sent in its last window.
+    - `recent`: a file, the send log, that tells the next process what this one sent in its last window. A fleet
+      keeps one beside its journal by default.
     - `shared`: keeps one window for all processes that use the key, for example
       `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
     - `rng`: the source of randomness, for reproducible tests.
@@ -116,7 +117,7 @@ class Session(AsyncOnly):
         self._rng = rng or Random()
         self._budgets: dict[str, Gate] = {}
         """The gates of single budgets, by name."""
-        self._gates: dict[tuple[tuple[str, ...], bool], Gate] = {}
+        self._gates: dict[tuple[tuple[tuple[str, Rate], ...], bool], Gate] = {}
         """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
         self._runs = RunSlots(self._limits.runs)
         self._closed: AsyncmigError | None = None
@@ -161,6 +162,7 @@ class Session(AsyncOnly):
             poller=self._poller,
             gate=self._gate,
             runs=self._runs,
+            remember=self._remember,
             check_open=self.check_open,
             events=self.events,
             rng=self._rng,
@@ -176,7 +178,7 @@ class Session(AsyncOnly):
         self._guard.enter()
         try:
             if self._recent_path is not None:
-                self._recent = self._opened_log(self._recent_path)
+                self._remember(self._recent_path)
         except BaseException:
             self._guard.forget()
             raise
@@ -204,6 +206,16 @@ class Session(AsyncOnly):
         closing.push_async_callback(self._poller.aclose)
         with anyio.CancelScope(shield=True):
             await closing.aclose()
+
+    def _remember(self, path: Path) -> None:
+        """Open the send log at `path`, unless there is one. Raises nothing for a file that cannot be used."""
+        if self._recent is not None:
+            return
+        self._recent = self._opened_log(path)
+        for name, gate in self._budgets.items():
+            gate.resume([slot.answered_for(self._timeout) for slot in self._earlier(name)])
+        for (rates, _), gate in self._gates.items():
+            self._keep_log(gate, dict(rates))
 
     def _opened_log(self, path: Path) -> SendLog:
         loop = self._guard.loop()
@@ -318,15 +330,15 @@ class Session(AsyncOnly):
     def _gate(self, endpoint: Endpoint) -> Gate:
         rates = charged(self._limits, endpoint)
         takes_run = endpoint.run_order is not None and self._limits.runs is not None
-        key = (tuple(rates), takes_run)
+        key = (tuple(rates.items()), takes_run)
         gate = self._gates.get(key)
         if gate is None:
             budgets = [self._budget(name, rate) for name, rate in rates.items()]
             if len(budgets) == 1 and not takes_run:
                 gate = budgets[0]
             else:
-                note = None if self._recent is None else partial(_note_all, self._recent, rates)
-                gate = Gate.of(budgets, runs=self._runs if takes_run else None, note=note)
+                gate = Gate.of(budgets, runs=self._runs if takes_run else None, events=self.events)
+                self._keep_log(gate, rates)
             self._gates[key] = gate
         return gate
 
@@ -342,11 +354,20 @@ class Session(AsyncOnly):
                 name=name,
                 events=self.events,
                 dispatcher=self._dispatcher(earlier),
-                note=None if self._recent is None else partial(_note_all, self._recent, {name: rate}),
             )
+            self._keep_log(gate, {name: rate})
             if self._closed is not None:
                 gate.close(self._closed)
         return gate
+
+    def _keep_log(self, gate: Gate, rates: Mapping[str, Rate]) -> None:
+        """Write what a gate sends to the send log, and obey the holds that an earlier process wrote there."""
+        log = self._recent
+        if log is None:
+            return
+        gate.keep_log(partial(_note_all, log, rates), partial(log.hold, gate.name))
+        if held_for := log.held_for(gate.name):
+            gate.resume((), held_for=held_for)
 
     def _dispatcher(self, earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
         if self._shared is None:

@@ -27,6 +27,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed_of_faults", range(first, first + metafunc.config.getoption("--seeds")))
 
 
+@pytest.fixture(autouse=True)
+def no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what processes of the user share (send logs, budgets) away from the user and from other tests."""
+    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path_factory.mktemp("user")))
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis for all tests of a process; `REDIS_URL` if it is set."""

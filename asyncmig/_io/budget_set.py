@@ -8,7 +8,7 @@ slot is kept, because otherwise requests that need one budget only could overtak
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 from asyncmig._core.endpoint import Lane
@@ -16,6 +16,7 @@ from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
 from asyncmig._io.dispatcher import TICK, Dispatcher, Waiters
 from asyncmig._io.run_slots import RunSlots
 from asyncmig.errors import AsyncmigError, UsageError
+from asyncmig.events import Events, Held
 
 __all__ = ["BudgetSet"]
 
@@ -29,15 +30,28 @@ class BudgetSet:
 
     __slots__ = (
         "_dispatchers",
+        "_events",
         "_held_until",
+        "_name",
         "_pause",
         "_run_of",
         "_runs",
         "_sent",
+        "on_held",
         "waiters",
     )
 
-    def __init__(self, dispatchers: Sequence[Dispatcher], runs: RunSlots | None = None) -> None:
+    def __init__(
+        self,
+        dispatchers: Sequence[Dispatcher],
+        runs: RunSlots | None = None,
+        *,
+        name: str = "",
+        events: Events | None = None,
+    ) -> None:
+        """`name`: what events call a hold of these requests only."""
+        self._name, self._events = name, events
+        self.on_held: Callable[[float], None] | None = None
         self.waiters: Waiters = Waiters()
         self._dispatchers, self._runs = tuple(dispatchers), runs
         self._held_until = float("-inf")
@@ -197,6 +211,19 @@ class BudgetSet:
             until = now + self._pause
             self._pause = min(longest, self._pause * 2.0)
         self._held_until = max(self._held_until, until)
+        if self.on_held is not None:
+            self.on_held(self._held_until - now)
+        if self._events is not None:
+            self._events.emit(
+                Held(
+                    at=now,
+                    budget=self._name,
+                    until=self._held_until,
+                    seconds=self._held_until - now,
+                    slots=self.slots,
+                    burst=self.burst,
+                )
+            )
         asyncio.get_running_loop().call_at(until + TICK, self.turn)
 
     # For the gate
@@ -237,6 +264,10 @@ class BudgetSet:
 
     def recent(self) -> list[float]:
         return self._slowest().recent()
+
+    def resume(self, recent: Iterable[float], held_for: float) -> None:
+        """Send none of these requests for `held_for` seconds; `recent` belongs to the single budgets."""
+        self._held_until = max(self._held_until, asyncio.get_running_loop().time() + held_for)
 
     def resize(self, limit: int) -> None:
         """Raises `UsageError`: each budget has a limit of its own."""

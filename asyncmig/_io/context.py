@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import TypeVar, cast
 
@@ -27,6 +28,8 @@ class SessionContext:
     gate: Callable[[Endpoint], Gate]
     runs: RunSlots
     """The runs in progress. Requests of endpoints with a `run_order` take slots; workflows report what they see."""
+    remember: Callable[[Path], None]
+    """Opens the send log at a path, unless the session has one."""
     check_open: Callable[[], None]
     """Raises what a request would raise now: `UsageError`, `SessionClosed`, or the `AuthError` that closed it."""
     events: Events

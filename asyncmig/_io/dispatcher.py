@@ -9,7 +9,7 @@ import asyncio
 import copy
 import heapq
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Protocol, final
 
@@ -139,6 +139,7 @@ class Dispatcher:
         "_events",
         "_fetching",
         "_has_token",
+        "_held_for",
         "_is_reserving",
         "_loop",
         "_recent",
@@ -146,6 +147,7 @@ class Dispatcher:
         "_timer",
         "granted",
         "limiter",
+        "on_held",
         "waiters",
         "window",
     )
@@ -165,9 +167,11 @@ class Dispatcher:
         self.granted: int = 0
         self.window: float = window
         self._budget, self._events = budget, events
+        self.on_held: Callable[[float], None] | None = None
+        """Called with the seconds of each hold."""
         self._believed = (limiter.slots, limiter.burst)
         """W and B as the last event reported them."""
-        self._recent = tuple(recent)
+        self._recent, self._held_for = tuple(recent), 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._bucket: AsyncLimiter | None = None
@@ -189,6 +193,7 @@ class Dispatcher:
         if self._loop is None:
             self._loop = running_loop("Gate")
             self.limiter.resume(self._recent, self._loop.time())
+            self.limiter.hold_until(self._loop.time() + self._held_for)
         return self._loop.time()
 
     # The state of the budget
@@ -237,6 +242,15 @@ class Dispatcher:
 
     def _is_wanted(self) -> bool:
         return self.waiters.count > 0 or any(each.waiters.count for each in self._sets)
+
+    def resume(self, recent: Iterable[float], held_for: float) -> None:
+        """Take the slots that an earlier process used, and send nothing for `held_for` seconds, from now on."""
+        if self._loop is None:
+            self._recent, self._held_for = (*self._recent, *recent), max(held_for, self._held_for)
+            return
+        now = self.now()
+        self.limiter.resume(recent, now)
+        self.limiter.hold_until(now + held_for)
 
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window."""
@@ -295,6 +309,7 @@ class Dispatcher:
     # Leaving
 
     def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
+        """Report an answer other than a 429; `headers`: what it says about this budget."""
         self.limiter.accepted(self.now(), sent_at=sent_at)
         if headers is not None:
             self.limiter.told(headers, self.now())
@@ -327,10 +342,12 @@ class Dispatcher:
     # Events
 
     def _tell_held(self) -> None:
+        now, until = self.now(), self.held_until
+        if self.on_held is not None:
+            self.on_held(until - now)
         if self._events is None:
             return
         self._believed = slots, burst = (self.slots, self.burst)
-        now, until = self.now(), self.held_until
         self._events.emit(
             Held(
                 at=now,

@@ -137,7 +137,8 @@ class Slot:
             self._dispatcher.rejected(self._done("done"), retry_after, headers)
         else:
             self._dispatcher.accepted(self._done("done"), headers)
-        self._run_done(started=not 400 <= status < 500)
+        if self._run is not None:
+            self._run_done(started=not 400 <= status < 500)
 
     def too_many_runs(self, *, retry_after: float | None, listed: int | None) -> None:
         """Report a 429 because of the runs in progress; `listed`: how many of them it lists, if it does."""
@@ -200,8 +201,7 @@ class Gate:
 
     `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process received in
     its last window. `events` receives holds and learned limits. `dispatcher` makes the dispatcher of the slots; a
-    session with a shared window passes its own. `note` is called for each used slot, for the next process. Usable
-    alone, wherever the same key is used:
+    session with a shared window passes its own. Usable alone, wherever the same key is used:
 
         async with gate.slot() as slot:
             response = await send()
@@ -224,7 +224,6 @@ class Gate:
         name: str = "",
         events: Events | None = None,
         dispatcher: DispatcherFactory = Dispatcher,
-        note: Note | None = None,
     ) -> None:
         _check_limit(limit)
         if not window > 0:
@@ -234,18 +233,24 @@ class Gate:
         self._dispatcher: Dispatcher | BudgetSet = dispatcher(
             limiter, window=window, recent=recent, budget=name, events=events
         )
-        self._note = note
+        self._note: Note | None = None
 
     @classmethod
-    def of(cls, gates: Sequence["Gate"], *, runs: RunSlots | None = None, note: Note | None = None) -> "Gate":
+    def of(
+        cls,
+        gates: Sequence["Gate"],
+        *,
+        runs: RunSlots | None = None,
+        events: Events | None = None,
+    ) -> "Gate":
         """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
 
         Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
         """
         dispatchers = [each._dispatcher for each in gates if isinstance(each._dispatcher, Dispatcher)]
         gate = cls.__new__(cls)
-        gate.name, gate._note = "+".join(each.name for each in gates), note
-        gate._dispatcher = BudgetSet(dispatchers, runs)
+        gate.name, gate._note = "+".join(each.name for each in gates), None
+        gate._dispatcher = BudgetSet(dispatchers, runs, name=gate.name, events=events)
         return gate
 
     @property
@@ -309,6 +314,15 @@ class Gate:
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window, for the next process."""
         return self._dispatcher.recent()
+
+    def keep_log(self, note: Note, hold: Callable[[float], None]) -> None:
+        """Call `note` for each used slot from now on, and `hold` with the seconds of each hold."""
+        self._note, self._dispatcher.on_held = note, hold
+
+    def resume(self, recent: Iterable[float], *, held_for: float = 0.0) -> None:
+        """Take the slots of an earlier process, and send nothing for `held_for` seconds. `recent`: ages in seconds
+        of the answers that it received."""
+        self._dispatcher.resume(recent, held_for)
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""

@@ -1,7 +1,11 @@
 """The send log: a file from which the next process learns what was sent in the last window.
 
-It has one line for each request that was sent, and one for each that is over. Nothing is synced to disk: data in the
-kernel's cache survives a SIGKILL, and after a power cut more than a window has passed. Times are on the wall clock.
+It has one line for each request that was sent, one for each that is over, and one for each hold. Nothing is synced to
+disk: data in the kernel's cache survives a SIGKILL.
+
+A line has the time of the wall clock, and that of the clock which counts from boot, with the id of the boot. Within
+one boot the latter counts, so that setting the wall clock changes nothing. After a reboot the wall clock counts; a
+time in the future counts as now.
 
 Several processes may append to one file. Each write holds a shared lock. A compaction takes the exclusive lock,
 copies the entries that still matter to a new file and renames that over the old one. Before each write, a process
@@ -28,7 +32,7 @@ from typing import Literal, NamedTuple, final
 
 __all__ = ["EarlierSlot", "Kind", "SendLog"]
 
-Kind = Literal["sent", "done", "unsent"]
+Kind = Literal["sent", "done", "unsent", "held"]
 _log = logging.getLogger("asyncmig")
 _LARGE = 256 * 1024
 """The size in bytes at which a log is compacted during writing; after that it may double."""
@@ -42,10 +46,11 @@ _TRIES, _PAUSE = 100, 0.002
 _MOST_UNWRITTEN = 10_000
 """The most lines that are kept in memory while they cannot be written."""
 _LINE = re.compile(
-    r"(sent|done|unsent) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
+    r"(sent|done|unsent|held) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
+    r"(?: @([0-9a-f]{32})/(\d{1,12}\.\d{1,9}))?"
 )
-"""What happened, when, for how many seconds that matters, the budget, the slot. Older versions wrote no seconds and
-no slot.
+"""What happened, when, for how many seconds that matters, the budget, the slot, the boot, seconds since the boot. Old
+versions wrote neither the boot nor the seconds that matter.
 """
 _NAME = re.compile("[0-9a-f]{32}")
 _SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
@@ -65,10 +70,11 @@ class EarlierSlot(NamedTuple):
 
 
 class _Entry(NamedTuple):
+    kind: str
     budget: str
     at: float
+    """On the clock that counts from boot; on the wall clock where there is none."""
     keep: int
-    is_answered: bool
 
 
 _Entries = dict[tuple[str, str], _Entry]
@@ -112,7 +118,7 @@ class SendLog:
     ) -> None:
         self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
         self._clock = clock or (lambda: 0.0)
-        self._start = _wall() - self._clock() / speed
+        self._start = _boot_time() - self._clock() / speed
         self._earlier: _Entries = {}
         self._fd: int | None = None
         self._large, self._unlooked = _LARGE, 0
@@ -134,8 +140,20 @@ class SendLog:
         """Append that a request was `sent`, is `done`, or was `unsent` after all. `window`: that of the budget."""
         if not budget.isprintable():
             return  # a line break would corrupt the log
-        entry = _Entry(budget, self._now(), self._keep(kind, window or self._window), kind == "done")
-        self._unwritten.append(_line(kind, slot, entry))
+        self._append(_Entry(kind, budget, self._now(), self._keep(kind, window or self._window)), slot)
+
+    def hold(self, budget: str, seconds: float) -> None:
+        """Append that a budget is held for so many seconds of the loop's clock."""
+        if budget.isprintable():
+            self._append(_Entry("held", budget, self._now(), int(seconds / self._speed) + 1), "")
+
+    def held_for(self, budget: str) -> float:
+        """Return for how many seconds of the loop's clock a hold of an earlier process goes on."""
+        entry = self._earlier.get(("", budget))
+        return 0.0 if entry is None else max(0.0, (entry.at + entry.keep - self._now()) * self._speed)
+
+    def _append(self, entry: _Entry, slot: str) -> None:
+        self._unwritten.append(_line(slot, entry, self._now()))
         with self._trouble():
             self._flush()
             if self._unlooked > _LOOK_EVERY:
@@ -153,6 +171,8 @@ class SendLog:
             finally:
                 os.close(fd)
             for (name, _), entry in entries.items():
+                if entry.kind == "held":
+                    continue
                 ages[entry.budget].append(self._slot(name, entry, now).answered_for(self._timeout))
         return dict(ages)
 
@@ -163,31 +183,34 @@ class SendLog:
         return [
             self._slot(name, entry, now)
             for (name, _), entry in self._earlier.items()
-            if budget in (None, entry.budget)
+            if budget in (None, entry.budget) and entry.kind != "held"
         ]
 
     def _slot(self, name: str, entry: _Entry, now: float) -> EarlierSlot:
-        return EarlierSlot(name, (now - entry.at) * self._speed, entry.is_answered)
+        return EarlierSlot(name, (now - entry.at) * self._speed, entry.kind == "done")
 
     def _keep(self, kind: str, window: float) -> int:
         """Return for how many seconds of the wall clock a line matters."""
         return int((window + (self._timeout if kind == "sent" else 0.0)) / self._speed) + 1
 
     def _now(self) -> float:
-        return max(_wall(), self._start + self._clock() / self._speed)
+        return max(_boot_time(), self._start + self._clock() / self._speed)
 
     # Reading
 
     def _read(self, fd: int) -> _Entries:
-        """Return the entries that still matter, by slot. A future time (the clock was set back) counts as now."""
-        now = self._now()
+        """Return the entries that still matter."""
+        now, wall = self._now(), _wall()
         entries: _Entries = {}
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
         for number, match in enumerate(_matches(fd)):
-            kind, at, keep, budget, slot = match.groups()
+            kind, at, keep, budget, slot, boot, since_boot = match.groups()
             keep = int(keep or self._keep(kind, self._window))
-            entry = _Entry(budget, min(float(at), now), keep, kind == "done")
-            if slot is None:
+            then = float(since_boot) if boot == _BOOT else now - max(0.0, wall - float(at))
+            entry = _Entry(kind, budget, min(then, now), keep)
+            if kind == "held":
+                slot = ""
+            elif slot is None:
                 slot, others = f"{number} {at} {budget}", nameless[budget]
                 if kind == "sent":
                     others.append((entry.at, slot))
@@ -236,7 +259,7 @@ class SendLog:
         try:
             with os.fdopen(new, "wb", closefd=False) as file:
                 for (slot, _), entry in entries.items():
-                    file.write(_line("done" if entry.is_answered else "sent", slot, entry))
+                    file.write(_line(slot, entry, self._now()))
                 self._large = max(_LARGE, 2 * file.tell())
             part.replace(self._path)
         except BaseException:
@@ -282,9 +305,28 @@ def _wall() -> float:
     return time.time()  # noqa: TID251 - it must mean the same to the next process
 
 
-def _line(kind: Kind, slot: str, entry: _Entry) -> bytes:
+def _boot_id() -> str | None:
+    """Return the id of this boot; None on a system without one, or without a clock that counts from boot."""
+    try:
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+_BOOT = _boot_id()
+
+
+def _boot_time() -> float:
+    """Return the seconds since boot, time asleep included; the wall clock where there is no such clock."""
+    return _wall() if _BOOT is None else time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _line(slot: str, entry: _Entry, now: float) -> bytes:
     name = f" #{slot}" if _NAME.fullmatch(slot) else ""
-    return f"{kind} {entry.at:.3f}+{entry.keep} {entry.budget}{name}\n".encode()
+    boot = f" @{_BOOT}/{entry.at:.3f}" if _BOOT is not None and entry.at >= 0 else ""
+    at = max(0.0, _wall() - (now - entry.at))
+    return f"{entry.kind} {at:.3f}+{entry.keep} {entry.budget}{name}{boot}\n".encode()
 
 
 def _matches(fd: int) -> Iterator[re.Match[str]]:

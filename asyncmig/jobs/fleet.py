@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack, cast, final
@@ -100,6 +101,10 @@ class Fleet(AsyncOnly):
         try:
             if self._own_journal is not None:
                 await self._own_journal.__aenter__()
+            if isinstance(self._journal, DatabaseJournal):
+                with suppress(OSError):  # the send log warns that it cannot be used
+                    self._journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                context_of(self._session).remember(self._journal.send_log)
         except BaseException:
             self._guard.forget()
             raise

@@ -1,11 +1,14 @@
 """The part that the journals in SQLite and PostgreSQL share: claims, reading, and the lifetime of the writer."""
 
 import asyncio
+import hashlib
 import logging
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self, TypeVar, cast, final
 
@@ -14,7 +17,7 @@ from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
 from asyncmig.journal.ports import Activity, JournalEvent
 from asyncmig.journal.writer import Writer
 
-__all__ = ["Claim", "DatabaseJournal"]
+__all__ = ["Claim", "DatabaseJournal", "state_folder"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
@@ -70,6 +73,14 @@ class Claim:
             _log.warning("%s", error)  # the block's own error, perhaps a cancellation, takes precedence
 
 
+def state_folder() -> Path:
+    """Return the folder for files of journals that are no files; it may not exist yet.
+
+    It is `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`).
+    """
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
+
+
 class DatabaseJournal(ABC):
     """A journal in a database, for one event loop. Use it as `async with`; see `JournalPort`."""
 
@@ -92,6 +103,12 @@ class DatabaseJournal(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._place}>"
+
+    @property
+    def send_log(self) -> Path:
+        """The send log of fleets that use this journal, in the user's state folder."""
+        digest = hashlib.sha256(self._place.encode()).hexdigest()[:12]
+        return state_folder() / f"{digest}.recent"
 
     async def __aenter__(self) -> Self:
         if self._read_only:

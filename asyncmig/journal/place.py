@@ -10,7 +10,7 @@ from typing import final
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, is_postgres, parse_server
 from asyncmig.errors import InvalidInput
-from asyncmig.journal.database import DatabaseJournal
+from asyncmig.journal.database import DatabaseJournal, state_folder
 from asyncmig.journal.sqlite import Journal
 from asyncmig.journal.sqlite_file import check_is_path
 
@@ -59,18 +59,15 @@ class JournalPlace:
         return server is not None and self._variable is None and server.has_secret
 
     def beside(self, suffix: str) -> Path:
-        """Return the path of a file that belongs to the journal: beside its file, or for a database in a folder.
-
-        That folder is `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`); it may not exist yet.
-        """
+        """Return the path of a file that belongs to the journal: beside its file, or for a database in
+        `state_folder`."""
         server = self.server
         if server is None:
             path = Path(self.text)
             return path.parent / f"{path.name}.{suffix}"
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         digest = hashlib.sha256(str(server).encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{server.host}_{server.database}")[:80]
-        return Path(state, "asyncmig", f"{name}_{digest}.{suffix}")
+        return state_folder() / f"{name}_{digest}.{suffix}"
 
     def __str__(self) -> str:
         return self.text

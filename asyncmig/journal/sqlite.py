@@ -88,6 +88,11 @@ class Journal(DatabaseJournal):
         store = SqliteStore(self._path, label=holder or "", lease=lease, connect=connect)
         super().__init__(store, str(self._path), lease=lease, read_only=read_only, threaded=threaded)
 
+    @property
+    def send_log(self) -> Path:
+        """The send log of fleets that use this journal, beside it."""
+        return self._path.with_name(f"{self._path.name}.recent")
+
     async def backup(self, to: Path | str) -> None:
         """Copy the journal into a new file (mode 0600), also while processes write it. They do not wait.
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
-from asyncmig import Session
+from asyncmig import Fleet, Session
 from asyncmig._io.send_log import SendLog
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 
@@ -307,3 +307,74 @@ async def test_a_log_that_somebody_else_planted_is_not_written_and_stops_nobody(
     assert target.read_text(encoding="utf-8") == "precious\n"
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     assert [str(path) in record.getMessage() for record in caplog.records] == [True] * warned
+
+
+HOUR = 3600.0
+
+
+def wall_clock(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    """Set the wall clock of later logs forward or back."""
+    real = time.time  # noqa: TID251 - what the log is in
+    monkeypatch.setattr("asyncmig._io.send_log._wall", lambda: real() + hours * HOUR)
+
+
+@pytest.mark.parametrize("hours", [-30.0, -2.0, 2.0, 30.0])
+def test_a_wall_clock_that_is_set_within_a_boot_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float
+) -> None:
+    path = tmp_path / "recent"
+    log = opened(path, window=HOUR)
+    log.note("sent", "generate", uuid4().hex, window=HOUR)
+    log.hold("agent", 1800.0)
+    log.close()
+    for _ in range(2):  # the second time from a compacted log
+        wall_clock(monkeypatch, hours)
+        log = opened(path, window=HOUR)
+        assert [slot.age for slot in log.earlier("generate")] == pytest.approx([0.0], abs=20.0)
+        assert log.held_for("agent") == pytest.approx(1800.0, abs=20.0)
+        log.close()
+
+
+@pytest.mark.parametrize(("hours", "age"), [(-2.0, 0.0), (0.5, 1800.0), (2.0, None)])
+def test_after_a_reboot_the_wall_clock_counts_and_a_time_in_the_future_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, age: float | None
+) -> None:
+    path = tmp_path / "recent"
+    log = opened(path, window=HOUR)
+    log.note("done", "generate", uuid4().hex, window=HOUR)
+    log.close()
+    monkeypatch.setattr("asyncmig._io.send_log._BOOT", "0" * 32)
+    wall_clock(monkeypatch, hours)
+    ages = [slot.age for slot in opened(path, window=HOUR).earlier("generate")]
+    assert ages == ([] if age is None else [pytest.approx(age, abs=20.0)])
+
+
+@pytest.mark.looptime
+async def test_hourly_slots_and_holds_survive_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "recent"
+
+    def opened_session() -> Session:
+        wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+        return Session(KEY, BASE_URL, transport=wire, recent=path, limits="key=3/1h")
+
+    async with opened_session() as first, first.gate("GET", "/x").slot() as slot:
+        slot.answered(200)
+    async with opened_session() as second, second.gate("GET", "/x").slot() as slot:
+        slot.answered(429, retry_after=1800.0)
+    async with opened_session() as third:
+        assert third.gate("GET", "/x").wait_estimate() == pytest.approx(1800.0, abs=20.0)
+        assert third.gate("GET", "/x").statistics().used == 2
+
+
+@pytest.mark.looptime
+async def test_every_fleet_tells_the_next_what_it_sent(tmp_path: Path) -> None:
+    def opened_session() -> Session:
+        wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+        return Session(KEY, BASE_URL, transport=wire, limits="endpoint=5/1h")
+
+    async with opened_session() as first, Fleet(first, journal=tmp_path / "fleet.db", to=tmp_path / "out"):
+        await first.companies.sources()
+    async with opened_session() as second:
+        await second.companies.templates()
+        async with Fleet(second, journal=tmp_path / "fleet.db", to=tmp_path / "out"):
+            assert second.gate("GET", "/sources").statistics().used == 1
