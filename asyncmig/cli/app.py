@@ -16,6 +16,7 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
+from asyncmig.cli.config import given, places_of, print_config
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
     DELIVERED,
@@ -62,10 +63,7 @@ from asyncmig.cli.settings import (
     Options,
     ReportOption,
     Settings,
-    given,
     journal_option,
-    places_of,
-    print_config,
 )
 from asyncmig.cli.sim import DemoOptions, SimOptions, play, print_demo, serve_until_interrupted
 from asyncmig.cli.status import (

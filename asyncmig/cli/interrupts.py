@@ -1,4 +1,4 @@
-"""End a fleet early: on SIGINT, SIGTERM and SIGHUP, and when a limit of the command is reached.
+"""End a fleet early: on a signal, at a limit of the command, and if stdout or stderr cannot be written.
 
 The first signal drains the fleet. A second SIGINT or SIGTERM cancels it.
 """
@@ -14,12 +14,12 @@ from typing import Self, final
 from rich.console import Console
 
 from asyncmig._io.event_loop import start_task
-from asyncmig.cli.output import say
+from asyncmig.cli.output import GuardedStream, guarded_streams, say
 from asyncmig.errors import SessionClosed
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.session import Session
 
-__all__ = ["Interrupts", "handling_signals"]
+__all__ = ["Interrupts", "handling_signals", "stopping_on_failure"]
 
 _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 """Sent when the terminal closes; Windows does not have it."""
@@ -118,3 +118,17 @@ class Interrupts:
         """Wait until the fleet is drained, if `stop` was called."""
         if self._drain is not None:
             await self._drain
+
+
+@contextmanager
+def stopping_on_failure(interrupts: Interrupts) -> Generator[None]:
+    """Drain the fleet if stdout or stderr cannot be written, until the block ends."""
+    loop = asyncio.get_running_loop()
+
+    def failed(stream: GuardedStream) -> None:  # later, because a console is in the middle of a line
+        loop.call_soon_threadsafe(interrupts.stop, stream.trouble)
+
+    with contextlib.ExitStack() as exits:
+        for stream in guarded_streams():
+            exits.enter_context(stream.on_failure(failed))
+        yield

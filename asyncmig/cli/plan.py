@@ -16,8 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.options import spoken
-from asyncmig.cli.output import clean, counted, listed, print_line, say
+from asyncmig.cli.output import clean, counted, listed, say
 from asyncmig.cli.review import describe
 from asyncmig.cli.settings import PATHS, Options, about_journal
 from asyncmig.customers.file_names import check_utf8
@@ -38,11 +39,12 @@ __all__ = [
     "UNFINISHED",
     "check_folders",
     "check_names",
+    "check_not_queued",
     "check_words",
+    "is_missing",
     "known_customers",
     "only",
     "print_plan",
-    "print_plan_as_json",
     "read_inputs",
     "read_plan",
     "say_excluded",
@@ -163,6 +165,38 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     return manifest
 
 
+async def is_missing(journal: JournalPlace) -> bool:
+    """Return whether there is no journal, or an empty file in its place."""
+    try:
+        await check_journal(journal)
+    except JournalNotFound:
+        return True
+    except JournalError:
+        pass  # opening it for writing reports the reason
+    return False
+
+
+async def check_not_queued(manifest: Manifest, options: Options, selection: str | None) -> None:
+    """Raise `InvalidInput` for customers that were given to a queue. Creating their companies again would fail.
+
+    A database that has their records is the journal of the workers, too: then claims protect the customers.
+    """
+    last, place = recall_if_any(options.journal), options.journal
+    if last is None:
+        return
+    known = await known_customers(place)
+    selected = None if selection is None else select(selection, manifest, statuses_of(known))
+    recorded = known if place.path is None else {}
+    names = [customer.external_id for customer in only(manifest, selected).customers]
+    queued = [name for name in names if last.is_queued(name) and name not in recorded]
+    if queued:
+        reason = (
+            f"{listed(queued)} went through a queue, whose workers have a journal of their own: give --queue again, "
+            "or, for customers that no worker has begun, name another journal"
+        )
+        raise InvalidInput("journal", str(place), reason)
+
+
 def say_excluded(manifest: Manifest, words: Console) -> None:
     """Print a note about files that a glob matches although they are not inputs."""
     if manifest.excluded:
@@ -201,11 +235,6 @@ async def _records(options: Options) -> dict[str, CustomerRecord]:
         return {}
 
 
-def print_plan_as_json(planned: Plan) -> None:
-    """Print the plan as one line of JSON, on stdout."""
-    print_line(planned)
-
-
 def print_plan(data: Console, planned: Plan, options: Options) -> None:
     """Print the plan of a run in this process, for people."""
     say(data, f"{counted(planned.customers, 'customer')}: {', '.join(_customers(planned))}")
@@ -218,13 +247,13 @@ def print_plan(data: Console, planned: Plan, options: Options) -> None:
         data.print(_requests(planned, options))
         say(data, _earliest(planned, options))
     for line in _warnings(planned, options):
-        say(data, line)
+        say(data, line, wrap=not line.startswith("  asyncmig "))
     data.print()
     if not planned.requests:
         say(data, "Nothing was sent, and nothing is left to do.")
         return
     say(data, "Nothing was sent. Names of sources and templates are checked by the run itself. To begin:")
-    say(data, f"  {options.command()}")
+    say(data, f"  {options.command()}", wrap=False)
 
 
 def _customers(planned: Plan) -> Iterator[str]:
@@ -250,10 +279,10 @@ def _requests(planned: Plan, options: Options) -> Table:
 
 
 def _earliest(planned: Plan, options: Options) -> str:
-    scope = "by endpoint" if options.scope == "endpoint" else "over the whole key"
-    when = f"after {spoken(planned.seconds)}" if planned.seconds else "within the first window"
+    scope = "for each endpoint" if options.scope == "endpoint" else "for the whole key"
+    when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
     return (
-        f"\nAt {options.rate} {scope} the last request can go {when} at the earliest. The durations of imports, "
+        f"\nAt {options.rate} {scope}, the last request is sent {when} at the earliest. The durations of imports, "
         "further polls, and the transfer of files add to that."
     )
 

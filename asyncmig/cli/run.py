@@ -8,7 +8,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,15 @@ from rich.console import Console
 from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
-from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.last_run import check_journal, recall_if_any, remember, remember_queued
+from asyncmig.cli.interrupts import Interrupts, stopping_on_failure
+from asyncmig.cli.last_run import remember, remember_queued
 from asyncmig.cli.live_view import LiveView
-from asyncmig.cli.output import GuardedStream, counted, guarded_streams, is_unread, listed, say
+from asyncmig.cli.output import counted, is_unread, say
 from asyncmig.cli.plan import (
     check_folders,
     check_names,
+    check_not_queued,
+    is_missing,
     known_customers,
     only,
     say_removed,
@@ -41,9 +43,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import (
     AuthError,
-    InvalidInput,
     JournalError,
-    JournalNotFound,
     NoAnswer,
     QueueUnavailable,
     ServerError,
@@ -167,7 +167,7 @@ async def drive(
             recorder.following(),
             session.events.subscribe(key),
             Interrupts(session, words) as interrupts,
-            _heard(interrupts),
+            stopping_on_failure(interrupts),
         ):
             feed = _feed(display, interrupts)
             with progress.following(session), _feeding(feed, session, len(manifest.customers)):
@@ -203,24 +203,14 @@ async def _check_before(
     check_folder("out", options.out)
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
-        if await _is_missing(options.journal):
+        if await is_missing(options.journal):
             warn_of_lost_journal(str(options.journal), options.out, words)
-        await _check_not_queued(manifest, options, wanted.selection)
+        await check_not_queued(manifest, options, wanted.selection)
     else:
         queue_url(wanted.queue)
         given = {name for name in wanted.given if name != "journal" or options.journal.path is not None}
         for note in notes_about(given, verbose=display.verbose):
             say(words, note, "dim")
-
-
-async def _is_missing(journal: JournalPlace) -> bool:
-    try:
-        await check_journal(journal)
-    except JournalNotFound:
-        return True
-    except JournalError:
-        pass  # opening it for writing reports the reason
-    return False
 
 
 @asynccontextmanager
@@ -240,49 +230,12 @@ async def _records(journal: DatabaseJournal | None, place: JournalPlace) -> Mapp
     return await known_customers(place) if place.path is None else {}
 
 
-async def _check_not_queued(manifest: Manifest, options: Options, selection: str | None) -> None:
-    """Raise `InvalidInput` for customers that were given to a queue. Creating their companies again would fail.
-
-    A database that has their records is the journal of the workers, too: then claims protect the customers.
-    """
-    last, place = recall_if_any(options.journal), options.journal
-    if last is None:
-        return
-    known = await known_customers(place)
-    selected = None if selection is None else select(selection, manifest, statuses_of(known))
-    recorded = known if place.path is None else {}
-    names = [customer.external_id for customer in only(manifest, selected).customers]
-    queued = [name for name in names if last.is_queued(name) and name not in recorded]
-    if queued:
-        reason = (
-            f"{listed(queued)} went through a queue, whose workers have a journal of their own: give --queue again, "
-            "or, for customers that no worker has begun, name another journal"
-        )
-        raise InvalidInput("journal", str(place), reason)
-
-
 def _feed(display: Display, interrupts: Interrupts) -> EventPrinter | None:
     if not display.as_json:
         return None
     loop = asyncio.get_running_loop()
     abandoned = partial(interrupts.stop, "stdout was closed by its reader")
     return EventPrinter(clock=loop.time, requests=display.verbose, abandoned=abandoned)
-
-
-@contextmanager
-def _heard(interrupts: Interrupts) -> Generator[None]:
-    """Drain the fleet when stdout or stderr cannot be written."""
-    loop = asyncio.get_running_loop()
-
-    def failed(
-        stream: GuardedStream,
-    ) -> None:  # not at once: it fails in the middle of a line of some console
-        loop.call_soon_threadsafe(interrupts.stop, stream.trouble)
-
-    with ExitStack() as exits:
-        for stream in guarded_streams():
-            exits.enter_context(stream.on_failure(failed))
-        yield
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The settings of the commands: options, environment variables, and the `[defaults]` of a manifest."""
 
-import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,12 +8,11 @@ from typing import Annotated, Literal, Never, cast
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from typer.models import OptionInfo
 
 from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
-from asyncmig._io.addresses import is_loopback, shown_url
+from asyncmig._io.addresses import is_loopback
 from asyncmig.cli.options import (
     DEFAULT_RATE,
     Duration,
@@ -24,7 +22,6 @@ from asyncmig.cli.options import (
     parse_rate,
     rate_option,
 )
-from asyncmig.cli.output import SCHEMA, print_line, print_table
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -48,12 +45,9 @@ __all__ = [
     "about_journal",
     "environment_name",
     "from_manifest",
-    "given",
     "journal_option",
     "open_session",
     "path_from",
-    "places_of",
-    "print_config",
     "read_settings",
     "source_of",
     "written",
@@ -426,38 +420,3 @@ def source_of(context: typer.Context, name: str) -> str:
             return "manifest"
         case _:
             return "default"
-
-
-def given(context: typer.Context) -> frozenset[str]:
-    """Return the names of the settings that the command line, the environment or a file sets."""
-    return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
-
-
-def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
-    """Return where a run would write, and its `root`, for a command that has no options for them."""
-    defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
-    defaults |= context.default_map or {}
-    given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
-    paths = {name: Path(str(value)) for name, value in given.items() if value}
-    journal = JournalPlace(str(given["journal"])).path
-    return Outputs(out=paths["out"], journal=journal, report=paths.get("report")), paths.get("root")
-
-
-def print_config(data: Console, context: typer.Context, options: Options, *, as_json: bool) -> None:
-    """Print the name, value and origin of each setting. The API key is never printed."""
-    rows: list[tuple[str, str | None, str]] = []
-    for field in fields(Settings):
-        value, source = getattr(options, field.name), source_of(context, field.name)
-        if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
-            value, source = url, "VERN_BASE_URL"
-        text = None if value is None else written(value)
-        shown = shown_url(text) if text and field.name == "base_url" else text
-        rows.append((field.name.replace("_", "-"), shown, source))
-    has_key = bool(os.environ.get("VERN_API_KEY", "").strip())
-    rows.append(("API key", "set" if has_key else "not set", "VERN_API_KEY"))
-    if as_json:
-        for name, shown, source in rows:
-            print_line({"schema": SCHEMA, "setting": name, "value": shown, "from": source})
-    else:
-        lines = [(name, shown or "-", source) for name, shown, source in rows]
-        print_table(data, ("setting", "value", "from"), lines)
