@@ -46,6 +46,9 @@ class Simulator:
     def storage(self, request: Request, now: float) -> Reply:
         return self.world.storage(request, now)
 
+    def endpoint_of(self, request: Request) -> str:
+        return self.world.endpoint_of(request)
+
     @property
     def storage_url(self) -> str:
         return self.world.storage_url
