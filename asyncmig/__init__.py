@@ -29,6 +29,7 @@ from asyncmig.companies.wire import (
     Source,
     Template,
 )
+from asyncmig.customers.catalog import ColumnSpec, Link
 from asyncmig.customers.connections import Destination
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import (
@@ -38,11 +39,13 @@ from asyncmig.customers.outcome import (
     ExportResult,
     ExportSummary,
     Failed,
+    ImportReport,
     Outcome,
     Parked,
     Pending,
     Policy,
     RowFilter,
+    SheetCount,
     Unknown,
 )
 from asyncmig.customers.questions import (
@@ -55,9 +58,7 @@ from asyncmig.customers.questions import (
     Target,
     check_answers,
 )
-from asyncmig.customers.report import ImportReport, SheetCount
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.template_rules import ColumnSpec, Link
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,

@@ -13,6 +13,7 @@ import msgspec
 
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
+from asyncmig.customers.catalog import CatalogueItem, TemplateRules
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
@@ -20,7 +21,6 @@ from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
-from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 

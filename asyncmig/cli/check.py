@@ -16,8 +16,7 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
 from asyncmig.cli.settings import ApiOption, BaseUrlOption
-from asyncmig.customers.lookup import named
-from asyncmig.customers.template_rules import TemplateRules
+from asyncmig.customers.catalog import TemplateRules, named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
 from asyncmig.generations import Generation
 from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault

@@ -17,7 +17,7 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
-from asyncmig.jobs.plan import Durations
+from asyncmig.jobs.plan import ObservedDurations
 
 __all__ = ["CustomerProgress", "LiveState"]
 
@@ -51,7 +51,7 @@ class LiveState:
         self._customers = {name: CustomerProgress(name, count) for name, count in files.items()}
         self._runs: dict[str, CustomerProgress] = {}
         self._answers: deque[float] = deque()
-        self.durations: Durations = Durations()
+        self.durations: ObservedDurations = ObservedDurations()
         self.ended: Counter[str] = Counter()
         """Customers by outcome."""
         self.now: float = 0.0

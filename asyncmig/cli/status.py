@@ -22,8 +22,7 @@ from asyncmig.cli.report import reason
 from asyncmig.cli.settings import ConnectionSettings, about_journal, open_session
 from asyncmig.cli.summary import print_outcomes
 from asyncmig.customers.failures import words_of as failure_words
-from asyncmig.customers.outcome import Delivered, Failed, Parked
-from asyncmig.customers.report import ImportReport
+from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event

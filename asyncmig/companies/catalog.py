@@ -12,9 +12,9 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
+from asyncmig.customers.catalog import named, source_id
 from asyncmig.customers.connections import Connections, checked_connections, secrets_of
 from asyncmig.customers.ids import COMPANY, checked_id
-from asyncmig.customers.lookup import named, source_id
 from asyncmig.customers.spec import check_external_id, checked_templates
 from asyncmig.errors import NotFound
 

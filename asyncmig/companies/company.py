@@ -15,11 +15,10 @@ from asyncmig.companies.imports import Imports
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import SHEET, checked_id
-from asyncmig.customers.lookup import named
-from asyncmig.customers.outcome import Downloaded, RowFilter
+from asyncmig.customers.outcome import Downloaded, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
-from asyncmig.customers.report import ImportReport
 from asyncmig.errors import InvalidInput
 from asyncmig.transfers.content import BinaryFile, Progress, Stream
 

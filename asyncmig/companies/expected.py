@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import final
 
 from asyncmig.companies.wire import Sheet
-from asyncmig.customers.outcome import RowFilter
-from asyncmig.customers.report import ImportReport
+from asyncmig.customers.outcome import ImportReport, RowFilter
 from asyncmig.errors import TruncatedDownload
 from asyncmig.transfers.bound import LONGEST_RECORD, Counted
 from asyncmig.transfers.csv_records import RowCount

@@ -11,10 +11,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus
-from asyncmig.customers.outcome import ExportResult
+from asyncmig.customers.catalog import CatalogueItem, TemplateRules
+from asyncmig.customers.outcome import ExportResult, ImportReport
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.report import ImportReport
-from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
 
 __all__ = [
     "ActiveImport",

@@ -4,11 +4,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.questions import Action, NeedsAttention
-from asyncmig.customers.report import ImportReport
+
+# TODO merge this text into the docstring:
+# What an import did, as the server reports it.
 
 __all__ = [
     "Decide",
@@ -18,12 +20,14 @@ __all__ = [
     "ExportResult",
     "ExportSummary",
     "Failed",
+    "ImportReport",
     "Outcome",
     "Parked",
     "Pending",
     "Policy",
     "Reviewed",
     "RowFilter",
+    "SheetCount",
     "Unknown",
 ]
 
@@ -41,6 +45,23 @@ class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
     """Records below the header."""
     size: int
     """Bytes."""
+
+
+class SheetCount(Struct, frozen=True, kw_only=True):
+    """How many rows one sheet got."""
+
+    template_name: str | None = field(name="templateName", default=None)
+    sheet_id: str | None = field(name="sheetId", default=None)
+    rows: int | None = field(name="rowCount", default=None)
+
+
+class ImportReport(Struct, frozen=True, kw_only=True):
+    """What an import did. While a run is parked, `inserted` counts valid rows only."""
+
+    inserted: int | None = None
+    per_sheet: tuple[SheetCount, ...] = field(name="perSheet", default=())
+    invalid_rows: int | None = field(name="invalidCellCount", default=None)
+    """Rows with at least one bad cell, whatever the field's name in the API suggests."""
 
 
 class ExportResult(Struct, frozen=True, kw_only=True):

@@ -11,11 +11,11 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from asyncmig._core.arguments import checked_text, flaw_of
+from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.connections import Connections, checked_connections
 from asyncmig.customers.files import size_of
 from asyncmig.customers.outcome import Failed
 from asyncmig.customers.paths import check_below
-from asyncmig.customers.template_rules import CatalogueItem
 from asyncmig.errors import InvalidInput
 
 __all__ = [

@@ -17,7 +17,7 @@ __all__ = [
     "CustomerRecord",
     "CustomerStatus",
     "RemainingWork",
-    "Rows",
+    "RowCounts",
     "SheetFile",
     "status_of_outcome",
     "unreadable_record",
@@ -27,7 +27,7 @@ STEPS: Final = ("waiting", *ACTIVE, "ended")
 """The steps of a migration, in order. A failed migration stays at the step at which it failed."""
 
 
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
+class RowCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The row counts of a customer; null where they are not known."""
 
     inserted: int | None = None
@@ -67,7 +67,7 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why the customer is not delivered; None while nothing is wrong."""
     files: tuple[SheetFile, ...] = ()
     """The delivered sheets."""
-    rows: Rows = Rows()
+    rows: RowCounts = RowCounts()
     notes: tuple[str, ...] = ()
     """What the user should know: a file that has changed since, a row that was renamed."""
     destructive: tuple[Action, ...] = ()
@@ -153,7 +153,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
         ids=outcome.ids,
         error=None if isinstance(outcome, Delivered) else outcome.error,
         files=tuple(SheetFile(sheet=f.sheet, path=f.path, rows=f.rows, bytes=f.size) for f in files),
-        rows=Rows(
+        rows=RowCounts(
             inserted=report.inserted if report else None,
             flagged=report.invalid_rows if report else None,
             delivered=outcome.rows if isinstance(outcome, Delivered) else None,

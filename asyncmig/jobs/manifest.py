@@ -17,9 +17,8 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
-from asyncmig.customers.lookup import named
+from asyncmig.customers.catalog import CatalogueItem, named
 from asyncmig.customers.spec import Spec, check_external_id
-from asyncmig.customers.template_rules import CatalogueItem
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
 from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text

@@ -28,8 +28,8 @@ from asyncmig.session import Scope
 
 __all__ = [
     "Destruction",
-    "Durations",
     "Forecast",
+    "ObservedDurations",
     "Plan",
     "PlannedFile",
     "earliest_end",
@@ -47,7 +47,7 @@ class Forecast:
 
 
 @final
-class Durations:
+class ObservedDurations:
     """How long imports took, as far as some have ended."""
 
     __slots__ = ("_longest",)
@@ -75,7 +75,7 @@ def earliest_end(
 
 def forecast(
     under_way: Collection[RemainingWork],
-    durations: Durations,
+    durations: ObservedDurations,
     *,
     limit: int,
     window: float,

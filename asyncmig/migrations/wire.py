@@ -13,8 +13,9 @@ from msgspec.structs import force_setattr
 
 from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus
-from asyncmig.customers import questions, report
-from asyncmig.customers.template_rules import CatalogueItem, TemplateRules
+from asyncmig.customers import questions
+from asyncmig.customers.catalog import CatalogueItem, TemplateRules
+from asyncmig.customers.outcome import ImportReport
 
 __all__ = [
     "AnswerBody",
@@ -315,7 +316,7 @@ class Question(questions.Question, frozen=True, kw_only=True):
     allow_custom: bool = field(name="allowCustom", default=False)
 
 
-class Report(report.ImportReport, frozen=True, kw_only=True):
+class Report(ImportReport, frozen=True, kw_only=True):
     """What an executed run did."""
 
     coverage: object = None

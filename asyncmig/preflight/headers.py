@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 from asyncmig._core.invisible import MARK, invisible_in_name, named_characters
-from asyncmig.customers.template_rules import TemplateRules
+from asyncmig.customers.catalog import TemplateRules
 from asyncmig.preflight.findings import Finding, HeaderMatch, Sample, number_of
 
 __all__ = ["Fit", "find_fit", "header_findings"]

@@ -5,7 +5,7 @@ from functools import partial
 from importlib import import_module
 from typing import Protocol, final
 
-from asyncmig.customers.template_rules import ColumnSpec, Link, TemplateRules
+from asyncmig.customers.catalog import ColumnSpec, Link, TemplateRules
 from asyncmig.preflight.findings import Finding, FindingCounter, Kind
 
 __all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]

@@ -9,9 +9,9 @@ from typing import Generic, TextIO, TypeVar, cast, final
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
+from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.files import raise_unreadable, size_of
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.template_rules import TemplateRules
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.report import EventPrinter
-from asyncmig.customers.status import CustomerStatus, Rows
+from asyncmig.customers.status import CustomerStatus, RowCounts
 from asyncmig.events import (
     BudgetLearnt,
     Held,
@@ -41,7 +41,7 @@ ROW = CustomerStatus(
     outcome="delivered",
     step="ended",
     ids={"company": "c", "run": "r"},
-    rows=Rows(inserted=2, flagged=0, delivered=3),
+    rows=RowCounts(inserted=2, flagged=0, delivered=3),
     seconds=60.0,
 )
 

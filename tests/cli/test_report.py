@@ -11,8 +11,7 @@ from rich.console import Console
 from asyncmig.cli.report import ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
-from asyncmig.customers.outcome import Delivered, Downloaded, Failed, Pending
-from asyncmig.customers.report import ImportReport
+from asyncmig.customers.outcome import Delivered, Downloaded, Failed, ImportReport, Pending
 from asyncmig.jobs.manifest import Customer, Manifest
 from asyncmig.session import Session
 

@@ -25,7 +25,7 @@ from asyncmig import (
     TruncatedDownload,
 )
 from asyncmig.companies.expected import Expected
-from asyncmig.customers.report import SheetCount
+from asyncmig.customers.outcome import SheetCount
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World
 from asyncmig.transfers.csv_records import RecordCounter
 

@@ -9,10 +9,9 @@ import pytest
 from asyncmig._core.decode import decode
 from asyncmig.companies import wire
 from asyncmig.companies.wire import CompanyInfo, Connection, ExportReport, Sheet, Source, Template
-from asyncmig.customers.outcome import ExportResult
+from asyncmig.customers.catalog import ColumnSpec, Link
+from asyncmig.customers.outcome import ExportResult, ImportReport, SheetCount
 from asyncmig.customers.questions import Action, NeedsAttention, Option, Patch, Question, Target
-from asyncmig.customers.report import ImportReport, SheetCount
-from asyncmig.customers.template_rules import ColumnSpec, Link
 from asyncmig.simulator.server.messages import drifted
 
 SOURCES = '{"sources": [{"id": "s1", "name": "HubSpot", "logo_url": null}]}'

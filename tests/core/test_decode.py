@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from asyncmig._core.decode import Unreadable, decode, repaired
-from asyncmig.companies import wire, writes
+from asyncmig.companies import wire
+from asyncmig.customers.outcome import ImportReport
 from asyncmig.customers.questions import Action, Patch
-from asyncmig.customers.report import ImportReport
 
 REPLIES = [
     wire.Sources,
@@ -21,7 +21,7 @@ REPLIES = [
     wire.RunStarted,
     wire.ImportState,
     wire.ActiveImport,
-    writes.ExportState,
+    wire.ExportState,
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -68,7 +68,7 @@ def test_an_item_of_a_list_that_cannot_be_understood_hides_no_other() -> None:
     hollow = '{"ok": true, "status": 200, "fields_confirmed": false}'
     state = decode(
         f'{{"status": "completed", "report": {{"results": [{hollow}, null, 7]}}}}'.encode(),
-        writes.ExportState,
+        wire.ExportState,
     )
     assert state.report is not None
     assert (len(state.report.results), len(state.report.hollow)) == (3, 1)
@@ -225,7 +225,7 @@ def test_strange_items_cost_a_bounded_number_of_conversions(monkeypatch: pytest.
     monkeypatch.setattr(msgspec, "convert", counted)
     item = b'{"ok": [], "status": [], "path": 7}'
     body = b'{"status": "completed", "report": {"results": [' + b",".join([item] * 100_000) + b"]}}"
-    state = decode(body, writes.ExportState)
+    state = decode(body, wire.ExportState)
     assert count < 25_000
     assert state.status == "completed"
 

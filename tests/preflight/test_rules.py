@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig import InvalidInput, Spec, Template, preflight
-from asyncmig.customers.template_rules import ColumnSpec, Link
+from asyncmig.customers.catalog import ColumnSpec, Link
 from asyncmig.preflight import CheckedFile, Finding
 
 Write = Callable[..., list[Path]]

@@ -12,8 +12,15 @@ from asyncmig.companies.exports import ExportRun, in_stages, summary_of
 from asyncmig.companies.workflow.record import ExportStep, export_key
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, wall_clock
 from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import Delivered, Downloaded, ExportMode, ExportSummary, Failed, Outcome
-from asyncmig.customers.report import ImportReport
+from asyncmig.customers.outcome import (
+    Delivered,
+    Downloaded,
+    ExportMode,
+    ExportSummary,
+    Failed,
+    ImportReport,
+    Outcome,
+)
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 
 __all__ = ["Delivery"]

@@ -1,0 +1,91 @@
+"""The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from msgspec import Struct, field
+
+from asyncmig._core.arguments import checked_text
+from asyncmig.errors import InvalidInput
+
+__all__ = ["CatalogueItem", "ColumnSpec", "Link", "TemplateRules", "called", "named", "source_id"]
+
+
+class CatalogueItem(Struct, frozen=True, kw_only=True):
+    """A source or a template of the account, known by its id."""
+
+    id: str
+    name: str = ""
+
+
+class Link(Struct, frozen=True, kw_only=True):
+    """A column that a link rule points to."""
+
+    template_id: str | None = field(name="templateId", default=None)
+    """The id or slug of a template. For several templates, the text of a JSON array of them."""
+    column_name: str | None = field(name="columnName", default=None)
+    discriminator: str | None = None
+    """The column that says which of several templates a cell points to."""
+    value_map: object = field(name="valueMap", default=None)
+    value_path: str | None = field(name="valuePath", default=None)
+    key_path: str | None = field(name="keyPath", default=None)
+    key_map: object = field(name="keyMap", default=None)
+
+
+class ColumnSpec(Struct, frozen=True, kw_only=True):
+    """One column of a template and the rule that its cells must obey."""
+
+    name: str
+    description: str | None = None
+    required: bool = False
+    unique: bool = False
+    rule: str | None = field(name="desiredRule", default=None)
+    """`none`, `ai`, `strict` or `link`; others may come."""
+    pattern: str | None = field(name="strictRule", default=None)
+    """A regular expression, where the rule is strict."""
+    links: tuple[Link, ...] = field(name="linkRule", default=())
+    schema: object = None
+    """A JSON Schema of the cell's value, which is JSON text. It has precedence over `pattern`."""
+
+
+class TemplateRules(CatalogueItem, frozen=True, kw_only=True):
+    """A target schema: its columns and their rules."""
+
+    columns: tuple[ColumnSpec, ...] = ()
+
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_Listed)
+
+
+def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
+    """Return the one of `among` whose id or name is `wanted`.
+
+    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
+    """
+    checked_text(field, wanted)
+    found = [each for each in among if each.id == wanted] or called(wanted, among)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = [each.id for each in found]
+        raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
+    raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
+
+
+def source_id(field: str, source: object) -> str:
+    """Return the id of a source that is given by its id or as a `Source`. Raises `InvalidInput`."""
+    return checked_text(field, source.id if isinstance(source, CatalogueItem) else source)
+
+
+def called(name: str, among: Sequence[_Named]) -> list[_Named]:
+    """Return those of this name; if there are none, those whose name differs only in upper and lower case."""
+    return [each for each in among if each.name == name] or [
+        each for each in among if each.name.casefold() == name.casefold()
+    ]
