@@ -36,7 +36,7 @@ from typing import cast, final
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig._io.transport import Body, Lost, Response, Timeouts
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session
 from asyncmig.simulator import (
@@ -113,7 +113,7 @@ class InProcess:
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[Response]:
         """Let the world respond to one request. Raises `Lost` if the fault is a lost response."""
         parts = urlsplit(url)
         request = Request(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import looptime
 from inprocess import InProcess
 
-from asyncmig._io.transport import Answer, Body, Timeouts, Transport
+from asyncmig._io.transport import Body, Response, Timeouts, Transport
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort, MemoryJournal
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class MortalTransport:
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[Response]:
         exchange = self._transport.exchange(method, url, headers=headers, body=body, timeouts=timeouts)
         async with AsyncExitStack() as stack:
             async with self._life.point(f"{method} {urlsplit(url).path.rpartition('/')[2]}"):

@@ -25,7 +25,7 @@ from asyncmig import (
     UnexpectedReply,
     UnknownOutcome,
 )
-from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig._io.transport import Body, Lost, Response, Timeouts
 from asyncmig.events import RequestSent
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 
@@ -54,7 +54,7 @@ class Wire:
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[Response]:
         assert body is None or isinstance(body, bytes)
         self.asked.append((method, url.removeprefix(BASE_URL), body, headers))
         said = self.says.pop(0)

@@ -36,7 +36,7 @@ from asyncmig._io.reply import (
     unreadable,
     without,
 )
-from asyncmig._io.transport import Answer, Body, Lost, Timeouts, Transport
+from asyncmig._io.transport import Body, Lost, Response, Timeouts, Transport
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -54,7 +54,7 @@ __all__ = ["Caller"]
 
 
 T = TypeVar("T")
-Understand = Callable[["Call", Answer, bytes], Awaitable[T]]
+Understand = Callable[["Call", Response, bytes], Awaitable[T]]
 """Decodes the body of a 2xx answer; raises `RetryableFailure` if another attempt may return a complete one."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """Characters that stay as they are in a signed URL: escaping them would make its signature invalid."""
@@ -208,7 +208,7 @@ class Caller:
             raise failure.error from failure
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncGenerator[Answer]:
+    async def stream(self, call: Call) -> AsyncGenerator[Response]:
         """Make one attempt and yield the answer at its headers; the body streams without holding a slot.
 
         Waits after a 429 and sends again. Raises as `call` does, without a repeat; `NoAnswer` if the body breaks off.
@@ -234,7 +234,7 @@ class Caller:
     @asynccontextmanager
     async def exchange_elsewhere(
         self, call: Call, url: str, *, body: Body | None, headers: Mapping[str, str], attempt: int
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[Response]:
         """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
 
         One attempt, without the API key and without a gate: the API's limit does not apply to that server. Raises
@@ -293,7 +293,7 @@ class Caller:
             body = await self._read(answer, call.endpoint.largest_reply)
         return await understand(call, answer, body)
 
-    async def _reply(self, call: Call, answer: Answer, body: bytes) -> Reply:
+    async def _reply(self, call: Call, answer: Response, body: bytes) -> Reply:
         if body and (is_json(answer) or is_html(answer)):
             await self._decoded(object, call, answer, body)  # raises for cut JSON and for HTML
         headers: dict[str, str] = {}
@@ -312,7 +312,7 @@ class Caller:
     @asynccontextmanager
     async def _exchange(
         self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[Response]:
         """Send once, and report the status to the gate at the headers.
 
         Raises `ApiError` or `RetryableFailure` unless the status is 2xx.
@@ -388,7 +388,7 @@ class Caller:
             )
         )
 
-    async def _refusal(self, call: Call, answer: Answer, retry_after: float) -> Exception:
+    async def _refusal(self, call: Call, answer: Response, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
         try:
             body = without(await self.read_refusal(answer), (*call.secrets, self._key.reveal()))
@@ -404,7 +404,7 @@ class Caller:
         return error
 
     async def _start_refused(
-        self, call: Call, answer: Answer, slot: Slot, headers: RateHeaders | None
+        self, call: Call, answer: Response, slot: Slot, headers: RateHeaders | None
     ) -> Exception:
         """Read a 429 to a request that starts a run, and report to the gate whether it is about runs in progress."""
         wait, listed = None if headers is None else headers.retry_after, None
@@ -420,26 +420,26 @@ class Caller:
             else:
                 slot.answered(answer.status, retry_after=wait, headers=headers)
 
-    async def _read(self, answer: Answer, most: int) -> bytes:
+    async def _read(self, answer: Response, most: int) -> bytes:
         """Read a body; raise `Lost` if it has more than `most` bytes, decompressed."""
         body = await beginning(answer, most)
         if len(body) > most:
             raise Lost(f"the body is larger than {most} bytes", sent=True)
         return self._without_key(answer, body)
 
-    async def read_refusal(self, answer: Answer) -> bytes:
+    async def read_refusal(self, answer: Response) -> bytes:
         """Return the beginning of a refusal's body, at most 64 KiB, without the API key."""
         body = await beginning(answer, LARGEST_ERROR)
         return self._without_key(answer, body[:LARGEST_ERROR])
 
-    def _without_key(self, answer: Answer, body: bytes) -> bytes:
+    def _without_key(self, answer: Response, body: bytes) -> bytes:
         """Replace an API key that the server echoes, so that no error or log contains it."""
         key = self._key.reveal()
         if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
             return body
         return body.replace(key.encode(), b"***")
 
-    async def _decoded(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> T:
+    async def _decoded(self, kind: type[T], call: Call, answer: Response, body: bytes) -> T:
         try:
             return await decoded(body, kind)
         except Unreadable as error:
@@ -449,7 +449,7 @@ class Caller:
                 unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
             ) from error
 
-    async def _with_status(self, kind: type[T], call: Call, answer: Answer, body: bytes) -> tuple[int, T]:
+    async def _with_status(self, kind: type[T], call: Call, answer: Response, body: bytes) -> tuple[int, T]:
         return answer.status, await self._decoded(kind, call, answer, body)
 
     def _url(self, call: Call) -> str:

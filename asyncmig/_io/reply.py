@@ -14,7 +14,7 @@ import msgspec
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
 from asyncmig._core.limiter import RateHeaders
 from asyncmig._io.threads import in_thread
-from asyncmig._io.transport import Answer
+from asyncmig._io.transport import Response
 from asyncmig.errors import UnexpectedReply
 
 __all__ = [
@@ -84,7 +84,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
             raise unreadable(self.method, self.endpoint, self.status, self.content, error) from error
 
 
-async def beginning(answer: Answer, most: int) -> bytes:
+async def beginning(answer: Response, most: int) -> bytes:
     """Return a decompressed body. If it exceeds `most` bytes, return only its beginning."""
     body, chunks = bytearray(), answer.chunks()
     try:
@@ -112,17 +112,17 @@ def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Except
     return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
 
 
-def is_html(answer: Answer) -> bool:
+def is_html(answer: Response) -> bool:
     """Return whether the answer is an HTML page, as a proxy sends it under any status."""
     return _media_type(answer) == "text/html"
 
 
-def is_json(answer: Answer) -> bool:
+def is_json(answer: Response) -> bool:
     """Return whether the answer's content type is JSON."""
     return _media_type(answer).endswith("json")
 
 
-def _media_type(answer: Answer) -> str:
+def _media_type(answer: Response) -> str:
     return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 

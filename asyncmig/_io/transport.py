@@ -27,7 +27,7 @@ from asyncmig._io.content_decoder import ACCEPTED, Undecodable, decoder_for
 from asyncmig._io.event_loop import finish_all
 from asyncmig.errors import InvalidInput
 
-__all__ = ["AiohttpTransport", "Answer", "Body", "Lost", "Timeouts", "Transport"]
+__all__ = ["AiohttpTransport", "Body", "Lost", "Response", "Timeouts", "Transport"]
 
 Body = bytes | AsyncIterator[bytes]
 """A request body: bytes, or an async iterable of bytes."""
@@ -87,7 +87,7 @@ class Lost(Exception):
         self.timed_out = timed_out
 
 
-class Answer(Protocol):
+class Response(Protocol):
     """An answer whose headers have arrived. Reading its body may raise `Lost`."""
 
     @property
@@ -116,7 +116,7 @@ class Transport(Protocol):
         headers: Mapping[str, str],
         body: Body | None,
         timeouts: Timeouts,
-    ) -> AbstractAsyncContextManager[Answer]:
+    ) -> AbstractAsyncContextManager[Response]:
         """Send the request and yield the answer at its headers. Raises `Lost`. The exit closes what it opened."""
         ...
 
@@ -126,7 +126,7 @@ class Transport(Protocol):
 
 
 @final
-class _AiohttpAnswer:
+class _AiohttpResponse:
     __slots__ = ("_rate", "_response")
 
     def __init__(self, response: ClientResponse, timeouts: Timeouts) -> None:
@@ -220,7 +220,7 @@ class AiohttpTransport:
         headers: Mapping[str, str],
         body: Body | None,
         timeouts: Timeouts,
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[Response]:
         """Send one request once; see `Transport.exchange`."""
         proxy = self.proxy_for(url)
         watch = _Watch(timeouts)
@@ -248,7 +248,7 @@ class AiohttpTransport:
         if response is None:
             raise lost or Lost(watch.reason, sent=True, timed_out=True)
         async with response:
-            yield _AiohttpAnswer(response, timeouts)
+            yield _AiohttpResponse(response, timeouts)
 
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy that a request to `url` would use; raise `InvalidInput` for one that is not supported."""

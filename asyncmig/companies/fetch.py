@@ -10,7 +10,7 @@ from asyncmig._io.attempts import Attempts
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
-from asyncmig._io.transport import Answer
+from asyncmig._io.transport import Response
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.wire import Sheet
@@ -63,7 +63,7 @@ class Fetch:
         return self.context.kept(ServerTraits)
 
     @asynccontextmanager
-    async def exchange(self, sheet: Sheet | None) -> AsyncGenerator[Answer]:
+    async def exchange(self, sheet: Sheet | None) -> AsyncGenerator[Response]:
         """Send one request and yield the response at its headers. None as the sheet requests the archive.
 
         Raises `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file.

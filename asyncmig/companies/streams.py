@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from asyncmig._io.threads import in_thread
-from asyncmig._io.transport import Answer, Lost
+from asyncmig._io.transport import Lost, Response
 from asyncmig.companies.archive import LONGEST_END, ZipOutput, is_whole_end
 from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
@@ -54,7 +54,7 @@ async def stream_all(fetch: Fetch, sheets: Sequence[Sheet]) -> AsyncGenerator[As
         yield await stack.enter_async_context(aclosing(chunks))
 
 
-async def _opened(fetch: Fetch, sheet: Sheet | None, stack: AsyncExitStack) -> Answer:
+async def _opened(fetch: Fetch, sheet: Sheet | None, stack: AsyncExitStack) -> Response:
     """Return the response at its headers, after as many attempts as needed. `stack` closes it."""
     attempts = fetch.repeated(TRANSIENT, unless=is_no_archive if sheet is None else None)
     while True:
@@ -64,7 +64,7 @@ async def _opened(fetch: Fetch, sheet: Sheet | None, stack: AsyncExitStack) -> A
             return answer
 
 
-async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:
+async def _chunks(name: str, answer: Response) -> AsyncGenerator[bytes]:
     try:
         async for chunk in answer.chunks():
             yield chunk
@@ -72,7 +72,7 @@ async def _chunks(name: str, answer: Answer) -> AsyncGenerator[bytes]:
         raise TruncatedDownload(name, lost.reason) from lost
 
 
-async def _checked_sheet(fetch: Fetch, sheet: Sheet, answer: Answer) -> AsyncGenerator[bytes]:
+async def _checked_sheet(fetch: Fetch, sheet: Sheet, answer: Response) -> AsyncGenerator[bytes]:
     """Yield the bytes of a sheet. Raises for too many rows, or at the end if the sheet cannot be complete."""
     name, records = sheet.name or sheet.id, Recounter()
     bound = Bound(rows=fetch.expected.most_rows(name, sheet))
@@ -85,7 +85,7 @@ async def _checked_sheet(fetch: Fetch, sheet: Sheet, answer: Answer) -> AsyncGen
     fetch.expected.check(name, sheet, records)
 
 
-async def _checked_archive(fetch: Fetch, sheets: Sequence[Sheet], answer: Answer) -> AsyncGenerator[bytes]:
+async def _checked_archive(fetch: Fetch, sheets: Sequence[Sheet], answer: Response) -> AsyncGenerator[bytes]:
     """Yield the bytes of the server's archive. Raises for too many bytes, or at the end if its end is missing."""
     size, tail = 0, b""
     bound = Bound(rows=None, size=fetch.expected.most_in_archive(len(sheets)))

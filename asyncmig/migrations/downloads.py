@@ -14,7 +14,7 @@ from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
 from asyncmig._io.threads import WriteBehind, in_thread
-from asyncmig._io.transport import Answer
+from asyncmig._io.transport import Response
 from asyncmig.customers import outcome
 from asyncmig.customers.file_names import file_names
 from asyncmig.errors import (
@@ -66,7 +66,7 @@ class Fetch:
         """Whether the server may know the row filter: it has not refused it in this session."""
         return self.context.kept(ClientState).honours_filter
 
-    def exchange(self, sheet: Sheet, *, filtered: bool) -> AbstractAsyncContextManager[Answer]:
+    def exchange(self, sheet: Sheet, *, filtered: bool) -> AbstractAsyncContextManager[Response]:
         """Send one request and yield the response at its headers."""
         query = {"fields": ",".join(self.fields)} if self.fields else {}
         query |= {"omit_empty": "true"} if self.omit_empty else {}
@@ -155,7 +155,7 @@ async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> 
     return expected
 
 
-async def _receive(answer: Answer, part: Part, expected: Expected) -> None:
+async def _receive(answer: Response, part: Part, expected: Expected) -> None:
     part.restart(expected.total)
     with part.naming():
         async with WriteBehind(part.file) as file:

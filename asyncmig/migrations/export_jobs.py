@@ -22,7 +22,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, Watch
 from asyncmig._io.threads import WriteBehind, in_thread
-from asyncmig._io.transport import Answer
+from asyncmig._io.transport import Response
 from asyncmig.errors import (
     Conflict,
     NoAnswer,
@@ -131,12 +131,12 @@ class ExportJob:
         return path
 
     @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Answer]:
+    async def opened(self) -> AsyncGenerator[Response]:
         """Open the file of a completed job. If a link does not work, the job is read again for a fresh one."""
         async with AsyncExitStack() as stack:
             yield await self._open(stack)
 
-    async def _open(self, stack: AsyncExitStack) -> Answer:
+    async def _open(self, stack: AsyncExitStack) -> Response:
         for number in range(1, _LINKS + 1):
             url = await self._link()
             try:
@@ -160,7 +160,7 @@ class ExportJob:
             )
         return urljoin(f"{self._context.caller.base_url}/", state.download_url)
 
-    async def _follow(self, url: str, stack: AsyncExitStack, attempt: int) -> Answer:
+    async def _follow(self, url: str, stack: AsyncExitStack, attempt: int) -> Response:
         call = Call(endpoint=routes.FETCH_EXPORT, ids=self._ids)
         for _ in range(_REDIRECTS + 1):
             hop = AsyncExitStack()

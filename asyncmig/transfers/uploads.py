@@ -18,7 +18,7 @@ from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html, retry_after
 from asyncmig._io.storage import PutReply, storage_error
-from asyncmig._io.transport import Answer, Lost
+from asyncmig._io.transport import Lost, Response
 from asyncmig.errors import BadRequest, InvalidInput, NoAnswer, UnexpectedReply
 from asyncmig.transfers.content import Attempt, Content, Progress
 
@@ -183,7 +183,7 @@ class _Storage:
         if not 200 <= reply.status < 300:
             raise self._failure(self._refusal(reply), retry_after=reply.retry_after)
 
-    async def _read(self, answer: Answer, url: str, *, accepts_pages: bool) -> PutReply:
+    async def _read(self, answer: Response, url: str, *, accepts_pages: bool) -> PutReply:
         """Return the response. Raises `UnexpectedReply` for a 200 with an HTML page, which a proxy may have sent."""
         if 200 <= answer.status < 300:
             is_page = answer.status == 200 and is_html(answer) and await self._caller.read_refusal(answer)

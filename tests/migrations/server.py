@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from asyncmig._io.transport import Answer, Body, Lost, Timeouts
+from asyncmig._io.transport import Body, Lost, Response, Timeouts
 
 BASE_URL = "https://api.test/api/v1"
 Json = dict[str, Any]
@@ -90,7 +90,7 @@ class Account:
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncGenerator[Answer]:
+    ) -> AsyncGenerator[Response]:
         content = body if isinstance(body, bytes) else b"".join([c async for c in body]) if body else b""
         parts = urlsplit(url)
         path = unquote(parts.path.removeprefix("/api/v1"))

@@ -154,7 +154,7 @@ class Wire:
         headers: Mapping[str, str],
         body: transport.Body | None,
         timeouts: transport.Timeouts,
-    ) -> AsyncGenerator[transport.Answer]:
+    ) -> AsyncGenerator[transport.Response]:
         raise transport.Lost("nobody listens", sent=False)
         yield
 
