@@ -165,8 +165,7 @@ class Account:
             case "GET", ["migrations", _, "preview"]:
                 return self.preview()
             case "GET", ["migrations", _, "thread"]:
-                after = int(query.get("after", 0))
-                events = [e for at, e in self.thread if at <= self.now and e["sequence"] > after]
+                events = self.events(int(query.get("after", 0)))
                 return Reply(
                     200, {"events": events, "last_sequence": events[-1]["sequence"] if events else None}
                 )
@@ -214,7 +213,12 @@ class Account:
         self.timeline.append((at, state))
 
     def tell(self, at: float, kind: str, data: object = None) -> None:
-        self.thread.append((at, {"sequence": 2 * len(self.thread) + 1, "type": kind, "data": data}))
+        self.thread.append((at, {"type": kind, "data": data}))
+
+    def events(self, after: int) -> list[Json]:
+        told = sorted((each for each in self.thread), key=lambda each: each[0])
+        numbered = [(at, {"sequence": 2 * n + 1, **event}) for n, (at, event) in enumerate(told)]
+        return [event for at, event in numbered if at <= self.now and event["sequence"] > after]
 
     def play(self, what: str) -> None:
         self.enter(self.now, {"status": "running"})
@@ -282,10 +286,9 @@ class Account:
     async def stream(self, after: int) -> AsyncGenerator[bytes]:
         yield b": hello\n\n"
         while True:
-            for at, event in list(self.thread):
-                if at <= self.now and event["sequence"] > after:
-                    after = event["sequence"]
-                    yield f"event: {event['type']}\r\ndata: {json.dumps(event)}\r\n\r\n".encode()
+            for event in self.events(after):
+                after = event["sequence"]
+                yield f"event: {event['type']}\r\ndata: {json.dumps(event)}\r\n\r\n".encode()
             if self.stream_ends and self.state(self.now)["status"] not in ("queued", "running", "blocked"):
                 yield f'event: done\ndata: {{"last_sequence":{after}}}\n\n'.encode()
                 return

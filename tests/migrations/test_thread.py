@@ -1,0 +1,140 @@
+"""The thread: one stream for all, reconnected after the last sequence, whatever the server's stream does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import pytest
+
+from asyncmig import AuthError, InvalidInput
+from asyncmig.migrations.previews import Preview
+from asyncmig.migrations.thread import Event
+
+from .conftest import Opens
+from .server import Account, Reply
+
+pytestmark = pytest.mark.looptime
+STREAM = "/migrations/m1/thread/stream"
+
+
+async def test_the_iteration_ends_with_the_run(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        account.tell(account.now + 5, "message", {"text": "Read"})
+        account.tell(account.now + 9, "message", "ing")
+        events = [event async for event in migration.thread()]
+        assert await migration.events(after=1) == events[1:]
+        assert await run.messages() == "Reading"
+    assert [event.text for event in events if event.type == "message"] == ["Read", "ing"]
+    assert {event.type for event in events} == {"message", "preview"}
+
+
+def early_done(account: Account) -> Callable[[], AsyncIterator[bytes]]:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b'event: done\ndata: {"last_sequence":0}\n\n'
+
+    return stream
+
+
+def cut(account: Account) -> Callable[[], AsyncIterator[bytes]]:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b'event: message\ndata: {"sequence":1,"type":"mess'
+
+    return stream
+
+
+def failing(account: Account) -> Callable[[], AsyncIterator[bytes]]:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b'event: error\ndata: {"error":"stream broke"}\n\n'
+
+    return stream
+
+
+@pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500"])
+@pytest.mark.parametrize("times", [1, 5, 1000])
+async def test_a_wait_and_an_iteration_survive_every_stream(
+    kind: object, times: int, opens: Opens, account: Account
+) -> None:
+    seen = 0
+
+    def stream(body: object, query: dict[str, str]) -> Reply:
+        nonlocal seen
+        seen += 1
+        if seen > times:
+            return Reply(200, stream=account.stream(int(query.get("after", 0))))
+        if kind == "404":
+            return Reply(404, {"error": "no such route"})
+        return Reply(200, stream=kind(account)())  # type: ignore[operator]
+
+    account.routes["GET", STREAM] = stream
+    if kind in ("lost", "500"):
+        fault = "lost" if kind == "lost" else 500
+        account.fault = lambda method, path, n: fault if path == STREAM and n <= times else None
+    async with opens() as migration:
+        run = await migration.generate()
+        assert isinstance(await run.wait(), Preview)
+        ended = account.now
+    assert ended < 60 + 35
+    assert seen < 12
+
+
+async def test_error_events_of_the_thread_are_events(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await migration.generate()
+        account.tell(account.now + 5, "error", {"message": "one file could not be read"})
+        events = [event async for event in migration.thread()]
+    assert [event.text for event in events if event.type == "error"] == ["one file could not be read"]
+
+
+async def test_iterations_share_one_stream_and_each_gets_all(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await migration.generate()
+        for second in range(30):
+            account.tell(account.now + second, "message", {"text": str(second)})
+
+        async def texts(delay: float, after: int) -> list[str]:
+            await asyncio.sleep(delay)
+            found = [event async for event in migration.thread(after=after)]
+            return [event.text for event in found if event.type == "message"]
+
+        whole, late, part = await asyncio.gather(texts(0, 0), texts(10, 0), texts(20, 11))
+    assert whole == late == [str(second) for second in range(30)]
+    assert part == whole[-len(part) :]
+    assert account.count("GET", "/thread/stream") == 1
+
+
+async def test_a_stream_that_stays_open_while_blocked_ends_with_its_listener(
+    opens: Opens, account: Account
+) -> None:
+    account.stream_ends = False
+    async with opens() as migration:
+        await migration.generate()
+        async with aclosing(migration.thread()) as events:
+            async for event in events:
+                if event.type == "preview":
+                    break
+        assert [task for task in asyncio.all_tasks() if task.get_name() == "asyncmig thread"] == []
+        with pytest.raises(InvalidInput, match="include"):
+            await migration.events(include="nothing")  # type: ignore[arg-type]
+
+
+async def test_a_refused_key_ends_the_iteration(opens: Opens, account: Account) -> None:
+    account.fault = lambda method, path, n: 401 if path == STREAM else None
+    async with opens() as migration:
+        with pytest.raises(AuthError):
+            _ = [event async for event in migration.thread()]
+
+
+async def test_request_input_is_read_in_every_shape() -> None:
+    question = {"id": "q1", "question": "Which?"}
+    shapes = [
+        [question],
+        {"questions": [question]},
+        {"requests": [question]},
+        {"inputs": [question]},
+        question,
+    ]
+    for shape in shapes:
+        (asked,) = Event(type="request_input", data=shape).questions
+        assert asked.prompt == "Which?"
+    assert Event(type="request_input", data={"kind": "source_credentials"}).questions == ()

@@ -1,0 +1,294 @@
+"""Uploads and downloads: nothing doubles, nothing is cut short unnoticed, flagged rows are named."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from asyncmig import BadRequest, InvalidInput, TruncatedDownload, UnexpectedReply
+from asyncmig.customers.report import SheetCount
+from asyncmig.migrations.wire import Report, Sheet
+
+from .conftest import KEY, Opens
+from .server import Account, Reply
+
+pytestmark = pytest.mark.looptime
+CLEAN = Report(
+    inserted=3,
+    per_sheet=(SheetCount(template_name="Contacts", rows=2), SheetCount(template_name="Deals", rows=1)),
+    invalid_rows=0,
+)
+ONE_BAD = Report(inserted=3, per_sheet=CLEAN.per_sheet, invalid_rows=1)
+
+
+# Uploads
+
+
+async def test_sixty_files_take_three_requests_for_urls(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        uploaded = await migration.upload_all([(f"{n}.csv", b"a\n%d\n" % n) for n in range(60)])
+    assert [each.name for each in uploaded] == [f"{n}.csv" for n in range(60)]
+    assert account.count("POST", "/files") == 3
+    assert len(account.files) == 60
+    puts = [headers for url, headers in account.headers if url.startswith("https://storage.test")]
+    assert all("x-api-key" not in {name.lower() for name in headers} for headers in puts)
+    assert {headers["Content-Type"] for headers in puts} == {"text/csv"}
+
+
+async def test_what_is_there_is_not_sent_again(opens: Opens, account: Account) -> None:
+    account.files = [{"name": "My File.csv", "storage_path": "p/1", "size": "4"}]
+    async with opens() as migration:
+        known, new = await migration.upload_all([("my_file.csv", b"a\n1\n"), ("deals.csv", b"b\n1\n")])
+    assert (known.is_new, known.storage_path, new.is_new) == (False, "p/1", True)
+    assert account.count("PUT", ".csv") == 1
+
+
+@pytest.mark.parametrize("fault", ["lost", "vanished", 500, 403])
+async def test_a_failed_put_neither_doubles_nor_loses_a_file(
+    fault: object, opens: Opens, account: Account
+) -> None:
+    account.fault = lambda method, path, n: fault if method == "PUT" and len(puts(account)) == 1 else None
+    async with opens() as migration:
+        uploaded = await migration.upload(b"a\n1\n", name="contacts.csv")
+    assert [each["storage_path"] for each in account.files] == [uploaded.storage_path]
+
+
+def puts(account: Account) -> list[str]:
+    return [path for _, method, path, _ in account.sent if method == "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [([f"{n}.csv" for n in range(401)], "400"), ([f"{n}.PDF" for n in range(6)], "5 PDF or Word")],
+)
+async def test_too_many_files_are_refused_before_any_request(
+    names: list[str], reason: str, opens: Opens, account: Account
+) -> None:
+    async with opens() as migration:
+        before = len(account.sent)
+        with pytest.raises(InvalidInput, match=reason):
+            await migration.upload_all([(name, b"x") for name in names])
+    assert len(account.sent) == before
+
+
+async def test_files_that_are_there_count_towards_the_limit(opens: Opens, account: Account) -> None:
+    account.files = [{"name": f"{n}.docx", "storage_path": f"p/{n}", "size": 1} for n in range(5)]
+    async with opens() as migration:
+        with pytest.raises(InvalidInput, match="5 PDF or Word"):
+            await migration.upload(b"xx", name="more.pdf")
+    assert account.count("POST", "/files") == 0
+
+
+# Downloads
+
+
+@pytest.mark.parametrize(
+    ("filters", "bad", "report", "flagged", "rows"),
+    [
+        ("ignored", False, CLEAN, "none", [2, 1]),
+        ("ignored", True, ONE_BAD, "included", [2, 1]),
+        ("honoured", True, ONE_BAD, "none", [1, 1]),
+        ("refused", True, ONE_BAD, "included", [2, 1]),
+        ("refused", False, CLEAN, "none", [2, 1]),
+        ("ignored", True, None, "unknown", [2, 1]),
+    ],
+)
+async def test_rows_with_bad_cells_are_named(
+    filters: str,
+    bad: bool,
+    report: Report | None,
+    flagged: str,
+    rows: list[int],
+    opens: Opens,
+    account: Account,
+    tmp_path: Path,
+) -> None:
+    account.filters = filters
+    if bad:
+        account.sheets["contacts"] = "Name,Email\r\nAda,a@x.org\r\nBob,BAD\r\n"
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, report=report)
+    assert [file.rows for file in files] == rows
+    assert {file.flagged for file in files} == {flagged}
+    assert all(file.is_verified for file in files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Contacts.csv", "Deals.csv"]
+
+
+async def test_without_a_total_a_filtered_file_is_not_verified(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.total, account.filters = False, "honoured"
+    account.sheets["contacts"] = "Name,Email\r\nAda,a@x.org\r\nBob,BAD\r\n"
+    async with opens() as migration:
+        contacts, deals = await migration.download(to=tmp_path, report=ONE_BAD)
+    assert (contacts.is_verified, deals.is_verified) == (False, True)
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_a_body_that_was_cut_short_is_fetched_again(
+    total: bool, opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.total = total
+    whole, calls = account.sheets["contacts"], []
+
+    def sheet(body: object, query: object) -> Reply:
+        calls.append(1)
+        text = whole if len(calls) > 2 else "Name,Email\r\nAda,a@x.org\r\n"
+        return Reply(200, text.encode(), {"X-Total-Records": "2"} if total else {})
+
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = sheet
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["Contacts"], report=CLEAN)
+    assert (files[0].rows, len(calls)) == (2, 3)
+
+
+async def test_a_body_that_breaks_off_is_fetched_again(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.fault = lambda method, path, n: "cut" if path.endswith("contacts.csv") and n == 1 else None
+    async with opens() as migration:
+        await migration.download(to=tmp_path, sheets=["contacts"])
+    assert account.count("GET", "contacts.csv") == 2
+
+
+async def test_a_sheet_that_is_empty_before_the_import_has_arrived_is_not_accepted(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.sheets["contacts"] = "Name,Email\r\n"
+    async with opens() as migration:
+        with pytest.raises(TruncatedDownload, match="at least 2 were reported"):
+            await migration.download(to=tmp_path, report=CLEAN)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_sheet_without_rows_may_be_missing(opens: Opens, account: Account, tmp_path: Path) -> None:
+    del account.sheets["deals"]
+    report = Report(inserted=2, per_sheet=CLEAN.per_sheet[:1], invalid_rows=0)
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, report=report)
+    assert [file.slug for file in files] == ["contacts"]
+
+
+async def test_an_unknown_field_is_refused_at_once(opens: Opens, account: Account, tmp_path: Path) -> None:
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = lambda body, query: Reply(
+        400, {"error": f"unknown_field: {query['fields']}"}
+    )
+    async with opens() as migration:
+        with pytest.raises(BadRequest, match="unknown_field: Nmae,Email"):
+            await migration.download(to=tmp_path, sheets=["contacts"], fields=["Nmae", "Email"])
+    assert account.count("GET", "contacts.csv") == 1
+
+
+class Jobs:
+    """Export jobs of an account whose sheets are stored compressed."""
+
+    def __init__(self, account: Account, *, link: str = "https://files.test/x?sig=secret-link") -> None:
+        self.account, self.link, self.bodies, self.reads, self.fetched = account, link, [], 0, list[str]()
+        self.content = account.sheets["contacts"].encode()
+        for slug in ("contacts", "deals"):
+            account.routes["GET", f"/migrations/m1/exports/{slug}.csv"] = lambda body, query: Reply(
+                409, {"error": "stored compressed: use an export job"}
+            )
+        account.routes["POST", "/migrations/m1/exports"] = self.start
+        account.routes["GET", "/migrations/m1/exports/jobs/j1"] = self.read
+        account.routes["GET", "/x"] = self.fetch
+
+    def start(self, body: dict[str, object], query: object) -> Reply:
+        self.bodies.append(body)
+        return Reply(202, {"job_id": "j1", "status": "pending", "total_rows": "2"})
+
+    def read(self, body: object, query: object) -> Reply:
+        self.reads += 1
+        state = {"job_id": "j1", "status": "running" if self.reads == 1 else "completed", "total_rows": 2}
+        return Reply(200, state | ({"download_url": self.link} if self.reads > 2 else {}))
+
+    def fetch(self, body: object, query: object) -> Reply:
+        self.fetched.append("x")
+        if len(self.fetched) == 1:
+            return Reply(403, b"expired")
+        if len(self.fetched) == 2:
+            return Reply(302, headers={"Location": "/x?again"})
+        return Reply(200, self.content)
+
+
+async def test_a_sheet_that_is_refused_comes_through_an_export_job(
+    opens: Opens, account: Account, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(account)
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["contacts"], report=ONE_BAD)
+    assert jobs.bodies == [{"slug": "contacts"}]
+    assert (files[0].rows, files[0].flagged, files[0].is_verified) == (2, "included", True)
+    elsewhere = [headers for url, headers in account.headers if "files.test" in url]
+    assert len(elsewhere) == 3
+    assert KEY not in str(elsewhere)
+    assert "secret-link" not in caplog.text
+
+
+@pytest.mark.parametrize("link", ["http://files.test/x", "ftp://files.test/x"])
+async def test_a_link_without_encryption_is_refused(
+    link: str, opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    Jobs(account, link=link)
+    async with opens() as migration:
+        with pytest.raises(InvalidInput, match="not https"):
+            await migration.download(to=tmp_path, sheets=["contacts"])
+
+
+async def test_a_zip_of_all_sheets_is_checked(opens: Opens, account: Account, tmp_path: Path) -> None:
+    jobs, packed = Jobs(account), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("Contacts.csv", account.sheets["contacts"])
+    jobs.content = packed.getvalue()[:-30]
+    async with opens() as migration:
+        job = await migration.export_job()
+        with pytest.raises(TruncatedDownload):
+            await job.download(tmp_path / "all.zip")
+        jobs.content = packed.getvalue()
+        assert (await job.download(tmp_path / "all.zip")).read_bytes() == packed.getvalue()
+    assert jobs.bodies == [{"slugs": ["contacts", "deals"]}]
+    assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
+
+
+async def test_a_lost_start_of_an_export_is_waited_for(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    jobs = Jobs(account)
+    answers = iter([409, 409])
+
+    def start(body: dict[str, object], query: object) -> Reply:
+        if jobs.bodies and (status := next(answers, None)):
+            return Reply(status, {"error": "already running"})
+        return jobs.start(body, query)
+
+    account.routes["POST", "/migrations/m1/exports"] = start
+    account.fault = lambda method, path, n: (
+        "lost" if method == "POST" and path.endswith("exports") and n == 1 else None
+    )
+    async with opens() as migration:
+        job = await migration.export_job("contacts")
+        await job.download(tmp_path / "contacts.csv")
+    assert len(jobs.bodies) == 2
+
+
+async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        opened = type(migration)(migration._context, "m1")
+        files = await opened.download(to=tmp_path)
+        assert [file.slug for file in files] == ["contacts", "deals"]
+        only = await opened.download(to=tmp_path, sheets=[Sheet(id="deals", name="Deals")])
+        assert [file.path for file in only] == [str(tmp_path / "Deals.csv")]
+
+
+async def test_html_instead_of_a_file_is_not_written(opens: Opens, account: Account, tmp_path: Path) -> None:
+    account.routes["GET", "/migrations/m1/exports/deals.csv"] = lambda body, query: Reply(
+        200, b"<html>", {"Content-Type": "text/html"}
+    )
+    async with opens() as migration:
+        with pytest.raises(UnexpectedReply, match="HTML"):
+            await migration.download(to=tmp_path, sheets=["deals"])
+    assert list(tmp_path.iterdir()) == []
