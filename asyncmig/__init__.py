@@ -186,8 +186,8 @@ __all__ = [
     "migrate",
 ]
 _MODULES = (
-    *("distributed", "errors", "events", "generations", "jobs", "journal", "preflight", "pytest_plugin"),
-    *("simulator", "telemetry", "testing", "transport", "webhooks"),
+    *("distributed", "errors", "events", "generations", "jobs", "journal", "migrations", "preflight"),
+    *("pytest_plugin", "simulator", "telemetry", "testing", "transport", "webhooks"),
 )
 """Public modules, which `pdoc asyncmig` shows as chapters. They are imported only by name."""
 _NEEDS = {"pytest_plugin": "pytest", "telemetry": "opentelemetry"}

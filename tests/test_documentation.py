@@ -31,7 +31,12 @@ from asyncmig.cli.sim import new_world
 from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, generate, send, serve
 from asyncmig.simulator.server.clock import fast_loop
 
-CHAPTERS = [each for each in documents.docstrings() if each.blocks("python")]
+CHAPTERS = [
+    each
+    for each in documents.docstrings()
+    if each.blocks("python")
+    and not each.name.startswith("asyncmig.migrations")  # tests/migrations runs those
+]
 RUNNABLE = [each for each in [GUIDE, *MANUALS, *CHAPTERS] if each.blocks("python")]
 TEXTS = [README, GUIDE, *MANUALS, BENCHMARKS]
 OF_PYTEST = "asyncmig.pytest_plugin"

@@ -85,8 +85,10 @@ class Run:
 
         ```python
         match await run.wait():
-            case Preview() as preview: ...
-            case Questions() as asked: await run.answer({question.id: "..." for question in asked.questions})
+            case Preview() as preview:
+                print(preview.invalid_cells)
+            case Questions() as asked:
+                await run.answer({question.id: question.options[0].id for question in asked.questions})
         ```
 
         - `Preview`: generate, update or clarify has ended. The answer to a clarify is in `messages()`.
@@ -131,7 +133,7 @@ class Run:
         """Answer the questions of a blocked run: question ids to labels or ids of options, or to `Custom` texts.
 
         ```python
-        await run.answer({"q1": "Keep both", "q2": Custom("Use the billing address")})
+        await run.answer({"q1": "Day first", "q2": Custom("Use the billing address")})
         ```
 
         A plain text answers a single question. All questions need an answer, because a server may guess the missing

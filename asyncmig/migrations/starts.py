@@ -149,6 +149,8 @@ class Starter:
                     raise
                 except Conflict as error:
                     run_id = active_run_id(error)
+                    if run_id:
+                        self._context.runs.seen(self._migration_id)
                     if not attempts.doubts:
                         raise _with_run_id(error, run_id) from error
                     if run_id:  # nothing was active before, so this is the run that the lost request started
@@ -280,7 +282,11 @@ class Starter:
             return None, ""
 
     def _run(self, point: StartPoint, run_id: str) -> Run:
-        now = self._context.poller.now()
+        now, runs = self._context.poller.now(), self._context.runs
+        if run_id or point.run_id:
+            runs.seen(self._migration_id)
+        else:  # only its preview is known, so it has ended
+            runs.left(self._migration_id)
         operation = Operation(point.kind, now=now, after=point.after, before=point.state)
         tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
         return Run(self._context, tracker)

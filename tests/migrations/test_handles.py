@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from asyncmig import ApiError, BadRequest, InvalidInput, NotFound, Session, UnknownOutcome
-from asyncmig.customers.template_rules import Link
+from asyncmig.customers.catalog import Link
 from asyncmig.migrations.connections import WORKBOOK
 
 from .conftest import KEY, Opens

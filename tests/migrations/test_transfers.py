@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig import BadRequest, InvalidInput, TruncatedDownload, UnexpectedReply
-from asyncmig.customers.report import SheetCount
+from asyncmig.customers.outcome import SheetCount
 from asyncmig.migrations.wire import Report, Sheet
 
 from .conftest import KEY, Opens
