@@ -244,7 +244,7 @@ class Account:
     def answer(self, run_id: str, what: str, body: Json) -> Reply:
         state = self.state(self.now)
         reason = "credentials" if what == "credentials" else "question"
-        if state["status"] != "blocked" or state.get("blocked_reason", "question") != reason:
+        if state["status"] != "blocked" or (state.get("blocked_reason") or "question") != reason:
             return Reply(409, {"error": "not blocked on this"})
         self.play("answer")
         return Reply(200, {"run_id": run_id, "status": "running"})

@@ -103,6 +103,22 @@ async def test_a_start_whose_response_is_lost_happens_once(
     assert account.starts() == (["generate"] if kind == "generate" else ["generate", kind])
 
 
+@pytest.mark.parametrize("fault", ["lost", "vanished"])
+@pytest.mark.parametrize("kind", ["generate", "execute"])
+async def test_under_the_limits_by_class_a_lost_start_happens_once(
+    kind: str, fault: str, opens: Opens, account: Account
+) -> None:
+    async with opens(limits="by-class") as migration:
+        number = 1 if kind == "generate" else 2
+        account.fault = lambda method, path, n: fault if path.endswith("/runs") and n == number else None
+        await (await migration.generate()).wait()
+        report = await (await migration.execute()).wait()
+    assert isinstance(report, Report)
+    assert account.starts() == ["generate", "execute"]
+    hours = 2 if (kind, fault) == ("generate", "vanished") else 1  # the second `generate` waits for its hour
+    assert account.now < hours * 3600.0 + 600.0
+
+
 async def test_a_lost_generate_that_blocked_is_found_by_a_refused_repeat(
     opens: Opens, account: Account
 ) -> None:

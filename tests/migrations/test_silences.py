@@ -1,0 +1,242 @@
+"""Where the contract is silent: the client survives every reading. The numbers are those of the contract's list.
+
+| silence | readings | what the client does | tests |
+| --- | --- | --- | --- |
+| 1, 2 limits | classes, 60 a minute, the old limit | the session's limits; headers take precedence | tests/io |
+| 3 old end | shown for a while, or not; another run id | counts an end only after something newer | here, test_runs |
+| 4 after clarify | `completed`, `awaiting_approval` | both end it; execute starts from both | here, test_runs |
+| 5 stream | early `done`, none, cut frames | reconnects, and polls meanwhile | test_thread, core/test_sse |
+| 6 some answers | asked again, guessed, 400 | sends answers to all questions only | test_runs |
+| 7 question forms | no options, no reason, unknown reason | free text; the questions or a person decide | here |
+| 8 blocked for ever, or swept | | waits; `failed` is raised | here |
+| 9 second execute | replaces, adds | waits for its own report | test_runs |
+| 10 existing migration | other name, files there | reports it; lists first | test_handles, test_transfers |
+| 11 uploads | names changed, URLs expire | matches by position; asks for a new URL | here, test_transfers |
+| 12 404 for seconds | run, preview | reads again for 30 s | here, test_handles |
+| 13 row filter | honoured, ignored, 400 | counts, and says whether flagged rows are in the file | test_transfers |
+| 14 cut downloads | short body, empty sheet | compares counts, and fetches again | test_transfers |
+| 15 shapes | numbers as text, unknown values | decodes what it can; unknown statuses are active | here |
+| 16 invalid cells | every shape | counts each item | test_handles |
+| 17 cancel | 409, later than the 200 | reads the run until it has ended | here |
+| 18 delete of nothing | 404, `deleted: false` | False | here, test_handles |
+| 19 bare 409 | active run, no preview | `Conflict`; after a lost start it looks | here |
+| 20 link | redirects, relative, missing | follows without the key; reads the job again | here, test_transfers |
+| 21 error bodies | HTML, empty | the status decides | here |
+"""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from asyncmig import BadRequest, Conflict, RunCanceled, RunFailed
+from asyncmig.migrations import Preview, Questions, Report
+
+from .conftest import KEY, Opens
+from .server import QUESTION, Account, Reply
+
+pytestmark = pytest.mark.looptime
+RUNS = "/migrations/m1/runs"
+
+
+async def test_3_execute_may_answer_another_run_id(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        account.run_id = "run-2"
+        run = await migration.execute()
+        assert run.id == "run-2"
+        assert isinstance(await run.wait(), Report)
+
+
+@pytest.mark.parametrize("status", ["completed", "awaiting_approval"])
+@pytest.mark.parametrize("lag", [0.0, 20.0])
+async def test_4_execute_starts_from_both_ends_of_a_clarify(
+    status: str, lag: float, opens: Opens, account: Account
+) -> None:
+    account.lag, account.steps["clarify"] = lag, [(15.0, {"status": status})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        run = await migration.clarify("Why?")
+        account.tell(account.now + 10, "message", {"text": "Because"})
+        assert isinstance(await run.wait(), Preview)
+        assert await run.messages() == "Because"
+        assert isinstance(await (await migration.execute()).wait(), Report)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"questions": [{"id": 7, "question": "Why?", "options": None}]},
+        {"blocked_reason": None, "questions": [{"id": 7, "question": "Why?", "allowCustom": False}]},
+    ],
+)
+async def test_7_a_question_without_options_takes_any_text(
+    block: dict[str, object], opens: Opens, account: Account
+) -> None:
+    account.steps["generate"] = [(30.0, {"status": "blocked", **block})]
+    async with opens() as migration:
+        run = await migration.generate()
+        asked = await run.wait()
+        assert isinstance(asked, Questions)
+        await run.answer({asked.questions[0].id: "Because"})
+        assert isinstance(await run.wait(), Preview)
+
+
+async def test_7_a_block_for_an_unknown_reason_is_shown_and_can_be_canceled(
+    opens: Opens, account: Account
+) -> None:
+    account.steps["generate"] = [(30.0, {"status": "blocked", "blocked_reason": "payment"})]
+    async with opens() as migration:
+        run = await migration.generate()
+        asked = await run.wait()
+        assert isinstance(asked, Questions)
+        assert (asked.questions, asked.reason) == ((), "payment")
+        assert (await run.cancel()).status == "canceled"
+
+
+async def test_8_a_blocked_run_may_be_swept(opens: Opens, account: Account) -> None:
+    blocked = {"status": "blocked", "questions": [QUESTION]}
+    account.steps["generate"] = [(30.0, blocked), (7200.0, {"status": "failed", "error": "Import timed out"})]
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        with pytest.raises(RunFailed, match="timed out"):
+            await run.wait(through_parks=True)
+
+
+async def test_11_changed_names_are_matched_by_position(opens: Opens, account: Account) -> None:
+    def urls(body: dict[str, list[dict[str, str]]], query: object) -> Reply:
+        names = [each["name"].replace(" ", "_") for each in body["files"]]
+        url = "https://storage.test/p/{}"
+        return Reply(
+            201,
+            {"files": [{"name": "x", "storage_path": f"p/{n}", "signed_url": url.format(n)} for n in names]},
+        )
+
+    account.routes["POST", "/migrations/m1/files"] = urls
+    async with opens() as migration:
+        uploaded = await migration.upload_all([("my a.csv", b"a\n1\n"), ("my b.csv", b"b\n22\n")])
+    assert [each.storage_path for each in uploaded] == ["p/my_a.csv", "p/my_b.csv"]
+    assert {each["storage_path"]: each["size"] for each in account.files} == {
+        "p/my_a.csv": 4,
+        "p/my_b.csv": 5,
+    }
+
+
+@pytest.mark.parametrize("kind", ["generate", "execute"])
+async def test_12_a_run_may_be_unknown_for_some_seconds(kind: str, opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        if kind == "execute":
+            await (await migration.generate()).wait()
+        started = account.now
+        account.fault = lambda method, path, n: (
+            404 if path == f"{RUNS}/run-1" and 0.2 < account.now - started < 25 and method == "GET" else None
+        )
+        run = await (migration.generate if kind == "generate" else migration.execute)()
+        assert await run.wait(stream=False)
+
+
+async def test_15_unknown_values_are_no_errors(opens: Opens, account: Account) -> None:
+    account.steps["execute"] = [
+        (20.0, {"status": "reticulating", "message": 7}),
+        (
+            90.0,
+            {
+                "status": "COMPLETED ",
+                "report": {"inserted": "3", "perSheet": [{}, None], "coverage": [1]},
+                "x": [],
+            },
+        ),
+    ]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        run = await migration.execute()
+        statuses = [state.status async for state in run.updates()]
+        report = await run.wait()
+    assert "reticulating" in statuses
+    assert isinstance(report, Report)
+    assert (report.inserted, report.coverage) == (3, [1])
+
+
+async def test_17_canceled_may_come_later_than_the_answer(opens: Opens, account: Account) -> None:
+    def cancel(body: dict[str, str], query: object) -> Reply:
+        assert body == {"status": "cancel_requested"}
+        account.timeline = [(account.now + 25, {"status": "canceled"}), *account.timeline[:1]]
+        account.timeline.sort(key=lambda each: each[0])
+        return Reply(200, {"run_id": "run-1", "status": "running"})
+
+    account.routes["PATCH", f"{RUNS}/run-1"] = cancel
+    async with opens() as migration:
+        run = await migration.generate()
+        waiting = asyncio.create_task(run.wait())
+        await asyncio.sleep(1)
+        assert (await run.cancel()).status == "canceled"
+        with pytest.raises(RunCanceled):
+            await waiting
+
+
+async def test_17_a_cancel_of_an_ended_run_returns_its_end(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        assert (await run.cancel()).status == "awaiting_approval"
+
+
+async def test_18_a_delete_of_no_connection_is_no_error(opens: Opens) -> None:
+    async with opens() as migration:
+        assert await migration.connection.delete("salesforce") is False
+
+
+async def test_19_a_bare_409_is_a_conflict(opens: Opens, account: Account) -> None:
+    account.routes["POST", RUNS] = lambda body, query: Reply(409, {"error": "no preview"})
+    async with opens() as migration:
+        with pytest.raises(Conflict, match="no preview"):
+            await migration.execute()
+    assert account.count("POST", RUNS) == 1
+
+
+@pytest.mark.parametrize("link", ["/files/x", "files/x", "https://api.test/files/x"])
+async def test_20_a_link_may_be_relative_and_gets_no_key(
+    link: str, opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    jobs = "/migrations/m1/exports"
+    account.routes["POST", jobs] = lambda body, query: Reply(202, {"job_id": "j1"})
+    state = {"job_id": "j1", "status": "completed", "total_rows": 2, "download_url": link}
+    account.routes["GET", f"{jobs}/jobs/j1"] = lambda body, query: Reply(200, state)
+    content = Reply(200, account.sheets["contacts"].encode())
+    account.routes["GET", "/files/x"] = lambda body, query: content
+    async with opens() as migration:
+        job = await migration.export_job("contacts")
+        await job.download(tmp_path / "contacts.csv")
+    fetched = [headers for url, headers in account.headers if url.endswith("/files/x")]
+    assert fetched
+    assert KEY not in str(fetched)
+
+
+@pytest.mark.parametrize("body", [b"<html>proxy</html>", b"", b"{}", b'{"error":{"code":1}}'])
+async def test_21_the_status_of_an_error_decides(body: bytes, opens: Opens, account: Account) -> None:
+    account.routes["POST", RUNS] = lambda _, query: Reply(400, body, {"Content-Type": "text/html"})
+    async with opens() as migration:
+        with pytest.raises(BadRequest):
+            await migration.generate()
+
+
+@pytest.mark.parametrize("at", [0.5 * step for step in range(60)])
+async def test_a_cancelled_workflow_leaves_nothing_behind(at: float, opens: Opens, account: Account) -> None:
+    account.steps["generate"] = [(5.0, {"status": "blocked", "questions": [QUESTION]})]
+    account.steps["answer"] = [(5.0, {"status": "awaiting_approval"})]
+
+    async def work() -> None:
+        async with opens() as migration:
+            await migration.upload(b"a\n1\n", name="a.csv")
+            run = await migration.generate()
+            await run.wait()
+            await run.answer("a")
+            await run.wait()
+            await (await migration.execute()).wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(at)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
