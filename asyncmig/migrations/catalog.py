@@ -12,11 +12,13 @@ from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import ColumnSpec, Link, named
 from asyncmig.customers.ids import checked_id
 from asyncmig.customers.spec import check_external_id
-from asyncmig.errors import InvalidInput, NotFound
+from asyncmig.errors import InvalidInput, NotFound, UnexpectedReply
 from asyncmig.migrations import routes
+from asyncmig.migrations.access import explained
 from asyncmig.migrations.knowledge import Knowledge
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.runs import Run
+from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import (
     MigrationBody,
     MigrationCreated,
@@ -211,8 +213,12 @@ class Migrations:
             rank=rank,
             loggable_body=encoded.decode(),
         )
-        status, created = await self._context.caller.call_with_status(call, MigrationCreated)
+        try:
+            status, created = await self._context.caller.call_with_status(call, MigrationCreated)
+        except UnexpectedReply as error:
+            raise await explained(self._context, error) from error
         info, is_new = created.migration, status == 201
+        self._context.kept(ClientState).of(self._context, info.id).created()
         return Migration(
             self._context,
             info.id,

@@ -1,6 +1,7 @@
 """Live connections to a customer's source system, and the secrets that open them."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import msgspec
@@ -12,6 +13,7 @@ from asyncmig.customers.connections import secrets_of
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_secrets
+from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import Connection, ConnectionBody, ConnectionReply, Deleted
 
 __all__ = ["WORKBOOK", "SourceConnection"]
@@ -64,7 +66,9 @@ class SourceConnection:
             body=msgspec.json.encode(body),
             secrets=tuple(secrets_of(secrets)) if secrets else (),
         )
-        return (await self._context.caller.call(call, ConnectionReply)).source_connection
+        shared = self._context.kept(ClientState).of(self._context, self._ids["id"])
+        saved = await shared.soon(partial(self._context.caller.call, call, ConnectionReply))
+        return saved.source_connection
 
     @checked_call
     async def read(

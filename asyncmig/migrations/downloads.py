@@ -1,6 +1,7 @@
 """Download sheets to disk. Each file is complete or does not exist."""
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from asyncmig.transfers.part import Part, Repeats
 
 __all__ = ["Fetch", "download"]
 
+_COLUMNS = re.compile(rb"coverage|empty|column", re.IGNORECASE)
+"""The 409s of a download differ by their text only."""
 _TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 
 
@@ -121,11 +124,15 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                 if not fetch.honours_filter or b"unknown_field" in error.body:
                     raise
                 fetch.context.kept(ClientState).honours_filter = False  # once more without the filter
-            except Conflict:
-                if fetch.omit_empty or job is not None:
+            except Conflict as error:
+                is_about_columns = fetch.omit_empty and _COLUMNS.search(error.body)
+                if is_about_columns or job is not None:
                     raise  # there are no statistics, or every column is empty
-                fields = fetch.fields or UNSET
-                body = ExportBody(slug=sheet.id, fields=fields)
+                body = ExportBody(
+                    slug=sheet.id,
+                    fields=fetch.fields or UNSET,
+                    omit_empty=True if fetch.omit_empty else UNSET,
+                )
                 job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
 
 

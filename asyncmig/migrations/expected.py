@@ -52,7 +52,7 @@ class Expected:
         The report has names, which may repeat, and may lack sheets without rows.
         """
         report = self.report
-        if report is None:
+        if report is None or not self.sheet.name:
             return None
         rows = [count.rows for count in report.per_sheet if count.template_name == self.sheet.name]
         if len(rows) == 1:

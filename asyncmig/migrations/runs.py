@@ -37,8 +37,8 @@ __all__ = ["Run"]
 
 _FRESH = 10.0
 """Seconds for which a blocked run that was read may be answered without another read."""
-_NOT_LISTENING = 10.0
-"""Seconds before an answer is sent again after the agent was not listening yet."""
+_NOT_LISTENING, _LONGEST_PAUSE = 10.0, 60.0
+"""Seconds before an answer is sent again because the agent was not listening yet; they double each time."""
 _CANCEL_CHECKS = 6
 
 
@@ -103,7 +103,8 @@ class Run:
         if not self.id:  # its start was lost, and only its preview shows that it has ended
             return await tracker.preview()
         async with AsyncExitStack() as stack:
-            if stream and not tracker.watch.ended:
+            watch = tracker.watch
+            if stream and not watch.ended and (through_parks or not watch.entry.parked):
                 shared = tracker.shared.stream("user")
                 await stack.enter_async_context(shared.heard(tracker.heard, after=self.after or 0))
             state = (await tracker.watch.wait(through_parks=through_parks)).value
@@ -222,7 +223,8 @@ class Run:
                         raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
                 except Conflict as error:
                     if await self._still_shows(shown):  # the agent is not listening yet
-                        raise RetryableFailure(error, Doubt.NOT_SENT, retry_after=_NOT_LISTENING) from error
+                        pause = min(_LONGEST_PAUSE, _NOT_LISTENING * 2.0 ** (attempts.attempt - 1))
+                        raise RetryableFailure(error, Doubt.NOT_SENT, retry_after=pause) from error
                     if not attempts.doubts:
                         raise
                 tracker.operation.answered(shown, now=_now(), after=after)

@@ -33,6 +33,7 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.migrations import routes
+from asyncmig.migrations.access import explained
 from asyncmig.migrations.log import Log, LogRun
 from asyncmig.migrations.operation import Operation
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
@@ -45,6 +46,8 @@ from asyncmig.migrations.wire import Kind, RunBody, RunStarted, RunState
 __all__ = ["Noted", "StartPoint", "Starter", "active_run_id"]
 
 _UNAVAILABLE = (ServerError, UnexpectedReply, NoAnswer)
+_MOST_ATTEMPTS = 3
+"""How often a start is sent although its response is lost each time."""
 _SETTLE = 30.0
 """Seconds between two looks for the id of a run that is in progress."""
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
@@ -85,7 +88,9 @@ def active_run_id(error: Conflict) -> str | None:
 
 
 def _mark_of(entry: LogRun) -> str:
-    return f"{entry.run_id} {entry.kind} {entry.started_at} {entry.outcome is not None}"
+    """Return what changes if a run, or an operation of it, is added to the log or ends in it."""
+    parts = (entry.run_id, entry.kind, entry.status, entry.started_at, entry.completed_at)
+    return f"{parts} {entry.outcome is not None}"
 
 
 class _Found(Exception):
@@ -146,7 +151,15 @@ class Starter:
                         with contextlib.suppress(_Blocked):
                             if run := await self._find(points[0]):
                                 return run
+                            if attempts.attempt >= _MOST_ATTEMPTS:  # an attempt may cost an hour
+                                raise failure.error from failure
                     raise
+                except NotFound:
+                    if not self._shared.is_young:
+                        raise
+                    await asyncio.sleep(SECONDS_BETWEEN_LOOKS)  # it was created some seconds ago
+                except UnexpectedReply as error:
+                    raise await explained(self._context, error) from error
                 except Conflict as error:
                     run_id = active_run_id(error)
                     if run_id:
@@ -187,7 +200,7 @@ class Starter:
                 state = await self._read_run(run_id)
             except NotFound:
                 state = None
-        if kind == "execute":
+        if kind != "generate":
             entries, _ = await self._read_log()
         return StartPoint(
             kind=kind,
@@ -205,12 +218,12 @@ class Starter:
                 return self._run(point, resumed)
             entries, status = await self._read_log()
             entry = _newest(entries or (), point)
-            if entry is not None and (point.logged is not None or point.kind == "generate"):
-                if point.kind != "generate" or await self._has_news(point):
-                    return self._run(point, entry.run_id)
-            elif entry is not None and not await self._has_news(point):
-                raise _unknown(point, "the log lists such a run, which may be an earlier one")
-            if status in _IN_FLIGHT or await self._has_news(point):
+            if entry is not None and point.logged is not None:
+                return self._run(point, entry.run_id)
+            has_news = await self._has_news(point)
+            if entry is not None and point.kind == "execute" and not has_news:
+                raise _unknown(point, "the log lists an execution, which may be an earlier one")
+            if status in _IN_FLIGHT or has_news:
                 run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
                 return self._run(point, run_id)
             if point.kind == "execute" and not await self._has_preview():
@@ -297,7 +310,10 @@ def _newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:
     known = point.logged or ()
     for entry in reversed(entries):
         is_old_run = point.kind == "generate" and entry.run_id == point.run_id
-        if entry.kind == point.kind and entry.run_id and not is_old_run and _mark_of(entry) not in known:
+        # A log may have one entry for a run, of which `execute` only adds the outcome.
+        is_executed = point.kind == "execute" and entry.run_id == point.run_id and entry.outcome is not None
+        is_kind = entry.kind == point.kind or is_executed
+        if is_kind and entry.run_id and not is_old_run and _mark_of(entry) not in known:
             return entry
     return None
 

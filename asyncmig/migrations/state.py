@@ -1,8 +1,13 @@
 """What the client of this generation keeps for a whole session, by migration: its streams and its last operation."""
 
-from typing import TYPE_CHECKING, final
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar, final
 
 from asyncmig._io.context import SessionContext
+from asyncmig.errors import NotFound
+from asyncmig.migrations.routes import RUN
 from asyncmig.migrations.thread import Include, ThreadStream
 
 if TYPE_CHECKING:
@@ -10,18 +15,41 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientState", "MigrationState"]
 
+T = TypeVar("T")
+_PAUSE = 10.0
+
 
 @final
 class MigrationState:
     """What all handles of one migration share."""
 
-    __slots__ = ("_context", "_migration_id", "_streams", "tracker")
+    __slots__ = ("_context", "_created_at", "_migration_id", "_streams", "tracker")
 
     def __init__(self, context: SessionContext, migration_id: str) -> None:
         self._context, self._migration_id = context, migration_id
+        self._created_at = -math.inf
         self._streams: dict[Include, ThreadStream] = {}
         self.tracker: Tracker | None = None
         """The last operation that this session started or opened."""
+
+    def created(self) -> None:
+        """Report that the server has just created the migration."""
+        self._created_at = self._context.poller.now()
+
+    @property
+    def is_young(self) -> bool:
+        """Whether the server may not know the migration yet, because it was just created."""
+        return self._context.poller.now() < self._created_at + RUN.read_lag
+
+    async def soon(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `step`; repeat it while the server does not know the migration yet."""
+        while True:
+            try:
+                return await step()
+            except NotFound:
+                if not self.is_young:
+                    raise
+                await asyncio.sleep(_PAUSE)
 
     def stream(self, include: Include) -> ThreadStream:
         """Return the stream of the thread with these events."""

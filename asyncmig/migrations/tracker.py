@@ -170,7 +170,9 @@ class Tracker:
                     Call(endpoint=routes.READ_LOG, ids={"id": self.migration_id}), Log
                 )
                 last = log.runs[-1] if log.runs else None
-                if last is not None and last.run_id == self.run_id and last.kind == operation.kind:
+                is_executed = last is not None and operation.kind == "execute" and last.outcome is not None
+                is_kind = last is not None and (last.kind == operation.kind or is_executed)
+                if last is not None and last.run_id == self.run_id and is_kind:
                     operation.saw_log()
         except (AuthError, SessionClosed):
             raise

@@ -19,6 +19,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import run_all
 from asyncmig.errors import InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
 from asyncmig.migrations import routes
+from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import (
     FileBody,
     FilesBody,
@@ -115,7 +116,8 @@ def checked_items(files: Sequence[ToUpload]) -> list[Item]:
 async def list_files(context: SessionContext, migration_id: str) -> tuple[StoredFile, ...]:
     """Return the files that have arrived; one request."""
     call = Call(endpoint=routes.LIST_FILES, ids={"id": migration_id})
-    return (await context.caller.call(call, StoredFiles)).files
+    shared = context.kept(ClientState).of(context, migration_id)
+    return (await shared.soon(partial(context.caller.call, call, StoredFiles))).files
 
 
 async def upload_contents(
@@ -126,6 +128,7 @@ async def upload_contents(
     If one upload fails, the others are cancelled and its error is raised.
     """
     check_limits(item.content.name for item in items)
+    shared = context.kept(ClientState).of(context, migration_id)
     there = list(await list_files(context, migration_id))
     found: dict[int, Uploaded] = {}
     for place, item in enumerate(items):
@@ -144,7 +147,7 @@ async def upload_contents(
     for start in range(0, len(missing), _AT_ONCE):  # URLs expire, so they are requested just before their use
         places = missing[start : start + _AT_ONCE]
         call = _request([items[place] for place in places], migration_id, rank)
-        reply = await context.caller.call(call, UploadTargets)
+        reply = await shared.soon(partial(context.caller.call, call, UploadTargets))
         targets = _in_order(reply.files, [items[place].content.name for place in places])
         await run_all(partial(send, place, target) for place, target in zip(places, targets, strict=True))
     return [found[place] for place in range(len(items))]

@@ -1,18 +1,27 @@
 """Runs: each operation ends with its own end, and nothing happens twice."""
 
 import asyncio
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
-from asyncmig import Conflict, InvalidInput, RunCanceled, RunFailed, UnknownOutcome
+from asyncmig import (
+    Conflict,
+    InvalidInput,
+    RunCanceled,
+    RunFailed,
+    ServerError,
+    UnexpectedReply,
+    UnknownOutcome,
+)
 from asyncmig.customers.questions import Custom
 from asyncmig.migrations.previews import Preview
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
 
 from .conftest import Opens
-from .server import QUESTION, REPORT, Account
+from .server import QUESTION, REPORT, Account, Reply
 
 pytestmark = pytest.mark.looptime
 BLOCKED = {"status": "blocked", "blocked_reason": "question", "questions": [QUESTION]}
@@ -277,3 +286,60 @@ async def test_a_second_execute_ends_with_its_own_report(opens: Opens, account: 
         report = await (await migration.execute()).wait()
     assert isinstance(report, Report)
     assert report.inserted == 9
+
+
+@pytest.mark.parametrize("fault", ["lost", "vanished", 503])
+@pytest.mark.parametrize("kind", ["update", "execute"])
+@pytest.mark.parametrize("merges", [False, True])
+async def test_a_second_operation_of_a_kind_also_happens_once(
+    kind: str, fault: object, merges: bool, opens: Opens, account: Account
+) -> None:
+    account.log_merges = merges
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        start = migration.execute if kind == "execute" else partial(migration.update, "x")
+        await (await start()).wait()
+        account.fault = lambda method, path, n: fault if path.endswith("/runs") and n == 3 else None
+        await (await start()).wait()
+    assert account.starts() == ["generate", kind, kind]
+
+
+async def test_a_start_that_is_never_processed_is_sent_three_times(opens: Opens, account: Account) -> None:
+    account.fault = lambda method, path, n: 503 if path.endswith("/runs") else None
+    async with opens() as migration:
+        with pytest.raises(ServerError, match="503"):
+            await migration.generate()
+    assert account.count("POST", "/runs") == 3
+
+
+async def test_an_agent_that_is_not_listening_yet_is_asked_again(opens: Opens, account: Account) -> None:
+    account.steps["generate"] = [(30.0, BLOCKED)]
+    account.fault = lambda method, path, n: 409 if path.endswith("/messages") and n < 4 else None
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        await run.answer("a")
+        assert isinstance(await run.wait(), Preview)
+    assert account.count("POST", "/messages") == 4
+
+
+async def test_a_migration_that_was_just_created_may_be_unknown(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        begun = account.now
+        account.fault = lambda method, path, n: 404 if account.now < begun + 20 else None
+        await migration.upload(b"a\n1\n", name="a.csv")
+    async with opens() as migration:
+        later = account.now
+        account.fault = lambda method, path, n: 404 if account.now < later + 20 else None
+        assert isinstance(await (await migration.generate()).wait(), Preview)
+
+
+@pytest.mark.parametrize(("sources", "hint"), [(200, "has no plan"), (403, "a proxy")])
+async def test_a_403_says_whether_reads_still_work(
+    sources: int, hint: str, opens: Opens, account: Account
+) -> None:
+    account.routes["GET", "/sources"] = lambda body, query: Reply(sources, {"sources": []})
+    async with opens() as migration:
+        account.fault = lambda method, path, n: 403 if path.endswith("/runs") else None
+        with pytest.raises(UnexpectedReply, match=hint):
+            await migration.generate()
