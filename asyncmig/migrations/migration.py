@@ -27,7 +27,7 @@ from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.starts import Noted, Starter, StartPoint
 from asyncmig.migrations.state import ClientState, MigrationState
-from asyncmig.migrations.thread import Done, Event, Include, ThreadReader, checked_include
+from asyncmig.migrations.thread import BEGINNING, Done, Event, Include, ThreadReader, checked_include
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.uploads import (
     Item,
@@ -269,17 +269,17 @@ class Migration:
     # Thread and log
 
     @checked_call
-    async def events(self, *, after: int = 0, include: Include = "user") -> list[Event]:
-        """Return the events of the thread after a sequence."""
+    async def events(self, *, after: int | None = None, include: Include = "user") -> list[Event]:
+        """Return the events of the thread after a sequence; by default all."""
         reader = ThreadReader(self._context, self.id)
-        pages = reader.pages(after=after, include=checked_include(include))
+        pages = reader.pages(after=_start(after), include=checked_include(include))
         return [event async for page in pages for event in page]
 
-    async def thread(self, *, after: int = 0, include: Include = "user") -> AsyncGenerator[Event]:
-        """Yield the events of the thread after a sequence, and new ones as they come.
+    async def thread(self, *, after: int | None = None, include: Include = "user") -> AsyncGenerator[Event]:
+        """Yield the events of the thread after a sequence (by default all), and new ones as they come.
 
         ```python
-        async for event in migration.thread(after=run.after or 0):
+        async for event in migration.thread(after=run.after):
             print(event.type, event.text)
         ```
 
@@ -287,7 +287,7 @@ class Migration:
         last known run confirms it. All iterations and waiting tasks of the session share one stream.
         """
         stream = self._shared.stream(checked_include(include))
-        async with aclosing(stream.events(after=after)) as events:
+        async with aclosing(stream.events(after=_start(after))) as events:
             async for event in events:
                 if not isinstance(event, Done):
                     yield event
@@ -407,6 +407,10 @@ class Migration:
             raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
         chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
         return list({sheet.id: sheet for sheet in chosen}.values())
+
+
+def _start(after: int | None) -> int:
+    return BEGINNING if after is None else after
 
 
 def _checked_fields(fields: Sequence[str]) -> tuple[str, ...]:

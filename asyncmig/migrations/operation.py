@@ -94,7 +94,7 @@ class Operation:
 
     def saw_event(self, kind: str, sequence: int | None, now: float) -> None:
         """Report an event of the thread."""
-        if sequence is None or sequence <= (self.after or 0):
+        if sequence is None or (self.after is not None and sequence <= self.after):
             return
         self._is_told = self._is_told or kind in _TELLING
         self._events_at = now if self._events_at is None else self._events_at

@@ -23,7 +23,7 @@ from asyncmig.errors import (
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_answers, checked_secrets
 from asyncmig.migrations.operation import block_of, is_credentials
-from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Result, Tracker
 from asyncmig.migrations.wire import (
     AnswersBody,
@@ -75,6 +75,10 @@ class Run:
         return self._tracker.operation.after
 
     @property
+    def _noted(self) -> int:
+        return BEGINNING if self.after is None else self.after
+
+    @property
     def state(self) -> RunState | None:
         """The last reading of this operation; None before the first one."""
         latest = self._tracker.watch.latest
@@ -106,7 +110,7 @@ class Run:
             watch = tracker.watch
             if stream and not watch.ended and (through_parks or not watch.entry.parked):
                 shared = tracker.shared.stream("user")
-                await stack.enter_async_context(shared.heard(tracker.heard, after=self.after or 0))
+                await stack.enter_async_context(shared.heard(tracker.heard, after=self._noted))
             state = (await tracker.watch.wait(through_parks=through_parks)).value
         return await tracker.result(state)
 
@@ -125,7 +129,7 @@ class Run:
     async def messages(self) -> str:
         """Return what the agent wrote since the operation was started, for example the answer to a clarify."""
         reader, texts = ThreadReader(self._context, self._tracker.migration_id), list[str]()
-        async for page in reader.pages(after=self.after or 0):
+        async for page in reader.pages(after=self._noted):
             texts += [event.text for event in page if event.type == "message"]
         return "".join(texts)
 
@@ -198,7 +202,7 @@ class Run:
 
     async def _reply(self, call: Call, shown: RunState) -> None:
         tracker, caller = self._tracker, self._context.caller
-        after = await ThreadReader(self._context, tracker.migration_id).last_sequence(self.after or 0)
+        after = await ThreadReader(self._context, tracker.migration_id).last_sequence(self._noted)
         call = replace(
             call, endpoint=replace(call.endpoint, repeat=Repeat.ALWAYS)
         )  # checked before each repeat

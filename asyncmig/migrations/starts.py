@@ -39,7 +39,7 @@ from asyncmig.migrations.operation import Operation
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.state import MigrationState
-from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.wire import Kind, RunBody, RunStarted, RunState
 
@@ -58,7 +58,7 @@ class StartPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Kind
     after: int
-    """The last sequence of the thread."""
+    """The last sequence of the thread; -1 without events."""
     run_id: str | None = None
     """The run that is resumed; None for `generate`, or if unknown."""
     state: RunState | None = None
@@ -192,7 +192,7 @@ class Starter:
 
     async def _point(self, kind: Kind) -> StartPoint:
         tracker = self._shared.tracker
-        known = 0 if tracker is None else tracker.operation.after or 0
+        noted = None if tracker is None else tracker.operation.after
         run_id = tracker.run_id or None if tracker is not None else None
         state, entries = None, None
         if kind != "generate" and run_id is not None:
@@ -204,7 +204,7 @@ class Starter:
             entries, _ = await self._read_log()
         return StartPoint(
             kind=kind,
-            after=await self._thread.last_sequence(known),
+            after=await self._thread.last_sequence(BEGINNING if noted is None else noted),
             run_id=run_id,
             state=state,
             logged=None if entries is None else tuple(map(_mark_of, entries)),

@@ -35,12 +35,14 @@ from asyncmig.errors import (
 from asyncmig.migrations import routes
 from asyncmig.migrations.wire import Question
 
-__all__ = ["DONE", "Done", "Event", "Include", "ThreadReader", "ThreadStream", "checked_include"]
+__all__ = ["BEGINNING", "DONE", "Done", "Event", "Include", "ThreadReader", "ThreadStream", "checked_include"]
 
 _log = logging.getLogger("asyncmig")
 Include = Literal["user", "tools", "all"]
 """Which events: `user` (message, status, preview, request_input, completed, error), `tools` adds the agent's tool
 calls and tasks, `all` adds its thinking."""
+BEGINNING = -1
+"""As a sequence: before the first event, which may be number 0."""
 _PAGES = 10_000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 60.0
 """Seconds between two connects that brought nothing."""
@@ -84,6 +86,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
             return ()
 
 
+def _sequence(event: Event) -> int:
+    return BEGINNING if event.sequence is None else event.sequence
+
+
 def _fields(value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
@@ -123,10 +129,12 @@ class ThreadReader:
 
     def call(self, endpoint: Endpoint, after: int, include: Include) -> Call:
         """Return the request for events after a sequence."""
-        query = {"include": include} | ({"after": str(after)} if after else {})
+        query = {"include": include} | ({"after": str(after)} if after > BEGINNING else {})
         return Call(endpoint=endpoint, ids={"id": self._migration_id}, query=query)
 
-    async def pages(self, *, after: int = 0, include: Include = "user") -> AsyncIterator[tuple[Event, ...]]:
+    async def pages(
+        self, *, after: int = BEGINNING, include: Include = "user"
+    ) -> AsyncIterator[tuple[Event, ...]]:
         """Yield the events after a sequence, page by page."""
         for _ in range(_PAGES):
             call = self.call(routes.THREAD, after, include)
@@ -134,16 +142,16 @@ class ThreadReader:
             events = tuple(event for event in page.events if event.sequence is None or event.sequence > after)
             if events:
                 yield events
-            last = max((event.sequence or 0 for event in events), default=0)
+            last = max(map(_sequence, events), default=BEGINNING)
             if page.last_sequence is None or max(page.last_sequence, last) <= after:
                 return
             after = max(page.last_sequence, last)
 
-    async def last_sequence(self, after: int = 0) -> int:
+    async def last_sequence(self, after: int = BEGINNING) -> int:
         """Return the sequence of the last event; `after` without later ones, and if there is no thread yet."""
         try:
             async for page in self.pages(after=after):
-                after = max(after, *(event.sequence or 0 for event in page))
+                after = max(after, *(_sequence(event) for event in page))
         except NotFound:
             pass
         return after
@@ -167,7 +175,7 @@ class ThreadStream:
         self._task: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
         self._refused = 0
-        self.position: int = 0
+        self.position: int = BEGINNING
         """The last sequence that was seen."""
 
     @asynccontextmanager
@@ -216,7 +224,7 @@ class ThreadStream:
             if self.position > after:  # others listen already: the events before that come from a snapshot
                 async for page in self._reader.pages(after=after, include=self._include):
                     for event in page:
-                        seen = max(seen, event.sequence or 0)
+                        seen = max(seen, _sequence(event))
                         yield event
             while True:
                 while waiting:
@@ -277,7 +285,7 @@ class ThreadStream:
         body = frame.data.encode()
         if frame.event == "done":
             last = _read(body, _Last)
-            if last is None or (last.last_sequence or 0) <= self.position:
+            if last is None or (last.last_sequence or 0) <= max(self.position, 0):
                 self._tell(DONE)
             return False
         event = _read(body, Event)

@@ -74,6 +74,7 @@ class Account:
         self.thread: list[tuple[float, Json]] = []
         self.log_hides_preview = False
         self.log_merges = False
+        self.first_sequence = 1
         self.stream_ends = True
         self.filters: str = "ignored"
         self.routes: dict[tuple[str, str], Callable[[Json, Mapping[str, str]], Reply]] = {}
@@ -166,12 +167,12 @@ class Account:
             case "GET", ["migrations", _, "preview"]:
                 return self.preview()
             case "GET", ["migrations", _, "thread"]:
-                events = self.events(int(query.get("after", 0)))
+                events = self.events(int(query.get("after", -1)))
                 return Reply(
                     200, {"events": events, "last_sequence": events[-1]["sequence"] if events else None}
                 )
             case "GET", ["migrations", _, "thread", "stream"]:
-                return Reply(200, stream=self.stream(int(query.get("after", 0))))
+                return Reply(200, stream=self.stream(int(query.get("after", -1))))
             case "GET", ["migrations", _, "log"]:
                 return self.log(query)
             case "GET", ["migrations", _, "exports", name]:
@@ -218,7 +219,9 @@ class Account:
 
     def events(self, after: int) -> list[Json]:
         told = sorted((each for each in self.thread), key=lambda each: each[0])
-        numbered = [(at, {"sequence": 2 * n + 1, **event}) for n, (at, event) in enumerate(told)]
+        numbered = [
+            (at, {"sequence": 2 * n + self.first_sequence, **event}) for n, (at, event) in enumerate(told)
+        ]
         return [event for at, event in numbered if at <= self.now and event["sequence"] > after]
 
     def play(self, what: str) -> None:
@@ -299,6 +302,6 @@ class Account:
                 after = event["sequence"]
                 yield f"event: {event['type']}\r\ndata: {json.dumps(event)}\r\n\r\n".encode()
             if self.stream_ends and self.state(self.now)["status"] not in ("queued", "running", "blocked"):
-                yield f'event: done\ndata: {{"last_sequence":{after}}}\n\n'.encode()
+                yield f'event: done\ndata: {{"last_sequence":{max(after, 0)}}}\n\n'.encode()
                 return
             await asyncio.sleep(1.0)

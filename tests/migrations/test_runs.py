@@ -89,7 +89,7 @@ async def test_any_number_of_tasks_share_the_polls_and_one_stream(opens: Opens, 
 
 @pytest.mark.parametrize("fault", ["lost", "vanished", 500, 502])
 @pytest.mark.parametrize("kind", ["generate", "update", "clarify", "execute"])
-@pytest.mark.parametrize("seconds", [5.0, 300.0])
+@pytest.mark.parametrize("seconds", [0.5, 5.0, 300.0])
 @pytest.mark.parametrize("hides", [False, True])
 async def test_a_start_whose_response_is_lost_happens_once(
     kind: str, fault: object, seconds: float, hides: bool, opens: Opens, account: Account

@@ -17,13 +17,15 @@ pytestmark = pytest.mark.looptime
 STREAM = "/migrations/m1/thread/stream"
 
 
-async def test_the_iteration_ends_with_the_run(opens: Opens, account: Account) -> None:
+@pytest.mark.parametrize("first", [0, 1, 1000])
+async def test_the_iteration_ends_with_the_run(first: int, opens: Opens, account: Account) -> None:
+    account.first_sequence = first
     async with opens() as migration:
         run = await migration.generate()
         account.tell(account.now + 5, "message", {"text": "Read"})
         account.tell(account.now + 9, "message", "ing")
         events = [event async for event in migration.thread()]
-        assert await migration.events(after=1) == events[1:]
+        assert await migration.events(after=first) == events[1:]
         assert await run.messages() == "Reading"
     assert [event.text for event in events if event.type == "message"] == ["Read", "ing"]
     assert {event.type for event in events} == {"message", "preview"}
@@ -61,7 +63,7 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
         nonlocal seen
         seen += 1
         if seen > times:
-            return Reply(200, stream=account.stream(int(query.get("after", 0))))
+            return Reply(200, stream=account.stream(int(query.get("after", -1))))
         if kind == "404":
             return Reply(404, {"error": "no such route"})
         return Reply(200, stream=kind(account)())  # type: ignore[operator]
