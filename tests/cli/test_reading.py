@@ -232,3 +232,15 @@ async def test_the_live_view_is_cut_between_words_only() -> None:
         f"denied … PUT {{upload_url}} answered 403 (attempt 3 of 8; tried again): {' '.join(names)}".split()
     )
     assert {line.split()[-2].rstrip(":,") for line in cut} <= {word.rstrip(":,") for word in words}
+
+
+def test_commands_take_the_api_generation_and_the_journal_keeps_its_own(
+    cli: Cli, fleet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = json.loads(cli("show", "acme", "--json").out)["ids"]["company"]
+    for command in (["check", fleet], ["doctor"], ["adopt", "zoe", company]):
+        result = cli(*command, "--api", "nonsense")
+        assert (result.code, "known are: " in result.err) == (2, True), command
+    monkeypatch.setenv("ASYNCMIG_API", "nonsense")
+    assert "known are: " in cli("doctor").err
+    assert "known are: " not in cli("adopt", "acme", company).err
