@@ -127,7 +127,7 @@ class Run:
         return (await self._tracker.watch.refresh()).value
 
     async def messages(self) -> str:
-        """Return what the agent wrote since the operation was started, for example the answer to a clarify."""
+        """Return what the agent wrote since the last request to the run, for example the answer to a clarify."""
         reader, texts = ThreadReader(self._context, self._tracker.migration_id), list[str]()
         async for page in reader.pages(after=self._noted):
             texts += [event.text for event in page if event.type == "message"]

@@ -45,9 +45,9 @@ BEGINNING = -1
 """As a sequence: before the first event, which may be number 0."""
 _PAGES = 10_000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 60.0
-"""Seconds between two connects that brought nothing."""
+"""Seconds before the next connect; they double while connects bring nothing."""
 _RECONNECT = 1.0
-"""Seconds before the reconnect of a stream that brought something."""
+"""Seconds before the reconnect of a stream that was open for a while."""
 _GIVE_UP = 3
 """After this many refused connects in a row, snapshots replace the stream."""
 _NO_STREAM = frozenset({404, 405, 406, 501})
@@ -240,10 +240,10 @@ class ThreadStream:
                 await wake.wait()
 
     async def _run(self) -> None:
-        pause = _SHORTEST_PAUSE
+        pause, loop = _SHORTEST_PAUSE, asyncio.get_running_loop()
         try:
             while True:
-                before = self.position
+                before, began = self.position, loop.time()
                 try:
                     if self._refused < _GIVE_UP:
                         await self._connect()
@@ -255,9 +255,10 @@ class ThreadStream:
                     is_missing = isinstance(error, ApiError) and error.status in _NO_STREAM
                     self._refused += is_missing and self._refused < _GIVE_UP
                     _log.debug("the thread cannot be read now: %s", error)
-                brought = self.position > before
+                # Each connect costs a request, so a stream that ends at once is not opened again at once.
+                brought, is_long = self.position > before, loop.time() - began > _LONGEST_PAUSE
+                await asyncio.sleep(_RECONNECT if is_long else pause)
                 pause = _SHORTEST_PAUSE if brought else min(_LONGEST_PAUSE, 2 * pause)
-                await asyncio.sleep(_RECONNECT if brought else pause / 2)
         except Exception as error:  # the listeners must receive it, whatever it is
             self._failed = error
             for _, on_error in tuple(self._listeners.values()):

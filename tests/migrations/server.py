@@ -75,6 +75,7 @@ class Account:
         self.log_hides_preview = False
         self.log_merges = False
         self.first_sequence = 1
+        self.answered = 0
         self.stream_ends = True
         self.filters: str = "ignored"
         self.routes: dict[tuple[str, str], Callable[[Json, Mapping[str, str]], Reply]] = {}
@@ -104,7 +105,13 @@ class Account:
         if fault == "vanished":
             raise Lost("ServerDisconnectedError", sent=True)
         if isinstance(fault, int):
-            yield Reply(fault, {"error": f"fault {fault}"}, {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json", "Retry-After": "3"}
+            yield Reply(fault, {"error": f"fault {fault}"}, headers)
+            return
+        if fault == "refused":
+            raise Lost("ClientConnectorError", sent=False)
+        if fault == "page":
+            yield Reply(200, b"<html>proxy</html>", {"Content-Type": "text/html"})
             return
         reply = self.handle(method, parts.netloc, path, dict(parse_qsl(parts.query)), content)
         await asyncio.sleep(0.05)
@@ -250,6 +257,7 @@ class Account:
         reason = "credentials" if what == "credentials" else "question"
         if state["status"] != "blocked" or (state.get("blocked_reason") or "question") != reason:
             return Reply(409, {"error": "not blocked on this"})
+        self.answered += 1
         self.play("answer")
         return Reply(200, {"run_id": run_id, "status": "running"})
 

@@ -4,6 +4,7 @@ import asyncio
 from functools import partial
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from asyncmig import (
@@ -17,6 +18,7 @@ from asyncmig import (
 )
 from asyncmig.customers.questions import Custom
 from asyncmig.migrations.previews import Preview
+from asyncmig.migrations.starts import StartPoint
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
 
@@ -155,8 +157,10 @@ async def test_what_cannot_be_determined_is_reported(opens: Opens, account: Acco
 async def test_another_process_finds_a_start_or_its_absence(opens: Opens, account: Account) -> None:
     points = []
 
-    async def noted(point: object) -> None:
-        points.append(point)
+    async def noted(point: StartPoint) -> None:
+        points.append(
+            msgspec.json.decode(msgspec.json.encode(point), type=StartPoint)
+        )  # as a journal keeps it
 
     async with opens() as migration:
         await (await migration.generate()).wait()
