@@ -204,6 +204,7 @@ class Session(AsyncOnly):
             closing.push_async_callback(self._shared.window.aclose)
         closing.push_async_callback(finish_all, [gate.aclose for gate in self._budgets.values()])
         closing.push_async_callback(self._poller.aclose)
+        closing.push_async_callback(self.migrations.aclose)
         with anyio.CancelScope(shield=True):
             await closing.aclose()
 

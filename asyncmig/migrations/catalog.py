@@ -49,6 +49,10 @@ class Migrations:
     def __init__(self, context: SessionContext) -> None:
         self._context = context
 
+    async def aclose(self) -> None:
+        """End the streams of all threads. The session calls this when it is left."""
+        await self._context.kept(ClientState).aclose()
+
     # Sources
 
     async def sources(self) -> tuple[Source, ...]:

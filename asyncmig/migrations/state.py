@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar, final
 
 from asyncmig._io.context import SessionContext
+from asyncmig._io.event_loop import finish_all
 from asyncmig.errors import NotFound
 from asyncmig.migrations.routes import RUN
 from asyncmig.migrations.thread import Include, ThreadStream
@@ -57,6 +58,10 @@ class MigrationState:
             self._streams[include] = ThreadStream(self._context, self._migration_id, include)
         return self._streams[include]
 
+    async def aclose(self) -> None:
+        """End the streams."""
+        await finish_all([stream.aclose for stream in self._streams.values()])
+
 
 @final
 class ClientState:
@@ -68,6 +73,10 @@ class ClientState:
         self._by_migration: dict[str, MigrationState] = {}
         self.honours_filter: bool = True
         """False once the server has refused the row filter of downloads."""
+
+    async def aclose(self) -> None:
+        """End the streams of all migrations; the session calls this when it is left."""
+        await finish_all([state.aclose for state in self._by_migration.values()])
 
     def of(self, context: SessionContext, migration_id: str) -> MigrationState:
         """Return the state of one migration."""

@@ -260,9 +260,17 @@ class ThreadStream:
                 await asyncio.sleep(_RECONNECT if is_long else pause)
                 pause = _SHORTEST_PAUSE if brought else min(_LONGEST_PAUSE, 2 * pause)
         except Exception as error:  # the listeners must receive it, whatever it is
-            self._failed = error
-            for _, on_error in tuple(self._listeners.values()):
-                on_error(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = error
+        for _, on_error in tuple(self._listeners.values()):
+            on_error(error)
+
+    async def aclose(self) -> None:
+        """End the stream, also for iterations that nobody closed: they raise `SessionClosed`."""
+        await self._stop()
+        self._fail(SessionClosed())
 
     async def _connect(self) -> None:
         """Read the stream until it ends."""

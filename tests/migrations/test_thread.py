@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from asyncmig import AuthError, InvalidInput
+from asyncmig import AuthError, InvalidInput, SessionClosed
 from asyncmig.migrations.previews import Preview
 from asyncmig.migrations.thread import Event
 
@@ -118,6 +118,21 @@ async def test_a_stream_that_stays_open_while_blocked_ends_with_its_listener(
         assert [task for task in asyncio.all_tasks() if task.get_name() == "asyncmig thread"] == []
         with pytest.raises(InvalidInput, match="include"):
             await migration.events(include="nothing")  # type: ignore[arg-type]
+
+
+async def test_an_iteration_that_nobody_closes_ends_with_the_session(opens: Opens, account: Account) -> None:
+    account.stream_ends = False
+    async with opens() as migration:
+        await migration.generate()
+        events = migration.thread()
+        assert (await anext(events)).type == "preview"
+        waiting = asyncio.create_task(anext(migration.thread(after=1)))
+        await asyncio.sleep(5)
+    with pytest.raises(SessionClosed):
+        await waiting
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    with pytest.raises(SessionClosed):
+        await anext(events)
 
 
 async def test_a_refused_key_ends_the_iteration(opens: Opens, account: Account) -> None:
