@@ -8,11 +8,13 @@ The guide is in the file `guide.md` of this package; `pdoc asyncmig` renders it 
 from importlib.util import find_spec
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limits import Limits
+from asyncmig._core.limiter import RateHeaders
+from asyncmig._core.limits import Limits, Scope
 from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
+from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
@@ -89,7 +91,7 @@ from asyncmig.errors import (
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.jobs.migrate import adopt, migrate
 from asyncmig.journal import Journal, JournalPort, MemoryJournal
-from asyncmig.session import Scope, Session
+from asyncmig.session import Session
 
 __all__ = [
     "Action",
@@ -152,6 +154,7 @@ __all__ = [
     "Question",
     "QueueUnavailable",
     "Rate",
+    "RateHeaders",
     "RateLimited",
     "Reject",
     "Reply",
@@ -160,6 +163,7 @@ __all__ = [
     "RunCanceled",
     "RunError",
     "RunFailed",
+    "RunSlotsStatistics",
     "Scope",
     "ServerError",
     "Session",

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
 from asyncmig.customers.catalog import CatalogueItem, TemplateRules
@@ -101,6 +102,11 @@ class Generation(Protocol):
         if record is not None and (record.outcome is not None or not record.is_readable):
             return None
         return RemainingWork(files=len(files))
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The endpoints that `requests_left` and the like name, as far as they charge named budgets."""
+        return {}
 
     @property
     def requests_before_run(self) -> Sequence[str]:

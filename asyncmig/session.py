@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Literal, Self, cast, final
+from typing import Self, cast, final
 
 import aiohttp
 import anyio
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane, Repeat
-from asyncmig._core.limits import BY_KEY, Limits, charged
+from asyncmig._core.limits import BY_KEY, Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
@@ -26,7 +26,7 @@ from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
 from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
 from asyncmig._io.event_loop import AsyncOnly, LoopGuard, finish_all, loop_speed
-from asyncmig._io.gate import Gate, GateStatistics
+from asyncmig._io.gate import Gate, GateStatistics, joined_gate
 from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
@@ -45,8 +45,6 @@ from asyncmig.transfers.uploads import UploadLimits
 
 __all__ = ["Scope", "Session", "context_of"]
 
-Scope = Literal["endpoint", "key"]
-"""How the server counts its limit: for each endpoint, or over all requests of the key."""
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
 _LONGEST_REQUEST = 60.0
 """Seconds after which a request without a time-out is assumed to have arrived or to be lost."""
@@ -111,7 +109,7 @@ class Session(AsyncOnly):
     ) -> None:
         key = _checked_key(os.environ.get("VERN_API_KEY", "") if api_key is None else api_key)
         self.base_url: str = _base_url(base_url)
-        self._limits = _limits(limits, limit, window, scope)
+        self._limits = short_form(limits, limit=limit, window=window, scope=scope)
         if max_parallel_uploads < 1:
             raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
         self._rng = rng or Random()
@@ -319,6 +317,13 @@ class Session(AsyncOnly):
         """Return a snapshot of every budget in use, by name: a class, an endpoint, or `*` for the whole key."""
         return {name: gate.statistics() for name, gate in self._budgets.items()}
 
+    def budget(self, name: str) -> Gate:
+        """Return the gate of a single budget in use, by its name in `stats`. Raises `InvalidInput` for another."""
+        try:
+            return self._budgets[name]
+        except KeyError:
+            raise InvalidInput("name", name, "is not a budget that this session has used") from None
+
     def run_slots(self) -> RunSlotsStatistics:
         """Return a snapshot of the runs in progress in the account, as far as this process knows."""
         return self._runs.statistics()
@@ -338,7 +343,7 @@ class Session(AsyncOnly):
             if len(budgets) == 1 and not takes_run:
                 gate = budgets[0]
             else:
-                gate = Gate.of(budgets, runs=self._runs if takes_run else None, events=self.events)
+                gate = joined_gate(budgets, runs=self._runs if takes_run else None, events=self.events)
                 self._keep_log(gate, rates)
             self._gates[key] = gate
         return gate
@@ -424,18 +429,6 @@ def _account(key: Secret, base_url: str) -> str:
 def _longest(timeouts: Timeouts) -> float:
     """Return the seconds after which a request has arrived or never will."""
     return timeouts.total or timeouts.headers or _LONGEST_REQUEST
-
-
-def _limits(limits: Limits | str | None, limit: int, window: float, scope: Scope) -> Limits:
-    if scope not in ("endpoint", "key"):
-        raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
-    Gate(limit=limit, window=window)  # the same checks, before anything is opened
-    rate = Rate(limit, window)
-    if limits is None:
-        return replace(Limits.BY_CLASS, endpoint=rate, key=rate if scope == "key" else None)
-    if rate != Rate() or scope != "endpoint":
-        raise InvalidInput("limits", str(limits), "replaces limit, window and scope: give one or the other")
-    return Limits.parse(limits) if isinstance(limits, str) else limits
 
 
 def _base_url(given: str | None) -> str:

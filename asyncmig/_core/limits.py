@@ -1,17 +1,21 @@
 """The limits of a server: its budgets by name, and how many runs may be in progress."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Self, cast, final
+from typing import ClassVar, Literal, Self, cast, final
 
 from asyncmig._core.arguments import check_fields
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
 
-__all__ = ["BY_KEY", "Limits", "charged"]
+__all__ = ["BY_KEY", "Limits", "Scope", "charged", "short_form"]
+
+Scope = Literal["endpoint", "key"]
+"""How the server counts the requests of endpoints without a named budget: for each, or over all of the key."""
 
 BY_KEY = "*"
 """The name of the budget that all endpoints without a named budget charge, if there is one for the whole key."""
@@ -106,6 +110,29 @@ class Limits:
         if not rates and (endpoint or key):
             return cls(endpoint=endpoint or Rate(), key=key, runs=runs)
         return replace(cls.BY_CLASS.changed(runs=runs, **rates), endpoint=endpoint or Rate(), key=key)
+
+
+def short_form(
+    limits: Limits | str | None, *, limit: int = 100, window: float = 60.0, scope: Scope = "endpoint"
+) -> Limits:
+    """Return `limits`, or those of `BY_CLASS` with one rate for the endpoints without a named budget.
+
+    Raises `InvalidInput` if both are given.
+    """
+    if scope not in ("endpoint", "key"):
+        raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
+    if limit < 1:
+        raise InvalidInput("limit", limit, "must be at least 1")
+    if not 0 < window < math.inf:
+        raise InvalidInput("window", window, "must be more than 0 seconds")
+    rate = Rate(limit, window)
+    if limits is None:
+        return replace(Limits.BY_CLASS, endpoint=rate, key=rate if scope == "key" else None)
+    if rate != Rate() or scope != "endpoint":
+        raise InvalidInput(
+            "limits", str(limits), "replaces rate (limit, window) and scope: give one or the other"
+        )
+    return Limits.parse(limits) if isinstance(limits, str) else limits
 
 
 def charged(limits: Limits, endpoint: Endpoint) -> Mapping[str, Rate]:

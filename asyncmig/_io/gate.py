@@ -18,7 +18,7 @@ from asyncmig._io.send_log import Kind
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed, WaitTooLong
 from asyncmig.events import Events
 
-__all__ = ["TICK", "Gate", "GateStatistics", "Slot"]
+__all__ = ["TICK", "Gate", "GateStatistics", "Slot", "joined_gate"]
 
 _TOO_MANY = 429
 _tickets = count(1)
@@ -211,7 +211,7 @@ class Gate:
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
-    __slots__ = ("_dispatcher", "_note", "name")
+    __slots__ = ("_note", "dispatcher", "name")
 
     @checked_call
     def __init__(
@@ -230,38 +230,20 @@ class Gate:
             raise InvalidInput("window", window, "must be more than 0 seconds")
         self.name: str = name
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
-        self._dispatcher: Dispatcher | BudgetSet = dispatcher(
+        self.dispatcher: Dispatcher | BudgetSet = dispatcher(
             limiter, window=window, recent=recent, budget=name, events=events
         )
         self._note: Note | None = None
 
-    @classmethod
-    def of(
-        cls,
-        gates: Sequence["Gate"],
-        *,
-        runs: RunSlots | None = None,
-        events: Events | None = None,
-    ) -> "Gate":
-        """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
-
-        Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
-        """
-        dispatchers = [each._dispatcher for each in gates if isinstance(each._dispatcher, Dispatcher)]
-        gate = cls.__new__(cls)
-        gate.name, gate._note = "+".join(each.name for each in gates), None
-        gate._dispatcher = BudgetSet(dispatchers, runs, name=gate.name, events=events)
-        return gate
-
     @property
     def limit(self) -> int:
         """The configured limit; setting it forgets what was learnt, and takes effect at once."""
-        return self._dispatcher.limit
+        return self.dispatcher.limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
         _check_limit(limit)
-        self._dispatcher.resize(limit)
+        self.dispatcher.resize(limit)
 
     @property
     def pace(self) -> float:
@@ -269,7 +251,7 @@ class Gate:
 
         Slots come back a little later than that, by the time that answers take.
         """
-        return (self._dispatcher.window + MARGIN) / self._dispatcher.slots
+        return (self.dispatcher.window + MARGIN) / self.dispatcher.slots
 
     def slot(
         self,
@@ -289,15 +271,15 @@ class Gate:
         `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and what `close` was given.
         """
         ticket = next(_tickets) if ticket is None else ticket
-        return Slot(self._dispatcher, lane, rank, max_wait, ticket, self._note, order, run)
+        return Slot(self.dispatcher, lane, rank, max_wait, ticket, self._note, order, run)
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
         """Return about how many seconds a request of this lane would wait now."""
-        return self._dispatcher.wait_estimate(lane)
+        return self.dispatcher.wait_estimate(lane)
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""
-        dispatcher, now = self._dispatcher, self._dispatcher.now()
+        dispatcher, now = self.dispatcher, self.dispatcher.now()
         held = dispatcher.held_until
         return GateStatistics(
             name=self.name,
@@ -313,25 +295,37 @@ class Gate:
 
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window, for the next process."""
-        return self._dispatcher.recent()
+        return self.dispatcher.recent()
 
     def keep_log(self, note: Note, hold: Callable[[float], None]) -> None:
         """Call `note` for each used slot from now on, and `hold` with the seconds of each hold."""
-        self._note, self._dispatcher.on_held = note, hold
+        self._note, self.dispatcher.on_held = note, hold
 
     def resume(self, recent: Iterable[float], *, held_for: float = 0.0) -> None:
         """Take the slots of an earlier process, and send nothing for `held_for` seconds. `recent`: ages in seconds
         of the answers that it received."""
-        self._dispatcher.resume(recent, held_for)
+        self.dispatcher.resume(recent, held_for)
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""
-        self._dispatcher.close(error or SessionClosed())
+        self.dispatcher.close(error or SessionClosed())
 
     async def aclose(self) -> None:
         """Close, and leave nothing running."""
         self.close()
-        await self._dispatcher.aclose()
+        await self.dispatcher.aclose()
+
+
+def joined_gate(gates: Sequence[Gate], *, runs: RunSlots | None = None, events: Events | None = None) -> Gate:
+    """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
+
+    Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
+    """
+    dispatchers = [each for gate in gates if isinstance(each := gate.dispatcher, Dispatcher)]
+    name = "+".join(each.name for each in gates)
+    gate = Gate(name=name)
+    gate.dispatcher = BudgetSet(dispatchers, runs, name=name, events=events)
+    return gate
 
 
 def _check_limit(limit: int) -> None:

@@ -334,7 +334,7 @@ def _clock(said: str | None) -> Diagnosis:
 
 def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
     """Compare the configured limit with what the last run learned from 429s."""
-    configured = f"{reach.rate} by {reach.scope} is configured"
+    configured = f"{reach.all_limits if reach.limits else f'{reach.rate} by {reach.scope}'} is configured"
     try:
         report = read_report(out)
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from asyncmig._io.gate import GateStatistics
 from asyncmig.cli.live_state import LiveState
-from asyncmig.cli.options import spoken
+from asyncmig.cli.options import spoken, spoken_wait
 from asyncmig.cli.output import clean, counted, draws, say, shortened
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
@@ -113,9 +113,11 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
     for gate in stats.values():
         waiting = work_waiting(gate)
         if gate.held_until is not None and gate.held_until > now:
-            yield f"{_short(gate.name)}: over the limit (429), nothing is sent for {spoken(gate.held_until - now)}"
+            wait = spoken_wait(gate.held_until - now)
+            when = wait if wait.startswith("until") else f"for {wait}"
+            yield f"{_short(gate.name)}: over the limit (429), nothing is sent {when}"
         elif waiting:
-            yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken(estimate(gate.name))}"
+            yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken_wait(estimate(gate.name))}"
 
 
 def failing(tracker: LiveState) -> str:
@@ -268,9 +270,7 @@ class LiveView:
         left = forecast(
             self._tracker.under_way(),
             self._tracker.durations,
-            limit=settings.rate.limit,
-            window=settings.rate.window,
-            scope=settings.scope,
+            limits=settings.all_limits,
             concurrency=settings.concurrency,
             api=settings.api,
         )
@@ -309,8 +309,7 @@ class LiveView:
 
 def _gate_wait(session: Session, name: str) -> float:
     """Return the seconds that a request would wait for the budget with this name in `session.stats()`."""
-    method, _, template = name.partition(" ")
-    return session.gate(method, template).wait_estimate()  # the budget of the key is that of every endpoint
+    return session.budget(name).wait_estimate()
 
 
 def _news(event: Event) -> str | None:

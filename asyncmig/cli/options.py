@@ -5,11 +5,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import datetime, timedelta
 from typing import ParamSpec, Protocol, TypeVar, cast, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
+from asyncmig._core.limits import Limits
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
 
@@ -19,10 +21,12 @@ __all__ = [
     "Rate",
     "dataclass_options",
     "duration_option",
+    "limits_option",
     "parse_duration",
     "parse_rate",
     "rate_option",
     "spoken",
+    "spoken_wait",
 ]
 
 
@@ -31,6 +35,8 @@ _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,3})?
 
 
 DEFAULT_RATE = Rate()
+_LONG = 300.0
+"""Seconds of a wait from which the time of its end is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,25 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def spoken_wait(seconds: float) -> str:
+    """Return a wait for people; of a long one also the time of day at which it ends."""
+    if seconds < _LONG:
+        return spoken(seconds)
+    return f"until {datetime.now().astimezone() + timedelta(seconds=seconds):%H:%M}, {spoken(seconds)}"
+
+
 def rate_option(envvar: str | None = None) -> OptionInfo:
     """Return an option that takes a rate limit."""
     return _option(parse_rate, "The rate limit: requests in a window, such as 100/60s.", envvar, "RATE")
+
+
+def limits_option(envvar: str) -> OptionInfo:
+    """Return an option that takes all limits of a server."""
+    words = (
+        "All limits of the server: per-endpoint, per-key, by-class, or numbers that differ from by-class, such as "
+        "agent=50/1h,runs=5."
+    )
+    return _option(Limits.parse, words, envvar, "LIMITS")
 
 
 def duration_option(words: str, envvar: str) -> OptionInfo:

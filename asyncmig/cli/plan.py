@@ -220,9 +220,7 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
         retries=options.retries,
         retry_failed=selection is not None,
         names_templates=manifest.names_templates,
-        limit=options.rate.limit,
-        window=options.rate.window,
-        scope=options.scope,
+        limits=options.all_limits,
         api=options.api,
     )
 
@@ -272,17 +270,20 @@ def _requests(planned: Plan, options: Options) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("endpoint", no_wrap=True)
     table.add_column("requests, at least", justify="right")
-    table.add_column(f"windows of {options.rate.window:g} s", justify="right")
+    if options.limits is None:
+        table.add_column(f"windows of {options.rate.window:g} s", justify="right")
     for endpoint, count in planned.requests.items():
-        table.add_row(endpoint, f"{count:,}", f"{-(-count // options.rate.limit):,}")
+        windows = [] if options.limits else [f"{-(-count // options.rate.limit):,}"]
+        table.add_row(endpoint, f"{count:,}", *windows)
     return table
 
 
 def _earliest(planned: Plan, options: Options) -> str:
     scope = "for each endpoint" if options.scope == "endpoint" else "for the whole key"
+    limits = options.limits or f"{options.rate} {scope}"
     when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
     return (
-        f"\nAt {options.rate} {scope}, the last request is sent {when} at the earliest. The durations of imports, "
+        f"\nAt {limits}, the last request is sent {when} at the earliest. The durations of imports, "
         "further polls, and the transfer of files add to that."
     )
 

@@ -93,6 +93,7 @@ def _absolute(spec: Spec) -> Spec:
 _OF_THE_WORKERS = {
     "scope": "ASYNCMIG_SCOPE",
     "rate": "ASYNCMIG_RATE",
+    "limits": "ASYNCMIG_LIMITS",
     "base_url": "ASYNCMIG_BASE_URL",
     "out": "ASYNCMIG_OUT",
     "journal": "ASYNCMIG_DATABASE",

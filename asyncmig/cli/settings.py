@@ -11,6 +11,7 @@ import typer
 from typer.models import OptionInfo
 
 from asyncmig import generations
+from asyncmig._core.limits import Limits, short_form
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig.cli.options import (
@@ -18,6 +19,7 @@ from asyncmig.cli.options import (
     Duration,
     Rate,
     duration_option,
+    limits_option,
     parse_duration,
     parse_rate,
     rate_option,
@@ -150,6 +152,7 @@ class ConnectionSettings:
         ),
     ] = "endpoint"
     rate: Annotated[Rate, rate_option(environment_name("rate"))] = DEFAULT_RATE
+    limits: Annotated[Limits | None, limits_option(environment_name("limits"))] = None
     speed: Annotated[
         float,
         _setting(
@@ -157,6 +160,11 @@ class ConnectionSettings:
         ),
     ] = 1.0
     base_url: BaseUrlOption = None
+
+    @property
+    def all_limits(self) -> Limits:
+        """`--limits`, or its short form `--rate` and `--scope`. Raises `InvalidInput` if both are given."""
+        return short_form(self.limits, limit=self.rate.limit, window=self.rate.window, scope=self.scope)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +241,7 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "report": Path,
     "root": Path,
     "rate": parse_rate,
+    "limits": Limits.parse,
     "retries": int,
     "deliver_rejected": lambda text: text == str(True),
     "concurrency": int,
@@ -295,9 +304,7 @@ def open_session(
     session = Session(
         api_key,
         reach.base_url,
-        limit=reach.rate.limit,
-        window=reach.rate.window,
-        scope=reach.scope,
+        limits=reach.all_limits,
         recent=recent,
         retry=retry,
     )

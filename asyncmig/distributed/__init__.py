@@ -31,8 +31,8 @@ workers run, and sheets appear there (`ASYNCMIG_OUT`).
 
 - Options of the submitter (`--decide`, `--filter` and others) travel with the jobs. Without them, the workers'
   own apply (`ASYNCMIG_DECIDE`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`, `ASYNCMIG_DELIVER_REJECTED`).
-- Workers read the limit and the server from their own environment: `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`,
-  `ASYNCMIG_BASE_URL`, `ASYNCMIG_CONCURRENCY`. They warn about other `ASYNCMIG_...` variables.
+- Workers read the limit and the server from their own environment: `ASYNCMIG_LIMITS` (or `ASYNCMIG_RATE`,
+  `ASYNCMIG_SCOPE`), `ASYNCMIG_BASE_URL`, `ASYNCMIG_CONCURRENCY`. They warn about other `ASYNCMIG_...` variables.
 - A stopping worker requeues its jobs; another worker takes over the jobs of a dead one.
 - `MigrationQueue.decide` answers the questions of a parked customer.
 - `asyncmig.distributed.saq.worker_settings(...)` makes settings of your own.

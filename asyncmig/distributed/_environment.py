@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
 
+from asyncmig._core.limits import Limits, short_form
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig._core.server_address import Kind, is_postgres, parse_server
 from asyncmig.customers.options import MigrationOptions
@@ -30,6 +31,7 @@ _VARIABLES = tuple(
         "OUT",
         "CONCURRENCY",
         "RATE",
+        "LIMITS",
         "SCOPE",
         "BASE_URL",
         "DECIDE",
@@ -64,8 +66,7 @@ class WorkerEnvironment:
     window: str | None
     out: Path
     concurrency: int
-    rate: Rate
-    scope: Scope
+    limits: Limits
     base_url: str | None
     api: str
     options: MigrationOptions
@@ -80,9 +81,7 @@ class WorkerEnvironment:
         self.out.mkdir(parents=True, exist_ok=True)
         return Session(
             base_url=self.base_url,
-            limit=self.rate.limit,
-            window=self.rate.window,
-            scope=self.scope,
+            limits=self.limits,
             shared=shared,
             recent=self.out / "asyncmig.recent",
         )
@@ -104,8 +103,7 @@ def read_environment() -> WorkerEnvironment:
         window=window and _address("ASYNCMIG_WINDOW", window, "redis"),
         out=Path(os.environ.get("ASYNCMIG_OUT") or "out"),
         concurrency=_number("CONCURRENCY", 100, least=1),
-        rate=_rate(),
-        scope=_choice("SCOPE", _SCOPES),
+        limits=_limits(),
         base_url=os.environ.get("ASYNCMIG_BASE_URL"),
         api=os.environ.get("ASYNCMIG_API") or "companies",
         options=MigrationOptions(
@@ -134,11 +132,15 @@ def _address(name: str, text: str, *kinds: Kind) -> str:
     return text
 
 
-def _rate() -> Rate:
+def _limits() -> Limits:
+    scope, name = _choice("SCOPE", _SCOPES), "ASYNCMIG_RATE"
     try:
-        return parse_rate(os.environ.get("ASYNCMIG_RATE") or str(Rate()))
+        rate = parse_rate(os.environ.get(name) or str(Rate()))
+        name = "ASYNCMIG_LIMITS"
+        limits = os.environ.get(name) or None
+        return short_form(limits, limit=rate.limit, window=rate.window, scope=scope)
     except InvalidInput as error:
-        raise InvalidInput("ASYNCMIG_RATE", error.value, error.reason) from None
+        raise InvalidInput(name, error.value, error.reason) from None
 
 
 def _choice(setting: str, choices: Mapping[str, _T]) -> _T:

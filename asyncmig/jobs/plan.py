@@ -17,6 +17,9 @@ from typing import Protocol, final
 import msgspec
 
 from asyncmig import generations
+from asyncmig._core.endpoint import Endpoint, Repeat
+from asyncmig._core.limits import Limits, Scope, charged, short_form
+from asyncmig._core.rate import Rate
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.files import size_of
 from asyncmig.customers.options import MigrationOptions
@@ -24,7 +27,6 @@ from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
 from asyncmig.customers.status import CustomerRecord, RemainingWork
 from asyncmig.generations import Generation
-from asyncmig.session import Scope
 
 __all__ = [
     "Destruction",
@@ -66,20 +68,42 @@ class ObservedDurations:
 
 
 def earliest_end(
-    requests: Mapping[str, int], *, limit: int, window: float, scope: Scope = "endpoint"
+    requests: Mapping[str, int],
+    *,
+    limits: Limits | None = None,
+    limit: int = 100,
+    window: float = 60.0,
+    scope: Scope = "endpoint",
+    api: str = generations.DEFAULT,
 ) -> float:
-    """Return the seconds before which the last of these requests cannot be sent, with nothing sent lately."""
-    counts = [sum(requests.values())] if scope == "key" else list(requests.values())
-    return max(((count - 1) // limit * window for count in counts if count), default=0.0)
+    """Return the seconds before which the last of these requests cannot be sent, with nothing sent lately.
+
+    `requests`: by endpoint of the generation `api`. `limit`, `window`, `scope`: see `Session`.
+    """
+    limits = short_form(limits, limit=limit, window=window, scope=scope)
+    endpoints = generations.find(api).endpoints
+    counts: Counter[str] = Counter()
+    rates: dict[str, Rate] = {}
+    for key, count in requests.items():
+        method, _, template = key.partition(" ")
+        unknown = Endpoint(name=key, method=method, template=template, repeat=Repeat.NEVER)
+        for name, rate in charged(limits, endpoints.get(key, unknown)).items():
+            counts[name] += count
+            rates[name] = rate
+    return max(
+        ((count - 1) // rates[name].limit * rates[name].window for name, count in counts.items() if count),
+        default=0.0,
+    )
 
 
 def forecast(
     under_way: Collection[RemainingWork],
     durations: ObservedDurations,
     *,
-    limit: int,
-    window: float,
-    scope: Scope,
+    limits: Limits | None = None,
+    limit: int = 100,
+    window: float = 60.0,
+    scope: Scope = "endpoint",
     concurrency: int = 500,
     api: str = generations.DEFAULT,
 ) -> Forecast:
@@ -90,8 +114,9 @@ def forecast(
         for endpoint, requests in generation.requests_left(RemainingWork(step=step, files=files)).items():
             left[endpoint] += requests * count
     starts = {endpoint: left[endpoint] for endpoint in generation.requests_before_run if left[endpoint]}
-    started = earliest_end(starts, limit=limit, window=window, scope=scope)
-    bound = earliest_end(left, limit=limit, window=window, scope=scope)
+    limits = short_form(limits, limit=limit, window=window, scope=scope)
+    started = earliest_end(starts, limits=limits, api=api)
+    bound = earliest_end(left, limits=limits, api=api)
     longest, ages = durations.longest, [customer.age for customer in under_way if customer.age is not None]
     if longest is None:
         return Forecast(bound, is_bound=bool(under_way))
@@ -165,6 +190,7 @@ async def plan(
     retries: int = 0,
     retry_failed: bool = False,
     names_templates: bool = True,
+    limits: Limits | None = None,
     limit: int = 100,
     window: float = 60.0,
     scope: Scope = "endpoint",
@@ -211,7 +237,9 @@ async def plan(
         bytes=sum(file.bytes for file in uploads),
         largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
         requests=requests,
-        seconds=earliest_end(requests, limit=limit, window=window, scope=scope),
+        seconds=earliest_end(
+            requests, limits=limits, limit=limit, window=window, scope=scope, api=generation.name
+        ),
     )
 
 

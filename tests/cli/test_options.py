@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from asyncmig import Limits
 from asyncmig.cli.options import Rate, parse_rate
-from asyncmig.cli.settings import Options
+from asyncmig.cli.settings import Options, read_settings
 from asyncmig.errors import InvalidInput
 
 from .conftest import Cli
@@ -54,3 +55,15 @@ def test_2_an_error_of_the_system_is_a_sentence(cli: Cli, tmp_path: Path) -> Non
         assert (told.code, "taken is not a folder" in told.err) == (2, True), told.err
     told = cli("sim", "--ledger", "none/ledger.json")
     assert (told.code, told.err) == (2, "Error: none/ledger.json: No such file or directory\n")
+
+
+@pytest.mark.parametrize("limits", ["by-class", "agent=50/1h,runs=5", "endpoint=60/60s"])
+def test_limits_are_an_option_and_survive_a_round_trip(limits: str) -> None:
+    settings = read_settings({"limits": limits})
+    assert settings.all_limits == Limits.parse(limits)
+    assert read_settings(settings.given()) == settings
+
+
+def test_limits_and_their_short_form_exclude_each_other() -> None:
+    with pytest.raises(InvalidInput, match="give one or the other"):
+        _ = read_settings({"limits": "by-class", "rate": "50/60s"}).all_limits

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
 from asyncmig._core.limiter import RateHeaders
+from asyncmig._io.gate import joined_gate
 from asyncmig._io.run_slots import RunSlots
 
 HOUR = 3600.0
@@ -110,7 +111,7 @@ class Client:
 @pytest.mark.looptime
 async def test_a_waiter_for_the_hourly_budget_holds_nothing_of_the_other() -> None:
     gates = budgets(reads=(2, 60.0), create=(1, HOUR))
-    both = Gate.of([gates["create"], gates["reads"]])
+    both = joined_gate([gates["create"], gates["reads"]])
     await use(both)
     waiting = asyncio.create_task(use(both))
     for _ in range(4):
@@ -124,7 +125,7 @@ async def test_a_waiter_for_the_hourly_budget_holds_nothing_of_the_other() -> No
 @pytest.mark.looptime
 async def test_requests_for_one_budget_cannot_overtake_a_set_for_ever() -> None:
     gates = budgets(reads=(3, 60.0), writes=(3, 60.0))
-    both, done = Gate.of(list(gates.values())), asyncio.Event()
+    both, done = joined_gate(list(gates.values())), asyncio.Event()
 
     async def crowd(gate: Gate) -> None:
         while not done.is_set():
@@ -140,7 +141,7 @@ async def test_requests_for_one_budget_cannot_overtake_a_set_for_ever() -> None:
 @pytest.mark.looptime
 async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
     gates = budgets(agent=(1, 60.0), generate=(1, 60.0))
-    generate = Gate.of([gates["agent"], gates["generate"]])
+    generate = joined_gate([gates["agent"], gates["generate"]])
     order: list[str] = []
 
     async def one(name: str, gate: Gate, **options: object) -> None:
@@ -165,7 +166,7 @@ async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
 @pytest.mark.parametrize("at", [5.0, 60.14, 60.15, 60.16, 60.2])
 async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
     gates = budgets(a=(1, 60.0), b=(1, 60.0))
-    both = Gate.of(list(gates.values()))
+    both = joined_gate(list(gates.values()))
     await use(both)
     first = asyncio.create_task(use(both, seconds=0.0))
     asyncio.get_running_loop().call_at(at, first.cancel)
@@ -178,7 +179,7 @@ async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
 @pytest.mark.looptime
 async def test_a_wait_is_estimated_refused_and_closed() -> None:
     gates = budgets(agent=(5, HOUR), generate=(1, HOUR))
-    both = Gate.of(list(gates.values()))
+    both = joined_gate(list(gates.values()))
     await use(both)
     assert both.wait_estimate() == pytest.approx(HOUR, abs=1.0)
     with pytest.raises(WaitTooLong):
@@ -237,7 +238,7 @@ def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) 
     async def main() -> Client:
         server = Server(DOCUMENTED, phase=phase, count_rejects=data.draw(st.booleans()))
         client, gates = Client(server, Random(seed), show), budgets(**DOCUMENTED)
-        sets = {names: Gate.of([gates[name] for name in names]) for names in CALLS}
+        sets = {names: joined_gate([gates[name] for name in names]) for names in CALLS}
 
         async def one(names: tuple[str, ...], at: float, number: int) -> None:
             await asyncio.sleep(at)
@@ -278,7 +279,7 @@ def test_who_believes_too_much_is_refused_once_in_a_window(phase: float | None, 
 @pytest.mark.looptime
 async def test_a_429_that_no_header_explains_holds_only_the_requests_of_its_set() -> None:
     gates = budgets(agent=(5, HOUR), generate=(5, HOUR))
-    both = Gate.of(list(gates.values()))
+    both = joined_gate(list(gates.values()))
     await use(both, status=429)
     assert await use(gates["agent"]) < 2.0
     assert await use(both) >= HOUR
@@ -300,7 +301,7 @@ async def test_a_429_holds_a_long_window_and_nothing_is_probed(
 class TestRunSlots:
     def starts(self, limit: int = 3) -> tuple[Gate, RunSlots]:
         runs = RunSlots(limit)
-        return Gate.of([Gate(limit=100, window=60.0, name="agent", rng=Random(1))], runs=runs), runs
+        return joined_gate([Gate(limit=100, window=60.0, name="agent", rng=Random(1))], runs=runs), runs
 
     @pytest.mark.looptime
     async def test_a_run_keeps_its_slot_until_it_has_left(self) -> None:
@@ -325,7 +326,7 @@ class TestRunSlots:
     @pytest.mark.looptime
     async def test_a_waiter_holds_no_slot_of_a_budget(self) -> None:
         budget, runs = Gate(limit=1, window=60.0, name="agent", rng=Random(1)), RunSlots(1)
-        starts = Gate.of([budget], runs=runs)
+        starts = joined_gate([budget], runs=runs)
         runs.seen("from the journal")
         waiting = asyncio.create_task(use(starts, run="a"))
         await asyncio.sleep(1.0)

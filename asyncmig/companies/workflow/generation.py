@@ -5,10 +5,12 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, cast, final
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
@@ -57,6 +59,7 @@ class CompaniesGeneration:
     name: Literal["companies"] = "companies"
     supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions))
     supported_decisions: tuple[type[Decision], ...] = SUPPORTED
+    endpoints: Mapping[str, Endpoint] = MappingProxyType({})  # each of them has a budget of its own
     requests_before_run: Sequence[str] = (
         routes.CREATE_COMPANY.key,
         routes.CREATE_UPLOAD.key,
