@@ -105,7 +105,7 @@ def test_a_file_that_is_gone_stops_nobody_once_its_import_has_begun(
     manifest = customers(acme=GOOD, bolt=GOOD)
     (tmp_path / "acme.csv").unlink()
     assert run(manifest).code == 0
-    assert "goes on without it" in str(rows(tmp_path)["acme"]["notes"])
+    assert "continues without it" in str(rows(tmp_path)["acme"]["notes"])
     (tmp_path / "bolt.csv").unlink()
     result = run(customers(cafe=LATIN))
     assert result.code == 3

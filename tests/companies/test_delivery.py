@@ -187,7 +187,7 @@ async def test_an_input_that_failed_and_is_gone_is_not_begun_again(
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, retries=1)
     assert isinstance(outcome, Failed)
     assert outcome.error == "Import timed out"
-    assert "goes on without it" in outcome.notes[0]
+    assert "continues without it" in outcome.notes[0]
     assert starts(world, "imports") == 1
 
 

@@ -1,4 +1,4 @@
-"""Take over a company that exists: its creation was never answered, or its journal was lost."""
+"""Link a customer to an existing company: the create response or the journal was lost."""
 
 from functools import partial
 
@@ -45,7 +45,7 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
         if owner := await _owner(journal, company_id, besides=external_id):
             raise InvalidInput("company_id", company_id, f"is the company of another customer: {owner}")
         adopted = msgspec.structs.replace(
-            record, company_id=company_id, creating=False, adopted=True, outcome=None
+            record, company_id=company_id, create_sent=False, adopted=True, outcome=None
         )
         await claim.write(
             "adopt", msgspec.json.encode({"company_id": company_id}), msgspec.json.encode(adopted)
@@ -54,7 +54,7 @@ async def adopt(journal: JournalPort, external_id: str, company_id: str) -> str:
 
 
 async def _owner(journal: JournalPort, company_id: str, *, besides: str) -> str | None:
-    """Return the customer for which the journal has this company: two would import into one workspace."""
+    """Return the other customer that the journal links to this company, or None."""
     for external_id, state in (await journal.states()).items():
         if external_id != besides and read_record(external_id, state).company_id == company_id:
             return external_id
@@ -62,7 +62,7 @@ async def _owner(journal: JournalPort, company_id: str, *, besides: str) -> str 
 
 
 async def look_first(company: Company, progress: RecordKeeper) -> ImportRun | None:
-    """Return the import that an adopted company has had: one that runs, the newest that completed, or that failed."""
+    """Return an earlier import of an adopted company: the running one, the newest completed one, or a failed one."""
     progress.begin("starting", "looks for an earlier import")
     states, is_cut = await progress.retry_while_away(partial(_list, company, progress.rank))
     running = [state for state in states if state.status not in routes.IMPORT.terminal]
@@ -76,8 +76,8 @@ async def look_first(company: Company, progress: RecordKeeper) -> ImportRun | No
                 f"the company has an import that is {state.status}, and the server does not say its id"
             )
         progress.notes.append(f"the company had an import that is {state.status}; it was not repeated")
-        epoch = max(progress.record.epoch, len(states) - 1)  # each of them may have used a key
-        await progress.keep("found", run_id=run_id, started_at=wall_clock(), foreign=True, epoch=epoch)
+        epoch = max(progress.record.epoch, len(states) - 1)  # each of them may have used an idempotency key
+        await progress.keep("found", run_id=run_id, started_at=wall_clock(), has_other_rows=True, epoch=epoch)
         return company.imports.found(state)
     return None
 

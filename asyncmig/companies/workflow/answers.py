@@ -1,4 +1,4 @@
-"""What the server answered, kept until the journal has it: most answers cannot be asked for again."""
+"""Keep the server's responses until the journal has them. Most responses cannot be requested again."""
 
 import asyncio
 import logging
@@ -18,14 +18,14 @@ __all__ = ["Answers"]
 
 _log = logging.getLogger("asyncmig")
 _PATIENCE = 900.0
-"""Seconds for which a journal that is away is waited for."""
+"""Seconds for which an unavailable journal is waited for."""
 _PAUSE = 1.0
-"""Seconds between attempts; a journal may have a patience of its own for each."""
+"""Seconds between attempts to write. A journal may also wait within each attempt."""
 
 
 @final
 class Answers:
-    """The answers about one customer, while it is claimed; first those that an earlier claim could not write."""
+    """The responses about one customer, beginning with those that an earlier claim could not write."""
 
     __slots__ = ("_claim", "_context", "_entries", "record")
 
@@ -36,21 +36,21 @@ class Answers:
         self.record: Record = read_record(
             claim.external_id, self._entries[-1].state if self._entries else claim.state
         )
-        """The customer's record with all answers."""
+        """The customer's record with all responses."""
 
     async def keep(self, kind: Entry, detail: bytes, record: Record) -> None:
-        """Write an answer, and the record as it now is; while the journal is away, wait for it.
+        """Write a response and the changed record; while the journal is unavailable, wait for it.
 
-        Raises `JournalError` if it stays away for 15 minutes, or if the session was closed meanwhile, and
-        `CustomerHeld` if another process took the customer over. The next claim of this customer for this session
-        begins with what could not be written.
+        Raises `JournalError` if it is unavailable for 15 minutes, or if the session was closed meanwhile;
+        `CustomerHeld` if another process took over the customer. The next claim of this customer in this session
+        writes the missing entries first.
         """
         self.record = record
         self._entries.append(UnwrittenEntry(kind, detail, msgspec.json.encode(record)))
         await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Write what the journal does not have yet. Raises as `keep` does."""
+        """Write the entries that the journal does not have yet. Raises as `keep` does."""
         loop = asyncio.get_running_loop()
         until, failed = loop.time() + _PATIENCE, False
         failures = Failures(self._context.events, until=until, owner=Owner(self._claim.external_id))
@@ -81,7 +81,7 @@ class Answers:
 
     @property
     def must_end(self) -> bool:
-        """Whether the session was closed: nothing more can be done than say what is known."""
+        """Whether the session was closed, so that waiting must end."""
         try:
             self._context.check_open()
         except (AuthError, SessionClosed):
@@ -90,7 +90,7 @@ class Answers:
 
     @property
     def unwritten(self) -> str | None:
-        """What the journal does not have, and what to do if this process ends; None if it has everything."""
+        """What the journal lacks, and what to do if this process ends; None if it lacks nothing."""
         if not self._entries:
             return None
         written, known = read_record(self._claim.external_id, self._claim.state), self.record

@@ -1,4 +1,4 @@
-"""Create a migration's company, once: the one request that nobody can look up when its answer is lost."""
+"""Create a customer's company exactly once. A create request whose response was lost cannot be looked up."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -19,12 +19,12 @@ __all__ = ["Creation", "unknown"]
 
 T = TypeVar("T")
 _GRACE = 5.0
-"""Seconds that a cancelled migration waits for the answer to the creation of its company."""
+"""Seconds for which a cancelled migration waits for the response to its create request."""
 
 
 @final
 class Creation:
-    """The company of one migration: the one that the journal has, or a new one."""
+    """Opens the company that the journal records, or creates it."""
 
     __slots__ = ("_context", "_progress", "_spec")
 
@@ -32,18 +32,18 @@ class Creation:
         self._context, self._spec, self._progress = context, spec, progress
 
     async def company(self) -> Company:
-        """Return the company; create it where there is none.
+        """Return the company of the record, or create it.
 
-        Raises `UnknownOutcome` where nobody can tell whether a company of this external id is ours.
+        Raises `UnknownOutcome` if it is unknown whether a company with this external id is ours.
         """
         companies, record = Companies(self._context), self._progress.record
         if record.company_id is not None:
             return companies.open(record.company_id, external_id=record.external_id, sheets=record.sheets)
         self._progress.begin("creating")
-        doubtful = record.creating
+        doubtful = record.create_sent
         if not doubtful:
-            await self._progress.write("create", creating=True)
-        return await _to_its_answer(self._provision(doubtful=doubtful))
+            await self._progress.write("create", create_sent=True)
+        return await _with_grace(self._provision(doubtful=doubtful))
 
     async def _provision(self, *, doubtful: bool) -> Company:
         try:
@@ -51,14 +51,14 @@ class Creation:
         except (Conflict, BadRequest) as error:
             if doubtful or isinstance(error, Conflict):
                 raise unknown(routes.CREATE_COMPANY, error) from error
-            await self._progress.keep("refused", creating=False)
+            await self._progress.keep("refused", create_sent=False)
             raise
         await self._progress.keep(
             "created",
-            creating=False,
+            create_sent=False,
             company_id=company.id,
             sheets=company.sheets,
-            adopted=not company.is_new,  # it may have had an import that a lost journal knew of
+            adopted=not company.is_new,  # a lost journal may have recorded an import of it
         )
         return company
 
@@ -75,12 +75,12 @@ class Creation:
             )
         except UnknownOutcome as error:
             if isinstance(error.__cause__, TRANSIENT):
-                raise error.__cause__ from error  # no answer yet, and the external id makes a repeat harmless
+                raise error.__cause__ from error  # the external id makes a repeat safe
             raise
 
 
-async def _to_its_answer(step: Coroutine[object, object, T]) -> T:
-    """Run a step whose outcome nobody could find out later; cancelled, it may still take `_GRACE` to its answer."""
+async def _with_grace(step: Coroutine[object, object, T]) -> T:
+    """Run a request whose outcome cannot be looked up later. If cancelled, wait `_GRACE` seconds for its response."""
     task = asyncio.ensure_future(step)
     try:
         return await asyncio.shield(task)
@@ -88,10 +88,10 @@ async def _to_its_answer(step: Coroutine[object, object, T]) -> T:
         with anyio.CancelScope(shield=True):
             await asyncio.wait([task], timeout=_GRACE)
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)  # what it came to is in the journal
+            await asyncio.gather(task, return_exceptions=True)  # its outcome is in the journal
         raise
 
 
 def unknown(endpoint: Endpoint, error: ApiError) -> UnknownOutcome:
-    """Return what to raise for a refusal that may be the echo of our own request."""
+    """Return the error for a refusal that an earlier attempt of ours may have caused."""
     return UnknownOutcome(endpoint.method, endpoint.template, str(error), "", endpoint.advice)

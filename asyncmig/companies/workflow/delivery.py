@@ -1,4 +1,4 @@
-"""What comes of an import that has ended: its sheets on disk, and its rows at the destination."""
+"""Deliver an import that has ended: download its sheets, and export its rows to the destination."""
 
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,12 @@ __all__ = ["Delivery"]
 
 _REFUSED = (BadRequest, Conflict, NotFound)
 _TIMES = 8
-"""How often a download that cannot be checked is made again at most."""
+"""The maximum number of repeats of a download whose completeness cannot be checked."""
 
 
 @final
 class Delivery:
-    """The last steps of one migration, as its caller wants them; the sheets come to `folder`."""
+    """The last steps of one migration. `folder` gets the sheets."""
 
     __slots__ = ("_folder", "_options", "_progress")
 
@@ -40,22 +40,22 @@ class Delivery:
         self._progress, self._folder, self._options = progress, folder, options
 
     def is_done(self, outcome: Outcome | None) -> bool:
-        """Return whether all that is wanted of an import was delivered: nothing is left to do."""
+        """Return whether the sheets and exports that the options ask for were delivered."""
         if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
             return False
         exported = {each.mode for each in outcome.exports}
         return self._are_there(outcome.files) and exported.issuperset(self._options.exports)
 
     def is_salvaged(self, failed: Failed) -> bool:
-        """Return whether nothing more is to be had of an import that failed."""
+        """Return whether everything available of a failed import was delivered."""
         wanted = self._options.deliver_rejected and self._was_rejected(failed)
         return self._are_there(failed.files) and (bool(failed.files) or not wanted)
 
     async def deliver(self, company: Company, report: ImportReport | None) -> Outcome:
-        """Bring the sheets to disk, checked; then, if it is wanted, write to the destination."""
+        """Download and verify the sheets; then export to the destination, if the options ask for it."""
         progress = self._progress
         progress.begin("downloading")
-        if not company.sheets:  # an adopted one's, whose creation was never answered
+        if not company.sheets:  # of an adopted company: no create response listed them
             company.sheets = tuple(known_sheets((), report))
         files = await self._download(company, report)
         try:
@@ -81,7 +81,7 @@ class Delivery:
         )
 
     async def salvage(self, company: Company, failed: Failed) -> Failed:
-        """Bring to disk what the server still gives of an import that was rejected, if that is wanted."""
+        """Download what the server still returns of a rejected import, if the options ask for it."""
         if not (self._options.deliver_rejected and self._was_rejected(failed)):
             return failed
         self._progress.tell("downloading", "what is left of the rejected import")
@@ -93,7 +93,7 @@ class Delivery:
         return msgspec.structs.replace(failed, files=tuple(files))
 
     def _was_rejected(self, failed: Failed) -> bool:
-        """Tell a rejection, ours or that of somebody else, from a failure: only the former has a report."""
+        """Return whether the import was rejected, by us or in the dashboard: other failed imports have no report."""
         return failed.step == "running" and (self._progress.record.rejected or failed.report is not None)
 
     def _are_there(self, files: tuple[Downloaded, ...]) -> bool:
@@ -101,14 +101,14 @@ class Delivery:
         return all(path.parent == self._folder and path.exists() for path in paths)
 
     async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
-        """Download what `report` counts, and what other imports have left there.
+        """Download the rows that `report` counts, and those of other imports of the company.
 
-        A proxy may cut it short. Where the report does not say exactly what there is, it is fetched until it comes
-        twice the same, no shorter than before, and with no fewer rows than were reported.
+        A proxy may truncate a download. If the report does not say how many rows to expect, the download is repeated
+        until two results are equal, not smaller than any before, and have at least the reported rows.
         """
         row_filter = self._options.row_filter
-        alone = None if self._progress.record.foreign else report
-        fewest, largest = Expected(report, row_filter).total or 0, 0  # other imports may have left more
+        alone = None if self._progress.record.has_other_rows else report
+        fewest, largest = Expected(report, row_filter).total or 0, 0  # other imports may have added more
         files: list[Downloaded] = []
         for repeat in range(1 + _TIMES):
             before, attempts = files, self._progress.while_away()
@@ -130,7 +130,7 @@ class Delivery:
         return files
 
     async def _export(self, company: Company) -> str | None:
-        """Make the exports that are wanted and were not made; return why the last was not begun, or None."""
+        """Make the missing exports. Return why the last one was not started, or None."""
         stopped = await in_stages(self._options.exports, partial(self._exported_once, company))
         if stopped is None:
             self._progress.notes += [each.trouble for each in self._exported() if not each.reported]
@@ -171,7 +171,7 @@ async def _started(company: Company, step: ExportStep, rank: float) -> ExportRun
         return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key, rank=rank)
     except UnknownOutcome as error:
         if isinstance(error.__cause__, TRANSIENT):
-            raise error.__cause__ from error  # no answer yet, and the journal has the key
+            raise error.__cause__ from error  # the journal has the idempotency key
         raise
 
 

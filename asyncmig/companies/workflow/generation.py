@@ -105,7 +105,7 @@ class CompaniesGeneration:
             return None
         if await _is_repeated(files, known, options):
             return RemainingWork(step="uploading", files=len(files), is_repeated=True)
-        if not known.begun:
+        if not known.import_requested:
             return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
         if known.run_id is None:
             return RemainingWork(step="starting", files=0)
@@ -153,7 +153,7 @@ class CompaniesGeneration:
 
 async def _is_repeated(files: Sequence[Path], record: Record, options: MigrationOptions) -> bool:
     """Return whether a failed import is started again: as an option, or because a file has changed."""
-    if not record.begun or not nothing_ran(record.outcome):
+    if not record.import_requested or not nothing_ran(record.outcome):
         return False
     return (
         options.retry_failed
@@ -188,7 +188,7 @@ def customer_record(record: Record) -> CustomerRecord:
         ),
         outcome=outcome,
         is_readable=record.is_readable,
-        has_started=record.begun,
+        has_started=record.import_requested,
         source=record.source,
         templates=record.template_ids,
         files=record.files,
@@ -206,7 +206,7 @@ def _step(record: Record) -> str:
         return "starting"
     if record.company_id is not None:
         return "uploading"
-    return "creating" if record.creating else "waiting"
+    return "creating" if record.create_sent else "waiting"
 
 
 class _Detail(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
-"""One customer from CSV to CSV, as steps that can be repeated.
+"""Migrate one customer from CSV to CSV, in steps that can be resumed.
 
 check → create company → upload → start import → wait → (decide → wait)* → deliver
 
-Before each request that changes the server the journal holds the intent, with the exact body; after it, the
-outcome. So a migration that was killed or cancelled anywhere is called again with the same arguments, repeats
-only what is repeatable, and ends in the same place.
+The journal holds the intent, with the exact body, before each request that changes the server, and the response
+after it. A migration that was killed or cancelled anywhere continues when it is called again with the same
+arguments: it repeats only requests that are safe to repeat.
 """
 
 import asyncio
@@ -61,13 +61,13 @@ from asyncmig.journal import ClaimPort
 __all__ = ["migrate_customer", "nothing_ran"]
 
 _UPLOADS_KEEP = 1800.0
-"""Wall-clock seconds after which uploads of an import that was never started are made again."""
+"""Wall-clock seconds after which the files of an import that was not started are uploaded again."""
 _LOOK_AGAIN = 10.0
-"""Seconds between looks at an import that has no id to be polled by."""
+"""Seconds between requests for the active import, if its id is unknown."""
 _DECISIONS = 8
-"""How often a decision may be refused as "already decided" while the run still asks the same."""
+"""How often the server may refuse a decision as "already decided" while the run asks the same questions."""
 _NOTHING_RAN = frozenset({"", "starting"})
-"""Steps at which an import fails before a run of it; earlier versions did not write them down."""
+"""Steps of a failure before the run started. Earlier versions recorded an empty step."""
 
 
 async def migrate_customer(
@@ -97,7 +97,7 @@ async def migrate_customer(
 
 @final
 class _Migration:
-    """The steps from the input to the end of the import."""
+    """The steps from the input files to the end of the import."""
 
     def __init__(
         self,
@@ -114,12 +114,12 @@ class _Migration:
         self._progress = progress
         self._creation = Creation(context, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
-        self._once_more = options.retry_failed and isinstance(self._progress.record.outcome, Failed)
+        self._retry_failed = options.retry_failed and isinstance(self._progress.record.outcome, Failed)
         self._files: tuple[FileInput, ...] | None = None
-        """The input as it is now; None if it cannot be read."""
+        """The present input files; None if they cannot be read."""
 
     async def run(self) -> Outcome:
-        """Run the steps that are left, and write down what they came to."""
+        """Run the remaining steps, and record the outcome."""
         progress = self._progress
         while True:
             try:
@@ -149,7 +149,11 @@ class _Migration:
         company = await self._creation.company()
         company.guard(self._inputs.check)
         record = self._progress.record
-        run = await look_first(company, self._progress) if record.adopted and not record.begun else None
+        run = (
+            await look_first(company, self._progress)
+            if record.adopted and not record.import_requested
+            else None
+        )
         if run is None:
             await self._upload(company)
             run = await self._run(company)
@@ -166,26 +170,26 @@ class _Migration:
             )
             return await self._delivery.salvage(company, failed)
 
-    # What is given, and what there is already
+    # The input, and the recorded state
 
     async def _take_input(self) -> None:
-        """Compare the files with those of the record; a failed import of other files is a new epoch."""
+        """Compare the files with the recorded ones. If a failed import had other files, a new import begins."""
         progress, spec = self._progress, self._spec
         record, self._files = progress.record, None
         told = named(record, spec)
         if told != record and record.company_id:
-            self._note(f"the company was created as {record.name!r}, and stays as it was created")
+            self._note(f"the company was created as {record.name!r} and keeps that name")
         try:
             spec.validate(root=self._options.root)
             await in_thread(_check_apart, spec.files, self._to)
             files = self._files = await read_inputs(spec.files)
         except InvalidInput as error:
-            if not record.begun:
+            if not record.import_requested:
                 raise
-            self._note(f"{error}; its import had begun, and goes on without it")
+            self._note(f"{error}; its import had started and continues without it")
             return
         changed = ", ".join(record.changed_files(files)) if record.files else ""
-        if record.begun and changed:
+        if record.import_requested and changed:
             if nothing_ran(record.outcome):
                 await self._new_epoch(files, changed, retried=0)
             else:
@@ -198,21 +202,21 @@ class _Migration:
             progress.record = named(progress.record, spec)
 
     async def _begin_again(self, outcome: Outcome) -> bool:
-        """Begin again what failed, if the caller asked for that and has not had it yet; return whether."""
+        """Start a failed import or export again, if the options ask for it. Return whether it was."""
         record = self._progress.record
         rejected = record.rejected and self._options.may_reject
-        wanted = self._once_more or record.retried < self._options.retries
-        if not record.begun or not wanted or rejected or self._files is None:
+        wanted = self._retry_failed or record.retried < self._options.retries
+        if not record.import_requested or not wanted or rejected or self._files is None:
             return False
-        self._once_more = False
+        self._retry_failed = False
         if nothing_ran(outcome):
-            await self._new_epoch(self._files, "it was asked for", retried=record.retried + 1)
+            await self._new_epoch(self._files, "a retry was requested", retried=record.retried + 1)
             return True
         if isinstance(outcome, Failed) and outcome.step == "running":
-            self._note("not imported again: no end of its run was read, and it may have ended well")
+            self._note("not imported again: the end of its run was not read, and it may have completed")
         if isinstance(outcome, Failed) and outcome.step == "exporting":
             self._note(
-                "exported again: only its writer's key keeps the destination from having a record twice"
+                "exported again: only the natural key of the destination's writer prevents duplicate records"
             )
             await self._progress.write(
                 "export again",
@@ -232,7 +236,7 @@ class _Migration:
         await self._progress.write(
             "new epoch",
             epoch=record.epoch + 1,
-            foreign=record.foreign or not clean,
+            has_other_rows=record.has_other_rows or not clean,
             retried=retried,
             files=files,
             uploads=(),
@@ -251,11 +255,11 @@ class _Migration:
             self._progress.notes.append(text)
 
     def _finished(self) -> Outcome | None:
-        """Return an outcome that more work would not change: all that is wanted, or an import that failed."""
+        """Return the recorded outcome if no work is left, or None."""
         record = self._progress.record
         outcome = record.outcome
         if self._delivery.is_done(outcome) or (
-            record.begun and nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
+            record.import_requested and nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
         ):
             return outcome
         return None
@@ -264,7 +268,7 @@ class _Migration:
 
     async def _upload(self, company: Company) -> None:
         progress = self._progress
-        if progress.record.begun:
+        if progress.record.import_requested:
             return
         if progress.record.uploads and wall_clock() - progress.record.uploaded_at > _UPLOADS_KEEP:
             await progress.write("uploads expired", uploads=())
@@ -301,11 +305,11 @@ class _Migration:
         return run
 
     async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:
-        """Start the import; tell a 409 apart by looking at what is active.
+        """Start the import. After a 409, read the active import to find the reason.
 
-        After a lost answer an active import is ours: this process holds the company. Otherwise it is somebody
-        else's, which is waited for. With nothing active the key was used for something else, or that import
-        has just ended: one more try tells.
+        If the response to our start was lost, the active import is ours, because this process holds the customer.
+        Otherwise another client started it, and its end is awaited. If no import is active, either the key was used
+        for another import, or that import has just ended: one more request decides.
         """
         progress = self._progress
         assert progress.record.import_body is not None
@@ -327,23 +331,23 @@ class _Migration:
             if active.id and (doubtful or conflict.after_doubt):
                 return active
             if not (doubtful or conflict.after_doubt):
-                await progress.keep("waits for another import", foreign=True)
+                await progress.keep("waits for another import", has_other_rows=True)
             await self._outlast(company, active)
 
     async def _outlast(self, company: Company, active: ImportRun) -> None:
-        """Wait until an import that is not known by its id, or not ours, has ended."""
+        """Wait for the end of an import that is not ours, or whose id is unknown."""
         self._progress.begin("starting", "waits for another import of this company")
         if active.id:
             with contextlib.suppress(RunError):
                 await active.wait(through_parks=True)
-            await asyncio.sleep(_LOOK_AGAIN)  # what tells of active imports may lag behind what reads them
+            await asyncio.sleep(_LOOK_AGAIN)  # the list of active imports may lag behind the reads
             return
         look = partial(company.imports.active, rank=self._progress.rank)
         while await self._progress.retry_while_away(look) is not None:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _to_the_end(self, run: ImportRun) -> ImportState | Parked | Pending:
-        """Wait for the run and decide its parks; return its completed state, or why the migration stops before."""
+        """Wait for the run and decide its questions. Return its end state, or an outcome if it stops earlier."""
         progress, refused = self._progress, 0
         while True:
             progress.begin("running", run.id)
@@ -356,7 +360,7 @@ class _Migration:
             if decision is None:
                 return parked
             if run.needs_attention is None:
-                continue  # somebody else has decided meanwhile
+                continue  # another client has decided meanwhile
             progress.begin("deciding", type(decision).__name__.lower())
             try:
                 await send_decision(progress, run, decision)
@@ -378,12 +382,12 @@ class _Migration:
         return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else None
 
     def _group(self) -> int:
-        """Return the class of runs that take about as long: the order of magnitude of the bytes."""
+        """Return the poll group of the run: the order of magnitude of its bytes. Its runs take about equally long."""
         return len(str(sum(file.size for file in self._progress.record.files)))
 
 
 async def _result(policy: Decide, parked: Parked) -> object:
-    """Return what a function decides, whether or not it is a coroutine function."""
+    """Return the decision of a function or coroutine function."""
     decision: object = policy(parked)
     return await cast("Awaitable[object]", decision) if inspect.isawaitable(decision) else decision
 
@@ -399,7 +403,7 @@ def _checked_decision(decision: object) -> Decision | None:
 
 
 def _check_apart(files: Iterable[Path], to: Path) -> None:
-    """Raise `InvalidInput` for a file that lies where the sheets come to: one of them may have its name."""
+    """Raise `InvalidInput` for a file in the output folder: a sheet could replace it."""
     folder = file_id(to)
     for path in files:
         if folder is not None and folder in [file_id(os.path.dirname(each)) for each in entries(path)]:
@@ -408,9 +412,9 @@ def _check_apart(files: Iterable[Path], to: Path) -> None:
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
-    """Return whether an import failed, and so that it may be imported again.
+    """Return whether an import failed and may be started again.
 
-    A run of which no end was read may still end well, whatever the server answered instead.
+    A run whose end was not read may still complete, whatever the server answered.
     """
     if not isinstance(outcome, Failed):
         return False

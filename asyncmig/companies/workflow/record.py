@@ -1,4 +1,4 @@
-"""What one customer's migration is made from, and the record of how far it came."""
+"""The journal record of one customer: its input, and the state of its migration."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ _UNREADABLE = 0
 
 
 class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One export to the destination: written before it is started, and after each change."""
+    """One export to the destination. It is written before the export starts, and after each change."""
 
     mode: ExportMode
     idempotency_key: str
@@ -35,7 +35,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one migration came: what the journal holds of it. Written before and after each change."""
+    """The state of one migration, as the journal holds it. It is written before and after each change."""
 
     version: int = _VERSION
     api: str = API
@@ -45,38 +45,38 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     template_ids: tuple[str, ...] | None = None
     epoch: int = 0
-    """Counts the imports of this company that were begun on purpose."""
+    """The number of earlier imports of this company that this customer's migration made."""
     files: tuple[FileInput, ...] = ()
-    creating: bool = False
-    """The request that creates the company may have been sent, and its answer was not written down."""
+    create_sent: bool = msgspec.field(name="creating", default=False)
+    """Whether the create request may have been sent without a recorded response."""
     company_id: str | None = None
     sheets: tuple[Sheet, ...] = ()
     uploads: tuple[Uploaded, ...] = ()
     uploaded_at: float = 0.0
     """Wall-clock time of the first of `uploads`."""
     import_body: str | None = None
-    """The exact body that starts the import; set before it is sent first."""
+    """The exact body that starts the import. It is recorded before the first request."""
     run_id: str | None = None
     started_at: float = 0.0
     """Wall-clock time at which the run was first known."""
     adopted: bool = False
-    """A person said which company it is: what was imported into it before must be looked at first."""
-    foreign: bool = False
-    """Rows may be there that this import has not brought (somebody else's, or of one that was rejected or canceled):
-    its row counts say nothing about the whole."""
+    """Whether a person linked the company. Its earlier imports must be read first."""
+    has_other_rows: bool = msgspec.field(name="foreign", default=False)
+    """Whether the company may hold rows of another import, for example of one that was rejected or canceled. The row
+    counts of this import's report then say nothing about the downloads."""
     retried: int = 0
-    """How often an import or export that failed was begun again, since the files last changed."""
+    """How often a failed import or export was started again since the files last changed."""
     exported_again: int = 0
-    """How often the exports of the present import were begun again."""
+    """How often the exports of the present import were started again."""
     rejected: bool = False
-    """We rejected what its import proposed, or were about to."""
+    """Whether we rejected the patch of the import, or were about to."""
     decided: str = ""
-    """The mark of the park that was decided last, or was about to be: a read that lags may show it again."""
+    """The mark of the questions that were decided last, or were about to be. A delayed read may show them again."""
     decided_at: float = 0.0
-    """Wall-clock time of that."""
+    """Wall-clock time of that decision."""
     exports: tuple[ExportStep, ...] = ()
     last_failure: LastFailure | None = None
-    """The last failed attempt that was told."""
+    """The last failed attempt that was reported."""
     outcome: Outcome | None = None
 
     @property
@@ -85,22 +85,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return _ids(self.company_id, self.run_id)
 
     @property
-    def begun(self) -> bool:
-        """Whether its import may have begun."""
+    def import_requested(self) -> bool:
+        """Whether the import may have started."""
         return not self.is_readable or self.import_body is not None or self.run_id is not None
 
     @property
     def is_readable(self) -> bool:
-        """Whether the journal's bytes could be decoded; if not, `outcome` says why; do not overwrite them."""
+        """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
         return self.version != _UNREADABLE
 
     def changed_files(self, files: Iterable[FileInput]) -> list[str]:
-        """Return the names of files whose content is not what it was, or that came or went."""
+        """Return the names of files that were added, removed or changed."""
         before = {(Path(file.path).name, file.sha256) for file in self.files}
         return sorted({name for name, _ in before ^ {(Path(file.path).name, file.sha256) for file in files}})
 
     def relocated(self, files: Iterable[FileInput]) -> "Record":
-        """Return it with the places where the same files are now; their order stays, for uploads go by it."""
+        """Return the record with the present paths of the same files. Uploads refer to their order, so it stays."""
         places = {(Path(file.path).name, file.sha256): file.path for file in files}
         return msgspec.structs.replace(
             self,
@@ -112,7 +112,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Ids(msgspec.Struct, kw_only=True):
-    """What is shown of a record that cannot be decoded as a whole."""
+    """The fields that are shown of a record that cannot be decoded completely."""
 
     name: str = ""
     company_id: str | None = None
@@ -189,12 +189,12 @@ def _read_input(path: Path) -> FileInput:
 
 
 def import_key(record: Record) -> str:
-    """Return the idempotency key of an import: the same for the same input, whichever process asks."""
+    """Return the idempotency key of an import. It is the same for the same input in every process."""
     return _derived(record.external_id, "import", str(record.epoch), *(file.sha256 for file in record.files))
 
 
 def export_key(record: Record, mode: ExportMode) -> str:
-    """Return the idempotency key of an export: the same for the same import, also when the journal was lost."""
+    """Return the idempotency key of an export. It is the same for the same import, even if the journal was lost."""
     return _derived(record.external_id, f"export {mode}", str(record.run_id), str(record.exported_again))
 
 

@@ -1,4 +1,4 @@
-"""How far one migration came: its record, in the journal before and after each change, and told as events."""
+"""Keeps the record of one migration: writes it to the journal before and after each change, and emits events."""
 
 import asyncio
 import logging
@@ -27,13 +27,13 @@ __all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper", "read_record", "wall_cl
 T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 _STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
-"""Entries after which the last failure may be why it went no further."""
+"""Entries after which the last failure may be the reason why the migration stopped."""
 _PATIENCE = 900.0
-"""Seconds for which a step that is harmless to repeat outlasts a server that is away."""
+"""Seconds for which a step that is safe to repeat is repeated while the server is unavailable."""
 
 
 class OutcomeFields(TypedDict):
-    """What every outcome says."""
+    """The fields of every outcome."""
 
     external_id: str
     name: str
@@ -43,7 +43,7 @@ class OutcomeFields(TypedDict):
 
 @final
 class RecordKeeper:
-    """The record of one migration, while its company is claimed."""
+    """The record of one migration, while this process holds the claim of the customer."""
 
     __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
 
@@ -55,24 +55,24 @@ class RecordKeeper:
         record = self.answers.record
         self.record: Record = named(record, spec) if spec and not record.name else record
         self.notes: list[str] = []
-        """What the outcome is to say besides."""
+        """Notes for the outcome."""
         self.step: Step = "checking"
-        """What was begun last."""
+        """The step that started last."""
 
     @property
     def rank(self) -> float:
-        """The place among requests that wait: the largest customers go first."""
+        """The order among waiting requests: the largest customers go first."""
         return -float(sum(file.size for file in self.record.files))
 
     async def write(self, kind: Entry, **changes: object) -> None:
-        """Write an intent to the journal, and the record as it now is. Raises `JournalError`."""
+        """Write an intent and the changed record to the journal. Raises `JournalError`."""
         async with self._writing:
             record = self._changed(kind, changes)
             await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
             self.record = record
 
     async def keep(self, kind: Entry, **changes: object) -> None:
-        """Write an answer of the server to the journal, and the record as it now is; see `Answers.keep`."""
+        """Write a response of the server and the changed record to the journal; see `Answers.keep`."""
         async with self._writing:
             self.record = self._changed(kind, changes)
             await self.answers.keep(kind, msgspec.json.encode(changes), self.record)
@@ -87,14 +87,14 @@ class RecordKeeper:
         )
 
     def owner(self) -> Owner:
-        """Return what says on whose behalf requests are sent, and writes down their failures."""
+        """Return the owner of the requests of this migration; it records their failures."""
         return Owner(self.record.external_id, self._note)
 
     async def _note(self, event: AttemptFailed | Recovered) -> None:
-        """Write a failed attempt to the journal, for `status` and `show`, or that it went well after all.
+        """Write a failed attempt, or its later success, to the journal for `status` and `show`.
 
-        A poll may fail while something else is being written, or waits to be: then this is left out. A journal that
-        cannot be written does not break the attempt: the next step needs it, and says so.
+        Nothing is written while another entry is being written or waits for the journal. A journal error does not
+        end the attempt: the next step needs the journal and reports the error.
         """
         if self._writing.locked() or self.answers.unwritten:
             return
@@ -107,7 +107,7 @@ class RecordKeeper:
             _log.warning("%s: a failed attempt is not in the journal: %s", self.record.external_id, error)
 
     def begin(self, step: Step, detail: str = "") -> None:
-        """Note that a step begins, and tell it."""
+        """Set the present step and emit it as an event."""
         self.step = step
         self.tell(step, detail)
 
@@ -123,7 +123,7 @@ class RecordKeeper:
         self._events.emit(event)
 
     def outcome_fields(self) -> OutcomeFields:
-        """Return what every outcome says."""
+        """Return the fields of every outcome."""
         return {
             "external_id": self.record.external_id,
             "name": self.record.name,
@@ -132,7 +132,7 @@ class RecordKeeper:
         }
 
     async def retry_while_away(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a step that is safe to repeat, and repeat it while the server is unavailable; see `while_away`."""
+        """Run a step that is safe to repeat; repeat it while the server is unavailable. See `while_away`."""
         attempts = self.while_away()
         while True:
             async with attempts:
@@ -144,7 +144,7 @@ class RecordKeeper:
 
 
 def _is_final(error: Exception) -> bool:
-    """Return whether another try would be answered the same; a storage has another URL for each."""
+    """Return whether a repeat would get the same response. Each upload has a URL of its own, so it may differ."""
     if isinstance(error, TruncatedDownload):
         return error.is_final
     if not isinstance(error, ApiError) or error.endpoint == PUT_BYTES.template:
@@ -153,5 +153,5 @@ def _is_final(error: Exception) -> bool:
 
 
 def named(record: Record, spec: Spec) -> Record:
-    """Return the record of a company that is to be created as `spec` says."""
+    """Return the record with the name, source and templates of `spec`."""
     return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.templates)
