@@ -220,7 +220,7 @@ class Migrations:
         try:
             status, created = await self._context.caller.call_with_status(call, MigrationCreated)
         except UnexpectedReply as error:
-            raise await explained(self._context, error) from error
+            raise await explained(self._context, error) from None
         info, is_new = created.migration, status == 201
         self._context.kept(ClientState).of(self._context, info.id).created()
         return Migration(

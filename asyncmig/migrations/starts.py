@@ -68,7 +68,7 @@ class StartPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Noted = Callable[[StartPoint], Awaitable[None]]
-"""Called before a start is sent, for example to write the point to a journal."""
+"""Called before a start is sent, for example to write the point to a journal; again after a 429."""
 
 
 class _RunRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +130,8 @@ class Starter:
 
         async def before() -> None:
             """Note what is known, or look once more: the slot may have taken an hour."""
-            if not points:
-                points.append(await self._point(body.kind))
+            if not attempts.doubts:  # nothing was processed, also if it waited after a 429
+                points[:] = [await self._point(body.kind)]
                 if noted is not None:
                     await noted(points[0])
                 return
@@ -159,13 +159,13 @@ class Starter:
                         raise
                     await asyncio.sleep(SECONDS_BETWEEN_LOOKS)  # it was created some seconds ago
                 except UnexpectedReply as error:
-                    raise await explained(self._context, error) from error
+                    raise await explained(self._context, error) from None
                 except Conflict as error:
                     run_id = active_run_id(error)
                     if run_id:
                         self._context.runs.seen(self._migration_id)
                     if not attempts.doubts:
-                        raise _with_run_id(error, run_id) from error
+                        raise _with_run_id(error, run_id) from None
                     if run_id:  # nothing was active before, so this is the run that the lost request started
                         return self._run(points[0], run_id)
                     if run := await self.find(points[0]):
@@ -195,12 +195,8 @@ class Starter:
         noted = None if tracker is None else tracker.operation.after
         run_id = tracker.run_id or None if tracker is not None else None
         state, entries = None, None
-        if kind != "generate" and run_id is not None:
-            try:
-                state = await self._read_run(run_id)
-            except NotFound:
-                state = None
         if kind != "generate":
+            state = None if run_id is None else await self._read_run(run_id)
             entries, _ = await self._read_log()
         return StartPoint(
             kind=kind,
@@ -214,7 +210,8 @@ class Starter:
         """Look once at the run, the log, the preview and the thread for anything newer than the point."""
         resumed = None if point.kind == "generate" else point.run_id
         try:
-            if resumed is not None and self._is_newer(point, await self._read_run(resumed)):
+            state = None if resumed is None else await self._read_run(resumed)
+            if resumed is not None and state is not None and _is_newer(point, state):
                 return self._run(point, resumed)
             entries, status = await self._read_log()
             entry = _newest(entries or (), point)
@@ -228,17 +225,9 @@ class Starter:
                 return self._run(point, run_id)
             if point.kind == "execute" and not await self._has_preview():
                 raise _unknown(point, "the preview is gone, and nothing says why")
-        except NotFound as error:
-            raise _unknown(point, str(error)) from error
         except _UNAVAILABLE as error:
             raise _unknown(point, f"the server could not be checked: {error}") from error
         return None
-
-    def _is_newer(self, point: StartPoint, state: RunState) -> bool:
-        if routes.RUN.phase(state.status) is not Phase.TERMINAL:
-            return True
-        before = point.state
-        return before is not None and (before.status, before.report) != (state.status, state.report)
 
     async def _id_of(self, point: StartPoint) -> str:
         """Return the id of a run that `generate` has begun, once the server shows it; "" if only its preview shows.
@@ -277,9 +266,13 @@ class Starter:
             return True
         return False
 
-    async def _read_run(self, run_id: str) -> RunState:
+    async def _read_run(self, run_id: str) -> RunState | None:
+        """Return a run; None for a 404, which may last for some seconds."""
         call = Call(endpoint=routes.READ_RUN, ids={**self._ids, "run_id": run_id})
-        return await self._context.caller.call(call, RunState)
+        try:
+            return await self._context.caller.call(call, RunState)
+        except NotFound:
+            return None
 
     async def _read_log(self) -> tuple[tuple[LogRun, ...] | None, str]:
         """Return the runs in the log, or the status with which it is not settled yet; neither if it is away."""
@@ -303,6 +296,14 @@ class Starter:
         operation = Operation(point.kind, now=now, after=point.after, before=point.state)
         tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
         return Run(self._context, tracker)
+
+
+def _is_newer(point: StartPoint, state: RunState) -> bool:
+    """Return whether a run is in progress, or has another end than before."""
+    if routes.RUN.phase(state.status) is not Phase.TERMINAL:
+        return True
+    before = point.state
+    return before is not None and (before.status, before.report) != (state.status, state.report)
 
 
 def _newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:

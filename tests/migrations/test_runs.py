@@ -347,3 +347,18 @@ async def test_a_403_says_whether_reads_still_work(
         account.fault = lambda method, path, n: 403 if path.endswith("/runs") else None
         with pytest.raises(UnexpectedReply, match=hint):
             await migration.generate()
+
+
+async def test_what_others_did_while_a_start_waited_is_not_the_start(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+
+        def busy(method: str, path: str, n: int) -> object:
+            if not path.endswith("/runs") or n > 2:
+                return None
+            account.tell(account.now + 0.2, "message", {"text": "somebody else wrote this"})
+            return 429
+
+        account.fault = busy
+        assert isinstance(await (await migration.execute()).wait(), Report)
+    assert account.starts() == ["generate", "execute"]
