@@ -146,10 +146,8 @@ async def drive(
     """
     generations.find(options.api)
     await _check_before(manifest, options, wanted, display, words)
-    async with (
-        _opened_journal(options, wanted) as journal,
-        open_session(options, options.journal, api_key) as session,
-    ):
+    opened = open_session(options, options.journal, api_key)
+    async with _opened_journal(options, wanted) as journal, opened as session:
         report, key = ReportFile(options.out, manifest, session), _KeyWatch()
         records = await _records(journal, options.journal)
         statuses = statuses_of(records) if journal or records else read_outcomes(options.out)
@@ -159,8 +157,7 @@ async def drive(
         check_folders(options.out, manifest)
         if wanted.remembered:
             remember(options.manifest, options, queue=wanted.queue)
-        manifest = only(manifest, selected)
-        progress = LiveView(words, _files(manifest), options, display)
+        progress = LiveView(words, _files(manifest := only(manifest, selected)), options, display)
         progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
         recorder = Recorder(session, options)
         with (
