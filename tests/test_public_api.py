@@ -25,6 +25,7 @@ CHAPTERS = {
         "errors",
         "events",
         "journal",
+        "migrations",
         "preflight",
         "pytest_plugin",
         "session",
