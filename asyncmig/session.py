@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import logging
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -10,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Self, cast, final
+from typing import Literal, Self, cast, final
 
 import aiohttp
 import anyio
@@ -33,6 +35,7 @@ from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
 from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
+from asyncmig.companies import routes as company_routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.routes import KEY_HEADER
@@ -40,10 +43,13 @@ from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
+from asyncmig.migrations import routes as migration_routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.transfers.uploads import UploadLimits
 
 __all__ = ["Scope", "Session", "context_of"]
+
+_log = logging.getLogger("asyncmig")
 
 _LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
 _LONGEST_REQUEST = 60.0
@@ -71,8 +77,9 @@ class Session(AsyncOnly):
       no limit).
     - `recent`: a file, the send log, that tells the next process what this one sent in its last window. A fleet
       keeps one beside its journal by default.
-    - `shared`: keeps one window for all processes that use the key, for example
-      `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
+    - `shared`: keeps one window for all processes that use the key: `"local"` for those of this user on this host,
+      or for example `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
+    - `account`: a name that replaces the key there, so that the keys of one account share its budgets.
     - `rng`: the source of randomness, for reproducible tests.
     - `http`: an aiohttp session, which is used and not closed.
     - `transport`: a transport of your own; see `asyncmig.transport`.
@@ -102,7 +109,8 @@ class Session(AsyncOnly):
         max_parallel_uploads: int = 16,
         upload_bytes_per_second: float | None = None,
         recent: Path | str | None = None,
-        shared: SharedWindow | None = None,
+        shared: SharedWindow | Literal["local"] | None = None,
+        account: str | None = None,
         rng: Random | None = None,
         http: aiohttp.ClientSession | None = None,
         transport: Transport | None = None,
@@ -126,12 +134,18 @@ class Session(AsyncOnly):
             if not isinstance(cast(object, each), Timeouts):
                 raise InvalidInput(f"timeouts_by_endpoint[{endpoint!r}]", each, "must be Timeouts")
         self._timeout = max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0)
+        if shared == "local":
+            from asyncmig.distributed.local import LocalWindow  # needs file locks, which not every system has
+
+            shared = LocalWindow()
+        elif isinstance(shared, str):
+            raise InvalidInput("shared", shared, "is neither 'local' nor a shared window")
         self._shared = (
             None
             if shared is None
             else SharedBudgets(
                 window=shared,
-                account=_account(key, self.base_url),
+                account=_account(Secret(f"account {account}") if account else key, self.base_url),
                 timeout=self._timeout,
             )
         )
@@ -287,19 +301,19 @@ class Session(AsyncOnly):
         `UnexpectedReply` when the attempts are used up; `UnknownOutcome` if the outcome of a request that is not
         repeatable is unknown.
         """
-        return await self._caller.reply(
-            raw_call(
-                method,
-                template,
-                ids=ids,
-                params=params,
-                body=body,
-                repeatable=repeatable,
-                lane=lane,
-                rank=rank,
-                max_wait=max_wait,
-            )
+        call = raw_call(
+            method,
+            template,
+            ids=ids,
+            params=params,
+            body=body,
+            repeatable=repeatable,
+            lane=lane,
+            rank=rank,
+            max_wait=max_wait,
         )
+        endpoint = replace(call.endpoint, budgets=_budgets_of(call.endpoint))
+        return await self._caller.reply(replace(call, endpoint=endpoint))
 
     @checked_call
     def gate(self, method: str, template: str) -> Gate:
@@ -311,7 +325,8 @@ class Session(AsyncOnly):
         ```
         """
         method = method.upper()
-        return self._gate(Endpoint(name="", method=method, template=template, repeat=Repeat.NEVER))
+        endpoint = Endpoint(name="", method=method, template=template, repeat=Repeat.NEVER)
+        return self._gate(replace(endpoint, budgets=_budgets_of(endpoint)))
 
     def stats(self) -> Mapping[str, GateStatistics]:
         """Return a snapshot of every budget in use, by name: a class, an endpoint, or `*` for the whole key."""
@@ -351,6 +366,8 @@ class Session(AsyncOnly):
     def _budget(self, name: str, rate: Rate) -> Gate:
         gate = self._budgets.get(name)
         if gate is None:
+            if self._shared is not None and name in self._limits.budgets:
+                _log.warning("%s: this budget is not shared with other processes yet", name)
             earlier = self._earlier(name)
             gate = self._budgets[name] = Gate(
                 limit=rate.limit,
@@ -359,7 +376,7 @@ class Session(AsyncOnly):
                 recent=[slot.answered_for(self._timeout) for slot in earlier],
                 name=name,
                 events=self.events,
-                dispatcher=self._dispatcher(earlier),
+                dispatcher=Dispatcher if name in self._limits.budgets else self._dispatcher(earlier),
             )
             self._keep_log(gate, {name: rate})
             if self._closed is not None:
@@ -406,6 +423,32 @@ class Session(AsyncOnly):
 def context_of(session: Session) -> SessionContext:
     """Return the parts of a session that a migration workflow uses."""
     return session._context  # pyright: ignore[reportPrivateUsage]
+
+
+def _shape(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.method, re.sub(r"\{[^}]*\}", "{}", endpoint.template)
+
+
+def _named_budgets() -> Mapping[tuple[str, str], tuple[str, ...]]:
+    """Return the named budgets of each known route, by method and template without the names of its ids.
+
+    A route that one generation has with named budgets and another without is left out: it has a budget of its own.
+    """
+    routes = [each for each in vars(migration_routes).values() if isinstance(each, Endpoint)]
+    others = {_shape(each) for each in vars(company_routes).values() if isinstance(each, Endpoint)}
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for each in routes:
+        if (shape := _shape(each)) not in others:  # if in doubt, all budgets that the route may charge
+            found[shape] = tuple(dict.fromkeys((*found.get(shape, ()), *each.budgets)))
+    return found
+
+
+_NAMED_BUDGETS = _named_budgets()
+
+
+def _budgets_of(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the named budgets that a request to a route charges."""
+    return _NAMED_BUDGETS.get(_shape(endpoint), ())
 
 
 def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:

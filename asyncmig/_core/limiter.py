@@ -37,7 +37,7 @@ Absolute times on the caller's clock go in and come out; nothing here awaits.
 import enum
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import final
@@ -152,6 +152,27 @@ class Limiter:
         """Return the number of taken slots: unanswered, or answered less than a window ago."""
         self._advance(now)
         return self._open + len(self._freeing)
+
+    def dump(self) -> dict[str, object]:
+        """Return the state as values that JSON can represent, for `load` in another process."""
+        state: dict[str, object] = {name: getattr(self, name) for name in self.__slots__ if name != "_rng"}
+        return state | {
+            "_freeing": list(self._freeing),
+            "_accepted": list(self._accepted),
+            "_mode": self._mode.value,
+        }
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Take over a state that `dump` returned. Raises `KeyError` or `ValueError` for another."""
+        for name in self.__slots__:
+            if name != "_rng":
+                setattr(self, name, state[name])
+        self._freeing, self._accepted = deque(self._freeing), deque(self._accepted)
+        self._mode = _Mode(self._mode)
+
+    @property
+    def window(self) -> float:
+        return self._window
 
     @property
     def limit(self) -> int:

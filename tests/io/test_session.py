@@ -428,3 +428,25 @@ async def test_an_end_in_a_reply_that_is_not_strict_json_is_noticed(wire: InProc
         assert state.report is not None
         assert state.report.inserted == 3
     assert len(wire.sent) == 1
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("method", "template", "budgets"),
+    [
+        ("GET", "/migrations/{migration}/preview", {"reads"}),
+        ("get", "/migrations/{id}/files", {"reads", "writes"}),
+        ("POST", "/migrations", {"create", "writes"}),
+        ("POST", "/migrations/{x}/runs", {"agent", "generate"}),
+        ("GET", "/unheard/of", {"GET /unheard/of"}),
+        ("GET", "/sources", {"GET /sources"}),
+    ],
+)
+async def test_other_code_charges_the_budgets_of_the_route(
+    method: str, template: str, budgets: set[str]
+) -> None:
+    async with Session("a-key", "https://api.example") as session:
+        async with session.gate(method, template).slot() as slot:
+            slot.answered(200)
+        assert {name for name, stats in session.stats().items() if stats.used} == budgets
+        assert session.budget(min(budgets)).statistics().used == 1

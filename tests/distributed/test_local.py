@@ -1,0 +1,75 @@
+"""Processes of one host that share a window without a server; some of them are killed or stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gateload import most_in_a_window
+
+WORK = """
+import asyncio, json, sys, time
+from functools import partial
+from pathlib import Path
+from asyncmig import Gate
+from asyncmig.distributed.local import LocalWindow
+from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+
+async def main():
+    shared = SharedBudgets(window=LocalWindow(folder=folder), account="x", timeout=1.0)
+    gate = Gate(limit=20, window=2.0, name="GET /x", dispatcher=partial(SharedDispatcher, shared=shared))
+    for number in range(count):
+        async with gate.slot() as slot:
+            sent = time.monotonic()
+            await asyncio.sleep(0.02)
+            slot.answered(200)
+            print(json.dumps([sent, time.monotonic()]), flush=True)
+    await gate.aclose()
+
+asyncio.run(main())
+"""
+
+
+def worker(folder: Path, count: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, str(folder), str(count)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("harm", [None, signal.SIGKILL, signal.SIGSTOP])
+def test_four_processes_send_what_one_may_whatever_happens_to_one(
+    tmp_path: Path, harm: signal.Signals | None
+) -> None:
+    processes = [worker(tmp_path, 20) for _ in range(4)]
+    assert processes[0].stdout is not None
+    first = processes[0].stdout.readline()
+    if harm is not None:
+        processes[0].send_signal(harm)
+    lines = [first] + [
+        line for each in processes[1:] for line in each.communicate(timeout=50)[0].splitlines()
+    ]
+    if harm is signal.SIGSTOP:
+        processes[0].send_signal(signal.SIGCONT)
+    lines += processes[0].communicate(timeout=50)[0].splitlines()
+    # A request arrives within the time-out of its send, however late a stopped process reads the answer.
+    spans = [
+        (sent, min(answered, sent + 1.0))
+        for sent, answered in map(json.loads, filter(None, map(str.strip, lines)))
+    ]
+    assert most_in_a_window(spans, 2.0) <= 20
+    assert len(spans) == 80 if harm is not signal.SIGKILL else len(spans) >= 61
+
+
+def test_a_file_that_a_killed_process_left_incomplete_counts_as_a_full_window(tmp_path: Path) -> None:
+    one = worker(tmp_path, 1)
+    one.communicate(timeout=50)
+    (path,) = tmp_path.glob("*.budget")
+    path.write_bytes(path.read_bytes()[:50])
+    began = time.monotonic()  # noqa: TID251 - the clock of another process
+    line = worker(tmp_path, 1).communicate(timeout=50)[0]
+    assert json.loads(line)[0] - began >= 1.5
