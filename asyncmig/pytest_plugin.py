@@ -12,7 +12,6 @@ A test then gets a simulated account and a session, without a key and without a 
 import pytest
 
 
-@pytest.mark.looptime  # a virtual clock (package looptime): a migration of minutes ends at once
 @pytest.mark.asyncmig_simulator(seed=7, faults={"500-before": 0.2})
 async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
     async with asyncmig_session as session:
@@ -24,11 +23,12 @@ async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
     assert asyncmig_simulator.ledger.over_the_limit == 0
 ```
 
-The marker takes the arguments of `asyncmig.testing.Simulator`: `faults`, `variants` (behaviour that the API's
-contract leaves open), `pace`, `limit`, `seed` and others. Several markers are merged; the closest one wins.
+The marker takes the arguments of `asyncmig.testing.Simulator`: `customers` (`Parks(...)` or `Fails(...)` by external
+id), `faults`, `variants` (behaviour that the API's contract leaves open), `pace`, `limit`, `seed` and others. Several
+markers are merged; the closest one wins.
 
 The fixtures are synchronous functions, so they work with pytest-asyncio, anyio's plugin and `asyncio.run`.
-Without a virtual clock, polls take their real seconds.
+Without a virtual clock, a customer takes about 2 s: the client first reads a run 2 s after its start.
 
 The plugin is not registered as an entry point, because then pytest would import asyncmig and aiohttp at every
 start in every environment that has them, and before a coverage measurement begins.

@@ -1,7 +1,7 @@
 """Test a service that uses asyncmig: without a key, without a network, and without waiting on a virtual clock.
 
 ```python
-from asyncmig.testing import Simulator
+from asyncmig.testing import Ask, Fails, Parks, Simulator
 
 simulator = Simulator(faults={"500-before": 0.1}, seed=7)
 async with simulator.session() as session:
@@ -11,8 +11,25 @@ assert simulator.verdict().duplicate_companies == 0
 ```
 
 The simulator implements the API's contract and knows nothing of the client. It parses, validates and records what
-it receives. Requests reach it by function calls, so time is exact: on an event loop with a virtual clock (for
-example `looptime`) an import of an hour ends at once; on an ordinary loop, polls take their real seconds.
+it receives. Requests reach it by function calls, and an import ends as soon as it has started. The client reads a
+run 2 s after its start at the earliest, so on an ordinary event loop a customer takes about 2 s, and customers that
+are migrated at the same time take 2 s together. `pace` makes imports take their time: on an event loop with a
+virtual clock (for example `looptime`) an import of an hour ends at once.
+
+Scripts decide what the imports of single customers do, whatever the files contain:
+
+```python
+simulator = Simulator(
+    customers={
+        "acme-001": Parks("Keep the duplicate contacts?", Ask(prompt="Currency?", options=("EUR", "USD"))),
+        "acme-002": Fails("The file is password-protected"),
+        "acme-003": Fails("Import timed out", times=1),  # a second import completes
+    }
+)
+```
+
+A parked import waits for a decision. Approved, it completes; rejected, it fails. `Simulator.answers("acme-001")`
+returns what was answered.
 
 Code that opens its own session uses the same account over loopback:
 
@@ -22,9 +39,25 @@ async with simulator.serve() as serving:
         print(await session.companies.sources())
 ```
 
-`Simulator.verdict()` counts what the client did wrong, for example duplicate companies. `Simulator.ledger` lists
-every request. `faults` sets the share of requests that go wrong, by names in `asyncmig.simulator.FAULTS`;
-`variants` chooses behaviour that the contract leaves open. With pytest, use `asyncmig.pytest_plugin`.
+`Simulator.verdict()` counts what the client did wrong, for example duplicate companies; `str(verdict)` lists it in
+words, or is "no faults". `Simulator.ledger` lists every request. `variants` chooses behaviour that the API's contract
+leaves open. With pytest, use `asyncmig.pytest_plugin`.
+
+`faults` sets the share of requests that go wrong, by these names:
+
+| name | what happens to a request |
+| --- | --- |
+| `request-lost` | the connection breaks before the request arrives |
+| `answer-lost` | the request is processed, and the connection breaks before the response |
+| `reset-mid-body` | the response ends after 7 bytes, and the connection breaks |
+| `truncated` | the response has only its first 9 bytes |
+| `hang` | the request is processed, and the response never comes |
+| `too-many` | 429 without being counted |
+| `500-before`, `500-after` | 500; `after`: the request was processed all the same |
+| `html-502`, `empty-503` | a proxy's 502 page; 503 without a body |
+| `html-200` | 200 with a page of HTML |
+| `redirect`, `redirect-after` | 302 to another host; `after`: the request was processed all the same |
+| `retry-after-seconds`, `retry-after-date`, `retry-after-absurd` | 503 with `Retry-After`: 5 s; a date; a day |
 """
 
 import asyncio
@@ -42,14 +75,18 @@ from asyncmig.session import Scope, Session
 from asyncmig.simulator import (
     SCHEMAS,
     SOURCES,
+    Ask,
+    Fails,
     Fault,
     Faults,
     Ledger,
+    Parks,
     RateLimit,
     Reply,
     Request,
     RunDurations,
     Schema,
+    Script,
     Serving,
     SlidingLog,
     Variants,
@@ -58,9 +95,10 @@ from asyncmig.simulator import (
     serve,
 )
 
-__all__ = ["Handle", "InProcess", "Simulator"]
+__all__ = ["Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
 
 _CHUNK = 64 * 1024
+_AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 Handle = Callable[[Request, float], Reply]
 """A server as a function of a request and the time in seconds."""
 
@@ -185,7 +223,8 @@ class Simulator:
 
     - `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a `Faults` object.
     - `variants`: behaviour that the API's contract leaves open.
-    - `pace`: how long runs take.
+    - `customers`: what the imports of single customers do, by external id: `Parks(...)` or `Fails(...)`.
+    - `pace`: how long runs take. By default they end at once.
     - `limit`: a function that makes the rate limit of an endpoint, or of the key with `scope="key"`.
     - `latency`: seconds that a request takes.
     - `seed`: the same seed produces the same behaviour.
@@ -205,6 +244,7 @@ class Simulator:
         seed: int = 0,
         faults: Mapping[str, float] | Faults | None = None,
         variants: Variants | None = None,
+        customers: Mapping[str, Script] | None = None,
         pace: RunDurations | None = None,
         limit: Callable[[], RateLimit] = lambda: SlidingLog(100),
         scope: Scope = "endpoint",
@@ -215,6 +255,9 @@ class Simulator:
         _check(
             seed=seed, faults=faults, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency
         )
+        for name, script in (customers or {}).items():
+            if not isinstance(cast(object, script), Script):
+                raise InvalidInput("customers", name, "must have a script: `Parks(...)` or `Fails(...)`")
         self._seed = seed
         self._scope: Scope = scope
         kinds = tuple(schemas)
@@ -231,8 +274,9 @@ class Simulator:
             seed=seed,
             limit=limit,
             scope=scope,
-            pace=pace,
+            pace=pace or _AT_ONCE,
             variants=variants,
+            customers=customers,
         )
         self.transport: InProcess = InProcess(
             self.world, latency=latency, rng=Random(seed), faults=self.faults
@@ -259,6 +303,10 @@ class Simulator:
     def ledger(self) -> Ledger:
         """The ledger of every request that arrived."""
         return self.world.ledger
+
+    def answers(self, external_id: str) -> dict[str, str]:
+        """Return the answers of the last decision about a customer: label or text by the question's prompt."""
+        return self.world.answers(external_id)
 
     def verdict(self) -> Verdict:
         """Return the counts of what the client did wrong. Call it on the event loop on which the client ran."""

@@ -1,17 +1,33 @@
 """What a user's own tests get: a simulated account, a session with it, and a plugin that nobody has to load."""
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from asyncmig import RetryPolicy, Session, UnknownOutcome
-from asyncmig.simulator import Fault, Faults, RunDurations, SlidingLog, Variants, export_webhooks
+import asyncmig.testing
+from asyncmig import (
+    Approve,
+    Decision,
+    Delivered,
+    Failed,
+    Fleet,
+    Outcome,
+    Parked,
+    RetryPolicy,
+    Session,
+    Spec,
+    UnknownOutcome,
+)
+from asyncmig.simulator import FAULTS, Fault, Faults, RunDurations, SlidingLog, Variants, export_webhooks
 from asyncmig.simulator.server.limits import FixedWindow, SlidingCounter, TokenBucket
-from asyncmig.testing import Simulator
+from asyncmig.testing import Ask, Fails, Parks, Simulator
 
 pytestmark = pytest.mark.looptime
 ROWS = [{"Email": "ada@example.com", "First Name": "Ada", "Last Name": "Lovelace"}]
@@ -202,3 +218,71 @@ def test_a_marker_that_cannot_be_meant_is_an_error(pytester: pytest.Pytester, ma
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([f"*{words}*"])
+
+
+async def migrated(simulator: Simulator, folder: Path, external_id: str, **options: Any) -> Outcome:
+    """Migrate one customer whose file has no bad cell."""
+    path = folder / f"{external_id}.csv"
+    path.write_text("Email,First Name,Last Name\nada@example.com,Ada,Lovelace\n", encoding="utf-8")
+    async with simulator.session() as session:
+        source = (await session.companies.sources())[0].id
+        spec = Spec(external_id=external_id, name=external_id, source=source, files=(path,))
+        async with Fleet(session, journal=folder / "journal.db", to=folder / "out", **options) as fleet:
+            return await fleet.submit(spec)
+
+
+async def test_a_scripted_customer_parks_and_completes_when_it_is_answered(tmp_path: Path) -> None:
+    questions = Parks(
+        "Keep the duplicates?", Ask(prompt="Currency?", options=("EUR", "USD"), destructive=True)
+    )
+    simulator = Simulator(customers={"acme": questions})
+    parked = await migrated(simulator, tmp_path, "acme")
+    assert isinstance(parked, Parked)
+    assert [each.prompt for each in parked.attention.questions] == ["Keep the duplicates?", "Currency?"]
+    assert [each.label for each in parked.attention.questions[1].options] == ["EUR", "USD"]
+    assert len(parked.destructive) == 1
+    assert simulator.answers("acme") == {}
+
+    async def decide(parked: Parked) -> Decision:
+        keep, currency = parked.attention.questions
+        return Approve(answers={keep.id: keep.options[0].id, currency.id: currency.options[1].id})
+
+    delivered = await migrated(simulator, tmp_path, "acme", decide=decide)
+    assert isinstance(delivered, Delivered)
+    assert delivered.rows == 1
+    assert simulator.answers("acme") == {"Keep the duplicates?": "Do as proposed", "Currency?": "USD"}
+    assert str(simulator.verdict()) == "no faults"
+
+
+async def test_a_scripted_customer_fails_and_others_do_not(tmp_path: Path) -> None:
+    simulator = Simulator(
+        customers={"acme": Fails("The file is locked"), "bolt": Fails("Timed out", times=1)}
+    )
+    failed = await migrated(simulator, tmp_path, "acme", retries=1)
+    assert isinstance(failed, Failed)
+    assert "The file is locked" in failed.error
+    assert isinstance(await migrated(simulator, tmp_path, "bolt", retries=1), Delivered)
+    assert isinstance(await migrated(simulator, tmp_path, "coda"), Delivered)
+
+
+@pytest.mark.parametrize("customers", [{"acme": "parks"}, {"acme": None}], ids=str)
+def test_a_script_of_another_kind_is_refused(customers: Any) -> None:
+    with pytest.raises(ValueError, match="acme"):
+        Simulator(customers=customers)
+    for questions in ((), (3,)):
+        with pytest.raises(ValueError, match="question"):
+            Parks(*questions)  # type: ignore[arg-type]
+
+
+async def test_a_verdict_is_words() -> None:
+    simulator = Simulator()
+    async with simulator.session() as session:
+        source = (await session.companies.sources())[0].id
+        company = await session.companies.create(name="Acme", source=source, external_id="acme")
+        await company.imports.start(rows=ROWS)
+    assert str(simulator.verdict()) == "1 imports whose end was never read"
+
+
+def test_the_table_of_faults_is_complete() -> None:
+    listed = re.findall(r"^\| (`.*?`) \|", asyncmig.testing.__doc__ or "", re.MULTILINE)
+    assert set(re.findall(r"`(.*?)`", " ".join(listed))) == set(FAULTS)

@@ -20,6 +20,7 @@ counts what the client did wrong. The simulator imports nothing of the client. T
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES, Profile
 from asyncmig.simulator.companies.routes import endpoint_of
+from asyncmig.simulator.companies.scripts import Ask, Fails, Parks, Script
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.companies.variants import VARIANTS, Variants
 from asyncmig.simulator.companies.webhooks import (
@@ -46,12 +47,15 @@ __all__ = [
     "SCHEMAS",
     "SOURCES",
     "VARIANTS",
+    "Ask",
     "Column",
     "Entry",
+    "Fails",
     "Fault",
     "Faults",
     "FixedWindow",
     "Ledger",
+    "Parks",
     "Plan",
     "Profile",
     "RateLimit",
@@ -59,6 +63,7 @@ __all__ = [
     "Request",
     "RunDurations",
     "Schema",
+    "Script",
     "Serving",
     "SlidingCounter",
     "SlidingLog",

@@ -77,8 +77,10 @@ def archive_reply(tables: Sequence[Table], *, only_valid: bool) -> Reply:
     """Return a ZIP of all sheets of a company."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
-        for table in tables:
-            content.writestr(f"{table.name}.csv", _render(tables, table, only_valid))
+        for place, table in enumerate(tables):
+            same = sum(other.name == table.name for other in tables[:place])
+            name = f"{table.name} ({same + 1})" if same else table.name
+            content.writestr(f"{name}.csv", _render(tables, table, only_valid))
     return Reply(status=200, body=archive.getvalue(), content_type="application/zip")
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
+import msgspec
+
 from asyncmig.simulator.companies.bodies import AnswerIn
+from asyncmig.simulator.companies.scripts import Parks
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
 from asyncmig.simulator.server.durations import RunDurations
@@ -24,6 +27,21 @@ _PROPOSED = {
 }
 
 
+class _Option(msgspec.Struct):
+    id: str
+    label: str
+
+
+class _Question(msgspec.Struct):
+    id: str
+    prompt: str
+    options: list[_Option]
+
+    def text(self, answer: AnswerIn) -> str:
+        labels = {option.id: option.label for option in self.options}
+        return answer.custom or labels.get(answer.option_id or "", "")
+
+
 @final
 @dataclass(slots=True, kw_only=True)
 class ImportRun:
@@ -38,12 +56,16 @@ class ImportRun:
     pace: RunDurations
     rng: Random
     variants: Variants = field(default_factory=Variants)
+    parks_with: Parks | None = None
+    """The questions that it asks once, instead of those about bad cells."""
     inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
     digest: str = ""
     """Of the rows that came."""
     parks: int = 0
     """How often it was parked."""
     decided: int = 0
+    answers: Mapping[str, AnswerIn] = field(default_factory=dict[str, AnswerIn])
+    """The answers of the last decision, by question id."""
     rejected: bool = False
     canceled: bool = False
     attention: Json | None = None
@@ -101,11 +123,16 @@ class ImportRun:
             self._settled = "completed"
 
     def _asks(self, bad: int, total: int) -> bool:
+        if self.parks_with is not None:
+            return not self.decided
         if self.decided:
             return self.variants.parks_twice and self.decided < 2 and bad > 0
         return bad > PARKS_ABOVE * max(1, total)
 
     def _propose(self, flaws: Sequence[Flaw]) -> None:
+        if self.parks_with is not None:
+            self.attention = self.parks_with.attention(self.tables[0].sheet_id)
+            return
         self._proposals = [(flaw, self._action(flaw)) for flaw in flaws]
         self.attention = {
             "questions": [self._question(n, flaw) for n, (flaw, _) in enumerate(self._proposals)],
@@ -158,8 +185,16 @@ class ImportRun:
         else:
             self.rejected = True
         self.decided += 1
+        self.answers = answers
         self._settled = None
         self.runs_from, self.settles_at = now, now + (self.settles_at - self.created_at) / 2
+
+    def answered(self) -> dict[str, str]:
+        """Return the answers of the last decision: label or text by the question's prompt."""
+        questions = msgspec.convert((self.attention or {}).get("questions", []), list[_Question])
+        return {
+            each.prompt: each.text(self.answers[each.id]) for each in questions if each.id in self.answers
+        }
 
     def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: AnswerIn | None) -> None:
         if answer is not None and answer.option_id == "b":

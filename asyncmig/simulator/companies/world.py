@@ -24,6 +24,7 @@ from asyncmig.simulator.companies.replies import (
 )
 from asyncmig.simulator.companies.routes import PREFIX, endpoint_of, find_route
 from asyncmig.simulator.companies.runs import ExportRun, ImportRun
+from asyncmig.simulator.companies.scripts import Fails, Parks, Script
 from asyncmig.simulator.companies.tables import Schema
 from asyncmig.simulator.companies.variants import Variants
 from asyncmig.simulator.companies.webhooks import Workbook
@@ -47,6 +48,7 @@ class World:
 
     `limit`: makes the rate limit of an endpoint (or of the key, with `scope="key"`). `storage_url`: the host of
     signed upload URLs, set by the code that serves the world. `variants`: choices where the contract is silent.
+    `customers`: scripts of single customers, by external id.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class World:
         scope: str = "endpoint",
         pace: RunDurations | None = None,
         variants: Variants | None = None,
+        customers: Mapping[str, Script] | None = None,
     ) -> None:
         self.key = key
+        self._scripts: dict[str, Script] = dict(customers or {})
         self.sources: dict[str, str] = dict(sources)
         self.schemas: dict[str, Schema] = {schema.id: schema for schema in schemas}
         self._seed = seed
@@ -246,6 +250,9 @@ class World:
             inserted = take_in(company, body, self._id)
         except Unreadable as error:
             failure, inserted = str(error), []
+        script = self._scripts.get(company.external_id or "")
+        if isinstance(script, Fails) and (script.times is None or len(company.runs) < script.times):
+            failure = script.error
         return ImportRun(
             id=self._id(),
             created_at=now,
@@ -255,6 +262,7 @@ class World:
             rng=self.rng,
             inserted=inserted,
             variants=self.variants,
+            parks_with=script if isinstance(script, Parks) else None,
             digest=hashlib.sha256(repr([rows for _, rows in inserted]).encode()).hexdigest(),
         )
 
@@ -406,8 +414,16 @@ class World:
 
     def parked(self, external_id: str) -> bool:
         """Return whether an import of this customer was ever parked."""
+        return any(run.attention is not None for run in self._runs_of(external_id))
+
+    def answers(self, external_id: str) -> dict[str, str]:
+        """Return the answers of the last decision about this customer: label or text by the question's prompt."""
+        decided = [run for run in self._runs_of(external_id) if run.decided]
+        return decided[-1].answered() if decided else {}
+
+    def _runs_of(self, external_id: str) -> list[ImportRun]:
         companies = [each for each in self._companies.values() if each.external_id == external_id]
-        return any(run.attention is not None for company in companies for run in company.runs.values())
+        return [run for company in companies for run in company.runs.values()]
 
 
 _HANDLERS: dict[str, Handler] = {

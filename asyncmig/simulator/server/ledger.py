@@ -2,13 +2,26 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import final
 
 __all__ = ["Entry", "Ledger", "Verdict"]
 
 _HASTY = 1.5
+_MEANINGS = {
+    "over_the_limit": "requests over the rate limit (429)",
+    "key_leaks": "requests that sent the API key to the storage's host",
+    "duplicate_imports": "imports of rows that the company already had",
+    "duplicate_companies": "companies created twice for one customer",
+    "duplicate_exports": "exports started twice",
+    "polls_after_the_end": "reads of a run that was known to have ended",
+    "hasty_polls": "reads of a run less than 1.5 s after the one before",
+    "blind_decisions": "decisions about questions that were not read",
+    "after_refusal": "requests after the API key was refused (401)",
+    "malformed": "malformed requests (400)",
+    "unaccounted": "imports whose end was never read",
+}
 _POLLS = ("/imports/{run_id}", "/exports/{run_id}")
 
 
@@ -30,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How often a client did what it should not do."""
+    """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
 
     over_the_limit: int
     """The number of requests with a 429."""
@@ -52,7 +65,11 @@ class Verdict:
     malformed: int
     """Requests with a 400."""
     unaccounted: int
-    """Imports whose end was never read."""
+    """Imports whose end was never read, for example because the test ended before."""
+
+    def __str__(self) -> str:
+        found = [f"{count} {_MEANINGS[name]}" for name, count in asdict(self).items() if count]
+        return "; ".join(found) or "no faults"
 
 
 @final
