@@ -357,3 +357,41 @@ class TestRunSlots:
         assert not waiting.done()
         runs.left("ours")
         assert await waiting == pytest.approx(300.0, abs=1.0)
+
+
+@pytest.mark.parametrize("phase", [None, 0.0, 1234.0])
+def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows(phase: float | None) -> None:
+    """Each customer is created, generated, answered now and then, and executed; a run takes 10 to 50 minutes."""
+
+    async def main() -> tuple[float, Client, int]:
+        server = Server(DOCUMENTED, phase=phase)
+        client, gates, runs = Client(server, Random(1)), budgets(**DOCUMENTED), RunSlots(3)
+        create = joined_gate([gates["create"], gates["writes"]])
+        generate = joined_gate([gates["agent"], gates["generate"]], runs=runs)
+        execute = joined_gate([gates["agent"]], runs=runs)
+        in_progress, most = 0, 0
+
+        async def work(name: str) -> None:
+            nonlocal in_progress, most
+            in_progress += 1
+            most = max(most, in_progress)
+            await asyncio.sleep(client.rng.uniform(600, 3000))
+            in_progress -= 1
+            runs.left(name)
+
+        async def customer(name: str) -> None:
+            await client.call(create, ("create", "writes"))
+            for _ in range(3):
+                await client.call(gates["reads"], ("reads",), lane=Lane.POLL)
+            await client.call(generate, ("agent", "generate"), order=1, run=name)
+            await work(name)
+            await client.call(execute, ("agent",), run=name)
+            await work(name)
+
+        await asyncio.gather(*(customer(f"c{n}") for n in range(30)))
+        return now(), client, most
+
+    took, client, most = run(main())
+    assert client.server.refused == []
+    assert most <= 3
+    assert took <= 1.02 * (29 * HOUR + 6000)
