@@ -241,7 +241,7 @@ class Dispatcher:
             yield each.waiters
 
     def _is_wanted(self) -> bool:
-        return self.waiters.count > 0 or any(each.waiters.count for each in self._sets)
+        return self.waiters.count > 0 or (bool(self._sets) and any(each.waiters.count for each in self._sets))
 
     def resume(self, recent: Iterable[float], held_for: float) -> None:
         """Take the slots that an earlier process used, and send nothing for `held_for` seconds, from now on."""
@@ -282,8 +282,10 @@ class Dispatcher:
             raise copy.copy(self._closed)
         running_loop("Gate", self._loop)
 
-    async def wait(self, lane: Lane, rank: float, ticket: int, order: int = 0) -> float:
-        """Wait for a slot, take it, and return the time of the grant."""
+    async def wait(
+        self, lane: Lane, rank: float, ticket: int, order: int = 0, run: str | None = None
+    ) -> float:
+        """Wait for a slot, take it, and return the time of the grant. A single budget has no run slots."""
         self._loop = asyncio.get_running_loop()
         waiter = self.waiters.enqueue(lane, rank, ticket, order)
         if self._timer is None or self._is_reserving:

@@ -82,7 +82,7 @@ class Slot:
         order: int = 0,
         run: str | None = None,
     ) -> None:
-        self._order, self._run = order, run if isinstance(dispatcher, BudgetSet) else None
+        self._order, self._run = order, run
         self._note, self._name = note, ""
         self._dispatcher, self._lane, self._rank, self._max_wait = dispatcher, lane, rank, max_wait
         self._sent_at: float | None = None
@@ -97,18 +97,14 @@ class Slot:
         if self._sent_at is None:
             self._check_wait()
             asked = self._dispatcher.now()
-            self._sent_at = await self._wait()
+            self._sent_at = await self._dispatcher.wait(
+                self._lane, self._rank, self.ticket, self._order, self._run
+            )
             self.waited = max(0.0, self._sent_at - asked)
         if self._note is not None:
             self._name = self._dispatcher.name_of(self._sent_at)
             self._note("sent", self._name)
         return self
-
-    async def _wait(self) -> float:
-        dispatcher = self._dispatcher
-        if isinstance(dispatcher, BudgetSet):
-            return await dispatcher.wait(self._lane, self._rank, self.ticket, self._order, self._run)
-        return await dispatcher.wait(self._lane, self._rank, self.ticket, self._order)
 
     async def __aexit__(
         self,
