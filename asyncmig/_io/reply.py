@@ -214,6 +214,8 @@ def retry_after(
     without one it is compared with the wall clock. `speed`: see `loop_speed`.
     """
     value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
     if _SECONDS.fullmatch(value):
         seconds = float(value)
     else:

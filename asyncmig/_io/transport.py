@@ -155,11 +155,14 @@ class _AiohttpResponse:
 
     async def _read(self) -> bytes:
         """Return the next bytes as received, b"" at the end. Raises `Lost`, also if they arrive too slowly."""
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:
+            return content.read_nowait(_CHUNK)  # everything has arrived, so no time-out is needed
         chunk, lost, loop = None, None, asyncio.get_running_loop()
         started = loop.time()
         with anyio.move_on_after(self._rate.patience()):
             try:
-                chunk = await self._response.content.read(_CHUNK)
+                chunk = await content.read(_CHUNK)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 lost = _lost(error)
         if chunk is None:
