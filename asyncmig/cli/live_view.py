@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncmig._io.gate import GateStatistics
+from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig.cli.live_state import LiveState
 from asyncmig.cli.options import spoken, spoken_wait
 from asyncmig.cli.output import clean, counted, draws, say, shortened
@@ -118,6 +119,16 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
             yield f"{_short(gate.name)}: over the limit (429), nothing is sent {when}"
         elif waiting:
             yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken_wait(estimate(gate.name))}"
+
+
+def full_run_slots(slots: RunSlotsStatistics, now: float) -> Iterator[str]:
+    """Yield a line if no further run can be started now."""
+    taken = len(slots.runs) + slots.others
+    if slots.limit is None or (taken < slots.limit and slots.held_until is None):
+        return
+    others = f", {slots.others} of them of others" if slots.others else ""
+    again = f"; the next try in {spoken(slots.held_until - now)}" if slots.held_until is not None else ""
+    yield f"{taken} of {slots.limit} runs in progress{others}{again}"
 
 
 def failing(tracker: LiveState) -> str:
@@ -264,6 +275,7 @@ class LiveView:
         session = self._session
         if session is not None:
             yield from waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
+            yield from full_run_slots(session.run_slots(), self._tracker.now)
 
     def _forecast(self) -> Forecast:
         settings = self._settings

@@ -26,7 +26,7 @@ local speed, random, want = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local STATE, SLOTS, UNANSWERED, ACCEPTED, CLIENTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
 local MARGIN, SPREAD, FEWEST_UNPROVEN, PROVEN, MOST_PATIENCE = 0.05, 0.02, 4, 90, 16
-local LONGEST_PROBE_WAIT, LONGEST_RETRY_AFTER, LAPSE = 8, 60, 10
+local LONGEST_PROBE_WAIT, LAPSE = 8, 10
 local SETTLE = 2       -- seconds in which clients can report a window that Redis lost
 local RECHECK = 0.25   -- seconds until an answer to another client may allow a request
 local OPEN, HOLD, PROBE = 0, 1, 2
@@ -216,7 +216,7 @@ function handlers.accepted(name, now)
 end
 
 function handlers.rejected(name, now, retry_after)
-  local sent_at, asked = leave(name, now), now + math.min(LONGEST_RETRY_AFTER, retry_after)
+  local sent_at, asked = leave(name, now), now + math.min(window, retry_after)
   s.refused = s.refused + 1
   if s.probe == name then
     s.probes = s.probes + 1

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from asyncmig.cli.live_view import LiveView
+from asyncmig import RunSlotsStatistics
+from asyncmig.cli.live_view import LiveView, full_run_slots
 from asyncmig.cli.report import Budget, Report
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import Display, Settings
@@ -113,3 +114,18 @@ async def test_customers_whose_attempts_fail_are_shown_until_they_recover(termin
             Recovered(at=6.0, external_id="c", endpoint="PUT {upload_url}", attempts=4, seconds=6.0)
         )
         assert "retrying" not in progress.status()
+
+
+@pytest.mark.parametrize(
+    ("runs", "others", "held_until", "line"),
+    [
+        (("a", "b"), 0, None, []),
+        (("a", "b", "c"), 0, None, ["3 of 3 runs in progress"]),
+        (("a",), 2, 160.0, ["3 of 3 runs in progress, 2 of them of others; the next try in 1 min 00 s"]),
+    ],
+)
+def test_full_run_slots_are_shown(
+    runs: tuple[str, ...], others: int, held_until: float | None, line: list[str]
+) -> None:
+    slots = RunSlotsStatistics(limit=3, runs=runs, others=others, refused=0, held_until=held_until)
+    assert list(full_run_slots(slots, 100.0)) == line
