@@ -22,7 +22,7 @@ _MEANINGS = {
     "malformed": "malformed requests (400)",
     "unaccounted": "imports whose end was never read",
 }
-_POLLS = ("/imports/{run_id}", "/exports/{run_id}")
+_POLLS = ("/imports/{run_id}", "/exports/{run_id}", "/runs/{run_id}", "/jobs/{job_id}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

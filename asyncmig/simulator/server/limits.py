@@ -1,11 +1,23 @@
 """Rate limits of a server: fixed and sliding windows, a two-window counter, a token bucket. All of them are pure."""
 
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Protocol, final
 
 from asyncmig.simulator.amounts import check_amount
 
-__all__ = ["FixedWindow", "RateLimit", "SlidingCounter", "SlidingLog", "TokenBucket"]
+__all__ = [
+    "Budgets",
+    "FixedWindow",
+    "Limits",
+    "Meter",
+    "RateLimit",
+    "SlidingCounter",
+    "SlidingLog",
+    "TokenBucket",
+]
 
 
 def _check(limit: float, window: float) -> None:
@@ -21,6 +33,114 @@ class RateLimit(Protocol):
         ...
 
 
+class Meter(RateLimit, Protocol):
+    """A rate limit that can tell a client how much of it is left."""
+
+    limit: int
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls it allows at `now`."""
+        ...
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until it allows a call again."""
+        ...
+
+
+Rate = tuple[int, float]
+"""So many requests in so many seconds."""
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_HOURLY: Mapping[str, Rate] = {"create": (1, 3600.0), "generate": (1, 3600.0), "agent": (5, 3600.0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The numbers of an account's limits, by class; or one number for each endpoint."""
+
+    rates: Mapping[str, Rate]
+    """By class: reads, writes, jobs, agent, create, generate. With `per_endpoint`, the rate `endpoint`."""
+    runs: int | None = 3
+    """Runs that may be in progress at the same time."""
+    per_endpoint: bool = False
+
+    def rate_of(self, name: str) -> Rate | None:
+        """Return the limit of a class or an endpoint, or None where there is none."""
+        return self.rates.get("endpoint" if self.per_endpoint else name)
+
+    @classmethod
+    def parse(cls, text: str) -> "Limits":
+        """Return `by-class`, `per-minute`, `per-endpoint`, or `by-class` with the numbers of a text such as
+        `agent=50/1h,create=20/1h,runs=5`. Raises `ValueError`.
+        """
+        if text in _PRESETS:
+            return _PRESETS[text]
+        limits = _PRESETS["by-class"]
+        for part in text.split(","):
+            name, _, value = part.strip().partition("=")
+            count, _, window = value.partition("/")
+            unit = _UNITS.get(window[-1:])
+            known = name == "runs" or (name in limits.rates and unit is not None)
+            if not known or not count.isdecimal() or not (name == "runs" or window[:-1].isdecimal()):
+                raise ValueError(
+                    f"{part!r} is not a limit: there are {', '.join(_PRESETS)}, and {', '.join(limits.rates)} "
+                    "as in agent=5/1h, and runs=3"
+                )
+            if name == "runs":
+                limits = replace(limits, runs=int(count))
+            else:
+                rate = int(count), int(window[:-1]) * (unit or 1.0)
+                limits = replace(limits, rates={**limits.rates, name: rate})
+        return limits
+
+
+_PRESETS: Mapping[str, Limits] = {
+    "by-class": Limits(rates={"reads": (30, 60.0), "writes": (10, 60.0), "jobs": (5, 3600.0), **_HOURLY}),
+    "per-minute": Limits(rates={"reads": (60, 60.0), "writes": (60, 60.0), "jobs": (60, 60.0), **_HOURLY}),
+    "per-endpoint": Limits(rates={"endpoint": (100, 60.0)}, per_endpoint=True, runs=None),
+}
+
+
+@final
+class Budgets:
+    """Rate limits by name. A request charges several of them, all or none."""
+
+    def __init__(self, make: Callable[[str], Meter | None]) -> None:
+        """`make`: makes the limit of a name, or None where there is none."""
+        self._make = make
+        self._meters: dict[str, Meter | None] = {}
+
+    def _named(self, names: Iterable[str]) -> list[Meter]:
+        for name in names:
+            if name not in self._meters:
+                self._meters[name] = self._make(name)
+        return [meter for name in names if (meter := self._meters[name]) is not None]
+
+    def admit(self, names: Iterable[str], now: float) -> bool:
+        """Charge a request to its budgets; return whether all of them allow it.
+
+        A refused request is charged as the limits count refused ones.
+        """
+        meters = self._named(tuple(names))
+        empty = [meter for meter in meters if meter.remaining(now) < 1]
+        for meter in empty or meters:
+            meter.allow(now)
+        return not empty
+
+    def headers(self, names: Iterable[str], now: float, clock: float) -> dict[str, str]:
+        """Return the headers about the tightest of some budgets. `clock`: Unix seconds at `now`."""
+        meters = self._named(tuple(names))
+        if not meters:
+            return {}
+        meter = min(meters, key=lambda each: (each.remaining(now), -each.resets_in(now)))
+        resets_in = ceil(meter.resets_in(now))
+        return {
+            "X-RateLimit-Limit": str(meter.limit),
+            "X-RateLimit-Remaining": str(meter.remaining(now)),
+            "X-RateLimit-Reset": str(ceil(clock + resets_in)),
+            "Retry-After": str(max(1, resets_in)),
+        }
+
+
 @final
 class FixedWindow:
     """`limit` calls in each window; windows begin at `phase` and every `window` seconds after."""
@@ -29,17 +149,26 @@ class FixedWindow:
         self, limit: int, window: float = 60.0, *, phase: float = 0.0, count_rejects: bool = False
     ) -> None:
         _check(limit, window)
-        self._limit, self._window, self._phase, self._rejects = limit, window, phase, count_rejects
-        self._current, self._count = -1.0, 0
+        self.limit, self._window, self._phase, self._rejects = limit, window, phase, count_rejects
+        self._current: float = float("-inf")
+        self._count = 0
 
     def allow(self, now: float) -> bool:
         """Count a call at `now` (seconds) and return whether it is allowed."""
-        current = (now - self._phase) // self._window
-        if current != self._current:
-            self._current, self._count = current, 0
-        allowed = self._count < self._limit
+        allowed = self.remaining(now) > 0
         self._count += allowed or self._rejects
         return allowed
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls the window of `now` still allows."""
+        current: float = (now - self._phase) // self._window
+        if current != self._current:
+            self._current, self._count = current, 0
+        return max(0, self.limit - self._count)
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until the next window."""
+        return self._window - (now - self._phase) % self._window
 
 
 @final
@@ -48,17 +177,27 @@ class SlidingLog:
 
     def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
         _check(limit, window)
-        self._limit, self._window, self._rejects = limit, window, count_rejects
+        self.limit, self._window, self._rejects = limit, window, count_rejects
         self._log: deque[float] = deque()
 
     def allow(self, now: float) -> bool:
         """Count a call at `now` (seconds) and return whether it is allowed."""
-        while self._log and self._log[0] <= now - self._window:
-            self._log.popleft()
-        allowed = len(self._log) < self._limit
+        allowed = self.remaining(now) > 0
         if allowed or self._rejects:
             self._log.append(now)
         return allowed
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls are allowed at `now`."""
+        while self._log and self._log[0] <= now - self._window:
+            self._log.popleft()
+        return max(0, self.limit - len(self._log))
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until a call is allowed; 0 if one is."""
+        if self.remaining(now) or not self.limit:
+            return 0.0 if self.limit else self._window
+        return self._log[-self.limit] + self._window - now
 
 
 @final

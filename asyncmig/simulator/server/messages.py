@@ -50,13 +50,18 @@ class Refusal(Exception):
     """A request that gets an error response. `fields`: what its body has besides the text."""
 
     def __init__(
-        self, status: int, text: str, *, headers: Mapping[str, str] | None = None, **fields: object
+        self,
+        status: int,
+        text: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        fields: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
         self.headers = dict(headers or {})
-        self.fields = fields
+        self.fields = dict(fields or {})
 
 
 def json_reply(status: int, value: object) -> Reply:

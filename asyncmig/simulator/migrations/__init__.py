@@ -1,0 +1,45 @@
+"""The simulator of the API generation "migrations".
+
+```python
+from asyncmig.simulator import serve
+from asyncmig.simulator.migrations import World
+
+world = World(key="key", seed=1)
+async with serve(world) as serving:
+    ...  # a client of serving.base_url, with the key
+print(world.ledger.requests, world.verdict(now))
+```
+"""
+
+from asyncmig.simulator.migrations.account import EPOCH
+from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
+from asyncmig.simulator.migrations.judge import Verdict
+from asyncmig.simulator.migrations.migration import Migration
+from asyncmig.simulator.migrations.routes import endpoint_of
+from asyncmig.simulator.migrations.scripts import DROP, KEEP, Block, Question, Script
+from asyncmig.simulator.migrations.tables import Column, Schema
+from asyncmig.simulator.migrations.variants import SETTLED, SILENCES, VARIANTS, Variants
+from asyncmig.simulator.migrations.world import World
+from asyncmig.simulator.server.limits import Limits
+
+__all__ = [
+    "DROP",
+    "EPOCH",
+    "KEEP",
+    "SCHEMAS",
+    "SETTLED",
+    "SILENCES",
+    "SOURCES",
+    "VARIANTS",
+    "Block",
+    "Column",
+    "Limits",
+    "Migration",
+    "Question",
+    "Schema",
+    "Script",
+    "Variants",
+    "Verdict",
+    "World",
+    "endpoint_of",
+]

@@ -1,0 +1,105 @@
+"""The state of one account, and what all its routes share."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from random import Random
+from typing import final
+
+from asyncmig.simulator.migrations.migration import Event, File, Knowledge, Migration
+from asyncmig.simulator.migrations.scripts import Script
+from asyncmig.simulator.migrations.tables import Schema
+from asyncmig.simulator.migrations.variants import Variants
+from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, drifted, json_reply
+
+__all__ = ["EPOCH", "Account", "Source"]
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+"""Unix seconds at second 0 of the event loop's clock, unless the world is told."""
+
+
+@final
+class Source:
+    """A source. Its name is its address."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.auth_url: str | None = None
+        self.pinned: str | None = None
+        self.knowledge = Knowledge()
+
+
+@final
+class Account:
+    """Sources, templates and migrations; and the variants, durations and random numbers that routes use."""
+
+    def __init__(
+        self,
+        *,
+        sources: Iterable[str],
+        schemas: Iterable[Schema],
+        seed: int,
+        variants: Variants,
+        pace: RunDurations,
+        scripts: Mapping[str, Script],
+        epoch: float,
+        plan: bool,
+    ) -> None:
+        self.sources = {name: Source(name) for name in sources}
+        self.schemas = {schema.slug: schema for schema in schemas}
+        self.migrations: dict[str, Migration] = {}
+        self.rng, self.seed = Random(seed), seed
+        self.variants, self.pace, self.scripts, self.epoch, self.plan = variants, pace, scripts, epoch, plan
+        self.base_url = "https://api.invalid/api/v1"
+        self.storage_url = "https://storage.invalid"
+        self.tokens: dict[str, File] = {}
+        """Signed URLs by their token."""
+        self.links: dict[str, tuple[float, bytes, str]] = {}
+        """Download links by their token: expiry, content and content type."""
+        self.known_external_ids: set[str] = set()
+
+    def new_id(self) -> str:
+        """Return a new id: a UUID."""
+        text = f"{self.rng.getrandbits(128):032x}"
+        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+    def time_text(self, at: float) -> str:
+        """Return a time as the API shows it."""
+        return datetime.fromtimestamp(self.epoch + at, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+    def shown(self, status: int, value: object) -> Reply:
+        """Return a JSON reply, as this version of the API sends it."""
+        return json_reply(status, drifted(value) if self.variants.drift else value)
+
+    def migration(self, ids: Mapping[str, str], now: float) -> Migration:
+        """Return the migration of a path. Raises `Refusal` (404) where there is none, or not yet, or not any more."""
+        migration = self.migrations.get(ids["id"])
+        if migration is None or now < migration.created_at + self.variants.lag:
+            raise Refusal(404, "Migration not found")
+        lives = self.variants.retention
+        if lives is not None and migration.active is None and now > migration.touched_at + lives:
+            del self.migrations[migration.id]
+            raise Refusal(404, "Migration not found")
+        return migration
+
+    def require_plan(self) -> None:
+        """Raise `Refusal` (403) if the account has no plan for work."""
+        if not self.plan:
+            raise Refusal(403, "Your account has no plan for this")
+
+    def in_progress(self) -> list[tuple[Migration, str]]:
+        """Return the migrations with a run in progress, and the ids of these runs."""
+        return [
+            (migration, migration.active.id)
+            for migration in self.migrations.values()
+            if migration.active is not None
+        ]
+
+    def event_text(self, event: Event) -> Json:
+        """Return an event of a thread as the API shows it."""
+        return {
+            "sequence": event.sequence,
+            "type": event.kind,
+            "data": event.data,
+            "created_at": self.time_text(event.at),
+        }

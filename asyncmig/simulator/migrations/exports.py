@@ -1,0 +1,180 @@
+"""Routes of downloads and export jobs; and the storage's GET of a download link."""
+
+import gzip
+import io
+import zipfile
+from collections.abc import Mapping
+
+import msgspec
+
+from asyncmig.simulator.migrations.account import Account
+from asyncmig.simulator.migrations.migration import ExportJob, Migration
+from asyncmig.simulator.migrations.replies import chosen_columns, csv_of, fields_of
+from asyncmig.simulator.migrations.tables import Sheet, find_flaws
+from asyncmig.simulator.server.bodies import read
+from asyncmig.simulator.server.messages import Refusal, Reply, Request, json_reply
+
+__all__ = ["download", "fetch_link", "read_export", "start_export"]
+
+Ids = Mapping[str, str]
+_FILTERS = ("valid", "invalid", "all")
+_FILE_LIVES, _LINK_LIVES = 3600.0, 300.0
+
+
+class _ExportIn(msgspec.Struct, kw_only=True):
+    slug: str | None = None
+    slugs: list[str] | None = None
+    fields: list[str] | None = None
+    omit_empty: bool = False
+
+
+def _sheet(migration: Migration, slug: str) -> Sheet:
+    for sheet in migration.grids():
+        if sheet.schema.slug == slug:
+            return sheet
+    raise Refusal(404, "There is no such sheet")
+
+
+def download(account: Account, request: Request, ids: Ids, now: float) -> Reply:
+    """Respond to `GET /migrations/{id}/exports/{slug}.csv`."""
+    migration, variants, query = account.migration(ids, now), account.variants, request.query
+    sheet = _sheet(migration, ids["slug"])
+    if not migration.workbook and variants.before_execute == "missing":
+        raise Refusal(404, "Nothing was imported yet")
+    if sheet.rows and variants.compressed_sheets:
+        raise Refusal(409, "This sheet is stored compressed: start an export job")
+    rows = sheet.rows
+    if "filter" in query and variants.filter == "refused":
+        raise Refusal(400, "Unknown parameter: filter")
+    if variants.filter == "honoured":
+        rows = _filtered(migration, sheet, query.get("filter", "valid"))
+    has_coverage = migration.report is not None and migration.report["coverage"] is not None
+    places = chosen_columns(
+        sheet, fields_of(query), omit_empty=query.get("omit_empty") == "true", has_coverage=has_coverage
+    )
+    headers = {"X-Total-Records": str(len(rows))} if variants.total_records else {}
+    body = csv_of(sheet, places, rows)
+    cut = rows and account.rng.random() < variants.cut_downloads
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        body, headers["Content-Encoding"] = gzip.compress(body, mtime=0), "gzip"
+        body = body[:-6] if cut else body
+    elif cut:
+        body = body[: len(body) // 2]
+    return Reply(status=200, body=body, content_type="text/csv", headers=headers)
+
+
+def _filtered(migration: Migration, sheet: Sheet, wanted: str) -> list[list[str]]:
+    if wanted not in _FILTERS:
+        raise Refusal(400, f"filter must be one of {', '.join(_FILTERS)}")
+    bad = {flaw.row for flaw in find_flaws(migration.grids()) if flaw.slug == sheet.schema.slug}
+    return [
+        row
+        for number, row in enumerate(sheet.rows)
+        if wanted == "all" or (number in bad) == (wanted == "invalid")
+    ]
+
+
+def start_export(account: Account, request: Request, ids: Ids, now: float) -> Reply:
+    """Respond to `POST /migrations/{id}/exports`."""
+    account.require_plan()
+    migration, body = account.migration(ids, now), read(request.body, _ExportIn)
+    slugs = body.slugs or ([body.slug] if body.slug else [])
+    if not slugs:
+        raise Refusal(400, "Give a slug or slugs")
+    sheets = [_sheet(migration, slug) for slug in slugs]
+    for sheet in sheets:
+        chosen_columns(sheet, body.fields, omit_empty=body.omit_empty, has_coverage=bool(migration.report))
+    if not migration.workbook:
+        raise Refusal(409, "There is nothing to export")
+    if any(now < job.ends_at for job in migration.jobs.values()):
+        raise Refusal(409, "An export is already running")
+    queued, seconds = account.pace.draw(sum(len(sheet.rows) for sheet in sheets), account.rng)
+    job = ExportJob(
+        id=account.new_id(),
+        slugs=slugs,
+        format="zip" if body.slugs else "csv",
+        fields=body.fields,
+        omit_empty=body.omit_empty,
+        total_rows=sum(len(sheet.rows) for sheet in sheets),
+        runs_from=now + queued,
+        ends_at=now + queued + seconds,
+        expires_at=now + queued + seconds + _FILE_LIVES,
+    )
+    migration.jobs[job.id] = job
+    path = f"/api/v1/migrations/{migration.id}/exports/jobs/{job.id}"
+    return account.shown(
+        202,
+        {
+            "job_id": job.id,
+            "status": "pending",
+            "format": job.format,
+            "total_rows": job.total_rows,
+            "status_url": path,
+        },
+    )
+
+
+def read_export(account: Account, request: Request, ids: Ids, now: float) -> Reply:
+    """Respond to `GET /migrations/{id}/exports/jobs/{job_id}`."""
+    migration = account.migration(ids, now)
+    job = migration.jobs.get(ids["job_id"])
+    if job is None:
+        raise Refusal(404, "Job not found")
+    ended = now >= job.ends_at
+    if now >= job.expires_at and account.variants.expired_job == "gone":
+        raise Refusal(410, "The export has expired")
+    linked = ended and job.ends_at + account.variants.late_url <= now < job.expires_at
+    content = _content(migration, job) if ended else b""
+    share = max(0.0, min(1.0, (now - job.runs_from) / max(job.ends_at - job.runs_from, 1e-9)))
+    return account.shown(
+        200,
+        {
+            "job_id": job.id,
+            "status": "completed" if ended else "pending" if now < job.runs_from else "running",
+            "format": job.format,
+            "rows_processed": int(job.total_rows * share),
+            "total_rows": job.total_rows,
+            "file_size": len(content) if ended else None,
+            "error": None,
+            "expires_at": account.time_text(job.expires_at),
+            "download_url": _link(account, job, content, now) if linked else None,
+        },
+    )
+
+
+def _content(migration: Migration, job: ExportJob) -> bytes:
+    """Return the file of a job: the sheet, or a ZIP with one CSV for each sheet."""
+    files = {
+        f"{slug}.csv": csv_of(sheet, chosen_columns(sheet, job.fields, omit_empty=job.omit_empty), sheet.rows)
+        for slug in job.slugs
+        for sheet in [_sheet(migration, slug)]
+    }
+    if job.format == "csv":
+        return files[f"{job.slugs[0]}.csv"]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return packed.getvalue()
+
+
+def _link(account: Account, job: ExportJob, content: bytes, now: float) -> str:
+    """Return a new link to a file, which can be used for some minutes."""
+    token = account.new_id()
+    kind = "text/csv" if job.format == "csv" else "application/zip"
+    account.links[token] = (min(now + _LINK_LIVES, job.expires_at), content, kind)
+    if account.variants.download_url == "relative":
+        return f"/downloads/{token}"
+    folder = "redirect" if account.variants.download_url == "redirect" else "downloads"
+    return f"{account.storage_url}/{folder}/{token}"
+
+
+def fetch_link(account: Account, request: Request, now: float) -> Reply:
+    """Respond to a GET of a download link, on the storage's host or, for a relative link, on the API's."""
+    _, folder, token = [*request.path.split("/"), "", ""][:3]
+    until, content, kind = account.links.get(token, (float("-inf"), b"", ""))
+    if folder not in ("downloads", "redirect") or now > until:
+        return json_reply(403, {"error": "The link has expired"})
+    if folder == "redirect":
+        return Reply(status=302, body=b"", headers={"Location": f"{account.storage_url}/downloads/{token}"})
+    return Reply(status=200, body=content, content_type=kind)

@@ -1,0 +1,75 @@
+"""Judge a client: what it did twice, and what it should not have done at all."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+
+from asyncmig.simulator.migrations.migration import Migration
+from asyncmig.simulator.server.ledger import Ledger
+
+__all__ = ["Verdict", "judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How often a client did what it should not do."""
+
+    executed_twice: int
+    """Executes of a preview that was executed before."""
+    generated_twice: int
+    """Generates although a preview of the same files was there."""
+    uploaded_twice: int
+    """Files with the name and content of an earlier one of the migration."""
+    duplicate_migrations: int
+    """Migrations with the name and source of another."""
+    over_the_limit: int
+    """Requests that were refused because of a rate limit."""
+    starts_beyond_three: int
+    """Starts that were refused while the account's own runs took all places."""
+    key_leaks: int
+    """Requests that carried the API key to another host."""
+    after_refusal: int
+    """Requests after the first 401."""
+    malformed: int
+    """Requests with a 400."""
+
+
+def judge(migrations: Collection[Migration], ledger: Ledger, *, starts_beyond: int) -> Verdict:
+    """Return what a client did wrong."""
+    statuses = [entry.status for entry in ledger.entries]
+    refused = statuses.index(401) if 401 in statuses else len(statuses)
+    names = Counter((each.name, each.source) for each in migrations)
+    return Verdict(
+        executed_twice=sum(_repeated(each, "execute") for each in migrations),
+        generated_twice=sum(_repeated(each, "generate") for each in migrations),
+        uploaded_twice=sum(_uploaded_twice(each) for each in migrations),
+        duplicate_migrations=sum(count - 1 for count in names.values()),
+        over_the_limit=ledger.over_the_limit - starts_beyond,
+        starts_beyond_three=starts_beyond,
+        key_leaks=ledger.key_leaks,
+        after_refusal=max(0, len(statuses) - refused - 1),
+        malformed=statuses.count(400),
+    )
+
+
+def _repeated(migration: Migration, kind: str) -> int:
+    """Return how often an operation was repeated after it had succeeded, with nothing new in between."""
+    repeated, done, uploads_before = 0, False, float("-inf")
+    phases = [phase for run in migration.runs for phase in run.phases]
+    for phase in sorted(phases, key=lambda each: each.started_at):
+        if phase.kind == kind:
+            new_files = any(
+                uploads_before < file.uploaded_at <= phase.started_at for file in migration.arrived
+            )
+            repeated += done and not (kind == "generate" and new_files)
+            uploads_before = phase.started_at
+            done = phase.status not in ("failed", "canceled")
+        elif kind == "execute" and phase.kind in ("generate", "update"):
+            done = False
+    return repeated
+
+
+def _uploaded_twice(migration: Migration) -> int:
+    digests = Counter((file.name, sha256(file.content or b"").digest()) for file in migration.arrived)
+    return sum(count - 1 for count in digests.values())

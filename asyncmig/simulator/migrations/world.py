@@ -1,0 +1,254 @@
+"""The server's state: it takes a request and `now`, and returns a reply. It knows the contract and no client."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from random import Random
+from typing import final
+
+from asyncmig.simulator.migrations.account import EPOCH, Account
+from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
+from asyncmig.simulator.migrations.exports import fetch_link
+from asyncmig.simulator.migrations.files import find_existing, put_bytes
+from asyncmig.simulator.migrations.judge import Verdict, judge
+from asyncmig.simulator.migrations.migration import Migration
+from asyncmig.simulator.migrations.routes import CLASSES, HANDLERS, endpoint_of, find_route
+from asyncmig.simulator.migrations.runs import advance
+from asyncmig.simulator.migrations.scripts import Script
+from asyncmig.simulator.migrations.tables import Schema
+from asyncmig.simulator.migrations.variants import Variants
+from asyncmig.simulator.server.bodies import Malformed
+from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.ledger import Entry, Ledger
+from asyncmig.simulator.server.limits import Budgets, FixedWindow, Limits, Meter, SlidingLog
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply
+
+__all__ = ["World"]
+
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, PUT, OPTIONS",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Max-Age": "600",
+}
+_FOREIGN_PERIOD = 600.0
+"""Seconds for which the number of foreign runs stays the same."""
+
+
+@final
+class World:
+    """One account of the Migration API, generation "migrations".
+
+    `limits`: numbers of the limits; by default those that the variants choose. `scripts`: what happens to customers,
+    by external id. `epoch`: Unix seconds at second 0 of the clock. `plan`: False for an account that can only read.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        sources: Iterable[str] = SOURCES,
+        schemas: Iterable[Schema] = SCHEMAS,
+        seed: int = 0,
+        limits: Limits | None = None,
+        pace: RunDurations | None = None,
+        variants: Variants | None = None,
+        scripts: Mapping[str, Script] | None = None,
+        epoch: float = EPOCH,
+        plan: bool = True,
+    ) -> None:
+        self.key = key
+        self.variants = variants or Variants()
+        self.ledger = Ledger()
+        self.limits = limits or Limits.parse(self.variants.limits)
+        self.account = Account(
+            sources=sources,
+            schemas=schemas,
+            seed=seed,
+            variants=self.variants,
+            pace=pace or RunDurations(),
+            scripts=scripts or {},
+            epoch=epoch,
+            plan=plan,
+        )
+        self._budgets = Budgets(self._meter)
+        self._starts_beyond = 0
+
+    @property
+    def base_url(self) -> str:
+        """The address of the API, set by the code that serves the world."""
+        return self.account.base_url
+
+    @base_url.setter
+    def base_url(self, url: str) -> None:
+        self.account.base_url = url
+
+    @property
+    def storage_url(self) -> str:
+        """The address of the storage, set by the code that serves the world."""
+        return self.account.storage_url
+
+    @storage_url.setter
+    def storage_url(self, url: str) -> None:
+        self.account.storage_url = url
+
+    @property
+    def migrations(self) -> Mapping[str, Migration]:
+        """The migrations by id, for tests to look at."""
+        return self.account.migrations
+
+    def endpoint_of(self, request: Request) -> str:
+        """Return method and route template of a request; `PUT storage` for an upload."""
+        return endpoint_of(request)
+
+    def verdict(self, now: float) -> Verdict:
+        """Return what a client of this world did wrong."""
+        advance(self.account, now)
+        return judge(self.account.migrations.values(), self.ledger, starts_beyond=self._starts_beyond)
+
+    def storage(self, request: Request, now: float) -> Reply:
+        """Respond to a request to the storage's host: a PUT to a signed URL, a download, or a CORS preflight."""
+        if request.method == "OPTIONS":
+            return Reply(status=204, body=b"", headers=_CORS)
+        self._note_key(request)
+        reply = (fetch_link if request.method == "GET" else put_bytes)(self.account, request, now)
+        return Reply(
+            status=reply.status,
+            body=reply.body,
+            content_type=reply.content_type,
+            headers={**reply.headers, **_CORS},
+        )
+
+    def _note_key(self, request: Request) -> None:
+        self.ledger.key_leaks += "x-api-key" in request.headers
+
+    def handle(self, request: Request, now: float) -> Reply:
+        """Respond to a request to the API's host."""
+        if request.path.startswith("/downloads/"):
+            self._note_key(request)
+            return fetch_link(self.account, request, now)
+        found = find_route(request)
+        if found is None:
+            return json_reply(404, {"error": "No such route"})
+        template, ids = found
+        reply = self._answer(request, f"{request.method} {template}", ids, now)
+        self.ledger.note(
+            Entry(at=now, method=request.method, template=template, ids=ids, status=reply.status)
+        )
+        return reply
+
+    def _answer(self, request: Request, endpoint: str, ids: Mapping[str, str], now: float) -> Reply:
+        if request.headers.get("x-api-key") != self.key:
+            return self._error(Refusal(401, "Invalid API key"), now)
+        variants = self.variants
+        if self.account.rng.random() < variants.proxy_403:
+            return Reply(status=403, body=b"<html>Forbidden</html>", content_type="text/html")
+        advance(self.account, now)
+        is_start = endpoint == "POST /migrations/{id}/runs"
+        charged = self._charges(request, endpoint)
+        try:
+            if is_start and not variants.concurrency_counts:
+                self._take_place(ids, now)
+            if not self._budgets.admit(charged, now):
+                raise Refusal(429, "Too many requests", headers=self._headers(charged, now, refused=True))
+            if is_start and variants.concurrency_counts:
+                self._take_place(ids, now)
+            reply = HANDLERS[endpoint](self.account, request, ids, now)
+        except Malformed as malformed:
+            return self._error(Refusal(400, str(malformed)), now)
+        except Refusal as refusal:
+            return self._error(refusal, now)
+        headers = {**reply.headers, **self._headers(charged, now, refused=False)}
+        return Reply(
+            status=reply.status,
+            body=reply.body,
+            content_type=reply.content_type,
+            headers=headers,
+            stream=reply.stream,
+        )
+
+    def _charges(self, request: Request, endpoint: str) -> list[str]:
+        """Return the budgets that a request charges."""
+        variants, name = self.variants, CLASSES[endpoint]
+        if self.limits.per_endpoint:
+            return [endpoint]
+        if request.method == "GET" and endpoint.endswith(("/knowledge", "/source-connection")):
+            return [variants.knowledge_class]
+        if endpoint == "GET /migrations/{id}/files":
+            return [variants.files_class]
+        if endpoint == "PATCH /migrations/{id}/runs/{run_id}":
+            return [variants.cancel_class]
+        if name == "create":
+            if not variants.replays_count and find_existing(self.account, request) is not None:
+                return []
+            return ["create", "writes"] if variants.create_costs_write else ["create"]
+        if endpoint == "POST /migrations/{id}/runs" and b'"generate"' in request.body:
+            return ["agent", "generate"]
+        return [name]
+
+    def _meter(self, name: str) -> Meter | None:
+        rate = self.limits.rate_of(name)
+        if rate is None:
+            return None
+        limit, window = rate
+        if self.variants.window == "sliding":
+            return SlidingLog(limit, window, count_rejects=self.variants.rejects_count)
+        return FixedWindow(
+            limit, window, phase=self.variants.phase, count_rejects=self.variants.rejects_count
+        )
+
+    def _headers(self, charged: list[str], now: float, *, refused: bool) -> dict[str, str]:
+        """Return the headers about limits: on a refusal with `Retry-After`."""
+        wanted = self.variants.limit_headers
+        if self.limits.per_endpoint or wanted == "none" or not (refused or wanted == "always"):
+            return {}
+        headers = self._budgets.headers(charged, now, self.account.epoch + now)
+        if not refused:
+            headers.pop("Retry-After", None)
+        return headers
+
+    def _foreign(self, now: float) -> int:
+        """Return how many runs of others are in progress at `now`."""
+        most = self.variants.foreign_runs
+        return Random(f"{self.account.seed} {now // _FOREIGN_PERIOD}").randint(0, most) if most else 0
+
+    def _take_place(self, ids: Mapping[str, str], now: float) -> None:
+        """Raise `Refusal` (429) if the account has no place for another run."""
+        most, account = self.limits.runs, self.account
+        own, foreign = account.in_progress(), self._foreign(now)
+        if most is None or len(own) + foreign < most or any(each.id == ids["id"] for each, _ in own):
+            return
+        self._starts_beyond += len(own) >= most
+        prefix = "run_" if self.variants.listed_ids == "run_" else ""
+        run_ids = [*(run_id for _, run_id in own), *(account.new_id() for _ in range(foreign))]
+        runs: list[Json] = [
+            {"id": prefix + run_id, "status": "running", "updatedAt": None, "runKind": None}
+            for run_id in run_ids
+        ]
+        wait = self.variants.concurrency_wait
+        raise Refusal(
+            429,
+            "Too many runs are in progress",
+            headers={} if wait is None else {"Retry-After": str(int(wait))},
+            fields={
+                "code": "run_concurrency_limit",
+                "limit": most,
+                **({"runs": runs} if self.variants.concurrency_list else {}),
+            },
+        )
+
+    def _error(self, refusal: Refusal, now: float) -> Reply:
+        """Return an error response, as the variants shape it."""
+        headers = dict(refusal.headers)
+        if self.variants.retry_after == "date" and "Retry-After" in headers:
+            at = datetime.fromtimestamp(self.account.epoch + now + int(headers["Retry-After"]), UTC)
+            headers["Retry-After"] = format_datetime(at, usegmt=True)
+        how = "json" if refusal.fields else self.variants.errors
+        if how == "html":
+            body = f"<html><body>{refusal.status}</body></html>".encode()
+            return Reply(status=refusal.status, body=body, content_type="text/html", headers=headers)
+        if how == "empty":
+            return Reply(status=refusal.status, body=b"", headers=headers)
+        text = {} if how == "textless" else {"error": refusal.text}
+        reply = json_reply(refusal.status, {**text, **refusal.fields})
+        return Reply(status=reply.status, body=reply.body, headers=headers)
