@@ -148,4 +148,4 @@ class RetryQuota:
     def next_probe(self) -> float:
         """Return the seconds until the queue's next probe: 1, 2, 4, ... `ceiling`."""
         self._probes += 1
-        return min(self._ceiling, 2.0 ** (self._probes - 1))
+        return min(self._ceiling, 2.0 ** min(self._probes - 1, 60))

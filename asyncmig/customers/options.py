@@ -1,18 +1,21 @@
 """The options of a migration: what to do at a decision, which rows to deliver, how often to retry, what to export."""
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypedDict, final, get_args
+from typing import Final, TypedDict, final, get_args
 
 from asyncmig._core.arguments import check_fields
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
 from asyncmig.errors import InvalidInput
 
-__all__ = ["MigrationKeywords", "MigrationOptions", "OptionOverrides", "Turn", "combined"]
+__all__ = ["RETRY_SECONDS", "MigrationKeywords", "MigrationOptions", "OptionOverrides", "Turn", "combined"]
 
 Turn = Callable[[], Awaitable[None]]
 """Awaited after the files were read: it returns when this customer may send its first request."""
+RETRY_SECONDS: Final = 900.0
+"""The default of `MigrationOptions.retry_seconds`, in seconds."""
 _POLICIES = ("park", "approve_safe", "approve", "reject")
 
 
@@ -41,6 +44,11 @@ class MigrationOptions:
     record twice depends on the natural key of the destination's writer, which a client can neither see nor set."""
     root: Path | str | None = None
     """A folder that all files must lie below, also after symbolic links are followed."""
+    retry_seconds: float = RETRY_SECONDS
+    """Seconds for which a step that is safe to repeat is repeated while its requests fail, or while the journal is
+    unavailable. Then the outcome is `Pending` with the reason `server_away`, or `JournalError` is raised. While the
+    server answers no call at all, the wait has no limit: drain the fleet or cancel the call to end it.
+    `AttemptFailed` reports the failure and the time of the limit (`until`); `Recovered` reports the success."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -50,6 +58,8 @@ class MigrationOptions:
             raise InvalidInput("row_filter", self.row_filter, "is neither 'valid' nor 'all'")
         if self.retries < 0:
             raise InvalidInput("retries", self.retries, "must not be negative")
+        if not 0 <= self.retry_seconds < math.inf:
+            raise InvalidInput("retry_seconds", self.retry_seconds, "must be a finite number of seconds")
         if self.export is not None and self.export not in get_args(ExportMode):
             raise InvalidInput("export", self.export, "is neither None nor 'canary' nor 'full'")
 
@@ -74,6 +84,7 @@ class OptionOverrides(TypedDict, total=False):
     retry_failed: bool
     deliver_rejected: bool
     export: ExportMode | None
+    retry_seconds: float
 
 
 class MigrationKeywords(OptionOverrides, total=False):

@@ -9,9 +9,6 @@ from msgspec import Struct, field
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.questions import Action, NeedsAttention
 
-# TODO merge this text into the docstring:
-# What an import did, as the server reports it.
-
 __all__ = [
     "Decide",
     "Delivered",
@@ -24,6 +21,7 @@ __all__ = [
     "Outcome",
     "Parked",
     "Pending",
+    "PendingReason",
     "Policy",
     "Reviewed",
     "RowFilter",
@@ -197,6 +195,8 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
     report: ImportReport | None = None
     destructive: tuple[Action, ...] = ()
     """The actions of the proposed patch that destroy rows, or may."""
+    refused: str = ""
+    """Why the decision of the `decide` function was not sent; empty if it returned none or was not called."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "destructive", self.attention.destructive)
@@ -208,7 +208,8 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
         count = len(questions)
         lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
         first = " ".join((questions[0].prompt or "").split()) if questions else ""
-        asked = f"waits for a decision: {count} question{'s' * (count != 1)}{lost}"
+        wrong = f" (the decision was not sent: {self.refused})" if self.refused else ""
+        asked = f"waits for a decision{wrong}: {count} question{'s' * (count != 1)}{lost}"
         return f"{asked}: {first}" if first else asked
 
 
@@ -222,10 +223,35 @@ class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):
     """What to do, alone."""
 
 
+PendingReason = Literal[
+    "held",
+    "interrupted",
+    "canceled",
+    "key_refused",
+    "account_refused",
+    "server_away",
+    "no_run_slot",
+    "crashed",
+]
+"""Why a migration has not ended:
+
+- `held`: another live process works on the customer.
+- `interrupted`: the session was closed, or this computer lacks disk space, file descriptors or memory.
+- `canceled`: the caller stopped the work.
+- `key_refused`: the server refused the API key (401).
+- `account_refused`: the account may not start work (403).
+- `server_away`: a step still failed after `MigrationOptions.retry_seconds` seconds.
+- `no_run_slot`: other runs of the account occupy every run slot.
+- `crashed`: an exception nobody expected, for example in the function that decides. The same call would raise it
+  again: fix the cause first.
+"""
+
+
 class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
-    """Not finished: interrupted, the key refused, the server away. The same call again goes on."""
+    """Not ended. The same call continues, except after `reason="crashed"`: fix the cause first."""
 
     error: str
+    reason: PendingReason = "interrupted"
 
 
 Outcome = Delivered | Failed | Parked | Unknown | Pending

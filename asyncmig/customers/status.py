@@ -8,7 +8,7 @@ import msgspec
 
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.questions import Action
 from asyncmig.customers.steps import ACTIVE
 
@@ -57,6 +57,8 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The API generation that the customer is migrated with."""
     outcome: str = "pending"
     """`delivered`, `failed`, `parked` or `unknown`; `pending` while the migration has not ended."""
+    pending_reason: PendingReason | None = None
+    """Why the last call ended without an outcome; see `PendingReason`."""
     step: str = "waiting"
     """One of `STEPS`: the step that the migration has reached."""
     detail: str = ""
@@ -149,6 +151,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
         name=outcome.name,
         api=api,
         outcome=str(outcome.__struct_config__.tag),
+        pending_reason=outcome.reason if isinstance(outcome, Pending) else None,
         step=_last_step(outcome),
         ids=outcome.ids,
         error=None if isinstance(outcome, Delivered) else outcome.error,

@@ -297,7 +297,8 @@ def _outcome(spec: Spec, job: Job) -> Outcome:
     if job.status is Status.COMPLETE:
         return cast(Outcome, msgspec.convert(job.result, Outcome, strict=False))
     reason = (job.error or "").strip().splitlines()
-    return pending(spec, f"its job was {job.status.value}: {reason[-1] if reason else 'no reason is known'}")
+    text = f"its job was {job.status.value}: {reason[-1] if reason else 'no reason is known'}"
+    return pending(spec, text, "canceled" if job.status is Status.ABORTED else "crashed")
 
 
 def _check_no_secret(spec: Spec) -> None:

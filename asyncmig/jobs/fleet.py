@@ -224,7 +224,7 @@ class Fleet(AsyncOnly):
         try:
             async with self._places:
                 if self._draining:
-                    outcome: Outcome = pending(spec, "interrupted before it began")
+                    outcome: Outcome = pending(spec, "interrupted before it began", "interrupted")
                 else:
                     outcome = await migrate_safely(
                         self._generation,
@@ -238,7 +238,7 @@ class Fleet(AsyncOnly):
                     )
         except CustomerHeld as error:
             if not future.done():
-                future.set_result(pending(spec, str(error)))
+                future.set_result(pending(spec, str(error), "held"))
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)

@@ -1,6 +1,7 @@
 """Migrate one customer: check the spec, claim the customer in the journal, run the generation's workflow."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -12,7 +13,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, Turn, combined
-from asyncmig.customers.outcome import Outcome, Pending
+from asyncmig.customers.outcome import Outcome, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, checked_spec, failed
 from asyncmig.errors import InvalidInput, JournalError
@@ -141,9 +142,11 @@ async def migrate_safely(
         raise
     except Exception as error:
         _log.exception("the migration of %s broke off", spec.external_id)
-        return pending(spec, f"broke off: {type(error).__name__}: {error}")
+        return pending(spec, f"{type(error).__name__}: {error}", "crashed")
 
 
-def pending(spec: Spec, error: str) -> Pending:
-    """Return the outcome of a customer whose migration was not run to an end in this call."""
-    return Pending(external_id=spec.external_id, name=spec.name, error=error)
+def pending(
+    spec: Spec, error: str, reason: PendingReason, *, ids: Mapping[str, str] | None = None
+) -> Pending:
+    """Return the outcome of a customer whose migration has not ended in this call."""
+    return Pending(external_id=spec.external_id, name=spec.name, error=error, reason=reason, ids=ids or {})

@@ -22,6 +22,7 @@ from asyncmig import (
     Journal,
     MemoryJournal,
     Parked,
+    Pending,
     RetryPolicy,
     Session,
     Spec,
@@ -429,8 +430,10 @@ async def test_of_a_function_that_decides(
         Fleet(opened, journal=MemoryJournal(), to=tmp_path / "o", decide=decide) as fleet,
     ):
         outcome = await fleet.submit(customer(contacts=DUPLICATES))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "crashed"
     assert "decide=" in outcome.error
+    assert outcome.ids.keys() == {"company", "run"}
 
 
 async def test_a_plain_function_may_decide(opens: Opens, customer: Customer, tmp_path: Path) -> None:

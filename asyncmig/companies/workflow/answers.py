@@ -17,8 +17,6 @@ from asyncmig.journal import ClaimPort
 __all__ = ["Answers"]
 
 _log = logging.getLogger("asyncmig")
-_PATIENCE = 900.0
-"""Seconds for which an unavailable journal is waited for."""
 _PAUSE = 1.0
 """Seconds between attempts to write. A journal may also wait within each attempt."""
 
@@ -27,10 +25,11 @@ _PAUSE = 1.0
 class Answers:
     """The responses about one customer, beginning with those that an earlier claim could not write."""
 
-    __slots__ = ("_claim", "_context", "_entries", "record")
+    __slots__ = ("_claim", "_context", "_entries", "_retry_seconds", "record")
 
-    def __init__(self, context: SessionContext, claim: ClaimPort) -> None:
-        self._context, self._claim = context, claim
+    def __init__(self, context: SessionContext, claim: ClaimPort, retry_seconds: float) -> None:
+        """`retry_seconds`: seconds for which an unavailable journal is waited for."""
+        self._context, self._claim, self._retry_seconds = context, claim, retry_seconds
         earlier = context.unwritten.pop(claim.external_id, None)
         self._entries = list(earlier.missing(claim.state)) if earlier else []
         self.record: Record = read_record(
@@ -41,9 +40,9 @@ class Answers:
     async def keep(self, kind: Entry, detail: bytes, record: Record) -> None:
         """Write a response and the changed record; while the journal is unavailable, wait for it.
 
-        Raises `JournalError` if it is unavailable for 15 minutes, or if the session was closed meanwhile;
-        `CustomerHeld` if another process took over the customer. The next claim of this customer in this session
-        writes the missing entries first.
+        Raises `JournalError` if it is unavailable for `retry_seconds` seconds, or if the session was closed
+        meanwhile; `CustomerHeld` if another process took over the customer. The next claim of this customer
+        in this session writes the missing entries first.
         """
         self.record = record
         self._entries.append(UnwrittenEntry(kind, detail, msgspec.json.encode(record)))
@@ -52,7 +51,7 @@ class Answers:
     async def catch_up(self) -> None:
         """Write the entries that the journal does not have yet. Raises as `keep` does."""
         loop = asyncio.get_running_loop()
-        until, failed = loop.time() + _PATIENCE, False
+        until, failed = loop.time() + self._retry_seconds, False
         failures = Failures(self._context.events, until=until, owner=Owner(self._claim.external_id))
         try:
             while self._entries:

@@ -10,6 +10,7 @@ arguments: it repeats only requests that are safe to repeat.
 import asyncio
 import contextlib
 import inspect
+import logging
 import os
 from collections.abc import Awaitable, Iterable
 from functools import partial
@@ -41,9 +42,11 @@ from asyncmig.customers.outcome import (
     Outcome,
     Parked,
     Pending,
+    PendingReason,
     Unknown,
 )
 from asyncmig.customers.paths import Inputs, check_below, entries, file_id
+from asyncmig.customers.questions import check_answers
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.steps import OutcomeName
 from asyncmig.errors import (
@@ -60,6 +63,7 @@ from asyncmig.journal import ClaimPort
 
 __all__ = ["migrate_customer", "nothing_ran"]
 
+_log = logging.getLogger("asyncmig")
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which the files of an import that was not started are uploaded again."""
 _LOOK_AGAIN = 10.0
@@ -84,7 +88,7 @@ async def migrate_customer(
     `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
     files were read and before the first request. Raises `JournalError`.
     """
-    progress = RecordKeeper(context, claim, spec)
+    progress = RecordKeeper(context, claim, spec, retry_seconds=options.retry_seconds)
     try:
         await progress.answers.catch_up()
         with working_for(progress.owner()):
@@ -92,7 +96,7 @@ async def migrate_customer(
     except JournalError as error:
         if not (progress.answers.unwritten and progress.answers.must_end):
             raise
-        return Pending(**progress.outcome_fields(), error=str(error))
+        return Pending(**progress.outcome_fields(), error=str(error), reason="interrupted")
 
 
 @final
@@ -131,9 +135,16 @@ class _Migration:
                     **progress.outcome_fields(), error=str(error), sent=error.sent, advice=error.advice
                 )
             except (AuthError, SessionClosed, OSError, *TRANSIENT) as error:
-                outcome = Pending(**progress.outcome_fields(), error=str(error))
+                outcome = Pending(**progress.outcome_fields(), error=str(error), reason=_reason(error))
             except (InvalidInput, ApiError) as error:
                 outcome = Failed(**progress.outcome_fields(), error=str(error), step=progress.step)
+            except JournalError:
+                raise
+            except Exception as error:
+                _log.exception("the migration of %s crashed", progress.record.external_id)
+                outcome = Pending(
+                    **progress.outcome_fields(), error=f"{type(error).__name__}: {error}", reason="crashed"
+                )
             if outcome != progress.record.outcome:
                 await progress.keep(_kind(outcome), outcome=outcome)
             if not await self._begin_again(outcome):
@@ -357,8 +368,8 @@ class _Migration:
                 return state
             parked = Parked(**progress.outcome_fields(), attention=attention, report=state.report)
             decision = await self._decision(parked)
-            if decision is None:
-                return parked
+            if isinstance(decision, Parked | Pending):
+                return decision
             if run.needs_attention is None:
                 continue  # another client has decided meanwhile
             progress.begin("deciding", type(decision).__name__.lower())
@@ -367,39 +378,57 @@ class _Migration:
             except Conflict as error:
                 refused += 1
                 if refused == _DECISIONS:
-                    return Pending(**progress.outcome_fields(), error=str(error))
+                    return Pending(**progress.outcome_fields(), error=str(error), reason="interrupted")
             else:
                 refused = 0
                 await progress.keep("decided")
 
-    async def _decision(self, parked: Parked) -> Decision | None:
+    async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
+        """Return what the policy decides: `Parked` if nothing or something wrong, `Pending` if its function fails."""
         policy = self._options.decide
         if callable(policy):
-            return _checked_decision(await _result(policy, parked))
+            return await self._called(policy, parked)
         if policy == "reject":
             return Reject()
         is_safe = not parked.attention.is_destructive
-        return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else None
+        return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else parked
+
+    async def _called(self, policy: Decide, parked: Parked) -> Decision | Parked | Pending:
+        try:
+            decision: object = policy(parked)
+            if inspect.isawaitable(decision):
+                decision = await cast("Awaitable[object]", decision)
+        except (AuthError, SessionClosed, JournalError, *TRANSIENT):  # it may use the session itself
+            raise
+        except Exception as error:
+            _log.exception("%s: the function that decides failed", parked.external_id)
+            text = f"the function `decide` raised {type(error).__name__}: {error}"
+            return Pending(**self._progress.outcome_fields(), error=text, reason="crashed")
+        if decision is None:
+            return parked
+        if not isinstance(decision, Decision):
+            text = str(
+                InvalidInput("decide", decision, "is what the function returned, not a Decision or None")
+            )
+            return Pending(**self._progress.outcome_fields(), error=text, reason="crashed")
+        try:
+            checked_decision(decision, SUPPORTED, API)
+            if isinstance(decision, Approve):
+                check_answers(parked.attention, decision.answers or {})
+        except InvalidInput as error:
+            return msgspec.structs.replace(parked, refused=str(error))
+        return decision
 
     def _group(self) -> int:
         """Return the poll group of the run: the order of magnitude of its bytes. Its runs take about equally long."""
         return len(str(sum(file.size for file in self._progress.record.files)))
 
 
-async def _result(policy: Decide, parked: Parked) -> object:
-    """Return the decision of a function or coroutine function."""
-    decision: object = policy(parked)
-    return await cast("Awaitable[object]", decision) if inspect.isawaitable(decision) else decision
-
-
-def _checked_decision(decision: object) -> Decision | None:
-    """Return what a function decided. Raises `InvalidInput` for what this API generation does not support."""
-    if decision is None:
-        return None
-    if not isinstance(decision, Decision):
-        reason = "came from the function that decides; it must return a Decision or None"
-        raise InvalidInput("decide", decision, reason)
-    return checked_decision(decision, SUPPORTED, API)
+def _reason(error: Exception) -> PendingReason:
+    """Return why a migration that stopped with `error` has not ended."""
+    if isinstance(error, AuthError):
+        return "key_refused"
+    return "server_away" if isinstance(error, TRANSIENT) else "interrupted"
 
 
 def _check_apart(files: Iterable[Path], to: Path) -> None:

@@ -16,6 +16,7 @@ from asyncmig.companies.routes import DOWNLOAD, PUT_BYTES
 from asyncmig.companies.workflow.answers import Answers
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.failures import LastFailure, wall_clock
+from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.steps import Entry, OutcomeName, Step
 from asyncmig.errors import ApiError, JournalError, TruncatedDownload
@@ -28,8 +29,6 @@ T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 _STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
 """Entries after which the last failure may be the reason why the migration stopped."""
-_PATIENCE = 900.0
-"""Seconds for which a step that is safe to repeat is repeated while the server is unavailable."""
 
 
 class OutcomeFields(TypedDict):
@@ -45,13 +44,32 @@ class OutcomeFields(TypedDict):
 class RecordKeeper:
     """The record of one migration, while this process holds the claim of the customer."""
 
-    __slots__ = ("_claim", "_events", "_started", "_writing", "answers", "notes", "record", "step")
+    __slots__ = (
+        "_claim",
+        "_events",
+        "_retry_seconds",
+        "_started",
+        "_writing",
+        "answers",
+        "notes",
+        "record",
+        "step",
+    )
 
-    def __init__(self, context: SessionContext, claim: ClaimPort, spec: Spec | None = None) -> None:
+    def __init__(
+        self,
+        context: SessionContext,
+        claim: ClaimPort,
+        spec: Spec | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """`retry_seconds`: see `MigrationOptions`."""
         self._claim, self._events = claim, context.events
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
-        self.answers: Answers = Answers(context, claim)
+        self._retry_seconds = retry_seconds
+        self.answers: Answers = Answers(context, claim, retry_seconds)
         record = self.answers.record
         self.record: Record = named(record, spec) if spec and not record.name else record
         self.notes: list[str] = []
@@ -139,8 +157,10 @@ class RecordKeeper:
                 return await step()
 
     def while_away(self) -> TimedAttempts:
-        """Return the attempts of a step that is safe to repeat, for at most 15 minutes."""
-        return TimedAttempts(self._events, DOWNLOAD, seconds=_PATIENCE, on=TRANSIENT, unless=_is_final)
+        """Return the attempts of a step that is safe to repeat, for at most `retry_seconds` seconds."""
+        return TimedAttempts(
+            self._events, DOWNLOAD, seconds=self._retry_seconds, on=TRANSIENT, unless=_is_final
+        )
 
 
 def _is_final(error: Exception) -> bool:

@@ -1,0 +1,149 @@
+"""A migration that has not ended says why, so that a caller knows whether the same call continues."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from inprocess import Fault, InProcess
+
+from asyncmig import (
+    Approve,
+    Cancel,
+    Decision,
+    Delivered,
+    Fleet,
+    InvalidInput,
+    MemoryJournal,
+    NoAnswer,
+    Parked,
+    Pending,
+    Spec,
+    migrate,
+)
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.events import AttemptFailed
+from asyncmig.jobs.status import read_statuses
+from asyncmig.simulator import World
+
+from .conftest import DUPLICATES, Opens
+
+pytestmark = pytest.mark.looptime
+Customer = Callable[..., Spec]
+
+
+@pytest.mark.parametrize("error", [LookupError("mine"), OSError("my database"), ValueError("mine")], ids=repr)
+async def test_an_exception_of_the_function_that_decides_is_no_outage(
+    opens: Opens, customer: Customer, tmp_path: Path, error: Exception
+) -> None:
+    async def decide(parked: Parked) -> Decision:
+        raise error
+
+    journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out", decide=decide)
+        assert isinstance(outcome, Pending)
+        assert outcome.reason == "crashed"
+        assert outcome.ids.keys() == {"company", "run"}
+        assert str(error) in outcome.error
+        (status,) = await read_statuses(journal, "")
+        assert status.pending_reason == "crashed"
+        assert isinstance(
+            await migrate(session, spec, journal=journal, to=tmp_path / "out", decide="approve"), Delivered
+        )
+
+
+async def test_an_error_of_the_session_in_the_function_that_decides_is_an_outage(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    async def decide(parked: Parked) -> Decision:
+        raise NoAnswer("GET", "/sources", "the connection was reset")
+
+    async with opens() as session:
+        outcome = await migrate(
+            session,
+            customer(contacts=DUPLICATES),
+            journal=MemoryJournal(),
+            to=tmp_path / "out",
+            decide=decide,
+        )
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "server_away"
+
+
+@pytest.mark.parametrize("decision", [Approve({"gone": "a"}), Cancel()], ids=repr)
+async def test_a_wrong_answer_leaves_the_customer_parked_with_the_reason(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, decision: Decision
+) -> None:
+    async def decide(parked: Parked) -> Decision:
+        return decision
+
+    journal = MemoryJournal()
+    async with opens() as session:
+        outcome = await migrate(
+            session, customer(contacts=DUPLICATES), journal=journal, to=tmp_path / "out", decide=decide
+        )
+    assert isinstance(outcome, Parked)
+    assert "gone" in outcome.refused or "Cancel" in outcome.refused
+    assert outcome.refused in outcome.error
+    assert not [url for _, method, url in wire.sent if url.endswith("/decisions")]
+    (status,) = await read_statuses(journal, "")
+    assert status.outcome == "parked"
+
+
+async def test_a_refused_key_is_the_reason(
+    opens: Opens, customer: Customer, world: World, tmp_path: Path
+) -> None:
+    world.key = "another"
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "key_refused"
+
+
+async def test_a_step_is_repeated_for_as_long_as_the_option_says(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        return Fault(refused=True) if method == "PUT" else None
+
+    wire.fault = fault
+    reported: list[AttemptFailed] = []
+    async with opens() as session:
+        with session.events.subscribe(
+            lambda event: reported.append(event) if isinstance(event, AttemptFailed) else None
+        ):
+            begun = asyncio.get_running_loop().time()
+            outcome = await migrate(
+                session, customer(), journal=MemoryJournal(), to=tmp_path, retry_seconds=3600.0
+            )
+            ended = asyncio.get_running_loop().time()
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "server_away"
+    assert outcome.ids.keys() == {"company"}
+    assert ended - begun >= 3600.0
+    assert {each.external_id for each in reported} == {"acme"}
+    assert any(each.until is not None and 3500.0 <= each.until - begun <= 3700.0 for each in reported)
+
+
+async def test_held_interrupted_and_drained_customers_say_so(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with (
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path) as fleet,
+        await journal.claim("held"),
+    ):
+        running = fleet.submit(customer("running"))
+        await asyncio.sleep(15.0)
+        await fleet.drain()
+        outcomes = [await running, await fleet.submit(customer("late"))]
+    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Pending)]
+    assert reasons == ["interrupted", "interrupted"]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_a_wrong_retry_seconds_is_refused(value: float) -> None:
+    with pytest.raises(InvalidInput, match="retry_seconds"):
+        MigrationOptions(retry_seconds=value)
