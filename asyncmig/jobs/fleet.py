@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack, cast, final
@@ -50,7 +51,6 @@ class Fleet(AsyncOnly):
     __slots__ = (
         "_draining",
         "_generation",
-        "_group",
         "_guard",
         "_inputs",
         "_journal",
@@ -59,6 +59,7 @@ class Fleet(AsyncOnly):
         "_places",
         "_session",
         "_submitted",
+        "_tasks",
         "_to",
     )
 
@@ -93,6 +94,7 @@ class Fleet(AsyncOnly):
         self._places = anyio.CapacityLimiter(concurrency)
         self._draining = False
         self._guard = LoopGuard("Fleet")
+        self._tasks: set[asyncio.Task[None]] = set()
         self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
 
     async def __aenter__(self) -> Self:
@@ -108,8 +110,6 @@ class Fleet(AsyncOnly):
         except BaseException:
             self._guard.forget()
             raise
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
         return self
 
     async def __aexit__(
@@ -119,14 +119,18 @@ class Fleet(AsyncOnly):
         tb: TracebackType | None,
     ) -> None:
         self._guard.leave(_LEFT)
-        self._group.cancel_scope.cancel()
-        try:
-            # The block's own error is not the group's: it leaves as it is, and not in an ExceptionGroup.
-            await self._group.__aexit__(None, None, None)
-        finally:
-            if self._own_journal is not None:
-                with anyio.CancelScope(shield=True):
+        self._cancel()
+        # Shielded, because no task may outlive the fleet and the journal must be closed, also in a cancelled task.
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            finally:
+                if self._own_journal is not None:
                     await self._own_journal.__aexit__(None, None, None)
+
+    def _cancel(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
 
     def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Start a migration as soon as there is a place; the future gives its outcome.
@@ -150,7 +154,10 @@ class Fleet(AsyncOnly):
             return under_way[1]
         future = loop.create_future()
         self._submitted[spec.external_id] = spec, future
-        self._group.start_soon(self._work, spec, future, turn)
+        task = asyncio.ensure_future(self._work(spec, future, turn))
+        # A task that is cancelled before its first step runs none of its own cleanup.
+        task.add_done_callback(partial(self._ended, spec, future, turn))
+        self._tasks.add(task)
         return future
 
     def _check_not_other(self, spec: Spec) -> None:
@@ -218,7 +225,7 @@ class Fleet(AsyncOnly):
         with anyio.move_on_after(timeout):
             await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
             return
-        self._group.cancel_scope.cancel()
+        self._cancel()
 
     async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
         try:
@@ -243,15 +250,19 @@ class Fleet(AsyncOnly):
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # who iterates hears of the first one, and of the others nobody has to
-        except BaseException:
-            future.cancel()
-            raise
         else:
             if not future.done():
                 future.set_result(outcome)
-        finally:
-            turn.end()
-            del self._submitted[spec.external_id]
+
+    def _ended(
+        self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn", task: "asyncio.Task[None]"
+    ) -> None:
+        self._tasks.discard(task)
+        turn.end()
+        del self._submitted[spec.external_id]
+        if not task.cancelled() and (error := task.exception()) is not None and not future.done():
+            future.set_exception(error)
+        future.cancel()
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,3 +227,30 @@ async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_o
     start = next(number for number in mine if wire.sent[number][1] == "POST")
     between = [url for _, method, url in wire.sent[mine[0] : start] if method == "POST"]
     assert len(between) < 3, between
+
+
+async def test_a_fleet_and_its_session_are_left_in_another_task(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    exits, before = AsyncExitStack(), asyncio.all_tasks()
+
+    async def enter() -> "asyncio.Future[Outcome]":
+        session = await exits.enter_async_context(opens())
+        fleet = await exits.enter_async_context(
+            Fleet(session, journal=tmp_path / "fleet.db", to=tmp_path / "out")
+        )
+        return fleet.submit(customer())
+
+    async def leave() -> None:
+        raise LookupError("mine")
+
+    running = await asyncio.create_task(enter())
+    await asyncio.sleep(10.0)
+    exits.push_async_callback(leave)
+    with pytest.raises(LookupError, match="mine"):
+        await asyncio.create_task(exits.aclose())
+    assert running.cancelled()
+    assert asyncio.all_tasks() <= before | {asyncio.current_task()}
+    assert wire.open == 0
+    async with Journal(tmp_path / "fleet.db") as journal, await journal.claim("acme") as claim:
+        assert claim.state is not None
