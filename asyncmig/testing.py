@@ -65,7 +65,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import cast, final
+from typing import Generic, TypeVar, cast, final
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._core.arguments import checked_call
@@ -87,17 +87,21 @@ from asyncmig.simulator import (
     RunDurations,
     Schema,
     Script,
+    Served,
     Serving,
     SlidingLog,
+    Stream,
     Variants,
     Verdict,
     World,
     serve,
 )
+from asyncmig.simulator.server.app import STREAM_INTERVAL
 
 __all__ = ["Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
 
 _CHUNK = 64 * 1024
+W = TypeVar("W", bound=Served)
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 Handle = Callable[[Request, float], Reply]
 """A server as a function of a request and the time in seconds."""
@@ -109,15 +113,21 @@ class _Answer:
     headers: Mapping[str, str]
     body: bytes
     cut: bool
+    stream: Stream | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        while self.stream is not None and not self.cut:
+            yield self.stream.read(asyncio.get_running_loop().time())
+            if self.stream.ended:
+                return
+            await asyncio.sleep(STREAM_INTERVAL)
         for start in range(0, len(self.body), _CHUNK):
             yield self.body[start : start + _CHUNK]
         if self.cut:
             raise Lost("ClientPayloadError", sent=True)
 
 
-class InProcess:
+class InProcess(Generic[W]):
     """A transport for `Session` that calls a simulated world without sockets, so that virtual time stays exact.
 
     `latency`: seconds that an exchange takes, drawn between half and one and a half of it. `faults`: faults of
@@ -130,13 +140,13 @@ class InProcess:
 
     def __init__(
         self,
-        world: World,
+        world: W,
         *,
         latency: float = 0.1,
         rng: Random | None = None,
         faults: Faults | None = None,
     ) -> None:
-        self.world = world
+        self.world: W = world
         self.latency = latency
         self.rng: Random = rng or Random(7)
         self.faults: Faults = faults or Faults()
@@ -202,6 +212,7 @@ class InProcess:
             headers={"Content-Type": reply.content_type, **reply.headers},
             body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
             cut=fault.cut_to is not None,
+            stream=reply.stream,
         )
 
     def _handler(self, host: str) -> Handle:
@@ -278,7 +289,7 @@ class Simulator:
             variants=variants,
             customers=customers,
         )
-        self.transport: InProcess = InProcess(
+        self.transport: InProcess[World] = InProcess(
             self.world, latency=latency, rng=Random(seed), faults=self.faults
         )
 

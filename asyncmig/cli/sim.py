@@ -4,8 +4,9 @@ import asyncio
 import shutil
 import ssl
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -27,6 +28,7 @@ from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder, check_replaceable
 from asyncmig.journal import JournalPlace
 from asyncmig.session import Scope
+from asyncmig.simulator import migrations
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
 from asyncmig.simulator.companies.profiles import PROFILES
 from asyncmig.simulator.companies.variants import VARIANTS, Variants
@@ -79,6 +81,16 @@ class SimOptions:
             help="Imports take this many times as long on that clock: 0.1 makes them ten times as short.",
         ),
     ] = 1.0
+    api: Annotated[str, typer.Option(metavar="companies|migrations", help="The API generation to serve.")] = (
+        "companies"
+    )
+    limits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS",
+            help="With --api migrations: by-class, per-minute, per-endpoint, or numbers as in agent=50/1h,runs=5.",
+        ),
+    ] = None
     rate: Annotated[Rate, rate_option()] = DEFAULT_RATE
     scope: Annotated[
         Scope,
@@ -120,11 +132,25 @@ class SimOptions:
 def parse_faults(
     asked: Iterable[str], seed: int, given: Mapping[str, float] | None = None
 ) -> tuple[Faults, Variants]:
-    """Return the faults that `NAME[:RATE]` arguments select, in addition to `given`.
+    """Return the faults and variants that `NAME[:RATE]` arguments select, in addition to `given`.
 
     Raises `InvalidInput` for an unknown name and for a rate outside of 0 to 1.
     """
-    wanted = dict(given or {})
+    faults, chosen = _chosen(asked, seed, given or {}, VARIANTS)
+    variants = Variants()
+    for name, rate in chosen.items():
+        variants = variants.having(name, rate)
+    return faults, variants
+
+
+def _chosen(
+    asked: Iterable[str], seed: int, given: Mapping[str, float], known: Collection[str]
+) -> tuple[Faults, dict[str, float]]:
+    """Return the faults that `NAME[:RATE]` arguments select in addition to `given`, and the variants by rate.
+
+    `known`: the names of the variants. Raises `InvalidInput` for an unknown name and for a rate outside of 0 to 1.
+    """
+    wanted = dict(given)
     for each in asked:
         name, _, text = each.partition(":")
         try:
@@ -133,14 +159,12 @@ def parse_faults(
             rate = -1.0
         if not 0 <= rate <= 1:
             raise InvalidInput("--fault", each, "the rate must be a number from 0 to 1")
-        if name not in FAULTS and name not in VARIANTS:
-            raise InvalidInput("--fault", name, f"is not known; there are {', '.join([*FAULTS, *VARIANTS])}")
+        if name not in FAULTS and name not in known:
+            raise InvalidInput("--fault", name, f"is not known; there are {', '.join([*FAULTS, *known])}")
         wanted[name] = rate
     wanted = {name: rate for name, rate in wanted.items() if rate}  # a rate of 0 disables a fault
-    variants = Variants()
-    for name in wanted.keys() - FAULTS.keys():
-        variants = variants.having(name, wanted[name])
-    return Faults({name: rate for name, rate in wanted.items() if name in FAULTS}, rng=Random(seed)), variants
+    faults = Faults({name: rate for name, rate in wanted.items() if name in FAULTS}, rng=Random(seed))
+    return faults, {name: rate for name, rate in wanted.items() if name not in FAULTS}
 
 
 def new_world(
@@ -156,7 +180,6 @@ def new_world(
 
     `pace`: imports take this many times as long.
     """
-    usual = RunDurations()
     limit = PROFILES[profile].limit
     return World(
         key=f"sim-key-{seed}",
@@ -165,18 +188,29 @@ def new_world(
         seed=seed,
         variants=variants,
         scope=scope,
-        pace=RunDurations(
-            queued=usual.queued * pace,
-            base=usual.base * pace,
-            per_row=usual.per_row * pace,
-            sigma=usual.sigma,
-        ),
+        pace=_durations(pace),
         limit=lambda: limit(rate.limit, rate.window),
     )
 
 
-def world_of(options: SimOptions) -> tuple[World, Faults]:
+def _durations(pace: float) -> RunDurations:
+    usual = RunDurations()
+    return RunDurations(
+        queued=usual.queued * pace,
+        base=usual.base * pace,
+        per_row=usual.per_row * pace,
+        sigma=usual.sigma,
+    )
+
+
+def world_of(options: SimOptions) -> tuple[World | migrations.World, Faults]:
     """Return the account and the faults that the options select. Raises `InvalidInput` for unknown names."""
+    if options.api == "migrations":
+        return _migrations_world(options)
+    if options.api != "companies":
+        raise InvalidInput("--api", options.api, "must be companies or migrations")
+    if options.limits is not None:
+        raise InvalidInput("--limits", options.limits, "requires --api migrations; otherwise use --rate")
     if options.profile not in PROFILES:
         known = "; ".join(f"{name} ({profile.about})" for name, profile in PROFILES.items())
         raise InvalidInput("--profile", options.profile, f"is not known; there are {known}")
@@ -188,6 +222,26 @@ def world_of(options: SimOptions) -> tuple[World, Faults]:
         profile=options.profile,
         variants=variants,
         pace=options.pace,
+    )
+    return world, faults
+
+
+def _migrations_world(options: SimOptions) -> tuple[migrations.World, Faults]:
+    """Return an account of the generation "migrations"."""
+    faults, chosen = _chosen(options.fault or (), options.seed, {}, migrations.VARIANTS)
+    variants = migrations.Variants()
+    for name, share in chosen.items():
+        variants = variants.having(name, share)
+    try:
+        limits = None if options.limits is None else migrations.Limits.parse(options.limits)
+    except ValueError as error:
+        raise InvalidInput("--limits", options.limits, str(error)) from error
+    world = migrations.World(
+        key=f"sim-key-{options.seed}",
+        seed=options.seed,
+        variants=variants,
+        limits=limits,
+        pace=_durations(options.pace),
     )
     return world, faults
 
@@ -216,6 +270,8 @@ async def serve_until_interrupted(
     Prints the client's environment as a shell command (or as JSON), and at the end what the ledger says.
     """
     (world, faults), tls = world_of(options), _tls(options)
+    if isinstance(world, migrations.World):  # its time stamps are those of the present
+        world.account.epoch = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
     if options.ledger is not None:
         if options.ledger.is_file():
             check_replaceable("--ledger", options.ledger, "a ledger")
@@ -242,13 +298,15 @@ async def serve_until_interrupted(
             _print_verdict(words, world, verdict)
 
 
-def _write_ledger(path: Path, world: World, verdict: Verdict) -> None:
+def _write_ledger(path: Path, world: World | migrations.World, verdict: Verdict | migrations.Verdict) -> None:
     lines = [{"type": "request", **asdict(entry)} for entry in world.ledger.entries]
     lines.append({"type": "verdict", **asdict(verdict)})
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
-def _print_verdict(words: Console, world: World, verdict: Verdict) -> None:
+def _print_verdict(
+    words: Console, world: World | migrations.World, verdict: Verdict | migrations.Verdict
+) -> None:
     ledger = world.ledger
     say(
         words, f"{len(ledger.entries):,} requests received, {ledger.over_the_limit:,} of them over the limit."

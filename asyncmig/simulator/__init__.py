@@ -32,13 +32,13 @@ from asyncmig.simulator.companies.webhooks import (
     send,
 )
 from asyncmig.simulator.companies.world import World
-from asyncmig.simulator.server.app import Serving, serve
+from asyncmig.simulator.server.app import Served, Serving, serve
 from asyncmig.simulator.server.clock import fast_loop
 from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.server.ledger import Entry, Ledger, Verdict
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
-from asyncmig.simulator.server.messages import Reply, Request
+from asyncmig.simulator.server.messages import Reply, Request, Stream
 
 __all__ = [
     "DEFECTS",
@@ -64,9 +64,11 @@ __all__ = [
     "RunDurations",
     "Schema",
     "Script",
+    "Served",
     "Serving",
     "SlidingCounter",
     "SlidingLog",
+    "Stream",
     "TokenBucket",
     "Variants",
     "Verdict",

@@ -1,14 +1,18 @@
 """`asyncmig sim`: profiles, scope, ledger, https; as a process, for a client in another."""
 
 import json
+import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from urllib.request import Request as Request_
+from urllib.request import urlopen
 
 import pytest
 import trustme
@@ -135,3 +139,40 @@ def test_a_profile_takes_faults_besides() -> None:
     assert any(fault.hangs for fault in met)
     with pytest.raises(InvalidInput, match="hostile"):
         world_of(SimOptions(profile="unheard-of"))
+
+
+def test_the_second_generation_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+
+    def call(method: str, url: str, body: object = None, **headers: str) -> bytes:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        request = Request_(url, data=data, method=method, headers=headers)
+        with urlopen(request, context=trusted, timeout=20) as reply:
+            return bytes(reply.read())
+
+    options = ("--api", "migrations", "--limits", "create=9/1h", "--cert", str(tmp_path / "server.pem"))
+    with sim(monkeypatch, *options):
+        base_url, key = os.environ["VERN_BASE_URL"], {"X-Api-Key": os.environ["VERN_API_KEY"]}
+        assert base_url.startswith("https://localhost:")
+        migration = json.loads(call("POST", f"{base_url}/migrations", {"name": "Acme"}, **key))["migration"]
+        path = f"{base_url}/migrations/{migration['id']}"
+        files = {"files": [{"name": "a.csv", "content_type": "text/csv"}]}
+        upload = json.loads(call("POST", f"{path}/files", files, **key))["files"][0]
+        assert upload["signed_url"].startswith("https://localhost:")
+        call("OPTIONS", upload["signed_url"])
+        call("PUT", upload["signed_url"], b"Name,City\r\nAcme,Cork\r\n", **{"Content-Type": "text/csv"})
+        call("POST", f"{path}/runs", {"kind": "generate"}, **key)
+        stream = call("GET", f"{path}/thread/stream", **key)
+        assert stream.endswith(b"\n\n")
+        assert b"event: done" in stream
+        assert json.loads(call("GET", f"{path}/preview", **key))["sheets"][0]["rows"][1][0] == "Acme"
+
+
+def test_limits_of_the_second_generation_are_checked() -> None:
+    with pytest.raises(InvalidInput, match="is not a limit"):
+        world_of(SimOptions(api="migrations", limits="nothing=1"))
+    with pytest.raises(InvalidInput, match="requires --api migrations"):
+        world_of(SimOptions(limits="by-class"))
