@@ -44,6 +44,7 @@ _URL = re.compile(
 )
 """A URL, even if JSON or a form has escaped its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
+_RATE_HEADERS = ("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining")
 _TOO_MANY_RUNS = b"run_concurrency_limit"
 _MOST = 1e9
 """The largest number of requests that a header can mean."""
@@ -186,6 +187,8 @@ def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeade
 
     The reset is in Unix seconds of the server's clock; see `retry_after` for the present time.
     """
+    if not any(name in headers for name in _RATE_HEADERS):
+        return None
     wait = retry_after(headers, speed=speed, most=math.inf)
     limit, remaining, at = (
         float(text) if _SECONDS.fullmatch(text := headers.get(f"X-RateLimit-{name}", "").strip()) else None

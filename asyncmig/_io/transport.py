@@ -10,7 +10,7 @@ import math
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, Self, final
@@ -227,9 +227,13 @@ class AiohttpTransport:
         """Send one request once; see `Transport.exchange`."""
         proxy = self.proxy_for(url)
         watch = _Watch(timeouts)
+        # The total of aiohttp begins with the request: it also limits the headers, unless a body is streamed first.
+        is_watched = not isinstance(body, bytes | None) or (
+            (timeouts.headers or math.inf) < (timeouts.total or math.inf)
+        )
         response, lost = None, None
         try:
-            with watch.scope:
+            with watch.scope if is_watched else nullcontext():
                 watch.headers()
                 response = await self._session(method).request(
                     method,
@@ -433,5 +437,7 @@ def _name(error: Exception) -> str:
         return f"the proxy refused the connection with status {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
         return "the headers of the answer are too large or malformed"
+    if type(error) is TimeoutError:
+        return "no complete answer within the total time-out"
     what = type(error).__name__
     return f"{what}: {error.strerror}" if isinstance(error, OSError) and error.strerror else what
