@@ -11,7 +11,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import TypeVar, final
+from types import TracebackType
+from typing import Self, TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
 from asyncmig._core.decode import Unreadable
@@ -218,12 +219,13 @@ class Caller:
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
-                    async with self._exchange(
-                        call, slot, 1, self._patience(call.endpoint).streaming()
-                    ) as answer:
-                        yielded = True
-                        yield answer
-                        return
+                    with _Sending(self._report_sent, self._report_done, call, slot, 1) as sending:
+                        timeouts = self._patience(call.endpoint).streaming()
+                        async with self._exchange(call, timeouts) as answer:
+                            await self._check_head(sending, answer)
+                            yielded = True
+                            yield answer
+                            return
                 except RateLimited:
                     if yielded:
                         raise  # it came from the caller's block
@@ -289,8 +291,10 @@ class Caller:
         )
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
-        async with self._exchange(call, slot, attempt, self._patience(call.endpoint)) as answer:
-            body = await self._read(answer, call.endpoint.largest_reply)
+        with _Sending(self._report_sent, self._report_done, call, slot, attempt) as sending:
+            async with self._exchange(call, self._patience(call.endpoint)) as answer:
+                await self._check_head(sending, answer)
+                body = await self._read(answer, call.endpoint.largest_reply)
         return await understand(call, answer, body)
 
     async def _reply(self, call: Call, answer: Response, body: bytes) -> Reply:
@@ -309,47 +313,28 @@ class Caller:
             content=body,
         )
 
-    @asynccontextmanager
-    async def _exchange(
-        self, call: Call, slot: Slot, attempt: int, timeouts: Timeouts
-    ) -> AsyncGenerator[Response]:
-        """Send once, and report the status to the gate at the headers.
+    def _exchange(self, call: Call, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
+        return self._transport.exchange(
+            call.endpoint.method,
+            self._url(call),
+            headers=self._headers(call),
+            body=call.body,
+            timeouts=timeouts,
+        )
 
-        Raises `ApiError` or `RetryableFailure` unless the status is 2xx.
-        """
-        endpoint, loop = call.endpoint, asyncio.get_running_loop()
-        status, trouble = None, None
-        sent_at = self._report_sent(call, slot.waited, attempt)
-        try:
-            async with self._transport.exchange(
-                endpoint.method,
-                self._url(call),
-                headers=self._headers(call),
-                body=call.body,
-                timeouts=timeouts,
-            ) as answer:
-                status = answer.status
-                headers = rate_headers(answer.headers, speed=loop_speed(loop))
-                wait = None if headers is None else headers.retry_after
-                if status == _TOO_MANY and endpoint.run_order is not None:
-                    raise await self._start_refused(call, answer, slot, headers)
-                slot.answered(status, retry_after=wait, headers=headers)
-                if status < 500:
-                    self._retry_queue.succeeded()
-                if not 200 <= status < 300:
-                    raise await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
-                yield answer
-        except Lost as lost:
-            trouble = lost.reason
-            if not lost.sent:
-                slot.unsent()
-            raise RetryableFailure(
-                NoAnswer(endpoint.method, endpoint.template, lost.reason),
-                Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
-                timed_out=lost.timed_out,
-            ) from lost
-        finally:
-            self._report_done(call, slot.waited, attempt, sent_at, status, trouble)
+    async def _check_head(self, sending: "_Sending", answer: Response) -> None:
+        """Report the status to the gate at the headers. Raises `ApiError` or `RetryableFailure` unless it is 2xx."""
+        call, slot = sending.call, sending.slot
+        status = sending.status = answer.status
+        headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
+        wait = None if headers is None else headers.retry_after
+        if status == _TOO_MANY and call.endpoint.run_order is not None:
+            raise await self._start_refused(call, answer, slot, headers)
+        slot.answered(status, retry_after=wait, headers=headers)
+        if status < 500:
+            self._retry_queue.succeeded()
+        if not 200 <= status < 300:
+            raise await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
 
     def _report_sent(self, call: Call, waited: float, attempt: int) -> float:
         """Count a request and report it as an event; return the time."""
@@ -463,3 +448,45 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers
+
+
+@final
+class _Sending:
+    """Reports one request as events; turns `Lost` into a `RetryableFailure` and reports it to the slot."""
+
+    __slots__ = ("_attempt", "_done", "_sent", "_sent_at", "call", "slot", "status")
+
+    def __init__(
+        self,
+        sent: Callable[[Call, float, int], float],
+        done: Callable[[Call, float, int, float, int | None, str | None], None],
+        call: Call,
+        slot: Slot,
+        attempt: int,
+    ) -> None:
+        self._sent, self._done, self._attempt = sent, done, attempt
+        self.call, self.slot = call, slot
+        self.status: int | None = None
+        """None until the headers arrive."""
+
+    def __enter__(self) -> Self:
+        self._sent_at = self._sent(self.call, self.slot.waited, self._attempt)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        lost = exc if isinstance(exc, Lost) else None
+        if lost is not None and not lost.sent:
+            self.slot.unsent()
+        trouble = None if lost is None else lost.reason
+        self._done(self.call, self.slot.waited, self._attempt, self._sent_at, self.status, trouble)
+        if lost is not None:
+            raise RetryableFailure(
+                NoAnswer(self.call.endpoint.method, self.call.endpoint.template, lost.reason),
+                Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
+                timed_out=lost.timed_out,
+            ) from lost
