@@ -9,8 +9,8 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, Self, final
@@ -140,6 +140,11 @@ class _AiohttpResponse:
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
 
+    async def release(self) -> None:
+        """Return the connection to the pool, or close it if the body was not read to its end."""
+        self._response.release()
+        await self._response.wait_for_close()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
             decoder = decoder_for(self._response.headers.getall("Content-Encoding", ()))
@@ -200,6 +205,23 @@ class _Rate:
 
 
 @final
+class _Exchange:
+    """Sends a request on entry, and releases its connection on exit."""
+
+    __slots__ = ("_response", "_send")
+
+    def __init__(self, send: Callable[[], Awaitable[_AiohttpResponse]]) -> None:
+        self._send = send
+
+    async def __aenter__(self) -> Response:
+        self._response = await self._send()
+        return self._response
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._response.release()
+
+
+@final
 class AiohttpTransport:
     """Sends requests with aiohttp. A given `http` session is used unchanged for all requests, and is not closed.
 
@@ -214,8 +236,7 @@ class AiohttpTransport:
         self._pooled: aiohttp.ClientSession | None = None
         self._single: aiohttp.ClientSession | None = None
 
-    @asynccontextmanager
-    async def exchange(
+    def exchange(
         self,
         method: str,
         url: str,
@@ -223,8 +244,13 @@ class AiohttpTransport:
         headers: Mapping[str, str],
         body: Body | None,
         timeouts: Timeouts,
-    ) -> AsyncGenerator[Response]:
+    ) -> AbstractAsyncContextManager[Response]:
         """Send one request once; see `Transport.exchange`."""
+        return _Exchange(partial(self._send, method, url, headers, body, timeouts))
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+    ) -> _AiohttpResponse:
         proxy = self.proxy_for(url)
         watch = _Watch(timeouts)
         # The total of aiohttp begins with the request: it also limits the headers, unless a body is streamed first.
@@ -254,8 +280,7 @@ class AiohttpTransport:
         # Raised outside of the `except`, so that it has no context: aiohttp's errors contain URLs and passwords.
         if response is None:
             raise lost or Lost(watch.reason, sent=True, timed_out=True)
-        async with response:
-            yield _AiohttpResponse(response, timeouts)
+        return _AiohttpResponse(response, timeouts)
 
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy that a request to `url` would use; raise `InvalidInput` for one that is not supported."""
