@@ -326,6 +326,7 @@ class _Work:
             journal=self._journal,
             to=options.out,
             concurrency=options.concurrency,
+            when_held="return",
             decide=options.policy,
             row_filter=options.filter,
             retries=options.retries,

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack, cast, final
+from typing import Literal, Self, Unpack, cast, final, get_args
 
 import anyio
 
@@ -24,9 +24,13 @@ from asyncmig.jobs.migrate import migrate_safely, pending
 from asyncmig.journal import DatabaseJournal, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "WhenHeld"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
+WhenHeld = Literal["wait", "return"]
+"""What a fleet does with a customer that another live process holds."""
+_RECHECK = 2.0
+"""Seconds between attempts to claim a customer that another process holds."""
 _LONGEST_READ = 60.0
 """Seconds that a customer waits for others to read their files: reads of a network drive may hang."""
 _AT_ONCE = 50
@@ -42,6 +46,10 @@ class Fleet(AsyncOnly):
     `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
     options of every migration; its fields can also be given as keywords, which take precedence.
     `api`: the API generation. `protected`: files that no sheet replaces, besides those of the specs.
+
+    `when_held`: what to do with a customer that another live process holds: `"wait"` until it is free and continue
+    it, or `"return"` a `Pending` outcome with the reason `held`. A customer that waits does not count towards
+    `concurrency`.
 
     Leaving the block cancels the migrations that have not ended. Their runs continue on the server, and the same
     specs continue from there. A failure or bad input of one customer never affects another.
@@ -61,6 +69,7 @@ class Fleet(AsyncOnly):
         "_submitted",
         "_tasks",
         "_to",
+        "_when_held",
     )
 
     @checked_call
@@ -73,9 +82,12 @@ class Fleet(AsyncOnly):
         api: str = generations.DEFAULT,
         options: MigrationOptions | None = None,
         concurrency: int = 500,
+        when_held: WhenHeld = "wait",
         protected: Iterable[Path] = (),
         **keywords: Unpack[MigrationKeywords],
     ) -> None:
+        if when_held not in get_args(WhenHeld):
+            raise InvalidInput("when_held", when_held, "is neither 'wait' nor 'return'")
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         check_utf8("to", to)
@@ -92,7 +104,8 @@ class Fleet(AsyncOnly):
             journal = self._own_journal = open_journal(journal)
         self._journal: JournalPort = journal
         self._places = anyio.CapacityLimiter(concurrency)
-        self._draining = False
+        self._draining = asyncio.Event()
+        self._when_held = when_held
         self._guard = LoopGuard("Fleet")
         self._tasks: set[asyncio.Task[None]] = set()
         self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
@@ -220,7 +233,7 @@ class Fleet(AsyncOnly):
         `timeout` seconds what is still in flight is cancelled.
         """
         self._guard.loop()
-        self._draining = True
+        self._draining.set()
         self._session.close(SessionClosed("interrupted: the same command continues from here"))
         with anyio.move_on_after(timeout):
             await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
@@ -229,11 +242,23 @@ class Fleet(AsyncOnly):
 
     async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
         try:
-            async with self._places:
-                if self._draining:
-                    outcome: Outcome = pending(spec, "interrupted before it began", "interrupted")
-                else:
-                    outcome = await migrate_safely(
+            outcome = await self._outcome(spec, turn)
+        except JournalError as error:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # who iterates hears of the first one, and of the others nobody has to
+        else:
+            if not future.done():
+                future.set_result(outcome)
+
+    async def _outcome(self, spec: Spec, turn: "_Turn") -> Outcome:
+        """Migrate a customer; while another process holds it, wait without a place if that is wanted."""
+        while True:
+            try:
+                async with self._places:
+                    if self._draining.is_set():
+                        return pending(spec, "interrupted before it began", "interrupted")
+                    return await migrate_safely(
                         self._generation,
                         context_of(self._session),
                         spec,
@@ -243,16 +268,14 @@ class Fleet(AsyncOnly):
                         self._inputs,
                         turn.come,
                     )
-        except CustomerHeld as error:
-            if not future.done():
-                future.set_result(pending(spec, str(error), "held"))
-        except JournalError as error:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # who iterates hears of the first one, and of the others nobody has to
-        else:
-            if not future.done():
-                future.set_result(outcome)
+            except CustomerHeld as error:
+                outcome = pending(spec, str(error), "held")
+            turn.end()
+            if self._when_held == "wait":
+                with anyio.move_on_after(_RECHECK):
+                    await self._draining.wait()
+            if self._when_held == "return" or self._draining.is_set():
+                return outcome
 
     def _ended(
         self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn", task: "asyncio.Task[None]"

@@ -117,7 +117,7 @@ async def test_the_longest_goes_first_though_its_files_are_the_last_that_are_rea
     async with (
         await journal.claim("held"),
         opens() as session,
-        Fleet(session, journal=journal, to=tmp_path / "out") as fleet,
+        Fleet(session, journal=journal, to=tmp_path / "out", when_held="return") as fleet,
     ):
 
         def watch(event: object) -> None:
@@ -254,3 +254,35 @@ async def test_a_fleet_and_its_session_are_left_in_another_task(
     assert wire.open == 0
     async with Journal(tmp_path / "fleet.db") as journal, await journal.claim("acme") as claim:
         assert claim.state is not None
+
+
+async def test_a_held_customer_is_waited_for_without_a_place_and_taken_over(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with (
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path / "out", concurrency=1) as fleet,
+    ):
+        async with await journal.claim("acme"):
+            held = fleet.submit(customer())
+            assert isinstance(await fleet.submit(customer("free")), Delivered)
+            assert not held.done()
+        assert isinstance(await held, Delivered)
+
+
+async def test_a_fleet_that_drains_stops_waiting_for_a_held_customer(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with (
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path / "out") as fleet,
+        await journal.claim("acme"),
+    ):
+        held = fleet.submit(customer())
+        await asyncio.sleep(10.0)
+        await fleet.drain()
+        outcome = await held
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "held"
