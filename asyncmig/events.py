@@ -261,6 +261,8 @@ Event = (
 """Any event of a session."""
 EventT = TypeVar("EventT", bound=Event)
 """The kind of event that a stream yields."""
+_B = TypeVar("_B", bound=Event)
+_C = TypeVar("_C", bound=Event)
 
 _LEVELS: dict[type[Event], int] = {
     RequestDone: logging.DEBUG,
@@ -307,8 +309,18 @@ class Events:
     @overload
     def open(self, *, buffer: int = 10_000) -> "EventStream[Event]": ...
     @overload
+    def open(
+        self, a: type[EventT], b: type[_B], /, *, buffer: int = 10_000
+    ) -> "EventStream[EventT | _B]": ...
+    @overload
+    def open(
+        self, a: type[EventT], b: type[_B], c: type[_C], /, *, buffer: int = 10_000
+    ) -> "EventStream[EventT | _B | _C]": ...
+    @overload
     def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]": ...
-    def open(self, *kinds: type[EventT], buffer: int = 10_000) -> "EventStream[EventT]":
+    def open(  # pyright: ignore[reportInconsistentOverload] - a stream is invariant
+        self, *kinds: type[EventT], buffer: int = 10_000
+    ) -> "EventStream[EventT]":
         """Return the events from now on, all or those of some `kinds`, as an async iterator. Use it in a `with`
         block.
 
