@@ -110,7 +110,7 @@ class Operation:
             self._is_newer = True
         elif phase is Phase.PARKED:
             is_echo = self._before is not None and block_of(state) == block_of(self._before)
-            if is_echo and not self._has_evidence(now) and now < self.requested_at + LAG:
+            if is_echo and not self._is_newer and now < self.requested_at + LAG:
                 return _RUNNING
             self._is_newer = True
         elif not self._is_end(state, now):
@@ -133,7 +133,8 @@ class Operation:
             return False
         if self.kind == "execute" and state.report is not None:
             is_other = before is not None and before.report != state.report
-            return is_other or self._has_evidence(now)
+            # The event of its end may be there before the read shows it, and the old report looks the same.
+            return is_other or (self._has_evidence(now) and now >= self.requested_at + LAG)
         if self._is_answered:  # it was blocked, which no state before the operation was
             return self._has_evidence(now) or now >= self.requested_at + LAG
         return self._has_evidence(now)

@@ -202,7 +202,8 @@ class Run:
 
     async def _reply(self, call: Call, shown: RunState) -> None:
         tracker, caller = self._tracker, self._context.caller
-        after = await ThreadReader(self._context, tracker.migration_id).last_sequence(self._noted)
+        thread = ThreadReader(self._context, tracker.migration_id)
+        after = await thread.last_sequence(self._noted)
         call = replace(
             call, endpoint=replace(call.endpoint, repeat=Repeat.ALWAYS)
         )  # checked before each repeat
@@ -221,7 +222,7 @@ class Run:
                 except RetryableFailure as failure:
                     if failure.doubt is not Doubt.MAYBE:
                         raise
-                    if await self._still_shows(shown):
+                    if await self._still_shows(shown) and await thread.last_sequence(after) == after:
                         unknown = attempts.unknown(str(failure.error))
                         unknown.__cause__ = failure.error
                         raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure

@@ -4,8 +4,8 @@ A start has no key, and a repeat when nothing is active starts another run: `gen
 the preview, `execute` imports again. So what is known is noted before the request (`StartPoint`). After a lost
 response, the run, the log, the preview and the thread are read in this order. Three looks over 30 s that show nothing
 newer mean that the request was never processed, and only then is it sent again. A blocked run whose id is not known
-is the exception: nothing changes while it is blocked, so a repeat is refused with its id. What cannot be determined
-is `UnknownOutcome`.
+is the exception: nothing changes while it is blocked, so a repeat is refused with its id. A blocked `execute` is not
+repeated even then, because a person may answer at any moment. What cannot be determined is `UnknownOutcome`.
 """
 
 import asyncio
@@ -143,7 +143,13 @@ class Starter:
             async with attempts:
                 try:
                     started = await caller.attempt(call, RunStarted, attempts, before=before)
-                    return self._run(points[0], started.run_id)
+                    if started.run_id or points[0].run_id:
+                        return self._run(points[0], started.run_id)
+                    if run := await self.find(points[0]):
+                        return run
+                    raise _unknown(
+                        points[0], "the response has no run id, and the server does not show the run"
+                    )
                 except _Found as found:
                     return found.run
                 except RetryableFailure as failure:
@@ -240,9 +246,12 @@ class Starter:
             if entry := _newest(entries or (), point):
                 return entry.run_id
             last = ""
-            async for page in self._thread.pages(after=point.after):
-                last = next((event.type for event in reversed(page) if event.type), last)
+            with contextlib.suppress(NotFound):
+                async for page in self._thread.pages(after=point.after):
+                    last = next((event.type for event in reversed(page) if event.type), last)
             if status == "blocked" or (status == "" and last == "request_input"):
+                if point.kind == "execute":
+                    raise _unknown(point, "the run is blocked, and its id is not known")
                 raise _Blocked
             looks += last in ("preview", "completed", "error")
             if looks == PREVIEW_LOOKS:
@@ -252,7 +261,12 @@ class Starter:
             await asyncio.sleep(_SETTLE)
 
     async def _has_news(self, point: StartPoint) -> bool:
-        return await self._thread.last_sequence(point.after) > point.after
+        try:
+            return any([page async for page in self._thread.pages(after=point.after)])
+        except NotFound:
+            if point.after > BEGINNING:  # there was a thread before
+                raise _unknown(point, "the thread is gone") from None
+            return False
 
     async def _has_preview(self) -> bool:
         """Return whether there is a preview. A 404 is believed after three looks over 30 s."""
@@ -312,7 +326,7 @@ def _newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:
     for entry in reversed(entries):
         is_old_run = point.kind == "generate" and entry.run_id == point.run_id
         # A log may have one entry for a run, of which `execute` only adds the outcome.
-        is_executed = point.kind == "execute" and entry.run_id == point.run_id and entry.outcome is not None
+        is_executed = point.kind == "execute" and entry.outcome is not None
         is_kind = entry.kind == point.kind or is_executed
         if is_kind and entry.run_id and not is_old_run and _mark_of(entry) not in known:
             return entry

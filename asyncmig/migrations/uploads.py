@@ -17,7 +17,7 @@ from asyncmig._io.attempts import Attempts
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import run_all
-from asyncmig.errors import InvalidInput, NoAnswer, NotFound, ServerError, UnexpectedReply
+from asyncmig.errors import InvalidInput, UnexpectedReply
 from asyncmig.migrations import routes
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import (
@@ -170,10 +170,7 @@ async def _send(
         return PutTarget(url=target.signed_url, content_type=kind, ref=target.storage_path)
 
     async def has_arrived(storage_path: str) -> bool:
-        try:
-            files = await list_files(context, migration_id)
-        except (NotFound, ServerError, UnexpectedReply, NoAnswer):
-            return False
+        files = await list_files(context, migration_id)
         return any(
             each.storage_path == storage_path and each.size in (None, item.content.size) for each in files
         )

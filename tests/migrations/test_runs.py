@@ -362,3 +362,17 @@ async def test_what_others_did_while_a_start_waited_is_not_the_start(opens: Open
         account.fault = busy
         assert isinstance(await (await migration.execute()).wait(), Report)
     assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_short_second_execute_does_not_end_with_the_report_of_the_first(
+    opens: Opens, account: Account
+) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        await (await migration.execute()).wait()
+        account.lag = 25.0
+        await asyncio.sleep(60)
+        account.steps["execute"] = [(5.0, {"status": "completed", "report": {**REPORT, "inserted": 9}})]
+        report = await (await migration.execute()).wait()
+    assert isinstance(report, Report)
+    assert report.inserted == 9

@@ -1,0 +1,126 @@
+"""A start, an answer and an upload are never repeated while the first may have been processed."""
+
+import asyncio
+
+import pytest
+
+from asyncmig import ServerError, UnknownOutcome
+from asyncmig.migrations import Preview, Questions
+
+from .conftest import Opens
+from .server import QUESTION, Account, Json, Reply
+
+pytestmark = pytest.mark.looptime
+OTHER = {**QUESTION, "question": "Which currency?"}
+
+
+def blocked(question: Json) -> Json:
+    return {"status": "blocked", "blocked_reason": "question", "questions": [question]}
+
+
+async def generated(opens: Opens) -> None:
+    """Let one session generate, so that the next one knows no run."""
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+
+
+async def test_an_execution_that_only_adds_an_outcome_to_the_log_is_found(
+    opens: Opens, account: Account
+) -> None:
+    account.log_merges = True
+    account.steps["execute"] = [(0.1, account.steps["execute"][0][1])]
+    await generated(opens)
+    account.tell = lambda *_: None  # type: ignore[method-assign, assignment] - the thread stays quiet
+    account.fault = lambda method, path, n: "lost" if path.endswith("/runs") and n == 2 else None
+    async with opens() as migration:
+        assert (await migration.execute()).id == "run-1"
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_an_execution_is_not_repeated_while_nothing_can_be_read(opens: Opens, account: Account) -> None:
+    account.steps["execute"] = [(0.1, account.steps["execute"][0][1])]
+
+    def fault(method: str, path: str, n: int) -> object:
+        if account.count("POST", "/runs") < 2 or path.endswith("/preview"):
+            return None
+        if path.endswith("/runs"):
+            account.run_id = "run-2"
+            return "lost" if n == 2 else None
+        return 503 if path.endswith("/log") else 404
+
+    account.fault = fault
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        with pytest.raises(UnknownOutcome):
+            await migration.execute()
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_lost_execution_that_blocked_is_not_repeated(opens: Opens, account: Account) -> None:
+    await generated(opens)
+    account.steps["execute"] = [(0.1, blocked(QUESTION))]
+
+    def fault(method: str, path: str, n: int) -> object:
+        if path.endswith("/runs") and n == 3:  # a person has just answered in the provider's app
+            account.enter(account.now, {"status": "completed"})
+        return "lost" if path.endswith("/runs") and n == 2 else None
+
+    account.fault = fault
+    async with opens() as migration:
+        with pytest.raises(UnknownOutcome):
+            await migration.execute()
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_start_that_is_accepted_without_an_id_is_looked_up(opens: Opens, account: Account) -> None:
+    def start(body: Json, query: object) -> Reply:
+        account.start(body)
+        return Reply(201, {"status": "queued", "run_id": None})
+
+    account.routes["POST", "/migrations/m1/runs"] = start
+    async with opens() as migration:
+        run = await migration.generate()
+        assert run.id == "run-1"
+        assert isinstance(await run.wait(), Preview)
+    assert account.starts() == ["generate"]
+
+
+async def test_a_lost_start_is_found_without_a_thread(opens: Opens, account: Account) -> None:
+    def fault(method: str, path: str, n: int) -> object:
+        if path.endswith("/thread"):
+            return 404
+        return "lost" if path.endswith("/runs") and n == 1 else None
+
+    async with opens() as migration:
+        await asyncio.sleep(60)
+        account.fault = fault
+        assert (await migration.generate()).id == "run-1"
+    assert account.starts() == ["generate"]
+
+
+async def test_a_lost_answer_is_not_sent_to_the_next_question(opens: Opens, account: Account) -> None:
+    account.lag = 25.0
+    account.steps["generate"] = [(30.0, blocked(QUESTION))]
+    account.steps["answer"] = [(3.0, blocked(OTHER))]
+    account.fault = lambda method, path, n: "lost" if path.endswith("/messages") and n == 1 else None
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        await run.answer({"q1": "a"})
+        asked = await run.wait()
+        assert isinstance(asked, Questions)
+        assert asked.questions[0].prompt == "Which currency?"
+    assert account.answered == 1
+
+
+async def test_a_file_that_may_have_arrived_is_not_sent_again(opens: Opens, account: Account) -> None:
+    def fault(method: str, path: str, n: int) -> object:
+        if method == "PUT" and not account.files:
+            return "lost"
+        return 500 if path.endswith("/files") and method == "GET" and account.files else None
+
+    account.fault = fault
+    async with opens() as migration:
+        with pytest.raises(ServerError):
+            await migration.upload(b"a\n1\n", name="a.csv")
+    assert len(account.files) == 1
