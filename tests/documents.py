@@ -1,6 +1,7 @@
 """The texts that describe asyncmig, and their code blocks: README, guide, .github, docstrings."""
 
 import ast
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import asyncmig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(asyncmig.__file__).parent
+OPTIONAL = ("arq", "temporalio")
+"""Packages of job runners that a machine may lack: arq needs an older redis-py than the rest."""
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -60,9 +63,18 @@ def document(name: str) -> Document:
     return next(each for each in docstrings() if each.name == name)
 
 
+def runs_here(block: str) -> bool:
+    """Return whether the optional packages that a block imports are installed."""
+    return all(
+        importlib.util.find_spec(name)
+        for name in OPTIONAL
+        if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)
+    )
+
+
 async def run_blocks(name: str, blocks: list[str], names: dict[str, object]) -> None:
     """Run Python blocks one after the other; `await` is allowed at their top."""
-    for block in blocks:
+    for block in filter(runs_here, blocks):
         code = compile(block, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if inspect.iscoroutine(result := eval(code, names)):
             await result

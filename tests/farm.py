@@ -83,6 +83,13 @@ class Farm:
             command = [sys.executable, HERE / "workerprocess.py"]
             self.workers.append(subprocess.Popen(command, env=environment, stderr=self._log))
 
+    def launch(self, command: list[object], *, cwd: Path) -> None:
+        """Start a worker by a command."""
+        environment = {**self._environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.workers.append(
+            subprocess.Popen(command, env=environment, cwd=cwd, stderr=self._log)  # type: ignore[call-overload]
+        )
+
     def pause_simulator(self) -> None:
         """Let the simulator answer nothing until it is resumed: requests that arrive meanwhile are in flight."""
         self._simulator.send_signal(signal.SIGSTOP)

@@ -32,6 +32,7 @@ async def main() -> None:
             told = {
                 **verdict,
                 "requests": len(entries),
+                "imports": world.ledger.requests["POST /companies/{id}/imports"],
                 "took": took,
                 "lost_companies": lost_companies(entries),
             }

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import types
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -61,16 +60,13 @@ def test_these_chapters_have_examples() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that blocks read, and a stand-in for Temporal's package, which is large."""
+    """A folder with the files that blocks read."""
     generate(tmp_path, customers=1, seed=4)
     folder = tmp_path / "cust-0001"
     monkeypatch.chdir(folder)
     Path("deals.csv").write_text("Title,Stage,Amount\nBig,won,7\n", encoding="utf-8")
     Path("contacts.csv").write_text("Email,First Name,Last Name\na@example.com,A,B\n", encoding="utf-8")
     monkeypatch.setenv("WEBHOOK_SECRET", "whsec_c2VjcmV0")
-    temporal = types.ModuleType("temporalio")
-    temporal.activity = types.SimpleNamespace(defn=lambda function: function, heartbeat=lambda: None)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "temporalio", temporal)
     return folder
 
 

@@ -1,46 +1,49 @@
 """The guide's recipes for other runners: awaited, cancelled at any point, run again, nothing is done twice."""
 
 import asyncio
+import json
+import os
 import re
 import sys
-import types
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import documents
-import procrastinate.testing
+import msgspec
+import procrastinate
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from farm import customers
+from farm import Farm, customers
+from jobprocess import PRELUDE, recipe
 
 import asyncmig
+from asyncmig.customers.decisions import Credentials
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.jobs.runners import RetryJob
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
 from asyncmig.simulator.server.clock import fast_loop
 
-PRELUDE = "import asyncmig, os; from pathlib import Path"
 Names = dict[str, Any]
-beats: list[None] = []
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
 def names(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Names:
-    """What the recipes define. For Temporal's package, which is large, something stands in that only counts."""
+    """What the recipes define."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.chdir(tmp_path)
-    beats.clear()
-    temporal = types.ModuleType("temporalio")
-    activity = types.SimpleNamespace(defn=lambda function: function, heartbeat=lambda: beats.append(None))
-    temporal.activity = activity  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "temporalio", temporal)
     names: Names = {"__name__": "recipes"}
     exec(PRELUDE, names)
     for block in documents.GUIDE.blocks("python"):
-        if re.search("AppKey|WorkerSettings|procrastinate|temporalio", block):
+        if re.search("AppKey|def run_customer|migrate_task", block) or (
+            "temporalio" in block and documents.runs_here(block)
+        ):
             exec(block, names)
     return names
 
@@ -65,16 +68,6 @@ async def begun(world: World) -> None:
     """Wait until the import runs."""
     while not world.ledger.requests["POST /companies/{id}/imports"]:  # noqa: ASYNC110 - it is about the outside
         await asyncio.sleep(0.5)
-
-
-async def cancelled(work: Coroutine[object, object, object], world: World) -> None:
-    """Run a job until its import runs, and then cancel it, as runners do."""
-    task = asyncio.ensure_future(work)
-    await begun(world)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    assert task.cancelled()
 
 
 def customer(prefix: str, folder: Path) -> dict[str, str]:
@@ -152,37 +145,130 @@ def test_a_service_reads_no_file_but_uploads(
     asyncio.run(main())
 
 
-def test_an_arq_job_that_is_cancelled_is_tried_again(
+def job(external_id: str, folder: Path) -> Names:
+    """Return the argument of the recipes for job runners."""
+    sent = customer(external_id, folder)
+    return {
+        "id": sent["external_id"],
+        "files": [sent["file"]],
+        "name": sent["name"],
+        "source": sent["source"],
+    }
+
+
+async def delivered(names: Names, schema: str, ids: list[str], seconds: float = 40.0) -> None:
+    """Wait until the journal says that all are delivered."""
+    async with (
+        asyncio.timeout(seconds),
+        PostgresJournal(os.environ["DATABASE_URL"], schema=schema) as journal,
+    ):
+        while not all(  # noqa: ASYNC110 - it is about other processes
+            [isinstance(await names["read_outcome"](journal, each), asyncmig.Delivered) for each in ids]
+        ):
+            await asyncio.sleep(0.3)
+
+
+async def imports(farm: Farm, count: int) -> None:
+    """Wait until the simulator has started so many imports."""
+    async with asyncio.timeout(40):
+        while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
+            await asyncio.sleep(0.2)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("kind", ["arq", "procrastinate"])
+async def test_workers_that_are_killed_and_stopped_do_nothing_twice(
+    kind: str, redis_url: str, database_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(kind)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    names = recipe("WorkerSettings" if kind == "arq" else "migrate_task")
+    ids = [f"{prefix}-{n}" for n in range(3)]
+    jobs = [job(each, tmp_path / each) for each in ids]
+    farm = Farm(tmp_path, speed=10, queue=redis_url, database=database_url, window=redis_url, name=prefix)
+    async with AsyncExitStack() as exits:
+        exits.enter_context(farm)
+        await QUEUES[kind](names, jobs, prefix, exits)
+        command = [sys.executable, HERE / "jobprocess.py", kind, "10", prefix]
+        farm.launch(command, cwd=tmp_path)
+        await imports(farm, 3)
+        farm.kill(0)
+        farm.launch(command, cwd=tmp_path)
+        await asyncio.sleep(1.0)
+        farm.stop()
+        farm.launch(command, cwd=tmp_path)
+        try:
+            await delivered(names, prefix, ids)
+        except TimeoutError:
+            raise AssertionError(farm.log()[-6000:]) from None
+        told = farm.verdict()
+        assert (told["duplicate_imports"], told["duplicate_companies"]) == (0, 0)
+
+
+async def fill_arq(names: Names, jobs: list[Names], queue: str, exits: AsyncExitStack) -> None:
+    import arq
+
+    settings = arq.connections.RedisSettings.from_dsn(os.environ["REDIS_URL"])
+    pool = await arq.create_pool(settings, default_queue_name=queue)
+    exits.push_async_callback(pool.aclose)
+    assert [await names["enqueue"](pool, each) for each in jobs] == [True, True, True]
+    assert not await names["enqueue"](pool, jobs[0])
+
+
+async def fill_procrastinate(names: Names, jobs: list[Names], queue: str, exits: AsyncExitStack) -> None:
+    tasks = names["tasks"]
+    await exits.enter_async_context(tasks.open_async())
+    await tasks.schema_manager.apply_schema_async()
+    for each in jobs:
+        await names["defer"](each)
+    with pytest.raises(procrastinate.exceptions.AlreadyEnqueued):
+        await names["defer"](jobs[0])
+
+
+QUEUES = {"arq": fill_arq, "procrastinate": fill_procrastinate}
+
+
+def test_a_parked_job_is_decided_by_its_next_job(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, settings = customer(prefix, tmp_path), names["WorkerSettings"]
+    sent = job(prefix, tmp_path)
+    Path(sent["files"][0]).write_text("Email,First Name,Last Name\nbad,A,B\n", encoding="utf-8")
 
     async def main(world: World) -> None:
-        (function,) = settings.functions
-        for again in (False, True):
-            ctx: Names = {}
-            await settings.on_startup(ctx)
-            if again:
-                assert await function(ctx, **job) == "Delivered"
-            else:
-                await cancelled(function(ctx, **job), world)
-            await settings.on_shutdown(ctx)
+        ctx: Names = {}
+        await names["startup"](ctx)
+        assert await names["run_customer"](ctx, sent) == "Parked"
+        parked = await names["read_outcome"](ctx["journal"], prefix)
+        other = msgspec.structs.replace(
+            parked, attention=NeedsAttention(questions=parked.attention.questions)
+        )
+        stale = names["decision_for"](other, asyncmig.Reject())
+        assert await names["run_customer"](ctx, sent, stale) == "Parked"
+        decision = json.loads(json.dumps(names["decision_for"](parked, asyncmig.Approve())))
+        assert await names["run_customer"](ctx, sent, decision) == "Delivered"
+        with pytest.raises(asyncmig.InvalidInput, match="Credentials"):
+            names["decision_for"](parked, Credentials(credentials={"password": "hidden"}))
+        await names["shutdown"](ctx)
 
     run(main, monkeypatch)
 
 
-def test_a_procrastinate_task_that_is_cancelled_is_run_again(
+def test_a_job_whose_customer_is_held_is_tried_again_later(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sent = job(prefix, tmp_path)
+
     async def main(world: World) -> None:
-        with names["tasks"].replace_connector(procrastinate.testing.InMemoryConnector()) as tasks:
-            await names["startup"](names["ctx"])
-            await cancelled(names["migrate_task"](**customer(prefix, tmp_path)), world)
-            async with tasks.open_async():
-                await names["migrate_task"].defer_async(**customer(prefix, tmp_path))
-                await tasks.run_worker_async(wait=False, install_signal_handlers=False)
-            await names["shutdown"](names["ctx"])
-        assert Path("out", prefix, "Contacts.csv").is_file()
+        ctx: Names = {}
+        await names["startup"](ctx)
+        first = asyncio.ensure_future(names["run_customer"](ctx, sent))
+        await begun(world)
+        with pytest.raises(RetryJob, match="is held by") as caught:
+            await names["run_customer"](ctx, sent)
+        assert caught.value.after > 0
+        assert await first == "Delivered"
+        await names["shutdown"](ctx)
 
     run(main, monkeypatch)
 
@@ -190,12 +276,24 @@ def test_a_procrastinate_task_that_is_cancelled_is_run_again(
 def test_a_temporal_activity_beats_and_is_tried_again(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    testing = pytest.importorskip("temporalio.testing")
+
     async def main(world: World) -> None:
+        beats: list[object] = []
         await names["startup"](names["ctx"])
-        await cancelled(names["migrate_activity"](customer(prefix, tmp_path)), world)
+        environment = testing.ActivityEnvironment()
+        environment.on_heartbeat = lambda *details: beats.append(details)
+        work = asyncio.ensure_future(environment.run(names["migrate_activity"], job(prefix, tmp_path)))
+        await begun(world)
+        environment.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+        assert work.cancelled()
         stopped = len(beats)
-        assert await names["migrate_activity"](customer(prefix, tmp_path)) == "Delivered"
-        assert len(beats) >= stopped + 3
+        again = testing.ActivityEnvironment()
+        again.on_heartbeat = environment.on_heartbeat
+        assert await again.run(names["migrate_activity"], job(prefix, tmp_path)) == "Delivered"
+        assert len(beats) >= stopped + 2
         await names["shutdown"](names["ctx"])
 
     run(main, monkeypatch)

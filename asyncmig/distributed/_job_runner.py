@@ -5,7 +5,6 @@ worker. A job that the queue has lost stops.
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -24,7 +23,6 @@ from asyncmig.customers.connections import Connections
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
-from asyncmig.customers.outcome import Parked
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
@@ -32,10 +30,11 @@ from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUna
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
 from asyncmig.jobs.migrate import migrate_safely
+from asyncmig.jobs.runners import with_decision
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session, context_of
 
-__all__ = ["RECHECK", "JobRunner", "digest_of"]
+__all__ = ["RECHECK", "JobRunner"]
 
 _log = logging.getLogger("asyncmig")
 JsonObject = Mapping[str, object]
@@ -140,7 +139,7 @@ class JobRunner:
         if job.attempts > 1:  # the worker that died may already have retried
             wanted = replace(wanted, retry_failed=False)
         if answer is not None:
-            wanted = _with_decision(wanted, answer, shown)
+            wanted = with_decision(wanted, answer, shown)
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
         if self._connections is not None:
             secrets = self._connections(customer.external_id)
@@ -246,21 +245,6 @@ async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], boo
             await queue.touch(job)
         except queue.away as error:
             queue.warn(error)
-
-
-def _with_decision(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:
-    """Return options that send `decision` once, for the questions with the digest `shown`. Others stay parked."""
-    left = [decision]
-
-    async def decide(parked: Parked) -> Decision | None:
-        return left.pop() if left and digest_of(parked) == shown else None
-
-    return replace(options, decide=decide)
-
-
-def digest_of(parked: Parked) -> str:
-    """Return a digest of the questions. Their ids are not enough, because they can start again in each park."""
-    return hashlib.sha256(msgspec.json.encode(parked.attention)).hexdigest()
 
 
 def _path(kind: type, value: object) -> object:

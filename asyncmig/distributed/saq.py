@@ -36,16 +36,16 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig.customers.connections import Connections
-from asyncmig.customers.decisions import Answer, Approve, Credentials, Decision, checked_decision
+from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
 from asyncmig.customers.outcome import Outcome, Parked
-from asyncmig.customers.questions import check_answers
 from asyncmig.customers.spec import Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.distributed._environment import read_environment
-from asyncmig.distributed._job_runner import RECHECK, JobRunner, digest_of
+from asyncmig.distributed._job_runner import RECHECK, JobRunner
 from asyncmig.distributed._resilient_queue import open_queue, real_seconds
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.migrate import pending
+from asyncmig.jobs.runners import decision_for
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
@@ -198,12 +198,7 @@ class MigrationQueue:
         generation lacks, for answers that were not offered, and for credentials, which a queue must not store;
         `QueueUnavailable`.
         """
-        checked_decision(decision, self._generation.supported_decisions, self._generation.name)
-        if isinstance(decision, Credentials):
-            raise InvalidInput("credentials", "***", "are secrets, which a queue must not store")
-        if isinstance(decision, Approve | Answer):
-            check_answers(parked.attention, decision.answers or {})
-        shown = {"decision": msgspec.to_builtins(decision), "shown": digest_of(parked)}
+        shown = decision_for(parked, decision, api=self._generation.name)
         return await self._queue.attempt(lambda: self._enqueue(spec, asked, **shown))
 
     @checked_call

@@ -1,0 +1,152 @@
+"""One customer as one job of a job runner: arq, procrastinate, Temporal and others.
+
+`migrate_job` is `migrate` for a runner. Whatever a later attempt continues is one exception, `RetryJob`, which the
+job maps to the runner's retry. What it returns is final, or waits for a person (`Parked`):
+
+    try:
+        outcome = await migrate_job(session, spec, journal=journal, to="out/acme-001")
+    except RetryJob as retry:
+        ...  # ask the runner for another attempt in `retry.after` seconds
+
+A job can be cancelled, killed, and run twice: the journal prevents a second import. `decision_for` makes JSON types
+from a decision about a parked customer, for the arguments of its next job. The guide has a complete example for each
+runner; SAQ has a module of its own (`asyncmig.distributed.saq`).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias, Unpack
+
+import msgspec
+
+from asyncmig import generations
+from asyncmig._core.arguments import checked_call
+from asyncmig.customers.decisions import Answer, Approve, Credentials, Decision, checked_decision
+from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Unknown
+from asyncmig.customers.questions import check_answers
+from asyncmig.customers.spec import Spec
+from asyncmig.errors import AsyncmigError, CustomerHeld, InvalidInput, JournalUnavailable
+from asyncmig.jobs.migrate import migrate
+from asyncmig.journal import JournalPort
+from asyncmig.session import Session
+
+__all__ = [
+    "JobOutcome",
+    "RetryJob",
+    "decision_for",
+    "digest_of",
+    "migrate_job",
+    "read_outcome",
+    "with_decision",
+]
+
+JobOutcome: TypeAlias = Delivered | Failed | Parked | Unknown
+"""What ends a job: every outcome but `Pending`."""
+_HELD = 5.0
+_AWAY = 30.0
+
+
+class RetryJob(AsyncmigError):
+    """Another attempt of the job continues, `after` seconds from now; `reason` says why this one ended."""
+
+    def __init__(self, reason: str, after: float) -> None:
+        super().__init__(reason, after)
+        self.reason = reason
+        self.after = after
+
+    def __str__(self) -> str:
+        return f"{self.reason} (again in {self.after:.0f} s)"
+
+
+@checked_call
+async def migrate_job(
+    session: Session,
+    spec: Spec,
+    *,
+    journal: JournalPort,
+    to: Path | str,
+    decision: Mapping[str, object] | None = None,
+    heartbeat: Callable[[], Awaitable[object] | None] | None = None,
+    heartbeat_every: float = 10.0,
+    api: str = generations.DEFAULT,
+    options: MigrationOptions | None = None,
+    **keywords: Unpack[MigrationKeywords],
+) -> JobOutcome:
+    """Migrate one customer in a job, and return an outcome that ends the job.
+
+    `decision`: what `decision_for` returned; it is sent if the customer still asks the questions that it answers.
+    `heartbeat`: called at the beginning and then every `heartbeat_every` seconds, to show the runner that the worker
+    is alive; its exceptions end the job. The other arguments are those of `migrate`.
+
+    Raises `RetryJob` if another attempt continues: the customer is held by another worker, the migration was
+    interrupted, the server or the journal is away. Raises `InvalidInput` for wrong options, and `JournalError`.
+    """
+    options = combined(options, keywords)
+    if decision is not None:
+        answer = msgspec.convert(decision.get("decision"), Decision)
+        options = with_decision(options, answer, str(decision.get("shown")))
+    work = asyncio.ensure_future(migrate(session, spec, journal=journal, to=to, api=api, options=options))
+    beats = asyncio.ensure_future(_beat(heartbeat, heartbeat_every))
+    try:
+        await asyncio.wait([work, beats], return_when=asyncio.FIRST_COMPLETED)
+        if beats.done():
+            beats.result()
+        outcome = await work
+    except CustomerHeld as error:
+        raise RetryJob(str(error), _HELD) from error
+    except JournalUnavailable as error:
+        raise RetryJob(str(error), _AWAY) from error
+    finally:
+        work.cancel()
+        beats.cancel()
+        await asyncio.wait([work, beats])
+    if isinstance(outcome, Pending):
+        raise RetryJob(outcome.error, _AWAY)
+    return outcome
+
+
+async def _beat(heartbeat: Callable[[], Awaitable[object] | None] | None, every: float) -> None:
+    while True:
+        if heartbeat is not None and (called := heartbeat()) is not None:
+            await called
+        await asyncio.sleep(every)
+
+
+@checked_call
+def decision_for(parked: Parked, decision: Decision, *, api: str = generations.DEFAULT) -> dict[str, object]:
+    """Return a decision about a parked customer as JSON types, for the argument `decision` of its next job.
+
+    Raises `InvalidInput` for a decision that the API generation lacks, for answers that were not offered, and for
+    credentials, which a queue must not store.
+    """
+    checked_decision(decision, generations.find(api).supported_decisions, api)
+    if isinstance(decision, Credentials):
+        raise InvalidInput("credentials", "***", "are secrets, which a queue must not store")
+    if isinstance(decision, Approve | Answer):
+        check_answers(parked.attention, decision.answers or {})
+    return {"decision": msgspec.to_builtins(decision), "shown": digest_of(parked)}
+
+
+async def read_outcome(journal: JournalPort, external_id: str) -> Outcome | None:
+    """Return how a customer's last job ended, from its journal; None while it is not known or its job runs."""
+    state = (await journal.states()).get(external_id)
+    return None if state is None else generations.read(external_id, state).outcome
+
+
+def with_decision(options: MigrationOptions, decision: Decision, shown: str) -> MigrationOptions:
+    """Return options that send `decision` once, for the questions with the digest `shown`. Others stay parked."""
+    left = [decision]
+
+    async def decide(parked: Parked) -> Decision | None:
+        return left.pop() if left and digest_of(parked) == shown else None
+
+    return replace(options, decide=decide)
+
+
+def digest_of(parked: Parked) -> str:
+    """Return a digest of the questions. Their ids are not enough, because they can start again in each park."""
+    return hashlib.sha256(msgspec.json.encode(parked.attention)).hexdigest()

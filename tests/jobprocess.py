@@ -1,0 +1,52 @@
+"""The guide's worker for arq or procrastinate as a process, on a faster clock and with shorter times.
+
+python jobprocess.py arq|procrastinate SPEED JOURNAL_SCHEMA
+"""
+
+import asyncio
+import logging
+import sys
+from functools import partial
+from typing import Any
+
+import documents
+
+from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.jobs import runners
+from asyncmig.simulator.server.clock import fast_loop
+
+PRELUDE = "import asyncmig, os; from pathlib import Path"
+
+
+def recipe(*kinds: str) -> dict[str, Any]:
+    """Return what the guide's blocks about job runners define: the shared one, and those with these words."""
+    names: dict[str, Any] = {"__name__": "recipe"}
+    exec(PRELUDE, names)
+    for block in documents.GUIDE.blocks("python"):
+        if "def run_customer" in block or any(kind in block for kind in kinds):
+            exec(block.replace('cron="* * * * *"', 'cron="* * * * * *"'), names)  # each second
+    return names
+
+
+def main(kind: str, speed: float, schema: str) -> None:
+    logging.basicConfig(level=logging.INFO)
+    runners._HELD = 1.0
+    names = recipe("WorkerSettings" if kind == "arq" else "migrate_task")
+    names["PostgresJournal"] = partial(PostgresJournal, schema=schema, lease=2.0)
+    loop = fast_loop(speed)
+    asyncio.set_event_loop(loop)
+    if kind == "arq":
+        import arq
+
+        names["DEAD_AFTER"] = 2
+        settings = names["WorkerSettings"]
+        settings.queue_name = schema
+        arq.run_worker(settings)
+    else:
+        jobs = names["tasks"].job_manager
+        jobs.get_stalled_jobs = partial(jobs.get_stalled_jobs, seconds_since_heartbeat=4)
+        loop.run_until_complete(names["work"]())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
