@@ -31,7 +31,7 @@ from asyncmig.errors import (
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.expected import Downloaded, Expected, RowFilter, with_flags
-from asyncmig.migrations.export_jobs import ExportJob, start_export
+from asyncmig.migrations.export_jobs import ExportJob, LinkLost, start_export
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import ExportBody, Report, Sheet
@@ -41,6 +41,8 @@ __all__ = ["Fetch", "download"]
 
 _COLUMNS = re.compile(rb"coverage|empty|column", re.IGNORECASE)
 """The 409s of a download differ by their text only."""
+_JOBS = 2
+"""The most export jobs that are started for one sheet, of the few that an account has in an hour."""
 _TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 
 
@@ -103,13 +105,20 @@ async def download(
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | None:
     attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=_TRANSIENT, unless=_is_final)
-    missing, job = 0, None
+    missing, job, filtered, starts = 0, None, fetch.honours_filter, 0
     while True:
         async with attempts:
             try:
                 if job is None:
-                    return await _fetch_direct(fetch, sheet, part)
+                    expected = await _fetch_direct(fetch, sheet, part, filtered=filtered)
+                    if not filtered:
+                        fetch.context.kept(ClientState).honours_filter = False
+                    return expected
                 return await _fetch_job(fetch, sheet, part, job)
+            except LinkLost:
+                if starts >= _JOBS:
+                    raise
+                job = None  # its file is gone, so another one is started
             except NoAnswer as error:
                 raise await in_thread(part.broken_off, error) from None
             except NotFound:  # a sheet may come some seconds after the execution
@@ -121,9 +130,9 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                     raise
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             except BadRequest as error:
-                if not fetch.honours_filter or b"unknown_field" in error.body:
+                if not filtered or b"unknown_field" in error.body:
                     raise
-                fetch.context.kept(ClientState).honours_filter = False  # once more without the filter
+                filtered = False  # once more without the filter
             except Conflict as error:
                 is_about_columns = fetch.omit_empty and _COLUMNS.search(error.body)
                 if is_about_columns or job is not None:
@@ -133,11 +142,11 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                     fields=fetch.fields or UNSET,
                     omit_empty=True if fetch.omit_empty else UNSET,
                 )
+                starts += 1
                 job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
 
 
-async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part) -> Expected:
-    filtered = fetch.honours_filter
+async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: bool) -> Expected:
     async with fetch.exchange(sheet, filtered=filtered) as answer:
         if is_html(answer):
             raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")

@@ -122,9 +122,13 @@ def _flagged(
         return "none"
     if row_filter == "all" or not all(expected.filtered for expected, _ in sheets):
         return "included"
-    missing = [expected.reported - file.rows for expected, file in sheets if expected.reported is not None]
-    if any(count > 0 for count in missing):
-        return "none"  # the server leaves rows out, so it knows the filter
+    reported = [(expected, expected.reported - file.rows) for expected, file in sheets if expected.reported]
+    missing = [expected for expected, count in reported if count > 0]
+    if (
+        missing
+    ):  # the server leaves rows out, so it knows the filter; without a total, the file may be cut short
+        return "none" if any(expected.total is not None for expected in missing) else "unknown"
     came = sum(file.rows for _, file in sheets)
     is_whole = report.inserted is not None and came >= report.inserted
-    return "included" if are_all and (is_whole or len(missing) == len(sheets)) else "unknown"
+    has_all = all(expected.reported is not None for expected, _ in sheets)
+    return "included" if are_all and (is_whole or has_all) else "unknown"

@@ -5,6 +5,7 @@ never stored: the job is read again for a fresh one.
 """
 
 import asyncio
+import contextlib
 import uuid
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, Watch
+from asyncmig._io.reply import is_html
 from asyncmig._io.threads import WriteBehind, in_thread
 from asyncmig._io.transport import Response
 from asyncmig.errors import (
@@ -32,10 +34,11 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.migrations import routes
+from asyncmig.migrations.access import explained
 from asyncmig.migrations.wire import ExportBody, ExportState
 from asyncmig.transfers.csv_records import RecordCounter
 
-__all__ = ["ExportJob", "start_export"]
+__all__ = ["ExportJob", "LinkLost", "start_export"]
 
 _LONGEST_WAIT = 600.0
 """Seconds for which another export of the migration may run before a start is given up."""
@@ -72,8 +75,15 @@ async def start_export(
         except Conflict:
             if loop.time() + pause > until:
                 raise
+        except UnexpectedReply as error:
+            raise await explained(context, error) from None
         await asyncio.sleep(pause)
         pause *= 2
+
+
+@final
+class LinkLost(UnexpectedReply):
+    """No link of a job works. Its file may have expired: a new job may help."""
 
 
 @final
@@ -141,7 +151,7 @@ class ExportJob:
             url = await self._link()
             try:
                 answer = await self._follow(url, stack, number)
-                if 200 <= answer.status < 300:
+                if 200 <= answer.status < 300 and not is_html(answer):
                     return answer
                 error: NoAnswer | UnexpectedReply = _refused(answer.status)
             except NoAnswer as lost:
@@ -155,10 +165,10 @@ class ExportJob:
         """Read the job for a fresh link."""
         state = await self._context.caller.call(Call(endpoint=routes.READ_EXPORT, ids=self._ids), ExportState)
         if state.download_url is None:
-            raise UnexpectedReply(
+            raise LinkLost(
                 "GET", routes.READ_EXPORT.template, 200, f"the job is {state.status} and has no link"
             )
-        return urljoin(f"{self._context.caller.base_url}/", state.download_url)
+        return _joined(f"{self._context.caller.base_url}/", state.download_url)
 
     async def _follow(self, url: str, stack: AsyncExitStack, attempt: int) -> Response:
         call = Call(endpoint=routes.FETCH_EXPORT, ids=self._ids)
@@ -172,7 +182,7 @@ class ExportJob:
                 stack.push_async_exit(hop)
                 return answer
             await hop.aclose()
-            url = urljoin(url, location)
+            url = _joined(url, location)
         raise _refused(310)
 
     async def _read(self, slot: Slot) -> Reading[ExportState]:
@@ -190,9 +200,17 @@ class ExportJob:
         return now < self._no_link_since + routes.EXPORT.read_lag
 
 
-def _refused(status: int) -> UnexpectedReply:
+def _joined(base: str, link: str) -> str:
+    """Return the URL of a link. The error for a malformed one does not show it."""
+    with contextlib.suppress(ValueError):
+        return urljoin(base, link)
     route = routes.FETCH_EXPORT
-    return UnexpectedReply(route.method, route.template, status, "the link of the export does not work")
+    raise UnexpectedReply(route.method, route.template, 200, "the link of the export is not a URL")
+
+
+def _refused(status: int) -> LinkLost:
+    route = routes.FETCH_EXPORT
+    return LinkLost(route.method, route.template, status, "the link of the export does not work")
 
 
 def _check(part: Path, name: str, state: ExportState) -> None:

@@ -184,7 +184,8 @@ class Jobs:
     """Export jobs of an account whose sheets are stored compressed."""
 
     def __init__(self, account: Account, *, link: str = "https://files.test/x?sig=secret-link") -> None:
-        self.account, self.link, self.bodies, self.reads, self.fetched = account, link, [], 0, list[str]()
+        self.account, self.link, self.reads, self.fetched = account, link, 0, list[str]()
+        self.bodies = list[dict[str, object]]()
         self.content = account.sheets["contacts"].encode()
         for slug in ("contacts", "deals"):
             account.routes["GET", f"/migrations/m1/exports/{slug}.csv"] = lambda body, query: Reply(
