@@ -1,13 +1,15 @@
 """The simulator of the API generation "migrations".
 
 ```python
+import asyncio
+
 from asyncmig.simulator import serve
 from asyncmig.simulator.migrations import World
 
 world = World(key="key", seed=1)
 async with serve(world) as serving:
     ...  # a client of serving.base_url, with the key
-print(world.ledger.requests, world.verdict(now))
+print(world.ledger.requests, world.verdict(asyncio.get_running_loop().time()))
 ```
 """
 
