@@ -30,6 +30,7 @@ MANIFEST = Manifest(
 NOTHING: dict[str, object] = {
     "api": "companies",
     "outcome": "pending",
+    "pending_reason": None,
     "step": "waiting",
     "detail": "",
     "ids": {},
