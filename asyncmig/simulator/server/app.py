@@ -24,10 +24,20 @@ _Handle = Callable[[Request, float], Reply]
 class Served(Protocol):
     """The world of an API generation, as the server needs it. The server sets both addresses."""
 
-    base_url: str
-    """The prefix of all URLs of the API."""
-    storage_url: str
-    """The origin of the storage."""
+    @property
+    def base_url(self) -> str:
+        """The prefix of all URLs of the API."""
+        ...
+
+    @base_url.setter
+    def base_url(self, url: str) -> None: ...
+    @property
+    def storage_url(self) -> str:
+        """The origin of the storage."""
+        ...
+
+    @storage_url.setter
+    def storage_url(self, url: str) -> None: ...
 
     def handle(self, request: Request, now: float) -> Reply:
         """Respond to a request to the API's host."""
