@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import aiohttp
+import openpyxl
 import pytest
 
 from asyncmig.simulator import RunDurations, serve
@@ -26,6 +27,7 @@ from asyncmig.simulator.migrations import (
 )
 
 KEY = "key"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 CONTACTS = b"E-mail,Given Name,Surname,Phone\r\na@x.org,Ada,L,1\r\nb@x.org,Bob,M,2\r\nbad,Cy,N,\r\n"
 AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 FREE = Limits.parse("per-endpoint")
@@ -57,11 +59,11 @@ class Client:
         await self.upload(path, "contacts.csv", content)
         return path
 
-    async def upload(self, path: str, name: str, content: bytes) -> None:
-        file = {"name": name, "content_type": "text/csv"}
+    async def upload(self, path: str, name: str, content: bytes, content_type: str = "text/csv") -> None:
+        file = {"name": name, "content_type": content_type}
         upload = (await self.ok("POST", f"{path}/files", {"files": [file]}))["files"][0]
         async with self.http.put(
-            upload["signed_url"], data=content, headers={"Content-Type": "text/csv"}
+            upload["signed_url"], data=content, headers={"Content-Type": content_type}
         ) as put:
             assert put.status == 200
 
@@ -105,6 +107,28 @@ async def test_a_customer_goes_from_upload_to_download(opens: Opens) -> None:
         ]
         assert (await client.ok("GET", f"{path}/log?format=md")).startswith("# acme")
         assert client.world.verdict(0.0).executed_twice == 0
+
+
+async def test_each_sheet_of_a_workbook_is_a_table(opens: Opens) -> None:
+    book = openpyxl.Workbook()
+    contacts = book.active
+    for row in (
+        ("E-mail", "Given Name", "Surname", "Phone"),
+        ("a@x.org", "Ada", "L", 1),
+        ("b@x.org", "Bob", "M", 2),
+    ):
+        contacts.append(row)
+    file = io.BytesIO()
+    book.save(file)
+    async with opens() as client:
+        body = {"name": "Acme", "source": "HubSpot", "external_id": "acme"}
+        path = f"/migrations/{(await client.ok('POST', '/migrations', body))['migration']['id']}"
+        await client.upload(path, "contacts.xlsx", file.getvalue(), XLSX)
+        _, run = await client.start(path, "generate")
+        assert run["status"] == "awaiting_approval"
+        sheets = (await client.ok("GET", f"{path}/preview"))["sheets"]
+    rows = next(sheet["rows"] for sheet in sheets if len(sheet["rows"]) > 1)
+    assert [row[0] for row in rows[1:]] == ["a@x.org", "b@x.org"]
 
 
 async def test_the_stream_of_a_finished_run_ends_with_done(opens: Opens) -> None:

@@ -25,7 +25,7 @@ __all__ = [
     "to_sheets",
 ]
 
-XLSX_HINT = "the simulator reads XLSX files only with openpyxl: pip install openpyxl"
+XLSX_HINT = "the simulator reads XLSX files only with openpyxl: pip install 'asyncmig[xlsx]'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
