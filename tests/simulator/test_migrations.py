@@ -237,6 +237,14 @@ async def test_limits_by_class_refuse_with_headers(opens: Opens) -> None:
             assert 0 < int(reply.headers["Retry-After"]) <= 3600
 
 
+async def test_an_update_that_speaks_of_generate_charges_no_generate(opens: Opens) -> None:
+    async with opens(limits=Limits.parse("by-class")) as client:
+        path = await client.migration()
+        await client.start(path, "generate")
+        status, _ = await client.call("POST", f"{path}/runs", {"kind": "update", "message": "generate"})
+        assert status == 201
+
+
 async def test_a_fourth_run_is_refused_with_the_list_of_the_others(opens: Opens) -> None:
     limits = Limits(rates={})
     async with opens(limits=limits, pace=RunDurations(base=1000.0)) as client:

@@ -6,6 +6,8 @@ from email.utils import format_datetime
 from random import Random
 from typing import final
 
+import msgspec
+
 from asyncmig.simulator.migrations.account import EPOCH, Account
 from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
 from asyncmig.simulator.migrations.exports import fetch_link
@@ -17,7 +19,7 @@ from asyncmig.simulator.migrations.runs import advance
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import Schema
 from asyncmig.simulator.migrations.variants import Variants
-from asyncmig.simulator.server.bodies import Malformed
+from asyncmig.simulator.server.bodies import Malformed, read
 from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.ledger import Entry, Ledger
 from asyncmig.simulator.server.limits import Budgets, FixedWindow, Limits, Meter, SlidingLog
@@ -182,7 +184,7 @@ class World:
             if not variants.replays_count and find_existing(self.account, request) is not None:
                 return []
             return ["create", "writes"] if variants.create_costs_write else ["create"]
-        if endpoint == "POST /migrations/{id}/runs" and b'"generate"' in request.body:
+        if endpoint == "POST /migrations/{id}/runs" and _kind_of(request) == "generate":
             return ["agent", "generate"]
         return [name]
 
@@ -252,3 +254,15 @@ class World:
         text = {} if how == "textless" else {"error": refusal.text}
         reply = json_reply(refusal.status, {**text, **refusal.fields})
         return Reply(status=reply.status, body=reply.body, headers=headers)
+
+
+class _Start(msgspec.Struct):
+    kind: str = ""
+
+
+def _kind_of(request: Request) -> str:
+    """Return the kind of run that a request starts; nothing for a malformed body, whose handler refuses it."""
+    try:
+        return read(request.body, _Start, may_be_empty=True).kind
+    except Malformed:
+        return ""
