@@ -242,11 +242,14 @@ class Fleet(AsyncOnly):
 
     async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
         try:
-            outcome = await self._outcome(spec, turn)
+            try:
+                outcome = await self._outcome(spec, turn)
+            finally:  # before the future is done: its waiter may submit another spec of the customer
+                del self._submitted[spec.external_id]
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # who iterates hears of the first one, and of the others nobody has to
+                future.exception()  # `run` raises the first one; the others need not be retrieved
         else:
             if not future.done():
                 future.set_result(outcome)
@@ -282,7 +285,8 @@ class Fleet(AsyncOnly):
     ) -> None:
         self._tasks.discard(task)
         turn.end()
-        del self._submitted[spec.external_id]
+        if self._submitted.get(spec.external_id, (spec, None))[1] is future:  # cancelled before it began
+            del self._submitted[spec.external_id]
         if not task.cancelled() and (error := task.exception()) is not None and not future.done():
             future.set_exception(error)
         future.cancel()

@@ -379,6 +379,7 @@ def test_a_queue_that_goes_away_gets_the_outcomes_later_and_costs_one_warning(
             proxy.refuses = True
             proxy.break_off()
             await until(lambda: len(list((place.folder / "out").glob("*/Contacts.csv"))) == 3)
+            await until(lambda: any("the queue" in record.getMessage() for record in caplog.records))
             await asyncio.sleep(2 * SPEED)
             assert not following.done()
             proxy.refuses = False

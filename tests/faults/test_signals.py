@@ -49,7 +49,7 @@ async def fleet(url, folder, life, journal):
         journal,
         Session(KEY, url, transport=transport, rng=Random(1)) as session,
         Fleet(session, journal=MortalJournal(journal, life), to=folder / "out", decide="approve",
-              retries=1, export="full") as fleet,
+              retries=1, export="full", when_held="return") as fleet,
     ):
         return {each.external_id: each async for each in fleet.run(specs)}
 
