@@ -23,10 +23,10 @@ class Source:
     """A source. Its name is its address."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.auth_url: str | None = None
         self.pinned: str | None = None
-        self.knowledge = Knowledge()
+        self.knowledge: Knowledge = Knowledge()
 
 
 @final
@@ -45,13 +45,18 @@ class Account:
         epoch: float,
         plan: bool,
     ) -> None:
-        self.sources = {name: Source(name) for name in sources}
-        self.schemas = {schema.slug: schema for schema in schemas}
+        self.sources: dict[str, Source] = {name: Source(name) for name in sources}
+        self.schemas: dict[str, Schema] = {schema.slug: schema for schema in schemas}
         self.migrations: dict[str, Migration] = {}
-        self.rng, self.seed = Random(seed), seed
-        self.variants, self.pace, self.scripts, self.epoch, self.plan = variants, pace, scripts, epoch, plan
-        self.base_url = "https://api.invalid/api/v1"
-        self.storage_url = "https://storage.invalid"
+        self.rng: Random = Random(seed)
+        self.seed: int = seed
+        self.variants: Variants = variants
+        self.pace: RunDurations = pace
+        self.scripts: Mapping[str, Script] = scripts
+        self.epoch: float = epoch
+        self.plan: bool = plan
+        self.base_url: str = "https://api.invalid/api/v1"
+        self.storage_url: str = "https://storage.invalid"
         self.tokens: dict[str, File] = {}
         """Signed URLs by their token."""
         self.links: dict[str, tuple[float, bytes, str]] = {}

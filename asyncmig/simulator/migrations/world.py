@@ -59,11 +59,11 @@ class World:
         epoch: float = EPOCH,
         plan: bool = True,
     ) -> None:
-        self.key = key
-        self.variants = variants or Variants()
-        self.ledger = Ledger()
-        self.limits = limits or Limits.parse(self.variants.limits)
-        self.account = Account(
+        self.key: str = key
+        self.variants: Variants = variants or Variants()
+        self.ledger: Ledger = Ledger()
+        self.limits: Limits = limits or Limits.parse(self.variants.limits)
+        self.account: Account = Account(
             sources=sources,
             schemas=schemas,
             seed=seed,

@@ -149,7 +149,8 @@ class FixedWindow:
         self, limit: int, window: float = 60.0, *, phase: float = 0.0, count_rejects: bool = False
     ) -> None:
         _check(limit, window)
-        self.limit, self._window, self._phase, self._rejects = limit, window, phase, count_rejects
+        self.limit: int = limit
+        self._window, self._phase, self._rejects = window, phase, count_rejects
         self._current: float = float("-inf")
         self._count = 0
 
@@ -177,7 +178,8 @@ class SlidingLog:
 
     def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
         _check(limit, window)
-        self.limit, self._window, self._rejects = limit, window, count_rejects
+        self.limit: int = limit
+        self._window, self._rejects = window, count_rejects
         self._log: deque[float] = deque()
 
     def allow(self, now: float) -> bool:

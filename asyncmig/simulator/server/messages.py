@@ -60,8 +60,8 @@ class Refusal(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
-        self.headers = dict(headers or {})
-        self.fields = dict(fields or {})
+        self.headers: dict[str, str] = dict(headers or {})
+        self.fields: dict[str, object] = dict(fields or {})
 
 
 def json_reply(status: int, value: object) -> Reply:
