@@ -234,7 +234,8 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
         points = told(whole)[0]
         at = [round(1 + n * 0.9 * (points - 1) / (count - 1)) for n in range(count)]
         statuses = processes.run((each, at[n], bool(n % 2), int(number)) for n, each in enumerate(folders))
-        adopted = {each: adopt_the_unknown(world, each) for each in folders}
+        # The answer to any creation may be lost, also one of the fleet that met no signal.
+        adopted = {each: adopt_the_unknown(world, each) for each in (whole, *folders)}
         again: list[Job] = [(each, None, False, 0) for each, lost in adopted.items() if lost]
         assert processes.run(again) == [[0]] * len(again)
     return Trials(world, whole, folders, statuses, points, sum(adopted.values()))
