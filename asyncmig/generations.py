@@ -138,6 +138,25 @@ class Generation(Protocol):
         """Send a decision about what was `shown`, and write it to the journal; the next `migrate` continues."""
         raise InvalidInput("decision", decision, f"cannot be sent: the API generation {self.name} has none")
 
+    async def cancel(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        *,
+        reject_parked: bool = False,
+    ) -> Outcome:
+        """Cancel a customer that no task works on, and return its outcome, which the journal then has.
+
+        The outcome is `Pending` with the reason `canceled`. The next `migrate` of the customer continues. A customer
+        that was delivered, has failed or is `Unknown` keeps its outcome. A generation that can cancel runs on the
+        server cancels the customer's run. `reject_parked`: whether a parked run is rejected, so that it ends.
+
+        Raises `InvalidInput` for a customer without a record that this generation can read; `CustomerHeld` if a
+        process works on the customer; `UnknownOutcome` if the response to a request was lost; `JournalError`.
+        """
+        raise InvalidInput("api", self.name, "cannot cancel customers")
+
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         """Link a customer to what exists on the server, and return its id."""
         raise InvalidInput("api", self.name, "has nothing to adopt: its create requests can be repeated")

@@ -22,14 +22,16 @@ from asyncmig import (
     InvalidInput,
     MemoryJournal,
     NeedsAttention,
+    Outcome,
     Parked,
+    Pending,
     Reject,
     Session,
     Spec,
     UnknownOutcome,
     migrate,
 )
-from asyncmig.companies.workflow.decisions import decide_parked, look
+from asyncmig.companies.workflow.decisions import cancel, decide_parked, look
 from asyncmig.companies.workflow.record import Record
 from asyncmig.session import context_of
 from asyncmig.simulator import World
@@ -67,6 +69,9 @@ class Desk:
             shown=await self.shown(),
             allow_destructive=allow_destructive,
         )
+
+    async def cancel(self, *, reject_parked: bool = False) -> Outcome:
+        return await cancel(context_of(self.session), self.journal, "acme", reject_parked=reject_parked)
 
     async def kinds(self) -> list[str]:
         return [event.kind for event in await self.journal.events("acme")]
@@ -223,3 +228,51 @@ async def test_nobody_decides_for_who_is_not_parked_or_held(desk_of: OpensDesk) 
                     shown=shown,
                     allow_destructive=True,
                 )
+
+
+DECISIONS = "POST /companies/{id}/imports/{run_id}/decisions"
+
+
+async def test_a_canceled_customer_is_pending_without_a_request_and_the_next_call_continues(
+    desk_of: OpensDesk, wire: InProcess
+) -> None:
+    async with desk_of() as desk:
+        before = len(wire.sent)
+        outcome = await desk.cancel()
+        assert isinstance(outcome, Pending)
+        assert outcome.reason == "canceled"
+        assert outcome.ids == (await desk.record()).ids != {}
+        assert (await desk.record()).outcome == outcome
+        assert len(wire.sent) == before
+        assert isinstance(await desk.migrate(), Parked)
+
+
+async def test_canceling_can_reject_the_parked_run(desk_of: OpensDesk, world: World) -> None:
+    async with desk_of() as desk:
+        assert isinstance(await desk.cancel(reject_parked=True), Pending)
+        assert (await desk.kinds())[-3:] == ["decide", "decided", "pending"]
+        assert world.ledger.requests[DECISIONS] == 1
+        assert isinstance(await desk.migrate(), Failed)
+        assert isinstance(await desk.cancel(reject_parked=True), Failed)  # nothing is left to cancel
+        assert world.ledger.requests[DECISIONS] == 1
+
+
+async def test_canceling_rejects_nothing_that_somebody_else_approved(
+    desk_of: OpensDesk, world: World
+) -> None:
+    async with desk_of() as desk:
+        await desk.somebody_else_decides(approve=True)
+        assert isinstance(await desk.cancel(reject_parked=True), Pending)
+        assert world.ledger.requests[DECISIONS] == 1
+        assert isinstance(await desk.migrate(), Delivered)
+        assert isinstance(await desk.cancel(), Delivered)
+
+
+async def test_nobody_cancels_who_is_held_or_unknown(desk_of: OpensDesk) -> None:
+    async with desk_of() as desk:
+        async with await desk.journal.claim("acme"):
+            with pytest.raises(CustomerHeld):
+                await desk.cancel()
+        with pytest.raises(InvalidInput, match="nothing to cancel"):
+            await cancel(context_of(desk.session), desk.journal, "nobody")
+        assert set(await desk.journal.states()) == {"acme"}

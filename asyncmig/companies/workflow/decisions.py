@@ -18,12 +18,12 @@ from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import API, Record
 from asyncmig.companies.workflow.record_keeper import RecordKeeper, wall_clock
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
-from asyncmig.customers.outcome import Parked, Reviewed
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
 from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import JournalPort
 
-__all__ = ["SUPPORTED", "decide_parked", "look", "send_decision"]
+__all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "send_decision"]
 
 SUPPORTED = (Approve, Reject)
 """The decisions of this API generation."""
@@ -81,6 +81,12 @@ async def _decide(
     state = await _read(run)
     if run.needs_attention != shown:
         return await _not_as_shown(keeper, run, state)
+    return await _decided(keeper, run, decision)
+
+
+async def _decided(keeper: RecordKeeper, run: ImportRun, decision: Decision) -> Reviewed:
+    """Send a decision about what a run asked when it was read last, and record what became of it."""
+    shown = run.needs_attention
     try:
         await send_decision(keeper, run, decision)
     except Conflict:  # somebody else was faster, and the run was read since
@@ -89,6 +95,46 @@ async def _decide(
         return await _not_as_shown(keeper, run, run.state)
     await keeper.keep("decided", outcome=None)
     return "sent"
+
+
+async def cancel(
+    context: SessionContext, journal: JournalPort, external_id: str, *, reject_parked: bool = False
+) -> Outcome:
+    """Record that a customer is canceled, and return its outcome; see `Generation.cancel`.
+
+    The API generation has no request that cancels a run: a run in progress goes on. `reject_parked` rejects the
+    proposal of a parked run, which ends it.
+    """
+    async with await journal.claim(external_id) as claim:
+        with working_for(Owner(external_id)):
+            keeper = RecordKeeper(context, claim)
+            await keeper.answers.catch_up()
+            if claim.state is None:
+                reason = "is not in the journal: there is nothing to cancel"
+                raise InvalidInput("external_id", external_id, reason)
+            return await _cancel(context, keeper, reject_parked=reject_parked)
+
+
+async def _cancel(context: SessionContext, keeper: RecordKeeper, *, reject_parked: bool) -> Outcome:
+    outcome = keeper.record.outcome
+    if not keeper.record.is_readable and isinstance(outcome, Failed):
+        raise InvalidInput("external_id", keeper.record.external_id, outcome.error)
+    if isinstance(outcome, Delivered | Failed | Unknown):
+        return outcome
+    if reject_parked and isinstance(outcome, Parked):
+        run = _run(context, keeper.record)
+        await _read(run)
+        while (
+            run.needs_attention is not None
+        ):  # others may decide at the same time, and the run may ask again
+            if await _decided(keeper, run, Reject()) != "changed":
+                break
+    canceled = Pending(
+        **keeper.outcome_fields(), error="canceled: the next call continues", reason="canceled"
+    )
+    await keeper.keep("pending", outcome=canceled)
+    keeper.tell("pending", canceled.error)
+    return canceled
 
 
 async def send_decision(keeper: RecordKeeper, run: ImportRun, decision: Decision) -> None:

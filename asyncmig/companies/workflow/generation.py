@@ -17,7 +17,7 @@ from asyncmig.companies.catalog import Companies
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Source, Template
 from asyncmig.companies.workflow.adoption import adopt
-from asyncmig.companies.workflow.decisions import SUPPORTED, decide_parked, look
+from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
 from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
 from asyncmig.customers.decisions import Decision
@@ -146,6 +146,16 @@ class CompaniesGeneration:
         return await decide_parked(
             context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
         )
+
+    async def cancel(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        *,
+        reject_parked: bool = False,
+    ) -> Outcome:
+        return await cancel(context, journal, external_id, reject_parked=reject_parked)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         return await adopt(journal, external_id, resource_id)
