@@ -31,6 +31,7 @@ from asyncmig.companies.wire import (
     Source,
     Template,
 )
+from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.catalog import ColumnSpec, Link
 from asyncmig.customers.connections import Destination
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
@@ -96,6 +97,7 @@ from asyncmig.session import Session
 __all__ = [
     "Action",
     "Answer",
+    "AnswerRule",
     "ApiError",
     "Approve",
     "AsyncmigError",
@@ -188,6 +190,7 @@ __all__ = [
     "adopt",
     "check_answers",
     "migrate",
+    "read_answer_rules",
 ]
 _MODULES = (
     *("distributed", "errors", "events", "generations", "jobs", "journal", "migrations", "preflight"),

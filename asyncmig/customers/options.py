@@ -1,12 +1,13 @@
 """The options of a migration: what to do at a decision, which rows to deliver, how often to retry, what to export."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, TypedDict, final, get_args
 
 from asyncmig._core.arguments import check_fields
+from asyncmig.customers.answer_rules import AnswerRule, checked_rules
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
 from asyncmig.errors import InvalidInput
 
@@ -42,6 +43,12 @@ class MigrationOptions:
     writes everything after a canary that lost nothing. The outcome lists what the destination lost. A repeat under
     the same idempotency key is not a second export. Whether an export that is started again (`retries`) writes a
     record twice depends on the natural key of the destination's writer, which a client can neither see nor set."""
+    answers: Sequence[AnswerRule] = ()
+    """Rules that answer a run's questions in the API generation "migrations"; `read_answer_rules` reads them from a
+    file. A question without a rule parks the customer, and nothing is answered."""
+    cancel_blocked_after: float | None = None
+    """Seconds after which a run that waits for a person is cancelled, so that its run slot is free for another
+    customer. The customer continues later with a new run. None: it is never cancelled. Only in "migrations"."""
     root: Path | str | None = None
     """A folder that all files must lie below, also after symbolic links are followed."""
     retry_seconds: float = RETRY_SECONDS
@@ -60,6 +67,10 @@ class MigrationOptions:
             raise InvalidInput("retries", self.retries, "must not be negative")
         if not 0 <= self.retry_seconds < math.inf:
             raise InvalidInput("retry_seconds", self.retry_seconds, "must be a finite number of seconds")
+        if self.cancel_blocked_after is not None and not 0 < self.cancel_blocked_after < math.inf:
+            reason = "must be a finite number of seconds above 0"
+            raise InvalidInput("cancel_blocked_after", self.cancel_blocked_after, reason)
+        object.__setattr__(self, "answers", checked_rules(self.answers))
         if self.export is not None and self.export not in get_args(ExportMode):
             raise InvalidInput("export", self.export, "is neither None nor 'canary' nor 'full'")
 
@@ -84,6 +95,8 @@ class OptionOverrides(TypedDict, total=False):
     retry_failed: bool
     deliver_rejected: bool
     export: ExportMode | None
+    answers: Sequence[AnswerRule]
+    cancel_blocked_after: float | None
     retry_seconds: float
 
 

@@ -57,7 +57,10 @@ class CompaniesGeneration:
     __slots__ = ()
 
     name: Literal["companies"] = "companies"
-    supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions))
+    supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions)) - {
+        "answers",
+        "cancel_blocked_after",
+    }
     supported_decisions: tuple[type[Decision], ...] = SUPPORTED
     endpoints: Mapping[str, Endpoint] = MappingProxyType({})  # each of them has a budget of its own
     requests_before_run: Sequence[str] = (
