@@ -23,9 +23,10 @@ async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
     assert asyncmig_simulator.ledger.over_the_limit == 0
 ```
 
-The marker takes the arguments of `asyncmig.testing.Simulator`: `customers` (`Parks(...)` or `Fails(...)` by external
-id), `faults`, `variants` (behaviour that the API's contract leaves open), `pace`, `limit`, `seed` and others. Several
-markers are merged; the closest one wins.
+The marker takes the arguments of `asyncmig.testing.Simulator`: `api` (the generation, `"companies"` or
+`"migrations"`), `customers` (`Parks(...)` or `Fails(...)` by external id), `faults`, `variants` (behaviour that the
+API's contract leaves open), `pace`, `limit`, `seed` and others. Several markers are merged; the closest one wins.
+With `api="migrations"`, annotate the fixture as `Simulator[asyncmig.simulator.migrations.World]`.
 
 The fixtures are synchronous functions, so they work with pytest-asyncio, anyio's plugin and `asyncio.run`.
 Without a virtual clock, a customer takes about 2 s: the client first reads a run 2 s after its start.

@@ -31,6 +31,25 @@ simulator = Simulator(
 A parked import waits for a decision. Approved, it completes; rejected, it fails. `Simulator.answers("acme-001")`
 returns what was answered.
 
+The second generation of the API has the same kit:
+
+```python
+from asyncmig.simulator.migrations import Block, Question, Script
+
+simulator = Simulator(
+    api="migrations",
+    customers={
+        "acme-001": Parks("Which currency?"),  # generate asks
+        "acme-002": Script(blocks={"execute": [Block(questions=(Question(text="Replace the old rows?"),))]}),
+    },
+)
+async with simulator.session() as session:
+    migration = await session.migrations.create(name="Acme", source="HubSpot", external_id="acme-001")
+```
+
+Its account allows 100 requests a minute for each endpoint, so that a test needs no hours. `limits="by-class"` sets
+the documented classes, down to one created migration an hour: use a virtual clock.
+
 Code that opens its own session uses the same account over loopback:
 
 ```python
@@ -65,10 +84,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, cast, final, overload
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._core.arguments import checked_call
+from asyncmig._core.limits import Limits
+from asyncmig._core.rate import Rate
 from asyncmig._io.transport import Body, Lost, Response, Timeouts
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session
@@ -94,17 +115,31 @@ from asyncmig.simulator import (
     Variants,
     Verdict,
     World,
+    migrations,
     serve,
 )
 from asyncmig.simulator.server.app import STREAM_INTERVAL
 
-__all__ = ["Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+__all__ = ["Api", "Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
 
 _CHUNK = 64 * 1024
+Api: TypeAlias = Literal["companies", "migrations"]
+"""A generation of the API."""
 W = TypeVar("W", bound=Served)
+if TYPE_CHECKING:
+    A = TypeVarWithDefault("A", bound=World | migrations.World, default=World)
+else:
+    A = TypeVar("A")
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 Handle = Callable[[Request, float], Reply]
 """A server as a function of a request and the time in seconds."""
+
+
+def _usual_limit() -> RateLimit:
+    return SlidingLog(100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,67 +264,131 @@ async def _whole(body: Body | None) -> bytes:
 
 
 @final
-class Simulator:
+class Simulator(Generic[A]):
     """A simulated account of the Migration API in this process, and sessions with it.
 
+    - `api`: the API's generation, `"companies"` or `"migrations"`. With `"migrations"`, the class is
+      `Simulator[asyncmig.simulator.migrations.World]` for type checkers, and `variants`, `schemas` and `limits` are
+      of `asyncmig.simulator.migrations`.
     - `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a `Faults` object.
     - `variants`: behaviour that the API's contract leaves open.
-    - `customers`: what the imports of single customers do, by external id: `Parks(...)` or `Fails(...)`.
+    - `customers`: what happens to single customers, by external id: `Parks(...)`, `Fails(...)`, or with
+      `api="migrations"` a `Script`.
     - `pace`: how long runs take. By default they end at once.
     - `limit`: a function that makes the rate limit of an endpoint, or of the key with `scope="key"`.
+    - `limits`: the limits with `api="migrations"`, as `Limits` or as text such as `"by-class"` or
+      `"agent=50/1h,create=20/1h,runs=5"`. The default is `"per-endpoint"`: 100 requests a minute for each endpoint,
+      so that a test needs no hours. None: as `variants` say. Sessions of `session()` have the same limits.
+    - `plan`: False for an account that can only read, with `api="migrations"`.
     - `latency`: seconds that a request takes.
     - `seed`: the same seed produces the same behaviour.
 
-    Raises `InvalidInput`, a `ValueError`, for unknown names and invalid numbers, such as a share over 1.
+    Raises `InvalidInput`, a `ValueError`, for unknown names and invalid numbers, such as a share over 1, and for
+    options that the generation does not have.
     """
 
-    __slots__ = ("_scope", "_seed", "faults", "transport", "world")
+    __slots__ = ("_limits", "_scope", "_seed", "faults", "transport", "world")
 
     api_key = "key-of-the-simulator"
     base_url = InProcess.BASE_URL
 
-    @checked_call
+    @overload
     def __init__(
-        self,
+        self: "Simulator[World]",
         *,
+        api: Literal["companies"] = "companies",
         seed: int = 0,
         faults: Mapping[str, float] | Faults | None = None,
         variants: Variants | None = None,
         customers: Mapping[str, Script] | None = None,
         pace: RunDurations | None = None,
-        limit: Callable[[], RateLimit] = lambda: SlidingLog(100),
+        limit: Callable[[], RateLimit] = ...,
         scope: Scope = "endpoint",
         latency: float = 0.05,
         sources: Mapping[str, str] = SOURCES,
         schemas: Iterable[Schema] = SCHEMAS,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Simulator[migrations.World]",
+        *,
+        api: Literal["migrations"],
+        seed: int = 0,
+        faults: Mapping[str, float] | Faults | None = None,
+        variants: migrations.Variants | None = None,
+        customers: Mapping[str, Script | migrations.Script] | None = None,
+        pace: RunDurations | None = None,
+        limits: migrations.Limits | str | None = "per-endpoint",
+        plan: bool = True,
+        latency: float = 0.05,
+        sources: Iterable[str] = migrations.SOURCES,
+        schemas: Iterable[migrations.Schema] = migrations.SCHEMAS,
+    ) -> None: ...
+    @checked_call
+    def __init__(
+        self,
+        *,
+        api: Api = "companies",
+        seed: int = 0,
+        faults: Mapping[str, float] | Faults | None = None,
+        variants: Variants | migrations.Variants | None = None,
+        customers: Mapping[str, Script | migrations.Script] | None = None,
+        pace: RunDurations | None = None,
+        limit: Callable[[], RateLimit] = _usual_limit,
+        scope: Scope = "endpoint",
+        limits: migrations.Limits | str | None = "per-endpoint",
+        plan: bool = True,
+        latency: float = 0.05,
+        sources: Iterable[str] | None = None,
+        schemas: Iterable[object] | None = None,
     ) -> None:
         _check(
-            seed=seed, faults=faults, variants=variants, pace=pace, limit=limit, scope=scope, latency=latency
+            api=api,
+            seed=seed,
+            faults=faults,
+            pace=pace,
+            limit=limit,
+            scope=scope,
+            latency=latency,
         )
-        for name, script in (customers or {}).items():
-            if not isinstance(cast(object, script), Script):
-                raise InvalidInput("customers", name, "must have a script: `Parks(...)` or `Fails(...)`")
         self._seed = seed
         self._scope: Scope = scope
-        kinds = tuple(schemas)
-        if not all(isinstance(cast(object, each), Schema) for each in kinds):
-            raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.Schema`")
         try:
             self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
         except ValueError as error:
             raise InvalidInput("faults", faults, str(error)) from error
-        self.world: World = World(
-            key=self.api_key,
-            sources=sources,
-            schemas=kinds,
-            seed=seed,
-            limit=limit,
-            scope=scope,
-            pace=pace or _AT_ONCE,
-            variants=variants,
-            customers=customers,
-        )
-        self.transport: InProcess[World] = InProcess(
+        if api == "companies":
+            if limits != "per-endpoint" or not plan:
+                raise InvalidInput("api", api, "has neither `limits` nor `plan`: these require 'migrations'")
+            world: World | migrations.World = _companies(
+                key=self.api_key,
+                seed=seed,
+                variants=variants,
+                customers=customers or {},
+                pace=pace or _AT_ONCE,
+                limit=limit,
+                scope=scope,
+                sources=SOURCES if sources is None else sources,
+                schemas=SCHEMAS if schemas is None else schemas,
+            )
+            self._limits: Limits | None = None
+        else:
+            if limit is not _usual_limit or scope != "endpoint":
+                raise InvalidInput("api", api, "has neither `limit` nor `scope`: give `limits`")
+            world = _migrations(
+                key=self.api_key,
+                seed=seed,
+                variants=variants,
+                customers=customers or {},
+                pace=pace or _AT_ONCE,
+                limits=limits,
+                plan=plan,
+                sources=migrations.SOURCES if sources is None else sources,
+                schemas=migrations.SCHEMAS if schemas is None else schemas,
+            )
+            self._limits = _client_limits(world.limits)
+        self.world: A = cast("A", world)
+        self.transport: InProcess[A] = InProcess(
             self.world, latency=latency, rng=Random(seed), faults=self.faults
         )
 
@@ -300,10 +399,11 @@ class Simulator:
             self.base_url,
             transport=self.transport,
             rng=Random(self._seed),
+            limits=self._limits,
             scope=self._scope,
         )
 
-    def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving[World]]:
+    def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving[A]]:
         """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.
 
         Its key is `api_key`. Uploads go to loopback as well from then on.
@@ -316,30 +416,137 @@ class Simulator:
         return self.world.ledger
 
     def answers(self, external_id: str) -> dict[str, str]:
-        """Return the answers of the last decision about a customer: label or text by the question's prompt."""
+        """Return the answers about a customer: label or text by the question's prompt.
+
+        With `api="companies"`, those of the last decision; with `"migrations"`, all that the agent accepted.
+        """
         return self.world.answers(external_id)
 
-    def verdict(self) -> Verdict:
+    @overload
+    def verdict(self: "Simulator[World]") -> Verdict: ...
+    @overload
+    def verdict(self: "Simulator[migrations.World]") -> migrations.Verdict: ...
+    def verdict(self) -> Verdict | migrations.Verdict:
         """Return the counts of what the client did wrong. Call it on the event loop on which the client ran."""
         return self.world.verdict(asyncio.get_running_loop().time())
 
 
+def _companies(
+    *,
+    key: str,
+    seed: int,
+    variants: object,
+    customers: Mapping[str, object],
+    pace: RunDurations,
+    limit: Callable[[], RateLimit],
+    scope: Scope,
+    sources: object,
+    schemas: Iterable[object],
+) -> World:
+    """Return an account of the generation "companies". Raises `InvalidInput`."""
+    scripts: dict[str, Script] = {}
+    for name, script in customers.items():
+        if not isinstance(script, Script):
+            raise InvalidInput("customers", name, "must have a script: `Parks(...)` or `Fails(...)`")
+        scripts[name] = script
+    kinds = tuple(schemas)
+    if not isinstance(sources, Mapping):
+        raise InvalidInput("sources", sources, "must map ids to names")
+    if not all(isinstance(each, Schema) for each in kinds):
+        raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.Schema`")
+    if not isinstance(variants, Variants | None):
+        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
+    return World(
+        key=key,
+        sources=cast("Mapping[str, str]", sources),
+        schemas=cast("tuple[Schema, ...]", kinds),
+        seed=seed,
+        limit=limit,
+        scope=scope,
+        pace=pace,
+        variants=variants,
+        customers=scripts,
+    )
+
+
+def _migrations(
+    *,
+    key: str,
+    seed: int,
+    variants: object,
+    customers: Mapping[str, object],
+    pace: RunDurations,
+    limits: migrations.Limits | str | None,
+    plan: bool,
+    sources: Iterable[object],
+    schemas: Iterable[object],
+) -> migrations.World:
+    """Return an account of the generation "migrations". Raises `InvalidInput`."""
+    names, kinds = tuple(sources), tuple(schemas)
+    if not all(isinstance(each, str) for each in names):
+        raise InvalidInput("sources", names, "must be names")
+    if not all(isinstance(each, migrations.Schema) for each in kinds):
+        raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.migrations.Schema`")
+    if not isinstance(variants, migrations.Variants | None):
+        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.migrations.Variants`")
+    try:
+        chosen = migrations.Limits.parse(limits) if isinstance(limits, str) else limits
+    except ValueError as error:
+        raise InvalidInput("limits", limits, str(error)) from error
+    return migrations.World(
+        key=key,
+        sources=cast("tuple[str, ...]", names),
+        schemas=cast("tuple[migrations.Schema, ...]", kinds),
+        seed=seed,
+        limits=chosen,
+        pace=pace,
+        variants=variants,
+        scripts={name: _scripted(name, script) for name, script in customers.items()},
+        plan=plan,
+    )
+
+
+def _scripted(name: str, script: object) -> migrations.Script:
+    """Return what the agent does for one customer. `Parks` and `Fails` are about `generate`."""
+    if isinstance(script, migrations.Script):
+        return script
+    if isinstance(script, Fails):
+        return migrations.Script(fails={"generate": script.error}, times=script.times)
+    if not isinstance(script, Parks):
+        raise InvalidInput(
+            "customers", name, "must have a script: `Parks(...)`, `Fails(...)` or `Script(...)`"
+        )
+    questions = tuple(
+        migrations.Question(text=ask.prompt, options=ask.options, allow_custom=ask.allow_custom)
+        for ask in script.asks
+    )
+    return migrations.Script(blocks={"generate": [migrations.Block(questions=questions)]})
+
+
+def _client_limits(limits: migrations.Limits) -> Limits:
+    """Return what a client has to know of an account's limits."""
+    rates = {name: Rate(count, window) for name, (count, window) in limits.rates.items()}
+    if limits.per_endpoint:
+        return Limits(endpoint=rates["endpoint"], runs=limits.runs)
+    return Limits(budgets=rates, runs=limits.runs)
+
+
 def _check(
     *,
+    api: object,
     seed: object,
     faults: object,
-    variants: object,
     pace: object,
     limit: object,
     scope: object,
     latency: object,
 ) -> None:
+    if api not in ("companies", "migrations"):
+        raise InvalidInput("api", api, "is neither 'companies' nor 'migrations'")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InvalidInput("seed", seed, "must be a whole number, 0 or more")
     if not isinstance(faults, Mapping | Faults | None):
         raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
-    if not isinstance(variants, Variants | None):
-        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
     if not isinstance(pace, RunDurations | None):
         raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.RunDurations`")
     if not callable(limit):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 from asyncmig.simulator.migrations.migration import Migration
@@ -10,10 +10,22 @@ from asyncmig.simulator.server.ledger import Ledger
 
 __all__ = ["Verdict", "judge"]
 
+_MEANINGS = {
+    "executed_twice": "previews executed twice",
+    "generated_twice": "generates although a preview of the same files was there",
+    "uploaded_twice": "files uploaded twice",
+    "duplicate_migrations": "migrations created twice for one customer",
+    "over_the_limit": "requests over the rate limit (429)",
+    "starts_beyond_three": "starts while the account's own runs took all places",
+    "key_leaks": "requests that sent the API key to another host",
+    "after_refusal": "requests after the API key was refused (401)",
+    "malformed": "malformed requests (400)",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How often a client did what it should not do."""
+    """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
 
     executed_twice: int
     """Executes of a preview that was executed before."""
@@ -33,6 +45,10 @@ class Verdict:
     """Requests after the first 401."""
     malformed: int
     """Requests with a 400."""
+
+    def __str__(self) -> str:
+        found = [f"{count} {_MEANINGS[name]}" for name, count in asdict(self).items() if count]
+        return "; ".join(found) or "no faults"
 
 
 def judge(migrations: Collection[Migration], ledger: Ledger, *, starts_beyond: int) -> Verdict:

@@ -1,5 +1,6 @@
 """One migration on the server: files, connections, thread, runs, preview, workbook."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -156,7 +157,8 @@ class Migration:
     resumable: bool = True
     workbook: dict[str, list[list[str]]] = field(default_factory=dict[str, list[list[str]]])
     report: Json | None = None
-    failed_kinds: set[str] = field(default_factory=set[str])
+    failed: Counter[str] = field(default_factory=Counter[str])
+    """How many operations of a kind the script has failed."""
     touched_at: float = 0.0
     accepted: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     """Starts that were accepted: kind and time."""

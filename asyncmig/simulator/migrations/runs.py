@@ -131,8 +131,9 @@ class Agent:
         failure = migration.script.fails.get(kind)
         if run.error is not None:
             return self._fail(run, run.error, at)
-        if failure is not None and kind not in migration.failed_kinds:
-            migration.failed_kinds.add(kind)
+        times = migration.script.times
+        if failure is not None and (times is None or migration.failed[kind] < times):
+            migration.failed[kind] += 1
             if kind == "execute":
                 self._write(run, share=2)
             return self._fail(run, failure, at)

@@ -47,12 +47,13 @@ class Block:
 class Script:
     """What happens to one customer. `blocks` and `fails` are by kind: generate, update, clarify, execute.
 
-    Each operation of that kind blocks on its blocks one after the other. The first operation of a kind in `fails`
-    ends `failed` with this text.
+    Each operation of that kind blocks on its blocks one after the other. The first `times` operations of a kind in
+    `fails` end `failed` with this text; None: all of them.
     """
 
     blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict[str, Sequence[Block]])
     fails: Mapping[str, str] = field(default_factory=dict[str, str])
+    times: int | None = 1
 
 
 def ask_about(sheets: Sequence[Sheet], tables: Sequence[tuple[list[str], list[list[str]]]]) -> list[Question]:

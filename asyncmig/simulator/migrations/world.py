@@ -99,6 +99,18 @@ class World:
         """The migrations by id, for tests to look at."""
         return self.account.migrations
 
+    def migration(self, external_id: str) -> Migration:
+        """Return the migration of a customer. Raises `KeyError` if there is none."""
+        for migration in self.account.migrations.values():
+            if migration.external_id == external_id:
+                return migration
+        raise KeyError(external_id)
+
+    def answers(self, external_id: str) -> dict[str, str]:
+        """Return the answers about a customer that the agent accepted: label or text by the question's text."""
+        found = [each for each in self.account.migrations.values() if each.external_id == external_id]
+        return {text: value for migration in found for text, value in migration.decisions.items()}
+
     def endpoint_of(self, request: Request) -> str:
         """Return method and route template of a request; `PUT storage` for an upload."""
         return endpoint_of(request)
