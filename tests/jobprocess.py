@@ -30,7 +30,7 @@ def recipe(*kinds: str) -> dict[str, Any]:
 
 def main(kind: str, speed: float, schema: str) -> None:
     logging.basicConfig(level=logging.INFO)
-    runners._HELD = 1.0
+    runners._RETRIES["held"] = 1.0
     names = recipe("WorkerSettings" if kind == "arq" else "migrate_task")
     names["PostgresJournal"] = partial(PostgresJournal, schema=schema, lease=2.0)
     loop = fast_loop(speed)

@@ -98,6 +98,7 @@ _OF_THE_WORKERS = {
     "out": "ASYNCMIG_OUT",
     "journal": "ASYNCMIG_DATABASE",
     "concurrency": "ASYNCMIG_CONCURRENCY",
+    "when_held": None,
     "root": "ASYNCMIG_ROOT",
     "speed": None,
 }

@@ -89,13 +89,18 @@ class RunResult:
         return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
 
     @property
+    def account_refused(self) -> bool:
+        """Whether the account may not start work."""
+        return any(row.pending_reason == "account_refused" for row in self.customers)
+
+    @property
     def exit_code(self) -> int:
         """Return the exit code: that of the worst outcome, in the order 4, 75, 6, 5, 3.
 
         75 comes before the outcomes of customers, because these are incomplete while any is pending, and because 75
         is the one code after which a job runner should start the same command again.
         """
-        if self.key_refused:
+        if self.key_refused or self.account_refused:
             return KEY_REFUSED
         return RESUMABLE if self.unwritten else code_of(customer.outcome for customer in self.customers)
 
@@ -326,7 +331,7 @@ class _Work:
             journal=self._journal,
             to=options.out,
             concurrency=options.concurrency,
-            when_held="return",
+            when_held=options.when_held,
             decide=options.policy,
             row_filter=options.filter,
             retries=options.retries,

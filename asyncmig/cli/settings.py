@@ -27,6 +27,7 @@ from asyncmig.cli.options import (
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
+from asyncmig.jobs.fleet import WhenHeld
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal import JournalPlace
@@ -208,6 +209,15 @@ class Settings(ConnectionSettings):
             show_envvar=False,
         ),
     ] = False
+    when_held: Annotated[
+        WhenHeld,
+        _setting(
+            "when_held",
+            "return|wait",
+            "What to do with a customer that another process holds: return (leave it pending), or wait until it is "
+            "free and continue it.",
+        ),
+    ] = "return"
     concurrency: Annotated[
         int, _setting("concurrency", "N", "The most customers to migrate at the same time.", least=1)
     ] = 500

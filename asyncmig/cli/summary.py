@@ -1,6 +1,7 @@
 """The summary of a run: how many customers ended how and why, the requests, and the commands that continue."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
@@ -11,6 +12,7 @@ from asyncmig.cli.report import by_reason, reason, shared_reason
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import DecideChoice, Options, about_journal
 from asyncmig.customers.status import CustomerStatus
+from asyncmig.jobs.fleet import WhenHeld
 
 __all__ = [
     "figures",
@@ -99,10 +101,16 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     """Yield the next steps, each with its command on a line of its own."""
     outcomes = {row.outcome for row in ended.customers}
 
-    def again(text: str, decide: DecideChoice | None = None, select: str | None = None) -> Iterator[str]:
+    def again(
+        text: str,
+        decide: DecideChoice | None = None,
+        select: str | None = None,
+        when_held: WhenHeld = options.when_held,
+    ) -> Iterator[str]:
         explicit = ended.explicit if ended.queue else ()
+        chosen = replace(options, when_held=when_held)
         yield f"{text}:"
-        yield f"  {options.command(decide, queue=ended.queue, select=select, explicit=explicit)}"
+        yield f"  {chosen.command(decide, queue=ended.queue, select=select, explicit=explicit)}"
 
     def look(text: str, command: str, *words: str) -> Iterator[str]:
         yield f"{text}:"
@@ -110,9 +118,16 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
 
     if ended.key_refused:
         yield from again("The API key was refused. Set a valid one in VERN_API_KEY, then continue")
+    elif ended.account_refused:
+        yield from again(
+            "The account may not start work: the server answered 403. Settle that, then continue"
+        )
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
         yield from again(f"Not finished{why}. {_where_it_continues(ended)}")
+    if options.when_held == "return" and any(row.pending_reason == "held" for row in ended.customers):
+        text = "Another process works on some customers. To wait for it, and continue them then"
+        yield from again(text, when_held="wait")
     if "parked" in outcomes:
         yield "Parked customers wait for a decision."
         if ended.is_recorded:

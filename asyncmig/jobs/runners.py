@@ -1,12 +1,27 @@
 """One customer as one job of a job runner: arq, procrastinate, Temporal and others.
 
-`migrate_job` is `migrate` for a runner. Whatever a later attempt continues is one exception, `RetryJob`, which the
-job maps to the runner's retry. What it returns is final, or waits for a person (`Parked`):
+`migrate_job` is `migrate` for a runner. If a later attempt continues by itself, it raises `RetryJob`, which the job
+maps to the runner's retry. It returns an outcome that ends the job: the end of the migration, or a wait for a person:
 
     try:
         outcome = await migrate_job(session, spec, journal=journal, to="out/acme-001")
     except RetryJob as retry:
         ...  # ask the runner for another attempt in `retry.after` seconds
+
+What happens to a `Pending` outcome depends on its reason:
+
+| reason | the job | why |
+| --- | --- | --- |
+| `held` | again in 5 s | another worker has the customer, or died with it up to a minute ago |
+| `interrupted` | again in 30 s | the worker stops, or its machine lacks disk space or memory |
+| `server_away` | again in 5 minutes | this attempt has waited `retry_seconds` for the server already |
+| `no_run_slot` | again in 5 minutes | other runs of the account occupy every run slot |
+| `key_refused`, `account_refused` | ends with `Pending` | each attempt would be refused: settle it, restart the worker |
+| `crashed` | ends with `Pending` | each attempt would raise the same exception: correct the code, or report it |
+| `canceled` | ends with `Pending` | the caller wanted it |
+
+Enqueue the customer again to continue a job that ended with `Pending`. A journal that is unavailable is a `RetryJob`
+after 30 s.
 
 A job can be cancelled, killed, and run twice: the journal prevents a second import. `decision_for` makes JSON types
 from a decision about a parked customer, for the arguments of its next job. The guide has a complete example for each
@@ -18,7 +33,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import msgspec
 
@@ -26,7 +41,7 @@ from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig.customers.decisions import Answer, Approve, Credentials, Decision, checked_decision
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Unknown
+from asyncmig.customers.outcome import Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.questions import check_answers
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import AsyncmigError, CustomerHeld, InvalidInput, JournalUnavailable
@@ -35,7 +50,6 @@ from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
 __all__ = [
-    "JobOutcome",
     "RetryJob",
     "decision_for",
     "digest_of",
@@ -44,10 +58,14 @@ __all__ = [
     "with_decision",
 ]
 
-JobOutcome: TypeAlias = Delivered | Failed | Parked | Unknown
-"""What ends a job: every outcome but `Pending`."""
-_HELD = 5.0
-_AWAY = 30.0
+_RETRIES: dict[PendingReason, float] = {
+    "held": 5.0,
+    "interrupted": 30.0,
+    "server_away": 300.0,
+    "no_run_slot": 300.0,
+}
+"""Seconds to the next attempt by the reason of a `Pending` outcome. Any other reason ends the job."""
+_JOURNAL_AWAY = 30.0
 
 
 class RetryJob(AsyncmigError):
@@ -75,15 +93,17 @@ async def migrate_job(
     api: str = generations.DEFAULT,
     options: MigrationOptions | None = None,
     **keywords: Unpack[MigrationKeywords],
-) -> JobOutcome:
+) -> Outcome:
     """Migrate one customer in a job, and return an outcome that ends the job.
+
+    A `Pending` outcome is returned only with a reason that another attempt would meet again; see the module.
 
     `decision`: what `decision_for` returned; it is sent if the customer still asks the questions that it answers.
     `heartbeat`: called at the beginning and then every `heartbeat_every` seconds, to show the runner that the worker
     is alive; its exceptions end the job. The other arguments are those of `migrate`.
 
-    Raises `RetryJob` if another attempt continues: the customer is held by another worker, the migration was
-    interrupted, the server or the journal is away. Raises `InvalidInput` for wrong options, and `JournalError`.
+    Raises `RetryJob` if another attempt continues: another worker holds the customer, the migration was interrupted,
+    the server or the journal is unavailable. Raises `InvalidInput` for wrong options, and `JournalError`.
     """
     options = combined(options, keywords)
     if decision is not None:
@@ -97,15 +117,15 @@ async def migrate_job(
             beats.result()
         outcome = await work
     except CustomerHeld as error:
-        raise RetryJob(str(error), _HELD) from error
+        raise RetryJob(str(error), _RETRIES["held"]) from error
     except JournalUnavailable as error:
-        raise RetryJob(str(error), _AWAY) from error
+        raise RetryJob(str(error), _JOURNAL_AWAY) from error
     finally:
         work.cancel()
         beats.cancel()
         await asyncio.wait([work, beats])
-    if isinstance(outcome, Pending):
-        raise RetryJob(outcome.error, _AWAY)
+    if isinstance(outcome, Pending) and outcome.reason in _RETRIES:
+        raise RetryJob(outcome.error, _RETRIES[outcome.reason])
     return outcome
 
 

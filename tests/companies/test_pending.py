@@ -12,6 +12,7 @@ from asyncmig import (
     Cancel,
     Decision,
     Delivered,
+    Failed,
     Fleet,
     InvalidInput,
     MemoryJournal,
@@ -24,12 +25,13 @@ from asyncmig import (
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.events import AttemptFailed
 from asyncmig.jobs.status import read_statuses
-from asyncmig.simulator import World
+from asyncmig.simulator import Reply, World
 
 from .conftest import DUPLICATES, Opens
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
+TAKEN = Reply(status=400, body=b'{"error": "a name that is taken"}')
 
 
 @pytest.mark.parametrize("error", [LookupError("mine"), OSError("my database"), ValueError("mine")], ids=repr)
@@ -99,6 +101,56 @@ async def test_a_refused_key_is_the_reason(
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Pending)
     assert outcome.reason == "key_refused"
+
+
+def refused(text: str) -> Fault:
+    return Fault(instead=Reply(status=403, body=text.encode()))
+
+
+@pytest.mark.parametrize("endpoint", ["/companies", "/imports"])
+async def test_an_account_that_may_not_start_work_is_the_reason_and_goes_on_later(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, endpoint: str
+) -> None:
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        is_start = method == "POST" and path.endswith(endpoint)
+        return refused('{"error": "Your plan has ended"}') if is_start else None
+
+    wire.fault = fault
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
+        assert isinstance(outcome, Pending)
+        assert outcome.reason == "account_refused"
+        assert "Your plan has ended" in outcome.error
+        wire.fault = lambda method, path, number: None
+        assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)
+
+
+async def test_a_customer_whose_creation_was_refused_is_not_taken_for_created(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    def fault(method: str, path: str, number: int) -> Fault | None:
+        if method == "POST" and path.endswith("/companies"):
+            return refused('{"error": "No"}') if number == 1 else Fault(instead=TAKEN)
+        return None
+
+    wire.fault = fault
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        await migrate(session, spec, journal=journal, to=tmp_path / "out")
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
+    assert isinstance(outcome, Failed)  # after a create that may have arrived, it would be `Unknown`
+    assert "a name that is taken" in outcome.error
+
+
+async def test_a_page_of_a_proxy_is_no_refusal_of_the_account(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    wire.fault = lambda method, path, number: refused("<html>") if method == "POST" else None
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "server_away"
 
 
 async def test_a_step_is_repeated_for_as_long_as_the_option_says(

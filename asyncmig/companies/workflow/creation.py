@@ -13,11 +13,16 @@ from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper
 from asyncmig.customers.spec import Spec
-from asyncmig.errors import ApiError, BadRequest, Conflict, UnknownOutcome
+from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
 
-__all__ = ["Creation", "unknown"]
+__all__ = ["Creation", "refuses_account", "unknown"]
 
 T = TypeVar("T")
+_FORBIDDEN = 403
+_STARTS = frozenset(
+    (endpoint.method, endpoint.template)
+    for endpoint in (routes.CREATE_COMPANY, routes.START_IMPORT, routes.START_EXPORT)
+)
 _GRACE = 5.0
 """Seconds for which a cancelled migration waits for the response to its create request."""
 
@@ -52,6 +57,10 @@ class Creation:
             if doubtful or isinstance(error, Conflict):
                 raise unknown(routes.CREATE_COMPANY, error) from error
             await self._progress.keep("refused", create_sent=False)
+            raise
+        except UnexpectedReply as error:
+            if refuses_account(error) and not (doubtful or error.after_doubt):
+                await self._progress.keep("refused", create_sent=False)
             raise
         await self._progress.keep(
             "created",
@@ -90,6 +99,19 @@ async def _with_grace(step: Coroutine[object, object, T]) -> T:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # its outcome is in the journal
         raise
+
+
+def refuses_account(error: Exception) -> bool:
+    """Return whether the server says that the account may not start work: a 403, but not a page of a proxy.
+
+    Uploads are left out: the storage answers 403 when a signed URL has expired.
+    """
+    return (
+        isinstance(error, ApiError)
+        and error.status == _FORBIDDEN
+        and error.is_documented
+        and (error.method, error.endpoint) in _STARTS
+    )
 
 
 def unknown(endpoint: Endpoint, error: ApiError) -> UnknownOutcome:

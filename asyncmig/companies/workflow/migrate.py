@@ -28,7 +28,7 @@ from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.imports import import_body
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
-from asyncmig.companies.workflow.creation import Creation, unknown
+from asyncmig.companies.workflow.creation import Creation, refuses_account, unknown
 from asyncmig.companies.workflow.decisions import SUPPORTED, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
 from asyncmig.companies.workflow.record import API, import_key, read_inputs
@@ -428,6 +428,8 @@ def _reason(error: Exception) -> PendingReason:
     """Return why a migration that stopped with `error` has not ended."""
     if isinstance(error, AuthError):
         return "key_refused"
+    if refuses_account(error):
+        return "account_refused"
     return "server_away" if isinstance(error, TRANSIENT) else "interrupted"
 
 
