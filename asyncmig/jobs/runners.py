@@ -16,7 +16,7 @@ What happens to a `Pending` outcome depends on its reason:
 | `interrupted` | again in 30 s | the worker stops, or its machine lacks disk space or memory |
 | `server_away` | again in 5 minutes | this attempt has waited `retry_seconds` for the server already |
 | `no_run_slot` | again in 5 minutes | other runs of the account occupy every run slot |
-| `key_refused`, `account_refused` | ends with `Pending` | each attempt would be refused: settle it, restart the worker |
+| `key_refused`, `account_refused` | ends with `Pending` | settle that, then restart the workers |
 | `crashed` | ends with `Pending` | each attempt would raise the same exception: correct the code, or report it |
 | `canceled` | ends with `Pending` | the caller wanted it |
 
