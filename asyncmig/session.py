@@ -33,6 +33,7 @@ from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
 from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
+from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies import routes as company_routes
@@ -129,6 +130,7 @@ class Session(AsyncOnly):
         self._closed: AsyncmigError | None = None
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: SendLog | None = None
+        self._opening = asyncio.Lock()
         timeouts = timeouts or Timeouts()
         for endpoint, each in (timeouts_by_endpoint or {}).items():
             if not isinstance(cast(object, each), Timeouts):
@@ -190,7 +192,7 @@ class Session(AsyncOnly):
         self._guard.enter()
         try:
             if self._recent_path is not None:
-                self._remember(self._recent_path)
+                await self._remember(self._recent_path)
         except BaseException:
             self._guard.forget()
             raise
@@ -210,7 +212,7 @@ class Session(AsyncOnly):
         closing.callback(self._guard.leave, _LEFT)
         closing.callback(self.events.close)
         if self._recent is not None:
-            closing.callback(self._recent.close)
+            closing.push_async_callback(self._recent.aclose)
         closing.push_async_callback(self._transport.aclose)
         if self._shared is not None:
             closing.push_async_callback(self._shared.window.aclose)
@@ -220,31 +222,26 @@ class Session(AsyncOnly):
         with anyio.CancelScope(shield=True):
             await closing.aclose()
 
-    def _remember(self, path: Path) -> None:
+    async def _remember(self, path: Path) -> None:
         """Open the send log at `path`, unless there is one. Raises nothing for a file that cannot be used."""
-        if self._recent is not None:
-            return
-        self._recent = self._opened_log(path)
+        async with self._opening:
+            if self._recent is not None:
+                return
+            loop = self._guard.loop()
+            log = SendLog(
+                path,
+                speed=loop_speed(loop),
+                window=self._limits.endpoint.window,
+                timeout=self._timeout,
+                clock=loop.time,
+                threaded=True,
+            )
+            await in_thread(log.open)
+            self._recent = log
         for name, gate in self._budgets.items():
             gate.resume([slot.answered_for(self._timeout) for slot in self._earlier(name)])
         for (rates, _), gate in self._gates.items():
             self._keep_log(gate, dict(rates))
-
-    def _opened_log(self, path: Path) -> SendLog:
-        loop = self._guard.loop()
-        log = SendLog(
-            path,
-            speed=loop_speed(loop),
-            window=self._limits.endpoint.window,
-            timeout=self._timeout,
-            clock=loop.time,
-        )
-        try:
-            log.open()
-        except BaseException:
-            log.close()
-            raise
-        return log
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """Send no further requests: waiting and new calls raise `error` (default `SessionClosed`).

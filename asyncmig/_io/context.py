@@ -1,6 +1,6 @@
 """The parts of one session that the clients of every API generation use."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ class SessionContext:
     gate: Callable[[Endpoint], Gate]
     runs: RunSlots
     """The runs in progress. Requests of endpoints with a `run_order` take slots; workflows report what they see."""
-    remember: Callable[[Path], None]
+    remember: Callable[[Path], Awaitable[None]]
     """Opens the send log at a path, unless the session has one."""
     check_open: Callable[[], None]
     """Raises what a request would raise now: `UsageError`, `SessionClosed`, or the `AuthError` that closed it."""

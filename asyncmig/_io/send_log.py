@@ -7,28 +7,31 @@ A line has the time of the wall clock, and that of the clock which counts from b
 one boot the latter counts, so that setting the wall clock changes nothing. After a reboot the wall clock counts; a
 time in the future counts as now.
 
-Several processes may append to one file. Each write holds a shared lock. A compaction takes the exclusive lock,
-copies the entries that still matter to a new file and renames that over the old one. Before each write, a process
-compares its open file with the path and opens the new one if they differ. The kernel releases the locks of a
-process that dies. A write waits briefly for a compaction; while a stopped process holds the lock, lines are kept
-in memory and written together with a later line.
+Several processes may append to one file. Each write holds a shared lock. A compaction copies the entries that still
+matter to a new file, in a thread and without a lock. Then it takes the exclusive lock, copies what was appended
+meanwhile, and renames the new file over the old one. Before each write, a process compares its open file with the
+path and opens the new one if they differ. Only a process that has locked the new file writes and renames it. The
+kernel releases the locks of a process that dies. A write waits briefly for the end of a compaction; while a stopped
+process holds the lock, lines are kept in memory and written together with a later line.
 
 The log is an aid: without it the next process may get some 429s. A log that cannot be used is therefore a warning and
 not an error, and so is a file that someone else has put there (a symbolic link, or a file of another user).
 """
 
+import asyncio
 import errno
 import logging
 import os
 import re
-import stat
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import IO, Literal, NamedTuple, final
+
+from asyncmig._io.shared_file import is_at, locked, open_own
+from asyncmig._io.threads import begin, outlast
 
 __all__ = ["EarlierSlot", "Kind", "SendLog"]
 
@@ -41,8 +44,12 @@ _LOOK_EVERY = 64 * 1024
 _MOST_READ = 8 * 1024 * 1024
 """Bytes that are read from the end of the file: far more than any limit allows in a window."""
 _LONGEST_LINE = 4096
-_TRIES, _PAUSE = 100, 0.002
-"""The most attempts to take the lock, and the real seconds between them. A compaction takes a few milliseconds."""
+_TRIES = 200
+"""The most attempts of a write to take the lock. A compaction holds it for a few milliseconds."""
+_REST = 64 * 1024
+"""The most bytes that a compaction copies while it holds the lock, unless others append faster than it copies."""
+_COPIES, _TRIES_TO_REPLACE = 10, 20
+_TO_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _MOST_UNWRITTEN = 10_000
 """The most lines that are kept in memory while they cannot be written."""
 _LINE = re.compile(
@@ -53,7 +60,6 @@ _LINE = re.compile(
 versions wrote neither the boot nor the seconds that matter.
 """
 _NAME = re.compile("[0-9a-f]{32}")
-_SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
 
 
 class EarlierSlot(NamedTuple):
@@ -87,8 +93,8 @@ class SendLog:
 
     A request matters for one window after its answer; `window` is that of budgets that name none. A request without
     an answer has arrived at most `timeout` seconds after it was sent, or never. Both are seconds on the loop's clock,
-    which runs `speed` times as fast as the
-    wall clock. `clock` returns the loop's time, so that times in the log advance even if the wall clock is set back.
+    which runs `speed` times as fast as the wall clock. `clock` returns the loop's time, so that times in the log
+    advance even if the wall clock is set back. `threaded`: compact in a thread of the running loop while writing.
     """
 
     __slots__ = (
@@ -100,11 +106,13 @@ class SendLog:
         "_path",
         "_speed",
         "_start",
+        "_threaded",
         "_timeout",
         "_unlooked",
         "_unwritten",
         "_warned",
         "_window",
+        "_work",
     )
 
     def __init__(
@@ -115,6 +123,7 @@ class SendLog:
         window: float = 60.0,
         timeout: float = 60.0,
         clock: Callable[[], float] | None = None,
+        threaded: bool = False,
     ) -> None:
         self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
         self._clock = clock or (lambda: 0.0)
@@ -123,18 +132,27 @@ class SendLog:
         self._fd: int | None = None
         self._large, self._unlooked = _LARGE, 0
         self._is_stuck = self._warned = False
+        self._threaded = threaded
+        self._work: asyncio.Future[None] | None = None
+        """The compaction that runs in a thread."""
         self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
 
     def open(self) -> None:
         """Read what earlier processes have sent, and start appending."""
         with self._trouble():
-            self._earlier = self._compact(self._current())
+            self._earlier = self._compact()
 
     def close(self) -> None:
         """Stop appending."""
         with self._trouble():
             self._flush()
         self._forget_file()
+
+    async def aclose(self) -> None:
+        """Stop appending, and wait until no thread compacts the file."""
+        self.close()
+        if self._work is not None:
+            await outlast(self._work)
 
     def note(self, kind: Kind, budget: str, slot: str = "", *, window: float | None = None) -> None:
         """Append that a request was `sent`, is `done`, or was `unsent` after all. `window`: that of the budget."""
@@ -156,20 +174,31 @@ class SendLog:
         self._unwritten.append(_line(slot, entry, self._now()))
         with self._trouble():
             self._flush()
-            if self._unlooked > _LOOK_EVERY:
+            if self._unlooked > _LOOK_EVERY and self._fd is not None and self._work is None:
                 self._unlooked = 0
-                if os.fstat(fd := self._current()).st_size > self._large:
-                    self._compact(fd)
+                if os.fstat(self._fd).st_size > self._large:
+                    self._start_to_compact()
+
+    def _start_to_compact(self) -> None:
+        if self._threaded:
+            self._work = begin(self._compact_quietly)
+            self._work.add_done_callback(self._compacted)
+        else:
+            self._compact()
+
+    def _compact_quietly(self) -> None:
+        with self._trouble():
+            self._compact()
+
+    def _compacted(self, work: "asyncio.Future[None]") -> None:
+        self._work = None
 
     def ages(self) -> dict[str, list[float]]:
         """Return, by budget, the least seconds on the loop's clock since each request in the file was over."""
         ages: defaultdict[str, list[float]] = defaultdict(list)
         with self._trouble(), suppress(FileNotFoundError):
-            fd = _opened(self._path, os.O_RDONLY)
-            try:
-                now, entries = self._now(), self._read(fd)
-            finally:
-                os.close(fd)
+            with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
+                now, entries = self._now(), self._read(file, _end_of_lines(file))
             for (name, _), entry in entries.items():
                 if entry.kind == "held":
                     continue
@@ -198,12 +227,12 @@ class SendLog:
 
     # Reading
 
-    def _read(self, fd: int) -> _Entries:
-        """Return the entries that still matter."""
+    def _read(self, file: IO[bytes], end: int) -> _Entries:
+        """Return the entries before `end` that still matter."""
         now, wall = self._now(), _wall()
         entries: _Entries = {}
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
-        for number, match in enumerate(_matches(fd)):
+        for number, match in enumerate(_matches(file, end)):
             kind, at, keep, budget, slot, boot, since_boot = match.groups()
             keep = int(keep or self._keep(kind, self._window))
             then = float(since_boot) if boot == _BOOT else now - max(0.0, wall - float(at))
@@ -226,60 +255,69 @@ class SendLog:
     def _flush(self) -> None:
         """Write the kept lines, unless another process holds the lock."""
         while self._unwritten:
-            fd = self._current()
-            with _locked(fd, exclusively=False, tries=1 if self._is_stuck else _TRIES) as locked:
-                self._is_stuck = not locked
-                if not locked:
-                    return
-                if not self._is_current(fd):
-                    continue
-                data = b"\n" + b"".join(self._unwritten)  # a killed process may have left half a line
-                written = os.write(fd, data)
-                self._unlooked += written
-                if written < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._unwritten.clear()
+            if self._fd is None:
+                self._fd = open_own(self._path, _TO_APPEND)
+            fd = self._fd
+            with locked(fd, exclusively=False, tries=1 if self._is_stuck else _TRIES) as is_locked:
+                is_current = is_at(fd, self._path)
+                if is_locked and is_current:
+                    data = b"\n" + b"".join(self._unwritten)  # a killed process may have left half a line
+                    written = os.write(fd, data)
+                    self._unlooked += written
+                    if written < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    self._unwritten.clear()
+            self._is_stuck = is_current and not is_locked
+            if self._is_stuck:
+                return
+            if not is_current:
+                self._forget_file()
 
-    def _compact(self, fd: int) -> _Entries:
-        """Return the entries that still matter; remove the others from the file unless another process is writing."""
-        with _locked(fd, exclusively=True) as locked:
-            entries = self._read(fd)
-            new = self._rewritten(entries) if locked and self._is_current(fd) else None
-        if new is not None:
-            self._forget_file()
-            self._fd = new
+    def _compact(self) -> _Entries:
+        """Return the entries that still matter; remove the others from the file, unless another process does so."""
+        with os.fdopen(open_own(self._path, _TO_APPEND), "rb") as old:
+            end = _end_of_lines(old)
+            entries = self._read(old, end)
+            with self._part() as new:
+                if new is not None:
+                    for (slot, _), entry in entries.items():
+                        new.write(_line(slot, entry, self._now()))
+                    old.seek(end)
+                    self._replace(old, new)
         return entries
 
-    def _rewritten(self, entries: _Entries) -> int:
-        """Replace the file by one with `entries`, and return it open."""
-        part = self._path.with_name(f"{self._path.name}.part")
-        with suppress(FileNotFoundError):
-            part.unlink()  # left by a killed process; only the holder of the lock writes it
-        new = _opened(part, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+    @contextmanager
+    def _part(self) -> Generator[IO[bytes] | None]:
+        """Yield an empty file for the compacted log; None while another process writes it."""
+        path = self._path.with_name(f"{self._path.name}.part")
         try:
-            with os.fdopen(new, "wb", closefd=False) as file:
-                for (slot, _), entry in entries.items():
-                    file.write(_line(slot, entry, self._now()))
-                self._large = max(_LARGE, 2 * file.tell())
-            part.replace(self._path)
-        except BaseException:
-            os.close(new)
-            raise
-        return new
+            fd = open_own(path, _TO_APPEND)
+        except OSError:
+            path.unlink()  # it is not ours
+            fd = open_own(path, _TO_APPEND | os.O_EXCL)
+        with os.fdopen(fd, "wb") as file, locked(fd, exclusively=True) as is_locked:
+            if not is_locked or not is_at(fd, path):  # another process has just renamed it
+                yield None
+                return
+            try:
+                file.truncate(0)  # a killed process may have left it
+                yield file
+            finally:
+                if is_at(fd, path):
+                    path.unlink()
 
-    def _current(self) -> int:
-        """Return the open file, after a compaction the new one."""
-        if self._fd is not None and not self._is_current(self._fd):
-            self._forget_file()
-        if self._fd is None:
-            self._fd = _opened(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        return self._fd
-
-    def _is_current(self, fd: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(fd), os.lstat(self._path))
-        except FileNotFoundError:
-            return False
+    def _replace(self, old: IO[bytes], new: IO[bytes]) -> None:
+        """Copy the rest of the old file to the new one, and give that the path, unless the old one was replaced."""
+        for _ in range(_COPIES):
+            if _copy(old, new) <= _REST:
+                break
+        with locked(old.fileno(), exclusively=True, tries=_TRIES_TO_REPLACE) as is_locked:
+            if not is_locked or not is_at(old.fileno(), self._path):
+                return
+            _copy(old, new)
+            new.flush()
+            self._large = max(_LARGE, 2 * new.tell())
+            self._path.with_name(f"{self._path.name}.part").replace(self._path)
 
     def _forget_file(self) -> None:
         if self._fd is not None:
@@ -329,60 +367,28 @@ def _line(slot: str, entry: _Entry, now: float) -> bytes:
     return f"{entry.kind} {at:.3f}+{entry.keep} {entry.budget}{name}{boot}\n".encode()
 
 
-def _matches(fd: int) -> Iterator[re.Match[str]]:
-    """Yield the complete lines, of a large file only those at its end; skip everything else."""
-    with os.fdopen(fd, "rb", closefd=False) as file:
-        file.seek(max(0, os.fstat(fd).st_size - _MOST_READ))
-        while line := file.readline(_LONGEST_LINE):
-            match = _LINE.fullmatch(line.decode("utf-8", "surrogateescape").rstrip("\n"))
-            if match is not None and match[4].isprintable():
-                yield match
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Return where the complete lines of a file end; another process may be writing the next one."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _LONGEST_LINE))
+    last = file.read(min(size, _LONGEST_LINE))
+    return size - len(last) + last.rfind(b"\n") + 1 if b"\n" in last else size
 
 
-def _opened(path: Path, flags: int) -> int:
-    """Open a regular file that only we own; raise `OSError` for anything else at this path."""
-    fd = os.open(path, flags | _SAFELY, 0o600)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise OSError(errno.EINVAL, "it is not a file of its own")
-        if sys.platform != "win32":
-            if found.st_uid != os.geteuid():
-                raise OSError(errno.EPERM, "it belongs to another user")
-            if found.st_mode & 0o077:
-                os.fchmod(fd, 0o600)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+def _matches(file: IO[bytes], end: int) -> Iterator[re.Match[str]]:
+    """Yield the lines before `end`, of a large file only the last ones; skip everything else."""
+    left = min(end, _MOST_READ)
+    file.seek(end - left)
+    while left > 0 and (line := file.readline(min(_LONGEST_LINE, left))):
+        left -= len(line)
+        match = _LINE.fullmatch(line.decode("utf-8", "surrogateescape").rstrip("\n"))
+        if match is not None and match[4].isprintable():
+            yield match
 
 
-if sys.platform == "win32":
-
-    @contextmanager
-    def _locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
-        yield not exclusively  # on such a system an open file cannot be replaced
-
-else:
-    import fcntl
-
-    @contextmanager
-    def _locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
-        """Yield whether the file is locked."""
-        how = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
-        for _ in range(tries):
-            try:
-                fcntl.flock(fd, how)
-                break
-            except BlockingIOError:
-                time.sleep(_PAUSE * (tries > 1))
-            except OSError:  # no locks on this file system: processes append and never compact
-                yield not exclusively
-                return
-        else:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+def _copy(old: IO[bytes], new: IO[bytes]) -> int:
+    """Copy the bytes from the present position to the end; return their number."""
+    size = 0
+    while chunk := old.read(_REST):
+        size += new.write(chunk)
+    return size

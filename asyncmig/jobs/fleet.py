@@ -119,7 +119,7 @@ class Fleet(AsyncOnly):
             if isinstance(self._journal, DatabaseJournal):
                 with suppress(OSError):  # the send log warns that it cannot be used
                     self._journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                context_of(self._session).remember(self._journal.send_log)
+                await context_of(self._session).remember(self._journal.send_log)
         except BaseException:
             self._guard.forget()
             raise

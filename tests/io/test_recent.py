@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -116,6 +117,61 @@ def test_processes_that_compact_a_log_lose_no_line_of_each_other(tmp_path: Path)
         process.communicate("\n")
     expected = {f"{name}{number:031x}" for name in "abc" for number in range(count)}
     assert names(path) == expected | {f"d{number:031x}" for number in range(count // 2 + 1)}
+
+
+COMPACT = """
+import asyncio
+import sys
+from pathlib import Path
+from asyncmig._io import send_log
+send_log._LARGE = send_log._LOOK_EVERY = 0  # compacts all the time
+async def main():
+    log = send_log.SendLog(Path(sys.argv[1]), threaded=True)
+    log.open()
+    for number in range(100_000):
+        log.note("sent", "GET /x", f"{sys.argv[2]}{number:031x}")
+        print(number, flush=True)
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_is_killed_while_it_compacts_loses_no_line(tmp_path: Path) -> None:
+    path, expected = tmp_path / "recent", set[str]()
+    for name, lines in (("a", 5), ("b", 60), ("c", 250)):
+        with subprocess.Popen(
+            [sys.executable, "-c", COMPACT, path, name], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            written = [int(process.stdout.readline()) for _ in range(lines)]
+            process.kill()
+            written += map(int, process.stdout.read().splitlines())
+        expected |= {f"{name}{number:031x}" for number in written}
+    assert names(path) >= expected
+
+
+async def test_a_log_is_compacted_in_a_thread_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncmig._io.send_log._LARGE", 0)
+    monkeypatch.setattr("asyncmig._io.send_log._LOOK_EVERY", 0)
+    threads: list[object] = []
+    rename = Path.replace
+
+    def renamed(self: Path, target: Path) -> Path:
+        threads.append(threading.current_thread())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    path, slots = tmp_path / "recent", [uuid4().hex for _ in range(300)]
+    log = SendLog(path, threaded=True)
+    for slot in slots:
+        log.note("sent", ENDPOINT, slot)
+        await asyncio.sleep(0)
+    await log.aclose()
+    assert threads
+    assert threading.main_thread() not in threads
+    assert names(path) == set(slots)
 
 
 def test_nobody_waits_for_a_process_that_is_stopped_while_it_has_the_lock(tmp_path: Path) -> None:
