@@ -18,6 +18,7 @@ from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig._io.transport import Timeouts, Transport
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
+from asyncmig.companies.connections import Destination
 from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.imports import Imports
@@ -33,7 +34,6 @@ from asyncmig.companies.wire import (
 )
 from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.catalog import ColumnSpec, Link
-from asyncmig.customers.connections import Destination
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import (
     Decide,
@@ -61,7 +61,7 @@ from asyncmig.customers.questions import (
     Target,
     check_answers,
 )
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import LiveSource, Spec
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -143,6 +143,7 @@ __all__ = [
     "Lane",
     "Limits",
     "Link",
+    "LiveSource",
     "MemoryJournal",
     "NeedsAttention",
     "NoAnswer",

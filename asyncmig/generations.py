@@ -20,7 +20,7 @@ from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
@@ -30,6 +30,7 @@ __all__ = [
     "Generation",
     "api_of",
     "check_options",
+    "check_spec",
     "find",
     "known",
     "read",
@@ -65,6 +66,12 @@ class Generation(Protocol):
         before the first request.
         """
         ...
+
+    def check(self, spec: Spec) -> None:
+        """Raise `InvalidInput` for a field of `spec` that this generation lacks, or whose value it cannot use."""
+        for name in ("connections", "connection"):
+            if getattr(spec, name) is not None:
+                raise InvalidInput(name, "***", f"is not supported by the API generation {self.name!r}")
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         """Return what a state that this generation wrote says. Raises `ValueError` for one that it cannot decode."""
@@ -211,6 +218,17 @@ def read(external_id: str, state: bytes) -> CustomerRecord:
         return _generations[api].read(external_id, state)
     except (ValueError, TypeError, RecursionError) as error:
         return unreadable_record(external_id, api, str(error))
+
+
+def check_spec(generation: Generation, given: object, root: Path | str | None = None) -> CheckedSpec:
+    """Return a spec with what is wrong with its values; see `checked_spec`."""
+    spec, refused = checked_spec(given, root)
+    if refused is None:
+        try:
+            generation.check(spec)
+        except InvalidInput as error:
+            return spec, error
+    return spec, refused
 
 
 def check_options(generation: Generation, options: MigrationOptions) -> None:

@@ -7,15 +7,16 @@ import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.secrets import secrets_of
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
+from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
 from asyncmig.customers.catalog import named, source_id
-from asyncmig.customers.connections import Connections, checked_connections, secrets_of
 from asyncmig.customers.ids import COMPANY, checked_id
-from asyncmig.customers.spec import check_external_id, checked_templates
+from asyncmig.customers.spec import Connections, check_external_id, checked_templates
 from asyncmig.errors import NotFound
 
 __all__ = ["Companies"]
@@ -134,7 +135,7 @@ class Companies:
             body=msgspec.json.encode(body),
             rank=rank,
             loggable_body=msgspec.json.encode(loggable).decode(),
-            secrets=() if given is None else tuple(secrets_of(given)),
+            secrets=() if given is None else tuple(secrets_of(given["destination"]["auth"])),
         )
         status, created = await self._context.caller.call_with_status(call, CompanyCreated)
         return Company(

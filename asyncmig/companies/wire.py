@@ -5,12 +5,13 @@ Replies are decoded tolerantly: unknown fields are ignored, optional fields may 
 name says what it is.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers.catalog import CatalogueItem, TemplateRules
 from asyncmig.customers.outcome import ExportResult, ImportReport
 from asyncmig.customers.questions import NeedsAttention
@@ -73,7 +74,7 @@ class CompanyBody(HidesSecrets, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     external_id: str | UnsetType = UNSET
     template_ids: tuple[str, ...] | UnsetType = UNSET
-    connections: dict[str, object] | UnsetType = UNSET
+    connections: Mapping[str, object] | UnsetType = UNSET
 
     _SHOWN: ClassVar = ("name", "source", "external_id", "template_ids")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from asyncmig._core.arguments import check_fields
-from asyncmig._core.hides_secrets import HidesSecrets
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers.questions import Custom
 from asyncmig.errors import InvalidInput
 

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from asyncmig._core.arguments import checked_text, flaw_of
+from asyncmig._core.arguments import check_fields, checked_text, flaw_of
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers.catalog import CatalogueItem
-from asyncmig.customers.connections import Connections, checked_connections
 from asyncmig.customers.files import size_of
 from asyncmig.customers.outcome import Failed
 from asyncmig.customers.paths import check_below
@@ -20,6 +20,8 @@ from asyncmig.errors import InvalidInput
 
 __all__ = [
     "CheckedSpec",
+    "Connections",
+    "LiveSource",
     "Spec",
     "check_different",
     "check_external_id",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 
+Connections = Mapping[str, object]
+"""Secrets by kind, as the API generation defines them: `{"destination": Destination(...)}` in "companies"."""
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -53,6 +57,31 @@ def checked_templates(templates: object, field: str = "template_ids") -> tuple[s
     return tuple(cast("list[str]", ids))
 
 
+class LiveSource(HidesSecrets, frozen=True, kw_only=True):
+    """A live connection to the system that the customer comes from, instead of files or besides them.
+
+        LiveSource(source_key="salesforce", config={"region": "eu"}, credentials={"token": os.environ["CRM_TOKEN"]})
+
+    Raises `InvalidInput` for a value of the wrong type. `credentials` are secrets: no repr, error, log, event or
+    journal contains them.
+    """
+
+    _SHOWN: ClassVar = ("source_key", "profile_id", "config")
+
+    source_key: str
+    """The kind of the system, in lower case."""
+    config: Mapping[str, object] = {}
+    """Settings that are not secret."""
+    credentials: Mapping[str, object] = {}
+    profile_id: str | None = None
+    """None: the default profile."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if checked_text("source_key", self.source_key) != self.source_key.lower():
+            raise InvalidInput("source_key", self.source_key, "must be in lower case")
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """One customer: its id and name, its source, its templates and its files.
 
@@ -68,8 +97,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     templates: tuple[str, ...] | None = None
     """Ids of the templates, or `Template`s; None: all templates of the account."""
     connections: Connections | None = None
-    """Secrets of the destination. Only the request that creates the company contains them. No repr and no journal
-    shows them, but an encoded spec does."""
+    """Secrets of the system that the rows are exported to, for a generation that exports. No repr and no journal
+    contains them, but an encoded spec does."""
+    connection: LiveSource | None = None
+    """A live connection to the customer's source, for a generation that can read one; then `files` may be empty. An
+    encoded spec contains its credentials."""
 
     def __post_init__(self) -> None:
         """Convert a single path, paths as text, a `Source` and `Template`s. `validate` checks the values."""
@@ -97,9 +129,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         checked_text("source", self.source)
         if self.templates is not None:
             checked_templates(self.templates, "templates")
-        if self.connections is not None:
-            checked_connections(self.connections)
-        if not self.files:
+        if self.connections is not None and not isinstance(cast(object, self.connections), Mapping):
+            raise InvalidInput("connections", "***", "must be a mapping")
+        if self.connection is not None and not isinstance(cast(object, self.connection), LiveSource):
+            raise InvalidInput("connection", "***", "must be a LiveSource")
+        if not self.files and self.connection is None:
             raise InvalidInput("files", [], "there must be at least one")
         for path in cast("tuple[object, ...]", self.files):
             if not isinstance(path, Path):

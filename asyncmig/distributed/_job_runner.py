@@ -19,12 +19,11 @@ from saq.worker import Worker
 
 from asyncmig import generations
 from asyncmig._io.threads import in_thread
-from asyncmig.customers.connections import Connections
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
 from asyncmig.customers.paths import Inputs, same_folder
-from asyncmig.customers.spec import Spec, failed
+from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
@@ -75,7 +74,7 @@ class JobRunner:
         to: Path,
         api: str,
         options: MigrationOptions,
-        connections: Callable[[str], Connections | None] | None,
+        connections: Callable[[str], Connections | LiveSource | None] | None,
     ) -> None:
         self._steps: dict[str, str] = {}
         """The current step of each customer, by external id."""
@@ -143,7 +142,8 @@ class JobRunner:
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
         if self._connections is not None:
             secrets = self._connections(customer.external_id)
-            customer = msgspec.structs.replace(customer, connections=secrets)
+            field = "connection" if isinstance(secrets, LiveSource) else "connections"
+            customer = msgspec.structs.replace(customer, **{field: secrets})
         work = asyncio.ensure_future(
             self._with_heartbeat(job, customer, wanted, generations.find(api or self._api))
         )

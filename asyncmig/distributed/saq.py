@@ -35,11 +35,10 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call
-from asyncmig.customers.connections import Connections
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
 from asyncmig.customers.outcome import Outcome, Parked
-from asyncmig.customers.spec import Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.customers.spec import Connections, LiveSource, Spec, check_different, each_spec, failed
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._job_runner import RECHECK, JobRunner
 from asyncmig.distributed._resilient_queue import open_queue, real_seconds
@@ -71,7 +70,7 @@ def worker_settings(
     to: Path | str = "out",
     api: str = generations.DEFAULT,
     options: MigrationOptions | None = None,
-    connections: Callable[[str], Connections | None] | None = None,
+    connections: Callable[[str], Connections | LiveSource | None] | None = None,
     concurrency: int = 100,
     name: str = _NAME,
     sweep: int = 20,
@@ -80,9 +79,10 @@ def worker_settings(
 
     `queue`: the URL of a Redis or PostgreSQL. `session` and `journal` are called once in each worker. Sheets are
     written to `to/EXTERNAL_ID/SHEET.csv`. `api`: the API generation of jobs that do not name one. `options`: the
-    default options of all customers. `connections` returns the secrets of a customer's destination by its external
-    id, because the queue does not store them. `concurrency`: customers at the same time in one worker; on Redis each
-    uses a connection. `name`: the name of the queue. `sweep`: seconds between searches for jobs of dead workers.
+    default options of all customers. `connections` returns a customer's secrets by its external id, because the queue
+    does not store them: what `Spec.connections` or `Spec.connection` takes. `concurrency`: customers at the same time
+    in one worker; on Redis each uses a connection. `name`: the name of the queue. `sweep`: seconds between searches
+    for jobs of dead workers.
     """
     options = options or MigrationOptions()
     generations.check_options(generations.find(api), options)
@@ -182,7 +182,7 @@ class MigrationQueue:
         Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides;
         `QueueUnavailable`.
         """
-        spec, refused = checked_spec(spec)
+        spec, refused = generations.check_spec(self._generation, spec)
         if refused is not None:
             raise refused
         spec.validate(root=self._root)
@@ -224,7 +224,9 @@ class MigrationQueue:
         `InvalidInput` for options like `submit`, for a spec with connections, and for two specs with the same
         external id.
         """
-        given = [checked_spec(each, self._root) async for each in each_spec(specs)]
+        given = [
+            generations.check_spec(self._generation, each, self._root) async for each in each_spec(specs)
+        ]
         good = [spec for spec, refused in given if refused is None]
         check_different(good)
         waiting = {spec.external_id: spec for spec in good}
@@ -297,6 +299,8 @@ def _outcome(spec: Spec, job: Job) -> Outcome:
 
 
 def _check_no_secret(spec: Spec) -> None:
+    why = "has secrets, which a queue must not store: pass `connections=` to the workers"
     if spec.connections is not None:
-        why = "are secrets, which a queue must not store: pass `connections=` to the workers"
         raise InvalidInput("connections", "***", why)
+    if spec.connection is not None:
+        raise InvalidInput("connection", spec.connection.source_key, why)

@@ -15,7 +15,7 @@ from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, Turn, combined
 from asyncmig.customers.outcome import Outcome, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, keys_of
-from asyncmig.customers.spec import Spec, checked_spec, failed
+from asyncmig.customers.spec import Spec, failed
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.generations import Generation
 from asyncmig.journal import ClaimPort, JournalPort
@@ -86,7 +86,7 @@ async def migrate_claimed(
     `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
     files were read and before the first request. Raises `JournalError`.
     """
-    spec, refused = checked_spec(spec)
+    spec, refused = generations.check_spec(generation, spec)
     if refused is not None:
         return failed(spec, refused)
     outcome: Outcome | None = None

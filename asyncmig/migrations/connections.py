@@ -7,9 +7,9 @@ from typing import final
 import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
+from asyncmig._core.secrets import secrets_of
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.connections import secrets_of
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_secrets

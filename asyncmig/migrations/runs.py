@@ -11,10 +11,10 @@ import msgspec
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Repeat
 from asyncmig._core.retry import Doubt
+from asyncmig._core.secrets import secrets_of
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.connections import secrets_of
 from asyncmig.customers.questions import Custom
 from asyncmig.errors import (
     Conflict,

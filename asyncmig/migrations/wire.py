@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, cast
 from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
-from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers import questions
 from asyncmig.customers.catalog import CatalogueItem, TemplateRules
 from asyncmig.customers.outcome import ImportReport

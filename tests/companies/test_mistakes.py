@@ -20,6 +20,7 @@ from asyncmig import (
     Gate,
     InvalidInput,
     Journal,
+    LiveSource,
     MemoryJournal,
     Parked,
     Pending,
@@ -93,6 +94,9 @@ def test_of_a_session(name: str, value: object) -> None:
         (lambda: Simulator(pace=2.0), "pace"),  # type: ignore[arg-type]
         (lambda: Simulator(faults="500-before"), "faults"),  # type: ignore[arg-type]
         (lambda: read_manifest(7), "path"),  # type: ignore[arg-type]
+        (lambda: LiveSource(source_key="Salesforce"), "source_key"),
+        (lambda: LiveSource(source_key="crm", config="eu"), "config"),  # type: ignore[arg-type]
+        (lambda: LiveSource(source_key="crm", credentials="t0p"), "credentials"),  # type: ignore[arg-type]
         (lambda: asyncmig.Approve(["a"]), "answers"),  # type: ignore[arg-type]
     ],
 )
@@ -445,3 +449,18 @@ async def test_a_plain_function_may_decide(opens: Opens, customer: Customer, tmp
         Fleet(opened, journal=MemoryJournal(), to=tmp_path / "o", decide=decide) as fleet,
     ):
         assert isinstance(await fleet.submit(customer(contacts=DUPLICATES)), Delivered)
+
+
+async def test_a_live_source_is_refused_by_name_before_a_request(
+    opens: Opens, wire: InProcess, tmp_path: Path
+) -> None:
+    live = LiveSource(source_key="salesforce", config={"region": "eu"}, credentials={"token": "t0p"})
+    assert "t0p" not in f"{live!r} {live} {live.__rich_repr__()}"
+    spec = msgspec.structs.replace(acme_spec, files=(), connection=live)
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Failed)
+    assert "connection='salesforce'" in outcome.error
+    assert "'companies'" in outcome.error
+    assert "t0p" not in repr([spec, outcome])
+    assert not wire.sent

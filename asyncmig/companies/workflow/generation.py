@@ -14,6 +14,7 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
+from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Source, Template
 from asyncmig.companies.workflow.adoption import adopt
@@ -34,7 +35,7 @@ from asyncmig.customers.status import (
     RemainingWork,
     status_of_outcome,
 )
-from asyncmig.errors import NotFound
+from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 
 __all__ = ["CompaniesGeneration", "customer_record"]
@@ -80,6 +81,13 @@ class CompaniesGeneration:
         turn: Turn | None = None,
     ) -> Coroutine[object, object, Outcome]:
         return migrate_customer(context, spec, claim, to, options, inputs, turn)
+
+    def check(self, spec: Spec) -> None:
+        if spec.connection is not None:
+            reason = f"is not supported by the API generation {self.name!r}, which imports files only"
+            raise InvalidInput("connection", spec.connection.source_key, reason)
+        if spec.connections is not None:
+            checked_connections(spec.connections)
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))

@@ -1,39 +1,41 @@
-"""The system that a company's rows are written to in the end, and the secrets that open it."""
+"""The destination of a company: the system that its rows are exported to, and the credentials for it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
 
+from asyncmig.customers.spec import Connections
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Connections", "Destination", "checked_connections", "secrets_of"]
+__all__ = ["Destination", "checked_connections"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where a company's rows are written to: the address of its API, and what opens it.
+    """The system that a company's rows are exported to: the address of its API, and the credentials for it.
 
         Destination(base_url="https://api.crm.example", auth={"token": os.environ["CRM_TOKEN"]})
 
-    The server never shows `auth` again, and nothing here does: no repr, error, log, event or journal.
+    `auth` is a secret: the server never returns it, and no repr, error, log, event or journal contains it.
     """
 
     base_url: str
     auth: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
 
 
-Connections = Mapping[str, object]
-"""By kind; there is one, `destination`. Each a `Destination`, or a mapping with `base_url` and `auth`."""
-
 _FIELDS = {"base_url", "auth"}
 _HIDDEN = "***"
 
 
-def checked_connections(connections: Connections) -> dict[str, object]:
-    """Return what is sent; raise `InvalidInput`, which shows no value, for another shape than the API's."""
+def checked_connections(connections: Connections) -> dict[str, dict[str, object]]:
+    """Return the connections as the API takes them: `{"destination": {"base_url": ..., "auth": ...}}`.
+
+    Raises `InvalidInput`, which contains no value, for anything else than a `Destination`, or a mapping with its
+    fields, under `destination`.
+    """
     kinds = _mapping(connections)
     if kinds is None or set(kinds) != {"destination"}:
         raise InvalidInput("connections", _HIDDEN, "must be {'destination': Destination(...)}")
@@ -51,19 +53,6 @@ def checked_connections(connections: Connections) -> dict[str, object]:
     }
 
 
-def secrets_of(value: object) -> Iterator[str]:
-    """Yield every text below `value`, and every number as text; the address of the destination is none."""
-    if isinstance(value, Mapping):
-        for name, each in cast("Mapping[str, object]", value).items():
-            if name != "base_url":
-                yield from secrets_of(each)
-    elif isinstance(value, list | tuple):
-        for each in cast("list[object]", value):
-            yield from secrets_of(each)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield str(value)
-
-
 def _mapping(value: object) -> Mapping[str, object] | None:
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else None
 
@@ -75,17 +64,17 @@ def _checked_url(url: object) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise _wrong(".base_url", "is no URL") from None
+        raise _wrong(".base_url", "is not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
         raise _wrong(".base_url", "must be an absolute https URL")
     if parts.username or parts.password or parts.fragment:
-        raise _wrong(".base_url", "must have no credentials and no fragment: secrets belong into auth")
+        raise _wrong(".base_url", "must not contain credentials or a fragment: put secrets into auth")
     return url
 
 
 def _checked_auth(auth: object) -> dict[str, object]:
     if not isinstance(auth, Mapping):
-        raise _wrong(".auth", "must be a mapping, as the destination's writer wants it")
+        raise _wrong(".auth", "must be a mapping with the fields that the destination's writer expects")
     try:
         plain = cast("object", msgspec.json.decode(msgspec.json.encode(auth)))
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
