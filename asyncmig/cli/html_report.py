@@ -20,9 +20,10 @@ from typing import final
 
 from asyncmig.cli.charts import KIND_WORDS, KINDS, Timeline, axis, delays, fleet, plain, requests
 from asyncmig.cli.options import Rate, spoken
-from asyncmig.cli.output import counted, write_whole
+from asyncmig.cli.output import counted
 from asyncmig.cli.report import Budget, by_reason, reason, reported
 from asyncmig.cli.settings import Options
+from asyncmig.customers.files import write_whole
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.customers.steps import STEP_AFTER
 from asyncmig.errors import InvalidInput

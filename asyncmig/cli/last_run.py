@@ -10,7 +10,6 @@ from typing import final
 import msgspec
 import typer
 
-from asyncmig.cli.output import write_whole
 from asyncmig.cli.settings import (
     PATHS,
     Options,
@@ -18,6 +17,7 @@ from asyncmig.cli.settings import (
     path_from,
     read_settings,
 )
+from asyncmig.customers.files import write_whole
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPlace, open_journal
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +39,6 @@ __all__ = [
     "say_steps",
     "shortened",
     "words_console",
-    "write_whole",
 ]
 
 
@@ -347,20 +345,3 @@ def _open_closed_descriptors() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically: write a new file beside it, then rename. A link at `path` is replaced, not followed.
-
-    Raises `OSError`; then the old file is unchanged.
-    """
-    part = path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(part, flags, 0o666)  # minus the umask, like any other file
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -21,7 +21,8 @@ from typing import cast, final
 import msgspec
 from rich.console import Console
 
-from asyncmig.cli.output import SCHEMA, clean, counted, escaped, print_line, say, write_whole
+from asyncmig.cli.output import SCHEMA, clean, counted, escaped, print_line, say
+from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.events import Event, RequestDone, RequestSent

@@ -1,5 +1,7 @@
-"""The files of a customer: their size, and what an error in reading one means."""
+"""The files of a customer: their size, what an error in reading one means, and how a new one is written."""
 
+import os
+import secrets
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,7 +10,7 @@ import msgspec
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.errors import InvalidInput, is_temporary
 
-__all__ = ["FileInput", "raise_unreadable", "size_of"]
+__all__ = ["FileInput", "raise_unreadable", "size_of", "write_whole"]
 
 
 def size_of(path: Path) -> int:
@@ -49,3 +51,20 @@ class FileInput(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     size: int
     sha256: str
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file atomically: write a new file beside it, then rename. A link at `path` is replaced, not followed.
+
+    Raises `OSError`; then the old file is unchanged.
+    """
+    part = path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(part, flags, 0o666)  # minus the umask, like any other file
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -398,8 +398,8 @@ class Migration:
         """Return the sheets; of a migration that was opened by its id, those of its preview."""
         if not self.sheets:
             preview = await read_preview(self._context, self.id, {})
-            found = {sheet.id: sheet for sheet in preview.templates}
-            self.sheets = tuple(found.values()) or tuple(each.sheet for each in preview.sheets)
+            found = preview.templates or [each.sheet for each in preview.sheets]
+            self.sheets = tuple({sheet.id: Sheet(id=sheet.id, name=sheet.name) for sheet in found}.values())
         return list(self.sheets)
 
     def _chosen(self, wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:

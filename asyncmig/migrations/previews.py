@@ -13,6 +13,7 @@ from msgspec import Struct
 from asyncmig._core.lifecycle import HasStatus
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.previews import InvalidCell, Preview, PreviewSheet
 from asyncmig.errors import NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.wire import Sheet
@@ -25,41 +26,6 @@ _ROW = ("row", "rowIndex", "rowNumber", "row_index", "row_number")
 _COLUMN = ("column", "columnName", "column_name", "field")
 _INDEX = ("colIndex", "columnIndex", "col_index", "column_index", "col")
 _REASON = ("message", "reason", "error")
-
-
-class InvalidCell(Struct, frozen=True, kw_only=True):
-    """A cell of the sample that breaks a rule. Fields that the server did not send are None."""
-
-    row: int | None = None
-    """As the server counts: from 0 or 1, with or without the header."""
-    column: str | None = None
-    """The name of the column."""
-    column_index: int | None = None
-    """As the server counts, if it sent no name."""
-    reason: str | None = None
-
-
-class PreviewSheet(Struct, frozen=True, kw_only=True):
-    """A sample of one sheet."""
-
-    sheet: Sheet
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    """The sampled rows, without the header."""
-    invalid_cells: tuple[InvalidCell, ...] = ()
-
-
-class Preview(Struct, frozen=True, kw_only=True):
-    """A sample of what an execution would import."""
-
-    sheets: tuple[PreviewSheet, ...] = ()
-    templates: tuple[Sheet, ...] = ()
-    """All sheets of the workbook; `sheets` may have fewer."""
-
-    @property
-    def invalid_cells(self) -> int:
-        """The number of cells in the sample that break a rule. Rows outside of the sample are not counted."""
-        return sum(len(sheet.invalid_cells) for sheet in self.sheets)
 
 
 class _SheetBody(Struct, frozen=True, kw_only=True):

@@ -125,11 +125,10 @@ class KnowledgeBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
 # Migrations
 
 
-class Sheet(Struct, frozen=True, kw_only=True):
+class Sheet(CatalogueItem, frozen=True, kw_only=True):
     """A sheet: one table of a migration's workbook. The slug of its template is its id."""
 
     id: str = field(name="slug")
-    name: str = ""
 
 
 class MigrationBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
