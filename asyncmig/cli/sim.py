@@ -227,7 +227,15 @@ def world_of(options: SimOptions) -> tuple[World | migrations.World, Faults]:
 
 
 def _migrations_world(options: SimOptions) -> tuple[migrations.World, Faults]:
-    """Return an account of the generation "migrations"."""
+    """Return an account of the generation "migrations". Raises `InvalidInput` for options of the other one."""
+    for name, value, usual in (
+        ("--profile", options.profile, "calm"),
+        ("--rate", str(options.rate), str(DEFAULT_RATE)),
+        ("--scope", options.scope, "endpoint"),
+    ):
+        if value != usual:
+            instead = "choose variants and faults with --fault" if name == "--profile" else "use --limits"
+            raise InvalidInput(name, value, f"requires --api companies; with --api migrations, {instead}")
     faults, chosen = _chosen(options.fault or (), options.seed, {}, migrations.VARIANTS)
     variants = migrations.Variants()
     for name, share in chosen.items():

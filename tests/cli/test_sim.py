@@ -7,10 +7,13 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
+from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.request import Request as Request_
 from urllib.request import urlopen
 
@@ -18,6 +21,7 @@ import pytest
 import trustme
 
 from asyncmig import InvalidInput
+from asyncmig.cli.options import Rate
 from asyncmig.cli.sim import SimOptions, world_of
 from asyncmig.simulator import PROFILES, Request, Verdict, generate
 
@@ -141,34 +145,61 @@ def test_a_profile_takes_faults_besides() -> None:
         world_of(SimOptions(profile="unheard-of"))
 
 
-def test_the_second_generation_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_web_application_uses_the_second_generation_over_https(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
+    origin = {"Origin": "https://shop.example"}
 
-    def call(method: str, url: str, body: object = None, **headers: str) -> bytes:
+    def call(method: str, url: str, body: object = None, **headers: str) -> tuple[Any, Message]:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        request = Request_(url, data=data, method=method, headers=headers)
-        with urlopen(request, context=trusted, timeout=20) as reply:
-            return bytes(reply.read())
+        with urlopen(
+            Request_(url, data=data, method=method, headers=headers), context=trusted, timeout=20
+        ) as reply:
+            content = bytes(reply.read())
+            is_json = reply.headers.get_content_type() == "application/json" and content
+            return json.loads(content) if is_json else content, reply.headers
 
-    options = ("--api", "migrations", "--limits", "create=9/1h", "--cert", str(tmp_path / "server.pem"))
-    with sim(monkeypatch, *options):
+    def from_the_browser(method: str, url: str, body: bytes | None = None, **headers: str) -> bytes:
+        """Do what a browser does for a script of another origin."""
+        assert url.startswith("https://localhost:")
+        asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
+        _, allowed = call("OPTIONS", url, **origin, **asked)
+        assert method in allowed["Access-Control-Allow-Methods"]
+        assert allowed["Access-Control-Allow-Headers"] in ("*", "content-type")
+        content, headers_ = call(method, url, body, **origin, **headers)
+        assert headers_["Access-Control-Allow-Origin"] in ("*", origin["Origin"])
+        return bytes(content)
+
+    options = ("--api", "migrations", "--limits", "create=9/1h", "--pace", "0.1")
+    with sim(monkeypatch, *options, "--cert", str(tmp_path / "server.pem")):
         base_url, key = os.environ["VERN_BASE_URL"], {"X-Api-Key": os.environ["VERN_API_KEY"]}
         assert base_url.startswith("https://localhost:")
-        migration = json.loads(call("POST", f"{base_url}/migrations", {"name": "Acme"}, **key))["migration"]
-        path = f"{base_url}/migrations/{migration['id']}"
+        created, _ = call("POST", f"{base_url}/migrations", {"name": "Acme"}, **key)
+        path = f"{base_url}/migrations/{created['migration']['id']}"
         files = {"files": [{"name": "a.csv", "content_type": "text/csv"}]}
-        upload = json.loads(call("POST", f"{path}/files", files, **key))["files"][0]
-        assert upload["signed_url"].startswith("https://localhost:")
-        call("OPTIONS", upload["signed_url"])
-        call("PUT", upload["signed_url"], b"Name,City\r\nAcme,Cork\r\n", **{"Content-Type": "text/csv"})
-        call("POST", f"{path}/runs", {"kind": "generate"}, **key)
-        stream = call("GET", f"{path}/thread/stream", **key)
-        assert stream.endswith(b"\n\n")
-        assert b"event: done" in stream
-        assert json.loads(call("GET", f"{path}/preview", **key))["sheets"][0]["rows"][1][0] == "Acme"
+        upload = call("POST", f"{path}/files", files, **key)[0]["files"][0]
+        csv = {"Content-Type": "text/csv"}
+        from_the_browser("PUT", upload["signed_url"], b"Name,City\r\nAcme,Cork\r\n", **csv)
+        last = 0
+        for kind, end in (("generate", "preview"), ("execute", "completed")):
+            started, _ = call("POST", f"{path}/runs", {"kind": kind}, **key)
+            assert started["poll_url"].startswith(f"{path}/runs/")
+            stream, headers = call("GET", f"{path}/thread/stream?after={last}", **key)
+            assert headers.get_content_type() == "text/event-stream"
+            *frames, done, rest = stream.decode().split("\n\n")
+            assert frames[-1].startswith(f"event: {end}\n")
+            assert done.startswith("event: done\n")
+            assert rest == ""
+            last = json.loads(done.split("data: ")[1])["last_sequence"]
+        assert call("GET", f"{path}/preview", **key)[0]["sheets"][0]["rows"][1][0] == "Acme"
+        job, _ = call("POST", f"{path}/exports", {"slug": "companies"}, **key)
+        while (job := call("GET", f"{path}/exports/jobs/{job['job_id']}", **key)[0])["status"] != "completed":
+            time.sleep(0.05)
+        assert from_the_browser("GET", job["download_url"]).startswith(b"Name,City,Notes\r\nAcme,Cork,")
 
 
 def test_limits_of_the_second_generation_are_checked() -> None:
@@ -176,3 +207,14 @@ def test_limits_of_the_second_generation_are_checked() -> None:
         world_of(SimOptions(api="migrations", limits="nothing=1"))
     with pytest.raises(InvalidInput, match="requires --api migrations"):
         world_of(SimOptions(limits="by-class"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"profile": "hostile"}, {"rate": Rate(10, 60.0)}, {"scope": "key"}],
+    ids=lambda each: next(iter(each)),
+)
+def test_options_of_the_first_generation_are_refused_for_the_second(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="requires --api companies") as refused:
+        world_of(SimOptions(api="migrations", **options))
+    assert refused.value.field == f"--{next(iter(options))}"

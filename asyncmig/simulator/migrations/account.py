@@ -57,7 +57,7 @@ class Account:
         self.plan: bool = plan
         self.base_url: str = "https://api.invalid/api/v1"
         self.storage_url: str = "https://storage.invalid"
-        self.tokens: dict[str, File] = {}
+        self.tokens: dict[str, tuple[Migration, File]] = {}
         """Signed URLs by their token."""
         self.links: dict[str, tuple[float, bytes, str]] = {}
         """Download links by their token: expiry, content and content type."""

@@ -45,7 +45,7 @@ def download(account: Account, request: Request, ids: Ids, now: float) -> Reply:
         raise Refusal(409, "This sheet is stored compressed: start an export job")
     rows = sheet.rows
     if "filter" in query and variants.filter == "refused":
-        raise Refusal(400, "Unknown parameter: filter")
+        raise Refusal(400, "Unknown parameter: filter", is_avoidable=False)
     if variants.filter == "honoured":
         rows = _filtered(migration, sheet, query.get("filter", "valid"))
     has_coverage = migration.report is not None and migration.report["coverage"] is not None
@@ -99,7 +99,10 @@ def start_export(account: Account, request: Request, ids: Ids, now: float) -> Re
         runs_from=now + queued,
         ends_at=now + queued + seconds,
         expires_at=now + queued + seconds + _FILE_LIVES,
+        error=migration.next_failure("export"),
     )
+    if job.error is None and account.rng.random() < account.variants.failing_jobs:
+        job.error = "The export failed"
     migration.jobs[job.id] = job
     path = f"/api/v1/migrations/{migration.id}/exports/jobs/{job.id}"
     return account.shown(
@@ -120,22 +123,23 @@ def read_export(account: Account, request: Request, ids: Ids, now: float) -> Rep
     job = migration.jobs.get(ids["job_id"])
     if job is None:
         raise Refusal(404, "Job not found")
-    ended = now >= job.ends_at
+    ended, failed = now >= job.ends_at, now >= job.ends_at and job.error is not None
     if now >= job.expires_at and account.variants.expired_job == "gone":
         raise Refusal(410, "The export has expired")
-    linked = ended and job.ends_at + account.variants.late_url <= now < job.expires_at
-    content = _content(migration, job) if ended else b""
+    linked = ended and not failed and job.ends_at + account.variants.late_url <= now < job.expires_at
+    content = _content(migration, job) if ended and not failed else b""
+    status = "pending" if now < job.runs_from else "running"
     share = max(0.0, min(1.0, (now - job.runs_from) / max(job.ends_at - job.runs_from, 1e-9)))
     return account.shown(
         200,
         {
             "job_id": job.id,
-            "status": "completed" if ended else "pending" if now < job.runs_from else "running",
+            "status": "failed" if failed else "completed" if ended else status,
             "format": job.format,
             "rows_processed": int(job.total_rows * share),
             "total_rows": job.total_rows,
-            "file_size": len(content) if ended else None,
-            "error": None,
+            "file_size": len(content) if ended and not failed else None,
+            "error": job.error if failed else None,
             "expires_at": account.time_text(job.expires_at),
             "download_url": _link(account, job, content, now) if linked else None,
         },

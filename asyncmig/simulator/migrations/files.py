@@ -162,7 +162,7 @@ def _signed(account: Account, migration: Migration, asked: _FileIn, now: float) 
         expires_at=now + account.variants.url_lives,
     )
     migration.files.append(file)
-    account.tokens[token] = file
+    account.tokens[token] = migration, file
     return {
         "name": name,
         "storage_path": file.storage_path,
@@ -174,14 +174,15 @@ def _signed(account: Account, migration: Migration, asked: _FileIn, now: float) 
 
 def put_bytes(account: Account, request: Request, now: float) -> Reply:
     """Respond to a PUT to a signed URL, once."""
-    file = account.tokens.get(request.query.get("token", ""))
-    if file is None or not request.path.startswith("/upload/"):
+    migration, file = account.tokens.get(request.query.get("token", ""), (None, None))
+    if migration is None or file is None or not request.path.startswith("/upload/"):
         return json_reply(403, {"error": "The signature is not valid"})
     if file.content is not None or now > file.expires_at:
         return json_reply(403, {"error": "The URL has expired"})
     if request.headers.get("content-type") != file.content_type:
         return json_reply(403, {"error": "Content-Type is not what was declared"})
     file.content, file.uploaded_at = request.body, now
+    migration.inputs += 1
     return Reply(status=200, body=b"", content_type="text/plain")
 
 
@@ -231,7 +232,7 @@ def save_connection(account: Account, request: Request, ids: Ids, now: float) ->
         connection["creds_configured"] = True
         migration.credentials[str(connection["id"])] = credentials
     migration.connections[key] = connection
-    migration.touched_at = now
+    migration.touched_at, migration.inputs = now, migration.inputs + 1
     status = account.variants.update_status if known else 201
     return account.shown(status, {"source_connection": connection})
 

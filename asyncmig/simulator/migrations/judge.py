@@ -8,11 +8,11 @@ from hashlib import sha256
 from asyncmig.simulator.migrations.migration import Migration
 from asyncmig.simulator.server.ledger import Ledger
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Refused", "Verdict", "judge"]
 
 _MEANINGS = {
-    "executed_twice": "previews executed twice",
-    "generated_twice": "generates although a preview of the same files was there",
+    "executed_twice": "executes of rows that were written before",
+    "generated_twice": "generates although a preview of the same files was there or was executed",
     "uploaded_twice": "files uploaded twice",
     "duplicate_migrations": "migrations created twice for one customer",
     "over_the_limit": "requests over the rate limit (429)",
@@ -28,15 +28,15 @@ class Verdict:
     """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
 
     executed_twice: int
-    """Executes of a preview that was executed before."""
+    """Executes after one that wrote rows, without new files or an update in between."""
     generated_twice: int
-    """Generates although a preview of the same files was there."""
+    """Generates although a preview of the same files was there or was executed."""
     uploaded_twice: int
     """Files with the name and content of an earlier one of the migration."""
     duplicate_migrations: int
     """Migrations with the name and source of another."""
     over_the_limit: int
-    """Requests that were refused because of a rate limit."""
+    """Requests that were refused because of a rate limit of requests."""
     starts_beyond_three: int
     """Starts that were refused while the account's own runs took all places."""
     key_leaks: int
@@ -44,14 +44,23 @@ class Verdict:
     after_refusal: int
     """Requests after the first 401."""
     malformed: int
-    """Requests with a 400."""
+    """Requests with a 400, except those that a client cannot foresee, such as that of a refused row filter."""
 
     def __str__(self) -> str:
         found = [f"{count} {_MEANINGS[name]}" for name, count in asdict(self).items() if count]
         return "; ".join(found) or "no faults"
 
 
-def judge(migrations: Collection[Migration], ledger: Ledger, *, starts_beyond: int) -> Verdict:
+@dataclass(slots=True)
+class Refused:
+    """How often requests were refused for reasons that the statuses in the ledger do not tell apart."""
+
+    over_the_limit: int = 0
+    starts_beyond_three: int = 0
+    malformed: int = 0
+
+
+def judge(migrations: Collection[Migration], ledger: Ledger, refusals: Refused) -> Verdict:
     """Return what a client did wrong."""
     statuses = [entry.status for entry in ledger.entries]
     refused = statuses.index(401) if 401 in statuses else len(statuses)
@@ -61,29 +70,16 @@ def judge(migrations: Collection[Migration], ledger: Ledger, *, starts_beyond: i
         generated_twice=sum(_repeated(each, "generate") for each in migrations),
         uploaded_twice=sum(_uploaded_twice(each) for each in migrations),
         duplicate_migrations=sum(count - 1 for count in names.values()),
-        over_the_limit=ledger.over_the_limit - starts_beyond,
-        starts_beyond_three=starts_beyond,
+        over_the_limit=refusals.over_the_limit,
+        starts_beyond_three=refusals.starts_beyond_three,
         key_leaks=ledger.key_leaks,
         after_refusal=max(0, len(statuses) - refused - 1),
-        malformed=statuses.count(400),
+        malformed=refusals.malformed,
     )
 
 
 def _repeated(migration: Migration, kind: str) -> int:
-    """Return how often an operation was repeated after it had succeeded, with nothing new in between."""
-    repeated, done, uploads_before = 0, False, float("-inf")
-    phases = [phase for run in migration.runs for phase in run.phases]
-    for phase in sorted(phases, key=lambda each: each.started_at):
-        if phase.kind == kind:
-            new_files = any(
-                uploads_before < file.uploaded_at <= phase.started_at for file in migration.arrived
-            )
-            repeated += done and not (kind == "generate" and new_files)
-            uploads_before = phase.started_at
-            done = phase.status not in ("failed", "canceled")
-        elif kind == "execute" and phase.kind in ("generate", "update"):
-            done = False
-    return repeated
+    return sum(phase.kind == kind and phase.is_repeat for run in migration.runs for phase in run.phases)
 
 
 def _uploaded_twice(migration: Migration) -> int:

@@ -67,6 +67,11 @@ class Phase:
     """How many of the script's blocks it has left behind."""
     pending: list[Question] = field(default_factory=list[Question])
     """Questions that an answer left out."""
+    inputs: int = 0
+    updates: int = 0
+    """How often the inputs had changed, and the preview had been updated, when it started."""
+    is_repeat: bool = False
+    """It repeats what was done, with nothing new in between."""
 
 
 @final
@@ -91,9 +96,9 @@ class Run:
     error: str | None = None
     is_canceling: bool = False
     changed_at: float = 0.0
-    resumed_at: float = 0.0
     before: Json | None = None
-    """What reads showed before it was resumed."""
+    """What reads showed before it was resumed, and show until `shows_before`."""
+    shows_before: float = 0.0
 
     @property
     def phase(self) -> Phase:
@@ -122,6 +127,8 @@ class ExportJob:
     runs_from: float
     ends_at: float
     expires_at: float
+    error: str | None
+    """Why it fails, if it does."""
 
 
 @final
@@ -160,6 +167,9 @@ class Migration:
     failed: Counter[str] = field(default_factory=Counter[str])
     """How many operations of a kind the script has failed."""
     touched_at: float = 0.0
+    inputs: int = 0
+    """How many files have arrived, and how often a connection was saved."""
+    updates: int = 0
     accepted: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     """Starts that were accepted: kind and time."""
 
@@ -178,6 +188,14 @@ class Migration:
     def arrived(self) -> list[File]:
         """The files whose bytes have arrived."""
         return [file for file in self.files if file.content is not None]
+
+    def next_failure(self, kind: str) -> str | None:
+        """Return the text with which the script lets an operation of this kind fail now, or None. It counts that."""
+        times, text = self.script.times, self.script.fails.get(kind)
+        if text is None or (times is not None and self.failed[kind] >= times):
+            return None
+        self.failed[kind] += 1
+        return text
 
     def status(self) -> str:
         """Return the status of the migration."""

@@ -79,10 +79,14 @@ def _check_data(account: Account, migration: Migration) -> None:
         raise Refusal(400, "There is no data: upload a file or save a connection")
     counted = migration.files if account.variants.unused_urls_count else migration.arrived
     documents = sum(file.name.lower().endswith(_DOCUMENTS) for file in counted)
-    if len(counted) > _MOST_FILES:
-        raise Refusal(400, f"A run takes at most {_MOST_FILES} files; there are {len(counted)}")
-    if documents > _MOST_DOCUMENTS:
-        raise Refusal(400, f"A run takes at most {_MOST_DOCUMENTS} PDF or Word files; there are {documents}")
+    is_avoidable = len(counted) == len(migration.arrived)
+    for count, most, what in (
+        (len(counted), _MOST_FILES, "files"),
+        (documents, _MOST_DOCUMENTS, "PDF or Word files"),
+    ):
+        if count > most:
+            text = f"A run takes at most {most} {what}; there are {count}"
+            raise Refusal(400, text, is_avoidable=is_avoidable)
 
 
 def _run(account: Account, ids: Ids, now: float) -> tuple[Migration, Run]:
@@ -96,7 +100,7 @@ def _run(account: Account, ids: Ids, now: float) -> tuple[Migration, Run]:
 def read_run(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/runs/{run_id}`."""
     migration, run = _run(account, ids, now)
-    if run.before is not None and now < run.resumed_at + account.variants.old_end:
+    if run.before is not None and now < run.shows_before:
         return account.shown(200, run.before)
     return account.shown(200, Agent(account, migration).describe(run))
 
@@ -150,7 +154,8 @@ def answer(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     run.phase.answers |= given
     run.phase.pending = again
     run.answers = {**given}
-    migration.tell(now, "message", {"text": "; ".join(given.values()), "role": "user"}, account.rng)
+    if account.variants.replies == "told":
+        migration.tell(now, "message", {"text": "; ".join(given.values()), "role": "user"}, account.rng)
     Agent(account, migration).resume(run, now)
     return account.shown(200, {"run_id": run.id, "status": "running"})
 

@@ -45,7 +45,15 @@ class Agent:
         """Begin an operation: a new run for generate, otherwise a phase of the run that made the preview."""
         migration = self._migration
         migration.accepted.append((kind, now))
-        phase = Phase(kind=kind, started_at=now, files=[file.name for file in migration.arrived])
+        migration.updates += kind == "update"
+        phase = Phase(
+            kind=kind,
+            started_at=now,
+            files=[file.name for file in migration.arrived],
+            inputs=migration.inputs,
+            updates=migration.updates,
+            is_repeat=self._is_repeat(kind),
+        )
         current = migration.current
         if message:
             migration.tell(now, "message", {"text": message, "role": "user"}, self._rng)
@@ -66,13 +74,32 @@ class Agent:
             migration.runs.append(run)
         else:
             run.phases.append(phase)
-            run.before, run.resumed_at = before, now
+            run.before, run.shows_before = before, now + self._variants.old_end
         run.report = run.error = None
         self._work(run, now)
         return run
 
+    def _is_repeat(self, kind: str) -> bool:
+        """Return whether a start repeats an operation, with nothing new in between.
+
+        That is a generate although its preview is there or was imported, and an execute although rows were written.
+        """
+        migration = self._migration
+        earlier = [phase for run in migration.runs for phase in run.phases]
+        written = [phase for phase in earlier if (phase.outcome or {}).get("rows_written")]
+        if kind == "execute":
+            last = max(((phase.inputs, phase.updates) for phase in written), default=None)
+            return last == (migration.inputs, migration.updates)
+        generated = [phase.inputs for phase in earlier if phase.kind == "generate"]
+        if kind != "generate" or not generated or generated[-1] < migration.inputs:
+            return False
+        current = migration.current
+        can_resume = current is not None and current.status not in ("failed", "canceled")
+        return bool(written) or (migration.preview is not None and migration.resumable and can_resume)
+
     def resume(self, run: Run, now: float) -> None:
         """Continue a blocked run after an answer or credentials."""
+        run.before, run.shows_before = self.describe(run), now + self._variants.old_block
         run.phase.blocks += 1
         run.reason, run.request = None, None
         run.questions, run.asked = [], []
@@ -128,12 +155,10 @@ class Agent:
     def _settle(self, run: Run, at: float) -> None:
         """End a stretch of work: fail, block, or finish the operation."""
         kind, migration = run.phase.kind, self._migration
-        failure = migration.script.fails.get(kind)
         if run.error is not None:
             return self._fail(run, run.error, at)
-        times = migration.script.times
-        if failure is not None and (times is None or migration.failed[kind] < times):
-            migration.failed[kind] += 1
+        failure = migration.next_failure(kind)
+        if failure is not None:
             if kind == "execute":
                 self._write(run, share=2)
             return self._fail(run, failure, at)
@@ -248,7 +273,7 @@ class Agent:
                 first += sum(len(phase.questions) for each in migration.runs for phase in each.phases)
             run.asked = list(block.questions)
             run.questions = [
-                question.describe(f"q{first + n}", with_options=variants.options == "listed")
+                question.describe(f"q{first + n}", shown=variants.options)
                 for n, question in enumerate(block.questions)
             ]
             run.phase.questions += run.questions

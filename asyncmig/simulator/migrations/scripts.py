@@ -23,15 +23,15 @@ class Question:
     allow_custom: bool = True
     context: str | None = None
 
-    def describe(self, question_id: str, *, with_options: bool) -> Json:
-        """Return the question as the API shows it."""
-        options = self.options if with_options else ()
+    def describe(self, question_id: str, *, shown: str) -> Json:
+        """Return the question as the API shows it. `shown`: the variant `options`."""
+        options = self.options if shown == "listed" else ()
         return {
             "id": question_id,
             "question": self.text,
             **({"context": self.context} if self.context else {}),
             "options": [{"id": f"o{n}", "label": label} for n, label in enumerate(options)],
-            "allowCustom": self.allow_custom or not options,
+            "allowCustom": shown != "none-closed" and (self.allow_custom or not options),
         }
 
 
@@ -48,7 +48,7 @@ class Script:
     """What happens to one customer. `blocks` and `fails` are by kind: generate, update, clarify, execute.
 
     Each operation of that kind blocks on its blocks one after the other. The first `times` operations of a kind in
-    `fails` end `failed` with this text; None: all of them.
+    `fails` end `failed` with this text; None: all of them. `fails` may also have `export`, for export jobs.
     """
 
     blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict[str, Sequence[Block]])

@@ -51,6 +51,8 @@ class Variants:
     files_class: str = _silence(2, "reads", "writes")
     old_end: float = _silence(3, 0.0, 5.0, 20.0)
     """For how long reads show the old end after a resuming POST."""
+    old_block: float = _silence(3, 0.0, 5.0)
+    """For how long reads show the old block after an answer or credentials."""
     execute_id: str = _silence(3, "same", "new")
     after_clarify: str = _silence(4, "completed", "awaiting_approval")
     blocked_stream: str = _silence(5, "done", "open")
@@ -65,9 +67,12 @@ class Variants:
     partial_answers: str = _silence(6, "asked", "guessed", "refused")
     """What happens to questions that an answer leaves out."""
     question_ids: str = _silence(6, "unique", "restart")
+    replies: str = _silence(6, "told", "absent")
+    """Whether the thread has the answers of the user."""
     free_text: str = _silence(7, "refused", "accepted", "asked")
     """What happens to free text where a question takes only its options."""
-    options: str = _silence(7, "listed", "none")
+    options: str = _silence(7, "listed", "none", "none-closed")
+    """`none`: questions show no options. `none-closed`: they take no text of one's own either, but accept any."""
     block_reason: str = _silence(7, "named", "absent", "unknown")
     """`unknown`: a block has a reason that no client knows, and no questions."""
     blocked_lives: float | None = _silence(8, None, 1800.0)
@@ -137,6 +142,8 @@ class Variants:
     zombies: float = _silence(0, 0.0, 0.05)
     """Share of operations whose engine dies: the run is swept to `failed` in the end."""
     expired_job: str = _silence(0, "gone", "no-link")
+    failing_jobs: float = _silence(0, 0.0, 0.3)
+    """Share of export jobs that end `failed`."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for invalid numbers and unknown words."""
@@ -167,7 +174,7 @@ class Variants:
         return replace(self, **{chosen: rate if chosen in _SHARES else value})  # type: ignore[arg-type]
 
 
-_SHARES = ("cut_downloads", "proxy_403", "stream_errors", "zombies")
+_SHARES = ("cut_downloads", "failing_jobs", "proxy_403", "stream_errors", "zombies")
 _READINGS: Mapping[str, Readings] = {each.name: each.metadata["readings"] for each in fields(Variants)}
 SILENCES: Mapping[int, Mapping[str, Readings]] = {
     number: {

@@ -12,7 +12,7 @@ from asyncmig.simulator.migrations.account import EPOCH, Account
 from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
 from asyncmig.simulator.migrations.exports import fetch_link
 from asyncmig.simulator.migrations.files import find_existing, put_bytes
-from asyncmig.simulator.migrations.judge import Verdict, judge
+from asyncmig.simulator.migrations.judge import Refused, Verdict, judge
 from asyncmig.simulator.migrations.migration import Migration
 from asyncmig.simulator.migrations.routes import CLASSES, HANDLERS, endpoint_of, find_route
 from asyncmig.simulator.migrations.runs import advance
@@ -74,7 +74,7 @@ class World:
             plan=plan,
         )
         self._budgets = Budgets(self._meter)
-        self._starts_beyond = 0
+        self._refused = Refused()
 
     @property
     def base_url(self) -> str:
@@ -118,7 +118,7 @@ class World:
     def verdict(self, now: float) -> Verdict:
         """Return what a client of this world did wrong."""
         advance(self.account, now)
-        return judge(self.account.migrations.values(), self.ledger, starts_beyond=self._starts_beyond)
+        return judge(self.account.migrations.values(), self.ledger, self._refused)
 
     def storage(self, request: Request, now: float) -> Reply:
         """Respond to a request to the storage's host: a PUT to a signed URL, a download, or a CORS preflight."""
@@ -164,13 +164,16 @@ class World:
             if is_start and not variants.concurrency_counts:
                 self._take_place(ids, now)
             if not self._budgets.admit(charged, now):
+                self._refused.over_the_limit += 1
                 raise Refusal(429, "Too many requests", headers=self._headers(charged, now, refused=True))
             if is_start and variants.concurrency_counts:
                 self._take_place(ids, now)
             reply = HANDLERS[endpoint](self.account, request, ids, now)
         except Malformed as malformed:
+            self._refused.malformed += 1
             return self._error(Refusal(400, str(malformed)), now)
         except Refusal as refusal:
+            self._refused.malformed += refusal.status == 400 and refusal.is_avoidable
             return self._error(refusal, now)
         headers = {**reply.headers, **self._headers(charged, now, refused=False)}
         return Reply(
@@ -232,7 +235,7 @@ class World:
         own, foreign = account.in_progress(), self._foreign(now)
         if most is None or len(own) + foreign < most or any(each.id == ids["id"] for each, _ in own):
             return
-        self._starts_beyond += len(own) >= most
+        self._refused.starts_beyond_three += len(own) >= most
         prefix = "run_" if self.variants.listed_ids == "run_" else ""
         run_ids = [*(run_id for _, run_id in own), *(account.new_id() for _ in range(foreign))]
         runs: list[Json] = [

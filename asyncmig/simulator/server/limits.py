@@ -38,6 +38,10 @@ class Meter(RateLimit, Protocol):
 
     limit: int
 
+    def refuse(self, now: float) -> None:
+        """Count a call at `now` that was refused, if this limit counts those."""
+        ...
+
     def remaining(self, now: float) -> int:
         """Return how many calls it allows at `now`."""
         ...
@@ -118,13 +122,16 @@ class Budgets:
     def admit(self, names: Iterable[str], now: float) -> bool:
         """Charge a request to its budgets; return whether all of them allow it.
 
-        A refused request is charged as the limits count refused ones.
+        A refused request is charged to all of them if they count refused ones.
         """
         meters = self._named(tuple(names))
-        empty = [meter for meter in meters if meter.remaining(now) < 1]
-        for meter in empty or meters:
+        if any(meter.remaining(now) < 1 for meter in meters):
+            for meter in meters:
+                meter.refuse(now)
+            return False
+        for meter in meters:
             meter.allow(now)
-        return not empty
+        return True
 
     def headers(self, names: Iterable[str], now: float, clock: float) -> dict[str, str]:
         """Return the headers about the tightest of some budgets. `clock`: Unix seconds at `now`."""
@@ -157,8 +164,16 @@ class FixedWindow:
     def allow(self, now: float) -> bool:
         """Count a call at `now` (seconds) and return whether it is allowed."""
         allowed = self.remaining(now) > 0
-        self._count += allowed or self._rejects
+        if allowed:
+            self._count += 1
+        else:
+            self.refuse(now)
         return allowed
+
+    def refuse(self, now: float) -> None:
+        """Count a call at `now` that was refused, if refused calls count."""
+        self.remaining(now)  # begins the window of `now`
+        self._count += self._rejects
 
     def remaining(self, now: float) -> int:
         """Return how many calls the window of `now` still allows."""
@@ -185,9 +200,16 @@ class SlidingLog:
     def allow(self, now: float) -> bool:
         """Count a call at `now` (seconds) and return whether it is allowed."""
         allowed = self.remaining(now) > 0
-        if allowed or self._rejects:
+        if allowed:
             self._log.append(now)
+        else:
+            self.refuse(now)
         return allowed
+
+    def refuse(self, now: float) -> None:
+        """Count a call at `now` that was refused, if refused calls count."""
+        if self._rejects:
+            self._log.append(now)
 
     def remaining(self, now: float) -> int:
         """Return how many calls are allowed at `now`."""

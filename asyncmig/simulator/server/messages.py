@@ -47,7 +47,10 @@ class Reply:
 
 
 class Refusal(Exception):
-    """A request that gets an error response. `fields`: what its body has besides the text."""
+    """A request that gets an error response. `fields`: what its body has besides the text.
+
+    `is_avoidable`: False if a client that follows the contract may get it.
+    """
 
     def __init__(
         self,
@@ -56,12 +59,14 @@ class Refusal(Exception):
         *,
         headers: Mapping[str, str] | None = None,
         fields: Mapping[str, object] | None = None,
+        is_avoidable: bool = True,
     ) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
         self.headers: dict[str, str] = dict(headers or {})
         self.fields: dict[str, object] = dict(fields or {})
+        self.is_avoidable = is_avoidable
 
 
 def json_reply(status: int, value: object) -> Reply:
