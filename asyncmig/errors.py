@@ -6,6 +6,7 @@ or the outcome of a request is unknown.
 ```text
 AsyncmigError
 ├── InvalidInput            wrong argument: found before a request is spent (also a ValueError)
+│   └── CustomerNotFound    the journal has no customer of this external id
 ├── UsageError              used outside `async with`, or on another event loop (also a RuntimeError)
 ├── WaitTooLong             the limit would delay the call longer than `max_wait`
 ├── SessionClosed           the session, or its gate, was closed while the call waited
@@ -55,6 +56,7 @@ __all__ = [
     "BadRequest",
     "Conflict",
     "CustomerHeld",
+    "CustomerNotFound",
     "InvalidInput",
     "JournalError",
     "JournalNotFound",
@@ -115,6 +117,10 @@ class InvalidInput(AsyncmigError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field}={self.value!r}: {self.reason}"
+
+
+class CustomerNotFound(InvalidInput):
+    """The journal has no customer of this external id."""
 
 
 class UsageError(AsyncmigError, RuntimeError):

@@ -13,7 +13,7 @@ import looptime
 from inprocess import InProcess
 
 from asyncmig._io.transport import Body, Response, Timeouts, Transport
-from asyncmig.journal import ClaimPort, JournalEvent, JournalPort, MemoryJournal
+from asyncmig.journal import Activity, ClaimPort, JournalEvent, JournalPort, MemoryJournal
 
 T = TypeVar("T")
 
@@ -112,6 +112,12 @@ class MortalJournal:
         async with self._life.point("claim"):
             claim = await self._journal.claim(external_id)
         return MortalClaim(claim, self._life)
+
+    async def state(self, external_id: str) -> bytes | None:
+        return await self._journal.state(external_id)
+
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        return await self._journal.activity(external_id)
 
     async def states(self) -> dict[str, bytes]:
         return await self._journal.states()

@@ -73,6 +73,22 @@ async def test_a_new_company_has_no_state(journal):
     assert await journal.states() == {}
 
 
+async def test_one_customer_is_read_alone(journal):
+    assert await journal.state("acme") is None
+    assert await journal.activity("acme") == {}
+    async with await journal.claim("acme") as acme, await journal.claim("beta") as beta:
+        assert await journal.state("acme") is None
+        await acme.write("create", b"1", b"one")
+        await beta.write("create", b"2", b"two")
+        assert await journal.state("acme") == b"one"
+        assert await journal.activity("acme") == {"acme": (await journal.activity())["acme"]}
+        (seen,) = (await journal.activity("acme")).values()
+        assert seen.holder
+        assert seen.at == (await journal.events("acme"))[-1].at
+    (seen,) = (await journal.activity("acme")).values()
+    assert seen.holder is None
+
+
 async def test_the_next_claim_sees_the_last_state_and_a_larger_token(journal):
     async with await journal.claim("acme") as first:
         await first.write("create", b'{"a":1}', b"one")

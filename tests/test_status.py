@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from asyncmig import Failed, Journal, MemoryJournal, NeedsAttention, Parked
+from asyncmig import CustomerNotFound, Failed, Journal, MemoryJournal, NeedsAttention, Parked
 from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.questions import Action, Patch
-from asyncmig.jobs.status import follow, read_records, read_statuses, status_of, timeline
+from asyncmig.jobs.status import follow, read_records, read_status, read_statuses, status_of, timeline
 from asyncmig.journal import Activity, JournalEvent
 
 
@@ -55,6 +55,16 @@ def test_what_destroys_rows_is_named_and_an_earlier_outcome_is_no_news_while_som
     assert status_of(known).destructive == actions[1:]
     held = status_of(known, Activity("2026-01-01T00:00:00.000Z", "process 7"))
     assert (held.outcome, held.held_by, held.destructive, held.is_over) == ("pending", "process 7", (), False)
+
+
+async def test_one_customer_is_read_by_its_id() -> None:
+    journal = MemoryJournal()
+    await note(journal, "acme", "input", files=[])
+    await note(journal, "beta", "input", files=[])
+    (_, beta) = await read_statuses(journal, "fleet.db")
+    assert await read_status(journal, "beta") == beta
+    with pytest.raises(CustomerNotFound, match="external_id='gamma': is not in the journal"):
+        await read_status(journal, "gamma")
 
 
 async def test_a_journal_is_read_while_it_is_written(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from asyncmig.cli.summary import print_outcomes
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import CustomerNotFound
 from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import (
     OUTCOMES,
     LogEntry,
     follow,
+    read_record,
     read_records,
     read_statuses,
     status_of,
@@ -167,14 +168,15 @@ class CustomerHistory:
 
 
 async def read_history(place: JournalPlace, external_id: str) -> CustomerHistory:
-    """Return the history of a customer. Raises `InvalidInput` if the journal has no such customer, `JournalError`."""
+    """Return the history of a customer. Raises `CustomerNotFound`, `JournalError`."""
     external_id = external_id.strip()
     async with open_journal(place, read_only=True) as journal:
-        records, activity = await read_records(journal, str(place)), await journal.activity()
-        record = records.get(external_id)
-        if record is None:
+        try:
+            record = await read_record(journal, external_id)
+        except CustomerNotFound:
             reason = f"is not in the journal {place}; see: {about_journal(place, 'status', '--list')}"
-            raise InvalidInput("external_id", external_id, reason)
+            raise CustomerNotFound("external_id", external_id, reason) from None
+        activity = await journal.activity(external_id)
         entries = tuple(timeline(await journal.events(external_id), record.api))
     return CustomerHistory(record, status_of(record, activity.get(external_id)), entries)
 

@@ -153,7 +153,7 @@ def decision_for(parked: Parked, decision: Decision, *, api: str = generations.D
 
 async def read_outcome(journal: JournalPort, external_id: str) -> Outcome | None:
     """Return how a customer's last job ended, from its journal; None while it is not known or its job runs."""
-    state = (await journal.states()).get(external_id)
+    state = await journal.state(external_id)
     return None if state is None else generations.read(external_id, state).outcome
 
 

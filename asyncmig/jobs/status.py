@@ -10,6 +10,7 @@ import msgspec
 from asyncmig import generations
 from asyncmig.customers.status import STEPS, CustomerRecord, CustomerStatus
 from asyncmig.customers.steps import OUTCOMES
+from asyncmig.errors import CustomerNotFound
 from asyncmig.journal import Activity, JournalEvent
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "LogEntry",
     "Readable",
     "follow",
+    "read_record",
     "read_records",
+    "read_status",
     "read_statuses",
     "status_of",
     "timeline",
@@ -33,12 +36,16 @@ _IDLE_LOOKS = 3
 class Readable(Protocol):
     """A journal that can say who works on what; it may be open for reading only."""
 
+    async def state(self, external_id: str) -> bytes | None:
+        """Return the latest record of a customer."""
+        ...
+
     async def states(self) -> dict[str, bytes]:
         """Return every customer's latest record, the oldest first."""
         ...
 
-    async def activity(self) -> dict[str, Activity]:
-        """Return when each customer's record changed last, and which process works on it."""
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        """Return when the record of each customer, or of one, changed last, and which process works on it."""
         ...
 
     async def events(
@@ -58,6 +65,23 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     words: str
     """What is to be said about it; text of the server's stands in it as it came."""
+
+
+async def read_record(journal: Readable, external_id: str) -> CustomerRecord:
+    """Return the record of one customer; see `read_records`. Raises `CustomerNotFound`, `JournalError`."""
+    state = await journal.state(external_id)
+    if state is None:
+        raise CustomerNotFound("external_id", external_id, "is not in the journal")
+    return generations.read(external_id, state)
+
+
+async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
+    """Return the status of one customer, in a time that does not depend on the number of customers.
+
+    Raises `CustomerNotFound`, `JournalError`.
+    """
+    activity = await journal.activity(external_id)
+    return status_of(await read_record(journal, external_id), activity.get(external_id))
 
 
 async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecord]:

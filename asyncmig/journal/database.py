@@ -87,10 +87,17 @@ class DatabaseJournal(ABC):
     __slots__ = ("_place", "_read_only", "_threaded", "_writer")
     _STATES: ClassVar[str]
     """The query for the external id and the state of each customer that has one."""
+    _STATE: ClassVar[str]
+    """The query for the state of the customer with an external id."""
     _EVENTS: ClassVar[str]
-    """The query for the fields of `JournalEvent`: `seq` above, external id twice (None: all), limit (None: all)."""
+    """The query for the fields of `JournalEvent`: `seq` above, limit (None: all)."""
+    _EVENTS_OF: ClassVar[str]
+    """The same for one customer: its external id comes first. It reads no event of another customer."""
     _ACTIVITY: ClassVar[str]
-    """The query for each customer's external id, the time of its last event, and its holder (first: the instance)."""
+    """The query for each customer's external id, the time of its last event, and its holder (first: the instance).
+
+    A condition or an order can be appended.
+    """
 
     def __init__(
         self, store: ClaimStore, place: str, *, lease: float, read_only: bool, threaded: bool = True
@@ -141,6 +148,11 @@ class DatabaseJournal(ABC):
         async with await self.claim(external_id) as claim:
             await claim.forget()
 
+    async def state(self, external_id: str) -> bytes | None:
+        """Return the state of a customer; None if it has none. Raises `JournalError`."""
+        rows = await self._in_thread(partial(self._read, self._STATE, external_id))
+        return cast("bytes | None", rows[0][0]) if rows else None
+
     async def states(self) -> dict[str, bytes]:
         """Return the state of each customer that has one, in the order of their first claims.
 
@@ -153,24 +165,32 @@ class DatabaseJournal(ABC):
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
-        rows = await self._in_thread(
-            partial(self._read, self._EVENTS, after, external_id, external_id, limit)
+        query = (
+            partial(self._read, self._EVENTS, after, limit)
+            if external_id is None
+            else partial(self._read, self._EVENTS_OF, external_id, after, limit)
         )
+        rows = await self._in_thread(query)
         return [JournalEvent(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
 
-    async def activity(self) -> dict[str, Activity]:
-        """Return who works on each customer, and when the last event was written. Raises `JournalError`."""
-        return await self._in_thread(self._read_activity)
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        """Return the activity of each customer, or of one, as `JournalPort.activity` does. Raises `JournalError`."""
+        return await self._in_thread(partial(self._read_activity, external_id))
 
-    def _read_activity(self) -> dict[str, Activity]:
+    def _read_activity(self, external_id: str | None) -> dict[str, Activity]:
         statuses: dict[object, HolderStatus] = {}
         found: dict[str, Activity] = {}
-        for row in self._read(self._ACTIVITY):
-            external_id, at, holder = cast("str", row[0]), cast("str | None", row[1]), row[2:]
+        rows = (
+            self._read(f"{self._ACTIVITY} ORDER BY id")
+            if external_id is None
+            else self._read(f"{self._ACTIVITY} WHERE external_id = ?", external_id)
+        )
+        for row in rows:
+            name, at, holder = cast("str", row[0]), cast("str | None", row[1]), row[2:]
             if holder[0] is not None and holder[0] not in statuses:
                 statuses[holder[0]] = self._status_of(holder)
             status = statuses.get(holder[0])
-            found[external_id] = Activity(at, status.text if status is not None and status.is_alive else None)
+            found[name] = Activity(at, status.text if status is not None and status.is_alive else None)
         return found
 
     @staticmethod

@@ -46,12 +46,14 @@ class MemoryJournal:
     It needs no `async with`, and its calls never wait.
     """
 
-    __slots__ = ("_events", "_held", "_states", "_tokens")
+    __slots__ = ("_changed", "_events", "_held", "_states", "_tokens")
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._states: dict[str, bytes] = {}
+        self._changed: dict[str, str] = {}
+        """The time of the last event of each customer."""
         self._events: list[JournalEvent] = []
 
     async def claim(self, external_id: str) -> MemoryClaim:
@@ -60,6 +62,10 @@ class MemoryJournal:
             raise CustomerHeld(":memory:", external_id, "another task of this journal")
         token = self._held[external_id] = self._tokens[external_id] = self._tokens.get(external_id, 0) + 1
         return MemoryClaim(self, external_id, token, self._states.get(external_id))
+
+    async def state(self, external_id: str) -> bytes | None:
+        """Return the state of a customer; None if it has none."""
+        return self._states.get(external_id)
 
     async def states(self) -> dict[str, bytes]:
         """Return the state of each customer that has one."""
@@ -72,22 +78,19 @@ class MemoryJournal:
         found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
         return found[:limit]
 
-    async def activity(self) -> dict[str, Activity]:
-        """Return who works on each customer, and when the last event was written."""
-        latest = {event.external_id: event.at for event in self._events}
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        """Return who works on each customer, or on one, and when the last event was written."""
+        names = self._tokens if external_id is None else self._tokens.keys() & {external_id}
         return {
-            name: Activity(latest.get(name), "a task of this process" if name in self._held else None)
-            for name in self._tokens
+            name: Activity(self._changed.get(name), "a task of this process" if name in self._held else None)
+            for name in names
         }
 
     def successor(self) -> "MemoryJournal":
         """Return a copy without claims, as a new process would find the journal after this one died."""
         other = MemoryJournal()
-        other._tokens, other._states, other._events = (
-            dict(self._tokens),
-            dict(self._states),
-            list(self._events),
-        )
+        other._tokens, other._states = dict(self._tokens), dict(self._states)
+        other._events, other._changed = list(self._events), dict(self._changed)
         return other
 
     def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
@@ -96,6 +99,7 @@ class MemoryJournal:
             raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
         event = JournalEvent(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
+        self._changed[claim.external_id] = event.at
         self._states[claim.external_id] = state
 
     def free(self, claim: MemoryClaim) -> None:

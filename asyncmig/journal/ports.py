@@ -84,10 +84,24 @@ class JournalPort(Protocol):
         """
         ...
 
+    async def state(self, external_id: str) -> bytes | None:
+        """Return the state of a customer; None if it has none. Raises `JournalError`.
+
+        The time does not depend on the number of customers.
+        """
+        ...
+
     async def states(self) -> dict[str, bytes]:
         """Return the state of each customer that has one, in the order of their first claims.
 
         Raises `JournalError`.
+        """
+        ...
+
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        """Return when the last event of each customer was written, and which live process holds it.
+
+        With `external_id`: of this customer only, and nothing if the journal does not know it. Raises `JournalError`.
         """
         ...
 

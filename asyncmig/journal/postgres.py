@@ -63,12 +63,16 @@ class PostgresJournal(DatabaseJournal):
 
     __slots__ = ("_schema",)
     _STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
+    _STATE = "SELECT state FROM companies WHERE external_id = ?"
     _EVENTS = f"""SELECT seq, external_id, {_ISO}, kind, detail
         FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? AND (?::text IS NULL OR external_id = ?) ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
+        WHERE seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
+    _EVENTS_OF = f"""SELECT seq, external_id, {_ISO}, kind, detail
+        FROM events JOIN companies ON companies.id = company
+        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
     _ACTIVITY = f"""SELECT external_id,
             (SELECT {_ISO} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {_HOLDER}
-        FROM companies LEFT JOIN holders ON instance = holder ORDER BY id"""  # noqa: S608 - constants
+        FROM companies LEFT JOIN holders ON instance = holder"""  # noqa: S608 - constants
 
     @checked_call
     def __init__(
@@ -101,7 +105,7 @@ class PostgresJournal(DatabaseJournal):
                         if after is None:
                             row = await (await db.execute("SELECT last FROM journal")).fetchone()
                             after = int(row[0]) if row else 0
-                        found = await db.execute(_placeholders(self._EVENTS), (after, None, None, _BATCH))
+                        found = await db.execute(_placeholders(self._EVENTS), (after, _BATCH))
                         rows = await found.fetchall()
                         for row in rows:
                             event = JournalEvent(*row)

@@ -64,12 +64,16 @@ class Journal(DatabaseJournal):
 
     __slots__ = ("_connect", "_path")
     _STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
+    _STATE = "SELECT CAST(state AS BLOB) FROM companies WHERE external_id = ?"
     _EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
         FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? AND (? IS NULL OR external_id = ?) ORDER BY seq LIMIT coalesce(?, -1)"""
+        WHERE seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
+    _EVENTS_OF = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
+        FROM companies CROSS JOIN events INDEXED BY events_by_company ON companies.id = company
+        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
     _ACTIVITY = """SELECT external_id,
             (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holders.*
-        FROM companies LEFT JOIN holders ON instance = holder ORDER BY id"""
+        FROM companies LEFT JOIN holders ON instance = holder"""
 
     @checked_call
     def __init__(

@@ -24,7 +24,7 @@ from asyncmig import (
     migrate,
 )
 from asyncmig.events import AttemptFailed, Recovered
-from asyncmig.journal import ClaimPort, JournalEvent
+from asyncmig.journal import Activity, ClaimPort, JournalEvent
 from asyncmig.simulator import Variants, World
 
 from .conftest import DUPLICATES, Opens
@@ -46,6 +46,12 @@ class AwayJournal:
     async def claim(self, external_id: str) -> "AwayClaim":
         self.check("claim")
         return AwayClaim(self, await self.inner.claim(external_id))
+
+    async def state(self, external_id: str) -> bytes | None:
+        return await self.inner.state(external_id)
+
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        return await self.inner.activity(external_id)
 
     async def states(self) -> dict[str, bytes]:
         return await self.inner.states()
