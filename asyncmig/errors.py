@@ -9,6 +9,7 @@ AsyncmigError
 │   └── CustomerNotFound    the journal has no customer of this external id
 ├── UsageError              used outside `async with`, or on another event loop (also a RuntimeError)
 ├── WaitTooLong             the limit would delay the call longer than `max_wait`
+├── NoRunSlot               every run slot of the account is held by a run that waits for a person
 ├── SessionClosed           the session, or its gate, was closed while the call waited
 ├── ApiError                the server refused: method, endpoint, status, the server's text, body
 │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
@@ -62,6 +63,7 @@ __all__ = [
     "JournalNotFound",
     "JournalUnavailable",
     "NoAnswer",
+    "NoRunSlot",
     "NotFound",
     "QueueUnavailable",
     "RateLimited",
@@ -137,6 +139,21 @@ class WaitTooLong(AsyncmigError):
 
     def __str__(self) -> str:
         return f"the limit would be free in about {self.wait:.1f} s, more than max_wait={self.max_wait:g} s"
+
+
+class NoRunSlot(AsyncmigError):
+    """Every run slot of the account is held by a run that waits for a person. Nothing was sent.
+
+    `runs` are the ids of the migrations whose runs wait.
+    """
+
+    def __init__(self, runs: tuple[str, ...]) -> None:
+        super().__init__(runs)
+        self.runs = runs
+
+    def __str__(self) -> str:
+        names = ", ".join(self.runs)
+        return f"every run slot of the account is held by a run that waits for a person ({names}): answer or cancel one"
 
 
 class SessionClosed(AsyncmigError):

@@ -52,6 +52,7 @@ __all__ = [
     "RequestSent",
     "RunChanged",
     "RunEnded",
+    "RunSlotsBlocked",
     "RunStalled",
     "SharedWindowFound",
     "SharedWindowLost",
@@ -200,6 +201,16 @@ class SharedWindowFound(_Happening, frozen=True, kw_only=True, tag=True):
     """Seconds for which it could not be reached."""
 
 
+class RunSlotsBlocked(_Happening, frozen=True, kw_only=True, tag=True):
+    """A start waits, and every run slot of the account is held by a run that waits for a person.
+
+    It is reported once until a slot is free.
+    """
+
+    runs: tuple[str, ...]
+    """The resources whose runs wait: the ids of the migrations."""
+
+
 class RunChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """A run was read and has a new status or a new progress text."""
 
@@ -253,6 +264,7 @@ Event = (
     | SharedWindowFound
     | RunChanged
     | RunEnded
+    | RunSlotsBlocked
     | RunStalled
     | MigrationChanged
     | AttemptFailed
@@ -270,6 +282,7 @@ _LEVELS: dict[type[Event], int] = {
     BudgetLearnt: logging.INFO,
     RunChanged: logging.INFO,
     RunEnded: logging.INFO,
+    RunSlotsBlocked: logging.WARNING,
     RunStalled: logging.WARNING,
     MigrationChanged: logging.INFO,
     AttemptFailed: logging.WARNING,

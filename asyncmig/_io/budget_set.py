@@ -58,8 +58,8 @@ class BudgetSet:
         self._pause = _FIRST_PAUSE
         self._sent: dict[float, tuple[float, ...]] = {}
         """When each dispatcher granted the slot that is known by its first one's time."""
-        self._run_of: dict[asyncio.Future[float], str] = {}
-        """The runs that waiters would start."""
+        self._run_of: dict[asyncio.Future[float], tuple[str, Lane]] = {}
+        """The runs that waiters would start, and their lanes."""
         for each in self._dispatchers:
             each.join(self)
         if runs is not None:
@@ -81,11 +81,13 @@ class BudgetSet:
     ) -> float:
         """Wait for a slot of each budget, and for a run slot if `run` is given; return the time of the grant."""
         self.now()
-        if run is not None and self._runs is not None and self._runs.holds(run):
+        runs = self._runs if run is not None else None
+        if run is not None and runs is not None and runs.holds(run):
             order = -1  # it must not wait behind others for a run slot
         waiter = self.waiters.enqueue(lane, rank, ticket, order)
-        if run is not None:
-            self._run_of[waiter] = run
+        if run is not None and runs is not None:
+            self._run_of[waiter] = run, lane
+            runs.begins_to_wait()
         self.turn()
         try:
             return await waiter
@@ -100,6 +102,8 @@ class BudgetSet:
             raise
         finally:
             self._run_of.pop(waiter, None)
+            if runs is not None:
+                runs.starts -= 1
 
     def name_of(self, sent_at: float) -> str:
         return uuid.uuid4().hex
@@ -113,29 +117,39 @@ class BudgetSet:
 
     def turn(self) -> None:
         """Let each dispatcher grant what it may, and set its timer."""
+        self._refuse_starts()
         for each in self._dispatchers:
             each.turn()
 
+    def _refuse_starts(self) -> None:
+        """End the starts for which there will be no run slot."""
+        for waiter, (run, lane) in list(self._run_of.items()):
+            if self._runs is not None and (error := self._runs.refusal(run)) and not waiter.done():
+                waiter.set_exception(error)
+                self.waiters.cancelled(lane)
+
     def next_at(self, now: float, granted: int) -> float | None:
+        head = self.waiters.head(granted)
+        if head is None:
+            return None
         latest = max(now, self._held_until)
-        if self._runs is not None and (head := self.waiters.head(granted)) and head[1] in self._run_of:
-            at = self._runs.next_at(self._run_of[head[1]], now)
-            if at is None:
-                return None
-            latest = max(latest, at)
         for each in self._dispatchers:
             at = each.next_at(now)
-            if at is None:
+            if at is None or each.has_before(self, head[0], now):
                 return None
             latest = max(latest, at)
+        if self._runs is not None and (start := self._run_of.get(head[1])):
+            # Asked last, because a shared run slot is reserved when all the budgets have room.
+            at = self._runs.next_at(start[0], now, head[0][1]) if latest - now <= TICK else latest
+            return None if at is None else max(latest, at)
         return latest
 
     def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
         waiter = self.waiters.dequeue(granted)
         assert waiter is not None
-        run = self._run_of.pop(waiter, None)
-        if self._runs is not None and run is not None:
-            self._runs.take(run)
+        start = self._run_of.pop(waiter, None)
+        if self._runs is not None and start is not None:
+            self._runs.take(start[0])
         sent = tuple(each.take(at) for each in self._dispatchers)
         self._sent[sent[0]] = sent
         waiter.set_result(sent[0])

@@ -417,6 +417,17 @@ class Dispatcher:
                 return False
         return False
 
+    def has_before(self, queue: JoinedQueue, place: Head, now: float) -> bool:
+        """Return whether a waiter of another queue goes before `place`, and can be granted now."""
+        if (own := self.waiters.head(self.granted)) and own[0] < place:
+            return True
+        for each in self._sets:
+            if each is not queue and (head := each.waiters.head(self.granted)) and head[0] < place:
+                at = each.next_at(now, self.granted)
+                if at is not None and at - now <= TICK:
+                    return True
+        return False
+
     def _wake_at(self, at: float) -> None:
         assert self._loop is not None
         self._timer = self._loop.call_at(at, self.turn)

@@ -1,20 +1,34 @@
-"""The runs that may be in progress in the account at a time, and those that are.
+"""The run slots of one account, for the requests that start runs; `asyncmig._core.run_table` decides.
 
-A request that starts a run takes a slot under the id of its resource, which has one run at a time. The slot is free
-again when the run was seen to have left its active statuses. Other users of the account occupy slots, too, which only
-a 429 shows. After one, nothing is tried again before one of our runs has left, the server's `Retry-After` has passed,
-or `_RETRIES` has: runs of others cannot be seen, and a refused try may cost an hourly slot.
+Several processes may share the slots (`share`). A start then reserves its slot in the store in the turn in which all
+of its budgets have room, and gives it back if they have none any more. While the store is unavailable, no run is
+started.
 """
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol, final
+from functools import partial
+from typing import Protocol, TypeAlias, final
+
+from asyncmig._core.run_table import RunTable
+from asyncmig._io.event_loop import loop_speed, start_task
+from asyncmig._io.shared_runs import RunStore, SharedRuns
+from asyncmig.errors import AsyncmigError, NoRunSlot
+from asyncmig.events import Events, RunSlotsBlocked
 
 __all__ = ["RunSlots", "RunSlotsStatistics"]
 
-_RETRIES = (60.0, 120.0, 300.0, 600.0, 1200.0)
-"""Seconds before each further try after a 429; the last one applies to all later tries."""
-_LONGEST_RETRY_AFTER = 3600.0
+_log = logging.getLogger("asyncmig")
+Check: TypeAlias = Callable[[], Awaitable[object]]
+"""Reads a run and reports what it shows."""
+_LOOKS = (60.0, 120.0, 300.0)
+"""Seconds before each look at the runs that wait for a person; the last one repeats."""
+_REFRESH = 60.0
+"""Seconds after which a run that is still in progress is reported again."""
+_RECHECK = 5.0
+"""Real seconds between two questions to the store: another process may have released a slot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +38,13 @@ class RunSlotsStatistics:
     limit: int | None
     """The runs that may be in progress in the account; None: any number."""
     runs: tuple[str, ...]
-    """The resources of this process whose runs are in progress."""
+    """The resources whose runs are known to be in progress, also in other processes that share the slots."""
+    waits_for_person: tuple[str, ...] = ()
+    """Those of them whose run is blocked until a person answers."""
     others: int
     """The runs of other users of the account, as far as a 429 showed them."""
+    waiting: int = 0
+    """The starts that wait."""
     refused: int
     """The number of 429s."""
     held_until: float | None
@@ -42,49 +60,85 @@ class RunSlots:
     """The run slots of one account. Every `run` is the id of the resource that it belongs to."""
 
     __slots__ = (
-        "_limit",
-        "_others",
-        "_probing",
-        "_refused",
-        "_retry_at",
-        "_runs",
+        "_checks",
+        "_events",
+        "_not_before",
+        "_reserved",
+        "_shared",
+        "_table",
+        "_tasks",
         "_timer",
-        "_tries",
         "_waiting",
+        "_was_stuck",
+        "gives_up",
+        "starts",
     )
 
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-        self._runs: dict[str, bool] = {}
-        """The runs that hold a slot, and whether each was known before the present request for it."""
-        self._others = self._tries = self._refused = 0
-        self._probing: str | None = None
-        """The run that is tried although the slots of others may still be occupied."""
-        self._retry_at = float("-inf")
+    def __init__(self, limit: int | None, *, events: Events | None = None) -> None:
+        self._table, self._events = RunTable(limit), events
+        self.gives_up: bool = False
+        """Whether starts raise `NoRunSlot` while every slot is held by a run that waits for a person."""
+        self.starts: int = 0
+        """The number of starts that wait."""
+        self._checks: dict[str, Check] = {}
+        """What reads each run that waits for a person."""
+        self._was_stuck = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: list[_Waiting] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._shared: SharedRuns | None = None
+        self._reserved: str | None = None
+        """The run whose slot was reserved in the store, and whose budgets have not been charged yet."""
+        self._not_before = float("-inf")
+        """When the store may be asked again."""
 
     # What workflows report
 
-    def seen(self, run: str) -> None:
+    def seen(self, run: str, *, is_blocked: bool = False) -> None:
         """Report that a run is in progress: a read, a refusal or the journal shows it queued, running or blocked."""
-        self._runs[run] = True
+        if not is_blocked:
+            self._checks.pop(run, None)
+        slot, now = self._table.runs.get(run), self._now()
+        has_changed = slot is None or not slot.is_known or (slot.waits and not is_blocked)
+        if has_changed or (slot is not None and slot.seen_at + _REFRESH <= now):
+            self._change(run, lambda table, at: table.seen(run, at, is_blocked=is_blocked))
+        if has_changed:
+            self._wake()
+
+    def waits_for_person(self, run: str, check: Check) -> None:
+        """Report that a run is blocked, and that only a person can continue it.
+
+        `check` reads the run and reports what it shows. It is called now and then while a start waits, because the
+        person may answer in another process. A later `seen` of a run that is not blocked, or `left`, ends this.
+        """
+        self._checks[run] = check
+        self._change(run, lambda table, at: table.seen(run, at, waits=True))
+        self._look_at_blocked()
+        self._wake()
 
     def left(self, run: str) -> None:
         """Report that a run is no longer in progress, or never was."""
-        if self._runs.pop(run, None) is not None:
-            self._retry_at = float("-inf")
+        self._checks.pop(run, None)
+        if run in self._table.runs:
+            self._change(run, lambda table, at: table.left(run))
             self._wake()
+
+    @property
+    def all_wait_for_people(self) -> bool:
+        """Whether every slot is held by a known run that waits for a person."""
+        return self._table.is_stuck
 
     def statistics(self) -> RunSlotsStatistics:
         """Return a snapshot."""
-        held = self._retry_at > asyncio.get_running_loop().time()
+        table, now = self._table, self._now()
         return RunSlotsStatistics(
-            limit=self._limit,
-            runs=tuple(self._runs),
-            others=self._others,
-            refused=self._refused,
-            held_until=self._retry_at if held else None,
+            limit=table.limit,
+            runs=tuple(table.runs),
+            waits_for_person=tuple(run for run, slot in table.runs.items() if slot.waits),
+            others=max(0, table.others),
+            waiting=self.starts,
+            refused=table.refused,
+            held_until=self._on_loop(table.retry_at) if table.retry_at > now else None,
         )
 
     # What requests take
@@ -93,74 +147,86 @@ class RunSlots:
         """Call its `turn` whenever a slot may be free."""
         self._waiting.append(waiting)
 
+    def begins_to_wait(self) -> None:
+        """Report that a start waits from now on."""
+        self.starts += 1
+        self._look_at_blocked()
+
+    def refusal(self, run: str) -> NoRunSlot | None:
+        """Return the error with which a start of `run` must end now; None if it may wait."""
+        if not self._table.is_stuck or run in self._table.runs:
+            return None
+        if not self._was_stuck and self._events is not None:
+            self._events.emit(RunSlotsBlocked(at=_loop_time(), runs=tuple(self._table.runs)))
+        self._was_stuck = True
+        return NoRunSlot(tuple(self._table.runs)) if self.gives_up else None
+
     def holds(self, run: str) -> bool:
         """Return whether a run holds a slot."""
-        return run in self._runs
+        return run in self._table.runs
 
-    def next_at(self, run: str, now: float) -> float | None:
-        """Return the earliest time at which `run` may be started; None if that depends on another run."""
-        if self._limit is None or run in self._runs:
-            return now
-        if self._retry_at > now:
-            self._wake_at(self._retry_at)
-            return self._retry_at
-        if len(self._runs) + self._others < self._limit:
-            return now
-        return now if self._others and self._probing is None and len(self._runs) < self._limit else None
+    def next_at(self, run: str, now: float, order: int = 0) -> float | None:
+        """Return the earliest time at which `run` may be started; None if that depends on another run.
+
+        A shared slot is reserved first: then None is returned, and `turn` is called once it is reserved. A
+        reservation that no `turn` takes is given back.
+        """
+        at = self.earliest(run, now)
+        if self._shared is None or self.holds(run) or self._table.limit is None or at is None or at > now:
+            return at
+        self._start("reserve", partial(self._reserve_and_wake, run, order))
+        return None
+
+    def earliest(self, run: str, now: float) -> float | None:
+        """Return when `run` may be started, as far as this process knows; None if that depends on another run."""
+        found = self._table.next_at(run, self._now())
+        at = None if found is None else max(self._on_loop(found), now)
+        if self._shared is not None and not self.holds(run):  # another process may release a slot
+            at = max(now if at is None else at, self._not_before)
+        if at is not None and at > now:
+            self._wake_at(at)
+        return at
 
     def wait_estimate(self, now: float) -> float:
         """Return the seconds for which no run is started; how long runs take is not known."""
-        return max(0.0, self._retry_at - now)
+        return max(0.0, self._on_loop(self._table.retry_at) - now)
 
     def take(self, run: str) -> None:
         """Take a slot, at a time that `next_at` returned."""
-        if run in self._runs:
-            return
-        if self._limit is not None and len(self._runs) + self._others >= self._limit:
-            self._probing = run
-            self._others -= 1
-        self._runs[run] = False
+        if self._reserved == run:
+            self._reserved = None
+        else:
+            self._change(run, lambda table, at: table.take(run, at))
 
     def started(self, run: str) -> None:
         """Report that the server started the run, or that it may have: the slot stays taken."""
-        if self._runs.get(run) is False:
-            self._runs[run] = True
-            self._tries = 0
-            self._end_probe(run)
+        if self._is_unanswered(run):
+            self._change(run, lambda table, at: table.started(run, at))
 
     def refused(self, run: str) -> None:
         """Report that the server did not start the run. A slot that was known to be taken before stays taken."""
-        if self._runs.get(run) is False:
-            del self._runs[run]
-            if self._probing == run:
-                self._others += 1
-            self._end_probe(run)
+        if self._is_unanswered(run):
+            self._change(run, lambda table, _: table.not_started(run))
             self._wake()
 
     def rejected(self, run: str, retry_after: float | None, listed: int | None) -> None:
         """Report a 429 because of the runs in progress; `listed`: how many the server lists, if it does."""
-        self._refused += 1
-        if self._runs.get(run) is False:
-            del self._runs[run]
-        self._end_probe(run)
-        self._others = max(1, (listed or 0) - len(self._runs))
-        pause = _RETRIES[min(self._tries, len(_RETRIES) - 1)]
-        if retry_after is not None:
-            pause = min(_LONGEST_RETRY_AFTER, max(1.0, retry_after))
-        self._tries += 1
-        self._retry_at = asyncio.get_running_loop().time() + pause
+        self._change(run, lambda table, at: table.rejected(run, at, retry_after=retry_after, listed=listed))
         self._wake()
 
-    def _end_probe(self, run: str) -> None:
-        if self._probing == run:
-            self._probing = None
+    def _is_unanswered(self, run: str) -> bool:
+        slot = self._table.runs.get(run)
+        return slot is not None and not slot.is_known
+
+    # Waking up
 
     def _wake(self) -> None:
+        self._was_stuck = self._was_stuck and self._table.is_stuck
         for each in self._waiting:
             each.turn()
 
     def _wake_at(self, at: float) -> None:
-        if self._timer is None or self._timer.cancelled() or self._timer.when() < at:
+        if self._timer is None or self._timer.cancelled() or self._timer.when() > at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_at(at, self._on_time)
@@ -168,3 +234,93 @@ class RunSlots:
     def _on_time(self) -> None:
         self._timer = None
         self._wake()
+
+    # Runs that wait for a person
+
+    def _look_at_blocked(self) -> None:
+        if self._checks and (self._shared is not None or (self.starts and not self.gives_up)):
+            self._start("look", self._look)
+
+    async def _look(self) -> None:
+        looks = 0
+        while self._checks and (self._shared is not None or self.starts):
+            await asyncio.sleep(_LOOKS[min(looks, len(_LOOKS) - 1)])
+            looks += 1
+            for run, check in list(self._checks.items()):
+                try:
+                    await check()
+                except AsyncmigError as error:
+                    _log.warning("the blocked run of %s cannot be read: %s", run, error)
+
+    # Sharing
+
+    def share(self, store: RunStore) -> None:
+        """Share the slots with all processes that use the same store. The first store counts."""
+        if self._shared is None and self._table.limit is not None:
+            self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
+
+    async def reserve(self, run: str, order: int) -> bool:
+        """Take a slot in the store, before the budgets are charged; `take` or `release` must follow. Return False
+        if there is none."""
+        assert self._shared is not None
+        is_taken = await self._shared.reserve(run, order)
+        self._table = self._shared.table
+        if is_taken:
+            self._reserved = run
+        else:
+            self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
+        return is_taken
+
+    def release(self, run: str) -> None:
+        """Give back a slot that was reserved and not taken."""
+        if self._reserved == run:
+            self._reserved = None
+            self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
+            self._change(run, lambda table, _: table.not_started(run))
+
+    async def aclose(self) -> None:
+        """Stop all tasks; write what the store does not know if that takes at most one real second."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._shared is not None:
+            await self._shared.aclose()
+
+    async def _reserve_and_wake(self, run: str, order: int) -> None:
+        try:
+            if await self.reserve(run, order):
+                self._wake()
+        finally:
+            self.release(run)  # the budgets have no room any more, or the waiter has left
+            self._wake_at(_loop_time())  # the other starts
+
+    def _on_update(self) -> None:
+        assert self._shared is not None
+        self._table = self._shared.table
+        self._wake()
+
+    def _change(self, run: str, change: Callable[[RunTable, float], object]) -> None:
+        if self._shared is None:
+            change(self._table, _loop_time())
+        else:
+            self._shared.change(run, change)
+
+    def _now(self) -> float:
+        """Return the time on the table's clock."""
+        return _loop_time() if self._shared is None else self._shared.now()
+
+    def _on_loop(self, at: float) -> float:
+        """Return a time of the table on the loop's clock."""
+        return at if self._shared is None else at - self._shared.shift
+
+    def _start(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Start a task, unless one of this name runs."""
+        task = self._tasks.get(name)
+        if task is None or task.done():
+            self._tasks[name] = start_task(work(), name=f"asyncmig run slots: {name}")
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

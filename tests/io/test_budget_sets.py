@@ -16,6 +16,8 @@ from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
 from asyncmig._core.limiter import RateHeaders
 from asyncmig._io.gate import joined_gate
 from asyncmig._io.run_slots import RunSlots
+from asyncmig.errors import NoRunSlot
+from asyncmig.events import Events, RunSlotsBlocked
 
 HOUR = 3600.0
 
@@ -160,6 +162,27 @@ async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
             group.create_task(one(name, gate, **options))
             await asyncio.sleep(1.0)
     assert order == ["answer", "execute 1", "execute 2", "generate", "poll"]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("first", [0, 1])
+async def test_execute_goes_before_generate_where_both_budgets_are_free_at_one_time(first: int) -> None:
+    gates, runs = budgets(generate=(1, 60.0), agent=(1, 60.0)), RunSlots(3)
+    generate = joined_gate(list(gates.values()), runs=runs)
+    execute = joined_gate([gates["agent"]], runs=runs)
+    starts = [("execute", execute, 0), ("generate", generate, 1)]
+    order: list[str] = []
+
+    async def one(name: str, gate: Gate, place: int) -> None:
+        await use(gate, order=place, run=name)
+        order.append(name)
+
+    await use(generate, run="earlier")
+    async with asyncio.TaskGroup() as group:
+        for each in (starts[first], starts[1 - first]):
+            group.create_task(one(*each))
+            await asyncio.sleep(1.0)
+    assert order == ["execute", "generate"]
 
 
 @pytest.mark.looptime
@@ -395,3 +418,80 @@ def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows(phase
     assert client.server.refused == []
     assert most <= 3
     assert took <= 1.02 * (29 * HOUR + 6000)
+
+
+class Person:
+    """Answers the questions of a run some day; until then, the run stays blocked."""
+
+    def __init__(self, runs: RunSlots, run: str, *, answers_at: float = float("inf")) -> None:
+        self.runs, self.run, self.answers_at = runs, run, answers_at
+        self.looks: list[float] = []
+
+    async def look(self) -> None:
+        self.looks.append(now())
+        if now() >= self.answers_at:
+            self.runs.left(self.run)
+        else:
+            self.runs.seen(self.run, is_blocked=True)
+
+
+class TestRunsThatWaitForAPerson:
+    def starts(self, *, limit: int = 2) -> tuple[Gate, RunSlots, list[RunSlotsBlocked]]:
+        events, told = Events(), list[RunSlotsBlocked]()
+        events._subscribers.append(
+            lambda each: told.append(each) if isinstance(each, RunSlotsBlocked) else None
+        )
+        runs = RunSlots(limit, events=events)
+        return joined_gate([Gate(limit=100, name="agent", rng=Random(1))], runs=runs), runs, told
+
+    @pytest.mark.looptime
+    async def test_a_start_waits_until_a_look_shows_that_one_was_answered(self) -> None:
+        gate, runs, told = self.starts()
+        people = [Person(runs, "a"), Person(runs, "b", answers_at=400.0)]
+        for person in people:
+            runs.seen(person.run, is_blocked=True)
+            runs.waits_for_person(person.run, person.look)
+        waiting = asyncio.create_task(use(gate, run="c"))
+        await asyncio.sleep(1.0)
+        assert runs.all_wait_for_people
+        assert [event.runs for event in told] == [("a", "b")]
+        assert await waiting == pytest.approx(480.0)
+        assert people[0].looks == [60.0, 180.0, 480.0]
+        assert runs.statistics().waits_for_person == ("a",)
+        await asyncio.sleep(HOUR)
+        assert len(people[0].looks) <= 4  # nothing waits any more
+        await runs.aclose()
+
+    @pytest.mark.looptime
+    async def test_who_gives_up_is_told_which_runs_are_in_the_way(self) -> None:
+        gate, runs, told = self.starts()
+        runs.gives_up = True
+        runs.seen("a", is_blocked=True)
+        runs.waits_for_person("a", Person(runs, "a").look)
+        runs.seen("b")
+        waiting = asyncio.create_task(use(gate, run="c"))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()  # one run can still leave
+        runs.waits_for_person("b", Person(runs, "b").look)
+        with pytest.raises(NoRunSlot) as caught:
+            await waiting
+        assert caught.value.runs == ("a", "b")
+        with pytest.raises(NoRunSlot):
+            await use(gate, run="d")
+        assert len(told) == 1
+        await use(gate, run="a")  # its slot is its own
+        assert gate.statistics().waiting["WORK"] == 0
+        runs.left("b")
+        await use(gate, run="e")
+        await runs.aclose()
+
+    @pytest.mark.looptime
+    async def test_runs_of_others_may_leave_so_nobody_gives_up(self) -> None:
+        gate, runs, told = self.starts()
+        runs.gives_up = True
+        runs.waits_for_person("a", Person(runs, "a").look)
+        async with gate.slot(run="b") as slot:
+            slot.too_many_runs(retry_after=None, listed=2)
+        assert await use(gate, run="b") == pytest.approx(60.0)
+        assert told == []
+        await runs.aclose()

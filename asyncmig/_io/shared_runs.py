@@ -1,0 +1,206 @@
+"""The run slots that several processes share: one small state in a store, as one of the processes sees it.
+
+Every change is applied to this process's copy at once and written in the background. What could not be written is
+written again. A store that lost its data is told again which runs this process knows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol, TypeVar, final
+from uuid import uuid4
+
+from asyncmig._core.run_table import RunTable
+from asyncmig._io.event_loop import loop_speed, start_task
+from asyncmig.errors import JournalError
+from asyncmig.events import Events, SharedWindowFound, SharedWindowLost
+
+__all__ = ["RunStore", "SharedRuns"]
+
+_log = logging.getLogger("asyncmig")
+T = TypeVar("T")
+Change = Callable[[RunTable, float], object]
+"""Changes a table, at a time on its clock."""
+_RUNS = "runs"
+"""What events call the run slots."""
+_RETRY = 1.0
+"""Real seconds between attempts to reach the store again."""
+_SETTLE = 120.0
+"""Seconds after a loss of data in which the other processes report their runs again."""
+_WANTED_FOR = 15.0
+"""Real seconds for which a start that waits precedes those of a higher order in other processes."""
+_LAST_REPORTS = 1.0
+"""Real seconds for the last reports when the session ends."""
+
+
+class RunStore(Protocol):
+    """Keeps the state of an account's run slots for all processes."""
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        """Replace the state by `change(state, now)`, as one step for all processes.
+
+        The first state is empty. `now`: the store's clock in seconds of an event loop that runs `speed` times as
+        fast. `change` may be called several times. Raises `OSError` or `JournalError` if the store does not answer.
+        """
+        ...
+
+
+@final
+class SharedRuns:
+    """A table in a store. `on_update` is called after each exchange with the store."""
+
+    __slots__ = (
+        "_changes",
+        "_epoch",
+        "_events",
+        "_lost_at",
+        "_on_update",
+        "_own",
+        "_process",
+        "_store",
+        "_task",
+        "shift",
+        "table",
+    )
+
+    def __init__(
+        self, store: RunStore, table: RunTable, *, on_update: Callable[[], None], events: Events | None
+    ) -> None:
+        """`table`: what this process knows until now; times on the loop's clock."""
+        self._store, self._on_update, self._events = store, on_update, events
+        self.table: RunTable = table
+        self.shift: float = 0.0
+        """Seconds by which the store's clock is ahead of the loop's."""
+        self._process, self._epoch = uuid4().hex, ""
+        self._own = set(table.runs)
+        """The runs that this process reported as in progress."""
+        self._changes: list[Change] = []
+        """What the store has not been told yet."""
+        self._task: asyncio.Task[None] | None = None
+        self._lost_at: float | None = None
+        if self._own:
+            self._report()
+
+    def now(self) -> float:
+        """Return the time on the table's clock."""
+        return asyncio.get_running_loop().time() + self.shift
+
+    def change(self, run: str, change: Change) -> None:
+        """Change the slot of a run."""
+        change(self.table, self.now())
+        if run in self.table.runs:
+            self._own.add(run)
+        else:
+            self._own.discard(run)
+        self._changes.append(change)
+        self._report()
+
+    async def reserve(self, run: str, order: int) -> bool:
+        """Take a slot for a start if one is free, and if no other process waits to start a run of a lower order.
+
+        Return False also if the store does not answer.
+        """
+        loop, is_taken = asyncio.get_running_loop(), False
+        wanted_for = _WANTED_FOR * loop_speed(loop)
+
+        def take(table: RunTable, now: float) -> None:
+            nonlocal is_taken
+            at = table.next_at(run, now)
+            is_taken = at is not None and at <= now and table.comes_first(order, self._process, now)
+            table.want(None if is_taken else order, self._process, now, now + wanted_for)
+            if is_taken:
+                table.take(run, now)
+
+        try:
+            await self._update(take)
+        except (OSError, JournalError) as error:
+            self._on_lost(error)
+            return False
+        if is_taken:
+            self._own.add(run)
+        return is_taken
+
+    async def aclose(self) -> None:
+        """Write the remaining changes if that takes at most one real second."""
+        task = self._task
+        if task is not None:
+            try:
+                await asyncio.wait([task], timeout=_LAST_REPORTS * loop_speed(asyncio.get_running_loop()))
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _report(self) -> None:
+        if self._task is None:
+            self._task = start_task(self._write(), name="asyncmig run slots")
+
+    async def _write(self) -> None:
+        try:
+            while self._changes or not self._epoch:
+                try:
+                    await self._update()
+                except (OSError, JournalError) as error:
+                    self._on_lost(error)
+                    await asyncio.sleep(_RETRY * loop_speed(asyncio.get_running_loop()))
+        finally:
+            self._task = None
+        self._on_update()
+
+    async def _update(self, last: Change | None = None) -> None:
+        """Apply what the store does not know yet, and then `last`; take over the table that results."""
+        loop = asyncio.get_running_loop()
+        changes, result = tuple(self._changes), RunTable(self.table.limit)
+        at = 0.0
+
+        def apply(data: bytes, now: float) -> bytes:
+            nonlocal result, at
+            result, at = self._loaded(data, now), now
+            for change in changes:
+                change(result, now)
+            if last is not None:
+                last(result, now)
+            return result.dump()
+
+        await self._store.update(apply, speed=loop_speed(loop))
+        del self._changes[: len(changes)]
+        self.table, self.shift, self._epoch = result, at - loop.time(), result.epoch
+        for change in self._changes:
+            change(self.table, at)
+        self._own &= self.table.runs.keys()
+        self._on_found()
+
+    def _loaded(self, data: bytes, now: float) -> RunTable:
+        table = RunTable(self.table.limit)
+        try:
+            if data:
+                table.load(data)
+        except ValueError as error:
+            _log.warning("run slots: the shared state is damaged and begins anew: %s", error)
+        table.epoch = table.epoch or uuid4().hex[:16]
+        if table.epoch != self._epoch:
+            for run in self._own:
+                if run not in table.runs:
+                    table.seen(run, now)
+            if self._epoch:  # the store lost its data: others have not reported their runs yet
+                table.retry_at = max(table.retry_at, now + _SETTLE)
+        return table
+
+    def _on_lost(self, error: Exception) -> None:
+        if self._lost_at is not None:
+            return
+        self._lost_at = asyncio.get_running_loop().time()
+        _log.warning("run slots: the store is unavailable (%s); no run is started", error)
+        if self._events is not None:
+            self._events.emit(
+                SharedWindowLost(at=self._lost_at, budget=_RUNS, slots=0, processes=1, error=str(error))
+            )
+
+    def _on_found(self) -> None:
+        if self._lost_at is None:
+            return
+        now, lost_at, self._lost_at = asyncio.get_running_loop().time(), self._lost_at, None
+        _log.warning("run slots: the store is available again")
+        if self._events is not None:
+            self._events.emit(
+                SharedWindowFound(at=now, budget=_RUNS, slots=self.table.limit or 0, seconds=now - lost_at)
+            )
