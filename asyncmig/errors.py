@@ -152,8 +152,10 @@ class NoRunSlot(AsyncmigError):
         self.runs = runs
 
     def __str__(self) -> str:
-        names = ", ".join(self.runs)
-        return f"every run slot of the account is held by a run that waits for a person ({names}): answer or cancel one"
+        return (
+            f"every run slot of the account is held by a run that waits for a person ({', '.join(self.runs)}): "
+            "answer or cancel one"
+        )
 
 
 class SessionClosed(AsyncmigError):

@@ -126,7 +126,6 @@ class Session(AsyncOnly):
         """The gates of single budgets, by name."""
         self._gates: dict[tuple[tuple[tuple[str, Rate], ...], bool], Gate] = {}
         """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
-        self._runs = RunSlots(self._limits.runs)
         self._closed: AsyncmigError | None = None
         self._recent_path = Path(recent) if recent is not None else None
         self._recent: SendLog | None = None
@@ -154,6 +153,7 @@ class Session(AsyncOnly):
         self._transport = transport or _transport(http, self.base_url)
         self._guard = LoopGuard("Session")
         self.events: Events = Events()
+        self._runs = RunSlots(self._limits.runs, events=self.events)
         self._poller = Poller(
             second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._guard.loop
         )
@@ -216,6 +216,7 @@ class Session(AsyncOnly):
         closing.push_async_callback(self._transport.aclose)
         if self._shared is not None:
             closing.push_async_callback(self._shared.window.aclose)
+        closing.push_async_callback(self._runs.aclose)
         closing.push_async_callback(finish_all, [gate.aclose for gate in self._budgets.values()])
         closing.push_async_callback(self._poller.aclose)
         closing.push_async_callback(self.migrations.aclose)

@@ -107,6 +107,8 @@ class CustomerRecord:
     """Ids of the templates; None: all of the account."""
     files: tuple[FileInput, ...] = ()
     """The input files."""
+    run_slot: str | None = None
+    """The id under which a run of the customer may hold a run slot of the account; None if none is in progress."""
     sheets: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of sheets, by id."""
     details: object = None

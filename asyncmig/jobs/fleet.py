@@ -21,14 +21,17 @@ from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
 from asyncmig.jobs.migrate import migrate_safely, pending
+from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.journal import DatabaseJournal, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = ["Fleet", "WhenHeld"]
+__all__ = ["Fleet", "WhenHeld", "WhenNoRunSlot"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
 WhenHeld = Literal["wait", "return"]
 """What a fleet does with a customer that another live process holds."""
+WhenNoRunSlot = Literal["wait", "return"]
+"""What a fleet does with a start while every run slot is held by a run that waits for a person."""
 _RECHECK = 2.0
 """Seconds between attempts to claim a customer that another process holds."""
 _LONGEST_READ = 60.0
@@ -51,6 +54,10 @@ class Fleet(AsyncOnly):
     it, or `"return"` a `Pending` outcome with the reason `held`. A customer that waits does not count towards
     `concurrency`.
 
+    `when_no_run_slot`: what to do with a customer that cannot start a run because every run slot of the account is
+    held by a run that waits for a person: `"wait"` until one was answered, or `"return"` a `Pending` outcome with the
+    reason `no_run_slot`. The event `RunSlotsBlocked` reports it.
+
     Leaving the block cancels the migrations that have not ended. Their runs continue on the server, and the same
     specs continue from there. A failure or bad input of one customer never affects another.
     Used outside its `async with` block, or on another event loop, it raises `UsageError`.
@@ -70,6 +77,7 @@ class Fleet(AsyncOnly):
         "_tasks",
         "_to",
         "_when_held",
+        "_when_no_run_slot",
     )
 
     @checked_call
@@ -83,11 +91,14 @@ class Fleet(AsyncOnly):
         options: MigrationOptions | None = None,
         concurrency: int = 500,
         when_held: WhenHeld = "wait",
+        when_no_run_slot: WhenNoRunSlot = "wait",
         protected: Iterable[Path] = (),
         **keywords: Unpack[MigrationKeywords],
     ) -> None:
         if when_held not in get_args(WhenHeld):
             raise InvalidInput("when_held", when_held, "is neither 'wait' nor 'return'")
+        if when_no_run_slot not in get_args(WhenNoRunSlot):
+            raise InvalidInput("when_no_run_slot", when_no_run_slot, "is neither 'wait' nor 'return'")
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         check_utf8("to", to)
@@ -105,7 +116,7 @@ class Fleet(AsyncOnly):
         self._journal: JournalPort = journal
         self._places = anyio.CapacityLimiter(concurrency)
         self._draining = asyncio.Event()
-        self._when_held = when_held
+        self._when_held, self._when_no_run_slot = when_held, when_no_run_slot
         self._guard = LoopGuard("Fleet")
         self._tasks: set[asyncio.Task[None]] = set()
         self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
@@ -120,6 +131,7 @@ class Fleet(AsyncOnly):
                 with suppress(OSError):  # the send log warns that it cannot be used
                     self._journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 await context_of(self._session).remember(self._journal.send_log)
+            context_of(self._session).runs.gives_up = self._when_no_run_slot == "return"
         except BaseException:
             self._guard.forget()
             raise
@@ -132,6 +144,7 @@ class Fleet(AsyncOnly):
         tb: TracebackType | None,
     ) -> None:
         self._guard.leave(_LEFT)
+        context_of(self._session).runs.gives_up = False
         self._cancel()
         # Shielded, because no task may outlive the fleet and the journal must be closed, also in a cancelled task.
         with anyio.CancelScope(shield=True):
@@ -194,6 +207,11 @@ class Fleet(AsyncOnly):
         for spec, refused in given:
             if refused is None:
                 self._check_not_other(spec)
+        context = context_of(self._session)
+        in_progress = await recover_run_slots(context, self._generation, self._journal)
+        for spec, _ in given:
+            if run := in_progress.get(spec.external_id):
+                context.runs.seen(run)  # its migration finds out whether it still waits for a person
         futures: list[asyncio.Future[Outcome]] = []
         with self._inputs.holding(keys):
             turn: _Turn | None = None

@@ -18,6 +18,7 @@ from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, failed
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.generations import Generation
+from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
 
@@ -89,11 +90,12 @@ async def migrate_claimed(
     spec, refused = generations.check_spec(generation, spec)
     if refused is not None:
         return failed(spec, refused)
+    await recover_run_slots(context, generation, journal)
     outcome: Outcome | None = None
     try:
         with inputs.holding(await in_thread(keys_of, spec.files)):
             async with await journal.claim(spec.external_id) as claim:
-                outcome = _refused_record(generation, spec, claim) or await generation.migrate(
+                outcome = _refused_record(generation, context, spec, claim) or await generation.migrate(
                     context, spec, claim, to, options, inputs, turn
                 )
     except JournalError as error:
@@ -104,8 +106,13 @@ async def migrate_claimed(
     return outcome
 
 
-def _refused_record(generation: Generation, spec: Spec, claim: ClaimPort) -> Outcome | None:
-    """Return the outcome of a customer whose journal record `generation` must not continue; None if it may."""
+def _refused_record(
+    generation: Generation, context: SessionContext, spec: Spec, claim: ClaimPort
+) -> Outcome | None:
+    """Return the outcome of a customer whose journal record `generation` must not continue; None if it may.
+
+    Reports a run of the customer that may be in progress.
+    """
     if claim.state is None:
         return None
     api = generations.api_of(claim.state)
@@ -116,6 +123,8 @@ def _refused_record(generation: Generation, spec: Spec, claim: ClaimPort) -> Out
         )
         return failed(spec, InvalidInput("external_id", spec.external_id, reason))
     record = generations.read(spec.external_id, claim.state)
+    if record.run_slot is not None:
+        context.runs.seen(record.run_slot)
     if record.is_readable or record.outcome is None:
         return None
     return msgspec.structs.replace(record.outcome, name=record.name or spec.name)

@@ -146,10 +146,11 @@ class Tracker:
             status = self.operation.effective(state, loop.time())
         if status != state.status:
             state = msgspec.structs.replace(state, status=status, message=None)
-        if routes.RUN.phase(status) is Phase.TERMINAL:
+        phase = routes.RUN.phase(status)
+        if phase is Phase.TERMINAL:
             self._context.runs.left(self.migration_id)
         else:
-            self._context.runs.seen(self.migration_id)
+            self._context.runs.seen(self.migration_id, is_blocked=phase is Phase.PARKED)
         reading = Reading(status=status, progress=state.message, value=state)
         latest = self.watch.latest
         if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):

@@ -1,0 +1,56 @@
+"""Recovers from the journal which runs of earlier processes may still hold a run slot of the account."""
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import final
+
+from asyncmig import generations
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.outcome import Parked
+from asyncmig.generations import Generation
+from asyncmig.journal import JournalPort
+
+__all__ = ["recover_run_slots"]
+
+
+@final
+class _Recovered:
+    """What one session has recovered."""
+
+    __slots__ = ("journals", "lock")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.journals: list[tuple[JournalPort, Mapping[str, str]]] = []
+
+
+async def recover_run_slots(
+    context: SessionContext, generation: Generation, journal: JournalPort
+) -> Mapping[str, str]:
+    """Report the runs that may be in progress, so that no start exceeds the limit of runs.
+
+    Return the ids under which they hold run slots, by external id. The journal is read once for each session, and not
+    at all for a generation whose runs have no limit. Raises `JournalError`.
+    """
+    if all(endpoint.run_order is None for endpoint in generation.endpoints.values()):
+        return {}
+    recovered = context.kept(_Recovered)
+    async with recovered.lock:
+        for known, runs in recovered.journals:
+            if known is journal:
+                return runs
+        in_progress: dict[str, str] = {}
+        for external_id, state in (await journal.states()).items():
+            if generations.api_of(state) != generation.name:
+                continue
+            record = generations.read(external_id, state)
+            if record.run_slot is None:
+                continue
+            in_progress[external_id] = record.run_slot
+            if isinstance(record.outcome, Parked):
+                context.runs.waits_for_person(record.run_slot, partial(generation.questions, context, record))
+            else:
+                context.runs.seen(record.run_slot)
+        recovered.journals.append((journal, in_progress))
+        return in_progress
