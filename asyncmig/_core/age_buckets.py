@@ -72,6 +72,7 @@ class PolledRun(Generic[RunT]):
         "presumed_ended_at",
         "prioritised",
         "ready_at",
+        "relaxed",
         "run",
         "seen_bucket",
         "started",
@@ -106,6 +107,9 @@ class PolledRun(Generic[RunT]):
         self.awaited_until: float = -math.inf
         """Until then it is polled before others whatever a read shows: a reply named its end, but reads may lag."""
         self.is_polled: bool = False
+        self.relaxed: float = 0.0
+        """The least seconds between reads while another channel announces changes; it does not apply to a run that is
+        polled before others."""
         self.failures: int = 0
         self.presumed_ended_at: float | None = None
         self.state: PollState = PollState.IDLE
@@ -122,7 +126,8 @@ class PolledRun(Generic[RunT]):
 
     def floor(self, now: float) -> float:
         """Return the least seconds between an answer and the next read of the run while it is active."""
-        return self.lifecycle.floor(self.age(now))
+        floor = self.lifecycle.floor(self.age(now))
+        return floor if self.prioritised or now < self.awaited_until else max(floor, self.relaxed)
 
 
 BucketHeap = list[tuple[float, int, PolledRun[RunT]]]

@@ -115,6 +115,15 @@ class PollSchedule(Generic[RunT]):
     def prioritise(self, run: PolledRun[RunT], now: float, *, until: float = -math.inf) -> None:
         """Poll `run` before others until it was observed and until the time `until`. Its floor still applies."""
         run.prioritised, run.awaited_until = True, max(run.awaited_until, until)
+        if run.relaxed and not run.failures:
+            run.ready_at = min(run.ready_at, run.answered_at + run.floor(now))
+        self._enqueue(run, now)
+
+    def relax(self, run: PolledRun[RunT], seconds: float, now: float) -> None:
+        """Read `run` no more often than every `seconds`, because another channel announces changes; 0 ends that."""
+        run.relaxed = seconds
+        if not run.failures:
+            run.ready_at = min(run.ready_at, run.answered_at + run.floor(now))
         self._enqueue(run, now)
 
     # The next run

@@ -240,7 +240,7 @@ class Caller:
         """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
 
         One attempt, without the API key and without a gate: the API's limit does not apply to that server. Raises
-        `NoAnswer`, and `InvalidInput` for a URL that would send the bytes unencrypted although the API uses https.
+        `NoAnswer`, and `InvalidInput` for a URL that is not https, unless it and the API are on loopback.
         """
         self._guard.loop()
         endpoint, status, trouble = call.endpoint, None, None
@@ -265,9 +265,10 @@ class Caller:
     def _check_encrypted(self, url: str, name: str) -> None:
         try:
             scheme = urlsplit(url).scheme.lower()
+            is_local = scheme == "http" and is_loopback(url) and is_loopback(self.base_url)
         except ValueError:
-            scheme = ""
-        if scheme != "https" and not (scheme == "http" and is_loopback(self.base_url)):
+            scheme, is_local = "", False
+        if scheme != "https" and not is_local:
             raise InvalidInput(name, f"{scheme}://...", "was named by the server, and is not https")
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:

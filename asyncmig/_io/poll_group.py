@@ -211,6 +211,10 @@ class PollGroup:
         self._schedule.resumed(watch.entry, self.now())
         self.turn()
 
+    def relax(self, watch: Watch[object], seconds: float) -> None:
+        self._schedule.relax(watch.entry, seconds, self.now())
+        self.turn()
+
     def observed(self, watch: Watch[object], reading: Reading[object]) -> None:
         self._take(watch, reading, None, self.now(), lookup=False)
         self.turn()

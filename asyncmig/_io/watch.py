@@ -60,6 +60,9 @@ class Watching(Protocol):
     def resumed(self, watch: "Watch[object]", /) -> None:
         """Report that a decision was sent for the run."""
 
+    def relax(self, watch: "Watch[object]", seconds: float, /) -> None:
+        """Read the run no more often than every `seconds`."""
+
     def observed(self, watch: "Watch[object]", reading: Reading[object], /) -> None:
         """Report that other code read the run just now."""
 
@@ -213,6 +216,11 @@ class Watch(Generic[T]):
         if self._phase is Phase.PARKED:
             self._phase = Phase.ACTIVE
         self._poller.resumed(self._plain())
+
+    def relax(self, seconds: float) -> None:
+        """Read the run no more often than every `seconds`, because another channel announces changes; 0 ends that."""
+        if self.entry.relaxed != seconds and not self.ended:
+            self._poller.relax(self._plain(), seconds)
 
     def close(self) -> None:
         """Stop polling this run: every wait for it ends with `SessionClosed`. The run itself continues."""

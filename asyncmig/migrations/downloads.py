@@ -106,6 +106,7 @@ async def download(
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | None:
     attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=_TRANSIENT, unless=_is_final)
     missing, job, filtered, starts = 0, None, fetch.honours_filter, 0
+    is_job_refused = False
     while True:
         async with attempts:
             try:
@@ -135,15 +136,18 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                 filtered = False  # once more without the filter
             except Conflict as error:
                 is_about_columns = fetch.omit_empty and _COLUMNS.search(error.body)
-                if is_about_columns or job is not None:
-                    raise  # there are no statistics, or every column is empty
+                if is_about_columns or job is not None or is_job_refused:
+                    raise  # there are no statistics, or every column is empty; or both ways were refused
                 body = ExportBody(
                     slug=sheet.id,
                     fields=fetch.fields or UNSET,
                     omit_empty=True if fetch.omit_empty else UNSET,
                 )
                 starts += 1
-                job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
+                try:
+                    job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
+                except Conflict:  # another export did not end for ten minutes
+                    is_job_refused = True
 
 
 async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: bool) -> Expected:
@@ -154,7 +158,8 @@ async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: boo
             report=fetch.report,
             sheet=sheet,
             total=_number(answer.headers.get("X-Total-Records", "")),
-            filtered=filtered and fetch.row_filter == "valid",
+            filtered=filtered and fetch.row_filter != "all",
+            row_filter=fetch.row_filter,
         )
         await _receive(answer, part, expected)
     await in_thread(part.check, expected.check)

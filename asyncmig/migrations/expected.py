@@ -17,8 +17,9 @@ from asyncmig.transfers.csv_records import RowCount
 
 __all__ = ["Downloaded", "Expected", "Flagged", "RowFilter", "with_flags"]
 
-RowFilter = Literal["valid", "all"]
-"""Which rows are asked for: without the rows that have a bad cell, or all. Many servers send all rows in any case."""
+RowFilter = Literal["valid", "all", "invalid"]
+"""Which rows are asked for: without the rows that have a bad cell, all, or only those. Many servers send all rows in
+any case."""
 Flagged = Literal["none", "included", "unknown"]
 """Whether a file has rows with a bad cell: it has none, it has them all, or nothing tells."""
 
@@ -43,7 +44,8 @@ class Expected:
     total: int | None
     """The rows of the response, according to its header."""
     filtered: bool
-    """Whether the row filter was sent, so that rows with bad cells may be missing."""
+    """Whether a row filter was sent, so that some rows may be missing."""
+    row_filter: RowFilter = "valid"
 
     @property
     def reported(self) -> int | None:
@@ -64,7 +66,7 @@ class Expected:
     def fewest(self) -> int:
         """The least number of rows that the report allows."""
         rows, invalid = self.reported, self.report.invalid_rows if self.report else None
-        if rows is None or (self.filtered and invalid is None):
+        if rows is None or (self.filtered and (invalid is None or self.row_filter == "invalid")):
             return 0
         return max(0, rows - (invalid or 0)) if self.filtered else rows
 
@@ -120,7 +122,7 @@ def _flagged(
         return "unknown"
     if report.invalid_rows == 0:
         return "none"
-    if row_filter == "all" or not all(expected.filtered for expected, _ in sheets):
+    if row_filter != "valid" or not all(expected.filtered for expected, _ in sheets):
         return "included"
     reported = [(expected, expected.reported - file.rows) for expected, file in sheets if expected.reported]
     missing = [expected for expected, count in reported if count > 0]

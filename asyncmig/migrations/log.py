@@ -2,9 +2,14 @@
 
 from msgspec import Struct, field
 
+from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.lifecycle import HasStatus
+from asyncmig.errors import Conflict
 
-__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet"]
+__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet", "retry_after_of"]
+
+_PAUSE, _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 10.0, 3600.0
+"""Seconds before the log is read again: without a number from the server, and the bounds of that number."""
 
 
 class LogSheet(Struct, frozen=True, kw_only=True):
@@ -66,3 +71,16 @@ class Log(HasStatus, frozen=True, kw_only=True):
     status: str = ""
     covers: LogCovers | None = None
     runs: tuple[LogRun, ...] = ()
+
+
+class _NotSettled(Struct, frozen=True, kw_only=True):
+    retry_after_seconds: float | None = None
+
+
+def retry_after_of(error: Conflict) -> float:
+    """Return the seconds after which a log that is not settled may be read again."""
+    try:
+        wait = decode(error.body, _NotSettled).retry_after_seconds
+    except Unreadable:
+        wait = None
+    return min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _PAUSE if wait is None else wait))

@@ -1,9 +1,11 @@
 """The handle of one migration: upload, generate, answer, execute, download."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import cast, final
+from typing import TypeVar, cast, final, get_args
 
 import msgspec
 
@@ -14,14 +16,14 @@ from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import IMPORT, checked_id
 from asyncmig.customers.paths import Inputs
-from asyncmig.errors import InvalidInput, NotFound
+from asyncmig.errors import Conflict, InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.connections import SourceConnection
 from asyncmig.migrations.downloads import Fetch, download
 from asyncmig.migrations.expected import Downloaded, RowFilter
 from asyncmig.migrations.export_jobs import ExportJob, start_export
 from asyncmig.migrations.knowledge import Knowledge
-from asyncmig.migrations.log import Log
+from asyncmig.migrations.log import Log, retry_after_of
 from asyncmig.migrations.operation import Operation
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
@@ -52,6 +54,8 @@ from asyncmig.transfers.content import BinaryFile, Progress, Stream, content_of
 from asyncmig.transfers.uploads import checked_content_type
 
 __all__ = ["Difference", "Migration"]
+
+T = TypeVar("T")
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,7 +185,12 @@ class Migration:
 
     @checked_call
     async def generate(
-        self, *, extract_via_api: bool | None = None, noted: Noted | None = None, rank: float = 0.0
+        self,
+        *,
+        extract_via_api: bool | None = None,
+        noted: Noted | None = None,
+        since: StartPoint | None = None,
+        rank: float = 0.0,
     ) -> Run:
         """Let the agent read the files (or the connection) and prepare a preview.
 
@@ -192,7 +201,9 @@ class Migration:
 
         - `extract_via_api`: True also reads the live connection, False reads only files; by default, the connection
           is read only if there are no files.
-        - `noted`: awaited before the request with what `recover` needs in another process.
+        - `noted`: awaited before the request with the point that another process needs to continue.
+        - `since`: what `noted` received in a process that was interrupted. The run that it has begun is returned; a
+          new one is started only if it never was.
 
         A start whose response was lost is repeated only after the server shows that it never happened. Raises
         `BadRequest` without files and connection; `Conflict` if another run of the migration is in progress;
@@ -202,27 +213,43 @@ class Migration:
             kind="generate",
             extract_via_api=msgspec.UNSET if extract_via_api is None else extract_via_api,
         )
-        return await self._starter.start(body, noted=noted, rank=rank)
+        return await self._starter.start(body, noted=noted, rank=rank, since=since)
 
     @checked_call
-    async def update(self, message: str, *, noted: Noted | None = None, rank: float = 0.0) -> Run:
+    async def update(
+        self,
+        message: str,
+        *,
+        noted: Noted | None = None,
+        since: StartPoint | None = None,
+        rank: float = 0.0,
+    ) -> Run:
         """Ask the agent to change what it prepared. The run ends with a new preview. See `generate`."""
         body = RunBody(kind="update", message=checked_text("message", message))
-        return await self._starter.start(body, noted=noted, rank=rank)
+        return await self._starter.start(body, noted=noted, rank=rank, since=since)
 
     @checked_call
-    async def clarify(self, question: str, *, noted: Noted | None = None, rank: float = 0.0) -> Run:
+    async def clarify(
+        self,
+        question: str,
+        *,
+        noted: Noted | None = None,
+        since: StartPoint | None = None,
+        rank: float = 0.0,
+    ) -> Run:
         """Ask the agent a question that changes nothing; `run.messages()` has the answer. See `generate`."""
         body = RunBody(kind="clarify", message=checked_text("question", question))
-        return await self._starter.start(body, noted=noted, rank=rank)
+        return await self._starter.start(body, noted=noted, rank=rank, since=since)
 
     @checked_call
-    async def execute(self, *, noted: Noted | None = None, rank: float = 0.0) -> Run:
+    async def execute(
+        self, *, noted: Noted | None = None, since: StartPoint | None = None, rank: float = 0.0
+    ) -> Run:
         """Import what the preview shows. The run ends with a report. See `generate`.
 
         A second execution imports again: it replaces or adds, depending on the server.
         """
-        return await self._starter.start(RunBody(kind="execute"), noted=noted, rank=rank)
+        return await self._starter.start(RunBody(kind="execute"), noted=noted, rank=rank, since=since)
 
     @checked_call
     async def recover(self, point: StartPoint) -> Run | None:
@@ -307,14 +334,26 @@ class Migration:
         now = self._context.poller.now()
         return routes.RUN.phase(tracker.operation.effective(state, now)) is not Phase.TERMINAL
 
-    async def log(self) -> Log:
-        """Return what each run did, oldest first. Raises `Conflict` while anything is in progress."""
-        return await self._context.caller.call(Call(endpoint=routes.READ_LOG, ids=self._ids), Log)
+    async def log(self, *, wait: bool = False) -> Log:
+        """Return what each run did, oldest first.
 
-    async def log_markdown(self) -> str:
-        """Return the log as Markdown. Raises `Conflict` while anything is in progress."""
+        While anything is in progress, raises `Conflict`; with `wait=True`, waits until that has ended, and asks again
+        after as many seconds as the server says. A run that is blocked may be in progress for ever, and a preview may
+        count as in progress.
+        """
+        call = Call(endpoint=routes.READ_LOG, ids=self._ids)
+        return await _settled(partial(self._context.caller.call, call, Log), wait=wait)
+
+    async def log_json(self, *, wait: bool = False) -> bytes:
+        """Return the log as the server writes it, as JSON. `wait` as in `log`."""
+        call = Call(endpoint=routes.READ_LOG, ids=self._ids)
+        return (await _settled(partial(self._context.caller.reply, call), wait=wait)).content
+
+    async def log_markdown(self, *, wait: bool = False) -> str:
+        """Return the log as Markdown. `wait` as in `log`."""
         call = Call(endpoint=routes.READ_LOG, ids=self._ids, query={"format": "md"})
-        return (await self._context.caller.reply(call)).content.decode("utf-8", "replace")
+        reply = await _settled(partial(self._context.caller.reply, call), wait=wait)
+        return reply.content.decode("utf-8", "replace")
 
     # Delivery
 
@@ -338,8 +377,8 @@ class Migration:
 
         - `sheets`: names, slugs or `Sheet`s; by default all.
         - `fields`, `omit_empty`: as in `preview`.
-        - `filter`: `"valid"` asks for rows without a bad cell. Servers that do not know the filter send all rows;
-          then `flagged` of the files is `included` or `unknown`.
+        - `filter`: `"valid"` asks for rows without a bad cell, `"invalid"` for the others. Servers that do not know
+          the filter send all rows; then `flagged` of the files is `included` or `unknown`.
         - `report`: the result of the execution. The rows are compared with it and with the response's own total.
           Where neither tells whether rows are missing, `is_verified` is False.
 
@@ -347,8 +386,8 @@ class Migration:
         unknown sheet and for one that would replace an uploaded file; `BadRequest` for an unknown field; `Conflict`
         if `omit_empty` is not possible; `TruncatedDownload` if the last attempt still has too few rows.
         """
-        if filter not in ("valid", "all"):
-            raise InvalidInput("filter", filter, "is neither 'valid' nor 'all'")
+        if filter not in get_args(RowFilter):
+            raise InvalidInput("filter", filter, f"is none of {list(get_args(RowFilter))}")
         folder, known = checked_path("to", to), await self._known_sheets()
         wanted = known if sheets is None else self._chosen(sheets, known)
         fetch = Fetch(
@@ -407,6 +446,16 @@ class Migration:
             raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
         chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
         return list({sheet.id: sheet for sheet in chosen}.values())
+
+
+async def _settled(read: Callable[[], Awaitable[T]], *, wait: bool) -> T:
+    while True:
+        try:
+            return await read()
+        except Conflict as error:
+            if not wait:
+                raise
+            await asyncio.sleep(retry_after_of(error))
 
 
 def _start(after: int | None) -> int:

@@ -5,8 +5,8 @@ answer, a read may still show the old state for a while. So an end, or a block, 
 newer than the request:
 
 - a read showed `queued`, `running` or an unknown status, or another block;
-- the thread has an event after the sequence that was noted before the request: one that ends an operation at once,
-  any other one `LAG` seconds later, because our own message may be such an event;
+- the thread has an event after the sequence that was noted before the request, and `LAG` seconds have passed, because
+  it may be our own message, or a late event of the previous operation;
 - the reading differs from the old state, and only this operation can have caused it: a report after `execute`, a
   failure, a cancellation.
 
@@ -25,8 +25,6 @@ __all__ = ["LAG", "Operation", "block_of", "is_credentials"]
 
 LAG = RUN.read_lag
 """Seconds for which a read may show an old state."""
-_TELLING = frozenset({"preview", "completed", "error", "request_input", "failed", "canceled"})
-"""Types of events that end or block an operation."""
 _RUNNING = "running"
 _ENDS = {
     "update": frozenset({"awaiting_approval"}),
@@ -59,45 +57,50 @@ class Operation:
 
     `kind`: None for a run that was opened by its id, for which every reading counts. `after`: the last sequence of
     the thread before the request; None if unknown. `before`: the last reading before the request; None if unknown.
+    `is_new_run`: the run did not exist before the request, so each of its readings is newer. `is_acknowledged`: the
+    server has confirmed the start; otherwise it was inferred from what the server shows.
     """
 
     __slots__ = (
         "_before",
-        "_events_at",
+        "_has_events",
         "_is_answered",
         "_is_newer",
-        "_is_told",
         "after",
+        "is_acknowledged",
         "kind",
         "requested_at",
     )
 
     def __init__(
-        self, kind: Kind | None, *, now: float, after: int | None = None, before: RunState | None = None
+        self,
+        kind: Kind | None,
+        *,
+        now: float,
+        after: int | None = None,
+        before: RunState | None = None,
+        is_new_run: bool = False,
+        is_acknowledged: bool = False,
     ) -> None:
         self.kind: Kind | None = kind
         self.after: int | None = after
         self.requested_at: float = now
-        self._before = before
+        self.is_acknowledged: bool = is_acknowledged
+        self._before = None if is_new_run else before
         self._is_answered = False
-        # A run that `generate` opened has a new id, so it has no old state.
-        self._is_newer = kind in (None, "generate")
-        self._is_told = False
-        self._events_at: float | None = None
+        self._is_newer = is_new_run or kind in (None, "generate")
+        self._has_events = False
 
     def answered(self, state: RunState | None, *, now: float, after: int | None) -> None:
         """Report that an answer to the block in `state` was accepted."""
         self._before, self.requested_at, self._is_answered = state, now, True
         self.after = self.after if after is None else after
-        self._is_newer = self._is_told = False
-        self._events_at = None
+        self._is_newer = self._has_events = False
 
-    def saw_event(self, kind: str, sequence: int | None, now: float) -> None:
+    def saw_event(self, sequence: int | None) -> None:
         """Report an event of the thread."""
-        if sequence is None or (self.after is not None and sequence <= self.after):
-            return
-        self._is_told = self._is_told or kind in _TELLING
-        self._events_at = now if self._events_at is None else self._events_at
+        if sequence is not None and (self.after is None or sequence > self.after):
+            self._has_events = True
 
     def saw_log(self) -> None:
         """Report that the log lists this operation as ended."""
@@ -129,16 +132,17 @@ class Operation:
             return before is None or before.status != state.status or self._has_evidence(now)
         if self.kind == "generate":
             return True
+        is_fresh = now >= self.requested_at + LAG
+        if is_fresh and before and (before.status, before.report) != (state.status, state.report):
+            return True  # also another end than this kind has: somebody else resumed the run
         if state.status not in _ENDS[self.kind]:
             return False
         if self.kind == "execute" and state.report is not None:
             is_other = before is not None and before.report != state.report
-            # The event of its end may be there before the read shows it, and the old report looks the same.
-            return is_other or (self._has_evidence(now) and now >= self.requested_at + LAG)
+            return is_other or self._has_evidence(now)  # the old report may look the same
         if self._is_answered:  # it was blocked, which no state before the operation was
             return self._has_evidence(now) or now >= self.requested_at + LAG
         return self._has_evidence(now)
 
     def _has_evidence(self, now: float) -> bool:
-        is_later = self._events_at is not None and now >= self.requested_at + LAG
-        return self._is_newer or self._is_told or is_later
+        return self._is_newer or (self._has_events and now >= self.requested_at + LAG)

@@ -117,13 +117,19 @@ class Run:
     async def updates(self) -> AsyncIterator[RunState]:
         """Yield each change of status or progress text once, until the operation has ended.
 
-        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that the server has not known for 30 s.
+        Raises `AuthError`, `SessionClosed`, and `NotFound` for a run that the server has not known for 30 s;
+        `InvalidInput` for a run whose id is not known.
         """
+        self._check_id()
         async for reading in self._tracker.watch.updates():
             yield reading.value
 
     async def read(self) -> RunState:
-        """Read the run as soon as its pace allows (10 s after the last response). All tasks share the reading."""
+        """Read the run as soon as its pace allows (10 s after the last response). All tasks share the reading.
+
+        Raises `InvalidInput` for a run whose id is not known.
+        """
+        self._check_id()
         return (await self._tracker.watch.refresh()).value
 
     async def messages(self) -> str:
@@ -245,8 +251,10 @@ class Run:
         """Cancel the run, and return what became of it: usually `canceled`, or the end that it had reached before.
 
         A run that awaits approval may end, stay as it is, or lose its preview: servers differ. `canceled` may come
-        later than the server's response, so the run is read until it has ended, for up to a minute.
+        later than the server's response, so the run is read until it has ended, for up to a minute. Raises
+        `InvalidInput` for a run whose id is not known.
         """
+        self._check_id()
         tracker, caller = self._tracker, self._context.caller
         call = Call(
             endpoint=routes.CANCEL_RUN,
@@ -268,6 +276,12 @@ class Run:
         if state.status != "awaiting_approval":
             tracker.watch.observe(await tracker.taken(state))
         return state
+
+    def _check_id(self) -> None:
+        if not self.id:
+            raise InvalidInput(
+                "run", self.id, "has no known id: its start was lost, and only its preview shows"
+            )
 
     async def _read_now(self) -> RunState:
         call = Call(endpoint=routes.READ_RUN, ids=self._tracker.ids)

@@ -10,14 +10,17 @@ repeated even then, because a person may answer at any moment. What cannot be de
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import final
+from datetime import UTC, datetime
+from typing import ClassVar, final
 
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Repeat
+from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus, Phase
 from asyncmig._core.retry import Doubt
 from asyncmig._io.attempts import RetryableFailure
@@ -53,8 +56,11 @@ _SETTLE = 30.0
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
 
 
-class StartPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What was known before a start. With it, another process can find out whether the start happened."""
+class StartPoint(HidesSecrets, frozen=True, kw_only=True):
+    """What was known before a start. With it, another process can find out whether the start happened.
+
+    It has no read-back of answers, which may be secrets.
+    """
 
     kind: Kind
     after: int
@@ -65,6 +71,14 @@ class StartPoint(msgspec.Struct, frozen=True, kw_only=True):
     """The last reading of that run."""
     logged: tuple[str, ...] | None = None
     """What identifies the runs in the log; None if the log could not be read."""
+    logged_ids: tuple[str, ...] = ()
+    """The ids of the runs in the log."""
+    at: str | None = None
+    """The time on the server's clock, ISO 8601, as its log says; None if the log could not be read."""
+    message: str | None = None
+    """The message of an update or a clarify, which the thread may show."""
+
+    _SHOWN: ClassVar = ("kind", "after", "run_id", "at")
 
 
 Noted = Callable[[StartPoint], Awaitable[None]]
@@ -119,19 +133,26 @@ class Starter:
     def _ids(self) -> dict[str, str]:
         return {"id": self._migration_id}
 
-    async def start(self, body: RunBody, *, noted: Noted | None, rank: float) -> Run:
-        """Start an operation; see `Migration.generate` for what is raised."""
+    async def start(
+        self, body: RunBody, *, noted: Noted | None, rank: float, since: StartPoint | None = None
+    ) -> Run:
+        """Start an operation; see `Migration.generate` for the arguments and for what is raised."""
         caller, encoded = self._context.caller, msgspec.json.encode(body)
         route = routes.GENERATE if body.kind == "generate" else routes.START_RUN
         endpoint = replace(route, repeat=Repeat.ALWAYS)  # each repeat is preceded by a look
         call = Call(endpoint=endpoint, ids=self._ids, body=encoded, rank=rank)
         attempts = caller.repeated(endpoint, self._ids, loggable_body=encoded.decode())
         points: list[StartPoint] = []
+        if since is not None:  # an earlier process may have sent the request
+            with contextlib.suppress(_Blocked):
+                if run := await self._find(since):
+                    return run
+            points, attempts.doubts = [since], 1
 
         async def before() -> None:
             """Note what is known, or look once more: the slot may have taken an hour."""
             if not attempts.doubts:  # nothing was processed, also if it waited after a 429
-                points[:] = [await self._point(body.kind)]
+                points[:] = [await self._point(body)]
                 if noted is not None:
                     await noted(points[0])
                 return
@@ -144,7 +165,7 @@ class Starter:
                 try:
                     started = await caller.attempt(call, RunStarted, attempts, before=before)
                     if started.run_id or points[0].run_id:
-                        return self._run(points[0], started.run_id)
+                        return self._run(points[0], started.run_id, is_acknowledged=True)
                     if run := await self.find(points[0]):
                         return run
                     raise _unknown(
@@ -172,8 +193,10 @@ class Starter:
                         self._context.runs.seen(self._migration_id)
                     if not attempts.doubts:
                         raise _with_run_id(error, run_id) from None
-                    if run_id:  # nothing was active before, so this is the run that the lost request started
-                        return self._run(points[0], run_id)
+                    if run_id:
+                        if await self._may_be_own(points[0], run_id):
+                            return self._run(points[0], run_id)
+                        raise _with_run_id(error, run_id) from None
                     if run := await self.find(points[0]):
                         return run
                     raise _unknown(points[0], str(error)) from error
@@ -196,54 +219,76 @@ class Starter:
                 return run
         return None
 
-    async def _point(self, kind: Kind) -> StartPoint:
+    async def _point(self, body: RunBody) -> StartPoint:
         tracker = self._shared.tracker
         noted = None if tracker is None else tracker.operation.after
         run_id = tracker.run_id or None if tracker is not None else None
-        state, entries = None, None
-        if kind != "generate":
-            state = None if run_id is None else await self._read_run(run_id)
-            entries, _ = await self._read_log()
+        state = None
+        if body.kind != "generate" and run_id is not None:
+            state = await self._read_run(run_id)
+        log, _ = await self._read_log()
         return StartPoint(
-            kind=kind,
+            kind=body.kind,
             after=await self._thread.last_sequence(BEGINNING if noted is None else noted),
             run_id=run_id,
-            state=state,
-            logged=None if entries is None else tuple(map(_mark_of, entries)),
+            state=None if state is None else msgspec.structs.replace(state, answers=None),
+            logged=None if log is None else tuple(map(_mark_of, log.runs)),
+            logged_ids=() if log is None else tuple({entry.run_id for entry in log.runs}),
+            at=None if log is None else log.generated_at,
+            message=None if body.message is msgspec.UNSET else body.message,
         )
 
+    async def _may_be_own(self, point: StartPoint, run_id: str) -> bool:
+        """Return whether the lost request may have started the run that a refused repeat names as active."""
+        if point.kind != "generate" and run_id == point.run_id:
+            return True
+        if run_id == point.run_id or run_id in point.logged_ids:
+            return False  # somebody else resumed it
+        state = await self._read_run(run_id)
+        created, noted = _moment(state.created_at if state else None), _moment(point.at)
+        return created is None or noted is None or created >= noted
+
     async def _look(self, point: StartPoint) -> Run | None:
-        """Look once at the run, the log, the preview and the thread for anything newer than the point."""
+        """Look once at the run, the log, the preview and the thread for anything newer than the point.
+
+        An event of the thread alone proves nothing: it may be a late one of the previous operation.
+        """
         resumed = None if point.kind == "generate" else point.run_id
         try:
             state = None if resumed is None else await self._read_run(resumed)
             if resumed is not None and state is not None and _is_newer(point, state):
                 return self._run(point, resumed)
-            entries, status = await self._read_log()
-            entry = _newest(entries or (), point)
+            log, status = await self._read_log()
+            entry = None if log is None else _newest(log.runs, point)
             if entry is not None and point.logged is not None:
                 return self._run(point, entry.run_id)
-            has_news = await self._has_news(point)
-            if entry is not None and point.kind == "execute" and not has_news:
-                raise _unknown(point, "the log lists an execution, which may be an earlier one")
-            if status in _IN_FLIGHT or has_news:
-                run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
-                return self._run(point, run_id)
-            if point.kind == "execute" and not await self._has_preview():
-                raise _unknown(point, "the preview is gone, and nothing says why")
+            if status not in _IN_FLIGHT:
+                is_settled = log is not None and point.logged is not None
+                if is_settled and point.kind in ("generate", "execute"):
+                    return None  # the log lists every run and every execution
+                has_news = await self._has_news(point)
+                if entry is not None and point.kind == "execute" and not has_news:
+                    raise _unknown(point, "the log lists an execution, which may be an earlier one")
+                if not has_news or (point.kind == "execute" and state is not None):
+                    if point.kind == "execute" and not await self._has_preview():
+                        raise _unknown(point, "the preview is gone, and nothing says why")
+                    return None  # an execution would have changed the status of the run
+            run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
+            return None if run_id is None else self._run(point, run_id)
         except _UNAVAILABLE as error:
             raise _unknown(point, f"the server could not be checked: {error}") from error
-        return None
 
-    async def _id_of(self, point: StartPoint) -> str:
-        """Return the id of a run that `generate` has begun, once the server shows it; "" if only its preview shows.
+    async def _id_of(self, point: StartPoint) -> str | None:
+        """Return the id of a run that was begun, once the server shows it; "" if only its preview shows.
 
-        A log shows the id only when nothing is in progress. Raises `_Blocked` if the run is blocked.
+        Returns None if the log shows that it was not begun. A log shows runs only when nothing is in progress. Raises
+        `_Blocked` if the run is blocked.
         """
-        looks = 0
+        looks, loop = Counter[str](), asyncio.get_running_loop()
+        until = loop.time() + routes.RUN.stall_alarm
         while True:
-            entries, status = await self._read_log()
-            if entry := _newest(entries or (), point):
+            log, status = await self._read_log()
+            if log is not None and (entry := _newest(log.runs, point)):
                 return entry.run_id
             last = ""
             with contextlib.suppress(NotFound):
@@ -253,11 +298,14 @@ class Starter:
                 if point.kind == "execute":
                     raise _unknown(point, "the run is blocked, and its id is not known")
                 raise _Blocked
-            looks += last in ("preview", "completed", "error")
-            if looks == PREVIEW_LOOKS:
-                if last == "preview":
+            looks["settled"] += log is not None and point.logged is not None
+            looks["ended"] += last in ("preview", "completed", "error")
+            if looks["settled"] == PREVIEW_LOOKS:
+                return None
+            if looks["ended"] >= PREVIEW_LOOKS or (loop.time() > until and status not in _IN_FLIGHT):
+                if last == "preview" and point.run_id is None and not point.logged_ids:
                     return ""
-                raise _unknown(point, "the run has ended, and its id is not known")
+                raise _unknown(point, "the server does not show the id of the run")
             await asyncio.sleep(_SETTLE)
 
     async def _has_news(self, point: StartPoint) -> bool:
@@ -288,11 +336,11 @@ class Starter:
         except NotFound:
             return None
 
-    async def _read_log(self) -> tuple[tuple[LogRun, ...] | None, str]:
-        """Return the runs in the log, or the status with which it is not settled yet; neither if it is away."""
+    async def _read_log(self) -> tuple[Log | None, str]:
+        """Return the log, or the status with which it is not settled yet; neither if it is away."""
         try:
             call = Call(endpoint=routes.READ_LOG, ids=self._ids)
-            return (await self._context.caller.call(call, Log)).runs, ""
+            return await self._context.caller.call(call, Log), ""
         except Conflict as error:
             try:
                 return None, decode(error.body, _LogStatus).status
@@ -301,15 +349,31 @@ class Starter:
         except (NotFound, ServerError, UnexpectedReply):
             return None, ""
 
-    def _run(self, point: StartPoint, run_id: str) -> Run:
+    def _run(self, point: StartPoint, run_id: str, *, is_acknowledged: bool = False) -> Run:
         now, runs = self._context.poller.now(), self._context.runs
         if run_id or point.run_id:
             runs.seen(self._migration_id)
         else:  # only its preview is known, so it has ended
             runs.left(self._migration_id)
-        operation = Operation(point.kind, now=now, after=point.after, before=point.state)
+        operation = Operation(
+            point.kind,
+            now=now,
+            after=point.after,
+            before=point.state,
+            is_new_run=bool(run_id) and run_id != point.run_id,
+            is_acknowledged=is_acknowledged,
+        )
         tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
         return Run(self._context, tracker)
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return a time of the server; None if it cannot be read."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _is_newer(point: StartPoint, state: RunState) -> bool:

@@ -35,7 +35,18 @@ from asyncmig.errors import (
 from asyncmig.migrations import routes
 from asyncmig.migrations.wire import Question
 
-__all__ = ["BEGINNING", "DONE", "Done", "Event", "Include", "ThreadReader", "ThreadStream", "checked_include"]
+__all__ = [
+    "BEGINNING",
+    "DONE",
+    "Connected",
+    "Disconnected",
+    "Done",
+    "Event",
+    "Include",
+    "ThreadReader",
+    "ThreadStream",
+    "checked_include",
+]
 
 _log = logging.getLogger("asyncmig")
 Include = Literal["user", "tools", "all"]
@@ -51,6 +62,8 @@ _RECONNECT = 1.0
 _GIVE_UP = 3
 """After this many refused connects in a row, snapshots replace the stream."""
 _NO_STREAM = frozenset({404, 405, 406, 501})
+_MOST_WAITING = 1000
+"""The most events that wait for a slow iteration; it reads what comes after them from snapshots."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +120,19 @@ class Done:
 DONE = Done()
 
 
+@final
+class Connected:
+    """The stream is open: events come as they happen."""
+
+
+@final
+class Disconnected:
+    """The stream is not open: events come only after the next connect."""
+
+
+_Link = Connected | Disconnected
+
+
 class _Last(msgspec.Struct, frozen=True, kw_only=True):
     last_sequence: int | None = None
 
@@ -158,7 +184,7 @@ class ThreadReader:
 
 
 T = TypeVar("T")
-Listener = Callable[[Event | Done], None]
+Listener = Callable[[Event | Done | _Link], None]
 
 
 @final
@@ -196,6 +222,7 @@ class ThreadStream:
         finally:
             del self._listeners[token]
             if not self._listeners:
+                listener(Disconnected())
                 with anyio.CancelScope(shield=True):
                     await self._stop()
 
@@ -213,21 +240,29 @@ class ThreadStream:
     async def events(self, *, after: int) -> AsyncGenerator[Event | Done]:
         """Yield each event after a sequence once, and `DONE` each time the stream says so; without an end."""
         waiting: deque[Event | Done | Exception] = deque()
-        wake = asyncio.Event()
+        wake, has_gap = asyncio.Event(), False
 
-        def put(item: Event | Done | Exception) -> None:
+        def put(item: Event | Done | _Link | Exception) -> None:
+            nonlocal has_gap
+            if isinstance(item, Connected | Disconnected):
+                return
+            if len(waiting) >= _MOST_WAITING:
+                waiting.clear()
+                has_gap = True
             waiting.append(item)
             wake.set()
 
         seen = after
         async with self.heard(put, after=after, on_error=put):
-            if self.position > after:  # others listen already: the events before that come from a snapshot
-                async for page in self._reader.pages(after=after, include=self._include):
-                    for event in page:
-                        seen = max(seen, _sequence(event))
-                        yield event
+            has_gap = self.position > after  # others listen already
             while True:
-                while waiting:
+                if has_gap:  # events that did not wait for this iteration come from a snapshot
+                    has_gap = False
+                    async for page in self._reader.pages(after=seen, include=self._include):
+                        for event in page:
+                            seen = max(seen, _sequence(event))
+                            yield event
+                while waiting and not has_gap:
                     item = waiting.popleft()
                     if isinstance(item, Exception):
                         raise fresh(item)
@@ -236,8 +271,9 @@ class ThreadStream:
                             continue
                         seen = item.sequence
                     yield item
-                wake.clear()
-                await wake.wait()
+                if not has_gap:
+                    wake.clear()
+                    await wake.wait()
 
     async def _run(self) -> None:
         pause, loop = _SHORTEST_PAUSE, asyncio.get_running_loop()
@@ -278,11 +314,15 @@ class ThreadStream:
         call = self._reader.call(routes.STREAM_THREAD, self.position, self._include)
         async with self._context.caller.stream(call) as answer:
             self._refused = 0
-            async with aclosing(_chunks(answer.chunks())) as chunks:
-                async for chunk in chunks:
-                    for frame in decoder.feed(chunk):
-                        if not self._take(frame):
-                            return
+            self._tell(Connected())
+            try:
+                async with aclosing(_chunks(answer.chunks())) as chunks:
+                    async for chunk in chunks:
+                        for frame in decoder.feed(chunk):
+                            if not self._take(frame):
+                                return
+            finally:
+                self._tell(Disconnected())
 
     async def _poll(self) -> None:
         async for page in self._reader.pages(after=self.position, include=self._include):
@@ -306,7 +346,7 @@ class ThreadStream:
         self._tell(event if event.type else msgspec.structs.replace(event, type=frame.event))
         return True
 
-    def _tell(self, item: Event | Done) -> None:
+    def _tell(self, item: Event | Done | _Link) -> None:
         if isinstance(item, Event) and item.sequence is not None:
             if item.sequence <= self.position:
                 return

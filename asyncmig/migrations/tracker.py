@@ -20,6 +20,7 @@ from asyncmig.errors import (
     RunCanceled,
     RunFailed,
     SessionClosed,
+    UnknownOutcome,
 )
 from asyncmig.events import RunChanged, RunEnded
 from asyncmig.migrations import routes
@@ -27,7 +28,7 @@ from asyncmig.migrations.log import Log
 from asyncmig.migrations.operation import Operation, is_credentials
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.state import ClientState, MigrationState
-from asyncmig.migrations.thread import Done, Event, ThreadReader
+from asyncmig.migrations.thread import Connected, Disconnected, Done, Event, ThreadReader
 from asyncmig.migrations.wire import (
     CredentialRequest,
     Question,
@@ -40,6 +41,10 @@ __all__ = ["CredentialsNeeded", "Questions", "Result", "Tracker"]
 _log = logging.getLogger("asyncmig")
 _ASK_LOG = 120.0
 """Seconds of old readings after which the log is asked whether the operation has ended."""
+_LOOKS_AT_LOG = 3
+"""After this many settled logs that do not list an operation, nobody can say whether it was started."""
+_WHILE_STREAMING = 60.0
+"""Seconds between the reads of a run while the stream of its thread announces its end."""
 
 
 @final
@@ -77,6 +82,7 @@ class Tracker:
         "_lock",
         "_next_log",
         "_preview",
+        "_settled_without",
         "migration_id",
         "operation",
         "raw",
@@ -103,6 +109,8 @@ class Tracker:
         self.raw: RunState | None = None
         """The last reading as it came, which may be older than the operation."""
         self._next_log = operation.requested_at + _ASK_LOG
+        self._settled_without = 0
+        """How often the settled log did not list the operation, whose start was not acknowledged."""
         self._lock = anyio.Lock()
         self._preview: Preview | None = None
         self.shared: MigrationState = context.kept(ClientState).of(context, migration_id)
@@ -124,12 +132,13 @@ class Tracker:
         """The ids in the route."""
         return {"id": self.migration_id, "run_id": self.run_id}
 
-    def heard(self, event: Event | Done) -> None:
+    def heard(self, event: Event | Done | Connected | Disconnected) -> None:
         """Take an event of the thread into account. One that may end or block the run is a reason to read it."""
-        if isinstance(event, Done):
+        if isinstance(event, Connected | Disconnected):
+            self.watch.relax(_WHILE_STREAMING if isinstance(event, Connected) else 0.0)
+        if not isinstance(event, Event):
             return
-        now = asyncio.get_running_loop().time()
-        self.operation.saw_event(event.type, event.sequence, now)
+        self.operation.saw_event(event.sequence)
         if event.type in ("preview", "completed", "error", "request_input"):
             self.watch.announced("completed")
 
@@ -164,7 +173,7 @@ class Tracker:
             if operation.after is not None:
                 async for page in ThreadReader(self._context, self.migration_id).pages(after=operation.after):
                     for event in page:
-                        operation.saw_event(event.type, event.sequence, now)
+                        operation.saw_event(event.sequence)
             if now >= self._next_log:
                 self._next_log = now + _ASK_LOG
                 log = await self._context.caller.call(
@@ -175,10 +184,16 @@ class Tracker:
                 is_kind = last is not None and (last.kind == operation.kind or is_executed)
                 if last is not None and last.run_id == self.run_id and is_kind:
                     operation.saw_log()
+                elif not operation.is_acknowledged:
+                    self._settled_without += 1
         except (AuthError, SessionClosed):
             raise
         except (ApiError, NoAnswer) as error:  # without news, the reading stays old, and polling continues
             _log.debug("run %s: no news from the thread or the log: %s", self.run_id, error)
+        if self._settled_without >= _LOOKS_AT_LOG:
+            start, kind = routes.START_RUN, f'{{"kind":"{operation.kind}"}}'
+            reason = "its response was lost, and the server does not show that it happened"
+            raise UnknownOutcome(start.method, start.template, reason, kind, start.advice)
 
     def _tell(self, reading: Reading[RunState]) -> None:
         """Emit an event for a new status or progress text, and once for the end."""

@@ -140,23 +140,25 @@ async def upload_contents(
             )
     missing = [place for place in range(len(items)) if place not in found]
     check_limits([each.name for each in there] + [item.content.name for item in items])
+    taken = {each.storage_path for each in (*there, *found.values())}
 
     async def send(place: int, target: UploadTarget) -> None:
-        found[place] = await _send(context, migration_id, items[place], target, rank)
+        found[place] = await _send(context, migration_id, items[place], target, rank, taken)
 
     for start in range(0, len(missing), _AT_ONCE):  # URLs expire, so they are requested just before their use
         places = missing[start : start + _AT_ONCE]
         call = _request([items[place] for place in places], migration_id, rank)
         reply = await shared.soon(partial(context.caller.call, call, UploadTargets))
         targets = _in_order(reply.files, [items[place].content.name for place in places])
+        taken.update(target.storage_path for target in targets)
         await run_all(partial(send, place, target) for place, target in zip(places, targets, strict=True))
     return [found[place] for place in range(len(items))]
 
 
 async def _send(
-    context: SessionContext, migration_id: str, item: Item, first: UploadTarget, rank: float
+    context: SessionContext, migration_id: str, item: Item, first: UploadTarget, rank: float, taken: set[str]
 ) -> Uploaded:
-    """Send one file to its URL, and to a new one if that fails."""
+    """Send one file to its URL, and to a new one if that fails. `taken`: the places of other files in the storage."""
     ready = [first]
 
     async def request_target(attempts: Attempts) -> PutTarget[str]:
@@ -165,15 +167,22 @@ async def _send(
                 _request([item], migration_id, rank), UploadTargets, attempts
             )
             ready.extend(_in_order(reply.files, [item.content.name]))
+            taken.add(ready[0].storage_path)
         target = ready.pop()
         kind = target.content_type or item.content_type
         return PutTarget(url=target.signed_url, content_type=kind, ref=target.storage_path)
 
     async def has_arrived(storage_path: str) -> bool:
         files = await list_files(context, migration_id)
-        return any(
-            each.storage_path == storage_path and each.size in (None, item.content.size) for each in files
-        )
+        own = [each for each in files if each.storage_path == storage_path or each.storage_path not in taken]
+        match = _match(item.content, own)
+        if match is None and any(
+            each.storage_path == storage_path and each.size in (None, item.content.size) for each in own
+        ):
+            return True  # the server has changed its name
+        if match is not None:
+            taken.add(match.storage_path)
+        return match is not None
 
     put = Call(endpoint=routes.PUT_BYTES, ids={"id": migration_id})
     sent = await send_content(

@@ -322,8 +322,8 @@ class Report(ImportReport, frozen=True, kw_only=True):
     """Fill and distinct statistics per column of inputs and outputs; None if the server sent none."""
 
 
-class RunState(HasStatus, frozen=True, kw_only=True):
-    """One reading of a run."""
+class RunState(HasStatus, HidesSecrets, frozen=True, kw_only=True):
+    """One reading of a run. Its repr shows no answers, which may be secrets."""
 
     run_id: str | None = None
     created_at: str | None = None
@@ -337,6 +337,8 @@ class RunState(HasStatus, frozen=True, kw_only=True):
     error: str | None = None
     answers: object = None
     """A read-back of the last answers."""
+
+    _SHOWN: ClassVar = ("run_id", "status", "created_at", "message", "blocked_reason")
 
 
 class AnswerBody(Struct, frozen=True, kw_only=True):

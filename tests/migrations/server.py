@@ -282,7 +282,7 @@ class Account:
             {"run_id": run_id, "kind": kind, "started_at": str(at), "status": status}
             for at, kind, run_id in self.runs
         ]
-        if self.log_merges:  # one entry a run, with the outcome of its last execution
+        if runs and self.log_merges:  # one entry a run, with the outcome of its last execution
             executed = [at for at, kind, _ in self.runs if kind == "execute"]
             merged = {
                 **runs[0],

@@ -1,0 +1,333 @@
+"""Faults that a hostile server could once provoke in the client."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from asyncmig import Conflict, InvalidInput, Session
+from asyncmig.migrations import Preview, Questions, Report, StartPoint
+from asyncmig.migrations.wire import RunState
+
+from .conftest import KEY, Opens
+from .server import BASE_URL, QUESTION, REPORT, SHEETS, Account, Json, Reply
+
+pytestmark = pytest.mark.looptime
+RUNS = "/migrations/m1/runs"
+SECRET = "s3cr3t-answer"
+
+
+def lost(number: int, fault: str = "vanished") -> object:
+    return lambda method, path, n: (
+        fault if method == "POST" and path.endswith("/runs") and n == number else None
+    )
+
+
+@pytest.mark.parametrize("kind", ["message", "preview", "completed"])
+@pytest.mark.parametrize("log", ["settled", "hidden"])
+async def test_a_late_event_of_the_previous_operation_is_no_start(
+    kind: str, log: str, opens: Opens, account: Account
+) -> None:
+    account.log_hides_preview = log == "hidden"
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        account.tell(account.now + 2.0, kind, {"text": "late"})
+        account.fault = lost(2)  # type: ignore[assignment]
+        report = await (await migration.execute()).wait()
+    assert isinstance(report, Report)
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_late_event_does_not_end_an_update_early(opens: Opens, account: Account) -> None:
+    account.lag = 25.0
+    account.steps["update"] = [(100.0, {"status": "awaiting_approval"})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        account.tell(account.now + 3.0, "preview")
+        begun = account.now
+        await (await migration.update("Dates are day first")).wait()
+        assert account.now >= begun + 100.0
+
+
+async def test_a_second_generate_that_was_lost_is_not_found_in_a_late_event(
+    opens: Opens, account: Account
+) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        account.tell(account.now + 2.0, "message", "late")
+        account.fault = lost(2)  # type: ignore[assignment]
+        assert isinstance(await (await migration.generate()).wait(), Preview)
+    assert account.starts() == ["generate", "generate"]
+
+
+async def test_an_execution_with_a_run_of_its_own_is_not_compared_with_the_old_run(
+    opens: Opens, account: Account
+) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        await (await migration.execute()).wait()
+        await (await migration.generate()).wait()
+        account.run_id = "run-2"
+        account.steps["execute"] = [(0.1, {"status": "completed", "report": REPORT})]
+        account.tell = lambda *_: None  # type: ignore[method-assign, assignment] - the thread stays quiet
+        run = await migration.execute()
+        begun = account.now
+        assert isinstance(await run.wait(), Report)
+        assert account.now < begun + 30.0
+
+
+def foreign(account: Account, *, created_at: str, run_id: str = "run-2") -> None:
+    """The start is lost, and then somebody else has a run in progress."""
+
+    def start(body: Json, query: object) -> Reply:
+        return Reply(409, {"error": "a run is in progress", "run_id": run_id})
+
+    def fault(method: str, path: str, n: int) -> object:
+        if method == "POST" and path.endswith("/runs") and n == 2:
+            account.routes["POST", RUNS] = start
+            return "vanished"
+        return None
+
+    account.fault = fault
+    state = {"run_id": run_id, "status": "running", "created_at": created_at}
+    account.routes["GET", f"{RUNS}/{run_id}"] = lambda body, query: Reply(200, state)
+
+
+async def test_a_refused_repeat_does_not_adopt_a_run_that_is_older_than_the_start(
+    opens: Opens, account: Account
+) -> None:
+    account.routes["GET", "/migrations/m1/log"] = lambda body, query: Reply(
+        200, {"generated_at": "2026-01-01T12:00:00Z", "runs": []}
+    )
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        foreign(account, created_at="2026-01-01T11:00:00Z")
+        with pytest.raises(Conflict, match="run-2"):
+            await migration.generate()
+
+
+async def test_a_refused_repeat_of_generate_does_not_adopt_a_run_that_was_known(
+    opens: Opens, account: Account
+) -> None:
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        foreign(account, created_at="2027-01-01T11:00:00Z", run_id="run-1")
+        with pytest.raises(Conflict, match="run-1"):
+            await migration.generate()
+
+
+async def test_a_run_without_an_id_is_never_requested(opens: Opens, account: Account) -> None:
+    account.log_hides_preview = True
+    account.steps["generate"] = [(0.1, {"status": "awaiting_approval"})]
+    async with opens() as migration:
+        account.fault = lost(1, "lost")  # type: ignore[assignment]
+        run = await migration.generate()
+        assert (run.id, isinstance(await run.wait(), Preview)) == ("", True)
+        for step in (run.read, run.cancel, lambda: run.answer("x"), lambda: anext(run.updates())):
+            with pytest.raises(InvalidInput, match="no known id"):
+                await step()  # type: ignore[operator]
+    assert not [path for _, _, path, _ in account.sent if path.endswith("/runs/")]
+
+
+async def test_a_lost_put_is_found_by_name_and_size(opens: Opens, account: Account) -> None:
+    stored = account.storage
+
+    def storage(method: str, path: str, content: bytes) -> Reply:
+        reply = stored(method, path, content)
+        account.files[-1]["storage_path"] = f"moved/{len(account.files)}"
+        return reply
+
+    account.storage = storage  # type: ignore[method-assign]
+    account.fault = lambda method, path, n: "lost" if method == "PUT" and "0-1-a.csv" in path else None
+    async with opens() as migration:
+        await migration.upload_all([("a.csv", b"a\n1\n"), ("b.csv", b"b\n1\n")])
+    assert sorted(each["name"] for each in account.files) == ["a.csv", "b.csv"]
+
+
+def test_what_a_run_echoes_is_in_no_repr() -> None:
+    state = RunState(run_id="run-1", status="blocked", answers={"q1": SECRET})
+    point = StartPoint(kind="execute", after=3, state=state, message=SECRET)
+    assert SECRET not in f"{state!r} {point!r}"
+
+
+async def test_a_start_point_has_no_answers(opens: Opens, account: Account) -> None:
+    points: list[StartPoint] = []
+
+    async def noted(point: StartPoint) -> None:
+        points.append(point)
+
+    account.steps["generate"] = [(60.0, {"status": "awaiting_approval", "answers": {"q1": SECRET}})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        await migration.execute(noted=noted)
+    assert SECRET.encode() not in msgspec.json.encode(points)
+
+
+async def test_an_export_job_that_never_starts_is_given_up_for_the_direct_way(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.routes["POST", "/migrations/m1/exports"] = lambda body, query: Reply(409, {"error": "running"})
+    path = "/migrations/m1/exports/contacts.csv"
+    reply = Reply(200, SHEETS["contacts"].encode(), {"Content-Type": "text/csv"})
+
+    def contacts(body: Json, query: object) -> Reply:
+        return (
+            Reply(409, {"error": "an export is running"})
+            if account.count("GET", "contacts.csv") == 1
+            else reply
+        )
+
+    account.routes["GET", path] = contacts
+    async with opens() as migration:
+        begun = account.now
+        files = await migration.download(to=tmp_path, sheets=["contacts"])
+        assert 300.0 < account.now - begun < 620.0
+    assert files[0].rows == 2
+
+
+async def test_what_is_refused_in_both_ways_is_reported(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    for method, path in (("POST", "exports"), ("GET", "exports/contacts.csv")):
+        account.routes[method, f"/migrations/m1/{path}"] = lambda body, query: Reply(409, {"error": "no"})
+    async with opens() as migration:
+        with pytest.raises(Conflict):
+            await migration.download(to=tmp_path, sheets=["contacts"])
+
+
+async def test_a_slow_iteration_reads_what_it_missed(opens: Opens, account: Account) -> None:
+    account.stream_ends = False
+    async with opens() as migration:
+        await migration.generate()
+        shared = migration._shared.stream("user")
+        seen: list[int] = []
+        events = shared.events(after=-1)
+        first = asyncio.create_task(anext(events))
+        await asyncio.sleep(2)
+        for n in range(3000):
+            account.tell(account.now + 0.001 * n, "message", str(n))
+        await asyncio.sleep(30)
+        event = await first
+        while True:
+            assert not isinstance(event, Exception)
+            seen.append(getattr(event, "sequence", 0))
+            if len(seen) == 3001:
+                break
+            event = await anext(events)
+        await events.aclose()
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("host", ["storage.example", "10.0.0.1"])
+async def test_a_local_server_cannot_name_an_unencrypted_link_elsewhere(host: str, account: Account) -> None:
+    url = "http://127.0.0.1:1/api/v1"
+
+    def files(body: Json, query: object) -> Reply:
+        return Reply(
+            201, {"files": [{"name": "a.csv", "storage_path": "p", "signed_url": f"http://{host}/p"}]}
+        )
+
+    account.routes["POST", "/migrations/m1/files"] = files
+    transport = _Renamed(account)
+    async with Session(KEY, url, transport=transport, limits="per-endpoint") as session:
+        migration = await session.migrations.create(name="Acme", external_id="acme")
+        with pytest.raises(InvalidInput, match="not https"):
+            await migration.upload(b"a\n1\n", name="a.csv")
+    assert not [each for each, _ in account.headers if host in each]
+
+
+class _Renamed:
+    """The account under another address."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+
+    def exchange(self, method: str, url: str, **options: object) -> object:
+        renamed = url.replace("http://127.0.0.1:1/api/v1", BASE_URL)
+        return self._account.exchange(method, renamed, **options)  # type: ignore[arg-type]
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_the_log_is_waited_for_as_the_server_asks(opens: Opens, account: Account) -> None:
+    async with opens() as migration:
+        run = await migration.generate()
+        with pytest.raises(Conflict):
+            await migration.log()
+        begun = account.now
+        assert (await migration.log(wait=True)).runs
+        assert 60.0 <= account.now - begun <= 91.0
+        await run.wait()
+    assert account.count("GET", "/log") <= 6
+
+
+async def test_polls_are_rarer_while_the_stream_is_open(opens: Opens, account: Account) -> None:
+    account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        assert account.now < 640.0
+    assert account.count("GET", f"{RUNS}/run-1") <= 13
+
+
+async def test_a_stream_that_is_refused_makes_no_poll_rarer(opens: Opens, account: Account) -> None:
+    account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
+    account.routes["GET", "/migrations/m1/thread/stream"] = lambda body, query: Reply(404)
+    async with opens() as migration:
+        await (await migration.generate()).wait(stream=False)
+    assert account.count("GET", f"{RUNS}/run-1") >= 40
+
+
+async def test_only_rows_with_a_bad_cell_can_be_asked_for(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    account.sheets["contacts"] = "Name\r\nAda\r\nBAD\r\n"
+
+    def contacts(body: Json, query: Json) -> Reply:
+        assert query["filter"] == "invalid"
+        return Reply(200, b"Name\r\nBAD\r\n", {"Content-Type": "text/csv", "X-Total-Records": "1"})
+
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = contacts  # type: ignore[assignment]
+    report = Report.__struct_config__ and msgspec.convert({**REPORT, "invalidCellCount": 1}, Report)
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["contacts"], filter="invalid", report=report)
+    assert (files[0].rows, files[0].flagged) == (1, "included")
+
+
+async def test_a_start_that_another_process_may_have_sent_is_looked_up(
+    opens: Opens, account: Account
+) -> None:
+    points: list[StartPoint] = []
+
+    async def noted(point: StartPoint) -> None:
+        points.append(point)
+
+    async with opens() as migration:
+        await migration.generate(noted=noted)
+    async with opens() as migration:
+        assert isinstance(await (await migration.generate(since=points[0])).wait(), Preview)
+    assert account.starts() == ["generate"]
+    async with opens() as migration:
+        await migration.execute(noted=noted)
+        await asyncio.sleep(100)
+    async with opens() as migration:
+        assert isinstance(await (await migration.execute(since=points[1])).wait(), Report)
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_blocked_start_of_another_process_is_found_by_a_refused_repeat(
+    opens: Opens, account: Account
+) -> None:
+    points: list[StartPoint] = []
+
+    async def noted(point: StartPoint) -> None:
+        points.append(point)
+
+    account.steps["generate"] = [(5.0, {"status": "blocked", "questions": [QUESTION]})]
+    async with opens() as migration:
+        await migration.generate(noted=noted)
+        await asyncio.sleep(60)
+    async with opens() as migration:
+        assert isinstance(await (await migration.generate(since=points[0])).wait(), Questions)
+    assert account.starts() == ["generate"]
