@@ -20,9 +20,9 @@ import msgspec
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Repeat
-from asyncmig._core.hides_secrets import HidesSecrets
 from asyncmig._core.lifecycle import HasStatus, Phase
 from asyncmig._core.retry import Doubt
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext

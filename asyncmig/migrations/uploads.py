@@ -140,7 +140,7 @@ async def upload_contents(
             )
     missing = [place for place in range(len(items)) if place not in found]
     check_limits([each.name for each in there] + [item.content.name for item in items])
-    taken = {each.storage_path for each in (*there, *found.values())}
+    taken = {each.storage_path for each in there} | {each.storage_path for each in found.values()}
 
     async def send(place: int, target: UploadTarget) -> None:
         found[place] = await _send(context, migration_id, items[place], target, rank, taken)
