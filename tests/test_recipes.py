@@ -280,7 +280,7 @@ def test_a_temporal_activity_beats_and_is_tried_again(
 
     async def main(world: World) -> None:
         beats: list[object] = []
-        await names["startup"](names["ctx"])
+        await names["startup"](names["resources"])
         environment = testing.ActivityEnvironment()
         environment.on_heartbeat = lambda *details: beats.append(details)
         work = asyncio.ensure_future(environment.run(names["migrate_activity"], job(prefix, tmp_path)))
@@ -294,6 +294,6 @@ def test_a_temporal_activity_beats_and_is_tried_again(
         again.on_heartbeat = environment.on_heartbeat
         assert await again.run(names["migrate_activity"], job(prefix, tmp_path)) == "Delivered"
         assert len(beats) >= stopped + 2
-        await names["shutdown"](names["ctx"])
+        await names["shutdown"](names["resources"])
 
     run(main, monkeypatch)

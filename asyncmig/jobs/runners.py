@@ -33,7 +33,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import msgspec
 
@@ -50,6 +50,7 @@ from asyncmig.journal import JournalPort
 from asyncmig.session import Session
 
 __all__ = [
+    "Heartbeat",
     "RetryJob",
     "decision_for",
     "digest_of",
@@ -58,6 +59,8 @@ __all__ = [
     "with_decision",
 ]
 
+Heartbeat: TypeAlias = Callable[[], Awaitable[object] | None]
+"""Shows the job runner that the worker is alive: a function, or a coroutine function."""
 _RETRIES: dict[PendingReason, float] = {
     "held": 5.0,
     "interrupted": 30.0,
@@ -88,7 +91,7 @@ async def migrate_job(
     journal: JournalPort,
     to: Path | str,
     decision: Mapping[str, object] | None = None,
-    heartbeat: Callable[[], Awaitable[object] | None] | None = None,
+    heartbeat: Heartbeat | None = None,
     heartbeat_every: float = 10.0,
     api: str = generations.DEFAULT,
     options: MigrationOptions | None = None,
@@ -129,7 +132,7 @@ async def migrate_job(
     return outcome
 
 
-async def _beat(heartbeat: Callable[[], Awaitable[object] | None] | None, every: float) -> None:
+async def _beat(heartbeat: Heartbeat | None, every: float) -> None:
     while True:
         if heartbeat is not None and (called := heartbeat()) is not None:
             await called

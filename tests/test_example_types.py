@@ -1,0 +1,87 @@
+"""The Python examples of README, guide and manuals pass mypy strict and pyright strict."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import documents
+import pytest
+from documents import GUIDE, MANUALS, README, Document
+
+import asyncmig
+
+pytest.importorskip("mypy", reason="the extra lint is not installed")
+pytest.importorskip("pyright", reason="the extra lint is not installed")
+PACKAGES = Path(asyncmig.__file__).parents[1]
+PRELUDE = """
+import os
+from pathlib import Path
+import asyncmig
+
+imported = (asyncmig, os, Path)  # no text needs all of them
+source: asyncmig.Source
+specs: list[asyncmig.Spec]
+"""
+"""What the examples use without defining it."""
+
+
+def module(text: Document) -> str:
+    """Return the examples of a text as one module. A block that awaits at its top becomes a coroutine."""
+    parts = [PRELUDE]
+    for number, block in enumerate(filter(documents.runs_here, text.blocks("python"))):
+        if awaits(block):
+            body = "".join(
+                f"    {line}" if line.strip() else line for line in block.splitlines(keepends=True)
+            )
+            parts.append(f"async def example_{number}() -> None:\n{body}")
+        else:
+            parts.append(block)
+    return "\n\n".join(parts)
+
+
+def awaits(block: str) -> bool:
+    """Return whether a block can only run in a coroutine."""
+    try:
+        compile(block, "block", "exec")
+    except SyntaxError:
+        compile(block, "block", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return True
+    return False
+
+
+@pytest.mark.timeout(300)
+def test_the_examples_pass_mypy_strict_and_pyright_strict(tmp_path: Path) -> None:
+    texts = [each for each in (README, GUIDE, *MANUALS) if each.blocks("python")]
+    for text in texts:
+        name = text.name.partition(".")[0].lower()
+        (tmp_path / f"{name}_examples.py").write_text(module(text), encoding="utf-8")
+    settings = {
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+        "extraPaths": [str(PACKAGES)],
+        "reportUnusedVariable": False,  # they are global where a reader types them
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    commands = {
+        "mypy": ["--strict", "--config-file=", "--no-error-summary", "--python-version=3.11", "."],
+        "pyright": ["--pythonpath", sys.executable],
+    }
+    environment = {**os.environ, "MYPYPATH": "" if "site-packages" in PACKAGES.parts else str(PACKAGES)}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", name, *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, words in commands.items()
+    }
+    told = {name: process.communicate()[0] for name, process in running.items()}
+    assert {name: process.returncode for name, process in running.items()} == {"mypy": 0, "pyright": 0}, (
+        "\n".join(told.values())
+    )
