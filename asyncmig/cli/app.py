@@ -17,6 +17,7 @@ from rich.console import Console
 from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.config import given, places_of, print_config
+from asyncmig.cli.connection import ConnectionSettings
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
     DELIVERED,
@@ -56,7 +57,6 @@ from asyncmig.cli.run import RunRequest, drive
 from asyncmig.cli.settings import (
     DEFAULT_JOURNAL,
     ApiOption,
-    ConnectionSettings,
     Display,
     JournalOption,
     ManifestArgument,
@@ -185,7 +185,8 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     words, data = words_console(), data_console()
     manifest = read_inputs(options, words_console())
     files = [file for customer in manifest.customers for file in customer.files]
-    wanted = replace(wanted, protected=[manifest.path, *files, *manifest.protected])
+    answers = [options.answers] if options.answers else []
+    wanted = replace(wanted, protected=[manifest.path, *answers, *files, *manifest.protected])
     ended = run_at(options.speed, drive(manifest, options, words, wanted=wanted, display=display))
     if not (display.quiet and ended.exit_code == DELIVERED):
         print_summary(words if display.as_json else data, ended, options)

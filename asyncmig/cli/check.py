@@ -13,9 +13,10 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig._core.decode import Unreadable, decode
+from asyncmig.cli.connection import BaseUrlOption
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
-from asyncmig.cli.settings import ApiOption, BaseUrlOption
+from asyncmig.cli.settings import ApiOption
 from asyncmig.customers.catalog import TemplateRules, named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
 from asyncmig.generations import Generation

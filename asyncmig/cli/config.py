@@ -8,13 +8,13 @@ import typer
 from rich.console import Console
 
 from asyncmig._io.addresses import shown_url
+from asyncmig.cli.options import environment_name
 from asyncmig.cli.output import SCHEMA, print_line, print_table
 from asyncmig.cli.settings import (
     PATHS,
     SETTING_NAMES,
     Options,
     Settings,
-    environment_name,
     source_of,
     written,
 )

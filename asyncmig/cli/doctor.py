@@ -22,10 +22,10 @@ from yarl import URL
 from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
+from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
 from asyncmig.cli.report import read_report
-from asyncmig.cli.settings import ConnectionSettings, open_session
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,

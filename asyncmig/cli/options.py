@@ -2,15 +2,15 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import ParamSpec, Protocol, TypeVar, cast, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
+from asyncmig._core.duration import Duration, parse_duration
 from asyncmig._core.limits import Limits
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
@@ -21,45 +21,23 @@ __all__ = [
     "Rate",
     "dataclass_options",
     "duration_option",
+    "environment_name",
     "limits_option",
     "parse_duration",
     "parse_rate",
     "rate_option",
+    "setting_option",
     "spoken",
     "spoken_wait",
 ]
 
 
 T = TypeVar("T")
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,3})?)s?)?")
 
 
 DEFAULT_RATE = Rate()
 _LONG = 300.0
 """Seconds of a wait from which the time of its end is shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class Duration:
-    """A duration; its text is in the form of the command line: `1h30m`."""
-
-    seconds: float
-
-    def __str__(self) -> str:
-        hours, rest = divmod(self.seconds, 3600)
-        minutes, seconds = divmod(rest, 60)
-        parts = ((hours, "h"), (minutes, "m"), (seconds, "s"))
-        return "".join(f"{amount:g}{unit}" for amount, unit in parts if amount)
-
-
-def parse_duration(text: str) -> Duration:
-    """Parse `90s`, `90`, `45m` or `1h30m`. Raises `InvalidInput` for other text and for zero."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    duration = Duration(hours * 3600 + minutes * 60 + seconds)
-    if duration.seconds <= 0:
-        raise InvalidInput("duration", text, "must look like 90s, 45m or 1h30m")
-    return duration
 
 
 def spoken(seconds: float) -> str:
@@ -78,6 +56,20 @@ def spoken_wait(seconds: float) -> str:
     if seconds < _LONG:
         return spoken(seconds)
     return f"until {datetime.now().astimezone() + timedelta(seconds=seconds):%H:%M}, {spoken(seconds)}"
+
+
+def environment_name(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"ASYNCMIG_{setting.upper()}"
+
+
+def setting_option(name: str, metavar: str, words: str, *, least: float | None = None) -> OptionInfo:
+    """Return the option of a setting, which an environment variable can also set. `least`: the smallest number."""
+    option = typer.Option(
+        help=words, metavar=metavar, min=least, envvar=environment_name(name), show_envvar=False
+    )
+    assert isinstance(option, OptionInfo)
+    return option
 
 
 def rate_option(envvar: str | None = None) -> OptionInfo:

@@ -210,6 +210,7 @@ def say_excluded(manifest: Manifest, words: Console) -> None:
 
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
+    options.migration_options()
     records = await _records(options)
     selected = select(selection, manifest, statuses_of(records)) if selection is not None else None
     return await plan(

@@ -123,7 +123,7 @@ def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-WORKERS_OWN = frozenset({"decide", "filter", "retries"})
+WORKERS_OWN = frozenset({"answers", "cancel_blocked_after", "decide", "filter", "retries"})
 """Settings for which the workers have values of their own."""
 
 
@@ -132,6 +132,10 @@ def option_overrides(options: Settings, given: Collection[str], *, retry_failed:
     overrides: OptionOverrides = {"retry_failed": True} if retry_failed else {}
     if "decide" in given:
         overrides["decide"] = options.policy
+    if "answers" in given:
+        overrides["answers"] = options.migration_options().answers
+    if "cancel_blocked_after" in given:
+        overrides["cancel_blocked_after"] = options.migration_options().cancel_blocked_after
     if "filter" in given:
         overrides["row_filter"] = options.filter
     if "retries" in given:

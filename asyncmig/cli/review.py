@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from asyncmig import generations
+from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
-from asyncmig.cli.settings import ConnectionSettings, about_journal, open_session
+from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Approve, Decision, Reject
 from asyncmig.customers.outcome import Parked
 from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question

@@ -18,6 +18,7 @@ import msgspec
 from rich.console import Console
 
 from asyncmig import generations
+from asyncmig.cli.connection import open_session
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.html_report import Recorder, check_place
 from asyncmig.cli.interrupts import Interrupts, stopping_on_failure
@@ -37,7 +38,7 @@ from asyncmig.cli.plan import (
 )
 from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url
 from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
-from asyncmig.cli.settings import Display, Options, open_session
+from asyncmig.cli.settings import Display, Options
 from asyncmig.customers.outcome import Delivered, Failed, Outcome
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
@@ -149,7 +150,6 @@ async def drive(
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
-    generations.find(options.api)
     await _check_before(manifest, options, wanted, display, words)
     opened = open_session(options, options.journal, api_key)
     async with _opened_journal(options, wanted) as journal, opened as session:
@@ -201,6 +201,7 @@ async def _check_before(
     manifest: Manifest, options: Options, wanted: RunRequest, display: Display, words: Console
 ) -> None:
     """Check the options before anything is created, and print notes about them. Raises `InvalidInput`."""
+    options.migration_options()
     check_names(options)
     check_folder("out", options.out)
     check_place(options.report)
@@ -332,13 +333,8 @@ class _Work:
             to=options.out,
             concurrency=options.concurrency,
             when_held=options.when_held,
-            decide=options.policy,
-            row_filter=options.filter,
-            retries=options.retries,
-            retry_failed=self._wanted.selection is not None,
-            deliver_rejected=options.deliver_rejected,
+            options=options.migration_options(retry_failed=self._wanted.selection is not None),
             protected=self._wanted.protected,
-            root=options.root,
         ) as fleet:
             interrupts.fleet = fleet
             async for outcome in fleet.run(specs):

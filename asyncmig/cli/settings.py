@@ -5,25 +5,23 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, Never, cast
-from urllib.parse import urlsplit
 
 import typer
 from typer.models import OptionInfo
 
 from asyncmig import generations
-from asyncmig._core.limits import Limits, short_form
-from asyncmig._core.retry import RetryPolicy
-from asyncmig._io.addresses import is_loopback
+from asyncmig._core.limits import Limits
+from asyncmig.cli.connection import ConnectionSettings
 from asyncmig.cli.options import (
-    DEFAULT_RATE,
     Duration,
-    Rate,
     duration_option,
-    limits_option,
+    environment_name,
     parse_duration,
     parse_rate,
-    rate_option,
+    setting_option,
 )
+from asyncmig.customers.answer_rules import read_answer_rules
+from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -31,14 +29,11 @@ from asyncmig.jobs.fleet import WhenHeld
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal import JournalPlace
-from asyncmig.session import Scope, Session
 
 __all__ = [
     "DEFAULT_JOURNAL",
     "PATHS",
     "SETTING_NAMES",
-    "BaseUrlOption",
-    "ConnectionSettings",
     "DecideChoice",
     "Display",
     "JournalOption",
@@ -46,10 +41,8 @@ __all__ = [
     "Options",
     "Settings",
     "about_journal",
-    "environment_name",
     "from_manifest",
     "journal_option",
-    "open_session",
     "path_from",
     "read_settings",
     "source_of",
@@ -57,7 +50,7 @@ __all__ = [
 ]
 
 
-PATHS = frozenset({"out", "journal", "report", "root"})
+PATHS = frozenset({"answers", "out", "journal", "report", "root"})
 """Settings that are paths. In a manifest they are relative to the manifest's folder."""
 
 
@@ -70,22 +63,9 @@ def path_from(folder: Path, setting: str, text: str) -> str:
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 
-def environment_name(setting: str) -> str:
-    """Return the environment variable of a setting."""
-    return f"ASYNCMIG_{setting.upper()}"
-
-
 def written(value: object) -> str:
     """Return a value as it is written on a command line."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _setting(name: str, metavar: str, words: str, *, least: float | None = None) -> OptionInfo:
-    option = typer.Option(
-        help=words, metavar=metavar, min=least, envvar=environment_name(name), show_envvar=False
-    )
-    assert isinstance(option, OptionInfo)
-    return option
 
 
 def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | None = None) -> OptionInfo:
@@ -127,78 +107,70 @@ DEFAULT_JOURNAL = JournalPlace("fleet.db")
 JournalOption = Annotated[JournalPlace, journal_option()]
 ApiOption = Annotated[
     str,
-    _setting(
+    setting_option(
         "api",
         "NAME",
         "The API generation of the server. A customer in the journal keeps the one that it has there.",
     ),
 ]
-BaseUrlOption = Annotated[
-    str | None, _setting("base_url", "URL", "Base URL of the API; the default is VERN_BASE_URL.")
-]
 ReportOption = Annotated[
     Path | None,
-    _setting("report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."),
+    setting_option(
+        "report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."
+    ),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionSettings:
-    """The settings of the connection to the API."""
-
-    scope: Annotated[
-        Scope,
-        _setting(
-            "scope", "endpoint|key", "What the rate limit applies to: each endpoint, or the whole API key."
-        ),
-    ] = "endpoint"
-    rate: Annotated[Rate, rate_option(environment_name("rate"))] = DEFAULT_RATE
-    limits: Annotated[Limits | None, limits_option(environment_name("limits"))] = None
-    speed: Annotated[
-        float,
-        _setting(
-            "speed", "FACTOR", "Run the clock this many times faster; for the simulator only.", least=0.01
-        ),
-    ] = 1.0
-    base_url: BaseUrlOption = None
-
-    @property
-    def all_limits(self) -> Limits:
-        """`--limits`, or its short form `--rate` and `--scope`. Raises `InvalidInput` if both are given."""
-        return short_form(self.limits, limit=self.rate.limit, window=self.rate.window, scope=self.scope)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(ConnectionSettings):
     """The settings of a run: from the command line, the environment or a manifest's `[defaults]`."""
 
-    out: Annotated[Path, _setting("out", "FOLDER", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")] = (
-        Path("out")
-    )
+    out: Annotated[
+        Path, setting_option("out", "FOLDER", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")
+    ] = Path("out")
     journal: JournalOption = DEFAULT_JOURNAL
     report: ReportOption = None
     root: Annotated[
         Path | None,
-        _setting(
+        setting_option(
             "root", "FOLDER", "Folder that all input files must lie below, after symbolic links are resolved."
         ),
     ] = None
     api: ApiOption = generations.DEFAULT
     decide: Annotated[
         DecideChoice,
-        _setting(
+        setting_option(
             "decide",
             "park|approve-safe|approve|reject",
             "What to do when an import needs a decision: park (leave it to a person), approve-safe (approve unless "
             "rows are destroyed), approve, or reject.",
         ),
     ] = "park"
+    answers: Annotated[
+        Path | None,
+        setting_option(
+            "answers",
+            "FILE",
+            "TOML file with rules that answer questions of runs (--api migrations): [[answer]] tables with question, "
+            "and choose or text.",
+        ),
+    ] = None
+    cancel_blocked_after: Annotated[
+        Duration | None,
+        duration_option(
+            "Cancel a run that waits for a person after this time, to free its run slot (--api migrations): 30m.",
+            environment_name("cancel_blocked_after"),
+        ),
+    ] = None
     filter: Annotated[
-        RowFilter, _setting("filter", "valid|all", "Rows to download: valid leaves out rows with a bad cell.")
+        RowFilter,
+        setting_option("filter", "valid|all", "Rows to download: valid leaves out rows with a bad cell."),
     ] = "valid"
     retries: Annotated[
         int,
-        _setting("retries", "N", "How often a failed import is started again with the same files.", least=0),
+        setting_option(
+            "retries", "N", "How often a failed import is started again with the same files.", least=0
+        ),
     ] = 0
     deliver_rejected: Annotated[
         bool,
@@ -211,7 +183,7 @@ class Settings(ConnectionSettings):
     ] = False
     when_held: Annotated[
         WhenHeld,
-        _setting(
+        setting_option(
             "when_held",
             "return|wait",
             "What to do with a customer that another process holds: return (leave it pending), or wait until it is "
@@ -219,7 +191,7 @@ class Settings(ConnectionSettings):
         ),
     ] = "return"
     concurrency: Annotated[
-        int, _setting("concurrency", "N", "The most customers to migrate at the same time.", least=1)
+        int, setting_option("concurrency", "N", "The most customers to migrate at the same time.", least=1)
     ] = 500
     max_duration: Annotated[
         Duration | None,
@@ -229,7 +201,7 @@ class Settings(ConnectionSettings):
     ] = None
     stop_after_failures: Annotated[
         int | None,
-        _setting(
+        setting_option(
             "stop_after_failures", "N", "Stop like Ctrl-C when this many customers have failed.", least=1
         ),
     ] = None
@@ -238,6 +210,27 @@ class Settings(ConnectionSettings):
     def policy(self) -> Literal["park", "approve_safe", "approve", "reject"]:
         """The value of `--decide` under its name in the library."""
         return "approve_safe" if self.decide == "approve-safe" else self.decide
+
+    def migration_options(self, *, retry_failed: bool = False) -> MigrationOptions:
+        """Return the options of each migration.
+
+        Raises `InvalidInput` for an unknown API generation, an option that it lacks, and the file of `--answers`.
+        """
+        generation = generations.find(self.api)
+        options = MigrationOptions(
+            decide=self.policy,
+            answers=() if self.answers is None else read_answer_rules(self.answers),
+            cancel_blocked_after=None
+            if self.cancel_blocked_after is None
+            else self.cancel_blocked_after.seconds,
+            row_filter=self.filter,
+            retries=self.retries,
+            retry_failed=retry_failed,
+            deliver_rejected=self.deliver_rejected,
+            root=self.root,
+        )
+        generations.check_options(generation, options)
+        return options
 
     def given(self) -> Mapping[str, str]:
         """Return the settings that differ from the defaults, as text for a command line."""
@@ -250,6 +243,8 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "journal": JournalPlace,
     "report": Path,
     "root": Path,
+    "answers": Path,
+    "cancel_blocked_after": parse_duration,
     "rate": parse_rate,
     "limits": Limits.parse,
     "retries": int,
@@ -292,38 +287,6 @@ def about_journal(journal: JournalPlace, command: str, *words: str) -> str:
     """Return the command line of a command that works on a journal, ready to be copied."""
     option = () if journal == DEFAULT_JOURNAL else ("--journal", str(journal))
     return shlex.join(["asyncmig", command, *words, *option])
-
-
-def open_session(
-    reach: ConnectionSettings,
-    journal: JournalPlace | None,
-    api_key: str | None = None,
-    *,
-    retry: RetryPolicy | None = None,
-) -> Session:
-    """Return a session that counts the requests of the journal's last session towards the limit.
-
-    `api_key`: the default is `VERN_API_KEY`. Without a journal, the session neither reads nor writes a send log.
-
-    Raises `InvalidInput`, also for a faster clock (`speed`) with a server on another machine: the clock of a real
-    server does not run faster, so it would receive more requests than its limit allows.
-    """
-    recent = None if journal is None else journal.beside("recent")
-    if recent is not None and journal is not None and journal.path is None:
-        recent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    session = Session(
-        api_key,
-        reach.base_url,
-        limits=reach.all_limits,
-        recent=recent,
-        retry=retry,
-    )
-    if reach.speed != 1 and not is_loopback(session.base_url):
-        host = urlsplit(session.base_url).hostname
-        raise InvalidInput(
-            "speed", reach.speed, f"is only for the simulator on this machine; {host} is another machine"
-        )
-    return session
 
 
 SETTING_NAMES = [field.name for field in fields(Settings)]

@@ -14,12 +14,13 @@ from rich.text import Text
 
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, working_for
+from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import SCHEMA, clean, counted, is_unread, print_line, print_table, say, say_steps
 from asyncmig.cli.plan import check_words
 from asyncmig.cli.report import reason
-from asyncmig.cli.settings import ConnectionSettings, about_journal, open_session
+from asyncmig.cli.settings import about_journal
 from asyncmig.cli.summary import print_outcomes
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked

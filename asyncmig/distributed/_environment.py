@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
 
+from asyncmig._core.duration import parse_duration
 from asyncmig._core.limits import Limits, short_form
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig._core.server_address import Kind, is_postgres, parse_server
+from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Policy, RowFilter
 from asyncmig.errors import InvalidInput
@@ -35,6 +37,8 @@ _VARIABLES = tuple(
         "SCOPE",
         "BASE_URL",
         "DECIDE",
+        "ANSWERS",
+        "CANCEL_BLOCKED_AFTER",
         "FILTER",
         "RETRIES",
         "DELIVER_REJECTED",
@@ -108,6 +112,8 @@ def read_environment() -> WorkerEnvironment:
         api=os.environ.get("ASYNCMIG_API") or "companies",
         options=MigrationOptions(
             decide=_choice("DECIDE", _POLICIES),
+            answers=_answers(),
+            cancel_blocked_after=_seconds("CANCEL_BLOCKED_AFTER"),
             row_filter=_choice("FILTER", _FILTERS),
             retries=_number("RETRIES", 0, least=0),
             deliver_rejected=_choice("DELIVER_REJECTED", _YES_OR_NO),
@@ -150,6 +156,21 @@ def _choice(setting: str, choices: Mapping[str, _T]) -> _T:
     if text.lower() not in choices:
         raise InvalidInput(name, text, f"is none of {', '.join(choices)}")
     return choices[text.lower()]
+
+
+def _answers() -> tuple[AnswerRule, ...]:
+    path = os.environ.get("ASYNCMIG_ANSWERS")
+    return read_answer_rules(path) if path else ()
+
+
+def _seconds(setting: str) -> float | None:
+    """Return the seconds of a duration such as `30m`; None if the variable is not set."""
+    name = f"ASYNCMIG_{setting}"
+    text = os.environ.get(name)
+    try:
+        return parse_duration(text).seconds if text else None
+    except InvalidInput as error:
+        raise InvalidInput(name, error.value, error.reason) from None
 
 
 def _number(setting: str, default: int, *, least: int) -> int:

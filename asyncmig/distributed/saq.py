@@ -108,8 +108,8 @@ def settings() -> dict[str, object]:
     - `ASYNCMIG_CONCURRENCY` (default 100) and `ASYNCMIG_API` (default `companies`): see `worker_settings`.
     - `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`, `ASYNCMIG_BASE_URL`, `ASYNCMIG_OUT`: as for `asyncmig run`. A job cannot
       override them.
-    - `ASYNCMIG_DECIDE`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`, `ASYNCMIG_DELIVER_REJECTED`: as for `asyncmig run`. A
-      job can override them.
+    - `ASYNCMIG_DECIDE`, `ASYNCMIG_ANSWERS`, `ASYNCMIG_CANCEL_BLOCKED_AFTER`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`,
+      `ASYNCMIG_DELIVER_REJECTED`: as for `asyncmig run`. A job can override them.
     - `ASYNCMIG_ROOT`: a folder that all input files must lie below, after symbolic links are resolved. Set it: a job
       names the paths that its worker reads.
 
@@ -283,7 +283,7 @@ class MigrationQueue:
             # Distinguishes the job from a later one with the same key, if the queue loses this one.
             meta={"id": uuid4().hex},
             spec=msgspec.to_builtins(spec, enc_hook=str),
-            asked=dict(asked),
+            asked=msgspec.to_builtins(dict(asked)),
             api=self._generation.name,
             **more,
         )

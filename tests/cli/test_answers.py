@@ -1,0 +1,96 @@
+"""The file of answer rules on the command line: where it may be named, and what is refused before a request."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from asyncmig.cli.connection import timeouts_at
+from asyncmig.cli.settings import Settings, read_settings
+from asyncmig.distributed import _environment
+
+from .conftest import Cli, Simulator
+
+GOOD = b"Email,Name\na@x.de,A\n"
+RULES = '[[answer]]\nquestion = "date"\nchoose = "Day first"\n'
+
+
+def test_companies_has_no_answers_and_says_so_before_a_request(
+    cli: Cli, simulator: Simulator, customers: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "answers.toml").write_text(RULES)
+    manifest = customers(acme=GOOD)
+    at = ("--base-url", simulator.base_url)
+    for option in (("--answers", "answers.toml"), ("--cancel-blocked-after", "30m")):
+        for plan in ((), ("--plan",)):
+            result = cli("run", manifest, *at, *option, *plan)
+            assert result.code == 2, option
+            assert option[0][2:].replace("-", "_") in result.err
+            assert "'companies'" in result.err
+    assert simulator.count() == 0
+    assert not list(tmp_path.glob("fleet.db*"))
+
+
+def test_faults_of_the_file_are_named_before_a_request(
+    cli: Cli, simulator: Simulator, customers: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "answers.toml").write_text('[[answer]]\nquestion = "("\nchoose = "a"\n')
+    at = ("--base-url", simulator.base_url)
+    result = cli("run", customers(acme=GOOD), *at, "--answers", "answers.toml")
+    assert result.code == 2
+    assert "answers='answers.toml': entry 1: question='(': is not a regular expression" in result.err
+    result = cli("run", customers(acme=GOOD), *at, "--answers", "none.toml")
+    assert "answers='none.toml': cannot be read: No such file or directory" in result.err
+    assert simulator.count() == 0
+
+
+def test_a_manifest_names_it_relative_to_its_folder_and_the_environment_too(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weekend"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes(GOOD)
+    (folder / "customers.toml").write_text(
+        '[defaults]\nanswers = "rules.toml"\ncancel_blocked_after = "1h30m"\n'
+        '[[company]]\nexternal_id = "a"\nname = "A"\nsource = "HubSpot"\nfiles = ["a.csv"]\n'
+    )
+
+    def shown() -> dict[str, tuple[str, str]]:
+        lines = map(json.loads, cli("config", "weekend/customers.toml", "--json").out.splitlines())
+        return {line["setting"]: (line["value"], line["from"]) for line in lines}
+
+    assert shown()["answers"] == ("weekend/rules.toml", "manifest")
+    assert shown()["cancel-blocked-after"] == ("1h30m", "manifest")
+    monkeypatch.setenv("ASYNCMIG_ANSWERS", "mine.toml")
+    assert shown()["answers"] == ("mine.toml", "ASYNCMIG_ANSWERS")
+
+
+def test_the_settings_of_the_last_run_have_them() -> None:
+    before = read_settings({"answers": "rules.toml", "cancel_blocked_after": "30m"})
+    assert read_settings(before.given()) == before
+    assert (before.answers, str(before.cancel_blocked_after)) == (Path("rules.toml"), "30m")
+    assert Settings().migration_options().cancel_blocked_after is None
+
+
+def test_workers_read_them_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answers.toml").write_text(RULES)
+    monkeypatch.setenv("ASYNCMIG_QUEUE", "redis://localhost")
+    monkeypatch.setenv("ASYNCMIG_DATABASE", str(tmp_path / "fleet.db"))
+    monkeypatch.setenv("ASYNCMIG_ANSWERS", str(tmp_path / "answers.toml"))
+    monkeypatch.setenv("ASYNCMIG_CANCEL_BLOCKED_AFTER", "30m")
+    options = _environment.read_environment().options
+    assert [rule.choose for rule in options.answers] == ["Day first"]
+    assert options.cancel_blocked_after == 1800.0
+    monkeypatch.setenv("ASYNCMIG_CANCEL_BLOCKED_AFTER", "soon")
+    with pytest.raises(ValueError, match="ASYNCMIG_CANCEL_BLOCKED_AFTER='soon'"):
+        _environment.read_environment()
+
+
+@pytest.mark.parametrize("speed", [0.01, 1.0, 20.0, 60.0, 5000.0])
+def test_no_time_out_is_shorter_than_two_real_seconds(speed: float) -> None:
+    for name, seconds in asdict(timeouts_at(speed)).items():
+        if name != "min_rate":
+            assert seconds / speed >= 2.0, name
+    assert timeouts_at(speed).total >= 60.0
