@@ -18,6 +18,7 @@ from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.config import given, places_of, print_config
 from asyncmig.cli.connection import ConnectionSettings
+from asyncmig.cli.demo import DemoOptions, play, print_demo
 from asyncmig.cli.doctor import examine, print_findings
 from asyncmig.cli.exit_codes import (
     DELIVERED,
@@ -65,7 +66,7 @@ from asyncmig.cli.settings import (
     Settings,
     journal_option,
 )
-from asyncmig.cli.sim import DemoOptions, SimOptions, play, print_demo, serve_until_interrupted
+from asyncmig.cli.sim import SimOptions, serve_until_interrupted
 from asyncmig.cli.status import (
     Listing,
     follow_journal,
