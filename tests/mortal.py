@@ -13,7 +13,15 @@ import looptime
 from inprocess import InProcess
 
 from asyncmig._io.transport import Body, Response, Timeouts, Transport
-from asyncmig.journal import Activity, ClaimPort, JournalEvent, JournalPort, MemoryJournal
+from asyncmig.journal import (
+    Activity,
+    ClaimPort,
+    Instruction,
+    JournalEvent,
+    JournalPort,
+    MemoryJournal,
+    Wanted,
+)
 
 T = TypeVar("T")
 
@@ -118,6 +126,21 @@ class MortalJournal:
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
         return await self._journal.activity(external_id)
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        await self._journal.instruct(external_id, instruction)
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        await self._journal.fulfilled(external_id, instruction)
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        return await self._journal.instruction(external_id)
+
+    async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
+        return await self._journal.instructions(wanted)
+
+    async def forget(self, external_id: str) -> None:
+        await self._journal.forget(external_id)
 
     async def states(self) -> dict[str, bytes]:
         return await self._journal.states()

@@ -19,6 +19,7 @@ from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError
 from asyncmig.journal import (
     Activity,
+    Instruction,
     Journal,
     JournalEvent,
     JournalPlace,
@@ -87,6 +88,40 @@ async def test_one_customer_is_read_alone(journal):
         assert seen.at == (await journal.events("acme"))[-1].at
     (seen,) = (await journal.activity("acme")).values()
     assert seen.holder is None
+
+
+async def test_anyone_may_leave_an_instruction_until_it_is_fulfilled(journal):
+    run, cancel = Instruction("run", b"spec"), Instruction("cancel", b"")
+    await journal.instruct("acme", run)
+    assert await journal.states() == {}
+    async with await journal.claim("acme") as claim:
+        assert claim.state is None
+        await journal.instruct("acme", cancel)  # whoever holds the customer
+        await journal.instruct("beta", run)
+        await claim.write("create", b"", b"one")
+    assert await journal.instruction("acme") == cancel
+    assert await journal.instructions() == {"acme": cancel, "beta": run}
+    assert await journal.instructions("cancel") == {"acme": cancel}
+    await journal.fulfilled("acme", run)  # that one was replaced
+    assert await journal.instruction("acme") == cancel
+    await journal.fulfilled("acme", cancel)
+    assert await journal.instruction("acme") is None
+    await journal.forget("beta")
+    assert await journal.instructions() == {}
+    assert await journal.states() == {"acme": b"one"}
+
+
+async def test_a_forgotten_customer_is_new_and_the_numbers_of_events_are_not_used_again(journal):
+    async with await journal.claim("acme") as acme, await journal.claim("beta") as beta:
+        await beta.write("create", b"1", b"one")
+        await acme.write("create", b"2", b"two")
+    await journal.forget("acme")
+    assert await journal.state("acme") is None
+    assert await journal.activity("acme") == {}
+    async with await journal.claim("acme") as acme:
+        await acme.write("create", b"3", b"three")
+    assert [event.seq for event in await journal.events()] == [1, 4 if isinstance(journal, Journal) else 3]
+    assert [event.detail for event in await journal.events(after=1)] == [b"3"]
 
 
 async def test_the_next_claim_sees_the_last_state_and_a_larger_token(journal):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.errors import JournalError
-from asyncmig.journal import Journal, sqlite_file
+from asyncmig.journal import Instruction, Journal, sqlite_file
 
 pytestmark = pytest.mark.looptime
 
@@ -73,6 +73,21 @@ async def test_a_link_to_a_place_without_a_file_leads_to_a_new_journal(path):
 def script(path: Path, sql: str) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.executescript(sql)
+
+
+async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_opened_for_writing(path):
+    shutil.copy(V1, path)
+    async with Journal(path, read_only=True) as reader:
+        assert await reader.instructions() == {}
+        assert await reader.instruction("created") is None
+    async with Journal(path) as journal:
+        before = await journal.states()
+        await journal.instruct("created", Instruction("cancel", b"x"))
+    async with Journal(path, read_only=True) as reader:
+        assert await reader.instructions() == {"created": Instruction("cancel", b"x")}
+        assert await reader.states() == before
+        with pytest.raises(JournalError, match="for reading only"):
+            await reader.instruct("created", Instruction("run", b""))
 
 
 @pytest.mark.parametrize(

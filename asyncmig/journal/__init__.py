@@ -47,7 +47,7 @@ then `sqlite` and `sqlite_file`, `postgres` and `postgres_schema`, `memory`, and
 from asyncmig.journal.database import Claim, DatabaseJournal
 from asyncmig.journal.memory import MemoryClaim, MemoryJournal
 from asyncmig.journal.place import JournalPlace, open_journal
-from asyncmig.journal.ports import Activity, ClaimPort, JournalEvent, JournalPort
+from asyncmig.journal.ports import Activity, ClaimPort, Instruction, JournalEvent, JournalPort, Wanted
 from asyncmig.journal.sqlite import Journal
 
 __all__ = [
@@ -55,11 +55,13 @@ __all__ = [
     "Claim",
     "ClaimPort",
     "DatabaseJournal",
+    "Instruction",
     "Journal",
     "JournalEvent",
     "JournalPlace",
     "JournalPort",
     "MemoryClaim",
     "MemoryJournal",
+    "Wanted",
     "open_journal",
 ]

@@ -17,14 +17,19 @@ from typing import ClassVar, Protocol, cast, final
 
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal.lease import Holder, mark_closed, mark_open
+from asyncmig.journal.ports import Instruction
 
 __all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "StatementResult", "WriteOp"]
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
 # The name is compared, too: a database that lost its latest commits may reuse a row's number for another customer.
+_INSERT = "INSERT INTO companies (external_id) VALUES (?) ON CONFLICT DO NOTHING"
 _WRITE = "UPDATE companies SET state = ? WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 _RELEASE = "UPDATE companies SET holder = NULL WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
+_INSTRUCT = "UPDATE companies SET wanted = ?, instruction = ? WHERE external_id = ?"
+_FULFILLED = """UPDATE companies SET wanted = NULL, instruction = NULL
+    WHERE external_id = ? AND wanted = ? AND instruction = ?"""
 _FORGET = "DELETE FROM companies WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 
 
@@ -174,7 +179,7 @@ class ClaimStore(ABC):
 
     def claim(self, external_id: str) -> ClaimedRow:
         """Claim a customer, known or new. Raises `CustomerHeld`."""
-        self._run("INSERT INTO companies (external_id) VALUES (?) ON CONFLICT DO NOTHING", external_id)
+        self._run(_INSERT, external_id)
         found = self._find(external_id)
         assert found is not None
         row, token, state, holder = found
@@ -190,6 +195,15 @@ class ClaimStore(ABC):
         """Append an event and set the state. Raises `CustomerHeld` if the customer was taken over."""
         self._run_once(held, _WRITE, state)
         self._append(held, kind, detail)
+
+    def instruct(self, external_id: str, instruction: Instruction) -> None:
+        """Set the instruction about a customer, known or new."""
+        self._run(_INSERT, external_id)
+        self._run(_INSTRUCT, instruction.wanted, instruction.detail, external_id)
+
+    def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        """Delete the instruction about a customer, unless it is another one."""
+        self._run(_FULFILLED, external_id, instruction.wanted, instruction.detail)
 
     def forget(self, held: ClaimedRow) -> None:
         """Delete a customer and its events. Raises `CustomerHeld` if the customer was taken over."""

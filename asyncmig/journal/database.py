@@ -14,7 +14,7 @@ from typing import ClassVar, Self, TypeVar, cast, final
 
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
-from asyncmig.journal.ports import Activity, JournalEvent
+from asyncmig.journal.ports import Activity, Instruction, JournalEvent, Wanted
 from asyncmig.journal.writer import Writer
 
 __all__ = ["Claim", "DatabaseJournal", "state_folder"]
@@ -98,6 +98,9 @@ class DatabaseJournal(ABC):
 
     A condition or an order can be appended.
     """
+    _INSTRUCTIONS: ClassVar[str] = """SELECT external_id, wanted, instruction FROM companies
+        WHERE wanted IS NOT NULL"""
+    """The query for the fields of each instruction. A condition can be appended."""
 
     def __init__(
         self, store: ClaimStore, place: str, *, lease: float, read_only: bool, threaded: bool = True
@@ -135,9 +138,12 @@ class DatabaseJournal(ABC):
 
         Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
         """
+        self._check_writable()
+        return Claim(self._writer, self._place, await self._writer.claim(external_id))
+
+    def _check_writable(self) -> None:
         if self._read_only:
             raise JournalError(self._place, "is open for reading only")
-        return Claim(self._writer, self._place, await self._writer.claim(external_id))
 
     async def forget(self, external_id: str) -> None:
         """Delete all that the journal has of a customer, durably.
@@ -172,6 +178,38 @@ class DatabaseJournal(ABC):
         )
         rows = await self._in_thread(query)
         return [JournalEvent(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        """Record an instruction about a customer, durably; see `JournalPort.instruct`. Raises `JournalError`."""
+        self._check_writable()
+        await self._writer.instruct(external_id, instruction)
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        """Delete an instruction, unless another one has replaced it. Raises `JournalError`."""
+        self._check_writable()
+        await self._writer.fulfilled(external_id, instruction)
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        """Return the instruction about a customer; None if there is none. Raises `JournalError`."""
+        query = f"{self._INSTRUCTIONS} AND external_id = ?"
+        return (await self._in_thread(partial(self._read_instructions, query, external_id))).get(external_id)
+
+    async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
+        """Return all instructions, or those that want this. Raises `JournalError`."""
+        query = f"{self._INSTRUCTIONS} AND wanted = coalesce(?, wanted)"
+        return await self._in_thread(partial(self._read_instructions, query, wanted))
+
+    def _read_instructions(self, sql: str, *values: object) -> dict[str, Instruction]:
+        try:
+            rows = self._read(sql, *values)
+        except JournalError as error:
+            if "column" not in error.reason or "wanted" not in error.reason:
+                raise
+            return {}  # an earlier version made the journal, and no process has opened it for writing since
+        return {
+            external_id: Instruction(wanted, detail)
+            for external_id, wanted, detail in cast("Sequence[tuple[str, Wanted, bytes]]", rows)
+        }
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
         """Return the activity of each customer, or of one, as `JournalPort.activity` does. Raises `JournalError`."""

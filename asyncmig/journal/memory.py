@@ -1,11 +1,12 @@
 """A journal in the memory of this process."""
 
+from bisect import bisect_right
 from types import TracebackType
-from typing import Self, final
+from typing import Self, cast, final
 
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal.lease import Moment
-from asyncmig.journal.ports import Activity, JournalEvent
+from asyncmig.journal.ports import Activity, Instruction, JournalEvent, Wanted
 
 __all__ = ["MemoryClaim", "MemoryJournal"]
 
@@ -46,7 +47,7 @@ class MemoryJournal:
     It needs no `async with`, and its calls never wait.
     """
 
-    __slots__ = ("_changed", "_events", "_held", "_states", "_tokens")
+    __slots__ = ("_changed", "_events", "_held", "_instructions", "_seq", "_states", "_tokens")
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
@@ -55,6 +56,8 @@ class MemoryJournal:
         self._changed: dict[str, str] = {}
         """The time of the last event of each customer."""
         self._events: list[JournalEvent] = []
+        self._seq = 0
+        self._instructions: dict[str, Instruction] = {}
 
     async def claim(self, external_id: str) -> MemoryClaim:
         """Claim a customer. Raises `CustomerHeld` if another task holds it."""
@@ -75,8 +78,34 @@ class MemoryJournal:
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`."""
-        found = [event for event in self._events[after:] if external_id in {None, event.external_id}]
+        start = bisect_right(self._events, after, key=lambda event: event.seq)
+        found = [event for event in self._events[start:] if external_id in {None, event.external_id}]
         return found[:limit]
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        """Record an instruction about a customer; it replaces an earlier one."""
+        self._tokens.setdefault(external_id, 0)
+        self._instructions[external_id] = instruction
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        """Delete an instruction, unless another one has replaced it."""
+        if self._instructions.get(external_id) == instruction:
+            del self._instructions[external_id]
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        """Return the instruction about a customer; None if there is none."""
+        return self._instructions.get(external_id)
+
+    async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
+        """Return all instructions, or those that want this."""
+        return {name: each for name, each in self._instructions.items() if wanted in {None, each.wanted}}
+
+    async def forget(self, external_id: str) -> None:
+        """Delete all that the journal has of a customer. Raises `CustomerHeld`."""
+        async with await self.claim(external_id):
+            for each in (self._states, self._changed, self._instructions, self._held, self._tokens):
+                cast("dict[str, object]", each).pop(external_id, None)
+            self._events = [event for event in self._events if event.external_id != external_id]
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
         """Return who works on each customer, or on one, and when the last event was written."""
@@ -91,13 +120,15 @@ class MemoryJournal:
         other = MemoryJournal()
         other._tokens, other._states = dict(self._tokens), dict(self._states)
         other._events, other._changed = list(self._events), dict(self._changed)
+        other._seq, other._instructions = self._seq, dict(self._instructions)
         return other
 
     def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
         """Write for a claim; see `MemoryClaim.write`."""
         if self._held.get(claim.external_id) != claim.token:
             raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
-        event = JournalEvent(len(self._events) + 1, claim.external_id, Moment.now().iso(), kind, detail)
+        self._seq += 1
+        event = JournalEvent(self._seq, claim.external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
         self._changed[claim.external_id] = event.at
         self._states[claim.external_id] = state

@@ -6,9 +6,12 @@ The callers of a journal use `JournalPort` and `ClaimPort` only.
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, final
+from typing import Literal, Protocol, Self, final
 
-__all__ = ["Activity", "ClaimPort", "JournalEvent", "JournalPort"]
+__all__ = ["Activity", "ClaimPort", "Instruction", "JournalEvent", "JournalPort", "Wanted"]
+
+Wanted = Literal["run", "retry", "cancel"]
+"""What somebody wants to be done with a customer."""
 
 
 @final
@@ -34,6 +37,15 @@ class Activity:
     """The time of the last event: ISO 8601, UTC; None if there is no event."""
     holder: str | None
     """A description of the live process that holds the customer; None if there is none."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What somebody asked to be done with a customer, and is not done yet. Nobody has to hold the customer for it."""
+
+    wanted: Wanted
+    detail: bytes
 
 
 class ClaimPort(Protocol):
@@ -109,4 +121,27 @@ class JournalPort(Protocol):
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
         """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
+        ...
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        """Record an instruction about a customer, known or new, durably; it replaces an earlier one.
+
+        Raises `JournalError`.
+        """
+        ...
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        """Delete an instruction, unless another one has replaced it. Raises `JournalError`."""
+        ...
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        """Return the instruction about a customer; None if there is none. Raises `JournalError`."""
+        ...
+
+    async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
+        """Return all instructions, or those that want this. Raises `JournalError`."""
+        ...
+
+    async def forget(self, external_id: str) -> None:
+        """Delete all that the journal has of a customer. Raises `CustomerHeld`, `JournalError`."""
         ...

@@ -44,6 +44,14 @@ _BY_HOLDER = "CREATE INDEX companies_by_holder ON companies (holder) WHERE holde
 
 A journal of an earlier version of asyncmig gets this index when it is opened.
 """
+_HAS_INSTRUCTIONS = (
+    "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('companies') AND attname = 'wanted'"
+)
+_INSTRUCTIONS = """
+    ALTER TABLE companies ADD COLUMN wanted text, ADD COLUMN instruction bytea;
+    CREATE INDEX companies_by_wanted ON companies (wanted) WHERE wanted IS NOT NULL;
+"""
+"""For the instructions about customers. Earlier versions of asyncmig ignore these columns."""
 _CLEAN = """DELETE FROM holders WHERE renewed < clock_timestamp() - interval '1 day'
     AND instance NOT IN (SELECT holder FROM companies WHERE holder IS NOT NULL)"""
 _HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
@@ -131,6 +139,8 @@ class PostgresSchema:
                 db.execute(_TABLES)
             if db.execute("SELECT to_regclass('companies_by_holder')").fetchone() == (None,):
                 db.execute(_BY_HOLDER)
+            if db.execute(_HAS_INSTRUCTIONS).fetchone() is None:
+                db.execute(_INSTRUCTIONS)
             row = db.execute("SELECT version FROM journal").fetchone()
             if row is None or row[0] != VERSION:
                 why = f"is of version {row and row[0]}, and this version of asyncmig supports {VERSION}"

@@ -65,6 +65,14 @@ _BY_HOLDER = "CREATE INDEX IF NOT EXISTS companies_by_holder ON companies (holde
 An index needs no new schema version, because earlier versions of asyncmig keep it up to date.
 """
 
+_INSTRUCTIONS = (
+    "ALTER TABLE companies ADD COLUMN wanted TEXT",
+    "ALTER TABLE companies ADD COLUMN instruction BLOB",
+    "CREATE INDEX companies_by_wanted ON companies (wanted) WHERE wanted IS NOT NULL",
+)
+"""For the instructions about customers. Earlier versions of asyncmig ignore these columns, so that they can use the
+same journal during a deployment; hence no new schema version."""
+
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_READONLY: "the file or its folder is read-only",
@@ -246,6 +254,9 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             db.execute(f"PRAGMA application_id={_APPLICATION}")
             db.execute(f"PRAGMA user_version={len(SCHEMA_VERSIONS)}")
         db.execute(_BY_HOLDER)
+        if not db.execute("SELECT 1 FROM pragma_table_info('companies') WHERE name = 'wanted'").fetchone():
+            for statement in _INSTRUCTIONS:
+                db.execute(statement)
         # A killed process leaves its row, which is needed until its last claim is taken over.
         db.execute(
             "DELETE FROM holders WHERE instance NOT IN (SELECT holder FROM companies WHERE holder NOT NULL)"

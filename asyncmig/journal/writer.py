@@ -20,6 +20,7 @@ from typing import Generic, Protocol, TypeVar, final
 
 from asyncmig.errors import CustomerHeld, JournalError, UsageError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore
+from asyncmig.journal.ports import Instruction
 
 __all__ = ["Writer"]
 
@@ -179,6 +180,14 @@ class Writer:
     async def forget(self, held: ClaimedRow) -> None:
         """Delete a customer and its events, durably. Raises `CustomerHeld`, `JournalError`."""
         await self._submit(partial(self._store.forget, held)).future
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        """Set the instruction about a customer, durably. Raises `JournalError`."""
+        await self._submit(partial(self._store.instruct, external_id, instruction)).future
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        """Delete the instruction about a customer, unless it is another one. Raises `JournalError`."""
+        await self._submit(partial(self._store.fulfilled, external_id, instruction)).future
 
     async def release(self, held: ClaimedRow) -> None:
         """Release a customer.

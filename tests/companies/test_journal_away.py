@@ -24,7 +24,7 @@ from asyncmig import (
     migrate,
 )
 from asyncmig.events import AttemptFailed, Recovered
-from asyncmig.journal import Activity, ClaimPort, JournalEvent
+from asyncmig.journal import Activity, ClaimPort, Instruction, JournalEvent, Wanted
 from asyncmig.simulator import Variants, World
 
 from .conftest import DUPLICATES, Opens
@@ -52,6 +52,21 @@ class AwayJournal:
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
         return await self.inner.activity(external_id)
+
+    async def instruct(self, external_id: str, instruction: Instruction) -> None:
+        await self.inner.instruct(external_id, instruction)
+
+    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+        await self.inner.fulfilled(external_id, instruction)
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        return await self.inner.instruction(external_id)
+
+    async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
+        return await self.inner.instructions(wanted)
+
+    async def forget(self, external_id: str) -> None:
+        await self.inner.forget(external_id)
 
     async def states(self) -> dict[str, bytes]:
         return await self.inner.states()

@@ -17,7 +17,7 @@ from servers import PostgresServer
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable
-from asyncmig.journal import Claim
+from asyncmig.journal import Claim, Instruction
 
 posix = pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc")
 
@@ -186,6 +186,23 @@ def own_server() -> Iterator[PostgresServer]:
     server.start()
     yield server
     server.remove()
+
+
+async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_opened_for_writing(
+    database_url, prefix
+):
+    async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
+        await claim.write("k", b"", b"s")
+    with psycopg.connect(database_url, autocommit=True) as db:
+        statement = SQL("ALTER TABLE {}.companies DROP COLUMN wanted, DROP COLUMN instruction")
+        db.execute(statement.format(Identifier(prefix)))
+    async with PostgresJournal(database_url, schema=prefix, read_only=True) as reader:
+        assert await reader.instructions() == {}
+        assert await reader.instruction("acme") is None
+    async with PostgresJournal(database_url, schema=prefix) as journal:
+        await journal.instruct("acme", Instruction("cancel", b"x"))
+        assert await journal.instructions("cancel") == {"acme": Instruction("cancel", b"x")}
+        assert await journal.states() == {"acme": b"s"}
 
 
 async def test_a_database_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled(own_server, prefix):
