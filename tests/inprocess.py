@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from asyncmig._io.transport import Timeouts
-from asyncmig.simulator import Fault, Faults, Reply, Request, World, endpoint_of
+from asyncmig.simulator import Fault, Faults, Reply, Request, Served
 from asyncmig.testing import Handle
 from asyncmig.testing import InProcess as Plain
 
@@ -20,7 +20,7 @@ class InProcess(Plain):
 
     def __init__(
         self,
-        world: World,
+        world: Served,
         *,
         latency: float = 0.1,
         rng: Random | None = None,
@@ -33,17 +33,17 @@ class InProcess(Plain):
         self.faulty_endpoint, self.nth, self.faults_met = faulty_endpoint, dict[int, Fault](), 0
         self.fault = fault
         self.unplugged = False
-        self._requests: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
 
     def pick(self, request: Request, now: float) -> Fault:
-        endpoint = endpoint_of(request)
+        endpoint = self.world.endpoint_of(request)
         path = "/storage" if endpoint.endswith(" storage") else request.path
-        self._requests[endpoint] += 1
+        self.requests[endpoint] += 1
         self._numbers[request.method, path] += 1
-        if endpoint == self.faulty_endpoint and self._requests[endpoint] in self.nth:
+        if endpoint == self.faulty_endpoint and self.requests[endpoint] in self.nth:
             self.faults_met += 1
-            return self.nth[self._requests[endpoint]]
+            return self.nth[self.requests[endpoint]]
         asked = self.fault(request.method, path, self._numbers[request.method, path])
         return asked or super().pick(request, now)
 

@@ -122,12 +122,22 @@ class ExportJob:
         """Wait for the job and write its file: `to` is its path. The file is complete or does not exist.
 
         A ZIP archive is checked by its checksums, and the rows of all sheets are counted if the job says how many
-        there are. Raises `TruncatedDownload`; `UnexpectedReply` if no link works, for example after `expires_at`:
+        there are. A transfer that breaks off is repeated. Raises `TruncatedDownload` or `NoAnswer` when the attempts
+        are used up; `UnexpectedReply` if no link works, for example after `expires_at`:
         then start a new job.
         """
         path = checked_path("to", to)
         state = await self.wait()
         path.parent.mkdir(parents=True, exist_ok=True)
+        attempts = self._context.caller.repeated(
+            routes.FETCH_EXPORT, self._ids, on=(NoAnswer, TruncatedDownload)
+        )
+        while True:
+            async with attempts:
+                await self._fetch(path, state)
+                return path
+
+    async def _fetch(self, path: Path, state: ExportState) -> None:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         try:
             with part.open("xb", buffering=0) as raw:
@@ -138,7 +148,6 @@ class ExportJob:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        return path
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[Response]:
@@ -148,16 +157,11 @@ class ExportJob:
 
     async def _open(self, stack: AsyncExitStack) -> Response:
         for number in range(1, _LINKS + 1):
-            url = await self._link()
-            try:
-                answer = await self._follow(url, stack, number)
-                if 200 <= answer.status < 300 and not is_html(answer):
-                    return answer
-                error: NoAnswer | UnexpectedReply = _refused(answer.status)
-            except NoAnswer as lost:
-                error = lost
+            answer = await self._follow(await self._link(), stack, number)
+            if 200 <= answer.status < 300 and not is_html(answer):
+                return answer
             if number == _LINKS:
-                raise error
+                raise _refused(answer.status)
             await asyncio.sleep(routes.EXPORT.shortest_floor)
         raise AssertionError
 

@@ -129,7 +129,8 @@ async def send_content(
 
     - `request_target`: makes one attempt to get a signed URL, as `Caller.attempt` does.
     - `put`: the endpoint and the ids of the PUT, for events and errors.
-    - `has_arrived`: called after a PUT whose response was lost; without it, the bytes are sent again.
+    - `has_arrived`: called after a PUT whose response was lost, or is an error that may have come after the storage
+      had stored the bytes; without it, the bytes are sent again.
 
     Raises `NoAnswer` or `UnexpectedReply` when the attempts are used up; `BadRequest` for a final refusal;
     `InvalidInput` for content that changed while it was read, and for a URL without encryption.
@@ -181,6 +182,8 @@ class _Storage:
         if sending.failure is not None:
             raise sending.failure
         if not 200 <= reply.status < 300:
+            if has_arrived is not None and _may_pass(reply) and await has_arrived(target.ref):
+                return  # a proxy or the storage failed after it had stored the bytes
             raise self._failure(self._refusal(reply), retry_after=reply.retry_after)
 
     async def _read(self, answer: Response, url: str, *, accepts_pages: bool) -> PutReply:
