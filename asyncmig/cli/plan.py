@@ -19,7 +19,7 @@ from rich.table import Table
 from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, listed, say
-from asyncmig.cli.review import describe
+from asyncmig.cli.parked import describe
 from asyncmig.cli.settings import PATHS, Options, about_journal
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.status import CustomerRecord

@@ -1,10 +1,9 @@
 """`asyncmig review`: show what parked imports ask, and send a person's decisions."""
 
 import shlex
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, final
+from typing import Annotated, final
 
 import typer
 from rich.console import Console
@@ -13,11 +12,13 @@ from asyncmig import generations
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
-from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
+from asyncmig.cli.output import SCHEMA, print_line, say
+from asyncmig.cli.parked import print_parked
+from asyncmig.cli.prompts import ask_decision
 from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Approve, Decision, Reject
 from asyncmig.customers.outcome import Parked
-from asyncmig.customers.questions import Action, Custom, NeedsAttention, Question
+from asyncmig.customers.questions import Custom, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
@@ -28,177 +29,9 @@ from asyncmig.session import Session, context_of
 __all__ = [
     "DecisionFlags",
     "Reviewer",
-    "ask_decision",
-    "describe",
     "parked_records",
     "print_all",
-    "print_parked",
 ]
-
-
-_SAMPLES = 5
-
-
-def print_parked(
-    console: Console, record: CustomerRecord, attention: NeedsAttention, *, place: str = ""
-) -> None:
-    """Print the questions and the proposal of a parked import. `place`: printed first, such as `[1 of 3] `."""
-    count = counted(len(attention.questions), "question")
-    say(console, f"\n{place}{record.external_id}  {clean(record.name, 100)}: {count}", "bold")
-    sheets = record.sheets
-    for question in attention.questions:
-        for line in _question(question, sheets):
-            say(console, f"  {line}".rstrip())
-    for line, destroys in _proposal(attention, sheets):
-        say(console, f"  {line}".rstrip(), "red" if destroys else "")
-
-
-def describe(action: Action, sheets: Mapping[str, str] | None = None) -> str:
-    """Return what an action does, in the server's words. `sheets`: names of sheets by id."""
-    sheet = (sheets or {}).get(action.sheet_id or "", action.sheet_id if sheets is not None else None)
-    where = [clean(part, 60) for part in (sheet, action.column) if part]
-    key = f" by {clean(action.key_column, 60)}" if action.key_column else ""
-    value = f" = {clean(action.value, 60)!r}" if action.value is not None else ""
-    name = clean(action.action or "an action without a name", 60)
-    return f"{name}{' on ' if where else ''}{' · '.join(where)}{key}{value}"
-
-
-def _question(question: Question, sheets: Mapping[str, str]) -> Iterator[str]:
-    target = question.target
-    where = ""
-    if target is not None:
-        parts = (sheets.get(target.sheet_id or "", target.sheet_id), target.column)
-        where = " · ".join(clean(part, 60) for part in parts if part)
-    yield ""
-    yield f"{clean(question.id, 40)}  {where}{': ' if where else ''}{clean(question.prompt or '(no text)', 500)}"
-    if question.context:
-        yield f"    {clean(question.context, 500)}"
-    if target is not None:
-        if target.affected_count is not None:
-            yield f"    affects {counted(target.affected_count, 'row')}{_because(target.error)}"
-        if target.sample_values:
-            samples = ", ".join(repr(clean(value, 60)) for value in target.sample_values[:_SAMPLES])
-            more = len(target.sample_values) - _SAMPLES
-            yield f"    for example {samples}{f' and {more} more' if more > 0 else ''}"
-    for number, option in enumerate(question.options, 1):
-        yield f"    {number}) {clean(option.id, 60)}  {clean(option.label or '', 200)}".rstrip()
-    if question.allow_custom:
-        yield "    or your own text"
-
-
-def _because(error: str | None) -> str:
-    return f": {clean(error, 200)}" if error else ""
-
-
-def _proposal(attention: NeedsAttention, sheets: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    patch = attention.proposed_patch
-    yield "", False
-    if patch is None:
-        yield "The server's proposal cannot be read: the effect of an approval is unknown.", True
-        return
-    yield f"Proposed: {clean(patch.summary or 'without a summary', 500)}", False
-    for action in patch.actions:
-        mark = "!" if action.is_destructive else " "
-        note = "   (destroys rows, or may)" if action.is_destructive else ""
-        yield f"  {mark} {describe(action, sheets)}{note}", action.is_destructive
-
-
-_KEYS = {
-    "a": (
-        "[a]pprove as proposed",
-        "send the approval: the server applies the proposal, and the import continues",
-    ),
-    "c": ("[c]hoose answers", "answer the questions one by one, then send the approval with your answers"),
-    "r": ("[r]eject", "send a rejection: the server discards the import, and the customer ends as failed"),
-    "s": ("[s]kip", "send nothing: the customer stays parked, and the next one is shown"),
-    "q": ("[q]uit", "send nothing: this customer and all that follow stay parked"),
-}
-"""The keys of the prompt, each with its name and its effect."""
-_SURE = "This destroys rows, or may. Type yes to send it: "
-
-
-def ask_decision(
-    words: Console, shown: NeedsAttention, approval: str, *, allow_destructive: bool, explain: bool
-) -> Decision | Literal["skip", "quit"]:
-    """Ask what to do about a parked run. Ctrl-C and the end of the input mean `quit`.
-
-    `approval`: the command that approves a proposal that destroys rows; it is printed if this prompt may not do it.
-    `explain`: print the effect of each key first. An unknown key prints it again.
-    """
-    keys = dict(_KEYS)
-    if not shown.questions:
-        del keys["c"]
-    if shown.is_destructive and not allow_destructive:
-        keys = {key: keys[key] for key in "rsq"}
-        reason = "This destroys rows, or may: it can only be approved with --allow-destructive."
-        say(words, f"\n{reason} The command:", "yellow")
-        say(words, f"  {approval}", wrap=False)
-    try:
-        while True:
-            if explain:
-                say(words, "\n" + "\n".join(f"  {key}  {effect}" for key, (_, effect) in keys.items()))
-            explain = True
-            key = _ask(f"\n{', '.join(name for name, _ in keys.values())}: ")[:1].lower()
-            match key if key in keys else "":
-                case "r":
-                    return Reject()
-                case "s":
-                    return "skip"
-                case "q":
-                    return "quit"
-                case "a" | "c":
-                    decision = Approve(_choices(words, shown) if key == "c" else None)
-                    if not shown.is_destructive or _ask(_SURE) == "yes":
-                        return decision
-                    explain = False
-                case _:
-                    pass
-    except (EOFError, KeyboardInterrupt):
-        say(words, "")
-        return "quit"
-
-
-def _choices(words: Console, shown: NeedsAttention) -> dict[str, str | Custom] | None:
-    """Ask for an answer to each question; the server decides those without one."""
-    answers = {question.id: _choice(words, question) for question in shown.questions}
-    return {name: choice for name, choice in answers.items() if choice is not None} or None
-
-
-def _choice(words: Console, question: Question) -> str | Custom | None:
-    ways = [f"1 to {len(question.options)}"] if question.options else []
-    ways += ["your own text"] if question.allow_custom else []
-    prompt = f"{clean(question.id, 40)} ({', '.join([*ways, 'Enter leaves it to the server'])}): "
-    while True:
-        text = _ask(prompt)
-        if not text:
-            return None
-        option = _option(question, text)
-        if option is not None:
-            return option
-        if question.allow_custom:
-            return Custom(text)
-        say(words, f"There is no {clean(text)!r}.", "yellow")
-
-
-def _option(question: Question, text: str) -> str | None:
-    """Return the option that a number or an id names."""
-    ids = [option.id for option in question.options]
-    if text in ids:
-        return text
-    return ids[int(text) - 1] if text.isdecimal() and 0 < int(text) <= len(ids) else None
-
-
-def _ask(prompt: str) -> str:
-    """Return a line that a person types. Raises `EOFError`, `KeyboardInterrupt`.
-
-    The event loop is blocked meanwhile, and no task needs it. With the loop's own SIGINT handler, Ctrl-C would take
-    effect only after the line.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return input(prompt).strip()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
