@@ -5,7 +5,7 @@ status, queue, command line) uses a generation only through `Generation`. Each j
 generation that wrote it; a record without a name was written by `companies`.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +14,9 @@ import msgspec
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
-from asyncmig.customers.catalog import CatalogueItem, TemplateRules
+from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.decisions import Decision
+from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
@@ -91,9 +92,14 @@ class Generation(Protocol):
         """Return a journal entry in words, for people; it may contain the server's text as it came."""
         return ""
 
-    async def sources(self, context: SessionContext) -> Sequence[CatalogueItem] | None:
-        """Return the account's sources; None if the server does not list them, so that ids are taken as they are."""
-        return None
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        """Return each spec with the values that the API takes for its source and templates, and with what is wrong.
+
+        `migrate` does this itself for a customer that has nothing on the server yet. The command line does it for all
+        such customers of a manifest at once. A value that the API takes as it is costs no request; the others cost
+        one request per list, which the session keeps for all customers. Raises what a request raises.
+        """
+        return [ResolvedSpec(spec, ()) for spec in specs]
 
     async def template_rules(self, context: SessionContext) -> Sequence[TemplateRules] | None:
         """Return the account's templates; None if the server does not list them."""
@@ -111,6 +117,11 @@ class Generation(Protocol):
         return RemainingWork(files=len(files))
 
     @property
+    def probe(self) -> str | None:
+        """The endpoint that `asyncmig doctor` requests to check the server and the key; None if there is none."""
+        return None
+
+    @property
     def endpoints(self) -> Mapping[str, Endpoint]:
         """The endpoints that `requests_left` and the like name, as far as they charge named budgets."""
         return {}
@@ -124,8 +135,8 @@ class Generation(Protocol):
         """Return the fewest requests, by endpoint, that the remaining work takes."""
         return {}
 
-    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
-        """Return the requests, by endpoint, that translate names of sources and templates into ids."""
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        """Return the requests, by endpoint, that `resolve` sends for customers with nothing on the server yet."""
         return {}
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asyncmig.companies.wire import Source, Template
+from asyncmig.customers.names import ResolvedSpec
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_manifest
 
@@ -156,14 +156,9 @@ def test_the_error_survives_pickle(tmp_path: Path) -> None:
     assert (str(again), again.faults) == (str(caught.value), caught.value.faults)
 
 
-SOURCES = (Source(id=HUBSPOT, name="HubSpot"), Source(id="1", name="Twin"), Source(id="2", name="Twin"))
-TEMPLATES = (Template(id=CONTACTS, name="Contacts"), Template(id="t2", name="Deals"))
-
-
-def test_names_become_ids(folder: Path) -> None:
-    manifest = read(folder, f"a,A,hubSpot,contacts;{CONTACTS};t2,a.csv", f"b,B,{HUBSPOT},,b.csv")
-    first, second = manifest.specs(SOURCES, TEMPLATES)
-    assert (first.source, first.templates) == (HUBSPOT, (CONTACTS, "t2"))
+def test_a_spec_has_the_names_as_written(folder: Path) -> None:
+    first, second = read(folder, f"a,A,hubSpot,contacts;{CONTACTS},a.csv", f"b,B,{HUBSPOT},,b.csv").specs()
+    assert (first.source, first.templates) == ("hubSpot", ("contacts", CONTACTS))
     assert (second.source, second.templates) == (HUBSPOT, None)
 
 
@@ -171,20 +166,19 @@ def test_every_unknown_name_is_listed_once(folder: Path) -> None:
     manifest = read(
         folder, "a,A,Twin,Contact,a.csv", "b,B,Pipedrive,Deals,b.csv", "c,C,Pipedrive,Contact,b.csv"
     )
+    source, template = (
+        InvalidInput("source", "Pipedrive", "is odd"),
+        InvalidInput("templates", "Contact", "is new"),
+    )
+    faults = ((InvalidInput("source", "Twin", "is two"), template), (source,), (source, template))
     with pytest.raises(InvalidManifest) as caught:
-        manifest.specs(SOURCES, TEMPLATES)
+        manifest.check_names(map(ResolvedSpec, manifest.specs(), faults))
     assert [str(fault) for fault in caught.value.faults] == [
-        "line 2: source: 'Twin' is the name of 2 of them: use an id of ['1', '2']",
-        "line 2: templates: 'Contact' is not known; there are ['Contacts', 'Deals'] (also on line 4)",
-        "line 3: source: 'Pipedrive' is not known; there are ['HubSpot', 'Twin', 'Twin'] (also on line 4)",
+        "line 2: source: 'Twin' is two",
+        "line 2: templates: 'Contact' is new (also on line 4)",
+        "line 3: source: 'Pipedrive' is odd (also on line 4)",
     ]
-
-
-def test_without_catalogues_ids_are_taken_and_names_are_not(folder: Path) -> None:
-    spec, *_ = read(folder, f"a,A,{HUBSPOT},{CONTACTS},a.csv").specs(None, None)
-    assert (spec.source, spec.templates) == (HUBSPOT, (CONTACTS,))
-    with pytest.raises(InvalidManifest, match="'HubSpot' is not an id, and this server does not list names"):
-        read(folder, "a,A,HubSpot,,a.csv").specs(None, ())
+    manifest.check_names(ResolvedSpec(spec, ()) for spec in manifest.specs())
 
 
 CELLS = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="/*"), max_size=8)

@@ -220,10 +220,9 @@ def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
 
 
 async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diagnosis]:
-    """Request the first list of the generation's catalogue (the sources), and yield what the response says."""
+    """Request the endpoint that the generation names for it, and yield what the response says."""
     url = session.base_url
-    endpoints = iter(generation.catalogue_requests(names_templates=False))
-    if (endpoint := next(endpoints, None)) is None:
+    if (endpoint := generation.probe) is None:
         text = f"was not checked: the API generation {generation.name} has no request that only reads"
         yield Diagnosis("server", text, None)
         return

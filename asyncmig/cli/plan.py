@@ -220,7 +220,6 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
         row_filter=options.filter,
         retries=options.retries,
         retry_failed=selection is not None,
-        names_templates=manifest.names_templates,
         limits=options.all_limits,
         api=options.api,
     )

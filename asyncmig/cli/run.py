@@ -39,9 +39,9 @@ from asyncmig.cli.plan import (
 from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url
 from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
 from asyncmig.cli.settings import Display, Options
-from asyncmig.customers.outcome import Delivered, Failed, Outcome
+from asyncmig.customers.outcome import Failed, Outcome
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import CustomerRecord, CustomerStatus
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, is_on_server
 from asyncmig.errors import (
     AuthError,
     JournalError,
@@ -297,9 +297,7 @@ class _Work:
         """Return why the fleet ended early, or None."""
         try:
             with self._at_most(interrupts):
-                specs = _delivered_specs(self._manifest, records)
-                if specs is None:
-                    specs = await self._specs()
+                specs = await self._specs(records)
                 work = self._fleet if self._wanted.queue is None else self._queue
                 await work(specs, records, outlets, interrupts)
             return interrupts.reason
@@ -400,28 +398,11 @@ class _Work:
                 f"{counted(self._failures, 'customer')} failed, as many as --stop-after-failures allows"
             )
 
-    async def _specs(self) -> tuple[Spec, ...]:
-        generation, manifest = generations.find(self._options.api), self._manifest
-        context = context_of(self._session)
-        sources = await generation.sources(context)
-        templates = await generation.template_rules(context) if manifest.names_templates else ()
-        return manifest.specs(sources, templates)
-
-
-def _delivered_specs(manifest: Manifest, records: Mapping[str, CustomerRecord]) -> tuple[Spec, ...] | None:
-    """Return the specs without looking any name up, if everything is delivered: then no request is needed."""
-    specs: list[Spec] = []
-    for customer in manifest.customers:
-        record = records.get(customer.external_id)
-        if record is None or not isinstance(record.outcome, Delivered):
-            return None
-        specs.append(
-            Spec(
-                external_id=customer.external_id,
-                name=customer.name,
-                source=record.source,
-                templates=record.templates,
-                files=customer.files,
-            )
-        )
-    return tuple(specs)
+    async def _specs(self, records: Mapping[str, CustomerRecord]) -> tuple[Spec, ...]:
+        """Return the specs, with ids for customers with nothing on the server yet. Raises `InvalidManifest`."""
+        generation, specs = generations.find(self._options.api), self._manifest.specs()
+        new = [spec for spec in specs if not is_on_server(records.get(spec.external_id))]
+        resolved = await generation.resolve(context_of(self._session), new)
+        self._manifest.check_names(resolved)
+        known = {spec.external_id: spec for spec, _ in resolved}
+        return tuple(known.get(spec.external_id, spec) for spec in specs)

@@ -1,6 +1,7 @@
 """The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol, TypeVar
 
 from msgspec import Struct, field
@@ -61,6 +62,8 @@ class _Listed(Protocol):
     def name(self) -> str: ...
 
 
+_FEW = 20
+"""How many names an error lists in full."""
 _Named = TypeVar("_Named", bound=_Listed)
 
 
@@ -76,7 +79,22 @@ def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
     if found:
         ids = [each.id for each in found]
         raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
-    raise InvalidInput(field, wanted, f"is not known; there are {sorted(each.name for each in among)}")
+    raise InvalidInput(
+        field, wanted, f"is not known; {_offer(wanted, sorted({each.name for each in among}))}"
+    )
+
+
+def _offer(wanted: str, names: Sequence[str]) -> str:
+    """Return the names that `wanted` may stand for: all of a few, the most similar ones of many."""
+    if len(names) <= _FEW:
+        return f"there are {list(names)}"
+    folded = {name.casefold(): name for name in names}
+    near = [folded[each] for each in get_close_matches(wanted.casefold(), folded, n=5)]
+    return (
+        f"there are {len(names)}, and the most similar are {near}"
+        if near
+        else f"none of {len(names)} is similar"
+    )
 
 
 def source_id(field: str, source: object) -> str:

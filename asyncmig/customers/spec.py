@@ -91,11 +91,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     external_id: str
     name: str
     source: str
-    """The id of the source, or a `Source`."""
+    """The source: its id, its name, or a `Source`. In the generation "companies" a UUID is an id; any other text is
+    looked up when the migration of a new customer begins, with one request for all customers of a session."""
     files: tuple[Path, ...]
     """Paths, as `Path` or text; a single path is also accepted."""
     templates: tuple[str, ...] | None = None
-    """Ids of the templates, or `Template`s; None: all templates of the account."""
+    """The templates: ids, names or `Template`s, looked up like the source; None: all templates of the account."""
     connections: Connections | None = None
     """Secrets of the system that the rows are exported to, for a generation that exports. No repr and no journal
     contains them, but an encoded spec does."""

@@ -19,6 +19,7 @@ __all__ = [
     "RemainingWork",
     "RowCounts",
     "SheetFile",
+    "is_on_server",
     "status_of_outcome",
     "unreadable_record",
 ]
@@ -142,6 +143,11 @@ class RemainingWork:
     """Seconds for which the import has been running; None if it has not started."""
     is_repeated: bool = False
     """Whether a failed import is started again."""
+
+
+def is_on_server(record: CustomerRecord | None) -> bool:
+    """Return whether a customer has something on the server. From then on its source and templates are fixed."""
+    return record is not None and bool(record.ids)
 
 
 def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerStatus:

@@ -8,16 +8,14 @@ separates the items of a list. Empty `templates` mean all templates. All faults 
 `manifest_formats` describes TOML.
 """
 
-import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import final
 
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
-from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig.customers.names import ResolvedSpec
 from asyncmig.customers.spec import Spec, check_external_id
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
@@ -25,8 +23,6 @@ from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest,
 from asyncmig.jobs.outputs import Outputs, OwnFiles
 
 __all__ = ["Customer", "InvalidManifest", "Manifest", "ManifestFault", "read_defaults", "read_manifest"]
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class InvalidManifest(InvalidInput):
@@ -70,24 +66,35 @@ class Manifest:
     """Those of `excluded` that no sheet may replace: they lie in the output folder of a customer who has not begun,
     so that they cannot be delivered sheets."""
 
-    @property
-    def names_templates(self) -> bool:
-        """Whether any customer selects templates by name or id."""
-        return any(customer.templates for customer in self.customers)
+    def specs(self) -> tuple[Spec, ...]:
+        """Return a spec per customer, with sources and templates as written: the migration looks up their names."""
+        return tuple(
+            Spec(
+                external_id=customer.external_id,
+                name=customer.name,
+                source=customer.source,
+                templates=customer.templates or None,
+                files=customer.files,
+            )
+            for customer in self.customers
+        )
 
-    def specs(
-        self, sources: Sequence[CatalogueItem] | None, templates: Sequence[CatalogueItem] | None
-    ) -> tuple[Spec, ...]:
-        """Return a spec per customer, with the ids of sources and templates instead of their names.
-
-        Pass None for a catalogue that the server does not offer: then the manifest must have ids. Raises
-        `InvalidManifest` with every unknown name, each once.
-        """
-        names = _NameResolver(sources, templates)
-        specs = tuple(names.spec(customer) for customer in self.customers)
-        if names.faults:
-            raise InvalidManifest(str(self.path), names.faults)
-        return specs
+    def check_names(self, resolved: Iterable[ResolvedSpec]) -> None:
+        """Raise `InvalidManifest` for the faults of some of the customers, with each unknown name once."""
+        lines = {customer.external_id: customer.line for customer in self.customers}
+        found: dict[tuple[str, object], tuple[str, list[int]]] = {}
+        for spec, faults in resolved:
+            for fault in faults:
+                _, where = found.setdefault((fault.field, fault.value), (fault.reason, []))
+                where.append(lines[spec.external_id])
+        if found:
+            raise InvalidManifest(
+                str(self.path),
+                tuple(
+                    ManifestFault(line=where[0], field=field, reason=f"{name!r} {reason}{_also(where[1:])}")
+                    for (field, name), (reason, where) in found.items()
+                ),
+            )
 
 
 @checked_call
@@ -191,57 +198,6 @@ class _Checker:
                 else:
                     self._fault(line, "files", f"{error.value!r}: {error.reason}{path_hint(part)}")
         return tuple(found)
-
-
-@final
-class _NameResolver:
-    """Replaces the names of sources and templates by their ids, and collects the unknown names."""
-
-    __slots__ = ("_sources", "_templates", "_unknown")
-
-    def __init__(
-        self, sources: Sequence[CatalogueItem] | None, templates: Sequence[CatalogueItem] | None
-    ) -> None:
-        self._sources = _checked_id if sources is None else partial(_id_of, sources)
-        self._templates = _checked_id if templates is None else partial(_id_of, templates)
-        self._unknown: dict[tuple[str, str], tuple[str, list[int]]] = {}
-
-    def spec(self, customer: Customer) -> Spec:
-        source = self._resolve(customer.line, "source", self._sources, customer.source)
-        templates = [
-            self._resolve(customer.line, "templates", self._templates, name) for name in customer.templates
-        ]
-        return Spec(
-            external_id=customer.external_id,
-            name=customer.name,
-            source=source,
-            templates=tuple(dict.fromkeys(templates)) or None,
-            files=customer.files,
-        )
-
-    def _resolve(self, line: int, field: str, look_up: Callable[[str, str], str], name: str) -> str:
-        try:
-            return look_up(field, name)
-        except InvalidInput as error:
-            self._unknown.setdefault((field, name), (error.reason, []))[1].append(line)
-            return name
-
-    @property
-    def faults(self) -> tuple[ManifestFault, ...]:
-        return tuple(
-            ManifestFault(line=lines[0], field=field, reason=f"{name!r} {reason}{_also(lines[1:])}")
-            for (field, name), (reason, lines) in self._unknown.items()
-        )
-
-
-def _id_of(among: Sequence[CatalogueItem], field: str, name: str) -> str:
-    return named(field, name, among).id
-
-
-def _checked_id(field: str, name: str) -> str:
-    if _UUID.fullmatch(name):
-        return name
-    raise InvalidInput(field, name, "is not an id, and this server does not list names: use the id")
 
 
 def _also(lines: Sequence[int]) -> str:

@@ -22,11 +22,11 @@ from asyncmig._core.limits import Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.files import size_of
+from asyncmig.customers.names import HasNames
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
-from asyncmig.customers.status import CustomerRecord, RemainingWork
-from asyncmig.generations import Generation
+from asyncmig.customers.status import CustomerRecord, RemainingWork, is_on_server
 
 __all__ = [
     "Destruction",
@@ -129,7 +129,7 @@ def forecast(
 _LARGEST = 5
 
 
-class Planned(Protocol):
+class Planned(HasNames, Protocol):
     """A customer to plan for: a `Spec`, or a line of a manifest."""
 
     @property
@@ -189,7 +189,6 @@ async def plan(
     row_filter: RowFilter = "valid",
     retries: int = 0,
     retry_failed: bool = False,
-    names_templates: bool = True,
     limits: Limits | None = None,
     limit: int = 100,
     window: float = 60.0,
@@ -198,7 +197,7 @@ async def plan(
 ) -> Plan:
     """Return what `Fleet.run` would do for `customers`. `to`, `row_filter`, `retries`, `retry_failed` as for it.
 
-    `names_templates`: whether the list of templates has to be read. Raises `InvalidInput` for files that are missing.
+    Raises `InvalidInput` for files that are missing.
     """
     generation = generations.find(api)
     options = MigrationOptions(row_filter=row_filter, retries=retries, retry_failed=retry_failed)
@@ -217,7 +216,15 @@ async def plan(
         elif record is not None and isinstance(record.outcome, Delivered | Failed):
             (done if isinstance(record.outcome, Delivered) else failed).append(customer.external_id)
     uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
-    requests = _requests(generation, left, names_templates=names_templates)
+    requests = Counter(
+        generation.catalogue_requests(
+            each
+            for each in customers
+            if each.external_id in left and not is_on_server(records.get(each.external_id))
+        )
+    )
+    for work in left.values():
+        requests.update(generation.requests_left(work))
     names = [customer.external_id for customer in customers if customer.external_id in records]
     parked = {name: out for name in names if isinstance(out := records[name].outcome, Parked)}
     return Plan(
@@ -236,7 +243,7 @@ async def plan(
         files=len(uploads),
         bytes=sum(file.bytes for file in uploads),
         largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
-        requests=requests,
+        requests=dict(+requests),
         seconds=earliest_end(
             requests, limits=limits, limit=limit, window=window, scope=scope, api=generation.name
         ),
@@ -248,14 +255,3 @@ def _uploads(customer: Planned, left: RemainingWork | None) -> Iterator[PlannedF
     count = left.files if left else 0
     for path in customer.files[len(customer.files) - count :]:
         yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))
-
-
-def _requests(
-    generation: Generation, left: Mapping[str, RemainingWork], *, names_templates: bool
-) -> dict[str, int]:
-    if not left:
-        return {}
-    requests = Counter(generation.catalogue_requests(names_templates=names_templates))
-    for work in left.values():
-        requests.update(generation.requests_left(work))
-    return dict(+requests)

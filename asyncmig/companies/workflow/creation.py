@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import TypeVar, final
 
 import anyio
@@ -11,7 +12,8 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
-from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper
+from asyncmig.companies.workflow.names import resolve
+from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
 
@@ -44,11 +46,20 @@ class Creation:
         companies, record = Companies(self._context), self._progress.record
         if record.company_id is not None:
             return companies.open(record.company_id, external_id=record.external_id, sheets=record.sheets)
+        await self._resolve()
         self._progress.begin("creating")
         doubtful = record.create_sent
         if not doubtful:
             await self._progress.write("create", create_sent=True)
         return await _with_grace(self._provision(doubtful=doubtful))
+
+    async def _resolve(self) -> None:
+        """Replace names in the record by ids. Raises `InvalidInput` for a name that the account does not have."""
+        find = partial(resolve, self._context, [self._spec])
+        (found,) = await self._progress.retry_while_away(find)
+        if found.faults:
+            raise found.faults[0]
+        self._progress.record = named(self._progress.record, found.spec)
 
     async def _provision(self, *, doubtful: bool) -> Company:
         try:

@@ -1,7 +1,7 @@
 """The API generation "companies", as the registry of generations knows it."""
 
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -16,14 +16,16 @@ from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.uploads import Uploaded
-from asyncmig.companies.wire import Source, Template
+from asyncmig.companies.wire import Template
 from asyncmig.companies.workflow.adoption import adopt
 from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
+from asyncmig.companies.workflow.names import catalogue_requests, resolve
 from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
+from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
@@ -63,6 +65,7 @@ class CompaniesGeneration:
         "cancel_blocked_after",
     }
     supported_decisions: tuple[type[Decision], ...] = SUPPORTED
+    probe: str = routes.LIST_SOURCES.key
     endpoints: Mapping[str, Endpoint] = MappingProxyType({})  # each of them has a budget of its own
     requests_before_run: Sequence[str] = (
         routes.CREATE_COMPANY.key,
@@ -95,10 +98,8 @@ class CompaniesGeneration:
     def describe(self, event: JournalEvent) -> str:
         return _words(event.kind, _detail(event))
 
-    async def sources(self, context: SessionContext) -> Sequence[Source] | None:
-        with suppress(NotFound):
-            return await Companies(context).sources()
-        return None
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        return await resolve(context, specs)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -138,8 +139,8 @@ class CompaniesGeneration:
             left.update(stage)
         return +left
 
-    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
-        return {routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)}
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        return catalogue_requests(customers)
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await look(context, cast(Record, record.details))

@@ -31,6 +31,7 @@ from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, refuses_account, unknown
 from asyncmig.companies.workflow.decisions import SUPPORTED, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
+from asyncmig.companies.workflow.names import differs
 from asyncmig.companies.workflow.record import API, import_key, read_inputs
 from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
@@ -187,9 +188,10 @@ class _Migration:
         """Compare the files with the recorded ones. If a failed import had other files, a new import begins."""
         progress, spec = self._progress, self._spec
         record, self._files = progress.record, None
-        told = named(record, spec)
-        if told != record and record.company_id:
+        if record.company_id and record.name != spec.name:
             self._note(f"the company was created as {record.name!r} and keeps that name")
+        if record.company_id and differs(record.source, record.template_ids, spec):
+            self._note("the company was created with another source or other templates, and keeps them")
         try:
             spec.validate(root=self._options.root)
             await in_thread(_check_apart, spec.files, self._to)
