@@ -41,7 +41,7 @@ from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes,
 from asyncmig.cli.settings import Display, Options
 from asyncmig.customers.outcome import Failed, Outcome
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import CustomerRecord, CustomerStatus, is_on_server
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, is_new
 from asyncmig.errors import (
     AuthError,
     JournalError,
@@ -401,7 +401,7 @@ class _Work:
     async def _specs(self, records: Mapping[str, CustomerRecord]) -> tuple[Spec, ...]:
         """Return the specs, with ids for customers with nothing on the server yet. Raises `InvalidManifest`."""
         generation, specs = generations.find(self._options.api), self._manifest.specs()
-        new = [spec for spec in specs if not is_on_server(records.get(spec.external_id))]
+        new = [spec for spec in specs if is_new(records.get(spec.external_id), generation.name)]
         resolved = await generation.resolve(context_of(self._session), new)
         self._manifest.check_names(resolved)
         known = {spec.external_id: spec for spec, _ in resolved}

@@ -19,7 +19,7 @@ __all__ = [
     "RemainingWork",
     "RowCounts",
     "SheetFile",
-    "is_on_server",
+    "is_new",
     "status_of_outcome",
     "unreadable_record",
 ]
@@ -145,9 +145,12 @@ class RemainingWork:
     """Whether a failed import is started again."""
 
 
-def is_on_server(record: CustomerRecord | None) -> bool:
-    """Return whether a customer has something on the server. From then on its source and templates are fixed."""
-    return record is not None and bool(record.ids)
+def is_new(record: CustomerRecord | None, api: str) -> bool:
+    """Return whether a customer has nothing on the server of `api` yet, so that names of its source are looked up."""
+    if record is None:
+        return True
+    has_ended = isinstance(record.outcome, Delivered) or not record.is_readable
+    return record.api == api and not record.ids and not has_ended
 
 
 def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerStatus:

@@ -26,7 +26,7 @@ from asyncmig.customers.names import HasNames
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
-from asyncmig.customers.status import CustomerRecord, RemainingWork, is_on_server
+from asyncmig.customers.status import CustomerRecord, RemainingWork, is_new
 
 __all__ = [
     "Destruction",
@@ -220,7 +220,7 @@ async def plan(
         generation.catalogue_requests(
             each
             for each in customers
-            if each.external_id in left and not is_on_server(records.get(each.external_id))
+            if each.external_id in left and is_new(records.get(each.external_id), generation.name)
         )
     )
     for work in left.values():

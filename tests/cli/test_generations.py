@@ -1,13 +1,15 @@
-"""A second API generation, registered by a test, runs through everything that is independent of a generation."""
+"""A minimal API generation, registered by a test, runs through everything that is independent of a generation."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from asyncmig import (
+    Approve,
+    Decision,
     Delivered,
     Downloaded,
     Failed,
@@ -15,18 +17,29 @@ from asyncmig import (
     InvalidInput,
     Journal,
     MemoryJournal,
+    NeedsAttention,
+    Parked,
+    Patch,
+    Pending,
+    Question,
     Session,
     Spec,
     generations,
     migrate,
 )
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig.customers.decisions import checked_decision
+from asyncmig.customers.names import ResolvedSpec, resolve_spec
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
+from asyncmig.customers.spec import failed
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
+from asyncmig.customers.steps import Entry
 from asyncmig.jobs.status import read_records, read_statuses
-from asyncmig.journal import ClaimPort, JournalEvent
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.session import context_of
 
 from .conftest import Cli
 
@@ -38,16 +51,34 @@ class CopyRecord(msgspec.Struct):
     name: str
     copied: int = 0
     outcome: Outcome | None = None
+    approved: bool = False
+
+
+ASKED = NeedsAttention(questions=(Question(id="q", prompt="Copy?"),), proposed_patch=Patch(actions=()))
+SOURCES = {"Disk": "disk-1", "Tape": "tape-1"}
 
 
 class Copies(generations.Generation):
-    """Delivers copies of the input files; `calls` counts how often a migration was not finished already."""
+    """Delivers copies of the input files. `calls`: how often a migration was not finished already.
+
+    A customer with `asks` in its external id parks first. Sources have names and ids.
+    """
 
     name = "copies"
     supported_options = frozenset({"retries"})
+    supported_decisions = (Approve,)
 
     def __init__(self) -> None:
         self.calls = 0
+
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        async def source(wanted: str) -> str:
+            if wanted in SOURCES.values():
+                return wanted
+            items = [CatalogueItem(id=each, name=name) for name, each in SOURCES.items()]
+            return named("source", wanted, items).id
+
+        return [await resolve_spec(spec, source, source) for spec in specs]
 
     async def migrate(
         self,
@@ -61,11 +92,19 @@ class Copies(generations.Generation):
     ) -> Outcome:
         if claim.state is not None:
             record = msgspec.json.decode(claim.state, type=CopyRecord)
-            if record.outcome is not None:
+            if isinstance(record.outcome, Delivered):
                 return record.outcome
+        approved = claim.state is not None and record.approved
         self.calls += 1
         if "crash" in spec.external_id:
             raise RuntimeError("a fault of the generation")
+        ((resolved, faults),) = await self.resolve(context, [spec])
+        if faults:
+            return failed(spec, faults[0])
+        if "asks" in spec.external_id and not approved:
+            parked = Parked(external_id=spec.external_id, name=spec.name, attention=ASKED)
+            await write(claim, "parked", CopyRecord("copies", spec.name, outcome=parked))
+            return parked
         to.mkdir(parents=True, exist_ok=True)
         files = []
         for path in spec.files:
@@ -73,9 +112,10 @@ class Copies(generations.Generation):
             files.append(
                 Downloaded(sheet=path.stem, path=str(to / path.name), rows=1, size=path.stat().st_size)
             )
-        outcome = Delivered(external_id=spec.external_id, name=spec.name, files=tuple(files))
-        record = CopyRecord("copies", spec.name, len(files), outcome)
-        await claim.write("delivered", b'{"copied": 1}', msgspec.json.encode(record))
+        outcome = Delivered(
+            external_id=spec.external_id, name=spec.name, files=tuple(files), notes=(resolved.source,)
+        )
+        await write(claim, "delivered", CopyRecord("copies", spec.name, len(files), outcome))
         return outcome
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
@@ -89,6 +129,43 @@ class Copies(generations.Generation):
 
     def describe(self, event: JournalEvent) -> str:
         return f"copied {json.loads(event.detail)['copied']} file"
+
+    async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
+        return ASKED
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        checked_decision(decision, self.supported_decisions, self.name)
+        async with await journal.claim(external_id) as claim:
+            record = msgspec.json.decode(claim.state or b"", type=CopyRecord)
+            await write(claim, "decided", CopyRecord("copies", record.name, approved=True))
+        return "sent"
+
+    async def cancel(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        *,
+        reject_parked: bool = False,
+    ) -> Outcome:
+        async with await journal.claim(external_id) as claim:
+            record = msgspec.json.decode(claim.state or b"", type=CopyRecord)
+            outcome = Pending(external_id=external_id, name=record.name, error="canceled", reason="canceled")
+            await write(claim, "pending", CopyRecord("copies", record.name, outcome=outcome))
+        return outcome
+
+
+async def write(claim: ClaimPort, kind: Entry, record: CopyRecord) -> None:
+    await claim.write(kind, msgspec.json.encode({"copied": record.copied}), msgspec.json.encode(record))
 
 
 @pytest.fixture
@@ -105,7 +182,7 @@ def spec(tmp_path: Path) -> Callable[[str], Spec]:
         path = tmp_path / "in" / f"{external_id}.csv"
         path.parent.mkdir(exist_ok=True)
         path.write_text("Email\na@x.org\n")
-        return Spec(external_id=external_id, name=external_id.title(), source="s", files=(path,))
+        return Spec(external_id=external_id, name=external_id.title(), source="Disk", files=(path,))
 
     return make
 
@@ -122,6 +199,7 @@ async def test_a_fleet_drives_it_and_one_crash_touches_nobody_else(
         outcomes = {each.external_id: each async for each in fleet.run(specs)}
         again = {each.external_id: each async for each in fleet.run(specs[:2])}
     assert isinstance(outcomes["acme"], Delivered)
+    assert outcomes["acme"].notes == ("disk-1",)
     assert (tmp_path / "out/acme/acme.csv").read_text() == "Email\na@x.org\n"
     assert "RuntimeError" in (getattr(outcomes["crash"], "error", ""))
     assert again["bolt"] == outcomes["bolt"]
@@ -132,6 +210,22 @@ async def test_a_fleet_drives_it_and_one_crash_touches_nobody_else(
         "delivered",
         1,
     )
+
+
+async def test_a_parked_customer_is_canceled_and_a_decision_continues_it(
+    copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
+) -> None:
+    journal, to = MemoryJournal(), tmp_path / "out"
+    async with Session("key", NOWHERE) as session:
+        assert isinstance(await migrate(session, spec("asks"), journal=journal, to=to, api="copies"), Parked)
+        canceled = await copies.cancel(context_of(session), journal, "asks")
+        (status,) = await read_statuses(journal, "memory")
+        assert (canceled, status.outcome, status.pending_reason) == (canceled, "pending", "canceled")
+        sent = await copies.decide(context_of(session), journal, "asks", Approve(), shown=ASKED)
+        assert sent == "sent"
+        assert isinstance(
+            await migrate(session, spec("asks"), journal=journal, to=to, api="copies"), Delivered
+        )
 
 
 async def test_an_external_id_of_another_generation_is_refused_before_any_request(
@@ -203,24 +297,39 @@ def test_the_command_line_runs_it(
 ) -> None:
     (tmp_path / "a.csv").write_text("Email\na@x.org\n")
     (tmp_path / "customers.csv").write_text(
-        "external_id,name,source,files\nacme,Acme,11111111-1111-4111-8111-111111111111,a.csv\n"
+        "external_id,name,source,files\nacme,Acme,disk-1,a.csv\nasks,Asks,Tape,a.csv\n"
     )
+    (tmp_path / "wrong.csv").write_text("external_id,name,source,files\nbolt,Bolt,Dsik,a.csv\n")
     unknown = cli("run", "customers.csv", "--api", "migrationz", "--base-url", NOWHERE)
     assert unknown.code == 2
     assert "companies, copies" in unknown.err
     planned = json.loads(cli("run", "customers.csv", "--plan", "--json", "--api", "copies").out)
-    assert (planned["new"], planned["requests"]) == (1, {})
+    assert (planned["new"], planned["requests"]) == (2, {})
     monkeypatch.setenv("ASYNCMIG_API", "copies")
+    misnamed = cli("run", "wrong.csv", "--base-url", NOWHERE)
+    assert misnamed.code == 2
+    assert "line 2: source: 'Dsik' is not known; there are ['Disk', 'Tape']" in misnamed.err
     ran = cli("run", "customers.csv", "--base-url", NOWHERE)
-    assert ran.code == 0, ran.err
+    assert ran.code == 5, ran.err
     assert (tmp_path / "out/acme/a.csv").exists()
-    (status,) = map(json.loads, cli("status", "--json").out.splitlines())
-    assert (status["api"], status["outcome"]) == ("copies", "delivered")
+    statuses = [json.loads(line) for line in cli("status", "--json").out.splitlines()]
+    assert {each["external_id"]: each["outcome"] for each in statuses} == {
+        "acme": "delivered",
+        "asks": "parked",
+    }
+    assert {each["api"] for each in statuses} == {"copies"}
+    lacking = cli("review", "asks", "--reject", "--base-url", NOWHERE)
+    assert lacking.code == 2
+    assert "'copies'" in lacking.err
+    assert cli("review", "asks", "--approve", "--base-url", NOWHERE).code == 0
+    again = cli("run", "customers.csv", "--base-url", NOWHERE)
+    assert again.code == 0, again.err
+    assert (tmp_path / "out/asks/a.csv").exists()
     assert "copied 1 file" in cli("show", "acme").out
     monkeypatch.delenv("ASYNCMIG_API")
     refused = cli("run", "customers.csv", "--base-url", NOWHERE)
     assert refused.code != 0
-    assert copies.calls == 1
+    assert copies.calls == 3
 
 
 async def test_a_journal_from_before_the_generations_belongs_to_companies() -> None:
