@@ -4,14 +4,22 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Final, TypedDict, final, get_args
+from typing import Final, TypedDict, cast, final, get_args
 
 from asyncmig._core.arguments import check_fields
 from asyncmig.customers.answer_rules import AnswerRule, checked_rules
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
 from asyncmig.errors import InvalidInput
 
-__all__ = ["RETRY_SECONDS", "MigrationKeywords", "MigrationOptions", "OptionOverrides", "Turn", "combined"]
+__all__ = [
+    "RETRY_SECONDS",
+    "MigrationKeywords",
+    "MigrationOptions",
+    "OptionOverrides",
+    "Turn",
+    "combined",
+    "overrides",
+]
 
 Turn = Callable[[], Awaitable[None]]
 """Awaited after the files were read: it returns when this customer may send its first request."""
@@ -104,6 +112,26 @@ class MigrationKeywords(OptionOverrides, total=False):
     """The fields of `MigrationOptions` as keyword arguments."""
 
     root: Path | str | None
+
+
+def overrides(options: MigrationOptions | None, keywords: OptionOverrides) -> OptionOverrides:
+    """Return the fields of `options` that differ from their defaults, and the fields that `keywords` sets.
+
+    Raises `InvalidInput` for a wrong value, for a function that decides, and for a `root`, which is the workers' own.
+    """
+    given, default = combined(options, cast("MigrationKeywords", keywords)), MigrationOptions()
+    changed = {
+        field.name: getattr(given, field.name)
+        for field in fields(given)
+        if field.name in keywords or getattr(given, field.name) != getattr(default, field.name)
+    }
+    if callable(given.decide):
+        why = "is a function, which a queue cannot store: pass it to `worker_settings(options=...)`"
+        raise InvalidInput("decide", given.decide, why)
+    if "root" in changed:
+        why = "is an option of the workers: pass it to `worker_settings(options=...)`"
+        raise InvalidInput("root", str(given.root), why)
+    return cast("OptionOverrides", changed)
 
 
 def combined(options: MigrationOptions | None, keywords: MigrationKeywords) -> MigrationOptions:

@@ -36,7 +36,7 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.options import MigrationOptions, OptionOverrides
+from asyncmig.customers.options import MigrationOptions, OptionOverrides, overrides
 from asyncmig.customers.outcome import Outcome, Parked
 from asyncmig.customers.spec import Connections, LiveSource, Spec, check_different, each_spec, failed
 from asyncmig.distributed._environment import read_environment
@@ -176,12 +176,18 @@ class MigrationQueue:
     ) -> None:
         await self._queue.disconnect()
 
-    async def submit(self, spec: Spec, **asked: Unpack[OptionOverrides]) -> bool:
-        """Submit a customer. Return False if it has an unfinished job. Options not in `asked` are the workers' own.
+    async def submit(
+        self, spec: Spec, *, options: MigrationOptions | None = None, **keywords: Unpack[OptionOverrides]
+    ) -> bool:
+        """Submit a customer. Return False if it has an unfinished job.
 
-        Raises `InvalidInput` for a wrong spec, for options that make no sense, and for a function that decides;
-        `QueueUnavailable`.
+        `options`: a `MigrationOptions`, whose fields that differ from their defaults override the workers' options.
+        `keywords`: fields of it, which override the workers' options with any value and take precedence.
+
+        Raises `InvalidInput` for a wrong spec, for wrong options, and for a function that decides, which a queue
+        cannot store; `QueueUnavailable`.
         """
+        asked = self._overrides(options, keywords)
         spec, refused = generations.check_spec(self._generation, spec)
         if refused is not None:
             raise refused
@@ -190,14 +196,21 @@ class MigrationQueue:
 
     @checked_call
     async def decide(
-        self, spec: Spec, parked: Parked, decision: Decision, **asked: Unpack[OptionOverrides]
+        self,
+        spec: Spec,
+        parked: Parked,
+        decision: Decision,
+        *,
+        options: MigrationOptions | None = None,
+        **keywords: Unpack[OptionOverrides],
     ) -> bool:
         """Answer the questions of a parked customer. Return False if the customer has an unfinished job.
 
-        If the run asks other questions by then, it stays parked. Raises `InvalidInput` for a decision that the API
-        generation lacks, for answers that were not offered, and for credentials, which a queue must not store;
-        `QueueUnavailable`.
+        `options` and `keywords`: see `submit`. If the run asks other questions by then, it stays parked. Raises
+        `InvalidInput` for a decision that the API generation lacks, for answers that were not offered, and for
+        credentials, which a queue must not store; `QueueUnavailable`.
         """
+        asked = self._overrides(options, keywords)
         shown = decision_for(parked, decision, api=self._generation.name)
         return await self._queue.attempt(lambda: self._enqueue(spec, asked, **shown))
 
@@ -216,14 +229,19 @@ class MigrationQueue:
         await self._queue.attempt(abort)
 
     async def run(
-        self, specs: Iterable[Spec] | AsyncIterable[Spec], **asked: Unpack[OptionOverrides]
+        self,
+        specs: Iterable[Spec] | AsyncIterable[Spec],
+        *,
+        options: MigrationOptions | None = None,
+        **keywords: Unpack[OptionOverrides],
     ) -> AsyncIterator[Outcome]:
         """Submit all `specs` and yield the outcomes as the jobs end. If cancelled, the jobs continue.
 
-        Options not in `asked` are the workers' own. Invalid values of a spec become its `Failed` outcome. Raises
-        `InvalidInput` for options like `submit`, for a spec with connections, and for two specs with the same
-        external id.
+        `options` and `keywords`: see `submit`. Invalid values of a spec become its `Failed` outcome. Raises
+        `InvalidInput` for options like `submit`, for a spec with secrets, and for two specs with the same external
+        id.
         """
+        asked = self._overrides(options, keywords)
         given = [
             generations.check_spec(self._generation, each, self._root) async for each in each_spec(specs)
         ]
@@ -267,12 +285,13 @@ class MigrationQueue:
             return job.result is None  # a late heartbeat of the earlier worker can overwrite the job
         return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
 
+    def _overrides(self, options: MigrationOptions | None, keywords: OptionOverrides) -> OptionOverrides:
+        asked = overrides(options, keywords)
+        generations.check_options(self._generation, MigrationOptions(**asked))
+        return asked
+
     async def _enqueue(self, spec: Spec, asked: OptionOverrides, **more: object) -> bool:
         _check_no_secret(spec)
-        if callable(MigrationOptions(**asked).decide):
-            why = "is a function, which a queue cannot store: pass it to `worker_settings(options=...)`"
-            raise InvalidInput("decide", asked.get("decide"), why)
-        generations.check_options(self._generation, MigrationOptions(**asked))
         job = await self._queue.enqueue(
             _FUNCTION,
             key=self._key(spec.external_id),

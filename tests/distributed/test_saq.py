@@ -200,11 +200,16 @@ def test_what_is_asked_for_travels_with_a_job_and_the_rest_is_the_workers(place:
         async with place.queue() as queue, place.worker(decide="approve"):
             (parked,) = [outcome async for outcome in queue.run(specs, decide="park")]
             assert isinstance(parked, Parked)
-            (done,) = [outcome async for outcome in queue.run(specs, row_filter="all")]
+            options = MigrationOptions(row_filter="all")  # its default `decide` overrides nothing
+            (done,) = [outcome async for outcome in queue.run(specs, options=options)]
             assert isinstance(done, Delivered)
             assert done.row_filter == "all"
-            with pytest.raises(InvalidInput, match="decide"):
-                await queue.submit(specs[0], decide=decide)
+            for options, field in (
+                (MigrationOptions(decide=decide), "decide"),
+                (MigrationOptions(root=place.folder), "root"),
+            ):
+                with pytest.raises(InvalidInput, match=field):
+                    await queue.submit(specs[0], options=options)
             with pytest.raises(InvalidInput, match="retries"):
                 await queue.submit(specs[0], retries=-1)
 
