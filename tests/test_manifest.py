@@ -68,7 +68,6 @@ def test_line_ends_and_quoted_cells(folder: Path, end: str) -> None:
 def test_the_templates_column_may_be_absent_and_columns_may_stand_in_any_order(folder: Path) -> None:
     manifest = read(folder, "a.csv,s,Acme,x,acme", header="files,Source,NAME,crm owner,external_id")
     assert manifest.customers[0].templates == ()
-    assert not manifest.names_templates
     assert manifest.ignored == ("crm owner",)
 
 
