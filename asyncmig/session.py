@@ -8,7 +8,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -23,7 +23,7 @@ from asyncmig._core.limits import BY_KEY, Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
-from asyncmig._io.call import Secret, raw_call
+from asyncmig._io.call import Secret, raw_call, raw_endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
 from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
@@ -299,19 +299,9 @@ class Session(AsyncOnly):
         `UnexpectedReply` when the attempts are used up; `UnknownOutcome` if the outcome of a request that is not
         repeatable is unknown.
         """
-        call = raw_call(
-            method,
-            template,
-            ids=ids,
-            params=params,
-            body=body,
-            repeatable=repeatable,
-            lane=lane,
-            rank=rank,
-            max_wait=max_wait,
-        )
-        endpoint = replace(call.endpoint, budgets=_budgets_of(call.endpoint))
-        return await self._caller.reply(replace(call, endpoint=endpoint))
+        endpoint = _raw_endpoint(method, template, repeatable, lane)
+        call = raw_call(endpoint, ids=ids, params=params, body=body, rank=rank, max_wait=max_wait)
+        return await self._caller.reply(call)
 
     @checked_call
     def gate(self, method: str, template: str) -> Gate:
@@ -447,6 +437,13 @@ _NAMED_BUDGETS = _named_budgets()
 def _budgets_of(endpoint: Endpoint) -> tuple[str, ...]:
     """Return the named budgets that a request to a route charges."""
     return _NAMED_BUDGETS.get(_shape(endpoint), ())
+
+
+@lru_cache
+def _raw_endpoint(method: str, template: str, repeatable: bool | None, lane: Lane) -> Endpoint:
+    """Return the endpoint for `Session.request`, the same one for the same arguments."""
+    endpoint = raw_endpoint(method, template, repeatable=repeatable, lane=lane)
+    return replace(endpoint, budgets=_budgets_of(endpoint))
 
 
 def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:

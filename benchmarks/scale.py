@@ -1,44 +1,113 @@
 """What a large fleet costs, and that it grows in proportion: python benchmarks/scale.py [--sizes 1000 3000 10000]
 
-Each size in a process of its own: all customers at once on a virtual clock, the simulator in the same process, a
-journal on disk (which is not waited for), and a limit that grows with the fleet, so that each size has as many
-requests a customer. Columns: seconds of CPU; resident memory at its highest, less what there was before the fleet, of
-client and simulator together, and what of it the client's own code has allocated (by tracemalloc, in a second
-run, at the smallest size only); the journal's bytes; how long the loop was busy in one turn, in CPU time and without
-what threads do when the clock is a real one (a service that shares the loop waits so long), at worst and at 99.9 %.
+The client runs on a virtual clock, with a journal on disk (which is not waited for), and a limit that grows with the
+fleet, so that each size has as many requests a customer. The simulator is a process of its own, so that the figures
+are the client's alone. Each size has three fleets, each in a process of its own: one runs all customers at once to the
+end, one is drained and one is cancelled while all customers run. A fourth fleet has the default concurrency, is drained
+and shows what a waiting customer costs.
+
+Columns: seconds of CPU of the fleet that runs to its end; resident memory in kB of a customer that waits for its place,
+and of one that runs; the journal's bytes; how long the loop was busy in one turn, in CPU time, without what threads do
+when the clock is a real one and without the way to the simulator (a service that shares the loop waits so long): at
+worst and at 99.9 % of all turns, and at worst in each phase. Start: until all customers have been admitted and the
+first has ended. Exit: after the last customer has ended. "gc" is the longest pause for garbage collection, which is
+part of its turn.
 """
 
 import argparse
 import asyncio
+import gc
 import json
+import multiprocessing
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
+from array import array
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import looptime
 
 from asyncmig import Delivered, Fleet, Journal, Session, Spec, Timeouts
+from asyncmig.journal import writer
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, Request, RunDurations, World
 from asyncmig.simulator.server.limits import SlidingLog
 
 KEY = "a-key-for-the-benchmark"
-elsewhere = 0.0
-"""Seconds spent so far on what runs in threads when the clock is a real one: files, and the journal."""
 REQUESTS = 12
 """Requests a customer that the limit allows in a minute."""
+DEFAULT_CONCURRENCY = 500
 ROWS = "Email,First Name,Last Name\n" + "".join(f"p{n}@x.org,A,B\n" for n in range(10))
+Phase = Literal["start", "steady", "drain", "cancel", "exit"]
+PHASES: tuple[Phase, ...] = ("start", "steady", "drain", "cancel", "exit")
+End = Literal["complete", "drain", "cancel"]
+
+
+class Meter:
+    """How long the loop was busy in each turn, by phase, without what happens elsewhere."""
+
+    def __init__(self) -> None:
+        self.phase: Phase = "start"
+        self.turns: defaultdict[Phase, array[float]] = defaultdict(lambda: array("d"))
+        self.elsewhere = self.wire = 0.0
+        """Seconds of CPU spent so far on what runs in threads when the clock is a real one, and on the way to the
+        simulator."""
+        self.pause, self._collecting = 0.0, 0.0
+        gc.callbacks.append(self._collected)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.elsewhere += time.thread_time() - began
+
+    def _collected(self, when: str, _: dict[str, int]) -> None:
+        if when == "start":
+            self._collecting = time.thread_time()
+        else:
+            self.pause = max(self.pause, time.thread_time() - self._collecting)
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return a virtual loop that notes how long each of its turns takes."""
+        loop = looptime.new_event_loop(noop_cycles=0)
+        loop.set_default_executor(Inline(1))
+        run_once = loop._run_once
+
+        def turn() -> None:
+            began, before = time.thread_time(), self.elsewhere + self.wire
+            run_once()
+            self.turns[self.phase].append(time.thread_time() - began - self.elsewhere - self.wire + before)
+
+        loop._run_once = turn
+        return loop
+
+
+meter = Meter()
+
+
+def simulate(pipe: Connection) -> None:
+    """Answer requests until the pipe is closed."""
+    world = World(
+        key=KEY, sources=SOURCES, schemas=SCHEMAS[1:2], limit=lambda: SlidingLog(10**9), pace=RunDurations()
+    )
+    world.storage_url = "https://storage.test"
+    while (asked := pipe.recv()) is not None:
+        request, host, now = asked
+        pipe.send((world.storage if host == "storage.test" else world.handle)(request, now))
+    pipe.send((len(world.ledger.entries), world.ledger.over_the_limit))
 
 
 @dataclass(slots=True)
@@ -59,19 +128,20 @@ class Answered:
         yield self.reply.body
 
 
-class InProcess:
-    """A transport that calls a world in this process, a tenth of a second away."""
+class Wire:
+    """A transport to the simulator's process, a tenth of a second away."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        world.storage_url = "https://storage.test"
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
 
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: object, timeouts: Timeouts
     ) -> AsyncIterator[Answered]:
-        parts = urlsplit(url)
         content = body if isinstance(body, bytes) else b"".join([c async for c in body]) if body else b""  # type: ignore[attr-defined]
+        await asyncio.sleep(0.05)
+        began = time.thread_time()
+        parts = urlsplit(url)
         request = Request(
             method=method,
             path=parts.path,
@@ -79,9 +149,9 @@ class InProcess:
             headers={name.lower(): value for name, value in headers.items()},
             body=content,
         )
-        await asyncio.sleep(0.05)
-        handle = self._world.storage if parts.netloc == "storage.test" else self._world.handle
-        reply = handle(request, asyncio.get_running_loop().time())
+        self._pipe.send((request, parts.netloc, asyncio.get_running_loop().time()))
+        reply = self._pipe.recv()
+        meter.wire += time.thread_time() - began
         await asyncio.sleep(0.05)
         yield Answered(reply)
 
@@ -89,22 +159,12 @@ class InProcess:
         pass
 
 
-@contextmanager
-def away() -> Iterator[None]:
-    global elsewhere
-    began = time.thread_time()
-    try:
-        yield
-    finally:
-        elsewhere += time.thread_time() - began
-
-
 class Inline(ThreadPoolExecutor):
     """Runs what it is given at once: a virtual clock would race with threads."""
 
     def submit(self, function: Callable[..., object], /, *args: object, **kwargs: object) -> "Future[object]":  # type: ignore[override]
         future: Future[object] = Future()
-        with away():
+        with meter.away():
             try:
                 future.set_result(function(*args, **kwargs))
             except BaseException as error:
@@ -116,98 +176,115 @@ class Unsynced(sqlite3.Connection):
     """A connection that does not wait for the disk."""
 
     def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:  # type: ignore[override]
-        with away():
-            return super().execute(sql.replace("synchronous=FULL", "synchronous=OFF"), parameters)  # type: ignore[arg-type]
+        return super().execute(sql.replace("synchronous=FULL", "synchronous=OFF"), parameters)  # type: ignore[arg-type]
 
 
 def connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Unsynced)
 
 
-def timed_loop(turns: list[float]) -> asyncio.AbstractEventLoop:
-    """Return a virtual loop that notes how long each of its turns takes."""
-    loop = looptime.new_event_loop(noop_cycles=0)
-    loop.set_default_executor(Inline(1))
-    run_once = loop._run_once
-
-    def turn() -> None:
-        began, before = time.thread_time(), elsewhere
-        run_once()
-        turns.append(time.thread_time() - began - (elsewhere - before))
-
-    loop._run_once = turn
-    return loop
+def resident() -> float:
+    """Return the bytes of memory that this process has now, in no turn's time."""
+    began, pause = time.thread_time(), meter.pause
+    gc.collect()
+    meter.pause = pause
+    meter.elsewhere += time.thread_time() - began
+    return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def drive(customers: int, folder: Path, memory: Callable[[], float]) -> dict[str, float]:
+async def drive(
+    customers: int, concurrency: int, end: End, folder: Path, pipe: Connection
+) -> dict[str, float]:
+    """Run a fleet until it ends, or is drained or cancelled after a twentieth of those at once have ended."""
+    folder.mkdir()
     file = folder / "contacts.csv"
     file.write_text(ROWS, encoding="utf-8")
     source = next(iter(SOURCES))
-    specs = [Spec(external_id=f"c{n}", name=f"c{n}", source=source, files=(file,)) for n in range(customers)]
-    world = World(
-        key=KEY, sources=SOURCES, schemas=SCHEMAS[1:2], limit=lambda: SlidingLog(10**9), pace=RunDurations()
-    )
-    highest = before = memory()
+    # a generator, so that the memory of the specs counts
+    specs = (Spec(external_id=f"c{n}", name=f"c{n}", source=source, files=(file,)) for n in range(customers))
+    before, memory, ended = resident(), 0.0, 0
+    meter.phase = "start"
     async with (
-        Session(
-            KEY,
-            "https://api.test/api/v1",
-            transport=InProcess(world),
-            limit=REQUESTS * customers,
-            rng=Random(1),
-        ) as session,
-        Journal(folder / "fleet.db", threaded=False, connect=connect) as journal,
-        Fleet(session, journal=journal, to=folder / "out", concurrency=customers) as fleet,
+        Session(KEY, "https://api.test/api/v1", transport=Wire(pipe), limit=REQUESTS * concurrency) as session,
+        Journal(folder / "fleet.db", lease=1e6, connect=connect) as journal,
+        Fleet(session, journal=journal, to=folder / "out", concurrency=concurrency) as fleet,
     ):
-        ended = 0
         async for outcome in fleet.run(specs):
-            assert isinstance(outcome, Delivered), outcome
             ended += 1
-            if ended % (customers // 20) == 0:
-                highest = max(highest, memory())
-    return {
-        "customers": customers,
-        "memory": (highest - before) / customers,
-        "requests": len(world.ledger.entries) / customers,
-        "virtual": asyncio.get_running_loop().time(),
-        "refused": world.ledger.over_the_limit,
-    }
+            if meter.phase == "start":
+                meter.phase = "steady"
+            if ended == max(1, concurrency // 20) and not memory:
+                memory = resident() - before
+                if end == "drain":
+                    meter.phase = "drain"
+                    await fleet.drain()
+                elif end == "cancel":
+                    meter.phase = "cancel"
+                    break
+            assert isinstance(outcome, Delivered) or end != "complete", outcome
+        if meter.phase != "cancel":
+            meter.phase = "exit"
+    return {"memory": memory, "virtual": asyncio.get_running_loop().time()}
 
 
-def resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def allocated() -> float:
-    """Return the bytes that code outside the simulator and this file holds."""
-    others = [tracemalloc.Filter(False, f"*/{name}") for name in ("simulator/*", "scale.py")]
-    return float(
-        sum(each.size for each in tracemalloc.take_snapshot().filter_traces(others).statistics("filename"))
-    )
-
-
-def one(customers: int, traced: bool) -> None:
-    turns: list[float] = []
+def one(customers: int, concurrency: int, end: End) -> None:
+    """Measure one fleet, after a small one that loads and allocates what every fleet needs."""
     os.fsync = lambda file: None
-    if traced:
-        tracemalloc.start()
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
-        with asyncio.Runner(loop_factory=lambda: timed_loop(turns)) as runner:
-            result = runner.run(drive(customers, Path(folder), allocated if traced else resident))
-        result["journal"] = (Path(folder) / "fleet.db").stat().st_size / customers
-        result["cpu"] = time.process_time() - began
-    turns.sort()
-    result["worst"], result["lag"] = turns[-1], turns[int(len(turns) * 0.999)]
+    writer._one_thread = lambda: Inline(1)
+    processes = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_STATE_HOME"] = name
+        for number, (size, at_once) in enumerate(((50, 50), (customers, concurrency))):
+            pipe, theirs = processes.Pipe()
+            simulator = processes.Process(target=simulate, args=(theirs,), daemon=True)
+            simulator.start()
+            meter.turns.clear()
+            meter.pause = meter.wire = 0.0
+            began = time.process_time()
+            with asyncio.Runner(loop_factory=meter.loop) as runner:
+                result = runner.run(drive(size, at_once, "cancel" if not number else end, folder / f"{number}", pipe))
+            result["cpu"] = time.process_time() - began - meter.wire
+            pipe.send(None)
+            result["requests"], result["refused"] = pipe.recv()
+        result["journal"] = sum(each.stat().st_size for each in folder.glob("1/fleet.db*"))
+    everything = sorted(seconds for turns in meter.turns.values() for seconds in turns)
+    result |= {phase: max(meter.turns.get(phase, (0.0,))) for phase in PHASES}
+    result |= {"99.9": everything[int(len(everything) * 0.999)], "gc": meter.pause}
     print(json.dumps(result))
 
 
-def measured(customers: int, *, traced: bool = False) -> dict[str, float]:
-    """Measure one size in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(customers), *(["--traced"] if traced else [])]
+def measured(customers: int, concurrency: int, end: End) -> dict[str, float]:
+    """Measure one fleet in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(customers), str(concurrency), end]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     result: dict[str, float] = json.loads(ended.stdout)
+    assert not result["refused"], result
     return result
+
+
+def row(size: int) -> str:
+    whole, drained, cancelled = (measured(size, size, end) for end in ("complete", "drain", "cancel"))
+    few = min(DEFAULT_CONCURRENCY, size // 2)
+    waits = measured(size, few, "drain")
+    running = max(each["memory"] for each in (whole, drained, cancelled)) / size
+    waiting = (waits["memory"] - few * running) / (size - few)
+    fleets = (whole, drained, cancelled, waits)
+    phases = {phase: max(each[phase] for each in fleets) for phase in PHASES}
+    cells = [
+        f"{size:,}",
+        f"{whole['cpu']:.1f}",
+        f"{1000 * whole['cpu'] / size:.1f}",
+        f"{waiting / 1000:.1f}",
+        f"{running / 1000:.1f}",
+        f"{whole['journal'] / 1000 / size:.1f}",
+        f"{whole['requests'] / size:.1f}",
+        f"{1000 * max(phases.values()):.0f}",
+        f"{1000 * max(each['99.9'] for each in fleets):.1f}",
+        *(f"{1000 * phases[phase]:.0f}" for phase in PHASES),
+        f"{1000 * max(each['gc'] for each in fleets):.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -216,28 +293,28 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000])
     parser.add_argument("--quick", action="store_true", help="100 and 300 customers")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        one(asked.one, asked.traced)
+        one(int(asked.one[0]), int(asked.one[1]), asked.one[2])
         return
-    sizes = [100, 300] if asked.quick else asked.sizes
-    print(
-        "| customers | CPU, s | CPU, ms a customer | memory, kB a customer | journal, kB a customer "
-        "| requests a customer | busy at worst, ms | at 99.9 %, ms |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for size in sizes:
-        got = measured(size)
-        print(
-            f"| {size:,} | {got['cpu']:.1f} | {1000 * got['cpu'] / size:.1f} | {got['memory'] / 1000:.1f} "
-            f"| {got['journal'] / 1000:.1f} | {got['requests']:.1f} | {1000 * got['worst']:.0f} "
-            f"| {1000 * got['lag']:.1f} |",
-            flush=True,
-        )
-    share = measured(sizes[0], traced=True)["memory"] / 1000
-    print(f"\nOf the memory, {share:.1f} kB a customer are the client's own ({sizes[0]:,} customers).")
+    columns = [
+        "customers",
+        "CPU, s",
+        "CPU, ms a customer",
+        "waiting, kB a customer",
+        "running, kB a customer",
+        "journal, kB a customer",
+        "requests a customer",
+        "busy at worst, ms",
+        "at 99.9 %, ms",
+        *PHASES,
+        "gc",
+    ]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns), "|", sep="")
+    for size in [100, 300] if asked.quick else asked.sizes:
+        print(row(size), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ __all__ = ["check_fields", "checked_call", "checked_path", "checked_text", "flaw
 P = ParamSpec("P")
 R = TypeVar("R")
 _Test = Callable[[object], bool]
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SECRET = frozenset(
     {"api_key", "auth", "connections", "conninfo", "credentials", "queue", "secret", "secrets", "url"}
 )
@@ -35,16 +36,20 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
 
     Checks plain types, unions, classes, protocols and the kind of a collection, but not the items of a collection.
     """
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters.values()
+    positions = [each.name for each in parameters if each.kind in _BY_POSITION]
+    only_by_position = {each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY}
     tests: dict[str, tuple[_Test, str]] = {}
 
     def check(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         if not tests:
             tests.update(_tests_of(function))
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        for name, value in zip(positions, args, strict=False):  # the call itself raises for a wrong number
             if name in tests and not tests[name][0](value):
-                shown = "***" if name in _SECRET else value
-                raise InvalidInput(name, shown, f"must be {tests[name][1]}")
+                raise _wrong(name, value, tests[name][1])
+        for name, value in kwargs.items():
+            if name in tests and name not in only_by_position and not tests[name][0](value):
+                raise _wrong(name, value, tests[name][1])
 
     if inspect.iscoroutinefunction(function):
 
@@ -52,9 +57,9 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
         def checked(*args: P.args, **kwargs: P.kwargs) -> object:
             try:
                 check(args, kwargs)
+                return function(*args, **kwargs)
             except (InvalidInput, TypeError) as error:
                 return _raises(error)  # where the caller awaits it, as an async function would
-            return function(*args, **kwargs)
 
         return cast("Callable[P, R]", checked)
 
@@ -64,6 +69,10 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return called
+
+
+def _wrong(name: str, value: object, words: str) -> InvalidInput:
+    return InvalidInput(name, "***" if name in _SECRET else value, f"must be {words}")
 
 
 async def _raises(error: Exception) -> object:
@@ -77,7 +86,7 @@ def check_fields(instance: object) -> None:
             continue
         test, value = _test_of(hint), getattr(instance, name)
         if test is not None and not test[0](value):
-            raise InvalidInput(name, "***" if name in _SECRET else value, f"must be {test[1]}")
+            raise _wrong(name, value, test[1])
 
 
 def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
@@ -104,14 +113,18 @@ def _test_of(hint: object) -> tuple[_Test, str] | None:
         if len(known) < len(parts):
             return None
         tests = [test for test, _ in known]
-        return (lambda value: any(test(value) for test in tests)), " or ".join(words for _, words in known)
+        words = " or ".join(words for _, words in known)
+        if len(tests) == 2:
+            first, second = tests
+            return (lambda value: first(value) or second(value)), words
+        return (lambda value: any(test(value) for test in tests)), words
     kind = origin or hint
     if not isinstance(kind, type) or kind in (object, IO):  # IO: no file object is an instance of it
         return None
     if getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc":
         names = [name for name in vars(kind) if not name.startswith("_") or name == "__call__"]
         return (lambda value: all(hasattr(value, name) for name in names)), _called(kind)
-    return (lambda value: _is_a(value, kind)), _WORDS.get(kind, _called(kind))
+    return _test_of_class(kind), _WORDS.get(kind, _called(kind))
 
 
 def _called(kind: type) -> str:
@@ -119,14 +132,14 @@ def _called(kind: type) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _is_a(value: object, kind: type) -> bool:
+def _test_of_class(kind: type) -> _Test:
     if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return lambda value: isinstance(value, float | int) and not isinstance(value, bool)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
     if issubclass(kind, Sequence | Iterable) and kind.__module__ == "collections.abc":
-        return isinstance(value, kind) and not isinstance(value, str | bytes)
-    return isinstance(value, kind)
+        return lambda value: isinstance(value, kind) and not isinstance(value, str | bytes)
+    return lambda value: isinstance(value, kind)
 
 
 def checked_path(field: str, value: object) -> Path:

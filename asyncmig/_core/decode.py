@@ -144,14 +144,25 @@ def decode(body: bytes, kind: type[T], whole: Collection[str] = ()) -> T:
 
 def decode_documented(body: bytes, kind: type[T]) -> T | None:
     """Return `body` as `kind` if it has the documented form, otherwise None: `decode` may still understand it."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return msgspec.json.decode(body, type=kind, strict=False)
-    return None
+    try:
+        return cast("T", _decoder(kind).decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+_decoders: dict[object, msgspec.json.Decoder[object]] = {}
+
+
+def _decoder(kind: type[object]) -> msgspec.json.Decoder[object]:
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind, strict=False)
+    return decoder
 
 
 def _decode(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind, strict=False)
+        return cast("T", _decoder(kind).decode(body))
     except msgspec.ValidationError:
         return convert(msgspec.json.decode(body), kind)
 

@@ -1,7 +1,7 @@
 """An endpoint as a row of facts: method, route template, urgency, and what a client may do when a request fails."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["LARGEST_LIST", "LARGEST_REPLY", "Endpoint", "Lane", "Repeat"]
 
@@ -34,9 +34,9 @@ class Repeat(enum.Enum):
     """Not safe: the server may have processed the first request, and a second one would do the same again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Endpoint:
-    """One route of an API. Statistics and retry rules are kept by `key`."""
+    """One route of an API. Statistics and retry rules are kept by `key`. Compared by identity."""
 
     name: str
     method: str
@@ -68,7 +68,8 @@ class Endpoint:
     """None if a request starts no run. Otherwise it takes a run slot for as long as its run is in progress. In its
     lane, a request of a lower order goes first."""
 
-    @property
-    def key(self) -> str:
-        """Method and route template."""
-        return f"{self.method} {self.template}"
+    key: str = field(init=False)
+    """Method and route template."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.method} {self.template}")

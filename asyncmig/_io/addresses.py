@@ -123,6 +123,8 @@ class Proxies:
 
         Raises `InvalidInput` that names the variable, for a proxy that cannot be used.
         """
+        if not self._values:
+            return None
         parts = _split(url)
         if parts is None or not parts.hostname or parts.scheme not in self._values or is_loopback(url):
             return None

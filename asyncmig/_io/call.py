@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import final
 from urllib.parse import unquote
 
@@ -13,7 +13,7 @@ from asyncmig.errors import (
     InvalidInput,
 )
 
-__all__ = ["Call", "Secret", "raw_call"]
+__all__ = ["Call", "Secret", "raw_call", "raw_endpoint"]
 
 
 _NO_SEGMENT = frozenset({"", ".", ".."})
@@ -39,19 +39,18 @@ class Secret:
         raise TypeError("a secret is not pickled")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A request: its endpoint, the ids of its route, its body and its rank. A lower `rank` goes first in its lane."""
 
     endpoint: Endpoint
-    ids: Mapping[str, str] = field(default_factory=dict[str, str])
-    query: Mapping[str, str] = field(default_factory=dict[str, str])
-    body: bytes | None = field(default=None, repr=False)
+    ids: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
+    body: bytes | None = None
     rank: float = 0.0
     max_wait: float | None = None
     loggable_body: str = ""
     """The body as an `UnknownOutcome` may show it, without secrets."""
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    secrets: tuple[str, ...] = ()
     """Secrets in the body. If an answer echoes them, errors show `***`."""
 
     def __post_init__(self) -> None:
@@ -59,6 +58,9 @@ class Call:
         for name, text in self.ids.items():
             if text in _NO_SEGMENT:
                 raise InvalidInput(name, text, "would lead to another route")
+
+    def __repr__(self) -> str:
+        return f"Call({self.endpoint.key!r}, ids={self.ids!r}, query={self.query!r})"  # the body may have secrets
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
@@ -70,26 +72,14 @@ _DOTS = frozenset({".", ".."})
 _ADVICE = "Ask the server whether it was done before you send it again."
 
 
-def raw_call(
-    method: str,
-    template: str,
-    *,
-    ids: Mapping[str, str],
-    params: Mapping[str, str] | None,
-    body: object,
-    repeatable: bool | None,
-    lane: Lane,
-    rank: float,
-    max_wait: float | None,
-) -> Call:
-    """Return the call for `session.request`; raise `InvalidInput` for arguments that make no valid request."""
+def raw_endpoint(method: str, template: str, *, repeatable: bool | None, lane: Lane) -> Endpoint:
+    """Return the endpoint for `session.request`; raise `InvalidInput` for a method or template that is not valid."""
     method = method.upper()
     if method not in _METHODS:
         raise InvalidInput("method", method, f"is none of {', '.join(sorted(_METHODS))}")
     _check_template(template)
-    _check_ids(template, ids)
     safe = method in _HARMLESS if repeatable is None else repeatable
-    endpoint = Endpoint(
+    return Endpoint(
         name=f"{method} {template}",
         method=method,
         template=template,
@@ -98,6 +88,19 @@ def raw_call(
         advice=_ADVICE,
         largest_reply=LARGEST_LIST,
     )
+
+
+def raw_call(
+    endpoint: Endpoint,
+    *,
+    ids: Mapping[str, str],
+    params: Mapping[str, str] | None,
+    body: object,
+    rank: float,
+    max_wait: float | None,
+) -> Call:
+    """Return the call for `session.request`; raise `InvalidInput` for arguments that make no valid request."""
+    _check_ids(endpoint.template, ids)
     return Call(
         endpoint=endpoint,
         ids=dict(ids),
@@ -122,8 +125,13 @@ def _check_template(template: str) -> None:
         raise InvalidInput("template", template, "leads elsewhere: it has a segment of dots")
 
 
+@lru_cache
+def _placeholders(template: str) -> frozenset[str]:
+    return frozenset(_PLACEHOLDER.findall(template))
+
+
 def _check_ids(template: str, ids: Mapping[str, str]) -> None:
-    wanted = set(_PLACEHOLDER.findall(template))
+    wanted = _placeholders(template)
     for name in sorted(wanted - ids.keys()):
         raise InvalidInput(name, None, f"is missing: {template} needs it")
     for name, value in ids.items():

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Self, TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
+import msgspec
+
 from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.limiter import RateHeaders
@@ -29,6 +31,7 @@ from asyncmig._io.reply import (
     Reply,
     beginning,
     decoded,
+    decoded_now,
     error_text,
     is_html,
     is_json,
@@ -62,6 +65,8 @@ _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 _TOO_MANY = 429
 _LONGEST_RETRY_AFTER = 60.0
 """The most seconds of a `Retry-After` that are obeyed before a repeat after a server error."""
+_MOST_ROUTES = 1000
+"""The most endpoints whose facts are kept. `session.request` can be called with any number of templates."""
 _SHORT_KEY = 8
 """A key with fewer characters is not replaced in 2xx bodies, where it could match data by chance. Real keys are
 longer."""
@@ -80,6 +85,7 @@ class Caller:
         "_on_refused_key",
         "_policy",
         "_retry_queue",
+        "_routes",
         "_timeouts",
         "_timeouts_by_endpoint",
         "_transport",
@@ -109,6 +115,7 @@ class Caller:
         self._guard, self._key, self._key_header = guard, key, key_header
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
+        self._routes: dict[Endpoint, _Route] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
         """The number of requests sent, by endpoint key and lane name."""
 
@@ -153,9 +160,17 @@ class Caller:
         return await self._repeated(call, self._reply)
 
     async def _repeated(self, call: Call, understand: Understand[T]) -> T:
+        failed: RetryableFailure | None = None
+        try:
+            return await self._through_the_gate(call, understand, 1)
+        except RetryableFailure as failure:
+            failed = failure
         attempts = self.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
         while True:
             async with attempts:
+                if failed is not None:
+                    first, failed = failed, None
+                    raise first
                 try:
                     return await self._through_the_gate(call, understand, attempts.attempt)
                 except ApiError as error:
@@ -220,9 +235,9 @@ class Caller:
             async with self._slot(call, ticket) as slot:
                 try:
                     with _Sending(self._report_sent, self._report_done, call, slot, 1) as sending:
-                        timeouts = self._patience(call.endpoint).streaming()
-                        async with self._exchange(call, timeouts) as answer:
-                            await self._check_head(sending, answer)
+                        async with self._exchange(call, self._route(call.endpoint).streaming) as answer:
+                            if not self._accepted(sending, answer):
+                                raise await self._refused(sending, answer)
                             yielded = True
                             yield answer
                             return
@@ -252,7 +267,7 @@ class Caller:
                 quote(url, safe=_AS_SIGNED),
                 headers=headers,
                 body=body,
-                timeouts=self._patience(endpoint).streaming(),
+                timeouts=self._route(endpoint).streaming,
             ) as answer:
                 status = answer.status
                 yield answer
@@ -271,6 +286,14 @@ class Caller:
         if scheme != "https" and not is_local:
             raise InvalidInput(name, f"{scheme}://...", "was named by the server, and is not https")
 
+    def _route(self, endpoint: Endpoint) -> "_Route":
+        route = self._routes.get(endpoint)
+        if route is None:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            route = self._routes[endpoint] = _Route(endpoint, self._patience(endpoint))
+        return route
+
     def _patience(self, endpoint: Endpoint) -> Timeouts:
         own, general = self._timeouts_by_endpoint.get(endpoint.key), self._timeouts
         if own is None and endpoint.quiet_for:
@@ -281,8 +304,10 @@ class Caller:
 
     def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
         self._guard.loop()
-        endpoint = call.endpoint
-        return self._gate(endpoint).slot(
+        endpoint, route = call.endpoint, self._route(call.endpoint)
+        if route.gate is None:
+            route.gate = self._gate(endpoint)
+        return route.gate.slot(
             lane=endpoint.lane,
             rank=call.rank,
             max_wait=call.max_wait,
@@ -293,17 +318,19 @@ class Caller:
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
         with _Sending(self._report_sent, self._report_done, call, slot, attempt) as sending:
-            async with self._exchange(call, self._patience(call.endpoint)) as answer:
-                await self._check_head(sending, answer)
+            async with self._exchange(call, self._route(call.endpoint).timeouts) as answer:
+                if not self._accepted(sending, answer):
+                    raise await self._refused(sending, answer)
                 body = await self._read(answer, call.endpoint.largest_reply)
         return await understand(call, answer, body)
 
     async def _reply(self, call: Call, answer: Response, body: bytes) -> Reply:
-        if body and (is_json(answer) or is_html(answer)):
+        if body and (is_json(answer) or is_html(answer)) and decoded_now(body, msgspec.Raw) is None:
             await self._decoded(object, call, answer, body)  # raises for cut JSON and for HTML
         headers: dict[str, str] = {}
+        key = self._key.reveal()
         for name, value in answer.headers.items():
-            name, value = name.lower(), value.replace(self._key.reveal(), "***")
+            name, value = name.lower(), value.replace(key, "***")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         endpoint = call.endpoint
         return Reply(
@@ -323,24 +350,32 @@ class Caller:
             timeouts=timeouts,
         )
 
-    async def _check_head(self, sending: "_Sending", answer: Response) -> None:
-        """Report the status to the gate at the headers. Raises `ApiError` or `RetryableFailure` unless it is 2xx."""
-        call, slot = sending.call, sending.slot
+    def _accepted(self, sending: "_Sending", answer: Response) -> bool:
+        """Report a 2xx status to the gate, at the headers. Return False for another one, which `_refused` reports."""
         status = sending.status = answer.status
+        if not 200 <= status < 300:
+            return False
+        headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
+        sending.slot.answered(status, headers=headers)
+        self._retry_queue.succeeded()
+        return True
+
+    async def _refused(self, sending: "_Sending", answer: Response) -> Exception:
+        """Report a status other than 2xx to the gate, and return `ApiError` or `RetryableFailure`."""
+        call, slot, status = sending.call, sending.slot, answer.status
         headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
         wait = None if headers is None else headers.retry_after
         if status == _TOO_MANY and call.endpoint.run_order is not None:
-            raise await self._start_refused(call, answer, slot, headers)
+            return await self._start_refused(call, answer, slot, headers)
         slot.answered(status, retry_after=wait, headers=headers)
         if status < 500:
             self._retry_queue.succeeded()
-        if not 200 <= status < 300:
-            raise await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
+        return await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
 
     def _report_sent(self, call: Call, waited: float, attempt: int) -> float:
         """Count a request and report it as an event; return the time."""
         endpoint, now = call.endpoint, asyncio.get_running_loop().time()
-        self.requests[endpoint.key, endpoint.lane.name] += 1
+        self.requests[self._route(endpoint).counted] += 1
         if self._events.wants_requests:
             self._events.emit(
                 RequestSent(
@@ -426,6 +461,8 @@ class Caller:
         return body.replace(key.encode(), b"***")
 
     async def _decoded(self, kind: type[T], call: Call, answer: Response, body: bytes) -> T:
+        if (value := decoded_now(body, kind)) is not None:
+            return value
         try:
             return await decoded(body, kind)
         except Unreadable as error:
@@ -439,9 +476,9 @@ class Caller:
         return answer.status, await self._decoded(kind, call, answer, body)
 
     def _url(self, call: Call) -> str:
-        path = call.endpoint.template.format(
-            **{name: quote(text, safe="") for name, text in call.ids.items()}
-        )
+        path = call.endpoint.template
+        if call.ids:
+            path = path.format(**{name: quote(text, safe="") for name, text in call.ids.items()})
         return f"{self.base_url}{path}" + (f"?{urlencode(call.query)}" if call.query else "")
 
     def _headers(self, call: Call) -> dict[str, str]:
@@ -449,6 +486,21 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return headers
+
+
+@final
+class _Route:
+    """The facts about an endpoint that are the same for all of its requests."""
+
+    __slots__ = ("counted", "gate", "streaming", "timeouts")
+
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
+        self.gate: Gate | None = None
+        """None before the first request that goes through it."""
+        self.timeouts: Timeouts = timeouts
+        self.streaming: Timeouts = timeouts.streaming()
+        self.counted: tuple[str, str] = endpoint.key, endpoint.lane.name
+        """The key of `Caller.requests`."""
 
 
 @final

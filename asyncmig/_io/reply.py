@@ -14,7 +14,7 @@ import msgspec
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
 from asyncmig._core.limiter import RateHeaders
 from asyncmig._io.threads import in_thread
-from asyncmig._io.transport import Response
+from asyncmig._io.transport import AiohttpResponse, Response
 from asyncmig.errors import UnexpectedReply
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Reply",
     "beginning",
     "decoded",
+    "decoded_now",
     "error_text",
     "is_html",
     "is_json",
@@ -44,7 +45,6 @@ _URL = re.compile(
 )
 """A URL, even if JSON or a form has escaped its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
-_RATE_HEADERS = ("Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining")
 _TOO_MANY_RUNS = b"run_concurrency_limit"
 _MOST = 1e9
 """The largest number of requests that a header can mean."""
@@ -87,6 +87,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 async def beginning(answer: Response, most: int) -> bytes:
     """Return a decompressed body. If it exceeds `most` bytes, return only its beginning."""
+    if isinstance(answer, AiohttpResponse) and (arrived := answer.arrived()) is not None:
+        return arrived[: most + 1]
     body, chunks = bytearray(), answer.chunks()
     try:
         async for chunk in chunks:
@@ -101,11 +103,16 @@ async def beginning(answer: Response, most: int) -> bytes:
 
 async def decoded(body: bytes, kind: type[T]) -> T:
     """Return `body` as `kind`, decoded in a thread if it is large. Raises `Unreadable`."""
-    if len(body) <= _AT_ONCE and (documented := decode_documented(body, kind)) is not None:
+    if (documented := decoded_now(body, kind)) is not None:
         return documented
     if len(body) <= _AT_ONCE_IN_PARTS:
         return decode(body, kind)
     return await in_thread(decode, body, kind)
+
+
+def decoded_now(body: bytes, kind: type[T]) -> T | None:
+    """Return `body` as `kind` if that is fast: the body is not large, and has the documented form."""
+    return decode_documented(body, kind) if len(body) <= _AT_ONCE else None
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
@@ -187,7 +194,7 @@ def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeade
 
     The reset is in Unix seconds of the server's clock; see `retry_after` for the present time.
     """
-    if not any(name in headers for name in _RATE_HEADERS):
+    if not ("Retry-After" in headers or "X-RateLimit-Limit" in headers or "X-RateLimit-Remaining" in headers):
         return None
     wait = retry_after(headers, speed=speed, most=math.inf)
     limit, remaining, at = (

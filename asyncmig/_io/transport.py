@@ -9,10 +9,10 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol, Self, final
 
 import aiohttp
@@ -27,7 +27,7 @@ from asyncmig._io.content_decoder import ACCEPTED, Undecodable, decoder_for
 from asyncmig._io.event_loop import finish_all
 from asyncmig.errors import InvalidInput
 
-__all__ = ["AiohttpTransport", "Body", "Lost", "Response", "Timeouts", "Transport"]
+__all__ = ["AiohttpResponse", "AiohttpTransport", "Body", "Lost", "Response", "Timeouts", "Transport"]
 
 Body = bytes | AsyncIterator[bytes]
 """A request body: bytes, or an async iterable of bytes."""
@@ -38,6 +38,8 @@ _BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", 
 """Headers of an answer that announce a body."""
 _WITHOUT_BODY = re.compile(rb"HTTP/1\.[01] +(204|1[0-9]{2})(?![0-9])")
 """The first line of an answer without a body: a 204, or an interim answer before the final one."""
+_WITH_BODY = re.compile(rb"HTTP/1\.[01] (?:20[0-35-9]|[345][0-9]{2}) ")
+"""The first line of any other answer, as servers usually write it."""
 _STATUS_LINE = len(b"HTTP/1.1 204 ")
 _LARGEST_HEADER = 64 * 1024
 """The most bytes of one header of an answer."""
@@ -126,11 +128,11 @@ class Transport(Protocol):
 
 
 @final
-class _AiohttpResponse:
-    __slots__ = ("_rate", "_response")
+class AiohttpResponse:
+    __slots__ = ("_response", "_timeouts")
 
     def __init__(self, response: ClientResponse, timeouts: Timeouts) -> None:
-        self._response, self._rate = response, _Rate(timeouts)
+        self._response, self._timeouts = response, timeouts
 
     @property
     def status(self) -> int:
@@ -145,10 +147,18 @@ class _AiohttpResponse:
         self._response.release()
         await self._response.wait_for_close()
 
+    def arrived(self) -> bytes | None:
+        """Return a small uncompressed body that has arrived as a whole; None for any other."""
+        content = self._response.content
+        if not content.is_eof() or content.exception() is not None or content.total_bytes > _CHUNK:
+            return None
+        return None if "Content-Encoding" in self._response.headers else content.read_nowait()
+
     async def chunks(self) -> AsyncIterator[bytes]:
+        rate = _Rate(self._timeouts)
         try:
             decoder = decoder_for(self._response.headers.getall("Content-Encoding", ()))
-            while chunk := await self._read():
+            while chunk := await self._read(rate):
                 for number, piece in enumerate(decoder.feed(chunk) if decoder else (chunk,)):
                     if number:
                         await asyncio.sleep(0)  # a small chunk can inflate to many pieces
@@ -158,21 +168,21 @@ class _AiohttpResponse:
         except Undecodable as error:
             raise Lost(str(error), sent=True) from error
 
-    async def _read(self) -> bytes:
+    async def _read(self, rate: "_Rate") -> bytes:
         """Return the next bytes as received, b"" at the end. Raises `Lost`, also if they arrive too slowly."""
         content = self._response.content
         if content.is_eof() and content.exception() is None:
             return content.read_nowait(_CHUNK)  # everything has arrived, so no time-out is needed
         chunk, lost, loop = None, None, asyncio.get_running_loop()
         started = loop.time()
-        with anyio.move_on_after(self._rate.patience()):
+        with anyio.move_on_after(rate.patience()):
             try:
                 chunk = await content.read(_CHUNK)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 lost = _lost(error)
         if chunk is None:
-            raise lost or Lost(f"the body came too slowly: {self._rate}", sent=True, timed_out=True)
-        self._rate.moved(len(chunk), loop.time() - started)
+            raise lost or Lost(f"the body came too slowly: {rate}", sent=True, timed_out=True)
+        rate.moved(len(chunk), loop.time() - started)
         return chunk
 
 
@@ -210,15 +220,15 @@ class _Exchange:
 
     __slots__ = ("_response", "_send")
 
-    def __init__(self, send: Callable[[], Awaitable[_AiohttpResponse]]) -> None:
+    def __init__(self, send: Callable[[], Awaitable[AiohttpResponse]]) -> None:
         self._send = send
 
     async def __aenter__(self) -> Response:
         self._response = await self._send()
         return self._response
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._response.release()
+    def __aexit__(self, *exc_info: object) -> Coroutine[object, object, None]:
+        return self._response.release()
 
 
 @final
@@ -250,37 +260,40 @@ class AiohttpTransport:
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> _AiohttpResponse:
-        proxy = self.proxy_for(url)
-        watch = _Watch(timeouts)
+    ) -> AiohttpResponse:
+        proxy = None if self._proxies is None else self._proxies.proxy_for(url)
         # The total of aiohttp begins with the request: it also limits the headers, unless a body is streamed first.
         is_watched = not isinstance(body, bytes | None) or (
             (timeouts.headers or math.inf) < (timeouts.total or math.inf)
         )
+        watch = _Watch(timeouts) if is_watched else None
         response, lost = None, None
         try:
-            with watch.scope if is_watched else nullcontext():
-                watch.headers()
-                response = await self._session(method).request(
-                    method,
-                    URL(url, encoded=True),
-                    headers={"Accept-Encoding": ACCEPTED, **headers, **_for_proxy(url, proxy)},
-                    data=body if isinstance(body, bytes | None) else _Watched(body, watch),
-                    allow_redirects=False,
-                    auto_decompress=False,
-                    middlewares=(_send_once,),
-                    proxy=None if proxy is None else proxy.url,
-                    proxy_headers=None if proxy is None else proxy.headers,
-                    timeout=aiohttp.ClientTimeout(
-                        total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall
-                    ),
-                )
+            sending = self._session(method).request(
+                method,
+                URL(url, encoded=True),
+                headers={"Accept-Encoding": ACCEPTED, **headers, **_for_proxy(url, proxy)},
+                data=body if isinstance(body, bytes | None) or watch is None else _Watched(body, watch),
+                allow_redirects=False,
+                auto_decompress=False,
+                middlewares=(_send_once,),
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=None if proxy is None else proxy.headers,
+                timeout=_client_timeout(timeouts),
+            )
+            if watch is None:
+                response = await sending
+            else:
+                with watch.scope:
+                    watch.headers()
+                    response = await sending
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             lost = _lost(error)
         # Raised outside of the `except`, so that it has no context: aiohttp's errors contain URLs and passwords.
         if response is None:
-            raise lost or Lost(watch.reason, sent=True, timed_out=True)
-        return _AiohttpResponse(response, timeouts)
+            reason = "" if watch is None else watch.reason
+            raise lost or Lost(reason, sent=True, timed_out=True)
+        return AiohttpResponse(response, timeouts)
 
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy that a request to `url` would use; raise `InvalidInput` for one that is not supported."""
@@ -319,6 +332,8 @@ class _Protocol(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._is_at_head, self._head = False, b""
+        self._silent_until: float | None = None
+        """When the time-out between two bytes ends; None while no byte is expected."""
 
     def set_response_params(self, **options: object) -> None:
         """Expect an answer: aiohttp calls this before it sends a request."""
@@ -327,8 +342,42 @@ class _Protocol(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._is_at_head:
-            data = data[: len(data) - self._bytes_after_204(data)]
+            if not self._head and _WITH_BODY.match(data):
+                self._is_at_head = False
+            else:
+                data = data[: len(data) - self._bytes_after_204(data)]
         super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._read_timeout_handle is not None:
+            self._read_timeout_handle.cancel()
+            self._read_timeout_handle = None
+
+    # aiohttp replaces the timer of the time-out at each byte; here the timer looks whether a byte has come since.
+
+    def _reschedule_timeout(self) -> None:
+        if not self._read_timeout:
+            self._drop_timeout()
+            return
+        at = self._silent_until = self._loop.time() + self._read_timeout
+        timer = self._read_timeout_handle
+        if timer is None or timer.when() > at:
+            if timer is not None:
+                timer.cancel()
+            self._read_timeout_handle = self._loop.call_at(at, self._end_silence)
+
+    def _drop_timeout(self) -> None:
+        self._silent_until = None
+
+    def _end_silence(self) -> None:
+        self._read_timeout_handle, at = None, self._silent_until
+        if at is None:
+            return
+        if at > self._loop.time():
+            self._read_timeout_handle = self._loop.call_at(at, self._end_silence)
+        else:
+            self._on_read_timeout()
 
     def _bytes_after_204(self, data: bytes) -> int:
         """Return how many of the next bytes of an answer belong to the body of a 204."""
@@ -427,6 +476,11 @@ class _Watched:
         self._given_at = loop.time()
         self._watch.piece()
         return self._piece
+
+
+@lru_cache
+def _client_timeout(timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall)
 
 
 def _for_proxy(url: str, proxy: Proxy | None) -> Mapping[str, str]:

@@ -210,9 +210,8 @@ class Run:
         tracker, caller = self._tracker, self._context.caller
         thread = ThreadReader(self._context, tracker.migration_id)
         after = await thread.last_sequence(self._noted)
-        call = replace(
-            call, endpoint=replace(call.endpoint, repeat=Repeat.ALWAYS)
-        )  # checked before each repeat
+        repeatable = replace(call.endpoint, repeat=Repeat.ALWAYS)  # checked before each repeat
+        call = msgspec.structs.replace(call, endpoint=repeatable)
         attempts = caller.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
 
         async def before() -> None:
