@@ -2,16 +2,14 @@
 
 The client runs on a virtual clock, with a journal on disk (which is not waited for), and a limit that grows with the
 fleet, so that each size has as many requests a customer. The simulator is a process of its own, so that the figures
-are the client's alone. Each size has three fleets, each in a process of its own: one runs all customers at once to the
-end, one is drained and one is cancelled while all customers run. A fourth fleet has the default concurrency, is drained
-and shows what a waiting customer costs.
+are the client's alone. Each size has four fleets, each in a process of its own. Three of them run all customers at
+once: one to the end, one is drained and one is cancelled. The fourth has the default concurrency and is drained.
 
-Columns: seconds of CPU of the fleet that runs to its end; resident memory in kB of a customer that waits for its place,
-and of one that runs; the journal's bytes; how long the loop was busy in one turn, in CPU time, without what threads do
+Columns: seconds of CPU of the fleet that runs to its end; resident memory of a customer that waits for its place, and
+of one that runs; the journal's bytes; how long the loop was busy in one turn, in CPU time, without what threads do
 when the clock is a real one and without the way to the simulator (a service that shares the loop waits so long): at
-worst and at 99.9 % of all turns, and at worst in each phase. Start: until all customers have been admitted and the
-first has ended. Exit: after the last customer has ended. "gc" is the longest pause for garbage collection, which is
-part of its turn.
+worst and at 99.9 % of all turns, and at worst in each phase. Start: until the first customer has ended. Exit: after
+the last one has ended. "gc" is the longest pause for garbage collection, which is part of its turn.
 """
 
 import argparse
@@ -27,14 +25,13 @@ import tempfile
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from random import Random
-from typing import Literal
+from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
 import looptime
@@ -67,7 +64,7 @@ class Meter:
         gc.callbacks.append(self._collected)
 
     @contextmanager
-    def away(self) -> Iterator[None]:
+    def away(self) -> Generator[None]:
         began = time.thread_time()
         try:
             yield
@@ -82,7 +79,7 @@ class Meter:
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return a virtual loop that notes how long each of its turns takes."""
-        loop = looptime.new_event_loop(noop_cycles=0)
+        loop: Any = looptime.new_event_loop(noop_cycles=0)
         loop.set_default_executor(Inline(1))
         run_once = loop._run_once
 
@@ -92,7 +89,7 @@ class Meter:
             self.turns[self.phase].append(time.thread_time() - began - self.elsewhere - self.wire + before)
 
         loop._run_once = turn
-        return loop
+        return cast("asyncio.AbstractEventLoop", loop)
 
 
 meter = Meter()
@@ -137,7 +134,7 @@ class Wire:
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: object, timeouts: Timeouts
-    ) -> AsyncIterator[Answered]:
+    ) -> AsyncGenerator[Answered]:
         content = body if isinstance(body, bytes) else b"".join([c async for c in body]) if body else b""  # type: ignore[attr-defined]
         await asyncio.sleep(0.05)
         began = time.thread_time()
@@ -196,16 +193,16 @@ async def drive(
     customers: int, concurrency: int, end: End, folder: Path, pipe: Connection
 ) -> dict[str, float]:
     """Run a fleet until it ends, or is drained or cancelled after a twentieth of those at once have ended."""
-    folder.mkdir()
     file = folder / "contacts.csv"
-    file.write_text(ROWS, encoding="utf-8")
     source = next(iter(SOURCES))
     # a generator, so that the memory of the specs counts
     specs = (Spec(external_id=f"c{n}", name=f"c{n}", source=source, files=(file,)) for n in range(customers))
     before, memory, ended = resident(), 0.0, 0
     meter.phase = "start"
     async with (
-        Session(KEY, "https://api.test/api/v1", transport=Wire(pipe), limit=REQUESTS * concurrency) as session,
+        Session(
+            KEY, "https://api.test/api/v1", transport=Wire(pipe), limit=REQUESTS * concurrency
+        ) as session,
         Journal(folder / "fleet.db", lease=1e6, connect=connect) as journal,
         Fleet(session, journal=journal, to=folder / "out", concurrency=concurrency) as fleet,
     ):
@@ -230,12 +227,15 @@ async def drive(
 def one(customers: int, concurrency: int, end: End) -> None:
     """Measure one fleet, after a small one that loads and allocates what every fleet needs."""
     os.fsync = lambda file: None
-    writer._one_thread = lambda: Inline(1)
+    writer._one_thread = lambda: Inline(1)  # pyright: ignore[reportPrivateUsage]
     processes = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_STATE_HOME"] = name
+        result: dict[str, float] = {}
         for number, (size, at_once) in enumerate(((50, 50), (customers, concurrency))):
+            (folder / f"{number}").mkdir()
+            (folder / f"{number}/contacts.csv").write_text(ROWS, encoding="utf-8")
             pipe, theirs = processes.Pipe()
             simulator = processes.Process(target=simulate, args=(theirs,), daemon=True)
             simulator.start()
@@ -243,7 +243,9 @@ def one(customers: int, concurrency: int, end: End) -> None:
             meter.pause = meter.wire = 0.0
             began = time.process_time()
             with asyncio.Runner(loop_factory=meter.loop) as runner:
-                result = runner.run(drive(size, at_once, "cancel" if not number else end, folder / f"{number}", pipe))
+                result = runner.run(
+                    drive(size, at_once, "cancel" if not number else end, folder / f"{number}", pipe)
+                )
             result["cpu"] = time.process_time() - began - meter.wire
             pipe.send(None)
             result["requests"], result["refused"] = pipe.recv()
@@ -296,7 +298,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        one(int(asked.one[0]), int(asked.one[1]), asked.one[2])
+        one(int(asked.one[0]), int(asked.one[1]), cast(End, asked.one[2]))
         return
     columns = [
         "customers",

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import final
+from typing import ClassVar, final
 from urllib.parse import unquote
 
 import msgspec
 
 from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.errors import (
     InvalidInput,
 )
@@ -39,8 +40,10 @@ class Secret:
         raise TypeError("a secret is not pickled")
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class Call(HidesSecrets, frozen=True, kw_only=True, eq=False):
     """A request: its endpoint, the ids of its route, its body and its rank. A lower `rank` goes first in its lane."""
+
+    _SHOWN: ClassVar[tuple[str, ...]] = ("endpoint", "ids", "query", "rank", "max_wait", "loggable_body")
 
     endpoint: Endpoint
     ids: Mapping[str, str] = {}
@@ -58,9 +61,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         for name, text in self.ids.items():
             if text in _NO_SEGMENT:
                 raise InvalidInput(name, text, "would lead to another route")
-
-    def __repr__(self) -> str:
-        return f"Call({self.endpoint.key!r}, ids={self.ids!r}, query={self.query!r})"  # the body may have secrets
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})

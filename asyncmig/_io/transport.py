@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -227,8 +227,8 @@ class _Exchange:
         self._response = await self._send()
         return self._response
 
-    def __aexit__(self, *exc_info: object) -> Coroutine[object, object, None]:
-        return self._response.release()
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._response.release()
 
 
 @final
