@@ -60,6 +60,7 @@ from asyncmig.cli.settings import (
     ApiOption,
     Display,
     JournalOption,
+    JsonOption,
     ManifestArgument,
     Options,
     ReportOption,
@@ -112,7 +113,6 @@ QueueOption = Annotated[
         "The workers write the sheets, and use their own values of --decide, --filter and --retries unless given.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object per line.")]
 ExternalId = Annotated[str, typer.Argument(metavar="EXTERNAL_ID", help="Your own id of the customer.")]
 LastRunJournal = Annotated[JournalPlace, journal_option(from_last_run_if_any)]
 

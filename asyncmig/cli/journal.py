@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from asyncmig.cli.output import clean, counted, listed, say, words_console
-from asyncmig.cli.settings import DEFAULT_JOURNAL, JournalOption
+from asyncmig.cli.output import SCHEMA, clean, counted, listed, print_line, say, words_console
+from asyncmig.cli.settings import DEFAULT_JOURNAL, JournalOption, JsonOption
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.status import read_statuses
@@ -28,14 +28,22 @@ journal_app: typer.Typer = typer.Typer(
 def backup(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="File to create.")],
     journal: JournalOption = DEFAULT_JOURNAL,
+    as_json: JsonOption = False,
 ) -> None:
-    """Copy a journal into a new file, also while other processes use it. They do not wait."""
+    """Copy a journal into a new file.
+
+    Other processes may use the journal meanwhile, and do not wait.
+    """
     asyncio.run(_file(journal, "back it up with: pg_dump --schema=asyncmig").backup(to))
-    say(words_console(), f"Wrote {to} ({to.stat().st_size:,} bytes).")
+    size = to.stat().st_size
+    if as_json:
+        print_line({"schema": SCHEMA, "backup": str(to), "bytes": size})
+    else:
+        say(words_console(), f"Wrote {to} ({size:,} bytes).")
 
 
 @journal_app.command(epilog="Example: asyncmig journal compact --journal fleet.db")
-def compact(journal: JournalOption = DEFAULT_JOURNAL) -> None:
+def compact(journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False) -> None:
     """Return the space of forgotten customers to the file system.
 
     Processes that write the journal wait meanwhile: seconds for each gigabyte.
@@ -43,7 +51,10 @@ def compact(journal: JournalOption = DEFAULT_JOURNAL) -> None:
     opened = _file(journal, "it reuses the space of forgotten customers by itself (autovacuum)")
     asyncio.run(_existing(opened))
     before, after = asyncio.run(opened.compact())
-    say(words_console(), f"{journal}: {before:,} bytes before, {after:,} bytes now.")
+    if as_json:
+        print_line({"schema": SCHEMA, "journal": str(journal), "bytes_before": before, "bytes": after})
+    else:
+        say(words_console(), f"{journal}: {before:,} bytes before, {after:,} bytes now.")
 
 
 @journal_app.command(epilog="Example: asyncmig journal forget --older-than 90 --journal fleet.db")
@@ -53,20 +64,27 @@ def forget(
     ] = None,
     older_than: Annotated[
         int | None,
-        typer.Option(min=0, metavar="DAYS", help="Also each customer that was delivered more than DAYS ago."),
+        typer.Option(
+            min=0, metavar="DAYS", help="Also each customer that was delivered more than this many days ago."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also forget named customers that are not delivered.")
     ] = False,
     journal: JournalOption = DEFAULT_JOURNAL,
+    as_json: JsonOption = False,
 ) -> None:
-    """Delete all that a journal has of some customers. Their sheets, and their companies at the server, remain.
+    """Delete all that a journal has of some customers.
 
-    Remove them from the manifest, too: nothing finds the company of a forgotten customer, so another migration with
-    the same external id ends as unknown.
+    Their sheets, and their companies at the server, remain. Remove the customers from the manifest, too: nothing
+    finds the company of a forgotten customer, so another migration with the same external id ends as unknown.
     """
     names = [name.strip() for name in external_ids or ()]
     forgotten = asyncio.run(_forget(journal, names, older_than, force=force))
+    if as_json:
+        for name in forgotten:
+            print_line({"schema": SCHEMA, "forgotten": name})
+        return
     text = f": {clean(listed(forgotten))}" if forgotten else ""
     say(words_console(), f"{counted(len(forgotten), 'customer')} forgotten{text}.")
 

@@ -37,6 +37,7 @@ __all__ = [
     "DecideChoice",
     "Display",
     "JournalOption",
+    "JsonOption",
     "ManifestArgument",
     "Options",
     "Settings",
@@ -103,6 +104,7 @@ def _without_password(context: typer.Context, place: JournalPlace) -> JournalPla
     raise InvalidInput("journal", "***", why)
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object per line.")]
 DEFAULT_JOURNAL = JournalPlace("fleet.db")
 JournalOption = Annotated[JournalPlace, journal_option()]
 ApiOption = Annotated[

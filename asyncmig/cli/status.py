@@ -216,15 +216,17 @@ def _facts(history: CustomerHistory) -> Iterator[tuple[str, str]]:
         yield "input", f"{file.path} ({file.size:,} bytes)"
     outcome = record.outcome
     if isinstance(outcome, Delivered | Failed | Parked) and outcome.report:
-        yield from _report(outcome.report)
+        yield from _report(outcome.report, "valid" if isinstance(outcome, Parked) else "imported")
     for sheet in status.files:
         yield "file", f"{sheet.path} ({counted(sheet.rows, 'row')}, {sheet.bytes:,} bytes)"
 
 
-def _report(report: ImportReport) -> Iterator[tuple[str, str]]:
+def _report(report: ImportReport, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the counts of a report. `name`: what they are, because a parked import counts only its valid rows."""
     if report.inserted is not None:
-        flagged = f", {report.invalid_rows:,} of them with a bad cell" if report.invalid_rows else ""
-        yield "imported", f"{counted(report.inserted, 'row')}{flagged}"
+        of_them = "" if name == "valid" else "of them "
+        flagged = f", {report.invalid_rows:,} {of_them}with a bad cell" if report.invalid_rows else ""
+        yield name, f"{counted(report.inserted, 'row')}{flagged}"
     for sheet in report.per_sheet:
         if sheet.rows is not None:
             yield "", f"{sheet.template_name or sheet.sheet_id}: {counted(sheet.rows, 'row')}"

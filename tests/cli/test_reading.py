@@ -104,6 +104,7 @@ def test_nothing_is_cut_inside_a_word(cli: Cli, fleet: Path, command: list[str])
         *(["status"], ["show", "acme"], ["config", "customers.csv"], ["doctor"], ["check", "customers.csv"]),
         *(["review"], ["run", "customers.csv", "--plan"], ["run", "customers.csv"], ["watch"]),
         *(["report"], ["adopt", "other", "0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11"]),
+        *(["journal", "backup", "copy.db"], ["journal", "compact"], ["journal", "forget", "acme"]),
     ],
     ids=" ".join,
 )
