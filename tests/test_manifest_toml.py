@@ -95,3 +95,78 @@ def test_a_text_of_several_lines_does_not_hide_where_a_company_begins(folder: Pa
 def test_other_manifests_have_no_defaults(folder: Path) -> None:
     assert read_defaults(folder / "customers.csv") == {}
     assert read_defaults(folder / "none.toml") == {}
+
+
+LIVE = """[[company]]
+external_id = "bolt"
+name = "Bolt GmbH"
+source = "Salesforce"
+
+[company.connection]
+source_key = "salesforce"
+config = { region = "eu" }
+credentials = "BOLT_CREDENTIALS"
+"""
+
+
+def test_a_customer_may_have_a_live_connection_instead_of_files_or_besides_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret", "port": 8080}')
+    manifest = read(
+        folder, LIVE + ACME.replace("acme", "both") + '[company.connection]\nsource_key = "hubspot"\n'
+    )
+    live, both = manifest.customers
+    assert live.files == ()
+    assert live.connection is not None
+    assert (live.connection.source_key, live.connection.config) == ("salesforce", {"region": "eu"})
+    assert live.connection.credentials == {"token": "s3cret", "port": 8080}
+    assert both.connection is not None
+    assert (len(both.files), both.connection.credentials) == (3, {})
+    assert manifest.ignored == ()
+    assert "s3cret" not in repr(manifest)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ('"salesforce"', '"Salesforce"', "line 1: connection.source_key: 'Salesforce' must be in lower case"),
+        ('source_key = "salesforce"', "", "line 1: connection.source_key: is missing"),
+        ('{ region = "eu" }', "3", "line 1: connection.config: 3 must be a table"),
+        (
+            "config",
+            "region",
+            "line 1: connection.region: '***' is unknown; there are source_key, config, credentials",
+        ),
+        (
+            '"BOLT_CREDENTIALS"',
+            '"NOT_SET"',
+            "line 1: connection.credentials: 'NOT_SET' this environment variable is not set",
+        ),
+        ('"BOLT_CREDENTIALS"', '"PLAIN"', "must hold a JSON object"),
+        ('"BOLT_CREDENTIALS"', '"EMPTY"', "holds no field"),
+        (
+            '"BOLT_CREDENTIALS"',
+            '"sk-s3cret!"',
+            "must be the name of an environment variable, not the credentials",
+        ),
+        ('"BOLT_CREDENTIALS"', '{ token = "s3cret" }', "must be the name of an environment variable"),
+    ],
+)
+def test_faults_of_a_connection_show_no_secret(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, fault: str
+) -> None:
+    monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret"}')
+    monkeypatch.setenv("PLAIN", "s3cret")
+    monkeypatch.setenv("EMPTY", "{}")
+    (found,) = faults(folder, LIVE.replace(old, new))
+    assert fault in found
+    assert "s3cret" not in found
+
+
+def test_a_customer_needs_files_or_a_connection(folder: Path) -> None:
+    assert faults(folder, LIVE.split("\n[company.connection]")[0]) == ["line 1: files: is missing"]
+    assert faults(folder, LIVE.split("\n[company.connection]")[0] + "connection = 3\nfiles = []\n") == [
+        "line 1: connection: must be a table: [company.connection]",
+        "line 1: files: is empty: name at least one file",
+    ]

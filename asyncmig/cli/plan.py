@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from asyncmig import generations
 from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, listed, say
@@ -211,6 +212,7 @@ def say_excluded(manifest: Manifest, words: Console) -> None:
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
     options.migration_options()
+    manifest.check_specs(generations.find(options.api).check)
     records = await _records(options)
     selected = select(selection, manifest, statuses_of(records)) if selection is not None else None
     return await plan(

@@ -8,7 +8,7 @@ separates the items of a list. Empty `templates` mean all templates. All faults 
 `manifest_formats` describes TOML.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -16,8 +16,9 @@ from typing import final
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
 from asyncmig.customers.names import ResolvedSpec
-from asyncmig.customers.spec import Spec, check_external_id
+from asyncmig.customers.spec import LiveSource, Spec, check_external_id
 from asyncmig.errors import InvalidInput
+from asyncmig.jobs.manifest_connections import read_connection
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
 from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text
 from asyncmig.jobs.outputs import Outputs, OwnFiles
@@ -49,6 +50,8 @@ class Customer:
     templates: tuple[str, ...]
     """Empty: all templates."""
     files: tuple[Path, ...]
+    connection: LiveSource | None = None
+    """The live connection to the source, which TOML can describe; then `files` may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +78,20 @@ class Manifest:
                 source=customer.source,
                 templates=customer.templates or None,
                 files=customer.files,
+                connection=customer.connection,
             )
             for customer in self.customers
         )
+
+    def check_specs(self, check: Callable[[Spec], None]) -> None:
+        """Raise `InvalidManifest` for the customers whose specs make `check` raise `InvalidInput`."""
+        refused: list[ResolvedSpec] = []
+        for spec in self.specs():
+            try:
+                check(spec)
+            except InvalidInput as error:
+                refused.append(ResolvedSpec(spec, (error,)))
+        self.check_names(refused)
 
     def check_names(self, resolved: Iterable[ResolvedSpec]) -> None:
         """Raise `InvalidManifest` for the faults of some of the customers, with each unknown name once."""
@@ -125,7 +139,12 @@ def read_manifest(
     checker = _Checker(
         parsed, FileFinder(path.parent, own, None if root is None else Path(root), begun), begun
     )
-    customers = tuple([checker.customer(line, cells) for line, cells in parsed.rows])
+    customers = tuple(
+        [
+            checker.customer(line, cells, parsed.connections.get(index))
+            for index, (line, cells) in enumerate(parsed.rows)
+        ]
+    )
     if checker.faults:
         raise InvalidManifest(str(path), tuple(sorted(checker.faults, key=lambda fault: fault.line or 0)))
     return Manifest(
@@ -157,19 +176,23 @@ class _Checker:
         self.faults: list[ManifestFault] = list(parsed.faults)
         self._seen: dict[str, int] = {}
 
-    def customer(self, line: int, cells: Cells) -> Customer:
+    def customer(self, line: int, cells: Cells, connection: Mapping[str, object] | None) -> Customer:
         name, source, external_id = (_text(cells, field) for field in ("name", "source", "external_id"))
         for field_name, text in (("name", name), ("source", source)):
             if flaw := flaw_of(text):
                 self._fault(line, field_name, f"{text!r} {flaw}" if text else flaw)
         self._check_external_id(line, external_id)
+        begun, files = external_id in self._begun, _parts(cells.get("files", ""))
+        if not files and connection is None:
+            self._fault(line, "files", "is empty: name at least one file")
         return Customer(
             line=line,
             external_id=external_id,
             name=name,
             source=source,
             templates=_parts(cells.get("templates", "")),
-            files=self._files(line, _parts(cells.get("files", "")), begun=external_id in self._begun),
+            files=self._files(line, files, begun=begun),
+            connection=None if connection is None else self._connection(line, connection),
         )
 
     def _fault(self, line: int, field: str, reason: str) -> None:
@@ -185,9 +208,15 @@ class _Checker:
         if first != line:
             self._fault(line, "external_id", f"{external_id!r} is already on line {first}")
 
+    def _connection(self, line: int, table: Mapping[str, object]) -> LiveSource | None:
+        connection = read_connection(table)
+        if isinstance(connection, LiveSource):
+            return connection
+        for fault in connection:
+            self._fault(line, fault.field, f"{fault.value!r} {fault.reason}" if fault.value else fault.reason)
+        return None
+
     def _files(self, line: int, parts: Sequence[str], *, begun: bool) -> tuple[Path, ...]:
-        if not parts:
-            self._fault(line, "files", "is empty: name at least one file")
         found: dict[Path, None] = {}
         for part in parts:
             try:

@@ -14,6 +14,14 @@ In TOML each customer is a `[[company]]` table, and `[defaults]` holds settings 
     source = "HubSpot"
     templates = ["Contacts", "Deals"]
     files = ["acme/*.csv"]
+
+Instead of files, or besides them, a customer of the API generation "migrations" may have a live connection to its
+source. Its credentials are in an environment variable, as a JSON object:
+
+    [company.connection]
+    source_key = "salesforce"
+    config = { region = "eu" }
+    credentials = "ACME_CREDENTIALS"
 """
 
 import csv
@@ -35,6 +43,7 @@ Cells = Mapping[str, str | Sequence[str]]
 """The values of one customer by column; a list only in TOML."""
 REQUIRED: Final = ("external_id", "name", "source", "files")
 COLUMNS: Final = (*REQUIRED, "templates")
+_CONNECTION: Final = "connection"
 _LARGEST = 64 * 1024 * 1024
 """Bytes."""
 _FORMATS = (
@@ -73,6 +82,8 @@ class ParsedManifest:
 
     rows: tuple[tuple[int, Cells], ...] = ()
     """Each customer that has all required columns: its line and its cells."""
+    connections: Mapping[int, Mapping[str, object]] = field(default_factory=dict[int, Mapping[str, object]])
+    """The `[company.connection]` of TOML as written, by the index of the customer in `rows`."""
     ignored: tuple[str, ...] = ()
     """Columns that the manifest format does not define."""
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -240,15 +251,30 @@ def _parse_toml(text: str) -> ParsedManifest:
     for line, table in companies:
         found_faults += _wrong_types(line, table)
     for line, table in companies:
-        missing = [name for name in REQUIRED if name not in table]
-        found_faults += [ManifestFault(line=line, field=name, reason="is missing") for name in missing]
+        found_faults += [
+            ManifestFault(line=line, field=name, reason="is missing") for name in _missing(table)
+        ]
     if not companies and not found_faults:
         found_faults.append(_whole("lists no customers: there is no [[company]]"))
-    complete = [(line, _cells(table)) for line, table in companies if table.keys() >= set(REQUIRED)]
-    ignored = {name: None for _, table in companies for name in table if name not in COLUMNS}
+    complete = [(line, table) for line, table in companies if not _missing(table)]
+    ignored = {name: None for _, table in companies for name in table if name not in (*COLUMNS, _CONNECTION)}
     return ParsedManifest(
-        rows=tuple(complete), ignored=tuple(ignored), defaults=defaults or {}, faults=tuple(found_faults)
+        rows=tuple((line, _cells(table)) for line, table in complete),
+        connections={
+            index: connection
+            for index, (_, table) in enumerate(complete)
+            if (connection := _table(table.get(_CONNECTION))) is not None
+        },
+        ignored=tuple(ignored),
+        defaults=defaults or {},
+        faults=tuple(found_faults),
     )
+
+
+def _missing(table: Mapping[str, object]) -> list[str]:
+    """Return the required values that a customer lacks; one with a connection needs no files."""
+    needed = REQUIRED if _CONNECTION not in table else REQUIRED[:-1]
+    return [name for name in needed if name not in table]
 
 
 def _top_level(name: str, reason: str) -> ManifestFault:
@@ -284,6 +310,10 @@ def _cells(table: Mapping[str, object]) -> Cells:
 
 def _wrong_types(line: int, table: Mapping[str, object]) -> Iterator[ManifestFault]:
     for name, value in table.items():
+        if name == _CONNECTION:
+            if not isinstance(value, dict):
+                yield ManifestFault(line=line, field=name, reason="must be a table: [company.connection]")
+            continue
         lists = name in ("templates", "files")
         if not isinstance(value, str) and not (lists and _are_strings(value)):
             reason = f"must be {'a list of strings' if lists else 'a string'}: {value!r}"

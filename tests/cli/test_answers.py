@@ -94,3 +94,19 @@ def test_no_time_out_is_shorter_than_two_real_seconds(speed: float) -> None:
         if name != "min_rate":
             assert seconds / speed >= 2.0, name
     assert timeouts_at(speed).total >= 60.0
+
+
+def test_companies_has_no_live_connections_and_names_the_line(
+    cli: Cli, simulator: Simulator, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_bytes(GOOD)
+    (tmp_path / "customers.toml").write_text(
+        '[[company]]\nexternal_id = "a"\nname = "A"\nsource = "HubSpot"\nfiles = ["a.csv"]\n'
+        '[company.connection]\nsource_key = "salesforce"\n'
+    )
+    for plan in ((), ("--plan",)):
+        result = cli("run", "customers.toml", "--base-url", simulator.base_url, *plan)
+        assert result.code == 2
+        assert "customers.toml: line 1: connection: 'salesforce' is not supported" in result.err
+    assert simulator.count() == 0
+    assert not list(tmp_path.glob("fleet.db*"))
