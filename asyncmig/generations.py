@@ -36,6 +36,7 @@ __all__ = [
     "known",
     "read",
     "register",
+    "spoken_instead",
     "unregister",
 ]
 
@@ -119,6 +120,10 @@ class Generation(Protocol):
     @property
     def probe(self) -> str | None:
         """The endpoint that `asyncmig doctor` requests to check the server and the key; None if there is none."""
+        return None
+
+    def recognizes(self, listed: object) -> bool | None:
+        """Return whether the JSON response to `probe` is one of this generation; None if it does not tell."""
         return None
 
     @property
@@ -206,6 +211,13 @@ def find(api: str) -> Generation:
         return _generations[api]
     except (KeyError, TypeError):
         raise InvalidInput("api", api, f"is not an API generation; known are: {', '.join(known())}") from None
+
+
+def spoken_instead(api: str, listed: object) -> str | None:
+    """Return the generation whose response to its `probe` is `listed`; None if it may be a response of `api`."""
+    if find(api).recognizes(listed):
+        return None
+    return next((name for name in known() if name != api and _generations[name].recognizes(listed)), None)
 
 
 class _Tag(msgspec.Struct):

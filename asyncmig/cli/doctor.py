@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from yarl import URL
@@ -249,7 +250,11 @@ async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diag
         if not (isinstance(listed, dict) and path.strip("/") in listed):
             yield _another(url, path, reply.status, f"with JSON that lists no {path.strip('/')}")
             return
-        yield Diagnosis("server", f"{url} answers")
+        if other := generations.spoken_instead(generation.name, cast(object, listed)):
+            text = f"{url} answers like the API generation {other}, not {generation.name}: add --api {other}"
+            yield Diagnosis("server", text, USAGE)
+        else:
+            yield Diagnosis("server", f"{url} answers like the API generation {generation.name}")
         yield Diagnosis("API key", "is accepted")
         yield _clock(reply.headers.get("date"))
 

@@ -38,6 +38,7 @@ from asyncmig.cli.plan import (
 )
 from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url
 from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
+from asyncmig.cli.server_watch import ServerWatch, check_generation
 from asyncmig.cli.settings import Display, Options
 from asyncmig.customers.outcome import Failed, Outcome
 from asyncmig.customers.spec import Spec
@@ -51,7 +52,6 @@ from asyncmig.errors import (
     SessionClosed,
     UnexpectedReply,
 )
-from asyncmig.events import Event, RequestDone
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.outputs import check_folder
@@ -106,20 +106,6 @@ class RunResult:
         return RESUMABLE if self.unwritten else code_of(customer.outcome for customer in self.customers)
 
 
-@final
-class _KeyWatch:
-    """Records whether the API key was refused."""
-
-    __slots__ = ("refused",)
-
-    def __init__(self) -> None:
-        self.refused = False
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RequestDone) and event.status == 401 and not event.is_external:
-            self.refused = True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
     """What a call of the command runs, in addition to the options."""
@@ -153,8 +139,8 @@ async def drive(
     await _check_before(manifest, options, wanted, display, words)
     opened = open_session(options, options.journal, api_key)
     async with _opened_journal(options, wanted) as journal, opened as session:
-        report, key = ReportFile(options.out, manifest, session), _KeyWatch()
-        records = await _records(journal, options.journal)
+        report = ReportFile(options.out, manifest, session)
+        records = before = await _records(journal, options.journal)
         statuses = statuses_of(records) if journal or records else read_outcomes(options.out)
         selected = select(wanted.selection, manifest, statuses) if wanted.selection is not None else None
         report.begin(records)
@@ -167,8 +153,8 @@ async def drive(
         recorder = Recorder(session, options)
         with (
             recorder.following(),
-            session.events.subscribe(key),
             Interrupts(session, words) as interrupts,
+            session.events.subscribe(watch := ServerWatch(session, options.api, interrupts)),
             stopping_on_failure(interrupts),
         ):
             feed = _feed(display, interrupts)
@@ -180,10 +166,11 @@ async def drive(
             except JournalError as error:
                 reason = reason or str(error)
             last = report.end(records.values(), reason)
+            await watch.check(journal, before)
         ended = RunResult(
             report=last,
             selected=selected,
-            key_refused=key.refused,
+            key_refused=watch.key_refused,
             reason=reason or report.trouble,
             queue=wanted.queue,
             is_recorded=wanted.queue is None or any(row.external_id in records for row in last.customers),
@@ -307,6 +294,7 @@ class _Work:
         except SessionClosed as error:
             return interrupts.reason or str(error)
         except (NoAnswer, ServerError, UnexpectedReply) as error:
+            await check_generation(self._session, self._options.api)
             return f"the catalogue could not be read: {error}"
         except asyncio.CancelledError:
             task = asyncio.current_task()

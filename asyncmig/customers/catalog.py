@@ -1,15 +1,15 @@
 """The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from msgspec import Struct, field
 
 from asyncmig._core.arguments import checked_text
 from asyncmig.errors import InvalidInput
 
-__all__ = ["CatalogueItem", "ColumnSpec", "Link", "TemplateRules", "called", "named", "source_id"]
+__all__ = ["CatalogueItem", "ColumnSpec", "Link", "TemplateRules", "called", "has_ids", "named", "source_id"]
 
 
 class CatalogueItem(Struct, frozen=True, kw_only=True):
@@ -107,3 +107,12 @@ def called(name: str, among: Sequence[_Named]) -> list[_Named]:
     return [each for each in among if each.name == name] or [
         each for each in among if each.name.casefold() == name.casefold()
     ]
+
+
+def has_ids(listed: object) -> bool | None:
+    """Return whether the sources in a JSON response have ids; None if there are none, or only some have."""
+    sources = cast("Mapping[str, object]", listed).get("sources") if isinstance(listed, Mapping) else None
+    if not isinstance(sources, list) or not sources:
+        return None
+    found = {isinstance(each, Mapping) and "id" in each for each in cast("list[object]", sources)}
+    return found.pop() if len(found) == 1 else None

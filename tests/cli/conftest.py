@@ -4,16 +4,17 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from asyncmig.cli.app import run_app
-from asyncmig.simulator import Reply, Request, World
+from asyncmig.simulator import Reply, Request, World, migrations
 from asyncmig.simulator.companies.tables import Column, Schema
-from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.app import Served, serve
 from asyncmig.simulator.server.clock import fast_loop
 from asyncmig.simulator.server.durations import RunDurations
 
@@ -62,14 +63,14 @@ class Simulator:
 
 
 @contextmanager
-def serving(pace: RunDurations) -> Iterator[Simulator]:
-    simulator = Simulator(World(key=KEY, sources={SOURCE: "HubSpot"}, schemas=SCHEMAS, pace=pace))
+def in_thread(served: Served, take: Callable[[str], None]) -> Iterator[None]:
+    """Serve on loopback, on a clock of its own; `take` gets the base URL."""
     ready, loop = threading.Event(), fast_loop(SPEED)
     stop = asyncio.Event()
 
     async def main() -> None:
-        async with serve(simulator) as served:  # type: ignore[arg-type]
-            simulator.base_url = served.base_url
+        async with serve(served) as serving:
+            take(serving.base_url)
             ready.set()
             await stop.wait()
 
@@ -80,15 +81,39 @@ def serving(pace: RunDurations) -> Iterator[Simulator]:
     thread = threading.Thread(target=work)
     thread.start()
     assert ready.wait(10)
-    yield simulator
+    yield
     loop.call_soon_threadsafe(stop.set)
     thread.join()
+
+
+@contextmanager
+def serving(pace: RunDurations) -> Iterator[Simulator]:
+    simulator = Simulator(World(key=KEY, sources={SOURCE: "HubSpot"}, schemas=SCHEMAS, pace=pace))
+    with in_thread(simulator, partial(setattr, simulator, "base_url")):  # type: ignore[arg-type]
+        yield simulator
 
 
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
     with serving(RunDurations(queued=0.5, base=1.0, per_row=0.0)) as simulator:
         yield simulator
+
+
+Accounts = Callable[..., migrations.World]
+
+
+@pytest.fixture
+def account() -> Iterator[Accounts]:
+    """Serve accounts of the API generation "migrations", with limits that nobody reaches: `account(scripts=...)`."""
+    with ExitStack() as stack:
+
+        def begin(limits: str = "per-endpoint", **options: object) -> migrations.World:
+            pace = RunDurations(queued=0.5, base=1.0, per_row=0.0)
+            world = migrations.World(key=KEY, pace=pace, limits=migrations.Limits.parse(limits), **options)  # type: ignore[arg-type]
+            stack.enter_context(in_thread(world, lambda url: None))
+            return world
+
+        yield begin
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_park
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
 from asyncmig.companies.workflow.names import catalogue_requests, resolve
 from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
+from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
@@ -84,6 +85,9 @@ class CompaniesGeneration:
         turn: Turn | None = None,
     ) -> Coroutine[object, object, Outcome]:
         return migrate_customer(context, spec, claim, to, options, inputs, turn)
+
+    def recognizes(self, listed: object) -> bool | None:
+        return has_ids(listed)
 
     def check(self, spec: Spec) -> None:
         if spec.connection is not None:
