@@ -37,6 +37,7 @@ from typing import Generic, Self, TypeVar, cast, final, overload
 import msgspec
 
 from asyncmig.errors import InvalidInput
+from asyncmig.steps import OutcomeName, Step
 
 __all__ = [
     "AttemptFailed",
@@ -248,8 +249,8 @@ class MigrationChanged(_Happening, frozen=True, kw_only=True, tag=True):
     """One customer's migration reached a step."""
 
     external_id: str
-    step: str
-    """checking, creating, uploading, starting, running, parked, deciding, downloading, exporting, or an outcome."""
+    step: Step | OutcomeName
+    """The step that begins, or the outcome of a migration that ends."""
     detail: str = ""
     ids: Mapping[str, str] = {}
     """The server's ids that are known so far, by kind."""

@@ -49,13 +49,13 @@ from asyncmig.events import (
     SharedWindowLost,
 )
 from asyncmig.session import Session
+from asyncmig.steps import OUTCOMES, OutcomeName
 
 __all__ = ["instrument"]
 
 Attributes = Mapping[str, str | int]
 
 _NAME = "asyncmig"
-_OUTCOMES = frozenset({"delivered", "failed", "parked", "unknown", "pending"})
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
 _OF_A_CUSTOMER = re.compile(r"[A-Z]+ (/(companies|migrations)/\{id\}(/|$)|\{\w+_url\}$)")
@@ -197,12 +197,12 @@ class _Telemetry:
         if migration.step is not None:
             migration.step.end()
             migration.step = None
-        if event.step in _OUTCOMES:
+        if event.step in OUTCOMES:
             self._close(event.external_id, event.step)
         else:
             migration.step = self._tracer.start_span(event.step, within(migration.root))
 
-    def _close(self, external_id: str, outcome: str) -> None:
+    def _close(self, external_id: str, outcome: OutcomeName) -> None:
         migration = self._migrations.pop(external_id)
         if migration.step is not None:
             migration.step.end()

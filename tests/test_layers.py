@@ -21,6 +21,7 @@ IMPURE = {"asyncio", "aiohttp", "anyio", "aiolimiter", "logging", "time", "socke
 LIBRARY = {
     "errors",
     "events",
+    "steps",
     "_core",
     "_io",
     "customers",
@@ -32,10 +33,11 @@ LIBRARY = {
 }
 MAY_IMPORT = {  # unit: the units that it may import
     "errors": set[str](),
-    "events": {"errors"},
+    "steps": set[str](),
+    "events": {"errors", "steps"},
     "_core": {"errors"},
     "_io": {"errors", "events", "_core"},
-    "customers": {"errors", "events", "_core"},
+    "customers": {"errors", "events", "steps", "_core"},
     "journal": {"errors", "_core"},
     "preflight": {"errors", "_core", "_io", "customers"},
     "distributed": {
@@ -51,6 +53,7 @@ MAY_IMPORT = {  # unit: the units that it may import
     "companies/workflow": {
         "errors",
         "events",
+        "steps",
         "_core",
         "_io",
         "customers",
@@ -63,6 +66,7 @@ MAY_IMPORT = {  # unit: the units that it may import
     "jobs": {
         "errors",
         "events",
+        "steps",
         "_core",
         "_io",
         "customers",
@@ -72,7 +76,7 @@ MAY_IMPORT = {  # unit: the units that it may import
         "session",
     },
     "saq": LIBRARY | {"distributed"},
-    "telemetry": {"errors", "events", "session"},
+    "telemetry": {"errors", "events", "steps", "session"},
     "webhooks": {"errors", "_core"},
     "transport": {"_io"},
     "simulator": set[str](),

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple, cast, final
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean
 from asyncmig.customers.status import CustomerStatus
-from asyncmig.customers.steps import OUTCOMES, PICTURED_AS
 from asyncmig.events import (
     Event,
     Held,
@@ -25,6 +24,7 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
+from asyncmig.steps import OUTCOMES, PICTURED_AS
 
 __all__ = [
     "KINDS",

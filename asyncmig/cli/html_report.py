@@ -25,13 +25,13 @@ from asyncmig.cli.report import Budget, by_reason, reason, reported
 from asyncmig.cli.settings import Options
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.status import CustomerStatus
-from asyncmig.customers.steps import STEP_AFTER
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.jobs.status import OUTCOMES, read_records
 from asyncmig.journal import JournalEvent, JournalPlace, open_journal
 from asyncmig.session import Session
+from asyncmig.steps import STEP_AFTER
 
 __all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]
 

@@ -7,7 +7,6 @@ from typing import final
 
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus, RemainingWork
-from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
     AttemptFailed,
     Event,
@@ -18,6 +17,7 @@ from asyncmig.events import (
     RunEnded,
 )
 from asyncmig.jobs.plan import ObservedDurations
+from asyncmig.steps import ACTIVE, OutcomeName, Progress
 
 __all__ = ["CustomerProgress", "LiveState"]
 
@@ -31,7 +31,7 @@ class CustomerProgress:
 
     external_id: str
     files: int
-    step: str = "waiting"
+    step: Progress | OutcomeName = "waiting"
     since: float = 0.0
     began: float = 0.0
     text: str = ""

@@ -23,7 +23,6 @@ from asyncmig.cli.output import clean, counted, draws, say, shortened
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus
-from asyncmig.customers.steps import ACTIVE
 from asyncmig.events import (
     AttemptFailed,
     Event,
@@ -35,6 +34,7 @@ from asyncmig.events import (
 )
 from asyncmig.jobs.plan import Forecast, forecast
 from asyncmig.session import Session
+from asyncmig.steps import ACTIVE
 
 __all__ = [
     "STYLES",

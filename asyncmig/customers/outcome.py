@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.questions import Action, NeedsAttention
+from asyncmig.steps import Step
 
 __all__ = [
     "Decide",
@@ -178,9 +179,8 @@ class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
 
     error: str
     report: ImportReport | None = None
-    step: str = ""
-    """Where it failed: `checking`, `creating`, `uploading`, `starting`, `running`, `deciding`, `downloading` or
-    `exporting`; empty in a journal of an earlier version."""
+    step: Step | Literal[""] = ""
+    """The step that failed; empty in a journal of an earlier version."""
     status: str | None = None
     """How the import's run ended, `failed` or `canceled`; None if that is not why."""
     files: tuple[Downloaded, ...] = ()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import cast, final
 
 import msgspec
 
@@ -10,10 +10,9 @@ from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.questions import Action
-from asyncmig.customers.steps import ACTIVE
+from asyncmig.steps import OutcomeName, Progress
 
 __all__ = [
-    "STEPS",
     "CustomerRecord",
     "CustomerStatus",
     "RemainingWork",
@@ -23,9 +22,6 @@ __all__ = [
     "status_of_outcome",
     "unreadable_record",
 ]
-
-STEPS: Final = ("waiting", *ACTIVE, "ended")
-"""The steps of a migration, in order. A failed migration stays at the step at which it failed."""
 
 
 class RowCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +52,12 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     api: str = "companies"
     """The API generation that the customer is migrated with."""
-    outcome: str = "pending"
-    """`delivered`, `failed`, `parked` or `unknown`; `pending` while the migration has not ended."""
+    outcome: OutcomeName = "pending"
+    """`pending`: the migration has not ended."""
     pending_reason: PendingReason | None = None
     """Why the last call ended without an outcome; see `PendingReason`."""
-    step: str = "waiting"
-    """One of `STEPS`: the step that the migration has reached."""
+    step: Progress = "waiting"
+    """The step that the migration has reached."""
     detail: str = ""
     """What the API generation adds to the step, for people."""
     ids: Mapping[str, str] = {}
@@ -136,7 +132,7 @@ class CustomerRecord:
 class RemainingWork:
     """What a customer that has not ended still needs."""
 
-    step: str = "waiting"
+    step: Progress = "waiting"
     files: int = 1
     """How many files are still to be uploaded."""
     age: float | None = None
@@ -161,7 +157,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
         external_id=outcome.external_id,
         name=outcome.name,
         api=api,
-        outcome=str(outcome.__struct_config__.tag),
+        outcome=cast("OutcomeName", outcome.__struct_config__.tag),
         pending_reason=outcome.reason if isinstance(outcome, Pending) else None,
         step=_last_step(outcome),
         ids=outcome.ids,
@@ -178,7 +174,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
     )
 
 
-def _last_step(outcome: Outcome) -> str:
+def _last_step(outcome: Outcome) -> Progress:
     if isinstance(outcome, Failed) and outcome.step:
         return outcome.step
     if isinstance(outcome, Delivered):

@@ -32,6 +32,7 @@ from asyncmig.jobs.migrate import migrate_safely
 from asyncmig.jobs.runners import with_decision
 from asyncmig.journal import JournalPort
 from asyncmig.session import Session, context_of
+from asyncmig.steps import OutcomeName, Step
 
 __all__ = ["RECHECK", "JobRunner"]
 
@@ -76,7 +77,7 @@ class JobRunner:
         options: MigrationOptions,
         connections: Callable[[str], Connections | LiveSource | None] | None,
     ) -> None:
-        self._steps: dict[str, str] = {}
+        self._steps: dict[str, Step | OutcomeName] = {}
         """The current step of each customer, by external id."""
         self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
         self._to, self._options, self._connections = to, options, connections

@@ -110,8 +110,8 @@ def forecast(
     """Return when all of `under_way` will have ended, from the budget and from how long imports took so far."""
     generation = generations.find(api)
     left: Counter[str] = Counter()
-    for (step, files), count in Counter((customer.step, customer.files) for customer in under_way).items():
-        for endpoint, requests in generation.requests_left(RemainingWork(step=step, files=files)).items():
+    for work, count in Counter(RemainingWork(step=each.step, files=each.files) for each in under_way).items():
+        for endpoint, requests in generation.requests_left(work).items():
             left[endpoint] += requests * count
     starts = {endpoint: left[endpoint] for endpoint in generation.requests_before_run if left[endpoint]}
     limits = short_form(limits, limit=limit, window=window, scope=scope)

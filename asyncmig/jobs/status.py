@@ -8,10 +8,10 @@ from typing import Protocol
 import msgspec
 
 from asyncmig import generations
-from asyncmig.customers.status import STEPS, CustomerRecord, CustomerStatus
-from asyncmig.customers.steps import OUTCOMES
+from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import CustomerNotFound
 from asyncmig.journal import Activity, JournalEvent
+from asyncmig.steps import OUTCOMES, STEPS
 
 __all__ = [
     "OUTCOMES",

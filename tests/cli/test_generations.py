@@ -36,10 +36,10 @@ from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import failed
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
-from asyncmig.customers.steps import Entry
 from asyncmig.jobs.status import read_records, read_statuses
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.session import context_of
+from asyncmig.steps import Entry
 
 from .conftest import Cli
 

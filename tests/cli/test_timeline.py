@@ -11,7 +11,6 @@ from asyncmig import Journal
 from asyncmig.cli.charts import Hold, Timeline
 from asyncmig.cli.html_report import page_of_journal
 from asyncmig.companies.workflow.record import Record
-from asyncmig.customers.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
 from asyncmig.events import (
     Event,
     Held,
@@ -22,6 +21,7 @@ from asyncmig.events import (
     RunEnded,
 )
 from asyncmig.journal import JournalPlace
+from asyncmig.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
 
 
 def step(at: float, name: str, customer: str = "acme") -> Event:

@@ -10,9 +10,9 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Failures, Owner
 from asyncmig._io.unwritten import UnwrittenEntries, UnwrittenEntry
 from asyncmig.companies.workflow.record import Record, read_record
-from asyncmig.customers.steps import Entry
 from asyncmig.errors import AuthError, CustomerHeld, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.journal import ClaimPort
+from asyncmig.steps import Entry
 
 __all__ = ["Answers"]
 

@@ -40,6 +40,7 @@ from asyncmig.customers.status import (
 )
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.steps import Progress
 
 __all__ = ["CompaniesGeneration", "customer_record"]
 
@@ -223,7 +224,7 @@ def customer_record(record: Record) -> CustomerRecord:
     )
 
 
-def _step(record: Record) -> str:
+def _step(record: Record) -> Progress:
     if isinstance(record.outcome, Failed) and record.outcome.step:
         return record.outcome.step
     if record.run_id is not None:

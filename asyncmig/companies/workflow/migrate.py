@@ -49,7 +49,6 @@ from asyncmig.customers.outcome import (
 from asyncmig.customers.paths import Inputs, check_below, entries, file_id
 from asyncmig.customers.questions import check_answers
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.steps import OutcomeName
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -61,6 +60,7 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.journal import ClaimPort
+from asyncmig.steps import OutcomeName
 
 __all__ = ["migrate_customer", "nothing_ran"]
 

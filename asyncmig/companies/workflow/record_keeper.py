@@ -18,10 +18,10 @@ from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.steps import Entry, OutcomeName, Step
 from asyncmig.errors import ApiError, JournalError, TruncatedDownload
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
 from asyncmig.journal import ClaimPort
+from asyncmig.steps import Entry, OutcomeName, Step
 
 __all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper", "read_record", "wall_clock"]
 

@@ -1,18 +1,37 @@
-"""The steps of a migration and the entries of a journal's log: the table that status, report and live view use."""
+"""The words for a migration's progress: its steps, its outcomes, and the entries of its log.
+
+Events, journal records, statuses, reports and the live view use these words, for every API generation. What a
+generation adds to a step is the text `detail` beside it. A generation that writes a new kind of log entry adds its
+name to `Entry`, and the step that follows it to `STEP_AFTER`.
+"""
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-__all__ = ["ACTIVE", "OUTCOMES", "PICTURED_AS", "STEP_AFTER", "Entry", "OutcomeName", "Picture", "Step"]
+__all__ = [
+    "ACTIVE",
+    "OUTCOMES",
+    "PICTURED_AS",
+    "STEPS",
+    "STEP_AFTER",
+    "Entry",
+    "OutcomeName",
+    "Picture",
+    "Progress",
+    "Remark",
+    "Step",
+]
 
 Step = Literal[
     "checking", "creating", "uploading", "starting", "running", "deciding", "downloading", "exporting"
 ]
 """The steps of a migration in progress, in order."""
+Progress = Literal["waiting", Step, "ended"]
+"""How far a migration has come. A failed migration stays at the step at which it failed."""
 OutcomeName = Literal["delivered", "failed", "parked", "unknown", "pending"]
-"""The names of outcomes in JSON, journals and on the command line."""
+"""The names of outcomes in JSON, journals and on the command line. `pending`: the migration has not ended."""
 Remark = Literal["retrying", "recovered"]
-"""Entries that change no step."""
+"""The log entries that change no step."""
 Picture = Literal["preparing", "uploading", "running", "parked", "downloading"]
 """The kinds of bars that the HTML report draws."""
 Entry = (
@@ -40,7 +59,7 @@ Entry = (
     | OutcomeName
     | Remark
 )
-"""What an entry of the log is called. Type checkers accept no other name where one is written."""
+"""The kinds of log entries."""
 
 PICTURED_AS: Final[Mapping[Step, Picture]] = {
     "checking": "preparing",
@@ -52,11 +71,13 @@ PICTURED_AS: Final[Mapping[Step, Picture]] = {
     "downloading": "downloading",
     "exporting": "downloading",
 }
-"""What the report draws for each step; in order."""
-ACTIVE: Final = tuple(PICTURED_AS)
-"""The steps of a migration that is under way, in order."""
-OUTCOMES: Final[tuple[OutcomeName, ...]] = ("delivered", "failed", "parked", "unknown", "pending")
-"""How a customer can stand; pending stands for everything that has not ended."""
+"""The kind of bar for each step."""
+ACTIVE: Final[tuple[Step, ...]] = get_args(Step)
+"""The steps of a migration in progress, in order."""
+STEPS: Final[tuple[Progress, ...]] = get_args(Progress)
+"""All values of `Progress`, in order."""
+OUTCOMES: Final[tuple[OutcomeName, ...]] = get_args(OutcomeName)
+"""All outcomes, in the order in which summaries list them."""
 STEP_AFTER: Final[Mapping[str, Step | OutcomeName]] = {
     "input": "checking",
     "create": "creating",
@@ -83,4 +104,4 @@ STEP_AFTER: Final[Mapping[str, Step | OutcomeName]] = {
     "unknown": "unknown",
     "pending": "pending",
 }
-"""What a customer is at after each entry of the log."""
+"""The step or outcome of a customer after each kind of log entry."""
