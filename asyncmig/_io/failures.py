@@ -1,13 +1,12 @@
 """Reports failed attempts that will be repeated: which of them become events, and for which customer.
 
-Every retry loop reports its failures to a `Failures`. A task states with `working_for` for which customer it sends,
+Every retry loop reports its failures to a `Failures`. A task states with `OwnerScope` for which customer it sends,
 and with `StepScope` that it repeats a step. Loops inside of such a step report to the step's `Failures`, so
 that the attempts of the whole step are counted together.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import final
@@ -16,7 +15,7 @@ from asyncmig._core.retry import Occasions
 from asyncmig.errors import ApiError, JournalError, NoAnswer
 from asyncmig.events import AttemptFailed, Events, Recovered
 
-__all__ = ["Failures", "Owner", "StepScope", "current_step", "owner", "working_for"]
+__all__ = ["Failures", "Owner", "OwnerScope", "StepScope", "current_step", "owner"]
 
 
 @final
@@ -34,24 +33,30 @@ _step: ContextVar["Failures | None"] = ContextVar("asyncmig step", default=None)
 
 
 def current_step() -> "Failures | None":
-    """Return the failures of the step that the current task repeats, if `repeating` is active."""
+    """Return the failures of the step that the current task repeats, inside of a `StepScope`."""
     return _step.get()
 
 
 def owner() -> Owner | None:
-    """Return the customer for whom the current task sends, if `working_for` is active."""
+    """Return the customer for whom the current task sends, inside of an `OwnerScope`."""
     return _owner.get()
 
 
-@contextmanager
-def working_for(customer: Owner) -> Generator[None]:
-    """Send for a customer until the block ends."""
-    token = _owner.set(customer)
-    try:
-        yield
-    finally:
-        _owner.reset(token)
-        customer.keep = None  # a poll may still be in progress
+@final
+class OwnerScope:
+    """Sends for a customer inside of its `with` block."""
+
+    __slots__ = ("_customer", "_token")
+
+    def __init__(self, customer: Owner) -> None:
+        self._customer = customer
+
+    def __enter__(self) -> None:
+        self._token = _owner.set(self._customer)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _owner.reset(self._token)
+        self._customer.keep = None  # a poll may still be in progress
 
 
 @final

@@ -148,7 +148,7 @@ class Watch(Generic[T]):
         """The number of the read that `latest` is from, and of the last read that other news has made obsolete."""
         self._key: tuple[str, str | None] | None = None
         self._change: _Change[T] = _Change()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: list[asyncio.Future[None]] = []
         self._waiting = 0
         self.closed: bool = False
 
@@ -281,11 +281,11 @@ class Watch(Generic[T]):
         """Wait for the next reading; raise if polling has ended."""
         self._check()  # polling may have ended in the iteration in which a reading woke this task
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters.append(waiter)
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.remove(waiter)
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # retrieved, because a task cancelled in the same iteration does not raise it
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncmig._io.event_loop import run_all
-from asyncmig._io.failures import Owner, working_for
+from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
@@ -296,7 +296,7 @@ def _print_failure(data: Console, as_json: bool, event: Event) -> None:
 
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
-    with working_for(Owner(record.external_id)):
+    with OwnerScope(Owner(record.external_id)):
         run = session.watch(record.ids["run"], record.ids["company"])
         async for state in run.updates():
             if as_json:

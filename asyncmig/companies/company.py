@@ -30,7 +30,7 @@ class Company:
     """The handle of one company: its ids, its sheets, and the operations on it."""
 
     __slots__ = (
-        "_checks",
+        "_check",
         "_context",
         "_uploaded",
         "connections",
@@ -73,7 +73,7 @@ class Company:
         """The connections as the server shows them, without their secrets."""
         self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
         self._uploaded = Inputs()
-        self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)
+        self._check: Callable[[Path], None] | None = None
         self.imports: Imports = Imports(context, company_id, self._uploaded)
         self.exports: Exports = Exports(context, company_id)
 
@@ -86,7 +86,7 @@ class Company:
 
         Without `check`, downloads refuse to replace only the files that this handle has uploaded.
         """
-        self._checks = (self._uploaded.check, check)
+        self._check = check
 
     @checked_call
     def sheet(self, wanted: str, /) -> Sheet:
@@ -271,7 +271,7 @@ class Company:
             row_filter=row_filter,
             expected=Expected(report, row_filter),
             rank=rank,
-            checks=self._checks,
+            checks=(self._uploaded.check,) if self._check is None else (self._uploaded.check, self._check),
         )
         return fetch, known_sheets(self.sheets, report)
 

@@ -77,14 +77,6 @@ class ImportRun(Run[ImportState]):
         state = self.state
         return None if state is None or self._is_outdated(state) else _questions_of(state)
 
-    async def wait(self, *, through_parks: bool = False) -> ImportState:
-        """Wait until the run completes or parks; `needs_attention` then has the questions. See `Run.wait`."""
-        state = await super().wait(through_parks=through_parks)
-        while self._is_outdated(state):
-            await self.read()
-            state = await super().wait(through_parks=through_parks)
-        return state
-
     @checked_call
     async def approve(self, answers: Mapping[str, str | Custom] | None = None, *, rank: float = 0.0) -> None:
         """Approve the proposed patch as it is, or with `answers`: question ids to option ids or `Custom` texts.

@@ -102,12 +102,19 @@ class Run(Generic[StateT]):
         `RunCanceled` if the run ended so, and the same errors as `updates`.
         """
         self._check_id()
-        state = (await self._watch.wait(through_parks=through_parks)).value
-        if state.status == "failed":
-            raise RunFailed(self.id, state.error or "")
-        if state.status == "canceled":
-            raise RunCanceled(self.id, state.error or "canceled")
-        return state
+        while True:
+            state = (await self._watch.wait(through_parks=through_parks)).value
+            if state.status == "failed":
+                raise RunFailed(self.id, state.error or "")
+            if state.status == "canceled":
+                raise RunCanceled(self.id, state.error or "canceled")
+            if not self._is_outdated(state):
+                return state
+            await self.read()
+
+    def _is_outdated(self, state: StateT) -> bool:
+        """Return whether a reading shows a parked run whose questions were already decided."""
+        return False
 
     async def updates(self) -> AsyncIterator[StateT]:
         """Yield each change of status or progress text once, until the run has ended.

@@ -26,7 +26,7 @@ from asyncmig.transfers.uploads import (
 __all__ = ["ToUpload", "Uploaded", "upload", "upload_all"]
 
 
-class Uploaded(msgspec.Struct, frozen=True, kw_only=True):
+class Uploaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An uploaded file. `upload_ref` names it in an import."""
 
     name: str

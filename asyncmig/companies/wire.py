@@ -86,7 +86,7 @@ class CompanyInfo(Struct, frozen=True, kw_only=True):
     created_at: str | None = None
 
 
-class Sheet(Struct, frozen=True, kw_only=True):
+class Sheet(Struct, frozen=True, kw_only=True, gc=False):
     """A sheet: one table of a company's workbook."""
 
     id: str
@@ -150,7 +150,7 @@ class RunStarted(HasStatus, frozen=True, kw_only=True):
     status: str = "queued"
 
 
-class ImportState(HasStatus, frozen=True, kw_only=True):
+class ImportState(HasStatus, frozen=True, kw_only=True, gc=False):
     """One reading of an import run."""
 
     run_id: str | None = None

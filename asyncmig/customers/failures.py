@@ -11,7 +11,7 @@ from asyncmig.events import AttemptFailed
 __all__ = ["LastFailure", "wall_clock", "words_of"]
 
 
-class LastFailure(msgspec.Struct, frozen=True, kw_only=True):
+class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A failed attempt that was repeated: the first of a step, or a later one that was reported."""
 
     at: float

@@ -45,7 +45,7 @@ def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
     ) from error
 
 
-class FileInput(msgspec.Struct, frozen=True, kw_only=True):
+class FileInput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A file as it was when its migration began."""
 
     path: str

@@ -35,7 +35,7 @@ RowFilter = Literal["valid", "all"]
 """Which rows a download contains: `"valid"` drops every row with a bad cell, `"all"` keeps them."""
 
 
-class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
+class Downloaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sheet on disk."""
 
     sheet: str
@@ -46,7 +46,7 @@ class Downloaded(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes."""
 
 
-class SheetCount(Struct, frozen=True, kw_only=True):
+class SheetCount(Struct, frozen=True, kw_only=True, gc=False):
     """How many rows one sheet got."""
 
     template_name: str | None = field(name="templateName", default=None)
@@ -54,7 +54,7 @@ class SheetCount(Struct, frozen=True, kw_only=True):
     rows: int | None = field(name="rowCount", default=None)
 
 
-class ImportReport(Struct, frozen=True, kw_only=True):
+class ImportReport(Struct, frozen=True, kw_only=True, gc=False):
     """What an import did. While a run is parked, `inserted` counts valid rows only."""
 
     inserted: int | None = None

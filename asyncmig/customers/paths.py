@@ -2,9 +2,7 @@
 
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -179,23 +177,17 @@ class Inputs:
     __slots__ = ("_keys",)
 
     def __init__(self) -> None:
-        self._keys: Counter[Key] = Counter()
+        self._keys: dict[Key, int] = {}
+        """How often each is protected."""
 
-    @contextmanager
-    def holding(self, keys: Sequence[Key]) -> Generator[None]:
-        """Protect files, by what `keys_of` returns for them, while the block runs."""
-        self._keys.update(keys)
-        try:
-            yield
-        finally:
-            self._keys.subtract(keys)
-            for key in keys:
-                if self._keys[key] <= 0:
-                    del self._keys[key]
+    def holding(self, keys: Sequence[Key]) -> "_Holding":
+        """Protect files, by what `keys_of` returns for them, while a `with` block runs."""
+        return _Holding(self._keys, keys)
 
     def add(self, paths: Iterable[Path]) -> None:
         """Protect files from now on. Blocks."""
-        self._keys.update(keys_of(paths))
+        for key in keys_of(paths):
+            self._keys[key] = self._keys.get(key, 0) + 1
 
     def check(self, target: Path) -> None:
         """Raise `InvalidInput` if replacing `target` would replace a file that is protected."""
@@ -205,3 +197,23 @@ class Inputs:
         if any(key in self._keys for key in keys if key is not None):
             reason = "is an input file: it was not replaced; choose another folder for the output"
             raise InvalidInput("to", str(target), reason)
+
+
+@final
+class _Holding:
+    """Protects files inside of its `with` block."""
+
+    __slots__ = ("_counts", "_keys")
+
+    def __init__(self, counts: dict[Key, int], keys: Sequence[Key]) -> None:
+        self._counts, self._keys = counts, keys
+
+    def __enter__(self) -> None:
+        for key in self._keys:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        for key in self._keys:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]

@@ -82,7 +82,7 @@ class LiveSource(HidesSecrets, frozen=True, kw_only=True):
             raise InvalidInput("source_key", self.source_key, "must be in lower case")
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
+class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One customer: its id and name, its source, its templates and its files.
 
     `external_id` is your own id of the customer. A migration is found again by this id only.

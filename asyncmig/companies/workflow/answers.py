@@ -31,7 +31,7 @@ class Answers:
         """`retry_seconds`: seconds for which an unavailable journal is waited for."""
         self._context, self._claim, self._retry_seconds = context, claim, retry_seconds
         earlier = context.unwritten.pop(claim.external_id, None)
-        self._entries = list(earlier.missing(claim.state)) if earlier else []
+        self._entries = earlier.missing(claim.state) if earlier else ()
         self.record: Record = read_record(
             claim.external_id, self._entries[-1].state if self._entries else claim.state
         )
@@ -45,7 +45,7 @@ class Answers:
         in this session writes the missing entries first.
         """
         self.record = record
-        self._entries.append(UnwrittenEntry(kind, detail, msgspec.json.encode(record)))
+        self._entries += (UnwrittenEntry(kind, detail, msgspec.json.encode(record)),)
         await self.catch_up()
 
     async def catch_up(self) -> None:
@@ -58,7 +58,7 @@ class Answers:
                 entry = self._entries[0]
                 try:
                     await self._claim.write(entry.kind, entry.detail, entry.state)
-                    del self._entries[0]
+                    self._entries = self._entries[1:]
                 except JournalError as error:
                     if not failed:
                         _log.warning("%s: %s; %s", self._claim.external_id, error, self.unwritten)
@@ -72,7 +72,7 @@ class Answers:
                     await asyncio.sleep(_PAUSE)
             await failures.succeeded()
         except BaseException:
-            left = UnwrittenEntries(self._claim.state, tuple(self._entries))
+            left = UnwrittenEntries(self._claim.state, self._entries)
             self._context.unwritten[self._claim.external_id] = left
             if failed:
                 _log.error("%s: %s", self._claim.external_id, self.unwritten)

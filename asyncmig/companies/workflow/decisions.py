@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, working_for
+from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun, mark_of
 from asyncmig.companies.wire import ImportState
@@ -37,7 +37,7 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
 
     Raises as reading a run does, and `NoAnswer` after a minute without an answer.
     """
-    with working_for(Owner(record.external_id)):
+    with OwnerScope(Owner(record.external_id)):
         run = _run(context, record)
         await _read(run)
     return run.needs_attention
@@ -65,7 +65,7 @@ async def decide_parked(
             raise InvalidInput("allow_destructive", False, reason)
         check_answers(shown, decision.answers or {})
     async with await journal.claim(external_id) as claim:
-        with working_for(Owner(external_id)):
+        with OwnerScope(Owner(external_id)):
             keeper = RecordKeeper(context, claim)
             await keeper.answers.catch_up()
             return await _decide(context, keeper, decision, shown)
@@ -106,7 +106,7 @@ async def cancel(
     proposal of a parked run, which ends it.
     """
     async with await journal.claim(external_id) as claim:
-        with working_for(Owner(external_id)):
+        with OwnerScope(Owner(external_id)):
             keeper = RecordKeeper(context, claim)
             await keeper.answers.catch_up()
             if claim.state is None:

@@ -20,12 +20,13 @@ from typing import TypeGuard, cast, final
 import msgspec
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import working_for
+from asyncmig._io.failures import OwnerScope
 from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.imports import import_body
+from asyncmig.companies.uploads import upload
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, refuses_account, unknown
@@ -92,7 +93,7 @@ async def migrate_customer(
     progress = RecordKeeper(context, claim, spec, retry_seconds=options.retry_seconds)
     try:
         await progress.answers.catch_up()
-        with working_for(progress.owner()):
+        with OwnerScope(progress.owner()):
             return await _Migration(context, spec, progress, to, options, inputs, turn).run()
     except JournalError as error:
         if not (progress.answers.unwritten and progress.answers.must_end):
@@ -103,6 +104,20 @@ async def migrate_customer(
 @final
 class _Migration:
     """The steps from the input files to the end of the import."""
+
+    __slots__ = (
+        "_context",
+        "_creation",
+        "_delivery",
+        "_files",
+        "_inputs",
+        "_options",
+        "_progress",
+        "_retry_failed",
+        "_spec",
+        "_to",
+        "_turn",
+    )
 
     def __init__(
         self,
@@ -115,7 +130,7 @@ class _Migration:
         turn: Turn | None,
     ) -> None:
         self._spec, self._options, self._to, self._inputs = spec, options, to, inputs
-        self._turn = turn
+        self._context, self._turn = context, turn
         self._progress = progress
         self._creation = Creation(context, spec, self._progress)
         self._delivery = Delivery(self._progress, to, options)
@@ -290,7 +305,7 @@ class _Migration:
             if self._options.root is not None:  # a link may have changed since
                 check_below(Path(self._options.root), [Path(file.path)])
             uploaded = await progress.retry_while_away(
-                partial(company.upload, Path(file.path), rank=progress.rank)
+                partial(upload, self._context, company.id, Path(file.path), rank=progress.rank)
             )
             if uploaded.sha256 != file.sha256:
                 raise InvalidInput("files", file.path, "changed while it was being migrated: run again")

@@ -23,7 +23,7 @@ API = "companies"
 _UNREADABLE = 0
 
 
-class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
+class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One export to the destination. It is written before the export starts, and after each change."""
 
     mode: ExportMode
@@ -34,7 +34,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True):
     result: ExportSummary | None = None
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
     version: int = _VERSION

@@ -87,7 +87,7 @@ class RecordKeeper:
         async with self._writing:
             record = self._changed(kind, changes)
             await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
-            self.record = record
+            self.record = self.answers.record = record
 
     async def keep(self, kind: Entry, **changes: object) -> None:
         """Write a response of the server and the changed record to the journal; see `Answers.keep`."""
