@@ -277,6 +277,10 @@ EventT = TypeVar("EventT", bound=Event)
 _B = TypeVar("_B", bound=Event)
 _C = TypeVar("_C", bound=Event)
 
+_Subscriber = tuple[Callable[[Event], None], tuple[type[Event], ...]]
+"""A callback, and the kinds of events that it gets; without any, it gets all."""
+_REQUESTS = frozenset({RequestSent, RequestDone})
+
 _LEVELS: dict[type[Event], int] = {
     RequestDone: logging.DEBUG,
     Held: logging.INFO,
@@ -299,13 +303,13 @@ class Events:
     __slots__ = ("_closed", "_streams", "_subscribers")
 
     def __init__(self) -> None:
-        self._subscribers: list[Callable[[Event], None]] = []
+        self._subscribers: list[_Subscriber] = []
         self._streams: list[EventStream[Event]] = []
         self._closed = False
 
     @contextmanager
-    def subscribe(self, subscriber: Callable[[Event], None]) -> Generator[None]:
-        """Call `subscriber` with each event until the block ends. It must not block.
+    def subscribe(self, subscriber: Callable[[Event], None], *kinds: type[Event]) -> Generator[None]:
+        """Call `subscriber` with each event, or those of some `kinds`, until the block ends. It must not block.
 
         A subscriber that raises is logged and removed. Raises `InvalidInput` for a coroutine function, because it
         would never be awaited: use `open` instead.
@@ -314,11 +318,12 @@ class Events:
             raise InvalidInput(
                 "subscriber", subscriber, "is a coroutine function: iterate over `events.open()`"
             )
-        self._subscribers.append(subscriber)
+        entry = subscriber, kinds
+        self._subscribers.append(entry)
         try:
             yield
         finally:
-            self._drop(subscriber)
+            self._drop(entry)
 
     @overload
     def open(self, *, buffer: int = 10_000) -> "EventStream[Event]": ...
@@ -347,16 +352,21 @@ class Events:
     @property
     def wants_requests(self) -> bool:
         """Whether there is any subscriber, stream or logger for requests; otherwise their events are not made."""
-        return bool(self._subscribers or self._streams) or _log.isEnabledFor(logging.DEBUG)
+        if self._streams or _log.isEnabledFor(logging.DEBUG):
+            return True
+        return any(not kinds or not _REQUESTS.isdisjoint(kinds) for _, kinds in self._subscribers)
 
     def emit(self, event: Event) -> None:
         """Pass an event to every subscriber, every stream and the log."""
-        for subscriber in tuple(self._subscribers):
+        for entry in tuple(self._subscribers):
+            subscriber, kinds = entry
+            if kinds and not isinstance(event, kinds):
+                continue
             try:
                 subscriber(event)
             except (Exception, asyncio.CancelledError):  # the call's own cancellation is not raised here
                 _log.exception("a subscriber of events failed and is dropped")
-                self._drop(subscriber)
+                self._drop(entry)
         for stream in self._streams:
             stream.put(event)
         level = _LEVELS.get(type(event), logging.NOTSET)
@@ -369,9 +379,9 @@ class Events:
         for stream in tuple(self._streams):
             stream.close()
 
-    def _drop(self, subscriber: Callable[[Event], None]) -> None:
-        if subscriber in self._subscribers:
-            self._subscribers.remove(subscriber)
+    def _drop(self, entry: "_Subscriber") -> None:
+        if entry in self._subscribers:
+            self._subscribers.remove(entry)
 
 
 @final

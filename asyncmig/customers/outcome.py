@@ -258,8 +258,9 @@ Outcome = Delivered | Failed | Parked | Unknown | Pending
 """How one migration ended. Distinguish the cases by `match` or `isinstance`."""
 
 
-Reviewed = Literal["sent", "gone", "changed"]
-"""What became of a decision: sent; or not sent, because the run asks nothing any more, or something else."""
+Reviewed = Literal["sent", "recorded", "gone", "changed"]
+"""What became of a decision: sent; written to the journal, so that the next call of `migrate` sends it; or not sent,
+because the run asks nothing any more, or something else."""
 Decide = Callable[[Parked], Awaitable[Decision | None]]
 """Decides about a parked run; None leaves it parked."""
 Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide

@@ -15,6 +15,7 @@ from asyncmig.steps import OutcomeName, Progress
 __all__ = [
     "CustomerRecord",
     "CustomerStatus",
+    "MigrationProgress",
     "RemainingWork",
     "RowCounts",
     "SheetFile",
@@ -43,6 +44,23 @@ class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     """Records below the header."""
     bytes: int
+
+
+class MigrationProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a customer is, in numbers; null where they are not known."""
+
+    bytes_sent: int | None = None
+    """Bytes of the input files that were uploaded; each file counts when it is complete."""
+    bytes_total: int | None = None
+    """Bytes of all input files."""
+    percent: float | None = None
+    """How far the run is, as the server reports it: 0 to 100."""
+    rows: int | None = None
+    """Rows that the run has processed, as the server reports them."""
+    total_rows: int | None = None
+    """Rows that the run has to process, as the server reports them."""
+    seconds_left: float | None = None
+    """An estimate of the seconds until the run ends: from its own progress, or from how long other runs took."""
 
 
 class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +97,15 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The last attempt that failed and was repeated; `is_over` says whether the migration has advanced since."""
     held_by: str | None = None
     """The process that works on the customer now."""
+    progress: MigrationProgress | None = None
+    """None before the files were read, and in `report.json`. Only the process that waits for the run knows more than
+    the bytes."""
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more happens without a new command or a decision."""
-        return self.outcome != "pending" and self.held_by is None
+        is_stopped = self.outcome != "pending" or self.pending_reason in ("canceled", "crashed")
+        return is_stopped and self.held_by is None
 
 
 @final

@@ -1,47 +1,53 @@
 """Any number of migrations at once: admission, order, outcomes as they come, an orderly end."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from contextlib import suppress
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, cast, final, get_args
 
 import anyio
+import msgspec
 
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.event_loop import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
+from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import check_utf8, customer_folder
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
-from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
-from asyncmig.jobs.migrate import migrate_safely, pending
+from asyncmig.jobs.cancellations import Cancellations
+from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
+from asyncmig.jobs.customers import CustomerMethods, decide_when_free
+from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
+from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.run_slots import recover_run_slots
-from asyncmig.journal import DatabaseJournal, JournalPlace, JournalPort, open_journal
+from asyncmig.jobs.turns import Turn
+from asyncmig.journal import DatabaseJournal, Instruction, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = ["Fleet", "WhenHeld", "WhenNoRunSlot"]
+__all__ = ["Fleet", "Secrets", "WhenHeld", "WhenNoRunSlot"]
 
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
-WhenHeld = Literal["wait", "return"]
-"""What a fleet does with a customer that another live process holds."""
 WhenNoRunSlot = Literal["wait", "return"]
 """What a fleet does with a start while every run slot is held by a run that waits for a person."""
-_RECHECK = 2.0
-"""Seconds between attempts to claim a customer that another process holds."""
-_LONGEST_READ = 60.0
-"""Seconds that a customer waits for others to read their files: reads of a network drive may hang."""
+Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
+"""Adds the secrets to a spec from the journal, which has none."""
 _AT_ONCE = 50
 """Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
 
 
 @final
-class Fleet(AsyncOnly):
+class Fleet(AsyncOnly, CustomerMethods):
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
     `journal`: a journal that is open, or the place of one (see `open_journal`).
@@ -58,25 +64,31 @@ class Fleet(AsyncOnly):
     held by a run that waits for a person: `"wait"` until one was answered, or `"return"` a `Pending` outcome with the
     reason `no_run_slot`. The event `RunSlotsBlocked` reports it.
 
+    `secrets`: called with each spec that comes from the journal, which has no secrets; returns the spec with its
+    `connections`, or with the credentials of its `connection`. It may be a coroutine function.
+
     Leaving the block cancels the migrations that have not ended. Their runs continue on the server, and the same
     specs continue from there. A failure or bad input of one customer never affects another.
     Used outside its `async with` block, or on another event loop, it raises `UsageError`.
     """
 
     __slots__ = (
+        "_cancellations",
         "_draining",
+        "_exits",
         "_generation",
         "_guard",
         "_inputs",
         "_journal",
         "_options",
         "_own_journal",
-        "_places",
+        "_parts",
+        "_progress",
+        "_secrets",
         "_session",
         "_submitted",
         "_tasks",
         "_to",
-        "_when_held",
         "_when_no_run_slot",
     )
 
@@ -92,6 +104,7 @@ class Fleet(AsyncOnly):
         concurrency: int = 500,
         when_held: WhenHeld = "wait",
         when_no_run_slot: WhenNoRunSlot = "wait",
+        secrets: Secrets | None = None,
         protected: Iterable[Path] = (),
         **keywords: Unpack[MigrationKeywords],
     ) -> None:
@@ -114,12 +127,24 @@ class Fleet(AsyncOnly):
                 self._inputs.add([path])
             journal = self._own_journal = open_journal(journal)
         self._journal: JournalPort = journal
-        self._places = anyio.CapacityLimiter(concurrency)
         self._draining = asyncio.Event()
-        self._when_held, self._when_no_run_slot = when_held, when_no_run_slot
+        self._when_no_run_slot, self._secrets = when_no_run_slot, secrets
         self._guard = LoopGuard("Fleet")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._submitted: dict[str, tuple[Spec, asyncio.Future[Outcome]]] = {}
+        self._submitted: dict[str, CustomerTask] = {}
+        self._parts = FleetParts(
+            generation=self._generation,
+            context=context_of(session),
+            journal=journal,
+            to=self._to,
+            options=self._options,
+            inputs=self._inputs,
+            places=anyio.CapacityLimiter(concurrency),
+            draining=self._draining,
+            when_held=when_held,
+        )
+        self._cancellations = Cancellations(self._parts, self._submitted)
+        self._progress, self._exits = LiveProgress(), ExitStack()
 
     async def __aenter__(self) -> Self:
         self._session.check_open()
@@ -132,6 +157,8 @@ class Fleet(AsyncOnly):
                     self._journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 await context_of(self._session).remember(self._journal.send_log)
             context_of(self._session).runs.gives_up = self._when_no_run_slot == "return"
+            events = self._session.events
+            self._exits.enter_context(events.subscribe(self._progress.take, *LiveProgress.KINDS))
         except BaseException:
             self._guard.forget()
             raise
@@ -144,11 +171,13 @@ class Fleet(AsyncOnly):
         tb: TracebackType | None,
     ) -> None:
         self._guard.leave(_LEFT)
+        self._exits.close()
         context_of(self._session).runs.gives_up = False
         self._cancel()
         # Shielded, because no task may outlive the fleet and the journal must be closed, also in a cancelled task.
         with anyio.CancelScope(shield=True):
             try:
+                await self._cancellations.aclose()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
             finally:
                 if self._own_journal is not None:
@@ -161,12 +190,40 @@ class Fleet(AsyncOnly):
     def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Start a migration as soon as there is a place; the future gives its outcome.
 
-        A customer that is under way already is not started twice: the same spec gets the same future, and another
-        one raises `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
+        The journal gets the customer in the background; see `accept`. A canceled customer continues. A customer that
+        is under way already is not started twice: the same spec gets the same future, and another one raises
+        `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
-        return self._submit(*checked_spec(spec), _Turn())
+        spec, refused = checked_spec(spec)
+        instruction = None if refused else Work.of(spec, self._generation.name).wanted("run")
+        return self._submit(spec, refused, Turn(), instruction)
 
-    def _submit(self, spec: Spec, refused: InvalidInput | None, turn: "_Turn") -> "asyncio.Future[Outcome]":
+    @checked_call
+    async def accept(self, spec: Spec) -> "asyncio.Future[Outcome]":
+        """Do what `submit` does; return once the journal has the customer: then `resume` continues it after a crash.
+
+        Raises `InvalidInput` for wrong values and missing files, and `JournalError`.
+        """
+        self._guard.loop()
+        spec, refused = generations.check_spec(self._generation, spec)
+        if refused is not None:
+            raise refused
+        await in_thread(partial(spec.validate, root=self._options.root))
+        future = self.submit(spec)
+        if (under_way := self._submitted.get(spec.external_id)) is not None:
+            await under_way.record()
+        return future
+
+    def _submit(
+        self,
+        spec: Spec,
+        refused: InvalidInput | None,
+        turn: Turn,
+        instruction: Instruction | None,
+        *,
+        is_recorded: bool = False,
+        is_from_journal: bool = False,
+    ) -> "asyncio.Future[Outcome]":
         loop = self._guard.loop()
         if refused is not None:
             turn.end()
@@ -177,19 +234,22 @@ class Fleet(AsyncOnly):
         under_way = self._submitted.get(spec.external_id)
         if under_way is not None:
             turn.end()
-            return under_way[1]
-        future = loop.create_future()
-        self._submitted[spec.external_id] = spec, future
-        task = asyncio.ensure_future(self._work(spec, future, turn))
+            return under_way.future
+        customer = CustomerTask(
+            self._parts, spec, turn, instruction, is_recorded=is_recorded, is_from_journal=is_from_journal
+        )
+        self._submitted[spec.external_id] = customer
+        customer.task = task = asyncio.ensure_future(self._work(customer))
         # A task that is cancelled before its first step runs none of its own cleanup.
-        task.add_done_callback(partial(self._ended, spec, future, turn))
+        task.add_done_callback(partial(self._ended, customer, turn))
         self._tasks.add(task)
-        return future
+        self._cancellations.start_watching()
+        return customer.future
 
     def _check_not_other(self, spec: Spec) -> None:
         """Raise `InvalidInput` if another spec of this customer is under way: this one would be ignored."""
         under_way = self._submitted.get(spec.external_id)
-        if under_way is not None and under_way[0] != spec:
+        if under_way is not None and under_way.is_other(spec):
             reason = "is under way with another spec: wait for its outcome, and submit this one then"
             raise InvalidInput("external_id", spec.external_id, reason)
 
@@ -202,26 +262,160 @@ class Fleet(AsyncOnly):
         journal cannot be written.
         """
         given = [checked_spec(each) async for each in each_spec(specs)]
+        good = {spec.external_id: spec for spec, refused in given if refused is None}
         check_different([spec for spec, refused in given if refused is None])
         keys, ready = await in_thread(self._prepared, given)
-        for spec, refused in given:
-            if refused is None:
-                self._check_not_other(spec)
+        for spec in good.values():
+            self._check_not_other(spec)
         context = context_of(self._session)
         in_progress = await recover_run_slots(context, self._generation, self._journal)
-        for spec, _ in given:
-            if run := in_progress.get(spec.external_id):
-                context.runs.seen(run)  # its migration finds out whether it still waits for a person
+        for external_id in in_progress.keys() & good:
+            context.runs.seen(
+                in_progress[external_id]
+            )  # its migration finds out whether it waits for a person
+        instructions = await self._journal.instructions()
+        for external_id in instructions.keys() & good:
+            if instructions[external_id].wanted == "cancel":
+                await self._journal.fulfilled(external_id, instructions.pop(external_id))
         futures: list[asyncio.Future[Outcome]] = []
         with self._inputs.holding(keys):
-            turn: _Turn | None = None
+            turn: Turn | None = None
             for spec, refused in ready:
-                turn = _Turn(turn)
-                futures.append(self._submit(spec, refused, turn))
+                turn, instruction = Turn(turn), None if refused else instructions.get(spec.external_id)
+                futures.append(self._submit(spec, refused, turn, instruction, is_recorded=True))
                 if len(futures) % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             for finished in asyncio.as_completed(futures):
                 yield await finished
+
+    async def resume(self) -> "dict[str, asyncio.Future[Outcome]]":
+        """Continue everything in the journal that has not ended, without specs; return the futures by external id.
+
+        Skips customers that are delivered, failed, parked, unknown or canceled, unless more was asked for and not
+        done, and customers of another API generation. What another process holds is waited for; see `when_held`.
+        Raises `JournalError`.
+        """
+        self._guard.loop()
+        states, instructions = await self._journal.states(), await self._journal.instructions()
+        names = dict.fromkeys([*states, *instructions])
+        known = [KnownCustomer(name, states.get(name), instructions.get(name)) for name in names]
+        api = self._generation.name
+        unfinished = await in_thread(lambda: [each for each in known if each.is_unfinished(api)])
+        by_name = {each.external_id: each for each in unfinished if each.external_id not in self._submitted}
+        _, ready = await in_thread(self._prepared, [await self._spec_of(each) for each in by_name.values()])
+        turn: Turn | None = None
+        futures = {
+            each.external_id: under_way.future
+            for each in unfinished
+            if (under_way := self._submitted.get(each.external_id)) is not None
+        }
+        for spec, refused in ready:
+            turn = Turn(turn)
+            futures[spec.external_id] = self._submit(
+                spec,
+                refused,
+                turn,
+                by_name[spec.external_id].instruction,
+                is_recorded=True,
+                is_from_journal=True,
+            )
+        return futures
+
+    @checked_call
+    async def retry(self, external_id: str) -> "asyncio.Future[Outcome]":
+        """Continue a customer, or start again what failed, with what the journal has of it.
+
+        A customer that is under way is not started twice. Raises `CustomerNotFound`, `JournalError`, and
+        `InvalidInput` for a customer of another API generation.
+        """
+        if (under_way := self._submitted.get(external_id)) is not None:
+            await under_way.record()
+            return under_way.future
+        known = await self._known(external_id)
+        instruction = known.again().wanted("retry")
+        await self._journal.instruct(external_id, instruction)
+        return await self._continue(replace(known, instruction=instruction))
+
+    @checked_call
+    async def decide(
+        self, external_id: str, decision: Decision, *, shown: Parked | str | None = None
+    ) -> Reviewed:
+        """Send a decision about a parked customer, which then continues.
+
+        `shown`: the questions that the person saw, or their digest (`digest_of`): if the customer asks something else
+        by now, nothing is sent, and the result is `changed`. Without it, the decision is about the questions in the
+        journal. A decision may destroy rows: `Parked.destructive` lists what an approval destroys. While a task or
+        another process holds the customer, the decision waits for it.
+
+        Raises `InvalidInput` for a customer that asks nothing, a decision that the API generation lacks, and answers
+        that were not offered; `CustomerNotFound`, `JournalError`, and what a request raises.
+        """
+        self._guard.loop()
+        parts = self._parts
+        reviewed = await decide_when_free(
+            parts.generation, parts.context, parts.journal, external_id, decision, shown
+        )
+        if reviewed != "changed" and external_id not in self._submitted:
+            await self._continue(await self._known(external_id))
+        return reviewed
+
+    @checked_call
+    async def cancel(self, external_id: str, *, reject_parked: bool = False) -> Outcome:
+        """Stop the work for a customer, in this and in every other process, and return its outcome.
+
+        That is `Pending` with the reason `canceled`, unless the customer has ended before. `reject_parked`: whether a
+        parked run is rejected. The run of a generation that cannot cancel runs continues at the server. `resume`
+        skips the customer; `submit`, `accept` and `retry` continue it. Another process notices within two seconds.
+
+        Raises `CustomerNotFound`, `JournalError`, and what `Generation.cancel` raises.
+        """
+        if (under_way := self._submitted.get(external_id)) is not None:
+            await under_way.record()
+        known = await self._known(external_id)
+        instruction = msgspec.structs.replace(known.work, reject_parked=reject_parked).wanted("cancel")
+        await self._journal.instruct(external_id, instruction)
+        return await asyncio.shield(self._cancellations.carry_out(external_id, instruction))
+
+    async def _known(self, external_id: str) -> KnownCustomer:
+        """Return what the journal has of a customer of this API generation."""
+        self._guard.loop()
+        return await read_known_of(self._generation, self._journal, external_id)
+
+    async def _continue(self, known: KnownCustomer) -> "asyncio.Future[Outcome]":
+        """Submit a customer with what the journal has of it."""
+        spec, refused = await self._spec_of(known)
+        return self._submit(spec, refused, Turn(), known.instruction, is_recorded=True, is_from_journal=True)
+
+    async def _spec_of(self, known: KnownCustomer) -> CheckedSpec:
+        """Return the spec of a customer in the journal, with its secrets, and what is wrong with it."""
+        try:
+            spec = known.spec()
+        except InvalidInput as error:
+            return Spec(external_id=known.external_id, name="", source="", files=()), error
+        if self._secrets is not None:
+            found = self._secrets(spec)
+            spec = await found if inspect.isawaitable(found) else found
+        elif known.work.has_secrets and known.state is None:
+            reason = "was submitted with secrets, which no journal contains: pass `secrets=` to the Fleet"
+            return spec, InvalidInput("external_id", known.external_id, reason)
+        return checked_spec(spec)
+
+    async def status(self, external_id: str) -> CustomerStatus:
+        """Return the status of a customer. The time does not depend on the number of customers."""
+        if (under_way := self._submitted.get(external_id)) is not None:
+            await under_way.record()
+        return self._progress.added_to(await super().status(external_id))
+
+    async def _news(self, external_id: str, seconds: float) -> bool:
+        return await self._progress.news(external_id, seconds)
+
+    def _opened_journal(self) -> JournalPort:
+        self._guard.loop()
+        return self._journal
+
+    async def _check_idle(self, external_id: str) -> None:
+        if external_id in self._submitted:
+            raise CustomerHeld("this fleet", external_id, "a task of this fleet")
 
     def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
         """Return what protects the files of `given`, and these, the longest first, with what is wrong with each."""
@@ -254,16 +448,17 @@ class Fleet(AsyncOnly):
         self._draining.set()
         self._session.close(SessionClosed("interrupted: the same command continues from here"))
         with anyio.move_on_after(timeout):
-            await asyncio.gather(*(future for _, future in self._submitted.values()), return_exceptions=True)
+            await asyncio.gather(*(each.future for each in self._submitted.values()), return_exceptions=True)
             return
         self._cancel()
 
-    async def _work(self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn") -> None:
+    async def _work(self, customer: CustomerTask) -> None:
+        future = customer.future
         try:
             try:
-                outcome = await self._outcome(spec, turn)
+                outcome = await customer.run()
             finally:  # before the future is done: its waiter may submit another spec of the customer
-                del self._submitted[spec.external_id]
+                del self._submitted[customer.spec.external_id]
         except JournalError as error:
             if not future.done():
                 future.set_exception(error)
@@ -272,72 +467,20 @@ class Fleet(AsyncOnly):
             if not future.done():
                 future.set_result(outcome)
 
-    async def _outcome(self, spec: Spec, turn: "_Turn") -> Outcome:
-        """Migrate a customer; while another process holds it, wait without a place if that is wanted."""
-        while True:
-            try:
-                async with self._places:
-                    if self._draining.is_set():
-                        return pending(spec, "interrupted before it began", "interrupted")
-                    return await migrate_safely(
-                        self._generation,
-                        context_of(self._session),
-                        spec,
-                        self._journal,
-                        self._folder(spec),
-                        self._options,
-                        self._inputs,
-                        turn.come,
-                    )
-            except CustomerHeld as error:
-                outcome = pending(spec, str(error), "held")
-            turn.end()
-            if self._when_held == "wait":
-                with anyio.move_on_after(_RECHECK):
-                    await self._draining.wait()
-            if self._when_held == "return" or self._draining.is_set():
-                return outcome
-
-    def _ended(
-        self, spec: Spec, future: "asyncio.Future[Outcome]", turn: "_Turn", task: "asyncio.Task[None]"
-    ) -> None:
+    def _ended(self, customer: CustomerTask, turn: Turn, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         turn.end()
-        if self._submitted.get(spec.external_id, (spec, None))[1] is future:  # cancelled before it began
-            del self._submitted[spec.external_id]
-        if not task.cancelled() and (error := task.exception()) is not None and not future.done():
-            future.set_exception(error)
-        future.cancel()
+        if self._submitted.get(customer.spec.external_id) is customer:  # cancelled before it began
+            del self._submitted[customer.spec.external_id]
+        if not task.cancelled() and (error := task.exception()) is not None and not customer.future.done():
+            customer.future.set_exception(error)
+        if not customer.is_canceled:
+            customer.future.cancel()
+        if not customer.recorded.done():
+            customer.recorded.cancel()
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)
-
-
-@final
-class _Turn:
-    """The place of a customer among those of one `run`: their first requests are sent in this order.
-
-    Their files are read in threads, which takes longest for the largest. Without an order, small customers would
-    spend the limit meanwhile.
-    """
-
-    __slots__ = ("_before", "_is_over")
-
-    def __init__(self, before: "_Turn | None" = None) -> None:
-        self._before, self._is_over = before, asyncio.Event()
-
-    async def come(self) -> None:
-        """Wait until each customer before this one had its turn or has ended, at most `_LONGEST_READ` seconds."""
-        with anyio.move_on_after(_LONGEST_READ):
-            while self._before is not None:
-                await self._before._is_over.wait()
-                self._before = self._before._before  # one that ended without a turn did not wait
-        self._before = None
-        self.end()
-
-    def end(self) -> None:
-        """Let no other customer wait for this one."""
-        self._is_over.set()
 
 
 def _size(spec: Spec) -> int:

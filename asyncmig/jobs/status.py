@@ -8,9 +8,11 @@ from typing import Protocol
 import msgspec
 
 from asyncmig import generations
+from asyncmig._io.threads import in_thread
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import CustomerNotFound
-from asyncmig.journal import Activity, JournalEvent
+from asyncmig.jobs.instructions import KnownCustomer, read_known
+from asyncmig.journal import Activity, Instruction, JournalEvent, Wanted
 from asyncmig.steps import OUTCOMES, STEPS
 
 __all__ = [
@@ -42,6 +44,14 @@ class Readable(Protocol):
 
     async def states(self) -> dict[str, bytes]:
         """Return every customer's latest record, the oldest first."""
+        ...
+
+    async def instruction(self, external_id: str) -> Instruction | None:
+        """Return what somebody wants to be done with a customer, and is not done yet."""
+        ...
+
+    async def instructions(self) -> dict[str, Instruction]:
+        """Return all instructions, by external id."""
         ...
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
@@ -80,8 +90,8 @@ async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
 
     Raises `CustomerNotFound`, `JournalError`.
     """
-    activity = await journal.activity(external_id)
-    return status_of(await read_record(journal, external_id), activity.get(external_id))
+    known = await read_known(journal, external_id)
+    return _status(known, (await journal.activity(external_id)).get(external_id))
 
 
 async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecord]:
@@ -95,26 +105,54 @@ async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecor
 
 async def read_statuses(journal: Readable, path: str) -> list[CustomerStatus]:
     """Return the status of each customer of a journal, the oldest first. Raises `JournalError`."""
-    records, activity = await read_records(journal, path), await journal.activity()
-    known = [status_of(record, activity.get(external_id)) for external_id, record in records.items()]
-    unknown = [
-        CustomerStatus(external_id=external_id, name="", changed_at=seen.at, held_by=seen.holder)
-        for external_id, seen in activity.items()
-        if external_id not in records and seen.holder
-    ]
-    return [*known, *unknown]
+    states, instructions, activity = (
+        await journal.states(),
+        await journal.instructions(),
+        await journal.activity(),
+    )
+    names = [*states, *(name for name in activity if name not in states)]
+    known = [KnownCustomer(name, states.get(name), instructions.get(name)) for name in names]
+    return await in_thread(
+        lambda: [
+            _status(each, activity.get(each.external_id))
+            for each in known
+            if each.state or each.instruction or activity[each.external_id].holder
+        ]
+    )
 
 
-def status_of(record: CustomerRecord, seen: Activity | None = None) -> CustomerStatus:
+def _status(known: KnownCustomer, seen: Activity | None) -> CustomerStatus:
+    """Return the status of a customer, which may not have begun."""
+    if (record := known.record) is not None:
+        return status_of(record, seen, known.wanted)
+    work = known.work
+    status = CustomerStatus(
+        external_id=known.external_id,
+        name=work.spec.name if work.spec else "",
+        api=work.api,
+        pending_reason="canceled" if known.wanted == "cancel" else None,
+    )
+    return (
+        status if seen is None else msgspec.structs.replace(status, changed_at=seen.at, held_by=seen.holder)
+    )
+
+
+def status_of(
+    record: CustomerRecord, seen: Activity | None = None, wanted: Wanted | None = None
+) -> CustomerStatus:
     """Return the status of a customer; `seen`: what the journal knows of its last change and its holder.
 
-    While a process works on the customer, an earlier outcome other than a delivery no longer counts.
+    While a process works on the customer, or is to do so (`wanted`), an earlier outcome other than a delivery no
+    longer counts.
     """
     status = record.status
+    is_wanted = wanted in ("run", "retry") or (seen is not None and seen.holder is not None)
+    if is_wanted and status.outcome != "delivered":
+        status = msgspec.structs.replace(
+            status, outcome="pending", pending_reason=None, error=None, destructive=()
+        )
     if seen is None:
         return status
-    if seen.holder is not None and status.outcome != "delivered":
-        status = msgspec.structs.replace(status, outcome="pending", error=None, destructive=())
     return msgspec.structs.replace(status, changed_at=seen.at, held_by=seen.holder)
 
 

@@ -43,6 +43,7 @@ NOTHING: dict[str, object] = {
     "changed_at": None,
     "last_failure": None,
     "held_by": None,
+    "progress": None,
 }
 
 

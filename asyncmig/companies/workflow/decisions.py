@@ -121,7 +121,8 @@ async def _cancel(context: SessionContext, keeper: RecordKeeper, *, reject_parke
         raise InvalidInput("external_id", keeper.record.external_id, outcome.error)
     if isinstance(outcome, Delivered | Failed | Unknown):
         return outcome
-    if reject_parked and isinstance(outcome, Parked):
+    is_rejected = reject_parked and isinstance(outcome, Parked)
+    if is_rejected:
         run = _run(context, keeper.record)
         await _read(run)
         while (
@@ -129,9 +130,10 @@ async def _cancel(context: SessionContext, keeper: RecordKeeper, *, reject_parke
         ):  # others may decide at the same time, and the run may ask again
             if await _decided(keeper, run, Reject()) != "changed":
                 break
-    canceled = Pending(
-        **keeper.outcome_fields(), error="canceled: the next call continues", reason="canceled"
-    )
+    goes_on = keeper.record.run_id is not None and not is_rejected
+    where = ", and the run continues at the server" if goes_on else ""
+    error = f"canceled: this client stopped its work{where}; the next call continues"
+    canceled = Pending(**keeper.outcome_fields(), error=error, reason="canceled")
     await keeper.keep("pending", outcome=canceled)
     keeper.tell("pending", canceled.error)
     return canceled

@@ -398,7 +398,7 @@ class _Migration:
                     return Pending(**progress.outcome_fields(), error=str(error), reason="interrupted")
             else:
                 refused = 0
-                await progress.keep("decided")
+                await progress.keep("decided", outcome=None)
 
     async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
         """Return what the policy decides: `Parked` if nothing or something wrong, `Pending` if its function fails."""

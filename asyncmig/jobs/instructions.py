@@ -1,0 +1,157 @@
+"""What a journal holds about a customer, beside its record: the instruction to run it, to start it again, or to stop.
+
+An instruction is written before a service answers "accepted". It holds the customer's spec without secrets, so that
+another process can continue. It is deleted once the migration has an outcome that a later run would not change.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self, final
+
+import msgspec
+
+from asyncmig import generations
+from asyncmig.customers.outcome import Pending
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import CustomerRecord
+from asyncmig.errors import CustomerNotFound, InvalidInput
+from asyncmig.generations import Generation
+from asyncmig.journal import Instruction, Wanted
+
+__all__ = ["KnownCustomer", "Work", "read_known", "read_known_of"]
+
+
+class _Readable(Protocol):
+    """The part of a journal that is needed to read one customer."""
+
+    async def state(self, external_id: str) -> bytes | None: ...
+    async def instruction(self, external_id: str) -> Instruction | None: ...
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of an instruction."""
+
+    api: str
+    spec: Spec | None = None
+    """Without secrets; None if the customer's record has all that is needed."""
+    has_secrets: bool = False
+    """Whether secrets were removed from the spec."""
+    before: str = ""
+    """The digest of the state that was to be started again. With another state, that has been done."""
+    reject_parked: bool = False
+    """Whether a parked run of a canceled customer is rejected."""
+
+    @classmethod
+    def of(cls, spec: Spec, api: str) -> Self:
+        """Return the work that a spec describes."""
+        live = spec.connection
+        return cls(
+            api=api,
+            spec=msgspec.structs.replace(
+                spec,
+                files=tuple(path.absolute() for path in spec.files),
+                connections=None,
+                connection=None if live is None else msgspec.structs.replace(live, credentials={}),
+            ),
+            has_secrets=spec.connections is not None or bool(live and live.credentials),
+        )
+
+    def wanted(self, what: Wanted) -> Instruction:
+        """Return the instruction to do `what` with this work."""
+        return Instruction(what, msgspec.json.encode(self, enc_hook=str))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KnownCustomer:
+    """What a journal knows of a customer: its record, its instruction, or both."""
+
+    external_id: str
+    state: bytes | None
+    instruction: Instruction | None
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What is wanted, as far as it was not done."""
+        if self.instruction is None:
+            return None
+        is_begun = self.work.before not in ("", digest_of_state(self.state))
+        return "run" if self.instruction.wanted == "retry" and is_begun else self.instruction.wanted
+
+    @property
+    def work(self) -> Work:
+        """The content of the instruction; without one, what it would be."""
+        if self.instruction is None:
+            api = generations.DEFAULT if self.state is None else generations.api_of(self.state)
+            return Work(api=api)
+        return msgspec.json.decode(self.instruction.detail, type=Work, dec_hook=_path)
+
+    @property
+    def record(self) -> CustomerRecord | None:
+        """The customer's record; None if the migration has not begun."""
+        return None if self.state is None else generations.read(self.external_id, self.state)
+
+    def spec(self) -> Spec:
+        """Return the spec without secrets: that of the instruction, otherwise what the record has of it.
+
+        Raises `InvalidInput` for a record that this version cannot read.
+        """
+        if (spec := self.work.spec) is not None:
+            return spec
+        record = self.record
+        if record is None or not record.is_readable:
+            reason = "has a record that this version cannot read: submit it with its spec"
+            raise InvalidInput("external_id", self.external_id, reason)
+        return Spec(
+            external_id=self.external_id,
+            name=record.name,
+            source=record.source,
+            files=tuple(Path(file.path) for file in record.files),
+            templates=record.templates,
+        )
+
+    def is_unfinished(self, api: str) -> bool:
+        """Return whether there is work left for the API generation `api` without a new command or decision."""
+        if self.work.api != api or self.wanted == "cancel":
+            return False
+        if self.wanted is not None:
+            return True
+        record = self.record
+        if record is None or not record.is_readable:
+            return False
+        outcome = record.outcome
+        return outcome is None or (isinstance(outcome, Pending) and outcome.reason != "canceled")
+
+    def again(self) -> Work:
+        """Return the work of starting a failed migration again."""
+        return msgspec.structs.replace(self.work, before=digest_of_state(self.state))
+
+
+async def read_known(journal: _Readable, external_id: str) -> KnownCustomer:
+    """Return what the journal knows of a customer. Raises `CustomerNotFound`, `JournalError`."""
+    state, instruction = await journal.state(external_id), await journal.instruction(external_id)
+    if state is None and instruction is None:
+        raise CustomerNotFound("external_id", external_id, "is not in the journal")
+    return KnownCustomer(external_id, state, instruction)
+
+
+async def read_known_of(generation: Generation, journal: _Readable, external_id: str) -> KnownCustomer:
+    """Do what `read_known` does; raise `InvalidInput` for a customer of another API generation."""
+    known = await read_known(journal, external_id)
+    api = known.work.api
+    if api != generation.name:
+        reason = f"belongs to the API generation {api!r}, and this call uses {generation.name!r}"
+        raise InvalidInput("external_id", external_id, reason)
+    return known
+
+
+def digest_of_state(state: bytes | None) -> str:
+    """Return a digest that tells states apart."""
+    return hashlib.sha256(state or b"").hexdigest()
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)
