@@ -113,9 +113,12 @@ class PollSchedule(Generic[RunT]):
             self._dequeue(run)
 
     def prioritise(self, run: PolledRun[RunT], now: float, *, until: float = -math.inf) -> None:
-        """Poll `run` before others until it was observed and until the time `until`. Its floor still applies."""
+        """Poll `run` before others until it was observed and until the time `until`.
+
+        Its active floor still applies. The longer floor of a parked run does not, because a caller asks for this read.
+        """
         run.prioritised, run.awaited_until = True, max(run.awaited_until, until)
-        if run.relaxed and not run.failures:
+        if (run.relaxed or run.parked) and not run.failures:
             run.ready_at = min(run.ready_at, run.answered_at + run.floor(now))
         self._enqueue(run, now)
 

@@ -456,6 +456,16 @@ async def test_whoever_waits_through_a_park_is_told_of_the_end(watch: OpenWatch)
     assert all(later - earlier >= 10 for earlier, later in pairwise(parked))
 
 
+async def test_a_read_that_a_caller_asks_for_does_not_wait_for_the_floor_of_a_parked_run(
+    watch: OpenWatch,
+) -> None:
+    one = watch(Server((0, "needs_attention")))
+    await one.wait()
+    begun = now()
+    assert (await one.refresh()).status == "needs_attention"
+    assert 1.9 < now() - begun < 3.0
+
+
 async def test_parked_runs_take_at_most_every_tenth_poll(watch: OpenWatch) -> None:
     parked = [Server((0, "needs_attention")) for _ in range(50)]
     busy = [Server((0, "running")) for _ in range(50)]
