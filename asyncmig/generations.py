@@ -25,6 +25,7 @@ from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.migrations.workflow.generation import MigrationsGeneration
 
 __all__ = [
     "DEFAULT",
@@ -185,7 +186,10 @@ class Generation(Protocol):
         raise InvalidInput("api", self.name, "has nothing to adopt: its create requests can be repeated")
 
 
-_generations: dict[str, Generation] = {DEFAULT: CompaniesGeneration()}
+_generations: dict[str, Generation] = {
+    DEFAULT: CompaniesGeneration(),
+    MigrationsGeneration.name: MigrationsGeneration(),
+}
 
 
 def register(generation: Generation) -> None:

@@ -50,6 +50,7 @@ MAY_IMPORT = {  # unit: the units that it may import
     "transfers": {"errors", "_core", "_io", "customers"},
     "companies": {"errors", "events", "_core", "_io", "customers", "transfers"},
     "migrations": {"errors", "events", "_core", "_io", "customers", "transfers"},
+    "records": {"errors", "events", "_core", "_io", "customers", "journal", "transfers"},
     "companies/workflow": {
         "errors",
         "events",
@@ -59,9 +60,27 @@ MAY_IMPORT = {  # unit: the units that it may import
         "customers",
         "journal",
         "transfers",
+        "records",
         "companies",
     },
-    "generations": {"errors", "_core", "_io", "customers", "journal", "companies/workflow"},
+    "migrations/workflow": {
+        "errors",
+        "_core",
+        "_io",
+        "customers",
+        "journal",
+        "records",
+        "migrations",
+    },
+    "generations": {
+        "errors",
+        "_core",
+        "_io",
+        "customers",
+        "journal",
+        "companies/workflow",
+        "migrations/workflow",
+    },
     "session": {"errors", "events", "_core", "_io", "distributed", "transfers", "companies", "migrations"},
     "jobs": {
         "errors",
@@ -93,6 +112,7 @@ PLACED = {  # modules that belong to another unit than their folder
     "distributed/_resilient_queue.py": "saq",
 }
 PURE = ("_core", "webhooks")
+WORKFLOWS = ("companies/workflow", "migrations/workflow")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -112,8 +132,9 @@ def unit_of(name: str) -> str:
     path = name.removeprefix("asyncmig.").replace(".", "/").removesuffix("/py")
     if placed := PLACED.get(f"{path}.py"):
         return placed
-    if path.startswith("companies/workflow"):
-        return "companies/workflow"
+    for workflow in WORKFLOWS:
+        if path.startswith(workflow):
+            return workflow
     return "__init__" if path == "asyncmig" else path.split("/")[0]
 
 
@@ -146,7 +167,10 @@ def test_a_pure_unit_does_no_input_or_output(unit: str) -> None:
 
 @pytest.mark.parametrize(
     ("generation", "homes"),
-    [("companies", {"__init__.py", "generations.py", "session.py"}), ("migrations", {"session.py"})],
+    [
+        ("companies", {"__init__.py", "generations.py", "session.py"}),
+        ("migrations", {"generations.py", "session.py"}),
+    ],
 )
 def test_only_the_registry_the_session_and_the_top_level_import_a_generation(
     generation: str, homes: set[str]
@@ -160,14 +184,15 @@ def test_only_the_registry_the_session_and_the_top_level_import_a_generation(
     assert users == homes
 
 
-def test_only_the_registry_imports_a_workflow() -> None:
-    workflow = {
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
+    users = {
         str(path.relative_to(ROOT))
         for path in MODULES
-        if unit_of(str(path.relative_to(ROOT)).removesuffix(".py")) != "companies/workflow"
-        and any(name.startswith("asyncmig.companies.workflow") for name in imports(path))
+        if unit_of(str(path.relative_to(ROOT)).removesuffix(".py")) != workflow
+        and any(name.startswith(f"asyncmig.{workflow.replace('/', '.')}") for name in imports(path))
     }
-    assert workflow == {"generations.py"}
+    assert users == {"generations.py"}
 
 
 @pytest.mark.parametrize(

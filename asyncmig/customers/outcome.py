@@ -18,6 +18,7 @@ __all__ = [
     "ExportResult",
     "ExportSummary",
     "Failed",
+    "Flagged",
     "ImportReport",
     "Outcome",
     "Parked",
@@ -35,6 +36,10 @@ RowFilter = Literal["valid", "all"]
 """Which rows a download contains: `"valid"` drops every row with a bad cell, `"all"` keeps them."""
 
 
+Flagged = Literal["none", "included", "unknown"]
+"""Whether a file has rows with a bad cell: it has none, it has them all, or nothing tells."""
+
+
 class Downloaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sheet on disk."""
 
@@ -44,6 +49,12 @@ class Downloaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Records below the header."""
     size: int
     """Bytes."""
+    slug: str | None = None
+    """The template's address, in an API generation that has slugs."""
+    flagged: Flagged | None = None
+    """Whether the file has rows with a bad cell, in an API generation that may not separate them."""
+    is_verified: bool | None = None
+    """Whether a count of the server confirms that no row is missing; None if it is checked in another way."""
 
 
 class SheetCount(Struct, frozen=True, kw_only=True, gc=False):
@@ -204,11 +215,21 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
     @property
     def error(self) -> str:
         """What it waits for, in one sentence, with the text of the first question."""
-        questions = self.attention.questions
+        attention, questions = self.attention, self.attention.questions
+        wrong = f" (the decision was not sent: {self.refused})" if self.refused else ""
+        if attention.kind == "credentials":
+            request = attention.credentials
+            name = request and (request.source_name or request.source_key)
+            return f"waits for credentials{wrong}" + (f": {name}" if name else "")
+        if attention.kind == "preview":
+            cells = attention.preview.invalid_cells if attention.preview else 0
+            bad = f"{cells} invalid cell{'s' * (cells != 1)} in the sample" if cells else "no invalid cells"
+            return f"waits for the approval of its preview{wrong}: {bad}"
+        if attention.kind == "questions" and not questions:
+            return f"waits for the provider{wrong}: {attention.reason or 'the run shows no question'}"
         count = len(questions)
         lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
         first = " ".join((questions[0].prompt or "").split()) if questions else ""
-        wrong = f" (the decision was not sent: {self.refused})" if self.refused else ""
         asked = f"waits for a decision{wrong}: {count} question{'s' * (count != 1)}{lost}"
         return f"{asked}: {first}" if first else asked
 

@@ -2,12 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from msgspec import Struct
 
+from asyncmig.customers.previews import Preview
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Action", "Custom", "NeedsAttention", "Option", "Patch", "Question", "Target", "check_answers"]
+__all__ = [
+    "Action",
+    "AttentionKind",
+    "CredentialRequest",
+    "Custom",
+    "Guidance",
+    "GuidanceLink",
+    "NeedsAttention",
+    "Option",
+    "Patch",
+    "Question",
+    "Target",
+    "check_answers",
+]
 
 
 _HARMLESS = frozenset({"set_value", "keep"})
@@ -70,11 +85,67 @@ class Patch(Struct, frozen=True, kw_only=True):
         return any(action.is_destructive for action in self.actions)
 
 
+class GuidanceLink(Struct, frozen=True, kw_only=True):
+    label: str | None = None
+    url: str | None = None
+
+
+class Guidance(Struct, frozen=True, kw_only=True):
+    """How a person gets the credentials."""
+
+    summary: str | None = None
+    steps: tuple[str, ...] = ()
+    links: tuple[GuidanceLink, ...] = ()
+
+
+class CredentialRequest(Struct, frozen=True, kw_only=True):
+    """Which credentials a run waits for."""
+
+    connection_id: str | None = None
+    source_key: str | None = None
+    source_name: str | None = None
+    reason: str | None = None
+    guidance: Guidance | None = None
+    schema: object = None
+    """The fields: `{field: {type, secret?}}`, or a JSON Schema. It never has values."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of all fields that `schema` mentions, of every way to sign in."""
+        return tuple(dict.fromkeys(_field_names(self.schema)))
+
+
+def _field_names(schema: object) -> list[str]:
+    if not isinstance(schema, dict):
+        return []
+    parts = cast("dict[str, object]", schema)
+    ways = [
+        way for name in ("oneOf", "anyOf", "allOf") for way in cast("list[object]", parts.get(name) or [])
+    ]
+    properties = parts.get("properties")
+    if not ways and not isinstance(properties, dict):
+        return [name for name, rule in parts.items() if isinstance(rule, dict)]
+    own = list(cast("dict[str, object]", properties)) if isinstance(properties, dict) else []
+    return own + [name for way in ways for name in _field_names(way)]
+
+
+AttentionKind = Literal["patch", "questions", "credentials", "preview"]
+"""What a parked run waits for: a decision about a patch, answers, credentials, or the approval of a preview."""
+
+
 class NeedsAttention(Struct, frozen=True, kw_only=True):
-    """Why a run is parked: questions, and a patch that answers them unless somebody says otherwise."""
+    """Why a run is parked, and what a person needs to know to decide."""
 
     questions: tuple[Question, ...] = ()
     proposed_patch: Patch | None = None
+    """What is done unless somebody answers the questions otherwise, for the kind `patch`."""
+    kind: AttentionKind = "patch"
+    credentials: CredentialRequest | None = None
+    """Which credentials the run waits for."""
+    preview: Preview | None = None
+    """A sample of what an approval would import."""
+    reason: str | None = None
+    """Why the run waits, as the server says. Without questions, only the server's operator can help."""
 
     @property
     def destructive(self) -> tuple[Action, ...]:
@@ -85,6 +156,8 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
     @property
     def is_destructive(self) -> bool:
         """Whether approving it destroys rows, or may: a patch that cannot be read counts as one that does."""
+        if self.kind != "patch":
+            return False
         return self.proposed_patch is None or self.proposed_patch.is_destructive
 
 
@@ -101,14 +174,27 @@ class Custom:
 def check_answers(asked: NeedsAttention, answers: Mapping[str, str | Custom]) -> None:
     """Check answers by question id: option ids or `Custom` texts.
 
+    Where a run waits for answers (the kind `questions`), the label of an option is accepted as well, any text answers
+    a question without options, and every question needs an answer.
+
     Raises `InvalidInput` for a question that was not asked, and for an answer that its question does not accept.
     """
+    waits = asked.kind == "questions"
     for question_id, choice in answers.items():
-        _check_answer(_question(asked, question_id), choice)
+        _check_answer(_question(asked, question_id), choice, accepts_labels=waits)
+    if missing := [question.id for question in asked.questions if waits and question.id not in answers]:
+        raise InvalidInput("answers", missing, "have no answer: the server may guess it")
 
 
-def _check_answer(question: Question, choice: str | Custom) -> None:
+def _check_answer(question: Question, choice: str | Custom, *, accepts_labels: bool) -> None:
     field = f"answers[{question.id!r}]"
+    text = choice.text if isinstance(choice, Custom) else choice
+    if (
+        accepts_labels
+        and text.strip()
+        and (not question.options or text in [option.label for option in question.options])
+    ):
+        return
     if isinstance(choice, Custom):
         if not question.allow_custom:
             raise InvalidInput(field, choice.text, "this question takes only its options")

@@ -58,6 +58,8 @@ class Fetch:
     row_filter: RowFilter
     report: Report | None
     rank: float
+    by_slug: bool = False
+    """Whether files are named by the slugs of the sheets, not by their names."""
     checks: Sequence[Callable[[Path], None]] = ()
     """Called with each file before it is put in place. An exception from them prevents that."""
 
@@ -85,12 +87,14 @@ class Fetch:
 async def download(
     fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], are_all: bool
 ) -> list[Downloaded]:
-    """Download `sheets` to `folder/SHEET.csv`. `among`: all known sheets. `are_all`: they are all of the migration.
+    """Download `sheets` to `folder/SHEET.csv`, or to `folder/SLUG.csv`.
+
+    `among`: all known sheets. `are_all`: the sheets are all of the migration.
 
     A sheet has the same file name whichever other sheets are downloaded with it. Everything is downloaded and checked
     before any file is put in place. A sheet without rows that the server does not know is left out.
     """
-    every = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
+    every = {sheet.id: sheet.id if fetch.by_slug else sheet.name or sheet.id for sheet in (*among, *sheets)}
     names, repeats = dict(zip(every, file_names(every.values()), strict=True)), Repeats()
     with ExitStack() as stack:
         parts: list[tuple[Expected, Part]] = []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
-from asyncmig.customers import outcome
+from asyncmig.customers.outcome import Downloaded, Flagged
 from asyncmig.errors import TruncatedDownload
 from asyncmig.migrations.wire import Report, Sheet
 from asyncmig.transfers.bound import Counted
@@ -20,18 +20,6 @@ __all__ = ["Downloaded", "Expected", "Flagged", "RowFilter", "with_flags"]
 RowFilter = Literal["valid", "all", "invalid"]
 """Which rows are asked for: without the rows that have a bad cell, all, or only those. Many servers send all rows in
 any case."""
-Flagged = Literal["none", "included", "unknown"]
-"""Whether a file has rows with a bad cell: it has none, it has them all, or nothing tells."""
-
-
-class Downloaded(outcome.Downloaded, frozen=True, kw_only=True):
-    """One sheet on disk."""
-
-    slug: str
-    flagged: Flagged
-    """Whether the file has rows with a bad cell. Only `none` means that every row is clean."""
-    is_verified: bool
-    """Whether a count of the server confirms that no row is missing."""
 
 
 @final
@@ -96,7 +84,7 @@ class Expected:
 
 
 def with_flags(
-    sheets: Sequence[tuple[Expected, outcome.Downloaded]], *, row_filter: RowFilter, are_all: bool
+    sheets: Sequence[tuple[Expected, Downloaded]], *, row_filter: RowFilter, are_all: bool
 ) -> list[Downloaded]:
     """Return the downloads with what their rows say together about bad cells. `are_all`: all sheets with rows."""
     flagged = _flagged(sheets, row_filter=row_filter, are_all=are_all)
@@ -115,7 +103,7 @@ def with_flags(
 
 
 def _flagged(
-    sheets: Sequence[tuple[Expected, outcome.Downloaded]], *, row_filter: RowFilter, are_all: bool
+    sheets: Sequence[tuple[Expected, Downloaded]], *, row_filter: RowFilter, are_all: bool
 ) -> Flagged:
     report = sheets[0][0].report if sheets else None
     if report is None or report.invalid_rows is None:

@@ -366,10 +366,11 @@ class Migration:
         fields: Sequence[str] = (),
         omit_empty: bool = False,
         filter: RowFilter = "valid",  # noqa: A002 - the API's own word
+        by_slug: bool = False,
         report: Report | None = None,
         rank: float = 0.0,
     ) -> list[Downloaded]:
-        """Download sheets to `to/SHEET.csv`. A file is complete or does not exist.
+        """Download sheets to `to/SHEET.csv` (`to/SLUG.csv` with `by_slug`). A file is complete or does not exist.
 
         ```python
         files = await migration.download(to="out/acme", report=report)
@@ -398,6 +399,7 @@ class Migration:
             row_filter=filter,
             report=report,
             rank=rank,
+            by_slug=by_slug,
             checks=self._checks,
         )
         return await download(fetch, wanted, folder, among=known, are_all=sheets is None)

@@ -13,6 +13,7 @@ from msgspec import Struct
 from asyncmig._core.lifecycle import HasStatus
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.previews import InvalidCell, Preview, PreviewSheet
 from asyncmig.errors import NotFound
 from asyncmig.migrations import routes
@@ -57,17 +58,22 @@ async def read_preview(context: SessionContext, migration_id: str, query: Mappin
 
 def _preview_of(body: _PreviewBody) -> Preview:
     """Return the preview in a response."""
-    return Preview(templates=body.templates, sheets=tuple(map(_sheet_of, body.sheets)))
+    return Preview(templates=tuple(map(_item, body.templates)), sheets=tuple(map(_sheet_of, body.sheets)))
 
 
 def _sheet_of(body: _SheetBody) -> PreviewSheet:
     header, *rows = [tuple(map(_text, _list(row))) for row in _list(body.rows)] or [()]
     return PreviewSheet(
-        sheet=body.template or Sheet(id=""),
+        sheet=_item(body.template or Sheet(id="")),
         header=header,
         rows=tuple(rows),
         invalid_cells=tuple(_cell_of(each) for each in _list(body.invalid_cells)),
     )
+
+
+def _item(sheet: Sheet) -> CatalogueItem:
+    """Return a sheet as every API generation knows it: a journal may contain the preview."""
+    return CatalogueItem(id=sheet.id, name=sheet.name)
 
 
 def _cell_of(value: object) -> InvalidCell:

@@ -1,17 +1,17 @@
 """Runs: wait for the end of an operation, answer its questions, cancel it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import final
+from typing import ClassVar, final
 
 import msgspec
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Repeat
 from asyncmig._core.retry import Doubt
-from asyncmig._core.secrets import secrets_of
+from asyncmig._core.secrets import HidesSecrets, secrets_of
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
@@ -33,13 +33,28 @@ from asyncmig.migrations.wire import (
     RunState,
 )
 
-__all__ = ["Run"]
+__all__ = ["AnswerNoted", "AnswerPoint", "Run"]
 
 _FRESH = 10.0
 """Seconds for which a blocked run that was read may be answered without another read."""
 _NOT_LISTENING, _LONGEST_PAUSE = 10.0, 60.0
 """Seconds before an answer is sent again because the agent was not listening yet; they double each time."""
 _CANCEL_CHECKS = 6
+
+
+class AnswerPoint(HidesSecrets, frozen=True, kw_only=True):
+    """What was known before an answer. With it, another process can find out whether the answer was accepted."""
+
+    shown: RunState
+    """The block that is answered."""
+    after: int
+    """The last sequence of the thread; -1 without events."""
+
+    _SHOWN: ClassVar = ("after",)
+
+
+AnswerNoted = Callable[[AnswerPoint], Awaitable[None]]
+"""Called before an answer is sent, for example to write the point to a journal; again after a 429."""
 
 
 @final
@@ -73,6 +88,16 @@ class Run:
     def after(self) -> int | None:
         """The last sequence of the thread before the last request that changed the run; None if unknown."""
         return self._tracker.operation.after
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the server has confirmed the start; otherwise it was inferred from what the server shows."""
+        return self._tracker.operation.is_acknowledged
+
+    def note_answer(self, point: AnswerPoint, *, age: float) -> None:
+        """Take an answer into account that another process has sent `age` seconds ago."""
+        self._tracker.operation.answered(point.shown, now=_now() - age, after=point.after)
+        self._tracker.watch.resumed()
 
     @property
     def _noted(self) -> int:
@@ -140,7 +165,13 @@ class Run:
         return "".join(texts)
 
     @checked_call
-    async def answer(self, answers: Mapping[str, str | Custom] | str, *, rank: float = 0.0) -> None:
+    async def answer(
+        self,
+        answers: Mapping[str, str | Custom] | str,
+        *,
+        noted: AnswerNoted | None = None,
+        rank: float = 0.0,
+    ) -> None:
         """Answer the questions of a blocked run: question ids to labels or ids of options, or to `Custom` texts.
 
         ```python
@@ -148,7 +179,8 @@ class Run:
         ```
 
         A plain text answers a single question. All questions need an answer, because a server may guess the missing
-        ones. A question without options takes any text.
+        ones. A question without options takes any text. `noted`: awaited before the request with what is known until
+        then, for a process that may be interrupted.
 
         Raises `InvalidInput` for an answer that was not offered; `Conflict` if the run asks something else now, or
         waits for credentials; `UnknownOutcome` when the attempts are used up. An answer whose response was lost is
@@ -165,11 +197,17 @@ class Run:
                 loggable_body=msgspec.json.encode(body).decode(),
             ),
             shown,
+            noted,
         )
 
     @checked_call
     async def submit_credentials(
-        self, credentials: Mapping[str, object], *, connection_id: str | None = None, rank: float = 0.0
+        self,
+        credentials: Mapping[str, object],
+        *,
+        connection_id: str | None = None,
+        noted: AnswerNoted | None = None,
+        rank: float = 0.0,
     ) -> None:
         """Submit the credentials for which a blocked run waits, named as its request asks.
 
@@ -190,6 +228,7 @@ class Run:
                 secrets=tuple(secrets_of(secrets)),
             ),
             shown,
+            noted,
         )
 
     async def _shown(self, *, credentials: bool) -> RunState:
@@ -206,7 +245,7 @@ class Run:
             raise _not_sent("the run waits for " + ("an answer" if credentials else "credentials"))
         return state
 
-    async def _reply(self, call: Call, shown: RunState) -> None:
+    async def _reply(self, call: Call, shown: RunState, noted: AnswerNoted | None) -> None:
         tracker, caller = self._tracker, self._context.caller
         thread = ThreadReader(self._context, tracker.migration_id)
         after = await thread.last_sequence(self._noted)
@@ -219,6 +258,8 @@ class Run:
             is_old = _now() - tracker.watch.entry.last_seen > _FRESH
             if (is_old or attempts.attempt > 1) and not await self._still_shows(shown):
                 raise _not_sent("the run now asks something else")
+            if noted is not None and not attempts.doubts:
+                await noted(AnswerPoint(shown=msgspec.structs.replace(shown, answers=None), after=after))
 
         while True:
             async with attempts:

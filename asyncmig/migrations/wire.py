@@ -6,7 +6,7 @@ it came. Requests are exact. If the server's name for a field misleads, the attr
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -16,6 +16,7 @@ from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers import questions
 from asyncmig.customers.catalog import CatalogueItem, TemplateRules
 from asyncmig.customers.outcome import ImportReport
+from asyncmig.customers.questions import CredentialRequest, Guidance, GuidanceLink
 
 __all__ = [
     "AnswerBody",
@@ -238,50 +239,6 @@ class CredentialsBody(HidesSecrets, frozen=True, kw_only=True, omit_defaults=Tru
     connection_id: str | UnsetType = UNSET
 
     _SHOWN: ClassVar = ("connection_id",)
-
-
-class GuidanceLink(Struct, frozen=True, kw_only=True):
-    label: str | None = None
-    url: str | None = None
-
-
-class Guidance(Struct, frozen=True, kw_only=True):
-    """How a person gets the credentials."""
-
-    summary: str | None = None
-    steps: tuple[str, ...] = ()
-    links: tuple[GuidanceLink, ...] = ()
-
-
-class CredentialRequest(Struct, frozen=True, kw_only=True):
-    """Which credentials a run waits for."""
-
-    connection_id: str | None = None
-    source_key: str | None = None
-    source_name: str | None = None
-    reason: str | None = None
-    guidance: Guidance | None = None
-    schema: object = None
-    """The fields: `{field: {type, secret?}}`, or a JSON Schema. It never has values."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of all fields that `schema` mentions, of every way to sign in."""
-        return tuple(dict.fromkeys(_field_names(self.schema)))
-
-
-def _field_names(schema: object) -> list[str]:
-    if not isinstance(schema, dict):
-        return []
-    parts = cast("dict[str, object]", schema)
-    ways = [
-        way for name in ("oneOf", "anyOf", "allOf") for way in cast("list[object]", parts.get(name) or [])
-    ]
-    properties = parts.get("properties")
-    if not ways and not isinstance(properties, dict):
-        return [name for name, rule in parts.items() if isinstance(rule, dict)]
-    own = list(cast("dict[str, object]", properties)) if isinstance(properties, dict) else []
-    return own + [name for way in ways for name in _field_names(way)]
 
 
 # Runs

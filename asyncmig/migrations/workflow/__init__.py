@@ -1,0 +1,1 @@
+"""The resumable migration of one customer with the API generation "migrations"."""

@@ -1,0 +1,171 @@
+"""Decide about a parked customer that is recorded in a journal, also long after its fleet has ended.
+
+A decision names what the person saw, and it is applied only if the run still waits for exactly that. Answers,
+credentials and cancels are sent at once, because a blocked run keeps a run slot. The approval of a preview and a
+change are written to the journal, and the next `migrate` starts the execution or the update: a start waits for a run
+slot and for one of a few starts in an hour, and a person should not.
+"""
+
+import asyncio
+
+import msgspec
+
+from asyncmig._io.context import SessionContext
+from asyncmig._io.failures import Owner, working_for
+from asyncmig.customers.decisions import (
+    Answer,
+    Approve,
+    Change,
+    Credentials,
+    Decision,
+    Reject,
+    checked_decision,
+)
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
+from asyncmig.customers.previews import Preview
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.errors import Conflict, InvalidInput, NoAnswer, RunError
+from asyncmig.journal import JournalPort
+from asyncmig.migrations import routes
+from asyncmig.migrations.runs import Run
+from asyncmig.migrations.tracker import CredentialsNeeded, Questions
+from asyncmig.migrations.workflow.attention import attention_of
+from asyncmig.migrations.workflow.migrate import SUPPORTED, check_fits, keeper_of
+from asyncmig.migrations.workflow.operations import Operations, open_run
+from asyncmig.migrations.workflow.record import API, Record, digest_of
+from asyncmig.records.record_keeper import RecordKeeper
+
+__all__ = ["cancel", "decide_parked", "look"]
+
+_PATIENCE = 120.0
+"""Seconds after which a server that does not answer counts as away."""
+
+
+async def look(context: SessionContext, record: Record) -> NeedsAttention | None:
+    """Return what the run of a record waits for now; None if it waits for nothing.
+
+    Raises as reading a run does, and `NoAnswer` after two minutes without an answer.
+    """
+    with working_for(Owner(record.external_id)):
+        return await _attention(open_run(context, record))
+
+
+async def _attention(run: Run) -> NeedsAttention | None:
+    """Return what a run waits for now."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            if run.id:
+                state = await run.read()
+                if state.status not in ("blocked", "awaiting_approval"):
+                    return None
+            result = await run.wait(stream=False)
+    except TimeoutError as error:
+        route, reason = routes.READ_RUN, f"the run could not be read within {_PATIENCE:g} s"
+        raise NoAnswer(route.method, route.template, reason) from error
+    except RunError:
+        return None
+    return attention_of(result) if isinstance(result, Preview | Questions | CredentialsNeeded) else None
+
+
+async def decide_parked(
+    context: SessionContext,
+    journal: JournalPort,
+    external_id: str,
+    decision: Decision,
+    *,
+    shown: NeedsAttention,
+) -> Reviewed:
+    """Send or record a decision about what was `shown`; the next `migrate` continues from there.
+
+    Nothing is sent if the run now waits for something else: the journal then has that. Raises `InvalidInput` for a
+    customer that is not parked, and for a decision that does not fit; `CustomerHeld`; `UnknownOutcome` if a response
+    was lost.
+    """
+    checked_decision(decision, SUPPORTED, API)
+    check_fits(shown, decision)
+    async with await journal.claim(external_id) as claim:
+        with working_for(Owner(external_id)):
+            keeper = keeper_of(context, claim)
+            await keeper.responses.catch_up()
+            return await _decide(context, keeper, decision, shown)
+
+
+async def _decide(
+    context: SessionContext, keeper: RecordKeeper[Record], decision: Decision, shown: NeedsAttention
+) -> Reviewed:
+    record = keeper.record
+    if not isinstance(record.outcome, Parked):
+        raise InvalidInput("external_id", record.external_id, "is not parked: there is nothing to decide")
+    if record.operation is None or record.operation.run_id is None:
+        reason = "has no run any more: the next call starts one"
+        raise InvalidInput("external_id", record.external_id, reason)
+    operations = Operations(context, keeper)
+    run = await operations.run()
+    attention = await _attention(run)
+    if attention != shown:
+        return await _not_as_shown(keeper, attention)
+    try:
+        match decision:
+            case Answer():
+                await operations.answer(run, decision)
+            case Credentials():
+                request = shown.credentials
+                await operations.submit(run, decision, request.connection_id if request else None)
+            case Approve() | Change():
+                digest = digest_of(shown)
+                await keeper.write("decide", decision=decision, decided_for=digest, outcome=None)
+                return "recorded"
+            case _:
+                await operations.cancel(run, "rejected" if isinstance(decision, Reject) else "canceled")
+                await keeper.keep("decided", outcome=None)
+    except Conflict:  # somebody else was faster
+        attention = await _attention(run)
+        if attention == shown:
+            raise
+        return await _not_as_shown(keeper, attention)
+    return "sent"
+
+
+async def _not_as_shown(keeper: RecordKeeper[Record], attention: NeedsAttention | None) -> Reviewed:
+    """Record that the run now waits for something else, or for nothing."""
+    if attention is None:
+        await keeper.keep("decided elsewhere", outcome=None)
+        return "gone"
+    parked = keeper.record.outcome
+    assert isinstance(parked, Parked)
+    await keeper.keep("parked", outcome=msgspec.structs.replace(parked, attention=attention, refused=""))
+    return "changed"
+
+
+async def cancel(context: SessionContext, journal: JournalPort, external_id: str) -> Outcome:
+    """Cancel a customer's run, and return its outcome; see `Generation.cancel`."""
+    async with await journal.claim(external_id) as claim:
+        with working_for(Owner(external_id)):
+            keeper = keeper_of(context, claim)
+            await keeper.responses.catch_up()
+            if claim.state is None:
+                reason = "is not in the journal: there is nothing to cancel"
+                raise InvalidInput("external_id", external_id, reason)
+            return await _cancel(context, keeper)
+
+
+async def _cancel(context: SessionContext, keeper: RecordKeeper[Record]) -> Outcome:
+    record = keeper.record
+    if not record.is_readable and isinstance(record.outcome, Failed):
+        raise InvalidInput("external_id", record.external_id, record.outcome.error)
+    if isinstance(record.outcome, Delivered | Failed | Unknown):
+        return record.outcome
+    text = "canceled: the next call continues"
+    if record.operation is not None and record.operation.run_id and record.report is None:
+        operations = Operations(context, keeper)
+        state = await operations.cancel(await operations.run(), "canceled")
+        if state.status in ("canceled", "failed"):
+            await keeper.keep("canceled", operation=None, cancel="", previewed=None, decision=None)
+            text = "canceled, with its run: the next call generates anew"
+        else:
+            await keeper.keep("canceled", cancel="")
+            text = f"canceled; its run is {state.status}: the next call continues with it"
+    canceled = Pending(**keeper.outcome_fields(), error=text, reason="canceled")
+    await keeper.keep("pending", outcome=canceled)
+    keeper.tell("pending", canceled.error)
+    return canceled

@@ -1,0 +1,130 @@
+"""Deliver an executed migration: its sheets, each compared with the server's counts, and its log."""
+
+import asyncio
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig._io.context import SessionContext
+from asyncmig._io.threads import in_thread
+from asyncmig.customers.files import write_whole
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
+from asyncmig.errors import ApiError, AuthError, NoAnswer, SessionClosed
+from asyncmig.migrations.log import Log, LogRun
+from asyncmig.migrations.migration import Migration
+from asyncmig.migrations.wire import Report
+from asyncmig.migrations.workflow.record import Record
+from asyncmig.records.record_keeper import RecordKeeper
+
+__all__ = ["LOG_DATA", "LOG_TEXT", "Delivery"]
+
+LOG_DATA, LOG_TEXT = "log.json", "log.md"
+_AWAY = 3
+"""How often the log is requested while the server refuses it: it may not be available at all in the region."""
+_BETWEEN = 10.0
+"""Seconds between these requests."""
+_LONGEST_WAIT = 600.0
+"""Seconds for which a log that is not settled is waited for."""
+
+
+@final
+class Delivery:
+    """The last step of one migration. `folder` gets the sheets and the log."""
+
+    __slots__ = ("_context", "_folder", "_keeper", "_options")
+
+    def __init__(
+        self, context: SessionContext, keeper: RecordKeeper[Record], folder: Path, options: MigrationOptions
+    ) -> None:
+        self._context, self._keeper = context, keeper
+        self._folder, self._options = folder, options
+
+    def is_done(self, outcome: Outcome | None) -> bool:
+        """Return whether the sheets that the options ask for were delivered."""
+        if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
+            return False
+        paths = [Path(file.path) for file in outcome.files]
+        return all(path.parent == self._folder and path.exists() for path in paths)
+
+    async def deliver(self, migration: Migration, report: Report) -> Outcome:
+        """Download and verify the sheets and the log."""
+        keeper = self._keeper
+        keeper.begin("downloading")
+        files = await self._download(migration, report)
+        log = await self._log(migration)
+        for note in (*_notes(files), *_log_notes(log)):
+            keeper.note(note)
+        return Delivered(
+            **keeper.outcome_fields(),
+            files=tuple(files),
+            row_filter=self._options.row_filter,
+            report=msgspec.convert(report, ImportReport, from_attributes=True),
+        )
+
+    async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:
+        attempts = self._keeper.while_away()
+        while True:
+            async with attempts:
+                return await migration.download(
+                    to=self._folder,
+                    filter=self._options.row_filter,
+                    by_slug=True,
+                    report=report,
+                    rank=self._keeper.rank,
+                )
+
+    async def _log(self, migration: Migration) -> Log | None:
+        """Write `log.json` and `log.md`, and return the log; None if the server does not give it."""
+        for attempt in range(1, _AWAY + 1):
+            try:
+                async with asyncio.timeout(_LONGEST_WAIT):
+                    content = await migration.log_json(wait=True)
+                    text = await migration.log_markdown(wait=True)
+                break
+            except (AuthError, SessionClosed):
+                raise
+            except (ApiError, NoAnswer, TimeoutError) as error:
+                if attempt == _AWAY or isinstance(error, TimeoutError):
+                    reason = str(error) or "another run of the migration is in progress"
+                    self._keeper.note(f"the log could not be read: {reason}")
+                    return None
+                await asyncio.sleep(_BETWEEN)
+        await in_thread(self._write_log, content, text)
+        try:
+            return decode(content, Log)
+        except Unreadable:
+            return None
+
+    def _write_log(self, content: bytes, text: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._folder / LOG_DATA, content)
+        write_whole(self._folder / LOG_TEXT, text.encode())
+
+
+def _notes(files: list[Downloaded]) -> list[str]:
+    """Return what the user should know about the files."""
+    notes: list[str] = []
+    flagged = [file.slug or file.sheet for file in files if file.flagged == "included"]
+    unclear = [file.slug or file.sheet for file in files if file.flagged == "unknown" and file.rows]
+    unverified = [file.slug or file.sheet for file in files if file.is_verified is False]
+    if flagged:
+        notes.append(f"with flagged rows, which the server does not separate: {', '.join(flagged)}")
+    if unclear:
+        notes.append(f"may contain flagged rows: {', '.join(unclear)}")
+    if unverified:
+        notes.append(f"not verified, because the server states no count of rows: {', '.join(unverified)}")
+    return notes
+
+
+def _log_notes(log: Log | None) -> list[str]:
+    executed = [run for run in log.runs if run.kind == "execute" or _has_written(run)] if log else []
+    if executed and executed[-1].outcome is not None and executed[-1].outcome.replaced_existing_data:
+        return ["the import replaced existing data of the workbook"]
+    return []
+
+
+def _has_written(run: LogRun) -> bool:
+    return run.outcome is not None and bool(run.outcome.rows_written)

@@ -1,0 +1,242 @@
+"""The API generation "migrations", as the registry of generations knows it."""
+
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast, final
+
+import msgspec
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.decisions import Decision
+from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Reviewed
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import (
+    CustomerRecord,
+    CustomerStatus,
+    RemainingWork,
+    status_of_outcome,
+)
+from asyncmig.errors import InvalidInput, NotFound
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.migrations import routes
+from asyncmig.migrations.catalog import Migrations
+from asyncmig.migrations.wire import Source, Template
+from asyncmig.migrations.workflow.adoption import adopt
+from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
+from asyncmig.migrations.workflow.journal_words import words_of
+from asyncmig.migrations.workflow.migrate import SUPPORTED, may_start_again, migrate_customer
+from asyncmig.migrations.workflow.record import API, Record, read_record
+
+__all__ = ["MigrationsGeneration"]
+
+_GENERATE = f"{routes.GENERATE.key} (generate)"
+_EXECUTE = f"{routes.START_RUN.key} (execute)"
+_ENDPOINTS = {
+    each.key: each
+    for each in (
+        routes.LIST_SOURCES,
+        routes.LIST_TEMPLATES,
+        routes.CREATE_MIGRATION,
+        routes.LIST_FILES,
+        routes.CREATE_UPLOADS,
+        routes.READ_RUN,
+        routes.PREVIEW,
+        routes.DOWNLOAD,
+        routes.READ_LOG,
+        routes.SAVE_CONNECTION,
+    )
+}
+_UPLOADS_AT_ONCE = 25
+
+
+@final
+class MigrationsGeneration:
+    """The second generation of the API: one migration for each customer, prepared by an agent of the provider."""
+
+    __slots__ = ()
+
+    name: Literal["migrations"] = "migrations"
+    supported_options: frozenset[str] = frozenset(field.name for field in fields(MigrationOptions)) - {
+        "deliver_rejected",
+        "export",
+    }
+    supported_decisions: tuple[type[Decision], ...] = SUPPORTED
+    endpoints: Mapping[str, Endpoint] = MappingProxyType(
+        {**_ENDPOINTS, _GENERATE: routes.GENERATE, _EXECUTE: routes.START_RUN}
+    )
+    requests_before_run: Sequence[str] = (
+        routes.CREATE_MIGRATION.key,
+        routes.LIST_FILES.key,
+        routes.CREATE_UPLOADS.key,
+        _GENERATE,
+    )
+
+    def migrate(
+        self,
+        context: SessionContext,
+        spec: Spec,
+        claim: ClaimPort,
+        to: Path,
+        options: MigrationOptions,
+        inputs: Inputs,
+        turn: Turn | None = None,
+    ) -> Coroutine[object, object, Outcome]:
+        return migrate_customer(context, spec, claim, to, options, inputs, turn)
+
+    def check(self, spec: Spec) -> None:
+        if spec.connections is not None:
+            reason = f"is not supported by the API generation {self.name!r}, which exports to no destination"
+            raise InvalidInput("connections", "***", reason)
+
+    def read(self, external_id: str, state: bytes) -> CustomerRecord:
+        return _customer_record(read_record(external_id, state))
+
+    def describe(self, event: JournalEvent) -> str:
+        return words_of(event)
+
+    async def sources(self, context: SessionContext) -> Sequence[Source] | None:
+        with suppress(NotFound):
+            return await Migrations(context).sources()
+        return None
+
+    async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
+        with suppress(NotFound):
+            return await Migrations(context).templates()
+        return None
+
+    async def remaining(
+        self, files: Sequence[Path], record: CustomerRecord | None, to: Path, options: MigrationOptions
+    ) -> RemainingWork | None:
+        known = None if record is None else cast(Record, record.details)
+        if known is not None and not known.is_readable:
+            return None
+        if known is None or known.migration_id is None:
+            return RemainingWork(step="creating", files=len(files))
+        outcome = known.outcome
+        if isinstance(outcome, Failed) and outcome.status is not None:
+            wanted = options.retry_failed or known.retried < options.retries
+            is_repeated = wanted and may_start_again(known)
+            return RemainingWork(step="starting", files=0, is_repeated=True) if is_repeated else None
+        if isinstance(outcome, Delivered):
+            paths = [Path(file.path) for file in outcome.files]
+            if outcome.row_filter == options.row_filter and all(
+                path.parent == to and path.exists() for path in paths
+            ):
+                return None
+            return RemainingWork(step="downloading", files=0)
+        if len(known.uploads) < len(files):
+            return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
+        step = "starting" if known.operation is None else "deciding" if known.operation.is_over else "running"
+        return RemainingWork(step="downloading" if known.report is not None else step, files=0)
+
+    def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
+        """Return the fewest requests, with one poll for each operation and one sheet."""
+        left: Counter[str] = Counter({routes.DOWNLOAD.key: 1, routes.READ_LOG.key: 2})
+        if work.step in ("waiting", "checking", "creating"):
+            left[routes.CREATE_MIGRATION.key] += 1
+        if work.files:
+            left[routes.LIST_FILES.key] += 1
+            left[routes.CREATE_UPLOADS.key] += -(-work.files // _UPLOADS_AT_ONCE)
+        if work.step in ("waiting", "checking", "creating", "uploading", "starting"):
+            left[_GENERATE] += 1
+        if work.step != "downloading":
+            left[routes.READ_RUN.key] += 2
+            left[routes.PREVIEW.key] += 1
+            left[_EXECUTE] += 1
+        return +left
+
+    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
+        return {routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)}
+
+    async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
+        return await look(context, cast(Record, record.details))
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        return await decide_parked(context, journal, external_id, decision, shown=shown)
+
+    async def cancel(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        *,
+        reject_parked: bool = False,
+    ) -> Outcome:
+        return await cancel(context, journal, external_id)
+
+    async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
+        return await adopt(journal, external_id, resource_id)
+
+
+def _customer_record(record: Record) -> CustomerRecord:
+    """Return the record of a migration as the rest of asyncmig reads it."""
+    outcome = record.outcome
+    if outcome is None:
+        status = CustomerStatus(external_id=record.external_id, name=record.name)
+    else:
+        status = status_of_outcome(outcome, api=API)
+    return CustomerRecord(
+        status=msgspec.structs.replace(
+            status,
+            api=record.api,
+            name=record.name,
+            step=_step(record),
+            detail=_detail(record),
+            ids={**status.ids, **record.ids},
+            last_failure=record.last_failure,
+        ),
+        outcome=outcome,
+        is_readable=record.is_readable,
+        has_started=record.has_started,
+        source=record.source,
+        templates=record.template_ids,
+        files=record.files,
+        run_slot=record.run_slot,
+        sheets={sheet.id: sheet.name or sheet.id for sheet in record.sheets},
+        details=record,
+    )
+
+
+def _step(record: Record) -> str:
+    if isinstance(record.outcome, Failed) and record.outcome.step:
+        return record.outcome.step
+    if isinstance(record.outcome, Delivered):
+        return "ended"
+    if record.report is not None:
+        return "downloading"
+    if record.operation is not None:
+        if record.operation.run_id is None:
+            return "starting"
+        return "deciding" if record.operation.is_over else "running"
+    if record.migration_id is not None:
+        return "starting" if record.files and len(record.uploads) >= len(record.files) else "uploading"
+    return "creating" if record.create_sent else "waiting"
+
+
+def _detail(record: Record) -> str:
+    """Return what this generation adds to the step."""
+    parts = [f"run number {record.epoch + 1}"] if record.epoch else []
+    if record.decision is not None:
+        parts.append(f"{type(record.decision).__name__.lower()} was decided")
+    if isinstance(record.outcome, Parked):
+        parts.append(f"waits for {record.outcome.attention.kind}")
+    elif record.operation is not None and record.operation.kind is not None and record.report is None:
+        parts.append(record.operation.kind)
+    return ", ".join(parts)

@@ -1,0 +1,99 @@
+"""The journal entries of a migration in words, for people."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from asyncmig.customers.failures import LastFailure
+from asyncmig.customers.files import FileInput
+from asyncmig.customers.outcome import Delivered, Outcome
+from asyncmig.journal import JournalEvent
+from asyncmig.migrations.uploads import Uploaded
+from asyncmig.migrations.wire import Report
+from asyncmig.migrations.workflow.record import OperationRecord
+
+__all__ = ["words_of"]
+
+
+class _Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """What a journal entry may contain: the fields of the record that it changed, and more for people."""
+
+    migration_id: str | None = None
+    epoch: int | None = None
+    files: tuple[FileInput, ...] = ()
+    uploads: tuple[Uploaded, ...] = ()
+    operation: OperationRecord | None = None
+    answers: Mapping[str, object] = {}
+    decision: Mapping[str, object] | None = None
+    invalid_cells: int | None = None
+    report: Report | None = None
+    cancel: str = ""
+    last_failure: LastFailure | None = None
+    attempts: int | None = None
+    outcome: Outcome | None = None
+
+
+def words_of(event: JournalEvent) -> str:
+    """Return an entry in words; it may contain the server's text as it came."""
+    try:
+        detail = msgspec.json.decode(event.detail, type=_Detail)
+    except (ValueError, TypeError, RecursionError):
+        detail = _Detail()  # of another version
+    operation = detail.operation
+    match event.kind:
+        case "create":
+            return "asks for the migration"
+        case "created" | "adopt":
+            return f"migration {detail.migration_id}" + (
+                ", as a person said" if event.kind == "adopt" else ""
+            )
+        case "input" | "uploaded":
+            return _files(detail.files or detail.uploads)
+        case "start":
+            return operation.kind or "" if operation else ""
+        case "started" | "found" | "waits for another import":
+            return f"run {operation.run_id}" if operation and operation.run_id else ""
+        case "previewed":
+            return f"{detail.invalid_cells or 0} invalid cells in the sample"
+        case "executed":
+            rows = detail.report.inserted if detail.report else None
+            return "" if rows is None else f"{rows} rows"
+        case "answer":
+            return _choices(detail.answers) if detail.answers else "credentials"
+        case "decide":
+            return _decision(detail.decision)
+        case "cancel":
+            return "to release the run slot" if detail.cancel == "slot" else detail.cancel
+        case "retrying":
+            return detail.last_failure.words if detail.last_failure else ""
+        case "recovered":
+            return f"after {detail.attempts} attempts"
+        case "new epoch":
+            return f"run number {(detail.epoch or 0) + 1}"
+        case _:
+            outcome = detail.outcome
+            return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
+
+
+def _files(files: Sequence[FileInput | Uploaded]) -> str:
+    names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
+    size = sum(file.size for file in files)
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
+
+
+def _choices(answers: Mapping[str, object]) -> str:
+    return " ".join(f"{question}={_choice(choice)}" for question, choice in answers.items())
+
+
+def _choice(choice: object) -> str:
+    text = cast("Mapping[str, object]", choice).get("text") if isinstance(choice, Mapping) else choice
+    return repr(text)
+
+
+def _decision(decision: Mapping[str, object] | None) -> str:
+    if decision is None:
+        return ""
+    message = decision.get("message")
+    return str(decision.get("type")) + (f": {message}" if message else "")

@@ -1,0 +1,230 @@
+"""The operations on a customer's run, each with its intent in the journal before the request that changes something.
+
+Another process continues from what the journal has: a start that may have been sent is looked up before it is sent
+again, an answer is sent again only if the run still waits for it, and a cancel is harmless to repeat.
+"""
+
+import asyncio
+from functools import partial
+from typing import Literal, final
+
+import msgspec
+
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.decisions import Answer, Credentials
+from asyncmig.customers.failures import wall_clock
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound
+from asyncmig.migrations.catalog import Migrations
+from asyncmig.migrations.migration import Migration
+from asyncmig.migrations.operation import LAG, block_of
+from asyncmig.migrations.runs import AnswerPoint, Run
+from asyncmig.migrations.starts import StartPoint, active_run_id
+from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.tracker import Tracker
+from asyncmig.migrations.wire import Kind, RunState
+from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
+from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
+from asyncmig.records.record_keeper import RecordKeeper
+
+__all__ = ["Operations", "open_run"]
+
+_REFUSED = (BadRequest, Conflict, NotFound)
+"""Definite refusals: the request has changed nothing."""
+
+
+@final
+class Operations:
+    """The operations on one customer's run."""
+
+    __slots__ = ("_context", "_keeper", "_migration", "_permit", "_run")
+
+    def __init__(self, context: SessionContext, keeper: RecordKeeper[Record]) -> None:
+        self._context, self._keeper = context, keeper
+        self._migration: Migration | None = None
+        self._permit = context.kept(WorkPermit)
+        self._run: Run | None = None
+        """The run of the operation in the journal, if this process follows it."""
+
+    @property
+    def migration(self) -> Migration:
+        """The customer's migration, which exists."""
+        record = self._keeper.record
+        assert record.migration_id is not None
+        if self._migration is None or self._migration.id != record.migration_id:
+            self._migration = Migrations(self._context).open(
+                record.migration_id, external_id=record.external_id, sheets=record.sheets
+            )
+        return self._migration
+
+    # Starts
+
+    async def start(self, kind: Kind, message: str | None = None, *, reads_live: bool | None = None) -> Run:
+        """Start an operation, or continue to start it.
+
+        If the journal has the intent of this start without its response, the server is checked first. If another run
+        of the migration is in progress, that one is returned. Raises as `Migration.generate`; after a definite
+        refusal the journal has the operation before.
+        """
+        keeper = self._keeper
+        before = keeper.record.operation
+        pending = before if before is not None and before.run_id is None else None
+        keeper.begin("starting", kind)
+
+        async def noted(point: StartPoint) -> None:
+            operation = OperationRecord(kind=kind, message=message, point=point)
+            with_files = {"generated_with": len(keeper.record.uploads)} if kind == "generate" else {}
+            await keeper.write("start", operation=operation, decision=None, outcome=None, **with_files)
+
+        async def send() -> Run:
+            operation, migration = keeper.record.operation, self.migration
+            since = operation.point if operation is not None and operation.run_id is None else None
+            rank = keeper.rank
+            if kind == "generate":
+                return await migration.generate(
+                    extract_via_api=reads_live, noted=noted, since=since, rank=rank
+                )
+            if kind == "execute":
+                return await migration.execute(noted=noted, since=since, rank=rank)
+            return await migration.update(message or "", noted=noted, since=since, rank=rank)
+
+        try:
+            run = await self._permit.working(keeper.retry_while_away(send))
+        except Conflict as error:
+            run_id = active_run_id(error)
+            if run_id is None:
+                await self._refused(before, pending)
+                raise
+            return await self._found(run_id)
+        except ApiError as error:
+            if isinstance(error, _REFUSED) or is_refusal(error):
+                await self._refused(before, pending)
+            raise
+        operation = keeper.record.operation
+        assert operation is not None
+        await keeper.keep(
+            "started",
+            operation=msgspec.structs.replace(
+                operation, run_id=run.id, is_acknowledged=run.is_acknowledged, started_at=wall_clock()
+            ),
+        )
+        self._run = run
+        return run
+
+    async def _refused(self, before: OperationRecord | None, pending: OperationRecord | None) -> None:
+        """Record that a start was refused: the run is as it was before."""
+        if pending is not None and pending.point is not None:  # the journal has no operation before that one
+            run_id = pending.point.run_id
+            before = None if run_id is None else OperationRecord(kind=None, run_id=run_id, is_over=True)
+        if self._keeper.record.operation != before:
+            await self._keeper.keep("refused", operation=before)
+        if before is None or before.is_over:
+            self._context.runs.left(self.migration.id)
+
+    async def _found(self, run_id: str) -> Run:
+        """Record a run of somebody else that is in progress, and return it."""
+        self._keeper.note("a run that another client had started was in progress")
+        found = OperationRecord(kind=None, run_id=run_id, started_at=wall_clock())
+        await self._keeper.keep("waits for another import", operation=found, generated_with=None)
+        return await self._open()
+
+    async def found(self, run_id: str) -> Run:
+        """Record an earlier run of an existing migration, and return it."""
+        found = OperationRecord(kind=None, run_id=run_id, started_at=wall_clock())
+        await self._keeper.keep("found", operation=found, generated_with=None)
+        return await self._open()
+
+    # The run in the journal
+
+    async def run(self) -> Run:
+        """Return the run of the journal, followed from where it was left."""
+        operation = self._keeper.record.operation
+        if self._run is not None and operation is not None and self._run.id == operation.run_id:
+            return self._run
+        return await self._open()
+
+    async def _open(self) -> Run:
+        self._run = run = open_run(self._context, self._keeper.record)
+        operation = self._keeper.record.operation
+        if operation is not None and operation.answer is not None and not operation.answer.is_acknowledged:
+            await self._find_answer(run, operation.answer)
+        return run
+
+    # Answers
+
+    async def answer(self, run: Run, decision: Answer) -> None:
+        """Answer the questions of a blocked run. Raises as `Run.answer`."""
+        self._keeper.begin("deciding", "answer")
+        await run.answer(
+            decision.answers, noted=partial(self._noted_answer, decision), rank=self._keeper.rank
+        )
+        await self._answered()
+
+    async def submit(self, run: Run, decision: Credentials, connection_id: str | None) -> None:
+        """Submit the credentials that a blocked run waits for. The journal has no values."""
+        self._keeper.begin("deciding", "credentials")
+        await run.submit_credentials(
+            decision.credentials,
+            connection_id=connection_id,
+            noted=partial(self._noted_answer, None),
+            rank=self._keeper.rank,
+        )
+        await self._answered()
+
+    async def _noted_answer(self, decision: Answer | None, point: AnswerPoint) -> None:
+        operation = self._keeper.record.operation
+        assert operation is not None
+        sent = SentAnswer(point=point, at=wall_clock())
+        await self._keeper.write(
+            "answer",
+            operation=msgspec.structs.replace(operation, answer=sent),
+            answers={} if decision is None else decision.answers,
+        )
+
+    async def _answered(self) -> None:
+        operation = self._keeper.record.operation
+        assert operation is not None
+        sent = operation.answer and msgspec.structs.replace(operation.answer, is_acknowledged=True)
+        await self._keeper.keep(
+            "answered",
+            operation=msgspec.structs.replace(operation, answer=sent),
+            blocked_at=0.0,
+            outcome=None,
+        )
+
+    async def _find_answer(self, run: Run, sent: SentAnswer) -> None:
+        """Find out whether an answer that an earlier process may have sent was accepted, and record that."""
+        keeper = self._keeper
+        await asyncio.sleep(max(0.0, sent.at + LAG - wall_clock()))  # a read may show an old state
+        state = await keeper.retry_while_away(run.read)
+        is_same = block_of(state) == block_of(sent.point.shown)
+        reader = ThreadReader(self._context, self.migration.id)
+        last = await keeper.retry_while_away(partial(reader.last_sequence, sent.point.after))
+        operation = keeper.record.operation
+        assert operation is not None
+        if is_same and last <= sent.point.after:
+            await keeper.keep("refused", operation=msgspec.structs.replace(operation, answer=None))
+            return
+        await self._answered()
+        run.note_answer(sent.point, age=max(0.0, wall_clock() - sent.at))
+
+    # Cancel
+
+    async def cancel(self, run: Run, why: Literal["rejected", "canceled", "slot"]) -> RunState:
+        """Cancel the run, and return what became of it."""
+        if self._keeper.record.cancel != why:
+            await self._keeper.write("cancel", cancel=why)
+        self._keeper.begin("deciding", "cancel")
+        return await self._keeper.retry_while_away(run.cancel)
+
+
+def open_run(context: SessionContext, record: Record) -> Run:
+    """Return the run of a record, without a request."""
+    operation, now = record.operation, wall_clock()
+    if record.migration_id is None or operation is None or operation.run_id is None:
+        raise InvalidInput("external_id", record.external_id, "has no run yet: there is nothing to decide")
+    age = max(0.0, now - operation.started_at) if operation.started_at else 0.0
+    resumed = operation.resumed(asyncio.get_running_loop().time(), age)
+    run = Run(context, Tracker(context, record.migration_id, operation.run_id, resumed, age=age))
+    if operation.answer is not None and operation.answer.is_acknowledged:
+        run.note_answer(operation.answer.point, age=max(0.0, now - operation.answer.at))
+    return run

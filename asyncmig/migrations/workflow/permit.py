@@ -1,0 +1,59 @@
+"""Whether the account may start work. A 403 stops every customer of the session that is about to start some."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TypeVar, final
+
+import anyio
+
+from asyncmig._io.watch import fresh
+from asyncmig.errors import ApiError
+
+__all__ = ["WorkPermit", "is_refusal"]
+
+T = TypeVar("T")
+_FORBIDDEN = 403
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether an error says that the account may not start work."""
+    return isinstance(error, ApiError) and error.status == _FORBIDDEN
+
+
+@final
+class WorkPermit:
+    """The permission of a session's account to start work (create, start a run, start an export)."""
+
+    __slots__ = ("_refused", "refusal")
+
+    def __init__(self) -> None:
+        self.refusal: ApiError | None = None
+        """The first 403."""
+        self._refused = asyncio.Event()
+
+    def refuse(self, error: ApiError) -> None:
+        """Report a 403."""
+        self.refusal = self.refusal or error
+        self._refused.set()
+
+    async def working(self, step: Coroutine[object, object, T]) -> T:
+        """Run a step that starts work. Raises the 403 of any customer of the session, also while the step waits.
+
+        Every step may be repeated after it was given up, because the journal has its intent.
+        """
+        task, refused = asyncio.ensure_future(step), asyncio.ensure_future(self._refused.wait())
+        try:
+            await asyncio.wait((task, refused), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                assert self.refusal is not None
+                raise fresh(self.refusal)
+            return task.result()
+        except ApiError as error:
+            if is_refusal(error):
+                self.refuse(error)
+            raise
+        finally:
+            refused.cancel()
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(task, refused, return_exceptions=True)

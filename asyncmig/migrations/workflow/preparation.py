@@ -1,0 +1,224 @@
+"""Everything before the first run: the migration, its files and its live connection, each of them once."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from asyncmig._core.decode import Unreadable, decode
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.paths import check_below
+from asyncmig.customers.spec import LiveSource, Spec
+from asyncmig.errors import ApiError, Conflict, InvalidInput, NoAnswer, NotFound, UnknownOutcome
+from asyncmig.migrations import routes
+from asyncmig.migrations.catalog import Migrations
+from asyncmig.migrations.log import LogRun, retry_after_of
+from asyncmig.migrations.migration import Difference, Migration
+from asyncmig.migrations.runs import Run
+from asyncmig.migrations.workflow.operations import Operations
+from asyncmig.migrations.workflow.permit import WorkPermit
+from asyncmig.migrations.workflow.record import Record
+from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
+
+__all__ = ["Preparation"]
+
+_NOTHING_RAN = frozenset({"awaiting_files", "ready"})
+"""Statuses of a migration that has no preview and no execution yet; a run may be in progress."""
+_OPERATIONS = frozenset({"generate", "update", "execute", "clarify"})
+
+
+@final
+class Preparation:
+    """Creates a customer's migration, uploads its files and saves its connection, as far as that is not done."""
+
+    __slots__ = ("_context", "_keeper", "_operations", "_options", "_permit", "_spec", "_status")
+
+    def __init__(
+        self,
+        context: SessionContext,
+        spec: Spec,
+        keeper: RecordKeeper[Record],
+        operations: Operations,
+        options: MigrationOptions,
+    ) -> None:
+        self._context, self._spec, self._keeper = context, spec, keeper
+        self._operations, self._options = operations, options
+        self._permit = context.kept(WorkPermit)
+        self._status: str | None = None
+        """The status of the migration when it was created or found."""
+
+    async def create(self) -> None:
+        """Create the migration, unless the journal has it. An existing one with this external id is ours, too."""
+        keeper = self._keeper
+        if keeper.record.migration_id is not None:
+            return
+        keeper.begin("creating")
+        if not keeper.record.create_sent:
+            await keeper.write("create", create_sent=True)
+        try:
+            migration = await self._permit.working(keeper.retry_while_away(self._post))
+        except NotFound as error:
+            await keeper.keep("refused", create_sent=False)
+            raise await self._explained(error) from None
+        except ApiError:
+            await keeper.keep("refused", create_sent=False)
+            raise
+        self._status = migration.status
+        await keeper.keep(
+            "created",
+            create_sent=False,
+            migration_id=migration.id,
+            sheets=migration.sheets,
+            existed=not migration.is_new and migration.status != "awaiting_files",
+            remarks=tuple(map(_remark, migration.differences)),
+        )
+
+    async def _post(self) -> Migration:
+        record = self._keeper.record
+        try:
+            return await Migrations(self._context).create(
+                name=record.name,
+                source=record.source or None,
+                external_id=record.external_id,
+                templates=record.template_ids,
+                rank=self._keeper.rank,
+            )
+        except UnknownOutcome as error:
+            if isinstance(error.__cause__, TRANSIENT):
+                raise error.__cause__ from error  # the external id makes a repeat safe
+            raise
+
+    async def _explained(self, error: NotFound) -> ApiError:
+        """Return the error of a 404; if the server speaks the other API generation, with the way out."""
+        try:
+            reply = await self._context.caller.reply(Call(endpoint=routes.LIST_SOURCES))
+            sources = decode(reply.content, _Sources).sources
+        except (ApiError, NoAnswer, Unreadable):
+            return error
+        if not sources or any(source.id is None for source in sources):
+            return error
+        hint = 'this server speaks the API generation "companies": use `--api companies` (api="companies")'
+        return error.with_text(f"{error.text} ({hint})" if error.text else hint)
+
+    # An existing migration
+
+    async def look_first(self) -> Run | None:
+        """Return the last run of a migration that existed before; None if there is none, or its id is not known.
+
+        While the log is not settled, the server does not name the run: a start is then refused with its id.
+        """
+        keeper, migration = self._keeper, self._operations.migration
+        if self._status in _NOTHING_RAN:
+            return None
+        keeper.begin("starting", "looks for an earlier run")
+        while True:
+            try:
+                log = await keeper.retry_while_away(migration.log)
+            except Conflict as error:
+                if _status_of(error) in ("queued", "running"):
+                    await asyncio.sleep(retry_after_of(error))
+                    continue
+                if not await self._has_preview(migration):
+                    return None
+                keeper.note("the migration had a preview; it was not generated anew")
+                return await self._operations.found("")
+            except NotFound:
+                return None
+            break
+        entry = _last(log.runs)
+        if entry is None or entry.status == "canceled":
+            return None
+        keeper.note(f"the migration had a run ({entry.kind}, {entry.status}); it was not repeated")
+        return await self._operations.found(entry.run_id)
+
+    async def _has_preview(self, migration: Migration) -> bool:
+        try:
+            await self._keeper.retry_while_away(migration.preview)
+        except NotFound:
+            return False
+        return True
+
+    # Files and connection
+
+    async def upload(self) -> None:
+        """Upload the files that have not arrived yet, and save the connection."""
+        keeper, migration = self._keeper, self._operations.migration
+        record = keeper.record
+        files = [Path(file.path) for file in record.files]
+        if len(record.uploads) < len(files):
+            keeper.begin("uploading", f"{len(files)} files")
+            if self._options.root is not None:  # a link may have changed since
+                check_below(Path(self._options.root), files)
+            await keeper.write("upload", upload_sent=True)
+            uploaded = await keeper.retry_while_away(partial(migration.upload_all, files, rank=keeper.rank))
+            for file, there in zip(record.files, uploaded, strict=True):
+                if there.sha256 is not None and there.sha256 != file.sha256:
+                    raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
+            await keeper.keep("uploaded", uploads=tuple(uploaded))
+        connection = self._spec.connection
+        if connection is not None and keeper.record.connection != _mark_of(connection):
+            await self._connect(migration, connection)
+
+    async def _connect(self, migration: Migration, source: LiveSource) -> None:
+        keeper = self._keeper
+        keeper.begin("uploading", f"connection to {source.source_key}")
+        await keeper.write("connect", connection=None)
+        save = partial(
+            migration.connection.save,
+            source.source_key,
+            profile_id=source.profile_id,
+            config=source.config or None,
+            credentials=source.credentials or None,
+        )
+        await keeper.retry_while_away(save)
+        await keeper.keep("connected", connection=_mark_of(source))
+
+    @property
+    def reads_live(self) -> bool | None:
+        """Whether `generate` reads the live connection; None: the server's default."""
+        return True if self._spec.connection is not None else None
+
+
+class _SourceItem(msgspec.Struct, frozen=True):
+    id: str | None = None
+
+
+class _Sources(msgspec.Struct, frozen=True):
+    sources: tuple[_SourceItem, ...] = ()
+
+
+class _Status(msgspec.Struct, frozen=True):
+    status: str = ""
+
+
+def _status_of(error: Conflict) -> str:
+    try:
+        return decode(error.body, _Status).status
+    except Unreadable:
+        return ""
+
+
+def _last(runs: Sequence[LogRun]) -> LogRun | None:
+    """Return the last run in a log, oldest first, that has an id and is of a known kind."""
+    known = [run for run in runs if run.run_id and run.kind in _OPERATIONS]
+    return known[-1] if known else None
+
+
+def _remark(difference: Difference) -> str:
+    found, wanted = (
+        ", ".join(each) if isinstance(each, tuple) else each
+        for each in (difference.found, difference.requested)
+    )
+    return f"the migration existed before, with another {difference.field}: {found!r} instead of {wanted!r}"
+
+
+def _mark_of(source: LiveSource) -> str:
+    """Return what changes if a connection must be saved again; its secrets are not part of it."""
+    shown = msgspec.json.encode((source.source_key, source.profile_id, source.config), order="deterministic")
+    return hashlib.sha256(shown).hexdigest()

@@ -1,0 +1,174 @@
+"""The journal record of one customer: its input, and the state of its migration and of the present operation."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from asyncmig.customers.decisions import Approve, Change
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.migrations.operation import Operation
+from asyncmig.migrations.runs import AnswerPoint
+from asyncmig.migrations.starts import StartPoint
+from asyncmig.migrations.uploads import Uploaded
+from asyncmig.migrations.wire import Kind, Report, Sheet
+from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
+
+__all__ = ["API", "OperationRecord", "Record", "SentAnswer", "digest_of", "read_record"]
+
+API = "migrations"
+"""The name of this API generation in journal records."""
+_VERSION = 1
+_UNREADABLE = 0
+
+
+class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The last answer (or credentials, without their values) that was sent to a blocked run, or may have been."""
+
+    point: AnswerPoint
+    at: float
+    """Wall-clock time at which it was sent."""
+    is_acknowledged: bool = False
+
+
+class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The present operation of the run: written before it is started, and after each change."""
+
+    kind: Kind | None
+    """None for a run that somebody else started, or whose operation is not known: every end counts."""
+    message: str | None = None
+    """What an update changes."""
+    point: StartPoint | None = None
+    """What was known before the start."""
+    run_id: str | None = None
+    """None: the start may have been sent, and its response is not recorded. "": only its preview is known."""
+    is_acknowledged: bool = False
+    started_at: float = 0.0
+    """Wall-clock time at which the start was known to have happened."""
+    answer: SentAnswer | None = None
+    is_over: bool = False
+    """Whether its end was read."""
+
+    def resumed(self, now: float, age: float) -> Operation:
+        """Return the operation as another process left it. `age`: seconds since its start."""
+        point = self.point
+        return Operation(
+            self.kind,
+            now=now - age,
+            after=point.after if point else None,
+            before=point.state if point else None,
+            is_new_run=point is None or self.run_id != point.run_id,
+            is_acknowledged=self.is_acknowledged,
+        )
+
+
+class Record(BaseRecord, frozen=True, kw_only=True):
+    """The state of one migration, as the journal holds it. It is written before and after each change."""
+
+    version: int = _VERSION
+    api: str = API
+    source: str = ""
+    """Name of the source; empty for a migration without one."""
+    template_ids: tuple[str, ...] | None = None
+    epoch: int = 0
+    """The number of earlier runs that were given up, because they failed or were canceled."""
+    create_sent: bool = False
+    """Whether the create request may have been sent without a recorded response."""
+    migration_id: str | None = None
+    sheets: tuple[Sheet, ...] = ()
+    existed: bool = False
+    """Whether the migration existed before, or a person linked it. Its earlier runs must be read first."""
+    remarks: tuple[str, ...] = ()
+    """Notes about the migration that stay: how an existing one differs from what was asked for."""
+    connection: str | None = None
+    """A digest of the live connection that was saved, without its secrets."""
+    upload_sent: bool = False
+    """Whether files may have been uploaded: from then on, they cannot be replaced."""
+    uploads: tuple[Uploaded, ...] = ()
+    """The files that have arrived."""
+    generated_with: int | None = None
+    """How many files had arrived when the last `generate` was started; None if another client started it."""
+    operation: OperationRecord | None = None
+    previewed: str | None = None
+    """A digest of the preview that was read last."""
+    decision: Approve | Change | None = None
+    """What a person or a policy decided about a preview; it is carried out next."""
+    decided_for: str = ""
+    """A digest of what was decided."""
+    cancel: Literal["", "rejected", "canceled", "slot"] = ""
+    """Why the run is being canceled; empty if it is not."""
+    blocked_at: float = 0.0
+    """Wall-clock time at which the run was seen to wait for a person; 0 if it does not."""
+    regenerated: int = 0
+    """How often a preview that can no longer be executed was made anew, in a row."""
+    report: Report | None = None
+    """What the executed run did."""
+    rows_written: int | None = None
+    """The rows that a failed execution has written, as the log says; None if it does not say."""
+    executions_failed: int = 0
+    retried: int = 0
+    """How often a failed run was started again since the files last changed."""
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """The server's ids that are known, by kind."""
+        run = self.operation.run_id if self.operation else None
+        return _ids(self.migration_id, run)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
+        return self.version != _UNREADABLE
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a run may have started, so that missing input files do not matter."""
+        return not self.is_readable or self.operation is not None or self.report is not None
+
+    @property
+    def run_slot(self) -> str | None:
+        """The id under which a run may hold a run slot; None if none is in progress."""
+        is_active = self.operation is not None and not self.operation.is_over
+        return self.migration_id if is_active else None
+
+
+def _ids(migration: str | None, run: str | None) -> Mapping[str, str]:
+    return {kind: each for kind, each in (("migration", migration), ("run", run)) if each}
+
+
+class _Known(msgspec.Struct, kw_only=True):
+    """The fields that are shown of a record that cannot be decoded completely."""
+
+    name: str = ""
+    migration_id: str | None = None
+
+
+def read_record(external_id: str, state: bytes | None) -> Record:
+    """Return the record that a journal holds for a customer; a new one if `state` is None.
+
+    A state that this version cannot decode gives a stand-in that is not `is_readable`, and whose outcome is `Failed`
+    with the reason.
+    """
+    if state is None:
+        return Record(external_id=external_id, name="")
+
+    def stand_in(reason: str) -> Record:
+        try:
+            known = msgspec.json.decode(state, type=_Known)
+        except (ValueError, TypeError, RecursionError):
+            known = _Known()
+        return Record(
+            version=_UNREADABLE,
+            external_id=external_id,
+            name=known.name,
+            migration_id=known.migration_id,
+            outcome=unreadable_outcome(external_id, known.name, _ids(known.migration_id, None), reason),
+        )
+
+    return decoded_record(state, Record, api=API, version=_VERSION, stand_in=stand_in)
+
+
+def digest_of(attention: NeedsAttention) -> str:
+    """Return a digest of what a run waits for, so that a decision is never applied to something else."""
+    return hashlib.sha256(msgspec.json.encode(attention)).hexdigest()

@@ -1,0 +1,195 @@
+"""Keeps the record of one migration: writes it to the journal before and after each change, and emits events."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypedDict, TypeVar, final
+
+import msgspec
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.retry import FINAL
+from asyncmig._io.attempts import TimedAttempts
+from asyncmig._io.context import SessionContext
+from asyncmig._io.failures import Owner
+from asyncmig.customers.failures import LastFailure, wall_clock
+from asyncmig.customers.options import RETRY_SECONDS
+from asyncmig.customers.steps import Entry, OutcomeName, Step
+from asyncmig.errors import (
+    ApiError,
+    JournalError,
+    NoAnswer,
+    ServerError,
+    TruncatedDownload,
+    UnexpectedReply,
+)
+from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
+from asyncmig.journal import ClaimPort
+from asyncmig.records.record import BaseRecord
+from asyncmig.records.responses import Reader, Responses
+
+__all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper"]
+
+T = TypeVar("T")
+R = TypeVar("R", bound=BaseRecord)
+_log = logging.getLogger("asyncmig")
+_STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
+"""Entries after which the last failure may be the reason why the migration stopped."""
+TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+"""Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
+
+
+class OutcomeFields(TypedDict):
+    """The fields of every outcome."""
+
+    external_id: str
+    name: str
+    ids: Mapping[str, str]
+    seconds: float
+
+
+@final
+class RecordKeeper(Generic[R]):
+    """The record of one migration, while this process holds the claim of the customer."""
+
+    __slots__ = (
+        "_claim",
+        "_endpoint",
+        "_events",
+        "_retry_seconds",
+        "_started",
+        "_uploads",
+        "_writing",
+        "notes",
+        "record",
+        "responses",
+        "step",
+    )
+
+    def __init__(
+        self,
+        context: SessionContext,
+        claim: ClaimPort,
+        read: Reader[R],
+        *,
+        endpoint: Endpoint,
+        uploads: str,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """`endpoint` names a repeated step in events if an error does not. `uploads`: the template of the PUT of
+        bytes: each has a URL of its own. `retry_seconds`: see `MigrationOptions`.
+        """
+        self._claim, self._events = claim, context.events
+        self._endpoint, self._uploads = endpoint, uploads
+        self._started = asyncio.get_running_loop().time()
+        self._writing = asyncio.Lock()
+        self._retry_seconds = retry_seconds
+        self.responses: Responses[R] = Responses(context, claim, read, retry_seconds)
+        self.record: R = self.responses.record
+        self.notes: list[str] = []
+        """Notes for the outcome."""
+        self.step: Step = "checking"
+        """The step that started last."""
+
+    @property
+    def rank(self) -> float:
+        """The order among waiting requests: the largest customers go first."""
+        return -float(sum(file.size for file in self.record.files))
+
+    def note(self, text: str) -> None:
+        """Add a note for the outcome, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    async def write(self, kind: Entry, **changes: object) -> None:
+        """Write an intent and the changed record to the journal. Raises `JournalError`."""
+        async with self._writing:
+            record = self._changed(kind, changes)
+            await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
+            self.record = record
+
+    async def keep(self, kind: Entry, **changes: object) -> None:
+        """Write a response of the server and the changed record to the journal; see `Responses.keep`."""
+        async with self._writing:
+            self.record = self._changed(kind, changes)
+            await self.responses.keep(kind, msgspec.json.encode(changes), self.record)
+
+    def _changed(self, kind: Entry, changes: dict[str, object]) -> R:
+        record = self.record
+        known = type(record).__struct_fields__
+        if record.last_failure is not None and kind not in _STOPPED:
+            over = msgspec.structs.replace(record.last_failure, is_over=True)
+            record = msgspec.structs.replace(record, last_failure=over)
+        return msgspec.structs.replace(
+            record, **{name: value for name, value in changes.items() if name in known}
+        )
+
+    def owner(self) -> Owner:
+        """Return the owner of the requests of this migration; it records their failures."""
+        return Owner(self.record.external_id, self._note_attempt)
+
+    async def _note_attempt(self, event: AttemptFailed | Recovered) -> None:
+        """Write a failed attempt, or its later success, to the journal for `status` and `show`.
+
+        Nothing is written while another entry is being written or waits for the journal. A journal error does not
+        end the attempt: the next step needs the journal and reports the error.
+        """
+        if self._writing.locked() or self.responses.unwritten:
+            return
+        try:
+            if isinstance(event, AttemptFailed):
+                await self.write("retrying", last_failure=LastFailure.of(event, wall=wall_clock()))
+            else:
+                await self.write("recovered", attempts=event.attempts)
+        except JournalError as error:
+            _log.warning("%s: a failed attempt is not in the journal: %s", self.record.external_id, error)
+
+    def begin(self, step: Step, detail: str = "") -> None:
+        """Set the present step and emit it as an event."""
+        self.step = step
+        self.tell(step, detail)
+
+    def tell(self, step: Step | OutcomeName, detail: str = "") -> None:
+        """Emit the step as an event of the session."""
+        event = MigrationChanged(
+            at=asyncio.get_running_loop().time(),
+            external_id=self.record.external_id,
+            ids=self.record.ids,
+            step=step,
+            detail=detail,
+        )
+        self._events.emit(event)
+
+    def outcome_fields(self) -> OutcomeFields:
+        """Return the fields of every outcome."""
+        return {
+            "external_id": self.record.external_id,
+            "name": self.record.name,
+            "ids": self.record.ids,
+            "seconds": asyncio.get_running_loop().time() - self._started,
+        }
+
+    async def retry_while_away(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a step that is safe to repeat; repeat it while the server is unavailable. See `while_away`."""
+        attempts = self.while_away()
+        while True:
+            async with attempts:
+                return await step()
+
+    def while_away(self) -> TimedAttempts:
+        """Return the attempts of a step that is safe to repeat, for at most `retry_seconds` seconds."""
+        return TimedAttempts(
+            self._events,
+            self._endpoint,
+            seconds=self._retry_seconds,
+            on=TRANSIENT,
+            unless=self._is_final,
+        )
+
+    def _is_final(self, error: Exception) -> bool:
+        """Return whether a repeat would get the same response. Each upload has a URL of its own, so it may differ."""
+        if isinstance(error, TruncatedDownload):
+            return error.is_final
+        if not isinstance(error, ApiError) or error.endpoint == self._uploads:
+            return False
+        return error.status in FINAL
