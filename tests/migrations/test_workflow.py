@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from asyncmig import Delivered, MemoryJournal, Outcome, Parked, Session, Spec, migrate
+from asyncmig import Delivered, MemoryJournal, Outcome, Parked, Spec, migrate
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime
