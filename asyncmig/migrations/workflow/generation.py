@@ -1,7 +1,7 @@
 """The API generation "migrations", as the registry of generations knows it."""
 
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +12,9 @@ import msgspec
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
+from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Reviewed
 from asyncmig.customers.paths import Inputs
@@ -28,11 +30,12 @@ from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
-from asyncmig.migrations.wire import Source, Template
+from asyncmig.migrations.wire import Template
 from asyncmig.migrations.workflow.adoption import adopt
 from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
 from asyncmig.migrations.workflow.migrate import SUPPORTED, may_start_again, migrate_customer
+from asyncmig.migrations.workflow.names import catalogue_requests, resolve
 from asyncmig.migrations.workflow.record import API, Record, read_record
 
 __all__ = ["MigrationsGeneration"]
@@ -69,6 +72,7 @@ class MigrationsGeneration:
         "export",
     }
     supported_decisions: tuple[type[Decision], ...] = SUPPORTED
+    probe: str = routes.LIST_SOURCES.key
     endpoints: Mapping[str, Endpoint] = MappingProxyType(
         {**_ENDPOINTS, _GENERATE: routes.GENERATE, _EXECUTE: routes.START_RUN}
     )
@@ -102,10 +106,12 @@ class MigrationsGeneration:
     def describe(self, event: JournalEvent) -> str:
         return words_of(event)
 
-    async def sources(self, context: SessionContext) -> Sequence[Source] | None:
-        with suppress(NotFound):
-            return await Migrations(context).sources()
-        return None
+    def recognizes(self, listed: object) -> bool | None:
+        found = has_ids(listed)
+        return None if found is None else not found
+
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        return await resolve(context, specs)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -153,8 +159,8 @@ class MigrationsGeneration:
             left[_EXECUTE] += 1
         return +left
 
-    def catalogue_requests(self, *, names_templates: bool) -> Mapping[str, int]:
-        return {routes.LIST_SOURCES.key: 1, routes.LIST_TEMPLATES.key: int(names_templates)}
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        return catalogue_requests(customers)
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await look(context, cast(Record, record.details))

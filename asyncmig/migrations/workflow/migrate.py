@@ -62,7 +62,7 @@ from asyncmig.migrations.workflow.delivery import Delivery
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.preparation import Preparation
-from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of, read_record
+from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of, named, read_record
 from asyncmig.records.policy import ask_function
 from asyncmig.records.record import check_apart, read_inputs
 from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
@@ -128,7 +128,7 @@ async def migrate_customer(
     """
     keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
     if not keeper.record.name:
-        keeper.record = _named(keeper.record, spec)
+        keeper.record = named(keeper.record, spec)
     try:
         await keeper.responses.catch_up()
         with working_for(keeper.owner()):
@@ -234,7 +234,7 @@ class _Migration:
         """Compare the files with the recorded ones. A file that was uploaded cannot be replaced."""
         keeper, spec = self._keeper, self._spec
         record, self._files = keeper.record, None
-        told = _named(record, spec)
+        told = named(record, spec)
         if told != record and record.migration_id:
             keeper.note(f"the migration was created as {record.name!r} and keeps that name")
         try:
@@ -257,7 +257,7 @@ class _Migration:
         elif not changed:
             keeper.record = record.relocated(files)
         if not keeper.record.migration_id:
-            keeper.record = _named(keeper.record, spec)
+            keeper.record = named(keeper.record, spec)
 
     def _added(self, record: Record, files: tuple[FileInput, ...]) -> list[FileInput]:
         """Return the files that are new. Raises `InvalidInput` for one that was uploaded and has changed since."""
@@ -570,13 +570,6 @@ async def _read(run: Run) -> object:
 def may_start_again(record: Record) -> bool:
     """Return whether the customer's run may be started anew: it has written nothing."""
     return record.report is None and record.rows_written == 0
-
-
-def _named(record: Record, spec: Spec) -> Record:
-    """Return the record with the name, source and templates of `spec`."""
-    return msgspec.structs.replace(
-        record, name=spec.name, source=spec.source or "", template_ids=spec.templates
-    )
 
 
 def _reason(error: Exception) -> PendingReason:

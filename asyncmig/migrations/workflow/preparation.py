@@ -10,20 +10,19 @@ from typing import final
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode
-from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import LiveSource, Spec
-from asyncmig.errors import ApiError, Conflict, InvalidInput, NoAnswer, NotFound, UnknownOutcome
-from asyncmig.migrations import routes
+from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import LogRun, retry_after_of
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.runs import Run
+from asyncmig.migrations.workflow.names import resolve
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit
-from asyncmig.migrations.workflow.record import Record
+from asyncmig.migrations.workflow.record import Record, named
 from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
 
 __all__ = ["Preparation"]
@@ -58,14 +57,13 @@ class Preparation:
         keeper = self._keeper
         if keeper.record.migration_id is not None:
             return
+        if not keeper.record.create_sent:
+            await self._resolve()
         keeper.begin("creating")
         if not keeper.record.create_sent:
             await keeper.write("create", create_sent=True)
         try:
             migration = await self._permit.working(keeper.retry_while_away(self._post))
-        except NotFound as error:
-            await keeper.keep("refused", create_sent=False)
-            raise await self._explained(error) from None
         except ApiError:
             await keeper.keep("refused", create_sent=False)
             raise
@@ -78,6 +76,14 @@ class Preparation:
             existed=not migration.is_new and migration.status != "awaiting_files",
             remarks=tuple(map(_remark, migration.differences)),
         )
+
+    async def _resolve(self) -> None:
+        """Check the names in the record. Raises `InvalidInput` for one that the account does not have."""
+        keeper = self._keeper
+        (found,) = await keeper.retry_while_away(partial(resolve, self._context, [self._spec]))
+        if found.faults:
+            raise found.faults[0]
+        keeper.record = named(keeper.record, found.spec)
 
     async def _post(self) -> Migration:
         record = self._keeper.record
@@ -93,18 +99,6 @@ class Preparation:
             if isinstance(error.__cause__, TRANSIENT):
                 raise error.__cause__ from error  # the external id makes a repeat safe
             raise
-
-    async def _explained(self, error: NotFound) -> ApiError:
-        """Return the error of a 404; if the server speaks the other API generation, with the way out."""
-        try:
-            reply = await self._context.caller.reply(Call(endpoint=routes.LIST_SOURCES))
-            sources = decode(reply.content, _Sources).sources
-        except (ApiError, NoAnswer, Unreadable):
-            return error
-        if not sources or any(source.id is None for source in sources):
-            return error
-        hint = 'this server speaks the API generation "companies": use `--api companies` (api="companies")'
-        return error.with_text(f"{error.text} ({hint})" if error.text else hint)
 
     # An existing migration
 
@@ -183,14 +177,6 @@ class Preparation:
     def reads_live(self) -> bool | None:
         """Whether `generate` reads the live connection; None: the server's default."""
         return True if self._spec.connection is not None else None
-
-
-class _SourceItem(msgspec.Struct, frozen=True):
-    id: str | None = None
-
-
-class _Sources(msgspec.Struct, frozen=True):
-    sources: tuple[_SourceItem, ...] = ()
 
 
 class _Status(msgspec.Struct, frozen=True):
