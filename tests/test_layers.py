@@ -50,7 +50,7 @@ MAY_IMPORT = {  # unit: the units that it may import
     "transfers": {"errors", "_core", "_io", "customers"},
     "companies": {"errors", "events", "_core", "_io", "customers", "transfers"},
     "migrations": {"errors", "events", "_core", "_io", "customers", "transfers"},
-    "records": {"errors", "events", "_core", "_io", "customers", "journal", "transfers"},
+    "records": {"errors", "events", "steps", "_core", "_io", "customers", "journal", "transfers"},
     "companies/workflow": {
         "errors",
         "events",
@@ -65,6 +65,7 @@ MAY_IMPORT = {  # unit: the units that it may import
     },
     "migrations/workflow": {
         "errors",
+        "steps",
         "_core",
         "_io",
         "customers",

@@ -14,7 +14,6 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner
 from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.options import RETRY_SECONDS
-from asyncmig.customers.steps import Entry, OutcomeName, Step
 from asyncmig.errors import (
     ApiError,
     JournalError,
@@ -27,6 +26,7 @@ from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
 from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord
 from asyncmig.records.responses import Reader, Responses
+from asyncmig.steps import Entry, OutcomeName, Step
 
 __all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper"]
 

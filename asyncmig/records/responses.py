@@ -10,10 +10,10 @@ import msgspec
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Failures, Owner
 from asyncmig._io.unwritten import UnwrittenEntries, UnwrittenEntry
-from asyncmig.customers.steps import Entry
 from asyncmig.errors import AuthError, CustomerHeld, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord
+from asyncmig.steps import Entry
 
 __all__ = ["Reader", "Responses"]
 

@@ -37,6 +37,7 @@ from asyncmig.migrations.workflow.journal_words import words_of
 from asyncmig.migrations.workflow.migrate import SUPPORTED, may_start_again, migrate_customer
 from asyncmig.migrations.workflow.names import catalogue_requests, resolve
 from asyncmig.migrations.workflow.record import API, Record, read_record
+from asyncmig.steps import Progress
 
 __all__ = ["MigrationsGeneration"]
 
@@ -140,8 +141,7 @@ class MigrationsGeneration:
             return RemainingWork(step="downloading", files=0)
         if len(known.uploads) < len(files):
             return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
-        step = "starting" if known.operation is None else "deciding" if known.operation.is_over else "running"
-        return RemainingWork(step="downloading" if known.report is not None else step, files=0)
+        return RemainingWork(step=_step(known), files=0)
 
     def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
         """Return the fewest requests, with one poll for each operation and one sheet."""
@@ -220,7 +220,7 @@ def _customer_record(record: Record) -> CustomerRecord:
     )
 
 
-def _step(record: Record) -> str:
+def _step(record: Record) -> Progress:
     if isinstance(record.outcome, Failed) and record.outcome.step:
         return record.outcome.step
     if isinstance(record.outcome, Delivered):

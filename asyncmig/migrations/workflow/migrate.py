@@ -37,7 +37,6 @@ from asyncmig.customers.preview_page import write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.steps import OutcomeName
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -66,6 +65,7 @@ from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_
 from asyncmig.records.policy import ask_function
 from asyncmig.records.record import check_apart, read_inputs
 from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
+from asyncmig.steps import OutcomeName
 
 __all__ = ["SUPPORTED", "check_fits", "keeper_of", "may_start_again", "migrate_customer"]
 
