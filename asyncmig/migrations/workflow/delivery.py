@@ -78,12 +78,11 @@ class Delivery:
 
     async def _log(self, migration: Migration) -> Log | None:
         """Write `log.json` and `log.md`, and return the log; None if the server does not give it."""
-        for attempt in range(1, _AWAY + 1):
+        attempt, content, text = 1, b"", ""
+        while not content:
             try:
                 async with asyncio.timeout(_LONGEST_WAIT):
-                    content = await migration.log_json(wait=True)
-                    text = await migration.log_markdown(wait=True)
-                break
+                    content, text = await _read_log(migration)
             except (AuthError, SessionClosed):
                 raise
             except (ApiError, NoAnswer, TimeoutError) as error:
@@ -91,6 +90,7 @@ class Delivery:
                     reason = str(error) or "another run of the migration is in progress"
                     self._keeper.note(f"the log could not be read: {reason}")
                     return None
+                attempt += 1
                 await asyncio.sleep(_BETWEEN)
         await in_thread(self._write_log, content, text)
         try:
@@ -102,6 +102,10 @@ class Delivery:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._folder / LOG_DATA, content)
         write_whole(self._folder / LOG_TEXT, text.encode())
+
+
+async def _read_log(migration: Migration) -> tuple[bytes, str]:
+    return await migration.log_json(wait=True) or b"{}", await migration.log_markdown(wait=True)
 
 
 def _notes(files: list[Downloaded]) -> list[str]:
