@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, working_for
+from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.customers.decisions import (
     Answer,
     Approve,
@@ -46,7 +46,7 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
 
     Raises as reading a run does, and `NoAnswer` after two minutes without an answer.
     """
-    with working_for(Owner(record.external_id)):
+    with OwnerScope(Owner(record.external_id)):
         return await _attention(open_run(context, record))
 
 
@@ -84,7 +84,7 @@ async def decide_parked(
     checked_decision(decision, SUPPORTED, API)
     check_fits(shown, decision)
     async with await journal.claim(external_id) as claim:
-        with working_for(Owner(external_id)):
+        with OwnerScope(Owner(external_id)):
             keeper = keeper_of(context, claim)
             await keeper.responses.catch_up()
             return await _decide(context, keeper, decision, shown)
@@ -140,7 +140,7 @@ async def _not_as_shown(keeper: RecordKeeper[Record], attention: NeedsAttention 
 async def cancel(context: SessionContext, journal: JournalPort, external_id: str) -> Outcome:
     """Cancel a customer's run, and return its outcome; see `Generation.cancel`."""
     async with await journal.claim(external_id) as claim:
-        with working_for(Owner(external_id)):
+        with OwnerScope(Owner(external_id)):
             keeper = keeper_of(context, claim)
             await keeper.responses.catch_up()
             if claim.state is None:

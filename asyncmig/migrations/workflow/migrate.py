@@ -16,7 +16,7 @@ from typing import cast, final
 import msgspec
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import working_for
+from asyncmig._io.failures import OwnerScope
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.answer_rules import answers_by_rules
 from asyncmig.customers.decisions import (
@@ -131,7 +131,7 @@ async def migrate_customer(
         keeper.record = named(keeper.record, spec)
     try:
         await keeper.responses.catch_up()
-        with working_for(keeper.owner()):
+        with OwnerScope(keeper.owner()):
             return await _Migration(context, spec, keeper, to, options, inputs, turn).run()
     except JournalError as error:
         if not (keeper.responses.unwritten and keeper.responses.must_end):
