@@ -1,4 +1,4 @@
-"""What a person or a function decides about a parked customer: a tagged union, each case a frozen struct."""
+"""The decisions about a parked customer: a tagged union, each case a frozen struct."""
 
 from collections.abc import Iterable, Mapping
 
@@ -28,14 +28,14 @@ class _Case(msgspec.Struct, frozen=True, tag=str.lower):
 
 
 class Approve(_Case, frozen=True):
-    """Go on with what is proposed."""
+    """Accept the proposal: the run continues with it."""
 
     answers: Mapping[str, str | Custom] | None = None
-    """Answers that replace the proposed ones, by question id: the id of an option, or `Custom` text."""
+    """Answers by question id, which replace those of the proposal: the id of an option, or `Custom` text."""
 
 
 class Reject(_Case, frozen=True):
-    """Do not go on: the run ends as failed."""
+    """Refuse the proposal: the run ends as failed."""
 
 
 class Answer(_Case, frozen=True):
@@ -46,17 +46,17 @@ class Answer(_Case, frozen=True):
 
 
 class Credentials(HidesSecrets, _Case, frozen=True):
-    """Sign in to the customer's live source. The values are secrets: no repr, error, log or journal shows them."""
+    """Credentials for the customer's live source. They are secrets: no repr, error, log or journal contains them."""
 
     credentials: Mapping[str, object]
-    """By field, as the run's request names them."""
+    """The values by field; the run's request names the fields."""
 
 
 class Change(_Case, frozen=True):
-    """Change the proposed result."""
+    """Have the proposed result changed."""
 
     message: str
-    """What to change, in words for the provider's agent."""
+    """The change to make, as text for the provider's agent."""
 
 
 class Cancel(_Case, frozen=True):
@@ -64,11 +64,11 @@ class Cancel(_Case, frozen=True):
 
 
 Decision = Approve | Reject | Answer | Credentials | Change | Cancel
-"""What to do with a parked run. Which cases an API generation supports: `Generation.supported_decisions`."""
+"""A decision about a parked run. `Generation.supported_decisions` lists the cases that an API generation accepts."""
 
 
 def checked_decision(decision: object, supported: Iterable[type[Decision]], api: str) -> Decision:
-    """Return a decision. Raises `InvalidInput` for another object, and for a case that the API generation lacks."""
+    """Return `decision`. Raises `InvalidInput` for another object, and for a case that is not in `supported`."""
     if not isinstance(decision, Decision):
         raise InvalidInput("decision", decision, "must be a Decision, such as Approve() or Reject()")
     if not isinstance(decision, tuple(supported)):

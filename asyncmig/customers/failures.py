@@ -1,4 +1,4 @@
-"""The last failed attempt of a customer, as the journal keeps it and as text for people."""
+"""The last failed attempt for a customer, as the journal stores it and as text for people."""
 
 import asyncio
 import time
@@ -12,30 +12,28 @@ __all__ = ["LastFailure", "wall_clock", "words_of"]
 
 
 class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A failed attempt that was repeated: the first of a step, or a later one that was reported."""
+    """A failed attempt that was repeated: the first one of a step, or a later one that was reported."""
 
     at: float
     """Wall-clock time, in seconds."""
     endpoint: str
     """Method and route template."""
     status: int | None = None
-    """None if no response arrived, or not all of it."""
+    """None if no complete response arrived."""
     error: str = ""
-    """The server's text, or why there is none."""
+    """The server's text, or the reason why there is none."""
     attempt: int = 1
-    """Counted from 1 over the whole step."""
+    """The number of the attempt in the step, from 1."""
     attempts: int | None = None
     """The maximum number of attempts, if it is limited."""
     until: float | None = None
     """Wall-clock time until which the step is repeated, if its time is limited."""
     is_over: bool = False
-    """Whether the customer has made progress since."""
+    """Whether the migration has continued since."""
 
     @classmethod
     def of(cls, event: AttemptFailed, *, wall: float) -> "LastFailure":
-        """Return an event of the running loop as the journal keeps it. `wall`: the current wall-clock time in
-        seconds.
-        """
+        """Return the record of an event of the running loop. `wall`: the current wall-clock time in seconds."""
         loop = asyncio.get_running_loop()
         now, speed = loop.time(), float(getattr(loop, "speed", 1.0))
         return cls(
@@ -50,11 +48,11 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def words(self) -> str:
-        """One line for people. It contains text of the server, unescaped."""
+        """The failure in one line, for people. It contains unescaped text of the server."""
         answered = f" answered {self.status}" if self.status is not None else ""
         which = f"attempt {self.attempt}" + (f" of {self.attempts}" if self.attempts else "")
         if self.is_over:
-            what = "it went on since"
+            what = "the migration has continued since"
         elif self.until is not None:
             what = f"tried again until {clock(self.until)}"
         else:
@@ -63,7 +61,7 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def words_of(event: AttemptFailed) -> str:
-    """Return an event of the running loop as one line for people. It contains text of the server, unescaped."""
+    """Return an event of the running loop in one line, for people. It contains unescaped text of the server."""
     return LastFailure.of(event, wall=wall_clock()).words
 
 

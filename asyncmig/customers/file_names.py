@@ -1,4 +1,4 @@
-"""File names for what a server names: a sheet called `../x` or `CON` cannot leave its folder."""
+"""Safe file names from names that the server chose: a sheet called `../x` or `CON` cannot leave its folder."""
 
 import re
 import unicodedata
@@ -11,9 +11,9 @@ __all__ = ["check_utf8", "customer_folder", "file_names", "safe_name"]
 
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of what steers a terminal, cannot be seen, or is half of a character."""
+"""Unicode categories of control characters, invisible characters, and halves of surrogate pairs."""
 _JOINERS = frozenset("\u200c\u200d")
-"""They are part of how words in some languages, and some emoji, are written."""
+"""Joiners, which words of some languages and some emoji contain."""
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\s*\..*)?", re.IGNORECASE)
 _LONGEST = 120
 
@@ -29,7 +29,7 @@ def check_utf8(field: str, path: object) -> None:
 
 
 def safe_name(name: str, *, longest: int = _LONGEST) -> str:
-    """Return `name` fit to be a file's name on Linux, macOS and Windows, in NFC.
+    """Return `name` changed to a valid file name on Linux, macOS and Windows, in Unicode's form NFC.
 
     It has at most `longest` bytes of UTF-8, and is never empty.
     """
@@ -44,7 +44,7 @@ def _safe(character: str) -> str:
 
 
 def customer_folder(out: Path, external_id: str) -> Path:
-    """Return the folder below `out` that gets a customer's sheets: another one for each external id.
+    """Return the folder below `out` for a customer's sheets. Each external id has a folder of its own.
 
     Windows reserves `con`, so its folder is `_con`; the folder of `_con` is `__con`.
     """
@@ -53,11 +53,11 @@ def customer_folder(out: Path, external_id: str) -> Path:
 
 
 def file_names(names: Iterable[str]) -> list[str]:
-    """Return a safe name for each of `names`, all different for every file system.
+    """Return a safe name for each of `names`. No two of them are the same file on any file system.
 
-    Some file systems do not tell case apart, or composed and decomposed characters. Of names that are the same to one
-    of them, the first in the order of characters stays as it is; the others get a number. So the result does not
-    depend on the order of the names, unless two are equal.
+    Some file systems ignore case, or the difference between composed and decomposed characters. Of names that are
+    equal on such a system, the first in alphabetical order is kept, and the others get a number. So the result does
+    not depend on the order of `names`, unless two are identical.
     """
     wanted = list(names)
     order = sorted(range(len(wanted)), key=lambda place: wanted[place])
@@ -80,7 +80,7 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Return what is equal for names that some file system does not tell apart (Unicode, 3.13, D146)."""
+    """Return a key that is the same for names that are equal on some file system (Unicode, 3.13, D146)."""
     visible = "".join(each for each in name if each not in _JOINERS)
     once = unicodedata.normalize("NFKD", visible).casefold()
     return unicodedata.normalize("NFKD", once).casefold()

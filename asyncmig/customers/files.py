@@ -1,4 +1,4 @@
-"""The files of a customer: their size, what an error in reading one means, and how a new one is written."""
+"""The files of a customer: their sizes, errors while reading them, and atomic writes of new ones."""
 
 import os
 import secrets
@@ -14,9 +14,10 @@ __all__ = ["FileInput", "raise_unreadable", "size_of", "write_whole"]
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file; raise `InvalidInput` if it is missing, unreadable, empty, or not named in UTF-8.
+    """Return the size of a file in bytes.
 
-    Raises `OSError` for what may pass, as `raise_unreadable` does.
+    Raises `InvalidInput` if it is missing, unreadable or empty, or if its name is not UTF-8; `OSError` if the failure
+    is temporary.
     """
     check_utf8("files", path)
     if "\0" in str(path):
@@ -33,9 +34,9 @@ def size_of(path: Path) -> int:
 
 
 def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
-    """Raise what it means that an input cannot be read; call it where `error` is caught.
+    """Raise the exception for an input file that cannot be read because of `error`.
 
-    That is `error` itself if it may pass (see `is_temporary`): the input is not to blame. Otherwise `InvalidInput`.
+    It is `error` itself if the failure is temporary (see `is_temporary`), and otherwise `InvalidInput`.
     """
     if isinstance(error, OSError) and is_temporary(error):
         error.filename = error.filename or name
@@ -46,7 +47,7 @@ def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:
 
 
 class FileInput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A file as it was when its migration began."""
+    """An input file as it was when the migration began."""
 
     path: str
     size: int
@@ -54,9 +55,9 @@ class FileInput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically: write a new file beside it, then rename. A link at `path` is replaced, not followed.
+    """Write a file atomically: write a new file beside it, and rename it. A link at `path` is replaced, not followed.
 
-    Raises `OSError`; then the old file is unchanged.
+    Raises `OSError`, after which the old file is unchanged.
     """
     part = path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)

@@ -1,4 +1,4 @@
-"""Ids that people type or paste: trimmed, taken out of a dashboard's URL, refused if they could change a path."""
+"""Ids that people type or paste: trimmed, extracted from a dashboard's URL, and refused if unsafe in a path."""
 
 from itertools import pairwise
 from urllib.parse import urlsplit
@@ -11,17 +11,17 @@ COMPANY = ("companies",)
 IMPORT = ("imports", "runs")
 EXPORT = ("exports", "runs")
 SHEET = ("sheets",)
-"""The segments of a URL's path that an id of the kind follows."""
+"""For each kind of id: the path segments of a dashboard's URL that stand before the id."""
 _FORBIDDEN = frozenset("/\\?#%")
 _DOTS = frozenset({".", ".."})
 _LONGEST = 255
 
 
 def checked_id(field: str, value: object, kind: tuple[str, ...]) -> str:
-    """Return the id in `value`: without spaces around it, or the one that a URL of the dashboard holds.
+    """Return the id in `value`, which may have spaces around it or be a URL of the dashboard.
 
-    `kind`: one of the constants here. Raises `InvalidInput` naming `field` for anything that could lead a request to
-    another route. The error never repeats a URL, which may hold a token.
+    `kind`: one of the constants of this module. Raises `InvalidInput` naming `field` for a value that could change
+    the route of a request. The error never contains a URL, because a URL may contain a token.
     """
     if not isinstance(value, str):
         raise InvalidInput(field, value, "must be a str")
@@ -41,7 +41,7 @@ def checked_id(field: str, value: object, kind: tuple[str, ...]) -> str:
 
 
 def _from_url(field: str, url: str, kind: tuple[str, ...]) -> str:
-    """Return the segment that follows the kind's name, in the path or in a fragment that is one."""
+    """Return the segment after the kind's name, in the path or in a fragment that looks like a path."""
     try:
         parts = urlsplit(url)
     except ValueError:

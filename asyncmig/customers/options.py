@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Turn = Callable[[], Awaitable[None]]
-"""Awaited after the files were read: it returns when this customer may send its first request."""
+"""An async function that returns when the customer may send its first request."""
 RETRY_SECONDS: Final = 900.0
 """The default of `MigrationOptions.retry_seconds`, in seconds."""
 _POLICIES = ("park", "approve_safe", "approve", "reject")
@@ -34,23 +34,24 @@ class MigrationOptions:
     """The options of `migrate`, `Fleet` and the workers of a queue. Raises `InvalidInput` for a wrong value."""
 
     decide: Policy = "park"
-    """What to do when the run asks for a decision: `"park"` stops there; `"approve_safe"` approves a patch that
-    destroys no rows and stops at any other; `"approve"` and `"reject"` do so always; or your own coroutine function,
-    which takes the `Parked` outcome and returns a `Decision`, or None to stop."""
+    """What to do when the run asks for a decision: `"park"` ends the call with `Parked`; `"approve_safe"` approves a
+    proposal that destroys no rows, and parks otherwise; `"approve"` and `"reject"` always do so. Or a function, async
+    or not, that takes the `Parked` outcome and returns a `Decision`, or None to park."""
     row_filter: RowFilter = "valid"
     """Which rows the delivered files contain."""
     retries: int = 0
-    """How often a failed run is started again, with the same files, counted over all calls. Under a policy that may
-    reject, a run that was rejected is not started again."""
+    """The maximum number of times that a failed run is started again with the same files, counted over all calls. A
+    rejected run is not started again if `decide` may reject."""
     retry_failed: bool = False
-    """Start again, once, what had failed before this call, whatever `retries` says."""
+    """Start a customer again, once, that had failed before this call, regardless of `retries`."""
     deliver_rejected: bool = False
-    """Download what the server still returns of a rejected import."""
+    """Download the rows that the server still returns after an import was rejected."""
     export: ExportMode | None = None
-    """Write to the customer's destination after delivery: `"canary"` writes the first row of each template, `"full"`
-    writes everything after a canary that lost nothing. The outcome lists what the destination lost. A repeat under
-    the same idempotency key is not a second export. Whether an export that is started again (`retries`) writes a
-    record twice depends on the natural key of the destination's writer, which a client can neither see nor set."""
+    """Export the rows to the customer's destination after delivery: `"canary"` exports the first row of each
+    template; `"full"` exports all rows, after a canary without losses. The outcome lists the rows that the
+    destination lost. A repeat with the same idempotency key is not a second export. An export that is started again
+    (`retries`) may write a record twice: that depends on the natural key of the destination's writer, which a client
+    can neither see nor set."""
     answers: Sequence[AnswerRule] = ()
     """Rules that answer a run's questions in the API generation "migrations"; `read_answer_rules` reads them from a
     file. A question without a rule parks the customer, and nothing is answered."""
@@ -58,12 +59,12 @@ class MigrationOptions:
     """Seconds after which a run that waits for a person is cancelled, so that its run slot is free for another
     customer. The customer continues later with a new run. None: it is never cancelled. Only in "migrations"."""
     root: Path | str | None = None
-    """A folder that all files must lie below, also after symbolic links are followed."""
+    """A folder that must contain all files, after symbolic links are resolved."""
     retry_seconds: float = RETRY_SECONDS
-    """Seconds for which a step that is safe to repeat is repeated while its requests fail, or while the journal is
-    unavailable. Then the outcome is `Pending` with the reason `server_away`, or `JournalError` is raised. While the
-    server answers no call at all, the wait has no limit: drain the fleet or cancel the call to end it.
-    `AttemptFailed` reports the failure and the time of the limit (`until`); `Recovered` reports the success."""
+    """Seconds for which a step is repeated while its requests fail, or while the journal is unavailable; only steps
+    that are safe to repeat are. After that the outcome is `Pending` with the reason `server_away`, or `JournalError`
+    is raised. While the server answers no request at all, there is no limit: drain the fleet or cancel the call to
+    end the wait. `AttemptFailed` reports a failure and the end of the time (`until`), `Recovered` the success."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,18 +85,18 @@ class MigrationOptions:
 
     @property
     def may_reject(self) -> bool:
-        """Whether it was perhaps this policy that rejected an import."""
+        """Whether `decide` may reject an import."""
         return callable(self.decide) or self.decide == "reject"
 
     @property
     def exports(self) -> tuple[ExportMode, ...]:
-        """The exports to make, in their order."""
+        """The exports to make, in order."""
         modes = get_args(ExportMode)
         return modes[: modes.index(self.export) + 1] if self.export else ()
 
 
 class OptionOverrides(TypedDict, total=False):
-    """The fields of `MigrationOptions` that one job of a queue may set; the workers' options apply to the others."""
+    """The fields of `MigrationOptions` that a job of a queue may override; the workers' options apply otherwise."""
 
     decide: Policy
     row_filter: RowFilter

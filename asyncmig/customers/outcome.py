@@ -1,4 +1,4 @@
-"""How one customer's migration ended: a tagged union, each case a frozen struct that encodes to JSON."""
+"""How a customer's migration ended: a tagged union, each case a frozen struct that can be encoded as JSON."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
@@ -33,7 +33,7 @@ __all__ = [
 
 
 RowFilter = Literal["valid", "all"]
-"""Which rows a download contains: `"valid"` drops every row with a bad cell, `"all"` keeps them."""
+"""Which rows a download contains: `"valid"` leaves out each row with a bad cell, `"all"` leaves out none."""
 
 
 Flagged = Literal["none", "included", "unknown"]
@@ -41,7 +41,7 @@ Flagged = Literal["none", "included", "unknown"]
 
 
 class Downloaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One sheet on disk."""
+    """A sheet that was downloaded to a file."""
 
     sheet: str
     path: str
@@ -58,7 +58,7 @@ class Downloaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SheetCount(Struct, frozen=True, kw_only=True, gc=False):
-    """How many rows one sheet got."""
+    """The number of rows of a sheet."""
 
     template_name: str | None = field(name="templateName", default=None)
     sheet_id: str | None = field(name="sheetId", default=None)
@@ -66,34 +66,34 @@ class SheetCount(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ImportReport(Struct, frozen=True, kw_only=True, gc=False):
-    """What an import did. While a run is parked, `inserted` counts valid rows only."""
+    """The counts of an import. While its run is parked, `inserted` counts valid rows only."""
 
     inserted: int | None = None
     per_sheet: tuple[SheetCount, ...] = field(name="perSheet", default=())
     invalid_rows: int | None = field(name="invalidCellCount", default=None)
-    """Rows with at least one bad cell, whatever the field's name in the API suggests."""
+    """Rows with at least one bad cell. The API calls this field a cell count, but it counts rows."""
 
 
 class ExportResult(Struct, frozen=True, kw_only=True):
-    """One write to the destination: failed, hollow, unverified, or confirmed."""
+    """The result of writing one record to the destination: failed, hollow, unverified or confirmed."""
 
     template_id: str | None = None
     path: str | None = None
     status: int | None = None
-    """The destination's answer."""
+    """The HTTP status of the destination's response."""
     ok: bool | None = None
     error: str | None = None
     fields_confirmed: bool | None = None
-    """Whether the record was read back with its fields; None where nobody looked."""
+    """Whether reading the record back returned its fields; None if it was not read back."""
 
     @property
     def is_hollow(self) -> bool:
-        """Whether the destination said yes and did not keep the fields."""
+        """Whether the destination accepted the record but did not store its fields."""
         return self.fields_confirmed is False and (self._is_2xx or (self.status is None and self.ok is True))
 
     @property
     def is_failed(self) -> bool:
-        """Whether it was not written: the server says so, or the destination's answer does."""
+        """Whether the record was not written, as the server or the destination's response says."""
         if self.is_hollow:
             return False
         refused = not self._is_2xx if self.status is not None else self.ok is None and self.error is not None
@@ -101,7 +101,7 @@ class ExportResult(Struct, frozen=True, kw_only=True):
 
     @property
     def is_unverified(self) -> bool:
-        """Whether it may have been kept, and nobody confirms it."""
+        """Whether the record may have been written, without a confirmation."""
         return self.fields_confirmed is not True and not self.is_hollow and not self.is_failed
 
     @property
@@ -110,38 +110,38 @@ class ExportResult(Struct, frozen=True, kw_only=True):
 
 
 ExportMode = Literal["canary", "full"]
-"""What is written to the destination, in this order: the first row of each template; everything."""
+"""Which rows are exported to the destination: the first one of each template, or all. A canary comes first."""
 
 
 class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One export to the customer's destination, and every write that it lost."""
+    """An export to the customer's destination, with the records that were lost."""
 
     mode: ExportMode
     run_id: str
     total: int | None = None
-    """Writes, as far as the server says."""
+    """The number of records; None if the server did not say."""
     failed: int = 0
-    """Writes that the destination refused."""
+    """The number of records that the destination refused."""
     hollow: int = 0
-    """Writes that the destination accepted, and did not keep the fields."""
+    """The number of records that the destination accepted without storing their fields."""
     lost: tuple[ExportResult, ...] = ()
-    """Those that failed or are hollow, as far as the server lists them."""
+    """The failed and hollow records that the server lists."""
     reported: bool = True
-    """Whether the export came with a report."""
+    """Whether the server returned a report of the export."""
 
     @property
     def losses(self) -> int:
-        """Writes that the destination has not, or not whole."""
+        """The number of records that the destination lacks, or has without their fields."""
         return self.failed + self.hollow
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is a report, and it speaks of no loss."""
+        """Whether there is a report, without a loss."""
         return self.reported and not self.losses
 
     @property
     def trouble(self) -> str:
-        """Why it is not clean, in words."""
+        """The reason why the export is not clean, as text."""
         if not self.reported:
             return f"the {self.mode} export has no report, so the result of its writes is unknown"
         writes = "the writes" if self.total is None else f"{self.total} writes"
@@ -155,66 +155,66 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     ids: Mapping[str, str] = {}
     """The server's ids, by kind: `company` and `run` in the API generation "companies"."""
     seconds: float = 0.0
-    """On the loop's clock, in this process."""
+    """The duration of the call, on the loop's clock."""
     notes: tuple[str, ...] = ()
-    """What the user should know besides: a file that changed since, a row that was renamed."""
+    """Further information for the user, for example that a file has changed since the import began."""
 
 
 class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
-    """The import completed, its sheets are on disk, and what was to be exported was exported."""
+    """The import completed, its sheets were downloaded, and the requested exports were made."""
 
     files: tuple[Downloaded, ...]
     row_filter: RowFilter = "valid"
-    """Which rows the files hold."""
+    """Which rows the files contain."""
     report: ImportReport | None = None
     exports: tuple[ExportSummary, ...] = ()
     rows: int = 0
-    """Of all files; told by them, like the next two, and here so that JSON has it."""
+    """The number of rows of all files. `rows`, `flagged` and `losses` are computed from the other fields."""
     flagged: int | None = None
     """Rows of the import with at least one bad cell; None if the server does not say."""
     losses: int = 0
-    """Writes to the destination that it refused, or accepted and did not keep: `exports` lists them."""
+    """The number of records that the destination lost; `exports` lists them."""
 
     def __post_init__(self) -> None:
-        told: dict[str, int | None] = {
+        computed: dict[str, int | None] = {
             "rows": sum(file.rows for file in self.files),
             "flagged": self.report.invalid_rows if self.report else None,
             "losses": sum(each.losses for each in self.exports),
         }
-        for name, value in told.items():
+        for name, value in computed.items():
             msgspec.structs.force_setattr(self, name, value)
 
 
 class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
-    """The run failed, or the server or the input says that it cannot be done; `error` is the reason."""
+    """The run failed, the server refused a request, or the input is wrong; `error` is the reason."""
 
     error: str
     report: ImportReport | None = None
     step: Step | Literal[""] = ""
     """The step that failed; empty in a journal of an earlier version."""
     status: str | None = None
-    """How the import's run ended, `failed` or `canceled`; None if that is not why."""
+    """The status with which the import's run ended, `failed` or `canceled`; None if something else failed."""
     files: tuple[Downloaded, ...] = ()
-    """What came all the same: before an export that failed, or of an import that was rejected."""
+    """The sheets that were downloaded: before an export failed, or after an import was rejected."""
     exports: tuple[ExportSummary, ...] = ()
 
 
 class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
-    """The run asks something that the policy leaves to a person: `attention` has the questions and the patch."""
+    """The run waits for a person's decision. `attention` contains its questions and the proposed patch."""
 
     attention: NeedsAttention
     report: ImportReport | None = None
     destructive: tuple[Action, ...] = ()
     """The actions of the proposed patch that destroy rows, or may."""
     refused: str = ""
-    """Why the decision of the `decide` function was not sent; empty if it returned none or was not called."""
+    """Why a decision of the `decide` function was not sent; empty if there was no decision."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "destructive", self.attention.destructive)
 
     @property
     def error(self) -> str:
-        """What it waits for, in one sentence, with the text of the first question."""
+        """The decision that the run waits for, in one sentence with the text of the first question."""
         attention, questions = self.attention, self.attention.questions
         wrong = f" (the decision was not sent: {self.refused})" if self.refused else ""
         if attention.kind == "credentials":
@@ -235,13 +235,13 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
 
 
 class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):
-    """Nobody can tell whether a request was processed; `error` says what happened, and what to do."""
+    """It is unknown whether the server processed a request. `error` says what happened and what to do."""
 
     error: str
     sent: str = ""
-    """The body of that request, without secrets."""
+    """The body of the request, without secrets."""
     advice: str = ""
-    """What to do, alone."""
+    """The part of `error` that says what to do."""
 
 
 PendingReason = Literal[
@@ -263,27 +263,26 @@ PendingReason = Literal[
 - `account_refused`: the account may not start work (403).
 - `server_away`: a step still failed after `MigrationOptions.retry_seconds` seconds.
 - `no_run_slot`: other runs of the account occupy every run slot.
-- `crashed`: an exception nobody expected, for example in the function that decides. The same call would raise it
-  again: fix the cause first.
+- `crashed`: an unexpected exception, for example in the function that decides. The same call would raise it again:
+  correct the cause first.
 """
 
 
 class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
-    """Not ended. The same call continues, except after `reason="crashed"`: fix the cause first."""
+    """The migration has not ended. The same call continues it. After `reason="crashed"`, correct the cause first."""
 
     error: str
     reason: PendingReason = "interrupted"
 
 
 Outcome = Delivered | Failed | Parked | Unknown | Pending
-"""How one migration ended. Distinguish the cases by `match` or `isinstance`."""
+"""How a migration ended. Distinguish the cases by `match` or `isinstance`."""
 
 
 Reviewed = Literal["sent", "recorded", "gone", "changed"]
-"""What became of a decision: sent; written to the journal, so that the next call of `migrate` sends it; or not sent,
-because the run asks nothing any more, or something else."""
+"""The result of a decision: it was sent; it was recorded, and the next call of `migrate` sends it; or it was not
+sent, because the run asks nothing any more (`gone`) or something else (`changed`)."""
 Decide = Callable[[Parked], Awaitable[Decision | None]]
-"""Decides about a parked run; None leaves it parked."""
+"""Decides about a parked run. None: the run stays parked."""
 Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide
-"""What happens when an import parks: it stays parked, a patch that destroys no rows is approved, any patch is
-approved, any patch is rejected, or a function decides."""
+"""What to do with a run that waits for a decision; see `MigrationOptions.decide`."""

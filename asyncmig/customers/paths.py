@@ -1,4 +1,4 @@
-"""Which file a path means, however it is written: relative, through links, in another letter case or Unicode form."""
+"""Whether paths mean the same file, although one is relative, goes through links, or differs in letter case."""
 
 import os
 import unicodedata
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 FileId = tuple[int, int]
-"""Device and inode: the same for all names of one file or folder."""
+"""Device and inode, which are the same for all names of a file or folder."""
 Key = FileId | str
-"""A file, or a directory entry."""
+"""Identifies a file or a directory entry."""
 _MOST_LOOKED_AT = 50
 
 
@@ -35,7 +35,7 @@ def _resolved(path: str) -> str:
 
 
 def file_id(path: str | Path, *, follow: bool = True) -> FileId | None:
-    """Return what identifies an existing file; None if it cannot be found."""
+    """Return the identity of an existing file; None if the path does not exist."""
     try:
         found = os.stat(path, follow_symlinks=follow)
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def entries(path: str | Path, real: Callable[[str], str] = _resolved) -> Iterato
 
 
 def _folded(path: str | Path) -> str:
-    """Return one text for all spellings that a file system may take for the same path."""
+    """Return a key that is the same for all spellings of a path that some file system treats as equal."""
     return _folded_entry(os.path.realpath(path))
 
 
@@ -72,7 +72,7 @@ def _folded_entry(entry: str) -> str:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Return whether two paths are one file; paths that do not exist yet are compared without letter case."""
+    """Return whether two paths are the same file. Paths that do not exist yet are compared without letter case."""
     ids = file_id(one), file_id(other)
     if ids == (None, None):
         return _folded(one) == _folded(other)
@@ -80,7 +80,7 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def check_below(root: Path, paths: Iterable[Path]) -> None:
-    """Raise `InvalidInput` for a file that does not lie below `root` once symbolic links are followed. Blocks."""
+    """Raise `InvalidInput` for a file that is not below `root` after symbolic links are resolved. Blocks."""
     folder = file_id(root) if root.is_dir() else None
     if folder is None:
         raise InvalidInput("root", str(root), "is not a folder")
@@ -94,7 +94,7 @@ def check_below(root: Path, paths: Iterable[Path]) -> None:
 
 
 def ignores_case(folder: Path) -> bool:
-    """Return whether `A` and `a` are one name in a folder, as far as existing names in and above it can tell."""
+    """Return whether a folder's file system ignores case, as far as existing names in and above it show."""
     inside = islice(folder.iterdir(), _MOST_LOOKED_AT) if folder.is_dir() else ()
     for place in (*inside, folder.absolute(), *folder.absolute().parents):
         swapped = os.path.join(place.parent, place.name.swapcase())
@@ -104,7 +104,7 @@ def ignores_case(folder: Path) -> bool:
 
 
 def same_folder(folder: Path) -> Path | None:
-    """Return another entry beside `folder` that is the same folder, by a link or in another letter case. Blocks."""
+    """Return another entry beside `folder` that is the same folder: a link, or a name in another case. Blocks."""
     identity = file_id(folder)
     if identity is None:
         return None
@@ -123,7 +123,7 @@ def _is_alike(name: str, other: str) -> bool:
 
 @final
 class FolderLookup:
-    """Finds the folder of a fixed set that a path lies below; a folder need not exist yet."""
+    """Finds the folder, of a fixed set, that contains a path. The folders need not exist yet."""
 
     __slots__ = ("_by_id", "_by_name", "_found", "_real", "same")
 
@@ -131,9 +131,9 @@ class FolderLookup:
         self._by_id: dict[FileId, Path] = {}
         self._by_name: dict[str, Path] = {}
         self.same: dict[Path, Path] = {}
-        """Folders that are one folder on this file system, by links or because it ignores case: each with another."""
+        """Folders of the set that are the same folder on this file system, each with another such folder."""
         self._found: dict[str, Path | None] = {}
-        """By place, which of the folders it is or lies below."""
+        """The folder of the set that a place is or lies below, by place."""
         self._real: Callable[[str], str] = cache(_resolved)
         for folder in folders:
             identity = file_id(folder)
@@ -145,7 +145,7 @@ class FolderLookup:
                 self.same[folder], self.same[other] = other, folder
 
     def above(self, path: Path) -> Path | None:
-        """Return the folder that `path`, or an entry that it leads to, lies below; None if there is none."""
+        """Return the folder that contains `path` or an entry that it links to; None if there is none."""
         places = [os.path.dirname(entry) for entry in entries(path, self._real)]
         if ".." not in path.parts:  # through a linked folder: the folders above it, as they are written
             places.append(os.path.dirname(path.absolute()))
@@ -160,7 +160,7 @@ class FolderLookup:
 
 
 def keys_of(paths: Iterable[Path]) -> list[Key]:
-    """Return by what files are known, now and when they are replaced by others of their names. Blocks."""
+    """Return the keys that identify files, also after another file has replaced one of them. Blocks."""
     keys: list[Key] = []
     real: Callable[[str], str] = cache(_resolved)
     for path in paths:
@@ -172,7 +172,7 @@ def keys_of(paths: Iterable[Path]) -> list[Key]:
 
 @final
 class Inputs:
-    """The files that are being read, or that must stay as they are: nothing that is written may replace one."""
+    """The files that must not be replaced, because a migration reads them or because they are protected."""
 
     __slots__ = ("_keys",)
 
@@ -181,16 +181,16 @@ class Inputs:
         """How often each is protected."""
 
     def holding(self, keys: Sequence[Key]) -> "_Holding":
-        """Protect files, by what `keys_of` returns for them, while a `with` block runs."""
+        """Protect the files with these keys (see `keys_of`) while a `with` block runs."""
         return _Holding(self._keys, keys)
 
     def add(self, paths: Iterable[Path]) -> None:
-        """Protect files from now on. Blocks."""
+        """Protect files permanently. Blocks."""
         for key in keys_of(paths):
             self._keys[key] = self._keys.get(key, 0) + 1
 
     def check(self, target: Path) -> None:
-        """Raise `InvalidInput` if replacing `target` would replace a file that is protected."""
+        """Raise `InvalidInput` if `target` is a protected file."""
         if not os.path.lexists(target):
             return
         keys = (file_id(target), file_id(target, follow=False), *map(_folded_entry, entries(target)))

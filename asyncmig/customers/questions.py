@@ -1,4 +1,4 @@
-"""What a parked run asks, and the answers that a person may give."""
+"""The questions of a parked run, and the answers to them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ _HARMLESS = frozenset({"set_value", "keep"})
 
 
 class Option(Struct, frozen=True, kw_only=True):
-    """One proposed answer to a question."""
+    """An answer that a question offers."""
 
     id: str
     label: str | None = None
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """What a question is about."""
+    """The sheet, column and cells that a question is about."""
 
     sheet_id: str | None = None
     column: str | None = None
@@ -46,7 +46,7 @@ class Target(Struct, frozen=True, kw_only=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """What a person is asked while a run is parked."""
+    """A question of a parked run."""
 
     id: str
     prompt: str | None = None
@@ -58,7 +58,7 @@ class Question(Struct, frozen=True, kw_only=True):
 
 
 class Action(Struct, frozen=True, kw_only=True):
-    """One step of a proposed patch."""
+    """An action of a proposed patch."""
 
     action: str | None = None
     """`set_value`, `keep`, `delete_invalid_rows` or `dedup_keep_first`; others may come."""
@@ -69,19 +69,19 @@ class Action(Struct, frozen=True, kw_only=True):
 
     @property
     def is_destructive(self) -> bool:
-        """Whether it destroys rows, or may: an action that is not known counts as one that does."""
+        """Whether the action destroys rows, or may: an unknown action counts as destructive."""
         return self.action not in _HARMLESS
 
 
 class Patch(Struct, frozen=True, kw_only=True):
-    """What an approval without answers applies as it is."""
+    """The changes that an approval without answers applies."""
 
     summary: str | None = None
     actions: tuple[Action, ...]
 
     @property
     def is_destructive(self) -> bool:
-        """Whether any of its actions destroys rows, or may."""
+        """Whether an action of the patch destroys rows, or may."""
         return any(action.is_destructive for action in self.actions)
 
 
@@ -149,13 +149,13 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
 
     @property
     def destructive(self) -> tuple[Action, ...]:
-        """The actions of the patch that destroy rows, or may: they can concern rows that no question asked about."""
+        """The actions of the patch that destroy rows, or may. They can affect rows that no question is about."""
         patch = self.proposed_patch
         return tuple(action for action in patch.actions if action.is_destructive) if patch else ()
 
     @property
     def is_destructive(self) -> bool:
-        """Whether approving it destroys rows, or may: a patch that cannot be read counts as one that does."""
+        """Whether an approval destroys rows, or may: a patch that cannot be read counts as destructive."""
         if self.kind != "patch":
             return False
         return self.proposed_patch is None or self.proposed_patch.is_destructive
@@ -163,7 +163,7 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Custom:
-    """An answer in one's own words, where a question allows it.
+    """An answer as free text, for a question that allows it.
 
     await run.approve(answers={"fq0": Custom("unknown@example.com")})
     """
@@ -172,7 +172,7 @@ class Custom:
 
 
 def check_answers(asked: NeedsAttention, answers: Mapping[str, str | Custom]) -> None:
-    """Check answers by question id: option ids or `Custom` texts.
+    """Check answers, by question id: ids of options, or `Custom` texts.
 
     Where a run waits for answers (the kind `questions`), the label of an option is accepted as well, any text answers
     a question without options, and every question needs an answer.

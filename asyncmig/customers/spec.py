@@ -1,4 +1,4 @@
-"""What one customer's migration is made from."""
+"""The spec of a customer: everything that its migration needs."""
 
 import re
 from collections import Counter
@@ -124,7 +124,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
 
     def check_values(self) -> None:
-        """Raise `InvalidInput` for values that the API would refuse, without a look at the files."""
+        """Raise `InvalidInput` for values that the API would refuse. The files are not read."""
         check_external_id(self.external_id)
         checked_text("name", self.name)
         checked_text("source", self.source)
@@ -141,9 +141,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
                 raise InvalidInput("files", path, "is not a path")
 
     def validate(self, *, root: Path | str | None = None) -> int:
-        """Return the bytes of the files together; raise `InvalidInput` for what the API would refuse.
+        """Return the total size of the files in bytes. Raises `InvalidInput` for values that the API would refuse.
 
-        `root`: a folder that all files must lie below, also once symbolic links are followed.
+        `root`: a folder that must contain all files, after symbolic links are resolved.
         """
         self.check_values()
         if root is not None:
@@ -152,11 +152,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 CheckedSpec = tuple[Spec, InvalidInput | None]
-"""A spec, and what is wrong with its values, if anything is."""
+"""A spec, and the error in its values; None if they are correct."""
 
 
 def checked_spec(given: object, root: Path | str | None = None) -> CheckedSpec:
-    """Return a spec with what is wrong with its values; of what is not a spec, as much as can be told."""
+    """Return a spec and the error in its values. For another object, the spec has its id and name, if it has any."""
     if not isinstance(given, Spec):
         error = InvalidInput("spec", given, "is not a Spec")
         known = [getattr(given, name, "") for name in ("external_id", "name")]
@@ -171,7 +171,7 @@ def checked_spec(given: object, root: Path | str | None = None) -> CheckedSpec:
 
 
 async def each_spec(specs: object) -> AsyncIterator[object]:
-    """Yield from any iterable, also from an async one. Raises `InvalidInput` for what is neither."""
+    """Yield the items of an iterable or async iterable. Raises `InvalidInput` for another object."""
     shown: object = specs
     if isinstance(specs, AsyncIterable):
         async for spec in cast("AsyncIterable[object]", specs):
@@ -184,7 +184,7 @@ async def each_spec(specs: object) -> AsyncIterator[object]:
 
 
 def failed(spec: Spec, error: InvalidInput) -> Failed:
-    """Return the outcome of a spec that cannot be migrated; nothing of it is in the journal."""
+    """Return the outcome of a spec with wrong values. It is not written to the journal."""
     return Failed(
         external_id=_shown(spec.external_id),
         name=_shown(spec.name),
@@ -194,12 +194,12 @@ def failed(spec: Spec, error: InvalidInput) -> Failed:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text that UTF-8 can carry."""
+    """Return a value as text that can be encoded in UTF-8."""
     return str(value).encode(errors="replace").decode()
 
 
 def _paths(files: object) -> tuple[Path, ...]:
-    """Return one path, or several, as a tuple; what is not a path stays as it is, for `validate` to refuse."""
+    """Return one path, or several, as a tuple. Other objects stay as they are, and `validate` refuses them."""
     one: object = files
     is_one = isinstance(files, str | PathLike) or not isinstance(files, Iterable)
     given = (one,) if is_one else cast("Iterable[object]", files)
@@ -207,7 +207,7 @@ def _paths(files: object) -> tuple[Path, ...]:
 
 
 def check_different(specs: Sequence[Spec]) -> None:
-    """Raise `InvalidInput` for two specs of one customer: one of them would not be migrated."""
+    """Raise `InvalidInput` for two specs with the same external id: only one of them would be migrated."""
     for external_id, count in Counter(spec.external_id for spec in specs).items():
         if count > 1:
             reason = f"is the external id of {count} specs: give one spec with all files of the customer"

@@ -26,10 +26,10 @@ __all__ = [
 
 
 class RowCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The row counts of a customer; null where they are not known."""
+    """The row counts of a customer; None if a count is not known."""
 
     inserted: int | None = None
-    """Rows that the import's own report counts."""
+    """Inserted rows, as the import's report counts them."""
     flagged: int | None = None
     """Rows of the import with at least one bad cell, as its report counts them."""
     delivered: int | None = None
@@ -81,12 +81,12 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     ids: Mapping[str, str] = {}
     """The server's ids, by kind: `company` and `run` in the generation "companies"."""
     error: str | None = None
-    """Why the customer is not delivered; None while nothing is wrong."""
+    """Why the customer is not delivered; None if there is no error."""
     files: tuple[SheetFile, ...] = ()
     """The delivered sheets."""
     rows: RowCounts = RowCounts()
     notes: tuple[str, ...] = ()
-    """What the user should know: a file that has changed since, a row that was renamed."""
+    """Further information for the user, for example that a file has changed since the import began."""
     destructive: tuple[Action, ...] = ()
     """The actions of a parked run's proposed patch that destroy rows, or may."""
     seconds: float = 0.0
@@ -94,7 +94,7 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     changed_at: str | None = None
     """Wall-clock time of the last change, ISO 8601 in UTC."""
     last_failure: LastFailure | None = None
-    """The last attempt that failed and was repeated; `is_over` says whether the migration has advanced since."""
+    """The last attempt that failed and was repeated; `is_over` says whether the migration has continued since."""
     held_by: str | None = None
     """The process that works on the customer now."""
     progress: MigrationProgress | None = None
@@ -111,25 +111,25 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerRecord:
-    """What a journal holds about one customer, as its API generation reads it."""
+    """The content of a customer's journal record that is independent of the API generation."""
 
     status: CustomerStatus
     outcome: Outcome | None = None
-    """How the last call of `migrate` ended; None if it did not."""
+    """The outcome of the last call of `migrate`; None if that call has not ended."""
     is_readable: bool = True
     """Whether this version can decode the record; if not, `outcome` says why, and the record must not be changed."""
     has_started: bool = False
-    """Whether the server may have begun to import: from then on, missing input files do not matter."""
+    """Whether the server may have begun to import. From then on the input files are not needed."""
     source: str = ""
-    """Id of the source."""
+    """The id of the source."""
     templates: tuple[str, ...] | None = None
-    """Ids of the templates; None: all of the account."""
+    """The ids of the templates; None: all templates of the account."""
     files: tuple[FileInput, ...] = ()
     """The input files."""
     run_slot: str | None = None
     """The id under which a run of the customer may hold a run slot of the account; None if none is in progress."""
     sheets: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Names of sheets, by id."""
+    """The names of the sheets, by id."""
     details: object = None
     """The generation's own record; only that generation uses it."""
 
@@ -152,11 +152,11 @@ class CustomerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemainingWork:
-    """What a customer that has not ended still needs."""
+    """The work that is left for a customer."""
 
     step: Progress = "waiting"
     files: int = 1
-    """How many files are still to be uploaded."""
+    """The number of files to upload."""
     age: float | None = None
     """Seconds for which the import has been running; None if it has not started."""
     is_repeated: bool = False

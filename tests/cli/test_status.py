@@ -244,7 +244,8 @@ def test_what_fails_and_is_repeated_is_said_at_once_and_kept(
     assert any("recovered  acme  " in line for line in done.err.splitlines())
     story = cli("show", "acme").out
     assert re.search(
-        r"failure +\d{4}-\d\d-\d\d .*answered 503 \(attempt 1; it went on since\): the disk", story
+        r"failure +\d{4}-\d\d-\d\d .*answered 503 \(attempt 1; the migration has continued since\): the disk",
+        story,
     )
     assert re.search(r"retrying +POST /companies/\{id\}/uploads answered 503", story)
     standing = json.loads(cli("status", "--json").out.splitlines()[0])

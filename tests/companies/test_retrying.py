@@ -138,7 +138,7 @@ async def test_a_running_customer_shows_its_failure_and_what_became_of_it(
     failure = (await standing_of(journal)).last_failure
     assert failure is not None
     assert failure.is_over
-    assert "it went on since" in failure.words
+    assert "the migration has continued since" in failure.words
 
 
 async def test_the_last_failure_is_there_after_the_end(
