@@ -329,19 +329,21 @@ def review(
     verdict.check(names)
     records = run_at(1.0, parked_records(journal, names))
     words, data = words_console(), data_console()
+    last: LastRun | None = context.obj
+    out = last.options().out if last is not None else None
     if not records:
         say(words, f"No customer is parked in {journal}.")
         return
     if not verdict.is_given and (as_json or not is_interactive()):
-        print_all(data, records, journal, as_json=as_json)
+        print_all(data, records, journal, out, as_json=as_json)
         raise typer.Exit(PARKED)
-    reviewer = Reviewer(journal, reach, verdict, words)
+    reviewer = Reviewer(journal, reach, verdict, words, out)
     run_at(reach.speed, reviewer.run(records))
-    last: LastRun | None = context.obj
-    wait = wait and bool(reviewer.decided) and last is not None
+    decided = [*reviewer.decided, *reviewer.recorded]
+    wait = wait and bool(decided) and last is not None
     say_steps(words, reviewer.next_steps(last, wait=wait))
     if wait and last is not None:
-        selection = ",".join(reviewer.decided)
+        selection = ",".join(decided)
         request = RunRequest(selection=selection, remembered=False, queue=last.queue)
         _drive(last.options(), Display(), request)
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)

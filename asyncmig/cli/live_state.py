@@ -44,12 +44,13 @@ class CustomerProgress:
 class LiveState:
     """Collects events and outcomes, and returns what is in progress."""
 
-    __slots__ = ("_answers", "_customers", "_runs", "durations", "ended", "now")
+    __slots__ = ("_answers", "_customers", "_owners", "_runs", "durations", "ended", "now")
 
     def __init__(self, files: Mapping[str, int]) -> None:
         """`files`: the number of files of each customer."""
         self._customers = {name: CustomerProgress(name, count) for name, count in files.items()}
         self._runs: dict[str, CustomerProgress] = {}
+        self._owners: dict[str, str] = {}
         self._answers: deque[float] = deque()
         self.durations: ObservedDurations = ObservedDurations()
         self.ended: Counter[str] = Counter()
@@ -75,6 +76,14 @@ class LiveState:
                 self.durations.add(event.seconds)
             case _:
                 pass
+
+    def own(self, ids: Mapping[str, str], external_id: str) -> None:
+        """Record the server's ids of a customer."""
+        self._owners.update(dict.fromkeys(ids.values(), external_id))
+
+    def owner(self, resource_id: str) -> str:
+        """Return the external id of the customer that an id of the server belongs to; the id if it is not known."""
+        return self._owners.get(resource_id, resource_id)
 
     def finish(self, status: CustomerStatus) -> None:
         """Record how one customer's migration ended."""
@@ -119,6 +128,7 @@ class LiveState:
         ]
 
     def _step(self, event: MigrationChanged) -> None:
+        self.own(event.ids, event.external_id)
         customer = self._customers.get(event.external_id)
         if customer is None or event.step not in ACTIVE or customer.step in self.ended:
             return

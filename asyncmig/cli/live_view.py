@@ -19,7 +19,7 @@ from asyncmig._io.gate import GateStatistics
 from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig.cli.live_state import LiveState
 from asyncmig.cli.options import spoken, spoken_wait
-from asyncmig.cli.output import clean, counted, draws, say, shortened
+from asyncmig.cli.output import clean, counted, draws, listed, say, shortened
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus
@@ -121,8 +121,15 @@ def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float],
             yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken_wait(estimate(gate.name))}"
 
 
-def full_run_slots(slots: RunSlotsStatistics, now: float) -> Iterator[str]:
-    """Yield a line if no further run can be started now."""
+def full_run_slots(slots: RunSlotsStatistics, now: float, name: Callable[[str], str] = str) -> Iterator[str]:
+    """Yield a line if no further run can be started now, and one about runs that wait for a person.
+
+    `name`: returns the external id of a resource with a run.
+    """
+    if slots.waits_for_person:
+        names = listed([clean(name(each)) for each in slots.waits_for_person], 5)
+        keeps = "keeps a run slot" if len(slots.waits_for_person) == 1 else "keep a run slot each"
+        yield f"{names}: waiting for a person (asyncmig review), {keeps} until then"
     taken = len(slots.runs) + slots.others
     if slots.limit is None or (taken < slots.limit and slots.held_until is None):
         return
@@ -146,7 +153,9 @@ def work_waiting(gate: GateStatistics) -> int:
 
 
 def _short(name: str) -> str:
-    return "all requests" if name == "*" else name.replace("/companies/{id}", "…")
+    if name == "*":
+        return "all requests"
+    return name.replace("/companies/{id}", "…").replace("/migrations/{id}", "…")
 
 
 def _slowest(tracker: LiveState, most: int) -> list[tuple[str, str]]:
@@ -219,8 +228,11 @@ class LiveView:
                 with live, self._every(_VIEW_EVERY, lambda: live.update(self._view(), refresh=True)):
                     yield
 
-    def known(self, delivered: Collection[str]) -> None:
-        """Take the customers that an earlier process has delivered; they are only counted."""
+    def known(self, rows: Collection[CustomerStatus]) -> None:
+        """Take the statuses in the journal. Customers that were delivered before are only counted."""
+        for row in rows:
+            self._tracker.own(row.ids, row.external_id)
+        delivered = [row.external_id for row in rows if row.outcome == "delivered"]
         self._known = frozenset(delivered)
         if delivered and not self._display.quiet:
             say(self._console, f"Delivered before: {counted(len(delivered), 'customer')}.", "dim")
@@ -275,7 +287,7 @@ class LiveView:
         session = self._session
         if session is not None:
             yield from waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
-            yield from full_run_slots(session.run_slots(), self._tracker.now)
+            yield from full_run_slots(session.run_slots(), self._tracker.now, self._tracker.owner)
 
     def _forecast(self) -> Forecast:
         settings = self._settings

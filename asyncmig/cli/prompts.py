@@ -1,28 +1,66 @@
 """Ask a person at the terminal what to do about a parked run."""
 
+import getpass
 import signal
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from rich.console import Console
 
+from asyncmig.cli.credentials import ask_credentials, from_variable, ways_of
 from asyncmig.cli.output import clean, say
-from asyncmig.customers.decisions import Approve, Decision, Reject
-from asyncmig.customers.questions import Custom, NeedsAttention, Question
+from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
+from asyncmig.customers.questions import CredentialRequest, Custom, NeedsAttention, Option, Question
+from asyncmig.errors import InvalidInput
 
-__all__ = ["ask_decision"]
+__all__ = ["ask_decision", "option_of"]
 
 
-_KEYS = {
-    "a": (
-        "[a]pprove as proposed",
-        "send the approval: the server applies the proposal, and the import continues",
-    ),
-    "c": ("[c]hoose answers", "answer the questions one by one, then send the approval with your answers"),
-    "r": ("[r]eject", "send a rejection: the server discards the import, and the customer ends as failed"),
-    "s": ("[s]kip", "send nothing: the customer stays parked, and the next one is shown"),
-    "q": ("[q]uit", "send nothing: this customer and all that follow stay parked"),
+_SKIP = ("[s]kip", "send nothing: the customer stays parked, and the next one is shown")
+_QUIT = ("[q]uit", "send nothing: this customer and all that follow stay parked")
+_CANCEL = ("[x] cancel", "cancel the run at the server; the next run of the command begins a new one")
+_KEYS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "patch": {
+        "a": (
+            "[a]pprove as proposed",
+            "send the approval: the server applies the proposal, and the import continues",
+        ),
+        "c": (
+            "[c]hoose answers",
+            "answer the questions one by one, then send the approval with your answers",
+        ),
+        "r": (
+            "[r]eject",
+            "send a rejection: the server discards the import, and the customer ends as failed",
+        ),
+        "s": _SKIP,
+        "q": _QUIT,
+    },
+    "questions": {
+        "a": ("[a]nswer", "answer all questions, then send the answers: the run continues"),
+        "x": _CANCEL,
+        "s": _SKIP,
+        "q": _QUIT,
+    },
+    "credentials": {
+        "e": ("[e]nter them", "type the credentials, which are not shown, and send them: the run continues"),
+        "v": ("[v]ariable", "send the credentials in an environment variable that you name"),
+        "x": _CANCEL,
+        "s": _SKIP,
+        "q": _QUIT,
+    },
+    "preview": {
+        "a": ("[a]pprove", "the next run of the command imports what the preview shows a sample of"),
+        "c": (
+            "[c]hange this",
+            "type what to change; the next run of the command sends it, and shows a new preview",
+        ),
+        "x": _CANCEL,
+        "s": _SKIP,
+        "q": _QUIT,
+    },
 }
-"""The keys of the prompt, each with its name and its effect."""
+"""The keys of the prompt for each kind of attention, each with its name and its effect."""
 _SURE = "This destroys rows, or may. Type yes to send it: "
 
 
@@ -34,9 +72,9 @@ def ask_decision(
     `approval`: the command that approves a proposal that destroys rows; it is printed if this prompt may not do it.
     `explain`: print the effect of each key first. An unknown key prints it again.
     """
-    keys = dict(_KEYS)
+    keys = dict(_KEYS[shown.kind])
     if not shown.questions:
-        del keys["c"]
+        keys.pop({"patch": "c", "questions": "a"}.get(shown.kind, ""), None)
     if shown.is_destructive and not allow_destructive:
         keys = {key: keys[key] for key in "rsq"}
         reason = "This destroys rows, or may: it can only be approved with --allow-destructive."
@@ -46,65 +84,133 @@ def ask_decision(
         while True:
             if explain:
                 say(words, "\n" + "\n".join(f"  {key}  {effect}" for key, (_, effect) in keys.items()))
-            explain = True
             key = _ask(f"\n{', '.join(name for name, _ in keys.values())}: ")[:1].lower()
-            match key if key in keys else "":
-                case "r":
-                    return Reject()
-                case "s":
-                    return "skip"
-                case "q":
-                    return "quit"
-                case "a" | "c":
-                    decision = Approve(_choices(words, shown) if key == "c" else None)
-                    if not shown.is_destructive or _ask(_SURE) == "yes":
-                        return decision
-                    explain = False
-                case _:
-                    pass
+            explain = key not in keys
+            if key == "s":
+                return "skip"
+            if key == "q":
+                return "quit"
+            if key in keys and (decision := _decision(words, shown, key)) is not None:
+                return decision
     except (EOFError, KeyboardInterrupt):
         say(words, "")
         return "quit"
 
 
+def _decision(words: Console, shown: NeedsAttention, key: str) -> Decision | None:
+    """Return the decision of a key, after more questions if it needs them; None to ask for a key again."""
+    match shown.kind, key:
+        case _, "x":
+            return Cancel()
+        case _, "r":
+            return Reject()
+        case "patch", _:
+            decision = Approve(_choices(words, shown) if key == "c" else None)
+            return decision if not shown.is_destructive or _ask(_SURE) == "yes" else None
+        case "questions", _:
+            answers = _all_answers(words, shown)
+            return None if answers is None else Answer(answers)
+        case "credentials", _:
+            values = _credentials(words, shown.credentials or CredentialRequest(), key)
+            return None if values is None else Credentials(values)
+        case _, "a":
+            return Approve()
+        case _:
+            message = _ask("What to change, in your own words (Enter goes back): ")
+            return Change(message) if message else None
+
+
 def _choices(words: Console, shown: NeedsAttention) -> dict[str, str | Custom] | None:
     """Ask for an answer to each question; the server decides those without one."""
-    answers = {question.id: _choice(words, question) for question in shown.questions}
+    answers = {
+        question.id: _choice(words, question, "Enter leaves it to the server") for question in shown.questions
+    }
     return {name: choice for name, choice in answers.items() if choice is not None} or None
 
 
-def _choice(words: Console, question: Question) -> str | Custom | None:
+def _all_answers(words: Console, shown: NeedsAttention) -> dict[str, str | Custom] | None:
+    """Ask for an answer to each question; None if one is left out, because then the server may guess it."""
+    answers: dict[str, str | Custom] = {}
+    for question in shown.questions:
+        choice = _choice(words, question, "Enter goes back")
+        if choice is None:
+            return None
+        option = None if isinstance(choice, Custom) else option_of(question, choice)
+        answers[question.id] = choice if option is None else option.label or option.id
+    return answers
+
+
+def _choice(words: Console, question: Question, on_enter: str) -> str | Custom | None:
+    takes_text = question.allow_custom or not question.options
     ways = [f"1 to {len(question.options)}"] if question.options else []
-    ways += ["your own text"] if question.allow_custom else []
-    prompt = f"{clean(question.id, 40)} ({', '.join([*ways, 'Enter leaves it to the server'])}): "
+    ways += ["your own text"] if takes_text else []
+    prompt = f"{clean(question.id, 40)} ({', '.join([*ways, on_enter])}): "
     while True:
         text = _ask(prompt)
         if not text:
             return None
-        option = _option(question, text)
+        option = option_of(question, text)
         if option is not None:
-            return option
-        if question.allow_custom:
+            return option.id
+        if takes_text:
             return Custom(text)
         say(words, f"There is no {clean(text)!r}.", "yellow")
 
 
-def _option(question: Question, text: str) -> str | None:
-    """Return the option that a number or an id names."""
-    ids = [option.id for option in question.options]
-    if text in ids:
-        return text
-    return ids[int(text) - 1] if text.isdecimal() and 0 < int(text) <= len(ids) else None
+def option_of(question: Question, text: str) -> Option | None:
+    """Return the option that an id, a label or a number means; None if it means none."""
+    folded = text.strip().casefold()
+    options = question.options
+    return (
+        next((option for option in options if option.id == text), None)
+        or next((option for option in options if option.label == text), None)
+        or next((option for option in options if (option.label or "").strip().casefold() == folded), None)
+        or (options[int(text) - 1] if text.isdecimal() and 0 < int(text) <= len(options) else None)
+    )
+
+
+def _credentials(words: Console, request: CredentialRequest, key: str) -> dict[str, object] | None:
+    if key == "v":
+        variable = _ask("Name of the environment variable (Enter goes back): ")
+        try:
+            return from_variable(variable, request) if variable else None
+        except InvalidInput as error:
+            say(words, f"{error.value} {error.reason}.", "yellow")
+            return None
+    ways = ways_of(request)
+    way = 0
+    if len(ways) > 1:
+        for number, (title, _) in enumerate(ways, 1):
+            say(words, f"    {number}) {clean(title, 200)}")
+        text = _ask(f"Way to sign in (1 to {len(ways)}, Enter goes back): ")
+        if not text.isdecimal() or not 0 < int(text) <= len(ways):
+            return None
+        way = int(text) - 1
+    fields = ways[way][1]
+    if not fields:
+        say(words, "The request names no field: send them with [v]ariable.", "yellow")
+        return None
+    return ask_credentials(fields, _ask_hidden, lambda text: say(words, text, "yellow"))
 
 
 def _ask(prompt: str) -> str:
-    """Return a line that a person types. Raises `EOFError`, `KeyboardInterrupt`.
+    """Return a line that a person types. Raises `EOFError`, `KeyboardInterrupt`."""
+    return _interruptible(lambda: input(prompt)).strip()
+
+
+def _ask_hidden(prompt: str) -> str:
+    """Return a line that a person types, without echo. Raises `EOFError`, `KeyboardInterrupt`."""
+    return _interruptible(lambda: getpass.getpass(prompt))
+
+
+def _interruptible(read: Callable[[], str]) -> str:
+    """Return what `read` reads from the terminal.
 
     The event loop is blocked meanwhile, and no task needs it. With the loop's own SIGINT handler, Ctrl-C would take
     effect only after the line.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return input(prompt).strip()
+        return read()
     finally:
         signal.signal(signal.SIGINT, before)

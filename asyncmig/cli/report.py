@@ -21,13 +21,13 @@ from typing import cast, final
 import msgspec
 from rich.console import Console
 
-from asyncmig.cli.output import SCHEMA, clean, counted, escaped, print_line, say
+from asyncmig.cli.output import SCHEMA, clean, counted, escaped, listed, print_line, say
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.events import Event, RequestDone, RequestSent
 from asyncmig.jobs.manifest import Manifest
-from asyncmig.jobs.status import OUTCOMES
+from asyncmig.jobs.status import OUTCOMES, status_of
 from asyncmig.session import Session
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Report",
     "ReportFile",
     "SavedReport",
+    "blocking_words",
     "budget_of",
     "by_reason",
     "read_outcomes",
@@ -100,11 +101,11 @@ class ReportFile:
 
     __slots__ = ("_folder", "_path", "_rows", "_session", "_timer", "trouble")
 
-    def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, session: Session, api: str) -> None:
         self._folder, self._path, self._session = folder, folder / "report.json", session
         self._rows = {
             customer.external_id: CustomerStatus(
-                external_id=customer.external_id, name=customer.name, error=_NOT_FINISHED
+                external_id=customer.external_id, name=customer.name, api=api, error=_NOT_FINISHED
             )
             for customer in manifest.customers
         }
@@ -120,7 +121,7 @@ class ReportFile:
     def begin(self, records: Mapping[str, CustomerRecord]) -> None:
         """Take the statuses of the journal, and write the first report. Raises `OSError` if it cannot be written."""
         for external_id in self._rows.keys() & records.keys():
-            self._rows[external_id] = reported(records[external_id].status, self._folder)
+            self._rows[external_id] = reported(status_of(records[external_id]), self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -144,7 +145,8 @@ class ReportFile:
         """
         for record in records:
             if row := self._rows.get(record.external_id):
-                row = msgspec.structs.replace(row, ids={**record.ids, **row.ids})
+                held = status_of(record).holds_run_slot and row.outcome == "parked"
+                row = msgspec.structs.replace(row, ids={**record.ids, **row.ids}, holds_run_slot=held)
                 if row.outcome == "pending":
                     row = msgspec.structs.replace(row, step=record.status.step, detail=record.status.detail)
                 self._rows[record.external_id] = row
@@ -249,7 +251,18 @@ def reason(row: CustomerStatus) -> str:
         failure = row.last_failure
         trouble = f"; {clean(failure.words)}" if failure is not None and not failure.is_over else ""
         return f"{row.step}, in progress{trouble}"
-    return "" if row.outcome == "delivered" else clean(row.error or "")
+    if row.outcome == "delivered":
+        return ""
+    return clean(row.error or (row.outcome == "pending" and row.detail) or "")
+
+
+def blocking_words(rows: Iterable[CustomerStatus]) -> str:
+    """Return a sentence that names the customers whose runs keep a run slot; empty if there are none."""
+    names = [clean(row.external_id) for row in rows if row.holds_run_slot]
+    if not names:
+        return ""
+    waits, keeps = ("waits", "keeps") if len(names) == 1 else ("wait", "each keep")
+    return f"{listed(names, 10)} {waits} for a person, and {keeps} one of the account's run slots until then."
 
 
 def by_reason(rows: Sequence[CustomerStatus]) -> list[list[CustomerStatus]]:

@@ -1,8 +1,8 @@
 """`asyncmig review`: show what parked imports ask, and send a person's decisions."""
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, final
 
 import typer
@@ -10,15 +10,18 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig.cli.connection import ConnectionSettings, open_session
+from asyncmig.cli.credentials import from_variable
 from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, print_line, say
 from asyncmig.cli.parked import print_parked
-from asyncmig.cli.prompts import ask_decision
+from asyncmig.cli.prompts import ask_decision, option_of
 from asyncmig.cli.settings import about_journal
-from asyncmig.customers.decisions import Approve, Decision, Reject
+from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
+from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.outcome import Parked
-from asyncmig.customers.questions import Custom, NeedsAttention, Question
+from asyncmig.customers.preview_page import PREVIEW_PAGE
+from asyncmig.customers.questions import AttentionKind, Custom, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
@@ -30,51 +33,102 @@ __all__ = [
     "DecisionFlags",
     "Reviewer",
     "parked_records",
+    "preview_page",
     "print_all",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionFlags:
-    """The decision that the command line gives; without `approve` and `reject`, a person at the terminal decides."""
+    """The decision that the command line gives; without one, a person at the terminal decides."""
 
-    approve: Annotated[bool, typer.Option("--approve", help="Approve the server's proposal.")] = False
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Approve the server's proposal, or the preview.")
+    ] = False
     reject: Annotated[
-        bool, typer.Option("--reject", help="Reject the proposal: the import ends as failed.")
+        bool, typer.Option("--reject", help="Reject the proposal: the customer ends as failed.")
     ] = False
     answer: Annotated[
         list[str] | None,
         typer.Option(
             metavar="QUESTION=OPTION",
-            help="With --approve: the answer to one question, an option's id or your own text. Repeatable.",
+            help="The answer to one question: an option's number, label or id, or your own text. Repeatable. With "
+            "--api companies it requires --approve.",
         ),
     ] = None
+    change: Annotated[
+        str | None,
+        typer.Option(metavar="MESSAGE", help="What to change in the preview, in your own words."),
+    ] = None
+    credentials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIABLE",
+            help="The credentials that the run waits for: an environment variable that holds a JSON object.",
+        ),
+    ] = None
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Cancel the run; the next run of the command begins a new one.")
+    ] = False
     allow_destructive: Annotated[
         bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or may.")
     ] = False
 
     @property
+    def _given(self) -> list[str]:
+        names = ("approve", "reject", "answer", "change", "credentials", "cancel")
+        return [f"--{name}" for name in names if getattr(self, name)]
+
+    @property
     def is_given(self) -> bool:
         """Whether the command line decides."""
-        return self.approve or self.reject
+        return bool(self._given)
 
     def check(self, external_ids: Sequence[str]) -> None:
         """Raise `InvalidInput` for options that contradict each other, and for a decision without customers."""
-        if self.approve and self.reject:
-            raise InvalidInput("--reject", True, "cannot be combined with --approve")
-        if self.answer and not self.approve:
-            raise InvalidInput("--answer", self.answer[0], "requires --approve")
-        if self.is_given and not external_ids:
+        given = self._given
+        if len(given) > 1 and given != ["--approve", "--answer"]:
+            raise InvalidInput(given[1], True, f"cannot be combined with {given[0]}")
+        if given and not external_ids:
             raise InvalidInput("EXTERNAL_ID", "", "is missing: name the customers to decide about")
 
     def decision(self, shown: NeedsAttention) -> Decision:
-        """Return the decision about a run. Raises `InvalidInput` for an answer without a question."""
+        """Return the decision about a run. Raises `InvalidInput` for one that does not fit what was `shown`."""
         if self.reject:
             return Reject()
+        if self.cancel:
+            return Cancel()
+        fitting = _FITTING[shown.kind]
+        if unfit := next((name for name in self._given if name not in fitting), None):
+            ways = ", ".join(fitting)
+            raise InvalidInput(unfit, True, f"does not fit: {_WAITS[shown.kind]}, so give one of {ways}")
+        if self.change is not None:
+            return Change(self.change)
+        if self.credentials is not None:
+            return Credentials(from_variable(self.credentials, shown.credentials))
+        if self.answer and shown.kind == "questions":
+            return Answer(dict(_answer(each, shown) for each in self.answer))
+        if not self.approve:
+            raise InvalidInput("--answer", (self.answer or [""])[0], "requires --approve")
         if shown.is_destructive and not self.allow_destructive:
             reason = "the proposal destroys rows, or may: --allow-destructive is needed"
             raise InvalidInput("--approve", True, reason)
         return Approve(dict(_answer(each, shown) for each in self.answer or ()) or None)
+
+
+_FITTING: Mapping[AttentionKind, tuple[str, ...]] = {
+    "patch": ("--approve", "--answer", "--reject"),
+    "questions": ("--answer", "--cancel", "--reject"),
+    "credentials": ("--credentials", "--cancel", "--reject"),
+    "preview": ("--approve", "--change", "--cancel", "--reject"),
+}
+"""The options that fit what a run waits for."""
+_WAITS: Mapping[AttentionKind, str] = {
+    "patch": "the run proposes a patch",
+    "questions": "the run asks questions",
+    "credentials": "the run waits for credentials",
+    "preview": "the run waits for the approval of its preview",
+}
 
 
 def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
@@ -82,8 +136,11 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
     if not equals:
         raise InvalidInput("--answer", text, "must look like QUESTION=OPTION")
     for question in shown.questions:
-        is_option = choice in [option.id for option in question.options]
-        if question.id == name and not is_option and question.allow_custom:
+        if question.id != name:
+            continue
+        if (option := option_of(question, choice)) is not None:
+            return name, option.id if shown.kind == "patch" else option.label or option.id
+        if question.allow_custom or (shown.kind == "questions" and not question.options):
             return name, Custom(choice)
     return name, choice
 
@@ -106,9 +163,14 @@ async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()
 
 
 def print_all(
-    data: Console, records: Sequence[CustomerRecord], journal: JournalPlace, *, as_json: bool
+    data: Console,
+    records: Sequence[CustomerRecord],
+    journal: JournalPlace,
+    out: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Print what parked customers ask, and the commands that decide."""
+    """Print what parked customers ask, and the commands that decide. `out`: the folder with their previews."""
     for record in records:
         attention = _attention(record)
         if as_json:
@@ -116,39 +178,104 @@ def print_all(
             asked = {"is_destructive": attention.is_destructive, "attention": attention}
             print_line({"schema": SCHEMA, **whose, **asked})
             continue
-        print_parked(data, record, attention)
-        say(data, "\n  To approve it as proposed, to answer, or to reject it:")
-        approve = _approval(journal, record)
-        answer = (
-            f"{attention.questions[0].id}={_example(attention.questions[0])}" if attention.questions else ""
-        )
-        commands = [approve, f"{approve} --answer {shlex.quote(answer)}" if answer else ""]
-        for command in (*commands, about_journal(journal, "review", record.external_id, "--reject")):
-            if command:
-                say(data, f"    {command}", wrap=False)
+        print_parked(data, record, attention, page=preview_page(out, record.external_id))
+        say(data, f"\n  {_TO_DECIDE[attention.kind]}:")
+        for options in _ways(attention):
+            say(data, f"    {about_journal(journal, 'review', record.external_id, *options)}", wrap=False)
+
+
+_TO_DECIDE: Mapping[AttentionKind, str] = {
+    "patch": "To approve it as proposed, to answer, or to reject it",
+    "questions": "To answer, or to cancel the run",
+    "credentials": "To send them, or to cancel the run",
+    "preview": "To import it, to change something first, or to cancel the run",
+}
+
+
+def _ways(attention: NeedsAttention) -> Iterator[Sequence[str]]:
+    """Yield the options of each command that decides."""
+    answers = [
+        word
+        for question in attention.questions
+        for word in ("--answer", f"{question.id}={_example(question, attention.kind)}")
+    ]
+    match attention.kind:
+        case "questions":
+            if answers:
+                yield answers
+            yield ["--cancel"]
+        case "credentials":
+            yield ["--credentials", "VARIABLE"]
+            yield ["--cancel"]
+        case "preview":
+            yield ["--approve"]
+            yield ["--change", "MESSAGE"]
+            yield ["--cancel"]
+        case _:
+            destroys = ["--allow-destructive"] if attention.is_destructive else []
+            yield ["--approve", *destroys]
+            if answers:
+                yield ["--approve", *destroys, *answers[:2]]
+            yield ["--reject"]
 
 
 def _approval(journal: JournalPlace, record: CustomerRecord) -> str:
     """Return the command that approves the proposal for a customer."""
-    destroys = ("--allow-destructive",) if _attention(record).is_destructive else ()
-    return about_journal(journal, "review", record.external_id, "--approve", *destroys)
+    return about_journal(journal, "review", record.external_id, *next(iter(_ways(_attention(record)))))
 
 
-def _example(question: Question) -> str:
-    return question.options[0].id if question.options else "TEXT"
+def _example(question: Question, kind: AttentionKind) -> str:
+    if not question.options:
+        return "TEXT"
+    first = question.options[0]
+    return first.id if kind == "patch" else first.label or first.id
+
+
+def preview_page(out: Path | None, external_id: str) -> Path | None:
+    """Return the preview of a customer in the output folder; None if there is none."""
+    page = None if out is None else customer_folder(out, external_id) / PREVIEW_PAGE
+    return page if page is not None and page.is_file() else None
+
+
+_DONE: Mapping[type[Decision], str] = {
+    Answer: "answered",
+    Approve: "approved",
+    Cancel: "its run is canceled",
+    Change: "the change is requested",
+    Credentials: "the credentials are sent",
+    Reject: "rejected",
+}
 
 
 @final
 class Reviewer:
     """Shows parked customers one by one, and sends the decisions about them."""
 
-    __slots__ = ("_flags", "_is_explained", "_journal", "_reach", "_words", "decided", "left")
+    __slots__ = (
+        "_explained",
+        "_flags",
+        "_journal",
+        "_out",
+        "_reach",
+        "_words",
+        "decided",
+        "left",
+        "recorded",
+    )
 
     def __init__(
-        self, journal: JournalPlace, reach: ConnectionSettings, flags: DecisionFlags, words: Console
+        self,
+        journal: JournalPlace,
+        reach: ConnectionSettings,
+        flags: DecisionFlags,
+        words: Console,
+        out: Path | None,
     ) -> None:
         self._journal, self._reach, self._flags, self._words = journal, reach, flags, words
-        self._is_explained = False
+        self._out = out
+        self._explained = set[AttentionKind]()
+        self.recorded: list[str] = []
+        """Customers whose decisions the next run sends."""
         self.decided: list[str] = []
         """Customers whose imports continue."""
         self.left: list[str] = []
@@ -174,9 +301,11 @@ class Reviewer:
         if self.left:
             yield f"Still parked: {', '.join(self.left)}. To decide about them later:"
             yield f"  {about_journal(self._journal, 'review', *self.left)}"
-        if not self.decided or wait:
+        if wait or not (self.decided or self.recorded):
             return
         what = "The server continues the decided imports. To download their sheets"
+        if self.recorded:
+            what = "The next run of the command continues the decided customers. To run it"
         if last is None:
             yield f"{what}, run the program that wrote the journal again."
         else:
@@ -214,10 +343,9 @@ class Reviewer:
                 shown=shown,
                 allow_destructive=self._flags.allow_destructive,
             )
-            if sent == "sent":
-                self.decided.append(record.external_id)
-                done = "approved" if isinstance(decision, Approve) else "rejected"
-                say(self._words, f"{record.external_id}: {done}.", "green")
+            if sent in ("sent", "recorded"):
+                (self.decided if sent == "sent" else self.recorded).append(record.external_id)
+                say(self._words, f"{record.external_id}: {_DONE[type(decision)]}.", "green")
                 return True
             if sent == "gone":
                 break
@@ -229,8 +357,11 @@ class Reviewer:
         return True
 
     def _ask(self, record: CustomerRecord, shown: NeedsAttention, place: str) -> "Decision | str":
-        print_parked(self._words, record, shown, place=place)
-        explain, self._is_explained = not self._is_explained, True
+        print_parked(
+            self._words, record, shown, place=place, page=preview_page(self._out, record.external_id)
+        )
+        explain = shown.kind not in self._explained
+        self._explained.add(shown.kind)
         return ask_decision(
             self._words,
             shown,

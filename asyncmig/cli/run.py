@@ -139,7 +139,7 @@ async def drive(
     await _check_before(manifest, options, wanted, display, words)
     opened = open_session(options, options.journal, api_key)
     async with _opened_journal(options, wanted) as journal, opened as session:
-        report = ReportFile(options.out, manifest, session)
+        report = ReportFile(options.out, manifest, session, options.api)
         records = before = await _records(journal, options.journal)
         statuses = statuses_of(records) if journal or records else read_outcomes(options.out)
         selected = select(wanted.selection, manifest, statuses) if wanted.selection is not None else None
@@ -149,7 +149,7 @@ async def drive(
         if wanted.remembered:
             remember(options.manifest, options, queue=wanted.queue)
         progress = LiveView(words, _files(manifest := only(manifest, selected)), options, display)
-        progress.known([row.external_id for row in report.rows if row.outcome == "delivered"])
+        progress.known(report.rows)
         recorder = Recorder(session, options)
         with (
             recorder.following(),
@@ -320,6 +320,7 @@ class _Work:
             to=options.out,
             concurrency=options.concurrency,
             when_held=options.when_held,
+            when_no_run_slot="return",
             options=options.migration_options(retry_failed=self._wanted.selection is not None),
             protected=self._wanted.protected,
         ) as fleet:

@@ -19,7 +19,7 @@ from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import SCHEMA, clean, counted, is_unread, print_line, print_table, say, say_steps
 from asyncmig.cli.plan import check_words
-from asyncmig.cli.report import reason
+from asyncmig.cli.report import blocking_words, reason
 from asyncmig.cli.settings import about_journal
 from asyncmig.cli.summary import print_outcomes
 from asyncmig.customers.failures import words_of as failure_words
@@ -150,6 +150,8 @@ def how_to_continue(
     if command and any(each.outcome == "pending" and not each.held_by for each in statuses):
         yield "No process works on the pending customers. To continue them:"
         yield f"  {command}"
+    if words := blocking_words(statuses):
+        yield words
     if any(each.outcome == "parked" for each in statuses):
         yield "To see what the parked customers ask, and to decide:"
         yield f"  {about_journal(journal, 'review')}"
@@ -192,7 +194,7 @@ def print_history(data: Console, history: CustomerHistory, *, as_json: bool) -> 
         return
     say(data, f"{record.external_id}  {clean(record.name, 100)}: {status.outcome}", STYLES[status.outcome])
     for name, text in _facts(history):
-        say(data, f"  {name:<9}{clean(text, 1000)}")
+        say(data, f"  {name:<10} {clean(text, 1000)}")
     data.print()
     rows = [
         (each.at[:19].replace("T", " "), spoken(each.waited) if each.waited else "", each.kind, each.words)
@@ -218,7 +220,10 @@ def _facts(history: CustomerHistory) -> Iterator[tuple[str, str]]:
     if isinstance(outcome, Delivered | Failed | Parked) and outcome.report:
         yield from _report(outcome.report, "valid" if isinstance(outcome, Parked) else "imported")
     for sheet in status.files:
-        yield "file", f"{sheet.path} ({counted(sheet.rows, 'row')}, {sheet.bytes:,} bytes)"
+        flagged = "; with flagged rows" if sheet.flagged == "included" else ""
+        yield "file", f"{sheet.path} ({counted(sheet.rows, 'row')}, {sheet.bytes:,} bytes{flagged})"
+    for note in status.notes:
+        yield "note", note
 
 
 def _report(report: ImportReport, name: str) -> Iterator[tuple[str, str]]:

@@ -1,14 +1,15 @@
 """The summary of a run: how many customers ended how and why, the requests, and the commands that continue."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
 
+from asyncmig import generations
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.output import clean, counted, listed, print_table, say, say_steps
-from asyncmig.cli.report import by_reason, reason, shared_reason
+from asyncmig.cli.report import blocking_words, by_reason, reason, shared_reason
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import DecideChoice, Options, about_journal
 from asyncmig.customers.status import CustomerStatus
@@ -23,6 +24,18 @@ __all__ = [
 ]
 
 _MOST_REASONS = 20
+_APPROVAL: Mapping[bool, Mapping[str, tuple[str, DecideChoice]]] = {
+    True: {
+        "park": ("Or, to approve all proposals that destroy no rows", "approve-safe"),
+        "approve-safe": ("Their proposals destroy rows, or may. To approve them anyway", "approve"),
+    },
+    False: {
+        "park": ("Or, to import each preview without a flagged cell", "approve-safe"),
+        "approve-safe": ("To import previews with flagged cells, too", "approve"),
+    },
+}
+"""What a further value of `--decide` would do, by whether the API generation proposes patches, and by the present
+value."""
 _MOST_NAMED = 3
 
 
@@ -90,11 +103,19 @@ def figures(ended: RunResult) -> list[tuple[str, str]]:
     flagged = sum(row.rows.flagged or 0 for row in delivered)
     files = [file for row in delivered for file in row.files]
     share = f", {budget.polls / budget.requests:.0%} of them polls" if budget.requests else ""
-    return [
+    lines = [
         ("imported", f"{inserted:,} rows, {flagged:,} of them with a bad cell"),
-        ("delivered", f"{sum(file.rows for file in files):,} rows in {len(files):,} files"),
+        ("delivered", f"{sum(file.rows for file in files):,} rows in {counted(len(files), 'file')}"),
         ("requests", f"{budget.requests:,}{share}; {budget.refused:,} answered 429 (over the limit)"),
     ]
+    if with_bad := [row for row in delivered if any(file.flagged == "included" for file in row.files)]:
+        count = sum(file.flagged == "included" for row in with_bad for file in row.files)
+        contain = "contains" if count == 1 else "contain"
+        words = (
+            f"{counted(count, 'file')} of {counted(len(with_bad), 'customer')} {contain} rows with a bad cell"
+        )
+        lines.append(("warning", f"{words}: the server does not leave them out"))
+    return lines
 
 
 def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
@@ -129,15 +150,14 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         text = "Another process works on some customers. To wait for it, and continue them then"
         yield from again(text, when_held="wait")
     if "parked" in outcomes:
-        yield "Parked customers wait for a decision."
+        yield blocking_words(ended.customers) or "Parked customers wait for a decision."
         if ended.is_recorded:
             yield from look("To see what each asks, and to decide", "review")
         else:
             yield "What each asks is in the workers' journal: give its database as --journal, also to later runs."
-        if options.decide == "park":
-            yield from again("Or, to approve all proposals that destroy no rows", "approve-safe")
-        elif options.decide == "approve-safe":
-            yield from again("Their proposals destroy rows, or may. To approve them anyway", "approve")
+        approval = _APPROVAL[options.api == generations.DEFAULT].get(options.decide)
+        if approval is not None:
+            yield from again(*approval)
     if "unknown" in outcomes:
         yield "The outcome of some requests is unknown (the response was lost); the reason says how to check."
         if ended.is_recorded:

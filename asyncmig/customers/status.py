@@ -8,7 +8,7 @@ import msgspec
 
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
+from asyncmig.customers.outcome import Delivered, Failed, Flagged, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.questions import Action
 from asyncmig.steps import OutcomeName, Progress
 
@@ -44,6 +44,10 @@ class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     """Records below the header."""
     bytes: int
+    flagged: Flagged | None = None
+    """Whether the file contains rows with a bad cell; null in the API generation "companies"."""
+    is_verified: bool | None = None
+    """Whether a count of the server confirms that no row is missing; null in the API generation "companies"."""
 
 
 class MigrationProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +95,8 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The actions of a parked run's proposed patch that destroy rows, or may."""
     seconds: float = 0.0
     """How long the migration took, on the loop's clock of the process that ended it."""
+    holds_run_slot: bool = False
+    """Whether the customer is parked and its run occupies one of the account's run slots until a person decides."""
     changed_at: str | None = None
     """Wall-clock time of the last change, ISO 8601 in UTC."""
     last_failure: LastFailure | None = None
@@ -184,7 +190,17 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
         step=_last_step(outcome),
         ids=outcome.ids,
         error=None if isinstance(outcome, Delivered) else outcome.error,
-        files=tuple(SheetFile(sheet=f.sheet, path=f.path, rows=f.rows, bytes=f.size) for f in files),
+        files=tuple(
+            SheetFile(
+                sheet=each.sheet,
+                path=each.path,
+                rows=each.rows,
+                bytes=each.size,
+                flagged=each.flagged,
+                is_verified=each.is_verified,
+            )
+            for each in files
+        ),
         rows=RowCounts(
             inserted=report.inserted if report else None,
             flagged=report.invalid_rows if report else None,

@@ -151,6 +151,8 @@ def status_of(
         status = msgspec.structs.replace(
             status, outcome="pending", pending_reason=None, error=None, destructive=()
         )
+    elif record.run_slot is not None and status.outcome == "parked":
+        status = msgspec.structs.replace(status, holds_run_slot=True)
     if seen is None:
         return status
     return msgspec.structs.replace(status, changed_at=seen.at, held_by=seen.holder)

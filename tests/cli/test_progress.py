@@ -75,7 +75,7 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
 async def test_what_holds_for_all_is_said_once() -> None:
     out = io.StringIO()
     progress = progress_on(Console(file=out, width=200), "abcd")
-    progress.known(["d"])
+    progress.known([CustomerStatus(external_id="d", name="D", outcome="delivered")])
     for external_id in "ab":
         progress.ended(
             status_of_outcome(Pending(external_id=external_id, name="", error="the key was refused"))

@@ -40,11 +40,15 @@ NOTHING: dict[str, object] = {
     "notes": [],
     "destructive": [],
     "seconds": 0.0,
+    "holds_run_slot": False,
     "changed_at": None,
     "last_failure": None,
     "held_by": None,
     "progress": None,
 }
+
+
+UNSAID = {"flagged": None, "is_verified": None}
 
 
 def delivered(out: Path, external_id: str = "c-2") -> Delivered:
@@ -63,7 +67,7 @@ def delivered(out: Path, external_id: str = "c-2") -> Delivered:
 
 @pytest.fixture
 def report(tmp_path: Path) -> ReportFile:
-    return ReportFile(tmp_path / "out", MANIFEST, Session("key", "http://127.0.0.1:1/api/v1"))
+    return ReportFile(tmp_path / "out", MANIFEST, Session("key", "http://127.0.0.1:1/api/v1"), "companies")
 
 
 def read(tmp_path: Path) -> dict[str, object]:
@@ -88,8 +92,8 @@ async def test_it_has_the_documented_shape(report: ReportFile, tmp_path: Path) -
                 "ids": {"company": "company", "run": "run"},
                 "rows": {"inserted": 9, "flagged": 1, "delivered": 8},
                 "files": [
-                    {"sheet": "Deals", "path": "c-2/Deals.csv", "rows": 7, "bytes": 99},
-                    {"sheet": "Old", "path": "/elsewhere/Old.csv", "rows": 1, "bytes": 9},
+                    {"sheet": "Deals", "path": "c-2/Deals.csv", "rows": 7, "bytes": 99, **UNSAID},
+                    {"sheet": "Old", "path": "/elsewhere/Old.csv", "rows": 1, "bytes": 9, **UNSAID},
                 ],
                 "seconds": 12.346,
             },

@@ -74,7 +74,7 @@ def test_each_customer_is_a_line_and_its_story_is_told(
     story = cli("show", "acme").out
     for words in (
         "acme  acme Inc: delivered",
-        "imported 1 row",
+        "imported   1 row",
         "out/acme/Contacts.csv (1 row, ",
     ):
         assert words in story
