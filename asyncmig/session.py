@@ -23,6 +23,7 @@ from asyncmig._core.limits import BY_KEY, Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
+from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.call import Secret, raw_call, raw_endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
@@ -42,6 +43,7 @@ from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.routes import KEY_HEADER
 from asyncmig.distributed.budget_store import SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.shared_set import SharedBudgetSet
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled
 from asyncmig.migrations import routes as migration_routes
@@ -154,6 +156,8 @@ class Session(AsyncOnly):
         self._guard = LoopGuard("Session")
         self.events: Events = Events()
         self._runs = RunSlots(self._limits.runs, events=self.events)
+        if self._shared is not None:
+            self._runs.share(self._shared.window.runs(self._shared.account))
         self._poller = Poller(
             second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._guard.loop
         )
@@ -217,7 +221,8 @@ class Session(AsyncOnly):
         if self._shared is not None:
             closing.push_async_callback(self._shared.window.aclose)
         closing.push_async_callback(self._runs.aclose)
-        closing.push_async_callback(finish_all, [gate.aclose for gate in self._budgets.values()])
+        gates = dict.fromkeys((*self._budgets.values(), *self._gates.values()))
+        closing.push_async_callback(finish_all, [gate.aclose for gate in gates])
         closing.push_async_callback(self._poller.aclose)
         closing.push_async_callback(self.migrations.aclose)
         with anyio.CancelScope(shield=True):
@@ -346,7 +351,14 @@ class Session(AsyncOnly):
             if len(budgets) == 1 and not takes_run:
                 gate = budgets[0]
             else:
-                gate = joined_gate(budgets, runs=self._runs if takes_run else None, events=self.events)
+                gate = joined_gate(
+                    budgets,
+                    runs=self._runs if takes_run else None,
+                    events=self.events,
+                    budget_set=BudgetSet
+                    if self._shared is None
+                    else partial(SharedBudgetSet, shared=self._shared),
+                )
                 self._keep_log(gate, rates)
             self._gates[key] = gate
         return gate
@@ -354,8 +366,6 @@ class Session(AsyncOnly):
     def _budget(self, name: str, rate: Rate) -> Gate:
         gate = self._budgets.get(name)
         if gate is None:
-            if self._shared is not None and name in self._limits.budgets:
-                _log.warning("%s: this budget is not shared with other processes yet", name)
             earlier = self._earlier(name)
             gate = self._budgets[name] = Gate(
                 limit=rate.limit,
@@ -364,7 +374,7 @@ class Session(AsyncOnly):
                 recent=[slot.answered_for(self._timeout) for slot in earlier],
                 name=name,
                 events=self.events,
-                dispatcher=Dispatcher if name in self._limits.budgets else self._dispatcher(earlier),
+                dispatcher=self._dispatcher(earlier),
             )
             self._keep_log(gate, {name: rate})
             if self._closed is not None:

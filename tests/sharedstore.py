@@ -1,11 +1,11 @@
 """A store of shared windows in this process: a local limiter for each budget, a delay, and outages."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
-from asyncmig._core.limiter import Limiter
-from asyncmig.distributed.budget_store import BudgetReply, SlotReport
+from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport
 
 
 class Store:
@@ -17,19 +17,26 @@ class Store:
         self.leaky = False
         """It loses its data between any two exchanges."""
         self.limiters: dict[str, Limiter] = {}
-        self.taken: dict[str, float] = {}
-        self.known: set[str] = set()
+        self.taken: dict[tuple[str, str], float] = {}
+        """When each unanswered slot was taken, by budget and slot."""
+        self.known: set[tuple[str, str]] = set()
         """Slots that were reported again."""
         self.clients: set[int] = set()
         self.exchanges = 0
         self.accounts: set[str] = set()
+        self.run_slots = StoredRuns(self)
 
-    def budget(
-        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
-    ) -> "StoredBudget":
+    def budgets(
+        self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
+    ) -> "StoredBudgets":
         self.accounts.add(account)
-        limiter = self.limiters.setdefault(name, Limiter(limit=limit, window=window, rng=Random(5)))
-        return StoredBudget(self, limiter)
+        for each in budgets:
+            if each.name not in self.limiters:
+                self.limiters[each.name] = Limiter(limit=each.limit, window=each.window, rng=Random(5))
+        return StoredBudgets(self, [each.name for each in budgets])
+
+    def runs(self, account: str) -> "StoredRuns":
+        return self.run_slots
 
     def forget(self) -> None:
         """Lose everything but the budgets."""
@@ -41,67 +48,101 @@ class Store:
         self.closed = True
 
 
-class StoredBudget:
-    """One budget, as one client uses it."""
+class StoredBudgets:
+    """Budgets that are charged together, as one client uses them."""
 
-    def __init__(self, store: Store, limiter: Limiter) -> None:
-        self._store, self._limiter = store, limiter
+    def __init__(self, store: Store, names: Sequence[str]) -> None:
+        self._store, self._names = store, names
 
-    async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
+    async def exchange(
+        self, reports: Sequence[Sequence[SlotReport]], want: str | None
+    ) -> Sequence[BudgetReply]:
         store, loop = self._store, asyncio.get_running_loop()
         store.exchanges += 1
         await asyncio.sleep(store.latency / 2)
         if store.away:
             raise ConnectionError("it is away")
         if store.leaky:
-            return BudgetReply(slots=100, burst=100, used=0, clients=1, epoch=f"{store.exchanges}", lost=True)
+            lost = BudgetReply(slots=100, burst=100, used=0, clients=1, epoch=f"{store.exchanges}", lost=True)
+            return [lost for _ in self._names]
         store.clients.add(id(self))
-        for one in reports:
-            self._hear(one, loop.time())
-        reply = self._reply(want, loop.time())
+        for name, each in zip(self._names, reports, strict=True):
+            for report in each:
+                self._hear(name, report, loop.time())
+        replies = self._replies(want, loop.time())
         await asyncio.sleep(store.latency / 2)
         if store.deaf:
             raise ConnectionError("no answer came")
-        return reply
+        return replies
 
-    def _hear(self, one: SlotReport, now: float) -> None:
-        limiter, taken = self._limiter, self._store.taken
-        sent_at = taken.pop(one.slot, None)
+    def _hear(self, name: str, one: SlotReport, now: float) -> None:
+        limiter, taken, slot = self._store.limiters[name], self._store.taken, (name, one.slot)
+        sent_at = taken.pop(slot, None)
         if one.event == "limited":
             if one.seconds != limiter._limit:
                 limiter.resize(int(one.seconds))
+        elif one.event == "told":
+            limit, _, remaining = one.slot.partition("/")
+            limiter.told(
+                RateHeaders(
+                    limit=int(limit) if limit else None,
+                    remaining=int(remaining) if remaining else None,
+                    reset=one.seconds or None,
+                ),
+                now,
+            )
         elif sent_at is None:
-            if one.event == "answered_before" and one.slot not in self._store.known:
-                self._store.known.add(one.slot)
+            if one.event == "answered_before" and slot not in self._store.known:
+                self._store.known.add(slot)
                 limiter.resume([one.seconds], now)
             elif one.event == "sent_before":
                 limiter.take(now)
-                taken[one.slot] = now
+                taken[slot] = now
         elif one.event == "rejected":
-            limiter.rejected(now, sent_at=sent_at, retry_after=one.seconds)
+            limiter.rejected(now, sent_at=sent_at, retry_after=one.seconds or None)
         elif one.event == "sent_before":
-            taken[one.slot] = sent_at
+            taken[slot] = sent_at
         elif one.event in ("accepted", "answered_before"):
-            self._store.known.add(one.slot)
+            self._store.known.add(slot)
             limiter.accepted(now, sent_at=sent_at)
         elif one.event == "lost":
             limiter.lost(now, sent_at=sent_at)
         else:
             limiter.unsent(now, sent_at=sent_at)
 
-    def _reply(self, want: str | None, now: float) -> BudgetReply:
-        limiter = self._limiter
-        at = limiter.next_at(now) if want else None
-        granted = at is not None and at <= now
+    def _replies(self, want: str | None, now: float) -> list[BudgetReply]:
+        limiters = [self._store.limiters[name] for name in self._names]
+        times = [limiter.next_at(now) if want else None for limiter in limiters]
+        granted = all(at is not None and at <= now for at in times)
         if granted and want:
-            limiter.take(now)
-            self._store.taken[want] = now
-        return BudgetReply(
-            granted=granted,
-            wait=0.25 if at is None else max(0.0, at - now),
-            slots=limiter.slots,
-            burst=limiter.burst,
-            used=limiter.used(now),
-            clients=len(self._store.clients),
-            held=max(0.0, limiter.held_until - now),
-        )
+            for name, limiter in zip(self._names, limiters, strict=True):
+                limiter.take(now)
+                self._store.taken[name, want] = now
+        return [
+            BudgetReply(
+                granted=granted,
+                wait=0.25 if at is None else max(0.0, at - now),
+                slots=limiter.slots,
+                burst=limiter.burst,
+                used=limiter.used(now),
+                clients=len(self._store.clients),
+                held=max(0.0, limiter.held_until - now),
+            )
+            for limiter, at in zip(limiters, times, strict=True)
+        ]
+
+
+class StoredRuns:
+    """The run slots of all accounts; `ahead`: what the store's clock is ahead of the loop's."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.state, self.ahead, self.updates = b"", 1e6, 0
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        self.updates += 1
+        await asyncio.sleep(self._store.latency / 2)
+        if self._store.away:
+            raise ConnectionError("it is away")
+        self.state = change(self.state, asyncio.get_running_loop().time() + self.ahead)
+        await asyncio.sleep(self._store.latency / 2)

@@ -41,7 +41,7 @@ class Script:
         parts = ("state", "slots", "unanswered", "accepted", "clients")
         self._keys = [f"{prefix}:{{x}}:{part}" for part in parts]
         self.calls = 0
-        self._settings = (limit, window, timeout, speed)
+        self._rate, self._settings = (limit, window), (timeout, speed)
 
     def __call__(
         self,
@@ -53,11 +53,9 @@ class Script:
     ) -> Turn:
         self.calls += 1
         told = [part for one in reports for part in one]
-        reply = self._run(
-            self._keys, [client, *self._settings, random, want, "" if now is None else now, *told]
-        )
-        granted, wait, slots, burst, used, clients, held, *more = reply
-        epoch, turn, lost = more or (b"", 0, 0)  # told to those who say what they know
+        settings = [client, *self._settings, random, want, "" if now is None else now]
+        (reply,) = self._run(self._keys, [*settings, *self._rate, len(reports), *told])
+        granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
         return Turn(
             bool(granted),
             float(wait),

@@ -9,7 +9,6 @@ slot is kept, because otherwise requests that need one budget only could overtak
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import final
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
@@ -24,7 +23,6 @@ _FIRST_PAUSE = 1.0
 """Seconds of the hold after a 429 that no header explains; each further one doubles them."""
 
 
-@final
 class BudgetSet:
     """The requests that charge the same budgets, and may start a run. Has the methods of `Dispatcher` for them."""
 
@@ -144,18 +142,26 @@ class BudgetSet:
             return None if at is None else max(latest, at)
         return latest
 
+    @property
+    def asks_at(self) -> float:
+        return float("inf")  # it asks no store
+
     def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
         waiter = self.waiters.dequeue(granted)
         assert waiter is not None
-        start = self._run_of.pop(waiter, None)
-        if self._runs is not None and start is not None:
-            self._runs.take(start[0])
-        sent = tuple(each.take(at) for each in self._dispatchers)
-        self._sent[sent[0]] = sent
-        waiter.set_result(sent[0])
+        self._grant_to(waiter, at, uuid.uuid4().hex)
         for each in self._dispatchers:
             if each is not by:
                 each.slot_taken()
+
+    def _grant_to(self, waiter: asyncio.Future[float], at: float, slot: str) -> None:
+        """Take a slot of each budget, under one name, and the run slot."""
+        start = self._run_of.pop(waiter, None)
+        if self._runs is not None and start is not None:
+            self._runs.take(start[0])
+        sent = tuple(each.take(at, slot) for each in self._dispatchers)
+        self._sent[sent[0]] = sent
+        waiter.set_result(sent[0])
 
     # The results of requests
 

@@ -118,6 +118,15 @@ class JoinedQueue(Protocol):
 
     waiters: Waiters
 
+    @property
+    def asks_at(self) -> float:
+        """When the first waiter asks a shared store for its slots, as far as nothing else is in its way."""
+        ...
+
+    def turn(self) -> None:
+        """Grant what may be granted now."""
+        ...
+
     def next_at(self, now: float, granted: int) -> float | None:
         """Return the earliest time at which all budgets can grant; None if that depends on an answer."""
         ...
@@ -448,8 +457,11 @@ class Dispatcher:
             self._fetching = start_task(self._fetch(), name="asyncmig gate")
         return None
 
-    def take(self, now: float) -> float:
-        """Take a slot for a waiter of a set, at a time that `next_at` returned. Return the time of the grant."""
+    def take(self, now: float, name: str = "") -> float:
+        """Take a slot for a waiter of a set, at a time that `next_at` returned. Return the time of the grant.
+
+        `name`: the slot's name in a shared store.
+        """
         return self._grant(now)
 
     def _grant(self, now: float) -> float:

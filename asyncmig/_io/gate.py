@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 from types import TracebackType
-from typing import final
+from typing import Protocol, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
@@ -312,7 +312,28 @@ class Gate:
         await self.dispatcher.aclose()
 
 
-def joined_gate(gates: Sequence[Gate], *, runs: RunSlots | None = None, events: Events | None = None) -> Gate:
+class BudgetSetFactory(Protocol):
+    """Creates the set of a joined gate; the class `BudgetSet` is one such factory."""
+
+    def __call__(
+        self,
+        dispatchers: Sequence[Dispatcher],
+        runs: RunSlots | None = None,
+        *,
+        name: str = "",
+        events: Events | None = None,
+    ) -> BudgetSet:
+        """Return a set of budgets; the arguments are those of `BudgetSet`."""
+        ...
+
+
+def joined_gate(
+    gates: Sequence[Gate],
+    *,
+    runs: RunSlots | None = None,
+    events: Events | None = None,
+    budget_set: BudgetSetFactory = BudgetSet,
+) -> Gate:
     """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
 
     Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
@@ -320,7 +341,7 @@ def joined_gate(gates: Sequence[Gate], *, runs: RunSlots | None = None, events: 
     dispatchers = [each for gate in gates if isinstance(each := gate.dispatcher, Dispatcher)]
     name = "+".join(each.name for each in gates)
     gate = Gate(name=name)
-    gate.dispatcher = BudgetSet(dispatchers, runs, name=name, events=events)
+    gate.dispatcher = budget_set(dispatchers, runs, name=name, events=events)
     return gate
 
 

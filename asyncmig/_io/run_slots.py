@@ -87,8 +87,8 @@ class RunSlots:
         self._waiting: list[_Waiting] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shared: SharedRuns | None = None
-        self._reserved: str | None = None
-        """The run whose slot was reserved in the store, and whose budgets have not been charged yet."""
+        self._reserved: set[str] = set()
+        """The runs whose slots are reserved, and whose budgets have not been charged yet."""
         self._not_before = float("-inf")
         """When the store may be asked again."""
 
@@ -193,8 +193,8 @@ class RunSlots:
 
     def take(self, run: str) -> None:
         """Take a slot, at a time that `next_at` returned."""
-        if self._reserved == run:
-            self._reserved = None
+        if run in self._reserved:
+            self._reserved.discard(run)
         else:
             self._change(run, lambda table, at: table.take(run, at))
 
@@ -260,21 +260,27 @@ class RunSlots:
             self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
 
     async def reserve(self, run: str, order: int) -> bool:
-        """Take a slot in the store, before the budgets are charged; `take` or `release` must follow. Return False
-        if there is none."""
-        assert self._shared is not None
-        is_taken = await self._shared.reserve(run, order)
-        self._table = self._shared.table
-        if is_taken:
-            self._reserved = run
+        """Take a slot before the budgets are charged, if there is one; `take` or `release` must follow."""
+        if self._table.limit is None or self.holds(run):
+            return True
+        if self._shared is None:
+            at = self._table.next_at(run, now := _loop_time())
+            if at is None or at > now:
+                return False
+            self._table.take(run, now)
         else:
-            self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
-        return is_taken
+            is_taken = await self._shared.reserve(run, order)
+            self._table = self._shared.table
+            if not is_taken:
+                self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
+                return False
+        self._reserved.add(run)
+        return True
 
     def release(self, run: str) -> None:
         """Give back a slot that was reserved and not taken."""
-        if self._reserved == run:
-            self._reserved = None
+        if run in self._reserved:
+            self._reserved.discard(run)
             self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
             self._change(run, lambda table, _: table.not_started(run))
 

@@ -11,10 +11,11 @@ again to a store that was unavailable or says that it lost data.
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, final
 
+from asyncmig._core.limiter import RateHeaders
 from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import start_task
 from asyncmig._io.send_log import EarlierSlot
@@ -39,7 +40,15 @@ class SlotConsumer(Protocol):
     """What the client needs of the dispatcher that uses it."""
 
     def is_waiting(self) -> bool:
-        """Return whether a request waits for a slot."""
+        """Return whether a request waits for a slot of this budget alone."""
+        ...
+
+    def is_wanted(self) -> bool:
+        """Return whether any request waits for a slot, also with other budgets."""
+        ...
+
+    def asks_at(self, now: float) -> float:
+        """Return when a slot may be asked for: not while a request of a set goes first."""
         ...
 
     def hand_out(self, slot: str) -> bool:
@@ -74,7 +83,6 @@ class BudgetClient:
     """Asks for slots while a request waits, and reports what became of them. Times are the event loop's."""
 
     __slots__ = (
-        "_ask_at",
         "_consumer",
         "_is_back",
         "_last_reply",
@@ -91,6 +99,7 @@ class BudgetClient:
         "_unconfirmed",
         "_wakeup",
         "_window",
+        "ask_at",
         "online",
     )
 
@@ -115,13 +124,14 @@ class BudgetClient:
         for slot in earlier:
             self._sent[slot.name] = _SentSlot(now - slot.age, now - slot.age if slot.is_answered else None)
         self._limit = limit
-        self._unconfirmed: str | None = None
-        """A slot that was requested without receiving an answer; the store may have granted it."""
+        self._unconfirmed: list[str] = []
+        """Slots that were requested without receiving an answer; the store may have granted them."""
         self._is_back = False
         """Whether the store answers again, but other processes may not have reported their slots yet."""
         self._task: asyncio.Task[None] | None = None
         self._wakeup = asyncio.Event()
-        self._ask_at = float("-inf")
+        self.ask_at: float = float("-inf")
+        """When the store is asked for a slot again."""
         self._pause = 0.0
         self._last_reply: BudgetReply | None = None
         self._last_reply_at = float("-inf")
@@ -154,7 +164,16 @@ class BudgetClient:
         self._forget(now)
         if self.online:
             self._outbox.append(SlotReport(slot, event, seconds))
-            self._ask_at = now
+            self.ask_at = now
+            self.wake()
+
+    def told(self, headers: RateHeaders) -> None:
+        """Report what the headers of a response said."""
+        if self.online:
+            numbers = (
+                "" if each is None or each < 0 else str(each) for each in (headers.limit, headers.remaining)
+            )
+            self._outbox.append(SlotReport("/".join(numbers), "told", max(0.0, headers.reset or 0.0)))
             self.wake()
 
     def resize(self, limit: int) -> None:
@@ -179,7 +198,9 @@ class BudgetClient:
 
     async def _work(self) -> None:
         try:
-            while self._consumer.is_waiting() or (self._outbox and self.online):
+            while (
+                (self._outbox or self._consumer.is_waiting()) if self.online else self._consumer.is_wanted()
+            ):
                 await (self._turn() if self.online else self._rejoin())
         finally:
             self._task = None
@@ -187,54 +208,65 @@ class BudgetClient:
     async def _turn(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        early = self._ask_at - now > TICK
+        ask_at = max(self.ask_at, self._consumer.asks_at(now))
+        early = ask_at - now > TICK
         if early and not self._outbox:
-            await self._sleep(self._ask_at - now)
+            await self._sleep(ask_at - now)
             return
-        reports, self._outbox = self._outbox, []
         want = self.name() if self._consumer.is_waiting() and not early else None
-        reply = await self._exchange(reports, want)
-        if reply is None:
+        try:
+            (reply,) = await self._store.exchange([self.reports()], want)
+            self.heard(reply)
+        except OSError as error:
+            self.went_away(error, want)
             return
-        self._consumer.on_reply(reply)
-        if reply.lost:
-            self._outbox = [*self._remembered(now), *self._outbox]
-            return
-        if want is None:
+        if reply.lost or want is None:
             return
         if not reply.granted:
-            self._ask_at = loop.time() + min(
-                max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW
-            )
+            self.ask_at = loop.time() + min(max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW)
         elif loop.time() - now > self._timeout / 2 or not self._consumer.hand_out(want):
             # No request waits, or this process was suspended so long that the store may count the slot as lost.
             self.report(want, "unsent", loop.time())
 
-    async def _exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply | None:
-        """Return the reply. If the store does not answer, go offline and return None."""
-        try:
-            return await self._ask(reports, want)
-        except OSError as error:
-            self.online, self._is_back = False, False
-            self._pause, self._unconfirmed = _FIRST_PAUSE, want
-            self._consumer.on_lost(error)
-            return None
+    def _knows(self) -> SlotReport:
+        """Return the report with which every exchange begins."""
+        now, before = asyncio.get_running_loop().time(), self._last_reply
+        if before is None or self._last_reply_at < now - self._timeout - self._window:
+            return SlotReport("", "knows")  # all that the last reply counted has left the window
+        return SlotReport(before.epoch, "knows", before.turn)
 
-    async def _ask(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
-        loop, before = asyncio.get_running_loop(), self._last_reply
-        if before is None or self._last_reply_at < loop.time() - self._timeout - self._window:
-            knows = SlotReport("", "knows")  # all that the last reply counted has left the window
-        else:
-            knows = SlotReport(before.epoch, "knows", before.turn)
-        reply = await self._store.exchange([knows, *reports], want)
-        now = loop.time()
+    def _took(self, reply: BudgetReply) -> None:
+        """Remember a reply. Raises `ConnectionError` if the store loses its data again and again."""
+        now, before = asyncio.get_running_loop().time(), self._last_reply
         if reply.lost and before is not None:
             self._outbox.insert(0, SlotReport(str(before.used), "used_before", now - self._last_reply_at))
             self._losses.append(now)
         self._last_reply, self._last_reply_at = reply, now
         if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
             raise ConnectionError("it loses its data again and again")
-        return reply
+
+    # Exchanges, also those that ask for a slot of several budgets
+
+    def reports(self) -> list[SlotReport]:
+        """Return what the next exchange reports, and count it as reported."""
+        reports, self._outbox = [self._knows(), *self._outbox], []
+        return reports
+
+    def heard(self, reply: BudgetReply) -> None:
+        """Take the reply of an exchange. Raises `ConnectionError` if the store loses its data again and again."""
+        self._took(reply)
+        self._consumer.on_reply(reply)
+        if reply.lost:
+            self._outbox = [*self._remembered(asyncio.get_running_loop().time()), *self._outbox]
+            self.wake()
+
+    def went_away(self, error: OSError, want: str | None) -> None:
+        """Go offline, because an exchange failed that asked for the slot `want`."""
+        if want is not None:
+            self._unconfirmed.append(want)
+        if self.online:
+            self.online, self._is_back, self._pause = False, False, _FIRST_PAUSE
+            self._consumer.on_lost(error)
 
     async def _rejoin(self) -> None:
         """Pause, then try to report all slots of this process.
@@ -245,7 +277,9 @@ class BudgetClient:
         now = asyncio.get_running_loop().time()
         self._forget(now)
         try:
-            reply = await self._ask([*self._remembered(now), *self._outbox], None)
+            reports = [self._knows(), *self._remembered(now), *self._outbox]
+            (reply,) = await self._store.exchange([reports], None)
+            self._took(reply)
         except OSError as error:
             self._consumer.on_still_lost(error)
             self._is_back, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
@@ -253,7 +287,7 @@ class BudgetClient:
         if not self._is_back:
             self._is_back, self._pause = True, _LONGEST_PAUSE
             return
-        self._outbox, self._ask_at, self._unconfirmed = [], now, None
+        self._outbox, self.ask_at, self._unconfirmed = [], now, []
         self.online = True
         self._consumer.on_found(reply)
 
@@ -268,8 +302,7 @@ class BudgetClient:
 
     def _remembered(self, now: float) -> list[SlotReport]:
         remembered = [SlotReport("", "limited", self._limit)]
-        if self._unconfirmed is not None:
-            remembered.append(SlotReport(self._unconfirmed, "unsent"))
+        remembered += [SlotReport(slot, "unsent") for slot in self._unconfirmed]
         for slot, sent in self._sent.items():
             if sent.answered_at is None:
                 remembered.append(SlotReport(slot, "sent_before", now - sent.sent_at))

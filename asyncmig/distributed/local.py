@@ -4,10 +4,10 @@
         ...
 
 The files are in the user's runtime folder. A file has the state of a limiter and the slots that are unanswered. Each
-exchange locks its file, changes the state and writes it; the kernel releases the lock of a process that dies. A slot
-that its process never answers is free `timeout` plus one window after it was taken. While a stopped process holds a
-lock, the others continue with their share, as with an unavailable Redis. Times are on the clock that counts from
-boot.
+exchange locks the files of its budgets, in the order of their names, changes the states and writes them; the kernel
+releases the locks of a process that dies. A slot that its process never answers is free `timeout` plus one window
+after it was taken. While a stopped process holds a lock, the others continue with their share, as with an unavailable
+Redis. Times are on the clock that counts from boot, so each boot has files of its own.
 """
 
 import asyncio
@@ -17,14 +17,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from io import FileIO
 from pathlib import Path
 from random import Random
 from typing import cast, final
 from uuid import uuid4
 
-from asyncmig._core.limiter import Limiter
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotReport
+from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._io.shared_runs import RunStore
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 
 __all__ = ["LocalWindow"]
 
@@ -34,6 +37,14 @@ _TRIES, _PAUSE = 100, 0.005
 """The most attempts to take the lock, and the real seconds between them."""
 _FORGOTTEN = 300.0
 """Seconds after which a process that asks no more does not count as one."""
+
+
+def _boot_id() -> str:
+    """Return what identifies this boot; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _folder() -> Path:
@@ -46,91 +57,134 @@ def _folder() -> Path:
 class LocalWindow:
     """Keeps a session's budgets in files of this host. `processes`: the number to assume before one is known."""
 
-    __slots__ = ("_client", "_folder", "processes")
+    __slots__ = ("_boot", "_client", "_folder", "processes")
 
     def __init__(self, *, processes: int = 4, folder: Path | None = None) -> None:
         self.processes: int = processes
-        self._client, self._folder = uuid4().hex, folder or _folder()
+        self._client, self._folder, self._boot = uuid4().hex, folder or _folder(), _boot_id()
 
-    def budget(
-        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    def budgets(
+        self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> BudgetStore:
-        """Return the store of one budget; see `asyncmig.distributed.budget_store.SharedWindow`."""
-        digest = hashlib.sha256(f"{account}\0{name}\0{speed:g}\0{window:g}".encode()).hexdigest()[:32]
-        path = self._folder / f"{digest}.budget"
-        return _LocalBudget(path, self._client, limit=limit, window=window, timeout=timeout, speed=speed)
+        """Return budgets that are charged together; see `asyncmig.distributed.budget_store.SharedWindow`."""
+        paths = [
+            self._path(f"{account}\0{each.name}\0{speed:g}\0{each.window:g}", "budget") for each in budgets
+        ]
+        return _LocalBudgets(paths, budgets, self._client, timeout=timeout, speed=speed)
+
+    def runs(self, account: str) -> RunStore:
+        """Return the run slots of an account; see `asyncmig.distributed.budget_store.SharedWindow`."""
+        return _LocalRuns(lambda speed: self._path(f"{account}\0{speed:g}", "runs"))
+
+    def _path(self, name: str, suffix: str) -> Path:
+        digest = hashlib.sha256(f"{self._boot}\0{name}".encode()).hexdigest()[:32]
+        return self._folder / f"{digest}.{suffix}"
 
     async def aclose(self) -> None:
         """Do nothing: no file stays open."""
 
 
 @final
-class _LocalBudget:
-    """One budget in one file."""
+class _LocalBudgets:
+    """Budgets that are charged together, each in one file."""
 
-    __slots__ = ("_client", "_limit", "_path", "_speed", "_timeout", "_window")
+    __slots__ = ("_budgets", "_client", "_paths", "_speed", "_timeout")
 
     def __init__(
-        self, path: Path, client: str, *, limit: int, window: float, timeout: float, speed: float
+        self,
+        paths: Sequence[Path],
+        budgets: Sequence[SharedBudget],
+        client: str,
+        *,
+        timeout: float,
+        speed: float,
     ) -> None:
-        self._path, self._client = path, client
-        self._limit, self._window, self._timeout, self._speed = limit, window, timeout, speed
+        self._paths, self._budgets, self._client = tuple(paths), tuple(budgets), client
+        self._timeout, self._speed = timeout, speed
 
-    async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
-        """Apply `reports` and ask for a slot. Raises `OSError` if the file cannot be locked, read or written."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            if os.fstat(fd).st_uid != os.geteuid():
-                raise PermissionError(f"{self._path} belongs to another user")
-            await self._lock(fd)
-            with os.fdopen(fd, "r+b", closefd=False, buffering=0) as file:
-                now = time.clock_gettime(time.CLOCK_BOOTTIME) * self._speed
-                state = _State(self._limit, self._window, file.readall(), now)
-                reply = self._apply(state, reports, want, now)
-                data = state.text()
-                file.seek(0)
-                file.write(data)
-                file.truncate(len(data))
-            return reply
-        finally:
-            os.close(fd)  # releases the lock, too
+    async def exchange(
+        self, reports: Sequence[Sequence[SlotReport]], want: str | None
+    ) -> Sequence[BudgetReply]:
+        """Apply `reports` and ask for a slot. Raises `OSError` if a file cannot be locked, read or written."""
+        async with AsyncExitStack() as locked:
+            files = {
+                path: await locked.enter_async_context(_locked(path, self._speed))
+                for path in sorted(self._paths)
+            }
+            now = _now(self._speed)
+            states = [
+                _State(budget.limit, budget.window, files[path].readall(), now)
+                for path, budget in zip(self._paths, self._budgets, strict=True)
+            ]
+            for state, each in zip(states, reports, strict=True):
+                state.advance(each, self._client, now, timeout=self._timeout)
+            times = [state.limiter.next_at(now) for state in states]
+            granted = want is not None and all(at is not None and at <= now for at in times)
+            if granted and want is not None:
+                for state in states:
+                    state.take(want, now)
+            for path, state in zip(self._paths, states, strict=True):
+                _replace(files[path], state.text())
+        return [
+            BudgetReply(
+                granted=granted,
+                wait=_RECHECK if at is None else max(0.0, at - now),
+                slots=state.limiter.slots,
+                burst=state.limiter.burst,
+                used=state.limiter.used(now),
+                clients=len(state.clients),
+                held=max(0.0, state.limiter.held_until - now),
+            )
+            for state, at in zip(states, times, strict=True)
+        ]
 
-    async def _lock(self, fd: int) -> None:
+
+@final
+class _LocalRuns:
+    """The run slots of an account in one file."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Callable[[float], Path]) -> None:
+        self._path = path
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        """Replace the state; see `asyncmig._io.shared_runs.RunStore`. Raises `OSError`."""
+        async with _locked(self._path(speed), speed) as file:
+            old = file.readall()
+            new = change(old, _now(speed))
+            if new != old:
+                _replace(file, new)
+
+
+def _now(speed: float) -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) * speed
+
+
+@asynccontextmanager
+async def _locked(path: Path, speed: float) -> AsyncGenerator[FileIO]:
+    """Open and lock a file that is ours; create it if there is none. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with FileIO(fd, "r+") as file:  # closing it releases the lock, too
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to another user")
         for _ in range(_TRIES):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                break
             except BlockingIOError:
-                await asyncio.sleep(_PAUSE * self._speed)
-        raise TimeoutError(f"another process holds the lock of {self._path}")
+                await asyncio.sleep(_PAUSE * speed)
+        else:
+            raise TimeoutError(f"another process holds the lock of {path}")
+        yield file
 
-    def _apply(
-        self, state: "_State", reports: Sequence[SlotReport], want: str | None, now: float
-    ) -> BudgetReply:
-        limiter = state.limiter
-        for slot, sent_at in list(state.taken.items()):
-            if sent_at + self._timeout <= now:  # its process died, or was stopped
-                del state.taken[slot]
-                limiter.lost(now, sent_at=sent_at)
-        for report in reports:
-            state.hear(report, now)
-        state.clients[self._client] = now
-        state.clients = {each: at for each, at in state.clients.items() if at > now - _FORGOTTEN}
-        at = limiter.next_at(now)
-        granted = want is not None and at is not None and at <= now
-        if granted and want is not None:
-            limiter.take(now)
-            state.taken[want] = now
-        return BudgetReply(
-            granted=granted,
-            wait=_RECHECK if at is None else max(0.0, at - now),
-            slots=limiter.slots,
-            burst=limiter.burst,
-            used=limiter.used(now),
-            clients=len(state.clients),
-            held=max(0.0, limiter.held_until - now),
-        )
+
+def _replace(file: FileIO, data: bytes) -> None:
+    """Replace the contents of a locked file. A process that is killed meanwhile leaves an incomplete one."""
+    file.seek(0)
+    file.write(data)
+    file.truncate(len(data))
 
 
 @final
@@ -164,12 +218,31 @@ class _State:
         }
         return json.dumps(saved).encode()
 
+    def advance(self, reports: Sequence[SlotReport], client: str, now: float, *, timeout: float) -> None:
+        """Free the slots of processes that died, and take reports into account."""
+        for slot, sent_at in list(self.taken.items()):
+            if sent_at + timeout <= now:
+                del self.taken[slot]
+                self.limiter.lost(now, sent_at=sent_at)
+        for report in reports:
+            self.hear(report, now)
+        self.clients[client] = now
+        self.clients = {each: at for each, at in self.clients.items() if at > now - _FORGOTTEN}
+
+    def take(self, slot: str, now: float) -> None:
+        """Take a slot, at a time that the limiter allows."""
+        self.limiter.take(now)
+        self.taken[slot] = now
+
     def hear(self, report: SlotReport, now: float) -> None:
         """Take one report into account."""
         limiter, slot = self.limiter, report.slot
         if report.event == "limited":
             if int(report.seconds) != limiter.limit:
                 limiter.resize(int(report.seconds))
+            return
+        if report.event == "told":
+            limiter.told(_headers(report), now)
             return
         sent_at = self.taken.pop(slot, None)
         if sent_at is None:
@@ -199,3 +272,12 @@ class _State:
         self.known[slot] = now
         oldest = now - self.limiter.window - 60.0
         self.known = {each: at for each, at in self.known.items() if at > oldest}
+
+
+def _headers(report: SlotReport) -> RateHeaders:
+    limit, _, remaining = report.slot.partition("/")
+    return RateHeaders(
+        limit=int(limit) if limit else None,
+        remaining=int(remaining) if remaining else None,
+        reset=report.seconds or None,
+    )

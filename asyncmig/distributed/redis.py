@@ -3,7 +3,7 @@
     async with asyncmig.Session(shared=RedisWindow("redis://localhost")) as session:
         ...
 
-A script in Redis keeps the budget of each endpoint. It applies the rules of the local limiter on Redis's clock, so
+A script in Redis keeps the budgets of an account. It applies the rules of the local limiter on Redis's clock, so
 the clocks of the processes do not matter. It costs one round trip for each request, and none while no request waits.
 Redis stores a digest of the API key, never the key. All budgets of an account are in one hash slot of a cluster.
 
@@ -13,7 +13,9 @@ sent in the last window.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from random import Random
 from typing import Never, cast, final
@@ -28,12 +30,20 @@ from redis.exceptions import RedisError
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotReport
+from asyncmig._io.shared_runs import RunStore
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
 
 _Answer = tuple[int, str, int, int, int, int, str, bytes, int, int]
+_REPLACE = """
+if (redis.call("GET", KEYS[1]) or "") ~= ARGV[1] then
+  return 0
+end
+redis.call("SET", KEYS[1], ARGV[2])
+return 1
+"""
 _SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
 
 
@@ -110,19 +120,28 @@ class RedisWindow:
     def __repr__(self) -> str:
         return f"<RedisWindow {self._prefix} on {self._server}>"
 
-    def budget(
-        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    def budgets(
+        self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> BudgetStore:
-        """Return the budget of one endpoint; see `asyncmig.distributed.budget_store.SharedWindow`."""
-        tag = account if speed == 1.0 else f"{account}x{speed:g}"
-        base = f"{self._prefix}:{{{tag}}}"
-        keys = [f"{base}:{name}:{part}" for part in ("state", "slots", "unanswered", "accepted")]
-        return _RedisBudget(
+        """Return budgets that are charged together; see `asyncmig.distributed.budget_store.SharedWindow`."""
+        base = self._base(account, speed)
+        parts = ("state", "slots", "unanswered", "accepted")
+        keys = [f"{base}:{budget.name}:{part}" for budget in budgets for part in parts]
+        return _RedisBudgets(
             self._opened(speed),
             self._server,
             keys=[*keys, f"{base}:clients"],
-            settings=[self._client, limit, window, timeout, speed],
+            settings=[self._client, timeout, speed],
+            rates=[(budget.limit, budget.window) for budget in budgets],
         )
+
+    def runs(self, account: str) -> RunStore:
+        """Return the run slots of an account; see `asyncmig.distributed.budget_store.SharedWindow`."""
+        return _RedisRuns(self._opened, self._server, partial(self._base, account))
+
+    def _base(self, account: str, speed: float) -> str:
+        tag = account if speed == 1.0 else f"{account}x{speed:g}"
+        return f"{self._prefix}:{{{tag}}}"
 
     def _opened(self, speed: float) -> Redis:
         """Return the client. It measures time-outs in the event loop's seconds."""
@@ -143,35 +162,79 @@ class RedisWindow:
 
 
 @final
-class _RedisBudget:
-    """One budget: the script and its keys."""
+class _RedisBudgets:
+    """Budgets that are charged together: the script and its keys."""
 
-    __slots__ = ("_keys", "_rng", "_script", "_server", "_settings")
+    __slots__ = ("_keys", "_rates", "_rng", "_script", "_server", "_settings")
 
-    def __init__(self, redis: Redis, server: Server, *, keys: list[str], settings: list[str | float]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        server: Server,
+        *,
+        keys: list[str],
+        settings: list[str | float],
+        rates: list[tuple[int, float]],
+    ) -> None:
         self._script = redis.register_script(_SCRIPT)
-        self._keys, self._settings, self._server = keys, settings, server
+        self._keys, self._settings, self._rates, self._server = keys, settings, rates, server
         self._rng = Random()
 
-    async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
+    async def exchange(
+        self, reports: Sequence[Sequence[SlotReport]], want: str | None
+    ) -> Sequence[BudgetReply]:
         """Run the script once. Raises `ConnectionError` if Redis does not answer, or answers with an error."""
-        report_parts = [part for report in reports for part in report]
-        arguments = [*self._settings, self._rng.random(), want or "", "", *report_parts]
-        try:
-            reply = cast(_Answer, await self._script(self._keys, arguments))
-        except (RedisError, OSError) as error:
-            self._server.scrub(error)
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
-        return BudgetReply(
-            granted=bool(granted),
-            wait=float(wait),
-            slots=slots,
-            burst=burst,
-            used=used,
-            clients=clients,
-            held=float(held),
-            epoch=epoch.decode(),
-            turn=turn,
-            lost=bool(lost),
-        )
+        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", ""]
+        for (limit, window), each in zip(self._rates, reports, strict=True):
+            arguments += [limit, window, len(each), *(part for report in each for part in report)]
+        with _errors_of(self._server):
+            replies = cast("list[_Answer]", await self._script(self._keys, arguments))
+        return [
+            BudgetReply(
+                granted=bool(granted),
+                wait=float(wait),
+                slots=slots,
+                burst=burst,
+                used=used,
+                clients=clients,
+                held=float(held),
+                epoch=epoch.decode(),
+                turn=turn,
+                lost=bool(lost),
+            )
+            for granted, wait, slots, burst, used, clients, held, epoch, turn, lost in replies
+        ]
+
+
+@final
+class _RedisRuns:
+    """The run slots of an account in one key, which is replaced only if it has not changed meanwhile."""
+
+    __slots__ = ("_base", "_opened", "_server")
+
+    def __init__(
+        self, opened: Callable[[float], Redis], server: Server, base: Callable[[float], str]
+    ) -> None:
+        self._opened, self._server, self._base = opened, server, base
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        """Replace the state; see `asyncmig._io.shared_runs.RunStore`. Raises `ConnectionError`."""
+        redis, key = self._opened(speed), f"{self._base(speed)}:runs"
+        replace = redis.register_script(_REPLACE)
+        with _errors_of(self._server):
+            while True:
+                old = cast("bytes | None", await redis.get(key)) or b""
+                seconds, micros = cast("tuple[int, int]", await redis.time())
+                new = change(old, (seconds + micros / 1e6) * speed)
+                if new == old or await replace([key], [old, new]):
+                    return
+
+
+@contextmanager
+def _errors_of(server: Server) -> Generator[None]:
+    """Raise `ConnectionError` without the password for an error of the client or of Redis."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        server.scrub(error)
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error

@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.limiter import SHORT_WINDOW, Limiter, RateHeaders
 from asyncmig._core.retry import Occasions
-from asyncmig._io.dispatcher import Dispatcher
+from asyncmig._io.dispatcher import Dispatcher, Head, JoinedQueue
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.send_log import EarlierSlot
 from asyncmig.distributed.budget_client import BudgetClient
-from asyncmig.distributed.budget_store import BudgetReply, SharedWindow, SlotEvent
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedWindow, SlotEvent
 from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost
 
-__all__ = ["SharedBudgets", "SharedDispatcher"]
+__all__ = ["RECHECK", "SharedBudgets", "SharedDispatcher"]
 
 _log = logging.getLogger("asyncmig")
+RECHECK = 0.05
+"""Seconds after which a request asks again that let another one go first."""
 _SAME_HOLD = 0.5
 """Seconds by which the end of one hold may differ between two replies."""
 
@@ -47,10 +49,10 @@ class SharedDispatcher(Dispatcher):
     """Hands out the slots that the store grants; while it is unavailable, those of this process's share."""
 
     __slots__ = (
-        "_client",
         "_failures",
         "_first_reply_at",
         "_held_until",
+        "_is_paused",
         "_last_grant",
         "_limit",
         "_lost_at",
@@ -58,6 +60,7 @@ class SharedDispatcher(Dispatcher):
         "_shared",
         "_slot_names",
         "_view",
+        "client",
     )
 
     def __init__(
@@ -73,13 +76,15 @@ class SharedDispatcher(Dispatcher):
         super().__init__(limiter, window=window, recent=recent, budget=budget, events=events)
         self._shared = shared
         self._limit = limiter.slots  # a new limiter starts with the configured limit
-        self._client: BudgetClient | None = None
+        self.client: BudgetClient | None = None
         self._failures = Occasions()
         """Limits how often a failure to reach the store is reported."""
         self._view: BudgetReply | None = None
         """The store's last reply; None while it is unavailable."""
         self._slot_names: dict[float, str] = {}
         """The store's names of the slots in use, by the time of their grant."""
+        self._is_paused = False
+        """Whether the store is unavailable and the share of this process is less than one slot."""
         self._first_reply_at = float("inf")
         self._last_grant = self._reply_at = self._lost_at = self._held_until = float("-inf")
 
@@ -110,8 +115,8 @@ class SharedDispatcher(Dispatcher):
 
     def resize(self, limit: int) -> None:
         self._limit = limit
-        if self._client is not None:
-            self._client.resize(limit)
+        if self.client is not None:
+            self.client.resize(limit)
         super().resize(limit)
 
     # Slots
@@ -120,31 +125,57 @@ class SharedDispatcher(Dispatcher):
         self.check_open()
         return None
 
+    @property
+    def is_online(self) -> bool:
+        """Whether the store grants the slots, or did when it was asked last."""
+        return self.client is None or self.client.online
+
     def turn(self) -> None:
-        if self._loop is None or not self.waiters.count:
+        if self._loop is None or not self._is_wanted():
             super().turn()
             return
-        client = self._opened_client(self._loop)
-        client.wake()  # also while the store is unavailable: the client finds out when it is back
-        if not client.online:
+        client = self.opened_client()
+        if self.waiters.count or not client.online:
+            client.wake()  # also while the store is unavailable: the client finds out when it is back
+        if not client.online and not self._is_paused:
             super().turn()
+
+    def next_at(self, now: float) -> float | None:
+        return None if self.is_online or self._is_paused else super().next_at(now)
+
+    def has_before(self, queue: JoinedQueue, place: Head, now: float) -> bool:
+        """Return whether a waiter of another queue goes before `place`, and is about to be granted."""
+        if not self.is_online:
+            return super().has_before(queue, place, now)
+        soon = now + self.window / self.slots
+        own = self.waiters.head(self.granted)
+        if own is not None and own[0] < place and self.client is not None and self.client.ask_at <= soon:
+            return True
+        return any(each is not queue and self._is_before(each, place, soon) for each in self._sets)
+
+    def _is_before(self, queue: JoinedQueue, place: Head, soon: float) -> bool:
+        head = queue.waiters.head(self.granted)
+        return head is not None and head[0] < place and queue.asks_at <= soon
+
+    def take(self, now: float, name: str = "") -> float:
+        return self._grant(now, name or None)
 
     def _grant(self, now: float, name: str | None = None) -> float:
         now = self._last_grant = max(now, math.nextafter(self._last_grant, math.inf))
-        assert self._client is not None
-        self._slot_names[now] = name or self._client.name()
-        self._client.sent(self._slot_names[now], now)
+        client = self.opened_client()
+        self._slot_names[now] = name or client.name()
+        client.sent(self._slot_names[now], now)
         return super()._grant(now)
 
     def name_of(self, sent_at: float) -> str:
         return self._slot_names[sent_at]
 
     def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
-        self._report(sent_at, "accepted")
+        self._report(sent_at, "accepted", headers=headers)
         super().accepted(sent_at, headers)
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
-        self._report(sent_at, "rejected", retry_after or 0.0)
+        self._report(sent_at, "rejected", retry_after or 0.0, headers=headers)
         super().rejected(sent_at, retry_after, headers)
 
     def lost(self, sent_at: float) -> None:
@@ -155,18 +186,36 @@ class SharedDispatcher(Dispatcher):
         self._report(sent_at, "unsent")
         super().unsent(sent_at)
 
-    def _report(self, sent_at: float, event: SlotEvent, seconds: float = 0.0) -> None:
-        assert self._client is not None
-        self._client.report(self._slot_names.pop(sent_at), event, self.now(), seconds=seconds)
+    def _report(
+        self,
+        sent_at: float,
+        event: SlotEvent,
+        seconds: float = 0.0,
+        *,
+        headers: RateHeaders | None = None,
+    ) -> None:
+        client = self.opened_client()
+        client.report(self._slot_names.pop(sent_at), event, self.now(), seconds=seconds)
+        if headers is not None:
+            client.told(headers)
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        if self.client is not None:
+            await self.client.aclose()
 
     # Called by the client
 
     def is_waiting(self) -> bool:
         return self.waiters.count > 0
+
+    def is_wanted(self) -> bool:
+        return self._is_wanted()
+
+    def asks_at(self, now: float) -> float:
+        own, soon = self.waiters.head(self.granted), now + self.window / self.slots
+        if own is None or not any(self._is_before(each, own[0], soon) for each in self._sets):
+            return now
+        return now + RECHECK
 
     def hand_out(self, slot: str) -> bool:
         waiter = self.waiters.dequeue(self.granted)
@@ -191,10 +240,13 @@ class SharedDispatcher(Dispatcher):
             known = self._reply_at > now - self.window > self._first_reply_at
             clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
-        share = max(1, slots // clients)
+        share = slots // clients
+        if self.window <= SHORT_WINDOW:
+            share = max(1, share)
+        self._is_paused = share == 0
         self._view, self._lost_at, self._failures = None, now, Occasions()
         self._failures.failed(now)  # `SharedWindowLost` reports this one
-        self.limiter.resize(share)
+        self.limiter.resize(max(1, share))
         # Slots of this share that other processes have used are free again after one window at the latest.
         taken = share - super().used() - max(0, slots - used) // clients
         self.limiter.resume([0.0] * max(0, taken), now)
@@ -227,6 +279,7 @@ class SharedDispatcher(Dispatcher):
 
     def on_found(self, reply: BudgetReply) -> None:
         self._stop_timers()
+        self._is_paused = False
         self.limiter.resize(self._limit)
         now, self._view = self.now(), reply
         self._reply_at = now
@@ -235,21 +288,22 @@ class SharedDispatcher(Dispatcher):
             self._events.emit(
                 SharedWindowFound(at=now, budget=self._budget, slots=reply.slots, seconds=now - self._lost_at)
             )
+        for each in self._sets:
+            each.turn()
 
-    def _opened_client(self, loop: asyncio.AbstractEventLoop) -> BudgetClient:
+    def shared_budget(self) -> SharedBudget:
+        """Return what the store needs to know about the budget."""
+        return SharedBudget(self._budget, self._limit, self.window)
+
+    def opened_client(self) -> BudgetClient:
         """Return the client. It is made on first use, because it needs the speed of the running loop."""
-        if self._client is None:
+        if self.client is None:
             shared = self._shared
-            speed = loop_speed(loop)
-            budget = shared.window.budget(
-                self._budget,
-                account=shared.account,
-                limit=self._limit,
-                window=self.window,
-                timeout=shared.timeout,
-                speed=speed,
+            speed = loop_speed(asyncio.get_running_loop())
+            budget = shared.window.budgets(
+                [self.shared_budget()], account=shared.account, timeout=shared.timeout, speed=speed
             )
-            self._client = BudgetClient(
+            self.client = BudgetClient(
                 budget,
                 self,
                 limit=self._limit,
@@ -258,4 +312,4 @@ class SharedDispatcher(Dispatcher):
                 speed=speed,
                 earlier=shared.earlier,
             )
-        return self._client
+        return self.client

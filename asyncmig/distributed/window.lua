@@ -5,14 +5,17 @@
 -- A slot without an answer is free again `timeout` plus one window after it was taken. A probe without an answer for
 -- `LAPSE` seconds is sent again by another process.
 --
--- KEYS  1 state (hash) 2 slots (sorted set, score: when the slot is free again) 3 unanswered slots (sorted set,
--- score: when the slot was taken) 4 accepted requests (sorted set, score: when the answer came) 5 clients (sorted
--- set, score: when the last message came) ARGV  1 client 2 limit 3 window 4 timeout 5 speed: the client's seconds in
--- one second of Redis 6 a random number in [0, 1) 7 the name of a new slot; empty if no request waits 8 the time;
--- empty: Redis's own 9 and following: reports of three values each: slot, event, seconds (see budget_store.py)
--- Returns granted (0 or 1), seconds until another request can succeed, W, B, slots taken, live clients, seconds until
--- the hold ends. A client that reports `knows` also receives: the epoch, the turn, and whether Redis lost data that
--- the client knows (0 or 1). All times are on Redis's clock, in the client's seconds.
+-- A request may charge several budgets: it is granted a slot of each, or none.
+--
+-- KEYS  for each budget: state (hash), slots (sorted set, score: when the slot is free again), unanswered slots (sorted
+-- set, score: when the slot was taken), accepted requests (sorted set, score: when the answer came); at the end:
+-- clients (sorted set, score: when the last message came)
+-- ARGV  1 client 2 timeout 3 speed: the client's seconds in one second of Redis 4 a random number in [0, 1) 5 the name
+-- of a new slot; empty if no request waits 6 the time; empty: Redis's own; then for each budget: limit, window, the
+-- number of reports, and these: slot, event, seconds (see budget_store.py)
+-- Returns for each budget: granted (0 or 1), seconds until another request can succeed, W, B, slots taken, live
+-- clients, seconds until the hold ends, the epoch, the turn, and whether Redis lost data that the client knows (0 or
+-- 1). All times are on Redis's clock, in the client's seconds.
 --
 -- Redis can lose all of this state, a part of it, or its latest writes: FLUSHALL, a restart, an eviction, a failover.
 -- Each client therefore reports the epoch and the turn that it saw last. If they do not match, or if a key does not
@@ -21,26 +24,35 @@
 -- Clients that do not report are covered by the others, who know how many slots were taken in total: the script adds
 -- the difference.
 
-local client, limit, window, timeout = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local speed, random, want = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local STATE, SLOTS, UNANSWERED, ACCEPTED, CLIENTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local client, timeout, speed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local random, want = tonumber(ARGV[4]), ARGV[5]
+local CLIENTS = KEYS[#KEYS]
+local limit, window, STATE, SLOTS, UNANSWERED, ACCEPTED  -- of the present budget; see `use`
 
 local MARGIN, SPREAD, FEWEST_UNPROVEN, PROVEN, MOST_PATIENCE = 0.05, 0.02, 4, 90, 16
-local LONGEST_PROBE_WAIT, LAPSE = 8, 10
+local LONGEST_PROBE_WAIT, LAPSE, SHORT_WINDOW = 8, 10, 120
 local SETTLE = 2       -- seconds in which clients can report a window that Redis lost
 local RECHECK = 0.25   -- seconds until an answer to another client may allow a request
+local LISTED = 600     -- seconds after which a silent client does not count as one
 local OPEN, HOLD, PROBE = 0, 1, 2
 local NEVER, FOREVER = -1e300, 1e300
 local TIMES = {
   "held_until", "cut_at", "probe_at", "last_send", "level_at", "review_at", "bucket_at", "seen", "settled_at",
-  "used_at",
+  "used_at", "last_accepted",
 }
 local TEXTS = {probe = true, epoch = true}
-local COUNTED = {n_slots = SLOTS, n_unanswered = UNANSWERED, n_accepted = ACCEPTED}
-
-local s = {}
+local s  -- the state of the present budget
 
 -- Reading and writing
+
+local function counted()
+  return {n_slots = SLOTS, n_unanswered = UNANSWERED, n_accepted = ACCEPTED}
+end
+
+local function use(budget)
+  s, limit, window = budget.state, budget.limit, budget.window
+  STATE, SLOTS, UNANSWERED, ACCEPTED = budget.keys[1], budget.keys[2], budget.keys[3], budget.keys[4]
+end
 
 local function load_state()
   local fields = redis.call("HGETALL", STATE)
@@ -57,6 +69,7 @@ end
 
 local function new_state()
   reset(limit)
+  s.configured, s.last_accepted = limit, NEVER
   s.mode, s.probe, s.probes, s.proven, s.was_full, s.level, s.clean, s.busy, s.refused = OPEN, "", 0, 0, 0, 0, 0, 0, 0
   s.held_until, s.cut_at, s.probe_at, s.last_send, s.level_at = NEVER, NEVER, NEVER, NEVER, NEVER
   s.review_at, s.bucket, s.bucket_at, s.bucket_burst, s.bucket_slots, s.seen = FOREVER, 0, NEVER, 0, 0, NEVER
@@ -74,7 +87,7 @@ end
 
 -- Returns whether each key holds as many entries as were written. Scripts of older versions do not store the numbers.
 local function is_whole()
-  for name, key in pairs(COUNTED) do
+  for name, key in pairs(counted()) do
     if s.counted_at == s.seen and s[name] ~= redis.call("ZCARD", key) then
       return false
     end
@@ -84,7 +97,7 @@ end
 
 local function save_state()
   s.turn, s.counted_at = s.turn + 1, s.seen
-  for name, key in pairs(COUNTED) do
+  for name, key in pairs(counted()) do
     s[name] = redis.call("ZCARD", key)
   end
   local fields = {}
@@ -94,7 +107,7 @@ local function save_state()
   end
   redis.call("HSET", STATE, unpack(fields))
   local keep = math.ceil(math.max(60 * window, timeout + 2 * window) / speed * 1000)
-  for _, key in ipairs(KEYS) do
+  for _, key in ipairs({STATE, SLOTS, UNANSWERED, ACCEPTED, CLIENTS}) do
     redis.call("PEXPIRE", key, keep)
   end
 end
@@ -114,8 +127,8 @@ local function follow_clock(now)
         s[name] = s[name] + back
       end
     end
-    for i = 2, 5 do
-      shift(KEYS[i], back)
+    for _, key in ipairs({SLOTS, UNANSWERED, ACCEPTED, CLIENTS}) do
+      shift(key, back)
     end
   end
   s.seen = now
@@ -209,13 +222,30 @@ function handlers.accepted(name, now)
   end
   redis.call("ZADD", ACCEPTED, now, name)
   s.level = 1 + math.max(0, s.level - (now - s.level_at) * s.slots / window)
-  s.level_at, s.proven = now, s.proven + 1
+  s.level_at, s.proven, s.last_accepted = now, s.proven + 1, now
   if s.probe == name then
     learn(now)
   end
 end
 
+-- A long window is never probed: it is held until Retry-After, or until a window after the last accepted request.
+local function refuse_long(name, now, retry_after)
+  local till = s.last_accepted + window + MARGIN
+  if retry_after > 0 then
+    till = now + math.min(window, math.max(1, retry_after)) + MARGIN
+  elseif till <= now then  -- then other clients use the budget
+    till = now + window + MARGIN
+  end
+  s.refused = s.refused + 1
+  redis.call("ZREM", UNANSWERED, name)
+  redis.call("ZADD", SLOTS, till, name)
+  s.held_until = math.max(s.held_until, till)
+end
+
 function handlers.rejected(name, now, retry_after)
+  if window > SHORT_WINDOW then
+    return refuse_long(name, now, retry_after)
+  end
   local sent_at, asked = leave(name, now), now + math.min(window, retry_after)
   s.refused = s.refused + 1
   if s.probe == name then
@@ -248,8 +278,25 @@ function handlers.unsent(name, now)
 end
 
 function handlers.limited(_, _, to)
-  if s.limit ~= to then
+  if s.configured ~= to then
+    s.configured = to
     reset(to)
+  end
+end
+
+-- What headers said: `LIMIT/REMAINING`, each may be empty, and the seconds until the reset. They only lower what is
+-- sent.
+function handlers.told(what, now, seconds)
+  local told, remaining = what:match("^(%d*)/(%d*)$")
+  told, remaining = tonumber(told), tonumber(remaining)
+  if told and told > 0 and math.min(told, s.configured) ~= s.limit then
+    reset(math.min(told, s.configured))
+  end
+  if remaining and seconds > 0 then
+    local over = s.slots - redis.call("ZCARD", SLOTS) - remaining
+    for i = 1, over do
+      redis.call("ZADD", SLOTS, now + math.min(seconds, window) + MARGIN, string.format("told/%.6f/%d", now, i))
+    end
   end
 end
 
@@ -292,7 +339,7 @@ end
 local function advance(now)
   redis.call("ZREMRANGEBYSCORE", SLOTS, "-inf", now)
   redis.call("ZREMRANGEBYSCORE", UNANSWERED, "-inf", now - timeout)
-  redis.call("ZREMRANGEBYSCORE", CLIENTS, "-inf", now - 5 * window)
+  redis.call("ZREMRANGEBYSCORE", CLIENTS, "-inf", now - math.min(5 * window, LISTED))
   if s.used > 0 and now >= s.settled_at then
     fill_up(now)
   end
@@ -327,6 +374,9 @@ local function next_at(now)
     return now
   end
   local unanswered = redis.call("ZCARD", UNANSWERED)
+  if window > SHORT_WINDOW and unanswered > 0 then
+    return now + 4 * RECHECK
+  end
   if s.proven < PROVEN and s.proven < s.slots
       and unanswered >= math.max(FEWEST_UNPROVEN, math.floor(s.proven / 2)) then
     return now + RECHECK
@@ -360,59 +410,87 @@ end
 
 -- One exchange
 
-local now = tonumber(ARGV[8])
+local now = tonumber(ARGV[6])
 if not now then
   local time = redis.call("TIME")
   now = (time[1] + time[2] / 1e6) * speed
 end
-local known, known_turn, tells = nil, 0, false
-for i = 9, #ARGV, 3 do
-  if ARGV[i + 1] == "knows" then
-    known, known_turn = ARGV[i], tonumber(ARGV[i + 2])
-  elseif ARGV[i + 1] == "answered_before" or ARGV[i + 1] == "sent_before" then
-    tells = true
+
+local budgets = {}
+
+local function read_budgets()
+  local at = 7
+  for i = 1, (#KEYS - 1) / 4 do
+    local budget = {keys = {}, state = {}, reports = {}, known = "", known_turn = 0, tells = false}
+    budget.limit, budget.window = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    for part = 1, 4 do
+      budget.keys[part] = KEYS[4 * (i - 1) + part]
+    end
+    local last = at + 2 + 3 * tonumber(ARGV[at + 2])
+    for first = at + 3, last, 3 do
+      local slot, event, seconds = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+      if event == "knows" then
+        budget.known, budget.known_turn = slot, seconds
+      elseif event == "answered_before" or event == "sent_before" then
+        budget.tells = true
+      end
+      budget.reports[#budget.reports + 1] = {slot, event, seconds}
+    end
+    budgets[i], at = budget, last + 1
   end
 end
-local is_found = load_state()
-local is_damaged = is_found and not is_whole()
-if not is_found then
-  new_state()
+
+-- Loads the state of the present budget, finds out whether Redis lost data, and takes the reports.
+local function open_budget(budget)
+  local is_found = load_state()
+  local is_damaged = is_found and not is_whole()
+  if not is_found then
+    new_state()
+  end
+  s.configured, s.last_accepted = s.configured or s.limit, s.last_accepted or NEVER  -- an older version wrote it
+  if not s.epoch then  -- the state is new, or an older version wrote it
+    s.turn = 0
+    begin_epoch(now)
+  end
+  follow_clock(now)
+  budget.is_lost = budget.known ~= "" and (is_damaged or s.epoch ~= budget.known or s.turn < budget.known_turn)
+  if is_damaged or (budget.is_lost and s.epoch == budget.known) then
+    begin_epoch(now)
+    settle(now)
+  elseif s.settled_at == NEVER and (budget.is_lost or (budget.tells and not is_found)) then
+    s.granted_before = is_found and redis.call("ZCARD", SLOTS) or 0
+    settle(now)
+  end
+  advance(now)
+  for _, report in ipairs(budget.reports) do
+    handlers[report[2]](report[1], now, report[3])
+  end
 end
-if not s.epoch then  -- the state is new, or an older version wrote it
-  s.turn = 0
-  begin_epoch(now)
-end
-follow_clock(now)
-local is_lost = known and known ~= "" and (is_damaged or s.epoch ~= known or s.turn < known_turn)
-if is_damaged or (is_lost and s.epoch == known) then
-  begin_epoch(now)
-  settle(now)
-elseif s.settled_at == NEVER and (is_lost or (tells and not is_found)) then
-  s.granted_before = is_found and redis.call("ZCARD", SLOTS) or 0
-  settle(now)
-end
-advance(now)
-for i = 9, #ARGV, 3 do
-  handlers[ARGV[i + 1]](ARGV[i], now, tonumber(ARGV[i + 2]))
+
+read_budgets()
+local is_granted = want ~= ""
+for _, budget in ipairs(budgets) do
+  use(budget)
+  open_budget(budget)
+  budget.wait = 0
+  if want ~= "" then
+    budget.wait = math.max(0, next_at(now) - now)
+  end
+  is_granted = is_granted and not budget.is_lost and budget.wait == 0
 end
 redis.call("ZADD", CLIENTS, now, client)
 
-local granted, wait = 0, 0
-if want ~= "" and not is_lost then
-  local at = next_at(now)
-  if at <= now then
-    granted = 1
+local replies = {}
+for i, budget in ipairs(budgets) do
+  use(budget)
+  if is_granted then
     take(want, now)
-  else
-    wait = at - now
   end
+  save_state()
+  replies[i] = {
+    is_granted and 1 or 0, string.format("%.9f", budget.is_lost and 0 or budget.wait), s.slots, s.burst,
+    redis.call("ZCARD", SLOTS), redis.call("ZCARD", CLIENTS), string.format("%.9f", math.max(0, s.held_until - now)),
+    s.epoch, s.turn, budget.is_lost and 1 or 0,
+  }
 end
-save_state()
-local reply = {
-  granted, string.format("%.9f", wait), s.slots, s.burst, redis.call("ZCARD", SLOTS),
-  redis.call("ZCARD", CLIENTS), string.format("%.9f", math.max(0, s.held_until - now)),
-}
-if known then
-  reply[8], reply[9], reply[10] = s.epoch, s.turn, is_lost and 1 or 0
-end
-return reply
+return replies

@@ -1,0 +1,185 @@
+"""Requests that charge several budgets which processes share, and may start a run.
+
+The store grants a slot of every budget in one exchange, or none. For a start, the run slot is reserved first, and
+given back at once if the budgets have no room, so that a request that waits holds nothing. While the store is
+unavailable, the dispatchers grant the share of this process, as for a set of one process.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import final
+from uuid import uuid4
+
+from asyncmig._core.endpoint import Lane
+from asyncmig._io.budget_set import BudgetSet
+from asyncmig._io.dispatcher import TICK, Dispatcher, Head
+from asyncmig._io.event_loop import loop_speed, start_task
+from asyncmig._io.run_slots import RunSlots
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore
+from asyncmig.distributed.shared_dispatcher import RECHECK, SharedBudgets, SharedDispatcher
+from asyncmig.events import Events
+
+__all__ = ["SharedBudgetSet"]
+
+_NEVER = float("inf")
+_SHORTEST_WAIT = 0.001
+_ASKS_PER_WINDOW = 12
+"""The store is asked at least so often in a window: another process may have returned a slot unused."""
+
+
+@final
+class SharedBudgetSet(BudgetSet):
+    """The requests that charge the same shared budgets. Has the methods of `Dispatcher` for them."""
+
+    __slots__ = (
+        "_ask_at",
+        "_blocked_until",
+        "_members",
+        "_ready_at",
+        "_shared",
+        "_store",
+        "_task",
+        "_wakeup",
+    )
+
+    def __init__(
+        self,
+        dispatchers: Sequence[Dispatcher],
+        runs: RunSlots | None = None,
+        *,
+        name: str = "",
+        events: Events | None = None,
+        shared: SharedBudgets,
+    ) -> None:
+        super().__init__(dispatchers, runs, name=name, events=events)
+        self._members = [each for each in dispatchers if isinstance(each, SharedDispatcher)]
+        self._shared = shared
+        self._store: BudgetStore | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wakeup = asyncio.Event()
+        self._ask_at = float("-inf")
+        """When the store is asked for a slot again."""
+        self._ready_at = float("-inf")
+        """When the store will have a slot of each budget, as it said last."""
+        self._blocked_until = float("-inf")
+        """Until when something else is in the way of the first waiter: a run slot, or a hold of this set."""
+
+    @property
+    def asks_at(self) -> float:
+        return max(self._ready_at, self._blocked_until)
+
+    def name_of(self, sent_at: float) -> str:
+        return self._members[0].name_of(sent_at)
+
+    def turn(self) -> None:
+        self._refuse_starts()
+        for each in self._members:
+            each.turn()  # a member that is offline grants from its share, or finds out when the store is back
+        if self.waiters.count and all(each.is_online for each in self._members):
+            if self._task is None:
+                self._task = start_task(self._work(), name="asyncmig shared gate of a set")
+            self._wakeup.set()
+
+    async def aclose(self) -> None:
+        """Stop the task."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _work(self) -> None:
+        try:
+            while (head := self._head()) and all(each.is_online for each in self._members):
+                self._wakeup.clear()
+                now = asyncio.get_running_loop().time()
+                at = self._may_ask_at(head, now)
+                if at - now > TICK:
+                    await self._sleep(at - now)
+                else:
+                    await self._ask(head, now)
+        finally:
+            self._task = None
+            self._blocked_until = float("-inf")
+
+    def _head(self) -> tuple[Head, asyncio.Future[float]] | None:
+        return self.waiters.head(self._members[0].granted)
+
+    def _may_ask_at(self, head: tuple[Head, asyncio.Future[float]], now: float) -> float:
+        """Return when the store may be asked; infinity if a report comes first."""
+        self._blocked_until = self._held_until
+        if self._runs is not None and (start := self._run_of.get(head[1])):
+            at = self._runs.earliest(start[0], now)
+            self._blocked_until = max(self._blocked_until, _NEVER if at is None else at)
+        at = max(self._ask_at, self._blocked_until)
+        if at <= now and any(each.has_before(self, head[0], now) for each in self._members):
+            return now + RECHECK
+        return at
+
+    async def _ask(self, head: tuple[Head, asyncio.Future[float]], now: float) -> None:
+        """Reserve a run slot if one is needed, ask the store for a slot of each budget, and grant it."""
+        place, waiter = head
+        start, runs = self._run_of.get(waiter), self._runs
+        run = start[0] if start is not None else None
+        if runs is not None and run is not None and not await runs.reserve(run, place[1]):
+            return
+        slot = uuid4().hex
+        replies: Sequence[BudgetReply] | None = None
+        try:
+            replies = await self._exchange(slot)
+        finally:
+            is_granted = replies is not None and replies[0].granted
+            # A process that was suspended for long may own the slot no more.
+            is_late = asyncio.get_running_loop().time() - now > self._shared.timeout / 2
+            if is_granted and not is_late and not waiter.done():
+                self._hand_out(head, slot)
+            else:
+                if runs is not None and run is not None:
+                    runs.release(run)
+                if is_granted:
+                    self._give_back(slot)
+        if replies is not None and not is_granted:
+            self._put_off(replies)
+
+    def _hand_out(self, head: tuple[Head, asyncio.Future[float]], slot: str) -> None:
+        (lane, *_), waiter = head
+        self.waiters.cancelled(Lane.POLL if lane < 0 else Lane(lane))  # it leaves the queue
+        self._grant_to(waiter, asyncio.get_running_loop().time(), slot)
+
+    def _give_back(self, slot: str) -> None:
+        now = asyncio.get_running_loop().time()
+        for each in self._members:
+            each.opened_client().report(slot, "unsent", now)
+
+    def _put_off(self, replies: Sequence[BudgetReply]) -> None:
+        now = asyncio.get_running_loop().time()
+        wait, window = max(
+            (reply.wait, each.window) for reply, each in zip(replies, self._members, strict=True)
+        )
+        wait = max(wait, _SHORTEST_WAIT)
+        self._ready_at, self._ask_at = now + wait, now + min(wait, window / _ASKS_PER_WINDOW)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until `turn` is called, at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == _NEVER else seconds):
+                await self._wakeup.wait()
+
+    async def _exchange(self, slot: str) -> Sequence[BudgetReply] | None:
+        """Ask for a slot of each budget; if the store does not answer, all members go offline."""
+        clients = [each.opened_client() for each in self._members]
+        if self._store is None:
+            self._store = self._shared.window.budgets(
+                [each.shared_budget() for each in self._members],
+                account=self._shared.account,
+                timeout=self._shared.timeout,
+                speed=loop_speed(asyncio.get_running_loop()),
+            )
+        try:
+            replies = await self._store.exchange([each.reports() for each in clients], slot)
+            for client, reply in zip(clients, replies, strict=True):
+                client.heard(reply)
+        except OSError as error:
+            for client in clients:
+                client.went_away(error, slot)
+            return None
+        return replies
