@@ -1,7 +1,9 @@
 """The script that keeps a shared window, called at times that a test chooses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import zip_longest
 from typing import Any
 
 import redis
@@ -37,11 +39,11 @@ class Script:
         speed: float = 1.0,
     ) -> None:
         self.redis: Any = redis.Redis.from_url(url)
-        self._run = self.redis.register_script(SCRIPT)
+        self.run = self.redis.register_script(SCRIPT)
         parts = ("state", "slots", "unanswered", "accepted", "clients")
-        self._keys = [f"{prefix}:{{x}}:{part}" for part in parts]
+        self.keys = [f"{prefix}:{{x}}:{part}" for part in parts]
         self.calls = 0
-        self._rate, self._settings = (limit, window), (timeout, speed)
+        self.rate, self.settings = (limit, window), (timeout, speed)
 
     def __call__(
         self,
@@ -51,12 +53,45 @@ class Script:
         client: str = "c",
         random: float = 0.5,
     ) -> Turn:
-        self.calls += 1
-        told = [part for one in reports for part in one]
-        settings = [client, *self._settings, random, want, "" if now is None else now]
-        (reply,) = self._run(self._keys, [*settings, *self._rate, len(reports), *told])
-        granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
-        return Turn(
+        (turn,) = together([self], now, reports, want=want, client=client, random=random)
+        return turn
+
+    def state(self, name: str) -> float:
+        return float(self.redis.hget(self.keys[0], name))
+
+    def forget(self, *parts: int) -> None:
+        """Lose everything, as a Redis does that was killed; or some keys only, as one does that is full."""
+        self.redis.delete(*([self.keys[part] for part in parts] or self.keys))
+
+    def copies(self) -> dict[str, bytes]:
+        """Return what Redis holds, as a replica has it that falls behind from now on."""
+        return {key: dump for key in self.keys if (dump := self.redis.dump(key)) is not None}
+
+    def restore(self, copies: dict[str, bytes]) -> None:
+        """Let that replica take over."""
+        self.forget()
+        for key, dump in copies.items():
+            self.redis.restore(key, 0, dump)
+
+
+def together(
+    scripts: Sequence[Script],
+    now: float | None,
+    *reports: Sequence[tuple[str, str, float]],
+    want: str = "",
+    client: str = "c",
+    random: float = 0.5,
+) -> list[Turn]:
+    """Ask for a slot of several budgets at once; `reports` are those of the first of them."""
+    first = scripts[0]
+    first.calls += 1
+    arguments: list[object] = [client, *first.settings, random, want, "" if now is None else now]
+    for script, told in zip_longest(scripts, reports, fillvalue=()):
+        arguments += [*script.rate, len(told), *(part for one in told for part in one)]
+    keys = [key for script in scripts for key in script.keys[:4]]
+    replies = first.run([*keys, first.keys[4]], arguments)
+    return [
+        Turn(
             bool(granted),
             float(wait),
             slots,
@@ -68,20 +103,5 @@ class Script:
             turn,
             bool(lost),
         )
-
-    def state(self, name: str) -> float:
-        return float(self.redis.hget(self._keys[0], name))
-
-    def forget(self, *parts: int) -> None:
-        """Lose everything, as a Redis does that was killed; or some keys only, as one does that is full."""
-        self.redis.delete(*([self._keys[part] for part in parts] or self._keys))
-
-    def copies(self) -> dict[str, bytes]:
-        """Return what Redis holds, as a replica has it that falls behind from now on."""
-        return {key: dump for key in self._keys if (dump := self.redis.dump(key)) is not None}
-
-    def restore(self, copies: dict[str, bytes]) -> None:
-        """Let that replica take over."""
-        self.forget()
-        for key, dump in copies.items():
-            self.redis.restore(key, 0, dump)
+        for granted, wait, slots, burst, used, clients, held, epoch, turn, lost in replies
+    ]

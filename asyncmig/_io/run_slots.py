@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol, TypeAlias, final
 
 from asyncmig._core.run_table import RunTable
+from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig._io.shared_runs import RunStore, SharedRuns
 from asyncmig.errors import AsyncmigError, NoRunSlot
@@ -183,6 +184,8 @@ class RunSlots:
         at = None if found is None else max(self._on_loop(found), now)
         if self._shared is not None and not self.holds(run):  # another process may release a slot
             at = max(now if at is None else at, self._not_before)
+        if at is not None and at - now <= TICK:
+            at = now  # the table's clock differs from the loop's by a rounded number
         if at is not None and at > now:
             self._wake_at(at)
         return at
@@ -265,7 +268,7 @@ class RunSlots:
             return True
         if self._shared is None:
             at = self._table.next_at(run, now := _loop_time())
-            if at is None or at > now:
+            if at is None or at - now > TICK:
                 return False
             self._table.take(run, now)
         else:

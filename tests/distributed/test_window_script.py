@@ -12,9 +12,9 @@ import pytest
 from gateload import most_in_a_window
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from windowscript import Script
+from windowscript import Script, together
 
-from asyncmig._core.limiter import Limiter
+from asyncmig._core.limiter import Limiter, RateHeaders
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 EXAMPLES = int(os.environ.get("WINDOW_EXAMPLES", "25"))
@@ -67,6 +67,66 @@ def test_one_client_is_treated_as_by_the_local_limiter(
         for name in overdue:  # before the script would give it up
             limiter.accepted(now, sent_at=open_.pop(name))
             script(now, (name, "accepted", 0.0), random=draws.value)
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_window_is_treated_as_by_the_local_limiter(
+    redis_url: str, prefix: str, limit: int, seed: int
+) -> None:
+    rng, window, now, names = Random(f"{limit} {seed}"), 3600.0, 1000.0, count()
+    script, limiter = (
+        Script(redis_url, prefix, limit=limit, window=window),
+        Limiter(limit=limit, window=window, rng=Fixed()),
+    )
+    open_: dict[str, float] = {}
+    for _ in range(200):
+        if not open_:
+            name, at = str(next(names)), limiter.next_at(now)
+            turn = script(now, want=name)
+            assert turn.granted == (at is not None and at <= now)
+            assert turn.wait == pytest.approx(max(0.0, (at or now) - now), abs=1e-6)
+            if turn.granted:
+                limiter.take(now)
+                open_[name] = now
+        else:
+            assert not script(now, want="another").granted  # they are sent one at a time
+            name, sent_at = open_.popitem()
+            what = rng.choices(["accepted", "rejected", "lost", "unsent"], [1.0, 0.3, 0.1, 0.1])[0]
+            seconds = rng.choice([0.0, 0.0, 7.0, 1e6])
+            turn = script(now, (name, what, seconds))
+            more = {"retry_after": seconds or None} if what == "rejected" else {}
+            getattr(limiter, what)(now, sent_at=sent_at, **more)
+            if rng.random() < 0.5:
+                told = rng.choice([None, 0, 1, limit, 100]), rng.choice([None, 0, 1, 100])
+                reset = rng.choice([0.0, 60.0, 1e9])
+                text = "/".join("" if each is None else str(each) for each in told)
+                turn = script(now, (text, "told", reset))
+                limiter.told(RateHeaders(limit=told[0], remaining=told[1], reset=reset or None), now)
+        assert (turn.used, turn.slots) == (limiter.used(now), limiter.slots)
+        assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
+        now += rng.choice([0.5, 5.0, 60.0, 900.0, 3700.0])
+        overdue = [name for name, sent_at in open_.items() if now - sent_at >= 60.0]
+        for name in overdue:
+            limiter.lost(now, sent_at=open_.pop(name))
+            script(now, (name, "lost", 0.0))
+
+
+def test_a_slot_of_several_budgets_is_granted_if_all_have_one(redis_url: str, prefix: str) -> None:
+    minute, hour = (
+        Script(redis_url, prefix + "a", limit=2),
+        Script(redis_url, prefix + "b", limit=1, window=3600.0),
+    )
+    assert [turn.granted for turn in together([minute, hour], 1000.0, want="first")] == [True, True]
+    for script in (minute, hour):
+        script(1001.0, ("first", "accepted", 0.0))
+    turns = together([minute, hour], 1002.0, want="second")
+    assert [turn.granted for turn in turns] == [False, False]
+    assert [turn.used for turn in turns] == [1, 1]
+    assert turns[1].wait == pytest.approx(3599.05)
+    assert minute(1003.0, want="third").granted
+    turns = together([hour, minute], 4700.0, [("", "limited", 1)], want="fourth")
+    assert [turn.granted for turn in turns] == [True, True]
 
 
 @dataclass
