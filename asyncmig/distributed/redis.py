@@ -37,6 +37,10 @@ from asyncmig.errors import InvalidInput
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
 
 _Answer = tuple[int, str, int, int, int, int, str, bytes, int, int]
+_READ = """
+local time = redis.call("TIME")
+return {redis.call("GET", KEYS[1]) or "", time[1], time[2]}
+"""
 _REPLACE = """
 if (redis.call("GET", KEYS[1]) or "") ~= ARGV[1] then
   return 0
@@ -220,12 +224,11 @@ class _RedisRuns:
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
         """Replace the state; see `asyncmig._io.shared_runs.RunStore`. Raises `ConnectionError`."""
         redis, key = self._opened(speed), f"{self._base(speed)}:runs"
-        replace = redis.register_script(_REPLACE)
+        read, replace = redis.register_script(_READ), redis.register_script(_REPLACE)
         with _errors_of(self._server):
             while True:
-                old = cast("bytes | None", await redis.get(key)) or b""
-                seconds, micros = cast("tuple[int, int]", await redis.time())
-                new = change(old, (seconds + micros / 1e6) * speed)
+                old, seconds, micros = cast("tuple[bytes, bytes, bytes]", await read([key]))
+                new = change(old, (int(seconds) + int(micros) / 1e6) * speed)
                 if new == old or await replace([key], [old, new]):
                     return
 
