@@ -49,7 +49,7 @@ class Lifecycle:
     age_per_floor: float
     """The floor grows by one second for each `age_per_floor` seconds of age, between the two bounds."""
     parked_floor: float
-    """The least floor of a parked run, which waits for a person. A read that a caller asks for need not wait for it."""
+    """The floor of a parked run, which waits for a person. A read that a caller requests need not wait for it."""
     read_lag: float
     """How long a read may show an old state: a new run may answer 404, and an ended run may look active."""
     stall_alarm: float

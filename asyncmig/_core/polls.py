@@ -115,7 +115,7 @@ class PollSchedule(Generic[RunT]):
     def prioritise(self, run: PolledRun[RunT], now: float, *, until: float = -math.inf) -> None:
         """Poll `run` before others until it was observed and until the time `until`.
 
-        Its active floor still applies. The longer floor of a parked run does not, because a caller asks for this read.
+        Its active floor still applies. The longer floor of a parked run does not, because a caller requests the read.
         """
         run.prioritised, run.awaited_until = True, max(run.awaited_until, until)
         if (run.relaxed or run.parked) and not run.failures:

@@ -17,10 +17,11 @@ from typing import final
 
 from asyncmig._core.arguments import check_fields
 from asyncmig._core.endpoint import Repeat
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import InvalidInput, NoAnswer, ServerError, TruncatedDownload, UnexpectedReply
 
 __all__ = [
     "FINAL",
+    "TRANSIENT",
     "Doubt",
     "Next",
     "Occasions",
@@ -32,6 +33,8 @@ __all__ = [
 
 FINAL = frozenset({501, *range(402, 408), *range(410, 425), 426, 428, 431, 451})
 """Undocumented statuses that a repeat does not change. The others (redirects, 408, 425) may be temporary."""
+TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
+"""Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
 
 
 class Doubt(enum.Enum):

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, final
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.attempts import Attempts, RetryableFailure
 from asyncmig._io.threads import WriteBehind, in_thread, write_all
 from asyncmig.companies.archive import chunks_of, open_archive
 from asyncmig.companies.expected import ALL_SHEETS
-from asyncmig.companies.fetch import TRANSIENT, Fetch, can_do_without, is_no_archive, no_sheets
+from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.catalog import called
 from asyncmig.customers.file_names import file_names

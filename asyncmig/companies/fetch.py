@@ -19,17 +19,12 @@ from asyncmig.errors import (
     ApiError,
     AsyncmigError,
     AuthError,
-    NoAnswer,
     NotFound,
-    ServerError,
-    TruncatedDownload,
     UnexpectedReply,
 )
 
-__all__ = ["TRANSIENT", "Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
+__all__ = ["Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
 
-TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
-"""Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
 _NO_ARCHIVE = frozenset({400, 404, 405, 501})
 
 

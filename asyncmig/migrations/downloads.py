@@ -10,7 +10,7 @@ from typing import final
 
 from msgspec import UNSET
 
-from asyncmig._core.retry import FINAL
+from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.reply import is_html
@@ -25,7 +25,6 @@ from asyncmig.errors import (
     Conflict,
     NoAnswer,
     NotFound,
-    ServerError,
     TruncatedDownload,
     UnexpectedReply,
 )
@@ -43,7 +42,6 @@ _COLUMNS = re.compile(rb"coverage|empty|column", re.IGNORECASE)
 """The 409s of a download differ by their text only."""
 _JOBS = 2
 """The most export jobs that are started for one sheet, of the few that an account has in an hour."""
-_TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
 
 
 @final
@@ -108,7 +106,7 @@ async def download(
 
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | None:
-    attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=_TRANSIENT, unless=_is_final)
+    attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=TRANSIENT, unless=_is_final)
     missing, job, filtered, starts = 0, None, fetch.honours_filter, 0
     is_job_refused = False
     while True:

@@ -7,10 +7,11 @@ from typing import cast
 
 import msgspec
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.outcome import Decide, Parked, Pending
 from asyncmig.errors import AuthError, InvalidInput, JournalError, SessionClosed
-from asyncmig.records.record_keeper import TRANSIENT, OutcomeFields
+from asyncmig.records.record_keeper import OutcomeFields
 
 __all__ = ["ask_function"]
 

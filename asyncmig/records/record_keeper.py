@@ -8,35 +8,26 @@ from typing import Generic, TypedDict, TypeVar, final
 import msgspec
 
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.retry import FINAL
+from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.attempts import TimedAttempts
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner
 from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.options import RETRY_SECONDS
-from asyncmig.errors import (
-    ApiError,
-    JournalError,
-    NoAnswer,
-    ServerError,
-    TruncatedDownload,
-    UnexpectedReply,
-)
+from asyncmig.errors import ApiError, JournalError, TruncatedDownload
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered
 from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord
 from asyncmig.records.responses import Reader, Responses
 from asyncmig.steps import Entry, OutcomeName, Step
 
-__all__ = ["TRANSIENT", "OutcomeFields", "RecordKeeper"]
+__all__ = ["OutcomeFields", "RecordKeeper"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseRecord)
 _log = logging.getLogger("asyncmig")
 _STOPPED = frozenset[Entry]({"failed", "pending", "unknown"})
 """Entries after which the last failure may be the reason why the migration stopped."""
-TRANSIENT = (NoAnswer, ServerError, UnexpectedReply, TruncatedDownload)
-"""Errors that another attempt may avoid: the server is unavailable, or a proxy responded in its place."""
 
 
 class OutcomeFields(TypedDict):
@@ -76,8 +67,9 @@ class RecordKeeper(Generic[R]):
         uploads: str,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`endpoint` names a repeated step in events if an error does not. `uploads`: the template of the PUT of
-        bytes: each has a URL of its own. `retry_seconds`: see `MigrationOptions`.
+        """`endpoint`: named in the events of a repeated step if its error names none. `uploads`: the template of the
+        endpoint that uploads bytes; each of its requests has a URL of its own. `retry_seconds`: see
+        `MigrationOptions`.
         """
         self._claim, self._events = claim, context.events
         self._endpoint, self._uploads = endpoint, uploads
@@ -106,7 +98,7 @@ class RecordKeeper(Generic[R]):
         async with self._writing:
             record = self._changed(kind, changes)
             await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
-            self.record = record
+            self.record = self.responses.record = record
 
     async def keep(self, kind: Entry, **changes: object) -> None:
         """Write a response of the server and the changed record to the journal; see `Responses.keep`."""

@@ -27,20 +27,20 @@ Reader = Callable[[str, bytes | None], R]
 
 @final
 class Responses(Generic[R]):
-    """The responses about one customer, beginning with those that an earlier claim could not write."""
+    """The responses for a customer that the journal lacks, including those that an earlier claim could not write."""
 
     __slots__ = ("_claim", "_context", "_entries", "_read", "_retry_seconds", "record")
 
     def __init__(
         self, context: SessionContext, claim: ClaimPort, read: Reader[R], retry_seconds: float
     ) -> None:
-        """`retry_seconds`: seconds for which an unavailable journal is waited for."""
+        """`retry_seconds`: how long to wait for a journal that is unavailable, in seconds."""
         self._claim, self._context, self._retry_seconds = claim, context, retry_seconds
         self._read = read
         earlier = context.unwritten.pop(claim.external_id, None)
-        self._entries = list(earlier.missing(claim.state)) if earlier else []
+        self._entries = earlier.missing(claim.state) if earlier else ()
         self.record: R = read(claim.external_id, self._entries[-1].state if self._entries else claim.state)
-        """The customer's record with all responses."""
+        """The customer's record, with all responses."""
 
     async def keep(self, kind: Entry, detail: bytes, record: R) -> None:
         """Write a response and the changed record; while the journal is unavailable, wait for it.
@@ -50,7 +50,7 @@ class Responses(Generic[R]):
         in this session writes the missing entries first.
         """
         self.record = record
-        self._entries.append(UnwrittenEntry(kind, detail, msgspec.json.encode(record)))
+        self._entries += (UnwrittenEntry(kind, detail, msgspec.json.encode(record)),)
         await self.catch_up()
 
     async def catch_up(self) -> None:
@@ -63,7 +63,7 @@ class Responses(Generic[R]):
                 entry = self._entries[0]
                 try:
                     await self._claim.write(entry.kind, entry.detail, entry.state)
-                    del self._entries[0]
+                    self._entries = self._entries[1:]
                 except JournalError as error:
                     if not failed:
                         _log.warning("%s: %s; %s", self._claim.external_id, error, self.unwritten)
@@ -77,7 +77,7 @@ class Responses(Generic[R]):
                     await asyncio.sleep(_PAUSE)
             await failures.succeeded()
         except BaseException:
-            left = UnwrittenEntries(self._claim.state, tuple(self._entries))
+            left = UnwrittenEntries(self._claim.state, self._entries)
             self._context.unwritten[self._claim.external_id] = left
             if failed:
                 _log.error("%s: %s", self._claim.external_id, self.unwritten)
@@ -94,7 +94,7 @@ class Responses(Generic[R]):
 
     @property
     def unwritten(self) -> str | None:
-        """What the journal lacks, and what to do if this process ends; None if it lacks nothing."""
+        """What the journal lacks, and what to do if this process ends; None if the journal has everything."""
         if not self._entries:
             return None
         written = self._read(self._claim.external_id, self._claim.state).ids
@@ -108,5 +108,5 @@ class Responses(Generic[R]):
 
 
 def new_ids(known: Mapping[str, str], written: Mapping[str, str]) -> list[str]:
-    """Return the ids that a journal lacks, in words."""
+    """Return the ids that a journal lacks, as text."""
     return [f"{kind} {each}" for kind, each in known.items() if written.get(kind) != each]

@@ -14,8 +14,7 @@ import pytest
 from inprocess import InProcess
 
 from asyncmig import Delivered, Failed, Journal, Outcome, Parked, Spec, Unknown, migrate
-from asyncmig.companies.workflow.record import Record
-from asyncmig.companies.workflow.record_keeper import read_record
+from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.simulator import World
 from asyncmig.simulator.companies.bodies import ImportIn
 from asyncmig.simulator.companies.company import Company, Upload

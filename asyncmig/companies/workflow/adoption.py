@@ -9,13 +9,14 @@ from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
-from asyncmig.companies.workflow.record import read_record
-from asyncmig.companies.workflow.record_keeper import RecordKeeper, wall_clock
+from asyncmig.companies.workflow.record import Record, read_record
+from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.ids import COMPANY, checked_id
 from asyncmig.customers.outcome import Failed
 from asyncmig.customers.spec import check_external_id
 from asyncmig.errors import InvalidInput, UnknownOutcome
 from asyncmig.journal import JournalPort
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["adopt", "look_first"]
 
@@ -61,7 +62,7 @@ async def _owner(journal: JournalPort, company_id: str, *, besides: str) -> str 
     return None
 
 
-async def look_first(company: Company, progress: RecordKeeper) -> ImportRun | None:
+async def look_first(company: Company, progress: RecordKeeper[Record]) -> ImportRun | None:
     """Return an earlier import of an adopted company: the running one, the newest completed one, or a failed one."""
     progress.begin("starting", "looks for an earlier import")
     states, is_cut = await progress.retry_while_away(partial(_list, company, progress.rank))

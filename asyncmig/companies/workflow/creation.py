@@ -8,14 +8,16 @@ from typing import TypeVar, final
 import anyio
 
 from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
 from asyncmig.companies.workflow.names import resolve
-from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named
+from asyncmig.companies.workflow.record import Record, named
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Creation", "refuses_account", "unknown"]
 
@@ -35,7 +37,7 @@ class Creation:
 
     __slots__ = ("_context", "_progress", "_spec")
 
-    def __init__(self, context: SessionContext, spec: Spec, progress: RecordKeeper) -> None:
+    def __init__(self, context: SessionContext, spec: Spec, progress: RecordKeeper[Record]) -> None:
         self._context, self._spec, self._progress = context, spec, progress
 
     async def company(self) -> Company:

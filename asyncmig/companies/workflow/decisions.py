@@ -15,13 +15,14 @@ from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun, mark_of
 from asyncmig.companies.wire import ImportState
-from asyncmig.companies.workflow.record import API, Record
-from asyncmig.companies.workflow.record_keeper import RecordKeeper, wall_clock
+from asyncmig.companies.workflow.record import API, Record, keeper_of
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
+from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
 from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import JournalPort
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "send_decision"]
 
@@ -66,13 +67,13 @@ async def decide_parked(
         check_answers(shown, decision.answers or {})
     async with await journal.claim(external_id) as claim:
         with OwnerScope(Owner(external_id)):
-            keeper = RecordKeeper(context, claim)
-            await keeper.answers.catch_up()
+            keeper = keeper_of(context, claim)
+            await keeper.responses.catch_up()
             return await _decide(context, keeper, decision, shown)
 
 
 async def _decide(
-    context: SessionContext, keeper: RecordKeeper, decision: Decision, shown: NeedsAttention
+    context: SessionContext, keeper: RecordKeeper[Record], decision: Decision, shown: NeedsAttention
 ) -> Reviewed:
     record = keeper.record
     if not isinstance(record.outcome, Parked):
@@ -84,7 +85,7 @@ async def _decide(
     return await _decided(keeper, run, decision)
 
 
-async def _decided(keeper: RecordKeeper, run: ImportRun, decision: Decision) -> Reviewed:
+async def _decided(keeper: RecordKeeper[Record], run: ImportRun, decision: Decision) -> Reviewed:
     """Send a decision about what a run asked when it was read last, and record what became of it."""
     shown = run.needs_attention
     try:
@@ -107,15 +108,15 @@ async def cancel(
     """
     async with await journal.claim(external_id) as claim:
         with OwnerScope(Owner(external_id)):
-            keeper = RecordKeeper(context, claim)
-            await keeper.answers.catch_up()
+            keeper = keeper_of(context, claim)
+            await keeper.responses.catch_up()
             if claim.state is None:
                 reason = "is not in the journal: there is nothing to cancel"
                 raise InvalidInput("external_id", external_id, reason)
             return await _cancel(context, keeper, reject_parked=reject_parked)
 
 
-async def _cancel(context: SessionContext, keeper: RecordKeeper, *, reject_parked: bool) -> Outcome:
+async def _cancel(context: SessionContext, keeper: RecordKeeper[Record], *, reject_parked: bool) -> Outcome:
     outcome = keeper.record.outcome
     if not keeper.record.is_readable and isinstance(outcome, Failed):
         raise InvalidInput("external_id", keeper.record.external_id, outcome.error)
@@ -139,7 +140,7 @@ async def _cancel(context: SessionContext, keeper: RecordKeeper, *, reject_parke
     return canceled
 
 
-async def send_decision(keeper: RecordKeeper, run: ImportRun, decision: Decision) -> None:
+async def send_decision(keeper: RecordKeeper[Record], run: ImportRun, decision: Decision) -> None:
     """Write a decision about what a run asks to the journal, and send it. Raises as `ImportRun.approve` does."""
     shown = run.needs_attention
     assert shown is not None
@@ -167,7 +168,7 @@ async def _read(run: ImportRun) -> ImportState:
         raise NoAnswer(run.ENDPOINT.method, run.ENDPOINT.template, reason) from error
 
 
-async def _not_as_shown(keeper: RecordKeeper, run: ImportRun, state: ImportState) -> Reviewed:
+async def _not_as_shown(keeper: RecordKeeper[Record], run: ImportRun, state: ImportState) -> Reviewed:
     """Record that the run now asks something else, or nothing."""
     attention = run.needs_attention
     if attention is None:

@@ -6,11 +6,12 @@ from typing import final
 
 import msgspec
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig.companies.company import Company, known_sheets
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportRun, in_stages, summary_of
-from asyncmig.companies.workflow.record import ExportStep, export_key
-from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, wall_clock
+from asyncmig.companies.workflow.record import ExportStep, Record, export_key
+from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import (
     Delivered,
@@ -22,6 +23,7 @@ from asyncmig.customers.outcome import (
     Outcome,
 )
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Delivery"]
 
@@ -36,7 +38,7 @@ class Delivery:
 
     __slots__ = ("_folder", "_options", "_progress")
 
-    def __init__(self, progress: RecordKeeper, folder: Path, options: MigrationOptions) -> None:
+    def __init__(self, progress: RecordKeeper[Record], folder: Path, options: MigrationOptions) -> None:
         self._progress, self._folder, self._options = progress, folder, options
 
     def is_done(self, outcome: Outcome | None) -> bool:

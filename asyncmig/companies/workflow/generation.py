@@ -21,7 +21,7 @@ from asyncmig.companies.workflow.adoption import adopt
 from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
 from asyncmig.companies.workflow.names import catalogue_requests, resolve
-from asyncmig.companies.workflow.record import ExportStep, Record, read_inputs, read_record
+from asyncmig.companies.workflow.record import ExportStep, Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.failures import LastFailure
@@ -41,6 +41,7 @@ from asyncmig.customers.status import (
 )
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.records.record import read_inputs
 from asyncmig.steps import Progress
 
 __all__ = ["CompaniesGeneration", "customer_record"]

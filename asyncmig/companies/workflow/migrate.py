@@ -9,16 +9,14 @@ arguments: it repeats only requests that are safe to repeat.
 
 import asyncio
 import contextlib
-import inspect
 import logging
-import os
-from collections.abc import Awaitable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, cast, final
 
 import msgspec
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import OwnerScope
 from asyncmig._io.threads import in_thread
@@ -33,13 +31,12 @@ from asyncmig.companies.workflow.creation import Creation, refuses_account, unkn
 from asyncmig.companies.workflow.decisions import SUPPORTED, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
 from asyncmig.companies.workflow.names import differs
-from asyncmig.companies.workflow.record import API, import_key, read_inputs
-from asyncmig.companies.workflow.record_keeper import TRANSIENT, RecordKeeper, named, wall_clock
+from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of, named
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
+from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.files import FileInput
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import (
-    Decide,
     Failed,
     Outcome,
     Parked,
@@ -47,7 +44,7 @@ from asyncmig.customers.outcome import (
     PendingReason,
     Unknown,
 )
-from asyncmig.customers.paths import Inputs, check_below, entries, file_id
+from asyncmig.customers.paths import Inputs, check_below
 from asyncmig.customers.questions import check_answers
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import (
@@ -61,6 +58,9 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.journal import ClaimPort
+from asyncmig.records.policy import ask_function
+from asyncmig.records.record import check_apart, read_inputs
+from asyncmig.records.record_keeper import RecordKeeper
 from asyncmig.steps import OutcomeName
 
 __all__ = ["migrate_customer", "nothing_ran"]
@@ -90,13 +90,15 @@ async def migrate_customer(
     `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
     files were read and before the first request. Raises `JournalError`.
     """
-    progress = RecordKeeper(context, claim, spec, retry_seconds=options.retry_seconds)
+    progress = keeper_of(context, claim, retry_seconds=options.retry_seconds)
+    if not progress.record.name:
+        progress.record = named(progress.record, spec)
     try:
-        await progress.answers.catch_up()
+        await progress.responses.catch_up()
         with OwnerScope(progress.owner()):
             return await _Migration(context, spec, progress, to, options, inputs, turn).run()
     except JournalError as error:
-        if not (progress.answers.unwritten and progress.answers.must_end):
+        if not (progress.responses.unwritten and progress.responses.must_end):
             raise
         return Pending(**progress.outcome_fields(), error=str(error), reason="interrupted")
 
@@ -123,7 +125,7 @@ class _Migration:
         self,
         context: SessionContext,
         spec: Spec,
-        progress: RecordKeeper,
+        progress: RecordKeeper[Record],
         to: Path,
         options: MigrationOptions,
         inputs: Inputs,
@@ -204,24 +206,26 @@ class _Migration:
         progress, spec = self._progress, self._spec
         record, self._files = progress.record, None
         if record.company_id and record.name != spec.name:
-            self._note(f"the company was created as {record.name!r} and keeps that name")
+            self._progress.note(f"the company was created as {record.name!r} and keeps that name")
         if record.company_id and differs(record.source, record.template_ids, spec):
-            self._note("the company was created with another source or other templates, and keeps them")
+            self._progress.note(
+                "the company was created with another source or other templates, and keeps them"
+            )
         try:
             spec.validate(root=self._options.root)
-            await in_thread(_check_apart, spec.files, self._to)
+            await in_thread(check_apart, spec.files, self._to)
             files = self._files = await read_inputs(spec.files)
         except InvalidInput as error:
             if not record.import_requested:
                 raise
-            self._note(f"{error}; its import had started and continues without it")
+            self._progress.note(f"{error}; its import had started and continues without it")
             return
         changed = ", ".join(record.changed_files(files)) if record.files else ""
         if record.import_requested and changed:
             if nothing_ran(record.outcome):
                 await self._new_epoch(files, changed, retried=0)
             else:
-                self._note(f"changed since the import began, and not imported again: {changed}")
+                self._progress.note(f"changed since the import began, and not imported again: {changed}")
         elif changed or not record.files:
             await progress.write("input", files=files, uploads=())
         else:
@@ -241,9 +245,11 @@ class _Migration:
             await self._new_epoch(self._files, "a retry was requested", retried=record.retried + 1)
             return True
         if isinstance(outcome, Failed) and outcome.step == "running":
-            self._note("not imported again: the end of its run was not read, and it may have completed")
+            self._progress.note(
+                "not imported again: the end of its run was not read, and it may have completed"
+            )
         if isinstance(outcome, Failed) and outcome.step == "exporting":
-            self._note(
+            self._progress.note(
                 "exported again: only the natural key of the destination's writer prevents duplicate records"
             )
             await self._progress.write(
@@ -258,7 +264,7 @@ class _Migration:
 
     async def _new_epoch(self, files: tuple[FileInput, ...], reason: str, *, retried: int) -> None:
         record = self._progress.record
-        self._note(f"imported again, for {reason}")
+        self._progress.note(f"imported again, for {reason}")
         assert isinstance(record.outcome, Failed)
         clean = record.outcome.status == "failed" and record.outcome.report is None and not record.rejected
         await self._progress.write(
@@ -277,10 +283,6 @@ class _Migration:
             exported_again=0,
             outcome=None,
         )
-
-    def _note(self, text: str) -> None:
-        if text not in self._progress.notes:
-            self._progress.notes.append(text)
 
     def _finished(self) -> Outcome | None:
         """Return the recorded outcome if no work is left, or None."""
@@ -404,37 +406,11 @@ class _Migration:
         """Return what the policy decides: `Parked` if nothing or something wrong, `Pending` if its function fails."""
         policy = self._options.decide
         if callable(policy):
-            return await self._called(policy, parked)
+            return await ask_function(policy, parked, self._progress.outcome_fields(), _check_fits)
         if policy == "reject":
             return Reject()
         is_safe = not parked.attention.is_destructive
         return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else parked
-
-    async def _called(self, policy: Decide, parked: Parked) -> Decision | Parked | Pending:
-        try:
-            decision: object = policy(parked)
-            if inspect.isawaitable(decision):
-                decision = await cast("Awaitable[object]", decision)
-        except (AuthError, SessionClosed, JournalError, *TRANSIENT):  # it may use the session itself
-            raise
-        except Exception as error:
-            _log.exception("%s: the function that decides failed", parked.external_id)
-            text = f"the function `decide` raised {type(error).__name__}: {error}"
-            return Pending(**self._progress.outcome_fields(), error=text, reason="crashed")
-        if decision is None:
-            return parked
-        if not isinstance(decision, Decision):
-            text = str(
-                InvalidInput("decide", decision, "is what the function returned, not a Decision or None")
-            )
-            return Pending(**self._progress.outcome_fields(), error=text, reason="crashed")
-        try:
-            checked_decision(decision, SUPPORTED, API)
-            if isinstance(decision, Approve):
-                check_answers(parked.attention, decision.answers or {})
-        except InvalidInput as error:
-            return msgspec.structs.replace(parked, refused=str(error))
-        return decision
 
     def _group(self) -> int:
         """Return the poll group of the run: the order of magnitude of its bytes. Its runs take about equally long."""
@@ -450,13 +426,11 @@ def _reason(error: Exception) -> PendingReason:
     return "server_away" if isinstance(error, TRANSIENT) else "interrupted"
 
 
-def _check_apart(files: Iterable[Path], to: Path) -> None:
-    """Raise `InvalidInput` for a file in the output folder: a sheet could replace it."""
-    folder = file_id(to)
-    for path in files:
-        if folder is not None and folder in [file_id(os.path.dirname(each)) for each in entries(path)]:
-            reason = f"lies in {to}, where sheets are delivered: choose another folder"
-            raise InvalidInput("files", str(path), reason)
+def _check_fits(parked: Parked, decision: Decision) -> None:
+    """Raise `InvalidInput` for a decision that this generation lacks, or for answers that were not offered."""
+    checked_decision(decision, SUPPORTED, API)
+    if isinstance(decision, Approve):
+        check_answers(parked.attention, decision.answers or {})
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:

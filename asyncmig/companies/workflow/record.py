@@ -1,21 +1,23 @@
 """The journal record of one customer: its input, and the state of its migration."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
-from asyncmig._io.threads import in_thread
+from asyncmig._io.context import SessionContext
+from asyncmig.companies import routes
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
-from asyncmig.customers.failures import LastFailure
-from asyncmig.customers.files import FileInput, raise_unreadable, size_of
-from asyncmig.customers.outcome import ExportMode, ExportSummary, Failed, Outcome
-from asyncmig.transfers.uploads import digest_of
+from asyncmig.customers.options import RETRY_SECONDS
+from asyncmig.customers.outcome import ExportMode, ExportSummary
+from asyncmig.customers.spec import Spec
+from asyncmig.journal import ClaimPort
+from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
+from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "read_inputs", "read_record"]
-
+__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "named", "read_record"]
 
 _VERSION = 1
 API = "companies"
@@ -34,19 +36,16 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     result: ExportSummary | None = None
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
     version: int = _VERSION
     api: str = API
     """The API generation that wrote the record."""
-    external_id: str
-    name: str
     source: str
     template_ids: tuple[str, ...] | None = None
     epoch: int = 0
     """The number of earlier imports of this company that this customer's migration made."""
-    files: tuple[FileInput, ...] = ()
     create_sent: bool = msgspec.field(name="creating", default=False)
     """Whether the create request may have been sent without a recorded response."""
     company_id: str | None = None
@@ -75,9 +74,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decided_at: float = 0.0
     """Wall-clock time of that decision."""
     exports: tuple[ExportStep, ...] = ()
-    last_failure: LastFailure | None = None
-    """The last failed attempt that was reported."""
-    outcome: Outcome | None = None
 
     @property
     def ids(self) -> Mapping[str, str]:
@@ -93,22 +89,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def is_readable(self) -> bool:
         """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
         return self.version != _UNREADABLE
-
-    def changed_files(self, files: Iterable[FileInput]) -> list[str]:
-        """Return the names of files that were added, removed or changed."""
-        before = {(Path(file.path).name, file.sha256) for file in self.files}
-        return sorted({name for name, _ in before ^ {(Path(file.path).name, file.sha256) for file in files}})
-
-    def relocated(self, files: Iterable[FileInput]) -> "Record":
-        """Return the record with the present paths of the same files. Uploads refer to their order, so it stays."""
-        places = {(Path(file.path).name, file.sha256): file.path for file in files}
-        return msgspec.structs.replace(
-            self,
-            files=tuple(
-                msgspec.structs.replace(file, path=places[Path(file.path).name, file.sha256])
-                for file in self.files
-            ),
-        )
 
 
 class _Ids(msgspec.Struct, kw_only=True):
@@ -127,16 +107,9 @@ def read_record(external_id: str, state: bytes | None) -> Record:
     """
     if state is None:
         return Record(external_id=external_id, name="", source="")
-    try:
-        record = msgspec.json.decode(state, type=Record)
-    except (ValueError, TypeError, RecursionError) as error:
-        return _stand_in(external_id, state, str(error))
-    if record.api != API:
-        return _stand_in(
-            external_id, state, f"it belongs to the API generation {record.api!r}, not to {API!r}"
-        )
-    if record.version != _VERSION:
-        return _stand_in(external_id, state, f"record version {record.version}, this one knows {_VERSION}")
+    record = decoded_record(
+        state, Record, api=API, version=_VERSION, stand_in=partial(_stand_in, external_id, state)
+    )
     if (
         record.outcome is not None and not record.outcome.ids
     ):  # an earlier version wrote `company_id` and `run_id`
@@ -155,14 +128,6 @@ def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
         ids = msgspec.json.decode(state, type=_Ids)
     except (ValueError, TypeError, RecursionError):
         ids = _Ids()
-    outcome = Failed(
-        external_id=external_id,
-        name=ids.name,
-        ids=_ids(ids.company_id, ids.run_id),
-        error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
-        "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
-        step="checking",
-    )
     return Record(
         version=_UNREADABLE,
         external_id=external_id,
@@ -170,22 +135,27 @@ def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
         source="",
         company_id=ids.company_id,
         run_id=ids.run_id,
-        outcome=outcome,
+        outcome=unreadable_outcome(external_id, ids.name, _ids(ids.company_id, ids.run_id), reason),
     )
 
 
-async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
-    """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty."""
-    return tuple([await in_thread(_read_input, path) for path in paths])
+def keeper_of(
+    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = RETRY_SECONDS
+) -> RecordKeeper[Record]:
+    """Return the keeper of a claim's record."""
+    return RecordKeeper(
+        context,
+        claim,
+        read_record,
+        endpoint=routes.DOWNLOAD,
+        uploads=routes.PUT_BYTES.template,
+        retry_seconds=retry_seconds,
+    )
 
 
-def _read_input(path: Path) -> FileInput:
-    size = size_of(path)
-    try:
-        digest = digest_of(path)
-    except OSError as error:
-        raise_unreadable(str(path), error)
-    return FileInput(path=str(path), size=size, sha256=digest)
+def named(record: Record, spec: Spec) -> Record:
+    """Return the record with the name, source and templates of `spec`."""
+    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.templates)
 
 
 def import_key(record: Record) -> str:

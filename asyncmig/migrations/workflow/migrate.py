@@ -15,6 +15,7 @@ from typing import cast, final
 
 import msgspec
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import OwnerScope
 from asyncmig._io.threads import in_thread
@@ -64,7 +65,7 @@ from asyncmig.migrations.workflow.preparation import Preparation
 from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of, named, read_record
 from asyncmig.records.policy import ask_function
 from asyncmig.records.record import check_apart, read_inputs
-from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper
 from asyncmig.steps import OutcomeName
 
 __all__ = ["SUPPORTED", "check_fits", "keeper_of", "may_start_again", "migrate_customer"]

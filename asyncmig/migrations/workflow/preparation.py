@@ -10,6 +10,7 @@ from typing import final
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
@@ -23,7 +24,7 @@ from asyncmig.migrations.workflow.names import resolve
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit
 from asyncmig.migrations.workflow.record import Record, named
-from asyncmig.records.record_keeper import TRANSIENT, RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Preparation"]
 
