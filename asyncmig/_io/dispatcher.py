@@ -10,6 +10,7 @@ import copy
 import heapq
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import Protocol, final
 
@@ -17,7 +18,7 @@ from aiolimiter import AsyncLimiter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter, RateHeaders
-from asyncmig._io.event_loop import running_loop, start_task
+from asyncmig._io.event_loop import gradually, running_loop, start_task
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
 
@@ -101,10 +102,19 @@ class Waiters:
         return sum(self.waiting[: lane + 1])
 
     def end(self, error: Exception) -> None:
-        """End every wait with a copy of `error`; a shared object would collect the tracebacks of all waiters."""
-        for lane in Lane:
-            while waiter := self._pop(lane):
-                waiter.set_exception(copy.copy(error))
+        """End every wait with `error`, a few in each turn of the loop."""
+        left = [(lane, entry[3]) for lane in Lane for entry in self._heaps[lane]]
+        for heap in self._heaps:
+            heap.clear()
+        if left:
+            ends = (partial(self._end, lane, waiter, error) for lane, waiter in left)
+            gradually(ends, left[0][1].get_loop())
+
+    def _end(self, lane: Lane, waiter: asyncio.Future[float], error: Exception) -> None:
+        if not waiter.done():  # one that was cancelled meanwhile has reported that
+            self.waiting[lane] -= 1
+            self.count -= 1
+            waiter.set_exception(copy.copy(error))  # a shared one would collect the tracebacks of all waiters
 
 
 TICK = 1e-6

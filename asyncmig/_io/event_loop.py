@@ -2,14 +2,28 @@
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, final
 
 import anyio
 
 from asyncmig.errors import AsyncmigError, UsageError
 
-__all__ = ["AsyncOnly", "LoopGuard", "finish_all", "loop_speed", "run_all", "running_loop", "start_task"]
+__all__ = [
+    "AsyncOnly",
+    "LoopGuard",
+    "finish_all",
+    "gradually",
+    "loop_speed",
+    "run_all",
+    "running_loop",
+    "start_task",
+]
+
+_PER_TURN = 8
+"""Tasks that are woken, started or cancelled together in one turn of the loop: each of them may then take its next
+step in one turn, too."""
 
 
 class AsyncOnly:
@@ -107,6 +121,18 @@ def start_task(coroutine: Coroutine[object, object, T], *, name: str) -> "asynci
     clear it before the caller sets it. So this bypasses the loop's task factory.
     """
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name)
+
+
+def gradually(calls: Iterator[Callable[[], object]], loop: asyncio.AbstractEventLoop) -> None:
+    """Make `calls`, each of which wakes a task: a few at once, and a few in each later turn of `loop`.
+
+    Others who share the loop then need not wait for the next steps of thousands of tasks.
+    """
+    few = list(islice(calls, _PER_TURN))
+    for call in few:
+        call()
+    if few:
+        loop.call_soon(gradually, calls, loop)
 
 
 async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:

@@ -11,12 +11,13 @@ run is still active. A run that it no longer lists is read next.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
 from typing import final
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
-from asyncmig._io.event_loop import start_task
+from asyncmig._io.event_loop import gradually, start_task
 from asyncmig._io.failures import Failures
 from asyncmig._io.gate import TICK, Gate, Slot
 from asyncmig._io.watch import Reading, Unsure, Watch, fresh
@@ -264,8 +265,7 @@ class PollGroup:
         """End all polling: every wait, present and future, ends with `error`."""
         self._broken = error
         self.stop()
-        for watch in tuple(self._watches):
-            watch.fail(error)
+        gradually((partial(watch.fail, error) for watch in tuple(self._watches)), self._loop())
 
     async def read(self, watch: Watch[object], slot: Slot, *, lookup: bool) -> None:
         """Make one read, and report its result to the schedule and to the waiting tasks."""

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -26,6 +27,9 @@ __all__ = ["Writer"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+_MOST_TOGETHER = 500
+"""The most operations in one transaction: other processes wait for its end."""
+_WOKEN_PER_TURN = 8
 
 
 class _QueuedOp(Protocol):
@@ -230,18 +234,25 @@ class Writer:
     def _start(self) -> None:
         if self._running is not None or not self._pending:
             return
-        batch, self._pending = self._pending, []
+        batch, self._pending = self._pending[:_MOST_TOGETHER], self._pending[_MOST_TOGETHER:]
         self._running = self._call(partial(self._store.transact, batch))
         self._running.add_done_callback(partial(self._finish, batch))
 
     def _finish(self, batch: Sequence[_QueuedOp], running: "asyncio.Future[None]") -> None:
         self._running = None
         error = running.exception()
-        for op in batch:
-            if isinstance(error, Exception):
+        if isinstance(error, Exception):
+            for op in batch:
                 op.fail(error)
-            op.deliver()
+        self._deliver(deque(batch))
         self._start()
+
+    def _deliver(self, done: "deque[_QueuedOp]") -> None:
+        """Wake the callers of operations, a few in each turn of the loop, which others share."""
+        for _ in range(min(len(done), _WOKEN_PER_TURN)):
+            done.popleft().deliver()
+        if done:
+            asyncio.get_running_loop().call_soon(self._deliver, done)
 
     def _call(self, work: Callable[[], None]) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()

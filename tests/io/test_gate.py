@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import weakref
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -339,3 +340,21 @@ async def test_nothing_is_left_behind_when_nobody_waits() -> None:
     assert not tasks()
     assert await use(gate) < 200.0
     assert not tasks()
+
+
+async def test_a_closed_gate_ends_many_waits_a_few_in_each_turn_of_the_loop() -> None:
+    gate = Gate(limit=1)
+    await use(gate)
+    waiting = [asyncio.create_task(use(gate)) for _ in range(300)]
+    await asyncio.sleep(1.0)
+    gate.close()
+    for task in waiting[100:200]:
+        task.cancel()
+    ended = [0]
+    while not all(task.done() for task in waiting):
+        await asyncio.sleep(0)
+        ended.append(sum(task.done() and not task.cancelled() for task in waiting))
+    assert max(after - before for before, after in pairwise(ended)) <= 20
+    assert [task.cancelled() for task in waiting] == [False] * 100 + [True] * 100 + [False] * 100
+    assert all(isinstance(task.exception(), SessionClosed) for task in (*waiting[:100], *waiting[200:]))
+    assert set(gate.statistics().waiting.values()) == {0}
