@@ -22,15 +22,17 @@ from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
+from asyncmig.customers.outcome import Pending
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
+from asyncmig.jobs.customers import cancel_when_free
 from asyncmig.jobs.migrate import migrate_safely
 from asyncmig.jobs.runners import with_decision
-from asyncmig.journal import JournalPort
+from asyncmig.journal import Instruction, JournalPort
 from asyncmig.session import Session, context_of
 from asyncmig.steps import OutcomeName, Step
 
@@ -128,8 +130,9 @@ class JobRunner:
         decision: JsonObject | None = None,
         shown: str = "",
         api: str | None = None,
+        cancel: bool = False,
     ) -> object:
-        """Migrate a customer, and return the outcome as JSON types.
+        """Migrate a customer, or carry out the instruction to cancel it; return the outcome as JSON types.
 
         An aborted job is cancelled. A stopping worker closes the session and lets the requests in flight end.
         """
@@ -145,9 +148,8 @@ class JobRunner:
             secrets = self._connections(customer.external_id)
             field = "connection" if isinstance(secrets, LiveSource) else "connections"
             customer = msgspec.structs.replace(customer, **{field: secrets})
-        work = asyncio.ensure_future(
-            self._with_heartbeat(job, customer, wanted, generations.find(api or self._api))
-        )
+        generation = generations.find(api or self._api)
+        work = asyncio.ensure_future(self._with_heartbeat(job, customer, wanted, generation, cancel=cancel))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -162,14 +164,16 @@ class JobRunner:
             raise
 
     async def _with_heartbeat(
-        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation, *, cancel: bool
     ) -> object:
         """Migrate with heartbeats.
 
         If the queue loses the job, stop and return None: the submitter queues another job.
         """
         done = asyncio.Event()
-        work = asyncio.ensure_future(self._migrate_when_free(job, spec, options, generation))
+        work = asyncio.ensure_future(
+            self._cancel(spec) if cancel else self._migrate_when_free(job, spec, options, generation)
+        )
 
         def stop() -> bool:
             """Stop, unless the customer is being created: without the answer, the creation could not be verified."""
@@ -200,16 +204,30 @@ class JobRunner:
         if other := await in_thread(same_folder, to):
             reason = f"has the same folder as another customer on this file system: {other}"
             return msgspec.to_builtins(failed(spec, InvalidInput("external_id", spec.external_id, reason)))
+        instruction: Instruction | None = None
         while True:
             try:
+                instruction = instruction or await self._journal.instruction(spec.external_id)
                 outcome = await migrate_safely(
                     generation, context_of(self._session), spec, self._journal, to, options, self._inputs
                 )
+                if instruction is not None and not isinstance(outcome, Pending):
+                    await self._journal.fulfilled(spec.external_id, instruction)
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:
                 _log.debug("%s: %s", spec.external_id, error)
                 if (result := await _result_of_another(job)) is not None:
                     return result
+            except JournalError as error:
+                self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
+            await asyncio.sleep(real_seconds(RECHECK))
+
+    async def _cancel(self, spec: Spec) -> object:
+        """Carry out the instruction to cancel a customer; wait for a journal that is unavailable."""
+        while True:
+            try:
+                context = context_of(self._session)
+                return msgspec.to_builtins(await cancel_when_free(context, self._journal, spec.external_id))
             except JournalError as error:
                 self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
             await asyncio.sleep(real_seconds(RECHECK))

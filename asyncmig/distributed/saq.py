@@ -8,9 +8,10 @@
     )
 
     # in any process
-    async with MigrationQueue("redis://localhost") as queue:
+    async with MigrationQueue("redis://localhost", journal="postgresql://localhost/migrations") as queue:
         async for outcome in queue.run(specs):
             ...
+        status = await queue.status("acme-001")
 
 Each customer is one job. The job's key contains the customer's external id, so a customer has at most one job at a
 time. A job has no time-out. Its worker sends heartbeats, and its result is the outcome. A parked run ends its job,
@@ -37,15 +38,17 @@ from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationOptions, OptionOverrides, overrides
-from asyncmig.customers.outcome import Outcome, Parked
+from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.spec import Connections, LiveSource, Spec, check_different, each_spec, failed
 from asyncmig.distributed._environment import read_environment
 from asyncmig.distributed._job_runner import RECHECK, JobRunner
 from asyncmig.distributed._resilient_queue import open_queue, real_seconds
-from asyncmig.errors import InvalidInput
+from asyncmig.errors import CustomerHeld, InvalidInput, UsageError
+from asyncmig.jobs.customers import CustomerMethods, parked_as_shown
+from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
 from asyncmig.jobs.migrate import pending
 from asyncmig.jobs.runners import decision_for
-from asyncmig.journal import JournalPort
+from asyncmig.journal import DatabaseJournal, JournalPort, open_journal
 from asyncmig.session import Session
 
 __all__ = ["MigrationQueue", "OptionOverrides", "settings", "worker_settings"]
@@ -128,12 +131,15 @@ def settings() -> dict[str, object]:
 
 
 @final
-class MigrationQueue:
+class MigrationQueue(CustomerMethods):
     """Submits customers to the workers, returns their outcomes, and sends decisions. Use it as `async with`.
 
     Entering raises `QueueUnavailable` if the server cannot be used. If the server becomes unavailable later, `run`
-    waits for it. `submit`, `decide` and `abort` raise `QueueUnavailable`, at the latest after 20 s without an answer;
-    such a call may have taken effect and can safely be repeated.
+    waits for it. `submit`, `retry`, `decide`, `cancel` and `abort` raise `QueueUnavailable`, at the latest after 20 s
+    without an answer; such a call may have taken effect and can safely be repeated.
+
+    `journal`: the journal of the workers, open or as its place (see `open_journal`). The methods that read it raise
+    `UsageError` without it.
 
     `api`: the API generation of the jobs. `heartbeat`: seconds without a heartbeat after which a job's worker counts
     as dead. `root`: a folder that all input files must lie below, after symbolic links are resolved; workers have a
@@ -143,7 +149,7 @@ class MigrationQueue:
     answered.
     """
 
-    __slots__ = ("_generation", "_heartbeat", "_open", "_queue", "_root")
+    __slots__ = ("_generation", "_heartbeat", "_journal", "_open", "_own_journal", "_queue", "_root")
 
     @checked_call
     def __init__(
@@ -154,16 +160,23 @@ class MigrationQueue:
         heartbeat: int = 30,
         root: Path | str | None = None,
         api: str = generations.DEFAULT,
+        journal: JournalPort | Path | str | None = None,
     ) -> None:
         if heartbeat < 1:
             raise InvalidInput("heartbeat", heartbeat, "must be at least 1 second")
         self._open, self._heartbeat = partial(open_queue, url, name), heartbeat
         self._generation = generations.find(api)
         self._queue, self._root = self._open(), root
+        self._own_journal: DatabaseJournal | None = None
+        if isinstance(journal, str | Path):
+            journal = self._own_journal = open_journal(journal)
+        self._journal: JournalPort | None = journal
 
     async def __aenter__(self) -> Self:
         try:
             await self._queue.connect_once()
+            if self._own_journal is not None:
+                await self._own_journal.__aenter__()
         except BaseException:
             failed, self._queue = self._queue, self._open()
             with anyio.CancelScope(shield=True):
@@ -174,7 +187,11 @@ class MigrationQueue:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._queue.disconnect()
+        try:
+            await self._queue.disconnect()
+        finally:
+            if self._own_journal is not None:
+                await self._own_journal.__aexit__(None, None, None)
 
     async def submit(
         self, spec: Spec, *, options: MigrationOptions | None = None, **keywords: Unpack[OptionOverrides]
@@ -192,27 +209,103 @@ class MigrationQueue:
         if refused is not None:
             raise refused
         spec.validate(root=self._root)
+        _check_no_secret(spec)
+        if self._journal is not None:
+            work = Work.of(spec, self._generation.name)
+            await self._journal.instruct(spec.external_id, work.wanted("run"))
+        return await self._queue.attempt(lambda: self._enqueue(spec, asked))
+
+    @checked_call
+    async def retry(
+        self,
+        external_id: str,
+        *,
+        options: MigrationOptions | None = None,
+        **keywords: Unpack[OptionOverrides],
+    ) -> bool:
+        """Continue a customer, or start again what failed, with what the journal has of it.
+
+        Return False if the customer has an unfinished job. `options` and `keywords`: see `submit`. Raises
+        `CustomerNotFound`, `InvalidInput`, `JournalError` and `QueueUnavailable`.
+        """
+        asked = self._overrides(options, {**keywords, "retry_failed": True})
+        known = await self._known(external_id)
+        spec = known.spec()
+        await self._opened_journal().instruct(external_id, known.again().wanted("retry"))
         return await self._queue.attempt(lambda: self._enqueue(spec, asked))
 
     @checked_call
     async def decide(
         self,
-        spec: Spec,
-        parked: Parked,
+        external_id: str,
         decision: Decision,
         *,
+        shown: Parked | str | None = None,
         options: MigrationOptions | None = None,
         **keywords: Unpack[OptionOverrides],
-    ) -> bool:
-        """Answer the questions of a parked customer. Return False if the customer has an unfinished job.
+    ) -> Reviewed:
+        """Give a decision about a parked customer to a new job, which sends it and continues.
 
-        `options` and `keywords`: see `submit`. If the run asks other questions by then, it stays parked. Raises
-        `InvalidInput` for a decision that the API generation lacks, for answers that were not offered, and for
-        credentials, which a queue must not store; `QueueUnavailable`.
+        `shown`: the questions that the person saw, or their digest (`digest_of`); without it, those in the journal.
+        Returns `recorded`, or `changed` if the customer asks something else by now. While the customer has an
+        unfinished job, the decision waits for its end. `options` and `keywords`: see `submit`. If the run asks other
+        questions than the journal, the customer stays parked.
+
+        Raises `InvalidInput` for a customer that asks nothing, for a decision that the API generation lacks, for
+        answers that were not offered, and for credentials, which a queue must not store; `CustomerNotFound`,
+        `JournalError`, `QueueUnavailable`.
         """
         asked = self._overrides(options, keywords)
-        shown = decision_for(parked, decision, api=self._generation.name)
-        return await self._queue.attempt(lambda: self._enqueue(spec, asked, **shown))
+        while True:
+            known = await self._known(external_id)
+            parked = await parked_as_shown(self._opened_journal(), known, shown)
+            if parked is None:
+                return "changed"
+            answer, spec = decision_for(parked, decision, api=self._generation.name), known.spec()
+            await self._opened_journal().instruct(external_id, known.work.wanted("run"))
+            if await self._queue.attempt(partial(self._enqueue, spec, asked, **answer)):
+                return "recorded"
+            await asyncio.sleep(real_seconds(RECHECK))
+
+    @checked_call
+    async def cancel(self, external_id: str, *, reject_parked: bool = False) -> Outcome:
+        """Stop a customer's job, and return the outcome of the customer.
+
+        That is `Pending` with the reason `canceled`, unless the customer has ended before. A worker records it;
+        `reject_parked`: whether it rejects a parked run. The run of a generation that cannot cancel runs continues at
+        the server. `submit` and `retry` continue the customer.
+
+        Raises `CustomerNotFound`, `InvalidInput`, `JournalError` and `QueueUnavailable`.
+        """
+        known = await self._known(external_id)
+        work, spec = msgspec.structs.replace(known.work, reject_parked=reject_parked), known.spec()
+        await self._opened_journal().instruct(external_id, work.wanted("cancel"))
+        await self.abort(external_id)
+        is_enqueued = False
+        while True:
+            if not is_enqueued:  # once the worker has ended the aborted job
+                is_enqueued = await self._queue.attempt(lambda: self._enqueue(spec, {}, cancel=True))
+            job = await self._queue.attempt(lambda: self._queue.job(self._key(external_id)))
+            if job is None or self._is_between(job):
+                is_enqueued = False
+            elif is_enqueued and job.status in TERMINAL_STATUSES:
+                return _outcome(spec, job)
+            await asyncio.sleep(real_seconds(RECHECK))
+
+    async def _known(self, external_id: str) -> KnownCustomer:
+        """Return what the journal has of a customer of this API generation."""
+        return await read_known_of(self._generation, self._opened_journal(), external_id)
+
+    def _opened_journal(self) -> JournalPort:
+        if self._journal is None:
+            reason = "was made without the journal of the workers: MigrationQueue(url, journal=...)"
+            raise UsageError(f"this MigrationQueue {reason}")
+        return self._journal
+
+    async def _check_idle(self, external_id: str) -> None:
+        job = await self._queue.attempt(lambda: self._queue.job(self._key(external_id)))
+        if job is not None and job.status not in TERMINAL_STATUSES:
+            raise CustomerHeld("the queue", external_id, "an unfinished job")
 
     @checked_call
     async def abort(self, external_id: str) -> None:

@@ -11,7 +11,6 @@ from asyncmig.errors import JournalError
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts
 from asyncmig.jobs.customers import RECHECK, cancel_when_free
 from asyncmig.jobs.migrate import pending
-from asyncmig.journal import Instruction
 
 __all__ = ["Cancellations"]
 
@@ -35,11 +34,11 @@ class Cancellations:
         if self._watcher is None:
             self._watcher = start_task(self._watch(), name="asyncmig: canceled customers")
 
-    def carry_out(self, external_id: str, instruction: Instruction) -> "asyncio.Task[Outcome]":
+    def carry_out(self, external_id: str) -> "asyncio.Task[Outcome]":
         """Return the task that ends the work for a customer, and returns its outcome."""
         if external_id not in self._working:
-            work = self._carry_out(external_id, instruction)
-            self._working[external_id] = task = start_task(work, name=f"asyncmig: cancel {external_id}")
+            task = start_task(self._carry_out(external_id), name=f"asyncmig: cancel {external_id}")
+            self._working[external_id] = task
             task.add_done_callback(lambda _: self._working.pop(external_id))
         return self._working[external_id]
 
@@ -53,14 +52,12 @@ class Cancellations:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _carry_out(self, external_id: str, instruction: Instruction) -> Outcome:
+    async def _carry_out(self, external_id: str) -> Outcome:
         customer = self._under_way.get(external_id)
         try:
             if customer is not None:
                 await customer.stop()
-            outcome = await cancel_when_free(
-                self._fleet.context, self._fleet.journal, external_id, instruction
-            )
+            outcome = await cancel_when_free(self._fleet.context, self._fleet.journal, external_id)
             if customer is not None and not customer.future.done():
                 customer.future.set_result(outcome)
         finally:
@@ -80,8 +77,7 @@ class Cancellations:
                     _log.debug("instructions cannot be read: %s", error)
                     continue
                 for external_id in canceled.keys() & recorded & self._under_way.keys():
-                    task = self.carry_out(external_id, canceled[external_id])
-                    task.add_done_callback(_log_failure)
+                    self.carry_out(external_id).add_done_callback(_log_failure)
         finally:
             self._watcher = None
 

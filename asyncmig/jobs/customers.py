@@ -20,7 +20,7 @@ from asyncmig.generations import Generation
 from asyncmig.jobs.instructions import KnownCustomer, read_known, read_known_of
 from asyncmig.jobs.runners import digest_of
 from asyncmig.jobs.status import read_status, read_statuses
-from asyncmig.journal import Instruction, JournalPort
+from asyncmig.journal import JournalPort
 from asyncmig.steps import OUTCOMES, STEPS
 
 __all__ = [
@@ -197,33 +197,32 @@ async def parked_as_shown(
     return outcome if mark in (None, digest_of(outcome)) else None
 
 
-async def cancel_when_free(
-    context: SessionContext, journal: JournalPort, external_id: str, instruction: Instruction
-) -> Outcome:
-    """Record that a customer is canceled, once no task or process holds it any more, and return its outcome.
+async def cancel_when_free(context: SessionContext, journal: JournalPort, external_id: str) -> Outcome:
+    """Carry out the cancel instruction in the journal once no task or process holds the customer; return its outcome.
 
-    The tasks that hold it are told by `instruction`. It stays in the journal, unless the customer has ended
+    The instruction tells those who hold the customer. It stays in the journal, unless the customer has ended
     otherwise. Raises what `Generation.cancel` raises.
     """
     while True:
         known = await read_known(journal, external_id)
-        work = known.work
-        if known.instruction != instruction:
-            return _canceled(
-                external_id, work.spec.name if work.spec else "", "it was submitted again meanwhile"
+        work, name = known.work, known.name
+        if known.instruction is None or known.wanted != "cancel":  # it was carried out, or replaced
+            ended = None if known.record is None else known.record.outcome
+            return (
+                _canceled(external_id, name, "it was submitted again meanwhile") if ended is None else ended
             )
         generation = generations.find(work.api)
         try:
             if known.state is None:
                 async with await journal.claim(external_id) as claim:
                     if claim.state is None:
-                        return _canceled(external_id, work.spec.name if work.spec else "", "it had not begun")
+                        return _canceled(external_id, name, "it had not begun")
             outcome = await generation.cancel(context, journal, external_id, reject_parked=work.reject_parked)
         except CustomerHeld:
             await asyncio.sleep(RECHECK)
             continue
         if not isinstance(outcome, Pending):
-            await journal.fulfilled(external_id, instruction)
+            await journal.fulfilled(external_id, known.instruction)
         return outcome
 
 

@@ -356,7 +356,10 @@ class Fleet(AsyncOnly, CustomerMethods):
             parts.generation, parts.context, parts.journal, external_id, decision, shown
         )
         if reviewed != "changed" and external_id not in self._submitted:
-            await self._continue(await self._known(external_id))
+            known = await self._known(external_id)
+            instruction = known.work.wanted("run")
+            await self._journal.instruct(external_id, instruction)
+            await self._continue(replace(known, instruction=instruction))
         return reviewed
 
     @checked_call
@@ -372,9 +375,9 @@ class Fleet(AsyncOnly, CustomerMethods):
         if (under_way := self._submitted.get(external_id)) is not None:
             await under_way.record()
         known = await self._known(external_id)
-        instruction = msgspec.structs.replace(known.work, reject_parked=reject_parked).wanted("cancel")
-        await self._journal.instruct(external_id, instruction)
-        return await asyncio.shield(self._cancellations.carry_out(external_id, instruction))
+        work = msgspec.structs.replace(known.work, reject_parked=reject_parked)
+        await self._journal.instruct(external_id, work.wanted("cancel"))
+        return await asyncio.shield(self._cancellations.carry_out(external_id))
 
     async def _known(self, external_id: str) -> KnownCustomer:
         """Return what the journal has of a customer of this API generation."""

@@ -92,6 +92,13 @@ class KnownCustomer:
         """The customer's record; None if the migration has not begun."""
         return None if self.state is None else generations.read(self.external_id, self.state)
 
+    @property
+    def name(self) -> str:
+        """The customer's name; empty if it is not known."""
+        if (spec := self.work.spec) is not None:
+            return spec.name
+        return "" if self.record is None else self.record.name
+
     def spec(self) -> Spec:
         """Return the spec without secrets: that of the instruction, otherwise what the record has of it.
 

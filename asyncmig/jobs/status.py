@@ -125,11 +125,10 @@ def _status(known: KnownCustomer, seen: Activity | None) -> CustomerStatus:
     """Return the status of a customer, which may not have begun."""
     if (record := known.record) is not None:
         return status_of(record, seen, known.wanted)
-    work = known.work
     status = CustomerStatus(
         external_id=known.external_id,
-        name=work.spec.name if work.spec else "",
-        api=work.api,
+        name=known.name,
+        api=known.work.api,
         pending_reason="canceled" if known.wanted == "cancel" else None,
     )
     return (

@@ -17,11 +17,25 @@ from farm import customers
 from inprocess import BASE_URL, KEY, InProcess
 from saq.worker import Worker
 
-from asyncmig import Approve, Delivered, Failed, InvalidInput, MemoryJournal, Parked, Pending, Session, Spec
+from asyncmig import (
+    Approve,
+    CustomerHeld,
+    CustomerNotFound,
+    Delivered,
+    Failed,
+    InvalidInput,
+    MemoryJournal,
+    Parked,
+    Pending,
+    Session,
+    Spec,
+    UsageError,
+)
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 from asyncmig.errors import JournalUnavailable
+from asyncmig.jobs.runners import digest_of
 from asyncmig.journal import ClaimPort
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 from asyncmig.simulator.server.clock import fast_loop
@@ -44,7 +58,7 @@ class Place:
     journal: MemoryJournal = field(default_factory=MemoryJournal)
 
     def queue(self) -> MigrationQueue:
-        return MigrationQueue(self.url, name=self.name, heartbeat=1)
+        return MigrationQueue(self.url, name=self.name, heartbeat=1, journal=self.journal)
 
     @asynccontextmanager
     async def worker(
@@ -182,14 +196,62 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
         async with place.queue() as queue, place.worker():
             (parked,) = [outcome async for outcome in queue.run(specs)]
             assert isinstance(parked, Parked)
+            asked = await queue.questions(spec.external_id)
+            assert asked is not None
+            assert asked.attention == parked.attention
             questions = msgspec.structs.replace(parked.attention, questions=())
             other = msgspec.structs.replace(parked, attention=questions)
-            await queue.decide(spec, other, Approve())
-            (still,) = [outcome async for outcome in queue.run(specs)]
-            assert isinstance(still, Parked)
-            assert await queue.decide(spec, parked, Approve())
-            (done,) = [outcome async for outcome in queue.run(specs)]
-            assert isinstance(done, Delivered)
+            assert await queue.decide(spec.external_id, Approve(), shown=other) == "changed"
+            with pytest.raises(InvalidInput, match="is not a question of this run"):
+                await queue.decide(spec.external_id, Approve({"other": "a"}))
+            assert await queue.decide(spec.external_id, Approve(), shown=digest_of(parked)) == "recorded"
+            *_, last = [status async for status in queue.follow(spec.external_id)]
+            assert last.outcome == "delivered"
+            with pytest.raises(InvalidInput, match="asks nothing now: it is delivered"):
+                await queue.decide(spec.external_id, Approve())
+
+    run(main())
+
+
+def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -> None:
+    async def main() -> None:
+        (spec,) = customers(place.folder / "in", 1)
+        name = spec.external_id
+        async with place.queue() as queue:
+            with pytest.raises(CustomerNotFound):
+                await queue.status(name)
+            assert await queue.submit(spec)
+            assert (await queue.status(name)).step == "waiting"
+            place.world._pace = RunDurations(base=240.0, sigma=0.0)
+            async with place.worker():
+                await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
+                with pytest.raises(CustomerHeld):
+                    await queue.forget(name, force=True)
+                outcome = await queue.cancel(name)
+                assert isinstance(outcome, Pending)
+                assert outcome.reason == "canceled"
+                (status,) = [status async for status in queue.follow(name)]
+                assert status.pending_reason == "canceled"
+                assert await queue.retry(name)
+                *_, last = [status async for status in queue.follow(name)]
+                assert last.outcome == "delivered"
+                assert isinstance(await queue.cancel(name), Delivered)
+                assert [each.external_id for each in await queue.customers(outcome="delivered")] == [name]
+                await queue.forget(name)
+        assert place.journal.events
+        assert await place.journal.states() == {}
+        assert await place.journal.instructions() == {}
+
+    run(main())
+    verdict = place.world.verdict(0.0)
+    assert (verdict.duplicate_companies, verdict.duplicate_imports) == (0, 0)
+
+
+def test_a_queue_without_a_journal_says_what_it_lacks(place: Place) -> None:
+    async def main() -> None:
+        async with MigrationQueue(place.url, name=place.name) as queue:
+            with pytest.raises(UsageError, match=r"MigrationQueue\(url, journal=\.\.\.\)"):
+                await queue.status("acme")
 
     run(main())
 
@@ -413,6 +475,9 @@ class AwayJournal:
     async def claim(self, external_id: str) -> ClaimPort:
         self.check()
         return await self._journal.claim(external_id)
+
+    async def instruction(self, external_id: str) -> None:
+        self.check()
 
 
 @pytest.mark.parametrize("opens", [False, True])

@@ -15,8 +15,7 @@ import pytest
 from farm import customers
 from servers import PostgresServer, RedisServer, free_port
 
-from asyncmig import Approve, Parked, QueueUnavailable
-from asyncmig.customers.questions import NeedsAttention
+from asyncmig import MemoryJournal, QueueUnavailable
 from asyncmig.distributed._resilient_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue
 
@@ -197,15 +196,14 @@ def test_one_that_stops_after_entering(
     monkeypatch.setattr("asyncmig.distributed._resilient_queue._PATIENCE", 0.5)
     url, server = stoppable
     (spec,) = customers(tmp_path, 1)
-    parked = Parked(external_id=spec.external_id, name=spec.name, attention=NeedsAttention())
 
     async def main() -> None:
-        async with MigrationQueue(url) as queue:
+        async with MigrationQueue(url, journal=MemoryJournal()) as queue:
             assert await queue.submit(spec)
             await asyncio.to_thread(server.stop)
             for call in (
                 lambda: queue.submit(spec),
-                lambda: queue.decide(spec, parked, Approve()),
+                lambda: queue.retry(spec.external_id),
                 lambda: queue.abort(spec.external_id),
             ):
                 for _ in range(2):  # first a connection that breaks, then none
