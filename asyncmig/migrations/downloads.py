@@ -25,6 +25,7 @@ from asyncmig.errors import (
     Conflict,
     NoAnswer,
     NotFound,
+    RunFailed,
     TruncatedDownload,
     UnexpectedReply,
 )
@@ -56,6 +57,8 @@ class Fetch:
     row_filter: RowFilter
     report: Report | None
     rank: float
+    names: frozenset[str]
+    """The names of all sheets of the migration."""
     by_slug: bool = False
     """Whether files are named by the slugs of the sheets, not by their names."""
     checks: Sequence[Callable[[Path], None]] = ()
@@ -70,6 +73,17 @@ class Fetch:
     def honours_filter(self) -> bool:
         """Whether the server may know the row filter: it has not refused it in this session."""
         return self.context.kept(ClientState).honours_filter
+
+    def expected(self, sheet: Sheet, *, total: int | None, filtered: bool = False) -> Expected:
+        """Return the rows that a response of a sheet must have."""
+        return Expected(
+            report=self.report,
+            sheet=sheet,
+            names=self.names,
+            total=total,
+            filtered=filtered,
+            row_filter=self.row_filter,
+        )
 
     def exchange(self, sheet: Sheet, *, filtered: bool) -> AbstractAsyncContextManager[Response]:
         """Send one request and yield the response at its headers."""
@@ -118,14 +132,14 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                         fetch.context.kept(ClientState).honours_filter = False
                     return expected
                 return await _fetch_job(fetch, sheet, part, job)
-            except LinkLost:
+            except (LinkLost, RunFailed):
                 if starts >= _JOBS:
                     raise
-                job = None  # its file is gone, so another one is started
+                job = None  # it failed or its file is gone, so another one is started
             except NoAnswer as error:
                 raise await in_thread(part.broken_off, error) from None
             except NotFound:  # a sheet may come some seconds after the execution
-                nothing = Expected(report=fetch.report, sheet=sheet, total=None, filtered=False)
+                nothing = fetch.expected(sheet, total=None)
                 if nothing.reported == 0:
                     return None
                 missing += 1
@@ -156,12 +170,10 @@ async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: boo
     async with fetch.exchange(sheet, filtered=filtered) as answer:
         if is_html(answer):
             raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")
-        expected = Expected(
-            report=fetch.report,
-            sheet=sheet,
+        expected = fetch.expected(
+            sheet,
             total=_number(answer.headers.get("X-Total-Records", "")),
             filtered=filtered and fetch.row_filter != "all",
-            row_filter=fetch.row_filter,
         )
         await _receive(answer, part, expected)
     await in_thread(part.check, expected.check)
@@ -171,7 +183,7 @@ async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: boo
 async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> Expected:
     """Fetch a sheet that cannot be downloaded directly, through an export job."""
     total = (await job.wait()).total_rows
-    expected = Expected(report=fetch.report, sheet=sheet, total=total, filtered=False)
+    expected = fetch.expected(sheet, total=total)
     async with job.opened() as answer:
         await _receive(answer, part, expected)
     await in_thread(part.check, expected.check)

@@ -29,6 +29,8 @@ class Expected:
 
     report: Report | None
     sheet: Sheet
+    names: frozenset[str]
+    """The names of all sheets of the migration."""
     total: int | None
     """The rows of the response, according to its header."""
     filtered: bool
@@ -39,7 +41,8 @@ class Expected:
     def reported(self) -> int | None:
         """The rows of the sheet according to the report, bad ones included; None if it does not say.
 
-        The report has names, which may repeat, and may lack sheets without rows.
+        The report has names, which may repeat, and may lack sheets without rows. Where it has the name of no sheet,
+        its counts belong to unknown sheets.
         """
         report = self.report
         if report is None or not self.sheet.name:
@@ -48,7 +51,8 @@ class Expected:
         if len(rows) == 1:
             return rows[0]
         listed = sum(count.rows or 0 for count in report.per_sheet)
-        return 0 if not rows and report.inserted == listed else None
+        is_clear = all(count.template_name in self.names for count in report.per_sheet if count.rows)
+        return 0 if not rows and is_clear and report.inserted == listed else None
 
     @property
     def fewest(self) -> int:
@@ -119,6 +123,13 @@ def _flagged(
     ):  # the server leaves rows out, so it knows the filter; without a total, the file may be cut short
         return "none" if any(expected.total is not None for expected in missing) else "unknown"
     came = sum(file.rows for _, file in sheets)
+    if (
+        are_all
+        and report.inserted is not None
+        and came == report.inserted - report.invalid_rows
+        and all(expected.total is not None for expected, _ in sheets)
+    ):
+        return "none"
     is_whole = report.inserted is not None and came >= report.inserted
     has_all = all(expected.reported is not None for expected, _ in sheets)
     return "included" if are_all and (is_whole or has_all) else "unknown"

@@ -400,6 +400,7 @@ class Migration:
             report=report,
             rank=rank,
             by_slug=by_slug,
+            names=frozenset(sheet.name or "" for sheet in known),
             checks=self._checks,
         )
         return await download(fetch, wanted, folder, among=known, are_all=sheets is None)

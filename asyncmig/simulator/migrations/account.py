@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from random import Random
-from typing import final
+from typing import cast, final
 
 from asyncmig.simulator.migrations.migration import Event, File, Knowledge, Migration
 from asyncmig.simulator.migrations.scripts import Script
@@ -74,7 +74,12 @@ class Account:
 
     def shown(self, status: int, value: object) -> Reply:
         """Return a JSON reply, as this version of the API sends it."""
-        return json_reply(status, drifted(value) if self.variants.drift else value)
+        if self.variants.drift and isinstance(
+            value, dict
+        ):  # a list that is the whole answer is never omitted
+            kept = {name: each for name, each in cast("Json", value).items() if each == []}
+            value = {**cast("Json", drifted(value)), **kept}
+        return json_reply(status, value)
 
     def migration(self, ids: Mapping[str, str], now: float) -> Migration:
         """Return the migration of a path. Raises `Refusal` (404) where there is none, or not yet, or not any more."""
