@@ -221,7 +221,8 @@ def retry_after(
     """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), from 0 to `most`; None without one.
 
     A date is compared with the reply's own `Date`, because the server's clock may differ from this machine's;
-    without one it is compared with the wall clock. `speed`: see `loop_speed`.
+    without one it is compared with the wall clock, and one in the past says nothing: the clocks differ. `speed`: see
+    `loop_speed`.
     """
     value = headers.get("Retry-After", "").strip()
     if not value:
@@ -232,8 +233,10 @@ def retry_after(
         at = _http_date(value)
         if at is None:
             return None
-        now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
-        seconds = (at - now).total_seconds() * speed
+        date = _http_date(headers.get("Date", ""))
+        seconds = (at - (date or datetime.now(UTC))).total_seconds() * speed
+        if date is None and seconds <= 0:
+            return None
     return min(max(seconds, 0.0), most)
 
 

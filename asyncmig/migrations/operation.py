@@ -13,6 +13,7 @@ newer than the request:
 Nothing here awaits. Times are seconds on the caller's clock.
 """
 
+from collections.abc import Collection
 from typing import final
 
 import msgspec
@@ -57,8 +58,9 @@ class Operation:
 
     `kind`: None for a run that was opened by its id, for which every reading counts. `after`: the last sequence of
     the thread before the request; None if unknown. `before`: the last reading before the request; None if unknown.
-    `is_new_run`: the run did not exist before the request, so each of its readings is newer. `is_acknowledged`: the
-    server has confirmed the start; otherwise it was inferred from what the server shows.
+    `earlier_runs`: the runs that were there before the request: a start that was not acknowledged may have begun
+    another one. `is_new_run`: the run did not exist before the request, so each of its readings is newer.
+    `is_acknowledged`: the server has confirmed the start; otherwise it was inferred from what the server shows.
     """
 
     __slots__ = (
@@ -67,6 +69,7 @@ class Operation:
         "_is_answered",
         "_is_newer",
         "after",
+        "earlier_runs",
         "is_acknowledged",
         "kind",
         "requested_at",
@@ -81,11 +84,13 @@ class Operation:
         before: RunState | None = None,
         is_new_run: bool = False,
         is_acknowledged: bool = False,
+        earlier_runs: Collection[str] = (),
     ) -> None:
         self.kind: Kind | None = kind
         self.after: int | None = after
         self.requested_at: float = now
         self.is_acknowledged: bool = is_acknowledged
+        self.earlier_runs: Collection[str] = earlier_runs
         self._before = None if is_new_run else before
         self._is_answered = False
         self._is_newer = is_new_run or kind in (None, "generate")
@@ -137,7 +142,9 @@ class Operation:
             return True  # also another end than this kind has: somebody else resumed the run
         if state.status not in _ENDS[self.kind]:
             return False
-        if self.kind == "execute" and state.report is not None:
+        if self.kind == "execute":
+            if state.report is None:
+                return False  # the end of an earlier operation; only a later reading or the log can tell otherwise
             is_other = before is not None and before.report != state.report
             return is_other or self._has_evidence(now)  # the old report may look the same
         if self._is_answered:  # it was blocked, which no state before the operation was

@@ -362,6 +362,7 @@ class Starter:
             before=point.state,
             is_new_run=bool(run_id) and run_id != point.run_id,
             is_acknowledged=is_acknowledged,
+            earlier_runs=point.logged_ids,
         )
         tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
         return Run(self._context, tracker)

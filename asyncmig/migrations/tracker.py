@@ -16,6 +16,7 @@ from asyncmig._io.poller import Reading, Watch
 from asyncmig.errors import (
     ApiError,
     AuthError,
+    Conflict,
     NoAnswer,
     RunCanceled,
     RunFailed,
@@ -78,6 +79,7 @@ class Tracker:
     """One operation of a run, shared by all its handles: its polls, its events and its result."""
 
     __slots__ = (
+        "_blocked_elsewhere",
         "_context",
         "_lock",
         "_next_log",
@@ -109,8 +111,10 @@ class Tracker:
         self.raw: RunState | None = None
         """The last reading as it came, which may be older than the operation."""
         self._next_log = operation.requested_at + _ASK_LOG
-        self._settled_without = 0
-        """How often the settled log did not list the operation, whose start was not acknowledged."""
+        self._settled_without = self._blocked_elsewhere = 0
+        """How often the settled log did not list the operation, whose start was not acknowledged; and how often the
+        thread asked something that the run does not show.
+        """
         self._lock = anyio.Lock()
         self._preview: Preview | None = None
         self.shared: MigrationState = context.kept(ClientState).of(context, migration_id)
@@ -151,8 +155,10 @@ class Tracker:
         loop, self.raw = asyncio.get_running_loop(), state
         status = self.operation.effective(state, loop.time())
         if status != state.status:
+            run_id = self.run_id
             await self._look_for_news()
-            status = self.operation.effective(state, loop.time())
+            if self.run_id == run_id:  # otherwise this was the state of an earlier run
+                status = self.operation.effective(state, loop.time())
         if status != state.status:
             state = msgspec.structs.replace(state, status=status, message=None)
         phase = routes.RUN.phase(status)
@@ -168,32 +174,47 @@ class Tracker:
 
     async def _look_for_news(self) -> None:
         """Ask the thread, and later the log, whether anything is newer than the request."""
-        now, operation = asyncio.get_running_loop().time(), self.operation
+        now, operation, last = asyncio.get_running_loop().time(), self.operation, ""
         try:
             if operation.after is not None:
                 async for page in ThreadReader(self._context, self.migration_id).pages(after=operation.after):
                     for event in page:
                         operation.saw_event(event.sequence)
+                        last = event.type or last
             if now >= self._next_log:
                 self._next_log = now + _ASK_LOG
                 log = await self._context.caller.call(
                     Call(endpoint=routes.READ_LOG, ids={"id": self.migration_id}), Log
                 )
-                last = log.runs[-1] if log.runs else None
-                is_executed = last is not None and operation.kind == "execute" and last.outcome is not None
-                is_kind = last is not None and (last.kind == operation.kind or is_executed)
-                if last is not None and last.run_id == self.run_id and is_kind:
-                    operation.saw_log()
-                elif not operation.is_acknowledged:
-                    self._settled_without += 1
+                self._take_log(log)
         except (AuthError, SessionClosed):
             raise
         except (ApiError, NoAnswer) as error:  # without news, the reading stays old, and polling continues
             _log.debug("run %s: no news from the thread or the log: %s", self.run_id, error)
-        if self._settled_without >= _LOOKS_AT_LOG:
-            start, kind = routes.START_RUN, f'{{"kind":"{operation.kind}"}}'
-            reason = "its response was lost, and the server does not show that it happened"
-            raise UnknownOutcome(start.method, start.template, reason, kind, start.advice)
+            if isinstance(error, Conflict) and not operation.is_acknowledged and last == "request_input":
+                self._blocked_elsewhere += 1
+        for count, reason in (
+            (self._settled_without, "the server does not show that it happened"),
+            (self._blocked_elsewhere, "its run is blocked, and the id of the run is not known"),
+        ):
+            if count >= _LOOKS_AT_LOG:
+                start, kind = routes.START_RUN, f'{{"kind":"{operation.kind}"}}'
+                text = f"its response was lost, and {reason}"
+                raise UnknownOutcome(start.method, start.template, text, kind, start.advice)
+
+    def _take_log(self, log: Log) -> None:
+        """Take the settled log into account: it lists the operation, perhaps under the id of another run."""
+        last, operation = log.runs[-1] if log.runs else None, self.operation
+        is_executed = last is not None and operation.kind == "execute" and last.outcome is not None
+        is_kind = last is not None and (last.kind == operation.kind or is_executed)
+        if last is not None and is_kind:
+            is_other = not operation.is_acknowledged and last.run_id not in operation.earlier_runs
+            if last.run_id == self.run_id or (last.run_id and operation.earlier_runs and is_other):
+                self.run_id = last.run_id
+                operation.saw_log()
+                return
+        if not operation.is_acknowledged:
+            self._settled_without += 1
 
     def _tell(self, reading: Reading[RunState]) -> None:
         """Emit an event for a new status or progress text, and once for the end."""

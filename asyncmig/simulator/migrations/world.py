@@ -1,6 +1,7 @@
 """The server's state: it takes a request and `now`, and returns a reply. It knows the contract and no client."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from random import Random
@@ -126,12 +127,7 @@ class World:
             return Reply(status=204, body=b"", headers=_CORS)
         self._note_key(request)
         reply = (fetch_link if request.method == "GET" else put_bytes)(self.account, request, now)
-        return Reply(
-            status=reply.status,
-            body=reply.body,
-            content_type=reply.content_type,
-            headers={**reply.headers, **_CORS},
-        )
+        return replace(reply, headers={**reply.headers, **_CORS})
 
     def _note_key(self, request: Request) -> None:
         self.ledger.key_leaks += "x-api-key" in request.headers
@@ -146,6 +142,8 @@ class World:
             return json_reply(404, {"error": "No such route"})
         template, ids = found
         reply = self._answer(request, f"{request.method} {template}", ids, now)
+        date = format_datetime(datetime.fromtimestamp(self.account.epoch + now, UTC), usegmt=True)
+        reply = replace(reply, headers={"Date": date, **reply.headers})
         self.ledger.note(
             Entry(at=now, method=request.method, template=template, ids=ids, status=reply.status)
         )
@@ -175,14 +173,7 @@ class World:
         except Refusal as refusal:
             self._refused.malformed += refusal.status == 400 and refusal.is_avoidable
             return self._error(refusal, now)
-        headers = {**reply.headers, **self._headers(charged, now, refused=False)}
-        return Reply(
-            status=reply.status,
-            body=reply.body,
-            content_type=reply.content_type,
-            headers=headers,
-            stream=reply.stream,
-        )
+        return replace(reply, headers={**reply.headers, **self._headers(charged, now, refused=False)})
 
     def _charges(self, request: Request, endpoint: str) -> list[str]:
         """Return the budgets that a request charges."""

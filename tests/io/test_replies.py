@@ -1,0 +1,35 @@
+"""What the headers of a reply say."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from asyncmig._io.reply import retry_after
+
+NOW = datetime.now(UTC)
+
+
+def date(seconds: float) -> str:
+    return format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": date(-86_400), "Date": date(-86_460)}, 60.0),
+        ({"Retry-After": date(-86_460), "Date": date(-86_400)}, 0.0),
+        ({"Retry-After": date(-86_400)}, None),  # the clocks differ: it says nothing
+    ],
+)
+def test_the_seconds_of_a_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_a_date_without_that_of_the_reply_is_compared_with_the_wall_clock() -> None:
+    asked = retry_after({"Retry-After": date(3600.0)}, most=7200.0)
+    assert asked == pytest.approx(3600.0, abs=120.0)
