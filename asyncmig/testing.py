@@ -11,10 +11,10 @@ assert simulator.verdict().duplicate_companies == 0
 ```
 
 The simulator implements the API's contract and knows nothing of the client. It parses, validates and records what
-it receives. Requests reach it by function calls, and an import ends as soon as it has started. The client reads a
-run 2 s after its start at the earliest, so on an ordinary event loop a customer takes about 2 s, and customers that
-are migrated at the same time take 2 s together. `pace` makes imports take their time: on an event loop with a
-virtual clock (for example `looptime`) an import of an hour ends at once.
+it receives. Requests reach it by function calls, and a run ends as soon as it has started. A session of
+`Simulator.session()` reads a run after 0.2 s instead of 2 s, so a customer takes about half a second on an ordinary
+event loop. `pace` makes runs take their time, and the session reads them as it would read those of a real server: on
+an event loop with a virtual clock (for example `looptime`) an import of an hour ends at once.
 
 Scripts decide what the imports of single customers do, whatever the files contain:
 
@@ -30,6 +30,14 @@ simulator = Simulator(
 
 A parked import waits for a decision. Approved, it completes; rejected, it fails. `Simulator.answers("acme-001")`
 returns what was answered.
+
+Code that opens its own session uses the same account over loopback:
+
+```python
+async with simulator.serve() as serving:
+    async with asyncmig.Session(simulator.api_key, serving.base_url) as session:
+        print(await session.companies.sources())
+```
 
 The second generation of the API has the same kit:
 
@@ -49,14 +57,6 @@ async with simulator.session() as session:
 
 Its account allows 100 requests a minute for each endpoint, so that a test needs no hours. `limits="by-class"` sets
 the documented classes, down to one created migration an hour: use a virtual clock.
-
-Code that opens its own session uses the same account over loopback:
-
-```python
-async with simulator.serve() as serving:
-    async with asyncmig.Session(simulator.api_key, serving.base_url) as session:
-        print(await session.companies.sources())
-```
 
 `Simulator.verdict()` counts what the client did wrong, for example duplicate companies; `str(verdict)` lists it in
 words, or is "no faults". `Simulator.ledger` lists every request. `variants` chooses behaviour that the API's contract
@@ -92,7 +92,7 @@ from asyncmig._core.limits import Limits
 from asyncmig._core.rate import Rate
 from asyncmig._io.transport import Body, Lost, Response, Timeouts
 from asyncmig.errors import InvalidInput
-from asyncmig.session import Scope, Session
+from asyncmig.session import Scope, Session, context_of
 from asyncmig.simulator import (
     SCHEMAS,
     SOURCES,
@@ -133,6 +133,8 @@ if TYPE_CHECKING:
     A = TypeVarWithDefault("A", bound=World | migrations.World, default=World)
 else:
     A = TypeVar("A")
+_FLOOR = 0.2
+"""Seconds between reads of a young run where runs end at once."""
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 Handle = Callable[[Request, float], Reply]
 """A server as a function of a request and the time in seconds."""
@@ -287,7 +289,7 @@ class Simulator(Generic[A]):
     options that the generation does not have.
     """
 
-    __slots__ = ("_limits", "_scope", "_seed", "faults", "transport", "world")
+    __slots__ = ("_ends_at_once", "_limits", "_scope", "_seed", "faults", "transport", "world")
 
     api_key = "key-of-the-simulator"
     base_url = InProcess.BASE_URL
@@ -351,7 +353,7 @@ class Simulator(Generic[A]):
             scope=scope,
             latency=latency,
         )
-        self._seed = seed
+        self._seed, self._ends_at_once = seed, pace is None
         self._scope: Scope = scope
         try:
             self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
@@ -387,14 +389,19 @@ class Simulator(Generic[A]):
                 schemas=migrations.SCHEMAS if schemas is None else schemas,
             )
             self._limits = _client_limits(world.limits)
+        if self._ends_at_once:
+            world.ledger.shortest_pause = _FLOOR / 2
         self.world: A = cast("A", world)
         self.transport: InProcess[A] = InProcess(
             self.world, latency=latency, rng=Random(seed), faults=self.faults
         )
 
     def session(self) -> Session:
-        """Return a new session with this account, to be entered. For other options, pass `transport` to `Session`."""
-        return Session(
+        """Return a new session with this account, to be entered. For other options, pass `transport` to `Session`.
+
+        While runs end at once (no `pace`), the session reads them every 0.2 s instead of every 2 s.
+        """
+        session = Session(
             self.api_key,
             self.base_url,
             transport=self.transport,
@@ -402,6 +409,9 @@ class Simulator(Generic[A]):
             limits=self._limits,
             scope=self._scope,
         )
+        if self._ends_at_once:
+            context_of(session).poller.shortest_floor = _FLOOR
+        return session
 
     def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving[A]]:
         """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.

@@ -40,6 +40,10 @@ def read(path: Path, name: str) -> Document:
 README = read(ROOT / "README.md", "README.md")
 GUIDE = read(PACKAGE / "guide.md", "guide.md")
 MANUALS = [read(path, path.name) for path in sorted((ROOT / ".github").glob("*.md"))]
+SERVICE, SERVICE_TESTS = [
+    block for block in GUIDE.blocks("python") if re.search(r"FastAPI\(|^import service", block, re.MULTILINE)
+]
+"""The guide's complete service, and its tests."""
 BENCHMARKS = read(ROOT / "benchmarks/README.md", "benchmarks/README.md")
 
 
@@ -64,8 +68,8 @@ def document(name: str) -> Document:
 
 
 def runs_here(block: str) -> bool:
-    """Return whether the optional packages that a block imports are installed."""
-    return all(
+    """Return whether a block is no file of tests, and the optional packages that it imports are installed."""
+    return "import pytest" not in block and all(
         importlib.util.find_spec(name)
         for name in OPTIONAL
         if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)

@@ -32,6 +32,8 @@ def module(text: Document) -> str:
     """Return the examples of a text as one module. A block that awaits at its top becomes a coroutine."""
     parts = [PRELUDE]
     for number, block in enumerate(filter(documents.runs_here, text.blocks("python"))):
+        if block == documents.SERVICE:
+            continue
         if awaits(block):
             body = "".join(
                 f"    {line}" if line.strip() else line for line in block.splitlines(keepends=True)
@@ -58,6 +60,8 @@ def test_the_examples_pass_mypy_strict_and_pyright_strict(tmp_path: Path) -> Non
     for text in texts:
         name = text.name.partition(".")[0].lower()
         (tmp_path / f"{name}_examples.py").write_text(module(text), encoding="utf-8")
+    (tmp_path / "service.py").write_text(documents.SERVICE, encoding="utf-8")
+    (tmp_path / "test_service.py").write_text(documents.SERVICE_TESTS, encoding="utf-8")
     settings = {
         "typeCheckingMode": "strict",
         "pythonVersion": "3.11",

@@ -10,13 +10,10 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import documents
 import msgspec
 import procrastinate
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 from farm import Farm, customers
 from jobprocess import PRELUDE, recipe
 
@@ -41,7 +38,7 @@ def names(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tm
     names: Names = {"__name__": "recipes"}
     exec(PRELUDE, names)
     for block in documents.GUIDE.blocks("python"):
-        if re.search("AppKey|def run_customer|migrate_task", block) or (
+        if re.search("def run_customer|migrate_task", block) or (
             "temporalio" in block and documents.runs_here(block)
         ):
             exec(block, names)
@@ -73,76 +70,6 @@ async def begun(world: World) -> None:
 def customer(prefix: str, folder: Path) -> dict[str, str]:
     (spec,) = customers(folder / "in", 1)
     return {"external_id": prefix, "name": prefix, "source": spec.source, "file": str(spec.files[0])}
-
-
-def test_a_service_that_is_stopped_goes_on_when_it_starts_again(
-    names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent = customer(prefix, tmp_path)
-    upload = tmp_path / "uploads" / prefix / "contacts.csv"
-    upload.parent.mkdir(parents=True)
-    Path(sent["file"]).rename(upload)
-    body = {"id": prefix, "name": prefix, "source": sent["source"], "files": ["contacts.csv"]}
-
-    async def once(until: Callable[[asyncmig.Fleet], Awaitable[object]]) -> None:
-        app = web.Application()
-        app.cleanup_ctx.append(names["migrations"])
-        app.router.add_post("/migrations", names["submit"])
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        async with (
-            aiohttp.ClientSession() as client,
-            client.post(f"http://127.0.0.1:{port}/migrations", json=body) as answer,
-        ):
-            assert answer.status == 202
-        await until(app[names["FLEET"]])
-        await runner.cleanup()
-
-    async def main(world: World) -> None:
-        await once(lambda _: begun(world))
-        spec = asyncmig.Spec(
-            external_id=prefix,
-            name=prefix,
-            source=sent["source"],
-            files=(Path("uploads", prefix, "contacts.csv"),),
-        )
-        await once(lambda fleet: fleet.submit(spec))
-        assert Path("out", prefix, "Contacts.csv").is_file()
-
-    run(main, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("sent", "words"),
-    [
-        ({"files": ["/etc/passwd"]}, "No such file"),
-        ({"files": ["../../secret.csv"]}, "No such file"),
-        ({"files": ["link.csv"]}, "lies outside of uploads"),
-        ({"id": "../secret"}, "external_id="),
-        ({"id": ".."}, "external_id="),
-    ],
-)
-def test_a_service_reads_no_file_but_uploads(
-    names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: Names, words: str
-) -> None:
-    (tmp_path / "uploads/acme").mkdir(parents=True)
-    (tmp_path / "secret.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    (tmp_path / "uploads/acme/link.csv").symlink_to(tmp_path / "secret.csv")
-    monkeypatch.setenv("VERN_API_KEY", "key")
-    body = {"id": "acme", "name": "Acme", "source": "source", "files": ["link.csv"], **sent}
-
-    async def main() -> None:
-        app = web.Application()
-        app.cleanup_ctx.append(names["migrations"])
-        app.router.add_post("/migrations", names["submit"])
-        async with TestClient(TestServer(app)) as client:
-            answer = await client.post("/migrations", json=body)
-            assert answer.status == 400
-            assert words in (await answer.json())["error"]
-
-    asyncio.run(main())
 
 
 def job(external_id: str, folder: Path) -> Names:

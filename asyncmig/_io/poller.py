@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar, cast, final
 from weakref import WeakValueDictionary
@@ -29,7 +30,7 @@ class Poller:
     `events`: receives failed reads. `loop`: returns the event loop, or raises where runs may not be watched.
     """
 
-    __slots__ = ("_closed", "_groups", "_loop", "_second_channel", "_warnings", "_watches")
+    __slots__ = ("_closed", "_groups", "_loop", "_second_channel", "_warnings", "_watches", "shortest_floor")
 
     def __init__(
         self,
@@ -40,6 +41,9 @@ class Poller:
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._loop = loop
+        self.shortest_floor: float | None = None
+        """Seconds that replace the floor of young runs, for a simulated server in this process. The floor then grows
+        to a tenth of a run's age."""
         self._second_channel, self._warnings = second_channel, RunWarnings(on_stalled, events or Events())
         self._groups: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
@@ -97,6 +101,8 @@ class Poller:
         """
         found = self._watches.get(run)
         if found is None or found.closed:
+            if self.shortest_floor is not None:
+                lifecycle = replace(lifecycle, shortest_floor=self.shortest_floor, age_per_floor=10.0)
             polls = self._group_of(gate)
             made = Watch(
                 run,

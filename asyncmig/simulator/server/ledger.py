@@ -8,7 +8,6 @@ from typing import final
 
 __all__ = ["Entry", "Ledger", "Verdict"]
 
-_HASTY = 1.5
 _MEANINGS = {
     "over_the_limit": "requests over the rate limit (429)",
     "key_leaks": "requests that sent the API key to the storage's host",
@@ -16,7 +15,7 @@ _MEANINGS = {
     "duplicate_companies": "companies created twice for one customer",
     "duplicate_exports": "exports started twice",
     "polls_after_the_end": "reads of a run that was known to have ended",
-    "hasty_polls": "reads of a run less than 1.5 s after the one before",
+    "hasty_polls": "reads of a run too soon after the one before",
     "blind_decisions": "decisions about questions that were not read",
     "after_refusal": "requests after the API key was refused (401)",
     "malformed": "malformed requests (400)",
@@ -57,7 +56,7 @@ class Verdict:
     polls_after_the_end: int
     """Reads of a run after one that showed its end."""
     hasty_polls: int
-    """Reads of a run less than 1.5 s after the one before."""
+    """Reads of a run less than `Ledger.shortest_pause` seconds after the one before."""
     blind_decisions: int
     """Decisions about a parked run that had not been read."""
     after_refusal: int
@@ -78,6 +77,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.shortest_pause = 1.5
+        """Seconds: a read of a run sooner after the one before counts as hasty."""
         self.key_leaks = 0
         """Requests that carried the API key to the storage's host."""
         self.detection: dict[str, float] = {}
@@ -114,7 +115,9 @@ class Ledger:
             polls_after_the_end=sum(
                 at > ended for run_id, ended in self.end_read_at.items() for at, _ in self.readings[run_id]
             ),
-            hasty_polls=sum(late - early < _HASTY for reads in times for early, late in pairwise(reads)),
+            hasty_polls=sum(
+                late - early < self.shortest_pause for reads in times for early, late in pairwise(reads)
+            ),
             blind_decisions=sum(decision not in shown for decision in self.decisions),
             after_refusal=max(0, len(statuses) - refused - 1),
             malformed=statuses.count(400),
