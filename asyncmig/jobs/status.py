@@ -116,7 +116,7 @@ async def read_statuses(journal: Readable, path: str) -> list[CustomerStatus]:
         lambda: [
             _status(each, activity.get(each.external_id))
             for each in known
-            if each.state or each.instruction or activity[each.external_id].holder
+            if each.state is not None or each.instruction or activity[each.external_id].holder
         ]
     )
 
