@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -19,22 +19,18 @@ import anyio
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Endpoint, Lane, Repeat
-from asyncmig._core.limits import BY_KEY, Limits, Scope, charged, short_form
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Limits, Scope, short_form
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
-from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.call import Secret, raw_call, raw_endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
-from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
-from asyncmig._io.event_loop import AsyncOnly, LoopGuard, finish_all, loop_speed
-from asyncmig._io.gate import Gate, GateStatistics, joined_gate
+from asyncmig._io.event_loop import AsyncOnly, LoopGuard
+from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
-from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
-from asyncmig._io.threads import in_thread
+from asyncmig._io.session_budgets import SessionBudgets
 from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies import routes as company_routes
@@ -123,71 +119,75 @@ class Session(AsyncOnly):
         self._limits = short_form(limits, limit=limit, window=window, scope=scope)
         if max_parallel_uploads < 1:
             raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
-        self._rng = rng or Random()
-        self._budgets: dict[str, Gate] = {}
-        """The gates of single budgets, by name."""
-        self._gates: dict[tuple[tuple[tuple[str, Rate], ...], bool], Gate] = {}
-        """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
-        self._closed: AsyncmigError | None = None
-        self._recent_path = Path(recent) if recent is not None else None
-        self._recent: SendLog | None = None
-        self._opening = asyncio.Lock()
         timeouts = timeouts or Timeouts()
-        for endpoint, each in (timeouts_by_endpoint or {}).items():
-            if not isinstance(cast(object, each), Timeouts):
-                raise InvalidInput(f"timeouts_by_endpoint[{endpoint!r}]", each, "must be Timeouts")
-        self._timeout = max(_longest(timeouts), *map(_longest, (timeouts_by_endpoint or {}).values()), 0.0)
-        if shared == "local":
-            from asyncmig.distributed.local import LocalWindow  # needs file locks, which not every system has
-
-            shared = LocalWindow()
-        elif isinstance(shared, str):
-            raise InvalidInput("shared", shared, "is neither 'local' nor a shared window")
-        self._shared = (
-            None
-            if shared is None
-            else SharedBudgets(
-                window=shared,
-                account=_account(Secret(f"account {account}") if account else key, self.base_url),
-                timeout=self._timeout,
-            )
-        )
+        longest = _longest_of(timeouts, timeouts_by_endpoint or {})
+        digest = _account(Secret(f"account {account}") if account else key, self.base_url)
+        self._shared = _shared_budgets(shared, digest, longest)
         self._transport = transport or _transport(http, self.base_url)
+        self._closed: AsyncmigError | None = None
+        self._recent = Path(recent) if recent is not None else None
         self._guard = LoopGuard("Session")
         self.events: Events = Events()
-        self._runs = RunSlots(self._limits.runs, events=self.events)
-        if self._shared is not None:
-            self._runs.share(self._shared.window.runs(self._shared.account))
         self._poller = Poller(
             second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._guard.loop
         )
-        self._caller = Caller(
+        rng = rng or Random()
+        self._runs = RunSlots(self._limits.runs, events=self.events)
+        self._budgets = self._made_budgets(rng, longest)
+        self._caller = self._made_caller(
+            key, rng, retry=retry or RetryPolicy(), timeouts=timeouts, by_endpoint=timeouts_by_endpoint
+        )
+        self._context = SessionContext(
+            caller=self._caller,
+            poller=self._poller,
+            gate=self._budgets.gate,
+            runs=self._runs,
+            remember=self._remember,
+            check_open=self.check_open,
+            events=self.events,
+            rng=rng,
+        )
+        self._context.keep(UploadLimits(max_parallel_uploads, upload_bytes_per_second))
+        self.companies: Companies = Companies(self._context)
+        self.migrations: Migrations = Migrations(self._context)
+
+    def _made_caller(
+        self,
+        key: Secret,
+        rng: Random,
+        *,
+        retry: RetryPolicy,
+        timeouts: Timeouts,
+        by_endpoint: Mapping[str, Timeouts] | None,
+    ) -> Caller:
+        return Caller(
             transport=self._transport,
             base_url=self.base_url,
             guard=self._guard,
             key=key,
             key_header=KEY_HEADER,
-            gate=self._gate,
+            gate=self._budgets.gate,
             events=self.events,
-            rng=self._rng,
+            rng=rng,
             on_refused_key=self.close,
-            policy=retry or RetryPolicy(),
+            policy=retry,
             timeouts=timeouts,
-            timeouts_by_endpoint=timeouts_by_endpoint,
+            timeouts_by_endpoint=by_endpoint,
         )
-        self._context = SessionContext(
-            caller=self._caller,
-            poller=self._poller,
-            gate=self._gate,
-            runs=self._runs,
-            remember=self._remember,
-            check_open=self.check_open,
-            events=self.events,
-            rng=self._rng,
+
+    def _made_budgets(self, rng: Random, timeout: float) -> SessionBudgets:
+        """Return the budgets; with a shared window, their dispatchers ask its store for slots."""
+        make = partial(
+            SessionBudgets, self._limits, runs=self._runs, events=self.events, rng=rng, timeout=timeout
         )
-        self._context.keep(UploadLimits(max_parallel_uploads, upload_bytes_per_second))
-        self.companies: Companies = Companies(self._context)
-        self.migrations: Migrations = Migrations(self._context)
+        shared = self._shared
+        if shared is None:
+            return make()
+        self._runs.share(shared.window.runs(shared.account))
+        return make(
+            dispatcher=lambda earlier: partial(SharedDispatcher, shared=replace(shared, earlier=earlier)),
+            budget_set=partial(SharedBudgetSet, shared=shared),
+        )
 
     def __repr__(self) -> str:
         return f"<Session {self.base_url}: {self._limits}>"
@@ -195,8 +195,8 @@ class Session(AsyncOnly):
     async def __aenter__(self) -> Self:
         self._guard.enter()
         try:
-            if self._recent_path is not None:
-                await self._remember(self._recent_path)
+            if self._recent is not None:
+                await self._remember(self._recent)
         except BaseException:
             self._guard.forget()
             raise
@@ -215,39 +215,19 @@ class Session(AsyncOnly):
         closing = AsyncExitStack()  # the last one is closed first
         closing.callback(self._guard.leave, _LEFT)
         closing.callback(self.events.close)
-        if self._recent is not None:
-            closing.push_async_callback(self._recent.aclose)
+        closing.push_async_callback(self._budgets.aclose_log)
         closing.push_async_callback(self._transport.aclose)
         if self._shared is not None:
             closing.push_async_callback(self._shared.window.aclose)
         closing.push_async_callback(self._runs.aclose)
-        gates = dict.fromkeys((*self._budgets.values(), *self._gates.values()))
-        closing.push_async_callback(finish_all, [gate.aclose for gate in gates])
+        closing.push_async_callback(self._budgets.aclose)
         closing.push_async_callback(self._poller.aclose)
         closing.push_async_callback(self.migrations.aclose)
         with anyio.CancelScope(shield=True):
             await closing.aclose()
 
     async def _remember(self, path: Path) -> None:
-        """Open the send log at `path`, unless there is one. Raises nothing for a file that cannot be used."""
-        async with self._opening:
-            if self._recent is not None:
-                return
-            loop = self._guard.loop()
-            log = SendLog(
-                path,
-                speed=loop_speed(loop),
-                window=self._limits.endpoint.window,
-                timeout=self._timeout,
-                clock=loop.time,
-                threaded=True,
-            )
-            await in_thread(log.open)
-            self._recent = log
-        for name, gate in self._budgets.items():
-            gate.resume([slot.answered_for(self._timeout) for slot in self._earlier(name)])
-        for (rates, _), gate in self._gates.items():
-            self._keep_log(gate, dict(rates))
+        await self._budgets.remember(path, self._guard.loop())
 
     def close(self, error: AsyncmigError | None = None) -> None:
         """Send no further requests: waiting and new calls raise `error` (default `SessionClosed`).
@@ -256,8 +236,7 @@ class Session(AsyncOnly):
         """
         if self._closed is None:
             self._closed = error or SessionClosed()
-            for gate in (*self._budgets.values(), *self._gates.values()):
-                gate.close(self._closed)
+            self._budgets.close(self._closed)
 
     def check_open(self) -> None:
         """Raise the error that a call would raise now: `UsageError`, `SessionClosed`, or the earlier `AuthError`."""
@@ -319,16 +298,16 @@ class Session(AsyncOnly):
         """
         method = method.upper()
         endpoint = Endpoint(name="", method=method, template=template, repeat=Repeat.NEVER)
-        return self._gate(replace(endpoint, budgets=_budgets_of(endpoint)))
+        return self._budgets.gate(replace(endpoint, budgets=_budgets_of(endpoint)))
 
     def stats(self) -> Mapping[str, GateStatistics]:
         """Return a snapshot of every budget in use, by name: a class, an endpoint, or `*` for the whole key."""
-        return {name: gate.statistics() for name, gate in self._budgets.items()}
+        return {name: gate.statistics() for name, gate in self._budgets.by_name.items()}
 
     def budget(self, name: str) -> Gate:
         """Return the gate of a single budget in use, by its name in `stats`. Raises `InvalidInput` for another."""
         try:
-            return self._budgets[name]
+            return self._budgets.by_name[name]
         except KeyError:
             raise InvalidInput("name", name, "is not a budget that this session has used") from None
 
@@ -340,69 +319,6 @@ class Session(AsyncOnly):
     def requests(self) -> Mapping[tuple[str, str], int]:
         """The number of requests sent so far, by endpoint and lane."""
         return dict(self._caller.requests)
-
-    def _gate(self, endpoint: Endpoint) -> Gate:
-        rates = charged(self._limits, endpoint)
-        takes_run = endpoint.run_order is not None and self._limits.runs is not None
-        key = (tuple(rates.items()), takes_run)
-        gate = self._gates.get(key)
-        if gate is None:
-            budgets = [self._budget(name, rate) for name, rate in rates.items()]
-            if len(budgets) == 1 and not takes_run:
-                gate = budgets[0]
-            else:
-                gate = joined_gate(
-                    budgets,
-                    runs=self._runs if takes_run else None,
-                    events=self.events,
-                    budget_set=BudgetSet
-                    if self._shared is None
-                    else partial(SharedBudgetSet, shared=self._shared),
-                )
-                self._keep_log(gate, rates)
-            self._gates[key] = gate
-        return gate
-
-    def _budget(self, name: str, rate: Rate) -> Gate:
-        gate = self._budgets.get(name)
-        if gate is None:
-            earlier = self._earlier(name)
-            gate = self._budgets[name] = Gate(
-                limit=rate.limit,
-                window=rate.window,
-                rng=self._rng,
-                recent=[slot.answered_for(self._timeout) for slot in earlier],
-                name=name,
-                events=self.events,
-                dispatcher=self._dispatcher(earlier),
-            )
-            self._keep_log(gate, {name: rate})
-            if self._closed is not None:
-                gate.close(self._closed)
-        return gate
-
-    def _keep_log(self, gate: Gate, rates: Mapping[str, Rate]) -> None:
-        """Write what a gate sends to the send log, and obey the holds that an earlier process wrote there."""
-        log = self._recent
-        if log is None:
-            return
-        gate.keep_log(partial(_note_all, log, rates), partial(log.hold, gate.name))
-        if held_for := log.held_for(gate.name):
-            gate.resume((), held_for=held_for)
-
-    def _dispatcher(self, earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
-        if self._shared is None:
-            return Dispatcher
-        return partial(SharedDispatcher, shared=replace(self._shared, earlier=earlier))
-
-    def _earlier(self, name: str) -> list[EarlierSlot]:
-        """Return what earlier processes sent with this budget. They may have counted by key, and this one by
-        endpoint.
-        """
-        if self._recent is None:
-            return []
-        names = (None,) if name == BY_KEY else (name, BY_KEY)
-        return [slot for each in names for slot in self._recent.earlier(each)]
 
     def _stalled(self, run: Hashable, seconds: float) -> None:
         route, owner_id, run_id, *_ = cast("tuple[str, str, str]", run)
@@ -456,11 +372,6 @@ def _raw_endpoint(method: str, template: str, repeatable: bool | None, lane: Lan
     return replace(endpoint, budgets=_budgets_of(endpoint))
 
 
-def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:
-    for name, rate in rates.items():
-        log.note(kind, name, slot, window=rate.window)
-
-
 def _checked_key(key: str) -> Secret:
     if not key.strip():
         raise InvalidInput("api_key", "", "is missing: give it, or set VERN_API_KEY")
@@ -474,9 +385,24 @@ def _account(key: Secret, base_url: str) -> str:
     return hashlib.sha256(f"{base_url}\0{key.reveal()}".encode()).hexdigest()[:32]
 
 
-def _longest(timeouts: Timeouts) -> float:
-    """Return the seconds after which a request has arrived or never will."""
-    return timeouts.total or timeouts.headers or _LONGEST_REQUEST
+def _longest_of(timeouts: Timeouts, by_endpoint: Mapping[str, Timeouts]) -> float:
+    """Return the seconds after which any request has either arrived or been lost."""
+    for endpoint, each in by_endpoint.items():
+        if not isinstance(cast(object, each), Timeouts):
+            raise InvalidInput(f"timeouts_by_endpoint[{endpoint!r}]", each, "must be Timeouts")
+    return max(each.total or each.headers or _LONGEST_REQUEST for each in (timeouts, *by_endpoint.values()))
+
+
+def _shared_budgets(shared: SharedWindow | str | None, account: str, timeout: float) -> SharedBudgets | None:
+    if shared is None:
+        return None
+    if shared == "local":
+        from asyncmig.distributed.local import LocalWindow  # needs file locks, which not every system has
+
+        shared = LocalWindow()
+    if isinstance(shared, str):
+        raise InvalidInput("shared", shared, "is neither 'local' nor a shared window")
+    return SharedBudgets(window=shared, account=account, timeout=timeout)
 
 
 def _base_url(given: str | None) -> str:

@@ -1,0 +1,169 @@
+"""The budgets of one session: which gate an endpoint uses, and what earlier processes sent with the same key."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import final
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.limits import BY_KEY, Limits, charged
+from asyncmig._core.rate import Rate
+from asyncmig._io.budget_set import BudgetSet
+from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
+from asyncmig._io.event_loop import finish_all, loop_speed
+from asyncmig._io.gate import BudgetSetFactory, Gate, joined_gate
+from asyncmig._io.run_slots import RunSlots
+from asyncmig._io.send_log import EarlierSlot, Kind, SendLog
+from asyncmig._io.threads import in_thread
+from asyncmig.errors import AsyncmigError
+from asyncmig.events import Events
+
+__all__ = ["SessionBudgets"]
+
+_Rates = tuple[tuple[str, Rate], ...]
+
+
+def _own_dispatcher(earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
+    return Dispatcher
+
+
+@final
+class SessionBudgets:
+    """Makes the gates of a session when an endpoint first needs them, and writes what they send to the send log."""
+
+    __slots__ = (
+        "_budget_set",
+        "_closed",
+        "_dispatcher",
+        "_events",
+        "_gates",
+        "_limits",
+        "_log",
+        "_opening",
+        "_rng",
+        "_runs",
+        "_timeout",
+        "by_name",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        runs: RunSlots,
+        events: Events,
+        rng: Random,
+        timeout: float,
+        dispatcher: Callable[[Sequence[EarlierSlot]], DispatcherFactory] = _own_dispatcher,
+        budget_set: BudgetSetFactory = BudgetSet,
+    ) -> None:
+        """`timeout`: seconds after which an unanswered request has either arrived or been lost. `dispatcher` returns
+        what makes a budget's dispatcher, given the slots that earlier processes took from it.
+        """
+        self._limits, self._runs, self._events, self._rng = limits, runs, events, rng
+        self._timeout, self._dispatcher, self._budget_set = timeout, dispatcher, budget_set
+        self.by_name: dict[str, Gate] = {}
+        """The gates of single budgets."""
+        self._gates: dict[tuple[_Rates, bool], Gate] = {}
+        """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
+        self._log: SendLog | None = None
+        self._opening = asyncio.Lock()
+        self._closed: AsyncmigError | None = None
+
+    def gate(self, endpoint: Endpoint) -> Gate:
+        """Return the gate that requests to an endpoint pass."""
+        rates = charged(self._limits, endpoint)
+        takes_run = endpoint.run_order is not None and self._limits.runs is not None
+        key = (tuple(rates.items()), takes_run)
+        gate = self._gates.get(key)
+        if gate is None:
+            budgets = [self._budget(name, rate) for name, rate in rates.items()]
+            if len(budgets) == 1 and not takes_run:
+                gate = budgets[0]
+            else:
+                runs = self._runs if takes_run else None
+                gate = joined_gate(budgets, runs=runs, events=self._events, budget_set=self._budget_set)
+                self._keep_log(gate, rates)
+            self._gates[key] = gate
+        return gate
+
+    def _budget(self, name: str, rate: Rate) -> Gate:
+        gate = self.by_name.get(name)
+        if gate is None:
+            earlier = self._earlier(name)
+            gate = self.by_name[name] = Gate(
+                limit=rate.limit,
+                window=rate.window,
+                rng=self._rng,
+                recent=[slot.answered_for(self._timeout) for slot in earlier],
+                name=name,
+                events=self._events,
+                dispatcher=self._dispatcher(earlier),
+            )
+            self._keep_log(gate, {name: rate})
+            if self._closed is not None:
+                gate.close(self._closed)
+        return gate
+
+    async def remember(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the send log at `path`, unless there is one. Raises nothing for a file that cannot be used."""
+        async with self._opening:
+            if self._log is not None:
+                return
+            log = SendLog(
+                path,
+                speed=loop_speed(loop),
+                window=self._limits.endpoint.window,
+                timeout=self._timeout,
+                clock=loop.time,
+                threaded=True,
+            )
+            await in_thread(log.open)
+            self._log = log
+        for name, gate in self.by_name.items():
+            gate.resume([slot.answered_for(self._timeout) for slot in self._earlier(name)])
+        for (rates, _), gate in self._gates.items():
+            self._keep_log(gate, dict(rates))
+
+    def _keep_log(self, gate: Gate, rates: Mapping[str, Rate]) -> None:
+        """Write what a gate sends to the send log, and obey the holds that an earlier process wrote there."""
+        log = self._log
+        if log is None:
+            return
+        gate.keep_log(partial(_note_all, log, rates), partial(log.hold, gate.name))
+        if held_for := log.held_for(gate.name):
+            gate.resume((), held_for=held_for)
+
+    def _earlier(self, name: str) -> list[EarlierSlot]:
+        """Return the slots that earlier processes took from a budget. They may have counted by key, and this process
+        by endpoint.
+        """
+        if self._log is None:
+            return []
+        names = (None,) if name == BY_KEY else (name, BY_KEY)
+        return [slot for each in names for slot in self._log.earlier(each)]
+
+    def close(self, error: AsyncmigError) -> None:
+        """Let waiting and new calls raise `error`."""
+        self._closed = error
+        for gate in self._all():
+            gate.close(error)
+
+    async def aclose(self) -> None:
+        """Close the gates."""
+        await finish_all([gate.aclose for gate in self._all()])
+
+    async def aclose_log(self) -> None:
+        """Close the send log, after the last request."""
+        if self._log is not None:
+            await self._log.aclose()
+
+    def _all(self) -> list[Gate]:
+        return list(dict.fromkeys((*self.by_name.values(), *self._gates.values())))
+
+
+def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:
+    for name, rate in rates.items():
+        log.note(kind, name, slot, window=rate.window)
