@@ -123,7 +123,7 @@ def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-WORKERS_OWN = frozenset({"answers", "cancel_blocked_after", "decide", "filter", "retries"})
+WORKERS_OWN = frozenset({"answers", "cancel_blocked_after", "decide", "filter", "if_changed", "retries"})
 """Settings for which the workers have values of their own."""
 
 
@@ -140,6 +140,8 @@ def option_overrides(options: Settings, given: Collection[str], *, retry_failed:
         overrides["row_filter"] = options.filter
     if "retries" in given:
         overrides["retries"] = options.retries
+    if "if_changed" in given:
+        overrides["if_changed"] = options.migration_options().if_changed
     if "deliver_rejected" in given:
         overrides["deliver_rejected"] = options.deliver_rejected
     return overrides

@@ -61,6 +61,7 @@ def path_from(folder: Path, setting: str, text: str) -> str:
     return text if is_database else str(folder / text)
 
 
+IfChangedChoice = Literal["ignore", "refuse", "import-again"]
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 
@@ -183,6 +184,15 @@ class Settings(ConnectionSettings):
             show_envvar=False,
         ),
     ] = False
+    if_changed: Annotated[
+        IfChangedChoice,
+        setting_option(
+            "if_changed",
+            "ignore|refuse|import-again",
+            "What to do if files of a delivered or parked customer have changed: ignore (note it), refuse, or "
+            "import-again, which may append rows to those of the first import.",
+        ),
+    ] = "ignore"
     when_held: Annotated[
         WhenHeld,
         setting_option(
@@ -229,6 +239,7 @@ class Settings(ConnectionSettings):
             retries=self.retries,
             retry_failed=retry_failed,
             deliver_rejected=self.deliver_rejected,
+            if_changed="import_again" if self.if_changed == "import-again" else self.if_changed,
             root=self.root,
         )
         generations.check_options(generation, options)

@@ -12,6 +12,7 @@ from asyncmig.cli.output import clean, counted, listed, print_table, say, say_st
 from asyncmig.cli.report import blocking_words, by_reason, reason, shared_reason
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import DecideChoice, Options, about_journal
+from asyncmig.customers.files import NOT_IMPORTED_AGAIN
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.jobs.fleet import WhenHeld
 
@@ -44,6 +45,7 @@ def print_summary(data: Console, ended: RunResult, options: Options) -> None:
     data.print()
     print_outcomes(data, ended.customers, f"{options.out}/report.json")
     _print_undelivered(data, ended)
+    _print_changed(data, ended)
     print_figures(data, figures(ended))
     data.print()
     say_steps(data, next_steps(ended, options))
@@ -86,6 +88,17 @@ def _print_undelivered(data: Console, ended: RunResult) -> None:
         )
         for line in lines:
             say(data, f"{outcome:>9}  {line}", STYLES[outcome])
+
+
+def _print_changed(data: Console, ended: RunResult) -> None:
+    """Print which customers have files that have changed and were not imported again."""
+    group = [row for row in ended.customers if any(note.startswith(NOT_IMPORTED_AGAIN) for note in row.notes)]
+    if group:
+        text = (
+            f"Files of {counted(len(group), 'customer')} {NOT_IMPORTED_AGAIN}: {_names(group, _MOST_NAMED)}."
+        )
+        data.print()
+        say(data, f"{text} --if-changed import-again imports them; that may append rows.", "yellow")
 
 
 def print_figures(data: Console, lines: Sequence[tuple[str, str]]) -> None:

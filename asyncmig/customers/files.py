@@ -3,14 +3,28 @@
 import os
 import secrets
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.errors import InvalidInput, is_temporary
 
-__all__ = ["FileInput", "raise_unreadable", "size_of", "write_whole"]
+__all__ = [
+    "NOT_IMPORTED_AGAIN",
+    "FileInput",
+    "FilesChanged",
+    "raise_unreadable",
+    "size_of",
+    "write_whole",
+]
+
+NOT_IMPORTED_AGAIN: Final = "changed since the import began, and not imported again"
+"""How the note about changed files of a customer begins; their names follow."""
+
+
+class FilesChanged(InvalidInput):
+    """Files have changed since their import, which the option `if_changed` refuses. The recorded outcome stays."""
 
 
 def size_of(path: Path) -> int:

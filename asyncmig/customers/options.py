@@ -4,7 +4,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Final, TypedDict, cast, final, get_args
+from typing import Final, Literal, TypedDict, cast, final, get_args
 
 from asyncmig._core.arguments import check_fields
 from asyncmig.customers.answer_rules import AnswerRule, checked_rules
@@ -13,6 +13,7 @@ from asyncmig.errors import InvalidInput
 
 __all__ = [
     "RETRY_SECONDS",
+    "IfChanged",
     "MigrationKeywords",
     "MigrationOptions",
     "OptionOverrides",
@@ -25,6 +26,8 @@ Turn = Callable[[], Awaitable[None]]
 """An async function that returns when the customer may send its first request."""
 RETRY_SECONDS: Final = 900.0
 """The default of `MigrationOptions.retry_seconds`, in seconds."""
+IfChanged = Literal["ignore", "refuse", "import_again"]
+"""What to do with files that have changed since their import."""
 _POLICIES = ("park", "approve_safe", "approve", "reject")
 
 
@@ -58,6 +61,11 @@ class MigrationOptions:
     cancel_blocked_after: float | None = None
     """Seconds after which a run that waits for a person is cancelled, so that its run slot is free for another
     customer. The customer continues later with a new run. None: it is never cancelled. Only in "migrations"."""
+    if_changed: IfChanged = "ignore"
+    """What to do if files of a delivered or parked customer have changed since their import began. `"ignore"` keeps
+    the outcome, with a note that is also logged. `"refuse"` returns `Failed` with the names of the files, and the
+    journal keeps the outcome. `"import_again"` imports the files again, for a parked customer after a rejection; the
+    server may append their rows to those of the first import. "migrations" refuses that: it cannot replace files."""
     root: Path | str | None = None
     """A folder that must contain all files, after symbolic links are resolved."""
     retry_seconds: float = RETRY_SECONDS
@@ -80,6 +88,8 @@ class MigrationOptions:
             reason = "must be a finite number of seconds above 0"
             raise InvalidInput("cancel_blocked_after", self.cancel_blocked_after, reason)
         object.__setattr__(self, "answers", checked_rules(self.answers))
+        if self.if_changed not in get_args(IfChanged):
+            raise InvalidInput("if_changed", self.if_changed, f"is not one of {list(get_args(IfChanged))}")
         if self.export is not None and self.export not in get_args(ExportMode):
             raise InvalidInput("export", self.export, "is neither None nor 'canary' nor 'full'")
 
@@ -104,6 +114,7 @@ class OptionOverrides(TypedDict, total=False):
     retry_failed: bool
     deliver_rejected: bool
     export: ExportMode | None
+    if_changed: IfChanged
     answers: Sequence[AnswerRule]
     cancel_blocked_after: float | None
     retry_seconds: float

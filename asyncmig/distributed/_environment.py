@@ -14,7 +14,7 @@ from asyncmig._core.limits import Limits, short_form
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig._core.server_address import Kind, is_postgres, parse_server
 from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
-from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.options import IfChanged, MigrationOptions
 from asyncmig.customers.outcome import Policy, RowFilter
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPort, open_journal
@@ -42,6 +42,7 @@ _VARIABLES = tuple(
         "FILTER",
         "RETRIES",
         "DELIVER_REJECTED",
+        "IF_CHANGED",
         "ROOT",
         "API",
     )
@@ -54,6 +55,11 @@ _POLICIES: Mapping[str, Policy] = {
 }
 _SCOPES: Mapping[str, Scope] = {"endpoint": "endpoint", "key": "key"}
 _FILTERS: Mapping[str, RowFilter] = {"valid": "valid", "all": "all"}
+_IF_CHANGED: Mapping[str, IfChanged] = {
+    "ignore": "ignore",
+    "refuse": "refuse",
+    "import-again": "import_again",
+}
 _YES_OR_NO: Mapping[str, bool] = {
     **dict.fromkeys(("false", "0", "no", "off", "f", "n"), False),
     **dict.fromkeys(("true", "1", "yes", "on", "t", "y"), True),
@@ -117,6 +123,7 @@ def read_environment() -> WorkerEnvironment:
             row_filter=_choice("FILTER", _FILTERS),
             retries=_number("RETRIES", 0, least=0),
             deliver_rejected=_choice("DELIVER_REJECTED", _YES_OR_NO),
+            if_changed=_choice("IF_CHANGED", _IF_CHANGED),
             root=os.environ.get("ASYNCMIG_ROOT") or None,
         ),
     )

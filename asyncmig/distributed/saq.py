@@ -112,7 +112,7 @@ def settings() -> dict[str, object]:
     - `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`, `ASYNCMIG_BASE_URL`, `ASYNCMIG_OUT`: as for `asyncmig run`. A job cannot
       override them.
     - `ASYNCMIG_DECIDE`, `ASYNCMIG_ANSWERS`, `ASYNCMIG_CANCEL_BLOCKED_AFTER`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`,
-      `ASYNCMIG_DELIVER_REJECTED`: as for `asyncmig run`. A job can override them.
+      `ASYNCMIG_DELIVER_REJECTED`, `ASYNCMIG_IF_CHANGED`: as for `asyncmig run`. A job can override them.
     - `ASYNCMIG_ROOT`: a folder that all input files must lie below, after symbolic links are resolved. Set it: a job
       names the paths that its worker reads.
 

@@ -82,9 +82,26 @@ def test_a_file_that_changed_is_named_and_not_imported_again(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
-    assert run(customers(acme=MORE)).code == 0
+    result = run(customers(acme=MORE))
+    assert result.code == 0
     assert "not imported again: acme.csv" in str(rows(tmp_path)["acme"]["notes"])
+    assert "Files of 1 customer changed since the import began, and not imported again: acme." in result.out
     assert imports(simulator) == 1
+
+
+def test_a_file_that_changed_is_refused_or_imported_again_on_request(
+    run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
+) -> None:
+    assert run(customers(acme=GOOD)).code == 0
+    manifest = customers(acme=MORE)
+    refused = run(manifest, "--if-changed", "refuse")
+    assert refused.code == 3
+    assert "acme.csv" in str(rows(tmp_path)["acme"]["error"])
+    assert imports(simulator) == 1
+    assert run(manifest, "--if-changed", "import-again", "--decide", "approve").code == 0
+    assert imports(simulator) == 2
+    assert "c@x.de" in (tmp_path / "out/acme/Contacts.csv").read_text(encoding="utf-8")
+    assert run(manifest, "--if-changed", "always").code == 2
 
 
 def test_a_file_that_is_mended_after_a_failure_is_imported_again(

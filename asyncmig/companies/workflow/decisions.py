@@ -24,7 +24,7 @@ from asyncmig.errors import Conflict, InvalidInput, NoAnswer
 from asyncmig.journal import JournalPort
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "send_decision"]
+__all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "reject_run", "send_decision"]
 
 SUPPORTED = (Approve, Reject)
 """The decisions of this API generation."""
@@ -124,13 +124,7 @@ async def _cancel(context: SessionContext, keeper: RecordKeeper[Record], *, reje
         return outcome
     is_rejected = reject_parked and isinstance(outcome, Parked)
     if is_rejected:
-        run = _run(context, keeper.record)
-        await _read(run)
-        while (
-            run.needs_attention is not None
-        ):  # others may decide at the same time, and the run may ask again
-            if await _decided(keeper, run, Reject()) != "changed":
-                break
+        await reject_run(context, keeper)
     goes_on = keeper.record.run_id is not None and not is_rejected
     where = ", and the run continues at the server" if goes_on else ""
     error = f"canceled: this client stopped its work{where}; the next call continues"
@@ -138,6 +132,15 @@ async def _cancel(context: SessionContext, keeper: RecordKeeper[Record], *, reje
     await keeper.keep("pending", outcome=canceled)
     keeper.tell("pending", canceled.error)
     return canceled
+
+
+async def reject_run(context: SessionContext, keeper: RecordKeeper[Record]) -> None:
+    """Reject what the run of a record asks, if it asks anything."""
+    run = _run(context, keeper.record)
+    await _read(run)
+    while run.needs_attention is not None:  # others may decide at the same time, and the run may ask again
+        if await _decided(keeper, run, Reject()) != "changed":
+            return
 
 
 async def send_decision(keeper: RecordKeeper[Record], run: ImportRun, decision: Decision) -> None:

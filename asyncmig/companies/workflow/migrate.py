@@ -28,15 +28,16 @@ from asyncmig.companies.uploads import upload
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.adoption import look_first
 from asyncmig.companies.workflow.creation import Creation, refuses_account, unknown
-from asyncmig.companies.workflow.decisions import SUPPORTED, send_decision
+from asyncmig.companies.workflow.decisions import SUPPORTED, reject_run, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
 from asyncmig.companies.workflow.names import differs
 from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of, named
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
 from asyncmig.customers.failures import wall_clock
-from asyncmig.customers.files import FileInput
+from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import (
+    Delivered,
     Failed,
     Outcome,
     Parked,
@@ -148,6 +149,9 @@ class _Migration:
                 progress.begin("checking")
                 await self._take_input()
                 outcome = self._finished() or await self._steps()
+            except FilesChanged as error:
+                progress.tell("failed", str(error))
+                return Failed(**progress.outcome_fields(), error=str(error), step="checking")
             except UnknownOutcome as error:
                 outcome = Unknown(
                     **progress.outcome_fields(), error=str(error), sent=error.sent, advice=error.advice
@@ -222,16 +226,29 @@ class _Migration:
             return
         changed = ", ".join(record.changed_files(files)) if record.files else ""
         if record.import_requested and changed:
-            if nothing_ran(record.outcome):
-                await self._new_epoch(files, changed, retried=0)
-            else:
-                self._progress.note(f"changed since the import began, and not imported again: {changed}")
+            await self._take_changed(files, changed)
         elif changed or not record.files:
             await progress.write("input", files=files, uploads=())
         else:
             progress.record = record.relocated(files)
         if not progress.record.company_id:
             progress.record = named(progress.record, spec)
+
+    async def _take_changed(self, files: tuple[FileInput, ...], changed: str) -> None:
+        """Import changed files, note that they are not imported, or raise `FilesChanged`."""
+        outcome, choice = self._progress.record.outcome, self._options.if_changed
+        if nothing_ran(outcome):
+            await self._new_epoch(files, changed, retried=0)
+        elif choice == "ignore" or not isinstance(outcome, Delivered | Parked):
+            self._progress.note(f"{NOT_IMPORTED_AGAIN}: {changed}")
+            _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, changed)
+        elif choice == "refuse":
+            reason = "changed since the import began; the customer keeps its outcome: restore them, or import again"
+            raise FilesChanged("files", changed, reason)
+        else:
+            if isinstance(outcome, Parked):
+                await reject_run(self._context, self._progress)
+            await self._new_epoch(files, changed, retried=0)
 
     async def _begin_again(self, outcome: Outcome) -> bool:
         """Start a failed import or export again, if the options ask for it. Return whether it was."""
@@ -265,8 +282,8 @@ class _Migration:
     async def _new_epoch(self, files: tuple[FileInput, ...], reason: str, *, retried: int) -> None:
         record = self._progress.record
         self._progress.note(f"imported again, for {reason}")
-        assert isinstance(record.outcome, Failed)
-        clean = record.outcome.status == "failed" and record.outcome.report is None and not record.rejected
+        failed = record.outcome if isinstance(record.outcome, Failed) else None
+        clean = failed and failed.status == "failed" and failed.report is None and not record.rejected
         await self._progress.write(
             "new epoch",
             epoch=record.epoch + 1,

@@ -30,7 +30,7 @@ from asyncmig.customers.decisions import (
     Reject,
 )
 from asyncmig.customers.failures import wall_clock
-from asyncmig.customers.files import FileInput
+from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending, PendingReason, Unknown
 from asyncmig.customers.paths import Inputs
@@ -173,6 +173,9 @@ class _Migration:
                 outcome = self._finished() or await self._steps()
             except JournalError:
                 raise
+            except FilesChanged as error:
+                keeper.tell("failed", str(error))
+                return Failed(**keeper.outcome_fields(), error=str(error), step="checking")
             except Exception as error:
                 outcome = self._outcome_of(error)
             if outcome != keeper.record.outcome:
@@ -249,7 +252,7 @@ class _Migration:
             return
         changed = record.changed_files(files) if record.files else []
         if record.report is not None and changed:
-            keeper.note(f"changed since the import, and not imported again: {', '.join(changed)}")
+            self._take_changed(", ".join(changed))
         elif changed and record.upload_sent:
             added = self._added(record, files)
             await keeper.write("input", files=(*record.files, *added), retried=0)
@@ -259,6 +262,15 @@ class _Migration:
             keeper.record = record.relocated(files)
         if not keeper.record.migration_id:
             keeper.record = named(keeper.record, spec)
+
+    def _take_changed(self, changed: str) -> None:
+        """Note that changed files of an executed run are not imported, or raise `FilesChanged`."""
+        if self._options.if_changed == "ignore":
+            self._keeper.note(f"{NOT_IMPORTED_AGAIN}: {changed}")
+            _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, changed)
+            return
+        reason = "changed since the import began, and this API cannot replace files; the customer keeps its outcome"
+        raise FilesChanged("files", changed, reason)
 
     def _added(self, record: Record, files: tuple[FileInput, ...]) -> list[FileInput]:
         """Return the files that are new. Raises `InvalidInput` for one that was uploaded and has changed since."""
