@@ -203,3 +203,31 @@ def run(main: Coroutine[object, object, T]) -> T:
     """Run `main` on a virtual loop."""
     with asyncio.Runner(loop_factory=virtual_loop) as runner:
         return runner.run(main)
+
+
+class Turns:
+    """Counts the turns of a loop, and cancels a task at one of them."""
+
+    def __init__(self, cancel_at: int | None = None) -> None:
+        self._cancel_at, self.count = cancel_at, 0
+        self._task: asyncio.Task[object] | None = None
+
+    def watch(self, task: "asyncio.Task[object]") -> None:
+        self._task, self.count = task, 0
+
+    def stop(self) -> None:
+        self._task = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        loop = virtual_loop()
+        run_once = loop._run_once
+
+        def turn() -> None:
+            if self._task is not None:
+                self.count += 1
+                if self.count == self._cancel_at:
+                    self._task.cancel()
+            run_once()
+
+        loop._run_once = turn
+        return loop

@@ -53,6 +53,8 @@ _MOST_ATTEMPTS = 3
 """How often a start is sent although its response is lost each time."""
 _SETTLE = 30.0
 """Seconds between two looks for the id of a run that is in progress."""
+_QUIET = 3 * routes.RUN.stall_alarm
+"""Seconds without an event of the thread after which the id of a run is looked for no longer."""
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
 
 
@@ -285,16 +287,16 @@ class Starter:
         `_Blocked` if the run is blocked.
         """
         looks, loop = Counter[str](), asyncio.get_running_loop()
-        until = loop.time() + routes.RUN.stall_alarm
+        until, seen = loop.time() + _QUIET, point.after
         while True:
             log, status = await self._read_log()
             if log is not None and (entry := _newest(log.runs, point)):
                 return entry.run_id
-            last = ""
-            with contextlib.suppress(NotFound):
-                async for page in self._thread.pages(after=point.after):
-                    last = next((event.type for event in reversed(page) if event.type), last)
-            if status == "blocked" or (status == "" and last == "request_input"):
+            last, sequence = await self._last_event(point.after)
+            if sequence > seen:
+                until, seen = loop.time() + _QUIET, sequence
+            # The status may be the migration's, which does not tell.
+            if status == "blocked" or (status not in ("queued", "running") and last == "request_input"):
                 if point.kind == "execute":
                     raise _unknown(point, "the run is blocked, and its id is not known")
                 raise _Blocked
@@ -307,6 +309,15 @@ class Starter:
                     return ""
                 raise _unknown(point, "the server does not show the id of the run")
             await asyncio.sleep(_SETTLE)
+
+    async def _last_event(self, after: int) -> tuple[str, int]:
+        """Return the type of the last event after a sequence, and its sequence; "" and `after` without one."""
+        last, sequence = "", after
+        with contextlib.suppress(NotFound):
+            async for page in self._thread.pages(after=after):
+                last = next((event.type for event in reversed(page) if event.type), last)
+                sequence = max(sequence, *(event.sequence or 0 for event in page))
+        return last, sequence
 
     async def _has_news(self, point: StartPoint) -> bool:
         try:

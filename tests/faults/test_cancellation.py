@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
-from mortal import virtual_loop
+from mortal import Turns
 
 from asyncmig import Fleet, Journal, MemoryJournal, Outcome, Session, Spec
 from asyncmig.journal import JournalPort
@@ -19,34 +19,6 @@ from .test_kills import customers, files, made, simulated, told
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_fsync")]
 Open = Callable[[], JournalPort]
-
-
-class Turns:
-    """Counts the turns of a loop, and cancels a task at one of them."""
-
-    def __init__(self, cancel_at: int | None = None) -> None:
-        self._cancel_at, self.count = cancel_at, 0
-        self._task: asyncio.Task[object] | None = None
-
-    def watch(self, task: "asyncio.Task[object]") -> None:
-        self._task, self.count = task, 0
-
-    def stop(self) -> None:
-        self._task = None
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        loop = virtual_loop()
-        run_once = loop._run_once
-
-        def turn() -> None:
-            if self._task is not None:
-                self.count += 1
-                if self.count == self._cancel_at:
-                    self._task.cancel()
-            run_once()
-
-        loop._run_once = turn
-        return loop
 
 
 async def work(

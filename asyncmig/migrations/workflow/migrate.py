@@ -403,7 +403,8 @@ class _Migration:
         """Return the outcome of a run that failed or was canceled; for an execution, with what it has written."""
         keeper, operation = self._keeper, self._operation()
         status = "failed" if run.state is None else run.state.status
-        text, written = error.text or str(error), None
+        state, written = run.state, None
+        text = (state.error if state else None) or error.text or str(error)
         if operation.kind != "generate":
             written, is_known = await self._rows_written(run)
             if written:

@@ -1,0 +1,243 @@
+"""A fleet of the second generation whose process is killed or cancelled anywhere: the same call ends as if never."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+from inprocess import BASE_URL, KEY, InProcess
+from mortal import Life, Process, Turns, live, run
+
+from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Parked, Session, Spec
+from asyncmig._io.transport import Transport
+from asyncmig.customers.answer_rules import AnswerRule
+from asyncmig.customers.decisions import Approve, Credentials, Decision
+from asyncmig.customers.spec import LiveSource
+from asyncmig.journal import JournalPort
+from asyncmig.simulator import Fault, Faults, RunDurations
+from asyncmig.simulator.migrations import Block, Limits, Question, Script, Variants, World
+
+pytestmark = pytest.mark.timeout(300)
+HEADER = "E-mail,Given Name,Surname,Phone\n"
+CONTACTS = HEADER + "".join(f"p{n}@x.org,Ada,L{n},1\n" for n in range(6))
+DEALS = "Title,Stage,Amount,Contact\nBig,won,1,p1@x.org\n"
+CUSTOMERS: dict[str, dict[str, str]] = {
+    "plain": {"contacts": CONTACTS, "deals": DEALS},
+    "asks": {"contacts": CONTACTS + "p1@x.org,Ada,L1,1\n"},
+    "flagged": {"contacts": CONTACTS + "nobody,A,B,1\n"},
+    "fails": {"contacts": CONTACTS},
+    "stops": {"contacts": CONTACTS},
+    "live": {},
+}
+WHY = Question(text="Why?", options=("A", "B"), allow_custom=False)
+SCRIPTS = {
+    "plain": Script(blocks={"execute": [Block(questions=(WHY,))]}),
+    "fails": Script(fails={"generate": "The file is password-protected"}),
+    "stops": Script(fails={"execute": "The engine stopped"}),
+}
+RULES = (
+    AnswerRule(question="repeat a value", choose="keep all of them"),
+    AnswerRule(question=r"^Why\?", choose="A"),
+)
+_RUNS = "/migrations/{id}/runs"
+FAULTS: dict[tuple[str, int], Fault] = {
+    ("POST /migrations", 2): Fault(lost_after=True),
+    ("PUT storage", 2): Fault(lost_after=True),
+    (f"POST {_RUNS}", 2): Fault(lost_after=True),
+    (f"POST {_RUNS}", 4): Fault(lost_before=True),
+    (f"POST {_RUNS}/{{run_id}}/messages", 1): Fault(lost_after=True),
+    ("GET /migrations/{id}/exports/{slug}.csv", 1): Fault(cut_to=20),
+}
+
+
+def customers(folder: Path, names: tuple[str, ...] = tuple(CUSTOMERS)) -> list[Spec]:
+    specs: list[Spec] = []
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for stem, text in CUSTOMERS[name].items():
+            (folder / name / f"{stem}.csv").write_text(text, encoding="utf-8")
+        specs.append(
+            Spec(
+                external_id=name,
+                name=name,
+                source="HubSpot",
+                files=tuple(sorted((folder / name).iterdir())),
+                connection=LiveSource(source_key="hubspot") if name == "live" else None,
+            )
+        )
+    return specs
+
+
+async def decide(parked: Parked) -> Decision | None:
+    """Approve every preview, and sign in."""
+    return Credentials({"api_token": "t"}) if parked.attention.kind == "credentials" else Approve()
+
+
+def fleet(specs: list[Spec], out: Path) -> Process[dict[str, Outcome]]:
+    """Return the process: what `asyncmig run` is."""
+
+    async def process(transport: Transport, journal: JournalPort) -> dict[str, Outcome]:
+        async with (
+            Session(KEY, BASE_URL, transport=transport, rng=Random(1), limits="per-endpoint") as session,
+            Fleet(
+                session,
+                api="migrations",
+                journal=journal,
+                to=out,
+                decide=decide,
+                answers=RULES,
+                retries=1,
+            ) as fleet,
+        ):
+            return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
+
+    return process
+
+
+def simulated(variants: Variants | None = None, *, faults: bool = True) -> InProcess:
+    world = World(
+        key=KEY,
+        seed=1,
+        pace=RunDurations(queued=1.0, base=20.0, per_row=0.0, sigma=0.0),
+        limits=Limits.parse("per-endpoint"),
+        variants=variants or Variants(),
+        scripts=SCRIPTS,
+    )
+    return InProcess(world, rng=Random(1), faults=Faults(script=dict(FAULTS) if faults else {}))  # type: ignore[arg-type]
+
+
+def told(outcomes: dict[str, Outcome]) -> object:
+    """Return what outcomes say, without ids and times."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            varying = ("seconds", "ids", "notes", "sheetId")
+            return {name: plain(each) for name, each in value.items() if name not in varying}
+        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return {name: plain(msgspec.to_builtins(outcomes[name])) for name in sorted(outcomes)}
+
+
+def made(wire: InProcess) -> object:
+    """Return what the server has, and check that nothing happened twice."""
+    verdict = wire.world.verdict(10.0**6)
+    assert verdict.executed_twice == verdict.generated_twice == verdict.uploaded_twice == 0, verdict
+    assert verdict.duplicate_migrations == verdict.key_leaks == verdict.malformed == 0, verdict
+    assert not wire.foreign
+    assert wire.open == 0
+    return {
+        each.external_id: (
+            each.name,
+            [kind for kind, _ in each.accepted],
+            sorted(file.name for file in each.arrived),
+            each.workbook,
+            each.decisions,
+        )
+        for each in wire.world.migrations.values()
+    }
+
+
+def files(folder: Path) -> dict[str, object]:
+    """Return what was delivered, by place; of the log only what ran."""
+    found: dict[str, object] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes() if path.suffix == ".csv" else None
+        if path.name == "log.json":
+            found[str(path.relative_to(folder))] = [
+                (each["kind"], each["status"]) for each in json.loads(path.read_bytes())["runs"]
+            ]
+    return found
+
+
+@pytest.mark.parametrize("names", [("plain", "live"), ("asks", "fails"), ("flagged", "stops")], ids="-".join)
+@pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
+def test_killed_at_every_write_and_every_request_it_ends_the_same(
+    tmp_path: Path, after: bool, names: tuple[str, ...]
+) -> None:
+    specs, out = customers(tmp_path / "in", names), tmp_path / "out"
+    process = fleet(specs, out)
+
+    async def uninterrupted() -> tuple[dict[str, Outcome], object, list[str]]:
+        wire, life = simulated(), Life()
+        outcomes, _ = await live(process, wire, MemoryJournal(), out, life)
+        assert outcomes is not None
+        return outcomes, made(wire), life.points
+
+    async def killed(life: Life) -> tuple[dict[str, Outcome], object]:
+        wire = simulated()
+        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+        if outcomes is None:  # a stream that is given up while it opens has no moment after its response
+            outcomes, journal = await live(process, wire, journal, out, Life())
+        assert outcomes is not None
+        return outcomes, made(wire)
+
+    outcomes, server, points = run(uninterrupted())
+    assert {name: type(outcome) for name, outcome in outcomes.items()} == {
+        name: Failed if name == "stops" else Delivered for name in names
+    }, outcomes
+    expected = told(outcomes), server, files(out)
+    for number, name in enumerate(points, 1):
+        shutil.rmtree(out)
+        outcomes, server = run(killed(Life(number, after=after)))
+        assert told(outcomes) == expected[0], (number, name)
+        assert server == expected[1], (number, name)
+        assert files(out) == expected[2], (number, name)
+    print(f"{len(points)} points")  # noqa: T201
+
+
+async def work(wire: InProcess, specs: list[Spec], out: Path, journal: JournalPort, turns: Turns) -> object:
+    """Run the fleet, and check afterwards, cancelled or not, that it gave everything back."""
+    session = Session(KEY, BASE_URL, transport=wire, rng=Random(1), limits="per-endpoint")
+    fleet = Fleet(session, api="migrations", journal=journal, to=out, decide=decide, answers=RULES, retries=1)
+    task = asyncio.current_task()
+    assert task is not None
+    turns.watch(task)
+    try:
+        async with session, fleet:
+            return told({outcome.external_id: outcome async for outcome in fleet.run(specs)})
+    finally:
+        turns.stop()
+        task.uncancel()
+        assert asyncio.all_tasks() == {task}
+        assert wire.open == 0
+        assert not list(out.rglob("*.part"))
+        assert all(not any(gate.waiting.values()) for gate in session.stats().values())
+
+
+async def cancelled(specs: list[Spec], out: Path, turns: Turns) -> tuple[bool, object, object]:
+    """Cancel the fleet at one turn, then run it to its end; return whether it was, and what came of it."""
+    wire, journal, was = simulated(), MemoryJournal(), False
+    try:
+        await work(wire, specs, out, journal, turns)
+    except asyncio.CancelledError:
+        was = True
+    for spec in specs:  # nobody holds them any more
+        await (await journal.claim(spec.external_id)).release()
+    outcomes = await work(wire, specs, out, journal, Turns())
+    return was, outcomes, made(wire)
+
+
+@pytest.mark.parametrize("name", ["asks", "live"])
+def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(tmp_path: Path, name: str) -> None:
+    specs, out = customers(tmp_path / "in", (name,)), tmp_path / "out"
+
+    def once(turns: Turns) -> tuple[bool, object, object]:
+        with asyncio.Runner(loop_factory=turns.loop) as runner:
+            return runner.run(cancelled(specs, out, turns))
+
+    _, *expected = once(Turns())
+    delivered = files(out)
+    number = 1
+    while True:
+        shutil.rmtree(out)
+        was, *result = once(Turns(number))
+        assert [*result, files(out)] == [*expected, delivered], number
+        if not was:
+            break
+        number += 5
+    print(f"cancelled at {number} turns")  # noqa: T201
+    assert number > 100
