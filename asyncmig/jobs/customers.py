@@ -131,6 +131,8 @@ class CustomerMethods(ABC):
         journal = self._opened_journal()
         status = await read_status(journal, external_id)
         await self._check_idle(external_id)
+        if status.held_by is not None:
+            raise CustomerHeld("the journal", external_id, status.held_by)
         if status.outcome != "delivered" and not force:
             reason = f"is not delivered ({status.outcome}); with force=True it is forgotten all the same"
             raise InvalidInput("external_id", external_id, reason)
