@@ -1,20 +1,24 @@
-"""The guide's worker for arq or procrastinate as a process, on a faster clock and with shorter times.
+"""The guide's worker for SAQ, arq or procrastinate as a process, on a faster clock and with shorter times.
 
-python jobprocess.py arq|procrastinate SPEED JOURNAL_SCHEMA
+python jobprocess.py saq|arq|procrastinate SPEED JOURNAL_SCHEMA
 """
 
 import asyncio
 import logging
+import os
 import sys
 from functools import partial
 from typing import Any
 
 import documents
+from saq.__main__ import main as saq_command
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.jobs import runners
 from asyncmig.simulator.server.clock import fast_loop
 
+KINDS = {"saq": "MigrationQueue", "arq": "WorkerSettings", "procrastinate": "migrate_task"}
+"""Words of the blocks of each recipe."""
 PRELUDE = "import asyncmig, os; from pathlib import Path"
 
 
@@ -28,11 +32,29 @@ def recipe(*kinds: str) -> dict[str, Any]:
     return names
 
 
+def loaded(kind: str, schema: str) -> dict[str, Any]:
+    """Return a recipe that uses one schema for its journal, and notices soon that a worker has died."""
+    runners._RETRIES["held"] = 1.0
+    names = recipe(KINDS[kind])
+    names["PostgresJournal"] = partial(PostgresJournal, schema=schema, lease=2.0)
+    return names
+
+
+def saq_settings() -> dict[str, Any]:
+    settings: dict[str, Any] = loaded("saq", os.environ["JOB_SCHEMA"])["settings"]
+    settings["timers"]["sweep"] = 1
+    return settings
+
+
 def main(kind: str, speed: float, schema: str) -> None:
     logging.basicConfig(level=logging.INFO)
-    runners._RETRIES["held"] = 1.0
-    names = recipe("WorkerSettings" if kind == "arq" else "migrate_task")
-    names["PostgresJournal"] = partial(PostgresJournal, schema=schema, lease=2.0)
+    if kind == "saq":
+        os.environ["JOB_SCHEMA"] = schema
+        asyncio.new_event_loop = lambda: fast_loop(speed)
+        sys.argv = ["saq", "jobprocess.saq_settings"]
+        saq_command()
+        return
+    names = loaded(kind, schema)
     loop = fast_loop(speed)
     asyncio.set_event_loop(loop)
     if kind == "arq":

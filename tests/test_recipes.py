@@ -15,12 +15,13 @@ import msgspec
 import procrastinate
 import pytest
 from farm import Farm, customers
-from jobprocess import PRELUDE, recipe
+from jobprocess import KINDS, PRELUDE, recipe
 
 import asyncmig
 from asyncmig.customers.decisions import Credentials
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.distributed.postgres import PostgresJournal
+from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.jobs.runners import RetryJob
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
 from asyncmig.simulator.server.clock import fast_loop
@@ -83,14 +84,17 @@ def job(external_id: str, folder: Path) -> Names:
     }
 
 
-async def delivered(names: Names, schema: str, ids: list[str], seconds: float = 40.0) -> None:
-    """Wait until the journal says that all are delivered."""
-    async with (
-        asyncio.timeout(seconds),
-        PostgresJournal(os.environ["DATABASE_URL"], schema=schema) as journal,
-    ):
+async def ended(
+    names: Names,
+    journal: PostgresJournal,
+    kind: type[asyncmig.Outcome],
+    ids: list[str],
+    seconds: float = 40.0,
+) -> None:
+    """Wait until the journal says that all ended so."""
+    async with asyncio.timeout(seconds):
         while not all(  # noqa: ASYNC110 - it is about other processes
-            [isinstance(await names["read_outcome"](journal, each), asyncmig.Delivered) for each in ids]
+            [isinstance(await names["read_outcome"](journal, each), kind) for each in ids]
         ):
             await asyncio.sleep(0.3)
 
@@ -102,21 +106,28 @@ async def imports(farm: Farm, count: int) -> None:
             await asyncio.sleep(0.2)
 
 
+Approve = Callable[[Names], Awaitable[bool]]
+
+
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("kind", ["arq", "procrastinate"])
-async def test_workers_that_are_killed_and_stopped_do_nothing_twice(
+@pytest.mark.parametrize("kind", list(KINDS))
+async def test_workers_that_are_killed_and_stopped_do_nothing_twice_and_take_a_decision(
     kind: str, redis_url: str, database_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(kind)
-    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("REDIS_URL", redis_url.removesuffix("/0") + "/13")
     monkeypatch.setenv("DATABASE_URL", database_url)
-    names = recipe("WorkerSettings" if kind == "arq" else "migrate_task")
+    names = recipe(KINDS[kind])
     ids = [f"{prefix}-{n}" for n in range(3)]
     jobs = [job(each, tmp_path / each) for each in ids]
+    Path(jobs[0]["files"][0]).write_text(
+        "Email,First Name,Last Name\n" + "a@example.com,A,B\n" * 5, encoding="utf-8"
+    )
     farm = Farm(tmp_path, speed=10, queue=redis_url, database=database_url, window=redis_url, name=prefix)
     async with AsyncExitStack() as exits:
         exits.enter_context(farm)
-        await QUEUES[kind](names, jobs, prefix, exits)
+        journal = await exits.enter_async_context(PostgresJournal(database_url, schema=prefix))
+        approve = await QUEUES[kind](names, jobs, journal, exits)
         command = [sys.executable, HERE / "jobprocess.py", kind, "10", prefix]
         farm.launch(command, cwd=tmp_path)
         await imports(farm, 3)
@@ -126,24 +137,50 @@ async def test_workers_that_are_killed_and_stopped_do_nothing_twice(
         farm.stop()
         farm.launch(command, cwd=tmp_path)
         try:
-            await delivered(names, prefix, ids)
+            await ended(names, journal, asyncmig.Parked, ids[:1])
+            assert await approve(jobs[0])
+            await ended(names, journal, asyncmig.Delivered, ids)
         except TimeoutError:
             raise AssertionError(farm.log()[-6000:]) from None
+        assert not await approve(jobs[0])
         told = farm.verdict()
         assert (told["duplicate_imports"], told["duplicate_companies"]) == (0, 0)
 
 
-async def fill_arq(names: Names, jobs: list[Names], queue: str, exits: AsyncExitStack) -> None:
+async def fill_saq(
+    names: Names, jobs: list[Names], journal: PostgresJournal, exits: AsyncExitStack
+) -> Approve:
+    """Enqueue the jobs, and return a function that approves the proposal for a customer. As the recipe does."""
+    queue = await exits.enter_async_context(
+        MigrationQueue(os.environ["REDIS_URL"], journal=journal, heartbeat=2)
+    )
+    specs = [
+        asyncmig.Spec(
+            external_id=each["id"], name=each["name"], source=each["source"], files=(Path(each["files"][0]),)
+        )
+        for each in jobs
+    ]
+    assert [await queue.submit(each) for each in specs] == [True, True, True]
+    assert not await queue.submit(specs[0])
+    return lambda customer: names["approve_submitted"](queue, customer["id"])
+
+
+async def fill_arq(
+    names: Names, jobs: list[Names], journal: PostgresJournal, exits: AsyncExitStack
+) -> Approve:
     import arq
 
     settings = arq.connections.RedisSettings.from_dsn(os.environ["REDIS_URL"])
-    pool = await arq.create_pool(settings, default_queue_name=queue)
+    pool = await arq.create_pool(settings, default_queue_name=jobs[0]["id"].rpartition("-")[0])
     exits.push_async_callback(pool.aclose)
     assert [await names["enqueue"](pool, each) for each in jobs] == [True, True, True]
     assert not await names["enqueue"](pool, jobs[0])
+    return lambda customer: names["approve"](pool, journal, customer)
 
 
-async def fill_procrastinate(names: Names, jobs: list[Names], queue: str, exits: AsyncExitStack) -> None:
+async def fill_procrastinate(
+    names: Names, jobs: list[Names], journal: PostgresJournal, exits: AsyncExitStack
+) -> Approve:
     tasks = names["tasks"]
     await exits.enter_async_context(tasks.open_async())
     await tasks.schema_manager.apply_schema_async()
@@ -151,9 +188,10 @@ async def fill_procrastinate(names: Names, jobs: list[Names], queue: str, exits:
         await names["defer"](each)
     with pytest.raises(procrastinate.exceptions.AlreadyEnqueued):
         await names["defer"](jobs[0])
+    return lambda customer: names["approve_deferred"](journal, customer)
 
 
-QUEUES = {"arq": fill_arq, "procrastinate": fill_procrastinate}
+QUEUES = {"saq": fill_saq, "arq": fill_arq, "procrastinate": fill_procrastinate}
 
 
 def test_a_parked_job_is_decided_by_its_next_job(
