@@ -43,6 +43,9 @@ class Store:
     ) -> "Store":
         return self
 
+    def runs(self, account: str) -> "Store":
+        return self
+
     async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
         raise ConnectionError
 
