@@ -344,15 +344,7 @@ class Simulator(Generic[A]):
         sources: Iterable[str] | None = None,
         schemas: Iterable[object] | None = None,
     ) -> None:
-        _check(
-            api=api,
-            seed=seed,
-            faults=faults,
-            pace=pace,
-            limit=limit,
-            scope=scope,
-            latency=latency,
-        )
+        _check(api=api, seed=seed, faults=faults, pace=pace, limit=limit, scope=scope, latency=latency)
         self._seed, self._ends_at_once = seed, pace is None
         self._scope: Scope = scope
         try:

@@ -22,7 +22,7 @@ from asyncmig import (
     Spec,
     UsageError,
 )
-from asyncmig.distributed.budget_store import BudgetReply, SlotReport
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport
 from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 from asyncmig.testing import Simulator
@@ -38,13 +38,13 @@ class Store:
     def __init__(self, *, error: BaseException | None = None, hangs: bool = False) -> None:
         self.error, self.hangs, self.closing, self.closed = error, hangs, asyncio.Event(), 0
 
-    def budget(
-        self, name: str, *, account: str, limit: int, window: float, timeout: float, speed: float
+    def budgets(
+        self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> "Store":
         return self
 
     def runs(self, account: str) -> "Store":
-        return self
+        return Store()
 
     async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
         raise ConnectionError

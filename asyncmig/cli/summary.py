@@ -186,17 +186,21 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         yield from (
             look(text, "retry", "--select", select) if ended.is_recorded else again(text, select=select)
         )
-    if not ended.customers:
-        yield "No customer is selected: there is nothing to do."
-    elif outcomes <= {"delivered"}:
-        which = "Every customer" if ended.selected is None else "Every selected customer"
-        where = f": {options.out}/EXTERNAL_ID/SHEET.csv"
-        if ended.queue:
-            where = f". The sheets are where the workers write; {options.out}/report.json lists them."
-        yield f"{which} is delivered{where}"
+    if outcomes <= {"delivered"}:
+        yield _all_delivered(ended, options)
     if others := len(ended.report.customers) - len(ended.customers):
         text = f"Not selected: {counted(others, 'customer')}."
         yield from look(f"{text} To see their status", "status") if ended.is_recorded else (text,)
+
+
+def _all_delivered(ended: RunResult, options: Options) -> str:
+    if not ended.customers:
+        return "No customer is selected: there is nothing to do."
+    which = "Every customer" if ended.selected is None else "Every selected customer"
+    where = f": {options.out}/EXTERNAL_ID/SHEET.csv"
+    if ended.queue:
+        where = f". The sheets are where the workers write; {options.out}/report.json lists them."
+    return f"{which} is delivered{where}"
 
 
 def _where_it_continues(ended: RunResult) -> str:

@@ -27,6 +27,7 @@ from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
 from asyncmig.customers.status import CustomerRecord, RemainingWork, is_new
+from asyncmig.generations import Generation
 
 __all__ = [
     "Destruction",
@@ -216,15 +217,7 @@ async def plan(
         elif record is not None and isinstance(record.outcome, Delivered | Failed):
             (done if isinstance(record.outcome, Delivered) else failed).append(customer.external_id)
     uploads = [file for customer in customers for file in _uploads(customer, left.get(customer.external_id))]
-    requests = Counter(
-        generation.catalogue_requests(
-            each
-            for each in customers
-            if each.external_id in left and is_new(records.get(each.external_id), generation.name)
-        )
-    )
-    for work in left.values():
-        requests.update(generation.requests_left(work))
+    requests = _requests(generation, customers, records, left)
     names = [customer.external_id for customer in customers if customer.external_id in records]
     parked = {name: out for name in names if isinstance(out := records[name].outcome, Parked)}
     return Plan(
@@ -243,7 +236,7 @@ async def plan(
         files=len(uploads),
         bytes=sum(file.bytes for file in uploads),
         largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
-        requests=dict(+requests),
+        requests=requests,
         seconds=earliest_end(
             requests, limits=limits, limit=limit, window=window, scope=scope, api=generation.name
         ),
@@ -255,3 +248,21 @@ def _uploads(customer: Planned, left: RemainingWork | None) -> Iterator[PlannedF
     count = left.files if left else 0
     for path in customer.files[len(customer.files) - count :]:
         yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))
+
+
+def _requests(
+    generation: Generation,
+    customers: Sequence[Planned],
+    records: Mapping[str, CustomerRecord],
+    left: Mapping[str, RemainingWork],
+) -> dict[str, int]:
+    """Return the fewest requests, by endpoint, that the work in `left` takes."""
+    new = [
+        each
+        for each in customers
+        if each.external_id in left and is_new(records.get(each.external_id), generation.name)
+    ]
+    requests = Counter(generation.catalogue_requests(new))
+    for work in left.values():
+        requests.update(generation.requests_left(work))
+    return dict(+requests)

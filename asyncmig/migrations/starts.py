@@ -190,18 +190,25 @@ class Starter:
                 except UnexpectedReply as error:
                     raise await explained(self._context, error) from None
                 except Conflict as error:
-                    run_id = active_run_id(error)
-                    if run_id:
-                        self._context.runs.seen(self._migration_id)
-                    if not attempts.doubts:
-                        raise _with_run_id(error, run_id) from None
-                    if run_id:
-                        if await self._may_be_own(points[0], run_id):
-                            return self._run(points[0], run_id)
-                        raise _with_run_id(error, run_id) from None
-                    if run := await self.find(points[0]):
-                        return run
-                    raise _unknown(points[0], str(error)) from error
+                    return await self._after_conflict(error, points[0], is_doubtful=attempts.doubts > 0)
+
+    async def _after_conflict(self, error: Conflict, point: StartPoint, *, is_doubtful: bool) -> Run:
+        """Return the run that an earlier attempt has started. Raises `error` if the run in progress is not ours.
+
+        `is_doubtful`: whether an earlier attempt may have been processed.
+        """
+        run_id = active_run_id(error)
+        if run_id:
+            self._context.runs.seen(self._migration_id)
+        if not is_doubtful:
+            raise _with_run_id(error, run_id) from None
+        if run_id:
+            if await self._may_be_own(point, run_id):
+                return self._run(point, run_id)
+            raise _with_run_id(error, run_id) from None
+        if run := await self.find(point):
+            return run
+        raise _unknown(point, str(error)) from error
 
     async def find(self, point: StartPoint) -> Run | None:
         """Return the run that a start has begun; None if it was never processed.
