@@ -142,6 +142,7 @@ class Session(AsyncOnly):
             poller=self._poller,
             gate=self._budgets.gate,
             runs=self._runs,
+            account=digest,
             remember=self._remember,
             check_open=self.check_open,
             events=self.events,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.run_table import Reach
 from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport
 
 
@@ -134,6 +135,8 @@ class StoredBudgets:
 
 class StoredRuns:
     """The run slots of all accounts; `ahead`: what the store's clock is ahead of the loop's."""
+
+    reach: Reach = "network"
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -67,6 +67,8 @@ class Starts(generations.Generation):
         inputs: Inputs,
         turn: Turn | None = None,
     ) -> Outcome:
+        if turn is not None:
+            await turn()
         run = f"run of {spec.external_id}"
         record = Record() if claim.state is None else msgspec.json.decode(claim.state, type=Record)
         if not record.running:

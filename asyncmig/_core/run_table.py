@@ -12,11 +12,14 @@ Times are seconds on the caller's clock.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Literal, Protocol, TypeAlias, cast, final
 
-__all__ = ["FORGOTTEN", "HeldSlot", "RunTable"]
+__all__ = ["FORGOTTEN", "HeldSlot", "Reach", "RunStore", "RunTable"]
+
+Reach: TypeAlias = Literal["host", "network"]
+"""Which processes can use a store: those of one host, or of several."""
 
 FORGOTTEN = 7200.0
 """Seconds without a report after which a run may have ended unseen. Longer than any run takes that is not blocked."""
@@ -190,3 +193,20 @@ class RunTable:
             self.retry_at = float("-inf") if retry_at is None else retry_at
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a table of run slots: {error}") from error
+
+
+class RunStore(Protocol):
+    """Keeps the table of an account for several processes, as bytes."""
+
+    @property
+    def reach(self) -> Reach:
+        """Which processes can use it."""
+        ...
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        """Replace the state by `change(state, now)`, as one step for all processes.
+
+        The first state is empty. `now`: the store's clock in seconds of an event loop that runs `speed` times as
+        fast. `change` may be called several times. Raises `OSError` or `JournalError` if the store does not answer.
+        """
+        ...

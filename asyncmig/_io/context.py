@@ -28,6 +28,8 @@ class SessionContext:
     gate: Callable[[Endpoint], Gate]
     runs: RunSlots
     """The runs in progress. Requests of endpoints with a `run_order` take slots; workflows report what they see."""
+    account: str
+    """A digest that stands for the account: for its key, or for the session's `account`."""
     remember: Callable[[Path], Awaitable[None]]
     """Opens the send log at a path, unless the session has one."""
     check_open: Callable[[], None]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, final
 
-from asyncmig._core.run_table import RunTable
+from asyncmig._core.run_table import RunStore, RunTable
 from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import loop_speed, start_task
-from asyncmig._io.shared_runs import RunStore, SharedRuns
+from asyncmig._io.shared_runs import SharedRuns
 from asyncmig.errors import AsyncmigError, NoRunSlot
 from asyncmig.events import Events, RunSlotsBlocked
 
@@ -180,8 +180,9 @@ class RunSlots:
 
     def earliest(self, run: str, now: float) -> float | None:
         """Return when `run` may be started, as far as this process knows; None if that depends on another run."""
-        found = self._table.next_at(run, self._now())
-        at = None if found is None else max(self._on_loop(found), now)
+        shift = 0.0 if self._shared is None else self._shared.shift
+        found = self._table.next_at(run, now + shift)
+        at = None if found is None else max(found - shift, now)
         if self._shared is not None and not self.holds(run):  # another process may release a slot
             at = max(now if at is None else at, self._not_before)
         if at is not None and at - now <= TICK:
@@ -258,8 +259,15 @@ class RunSlots:
     # Sharing
 
     def share(self, store: RunStore) -> None:
-        """Share the slots with all processes that use the same store. The first store counts."""
-        if self._shared is None and self._table.limit is not None:
+        """Share the slots with all processes that use the same store.
+
+        The first store counts, unless it is for one host and another one is for several.
+        """
+        if self._table.limit is None:
+            return
+        if self._shared is None or (self._shared.reach, store.reach) == ("host", "network"):
+            if self._shared is not None:
+                self._shared.stop()
             self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
 
     async def reserve(self, run: str, order: int) -> bool:

@@ -7,18 +7,17 @@ written again. A store that lost its data is told again which runs this process 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol, TypeVar, final
+from typing import final
 from uuid import uuid4
 
-from asyncmig._core.run_table import RunTable
+from asyncmig._core.run_table import Reach, RunStore, RunTable
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig.errors import JournalError
 from asyncmig.events import Events, SharedWindowFound, SharedWindowLost
 
-__all__ = ["RunStore", "SharedRuns"]
+__all__ = ["SharedRuns"]
 
 _log = logging.getLogger("asyncmig")
-T = TypeVar("T")
 Change = Callable[[RunTable, float], object]
 """Changes a table, at a time on its clock."""
 _RUNS = "runs"
@@ -31,18 +30,6 @@ _WANTED_FOR = 15.0
 """Real seconds for which a start that waits precedes those of a higher order in other processes."""
 _LAST_REPORTS = 1.0
 """Real seconds for the last reports when the session ends."""
-
-
-class RunStore(Protocol):
-    """Keeps the state of an account's run slots for all processes."""
-
-    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
-        """Replace the state by `change(state, now)`, as one step for all processes.
-
-        The first state is empty. `now`: the store's clock in seconds of an event loop that runs `speed` times as
-        fast. `change` may be called several times. Raises `OSError` or `JournalError` if the store does not answer.
-        """
-        ...
 
 
 @final
@@ -80,6 +67,11 @@ class SharedRuns:
         self._lost_at: float | None = None
         if self._own:
             self._report()
+
+    @property
+    def reach(self) -> Reach:
+        """Which processes can use the store."""
+        return self._store.reach
 
     def now(self) -> float:
         """Return the time on the table's clock."""
@@ -129,6 +121,11 @@ class SharedRuns:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Write nothing more: another store takes over."""
+        if self._task is not None:
+            self._task.cancel()
 
     def _report(self) -> None:
         if self._task is None:

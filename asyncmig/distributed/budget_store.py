@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from asyncmig._io.shared_runs import RunStore
+from asyncmig._core.run_table import RunStore
 
 __all__ = ["BudgetReply", "BudgetStore", "SharedBudget", "SharedWindow", "SlotEvent", "SlotReport"]
 

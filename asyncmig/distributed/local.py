@@ -26,7 +26,7 @@ from typing import cast, final
 from uuid import uuid4
 
 from asyncmig._core.limiter import Limiter, RateHeaders
-from asyncmig._io.shared_runs import RunStore
+from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 
 __all__ = ["LocalWindow"]
@@ -144,12 +144,13 @@ class _LocalRuns:
     """The run slots of an account in one file."""
 
     __slots__ = ("_path",)
+    reach: Reach = "host"
 
     def __init__(self, path: Callable[[float], Path]) -> None:
         self._path = path
 
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
-        """Replace the state; see `asyncmig._io.shared_runs.RunStore`. Raises `OSError`."""
+        """Replace the state; see `asyncmig._core.run_table.RunStore`. Raises `OSError`."""
         async with _locked(self._path(speed), speed) as file:
             old = file.readall()
             new = change(old, _now(speed))

@@ -29,8 +29,8 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
 from asyncmig._core.arguments import checked_call
+from asyncmig._core.run_table import Reach, RunStore
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig._io.shared_runs import RunStore
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 from asyncmig.errors import InvalidInput
 
@@ -215,6 +215,7 @@ class _RedisRuns:
     """The run slots of an account in one key, which is replaced only if it has not changed meanwhile."""
 
     __slots__ = ("_base", "_opened", "_server")
+    reach: Reach = "network"
 
     def __init__(
         self, opened: Callable[[float], Redis], server: Server, base: Callable[[float], str]
@@ -222,7 +223,7 @@ class _RedisRuns:
         self._opened, self._server, self._base = opened, server, base
 
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
-        """Replace the state; see `asyncmig._io.shared_runs.RunStore`. Raises `ConnectionError`."""
+        """Replace the state; see `asyncmig._core.run_table.RunStore`. Raises `ConnectionError`."""
         redis, key = self._opened(speed), f"{self._base(speed)}:runs"
         read, replace = redis.register_script(_READ), redis.register_script(_REPLACE)
         with _errors_of(self._server):

@@ -1,4 +1,7 @@
-"""Recovers from the journal which runs of earlier processes may still hold a run slot of the account."""
+"""Recovers from the journal which runs of earlier processes may still hold a run slot of the account.
+
+A journal in PostgreSQL also shares the run slots of all processes that use it.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from asyncmig import generations
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.outcome import Parked
 from asyncmig.generations import Generation
-from asyncmig.journal import JournalPort
+from asyncmig.journal import DatabaseJournal, JournalPort
 
 __all__ = ["recover_run_slots"]
 
@@ -40,6 +43,8 @@ async def recover_run_slots(
         for known, runs in recovered.journals:
             if known is journal:
                 return runs
+        if isinstance(journal, DatabaseJournal) and (store := journal.run_slots(context.account)):
+            context.runs.share(store)
         in_progress: dict[str, str] = {}
         for external_id, state in (await journal.states()).items():
             if generations.api_of(state) != generation.name:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self, TypeVar, cast, final
 
+from asyncmig._core.run_table import RunStore
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
 from asyncmig.journal.ports import Activity, Instruction, JournalEvent, Wanted
@@ -144,6 +145,10 @@ class DatabaseJournal(ABC):
     def _check_writable(self) -> None:
         if self._read_only:
             raise JournalError(self._place, "is open for reading only")
+
+    def run_slots(self, account: str) -> RunStore | None:
+        """Return the store of an account's run slots, if other processes of this journal need one."""
+        return None
 
     async def forget(self, external_id: str) -> None:
         """Delete all that the journal has of a customer, durably.

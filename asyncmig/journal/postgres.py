@@ -27,11 +27,13 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from asyncmig._core.arguments import checked_call
+from asyncmig._core.run_table import RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import Holder
 from asyncmig.journal.ports import JournalEvent
+from asyncmig.journal.postgres_runs import PostgresRuns
 from asyncmig.journal.postgres_schema import PostgresSchema
 
 __all__ = ["PostgresJournal"]
@@ -88,6 +90,10 @@ class PostgresJournal(DatabaseJournal):
         self._schema = PostgresSchema(conninfo, schema)
         store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
         super().__init__(store, self._schema.text, lease=lease, read_only=read_only)
+
+    def run_slots(self, account: str) -> RunStore:
+        """Return the run slots of an account, for all processes that use this journal."""
+        return PostgresRuns(self._schema, account)
 
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[JournalEvent]:
         """Yield each event of all processes as soon as it is committed, without end.

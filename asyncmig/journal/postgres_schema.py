@@ -39,6 +39,8 @@ _TABLES = """
     CREATE TRIGGER events_stand BEFORE UPDATE OR DELETE ON events
         FOR EACH STATEMENT EXECUTE FUNCTION events_stand();
 """
+_RUN_SLOTS = "CREATE TABLE IF NOT EXISTS run_slots (account text PRIMARY KEY, state bytea NOT NULL)"
+"""For the runs in progress. Earlier versions of asyncmig ignore this table."""
 _BY_HOLDER = "CREATE INDEX companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
 """For the heartbeat, which queries the claims of its instance.
 
@@ -137,6 +139,7 @@ class PostgresSchema:
                 if db.execute(_HAS_SCHEMA, (self.name,)).fetchone() is None:
                     db.execute(SQL("CREATE SCHEMA {}").format(Identifier(self.name)))
                 db.execute(_TABLES)
+            db.execute(_RUN_SLOTS)
             if db.execute("SELECT to_regclass('companies_by_holder')").fetchone() == (None,):
                 db.execute(_BY_HOLDER)
             if db.execute(_HAS_INSTRUCTIONS).fetchone() is None:

@@ -1,6 +1,7 @@
 """Requests that charge several budgets, against servers that count each budget in their own way."""
 
 import asyncio
+from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
 
@@ -314,17 +315,26 @@ class Person:
 
 
 class TestRunsThatWaitForAPerson:
-    def starts(self, *, limit: int = 2) -> tuple[Gate, RunSlots, list[RunSlotsBlocked]]:
-        events, told = Events(), list[RunSlotsBlocked]()
-        events._subscribers.append(
-            lambda each: told.append(each) if isinstance(each, RunSlotsBlocked) else None
-        )
-        runs = RunSlots(limit, events=events)
-        return joined_gate([Gate(limit=100, name="agent", rng=Random(1))], runs=runs), runs, told
+    @pytest.fixture
+    def told(self) -> list[RunSlotsBlocked]:
+        return []
+
+    @pytest.fixture
+    def runs(self, told: list[RunSlotsBlocked]) -> Iterator[RunSlots]:
+        events = Events()
+        with events.subscribe(
+            lambda event: told.append(event) if isinstance(event, RunSlotsBlocked) else None
+        ):
+            yield RunSlots(2, events=events)
+
+    @pytest.fixture
+    def gate(self, runs: RunSlots) -> Gate:
+        return joined_gate([Gate(limit=100, name="agent", rng=Random(1))], runs=runs)
 
     @pytest.mark.looptime
-    async def test_a_start_waits_until_a_look_shows_that_one_was_answered(self) -> None:
-        gate, runs, told = self.starts()
+    async def test_a_start_waits_until_a_look_shows_that_one_was_answered(
+        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    ) -> None:
         people = [Person(runs, "a"), Person(runs, "b", answers_at=400.0)]
         for person in people:
             runs.seen(person.run, is_blocked=True)
@@ -341,8 +351,9 @@ class TestRunsThatWaitForAPerson:
         await runs.aclose()
 
     @pytest.mark.looptime
-    async def test_who_gives_up_is_told_which_runs_are_in_the_way(self) -> None:
-        gate, runs, told = self.starts()
+    async def test_who_gives_up_is_told_which_runs_are_in_the_way(
+        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    ) -> None:
         runs.gives_up = True
         runs.seen("a", is_blocked=True)
         runs.waits_for_person("a", Person(runs, "a").look)
@@ -364,8 +375,9 @@ class TestRunsThatWaitForAPerson:
         await runs.aclose()
 
     @pytest.mark.looptime
-    async def test_runs_of_others_may_leave_so_nobody_gives_up(self) -> None:
-        gate, runs, told = self.starts()
+    async def test_runs_of_others_may_leave_so_nobody_gives_up(
+        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    ) -> None:
         runs.gives_up = True
         runs.waits_for_person("a", Person(runs, "a").look)
         async with gate.slot(run="b") as slot:
