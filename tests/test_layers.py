@@ -207,7 +207,12 @@ def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
         ("aiolimiter", {"_io/dispatcher.py", "_io/byte_throttle.py"}),
         (
             "psycopg",
-            {"journal/postgres.py", "journal/postgres_schema.py", "distributed/_resilient_queue.py"},
+            {
+                "journal/postgres.py",
+                "journal/postgres_runs.py",
+                "journal/postgres_schema.py",
+                "distributed/_resilient_queue.py",
+            },
         ),
         ("opentelemetry", {"telemetry.py"}),
         ("redis", {"distributed/redis.py", "distributed/_resilient_queue.py"}),
