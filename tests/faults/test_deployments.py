@@ -1,0 +1,120 @@
+"""Rolling deployments: instances that share a journal are stopped, killed and replaced; nobody stays pending."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farm import Farm
+
+from asyncmig.customers.status import CustomerStatus
+from asyncmig.jobs.status import read_statuses
+from asyncmig.journal import open_journal
+
+HERE = Path(__file__).parents[1]
+SPEED = 20.0
+EACH = 15
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc"),
+    pytest.mark.timeout(240),
+]
+JUDGED = (
+    "duplicate_imports",
+    "duplicate_companies",
+    "over_the_limit",
+    "malformed",
+    "key_leaks",
+    "hasty_polls",
+)
+
+
+class Instances:
+    """Processes of a service that share a journal, in the order of their start."""
+
+    def __init__(self, farm: Farm, folder: Path, place: str) -> None:
+        self._farm, self._folder, self.place = farm, folder, place
+        self.started: list[subprocess.Popen[str]] = []
+
+    async def start(self, name: str, count: int) -> "subprocess.Popen[str]":
+        """Start an instance that accepts `count` customers, and wait until the journal has them."""
+        command = [sys.executable, HERE / "fleetprocess.py", f"{SPEED}", self.place, self._folder / "out"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "VERN_BASE_URL": self._farm.base_url,
+            "VERN_API_KEY": self._farm.key,
+        }
+        process = subprocess.Popen(  # noqa: ASYNC220 - it takes a moment
+            [*command, self._folder / name, f"{count}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        assert await self.line(process) == "accepted"
+        return process
+
+    async def line(self, process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        return (await asyncio.to_thread(process.stdout.readline)).strip()
+
+    async def imports(self, count: int) -> None:
+        while self._farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
+            await asyncio.sleep(0.1)
+
+    async def statuses(self) -> list[CustomerStatus]:
+        async with open_journal(self.place, read_only=True) as journal:
+            return await read_statuses(journal, self.place)
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    with Farm(tmp_path, speed=SPEED, queue="", database="", window="", name="") as farm:
+        yield farm
+
+
+@pytest.fixture(params=["file", "database"])
+def instances(
+    request: pytest.FixtureRequest, farm: Farm, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Instances]:
+    place = str(tmp_path / "service.db")
+    if request.param == "database":
+        import psycopg
+
+        url = request.getfixturevalue("database_url")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(prefix)))
+        place = url.rpartition("/")[0] + f"/{prefix}"
+    each = Instances(farm, tmp_path, place)
+    yield each
+    for process in each.started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("killed_after", [EACH + 1, 2 * EACH])
+async def test_nobody_stays_pending_when_instances_are_stopped_killed_and_replaced(
+    instances: Instances, farm: Farm, killed_after: int
+) -> None:
+    first, second = await asyncio.gather(instances.start("one", EACH), instances.start("two", EACH))
+    await instances.imports(EACH // 2)
+    first.send_signal(signal.SIGTERM)
+    assert await instances.line(first) == "stopped"
+    assert first.wait() == 0
+    third = await instances.start("three", 1)
+    await instances.imports(killed_after)
+    second.kill()
+    second.wait()
+    assert await instances.line(third) == "ended"
+    assert third.wait() == 0
+    told = farm.verdict()
+    outcomes = [each.outcome for each in await instances.statuses()]
+    assert len(outcomes) == 2 * EACH + 1
+    # The response to a create request may die with its process. Nobody can look the company up.
+    assert outcomes.count("unknown") == told["lost_companies"]
+    assert outcomes.count("delivered") == len(outcomes) - told["lost_companies"]
+    assert {name: told[name] for name in JUDGED} == dict.fromkeys(JUDGED, 0)
