@@ -172,6 +172,8 @@ class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
     """The number of rows of all files. `rows`, `flagged` and `losses` are computed from the other fields."""
     flagged: int | None = None
     """Rows of the import with at least one bad cell; None if the server does not say."""
+    replaced_existing_data: bool | None = None
+    """Whether the import replaced rows that were there before; None if the server does not say."""
     losses: int = 0
     """The number of records that the destination lost; `exports` lists them."""
 

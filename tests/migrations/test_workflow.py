@@ -1,11 +1,31 @@
 """The resumable workflow of one customer with the second generation, against the simulator."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from asyncmig import Delivered, MemoryJournal, Outcome, Parked, Spec, migrate
+from asyncmig import (
+    Delivered,
+    Failed,
+    Fleet,
+    InvalidInput,
+    MemoryJournal,
+    Outcome,
+    Parked,
+    Pending,
+    Spec,
+    adopt,
+    generations,
+    migrate,
+)
+from asyncmig.customers.answer_rules import AnswerRule
+from asyncmig.customers.decisions import Answer, Approve, Change, Credentials, Decision
+from asyncmig.customers.spec import LiveSource
+from asyncmig.session import context_of
+from asyncmig.simulator.migrations import Block, Question, Script
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime
@@ -73,3 +93,342 @@ async def test_a_preview_parks_until_it_is_approved(tmp_path: Path) -> None:
     assert isinstance(await customer.run(), Parked)
     assert isinstance(await customer.run(decide="approve_safe"), Delivered)
     assert customer.done() == ["generate", "execute"]
+
+
+async def decided(customer: Customer, decision: Decision) -> str:
+    """Decide about what the journal shows, as a person does."""
+    state = await customer.journal.state("acme")
+    assert state is not None
+    parked = generations.read("acme", state).outcome
+    assert isinstance(parked, Parked)
+    async with customer.simulator.session() as session:
+        return await generations.find("migrations").decide(
+            context_of(session), customer.journal, "acme", decision, shown=parked.attention
+        )
+
+
+def asking(*questions: Question, kind: str = "generate", **more: Any) -> dict[str, Script]:
+    return {"acme": Script(blocks={kind: [Block(questions=questions, **more)]})}
+
+
+DATES = Question(text="Is 03/04/2025 day first?", options=("Day first", "Month first"))
+WHY = Question(text="Why?", options=("A", "B"), allow_custom=False)
+
+
+@pytest.mark.parametrize(
+    ("policy", "content", "ends"),
+    [
+        ("approve_safe", CONTACTS, Delivered),
+        ("approve_safe", CONTACTS + "nobody,A,B,1\n", Parked),
+        ("approve", CONTACTS + "nobody,A,B,1\n", Delivered),
+        ("reject", CONTACTS, Failed),
+        ("park", CONTACTS, Parked),
+    ],
+)
+async def test_the_policies(policy: str, content: str, ends: type[Outcome], tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = spec_of(tmp_path / "in", contacts=content)
+    outcome = await customer.run(decide=policy)
+    assert isinstance(outcome, ends), outcome
+    if isinstance(outcome, Delivered):
+        assert {file.slug: file.flagged for file in outcome.files if file.rows} == {
+            "contacts": "included"
+        } or (outcome.flagged == 0)
+    if isinstance(outcome, Failed):
+        assert (outcome.status, customer.done()) == ("canceled", ["generate"])
+        assert await customer.run(decide=policy) == outcome
+
+
+async def test_rules_answer_all_questions_or_none(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(DATES, WHY))
+    dates = AnswerRule(question="day first", choose="DAY FIRST ")
+    parked = await customer.run(decide="approve", answers=[dates])
+    assert isinstance(parked, Parked)
+    assert "Why?" in parked.refused
+    assert not customer.simulator.answers("acme")
+    why = AnswerRule(question="Why", choose="C")
+    parked = await customer.run(decide="approve", answers=[dates, why])
+    assert isinstance(parked, Parked)
+    assert "is not an option" in parked.refused
+    why = AnswerRule(question="Why", choose="b")
+    assert isinstance(await customer.run(decide="approve", answers=[dates, why]), Delivered)
+    assert customer.simulator.answers("acme") == {DATES.text: "Day first", WHY.text: "B"}
+    assert customer.done() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "execute"])
+async def test_without_rules_a_question_parks_and_a_person_answers_it(kind: str, tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY, kind=kind))
+    parked = await customer.run(decide="approve")
+    assert isinstance(parked, Parked)
+    assert (parked.attention.kind, parked.attention.questions[0].prompt) == ("questions", "Why?")
+    with pytest.raises(InvalidInput, match="Answer"):
+        await decided(customer, Approve())
+    with pytest.raises(InvalidInput, match="no answer"):
+        await decided(customer, Answer({}))
+    assert await decided(customer, Answer({parked.attention.questions[0].id: "A"})) == "sent"
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert customer.simulator.answers("acme") == {"Why?": "A"}
+    assert customer.done() == ["generate", "execute"]
+
+
+async def test_a_decision_about_something_else_is_not_sent(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    parked = await customer.run()
+    assert isinstance(parked, Parked)
+    world = customer.simulator.world
+    async with customer.simulator.session() as session:  # a person answers in the provider's app
+        migration = session.migrations.open(world.migration("acme").id)
+        run = migration.run(parked.ids["run"])
+        await run.wait()
+        await run.answer({parked.attention.questions[0].id: "B"})
+    assert await decided(customer, Answer({parked.attention.questions[0].id: "A"})) in ("gone", "changed")
+    assert customer.simulator.answers("acme") == {"Why?": "B"}
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+
+
+async def test_a_preview_is_changed_and_approved_by_a_person(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
+    first = await customer.run()
+    assert isinstance(first, Parked)
+    assert await decided(customer, Change("drop bad rows")) == "recorded"
+    assert customer.done() == ["generate"]
+    second = await customer.run()
+    assert isinstance(second, Parked)
+    assert second.attention.preview is not None
+    assert second.attention.preview.invalid_cells == 0
+    assert await decided(customer, Approve()) == "recorded"
+    outcome = await customer.run()
+    assert isinstance(outcome, Delivered)
+    assert (outcome.flagged, customer.done()) == (0, ["generate", "update", "execute"])
+
+
+async def test_an_approval_never_applies_to_another_preview(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
+    parked = await customer.run()
+    assert await decided(customer, Approve()) == "recorded"
+    async with customer.simulator.session() as session:  # somebody changes the preview in the provider's app
+        migration = session.migrations.open(customer.simulator.world.migration("acme").id)
+        await (await migration.update("drop bad rows")).wait()
+    again = await customer.run()
+    assert isinstance(again, Parked)
+    assert again.attention != parked.attention  # type: ignore[union-attr]
+    assert customer.done() == ["generate", "update"]
+
+
+async def test_credentials_come_from_a_person_and_are_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "s3cr3t-token"
+    customer = Customer(tmp_path)
+    customer.spec = msgspec.structs.replace(
+        customer.spec, files=(), connection=LiveSource(source_key="hubspot", config={"region": "eu"})
+    )
+    parked = await customer.run(decide="approve")
+    assert isinstance(parked, Parked)
+    assert parked.attention.kind == "credentials"
+    assert parked.attention.credentials is not None
+    assert await decided(customer, Credentials({"api_token": "wrong"})) == "sent"
+    parked = await customer.run(decide="approve")
+    assert isinstance(parked, Parked)
+    assert "rejected" in parked.refused
+    assert await decided(customer, Credentials({"api_token": secret})) == "sent"
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    state = await customer.journal.state("acme")
+    events = await customer.journal.events("acme")
+    assert secret not in f"{state!r} {events!r} {caplog.text}"
+    assert customer.done() == ["generate", "execute"]
+
+
+async def test_the_same_question_after_an_accepted_answer_parks(tmp_path: Path) -> None:
+    script = Script(blocks={"generate": [Block(questions=(WHY,)), Block(questions=(WHY,))]})
+    customer = Customer(tmp_path, customers={"acme": script})
+    rules = [AnswerRule(question="Why", choose="A")]
+    parked = await customer.run(decide="approve", answers=rules)
+    assert isinstance(parked, Parked)
+    assert "asks the same again" in parked.refused
+    assert isinstance(await customer.run(decide="approve", answers=rules), Parked)
+    assert await decided(customer, Answer({parked.attention.questions[0].id: "B"})) == "sent"
+    assert isinstance(await customer.run(decide="approve", answers=rules), Delivered)
+
+
+async def test_a_blocked_run_is_canceled_to_release_its_slot(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    parked = await customer.run(decide="approve", cancel_blocked_after=1800.0)
+    assert isinstance(parked, Parked)
+    assert 1800.0 <= loop.time() - begun < 1900.0
+    assert "canceled after 1800 s" in parked.notes[-1]
+    assert "run" not in parked.ids
+    assert customer.simulator.world.migration("acme").active is None
+    rules = [AnswerRule(question="Why", choose="A")]
+    assert isinstance(await customer.run(decide="approve", answers=rules), Delivered)
+    assert customer.done() == ["generate", "generate", "execute"]
+
+
+async def test_a_blocked_run_that_a_person_answers_in_time_goes_on(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    work = asyncio.create_task(customer.run(decide="approve", cancel_blocked_after=1800.0))
+    await asyncio.sleep(600)
+    async with customer.simulator.session() as session:
+        migration = session.migrations.open(customer.simulator.world.migration("acme").id)
+        run = migration.run(customer.simulator.world.migration("acme").runs[-1].id)
+        await run.wait()
+        await run.answer("A")
+    assert isinstance(await work, Delivered)
+    assert customer.done() == ["generate", "execute"]
+
+
+async def test_a_failed_generate_is_repeated_and_an_execution_that_wrote_rows_is_not(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers={"acme": Script(fails={"generate": "no", "execute": "stopped"})})
+    failed = await customer.run(decide="approve")
+    assert isinstance(failed, Failed)
+    assert (failed.error, failed.step, failed.status) == ("no", "running", "failed")
+    assert await customer.run(decide="approve") == failed
+    failed = await customer.run(decide="approve", retry_failed=True)
+    assert isinstance(failed, Failed)
+    assert "3 rows were written" in failed.error
+    assert customer.done() == ["generate", "generate", "execute"]
+    again = await customer.run(decide="approve", retry_failed=True)
+    assert isinstance(again, Failed)
+    assert "not run again" in again.notes[-1]
+    assert customer.done() == ["generate", "generate", "execute"]
+
+
+async def test_the_account_without_a_plan_stops_every_customer_that_starts_work(tmp_path: Path) -> None:
+    simulator = Simulator(api="migrations", seed=7, limits="by-class")
+    specs = [spec_of(tmp_path / "in", f"c{number}") for number in range(5)]
+    simulator.world.account.plan = False
+    async with (
+        simulator.session() as session,
+        Fleet(
+            session, journal=MemoryJournal(), to=tmp_path / "out", api="migrations", decide="approve"
+        ) as fleet,
+    ):
+        outcomes = [outcome async for outcome in fleet.run(specs)]
+    assert {type(outcome) for outcome in outcomes} == {Pending}
+    assert {outcome.reason for outcome in outcomes} == {"account_refused"}  # type: ignore[union-attr]
+    assert "no plan" in outcomes[0].error  # type: ignore[union-attr]
+    assert simulator.ledger.requests["POST /migrations"] == 1
+
+
+async def test_added_files_are_generated_anew_and_changed_ones_are_refused(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS)
+    assert isinstance(await customer.run(), Parked)
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS, deals=DEALS)
+    assert isinstance(await customer.run(), Parked)
+    assert customer.done() == ["generate", "generate"]
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "x@x.org,A,B,1\n", deals=DEALS)
+    refused = await customer.run(decide="approve", if_changed="refuse")
+    assert isinstance(refused, Failed)
+    assert "neither replace nor remove" in refused.error
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered)
+    assert any("not imported again: contacts.csv" in note for note in outcome.notes)
+    assert customer.done() == ["generate", "generate", "execute"]
+    assert str(customer.simulator.verdict()) == "no faults"
+
+
+@pytest.mark.parametrize("until", ["parked", "delivered"])
+async def test_a_lost_journal_repeats_nothing(until: str, tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    await customer.run(decide="approve" if until == "delivered" else "park")
+    customer.journal = MemoryJournal()
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered)
+    assert customer.done() == ["generate", "execute"]
+    assert str(customer.simulator.verdict()) == "no faults"
+
+
+async def test_an_adopted_migration_is_continued(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    await customer.run()
+    migration_id = customer.simulator.world.migration("acme").id
+    customer.journal = MemoryJournal()
+    adopted = await adopt(
+        customer.journal, "acme", f"https://app.vern.so/migrations/{migration_id}", api="migrations"
+    )
+    assert adopted == migration_id
+    with pytest.raises(InvalidInput, match="another customer"):
+        await adopt(customer.journal, "other", migration_id, api="migrations")
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert customer.done() == ["generate", "execute"]
+
+
+async def test_cancel_ends_the_run_and_the_next_call_begins_anew(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    await customer.run()
+    async with customer.simulator.session() as session:
+        outcome = await generations.find("migrations").cancel(context_of(session), customer.journal, "acme")
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "canceled"
+    assert customer.simulator.world.migration("acme").active is None
+    rules = [AnswerRule(question="Why", choose="A")]
+    assert isinstance(await customer.run(decide="approve", answers=rules), Delivered)
+
+
+async def test_a_function_decides(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    seen: list[str] = []
+
+    async def decide(parked: Parked) -> Decision | None:
+        seen.append(parked.attention.kind)
+        if parked.attention.kind == "questions":
+            return Answer({parked.attention.questions[0].id: "A"})
+        return Change("drop bad rows") if seen.count("preview") == 1 else Approve()
+
+    assert isinstance(await customer.run(decide=decide), Delivered)
+    assert seen == ["questions", "preview", "preview"]
+    assert customer.done() == ["generate", "update", "execute"]
+
+
+async def test_a_function_with_a_wrong_decision_parks(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+
+    async def decide(parked: Parked) -> Decision | None:
+        return Approve()
+
+    parked = await customer.run(decide=decide)
+    assert isinstance(parked, Parked)
+    assert "does not fit" in parked.refused
+
+
+async def test_the_status_and_the_log_of_a_customer(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers=asking(WHY))
+    generation = generations.find("migrations")
+    await customer.run(decide="approve")
+    state = await customer.journal.state("acme")
+    assert state is not None
+    record = generations.read("acme", state)
+    assert (record.status.outcome, record.status.step) == ("parked", "running")
+    assert record.run_slot == record.ids["migration"]
+    await customer.run(decide="approve", answers=[AnswerRule(question="Why", choose="A")])
+    state = await customer.journal.state("acme")
+    assert state is not None
+    record = generations.read("acme", state)
+    assert (record.status.outcome, record.status.step, record.run_slot) == ("delivered", "ended", None)
+    assert set(record.ids) == {"migration", "run"}
+    words = {event.kind: generation.describe(event) for event in await customer.journal.events("acme")}
+    assert words["answer"] == "q1='A'"
+    assert words["start"] == "execute"
+    assert words["previewed"] == "0 invalid cells in the sample"
+    assert words["executed"] == "7 rows"
+
+
+async def test_options_and_specs_that_the_generation_lacks(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    with pytest.raises(InvalidInput, match="export"):
+        await customer.run(export="full")
+    customer.spec = msgspec.structs.replace(customer.spec, connections={"destination": {}})
+    refused = await customer.run()
+    assert isinstance(refused, Failed)
+    assert "connections" in refused.error
+    customer.spec = msgspec.structs.replace(customer.spec, connections=None, source="Hubspt")
+    refused = await customer.run()
+    assert isinstance(refused, Failed)
+    assert "HubSpot" in refused.error
+    assert not customer.simulator.ledger.requests["POST /migrations"]

@@ -107,10 +107,9 @@ async def _decide(
     try:
         match decision:
             case Answer():
-                await operations.answer(run, decision)
+                await operations.answer(run, decision, shown)
             case Credentials():
-                request = shown.credentials
-                await operations.submit(run, decision, request.connection_id if request else None)
+                await operations.submit(run, decision, shown)
             case Approve() | Change():
                 digest = digest_of(shown)
                 await keeper.write("decide", decision=decision, decided_for=digest, outcome=None)

@@ -55,13 +55,17 @@ class Delivery:
         keeper.begin("downloading")
         files = await self._download(migration, report)
         log = await self._log(migration)
-        for note in (*_notes(files), *_log_notes(log)):
+        replaced = _replaced(log)
+        for note in _notes(files):
             keeper.note(note)
+        if replaced:
+            keeper.note("the import replaced existing data of the workbook")
         return Delivered(
             **keeper.outcome_fields(),
             files=tuple(files),
             row_filter=self._options.row_filter,
             report=msgspec.convert(report, ImportReport, from_attributes=True),
+            replaced_existing_data=replaced,
         )
 
     async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:
@@ -123,11 +127,11 @@ def _notes(files: list[Downloaded]) -> list[str]:
     return notes
 
 
-def _log_notes(log: Log | None) -> list[str]:
+def _replaced(log: Log | None) -> bool | None:
+    """Return whether the last execution replaced existing data."""
     executed = [run for run in log.runs if run.kind == "execute" or _has_written(run)] if log else []
-    if executed and executed[-1].outcome is not None and executed[-1].outcome.replaced_existing_data:
-        return ["the import replaced existing data of the workbook"]
-    return []
+    outcome = executed[-1].outcome if executed else None
+    return outcome.replaced_existing_data if outcome else None
 
 
 def _has_written(run: LogRun) -> bool:

@@ -55,9 +55,8 @@ from asyncmig.journal import ClaimPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
-from asyncmig.migrations.workflow.attention import attention_of
+from asyncmig.migrations.workflow.attention import attention_of, marks_of
 from asyncmig.migrations.workflow.delivery import Delivery
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
@@ -238,8 +237,7 @@ class _Migration:
         """Compare the files with the recorded ones. A file that was uploaded cannot be replaced."""
         keeper, spec = self._keeper, self._spec
         record, self._files = keeper.record, None
-        told = named(record, spec)
-        if told != record and record.migration_id:
+        if record.migration_id and record.name != spec.name:
             keeper.note(f"the migration was created as {record.name!r} and keeps that name")
         try:
             spec.validate(root=self._options.root)
@@ -254,8 +252,7 @@ class _Migration:
         if record.report is not None and changed:
             self._take_changed(", ".join(changed))
         elif changed and record.upload_sent:
-            added = self._added(record, files)
-            await keeper.write("input", files=(*record.files, *added), retried=0)
+            await self._take_added(record, files)
         elif changed or (not record.files and files):
             await keeper.write("input", files=files, retried=0)
         elif not changed:
@@ -272,31 +269,32 @@ class _Migration:
         reason = "changed since the import began, and this API cannot replace files; the customer keeps its outcome"
         raise FilesChanged("files", changed, reason)
 
-    def _added(self, record: Record, files: tuple[FileInput, ...]) -> list[FileInput]:
-        """Return the files that are new. Raises `InvalidInput` for one that was uploaded and has changed since."""
+    async def _take_added(self, record: Record, files: tuple[FileInput, ...]) -> None:
+        """Record files that are new. A file that was uploaded and has changed since is noted, or refused."""
         known = {Path(file.path).name: file.sha256 for file in record.files}
         given = {Path(file.path).name: file.sha256 for file in files}
-        replaced = sorted(name for name, digest in known.items() if given.get(name) != digest)
-        if replaced:
+        replaced = ", ".join(sorted(name for name, digest in known.items() if given.get(name) != digest))
+        if replaced and self._options.if_changed == "ignore" and record.run_goes_on:
+            self._keeper.note(f"{NOT_IMPORTED_AGAIN}: {replaced}")
+            _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, replaced)
+        elif replaced:
             reason = (
-                "has changed since it was uploaded, and this API can neither replace nor remove a file: "
-                "restore it, or use another external id"
+                "changed since they were uploaded, and this API can neither replace nor remove files: restore them, "
+                "or use another external id; the customer keeps its outcome"
             )
-            raise InvalidInput("files", ", ".join(replaced), reason)
-        return [file for file in files if Path(file.path).name not in known]
+            raise FilesChanged("files", replaced, reason)
+        added = [file for file in files if Path(file.path).name not in known]
+        if not added:
+            return
+        await self._keeper.write("input", files=(*record.files, *added), retried=0)
+        if isinstance(record.outcome, Failed) and record.outcome.status and may_start_again(record):
+            await self._new_epoch(retried=0)
 
     def _finished(self) -> Outcome | None:
         """Return the recorded outcome if no work is left, or None."""
         outcome = self._keeper.record.outcome
-        if self._delivery.is_done(outcome) or (isinstance(outcome, Failed) and self._is_final(outcome)):
-            return outcome
-        return None
-
-    def _is_final(self, outcome: Failed) -> bool:
-        """Return whether a run that failed has nothing new to run on."""
-        record = self._keeper.record
-        is_new = len(record.uploads) < len(record.files)
-        return outcome.status is not None and not (is_new and may_start_again(record))
+        is_failed = isinstance(outcome, Failed) and outcome.status is not None
+        return outcome if is_failed or self._delivery.is_done(outcome) else None
 
     async def _begin_again(self, outcome: Outcome) -> bool:
         """Start a failed run again, if the options ask for it. Return whether it was."""
@@ -309,10 +307,15 @@ class _Migration:
         if not may_start_again(record):
             self._keeper.note("not run again: its execution has written rows, or may have")
             return False
+        await self._new_epoch(retried=record.retried + 1)
+        return True
+
+    async def _new_epoch(self, *, retried: int) -> None:
+        """Give the run up, so that `generate` is started again."""
         await self._keeper.write(
             "new epoch",
-            epoch=record.epoch + 1,
-            retried=record.retried + 1,
+            epoch=self._keeper.record.epoch + 1,
+            retried=retried,
             operation=None,
             previewed=None,
             decision=None,
@@ -321,7 +324,6 @@ class _Migration:
             rows_written=None,
             outcome=None,
         )
-        return True
 
     # The run
 
@@ -338,13 +340,15 @@ class _Migration:
                 result = await run.wait()
             except RunError as error:
                 return await self._failed(run, error)
+            finally:
+                await self._operations.note_id(run)
             if isinstance(result, Report):
                 await self._executed(result, operation)
                 return None
             attention = attention_of(result)
             if isinstance(result, Preview) and await self._previewed(result, operation):
                 continue
-            step = await self._decided(run, result, attention)
+            step = await self._decided(run, attention)
             if step is None:
                 refused = 0
                 continue
@@ -437,17 +441,16 @@ class _Migration:
 
     # Decisions
 
-    async def _decided(
-        self, run: Run, result: Preview | Questions | CredentialsNeeded, attention: NeedsAttention
-    ) -> Outcome | Conflict | None:
+    async def _decided(self, run: Run, attention: NeedsAttention) -> Outcome | Conflict | None:
         """Decide what the run waits for, and carry it out. Return an outcome if it stops here.
 
         A `Conflict` means that an answer was refused although the run was read before.
         """
         keeper = self._keeper
         parked = Parked(**keeper.outcome_fields(), attention=attention)
-        decision = await self._decision(result, parked)
+        decision = await self._decision(parked)
         if isinstance(decision, Parked) and attention.kind != "preview":
+            await self._operations.waits()
             return await self._waited(run, decision)
         if isinstance(decision, Parked | Pending):
             return decision
@@ -478,23 +481,21 @@ class _Migration:
             case Change(message=message):
                 await self._operations.start("update", message)
             case Answer():
-                await self._operations.answer(run, decision)
+                await self._operations.answer(run, decision, attention)
             case Credentials():
-                request = attention.credentials
-                await self._operations.submit(run, decision, request.connection_id if request else None)
+                await self._operations.submit(run, decision, attention)
             case Reject() | Cancel():
                 return await self._canceled(run, "rejected" if isinstance(decision, Reject) else "canceled")
         return None
 
-    async def _decision(
-        self, result: Preview | Questions | CredentialsNeeded, parked: Parked
-    ) -> Decision | Parked | Pending:
+    async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
         """Return what the journal, the rules or the policy decide: `Parked` if none of them does."""
         record, attention, policy = self._keeper.record, parked.attention, self._options.decide
         digest = digest_of(attention)
         if record.decision is not None and record.decided_for == digest:
             return record.decision
-        if not isinstance(result, Preview) and result.asked_again:
+        is_again = bool(marks_of(attention) & set(self._operation().answered))
+        if is_again and attention.kind != "preview":
             what = (
                 "credentials were rejected"
                 if attention.kind == "credentials"

@@ -13,6 +13,7 @@ import msgspec
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Answer, Credentials
 from asyncmig.customers.failures import wall_clock
+from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.migration import Migration
@@ -22,6 +23,7 @@ from asyncmig.migrations.starts import StartPoint, active_run_id
 from asyncmig.migrations.thread import ThreadReader
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.wire import Kind, RunState
+from asyncmig.migrations.workflow.attention import marks_of
 from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
 from asyncmig.records.record_keeper import RecordKeeper
@@ -149,31 +151,46 @@ class Operations:
             await self._find_answer(run, operation.answer)
         return run
 
+    async def note_id(self, run: Run) -> None:
+        """Record the id of the run if the client has learnt another one: an execution may have a run of its own."""
+        operation = self._keeper.record.operation
+        if operation is not None and operation.run_id is not None and run.id not in ("", operation.run_id):
+            await self._keeper.keep("found", operation=msgspec.structs.replace(operation, run_id=run.id))
+
     # Answers
 
-    async def answer(self, run: Run, decision: Answer) -> None:
+    async def answer(self, run: Run, decision: Answer, attention: NeedsAttention) -> None:
         """Answer the questions of a blocked run. Raises as `Run.answer`."""
-        self._keeper.begin("deciding", "answer")
-        await run.answer(
-            decision.answers, noted=partial(self._noted_answer, decision), rank=self._keeper.rank
-        )
+        keeper, marks = self._keeper, tuple(sorted(marks_of(attention)))
+        keeper.begin("deciding", "answer")
+        noted = partial(self._noted_answer, decision, marks)
+        await run.answer(decision.answers, noted=noted, rank=keeper.rank)
         await self._answered()
 
-    async def submit(self, run: Run, decision: Credentials, connection_id: str | None) -> None:
+    async def submit(self, run: Run, decision: Credentials, attention: NeedsAttention) -> None:
         """Submit the credentials that a blocked run waits for. The journal has no values."""
-        self._keeper.begin("deciding", "credentials")
+        keeper, request = self._keeper, attention.credentials
+        keeper.begin("deciding", "credentials")
         await run.submit_credentials(
             decision.credentials,
-            connection_id=connection_id,
-            noted=partial(self._noted_answer, None),
-            rank=self._keeper.rank,
+            connection_id=request.connection_id if request else None,
+            noted=partial(self._noted_answer, None, tuple(marks_of(attention))),
+            rank=keeper.rank,
         )
         await self._answered()
 
-    async def _noted_answer(self, decision: Answer | None, point: AnswerPoint) -> None:
+    async def waits(self) -> None:
+        """Record that the run waits for something, after the answer that was sent last."""
+        operation = self._keeper.record.operation
+        if operation is not None and operation.answer is not None:
+            await self._keeper.keep("blocked", operation=msgspec.structs.replace(operation, answer=None))
+
+    async def _noted_answer(
+        self, decision: Answer | None, marks: tuple[str, ...], point: AnswerPoint
+    ) -> None:
         operation = self._keeper.record.operation
         assert operation is not None
-        sent = SentAnswer(point=point, at=wall_clock())
+        sent = SentAnswer(point=point, marks=marks, at=wall_clock())
         await self._keeper.write(
             "answer",
             operation=msgspec.structs.replace(operation, answer=sent),
@@ -183,10 +200,15 @@ class Operations:
     async def _answered(self) -> None:
         operation = self._keeper.record.operation
         assert operation is not None
-        sent = operation.answer and msgspec.structs.replace(operation.answer, is_acknowledged=True)
+        sent = operation.answer
+        assert sent is not None
         await self._keeper.keep(
             "answered",
-            operation=msgspec.structs.replace(operation, answer=sent),
+            operation=msgspec.structs.replace(
+                operation,
+                answer=msgspec.structs.replace(sent, is_acknowledged=True),
+                answered=tuple(sorted({*operation.answered, *sent.marks})),
+            ),
             blocked_at=0.0,
             outcome=None,
         )

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from asyncmig.customers.decisions import Approve, Change
+from asyncmig.customers.outcome import Failed
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.migrations.operation import Operation
@@ -28,6 +29,8 @@ class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The last answer (or credentials, without their values) that was sent to a blocked run, or may have been."""
 
     point: AnswerPoint
+    marks: tuple[str, ...] = ()
+    """What is answered; see `marks_of`."""
     at: float
     """Wall-clock time at which it was sent."""
     is_acknowledged: bool = False
@@ -48,6 +51,9 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     """Wall-clock time at which the start was known to have happened."""
     answer: SentAnswer | None = None
+    """None once the run was seen to wait for something after the answer."""
+    answered: tuple[str, ...] = ()
+    """The marks of the questions whose answers were accepted, and of the credentials."""
     is_over: bool = False
     """Whether its end was read."""
 
@@ -55,12 +61,13 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Return the operation as another process left it. `age`: seconds since its start."""
         point = self.point
         return Operation(
-            self.kind,
+            None if self.is_over else self.kind,  # what it has read last is no old end any more
             now=now - age,
             after=point.after if point else None,
             before=point.state if point else None,
             is_new_run=point is None or self.run_id != point.run_id,
             is_acknowledged=self.is_acknowledged,
+            earlier_runs=point.logged_ids if point else (),
         )
 
 
@@ -126,6 +133,11 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     def has_started(self) -> bool:
         """Whether a run may have started, so that missing input files do not matter."""
         return not self.is_readable or self.operation is not None or self.report is not None
+
+    @property
+    def run_goes_on(self) -> bool:
+        """Whether there is a run that has not failed."""
+        return self.has_started and not (isinstance(self.outcome, Failed) and self.outcome.status)
 
     @property
     def run_slot(self) -> str | None:
