@@ -61,6 +61,9 @@ class Endpoint:
     """Seconds that a live stream may legitimately send nothing. If not 0, this replaces `Timeouts.stall`, and
     `Timeouts.min_rate` does not apply."""
 
+    sends_html: bool = True
+    """Whether the server may send an HTML page as a body. If not, a page is a proxy's, and the attempt has failed."""
+
     budgets: tuple[str, ...] = ()
     """The named budgets that a request charges, as far as the session's `Limits` have them. If it charges none, it
     charges a budget of its own (`key`)."""

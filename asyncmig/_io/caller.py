@@ -238,6 +238,8 @@ class Caller:
                         async with self._exchange(call, self._route(call.endpoint).streaming) as answer:
                             if not self._accepted(sending, answer):
                                 raise await self._refused(sending, answer)
+                            if not call.endpoint.sends_html and is_html(answer):
+                                raise _page(call.endpoint, answer.status)
                             yielded = True
                             yield answer
                             return
@@ -501,6 +503,10 @@ class _Route:
         self.streaming: Timeouts = timeouts.streaming()
         self.counted: tuple[str, str] = endpoint.key, endpoint.lane.name
         """The key of `Caller.requests`."""
+
+
+def _page(endpoint: Endpoint, status: int) -> UnexpectedReply:
+    return UnexpectedReply(endpoint.method, endpoint.template, status, "HTML instead of a file")
 
 
 @final

@@ -1,7 +1,7 @@
 """One download request: the archive of all sheets, or one sheet as CSV."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -9,7 +9,6 @@ from typing import final
 from asyncmig._io.attempts import Attempts
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig._io.reply import is_html
 from asyncmig._io.transport import Response
 from asyncmig.companies import routes
 from asyncmig.companies.expected import Expected
@@ -20,7 +19,6 @@ from asyncmig.errors import (
     AsyncmigError,
     AuthError,
     NotFound,
-    UnexpectedReply,
 )
 
 __all__ = ["Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
@@ -57,24 +55,11 @@ class Fetch:
         """What is known about the server; shared by all downloads of the session."""
         return self.context.kept(ServerTraits)
 
-    @asynccontextmanager
-    async def exchange(self, sheet: Sheet | None) -> AsyncGenerator[Response]:
-        """Send one request and yield the response at its headers. None as the sheet requests the archive.
-
-        Raises `UnexpectedReply` for an HTML page, which a proxy may have sent instead of the file.
-        """
-        call = Call(
-            endpoint=routes.DOWNLOAD,
-            ids={"id": self.company_id},
-            query={**({} if sheet is None else {"sheet_id": sheet.id}), "filter": self.row_filter},
-            rank=self.rank,
-        )
-        async with self.context.caller.stream(call) as answer:
-            if is_html(answer):
-                raise UnexpectedReply(
-                    "GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file"
-                )
-            yield answer
+    def exchange(self, sheet: Sheet | None) -> AbstractAsyncContextManager[Response]:
+        """Send one request and yield the response at its headers. None as the sheet requests the archive."""
+        query = {**({} if sheet is None else {"sheet_id": sheet.id}), "filter": self.row_filter}
+        call = Call(endpoint=routes.DOWNLOAD, ids={"id": self.company_id}, query=query, rank=self.rank)
+        return self.context.caller.stream(call)
 
     def repeated(
         self,

@@ -111,5 +111,9 @@ READ_EXPORT = Endpoint(
     lane=Lane.POLL,
 )
 DOWNLOAD = Endpoint(
-    name="download", method="GET", template="/companies/{id}/export.csv", repeat=Repeat.ALWAYS
+    name="download",
+    method="GET",
+    template="/companies/{id}/export.csv",
+    repeat=Repeat.ALWAYS,
+    sends_html=False,
 )

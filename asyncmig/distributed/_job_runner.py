@@ -30,7 +30,7 @@ from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUna
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
 from asyncmig.jobs.customers import cancel_when_free
-from asyncmig.jobs.migrate import migrate_safely
+from asyncmig.jobs.migrate import migrate_claimed
 from asyncmig.jobs.runners import with_decision
 from asyncmig.journal import Instruction, JournalPort
 from asyncmig.session import Session, context_of
@@ -208,7 +208,7 @@ class JobRunner:
         while True:
             try:
                 instruction = instruction or await self._journal.instruction(spec.external_id)
-                outcome = await migrate_safely(
+                outcome = await migrate_claimed(
                     generation, context_of(self._session), spec, self._journal, to, options, self._inputs
                 )
                 if instruction is not None and not isinstance(outcome, Pending):

@@ -18,7 +18,7 @@ from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.generations import Generation
 from asyncmig.jobs.customers import RECHECK
 from asyncmig.jobs.instructions import Work, read_known
-from asyncmig.jobs.migrate import migrate_safely, pending
+from asyncmig.jobs.migrate import migrate_claimed, pending
 from asyncmig.jobs.turns import Turn
 from asyncmig.journal import Instruction, JournalPort
 
@@ -143,7 +143,7 @@ class CustomerTask:
                 async with fleet.places:
                     if fleet.draining.is_set():
                         return pending(spec, "interrupted before it began", "interrupted")
-                    return await migrate_safely(
+                    return await migrate_claimed(
                         fleet.generation,
                         fleet.context,
                         spec,

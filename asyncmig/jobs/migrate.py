@@ -22,7 +22,7 @@ from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
 
-__all__ = ["adopt", "migrate", "migrate_claimed", "migrate_safely", "pending"]
+__all__ = ["adopt", "migrate", "migrate_claimed", "pending"]
 
 _log = logging.getLogger("asyncmig")
 
@@ -85,14 +85,15 @@ async def migrate_claimed(
     """Claim the customer of `spec`, migrate it, and release the claim.
 
     `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
-    files were read and before the first request. Raises `JournalError`.
+    files were read and before the first request. An unexpected exception becomes a `Pending` outcome. Raises
+    `JournalError`, and `CustomerHeld` if another process works on the customer.
     """
     spec, refused = generations.check_spec(generation, spec)
     if refused is not None:
         return failed(spec, refused)
-    await recover_run_slots(context, generation, journal)
     outcome: Outcome | None = None
     try:
+        await recover_run_slots(context, generation, journal)
         with inputs.holding(await in_thread(keys_of, spec.files)):
             async with await journal.claim(spec.external_id) as claim:
                 outcome = _refused_record(generation, context, spec, claim) or await generation.migrate(
@@ -102,6 +103,9 @@ async def migrate_claimed(
         if outcome is None:
             raise
         _log.warning("%s: the claim was not released; the journal retries that: %s", spec.external_id, error)
+    except Exception as error:
+        _log.exception("%s: the migration crashed", spec.external_id)
+        return pending(spec, f"{type(error).__name__}: {error}", "crashed")
     assert outcome is not None
     return outcome
 
@@ -128,30 +132,6 @@ def _refused_record(
     if record.is_readable or record.outcome is None:
         return None
     return msgspec.structs.replace(record.outcome, name=record.name or spec.name)
-
-
-async def migrate_safely(
-    generation: Generation,
-    context: SessionContext,
-    spec: Spec,
-    journal: JournalPort,
-    to: Path,
-    options: MigrationOptions,
-    inputs: Inputs,
-    turn: Turn | None = None,
-) -> Outcome:
-    """Do what `migrate_claimed` does; an unexpected exception becomes a `Pending` outcome of this customer.
-
-    Raises `JournalError` (`CustomerHeld` if another process works on the customer): whether to wait is up to the
-    caller.
-    """
-    try:
-        return await migrate_claimed(generation, context, spec, journal, to, options, inputs, turn)
-    except JournalError:
-        raise
-    except Exception as error:
-        _log.exception("the migration of %s broke off", spec.external_id)
-        return pending(spec, f"{type(error).__name__}: {error}", "crashed")
 
 
 def pending(

@@ -13,7 +13,6 @@ from msgspec import UNSET
 from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig._io.reply import is_html
 from asyncmig._io.threads import WriteBehind, in_thread
 from asyncmig._io.transport import Response
 from asyncmig.customers import outcome
@@ -27,7 +26,6 @@ from asyncmig.errors import (
     NotFound,
     RunFailed,
     TruncatedDownload,
-    UnexpectedReply,
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.expected import Downloaded, Expected, RowFilter, with_flags
@@ -168,8 +166,6 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
 
 async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: bool) -> Expected:
     async with fetch.exchange(sheet, filtered=filtered) as answer:
-        if is_html(answer):
-            raise UnexpectedReply("GET", routes.DOWNLOAD.template, answer.status, "HTML instead of a file")
         expected = fetch.expected(
             sheet,
             total=_number(answer.headers.get("X-Total-Records", "")),

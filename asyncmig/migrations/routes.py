@@ -226,6 +226,7 @@ DOWNLOAD = Endpoint(
     method="GET",
     template="/migrations/{id}/exports/{slug}.csv",
     repeat=Repeat.ALWAYS,
+    sends_html=False,
     budgets=("reads",),
 )
 START_EXPORT = Endpoint(
