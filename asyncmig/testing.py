@@ -527,10 +527,12 @@ def _scripted(name: str, script: object) -> migrations.Script:
 
 def _client_limits(limits: migrations.Limits) -> Limits:
     """Return what a client has to know of an account's limits."""
-    rates = {name: Rate(count, window) for name, (count, window) in limits.rates.items()}
-    if limits.per_endpoint:
-        return Limits(endpoint=rates["endpoint"], runs=limits.runs)
-    return Limits(budgets=rates, runs=limits.runs)
+    return Limits(
+        budgets={name: Rate(*rate) for name, rate in limits.rates.items()},
+        endpoint=Rate(*limits.endpoint),
+        key=None if limits.key is None else Rate(*limits.key),
+        runs=limits.runs,
+    )
 
 
 def _check(

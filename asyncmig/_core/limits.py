@@ -19,7 +19,7 @@ Scope = Literal["endpoint", "key"]
 
 BY_KEY = "*"
 """The name of the budget that all endpoints without a named budget charge, if there is one for the whole key."""
-_HINT = "must be per-endpoint, per-key, by-class, or pairs such as reads=30/60s,agent=5/1h,runs=3"
+_HINT = "must be per-endpoint, per-key, per-minute, by-class, or pairs such as reads=30/60s,agent=5/1h,runs=3"
 
 
 @final
@@ -34,8 +34,9 @@ class Limits:
     - `runs`: the runs that may be in progress in the account at a time; None: any number.
 
     `Limits.BY_CLASS` has the documented classes of an account, down to one request an hour; it is the default.
-    `Limits.PER_ENDPOINT` and `Limits.PER_KEY` have no named budgets and no limit of runs. `changed` returns a copy
-    with other numbers:
+    `Limits.PER_MINUTE` has the same hourly classes, and 60 requests a minute for each other class, as the API's
+    OpenAPI description says. `Limits.PER_ENDPOINT` and `Limits.PER_KEY` have no named budgets and no limit of runs.
+    `changed` returns a copy with other numbers:
 
     ```python
     asyncmig.Limits.BY_CLASS.changed(agent=asyncmig.Rate(50, 3600.0), runs=5)
@@ -51,6 +52,7 @@ class Limits:
 
     PER_ENDPOINT: ClassVar["Limits"]
     PER_KEY: ClassVar["Limits"]
+    PER_MINUTE: ClassVar["Limits"]
     BY_CLASS: ClassVar["Limits"]
 
     def __post_init__(self) -> None:
@@ -171,8 +173,10 @@ Limits.BY_CLASS = Limits(
     },
     runs=3,
 )
+Limits.PER_MINUTE = Limits.BY_CLASS.changed(reads=Rate(60), writes=Rate(60), jobs=Rate(60))
 _PRESETS: Mapping[str, Limits] = {
     "per-endpoint": Limits.PER_ENDPOINT,
     "per-key": Limits.PER_KEY,
+    "per-minute": Limits.PER_MINUTE,
     "by-class": Limits.BY_CLASS,
 }

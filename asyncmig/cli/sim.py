@@ -72,7 +72,8 @@ class SimOptions:
         str | None,
         typer.Option(
             metavar="LIMITS",
-            help="With --api migrations: by-class, per-minute, per-endpoint, or numbers as in agent=50/1h,runs=5.",
+            help="With --api migrations: by-class, per-minute, per-endpoint, per-key, or numbers as in "
+            "agent=50/1h,runs=5.",
         ),
     ] = None
     rate: Annotated[Rate, rate_option()] = DEFAULT_RATE

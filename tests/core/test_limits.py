@@ -3,10 +3,13 @@
 import pickle
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asyncmig import InvalidInput, Limits, Rate
 from asyncmig._core.endpoint import Endpoint, Repeat
 from asyncmig._core.limits import charged
+from asyncmig.simulator.server import limits as simulator
 
 
 def endpoint(*budgets: str) -> Endpoint:
@@ -22,6 +25,7 @@ DOCUMENTED = "reads=30/60s,writes=10/60s,jobs=5/1h,agent=5/1h,create=1/1h,genera
         ("per-endpoint", Limits.PER_ENDPOINT),
         (" Per-Key ", Limits.PER_KEY),
         ("by-class", Limits.BY_CLASS),
+        ("per-minute", Limits.PER_MINUTE),
         (DOCUMENTED, Limits.BY_CLASS),
         (DOCUMENTED.replace(",", " , ").replace("5/1h", "5/h"), Limits.BY_CLASS),
         ("agent=50/1h,runs=5", Limits.BY_CLASS.changed(agent=Rate(50, 3600.0), runs=5)),
@@ -77,3 +81,39 @@ def test_an_endpoint_charges_what_it_names_as_far_as_the_limits_have_it() -> Non
     assert charged(Limits.PER_ENDPOINT, endpoint("agent", "generate")) == {"GET /x": Rate()}
     assert charged(Limits.PER_KEY, endpoint("agent", "generate")) == {"*": Rate()}
     assert set(charged(Limits(budgets={"agent": Rate()}), endpoint("agent", "generate"))) == {"agent"}
+
+
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["by-class", "per-minute", "PER-KEY ", "per-endpoint", "runs=3", "runs=0", "runs=", "runs=\u0663"]
+        ),
+        st.builds(
+            "{}{}={}{}/{}{}".format,
+            st.sampled_from(["reads", "agent", "endpoint", "key", "runs", "read", "", "generate"]),
+            st.sampled_from(["", " "]),
+            st.sampled_from(["", " "]),
+            st.sampled_from(["0", "1", "50", "-1", "1.5", ""]),
+            st.sampled_from(["", "0", "1", "60", ".5", "1e3", "\u0661"]),
+            st.sampled_from(["", "s", "H", "m", "d", " "]),
+        ),
+        st.text("=,/ ars0159", max_size=8),
+    ),
+    max_size=4,
+).map(",".join)
+
+
+@settings(max_examples=300)
+@given(TEXTS)
+def test_the_simulator_accepts_the_same_texts_and_means_the_same(text: str) -> None:
+    try:
+        ours = Limits.parse(text)
+    except InvalidInput:
+        with pytest.raises(ValueError, match=r"\S"):
+            simulator.Limits.parse(text)
+        return
+    theirs = simulator.Limits.parse(text)
+    assert {name: (rate.limit, rate.window) for name, rate in ours.budgets.items()} == dict(theirs.rates)
+    assert (ours.endpoint.limit, ours.endpoint.window) == theirs.endpoint
+    assert (None if ours.key is None else (ours.key.limit, ours.key.window)) == theirs.key
+    assert ours.runs == theirs.runs

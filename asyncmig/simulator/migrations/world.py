@@ -178,8 +178,8 @@ class World:
     def _charges(self, request: Request, endpoint: str) -> list[str]:
         """Return the budgets that a request charges."""
         variants, name = self.variants, CLASSES[endpoint]
-        if self.limits.per_endpoint:
-            return [endpoint]
+        if not self.limits.by_class:
+            return [self.limits.charged(endpoint)]
         if request.method == "GET" and endpoint.endswith(("/knowledge", "/source-connection")):
             return [variants.knowledge_class]
         if endpoint == "GET /migrations/{id}/files":
@@ -208,7 +208,7 @@ class World:
     def _headers(self, charged: list[str], now: float, *, refused: bool) -> dict[str, str]:
         """Return the headers about limits: on a refusal with `Retry-After`."""
         wanted = self.variants.limit_headers
-        if self.limits.per_endpoint or wanted == "none" or not (refused or wanted == "always"):
+        if not self.limits.by_class or wanted == "none" or not (refused or wanted == "always"):
             return {}
         headers = self._budgets.headers(charged, now, self.account.epoch + now)
         if not refused:

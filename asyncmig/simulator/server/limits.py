@@ -1,8 +1,9 @@
 """Rate limits of a server: fixed and sliding windows, a two-window counter, a token bucket. All of them are pure."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol, final
 
@@ -53,54 +54,95 @@ class Meter(RateLimit, Protocol):
 
 Rate = tuple[int, float]
 """So many requests in so many seconds."""
+_RATE = re.compile(r"(\d{1,9})/(\d{0,9}(?:\.\d{1,9})?)(s|m|h)?")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_HOURLY: Mapping[str, Rate] = {"create": (1, 3600.0), "generate": (1, 3600.0), "agent": (5, 3600.0)}
+_HOURLY: Mapping[str, Rate] = {"agent": (5, 3600.0), "create": (1, 3600.0), "generate": (1, 3600.0)}
+_ANY_ENDPOINT: Rate = (100, 60.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The numbers of an account's limits, by class; or one number for each endpoint."""
+    """The numbers of an account's limits: by class, by endpoint, or for the whole key."""
 
-    rates: Mapping[str, Rate]
-    """By class: reads, writes, jobs, agent, create, generate. With `per_endpoint`, the rate `endpoint`."""
+    rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    """By class: reads, writes, jobs, agent, create, generate. Without any, each endpoint has its own limit."""
+    endpoint: Rate = _ANY_ENDPOINT
+    """The limit of each endpoint, where there are no classes."""
+    key: Rate | None = None
+    """Where there are no classes: one limit for all endpoints together."""
     runs: int | None = 3
     """Runs that may be in progress at the same time."""
-    per_endpoint: bool = False
+
+    @property
+    def by_class(self) -> bool:
+        """Whether requests are counted by class."""
+        return bool(self.rates)
+
+    def charged(self, endpoint: str) -> str:
+        """Return what a request to an endpoint charges where there are no classes."""
+        return endpoint if self.key is None else _KEY
 
     def rate_of(self, name: str) -> Rate | None:
         """Return the limit of a class or an endpoint, or None where there is none."""
-        return self.rates.get("endpoint" if self.per_endpoint else name)
+        if self.rates:
+            return self.rates.get(name)
+        return self.key if name == _KEY else self.endpoint
 
     @classmethod
     def parse(cls, text: str) -> "Limits":
-        """Return `by-class`, `per-minute`, `per-endpoint`, or `by-class` with the numbers of a text such as
-        `agent=50/1h,create=20/1h,runs=5`. Raises `ValueError`.
+        """Return `by-class`, `per-minute`, `per-endpoint` or `per-key`, or limits of a text such as
+        `agent=50/1h,create=20/1h,runs=5`.
+
+        A text that names classes changes those of `by-class`; one that names only `endpoint` or `key` has no classes.
+        The same texts are accepted as by `asyncmig.Limits.parse`. Raises `ValueError` for any other.
         """
-        if text in _PRESETS:
-            return _PRESETS[text]
-        limits = _PRESETS["by-class"]
+        if (preset := _PRESETS.get(text.strip().lower())) is not None:
+            return preset
+        by_class = _PRESETS["by-class"]
+        values: dict[str, str] = {}
         for part in text.split(","):
-            name, _, value = part.strip().partition("=")
-            count, _, window = value.partition("/")
-            unit = _UNITS.get(window[-1:])
-            known = name == "runs" or (name in limits.rates and unit is not None)
-            if not known or not count.isdecimal() or not (name == "runs" or window[:-1].isdecimal()):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            if name in values or name not in (*by_class.rates, "endpoint", "key", "runs"):
                 raise ValueError(
-                    f"{part!r} is not a limit: there are {', '.join(_PRESETS)}, and {', '.join(limits.rates)} "
-                    "as in agent=5/1h, and runs=3"
+                    f"{part!r} is not a limit: there are {', '.join(_PRESETS)}, and once each "
+                    f"{', '.join(by_class.rates)}, endpoint and key as in agent=5/1h, and runs=3"
                 )
-            if name == "runs":
-                limits = replace(limits, runs=int(count))
-            else:
-                rate = int(count), int(window[:-1]) * (unit or 1.0)
-                limits = replace(limits, rates={**limits.rates, name: rate})
-        return limits
+            values[name] = value
+        runs = _runs(values.pop("runs")) if "runs" in values else None
+        rates = {name: _rate(value) for name, value in values.items()}
+        endpoint, key = rates.pop("endpoint", None), rates.pop("key", None)
+        if not rates and (endpoint or key):
+            return cls(endpoint=endpoint or _ANY_ENDPOINT, key=key, runs=runs)
+        return cls(
+            rates={**by_class.rates, **rates},
+            endpoint=endpoint or _ANY_ENDPOINT,
+            key=key,
+            runs=runs or by_class.runs,
+        )
 
 
+def _rate(text: str) -> Rate:
+    match = _RATE.fullmatch(text.lower())
+    if match is None or not (match[2] or match[3]):
+        raise ValueError(f"{text!r} is not a rate such as 5/1h")
+    limit, window = int(match[1]), float(match[2] or 1) * _UNITS[match[3] or "s"]
+    if limit < 1 or window <= 0:
+        raise ValueError(f"{text!r} must have a limit and a window greater than 0")
+    return limit, window
+
+
+def _runs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 10 or int(text) < 1:
+        raise ValueError(f"runs={text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+_KEY = "*"
 _PRESETS: Mapping[str, Limits] = {
     "by-class": Limits(rates={"reads": (30, 60.0), "writes": (10, 60.0), "jobs": (5, 3600.0), **_HOURLY}),
     "per-minute": Limits(rates={"reads": (60, 60.0), "writes": (60, 60.0), "jobs": (60, 60.0), **_HOURLY}),
-    "per-endpoint": Limits(rates={"endpoint": (100, 60.0)}, per_endpoint=True, runs=None),
+    "per-endpoint": Limits(runs=None),
+    "per-key": Limits(key=_ANY_ENDPOINT, runs=None),
 }
 
 
