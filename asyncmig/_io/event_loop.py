@@ -3,6 +3,7 @@
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextvars import Context
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, final
 
@@ -113,14 +114,16 @@ class LoopGuard:
 T = TypeVar("T")
 
 
-def start_task(coroutine: Coroutine[object, object, T], *, name: str) -> "asyncio.Task[T]":
+def start_task(
+    coroutine: Coroutine[object, object, T], *, name: str, context: Context | None = None
+) -> "asyncio.Task[T]":
     """Return a task on the running loop that takes its first step only after the caller has returned to the loop.
 
     `loop.create_task` does not guarantee that: with `asyncio.eager_task_factory` (Python 3.12) it runs the coroutine
     up to its first suspension. A coroutine that clears the attribute in which its caller stores the task would then
     clear it before the caller sets it. So this bypasses the loop's task factory.
     """
-    return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name)
+    return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name, context=context)
 
 
 def gradually(calls: Iterator[Callable[[], object]], loop: asyncio.AbstractEventLoop) -> None:

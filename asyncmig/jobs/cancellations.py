@@ -8,6 +8,7 @@ from typing import final
 from asyncmig._io.event_loop import start_task
 from asyncmig.customers.outcome import Outcome
 from asyncmig.errors import JournalError
+from asyncmig.jobs.admission import Admission
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts
 from asyncmig.jobs.customers import RECHECK, cancel_when_free
 from asyncmig.jobs.migrate import pending
@@ -21,11 +22,13 @@ _log = logging.getLogger("asyncmig")
 class Cancellations:
     """Carries out the cancel instructions about the customers of a fleet."""
 
-    __slots__ = ("_fleet", "_under_way", "_watcher", "_working")
+    __slots__ = ("_admission", "_fleet", "_under_way", "_watcher", "_working")
 
-    def __init__(self, fleet: FleetParts, under_way: Mapping[str, CustomerTask]) -> None:
+    def __init__(
+        self, fleet: FleetParts, under_way: Mapping[str, CustomerTask], admission: Admission
+    ) -> None:
         """`under_way`: the customers of the fleet, which change."""
-        self._fleet, self._under_way = fleet, under_way
+        self._fleet, self._under_way, self._admission = fleet, under_way, admission
         self._working: dict[str, asyncio.Task[Outcome]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
@@ -56,7 +59,7 @@ class Cancellations:
         customer = self._under_way.get(external_id)
         try:
             if customer is not None:
-                await customer.stop()
+                await self._admission.stop(customer)
             outcome = await cancel_when_free(self._fleet.context, self._fleet.journal, external_id)
             if customer is not None and not customer.future.done():
                 customer.future.set_result(outcome)
@@ -70,7 +73,7 @@ class Cancellations:
         try:
             while self._under_way:
                 await asyncio.sleep(RECHECK)
-                recorded = [name for name, each in self._under_way.items() if each.recorded.done()]
+                recorded = [name for name, each in self._under_way.items() if each.is_recorded]
                 try:
                     canceled = await self._fleet.journal.instructions("cancel")
                 except JournalError as error:

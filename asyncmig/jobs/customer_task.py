@@ -1,12 +1,11 @@
-"""One customer of a fleet: the task that drives its migration, and the future of its outcome."""
+"""One customer of a fleet: its spec, what drives its migration, and the future of its outcome."""
 
 import asyncio
 import logging
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
-
-import anyio
 
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.file_names import customer_folder
@@ -16,10 +15,9 @@ from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.generations import Generation
-from asyncmig.jobs.customers import RECHECK
 from asyncmig.jobs.instructions import Work, read_known
 from asyncmig.jobs.migrate import migrate_claimed, pending
-from asyncmig.jobs.turns import Turn
+from asyncmig.jobs.turns import Turns
 from asyncmig.journal import Instruction, JournalPort
 
 __all__ = ["CustomerTask", "FleetParts", "WhenHeld"]
@@ -40,24 +38,26 @@ class FleetParts:
     to: Path
     options: MigrationOptions
     inputs: Inputs
-    places: anyio.CapacityLimiter
-    """Places of migrations that are under way."""
-    draining: asyncio.Event
     when_held: WhenHeld
 
 
 @final
 class CustomerTask:
-    """Drives one customer from its submission to its outcome."""
+    """One customer from its submission to its outcome. It has a task only while it is recorded or migrated."""
 
     __slots__ = (
         "_fleet",
+        "_has_waited",
         "_instruction",
         "_is_from_journal",
-        "_turn",
+        "_place",
+        "_recorded",
+        "_turns",
+        "context",
         "future",
+        "held",
         "is_canceled",
-        "recorded",
+        "is_recorded",
         "spec",
         "task",
     )
@@ -66,25 +66,32 @@ class CustomerTask:
         self,
         fleet: FleetParts,
         spec: Spec,
-        turn: Turn,
         instruction: Instruction | None,
         *,
+        context: Context,
+        turns: Turns | None = None,
         is_recorded: bool,
         is_from_journal: bool = False,
     ) -> None:
-        """`instruction`: what the journal has about the customer, or gets now unless `is_recorded`."""
-        self._fleet, self._turn = fleet, turn
+        """`instruction`: what the journal has about the customer, or gets now unless `is_recorded`.
+
+        `context`: in whose copies its tasks run. `turns`: the order of the customers that begin together.
+        """
+        self._fleet, self._turns = fleet, turns
+        self._place = 0 if turns is None else turns.place()
         self._instruction, self._is_from_journal = instruction, is_from_journal
-        loop = asyncio.get_running_loop()
-        self.spec = spec
-        self.future: asyncio.Future[Outcome] = loop.create_future()
-        self.recorded: asyncio.Future[None] = loop.create_future()
-        """Done as soon as the journal has the instruction; then a cancel instruction that is read is a newer one."""
-        if is_recorded or instruction is None:
-            self.recorded.set_result(None)
+        self._has_waited = False
+        self._recorded: asyncio.Future[None] | None = None
+        self.spec: Spec = spec
+        self.context: Context = context
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.is_recorded: bool = is_recorded or instruction is None
+        """Whether the journal has the instruction; then a cancel instruction that is read is a newer one."""
         self.is_canceled: bool = False
-        """Whether `stop` was called."""
-        self.task: asyncio.Task[None] | None = None
+        """Whether somebody stops the work and gives `future` its outcome."""
+        self.held: Pending | None = None
+        """The outcome while another process holds the customer."""
+        self.task: asyncio.Task[Outcome | None] | asyncio.Task[None] | None = None
 
     def is_other(self, spec: Spec) -> bool:
         """Return whether `spec` differs from the one under way, as far as the journal has kept that one."""
@@ -102,66 +109,83 @@ class CustomerTask:
         if self._instruction is None:
             self._instruction = Work.of(self.spec, self._fleet.generation.name).wanted("run")
             await self._fleet.journal.instruct(self.spec.external_id, self._instruction)
-        await asyncio.shield(self.recorded)
+        elif not self.is_recorded:
+            if self._recorded is None:
+                self._recorded = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._recorded)
 
-    async def stop(self) -> None:
-        """End the work without an outcome; `future` is left to the caller."""
-        assert self.task is not None
-        self.is_canceled = True
-        self.task.cancel()
-        await asyncio.wait([self.task])
+    async def write(self) -> None:
+        """Write the instruction to the journal. Raises `JournalError`."""
+        assert self._instruction is not None
+        await self._fleet.journal.instruct(self.spec.external_id, self._instruction)
+        self.is_recorded = True
+        if self._recorded is not None and not self._recorded.done():
+            self._recorded.set_result(None)
 
-    async def run(self) -> Outcome:
-        """Record the instruction, migrate the customer, and delete the instruction. Raises `JournalError`."""
-        fleet, external_id = self._fleet, self.spec.external_id
-        if self._instruction is not None and not self.recorded.done():
+    async def run(self) -> Outcome | None:
+        """Migrate the customer, and delete the instruction. Raises `JournalError`.
+
+        Returns None while another process holds the customer, if that is to be waited for: `held` is set then.
+        """
+        fleet, spec, options = self._fleet, self.spec, self._fleet.options
+        outcome = await self._ended_elsewhere() if self._has_waited else None
+        if outcome is None:
+            if self._instruction is not None and self._instruction.wanted == "retry":
+                options = replace(options, retry_failed=True)
+            to = customer_folder(fleet.to, spec.external_id)
             try:
-                await fleet.journal.instruct(external_id, self._instruction)
-            except JournalError as error:
-                self.recorded.set_exception(error)
-                self.recorded.exception()  # not everybody waits for it
-                raise
-            self.recorded.set_result(None)
-        outcome = await self._outcome()
+                outcome = await migrate_claimed(
+                    fleet.generation,
+                    fleet.context,
+                    spec,
+                    fleet.journal,
+                    to,
+                    options,
+                    fleet.inputs,
+                    self._come,
+                )
+            except CustomerHeld as error:
+                self.held = outcome = pending(spec, str(error), "held")
+                self._end_turn()
+                self._has_waited = True
+                if fleet.when_held == "wait":
+                    return None
         if self._instruction is not None and not isinstance(outcome, Pending):
             try:
-                await fleet.journal.fulfilled(external_id, self._instruction)
+                await fleet.journal.fulfilled(spec.external_id, self._instruction)
             except JournalError as error:
-                _log.warning("%s: the journal still has the instruction to run it: %s", external_id, error)
+                _log.warning(
+                    "%s: the journal still has the instruction to run it: %s", spec.external_id, error
+                )
         return outcome
 
-    async def _outcome(self) -> Outcome:
-        """Migrate the customer; while another process holds it, wait without a place if that is wanted."""
-        fleet, spec, has_waited = self._fleet, self.spec, False
-        options = fleet.options
-        if self._instruction is not None and self._instruction.wanted == "retry":
-            options = replace(options, retry_failed=True)
-        while True:
-            if has_waited and (outcome := await self._ended_elsewhere()) is not None:
-                return outcome
-            try:
-                async with fleet.places:
-                    if fleet.draining.is_set():
-                        return pending(spec, "interrupted before it began", "interrupted")
-                    return await migrate_claimed(
-                        fleet.generation,
-                        fleet.context,
-                        spec,
-                        fleet.journal,
-                        customer_folder(fleet.to, spec.external_id),
-                        options,
-                        fleet.inputs,
-                        self._turn.come,
-                    )
-            except CustomerHeld as error:
-                outcome = pending(spec, str(error), "held")
-            self._turn.end()
-            has_waited = True
-            if fleet.when_held == "wait":
-                with anyio.move_on_after(RECHECK):
-                    await fleet.draining.wait()
-            if fleet.when_held == "return" or fleet.draining.is_set():
-                return outcome
+    def end(self, outcome: Outcome | None, error: BaseException | None) -> None:
+        """Give the outcome or the error to everybody who waits; without either, cancel their waits."""
+        self._end_turn()
+        if self._recorded is not None and not self._recorded.done():
+            if isinstance(error, JournalError):
+                self._recorded.set_exception(error)
+                self._recorded.exception()  # not everybody waits for it
+            else:
+                self._recorded.cancel()
+        if self.is_canceled or self.future.done():
+            return
+        if outcome is not None:
+            self.future.set_result(outcome)
+        elif error is not None:
+            self.future.set_exception(error)
+            if isinstance(error, JournalError):
+                self.future.exception()  # `run` raises the first one; the others need not be retrieved
+        else:
+            self.future.cancel()
+
+    async def _come(self) -> None:
+        if self._turns is not None:
+            await self._turns.come(self._place)
+
+    def _end_turn(self) -> None:
+        if self._turns is not None:
+            self._turns.end(self._place)
 
     async def _ended_elsewhere(self) -> Outcome | None:
         """Return the outcome to which another process has brought a customer that is only to be continued.

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
+from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,15 @@ from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
 from asyncmig.customers.status import CustomerStatus
-from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, SessionClosed, UsageError
+from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageError
+from asyncmig.jobs.admission import Admission
 from asyncmig.jobs.cancellations import Cancellations
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
 from asyncmig.jobs.customers import CustomerMethods, decide_when_free
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
 from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.run_slots import recover_run_slots
-from asyncmig.jobs.turns import Turn
+from asyncmig.jobs.turns import Turns
 from asyncmig.journal import DatabaseJournal, Instruction, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
@@ -43,7 +45,7 @@ WhenNoRunSlot = Literal["wait", "return"]
 Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
 """Adds the secrets to a spec from the journal, which has none."""
 _AT_ONCE = 50
-"""Migrations that are begun in one turn of the loop: others who share it need not wait for all of them."""
+"""Customers that are checked or submitted in one turn of the loop: others who share it need not wait for all."""
 
 
 @final
@@ -73,8 +75,8 @@ class Fleet(AsyncOnly, CustomerMethods):
     """
 
     __slots__ = (
+        "_admission",
         "_cancellations",
-        "_draining",
         "_exits",
         "_generation",
         "_guard",
@@ -87,7 +89,6 @@ class Fleet(AsyncOnly, CustomerMethods):
         "_secrets",
         "_session",
         "_submitted",
-        "_tasks",
         "_to",
         "_when_no_run_slot",
     )
@@ -127,10 +128,8 @@ class Fleet(AsyncOnly, CustomerMethods):
                 self._inputs.add([path])
             journal = self._own_journal = open_journal(journal)
         self._journal: JournalPort = journal
-        self._draining = asyncio.Event()
         self._when_no_run_slot, self._secrets = when_no_run_slot, secrets
         self._guard = LoopGuard("Fleet")
-        self._tasks: set[asyncio.Task[None]] = set()
         self._submitted: dict[str, CustomerTask] = {}
         self._parts = FleetParts(
             generation=self._generation,
@@ -139,11 +138,10 @@ class Fleet(AsyncOnly, CustomerMethods):
             to=self._to,
             options=self._options,
             inputs=self._inputs,
-            places=anyio.CapacityLimiter(concurrency),
-            draining=self._draining,
             when_held=when_held,
         )
-        self._cancellations = Cancellations(self._parts, self._submitted)
+        self._admission = Admission(concurrency, self._forget)
+        self._cancellations = Cancellations(self._parts, self._submitted, self._admission)
         self._progress, self._exits = LiveProgress(), ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -173,19 +171,15 @@ class Fleet(AsyncOnly, CustomerMethods):
         self._guard.leave(_LEFT)
         self._exits.close()
         context_of(self._session).runs.gives_up = False
-        self._cancel()
+        self._admission.cancel()
         # Shielded, because no task may outlive the fleet and the journal must be closed, also in a cancelled task.
         with anyio.CancelScope(shield=True):
             try:
                 await self._cancellations.aclose()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self._admission.ended()
             finally:
                 if self._own_journal is not None:
                     await self._own_journal.__aexit__(None, None, None)
-
-    def _cancel(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
 
     def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Start a migration as soon as there is a place; the future gives its outcome.
@@ -196,7 +190,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         """
         spec, refused = checked_spec(spec)
         instruction = None if refused else Work.of(spec, self._generation.name).wanted("run")
-        return self._submit(spec, refused, Turn(), instruction)
+        return self._submit(spec, refused, instruction, context=copy_context())
 
     @checked_call
     async def accept(self, spec: Spec) -> "asyncio.Future[Outcome]":
@@ -218,31 +212,33 @@ class Fleet(AsyncOnly, CustomerMethods):
         self,
         spec: Spec,
         refused: InvalidInput | None,
-        turn: Turn,
         instruction: Instruction | None,
         *,
+        context: Context,
+        turns: Turns | None = None,
         is_recorded: bool = False,
         is_from_journal: bool = False,
     ) -> "asyncio.Future[Outcome]":
         loop = self._guard.loop()
         if refused is not None:
-            turn.end()
             future: asyncio.Future[Outcome] = loop.create_future()
             future.set_result(failed(spec, refused))
             return future
         self._check_not_other(spec)
         under_way = self._submitted.get(spec.external_id)
         if under_way is not None:
-            turn.end()
             return under_way.future
         customer = CustomerTask(
-            self._parts, spec, turn, instruction, is_recorded=is_recorded, is_from_journal=is_from_journal
+            self._parts,
+            spec,
+            instruction,
+            context=context,
+            turns=turns,
+            is_recorded=is_recorded,
+            is_from_journal=is_from_journal,
         )
         self._submitted[spec.external_id] = customer
-        customer.task = task = asyncio.ensure_future(self._work(customer))
-        # A task that is cancelled before its first step runs none of its own cleanup.
-        task.add_done_callback(partial(self._ended, customer, turn))
-        self._tasks.add(task)
+        self._admission.add(customer)
         self._cancellations.start_watching()
         return customer.future
 
@@ -261,32 +257,36 @@ class Fleet(AsyncOnly, CustomerMethods):
         specs of one external id, and for a customer that is under way with another spec; `JournalError` if the
         journal cannot be written.
         """
-        given = [checked_spec(each) async for each in each_spec(specs)]
-        good = {spec.external_id: spec for spec, refused in given if refused is None}
-        check_different([spec for spec, refused in given if refused is None])
+        given: list[CheckedSpec] = []
+        async for each in each_spec(specs):
+            given.append(checked_spec(each))
+            await _let_others_run(len(given))
         keys, ready = await in_thread(self._prepared, given)
-        for spec in good.values():
+        good = {spec.external_id: spec for spec, refused in given if refused is None}
+        for number, spec in enumerate(good.values()):
             self._check_not_other(spec)
+            await _let_others_run(number)
         context = context_of(self._session)
         in_progress = await recover_run_slots(context, self._generation, self._journal)
         for external_id in in_progress.keys() & good:
-            context.runs.seen(
-                in_progress[external_id]
-            )  # its migration finds out whether it waits for a person
+            run = in_progress[external_id]
+            context.runs.seen(run)  # its migration finds out whether it waits for a person
         instructions = await self._journal.instructions()
         for external_id in instructions.keys() & good:
             if instructions[external_id].wanted == "cancel":
                 await self._journal.fulfilled(external_id, instructions.pop(external_id))
-        futures: list[asyncio.Future[Outcome]] = []
+        del given, good
         with self._inputs.holding(keys):
-            turn: Turn | None = None
-            for spec, refused in ready:
-                turn, instruction = Turn(turn), None if refused else instructions.get(spec.external_id)
-                futures.append(self._submit(spec, refused, turn, instruction, is_recorded=True))
-                if len(futures) % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            for finished in asyncio.as_completed(futures):
-                yield await finished
+            turns, own, ended = Turns(), copy_context(), asyncio.Queue[asyncio.Future[Outcome]]()
+            count = len(ready)
+            for number, (spec, refused) in enumerate(ready):
+                instruction = None if refused else instructions.get(spec.external_id)
+                future = self._submit(spec, refused, instruction, context=own, turns=turns, is_recorded=True)
+                future.add_done_callback(ended.put_nowait, context=own)
+                await _let_others_run(number)
+            del ready
+            for _ in range(count):
+                yield await (await ended.get())
 
     async def resume(self) -> "dict[str, asyncio.Future[Outcome]]":
         """Continue everything in the journal that has not ended, without specs; return the futures by external id.
@@ -303,22 +303,23 @@ class Fleet(AsyncOnly, CustomerMethods):
         unfinished = await in_thread(lambda: [each for each in known if each.is_unfinished(api)])
         by_name = {each.external_id: each for each in unfinished if each.external_id not in self._submitted}
         _, ready = await in_thread(self._prepared, [await self._spec_of(each) for each in by_name.values()])
-        turn: Turn | None = None
+        turns, own = Turns(), copy_context()
         futures = {
             each.external_id: under_way.future
             for each in unfinished
             if (under_way := self._submitted.get(each.external_id)) is not None
         }
-        for spec, refused in ready:
-            turn = Turn(turn)
+        for number, (spec, refused) in enumerate(ready):
             futures[spec.external_id] = self._submit(
                 spec,
                 refused,
-                turn,
                 by_name[spec.external_id].instruction,
+                context=own,
+                turns=turns,
                 is_recorded=True,
                 is_from_journal=True,
             )
+            await _let_others_run(number)
         return futures
 
     @checked_call
@@ -387,7 +388,14 @@ class Fleet(AsyncOnly, CustomerMethods):
     async def _continue(self, known: KnownCustomer) -> "asyncio.Future[Outcome]":
         """Submit a customer with what the journal has of it."""
         spec, refused = await self._spec_of(known)
-        return self._submit(spec, refused, Turn(), known.instruction, is_recorded=True, is_from_journal=True)
+        return self._submit(
+            spec,
+            refused,
+            known.instruction,
+            context=copy_context(),
+            is_recorded=True,
+            is_from_journal=True,
+        )
 
     async def _spec_of(self, known: KnownCustomer) -> CheckedSpec:
         """Return the spec of a customer in the journal, with its secrets, and what is wrong with it."""
@@ -421,7 +429,11 @@ class Fleet(AsyncOnly, CustomerMethods):
             raise CustomerHeld("this fleet", external_id, "a task of this fleet")
 
     def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
-        """Return what protects the files of `given`, and these, the longest first, with what is wrong with each."""
+        """Return what protects the files of `given`, and these, the longest first, with what is wrong with each.
+
+        Raises `InvalidInput` for two specs of one customer.
+        """
+        check_different([spec for spec, refused in given if refused is None])
         specs = sorted((spec for spec, refused in given if refused is None), key=_size, reverse=True)
         folders = FolderLookup(self._folder(spec) for spec in specs)
         bad = [each for each in given if each[1] is not None]
@@ -448,42 +460,25 @@ class Fleet(AsyncOnly, CustomerMethods):
         `timeout` seconds what is still in flight is cancelled.
         """
         self._guard.loop()
-        self._draining.set()
+        self._admission.drain()
         self._session.close(SessionClosed("interrupted: the same command continues from here"))
         with anyio.move_on_after(timeout):
-            await asyncio.gather(*(each.future for each in self._submitted.values()), return_exceptions=True)
+            await self._admission.ended()
             return
-        self._cancel()
+        self._admission.cancel()
 
-    async def _work(self, customer: CustomerTask) -> None:
-        future = customer.future
-        try:
-            try:
-                outcome = await customer.run()
-            finally:  # before the future is done: its waiter may submit another spec of the customer
-                del self._submitted[customer.spec.external_id]
-        except JournalError as error:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # `run` raises the first one; the others need not be retrieved
-        else:
-            if not future.done():
-                future.set_result(outcome)
-
-    def _ended(self, customer: CustomerTask, turn: Turn, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        turn.end()
-        if self._submitted.get(customer.spec.external_id) is customer:  # cancelled before it began
+    def _forget(self, customer: CustomerTask) -> None:
+        if self._submitted.get(customer.spec.external_id) is customer:
             del self._submitted[customer.spec.external_id]
-        if not task.cancelled() and (error := task.exception()) is not None and not customer.future.done():
-            customer.future.set_exception(error)
-        if not customer.is_canceled:
-            customer.future.cancel()
-        if not customer.recorded.done():
-            customer.recorded.cancel()
 
     def _folder(self, spec: Spec) -> Path:
         return customer_folder(self._to, spec.external_id)
+
+
+async def _let_others_run(number: int) -> None:
+    """Give way to other tasks of the loop after every `_AT_ONCE` customers."""
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
 
 
 def _size(spec: Spec) -> int:

@@ -25,6 +25,7 @@ from asyncmig import (
     Spec,
 )
 from asyncmig.events import MigrationChanged
+from asyncmig.jobs.turns import Turns
 from asyncmig.simulator import World
 
 from .conftest import CLEAN, Opens
@@ -286,3 +287,57 @@ async def test_a_fleet_that_drains_stops_waiting_for_a_held_customer(
         outcome = await held
     assert isinstance(outcome, Pending)
     assert outcome.reason == "held"
+
+
+async def test_customers_that_wait_for_a_place_have_no_task_and_end_with_the_others(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    before, journal = asyncio.all_tasks(), MemoryJournal()
+    async with opens() as session, Fleet(session, journal=journal, to=tmp_path, concurrency=3) as fleet:
+        futures = [fleet.submit(customer(f"c{n}")) for n in range(100)]
+        await asyncio.sleep(1.0)
+        assert len(asyncio.all_tasks() - before) < 30
+        canceled = await fleet.cancel("c99")
+        assert isinstance(canceled, Pending)
+        assert await futures[99] == canceled
+        assert isinstance(await futures[3], Delivered)  # a place became free
+    assert all(future.done() for future in futures)
+    assert asyncio.all_tasks() == before
+    assert wire.open == 0
+
+
+async def test_a_drain_ends_those_that_wait_for_a_place_or_for_another_process(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with (
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path, concurrency=3) as fleet,
+        await journal.claim("c0"),
+    ):
+        futures = [fleet.submit(customer(f"c{n}")) for n in range(100)]
+        await asyncio.sleep(1.0)
+        await fleet.drain()
+        outcomes = await asyncio.gather(*futures)
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Pending)] == [
+        "held",
+        *["interrupted"] * 99,
+    ]
+
+
+async def test_a_customer_whose_file_cannot_be_read_delays_those_behind_it_for_a_minute_at_most() -> None:
+    turns, came = Turns(), list[tuple[int, float]]()
+
+    async def come(place: int) -> None:
+        await turns.come(place)
+        came.append((place, asyncio.get_running_loop().time() - began))
+
+    places = [turns.place() for _ in range(6)]
+    began = asyncio.get_running_loop().time()
+    tasks = [asyncio.create_task(come(place)) for place in places[4:0:-1]]
+    await asyncio.sleep(1.0)
+    turns.end(2)
+    await asyncio.wait(tasks)
+    await come(5)
+    assert dict(came) == {1: 60.0, 2: 1.0, 3: 60.0, 4: 60.0, 5: 60.0}
+    turns.end(0)

@@ -39,7 +39,8 @@ async def work(
         assert asyncio.all_tasks() == {task}
         assert wire.open == 0
         assert not list(out.rglob("*.part"))
-        assert fleet._places.borrowed_tokens == session._context.kept(UploadLimits).slots.borrowed_tokens == 0
+        assert fleet._admission._free == 1
+        assert session._context.kept(UploadLimits).slots.borrowed_tokens == 0
         assert all(not any(gate.waiting.values()) for gate in session.stats().values())
         await asyncio.sleep(62.0)
         assert all(gate.used == 0 for gate in session.stats().values())

@@ -1,0 +1,198 @@
+"""Which customers of a fleet are under way. One that waits for its place is an object in a queue, without a task.
+
+Nothing is done for all customers in one turn of the event loop, which others share: tasks are started and cancelled a
+few per turn, and so are customers that end without a task.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from itertools import chain
+from typing import TypeVar, final
+
+from asyncmig._io.event_loop import gradually, start_task
+from asyncmig.customers.outcome import Outcome
+from asyncmig.jobs.customer_task import CustomerTask
+from asyncmig.jobs.customers import RECHECK
+from asyncmig.jobs.migrate import pending
+
+__all__ = ["Admission"]
+
+_PER_TURN = 8
+"""Customers that are started, cancelled or ended in one turn of the loop."""
+_MOST_RECORDING = 100
+"""Customers that are written to the journal at a time, before they wait for a place."""
+
+
+T = TypeVar("T")
+
+
+@final
+class Admission:
+    """Starts the customers of a fleet in the order in which they come, at most `places` at a time."""
+
+    __slots__ = (
+        "_count",
+        "_forget",
+        "_free",
+        "_held",
+        "_idle",
+        "_is_closed",
+        "_is_draining",
+        "_is_scheduled",
+        "_recording",
+        "_running",
+        "_unrecorded",
+        "_waiting",
+    )
+
+    def __init__(self, places: int, forget: Callable[[CustomerTask], None]) -> None:
+        """`forget`: called with each customer that has ended, before its future is done."""
+        self._free, self._forget = places, forget
+        self._waiting: deque[CustomerTask] = deque()
+        self._unrecorded: deque[CustomerTask] = deque()
+        self._running: dict[asyncio.Task[Outcome | None], CustomerTask] = {}
+        self._recording: dict[asyncio.Task[None], CustomerTask] = {}
+        self._held: dict[CustomerTask, asyncio.TimerHandle] = {}
+        """The customers that other processes hold, with the timer of the next attempt."""
+        self._count = 0
+        """The customers that have not ended."""
+        self._idle: asyncio.Future[None] | None = None
+        self._is_closed = self._is_draining = self._is_scheduled = False
+
+    def add(self, customer: CustomerTask) -> None:
+        """Start a customer as soon as the journal has it and there is a place."""
+        self._count += 1
+        (self._waiting if customer.is_recorded else self._unrecorded).append(customer)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled and not self._is_closed:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Take the next step of a few customers."""
+        self._is_scheduled = False
+        for _ in range(_PER_TURN):
+            if self._unrecorded and len(self._recording) < _MOST_RECORDING and not self._is_closed:
+                self._record(self._unrecorded.popleft())
+            elif self._waiting and (self._is_draining or self._free > 0) and not self._is_closed:
+                self._start(self._waiting.popleft())
+            else:
+                return
+        self._schedule()
+
+    def _record(self, customer: CustomerTask) -> None:
+        if customer.is_canceled:
+            return
+        customer.task = task = _task_of(customer, customer.write())
+        self._recording[task] = customer
+        task.add_done_callback(self._recorded, context=customer.context)
+
+    def _recorded(self, task: "asyncio.Task[None]") -> None:
+        customer = self._recording.pop(task)
+        customer.task = None
+        if task.cancelled():
+            self._end(customer)
+        elif (error := task.exception()) is not None:
+            self._end(customer, error=error)
+        elif customer.is_canceled:
+            self._end(customer)
+        else:
+            self._waiting.append(customer)
+        self._schedule()
+
+    def _start(self, customer: CustomerTask) -> None:
+        if customer.is_canceled:
+            return
+        if self._is_draining:
+            self._end(
+                customer,
+                customer.held or pending(customer.spec, "interrupted before it began", "interrupted"),
+            )
+            return
+        self._free -= 1
+        customer.task = task = _task_of(customer, customer.run())
+        self._running[task] = customer
+        task.add_done_callback(self._ran, context=customer.context)
+
+    def _ran(self, task: "asyncio.Task[Outcome | None]") -> None:
+        customer = self._running.pop(task)
+        customer.task = None
+        self._free += 1
+        if task.cancelled():
+            self._end(customer)
+        elif (error := task.exception()) is not None:
+            self._end(customer, error=error)
+        elif (outcome := task.result()) is not None or self._is_closed or customer.is_canceled:
+            self._end(customer, outcome)
+        elif self._is_draining:
+            self._end(customer, customer.held)
+        else:
+            timer = asyncio.get_running_loop().call_later(RECHECK, self._try_again, customer)
+            self._held[customer] = timer
+        self._schedule()
+
+    def _try_again(self, customer: CustomerTask) -> None:
+        del self._held[customer]
+        self._waiting.append(customer)
+        self._schedule()
+
+    def _end(
+        self, customer: CustomerTask, outcome: Outcome | None = None, error: BaseException | None = None
+    ) -> None:
+        self._count -= 1
+        self._forget(
+            customer
+        )  # before the future is done: its waiter may submit another spec of the customer
+        customer.end(outcome, error)
+        if not self._count and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def stop(self, customer: CustomerTask) -> None:
+        """End the work for a customer without an outcome; its future is left to the caller."""
+        if customer.future.done():
+            return
+        customer.is_canceled = True
+        if customer.task is not None:
+            customer.task.cancel()
+            await asyncio.wait([customer.task])
+            return
+        if timer := self._held.pop(customer, None):
+            timer.cancel()
+        self._end(customer)  # a queue drops it when its turn comes
+
+    def drain(self) -> None:
+        """Start nothing more; customers without a task end as `Pending`."""
+        self._is_draining = True
+        for customer, timer in self._held.items():
+            timer.cancel()
+            self._waiting.append(customer)
+        self._held.clear()
+        self._schedule()
+
+    def cancel(self) -> None:
+        """Begin to cancel all tasks, and to end the customers without one."""
+        self._is_closed = True
+        for timer in self._held.values():
+            timer.cancel()
+        left = [*self._waiting, *self._unrecorded, *self._held]
+        for queue in (self._waiting, self._unrecorded, self._held):
+            queue.clear()
+        cancels = (task.cancel for task in (*self._running, *self._recording))
+        ends = (partial(self._end, each) for each in left if not each.is_canceled)
+        gradually(chain(cancels, ends), asyncio.get_running_loop())
+
+    async def ended(self) -> None:
+        """Wait until all customers have ended."""
+        while self._count:
+            if self._idle is None or self._idle.done():
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+
+def _task_of(customer: CustomerTask, work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
+    """Return a task for a customer, in a copy of the context in which the customer was submitted."""
+    return start_task(work, name=f"asyncmig {customer.spec.external_id}", context=customer.context.copy())
