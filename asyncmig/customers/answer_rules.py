@@ -106,14 +106,15 @@ def _answer(rule: AnswerRule, question: Question) -> str | Custom:
     ]
     if len(set(found)) == 1:
         return found[0]
-    about = f"the question {question.prompt or ''!r}"
     if found:
-        raise InvalidInput("answers", wanted, f"means several options of {about}: {found}")
-    if rule.text is None:
-        raise InvalidInput("answers", wanted, f"is not an option of {about}, which offers {labels}")
-    if not question.allow_custom:
-        raise InvalidInput("answers", wanted, f"is free text, and {about} takes only its options: {labels}")
-    return Custom(wanted)
+        reason = f"the choice {wanted!r} of its rule means several of its options: {found}"
+    elif rule.text is None:
+        reason = f"the choice {wanted!r} of its rule is not among its options, {labels}"
+    elif not question.allow_custom:
+        reason = f"its rule gives the text {wanted!r}, and it takes only its options, {labels}"
+    else:
+        return Custom(wanted)
+    raise InvalidInput("answers", question.prompt or "", reason)
 
 
 def _label(option: Option) -> str:

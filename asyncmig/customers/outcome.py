@@ -216,23 +216,28 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
 
     @property
     def error(self) -> str:
-        """The decision that the run waits for, in one sentence with the text of the first question."""
+        """What the run waits for, in one sentence with the text of the first question."""
+        asked = self._asked()
+        what = "answer" if self.attention.kind == "questions" else "decision"
+        return f"{asked} (no {what} was sent: {self.refused})" if self.refused else asked
+
+    def _asked(self) -> str:
         attention, questions = self.attention, self.attention.questions
-        wrong = f" (the decision was not sent: {self.refused})" if self.refused else ""
         if attention.kind == "credentials":
             request = attention.credentials
             name = request and (request.source_name or request.source_key)
-            return f"waits for credentials{wrong}" + (f": {name}" if name else "")
+            return f"waits for credentials: {name}" if name else "waits for credentials"
         if attention.kind == "preview":
             cells = attention.preview.invalid_cells if attention.preview else 0
             bad = f"{cells} invalid cell{'s' * (cells != 1)} in the sample" if cells else "no invalid cells"
-            return f"waits for the approval of its preview{wrong}: {bad}"
+            return f"waits for the approval of its preview: {bad}"
         if attention.kind == "questions" and not questions:
-            return f"waits for the provider{wrong}: {attention.reason or 'the run shows no question'}"
+            return f"waits for the provider: {attention.reason or 'the run shows no question'}"
         count = len(questions)
         lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
         first = " ".join((questions[0].prompt or "").split()) if questions else ""
-        asked = f"waits for a decision{wrong}: {count} question{'s' * (count != 1)}{lost}"
+        wanted = "answers" if attention.kind == "questions" else "a decision"
+        asked = f"waits for {wanted}: {count} question{'s' * (count != 1)}{lost}"
         return f"{asked}: {first}" if first else asked
 
 

@@ -507,7 +507,9 @@ class _Migration:
                 answers = answers_by_rules(self._options.answers, attention.questions, source=record.source)
                 return Answer(answers)
             except InvalidInput as error:
-                parked = msgspec.structs.replace(parked, refused=str(error))
+                first = attention.questions[0].prompt if attention.questions else None
+                refused = error.reason if error.value == first else str(error)  # it is part of `Parked.error`
+                parked = msgspec.structs.replace(parked, refused=refused)
         if callable(policy):
             decision = await ask_function(policy, parked, self._keeper.outcome_fields(), self._check)
         elif policy == "reject":
