@@ -80,8 +80,8 @@ def rate_option(envvar: str | None = None) -> OptionInfo:
 def limits_option(envvar: str) -> OptionInfo:
     """Return an option that takes all limits of a server."""
     words = (
-        "All limits of the server: per-endpoint, per-key, per-minute, by-class, or numbers that differ from by-class, "
-        "such as agent=50/1h,runs=5."
+        "All limits of the server: per-endpoint, per-key, per-minute, by-class, or numbers that differ from "
+        "by-class, such as agent=50/1h,runs=5."
     )
     return _option(Limits.parse, words, envvar, "LIMITS")
 
