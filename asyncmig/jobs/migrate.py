@@ -38,7 +38,7 @@ async def migrate(
     options: MigrationOptions | None = None,
     **keywords: Unpack[MigrationKeywords],
 ) -> Outcome:
-    """Migrate one customer; write its sheets to `to/SHEET.csv`. Call it again to continue where it ended.
+    """Migrate one customer and write its sheets to `to/SHEET.csv`. A later call continues where this one ended.
 
     `options`: a `MigrationOptions`; its fields can also be given as keywords, which take precedence:
     `migrate(session, spec, journal=journal, to="out", decide="approve_safe", retries=1)`. `api`: the API generation.

@@ -1,4 +1,4 @@
-"""What a run of the command writes, so that none of it is taken for an input, and no input is replaced by it."""
+"""The files that a run of the command writes. They are never inputs, and they never replace an input."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from asyncmig.errors import InvalidInput
 __all__ = ["Outputs", "OwnFiles", "check_folder", "check_replaceable"]
 
 _SIDE_FILE: Final = re.compile(r"(?P<journal>.+?)(-(wal|shm|journal)|\.(recent|last)(\..+)?)")
-"""What lies beside a journal: files of SQLite, the send log, the settings of the last run."""
+"""Suffixes of the files beside a journal: files of SQLite, the send log, the settings of the last run."""
 _CONTENT: Final[Mapping[str, re.Pattern[bytes]]] = {
     "a journal": re.compile(rb"SQLite format 3\0.{52}asmg", re.DOTALL),
     "a report": re.compile(
@@ -26,28 +26,28 @@ _CONTENT: Final[Mapping[str, re.Pattern[bytes]]] = {
     ),
     "a ledger": re.compile(rb'\{"type":"(request|verdict)"'),
 }
-"""How a file begins that asyncmig has written."""
+"""The first bytes of files that asyncmig writes."""
 _HEAD = 1024
 _DELIVERED: Final = "where sheets are delivered: choose another place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Where a run writes. `out`: the folder that gets `EXTERNAL_ID/SHEET.csv` and `report.json`."""
+    """The places where a run writes. `out`: the folder of `EXTERNAL_ID/SHEET.csv` and `report.json`."""
 
     out: Path | None = None
     journal: Path | None = None
     report: Path | None = None
     """The HTML report."""
     customers: frozenset[str] = frozenset()
-    """External ids that have a folder below `out`, besides those of the manifest."""
+    """External ids that have a folder below `out` and are not in the manifest."""
     delivered: tuple[Path, ...] = ()
-    """Sheets that were delivered elsewhere."""
+    """Delivered sheets in other folders."""
 
 
 @final
 class OwnFiles:
-    """Tells a run's own files, and those that earlier runs wrote, from inputs."""
+    """Distinguishes the files of this run and of earlier runs from inputs."""
 
     __slots__ = ("_delivered", "_folders", "_known", "_listed", "_manifest", "_outputs", "_owners")
 
@@ -62,7 +62,7 @@ class OwnFiles:
         self._delivered = {identity for path in outputs.delivered if (identity := file_id(path))}
 
     def _named(self) -> list[tuple[str, Path]]:
-        """Return what the options name, what is most worth saying last."""
+        """Return a description of each path in the options; the most specific one is last."""
         outputs = self._outputs
         named = [
             ("the report", outputs.report),
@@ -73,7 +73,7 @@ class OwnFiles:
         return [(what, path) for what, path in named if path is not None]
 
     def kind_of(self, path: Path) -> str | None:
-        """Return what a file is if it is not an input: "the manifest", "a report", ...; None if it may be one."""
+        """Return what a file is that is no input, such as "the manifest"; None if it may be an input."""
         identity = file_id(path)
         if identity is None:
             return None
@@ -86,7 +86,7 @@ class OwnFiles:
         return _written_by_us(path) or self._beside_journal(path)
 
     def owner_of(self, path: Path) -> str | None:
-        """Return the customer whose sheets are delivered where a file lies; None if nobody's are."""
+        """Return the customer whose output folder contains a file; None if there is none."""
         folder = self._folders.above(path)
         return None if folder is None else self._owners[folder]
 
@@ -162,7 +162,7 @@ class _Report(msgspec.Struct):
 
 
 def _reported(out: Path | None) -> list[str]:
-    """Return the customers of the last report: their sheets lie there even if the journal is gone."""
+    """Return the customers of the last report, whose sheets exist even if the journal was lost."""
     if out is None:
         return []
     try:

@@ -1,7 +1,7 @@
-"""What a fleet would do before it does anything: requests, bytes, the earliest end, and what needs a decision.
+"""The plan of a run: its requests, its bytes, the earliest end, and the decisions that it needs.
 
-Nothing is sent. The plan knows the journal; it does not know what only the server knows (names of sources and
-templates, durations of imports, questions).
+Nothing is sent. The plan is made from the files and the journal, without what only the server knows: names of sources
+and templates, durations of imports, questions.
 
 The earliest end is arithmetic, without a clock or a session. A server that allows W requests in a window lets W go at
 once, and W more after each window. So n requests of one budget take at least `(n - 1) // W` windows until the last is
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds until the end. `is_bound`: it cannot be sooner, and how much later it will be nobody knows yet."""
+    """Seconds until the end. `is_bound`: the end cannot be earlier, and it is not known how much later it will be."""
 
     seconds: float
     is_bound: bool
@@ -51,7 +51,7 @@ class Forecast:
 
 @final
 class ObservedDurations:
-    """How long imports took, as far as some have ended."""
+    """The durations of the imports that have ended."""
 
     __slots__ = ("_longest",)
 
@@ -59,12 +59,12 @@ class ObservedDurations:
         self._longest: float | None = None
 
     def add(self, seconds: float) -> None:
-        """Take the duration of an import that has ended."""
+        """Add the duration of an import that has ended."""
         self._longest = max(seconds, self._longest or 0.0)
 
     @property
     def longest(self) -> float | None:
-        """Seconds; None before the first end. The last of many to end is what a fleet waits for."""
+        """The longest duration in seconds, because a fleet waits for its last import; None before the first end."""
         return self._longest
 
 
@@ -77,7 +77,7 @@ def earliest_end(
     scope: Scope = "endpoint",
     api: str = generations.DEFAULT,
 ) -> float:
-    """Return the seconds before which the last of these requests cannot be sent, with nothing sent lately.
+    """Return the seconds before which the last of these requests cannot be sent, if nothing was sent recently.
 
     `requests`: by endpoint of the generation `api`. `limit`, `window`, `scope`: see `Session`.
     """
@@ -156,7 +156,7 @@ class Destruction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left to do. Counts are the fewest that can do."""
+    """The work that is left. Each count is a lower bound."""
 
     schema: int = 1
     customers: int
@@ -165,21 +165,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     new: int
     """Customers without a record in the journal."""
     under_way: int
-    """Customers for whom something is left, and something was done."""
+    """Customers with a record in the journal that have not ended."""
     failed: tuple[str, ...]
-    """Customers that failed and are not imported again: that takes changed files, or a request. Also those that the
-    run would refuse: a record of another API generation, or one that cannot be read."""
+    """Customers that failed and are not imported again, because neither their files have changed nor the options ask
+    for it. Also customers that the run would refuse, because another API generation wrote their record, or because
+    their record cannot be read."""
     repeated: tuple[str, ...]
-    """Customers that failed before and are imported again: their files have changed, or it was requested."""
+    """Customers that failed and are imported again, because their files have changed or the options ask for it."""
     parked: tuple[str, ...]
     destructive: tuple[Destruction, ...]
     files: int
     bytes: int
     largest: tuple[PlannedFile, ...]
     requests: dict[str, int]
-    """By endpoint. At least one poll an import and one archive a customer: there will be more of both."""
+    """The number of requests by endpoint, with one poll per import and one download per customer."""
     seconds: float
-    """The last of them cannot be sent sooner; the imports' own time comes on top."""
+    """Seconds before which the last request cannot be sent; the durations of the imports are added to them."""
 
 
 async def plan(
@@ -196,7 +197,7 @@ async def plan(
     scope: Scope = "endpoint",
     api: str = generations.DEFAULT,
 ) -> Plan:
-    """Return what `Fleet.run` would do for `customers`. `to`, `row_filter`, `retries`, `retry_failed` as for it.
+    """Return what `Fleet.run` would do for `customers`, with the same `to` and the same options.
 
     Raises `InvalidInput` for files that are missing.
     """
@@ -244,7 +245,7 @@ async def plan(
 
 
 def _uploads(customer: Planned, left: RemainingWork | None) -> Iterator[PlannedFile]:
-    """Yield the files that are still to be uploaded: the last ones, for they go in order."""
+    """Yield the files that are not uploaded yet: the last ones, because files are uploaded in order."""
     count = left.files if left else 0
     for path in customer.files[len(customer.files) - count :]:
         yield PlannedFile(external_id=customer.external_id, path=str(path), bytes=size_of(path))

@@ -1,4 +1,4 @@
-"""How the customers of a journal stand, read while others write it: for a status page as for a command line."""
+"""The status of the customers of a journal, also while other processes write it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 _IDLE_LOOKS = 3
-"""How often nobody may be at work, in looks one after the other, until a journal counts as left alone."""
+"""The number of consecutive checks without a working process after which `follow` ends."""
 
 
 class Readable(Protocol):
-    """A journal that can say who works on what; it may be open for reading only."""
+    """The methods of a journal that reading the status needs; the journal may be open for reading only."""
 
     async def state(self, external_id: str) -> bytes | None:
         """Return the latest record of a customer."""
@@ -47,7 +47,7 @@ class Readable(Protocol):
         ...
 
     async def instruction(self, external_id: str) -> Instruction | None:
-        """Return what somebody wants to be done with a customer, and is not done yet."""
+        """Return the instruction about a customer that was not carried out yet; None if there is none."""
         ...
 
     async def instructions(self) -> dict[str, Instruction]:
@@ -71,10 +71,10 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     """Wall-clock time, ISO 8601 in UTC."""
     waited: float
-    """Real seconds since the one before; 0 where the wall clock was set back."""
+    """Real seconds since the entry before; 0 if the wall clock was set back."""
     kind: str
     words: str
-    """What is to be said about it; text of the server's stands in it as it came."""
+    """A description of the entry. It may contain unescaped text of the server."""
 
 
 async def read_record(journal: Readable, external_id: str) -> CustomerRecord:
@@ -139,7 +139,7 @@ def _status(known: KnownCustomer, seen: Activity | None) -> CustomerStatus:
 def status_of(
     record: CustomerRecord, seen: Activity | None = None, wanted: Wanted | None = None
 ) -> CustomerStatus:
-    """Return the status of a customer; `seen`: what the journal knows of its last change and its holder.
+    """Return the status of a customer. `seen`: its last change and its holder, from the journal.
 
     While a process works on the customer, or is to do so (`wanted`), an earlier outcome other than a delivery no
     longer counts.
@@ -168,7 +168,7 @@ def timeline(events: Sequence[JournalEvent], api: str = generations.DEFAULT) -> 
 
 
 def words_of(event: JournalEvent, api: str = generations.DEFAULT) -> str:
-    """Return a journal entry in words; it may contain the server's text as it came.
+    """Return a description of a journal entry. It may contain unescaped text of the server.
 
     `api`: the API generation of the customer's record; for an unknown one the text is empty.
     """
@@ -176,9 +176,9 @@ def words_of(event: JournalEvent, api: str = generations.DEFAULT) -> str:
 
 
 async def follow(journal: Readable, *, after: int = 0, every: float = 1.0) -> AsyncIterator[JournalEvent]:
-    """Yield events after number `after` as they are written, until no process works on the journal any more.
+    """Yield events after number `after` as they are written, until no process works on any customer.
 
-    Looks every so many seconds of the loop's clock. Raises `JournalError`.
+    `every`: seconds of the loop's clock between checks. Raises `JournalError`.
     """
     idle = 0
     while idle < _IDLE_LOOKS:

@@ -1,4 +1,4 @@
-"""Link a customer to an existing company: the create response or the journal was lost."""
+"""Link a customer to an existing company, after the response to the create request or the journal was lost."""
 
 from functools import partial
 

@@ -1,8 +1,8 @@
-"""Decide a parked import that is recorded in a journal, also long after its fleet has ended.
+"""Decide a parked import of a journal, also long after its fleet has ended.
 
-Question ids can be the same in every park, and another person may decide between the look and the answer. So a
-decision names the questions that the person saw, the run is read before the decision is sent, and the decision is
-sent only if the run still asks exactly those questions. As with `migrate`, the journal has the intent before the
+A run can ask different questions with the same ids later, and another person may decide while this one reads the
+questions. So a decision contains the questions that the person saw. The run is read before the decision is sent, and
+the decision is sent only if the run still asks exactly those questions. The intent is in the journal before the
 request is sent.
 """
 
@@ -30,7 +30,7 @@ SUPPORTED = (Approve, Reject)
 """The decisions of this API generation."""
 
 _PATIENCE = 60.0
-"""Seconds after which a server that does not answer counts as away."""
+"""Seconds after which a server that does not answer counts as unavailable."""
 
 
 async def look(context: SessionContext, record: Record) -> NeedsAttention | None:
@@ -86,7 +86,7 @@ async def _decide(
 
 
 async def _decided(keeper: RecordKeeper[Record], run: ImportRun, decision: Decision) -> Reviewed:
-    """Send a decision about what a run asked when it was read last, and record what became of it."""
+    """Send a decision about what the run asked when it was read last, and record the result."""
     shown = run.needs_attention
     try:
         await send_decision(keeper, run, decision)

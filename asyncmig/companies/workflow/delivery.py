@@ -49,7 +49,7 @@ class Delivery:
         return self._are_there(outcome.files) and exported.issuperset(self._options.exports)
 
     def is_salvaged(self, failed: Failed) -> bool:
-        """Return whether everything available of a failed import was delivered."""
+        """Return whether all rows that the server still has of a failed import were delivered."""
         wanted = self._options.deliver_rejected and self._was_rejected(failed)
         return self._are_there(failed.files) and (bool(failed.files) or not wanted)
 

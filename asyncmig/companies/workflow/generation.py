@@ -1,4 +1,4 @@
-"""The API generation "companies", as the registry of generations knows it."""
+"""The API generation "companies" as an implementation of `Generation`."""
 
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -199,7 +199,7 @@ def _is_delivered(outcome: Outcome | None, to: Path, options: MigrationOptions) 
 
 
 def customer_record(record: Record) -> CustomerRecord:
-    """Return the record of a company as the rest of asyncmig reads it."""
+    """Return the part of a record that is independent of the API generation."""
     outcome = record.outcome
     if outcome is None:
         status = CustomerStatus(external_id=record.external_id, name=record.name)
@@ -245,7 +245,7 @@ def _step(record: Record) -> Progress:
 
 
 class _Detail(msgspec.Struct, frozen=True, kw_only=True):
-    """What a journal entry may contain: the fields of the record that it changed, and a decision."""
+    """The content of a journal entry: the changed fields of the record, and a decision."""
 
     company_id: str | None = None
     run_id: str | None = None
@@ -260,7 +260,7 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _detail(event: JournalEvent) -> _Detail:
-    """Return what an event holds, as far as it is of this version's making."""
+    """Return the content of an event; empty if this version cannot decode it."""
     try:
         return msgspec.json.decode(event.detail, type=_Detail)
     except (ValueError, TypeError, RecursionError):
@@ -301,12 +301,12 @@ def _files(files: Sequence[FileInput | Uploaded]) -> str:
 
 
 def _export(steps: Sequence[ExportStep]) -> str:
-    """Return the words for the export that an entry is about, which stands last."""
+    """Return a description of the export that an entry is about, which is the last one."""
     return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
 
 
 def _decision(decision: Mapping[str, object] | None) -> str:
-    """Return a decision in words; earlier versions wrote `approve` instead of a type."""
+    """Return a description of a decision. Earlier versions wrote `approve` instead of a type."""
     if decision is None:
         return ""
     kind = decision.get("type") or ("approve" if decision.get("approve") else "reject")

@@ -72,9 +72,9 @@ _UPLOADS_KEEP = 1800.0
 _LOOK_AGAIN = 10.0
 """Seconds between requests for the active import, if its id is unknown."""
 _DECISIONS = 8
-"""How often the server may refuse a decision as "already decided" while the run asks the same questions."""
+"""How often the server may refuse a decision with 409 while the run still asks the same questions."""
 _NOTHING_RAN = frozenset({"", "starting"})
-"""Steps of a failure before the run started. Earlier versions recorded an empty step."""
+"""The steps of failures before the run started. Earlier versions recorded an empty step."""
 
 
 async def migrate_customer(
@@ -106,7 +106,7 @@ async def migrate_customer(
 
 @final
 class _Migration:
-    """The steps from the input files to the end of the import."""
+    """The steps of one call, from the input files to the delivered sheets."""
 
     __slots__ = (
         "_context",
@@ -420,7 +420,7 @@ class _Migration:
                 await progress.keep("decided", outcome=None)
 
     async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
-        """Return what the policy decides: `Parked` if nothing or something wrong, `Pending` if its function fails."""
+        """Return the policy's decision; `Parked` if it decides nothing or wrongly, `Pending` if its function fails."""
         policy = self._options.decide
         if callable(policy):
             return await ask_function(policy, parked, self._progress.outcome_fields(), _check_fits)
@@ -430,7 +430,7 @@ class _Migration:
         return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else parked
 
     def _group(self) -> int:
-        """Return the poll group of the run: the order of magnitude of its bytes. Its runs take about equally long."""
+        """Return the poll group of the run: the number of digits of its size. Runs of a group take about equally long."""
         return len(str(sum(file.size for file in self._progress.record.files)))
 
 
