@@ -1,7 +1,8 @@
-"""Which customers of a fleet are under way. One that waits for its place is an object in a queue, without a task.
+"""Start the customers of a fleet when there is a place. A customer that waits is an object in a queue, without
+a task.
 
-Nothing is done for all customers in one turn of the event loop, which others share: tasks are started and cancelled a
-few per turn, and so are customers that end without a task.
+Other tasks share the event loop, so one turn of it handles only a few customers: that many tasks are started or
+cancelled, or that many customers end without a task.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from asyncmig.jobs.migrate import pending
 __all__ = ["Admission"]
 
 _PER_TURN = 8
-"""Customers that are started, cancelled or ended in one turn of the loop."""
+"""The number of customers that are started, cancelled or ended in one turn of the loop."""
 _MOST_RECORDING = 100
-"""Customers that are written to the journal at a time, before they wait for a place."""
+"""The number of customers that are written to the journal at the same time, before they wait for a place."""
 
 
 T = TypeVar("T")

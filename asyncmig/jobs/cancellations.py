@@ -1,4 +1,4 @@
-"""Stops the customers of a fleet that somebody canceled, in this process or in another one."""
+"""Stop the customers of a fleet that were canceled in this process or in another one."""
 
 import asyncio
 import logging
@@ -27,13 +27,13 @@ class Cancellations:
     def __init__(
         self, fleet: FleetParts, under_way: Mapping[str, CustomerTask], admission: Admission
     ) -> None:
-        """`under_way`: the customers of the fleet, which change."""
+        """`under_way`: the customers of the fleet; this object reads the mapping while the fleet changes it."""
         self._fleet, self._under_way, self._admission = fleet, under_way, admission
         self._working: dict[str, asyncio.Task[Outcome]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     def start_watching(self) -> None:
-        """Look for instructions of other processes, as long as customers are under way."""
+        """Look for instructions of other processes while customers are under way."""
         if self._watcher is None:
             self._watcher = start_task(self._watch(), name="asyncmig: canceled customers")
 

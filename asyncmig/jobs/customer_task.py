@@ -1,4 +1,4 @@
-"""One customer of a fleet: its spec, what drives its migration, and the future of its outcome."""
+"""One customer of a fleet: its spec, its migration, and the future of its outcome."""
 
 import asyncio
 import logging
@@ -86,9 +86,10 @@ class CustomerTask:
         self.context: Context = context
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.is_recorded: bool = is_recorded or instruction is None
-        """Whether the journal has the instruction; then a cancel instruction that is read is a newer one."""
+        """Whether the journal has the instruction. From then on, a cancel instruction in the journal is a
+        newer one."""
         self.is_canceled: bool = False
-        """Whether somebody stops the work and gives `future` its outcome."""
+        """Whether the work was stopped; then the caller of that sets the result of `future`."""
         self.held: Pending | None = None
         """The outcome while another process holds the customer."""
         self.task: asyncio.Task[Outcome | None] | asyncio.Task[None] | None = None
@@ -160,7 +161,7 @@ class CustomerTask:
         return outcome
 
     def end(self, outcome: Outcome | None, error: BaseException | None) -> None:
-        """Give the outcome or the error to everybody who waits; without either, cancel their waits."""
+        """Set the outcome or the error in the futures; without either, cancel them."""
         self._end_turn()
         if self._recorded is not None and not self._recorded.done():
             if isinstance(error, JournalError):

@@ -1,4 +1,4 @@
-"""Work with single customers by external id, over a journal, for any API generation.
+"""Methods for single customers by external id, with a journal, for any API generation.
 
 `CustomerMethods` has the methods that `Fleet` and `MigrationQueue` share. They need the journal only, so they work in
 every process, whichever process drives the customer.
@@ -36,15 +36,15 @@ __all__ = [
 RECHECK: Final = 2.0
 """Seconds between attempts to claim a customer that another process holds."""
 _LOOK = 1.0
-"""Seconds between looks at the journal for news of a customer that is followed."""
+"""Seconds between reads of the journal while a customer is followed."""
 _LOOKS = 5
-"""After so many looks without news, the status is read again: it has estimates that change by themselves."""
+"""The number of reads without a change after which the status is read again, because its estimates change."""
 SortBy = Literal["begun", "external_id", "name", "changed", "-begun", "-external_id", "-name", "-changed"]
 """The order of `customers`: as they came into the journal, by id, by name, by the last change; `-` reverses it."""
 
 
 class CustomerMethods(ABC):
-    """What can be done with a customer by its external id.
+    """The operations on a customer by its external id.
 
     All methods raise `CustomerNotFound` for a customer that the journal does not know, and `JournalError`.
     """
@@ -87,7 +87,7 @@ class CustomerMethods(ABC):
 
     @checked_call
     async def questions(self, external_id: str) -> Parked | None:
-        """Return what a parked customer asks, as the journal has it; None if it asks nothing. Sends no request."""
+        """Return the questions of a parked customer in the journal; None if it asks nothing. Sends no request."""
         return await open_questions(self._opened_journal(), external_id)
 
     @checked_call
@@ -122,7 +122,7 @@ class CustomerMethods(ABC):
 
     @checked_call
     async def forget(self, external_id: str, *, force: bool = False) -> None:
-        """Delete all that the journal has of a delivered customer; with `force`, of any customer.
+        """Delete a delivered customer from the journal; with `force`, any customer.
 
         The files and what the server has remain. If the same external id is migrated again, the outcome may be
         `unknown`. Raises `InvalidInput` for a customer that is not delivered, without `force`; `CustomerHeld` while a
@@ -144,7 +144,7 @@ class CustomerMethods(ABC):
 
 
 async def open_questions(journal: JournalPort, external_id: str) -> Parked | None:
-    """Return what a parked customer asks, as the journal has it; None if it asks nothing, or a process works on it.
+    """Return the questions of a parked customer in the journal; None if it asks nothing, or a process works on it.
 
     Raises `CustomerNotFound`, `JournalError`.
     """
@@ -233,7 +233,7 @@ def _canceled(external_id: str, name: str, why: str) -> Pending:
 
 
 def _chosen(field: str, given: str | Collection[str] | None, known: Sequence[str]) -> Collection[str]:
-    """Return the names that are given; all that are known for None. Raises `InvalidInput` for an unknown name."""
+    """Return the given names; all known names for None. Raises `InvalidInput` for an unknown name."""
     if given is None:
         return known
     names = [given] if isinstance(given, str) else list(given)

@@ -1,4 +1,4 @@
-"""Any number of migrations at once: admission, order, outcomes as they come, an orderly end."""
+"""Drive any number of migrations at once: admission, order, outcomes as they arrive, an orderly end."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ WhenNoRunSlot = Literal["wait", "return"]
 Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
 """Adds the secrets to a spec from the journal, which has none."""
 _AT_ONCE = 50
-"""Customers that are checked or submitted in one turn of the loop: others who share it need not wait for all."""
+"""Customers that are checked or submitted in one turn of the loop, because other tasks share it."""
 
 
 @final
@@ -381,7 +381,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         return await asyncio.shield(self._cancellations.carry_out(external_id))
 
     async def _known(self, external_id: str) -> KnownCustomer:
-        """Return what the journal has of a customer of this API generation."""
+        """Return the journal's record and instruction of a customer of this API generation."""
         self._guard.loop()
         return await read_known_of(self._generation, self._journal, external_id)
 
@@ -429,7 +429,7 @@ class Fleet(AsyncOnly, CustomerMethods):
             raise CustomerHeld("this fleet", external_id, "a task of this fleet")
 
     def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
-        """Return what protects the files of `given`, and these, the longest first, with what is wrong with each.
+        """Return the keys that protect the files of `given`, and `given` sorted by size, each with the error in it.
 
         Raises `InvalidInput` for two specs of one customer.
         """
@@ -476,13 +476,13 @@ class Fleet(AsyncOnly, CustomerMethods):
 
 
 async def _let_others_run(number: int) -> None:
-    """Give way to other tasks of the loop after every `_AT_ONCE` customers."""
+    """Let other tasks of the loop run after every `_AT_ONCE` customers."""
     if number % _AT_ONCE == _AT_ONCE - 1:
         await asyncio.sleep(0)
 
 
 def _size(spec: Spec) -> int:
-    """Return the bytes of a customer's files; bad input sorts last, and its migration says what is wrong."""
+    """Return the total size of a customer's files; 0 if a file is missing, which the migration reports."""
     try:
         return spec.validate()
     except (InvalidInput, OSError):

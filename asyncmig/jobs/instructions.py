@@ -1,6 +1,6 @@
-"""What a journal holds about a customer, beside its record: the instruction to run it, to start it again, or to stop.
+"""The instruction about a customer in the journal, besides its record: to run it, to start it again, or to stop.
 
-An instruction is written before a service answers "accepted". It holds the customer's spec without secrets, so that
+An instruction is written before a service answers "accepted". It contains the customer's spec without secrets, so that
 another process can continue. It is deleted once the migration has an outcome that a later run would not change.
 """
 
@@ -34,11 +34,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
     api: str
     spec: Spec | None = None
-    """Without secrets; None if the customer's record has all that is needed."""
+    """The spec without secrets; None if the customer's record is sufficient."""
     has_secrets: bool = False
     """Whether secrets were removed from the spec."""
     before: str = ""
-    """The digest of the state that was to be started again. With another state, that has been done."""
+    """The digest of the state that is to be started again. If the state is another one, that was done."""
     reject_parked: bool = False
     """Whether a parked run of a canceled customer is rejected."""
 
@@ -73,7 +73,7 @@ class KnownCustomer:
 
     @property
     def wanted(self) -> Wanted | None:
-        """What is wanted, as far as it was not done."""
+        """The instruction that was not carried out yet; None if there is none."""
         if self.instruction is None:
             return None
         is_begun = self.work.before not in ("", digest_of_state(self.state))
@@ -81,7 +81,7 @@ class KnownCustomer:
 
     @property
     def work(self) -> Work:
-        """The content of the instruction; without one, what it would be."""
+        """The content of the instruction, or of a new one if there is none."""
         if self.instruction is None:
             api = generations.DEFAULT if self.state is None else generations.api_of(self.state)
             return Work(api=api)
@@ -100,7 +100,7 @@ class KnownCustomer:
         return "" if self.record is None else self.record.name
 
     def spec(self) -> Spec:
-        """Return the spec without secrets: that of the instruction, otherwise what the record has of it.
+        """Return the spec without secrets: that of the instruction, or otherwise the one in the record.
 
         Raises `InvalidInput` for a record that this version cannot read.
         """
@@ -154,7 +154,7 @@ async def read_known_of(generation: Generation, journal: _Readable, external_id:
 
 
 def digest_of_state(state: bytes | None) -> str:
-    """Return a digest that tells states apart."""
+    """Return a digest of a state."""
     return hashlib.sha256(state or b"").hexdigest()
 
 

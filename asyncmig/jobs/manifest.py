@@ -66,8 +66,8 @@ class Manifest:
     excluded: Mapping[Path, str] = field(default_factory=dict[Path, str])
     """Files that a glob matches and that are not inputs, with the reason: "the manifest", "a report", ..."""
     protected: tuple[Path, ...] = ()
-    """Those of `excluded` that no sheet may replace: they lie in the output folder of a customer who has not begun,
-    so that they cannot be delivered sheets."""
+    """The files of `excluded` that no sheet may replace: they are in the output folder of a customer that has not
+    begun, so they cannot be delivered sheets."""
 
     def specs(self) -> tuple[Spec, ...]:
         """Return a spec per customer, with sources and templates as written: the migration looks up their names."""

@@ -25,7 +25,7 @@ _VARIABLE = re.compile(r"\$\w|\$\{|%\w+%")
 
 
 class NotAnInput(InvalidInput):
-    """The file exists and must not be an input: a run writes it, it is the manifest, or it lies outside the root."""
+    """The file exists but must not be an input: a run writes it, it is the manifest, or it is outside the root."""
 
 
 @final

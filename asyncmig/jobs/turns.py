@@ -7,7 +7,7 @@ from typing import final
 __all__ = ["Turns"]
 
 _LONGEST_READ = 60.0
-"""Seconds that a customer waits for others to read their files: reads of a network drive may hang."""
+"""Seconds for which a customer waits while others read their files, because reads of a network drive may hang."""
 
 
 @final
@@ -45,7 +45,7 @@ class Turns:
         self.end(place)
 
     def end(self, place: int) -> None:
-        """Let no other customer wait for the one with this place."""
+        """Let no customer wait for the one with this place any more."""
         self._over[place] = True
         self._wake(place)
         while self._first < len(self._over) and self._over[self._first]:
@@ -53,7 +53,7 @@ class Turns:
         self._wake(self._first)
 
     def _give_up(self, place: int) -> None:
-        """Let this customer, and those behind it, wait for nobody before it any more."""
+        """Let this customer, and those after it, wait for no earlier customer any more."""
         self._first = max(self._first, place)
         self._wake(place)
 

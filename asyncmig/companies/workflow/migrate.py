@@ -420,7 +420,7 @@ class _Migration:
                 await progress.keep("decided", outcome=None)
 
     async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
-        """Return the policy's decision; `Parked` if it decides nothing or wrongly, `Pending` if its function fails."""
+        """Return the decision; `Parked` if there is none or a wrong one, `Pending` if the policy's function fails."""
         policy = self._options.decide
         if callable(policy):
             return await ask_function(policy, parked, self._progress.outcome_fields(), _check_fits)
@@ -430,7 +430,9 @@ class _Migration:
         return Approve() if policy == "approve" or (policy == "approve_safe" and is_safe) else parked
 
     def _group(self) -> int:
-        """Return the poll group of the run: the number of digits of its size. Runs of a group take about equally long."""
+        """Return the poll group of the run: the number of digits of its size. Runs of a group take about
+        equally long.
+        """
         return len(str(sum(file.size for file in self._progress.record.files)))
 
 
