@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 DEFAULT = "companies"
-"""The generation of a call that names none, and of a journal record without a name."""
+"""The generation of calls without `api`, and of journal records without a name."""
 
 
 class Generation(Protocol):
-    """What an API generation implements. The methods with a body are optional: subclass this class to get them."""
+    """The interface of an API generation. The methods with a body are optional: a subclass inherits them."""
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Generation(Protocol):
                 raise InvalidInput(name, "***", f"is not supported by the API generation {self.name!r}")
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
-        """Return what a state that this generation wrote says. Raises `ValueError` for one that it cannot decode."""
+        """Return the content of a state that this generation wrote. Raises `ValueError` if it cannot be decoded."""
         ...
 
     @property
@@ -91,11 +91,11 @@ class Generation(Protocol):
         return ()
 
     def describe(self, event: JournalEvent) -> str:
-        """Return a journal entry in words, for people; it may contain the server's text as it came."""
+        """Return a description of a journal entry, for people. It may contain unescaped text of the server."""
         return ""
 
     async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
-        """Return each spec with the values that the API takes for its source and templates, and with what is wrong.
+        """Return each spec with the values that the API takes for its source and templates, and the errors in them.
 
         `migrate` does this itself for a customer that has nothing on the server yet. The command line does it for all
         such customers of a manifest at once. A value that the API takes as it is costs no request; the others cost
@@ -110,7 +110,7 @@ class Generation(Protocol):
     async def remaining(
         self, files: Sequence[Path], record: CustomerRecord | None, to: Path, options: MigrationOptions
     ) -> RemainingWork | None:
-        """Return what `migrate` would still do for a customer; None if nothing is left. `to`: its folder.
+        """Return the work that `migrate` would still do for a customer; None if there is none. `to`: its folder.
 
         Sends nothing. Raises `InvalidInput` for files that are missing.
         """
@@ -124,12 +124,12 @@ class Generation(Protocol):
         return None
 
     def recognizes(self, listed: object) -> bool | None:
-        """Return whether the JSON response to `probe` is one of this generation; None if it does not tell."""
+        """Return whether the JSON response to `probe` comes from this generation; None if it does not show that."""
         return None
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """The endpoints that `requests_left` and the like name, as far as they charge named budgets."""
+        """The endpoints that charge named budgets, by the keys that `requests_left` returns."""
         return {}
 
     @property
@@ -182,7 +182,7 @@ class Generation(Protocol):
         raise InvalidInput("api", self.name, "cannot cancel customers")
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
-        """Link a customer to what exists on the server, and return its id."""
+        """Link a customer to a company or migration that exists on the server, and return its id."""
         raise InvalidInput("api", self.name, "has nothing to adopt: its create requests can be repeated")
 
 
@@ -193,7 +193,7 @@ _generations: dict[str, Generation] = {
 
 
 def register(generation: Generation) -> None:
-    """Make a generation known under its name, for example in a test. Raises `InvalidInput` for a name in use."""
+    """Add a generation to the registry, for example in a test. Raises `InvalidInput` for a name in use."""
     if generation.name in _generations:
         raise InvalidInput("api", generation.name, "is registered already")
     _generations[generation.name] = generation
@@ -237,7 +237,9 @@ def api_of(state: bytes) -> str:
 
 
 def read(external_id: str, state: bytes) -> CustomerRecord:
-    """Return what a journal record says. A record that cannot be used is not `is_readable`; nothing is raised."""
+    """Return the content of a journal record. A record that cannot be used is not `is_readable`; nothing is
+    raised.
+    """
     api = api_of(state)
     if api not in _generations:
         return unreadable_record(external_id, api, f"API generation {api!r}; known are: {', '.join(known())}")
@@ -248,7 +250,7 @@ def read(external_id: str, state: bytes) -> CustomerRecord:
 
 
 def check_spec(generation: Generation, given: object, root: Path | str | None = None) -> CheckedSpec:
-    """Return a spec with what is wrong with its values; see `checked_spec`."""
+    """Return a spec and the error in its values, also those that only the generation knows; see `checked_spec`."""
     spec, refused = checked_spec(given, root)
     if refused is None:
         try:

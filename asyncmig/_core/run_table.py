@@ -59,9 +59,10 @@ class RunTable:
         self.retry_at: float = float("-inf")
         """When the next start may be tried after a 429."""
         self.probing: str | None = None
-        """The run that is tried although the slots of others may still be occupied."""
+        """The run whose start is tried although others may still occupy the slots."""
         self.wanted: dict[str, tuple[int, float]] = {}
-        """The starts that other processes want: by process, the lowest order, and until when that is known."""
+        """The starts that other processes want: for each process the lowest order, and the time until which it
+        holds."""
 
     @property
     def is_stuck(self) -> bool:

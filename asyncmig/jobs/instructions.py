@@ -1,6 +1,6 @@
 """The instruction about a customer in the journal, besides its record: to run it, to start it again, or to stop.
 
-An instruction is written before a service answers "accepted". It contains the customer's spec without secrets, so that
+An instruction is written before a service answers "accepted". It contains the spec without secrets, so that
 another process can continue. It is deleted once the migration has an outcome that a later run would not change.
 """
 

@@ -47,7 +47,7 @@ class ClaimedRow:
 @final
 @dataclass(frozen=True, slots=True)
 class HolderStatus:
-    """What the database knows of a holder."""
+    """A holder as the database records it."""
 
     holder: Holder
     text: str
@@ -144,7 +144,7 @@ class ClaimStore(ABC):
 
     @abstractmethod
     def _status_of(self, instance: str) -> HolderStatus | None:
-        """Return what the database knows of a holder; None if it does not know it."""
+        """Return the database's record of a holder; None if there is none."""
 
     # Transactions
 
@@ -166,7 +166,7 @@ class ClaimStore(ABC):
             self._owned.update(self._new)
 
     def _apply(self, ops: Sequence[WriteOp]) -> None:
-        """Run each operation; one that fails by itself leaves no trace."""
+        """Run each operation; one that fails by itself has no effect."""
         self._new.clear()
         for op in ops:
             try:
@@ -231,7 +231,7 @@ class ClaimStore(ABC):
         mark_open(self._holder)
 
     def _stop_holding(self) -> None:
-        """Let other journals of this process take over at once, even if no claim can be released any more."""
+        """Allow other journals of this process to take over at once, even if no claim can be released any more."""
         mark_closed(self._holder)
 
     def _release_strays(self) -> None:

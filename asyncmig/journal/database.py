@@ -75,7 +75,7 @@ class Claim:
 
 
 def state_folder() -> Path:
-    """Return the folder for files of journals that are no files; it may not exist yet.
+    """Return the folder for the side files of journals that are given by URL; it may not exist yet.
 
     It is `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`).
     """
@@ -239,7 +239,7 @@ class DatabaseJournal(ABC):
     @staticmethod
     @abstractmethod
     def _status_of(holder: Row) -> HolderStatus:
-        """Return what the columns of a holder in `_ACTIVITY` say."""
+        """Return the holder in the columns of a row of `_ACTIVITY`."""
 
     @abstractmethod
     def _read(self, sql: str, *values: object) -> Sequence[Row]:

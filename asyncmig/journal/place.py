@@ -1,4 +1,4 @@
-"""Where a journal is, as a user names it: a file, the address of a PostgreSQL, or a variable that holds one."""
+"""The place of a journal as a user gives it: a file, the address of a PostgreSQL, or a variable with one."""
 
 import hashlib
 import os

@@ -31,7 +31,7 @@ class JournalEvent:
 @final
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Who works on a customer, and when the last event was written."""
+    """The process that works on a customer, and the time of the last event."""
 
     at: str | None
     """The time of the last event: ISO 8601, UTC; None if there is no event."""

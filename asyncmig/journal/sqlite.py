@@ -287,7 +287,7 @@ class SqliteStore(ClaimStore):
 
 
 def _status(row: Row, now: Moment) -> HolderStatus:
-    """Return what a row of the table `holders` says at the time `now`."""
+    """Return the holder in a row of the table `holders` at the time `now`."""
     instance, label, host, boot, namespace, pid, started, seconds, wall, uptime = cast("_HolderRow", row)
     holder = Holder(instance, label, host, boot, namespace, pid, started)
     lease = Lease(holder, seconds, Moment(wall, uptime))

@@ -1,4 +1,4 @@
-"""The SQLite file of a journal: how it is opened, its schema and its versions, and what its errors mean."""
+"""The SQLite file of a journal: opening it, its schema and versions, and the meaning of its errors."""
 
 import contextlib
 import os
@@ -100,7 +100,7 @@ _TEMPORARY = frozenset(
 
 
 def explain(error: Exception) -> str:
-    """Return what an error of SQLite or the operating system means, followed by its own text."""
+    """Return a description of an error of SQLite or the operating system, followed by its own text."""
     reason = _REASONS.get(_code(error))
     return f"{reason} ({error})" if reason else str(error)
 
