@@ -77,7 +77,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.shortest_pause = 1.5
+        self.shortest_pause: float = 1.5
         """Seconds: a read of a run sooner after the one before counts as hasty."""
         self.key_leaks = 0
         """Requests that carried the API key to the storage's host."""
