@@ -1,4 +1,4 @@
-"""The base URL of the API, and the proxies that the environment names."""
+"""The base URL of the API, and the proxies in the environment."""
 
 import base64
 import ipaddress

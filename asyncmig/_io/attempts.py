@@ -1,4 +1,4 @@
-"""The attempts of one request or of one compound step: the only place that decides about a repeat.
+"""The attempts of a request or of a compound step. No other module decides whether something is repeated.
 
 How often is something requested at most? `RetryPolicy.attempts` times (default 8) for each `Attempts`. A compound
 step, such as an upload (request a URL, send the bytes to it), has one `Attempts` for all its requests, so the numbers
@@ -58,7 +58,7 @@ class RetryQueue:
         return True
 
     def succeeded(self) -> None:
-        """Report an answer of the server: it releases two waiters."""
+        """Report a response of the server, which releases two waiting calls."""
         self.successes += 1
         self._quota.succeeded()
         if self._waiters:
@@ -97,7 +97,7 @@ class RetryableFailure(Exception):
         retry_after: float = 0.0,
         timed_out: bool = False,
     ) -> None:
-        """`retry_after`: the least seconds before the next attempt."""
+        """`retry_after`: the minimum number of seconds before the next attempt."""
         super().__init__(error)
         self.error: AsyncmigError = error
         self.doubt: Doubt = doubt
@@ -164,7 +164,7 @@ class Attempts:
 
     @property
     def most(self) -> int:
-        """The most attempts."""
+        """The maximum number of attempts."""
         return self._policy.attempts
 
     @property

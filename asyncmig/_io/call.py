@@ -1,4 +1,4 @@
-"""A request to send: its endpoint, ids and body. Also one to a route that the library does not wrap."""
+"""A request: its endpoint, ids and body. The route may be one that the library does not wrap."""
 
 import re
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ __all__ = ["Call", "Secret", "raw_call", "raw_endpoint"]
 
 
 _NO_SEGMENT = frozenset({"", ".", ".."})
-"""Ids that would make another path, however they are encoded."""
+"""Ids that would change the path, even if they are encoded."""
 
 
 @final
 class Secret:
-    """A text that appears in no repr, log or pickle."""
+    """A text that no repr, log or pickle contains."""
 
     __slots__ = ("_text",)
 
@@ -52,9 +52,9 @@ class Call(HidesSecrets, frozen=True, kw_only=True, eq=False):
     rank: float = 0.0
     max_wait: float | None = None
     loggable_body: str = ""
-    """The body as an `UnknownOutcome` may show it, without secrets."""
+    """The body without secrets, for `UnknownOutcome`."""
     secrets: tuple[str, ...] = ()
-    """Secrets in the body. If an answer echoes them, errors show `***`."""
+    """Secrets in the body. Errors contain `***` in their place if a response echoes them."""
 
     def __post_init__(self) -> None:
         """Raise `InvalidInput` for an id that would make the path of another route."""

@@ -1,4 +1,4 @@
-"""One call to the API: gate, transport and retries, with a value or an error as its result.
+"""Send requests to the API: gate, transport and retries, with a value or an error as the result.
 
 All requests of the library are sent here. Each attempt takes a slot from the gate and reports its status as soon
 as the headers arrive. `attempts` decides about a repeat.
@@ -456,7 +456,7 @@ class Caller:
         return self._without_key(answer, body[:LARGEST_ERROR])
 
     def _without_key(self, answer: Response, body: bytes) -> bytes:
-        """Replace an API key that the server echoes, so that no error or log contains it."""
+        """Replace the API key in a body, so that no error or log contains it if the server echoes it."""
         key = self._key.reveal()
         if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
             return body

@@ -37,7 +37,7 @@ class SessionContext:
     events: Events
     rng: Random
     unwritten: dict[str, UnwrittenEntries] = field(default_factory=dict[str, UnwrittenEntries])
-    """Entries that a journal could not take yet, by external id."""
+    """Journal entries that could not be written yet, by external id."""
     _kept: dict[type, object] = field(default_factory=dict[type, object])
 
     def keep(self, state: object) -> None:

@@ -1,7 +1,7 @@
-"""Reports failed attempts that will be repeated: which of them become events, and for which customer.
+"""Report failed attempts that will be repeated: select those that become events, and name the customer.
 
-Every retry loop reports its failures to a `Failures`. A task states with `OwnerScope` for which customer it sends,
-and with `StepScope` that it repeats a step. Loops inside of such a step report to the step's `Failures`, so
+Every retry loop reports its failures to a `Failures`. A task enters an `OwnerScope` to name its customer, and a
+`StepScope` while it repeats a step. Loops inside of such a step report to the step's `Failures`, so
 that the attempts of the whole step are counted together.
 """
 
@@ -61,8 +61,7 @@ class OwnerScope:
 
 @final
 class StepScope:
-    """Makes loops inside of its `with` block report to the given `Failures`, so that they count one step's
-    attempts."""
+    """Makes retry loops inside its `with` block report to the given `Failures`, as attempts of one step."""
 
     __slots__ = ("_failures", "_token")
 

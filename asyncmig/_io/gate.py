@@ -22,7 +22,7 @@ __all__ = ["TICK", "Gate", "GateStatistics", "Slot", "joined_gate"]
 
 _TOO_MANY = 429
 _tickets = count(1)
-"""Places in the queues, across all gates: requests of different gates may wait for the same budget."""
+"""Numbers for places in queues, unique over all gates, because requests of several gates may wait for one budget."""
 Note = Callable[[Kind, str], None]
 """Called with each change of a slot and the slot's name."""
 
@@ -39,14 +39,14 @@ class GateStatistics:
     burst: int
     """B: how many of them may be sent at once."""
     used: int
-    """Slots that are taken: unanswered, or answered less than a window ago."""
+    """Taken slots: of requests without an answer, or answered less than a window ago."""
     waiting: dict[str, int]
     """Waiting requests, by lane."""
     granted: int
     refused: int
     """The number of 429s."""
     held_until: float | None
-    """When the hold after a 429 ends; None without a hold."""
+    """The end of the hold after a 429; None without a hold."""
 
 
 @final
@@ -203,7 +203,7 @@ class Gate:
             response = await send()
             slot.answered(response.status)
 
-    Cancellation is safe at every point: no slot is lost and nobody is stranded. Raises `InvalidInput` for a limit or
+    Every wait can be cancelled: no slot is lost, and no other waiter is blocked. Raises `InvalidInput` for a limit or
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
@@ -303,11 +303,11 @@ class Gate:
         self.dispatcher.resume(recent, held_for)
 
     def close(self, error: AsyncmigError | None = None) -> None:
-        """End everybody who waits, and everybody who comes, with `error` (default `SessionClosed`)."""
+        """End every wait, present and future, with `error` (default `SessionClosed`)."""
         self.dispatcher.close(error or SessionClosed())
 
     async def aclose(self) -> None:
-        """Close, and leave nothing running."""
+        """Close, and wait until no task runs."""
         self.close()
         await self.dispatcher.aclose()
 

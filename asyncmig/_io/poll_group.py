@@ -37,9 +37,9 @@ __all__ = ["PollGroup", "RunWarnings"]
 
 _log = logging.getLogger("asyncmig")
 _UNREADABLE = 10
-"""After this many failed reads in a row a warning is logged."""
+"""The number of failed reads in a row after which a warning is logged."""
 _SHORT = 10.0
-"""The budget is short if polling all runs that are due takes more seconds than this."""
+"""Seconds: the budget is short if polling all runs that are due takes longer."""
 _TEMPORARY = (ServerError, NoAnswer, UnexpectedReply)
 
 

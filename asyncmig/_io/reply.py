@@ -1,4 +1,4 @@
-"""Reads an answer: its body as a type, the text of a refusal, the pause that it asks for."""
+"""Read a response: decode its body, and get the text of a refusal and the pause that it requests."""
 
 import contextlib
 import email.utils
@@ -38,7 +38,7 @@ _TEXT = 200
 _AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
 """The most bytes to decode on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
 LARGEST_ERROR = 64 * 1024
-"""Bytes of a refusal's body that are read and kept."""
+"""The number of bytes of a refusal's body that are read and kept."""
 _SHORTEST_SECRET = 4
 _URL = re.compile(
     r"""[a-z][a-z0-9+.-]{0,20}(?::|%3a)(?:/|\\{1,4}/|\\{1,4}u002f|%2f){2}[^\s"'<>]*""", re.IGNORECASE
@@ -116,7 +116,7 @@ def decoded_now(body: bytes, kind: type[T]) -> T | None:
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
-    """Return the error for a body that cannot be decoded as what was asked for."""
+    """Return the error for a body that cannot be decoded as the expected type."""
     return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
 
 

@@ -1,4 +1,4 @@
-"""Journal entries that could not be written yet: the session keeps them until the journal is back."""
+"""Journal entries that could not be written yet. The session keeps them until the journal is available."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,7 +19,7 @@ class UnwrittenEntry:
 @final
 @dataclass(frozen=True, slots=True)
 class UnwrittenEntries:
-    """The entries of one customer that a journal could not take, and its state before them."""
+    """The entries of a customer that could not be written, and the state before them."""
 
     before: bytes | None
     entries: tuple[UnwrittenEntry, ...]

@@ -64,7 +64,7 @@ class Watching(Protocol):
         """Read the run no more often than every `seconds`."""
 
     def observed(self, watch: "Watch[object]", reading: Reading[object], /) -> None:
-        """Report that other code read the run just now."""
+        """Report that other code has read the run now."""
 
 
 class _Change(Generic[T]):
@@ -223,7 +223,7 @@ class Watch(Generic[T]):
             self._poller.relax(self._plain(), seconds)
 
     def close(self) -> None:
-        """Stop polling this run: every wait for it ends with `SessionClosed`. The run itself continues."""
+        """Stop polling the run. Every wait for it ends with `SessionClosed`; the run continues on the server."""
         self.closed = True
         self._poller.leave(self._plain())
         self.fail(SessionClosed("the watch is closed"))

@@ -1,1 +1,1 @@
-"""The journal record of one customer while a process works on it: what every API generation's workflow shares."""
+"""The code that the workflows of all API generations share: the journal record of a customer that is worked on."""

@@ -1,4 +1,4 @@
-"""What the journal records of all API generations have in common: the customer, its input files, its last outcome."""
+"""The common part of the journal records of all API generations: customer, input files, last outcome."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +28,7 @@ class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_failure: LastFailure | None = None
     """The last failed attempt that was reported."""
     outcome: Outcome | None = None
-    """How the last call of `migrate` ended; None while one runs."""
+    """The outcome of the last call of `migrate`; None while a call runs."""
 
     @property
     def ids(self) -> Mapping[str, str]:
