@@ -10,7 +10,11 @@ async with asyncmig.Session() as session:
     with session.events.subscribe(print), session.events.open(RequestDone, RunEnded, Held) as events:
         await session.companies.sources()
         event = await anext(events)
-        print(event.endpoint, event.status)
+        match event:
+            case RequestDone():
+                print(event.endpoint, event.status)
+            case RunEnded() | Held():
+                print(event)
 ```
 
 A subscriber cannot break a call: one that raises is logged and removed. An iterator cannot slow a call down: if

@@ -44,14 +44,14 @@ The second generation of the API has the same kit:
 ```python
 from asyncmig.simulator.migrations import Block, Question, Script
 
-simulator = Simulator(
+second = Simulator(
     api="migrations",
     customers={
         "acme-001": Parks("Which currency?"),  # generate asks
         "acme-002": Script(blocks={"execute": [Block(questions=(Question(text="Replace the old rows?"),))]}),
     },
 )
-async with simulator.session() as session:
+async with second.session() as session:
     migration = await session.migrations.create(name="Acme", source="HubSpot", external_id="acme-001")
 ```
 

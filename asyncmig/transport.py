@@ -4,22 +4,26 @@ A transport sends one request once. It follows no redirect and repeats nothing. 
 only for the host of the API. This one records what it sends:
 
 ```python
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
-from asyncmig.transport import AiohttpTransport
+from asyncmig.transport import AiohttpTransport, Body, Response, Timeouts
 
 
 class Recorder:
-    def __init__(self):
-        self.inner, self.sent = AiohttpTransport(), []
+    def __init__(self) -> None:
+        self.inner = AiohttpTransport()
+        self.sent: list[str] = []
 
     @asynccontextmanager
-    async def exchange(self, method, url, *, headers, body, timeouts):
-        self.sent.append((method, url))
-        async with self.inner.exchange(method, url, headers=headers, body=body, timeouts=timeouts) as answer:
-            yield answer  # has `status`, `headers` and `chunks()`
+    async def exchange(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+    ) -> AsyncGenerator[Response]:
+        self.sent.append(f"{method} {url}")
+        async with self.inner.exchange(method, url, headers=headers, body=body, timeouts=timeouts) as response:
+            yield response  # has `status`, `headers` and `chunks()`
 
-    async def aclose(self):
+    async def aclose(self) -> None:
         await self.inner.aclose()
 
 

@@ -1,4 +1,4 @@
-"""The Python examples of README, guide and manuals pass mypy strict and pyright strict."""
+"""The Python examples of README, guide, manuals and docstrings pass mypy strict and pyright strict."""
 
 import ast
 import json
@@ -18,30 +18,59 @@ pytest.importorskip("pyright", reason="the extra lint is not installed")
 PACKAGES = Path(asyncmig.__file__).parents[1]
 PRELUDE = """
 import os
+from collections.abc import Callable
 from pathlib import Path
 import asyncmig
+from asyncmig import Custom
 
-imported = (asyncmig, os, Path)  # no text needs all of them
+imported = (os, Callable, Path, Custom)  # no text needs all of them
+session: asyncmig.Session
 source: asyncmig.Source
 specs: list[asyncmig.Spec]
 """
 """What the examples use without defining it."""
+HANDLES = f"""{PRELUDE}
+import asyncio
+company: asyncmig.Company
+loop = asyncio.get_running_loop
+"""
+COMPANIES = f"""{HANDLES}
+run: asyncmig.ImportRun
+"""
+MIGRATIONS = f"""{HANDLES}
+from asyncmig.migrations import CredentialsNeeded, Migration, Preview, Question, Questions, Report, Run
+kinds = (CredentialsNeeded, Preview, Questions)
+migration: Migration
+report: Report
+run: Run
+
+
+def choose(question: Question) -> str:
+    return question.options[0].id
+"""
+"""The same for docstrings of methods, of either API generation."""
 
 
 def module(text: Document) -> str:
-    """Return the examples of a text as one module. A block that awaits at its top becomes a coroutine."""
+    """Return the examples of a text as one module.
+
+    A block that awaits at its top becomes a coroutine. All blocks of a docstring become one, and share their names.
+    """
+    prelude = MIGRATIONS if text.name.startswith("asyncmig.migrations") else COMPANIES
+    blocks = [block for block in text.blocks("python") if documents.runs_here(block)]
+    if text.name.startswith("asyncmig"):
+        return f"{prelude}\n\n{coroutine(chr(10).join(blocks), 0)}"
     parts = [PRELUDE]
-    for number, block in enumerate(filter(documents.runs_here, text.blocks("python"))):
-        if block == documents.SERVICE:
-            continue
-        if awaits(block):
-            body = "".join(
-                f"    {line}" if line.strip() else line for line in block.splitlines(keepends=True)
-            )
-            parts.append(f"async def example_{number}() -> None:\n{body}")
-        else:
-            parts.append(block)
+    for number, block in enumerate(blocks):
+        if block != documents.SERVICE:
+            parts.append(coroutine(block, number) if awaits(block) else block)
     return "\n\n".join(parts)
+
+
+def coroutine(block: str, number: int) -> str:
+    """Return a coroutine function with a block as its body."""
+    body = "".join(f"    {line}" if line.strip() else line for line in block.splitlines(keepends=True))
+    return f"async def example_{number}() -> None:\n{body}"
 
 
 def awaits(block: str) -> bool:
@@ -56,9 +85,10 @@ def awaits(block: str) -> bool:
 
 @pytest.mark.timeout(300)
 def test_the_examples_pass_mypy_strict_and_pyright_strict(tmp_path: Path) -> None:
-    texts = [each for each in (README, GUIDE, *MANUALS) if each.blocks("python")]
-    for text in texts:
-        name = text.name.partition(".")[0].lower()
+    for text in [
+        each for each in (README, GUIDE, *MANUALS, *documents.docstrings()) if each.blocks("python")
+    ]:
+        name = text.name.removesuffix(".md").replace(".", "_").lower()
         (tmp_path / f"{name}_examples.py").write_text(module(text), encoding="utf-8")
     (tmp_path / "service.py").write_text(documents.SERVICE, encoding="utf-8")
     (tmp_path / "test_service.py").write_text(documents.SERVICE_TESTS, encoding="utf-8")

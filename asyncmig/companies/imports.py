@@ -166,9 +166,10 @@ class Imports:
 
         ```python
         try:
-            started = await company.imports.start(files=[Path("contacts.csv")], idempotency_key="acme-1")
+            run = await company.imports.start(files=[Path("contacts.csv")], idempotency_key="acme-1")
         except asyncmig.Conflict:
-            started = await company.imports.recover()
+            if (recovered := await company.imports.recover()) is not None:
+                run = recovered
         ```
 
         Its `id` is empty if the server names the run neither here nor in the list. Such a run cannot be read; wait

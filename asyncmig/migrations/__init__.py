@@ -11,7 +11,8 @@ while isinstance(result := await run.wait(), Questions):
     await run.answer({question.id: choose(question) for question in result.questions})
 run = await migration.execute()
 report = await run.wait()
-files = await migration.download(to="out/acme", report=report)
+if isinstance(report, Report):
+    files = await migration.download(to="out/acme", report=report)
 ```
 
 **Operations.** `generate` opens a run and ends with a preview. `update` (a new preview), `clarify` (an answer in the

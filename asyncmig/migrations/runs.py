@@ -118,6 +118,8 @@ class Run:
                 print(preview.invalid_cells)
             case Questions() as asked:
                 await run.answer({question.id: question.options[0].id for question in asked.questions})
+            case CredentialsNeeded() | Report() as other:
+                print(other)
         ```
 
         - `Preview`: generate, update or clarify has ended. The answer to a clarify is in `messages()`.
