@@ -5,7 +5,7 @@ status, queue, command line) uses a generation only through `Generation`. Each j
 generation that wrote it; a record without a name was written by `companies`.
 """
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec
-from asyncmig.customers.status import CustomerRecord, RemainingWork, unreadable_record
+from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate, unreadable_record
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.migrations.workflow.generation import MigrationsGeneration
@@ -144,6 +144,11 @@ class Generation(Protocol):
     def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
         """Return the requests, by endpoint, that `resolve` sends for customers with nothing on the server yet."""
         return {}
+
+    async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
+        """Yield each change of a customer's run at the server until it has ended. Only reads are sent."""
+        raise InvalidInput("api", self.name, "cannot follow runs")
+        yield  # a generator, like its overrides
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         """Return what a parked customer's run asks now; None if it asks nothing."""

@@ -29,13 +29,13 @@ from asyncmig.cli.exit_codes import (
     report_error,
 )
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
-from asyncmig.cli.journal import journal_app
+from asyncmig.cli.journal import journal_app, write_adoption
 from asyncmig.cli.last_run import (
     LastRun,
-    check_journal,
     from_last_run,
     from_last_run_if_any,
     how_to_repeat,
+    recall_if_any,
 )
 from asyncmig.cli.options import dataclass_options
 from asyncmig.cli.output import (
@@ -83,9 +83,7 @@ from asyncmig.cli.status import (
 from asyncmig.cli.summary import print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.jobs.manifest import read_manifest
-from asyncmig.jobs.migrate import adopt as adopt_company
-from asyncmig.jobs.status import read_records
-from asyncmig.journal import JournalPlace, open_journal
+from asyncmig.journal import JournalPlace
 from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = ["app", "run_app"]
@@ -269,7 +267,9 @@ def report(
     """
     page = report or Path("report.html")
     check_place(page)
-    write_page(page, asyncio.run(page_of_journal(journal, written_now())))
+    last = recall_if_any(journal)
+    out = last.options().out if last is not None else None
+    write_page(page, asyncio.run(page_of_journal(journal, written_now(), out=out, page=page)))
     if as_json:
         print_line({"schema": SCHEMA, "report": str(page)})
     else:
@@ -366,7 +366,11 @@ def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
 def adopt(
     external_id: ExternalId,
     company_id: Annotated[
-        str, typer.Argument(metavar="COMPANY_ID", help="The company's id, or its URL in the dashboard.")
+        str,
+        typer.Argument(
+            metavar="COMPANY_ID",
+            help="The company's id, or its URL in the dashboard; with --api migrations, the migration's id.",
+        ),
     ],
     journal: JournalOption = DEFAULT_JOURNAL,
     api: ApiOption = generations.DEFAULT,
@@ -376,21 +380,13 @@ def adopt(
 
     Use it when the response to the create request was lost. The next run continues with that company.
     """
-    adopted = run_at(1.0, _write_adoption(journal, external_id.strip(), company_id, api))
+    name = external_id.strip()
+    ids = run_at(1.0, write_adoption(journal, name, company_id, api))
     if as_json:
-        print_line({"schema": SCHEMA, "external_id": external_id.strip(), "ids": {"company": adopted}})
+        print_line({"schema": SCHEMA, "external_id": name, "ids": ids})
     else:
-        say(
-            words_console(),
-            f"{external_id.strip()} is now linked to company {adopted}. Run again to continue.",
-        )
-
-
-async def _write_adoption(place: JournalPlace, external_id: str, company_id: str, api: str) -> str:
-    await check_journal(place)
-    async with open_journal(place) as journal:
-        record = (await read_records(journal, str(place))).get(external_id)
-        return await adopt_company(journal, external_id, company_id, api=record.api if record else api)
+        linked = ", ".join(f"{kind} {each}" for kind, each in ids.items())
+        say(words_console(), f"{name} is now linked to {linked}. Run again to continue.")
 
 
 @app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")

@@ -7,10 +7,11 @@ journal.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
 from importlib import resources
 from importlib.metadata import version
 from itertools import accumulate
@@ -21,14 +22,15 @@ from typing import final
 from asyncmig.cli.charts import KIND_WORDS, KINDS, Timeline, axis, delays, fleet, plain, requests
 from asyncmig.cli.options import Rate, spoken
 from asyncmig.cli.output import counted
-from asyncmig.cli.report import Budget, by_reason, reason, reported
+from asyncmig.cli.previews import preview_links
+from asyncmig.cli.report import Budget, blocking_words, by_reason, reason, reported
 from asyncmig.cli.settings import Options
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.jobs.outputs import check_replaceable
-from asyncmig.jobs.status import OUTCOMES, read_records
+from asyncmig.jobs.status import OUTCOMES, read_records, status_of
 from asyncmig.journal import JournalEvent, JournalPlace, open_journal
 from asyncmig.session import Session
 from asyncmig.steps import STEP_AFTER
@@ -73,6 +75,8 @@ class ReportPage:
     """Why the run ended early; None if it did not."""
     notes: Sequence[str] = ()
     """Notes on how the figures were measured."""
+    previews: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The relative URL of each customer's preview, by external id."""
 
 
 def render(page: ReportPage) -> str:
@@ -135,7 +139,7 @@ def _sections(page: ReportPage) -> Iterator[str]:
         yield _section(f"Requests in each {_bin(page.timeline)}", _about_rates(page), _rates(page))
     if page.timeline.noticed:
         yield _section("How soon an end was noticed", _about_delays(page.timeline.noticed), _delays(page))
-    yield _section("Customers", "", _customers(page.rows))
+    yield _section("Customers", "", _customers(page))
 
 
 def _section(title: str, about: str, inside: str) -> str:
@@ -161,12 +165,13 @@ def _reasons(rows: Sequence[CustomerStatus]) -> str:
     groups = [group for group in by_reason(rows) if group[0].outcome != "delivered"]
     if not groups:
         return ""
+    blocking = f'<p class="warn">{plain(words)}</p>' if (words := blocking_words(rows)) else ""
     lines = "".join(
         f'<tr>{_kind(group[0])}<td class="n">{len(group):,}</td>'
         f'<td class="why">{plain(reason(group[0]))}<small>{_some(group)}</small></td></tr>'
         for group in groups
     )
-    return _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
+    return blocking + _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
 
 
 def _some(group: Sequence[CustomerStatus]) -> str:
@@ -256,15 +261,16 @@ def _delays(page: ReportPage) -> str:
     return f'<div class="narrow">{delays(page.timeline.noticed)}</div>'
 
 
-def _customers(rows: Sequence[CustomerStatus]) -> str:
-    ranked = sorted(rows, key=lambda row: row.outcome == "delivered")
-    table = _table(_COLUMNS, "".join(map(_customer, ranked)))
-    if len(rows) <= _MOST_OPEN:
+def _customers(page: ReportPage) -> str:
+    ranked = sorted(page.rows, key=lambda row: row.outcome == "delivered")
+    lines = (_customer(row, page.previews.get(row.external_id)) for row in ranked)
+    table = _table(_COLUMNS, "".join(lines))
+    if len(ranked) <= _MOST_OPEN:
         return table
-    return f"<details><summary>All {len(rows):,}, those not delivered first</summary>{table}</details>"
+    return f"<details><summary>All {len(ranked):,}, those not delivered first</summary>{table}</details>"
 
 
-def _customer(row: CustomerStatus) -> str:
+def _customer(row: CustomerStatus, preview: str | None) -> str:
     why = () if row.outcome == "delivered" else (row.error or "",)
     rows = sum(file.rows for file in row.files) if row.files else None
     figures = (row.rows.inserted, row.rows.flagged, rows, len(row.files) or None)
@@ -272,8 +278,9 @@ def _customer(row: CustomerStatus) -> str:
     numbers = (
         f'<td class="{kind}">{cell}</td>' for (kind, _), cell in zip(_COLUMNS[2:-1], cells, strict=True)
     )
+    link = f'<small><a href="{escape(preview)}">preview</a></small>' if preview else ""
     return (
-        f'<tr><td class="id">{plain(row.external_id, 60)}<small>{plain(row.name, 60)}</small></td>{_kind(row)}'
+        f'<tr><td class="id">{plain(row.external_id, 60)}<small>{plain(row.name, 60)}</small>{link}</td>{_kind(row)}'
         f'{"".join(numbers)}<td class="why">{"<br/>".join(map(plain, filter(None, (*why, *row.notes))))}</td></tr>'
     )
 
@@ -291,15 +298,22 @@ _NOTES = (
 )
 
 
-async def page_of_journal(place: JournalPlace, written: str) -> ReportPage:
-    """Return the report of a journal, also while another process writes it. Raises `JournalError`."""
+async def page_of_journal(
+    place: JournalPlace, written: str, *, out: Path | None = None, page: Path | None = None
+) -> ReportPage:
+    """Return the report of a journal, also while another process writes it. Raises `JournalError`.
+
+    `out`: the folder with the previews. `page`: where the report is written, for its links.
+    """
     async with open_journal(place, read_only=True) as journal:
         records, events = await read_records(journal, str(place)), await journal.events()
     folder = Path.cwd() if place.path is None else place.path.parent
+    rows = [reported(status_of(record), folder) for record in records.values()]
     return ReportPage(
         title=str(place) if place.path is None else place.path.name,
         written=written,
-        rows=[reported(record.status, folder) for record in records.values()],
+        rows=rows,
+        previews=preview_links(out, rows, (page or Path()).absolute().parent),
         timeline=_timeline(events),
         notes=_NOTES,
     )
@@ -354,8 +368,10 @@ class Recorder:
 
     def _page(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> ReportPage:
         options = self._options
+        folder = (options.report or Path()).absolute().parent
         return ReportPage(
             title=options.manifest.name,
+            previews=preview_links(options.out, rows, folder),
             written=written_now(),
             rows=rows,
             timeline=self._timeline,

@@ -1,7 +1,7 @@
-"""`asyncmig journal`: back up a journal, forget customers, and return their space to the file system."""
+"""`asyncmig journal` and `adopt`: back up a journal, forget customers, and link one to what the server has of it."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +12,11 @@ from asyncmig.cli.output import SCHEMA, clean, counted, listed, print_line, say,
 from asyncmig.cli.settings import DEFAULT_JOURNAL, JournalOption, JsonOption
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.status import read_statuses
+from asyncmig.jobs.migrate import adopt
+from asyncmig.jobs.status import read_record, read_records, read_statuses
 from asyncmig.journal import Journal, JournalPlace, open_journal
 
-__all__ = ["journal_app"]
+__all__ = ["journal_app", "write_adoption"]
 
 journal_app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +94,21 @@ def _file(place: JournalPlace, instead: str) -> Journal:
     if place.path is None:
         raise InvalidInput("journal", str(place), f"is a PostgreSQL; {instead}")
     return Journal(place.path)
+
+
+async def write_adoption(
+    place: JournalPlace, external_id: str, resource_id: str, api: str
+) -> Mapping[str, str]:
+    """Link a customer to what the server has of it, and return the ids that the journal has then.
+
+    `api`: the API generation of a customer that the journal does not have. Raises as `asyncmig.jobs.migrate.adopt`.
+    """
+    async with open_journal(place, read_only=True):
+        pass  # opening it for writing would create one
+    async with open_journal(place) as journal:
+        record = (await read_records(journal, str(place))).get(external_id)
+        await adopt(journal, external_id, resource_id, api=record.api if record else api)
+        return (await read_record(journal, external_id)).ids
 
 
 async def _existing(journal: Journal) -> None:

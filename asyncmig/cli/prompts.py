@@ -18,7 +18,7 @@ __all__ = ["ask_decision", "option_of"]
 
 _SKIP = ("[s]kip", "send nothing: the customer stays parked, and the next one is shown")
 _QUIT = ("[q]uit", "send nothing: this customer and all that follow stay parked")
-_CANCEL = ("[x] cancel", "cancel the run at the server; the next run of the command begins a new one")
+_CANCEL = ("[x] cancel", "cancel the run: the customer ends as failed, and asyncmig retry begins a new run")
 _KEYS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "patch": {
         "a": (

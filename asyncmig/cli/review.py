@@ -15,12 +15,11 @@ from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, print_line, say
 from asyncmig.cli.parked import print_parked
+from asyncmig.cli.previews import preview_page
 from asyncmig.cli.prompts import ask_decision, option_of
 from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
-from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.outcome import Parked
-from asyncmig.customers.preview_page import PREVIEW_PAGE
 from asyncmig.customers.questions import AttentionKind, Custom, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
@@ -33,7 +32,6 @@ __all__ = [
     "DecisionFlags",
     "Reviewer",
     "parked_records",
-    "preview_page",
     "print_all",
 ]
 
@@ -68,7 +66,10 @@ class DecisionFlags:
         ),
     ] = None
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Cancel the run; the next run of the command begins a new one.")
+        bool,
+        typer.Option(
+            "--cancel", help="Cancel the run: the customer ends as failed, and `retry` begins a new run."
+        ),
     ] = False
     allow_destructive: Annotated[
         bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or may.")
@@ -229,12 +230,6 @@ def _example(question: Question, kind: AttentionKind) -> str:
         return "TEXT"
     first = question.options[0]
     return first.id if kind == "patch" else first.label or first.id
-
-
-def preview_page(out: Path | None, external_id: str) -> Path | None:
-    """Return the preview of a customer in the output folder; None if there is none."""
-    page = None if out is None else customer_folder(out, external_id) / PREVIEW_PAGE
-    return page if page is not None and page.is_file() else None
 
 
 _DONE: Mapping[type[Decision], str] = {

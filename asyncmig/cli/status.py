@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from asyncmig import generations
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.cli.connection import ConnectionSettings, open_session
@@ -39,7 +40,7 @@ from asyncmig.jobs.status import (
     words_of,
 )
 from asyncmig.journal import JournalEvent, JournalPlace, open_journal
-from asyncmig.session import Session
+from asyncmig.session import Session, context_of
 
 __all__ = [
     "CustomerHistory",
@@ -269,7 +270,7 @@ async def running(place: JournalPlace) -> list[CustomerRecord]:
     return [
         record
         for record in records.values()
-        if {"company", "run"} <= record.ids.keys() and record.status.outcome == "pending"
+        if "run" in record.ids and record.status.outcome == "pending" and record.api in generations.known()
     ]
 
 
@@ -297,17 +298,17 @@ def _print_failure(data: Console, as_json: bool, event: Event) -> None:
     if as_json:
         print_line({"schema": SCHEMA, "external_id": event.external_id, "failure": failure_words(event)})
     else:
-        say(data, f"{'retrying':<15}  {event.external_id}  {clean(failure_words(event))}", "yellow")
+        say(data, f"{'retrying':<17}  {event.external_id}  {clean(failure_words(event))}", "yellow")
 
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
     with OwnerScope(Owner(record.external_id)):
-        run = session.watch(record.ids["run"], record.ids["company"])
-        async for state in run.updates():
+        generation = generations.find(record.api)
+        async for update in generation.updates(context_of(session), record):
             if as_json:
-                print_line({"schema": SCHEMA, "external_id": record.external_id, "run": state})
+                print_line({"schema": SCHEMA, "external_id": record.external_id, "run": update.state})
             else:
-                words = state.error or state.progress_message or ""
-                say(data, f"{clean(state.status, 30):<15}  {record.external_id}  {clean(words)}".rstrip())
-            if run.needs_attention is not None or is_unread():
+                line = f"{clean(update.status, 30):<17}  {record.external_id}  {clean(update.text)}"
+                say(data, line.rstrip())
+            if update.waits_for_person or is_unread():
                 return

@@ -18,6 +18,7 @@ __all__ = [
     "MigrationProgress",
     "RemainingWork",
     "RowCounts",
+    "RunUpdate",
     "SheetFile",
     "is_new",
     "status_of_outcome",
@@ -154,6 +155,20 @@ class CustomerRecord:
     @property
     def ids(self) -> Mapping[str, str]:
         return self.status.ids
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunUpdate:
+    """A reading of a customer's run that differs from the one before."""
+
+    status: str
+    """The server's word."""
+    text: str = ""
+    """The server's error or progress text; empty if it says nothing."""
+    waits_for_person: bool = False
+    state: object = None
+    """The reading as the API generation decodes it; JSON can encode it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

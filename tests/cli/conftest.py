@@ -108,8 +108,8 @@ def account() -> Iterator[Accounts]:
     with ExitStack() as stack:
 
         def begin(limits: str = "per-endpoint", **options: object) -> migrations.World:
-            pace = RunDurations(queued=0.5, base=1.0, per_row=0.0)
-            world = migrations.World(key=KEY, pace=pace, limits=migrations.Limits.parse(limits), **options)  # type: ignore[arg-type]
+            given = {"pace": RunDurations(queued=0.5, base=1.0, per_row=0.0), **options}
+            world = migrations.World(key=KEY, limits=migrations.Limits.parse(limits), **given)  # type: ignore[arg-type]
             stack.enter_context(in_thread(world, lambda url: None))
             return world
 

@@ -63,7 +63,7 @@ def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: py
         generate(folder, customers=customers, seed=seed)
         return generate(folder.parent / "another", customers=customers, seed=seed + 1)
 
-    monkeypatch.setattr("asyncmig.cli.sim.generate", another)
+    monkeypatch.setattr("asyncmig.cli.demo.generate", another)
     result = cli("demo", "--customers", "5")
     assert result.code == 1
     assert "differences from the plan" in result.out

@@ -166,8 +166,8 @@ def test_75_what_nobody_works_on_is_followed_at_the_server(
     result = cli("watch")
     assert result.code == 75
     assert "2 imports may still run at the server" in result.err
-    assert "completed        acme" in result.out
-    assert "failed           cafe  cafe.csv is not UTF-8 text" in result.out
+    assert "completed          acme" in result.out
+    assert "failed             cafe  cafe.csv is not UTF-8 text" in result.out
     assert f"To continue them:\n  asyncmig run {manifest}" in result.err
     assert sum(entry.method == "POST" for entry in slow.world.ledger.entries) == sent
 

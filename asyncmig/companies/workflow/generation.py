@@ -1,7 +1,7 @@
 """The API generation "companies" as an implementation of `Generation`."""
 
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -37,6 +37,7 @@ from asyncmig.customers.status import (
     CustomerStatus,
     MigrationProgress,
     RemainingWork,
+    RunUpdate,
     status_of_outcome,
 )
 from asyncmig.errors import InvalidInput, NotFound
@@ -148,6 +149,12 @@ class CompaniesGeneration:
 
     def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
         return catalogue_requests(customers)
+
+    async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
+        run = Companies(context).open(record.ids["company"]).imports.open(record.ids["run"])
+        async for state in run.updates():
+            text, waits = state.error or state.progress_message or "", run.needs_attention is not None
+            yield RunUpdate(status=state.status, text=text, waits_for_person=waits, state=state)
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await look(context, cast(Record, record.details))

@@ -1,7 +1,7 @@
 """The API generation "migrations", as the registry of generations knows it."""
 
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +24,7 @@ from asyncmig.customers.status import (
     CustomerRecord,
     CustomerStatus,
     RemainingWork,
+    RunUpdate,
     status_of_outcome,
 )
 from asyncmig.errors import InvalidInput, NotFound
@@ -36,6 +37,7 @@ from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
 from asyncmig.migrations.workflow.migrate import SUPPORTED, may_start_again, migrate_customer
 from asyncmig.migrations.workflow.names import catalogue_requests, resolve
+from asyncmig.migrations.workflow.operations import open_run
 from asyncmig.migrations.workflow.record import API, Record, read_record
 from asyncmig.steps import Progress
 
@@ -161,6 +163,12 @@ class MigrationsGeneration:
 
     def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
         return catalogue_requests(customers)
+
+    async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
+        async for state in open_run(context, cast(Record, record.details)).updates():
+            waits = state.status in ("blocked", "awaiting_approval")
+            text = state.error or state.message or ""
+            yield RunUpdate(status=state.status, text=text, waits_for_person=waits, state=state)
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await look(context, cast(Record, record.details))

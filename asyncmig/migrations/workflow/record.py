@@ -65,7 +65,7 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
             now=now - age,
             after=point.after if point else None,
             before=point.state if point else None,
-            is_new_run=point is None or self.run_id != point.run_id,
+            is_new_run=self.is_over or point is None or self.run_id != point.run_id,  # its end is no old one
             is_acknowledged=self.is_acknowledged,
             earlier_runs=point.logged_ids if point else (),
         )
