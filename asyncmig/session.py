@@ -22,6 +22,7 @@ from asyncmig._core.endpoint import Endpoint, Lane, Repeat
 from asyncmig._core.limits import Limits, Scope, short_form
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import checked_base_url, is_loopback
+from asyncmig._io.aiohttp_transport import AiohttpTransport
 from asyncmig._io.call import Secret, raw_call, raw_endpoint
 from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
@@ -31,7 +32,7 @@ from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
 from asyncmig._io.session_budgets import SessionBudgets
-from asyncmig._io.transport import AiohttpTransport, Timeouts, Transport
+from asyncmig._io.transport import Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies import routes as company_routes
 from asyncmig.companies.catalog import Companies

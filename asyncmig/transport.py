@@ -34,6 +34,7 @@ async with asyncmig.Session(transport=Recorder()) as session:
 Raise `Lost` if no response came, or not all of it; `sent=False` says that the request cannot have arrived.
 """
 
-from asyncmig._io.transport import AiohttpTransport, Body, Lost, Response, Timeouts, Transport
+from asyncmig._io.aiohttp_transport import AiohttpTransport
+from asyncmig._io.transport import Body, Lost, Response, Timeouts, Transport
 
 __all__ = ["AiohttpTransport", "Body", "Lost", "Response", "Timeouts", "Transport"]

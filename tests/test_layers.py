@@ -201,7 +201,12 @@ def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
     [
         (
             "aiohttp",
-            {"_io/transport.py", "simulator/server/app.py", "simulator/companies/webhooks.py", "session.py"},
+            {
+                "_io/aiohttp_transport.py",
+                "simulator/server/app.py",
+                "simulator/companies/webhooks.py",
+                "session.py",
+            },
         ),
         ("pytest", {"pytest_plugin.py"}),
         ("aiolimiter", {"_io/dispatcher.py", "_io/byte_throttle.py"}),

@@ -13,8 +13,9 @@ import msgspec
 
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
 from asyncmig._core.limiter import RateHeaders
+from asyncmig._io.aiohttp_transport import AiohttpResponse
 from asyncmig._io.threads import in_thread
-from asyncmig._io.transport import AiohttpResponse, Response
+from asyncmig._io.transport import Response
 from asyncmig.errors import UnexpectedReply
 
 __all__ = [

@@ -36,7 +36,7 @@ from typing import Self
 sys.path[:0] = [sys.argv[1]]
 from faults.test_kills import KEY, customers, told
 from asyncmig import Fleet, Journal, Session
-from asyncmig._io.transport import AiohttpTransport
+from asyncmig._io.aiohttp_transport import AiohttpTransport
 from asyncmig.simulator import fast_loop
 from mortal import Life, MortalJournal, MortalTransport
 

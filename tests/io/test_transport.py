@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from asyncmig._io.transport import AiohttpTransport, Lost, Timeouts
+from asyncmig._io.aiohttp_transport import AiohttpTransport
+from asyncmig._io.transport import Lost, Timeouts
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
