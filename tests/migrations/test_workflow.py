@@ -25,7 +25,8 @@ from asyncmig.customers.answer_rules import AnswerRule
 from asyncmig.customers.decisions import Answer, Approve, Change, Credentials, Decision
 from asyncmig.customers.spec import LiveSource
 from asyncmig.session import context_of
-from asyncmig.simulator.migrations import Block, Question, Script
+from asyncmig.simulator import RunDurations
+from asyncmig.simulator.migrations import Block, Question, Script, Variants
 from asyncmig.testing import Simulator
 
 pytestmark = pytest.mark.looptime
@@ -149,7 +150,7 @@ async def test_rules_answer_all_questions_or_none(tmp_path: Path) -> None:
     why = AnswerRule(question="Why", choose="C")
     parked = await customer.run(decide="approve", answers=[dates, why])
     assert isinstance(parked, Parked)
-    assert "is not an option" in parked.refused
+    assert "options" in parked.refused
     why = AnswerRule(question="Why", choose="b")
     assert isinstance(await customer.run(decide="approve", answers=[dates, why]), Delivered)
     assert customer.simulator.answers("acme") == {DATES.text: "Day first", WHY.text: "B"}
@@ -432,3 +433,60 @@ async def test_options_and_specs_that_the_generation_lacks(tmp_path: Path) -> No
     assert isinstance(refused, Failed)
     assert "HubSpot" in refused.error
     assert not customer.simulator.ledger.requests["POST /migrations"]
+
+
+@pytest.mark.parametrize("preview", ["stays", "gone"])
+async def test_an_executed_migration_is_adopted_and_delivered(preview: str, tmp_path: Path) -> None:
+    customer = Customer(tmp_path, variants=Variants(preview_after_execute=preview))
+    await customer.run(decide="approve")
+    customer.journal, customer.out = MemoryJournal(), tmp_path / "again"
+    await adopt(customer.journal, "acme", customer.simulator.world.migration("acme").id, api="migrations")
+    outcome = await customer.run()
+    assert isinstance(outcome, Delivered), outcome
+    assert {file.slug: file.rows for file in outcome.files if file.rows} == {"contacts": 6, "deals": 1}
+    assert customer.done() == ["generate", "execute"]
+
+
+async def test_notes_are_in_the_journal(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
+    outcome = await customer.run(decide="approve")
+    assert "with flagged rows" in outcome.notes[0]
+    state = await customer.journal.state("acme")
+    assert state is not None
+    assert generations.read("acme", state).outcome == outcome
+    assert await customer.run(decide="approve") == outcome
+
+
+@pytest.mark.parametrize("existing", ["same", "renamed", "other-templates"])
+async def test_an_existing_migration_is_ours_and_its_differences_are_notes(
+    existing: str, tmp_path: Path
+) -> None:
+    customer = Customer(tmp_path, variants=Variants(existing=existing))
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered), outcome
+    assert any("another" in note for note in outcome.notes) is (existing == "renamed")
+
+
+async def test_a_run_that_somebody_else_started_is_waited_for_and_used(tmp_path: Path) -> None:
+    pace = RunDurations(queued=0.0, base=300.0, per_row=0.0, sigma=0.0)
+    customer = Customer(tmp_path, pace=pace)
+
+    async def started(parked: Parked) -> Decision | None:
+        async with customer.simulator.session() as session:  # somebody changes it at the same moment
+            await session.migrations.open(parked.ids["migration"]).update("drop bad rows")
+        return Approve()
+
+    customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
+    seen: list[int] = []
+
+    async def decide(parked: Parked) -> Decision | None:
+        assert parked.attention.preview is not None
+        seen.append(parked.attention.preview.invalid_cells)
+        return await started(parked) if len(seen) == 1 else Approve()
+
+    outcome = await customer.run(decide=decide)
+    assert isinstance(outcome, Delivered)
+    assert (seen, outcome.flagged) == ([1, 0], 0)
+    assert customer.done() == ["generate", "update", "execute"]
+    assert any("another client" in note for note in outcome.notes)

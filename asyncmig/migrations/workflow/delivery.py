@@ -12,10 +12,11 @@ from asyncmig._io.threads import in_thread
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
-from asyncmig.errors import ApiError, AuthError, NoAnswer, SessionClosed
+from asyncmig.errors import ApiError, AuthError, NoAnswer, NotFound, SessionClosed
+from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, LogRun
 from asyncmig.migrations.migration import Migration
-from asyncmig.migrations.wire import Report
+from asyncmig.migrations.wire import Report, Sheet
 from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.record_keeper import RecordKeeper
 
@@ -53,6 +54,8 @@ class Delivery:
         """Download and verify the sheets and the log."""
         keeper = self._keeper
         keeper.begin("downloading")
+        if not migration.sheets:  # of an adopted migration: no create response listed them
+            migration.sheets = await self._sheets(migration, report)
         files = await self._download(migration, report)
         log = await self._log(migration)
         replaced = _replaced(log)
@@ -67,6 +70,17 @@ class Delivery:
             report=msgspec.convert(report, ImportReport, from_attributes=True),
             replaced_existing_data=replaced,
         )
+
+    async def _sheets(self, migration: Migration, report: Report) -> tuple[Sheet, ...]:
+        """Return the sheets of the preview; if it is gone, the templates that the report names, or all."""
+        try:
+            preview = await self._keeper.retry_while_away(migration.preview)
+            found = [*preview.templates, *(each.sheet for each in preview.sheets)]
+        except NotFound:
+            templates = await self._keeper.retry_while_away(Migrations(self._context).templates)
+            names = {count.template_name for count in report.per_sheet}
+            found = [each for each in templates if not names or each.name in names]
+        return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
 
     async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:
         attempts = self._keeper.while_away()

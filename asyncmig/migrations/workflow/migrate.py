@@ -177,15 +177,19 @@ class _Migration:
                 return Failed(**keeper.outcome_fields(), error=str(error), step="checking")
             except Exception as error:
                 outcome = self._outcome_of(error)
+            outcome = self._noted(outcome)
             if outcome != keeper.record.outcome:
                 await keeper.keep(_kind(outcome), outcome=outcome)
             if not await self._begin_again(outcome):
                 break
-        notes = tuple(dict.fromkeys((*keeper.record.remarks, *keeper.notes)))
-        if notes:
-            outcome = msgspec.structs.replace(outcome, notes=notes)
+        outcome = self._noted(outcome)
         keeper.tell(_kind(outcome), getattr(outcome, "error", ""))
         return outcome
+
+    def _noted(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with all notes."""
+        notes = dict.fromkeys((*outcome.notes, *self._keeper.record.remarks, *self._keeper.notes))
+        return msgspec.structs.replace(outcome, notes=tuple(notes))
 
     def _outcome_of(self, error: Exception) -> Outcome:
         """Return the outcome of a customer whose steps ended with an error."""
@@ -405,34 +409,29 @@ class _Migration:
 
     async def _failed(self, run: Run, error: RunError) -> Outcome:
         """Return the outcome of a run that failed or was canceled; for an execution, with what it has written."""
-        keeper, operation = self._keeper, self._operation()
-        status = "failed" if run.state is None else run.state.status
-        state, written = run.state, None
+        keeper, operation, state = self._keeper, self._operation(), run.state
         text = (state.error if state else None) or error.text or str(error)
-        if operation.kind != "generate":
-            written, is_known = await self._rows_written(run)
+        written: int | None = 0
+        if operation.kind not in ("generate", "update"):
+            written = await self._rows_written(run)
             if written:
                 text += f"; the log says that {written} rows were written"
-            elif operation.kind == "execute" and not is_known:
+            elif written is None:
                 text += "; the log does not say whether rows were written"
-            written = written if is_known else (None if operation.kind == "execute" else 0)
-        else:
-            written = 0
+        status = "failed" if state is None else state.status
         outcome = Failed(**keeper.outcome_fields(), error=text, step="running", status=status)
         over = msgspec.structs.replace(operation, is_over=True)
         await keeper.keep("failed", operation=over, rows_written=written, outcome=outcome, blocked_at=0.0)
         return outcome
 
-    async def _rows_written(self, run: Run) -> tuple[int | None, bool]:
-        """Return how many rows the failed run has written, and whether the log says so."""
+    async def _rows_written(self, run: Run) -> int | None:
+        """Return how many rows the failed run has written; None if the log does not say so."""
         try:
             log = await self._operations.migration.log()
         except (ApiError, *TRANSIENT):
-            return None, False
-        entries = [entry for entry in log.runs if entry.run_id == run.id and entry.outcome is not None]
-        outcome = entries[-1].outcome if entries else None
-        written = outcome.rows_written if outcome else None
-        return written, written is not None
+            return None
+        outcomes = [entry.outcome for entry in log.runs if entry.run_id == run.id and entry.outcome]
+        return outcomes[-1].rows_written if outcomes else None
 
     def _operation(self) -> OperationRecord:
         operation = self._keeper.record.operation
