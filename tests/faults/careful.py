@@ -8,11 +8,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import msgspec
+from inprocess import BASE_URL, KEY
+from mortal import Process
 
-from asyncmig import Conflict, NotFound, RunCanceled, RunFailed, Session, UnknownOutcome
-from asyncmig.journal import ClaimPort
+from asyncmig import (
+    ApiError,
+    Conflict,
+    NoAnswer,
+    NotFound,
+    RunCanceled,
+    RunFailed,
+    ServerError,
+    Session,
+    UnknownOutcome,
+)
+from asyncmig._io.transport import Transport
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.migrations import (
     CredentialsNeeded,
     Downloaded,
@@ -69,7 +83,6 @@ class Ended:
 
     how: str
     error: str = ""
-    report: Report | None = None
     files: Sequence[Downloaded] = field(default_factory=list)
 
 
@@ -108,7 +121,7 @@ class Caller:
         except UnknownOutcome as error:
             return await self.ended("unknown", error)
         await self.note("delivered")
-        return Ended("delivered", report=notes.report, files=files)
+        return Ended("delivered", files=files)
 
     async def delivered(self, migration: Migration) -> list[Downloaded]:
         for _ in range(_TRIES):
@@ -233,3 +246,27 @@ def answer(question: Question) -> str:
     if DROP in labels or "repeat a value" in (question.prompt or ""):
         return DROP
     return labels[0] if labels else f"Yes to {question.prompt}"
+
+
+def callers(customers: Sequence[Customer], folder: Path, *, seed: int) -> Process[dict[str, Ended]]:
+    """Return a process with a caller for each customer; it tries again later what a proxy or a server refuses."""
+
+    async def one(session: Session, journal: JournalPort, customer: Customer) -> tuple[str, Ended]:
+        async with await journal.claim(customer.external_id) as claim:
+            for _ in range(20):
+                caller = Caller(session, claim, customer, folder / customer.external_id)
+                try:
+                    return customer.external_id, await caller.run()
+                except (ServerError, NoAnswer):
+                    pass
+                except ApiError as error:
+                    if error.status != 403:
+                        raise
+                await asyncio.sleep(60.0)
+            raise AssertionError("20 refusals")
+
+    async def work(transport: Transport, journal: JournalPort) -> dict[str, Ended]:
+        async with Session(KEY, BASE_URL, transport=transport, rng=Random(seed)) as session:
+            return dict(await asyncio.gather(*(one(session, journal, customer) for customer in customers)))
+
+    return work
