@@ -320,7 +320,7 @@ class Session(AsyncOnly):
     @property
     def requests(self) -> Mapping[tuple[str, str], int]:
         """The number of requests sent so far, by endpoint and lane."""
-        return dict(self._caller.requests)
+        return dict(self._caller.reports.requests)
 
     def _stalled(self, run: Hashable, seconds: float) -> None:
         route, owner_id, run_id, *_ = cast("tuple[str, str, str]", run)

@@ -5,14 +5,12 @@ as the headers arrive. `attempts` decides about a repeat.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from random import Random
-from types import TracebackType
-from typing import Self, TypeVar, final
+from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -40,6 +38,7 @@ from asyncmig._io.reply import (
     unreadable,
     without,
 )
+from asyncmig._io.request_reports import RequestReports, Sending
 from asyncmig._io.transport import Body, Lost, Response, Timeouts, Transport
 from asyncmig.errors import (
     ApiError,
@@ -52,7 +51,7 @@ from asyncmig.errors import (
     UnexpectedReply,
     api_error,
 )
-from asyncmig.events import Events, RequestDone, RequestSent
+from asyncmig.events import Events
 
 __all__ = ["Caller"]
 
@@ -90,7 +89,7 @@ class Caller:
         "_timeouts_by_endpoint",
         "_transport",
         "base_url",
-        "requests",
+        "reports",
     )
 
     def __init__(
@@ -116,8 +115,7 @@ class Caller:
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
         self._routes: dict[Endpoint, _Route] = {}
-        self.requests: Counter[tuple[str, str]] = Counter()
-        """The number of requests sent, by endpoint key and lane name."""
+        self.reports: RequestReports = RequestReports(events)
 
     def repeated(
         self,
@@ -234,7 +232,7 @@ class Caller:
         while True:
             async with self._slot(call, ticket) as slot:
                 try:
-                    with _Sending(self._report_sent, self._report_done, call, slot, 1) as sending:
+                    with Sending(self.reports, call, slot, 1) as sending:
                         async with self._exchange(call, self._route(call.endpoint).streaming) as answer:
                             if not self._accepted(sending, answer):
                                 raise await self._refused(sending, answer)
@@ -262,7 +260,7 @@ class Caller:
         self._guard.loop()
         endpoint, status, trouble = call.endpoint, None, None
         self._check_encrypted(url, endpoint.template.strip("{}"))
-        sent_at = self._report_sent(call, 0.0, attempt)
+        sent_at = self.reports.sent(call, 0.0, attempt)
         try:
             async with self._transport.exchange(
                 endpoint.method,
@@ -277,7 +275,7 @@ class Caller:
             trouble = lost.reason
             raise NoAnswer(endpoint.method, endpoint.template, lost.reason) from lost
         finally:
-            self._report_done(call, 0.0, attempt, sent_at, status, trouble)
+            self.reports.done(call, 0.0, attempt, sent_at, status, trouble)
 
     def _check_encrypted(self, url: str, name: str) -> None:
         try:
@@ -293,7 +291,7 @@ class Caller:
         if route is None:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            route = self._routes[endpoint] = _Route(endpoint, self._patience(endpoint))
+            route = self._routes[endpoint] = _Route(self._patience(endpoint))
         return route
 
     def _patience(self, endpoint: Endpoint) -> Timeouts:
@@ -319,7 +317,7 @@ class Caller:
         )
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
-        with _Sending(self._report_sent, self._report_done, call, slot, attempt) as sending:
+        with Sending(self.reports, call, slot, attempt) as sending:
             async with self._exchange(call, self._route(call.endpoint).timeouts) as answer:
                 if not self._accepted(sending, answer):
                     raise await self._refused(sending, answer)
@@ -352,7 +350,7 @@ class Caller:
             timeouts=timeouts,
         )
 
-    def _accepted(self, sending: "_Sending", answer: Response) -> bool:
+    def _accepted(self, sending: Sending, answer: Response) -> bool:
         """Report a 2xx status to the gate, at the headers. Return False for another one, which `_refused` reports."""
         status = sending.status = answer.status
         if not 200 <= status < 300:
@@ -362,7 +360,7 @@ class Caller:
         self._retry_queue.succeeded()
         return True
 
-    async def _refused(self, sending: "_Sending", answer: Response) -> Exception:
+    async def _refused(self, sending: Sending, answer: Response) -> Exception:
         """Report a status other than 2xx to the gate, and return `ApiError` or `RetryableFailure`."""
         call, slot, status = sending.call, sending.slot, answer.status
         headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
@@ -373,43 +371,6 @@ class Caller:
         if status < 500:
             self._retry_queue.succeeded()
         return await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
-
-    def _report_sent(self, call: Call, waited: float, attempt: int) -> float:
-        """Count a request and report it as an event; return the time."""
-        endpoint, now = call.endpoint, asyncio.get_running_loop().time()
-        self.requests[self._route(endpoint).counted] += 1
-        if self._events.wants_requests:
-            self._events.emit(
-                RequestSent(
-                    at=now,
-                    endpoint=endpoint.key,
-                    ids=call.ids,
-                    lane=endpoint.lane.name,
-                    attempt=attempt,
-                    waited=waited,
-                )
-            )
-        return now
-
-    def _report_done(
-        self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
-    ) -> None:
-        if not self._events.wants_requests:
-            return
-        now = asyncio.get_running_loop().time()
-        self._events.emit(
-            RequestDone(
-                at=now,
-                endpoint=call.endpoint.key,
-                ids=call.ids,
-                lane=call.endpoint.lane.name,
-                attempt=attempt,
-                waited=waited,
-                seconds=now - sent_at,
-                status=status,
-                error=error,
-            )
-        )
 
     async def _refusal(self, call: Call, answer: Response, retry_after: float) -> Exception:
         endpoint, status = call.endpoint, answer.status
@@ -494,58 +455,14 @@ class Caller:
 class _Route:
     """The facts about an endpoint that are the same for all of its requests."""
 
-    __slots__ = ("counted", "gate", "streaming", "timeouts")
+    __slots__ = ("gate", "streaming", "timeouts")
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self.gate: Gate | None = None
         """None before the first request that goes through it."""
         self.timeouts: Timeouts = timeouts
         self.streaming: Timeouts = timeouts.streaming()
-        self.counted: tuple[str, str] = endpoint.key, endpoint.lane.name
-        """The key of `Caller.requests`."""
 
 
 def _page(endpoint: Endpoint, status: int) -> UnexpectedReply:
     return UnexpectedReply(endpoint.method, endpoint.template, status, "HTML instead of a file")
-
-
-@final
-class _Sending:
-    """Reports one request as events; turns `Lost` into a `RetryableFailure` and reports it to the slot."""
-
-    __slots__ = ("_attempt", "_done", "_sent", "_sent_at", "call", "slot", "status")
-
-    def __init__(
-        self,
-        sent: Callable[[Call, float, int], float],
-        done: Callable[[Call, float, int, float, int | None, str | None], None],
-        call: Call,
-        slot: Slot,
-        attempt: int,
-    ) -> None:
-        self._sent, self._done, self._attempt = sent, done, attempt
-        self.call, self.slot = call, slot
-        self.status: int | None = None
-        """None until the headers arrive."""
-
-    def __enter__(self) -> Self:
-        self._sent_at = self._sent(self.call, self.slot.waited, self._attempt)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        lost = exc if isinstance(exc, Lost) else None
-        if lost is not None and not lost.sent:
-            self.slot.unsent()
-        trouble = None if lost is None else lost.reason
-        self._done(self.call, self.slot.waited, self._attempt, self._sent_at, self.status, trouble)
-        if lost is not None:
-            raise RetryableFailure(
-                NoAnswer(self.call.endpoint.method, self.call.endpoint.template, lost.reason),
-                Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
-                timed_out=lost.timed_out,
-            ) from lost

@@ -1,0 +1,103 @@
+"""Count the requests of a session and report them as events, and tell a gate what became of a slot's request."""
+
+import asyncio
+from collections import Counter
+from types import TracebackType
+from typing import Self, final
+
+from asyncmig._core.retry import Doubt
+from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.call import Call
+from asyncmig._io.gate import Slot
+from asyncmig._io.transport import Lost
+from asyncmig.errors import NoAnswer
+from asyncmig.events import Events, RequestDone, RequestSent
+
+__all__ = ["RequestReports", "Sending"]
+
+
+@final
+class RequestReports:
+    """The number of requests of a session, and their events."""
+
+    __slots__ = ("_events", "requests")
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """The number of requests sent, by endpoint key and lane name."""
+
+    def sent(self, call: Call, waited: float, attempt: int) -> float:
+        """Report that a request is sent now; return the time."""
+        endpoint, now = call.endpoint, asyncio.get_running_loop().time()
+        lane = endpoint.lane.name
+        self.requests[endpoint.key, lane] += 1
+        if self._events.wants_requests:
+            self._events.emit(
+                RequestSent(
+                    at=now, endpoint=endpoint.key, ids=call.ids, lane=lane, attempt=attempt, waited=waited
+                )
+            )
+        return now
+
+    def done(
+        self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
+    ) -> None:
+        """Report that an attempt has ended: with a status, or with an error if no complete response arrived."""
+        if not self._events.wants_requests:
+            return
+        now = asyncio.get_running_loop().time()
+        self._events.emit(
+            RequestDone(
+                at=now,
+                endpoint=call.endpoint.key,
+                ids=call.ids,
+                lane=call.endpoint.lane.name,
+                attempt=attempt,
+                waited=waited,
+                seconds=now - sent_at,
+                status=status,
+                error=error,
+            )
+        )
+
+
+@final
+class Sending:
+    """Reports one request as events; turns `Lost` into a `RetryableFailure` and reports it to the slot."""
+
+    __slots__ = ("_attempt", "_reports", "_sent_at", "call", "slot", "status")
+
+    def __init__(
+        self,
+        reports: RequestReports,
+        call: Call,
+        slot: Slot,
+        attempt: int,
+    ) -> None:
+        self._reports, self._attempt = reports, attempt
+        self.call, self.slot = call, slot
+        self.status: int | None = None
+        """None until the headers arrive."""
+
+    def __enter__(self) -> Self:
+        self._sent_at = self._reports.sent(self.call, self.slot.waited, self._attempt)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        lost = exc if isinstance(exc, Lost) else None
+        if lost is not None and not lost.sent:
+            self.slot.unsent()
+        trouble = None if lost is None else lost.reason
+        self._reports.done(self.call, self.slot.waited, self._attempt, self._sent_at, self.status, trouble)
+        if lost is not None:
+            raise RetryableFailure(
+                NoAnswer(self.call.endpoint.method, self.call.endpoint.template, lost.reason),
+                Doubt.MAYBE if lost.sent else Doubt.NOT_SENT,
+                timed_out=lost.timed_out,
+            ) from lost
