@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Final, Literal, cast, get_args
 
+import msgspec
+
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig._io.context import SessionContext
@@ -68,17 +70,23 @@ class CustomerMethods(ABC):
         """
         shown: CustomerStatus | None = None
         while True:
-            seen = await self._opened_journal().activity(external_id)
+            seen = await self._last_activity(external_id)
             status = await self.status(external_id)
-            if status != shown:
+            known = msgspec.structs.replace(status, held_by=None)  # its text changes each second
+            if known != shown or status.is_over:
                 yield status
             if status.is_over:
                 return
-            shown = status
+            shown = known
             for _ in range(_LOOKS):
                 has_news = await self._news(external_id, _LOOK)
-                if has_news or await self._opened_journal().activity(external_id) != seen:
+                if has_news or await self._last_activity(external_id) != seen:
                     break
+
+    async def _last_activity(self, external_id: str) -> tuple[str | None, bool]:
+        """Return the time of a customer's last event in the journal, and whether a process holds the customer."""
+        found = (await self._opened_journal().activity(external_id)).get(external_id)
+        return (None, False) if found is None else (found.at, found.holder is not None)
 
     async def _news(self, external_id: str, seconds: float) -> bool:
         """Wait so many seconds, or for a change that this process notices; return whether there was one."""

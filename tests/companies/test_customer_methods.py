@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,7 @@ from asyncmig import (
 )
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.jobs.runners import digest_of
+from asyncmig.journal.ports import Activity
 from asyncmig.simulator import World
 
 from .conftest import CLEAN, DUPLICATES, Opens
@@ -56,6 +59,29 @@ async def until(fleet: Fleet, external_id: str, step: str) -> CustomerStatus:
         if status.step == step:
             return status
     raise AssertionError(f"{external_id} ended before it was {step}")
+
+
+class AgingJournal(MemoryJournal):  # type: ignore[misc]
+    """A journal whose descriptions of holders change with each read, as those of a file do each second."""
+
+    reads = 0
+
+    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
+        self.reads += 1
+        found = await super().activity(external_id)
+        return {
+            name: replace(each, holder=each.holder and f"{each.holder}, last seen {self.reads} s ago")
+            for name, each in found.items()
+        }
+
+
+async def test_a_holder_that_is_seen_again_is_no_change(fleets: OpensFleet, customer: Customer) -> None:
+    async with fleets(AgingJournal()) as fleet:
+        await fleet.accept(customer())
+        seen = [status async for status in fleet.follow("acme")]
+    told = [msgspec.structs.replace(status, held_by=None) for status in seen[:-1]]
+    assert all(earlier != later for earlier, later in pairwise(told))
+    assert {"uploading", "running"} <= {status.step for status in seen}
 
 
 async def test_a_customer_is_followed_from_now_to_its_outcome(fleets: OpensFleet, customer: Customer) -> None:
