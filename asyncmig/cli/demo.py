@@ -1,9 +1,10 @@
 """`asyncmig demo`: migrate generated customers through a simulated API, and compare the result with the plan."""
 
+import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -11,8 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from asyncmig._core.limits import Limits
 from asyncmig.cli.options import DEFAULT_RATE
-from asyncmig.cli.output import SCHEMA, clean, print_line, say, say_steps
+from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say, say_steps
 from asyncmig.cli.run import RunResult, drive
 from asyncmig.cli.settings import Options
 from asyncmig.cli.sim import new_world
@@ -22,16 +24,21 @@ from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.journal import JournalPlace
+from asyncmig.simulator import migrations
 from asyncmig.simulator.companies.data import Plan, generate
 from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.migrations import demo as migrations_demo
 from asyncmig.simulator.server.app import serve
+from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.ledger import Ledger
 
 __all__ = ["DemoOptions", "DemoResult", "play", "print_demo"]
 
 _MARK = ".asyncmig-demo"
-_OWN = ("customers.csv", "cust-*", "out", "fleet.db*", "report.html")
+_OWN = ("answers.toml", "customers.csv", "cust-*", "out", "fleet.db*", "report.html")
 _MOST_SHOWN = 10
+_FAST_LIMITS = "agent=600/1h,create=120/1h,generate=120/1h"
+_FAST_RUNS = RunDurations(queued=1.0, base=15.0, per_row=0.05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +49,18 @@ class DemoOptions:
         Path,
         typer.Option(metavar="FOLDER", help="Folder to write; the files of an earlier demo are replaced."),
     ] = Path("asyncmig-demo")
+    api: Annotated[
+        str, typer.Option(metavar="companies|migrations", help="The API generation to demonstrate.")
+    ] = "companies"
     customers: Annotated[
-        int, typer.Option(min=1, max=9999, metavar="N", help="How many customers to generate.")
-    ] = 40
+        int | None,
+        typer.Option(
+            min=1,
+            max=9999,
+            metavar="N",
+            help="How many customers to generate; the default is 40, with --api migrations 12.",
+        ),
+    ] = None
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same seed generates the same customers.")
     ] = 1
@@ -53,45 +69,34 @@ class DemoOptions:
     ] = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What the demo planned, and how its run ended."""
+    """How the run of the demo ended, and how that differs from the plan."""
 
     options: Options
-    plans: Sequence[Plan]
-    world: World
     ended: RunResult
-
-    def deviations(self) -> list[str]:
-        """Return the differences from the plan in outcomes, reasons and row counts."""
-        rows = {row.external_id: row for row in self.ended.report.customers}
-        return [fault for plan in self.plans for fault in _faults(plan, rows[plan.external_id], self.world)]
+    differences: Sequence[str]
+    """In outcomes, reasons and row counts."""
+    read: str
+    """What the customers' files contain, and what the runs asked."""
+    more: Sequence[tuple[str, str]]
+    """Further figures: a name, and a sentence."""
 
 
 async def play(demo: DemoOptions, words: Console) -> DemoResult:
     """Generate customers, serve a simulated API and run the fleet against it, in one process and on one clock.
 
-    Raises `InvalidInput` for a folder with other content.
+    Raises `InvalidInput` for a folder with other content, and for an unknown API generation.
     """
-    plans, world = _generate(demo), new_world(seed=demo.seed, rate=DEFAULT_RATE)
-    say(words, f"{demo.customers:,} customers with messy files in {demo.out}/, and a simulator on loopback.")
-    async with serve(world) as serving:
-        options = Options(
-            manifest=demo.out / "customers.csv",
-            out=demo.out / "out",
-            journal=JournalPlace(str(demo.out / "fleet.db")),
-            report=demo.out / "report.html",
-            decide="approve",
-            speed=demo.speed,
-            base_url=serving.base_url,
-        )
-        ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
-    return DemoResult(options, plans, world, ended)
+    plays = {"companies": _play_companies, "migrations": _play_migrations}
+    if demo.api not in plays:
+        raise InvalidInput("--api", demo.api, f"must be {' or '.join(plays)}")
+    _prepare(demo.out)
+    return await plays[demo.api](demo, words)
 
 
-def _generate(demo: DemoOptions) -> list[Plan]:
-    """Generate the customers, replacing those of an earlier demo; return the expected result of each."""
-    folder = demo.out
+def _prepare(folder: Path) -> None:
+    """Make the folder, or delete what an earlier demo wrote in it."""
     check_folder("out", folder)
     if folder.exists():
         if any(folder.iterdir()) and not (folder / _MARK).is_file():
@@ -105,7 +110,93 @@ def _generate(demo: DemoOptions) -> list[Plan]:
     (folder / _MARK).write_text(
         "Written by `asyncmig demo`, which replaces this folder's content each time.\n", encoding="utf-8"
     )
-    return generate(folder, customers=demo.customers, seed=demo.seed)
+
+
+def _options(demo: DemoOptions, base_url: str) -> Options:
+    return Options(
+        manifest=demo.out / "customers.csv",
+        out=demo.out / "out",
+        journal=JournalPlace(str(demo.out / "fleet.db")),
+        report=demo.out / "report.html",
+        decide="approve",
+        speed=demo.speed,
+        base_url=base_url,
+    )
+
+
+async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
+    plans = generate(demo.out, customers=demo.customers or 40, seed=demo.seed)
+    world = new_world(seed=demo.seed, rate=DEFAULT_RATE)
+    say(words, f"{len(plans):,} customers with messy files in {demo.out}/, and a simulator on loopback.")
+    async with serve(world) as serving:
+        options = _options(demo, serving.base_url)
+        ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
+    rows = {row.external_id: row for row in ended.report.customers}
+    asked = sum(world.parked(plan.external_id) for plan in plans)
+    parked = (
+        f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
+    )
+    return DemoResult(
+        options=options,
+        ended=ended,
+        differences=[fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)],
+        read=f"{sum(plan.rows_in for plan in plans):,} rows{parked}",
+        more=[("noticed", _noticed(world.ledger))],
+    )
+
+
+async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
+    plans, scripts = migrations_demo.generate(demo.out, customers=demo.customers or 12, seed=demo.seed)
+    limits = migrations.Limits.parse(_FAST_LIMITS)
+    world = migrations.World(
+        key=f"sim-key-{demo.seed}", seed=demo.seed, scripts=scripts, limits=limits, pace=_FAST_RUNS
+    )
+    say(
+        words,
+        f"{len(plans):,} customers with messy CSV files in {demo.out}/, rules that answer questions in "
+        f"{demo.out}/answers.toml, and a simulator on loopback. The documented limits let one customer an hour "
+        f"begin. This simulator has faster ones: {_FAST_LIMITS}.",
+    )
+    async with serve(world) as serving:
+        options = replace(
+            _options(demo, serving.base_url),
+            api="migrations",
+            answers=demo.out / "answers.toml",
+            limits=Limits.parse(_FAST_LIMITS),
+        )
+        ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
+    rows = {row.external_id: row for row in ended.report.customers}
+    asked = sum(plan.questions for plan in plans)
+    verdict = world.verdict(asyncio.get_running_loop().time())
+    return DemoResult(
+        options=options,
+        ended=ended,
+        differences=[
+            fault
+            for plan in plans
+            for fault in _differences(plan, rows[plan.external_id], world.answers(plan.external_id))
+        ],
+        read=f"{sum(plan.rows_in for plan in plans):,} rows; runs asked {counted(asked, 'question')}, and the rules "
+        "in answers.toml answered",
+        more=[("server", f"{counted(len(world.ledger.entries), 'request')} received; {verdict}")],
+    )
+
+
+def _differences(
+    plan: migrations_demo.Plan, row: CustomerStatus, answers: Mapping[str, str]
+) -> Iterator[str]:
+    if row.outcome != plan.outcome:
+        yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"
+    elif plan.reason not in (row.error or ""):
+        yield f"{plan.external_id}: failed with {row.error!r}, expected {plan.reason!r}"
+    elif plan.outcome == "delivered":
+        found = (sum(file.rows for file in row.files), row.rows.flagged or 0, len(answers))
+        if found != (plan.rows, plan.flagged, plan.questions):
+            expected = f"{plan.rows}, {plan.flagged} and {plan.questions}"
+            yield (
+                f"{plan.external_id}: {found[0]} rows, {found[1]} of them flagged, and {found[2]} answers; "
+                f"expected {expected}"
+            )
 
 
 def _faults(plan: Plan, row: CustomerStatus, world: World) -> Iterator[str]:
@@ -128,7 +219,7 @@ def _faults(plan: Plan, row: CustomerStatus, world: World) -> Iterator[str]:
 def print_demo(data: Console, result: DemoResult, *, as_json: bool) -> bool:
     """Print the result and the differences from the plan; return whether there are none."""
     ended, options = result.ended, result.options
-    faults = [] if ended.reason else result.deviations()
+    faults: Sequence[str] = () if ended.reason else result.differences
     as_planned = not faults and not ended.reason
     if as_json:
         outcomes = Counter(row.outcome for row in ended.customers)
@@ -141,17 +232,8 @@ def print_demo(data: Console, result: DemoResult, *, as_json: bool) -> bool:
         return False
     data.print()
     print_outcomes(data, ended.customers, f"{options.out}/report.json")
-    asked = sum(result.world.parked(plan.external_id) for plan in result.plans)
-    parked = (
-        f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
-    )
-    figures_of_demo = [
-        ("read", f"{sum(plan.rows_in for plan in result.plans):,} rows{parked}"),
-        *figures(ended),
-        ("noticed", _noticed(result.world.ledger)),
-        ("planned", _verdict(faults, len(result.plans))),
-    ]
-    print_figures(data, figures_of_demo)
+    planned = ("planned", _verdict(faults, len(ended.customers)))
+    print_figures(data, [("read", result.read), *figures(ended), *result.more, planned])
     for fault in faults[:_MOST_SHOWN]:
         say(data, f"  {clean(fault)}", "red")
     data.print()
@@ -173,8 +255,11 @@ def _verdict(faults: Sequence[str], customers: int) -> str:
 
 
 def _next_steps(options: Options) -> Iterator[str]:
+    is_first = options.api == "companies"
     speed = "" if options.speed == 1 else f" --speed {options.speed:g}"
+    more = "" if is_first else f" --api migrations --limits {_FAST_LIMITS}"
+    answers = "" if is_first else f" --decide approve --answers {options.answers}"
     yield f"For a report with charts, open {options.report} in a browser."
     yield f"See also {options.out}/report.json and {options.out}/cust-0001/. Next, try it with two processes:"
-    yield f"  asyncmig sim{speed}    # in a second terminal; paste its first line here, then run"
-    yield f"  asyncmig run {options.manifest}{speed}"
+    yield f"  asyncmig sim{speed}{more}    # in a second terminal; paste its first line here, then run"
+    yield f"  asyncmig run {options.manifest}{speed}{more}{answers}"

@@ -58,6 +58,18 @@ def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
         assert {company["outcome"] for company in report["customers"]} == {"delivered", "failed"}
 
 
+def test_the_demo_of_the_second_generation_ends_as_planned(cli: Cli, tmp_path: Path) -> None:
+    result = cli("demo", "--api", "migrations", "--customers", "6", "--speed", "120")
+    assert result.code == 0, result.out + result.err
+    assert "The documented limits let one customer an hour begin." in result.err
+    assert "all 6 customers ended as planned: outcomes, reasons and row counts" in result.out
+    assert "the rules in answers.toml answered" in result.out
+    assert "no faults" in result.out
+    assert (tmp_path / "asyncmig-demo/out/cust-0001/preview.html").is_file()
+    refused = cli("demo", "--api", "other")
+    assert (refused.code, "must be companies or migrations" in refused.err) == (2, True)
+
+
 def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def another(folder: Path, *, customers: int, seed: int) -> object:
         generate(folder, customers=customers, seed=seed)
