@@ -19,10 +19,11 @@ from asyncmig.customers.questions import Custom
 from asyncmig.errors import (
     Conflict,
     InvalidInput,
+    NotFound,
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_answers, checked_secrets
-from asyncmig.migrations.operation import block_of, is_credentials
+from asyncmig.migrations.operation import LAG, block_of, is_credentials
 from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Result, Tracker
 from asyncmig.migrations.wire import (
@@ -297,7 +298,7 @@ class Run:
         `InvalidInput` for a run whose id is not known.
         """
         self._check_id()
-        tracker, caller = self._tracker, self._context.caller
+        tracker = self._tracker
         call = Call(
             endpoint=routes.CANCEL_RUN,
             ids=tracker.ids,
@@ -306,7 +307,7 @@ class Run:
         )
         is_refused = False
         try:
-            state = await caller.call(call, RunState)
+            state = await self._soon(call)
         except Conflict:  # the run has ended, or cannot be canceled now
             is_refused = True
             state = await self._read_now()
@@ -326,8 +327,17 @@ class Run:
             )
 
     async def _read_now(self) -> RunState:
-        call = Call(endpoint=routes.READ_RUN, ids=self._tracker.ids)
-        return await self._context.caller.call(call, RunState)
+        return await self._soon(Call(endpoint=routes.READ_RUN, ids=self._tracker.ids))
+
+    async def _soon(self, call: Call) -> RunState:
+        """Send a request about the run, again while the server may not know the run yet."""
+        while True:
+            try:
+                return await self._context.caller.call(call, RunState)
+            except NotFound:
+                if _now() >= self._tracker.operation.requested_at + LAG:
+                    raise
+            await asyncio.sleep(routes.RUN.shortest_floor)
 
 
 def _now() -> float:

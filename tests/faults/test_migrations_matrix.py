@@ -82,7 +82,7 @@ update            ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok
 clarify           ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
 execute           ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
 read run          ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   ok
-cancel            ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
+cancel            ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   ok
 answer            ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
 sign in           ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
 preview           ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   ok

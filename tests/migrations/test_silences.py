@@ -1,28 +1,4 @@
-"""Where the contract is silent: the client survives every reading. The numbers are those of the contract's list.
-
-| silence | readings | what the client does | tests |
-| --- | --- | --- | --- |
-| 1, 2 limits | classes, 60 a minute, the old limit | the session's limits; headers take precedence | tests/io |
-| 3 old end | shown for a while, or not; another run id | counts an end only after something newer | here, test_runs |
-| 4 after clarify | `completed`, `awaiting_approval` | both end it; execute starts from both | here, test_runs |
-| 5 stream | early `done`, none, cut frames | reconnects, and polls meanwhile | test_thread, core/test_sse |
-| 6 some answers | asked again, guessed, 400 | sends answers to all questions only | test_runs |
-| 7 question forms | no options, no reason, unknown reason | free text; the questions or a person decide | here |
-| 8 blocked for ever, or swept | | waits; `failed` is raised | here |
-| 9 second execute | replaces, adds | waits for its own report | test_runs |
-| 10 existing migration | other name, files there | reports it; lists first | test_handles, test_transfers |
-| 11 uploads | names changed, URLs expire | matches by position; asks for a new URL | here, test_transfers |
-| 12 404 for seconds | run, preview | reads again for 30 s | here, test_handles |
-| 13 row filter | honoured, ignored, 400 | counts, and says whether flagged rows are in the file | test_transfers |
-| 14 cut downloads | short body, empty sheet | compares counts, and fetches again | test_transfers |
-| 15 shapes | numbers as text, unknown values | decodes what it can; unknown statuses are active | here |
-| 16 invalid cells | every shape | counts each item | test_handles |
-| 17 cancel | 409, later than the 200 | reads the run until it has ended | here |
-| 18 delete of nothing | 404, `deleted: false` | False | here, test_handles |
-| 19 bare 409 | active run, no preview | `Conflict`; after a lost start it looks | here |
-| 20 link | redirects, relative, missing | follows without the key; reads the job again | here, test_transfers |
-| 21 error bodies | HTML, empty | the status decides | here |
-"""
+"""Where the contract is silent: the client on a scripted server. `test_readings.py` has the table of all readings."""
 
 import asyncio
 from pathlib import Path
