@@ -253,6 +253,8 @@ def reason(row: CustomerStatus) -> str:
         return f"{row.step}, in progress{trouble}"
     if row.outcome == "delivered":
         return ""
+    if row.pending_reason == "held" and row.error:  # without the id, so that customers are grouped
+        return clean(row.error.rpartition(f"{row.external_id} is ")[2])
     return clean(row.error or (row.outcome == "pending" and row.detail) or "")
 
 

@@ -54,3 +54,4 @@ def test_a_held_customer_is_left_or_waited_for(
     assert told.code == code, told
     assert outcomes(tmp_path) == {"acme": acme, "bolt": "delivered"}
     assert ("--when-held wait" in told.out) == (option == "return"), told.out
+    assert ("   held by process " in told.out) == (option == "return"), told.out
