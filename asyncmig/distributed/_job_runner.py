@@ -22,7 +22,6 @@ from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationOptions, OptionOverrides
-from asyncmig.customers.outcome import Pending
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
@@ -30,6 +29,7 @@ from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUna
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
 from asyncmig.jobs.customers import cancel_when_free
+from asyncmig.jobs.instructions import fulfil, take_up
 from asyncmig.jobs.migrate import migrate_claimed
 from asyncmig.jobs.runners import with_decision
 from asyncmig.journal import Instruction, JournalPort
@@ -207,12 +207,11 @@ class JobRunner:
         instruction: Instruction | None = None
         while True:
             try:
-                instruction = instruction or await self._journal.instruction(spec.external_id)
+                instruction = instruction or await take_up(self._journal, spec.external_id)
                 outcome = await migrate_claimed(
                     generation, context_of(self._session), spec, self._journal, to, options, self._inputs
                 )
-                if instruction is not None and not isinstance(outcome, Pending):
-                    await self._journal.fulfilled(spec.external_id, instruction)
+                await fulfil(self._journal, spec.external_id, instruction, outcome)
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:
                 _log.debug("%s: %s", spec.external_id, error)

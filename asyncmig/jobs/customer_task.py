@@ -1,7 +1,6 @@
 """One customer of a fleet: its spec, its migration, and the future of its outcome."""
 
 import asyncio
-import logging
 from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,13 @@ from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.generations import Generation
-from asyncmig.jobs.instructions import Work, read_known
+from asyncmig.jobs.instructions import KnownCustomer, Work, fulfil, read_known
 from asyncmig.jobs.migrate import migrate_claimed, pending
 from asyncmig.jobs.turns import Turns
 from asyncmig.journal import Instruction, JournalPort
 
 __all__ = ["CustomerTask", "FleetParts", "WhenHeld"]
 
-_log = logging.getLogger("asyncmig")
 WhenHeld = Literal["wait", "return"]
 """What a fleet does with a customer that another live process holds."""
 
@@ -49,7 +47,7 @@ class CustomerTask:
         "_fleet",
         "_has_waited",
         "_instruction",
-        "_is_from_journal",
+        "_known",
         "_place",
         "_recorded",
         "_turns",
@@ -71,15 +69,16 @@ class CustomerTask:
         context: Context,
         turns: Turns | None = None,
         is_recorded: bool,
-        is_from_journal: bool = False,
+        known: KnownCustomer | None = None,
     ) -> None:
         """`instruction`: what the journal has about the customer, or gets now unless `is_recorded`.
 
-        `context`: in whose copies its tasks run. `turns`: the order of the customers that begin together.
+        `context`: in whose copies its tasks run. `turns`: the order of the customers that begin together. `known`:
+        what the journal has of a customer that continues without a spec of the caller.
         """
         self._fleet, self._turns = fleet, turns
         self._place = 0 if turns is None else turns.place()
-        self._instruction, self._is_from_journal = instruction, is_from_journal
+        self._instruction, self._known = instruction, known
         self._has_waited = False
         self._recorded: asyncio.Future[None] | None = None
         self.spec: Spec = spec
@@ -96,14 +95,15 @@ class CustomerTask:
 
     def is_other(self, spec: Spec) -> bool:
         """Return whether `spec` differs from the one under way, as far as the journal has kept that one."""
-        if not self._is_from_journal:
+        if self._known is None:
             return self.spec != spec
         kept, given = Work.of(self.spec, "").spec, Work.of(spec, "").spec
         assert kept is not None
         assert given is not None
+        if self._known.work.spec is not None:
+            return kept != given
         # The record of a migration that has begun has ids where a spec may have names.
-        is_whole = self._instruction is not None
-        return kept != given if is_whole else (kept.name, kept.files) != (given.name, given.files)
+        return (kept.name, kept.files) != (given.name, given.files)
 
     async def record(self) -> None:
         """Return when the journal has the customer. Raises `JournalError`."""
@@ -131,7 +131,7 @@ class CustomerTask:
         fleet, spec, options = self._fleet, self.spec, self._fleet.options
         outcome = await self._ended_elsewhere() if self._has_waited else None
         if outcome is None:
-            if self._instruction is not None and self._instruction.wanted == "retry":
+            if self._known is not None and self._known.wanted == "retry":
                 options = replace(options, retry_failed=True)
             to = customer_folder(fleet.to, spec.external_id)
             try:
@@ -151,13 +151,7 @@ class CustomerTask:
                 self._has_waited = True
                 if fleet.when_held == "wait":
                     return None
-        if self._instruction is not None and not isinstance(outcome, Pending):
-            try:
-                await fleet.journal.fulfilled(spec.external_id, self._instruction)
-            except JournalError as error:
-                _log.warning(
-                    "%s: the journal still has the instruction to run it: %s", spec.external_id, error
-                )
+        await fulfil(fleet.journal, spec.external_id, self._instruction, outcome)
         return outcome
 
     def end(self, outcome: Outcome | None, error: BaseException | None) -> None:
@@ -193,7 +187,7 @@ class CustomerTask:
 
         That process may have delivered the sheets to a folder of another host.
         """
-        if not self._is_from_journal:
+        if self._known is None:
             return None
         known = await read_known(self._fleet.journal, self.spec.external_id)
         outcome = None if known.record is None else known.record.outcome

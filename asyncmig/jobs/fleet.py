@@ -217,7 +217,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         context: Context,
         turns: Turns | None = None,
         is_recorded: bool = False,
-        is_from_journal: bool = False,
+        known: KnownCustomer | None = None,
     ) -> "asyncio.Future[Outcome]":
         loop = self._guard.loop()
         if refused is not None:
@@ -235,7 +235,7 @@ class Fleet(AsyncOnly, CustomerMethods):
             context=context,
             turns=turns,
             is_recorded=is_recorded,
-            is_from_journal=is_from_journal,
+            known=known,
         )
         self._submitted[spec.external_id] = customer
         self._admission.add(customer)
@@ -310,14 +310,8 @@ class Fleet(AsyncOnly, CustomerMethods):
             if (under_way := self._submitted.get(each.external_id)) is not None
         }
         for number, (spec, refused) in enumerate(ready):
-            futures[spec.external_id] = self._submit(
-                spec,
-                refused,
-                by_name[spec.external_id].instruction,
-                context=own,
-                turns=turns,
-                is_recorded=True,
-                is_from_journal=True,
+            futures[spec.external_id] = self._continue(
+                by_name[spec.external_id], spec, refused, context=own, turns=turns
             )
             await _let_others_run(number)
         return futures
@@ -335,7 +329,8 @@ class Fleet(AsyncOnly, CustomerMethods):
         known = await self._known(external_id)
         instruction = known.again().wanted("retry")
         await self._journal.instruct(external_id, instruction)
-        return await self._continue(replace(known, instruction=instruction))
+        known = replace(known, instruction=instruction)
+        return self._continue(known, *await self._spec_of(known), context=copy_context())
 
     @checked_call
     async def decide(
@@ -360,7 +355,8 @@ class Fleet(AsyncOnly, CustomerMethods):
             known = await self._known(external_id)
             instruction = known.work.wanted("run")
             await self._journal.instruct(external_id, instruction)
-            await self._continue(replace(known, instruction=instruction))
+            known = replace(known, instruction=instruction)
+            self._continue(known, *await self._spec_of(known), context=copy_context())
         return reviewed
 
     @checked_call
@@ -385,16 +381,18 @@ class Fleet(AsyncOnly, CustomerMethods):
         self._guard.loop()
         return await read_known_of(self._generation, self._journal, external_id)
 
-    async def _continue(self, known: KnownCustomer) -> "asyncio.Future[Outcome]":
+    def _continue(
+        self,
+        known: KnownCustomer,
+        spec: Spec,
+        refused: InvalidInput | None,
+        *,
+        context: Context,
+        turns: Turns | None = None,
+    ) -> "asyncio.Future[Outcome]":
         """Submit a customer with what the journal has of it."""
-        spec, refused = await self._spec_of(known)
         return self._submit(
-            spec,
-            refused,
-            known.instruction,
-            context=copy_context(),
-            is_recorded=True,
-            is_from_journal=True,
+            spec, refused, known.instruction, context=context, turns=turns, is_recorded=True, known=known
         )
 
     async def _spec_of(self, known: KnownCustomer) -> CheckedSpec:

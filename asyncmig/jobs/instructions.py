@@ -5,6 +5,7 @@ another process can continue. It is deleted once the migration has an outcome th
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, final
@@ -12,14 +13,16 @@ from typing import Protocol, Self, final
 import msgspec
 
 from asyncmig import generations
-from asyncmig.customers.outcome import Pending
+from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord
-from asyncmig.errors import CustomerNotFound, InvalidInput
+from asyncmig.errors import CustomerNotFound, InvalidInput, JournalError
 from asyncmig.generations import Generation
-from asyncmig.journal import Instruction, Wanted
+from asyncmig.journal import Instruction, JournalPort, Wanted
 
-__all__ = ["KnownCustomer", "Work", "read_known", "read_known_of"]
+__all__ = ["KnownCustomer", "Work", "fulfil", "read_known", "read_known_of", "take_up"]
+
+_log = logging.getLogger("asyncmig")
 
 
 class _Readable(Protocol):
@@ -133,6 +136,33 @@ class KnownCustomer:
     def again(self) -> Work:
         """Return the work of starting a failed migration again."""
         return msgspec.structs.replace(self.work, before=digest_of_state(self.state))
+
+
+async def take_up(journal: JournalPort, external_id: str) -> Instruction | None:
+    """Return the instruction that a migration carries out, for `fulfil`. It replaces an instruction to cancel.
+
+    Raises `JournalError`.
+    """
+    instruction = await journal.instruction(external_id)
+    if instruction is None or instruction.wanted != "cancel":
+        return instruction
+    await journal.fulfilled(external_id, instruction)
+    return None
+
+
+async def fulfil(
+    journal: JournalPort, external_id: str, instruction: Instruction | None, outcome: Outcome
+) -> None:
+    """Delete an instruction whose migration has an outcome that a later run would not change.
+
+    If the journal cannot be written, the instruction stays; then a later `resume` finds the outcome.
+    """
+    if instruction is None or isinstance(outcome, Pending):
+        return
+    try:
+        await journal.fulfilled(external_id, instruction)
+    except JournalError as error:
+        _log.warning("%s: the journal still has the instruction to migrate it: %s", external_id, error)
 
 
 async def read_known(journal: _Readable, external_id: str) -> KnownCustomer:

@@ -18,6 +18,7 @@ from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, failed
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.generations import Generation
+from asyncmig.jobs.instructions import fulfil, take_up
 from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
@@ -52,7 +53,13 @@ async def migrate(
     generation = generations.find(api)
     generations.check_options(generation, options)
     folder = checked_path("to", to)
-    return await migrate_claimed(generation, context_of(session), spec, journal, folder, options, Inputs())
+    spec, refused = generations.check_spec(generation, spec)
+    if refused is not None:
+        return failed(spec, refused)
+    instruction = await take_up(journal, spec.external_id)
+    outcome = await migrate_claimed(generation, context_of(session), spec, journal, folder, options, Inputs())
+    await fulfil(journal, spec.external_id, instruction, outcome)
+    return outcome
 
 
 @checked_call

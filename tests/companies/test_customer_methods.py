@@ -26,8 +26,10 @@ from asyncmig import (
     Pending,
     Reject,
     Spec,
+    migrate,
 )
 from asyncmig.customers.status import CustomerStatus
+from asyncmig.jobs.instructions import read_known
 from asyncmig.jobs.runners import digest_of
 from asyncmig.journal.ports import Activity
 from asyncmig.simulator import World
@@ -214,6 +216,40 @@ async def test_a_failed_customer_starts_again_from_the_journal(
         assert isinstance(await (await fleet.retry("acme")), Delivered)
         assert await journal.instructions() == {}
     assert world.ledger.requests["POST /companies"] == 1
+
+
+async def test_a_retry_that_was_carried_out_before_a_crash_is_not_repeated(
+    fleets: OpensFleet, customer: Customer, world: World
+) -> None:
+    spec, journal = customer(), MemoryJournal()
+    spec.files[0].write_bytes(CLEAN.encode() + b"caf\xe9,,,\n")
+    async with fleets(journal) as fleet:
+        await fleet.submit(spec)
+        asked = (await read_known(journal, "acme")).again().wanted("retry")
+        await fleet.submit(spec)  # nothing to do
+        assert world.ledger.requests["POST /companies/{id}/imports"] == 1
+        await journal.instruct("acme", asked)  # and the process dies
+        (outcome,) = await asyncio.gather(*(await fleet.resume()).values())
+        assert isinstance(outcome, Failed)
+        assert world.ledger.requests["POST /companies/{id}/imports"] == 2
+        await journal.instruct("acme", asked)  # it was carried out, and the process dies
+        (outcome,) = await asyncio.gather(*(await fleet.resume()).values())
+        assert isinstance(outcome, Failed)
+        assert world.ledger.requests["POST /companies/{id}/imports"] == 2
+        assert await journal.instructions() == {}
+
+
+async def test_a_single_migration_carries_out_instructions(
+    opens: Opens, fleets: OpensFleet, customer: Customer, tmp_path: Path
+) -> None:
+    journal = MemoryJournal()
+    async with fleets(journal) as fleet:
+        await fleet.accept(customer())
+        await fleet.cancel("acme")
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out" / "acme")
+    assert isinstance(outcome, Delivered)
+    assert await journal.instructions() == {}
 
 
 async def test_only_delivered_customers_are_forgotten_without_force(
