@@ -6,14 +6,16 @@ every process, whichever process drives the customer.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from typing import Final, Literal, cast, get_args
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from itertools import islice
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig._io.context import SessionContext
+from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision, checked_decision
 from asyncmig.customers.outcome import Outcome, Parked, Pending, Reviewed
 from asyncmig.customers.status import CustomerStatus
@@ -21,8 +23,8 @@ from asyncmig.errors import CustomerHeld, CustomerNotFound, InvalidInput
 from asyncmig.generations import Generation
 from asyncmig.jobs.instructions import KnownCustomer, read_known, read_known_of
 from asyncmig.jobs.runners import digest_of
-from asyncmig.jobs.status import read_status, read_statuses
-from asyncmig.journal import JournalPort
+from asyncmig.jobs.status import read_all, read_status, status_of_known
+from asyncmig.journal import Activity, JournalPort
 from asyncmig.steps import OUTCOMES, STEPS
 
 __all__ = [
@@ -111,7 +113,7 @@ class CustomerMethods(ABC):
         """Return the statuses of customers.
 
         `outcome` and `step`: only customers with one of these. `after`: begin after this customer in the order of
-        `sort`, for the next page. `limit`: the length of a page. Reads the whole journal.
+        `sort`, for the next page. `limit`: the length of a page. Reads the states of all customers.
 
         Raises `InvalidInput` for an unknown outcome, step or order, and `CustomerNotFound` for `after`.
         """
@@ -120,13 +122,10 @@ class CustomerMethods(ABC):
             raise InvalidInput("sort", sort, f"is not one of {list(get_args(SortBy))}")
         if limit is not None and limit < 1:
             raise InvalidInput("limit", limit, "must be at least 1")
-        found = _sorted(await read_statuses(self._opened_journal(), ""), sort)
-        if after is not None:
-            names = [each.external_id for each in found]
-            if after not in names:
-                raise CustomerNotFound("after", after, "is not in the journal")
-            found = found[names.index(after) + 1 :]
-        return [each for each in found if each.outcome in outcomes and each.step in steps][:limit]
+        found = await read_all(self._opened_journal())
+        if after is not None and after not in {known.external_id for known, _ in found}:
+            raise CustomerNotFound("after", after, "is not in the journal")
+        return await in_thread(_page, found, sort, after, limit, outcomes, steps)
 
     @checked_call
     async def forget(self, external_id: str, *, force: bool = False) -> None:
@@ -251,11 +250,24 @@ def _chosen(field: str, given: str | Collection[str] | None, known: Sequence[str
     return names
 
 
-def _sorted(statuses: list[CustomerStatus], by: SortBy) -> list[CustomerStatus]:
-    name = by.removeprefix("-")
-    if name != "begun":
-        keys: Mapping[str, str] = {"changed": "changed_at"}
-        statuses.sort(
-            key=lambda each: (cast("str | None", getattr(each, keys.get(name, name))) or "", each.external_id)
-        )
-    return statuses[::-1] if by.startswith("-") else statuses
+def _page(
+    found: list[tuple[KnownCustomer, Activity | None]],
+    sort: SortBy,
+    after: str | None,
+    limit: int | None,
+    outcomes: Collection[str],
+    steps: Collection[str],
+) -> list[CustomerStatus]:
+    """Return a page of `customers`. Decodes only the records that it needs."""
+    keys: Mapping[str, Callable[[KnownCustomer, Activity | None], str]] = {
+        "external_id": lambda known, seen: known.external_id,
+        "name": lambda known, seen: known.name,
+        "changed": lambda known, seen: (seen.at if seen else None) or "",
+    }
+    if (key := keys.get(sort.removeprefix("-"))) is not None:
+        found.sort(key=lambda each: (key(*each), each[0].external_id))
+    ordered = iter(reversed(found) if sort.startswith("-") else found)
+    if after is not None:
+        next(known for known, _ in ordered if known.external_id == after)
+    statuses = (status_of_known(*each) for each in ordered)
+    return list(islice((each for each in statuses if each.outcome in outcomes and each.step in steps), limit))

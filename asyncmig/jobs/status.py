@@ -22,11 +22,13 @@ __all__ = [
     "LogEntry",
     "Readable",
     "follow",
+    "read_all",
     "read_record",
     "read_records",
     "read_status",
     "read_statuses",
     "status_of",
+    "status_of_known",
     "timeline",
     "words_of",
 ]
@@ -91,7 +93,7 @@ async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
     Raises `CustomerNotFound`, `JournalError`.
     """
     known = await read_known(journal, external_id)
-    return _status(known, (await journal.activity(external_id)).get(external_id))
+    return status_of_known(known, (await journal.activity(external_id)).get(external_id))
 
 
 async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecord]:
@@ -105,23 +107,25 @@ async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecor
 
 async def read_statuses(journal: Readable, path: str) -> list[CustomerStatus]:
     """Return the status of each customer of a journal, the oldest first. Raises `JournalError`."""
-    states, instructions, activity = (
-        await journal.states(),
-        await journal.instructions(),
-        await journal.activity(),
-    )
+    found = await read_all(journal)
+    return await in_thread(lambda: [status_of_known(*each) for each in found])
+
+
+async def read_all(journal: Readable) -> list[tuple[KnownCustomer, Activity | None]]:
+    """Return what a journal knows of each customer, the oldest first, without decoding it. Raises `JournalError`."""
+    states, instructions = await journal.states(), await journal.instructions()
+    activity = await journal.activity()
     names = [*states, *(name for name in activity if name not in states)]
     known = [KnownCustomer(name, states.get(name), instructions.get(name)) for name in names]
-    return await in_thread(
-        lambda: [
-            _status(each, activity.get(each.external_id))
-            for each in known
-            if each.state is not None or each.instruction or activity[each.external_id].holder
-        ]
-    )
+    return [
+        (each, seen)
+        for each in known
+        for seen in [activity.get(each.external_id)]
+        if each.state is not None or each.instruction is not None or (seen is not None and seen.holder)
+    ]
 
 
-def _status(known: KnownCustomer, seen: Activity | None) -> CustomerStatus:
+def status_of_known(known: KnownCustomer, seen: Activity | None) -> CustomerStatus:
     """Return the status of a customer, which may not have begun."""
     if (record := known.record) is not None:
         return status_of(record, seen, known.wanted)
