@@ -6,6 +6,7 @@ another process can continue. It is deleted once the migration has an outcome th
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, final
@@ -84,11 +85,11 @@ class KnownCustomer:
 
     @property
     def work(self) -> Work:
-        """The content of the instruction, or of a new one if there is none."""
-        if self.instruction is None:
-            api = generations.DEFAULT if self.state is None else generations.api_of(self.state)
-            return Work(api=api)
-        return msgspec.json.decode(self.instruction.detail, type=Work, dec_hook=_path)
+        """The content of the instruction; without one, or if a newer version wrote it, what the record says."""
+        if self.instruction is not None:
+            with suppress(ValueError, TypeError, RecursionError):
+                return msgspec.json.decode(self.instruction.detail, type=Work, dec_hook=_path)
+        return Work(api=generations.DEFAULT if self.state is None else generations.api_of(self.state))
 
     @property
     def record(self) -> CustomerRecord | None:
@@ -111,7 +112,7 @@ class KnownCustomer:
             return spec
         record = self.record
         if record is None or not record.is_readable:
-            reason = "has a record that this version cannot read: submit it with its spec"
+            reason = "cannot be continued without its spec: this version cannot read what the journal has of it"
             raise InvalidInput("external_id", self.external_id, reason)
         return Spec(
             external_id=self.external_id,
