@@ -1,6 +1,6 @@
 """The status of a customer: one shape for `status --json`, `report.json`, NDJSON and the live view."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast, final
 
@@ -66,6 +66,11 @@ class MigrationProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that the run has to process, as the server reports them."""
     seconds_left: float | None = None
     """An estimate of the seconds until the run ends: from its own progress, or from how long other runs took."""
+
+    @classmethod
+    def of_uploads(cls, files: Sequence[FileInput], sent: Iterable[int]) -> "MigrationProgress | None":
+        """Return the progress of uploads from the bytes of each file sent; None before the files were read."""
+        return cls(bytes_sent=sum(sent), bytes_total=sum(file.size for file in files)) if files else None
 
 
 class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,7 +112,9 @@ class KnownCustomer:
             return spec
         record = self.record
         if record is None or not record.is_readable:
-            reason = "cannot be continued without its spec: this version cannot read what the journal has of it"
+            reason = (
+                "cannot be continued without its spec: this version cannot read what the journal has of it"
+            )
             raise InvalidInput("external_id", self.external_id, reason)
         return Spec(
             external_id=self.external_id,

@@ -221,12 +221,7 @@ def customer_record(record: Record) -> CustomerRecord:
             detail=f"import number {record.epoch + 1} of this company" if record.epoch else "",
             ids={**status.ids, **record.ids},
             last_failure=record.last_failure,
-            progress=MigrationProgress(
-                bytes_sent=sum(upload.size for upload in record.uploads),
-                bytes_total=sum(file.size for file in record.files),
-            )
-            if record.files
-            else None,
+            progress=MigrationProgress.of_uploads(record.files, (each.size for each in record.uploads)),
         ),
         outcome=outcome,
         is_readable=record.is_readable,

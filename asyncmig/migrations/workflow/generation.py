@@ -23,6 +23,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import (
     CustomerRecord,
     CustomerStatus,
+    MigrationProgress,
     RemainingWork,
     RunUpdate,
     status_of_outcome,
@@ -215,6 +216,7 @@ def _customer_record(record: Record) -> CustomerRecord:
             detail=_detail(record),
             ids={**status.ids, **record.ids},
             last_failure=record.last_failure,
+            progress=MigrationProgress.of_uploads(record.files, (each.size for each in record.uploads)),
         ),
         outcome=outcome,
         is_readable=record.is_readable,
