@@ -33,9 +33,9 @@ class MigrationState:
         self.tracker: Tracker | None = None
         """The last operation that this session started or opened."""
 
-    def created(self) -> None:
-        """Report that the server has just created the migration."""
-        self._created_at = self._context.poller.now()
+    def created(self, *, age: float = 0.0) -> None:
+        """Report that the server has created the migration `age` seconds ago."""
+        self._created_at = max(self._created_at, self._context.poller.now() - age)
 
     @property
     def is_young(self) -> bool:

@@ -331,3 +331,20 @@ async def test_a_blocked_start_of_another_process_is_found_by_a_refused_repeat(
     async with opens() as migration:
         assert isinstance(await (await migration.generate(since=points[0])).wait(), Questions)
     assert account.starts() == ["generate"]
+
+
+async def test_a_job_that_failed_is_started_once_more(opens: Opens, account: Account, tmp_path: Path) -> None:
+    jobs = "/migrations/m1/exports"
+    account.routes["GET", f"{jobs}/contacts.csv"] = lambda body, query: Reply(409, {"error": "compressed"})
+    account.routes["POST", jobs] = lambda body, query: Reply(
+        202, {"job_id": f"j{account.count('POST', '/exports')}"}
+    )
+    account.routes["GET", f"{jobs}/jobs/j1"] = lambda body, query: Reply(
+        200, {"status": "failed", "error": "no"}
+    )
+    link = {"status": "completed", "total_rows": 2, "download_url": "/files/x"}
+    account.routes["GET", f"{jobs}/jobs/j2"] = lambda body, query: Reply(200, link)
+    account.routes["GET", "/files/x"] = lambda body, query: Reply(200, account.sheets["contacts"].encode())
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["contacts"])
+    assert (files[0].rows, account.count("POST", "/exports")) == (2, 2)

@@ -20,6 +20,7 @@ from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.operation import LAG, block_of
 from asyncmig.migrations.runs import AnswerPoint, Run
 from asyncmig.migrations.starts import StartPoint, active_run_id
+from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.thread import ThreadReader
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.wire import Kind, RunState
@@ -56,6 +57,8 @@ class Operations:
             self._migration = Migrations(self._context).open(
                 record.migration_id, external_id=record.external_id, sheets=record.sheets
             )
+            shared = self._context.kept(ClientState).of(self._context, record.migration_id)
+            shared.created(age=max(0.0, wall_clock() - record.created_at))
         return self._migration
 
     # Starts

@@ -12,6 +12,7 @@ import msgspec
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import LiveSource, Spec
@@ -73,6 +74,7 @@ class Preparation:
             "created",
             create_sent=False,
             migration_id=migration.id,
+            created_at=wall_clock(),
             sheets=migration.sheets,
             existed=not migration.is_new and migration.status != "awaiting_files",
             remarks=tuple(map(_remark, migration.differences)),

@@ -84,6 +84,8 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     create_sent: bool = False
     """Whether the create request may have been sent without a recorded response."""
     migration_id: str | None = None
+    created_at: float = 0.0
+    """Wall-clock time of the response to the create request."""
     sheets: tuple[Sheet, ...] = ()
     existed: bool = False
     """Whether the migration existed before, or a person linked it. Its earlier runs must be read first."""
