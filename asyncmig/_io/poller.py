@@ -30,7 +30,16 @@ class Poller:
     `events`: receives failed reads. `loop`: returns the event loop, or raises where runs may not be watched.
     """
 
-    __slots__ = ("_closed", "_groups", "_loop", "_second_channel", "_warnings", "_watches", "shortest_floor")
+    __slots__ = (
+        "_classes",
+        "_closed",
+        "_groups",
+        "_loop",
+        "_second_channel",
+        "_warnings",
+        "_watches",
+        "shortest_floor",
+    )
 
     def __init__(
         self,
@@ -41,6 +50,8 @@ class Poller:
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._loop = loop
+        self._classes: dict[tuple[Lifecycle, Hashable], tuple[Lifecycle, Hashable]] = {}
+        """Each class of runs once, because many runs refer to it."""
         self.shortest_floor: float | None = None
         """Seconds that replace the floor of young runs, for a simulated server in this process. The floor then grows
         to a tenth of a run's age."""
@@ -110,7 +121,7 @@ class Poller:
                 now=polls.now(),
                 started=started,
                 last_read=last_read,
-                group=(lifecycle, group),
+                group=self._classes.setdefault((lifecycle, group), (lifecycle, group)),
                 read=read,
                 lifecycle=lifecycle,
                 second=self._second(polls, gate, second),

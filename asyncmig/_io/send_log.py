@@ -49,6 +49,8 @@ _TRIES = 200
 _REST = 64 * 1024
 """The most bytes that a compaction copies while it holds the lock, unless others append faster than it copies."""
 _COPIES, _TRIES_TO_REPLACE = 10, 20
+_DONE_WAITS = 0.1
+"""Seconds for which the line about an answer may wait, so that it is written together with others."""
 _TO_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _MOST_UNWRITTEN = 10_000
 """The most lines that are kept in memory while they cannot be written."""
@@ -94,7 +96,8 @@ class SendLog:
     A request matters for one window after its answer; `window` is that of budgets that name none. A request without
     an answer has arrived at most `timeout` seconds after it was sent, or never. Both are seconds on the loop's clock,
     which runs `speed` times as fast as the wall clock. `clock` returns the loop's time, so that times in the log
-    advance even if the wall clock is set back. `threaded`: compact in a thread of the running loop while writing.
+    advance even if the wall clock is set back. `threaded`: the log may use the running loop: it compacts in a thread,
+    and writes lines about answers together.
     """
 
     __slots__ = (
@@ -108,6 +111,7 @@ class SendLog:
         "_start",
         "_threaded",
         "_timeout",
+        "_timer",
         "_unlooked",
         "_unwritten",
         "_warned",
@@ -135,6 +139,8 @@ class SendLog:
         self._threaded = threaded
         self._work: asyncio.Future[None] | None = None
         """The compaction that runs in a thread."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Writes lines that can wait."""
         self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
 
     def open(self) -> None:
@@ -144,8 +150,7 @@ class SendLog:
 
     def close(self) -> None:
         """Stop appending."""
-        with self._trouble():
-            self._flush()
+        self._write()
         self._forget_file()
 
     async def aclose(self) -> None:
@@ -172,6 +177,18 @@ class SendLog:
 
     def _append(self, entry: _Entry, slot: str) -> None:
         self._unwritten.append(_line(slot, entry, self._now()))
+        if self._threaded and entry.kind == "done":
+            if (
+                self._timer is None
+            ):  # without this line, the request only counts as one that was not answered yet
+                self._timer = asyncio.get_running_loop().call_later(_DONE_WAITS, self._write)
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         with self._trouble():
             self._flush()
             if self._unlooked > _LOOK_EVERY and self._fd is not None and self._work is None:

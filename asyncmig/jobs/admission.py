@@ -42,6 +42,7 @@ class Admission:
         "_is_closed",
         "_is_draining",
         "_is_scheduled",
+        "_on_ran",
         "_recording",
         "_running",
         "_unrecorded",
@@ -61,6 +62,7 @@ class Admission:
         """The customers that have not ended."""
         self._idle: asyncio.Future[None] | None = None
         self._is_closed = self._is_draining = self._is_scheduled = False
+        self._on_ran = self._ran  # one object for all tasks
 
     def add(self, customer: CustomerTask) -> None:
         """Start a customer as soon as the journal has it and there is a place."""
@@ -117,7 +119,7 @@ class Admission:
         self._free -= 1
         customer.task = task = _task_of(customer, customer.run())
         self._running[task] = customer
-        task.add_done_callback(self._ran, context=customer.context)
+        task.add_done_callback(self._on_ran, context=customer.context)
 
     def _ran(self, task: "asyncio.Task[Outcome | None]") -> None:
         customer = self._running.pop(task)

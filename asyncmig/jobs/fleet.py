@@ -278,11 +278,11 @@ class Fleet(AsyncOnly, CustomerMethods):
         del given, good
         with self._inputs.holding(keys):
             turns, own, ended = Turns(), copy_context(), asyncio.Queue[asyncio.Future[Outcome]]()
-            count = len(ready)
+            count, add = len(ready), ended.put_nowait
             for number, (spec, refused) in enumerate(ready):
                 instruction = None if refused else instructions.get(spec.external_id)
                 future = self._submit(spec, refused, instruction, context=own, turns=turns, is_recorded=True)
-                future.add_done_callback(ended.put_nowait, context=own)
+                future.add_done_callback(add, context=own)
                 await _let_others_run(number)
             del ready
             for _ in range(count):

@@ -1,7 +1,7 @@
 """The common part of the journal records of all API generations: customer, input files, last outcome."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -85,12 +85,21 @@ def unreadable_outcome(external_id: str, name: str, ids: Mapping[str, str], reas
     )
 
 
-async def read_inputs(paths: Iterable[Path]) -> tuple[FileInput, ...]:
-    """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty."""
-    return tuple([await in_thread(_read_input, path) for path in paths])
+async def read_inputs(
+    paths: Sequence[Path], check: Callable[[], object] | None = None
+) -> tuple[FileInput, ...]:
+    """Return size and SHA-256 of each file. Raises `InvalidInput` for one that is missing or empty.
+
+    `check`: called in a thread before the first file is read; it may raise.
+    """
+    if check is not None and not paths:
+        await in_thread(check)
+    return tuple([await in_thread(_read_input, path, None if n else check) for n, path in enumerate(paths)])
 
 
-def _read_input(path: Path) -> FileInput:
+def _read_input(path: Path, check: Callable[[], object] | None) -> FileInput:
+    if check is not None:
+        check()
     size = size_of(path)
     try:
         digest = digest_of(path)

@@ -19,7 +19,6 @@ import msgspec
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import OwnerScope
-from asyncmig._io.threads import in_thread
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.import_run import ImportRun
@@ -216,9 +215,7 @@ class _Migration:
                 "the company was created with another source or other templates, and keeps them"
             )
         try:
-            spec.validate(root=self._options.root)
-            await in_thread(check_apart, spec.files, self._to)
-            files = self._files = await read_inputs(spec.files)
+            files = self._files = await read_inputs(spec.files, self._check_input)
         except InvalidInput as error:
             if not record.import_requested:
                 raise
@@ -233,6 +230,11 @@ class _Migration:
             progress.record = record.relocated(files)
         if not progress.record.company_id:
             progress.record = named(progress.record, spec)
+
+    def _check_input(self) -> None:
+        """Raise `InvalidInput` for wrong values of the spec, and for files in the output folder. Blocks."""
+        self._spec.validate(root=self._options.root)
+        check_apart(self._spec.files, self._to)
 
     async def _take_changed(self, files: tuple[FileInput, ...], changed: str) -> None:
         """Import changed files, note that they are not imported, or raise `FilesChanged`."""
