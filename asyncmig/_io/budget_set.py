@@ -174,13 +174,13 @@ class BudgetSet:
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
         """Report a 429. It holds the budget that its headers name, or else only the requests of this set."""
         charged = self._charged(headers)
-        for each, at in self._taken(sent_at):
+        if charged is None:
+            self._hold(retry_after)  # before a slot is free for the next request
+        for each, at in sorted(self._taken(sent_at), key=lambda taken: taken[0] is not charged):
             if each is charged:
                 each.rejected(at, retry_after, headers)
             else:
                 each.lost(at)  # the server may have counted the request here
-        if charged is None:
-            self._hold(retry_after)
 
     def lost(self, sent_at: float) -> None:
         for each, at in self._taken(sent_at):
