@@ -72,7 +72,11 @@ def measure(processes: int, speed: float, harm: signal.Signals | None = None) ->
     spans = [json.loads(line) for line in lines if line.strip()]
     # A stopped process reads its answers late; the requests arrived within the time-out.
     spans = [(sent, min(answered, sent + TIMEOUT)) for sent, answered in spans]
-    return max(answered for _, answered in spans) - min(sent for sent, _ in spans), len(spans), refusals(spans)
+    return (
+        max(answered for _, answered in spans) - min(sent for sent, _ in spans),
+        len(spans),
+        refusals(spans),
+    )
 
 
 def refusals(spans: list[tuple[float, float]]) -> int:
@@ -90,8 +94,10 @@ def refusals(spans: list[tuple[float, float]]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", type=float, default=20.0, help="seconds of the clock in one real second")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--speed", type=float, default=20.0, help="seconds of the clock in a real one")
     speed = parser.parse_args().speed
     alone, _, refused = measure(1, speed)
     print(f"one process                    {alone:6.1f} s  1.00  {refused} refused")
