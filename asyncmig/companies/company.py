@@ -15,8 +15,8 @@ from asyncmig.companies.imports import Imports
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
-from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import SHEET, checked_id
+from asyncmig.customers.names import named
 from asyncmig.customers.outcome import Downloaded, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput

@@ -17,8 +17,8 @@ from asyncmig.companies.archive import chunks_of, open_archive
 from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.wire import Sheet
-from asyncmig.customers.catalog import called
 from asyncmig.customers.file_names import file_names
+from asyncmig.customers.names import called
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import ApiError, AsyncmigError, NoAnswer, TruncatedDownload
 from asyncmig.transfers.bound import Bound

@@ -2,8 +2,9 @@
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 import msgspec
 
@@ -14,6 +15,7 @@ __all__ = [
     "NOT_IMPORTED_AGAIN",
     "FileInput",
     "FilesChanged",
+    "files_in_words",
     "raise_unreadable",
     "size_of",
     "write_whole",
@@ -66,6 +68,20 @@ class FileInput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     path: str
     size: int
     sha256: str
+
+
+class _Sent(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+
+
+def files_in_words(files: Sequence[FileInput | _Sent]) -> str:
+    """Return the names of the first files, and the size of all: `a.csv, b.csv (1,024 bytes)`."""
+    names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
+    size = sum(file.size for file in files)
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
 
 
 def write_whole(path: Path, content: bytes) -> None:

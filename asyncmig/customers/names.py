@@ -1,15 +1,17 @@
-"""Replace the names of sources and templates in specs by the values that the API takes."""
+"""Find sources and templates by name, and replace the names in specs by the values that the API takes."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from difflib import get_close_matches
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig._core.arguments import checked_text
+from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 
-__all__ = ["HasNames", "ReadItems", "ResolvedSpec", "find_item", "resolve_spec"]
+__all__ = ["HasNames", "ReadItems", "ResolvedSpec", "called", "find_item", "named", "resolve_spec"]
 
 ReadItems = Callable[[float], Awaitable[Sequence[CatalogueItem] | None]]
 """Returns the account's sources or templates as they were at most so many seconds ago; None if the server does not
@@ -18,6 +20,55 @@ _KEPT = 3600.0
 """Seconds for which a list of the account is used."""
 _RECHECK = 60.0
 """Seconds after which a list is read again for a name that it lacks."""
+
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_FEW = 20
+"""How many names an error lists in full."""
+_Named = TypeVar("_Named", bound=_Listed)
+
+
+def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
+    """Return the one of `among` whose id or name is `wanted`.
+
+    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
+    """
+    checked_text(field, wanted)
+    found = [each for each in among if each.id == wanted] or called(wanted, among)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = [each.id for each in found]
+        raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
+    raise InvalidInput(
+        field, wanted, f"is not known; {_offer(wanted, sorted({each.name for each in among}))}"
+    )
+
+
+def _offer(wanted: str, names: Sequence[str]) -> str:
+    """Return the names that `wanted` may stand for: all of a few, the most similar ones of many."""
+    if len(names) <= _FEW:
+        return f"there are {list(names)}"
+    folded = {name.casefold(): name for name in names}
+    near = [folded[each] for each in get_close_matches(wanted.casefold(), folded, n=5)]
+    return (
+        f"there are {len(names)}, and the most similar are {near}"
+        if near
+        else f"none of {len(names)} is similar"
+    )
+
+
+def called(name: str, among: Sequence[_Named]) -> list[_Named]:
+    """Return those of this name; if there are none, those whose name differs only in upper and lower case."""
+    return [each for each in among if each.name == name] or [
+        each for each in among if each.name.casefold() == name.casefold()
+    ]
 
 
 class HasNames(Protocol):

@@ -20,7 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self, final
 
-__all__ = ["Holder", "Lease", "Moment", "mark_closed", "mark_open"]
+__all__ = ["DURATION", "Holder", "Lease", "Moment", "mark_closed", "mark_open"]
+
+DURATION = 30.0
+"""The default duration of a lease, in real seconds."""
 
 _open: set[str] = set()
 """The open journals of this process, by `Holder.instance`."""

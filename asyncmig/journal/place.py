@@ -11,6 +11,7 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, is_postgres, parse_server
 from asyncmig.errors import InvalidInput
 from asyncmig.journal.database import DatabaseJournal, state_folder
+from asyncmig.journal.lease import DURATION
 from asyncmig.journal.sqlite import Journal
 from asyncmig.journal.sqlite_file import check_is_path
 
@@ -81,7 +82,7 @@ def open_journal(
     place: str | Path | JournalPlace,
     *,
     holder: str | None = None,
-    lease: float = 30.0,
+    lease: float = DURATION,
     read_only: bool = False,
 ) -> DatabaseJournal:
     """Return the journal in a file or in a PostgreSQL database. Enter it with `async with`.

@@ -31,7 +31,7 @@ from asyncmig._core.run_table import RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
-from asyncmig.journal.lease import Holder
+from asyncmig.journal.lease import DURATION, Holder
 from asyncmig.journal.ports import JournalEvent
 from asyncmig.journal.postgres_runs import PostgresRuns
 from asyncmig.journal.postgres_schema import PostgresSchema
@@ -83,7 +83,7 @@ class PostgresJournal(DatabaseJournal):
         *,
         schema: str = "asyncmig",
         holder: str | None = None,
-        lease: float = 30.0,
+        lease: float = DURATION,
         read_only: bool = False,
         patience: float = 60.0,
     ) -> None:

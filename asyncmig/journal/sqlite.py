@@ -29,7 +29,7 @@ from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
-from asyncmig.journal.lease import Holder, Lease, Moment
+from asyncmig.journal.lease import DURATION, Holder, Lease, Moment
 from asyncmig.journal.sqlite_file import (
     EVENTS_STAY,
     Connect,
@@ -81,7 +81,7 @@ class Journal(DatabaseJournal):
         path: str | Path,
         *,
         holder: str | None = None,
-        lease: float = 30.0,
+        lease: float = DURATION,
         read_only: bool = False,
         threaded: bool = True,
         connect: Connect = connect,

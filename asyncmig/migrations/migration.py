@@ -13,8 +13,8 @@ from asyncmig._core.arguments import checked_call, checked_path, checked_text
 from asyncmig._core.lifecycle import Phase
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import IMPORT, checked_id
+from asyncmig.customers.names import named
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import Conflict, InvalidInput, NotFound
 from asyncmig.migrations import routes

@@ -28,9 +28,9 @@ from asyncmig import (
     migrate,
 )
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.decisions import checked_decision
-from asyncmig.customers.names import ResolvedSpec, resolve_spec
+from asyncmig.customers.names import ResolvedSpec, named, resolve_spec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs

@@ -14,7 +14,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
 from asyncmig.companies.workflow.names import resolve
-from asyncmig.companies.workflow.record import Record, named
+from asyncmig.companies.workflow.record import Record, with_spec
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
 from asyncmig.records.record_keeper import RecordKeeper
@@ -61,7 +61,7 @@ class Creation:
         (found,) = await self._progress.retry_while_away(find)
         if found.faults:
             raise found.faults[0]
-        self._progress.record = named(self._progress.record, found.spec)
+        self._progress.record = with_spec(self._progress.record, found.spec)
 
     async def _provision(self, *, doubtful: bool) -> Company:
         try:

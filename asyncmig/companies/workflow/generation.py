@@ -15,17 +15,15 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.connections import checked_connections
-from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Template
 from asyncmig.companies.workflow.adoption import adopt
 from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
+from asyncmig.companies.workflow.journal_words import words_of
 from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
 from asyncmig.companies.workflow.names import catalogue_requests, resolve
-from asyncmig.companies.workflow.record import ExportStep, Record, read_record
+from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.failures import LastFailure
-from asyncmig.customers.files import FileInput
 from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
@@ -104,7 +102,7 @@ class CompaniesGeneration:
         return customer_record(read_record(external_id, state))
 
     def describe(self, event: JournalEvent) -> str:
-        return _words(event.kind, _detail(event))
+        return words_of(event)
 
     async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
         return await resolve(context, specs)
@@ -244,80 +242,3 @@ def _step(record: Record) -> Progress:
     if record.company_id is not None:
         return "uploading"
     return "creating" if record.create_sent else "waiting"
-
-
-class _Detail(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a journal entry: the changed fields of the record, and a decision."""
-
-    company_id: str | None = None
-    run_id: str | None = None
-    epoch: int | None = None
-    files: tuple[FileInput, ...] = ()
-    uploads: tuple[Uploaded, ...] = ()
-    decision: Mapping[str, object] | None = None
-    exports: tuple[ExportStep, ...] = ()
-    last_failure: LastFailure | None = None
-    attempts: int | None = None
-    outcome: Outcome | None = None
-
-
-def _detail(event: JournalEvent) -> _Detail:
-    """Return the content of an event; empty if this version cannot decode it."""
-    try:
-        return msgspec.json.decode(event.detail, type=_Detail)
-    except (ValueError, TypeError, RecursionError):
-        return _Detail()
-
-
-def _words(kind: str, detail: _Detail) -> str:
-    match kind:
-        case "create" | "start":
-            return f"asks for the {'company' if kind == 'create' else 'import'}"
-        case "created" | "adopt":
-            return f"company {detail.company_id}" + (", as a person said" if kind == "adopt" else "")
-        case "started" | "found":
-            return f"run {detail.run_id}"
-        case "input":
-            return _files(detail.files)
-        case "uploaded":
-            return _files(detail.uploads[-1:])
-        case "export" | "export started" | "exported":
-            return _export(detail.exports[-1:])
-        case "retrying":
-            return detail.last_failure.words if detail.last_failure else ""
-        case "recovered":
-            return f"after {detail.attempts} attempts"
-        case "decide":
-            return _decision(detail.decision)
-        case "new epoch":
-            return f"import number {(detail.epoch or 0) + 1} of this company; {_files(detail.files)}"
-        case _:
-            outcome = detail.outcome
-            return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
-
-
-def _files(files: Sequence[FileInput | Uploaded]) -> str:
-    names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
-    size = sum(file.size for file in files)
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
-
-
-def _export(steps: Sequence[ExportStep]) -> str:
-    """Return a description of the export that an entry is about, which is the last one."""
-    return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
-
-
-def _decision(decision: Mapping[str, object] | None) -> str:
-    """Return a description of a decision. Earlier versions wrote `approve` instead of a type."""
-    if decision is None:
-        return ""
-    kind = decision.get("type") or ("approve" if decision.get("approve") else "reject")
-    answers = cast("Mapping[str, object]", decision.get("answers") or {})
-    given = [f"{question}={_choice(choice)}" for question, choice in answers.items()]
-    return " ".join([str(kind), *given])
-
-
-def _choice(choice: object) -> str:
-    return (
-        repr(cast("Mapping[str, object]", choice).get("text")) if isinstance(choice, Mapping) else str(choice)
-    )

@@ -30,7 +30,7 @@ from asyncmig.companies.workflow.creation import Creation, refuses_account, unkn
 from asyncmig.companies.workflow.decisions import SUPPORTED, reject_run, send_decision
 from asyncmig.companies.workflow.delivery import Delivery
 from asyncmig.companies.workflow.names import differs
-from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of, named
+from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of, with_spec
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
@@ -92,7 +92,7 @@ async def migrate_customer(
     """
     progress = keeper_of(context, claim, retry_seconds=options.retry_seconds)
     if not progress.record.name:
-        progress.record = named(progress.record, spec)
+        progress.record = with_spec(progress.record, spec)
     try:
         await progress.responses.catch_up()
         with OwnerScope(progress.owner()):
@@ -229,7 +229,7 @@ class _Migration:
         else:
             progress.record = record.relocated(files)
         if not progress.record.company_id:
-            progress.record = named(progress.record, spec)
+            progress.record = with_spec(progress.record, spec)
 
     def _check_input(self) -> None:
         """Raise `InvalidInput` for wrong values of the spec, and for files in the output folder. Blocks."""

@@ -17,7 +17,7 @@ from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "named", "read_record"]
+__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record", "with_spec"]
 
 _VERSION = 1
 API = "companies"
@@ -153,7 +153,7 @@ def keeper_of(
     )
 
 
-def named(record: Record, spec: Spec) -> Record:
+def with_spec(record: Record, spec: Spec) -> Record:
     """Return the record with the name, source and templates of `spec`."""
     return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.templates)
 

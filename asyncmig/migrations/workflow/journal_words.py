@@ -1,13 +1,12 @@
 """The journal entries of a migration in words, for people."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
 
 from asyncmig.customers.failures import LastFailure
-from asyncmig.customers.files import FileInput
+from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.outcome import Delivered, Outcome
 from asyncmig.journal import JournalEvent
 from asyncmig.migrations.uploads import Uploaded
@@ -18,7 +17,7 @@ __all__ = ["words_of"]
 
 
 class _Detail(msgspec.Struct, frozen=True, kw_only=True):
-    """What a journal entry may contain: the fields of the record that it changed, and more for people."""
+    """The content of a journal entry: the changed fields of the record, and facts for people."""
 
     migration_id: str | None = None
     epoch: int | None = None
@@ -36,7 +35,7 @@ class _Detail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def words_of(event: JournalEvent) -> str:
-    """Return an entry in words; it may contain the server's text as it came."""
+    """Return a description of an entry. It may contain unescaped text of the server."""
     try:
         detail = msgspec.json.decode(event.detail, type=_Detail)
     except (ValueError, TypeError, RecursionError):
@@ -50,7 +49,7 @@ def words_of(event: JournalEvent) -> str:
                 ", as a person said" if event.kind == "adopt" else ""
             )
         case "input" | "uploaded":
-            return _files(detail.files or detail.uploads)
+            return files_in_words(detail.files or detail.uploads)
         case "start":
             return operation.kind or "" if operation else ""
         case "started" | "found" | "waits for another import":
@@ -75,12 +74,6 @@ def words_of(event: JournalEvent) -> str:
         case _:
             outcome = detail.outcome
             return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
-
-
-def _files(files: Sequence[FileInput | Uploaded]) -> str:
-    names = [Path(file.path).name if isinstance(file, FileInput) else file.name for file in files]
-    size = sum(file.size for file in files)
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({size:,} bytes)" if names else ""
 
 
 def _choices(answers: Mapping[str, object]) -> str:

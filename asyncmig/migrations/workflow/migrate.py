@@ -61,7 +61,7 @@ from asyncmig.migrations.workflow.delivery import Delivery
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.preparation import Preparation
-from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of, named, read_record
+from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of, read_record, with_spec
 from asyncmig.records.policy import ask_function
 from asyncmig.records.record import check_apart, read_inputs
 from asyncmig.records.record_keeper import RecordKeeper
@@ -128,7 +128,7 @@ async def migrate_customer(
     """
     keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
     if not keeper.record.name:
-        keeper.record = named(keeper.record, spec)
+        keeper.record = with_spec(keeper.record, spec)
     try:
         await keeper.responses.catch_up()
         with OwnerScope(keeper.owner()):
@@ -262,7 +262,7 @@ class _Migration:
         elif not changed:
             keeper.record = record.relocated(files)
         if not keeper.record.migration_id:
-            keeper.record = named(keeper.record, spec)
+            keeper.record = with_spec(keeper.record, spec)
 
     def _take_changed(self, changed: str) -> None:
         """Note that changed files of an executed run are not imported, or raise `FilesChanged`."""

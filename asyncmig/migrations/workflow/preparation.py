@@ -24,7 +24,7 @@ from asyncmig.migrations.runs import Run
 from asyncmig.migrations.workflow.names import resolve
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit
-from asyncmig.migrations.workflow.record import Record, named
+from asyncmig.migrations.workflow.record import Record, with_spec
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Preparation"]
@@ -86,7 +86,7 @@ class Preparation:
         (found,) = await keeper.retry_while_away(partial(resolve, self._context, [self._spec]))
         if found.faults:
             raise found.faults[0]
-        keeper.record = named(keeper.record, found.spec)
+        keeper.record = with_spec(keeper.record, found.spec)
 
     async def _post(self) -> Migration:
         record = self._keeper.record

@@ -17,7 +17,7 @@ from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Kind, Report, Sheet
 from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
 
-__all__ = ["API", "OperationRecord", "Record", "SentAnswer", "digest_of", "named", "read_record"]
+__all__ = ["API", "OperationRecord", "Record", "SentAnswer", "digest_of", "read_record", "with_spec"]
 
 API = "migrations"
 """The name of this API generation in journal records."""
@@ -184,7 +184,7 @@ def read_record(external_id: str, state: bytes | None) -> Record:
     return decoded_record(state, Record, api=API, version=_VERSION, stand_in=stand_in)
 
 
-def named(record: Record, spec: Spec) -> Record:
+def with_spec(record: Record, spec: Spec) -> Record:
     """Return the record with the name, source and templates of `spec`."""
     return msgspec.structs.replace(
         record, name=spec.name, source=spec.source or "", template_ids=spec.templates
