@@ -11,6 +11,7 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.attempts import TimedAttempts
 from asyncmig._io.context import SessionContext
+from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.failures import Owner
 from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.options import RETRY_SECONDS
@@ -21,7 +22,7 @@ from asyncmig.records.record import BaseRecord
 from asyncmig.records.responses import Reader, Responses
 from asyncmig.steps import Entry, OutcomeName, Step
 
-__all__ = ["OutcomeFields", "RecordKeeper"]
+__all__ = ["OutcomeFields", "RecordKeeper", "seconds_since"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseRecord)
@@ -185,3 +186,8 @@ class RecordKeeper(Generic[R]):
         if not isinstance(error, ApiError) or error.endpoint == self._uploads:
             return False
         return error.status in FINAL
+
+
+def seconds_since(at: float) -> float:
+    """Return the seconds of the loop's clock since a wall-clock time, which may be of another process."""
+    return max(0.0, wall_clock() - at) * loop_speed(asyncio.get_running_loop())

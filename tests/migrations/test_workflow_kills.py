@@ -10,7 +10,7 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 from mortal import Life, Process, live, run
 
-from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Session, Spec
+from asyncmig import Delivered, Failed, Fleet, MemoryJournal, Outcome, Parked, Session, Spec, migrate
 from asyncmig._io.transport import Transport
 from asyncmig.customers.answer_rules import AnswerRule
 from asyncmig.journal import JournalPort
@@ -172,3 +172,38 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(
         assert server == expected[1], (number, name)
         assert files(out) == expected[2], (number, name)
     print(f"{len(points)} points")  # noqa: T201
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
+def test_killed_while_a_run_is_canceled_for_its_slot_the_customer_is_generated_anew(
+    tmp_path: Path, after: bool
+) -> None:
+    specs, out = customers(tmp_path / "in", ("plain",)), tmp_path / "out"
+    question = {"plain": Script(blocks={"generate": [Block(questions=(WHY,))]})}
+
+    async def process(transport: Transport, journal: JournalPort) -> Outcome:
+        async with Session(
+            KEY, BASE_URL, transport=transport, rng=Random(1), limits="per-endpoint"
+        ) as session:
+            return await migrate(
+                session, specs[0], journal=journal, to=out, api="migrations", cancel_blocked_after=600.0
+            )
+
+    async def once(life: Life) -> tuple[Outcome, list[str], InProcess]:
+        world = World(key=KEY, limits=Limits.parse("per-endpoint"), scripts=question)
+        wire = InProcess(world, rng=Random(1))
+        outcome, journal = await live(process, wire, MemoryJournal(), out, life)
+        if outcome is None:
+            outcome, _ = await live(process, wire, journal, out, Life())
+        assert outcome is not None
+        return outcome, life.points, wire
+
+    outcome, points, _ = run(once(Life()))
+    assert isinstance(outcome, Parked)
+    number = next(n for n, name in enumerate(points, 1) if name.startswith("PATCH"))
+    outcome, _, wire = run(once(Life(number, after=after)))
+    assert isinstance(outcome, Parked)
+    assert "canceled after 600 s" in outcome.notes[-1]
+    migration = wire.world.migration("plain")
+    assert migration.active is None
+    assert [kind for kind, _ in migration.accepted] == ["generate"] * (2 if after else 1)

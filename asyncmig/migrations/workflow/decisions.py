@@ -29,10 +29,9 @@ from asyncmig.journal import JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions
-from asyncmig.migrations.workflow.attention import attention_of
-from asyncmig.migrations.workflow.migrate import SUPPORTED, check_fits, keeper_of
+from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, open_run
-from asyncmig.migrations.workflow.record import API, Record, digest_of
+from asyncmig.migrations.workflow.record import API, Record, digest_of, keeper_of
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["cancel", "decide_parked", "look"]

@@ -34,9 +34,10 @@ from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.wire import Template
 from asyncmig.migrations.workflow.adoption import adopt
+from asyncmig.migrations.workflow.attention import SUPPORTED
 from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
-from asyncmig.migrations.workflow.migrate import SUPPORTED, may_start_again, migrate_customer
+from asyncmig.migrations.workflow.migrate import migrate_customer
 from asyncmig.migrations.workflow.names import catalogue_requests, resolve
 from asyncmig.migrations.workflow.operations import open_run
 from asyncmig.migrations.workflow.record import API, Record, read_record
@@ -133,7 +134,7 @@ class MigrationsGeneration:
         outcome = known.outcome
         if isinstance(outcome, Failed) and outcome.status is not None:
             wanted = options.retry_failed or known.retried < options.retries
-            is_repeated = wanted and may_start_again(known)
+            is_repeated = wanted and known.may_start_again
             return RemainingWork(step="starting", files=0, is_repeated=True) if is_repeated else None
         if isinstance(outcome, Delivered):
             paths = [Path(file.path) for file in outcome.files]

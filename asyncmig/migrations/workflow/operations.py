@@ -27,7 +27,7 @@ from asyncmig.migrations.wire import Kind, RunState
 from asyncmig.migrations.workflow.attention import marks_of
 from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
-from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["Operations", "open_run"]
 
@@ -58,7 +58,7 @@ class Operations:
                 record.migration_id, external_id=record.external_id, sheets=record.sheets
             )
             shared = self._context.kept(ClientState).of(self._context, record.migration_id)
-            shared.created(age=max(0.0, wall_clock() - record.created_at))
+            shared.created(age=seconds_since(record.created_at))
         return self._migration
 
     # Starts
@@ -219,7 +219,7 @@ class Operations:
     async def _find_answer(self, run: Run, sent: SentAnswer) -> None:
         """Find out whether an answer that an earlier process may have sent was accepted, and record that."""
         keeper = self._keeper
-        await asyncio.sleep(max(0.0, sent.at + LAG - wall_clock()))  # a read may show an old state
+        await asyncio.sleep(max(0.0, LAG - seconds_since(sent.at)))  # a read may show an old state
         state = await keeper.retry_while_away(run.read)
         is_same = block_of(state) == block_of(sent.point.shown)
         reader = ThreadReader(self._context, self.migration.id)
@@ -230,7 +230,7 @@ class Operations:
             await keeper.keep("refused", operation=msgspec.structs.replace(operation, answer=None))
             return
         await self._answered()
-        run.note_answer(sent.point, age=max(0.0, wall_clock() - sent.at))
+        run.note_answer(sent.point, age=seconds_since(sent.at))
 
     # Cancel
 
@@ -244,12 +244,12 @@ class Operations:
 
 def open_run(context: SessionContext, record: Record) -> Run:
     """Return the run of a record, without a request."""
-    operation, now = record.operation, wall_clock()
+    operation = record.operation
     if record.migration_id is None or operation is None or operation.run_id is None:
         raise InvalidInput("external_id", record.external_id, "has no run yet: there is nothing to decide")
-    age = max(0.0, now - operation.started_at) if operation.started_at else 0.0
+    age = seconds_since(operation.started_at) if operation.started_at else 0.0
     resumed = operation.resumed(asyncio.get_running_loop().time(), age)
     run = Run(context, Tracker(context, record.migration_id, operation.run_id, resumed, age=age))
     if operation.answer is not None and operation.answer.is_acknowledged:
-        run.note_answer(operation.answer.point, age=max(0.0, now - operation.answer.at))
+        run.note_answer(operation.answer.point, age=seconds_since(operation.answer.at))
     return run

@@ -6,18 +6,31 @@ from typing import Literal
 
 import msgspec
 
+from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Approve, Change
 from asyncmig.customers.outcome import Failed
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
+from asyncmig.journal import ClaimPort
+from asyncmig.migrations import routes
 from asyncmig.migrations.operation import Operation
 from asyncmig.migrations.runs import AnswerPoint
 from asyncmig.migrations.starts import StartPoint
 from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Kind, Report, Sheet
 from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
+from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["API", "OperationRecord", "Record", "SentAnswer", "digest_of", "read_record", "with_spec"]
+__all__ = [
+    "API",
+    "OperationRecord",
+    "Record",
+    "SentAnswer",
+    "digest_of",
+    "keeper_of",
+    "read_record",
+    "with_spec",
+]
 
 API = "migrations"
 """The name of this API generation in journal records."""
@@ -142,6 +155,11 @@ class Record(BaseRecord, frozen=True, kw_only=True):
         return self.has_started and not (isinstance(self.outcome, Failed) and self.outcome.status)
 
     @property
+    def may_start_again(self) -> bool:
+        """Whether the run may be started anew: it has written nothing."""
+        return self.report is None and self.rows_written == 0
+
+    @property
     def run_slot(self) -> str | None:
         """The id under which a run may hold a run slot; None if none is in progress."""
         is_active = self.operation is not None and not self.operation.is_over
@@ -194,3 +212,17 @@ def with_spec(record: Record, spec: Spec) -> Record:
 def digest_of(attention: NeedsAttention) -> str:
     """Return a digest of what a run waits for, so that a decision is never applied to something else."""
     return hashlib.sha256(msgspec.json.encode(attention)).hexdigest()
+
+
+def keeper_of(
+    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = 900.0
+) -> RecordKeeper[Record]:
+    """Return the keeper of a claim's record."""
+    return RecordKeeper(
+        context,
+        claim,
+        read_record,
+        endpoint=routes.DOWNLOAD,
+        uploads=routes.PUT_BYTES.template,
+        retry_seconds=retry_seconds,
+    )

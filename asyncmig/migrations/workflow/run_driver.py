@@ -1,0 +1,324 @@
+"""Drive a customer's run from `generate` to the report of its execution: wait, answer, approve, cancel.
+
+What the run waits for is decided by what a person has recorded in the journal, by the rules for answers, or by the
+policy, in this order. If none of them decides, the customer parks.
+"""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+
+import msgspec
+
+from asyncmig._core.retry import TRANSIENT
+from asyncmig._io.context import SessionContext
+from asyncmig._io.threads import in_thread
+from asyncmig.customers.answer_rules import answers_by_rules
+from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
+from asyncmig.customers.failures import wall_clock
+from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
+from asyncmig.customers.preview_page import write_preview
+from asyncmig.customers.previews import Preview
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, RunError
+from asyncmig.migrations.operation import block_of
+from asyncmig.migrations.runs import Run
+from asyncmig.migrations.tracker import Result
+from asyncmig.migrations.wire import Report
+from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
+from asyncmig.migrations.workflow.operations import Operations
+from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of
+from asyncmig.records.policy import ask_function
+from asyncmig.records.record_keeper import RecordKeeper, seconds_since
+
+__all__ = ["RunDriver"]
+
+_REFUSALS: Final = 8
+"""How often in a row an answer may be refused although the run still waits for it."""
+_REGENERATED: Final = 2
+"""How often in a row a preview that can no longer be executed is made anew."""
+
+
+@final
+class RunDriver:
+    """Drives the run of one customer. `folder` gets the preview."""
+
+    __slots__ = ("_context", "_folder", "_keeper", "_operations", "_options")
+
+    def __init__(
+        self,
+        context: SessionContext,
+        keeper: RecordKeeper[Record],
+        operations: Operations,
+        folder: Path,
+        options: MigrationOptions,
+    ) -> None:
+        self._context, self._keeper, self._operations = context, keeper, operations
+        self._folder, self._options = folder, options
+
+    async def to_the_end(self, *, reads_live: bool | None) -> Outcome | None:
+        """Run the operations up to the report of an execution; return an outcome if it stops earlier.
+
+        `reads_live`: whether `generate` reads the live connection; None is the server's default.
+        """
+        keeper, refused = self._keeper, 0
+        while True:
+            run = await self._run(reads_live)
+            operation = self._operation()
+            if keeper.record.cancel in ("rejected", "canceled"):
+                ended = await self._canceled(run, keeper.record.cancel)
+                if ended is not None:
+                    return ended
+            keeper.begin("running", operation.kind or "")
+            result: Result | RunError
+            try:
+                result = await run.wait()
+            except RunError as error:
+                result = error
+            await self._operations.note_id(run)
+            if isinstance(result, RunError):
+                if keeper.record.cancel == "slot":  # by a process that was interrupted
+                    await self._release()
+                    continue
+                return await self._failed(run, result)
+            if isinstance(result, Report):
+                await self._executed(result, operation)
+                return None
+            attention = attention_of(result)
+            if isinstance(result, Preview) and await self._previewed(result, operation):
+                continue
+            step = await self._decided(run, attention)
+            if step is None:
+                refused = 0
+                continue
+            if isinstance(step, Conflict):
+                refused += 1
+                if refused < _REFUSALS:
+                    continue
+                return Pending(**keeper.outcome_fields(), error=str(step), reason="interrupted")
+            return step
+
+    async def _run(self, live: bool | None) -> Run:
+        """Return the run of the journal; start `generate` if there is none."""
+        operation = self._keeper.record.operation
+        if operation is None:
+            return await self._operations.start("generate", reads_live=live)
+        if operation.run_id is not None:
+            return await self._operations.run()
+        assert operation.kind is not None  # an earlier process may have sent this start
+        live = live if operation.kind == "generate" else None
+        return await self._operations.start(operation.kind, operation.message, reads_live=live)
+
+    async def _executed(self, report: Report, operation: OperationRecord) -> None:
+        if operation.kind != "execute":
+            self._keeper.note("it was executed by another client")
+        over = msgspec.structs.replace(self._operation(), is_over=True)
+        plain = msgspec.structs.replace(report, coverage=None)
+        await self._keeper.keep("executed", operation=over, report=plain, decision=None)
+
+    async def _previewed(self, preview: Preview, operation: OperationRecord) -> bool:
+        """Record a preview, and write it to the folder. Return whether it must be made anew, for new files."""
+        keeper = self._keeper
+        digest = digest_of(attention_of(preview))
+        if keeper.record.previewed != digest or not operation.is_over:
+            name, external_id = keeper.record.name, keeper.record.external_id
+            await in_thread(partial(write_preview, self._folder, preview, name=name, external_id=external_id))
+            over = msgspec.structs.replace(self._operation(), is_over=True)
+            await keeper.keep(
+                "previewed",
+                operation=over,
+                previewed=digest,
+                blocked_at=0.0,
+                invalid_cells=preview.invalid_cells,
+            )
+        record, with_files = keeper.record, keeper.record.generated_with
+        if with_files is None:  # somebody else's run has not read the files that are new
+            is_old = record.existed and any(file.is_new for file in record.uploads)
+        else:
+            is_old = with_files < len(record.uploads)
+        if not is_old:
+            return False
+        keeper.note("generated anew, because files were added")
+        await keeper.keep("refused", operation=None, previewed=None, decision=None)
+        return True
+
+    async def _failed(self, run: Run, error: RunError) -> Outcome:
+        """Return the outcome of a run that failed or was canceled; for an execution, with what it has written."""
+        keeper, operation, state = self._keeper, self._operation(), run.state
+        text = (state.error if state else None) or error.text or str(error)
+        written: int | None = 0
+        if operation.kind not in ("generate", "update"):
+            written = await self._rows_written(run)
+            if written:
+                text += f"; the log says that {written} rows were written"
+            elif written is None:
+                text += "; the log does not say whether rows were written"
+        status = "failed" if state is None else state.status
+        outcome = Failed(**keeper.outcome_fields(), error=text, step="running", status=status)
+        over = msgspec.structs.replace(operation, is_over=True)
+        await keeper.keep("failed", operation=over, rows_written=written, outcome=outcome, blocked_at=0.0)
+        return outcome
+
+    async def _rows_written(self, run: Run) -> int | None:
+        """Return how many rows the failed run has written; None if the log does not say so."""
+        try:
+            log = await self._operations.migration.log()
+        except (ApiError, *TRANSIENT):
+            return None
+        outcomes = [entry.outcome for entry in log.runs if entry.run_id == run.id and entry.outcome]
+        return outcomes[-1].rows_written if outcomes else None
+
+    def _operation(self) -> OperationRecord:
+        operation = self._keeper.record.operation
+        assert operation is not None
+        return operation
+
+    # Decisions
+
+    async def _decided(self, run: Run, attention: NeedsAttention) -> Outcome | Conflict | None:
+        """Decide what the run waits for, and carry it out. Return an outcome if it stops here.
+
+        A `Conflict` means that an answer was refused although the run was read before.
+        """
+        keeper = self._keeper
+        parked = Parked(**keeper.outcome_fields(), attention=attention)
+        decision = await self._decision(parked)
+        if isinstance(decision, Parked) and attention.kind != "preview":
+            await self._operations.waits()
+            return await self._waited(run, decision)
+        if isinstance(decision, Parked | Pending):
+            return decision
+        try:
+            return await self._carry_out(run, decision, attention)
+        except BadRequest as error:
+            if isinstance(decision, Answer | Credentials):
+                return msgspec.structs.replace(parked, refused=str(error))
+            raise
+        except Conflict as error:
+            if isinstance(decision, Answer | Credentials):
+                return error
+            if keeper.record.regenerated >= _REGENERATED:
+                raise
+            keeper.note(f"generated anew, because the preview could not be executed: {error.text}")
+            await keeper.keep(
+                "refused", operation=None, previewed=None, regenerated=keeper.record.regenerated + 1
+            )
+            return None
+        except InvalidInput as error:
+            is_gone = error.field == "run"  # it asks nothing any more
+            return None if is_gone else msgspec.structs.replace(parked, refused=str(error))
+
+    async def _carry_out(self, run: Run, decision: Decision, attention: NeedsAttention) -> Outcome | None:
+        match decision:
+            case Approve():
+                await self._operations.start("execute")
+            case Change(message=message):
+                await self._operations.start("update", message)
+            case Answer():
+                await self._operations.answer(run, decision, attention)
+            case Credentials():
+                await self._operations.submit(run, decision, attention)
+            case Reject() | Cancel():
+                return await self._canceled(run, "rejected" if isinstance(decision, Reject) else "canceled")
+        return None
+
+    async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
+        """Return what the journal, the rules or the policy decide: `Parked` if none of them does."""
+        record, attention, policy = self._keeper.record, parked.attention, self._options.decide
+        digest = digest_of(attention)
+        if record.decision is not None and record.decided_for == digest:
+            return record.decision
+        is_again = bool(marks_of(attention) & set(self._operation().answered))
+        if is_again and attention.kind != "preview":
+            what = (
+                "credentials were rejected"
+                if attention.kind == "credentials"
+                else "the run asks the same again"
+            )
+            return msgspec.structs.replace(parked, refused=f"{what} after an accepted answer")
+        if attention.kind == "questions" and self._options.answers:
+            try:
+                answers = answers_by_rules(self._options.answers, attention.questions, source=record.source)
+                return Answer(answers)
+            except InvalidInput as error:
+                first = attention.questions[0].prompt if attention.questions else None
+                refused = error.reason if error.value == first else str(error)  # it is part of `Parked.error`
+                parked = msgspec.structs.replace(parked, refused=refused)
+        if callable(policy):
+            decision = await ask_function(policy, parked, self._keeper.outcome_fields(), self._check)
+        elif policy == "reject":
+            return Reject()
+        elif attention.preview is not None and (
+            policy == "approve" or (policy == "approve_safe" and not attention.preview.invalid_cells)
+        ):
+            decision = Approve()
+        else:
+            return parked
+        if isinstance(decision, Approve | Change):
+            await self._keeper.write("decide", decision=decision, decided_for=digest)
+        return decision
+
+    def _check(self, parked: Parked, decision: Decision) -> None:
+        check_fits(parked.attention, decision)
+
+    async def _waited(self, run: Run, parked: Parked) -> Outcome | None:
+        """Wait for a person while the run may stay blocked, then cancel it. Return None if it goes on."""
+        keeper, patience = self._keeper, self._options.cancel_blocked_after
+        migration_id = self._operations.migration.id
+        if patience is None:
+            self._context.runs.waits_for_person(migration_id, partial(_read, run))
+            return parked
+        if not keeper.record.blocked_at:
+            await keeper.keep("blocked", blocked_at=wall_clock())
+        keeper.tell("deciding", f"waits for a person, at most {patience:.0f} s: {parked.error}")
+        left = patience - seconds_since(keeper.record.blocked_at)
+        shown = run.state
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                async for state in run.updates():
+                    if shown is None or block_of(state) != block_of(shown):
+                        await keeper.keep("decided elsewhere", blocked_at=0.0)
+                        return None
+        except TimeoutError:
+            pass
+        state = await self._operations.cancel(run, "slot")
+        if state.status != "canceled":
+            await keeper.keep("canceled", cancel="", blocked_at=0.0)
+            return None  # it has gone on meanwhile
+        note = f"its run was canceled after {patience:.0f} s to release the run slot: the next call generates anew"
+        outcome = msgspec.structs.replace(parked, ids={"migration": migration_id}, notes=(note,))
+        keeper.note(note)
+        await self._release()
+        return outcome
+
+    async def _release(self) -> None:
+        """Record that the run was canceled to release its slot, so that `generate` is started anew."""
+        await self._keeper.keep(
+            "canceled",
+            operation=None,
+            cancel="",
+            previewed=None,
+            blocked_at=0.0,
+            epoch=self._keeper.record.epoch + 1,
+        )
+
+    async def _canceled(self, run: Run, why: str) -> Outcome | None:
+        """Cancel the run, and return what became of it."""
+        keeper = self._keeper
+        state = await self._operations.cancel(run, "rejected" if why == "rejected" else "canceled")
+        if state.status == "completed" and state.report is not None:
+            keeper.note("it was executed before it could be canceled")
+            await keeper.keep("canceled", cancel="")
+            return None
+        text = f"{why} by the policy or by a person"
+        if state.status not in ("canceled", "failed"):
+            text += f"; the server keeps its run as {state.status}, and nothing is imported"
+        over = msgspec.structs.replace(self._operation(), is_over=True)
+        await keeper.keep("canceled", operation=over, rows_written=0)
+        return Failed(**keeper.outcome_fields(), error=text, step="deciding", status="canceled")
+
+
+async def _read(run: Run) -> object:
+    return await run.read()
