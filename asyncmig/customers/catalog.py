@@ -1,7 +1,7 @@
 """The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import ClassVar, cast
 
 from msgspec import Struct, field
 
@@ -51,6 +51,8 @@ class TemplateRules(CatalogueItem, frozen=True, kw_only=True):
     """A target schema: its columns and their rules."""
 
     columns: tuple[ColumnSpec, ...] = ()
+    enforces_all: ClassVar[bool] = False
+    """Whether the server enforces every rule that a column has. Otherwise `rule` names the one that it enforces."""
 
 
 def source_id(field: str, source: object) -> str:

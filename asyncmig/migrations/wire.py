@@ -98,6 +98,7 @@ class Template(TemplateRules, frozen=True, kw_only=True):
 
     id: str = field(name="slug")
     description: str | None = None
+    enforces_all: ClassVar[bool] = True
 
     @property
     def slug(self) -> str:

@@ -40,6 +40,7 @@ Kind = Literal[
     "unique",
     "strict",
     "strict_in_part",
+    "schema",
     "link",
 ]
 """The kinds of findings."""

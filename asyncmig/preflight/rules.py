@@ -5,8 +5,10 @@ from functools import partial
 from importlib import import_module
 from typing import Protocol, final
 
-from asyncmig.customers.catalog import ColumnSpec, Link, TemplateRules
+from asyncmig.customers.catalog import ColumnSpec, TemplateRules
 from asyncmig.preflight.findings import Finding, FindingCounter, Kind
+from asyncmig.preflight.json_schema import JsonSchema, compiled_schema
+from asyncmig.preflight.links import LinkRule, Target, link_rules
 
 __all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]
 
@@ -15,6 +17,7 @@ _WORDS: Mapping[Kind, str] = {
     "unique": "must be unique, and a value is repeated",
     "strict": "does not match the rule {pattern}",
     "strict_in_part": "matches the rule {pattern} only in part, which the server may accept,",
+    "schema": "is not JSON that its schema allows",
     "link": "has a value that the linked column does not have,",
 }
 
@@ -57,23 +60,19 @@ class Seen:
         return False
 
 
-Targets = Mapping[tuple[str, str], Seen]
-"""The values of the columns that links point to, by template id and column name, if a file has the column."""
+Targets = Mapping[Target, Seen]
+"""The values of the columns that links point to, if a file has the column."""
 
 
-def targets_of(templates: Sequence[TemplateRules]) -> set[tuple[str, str]]:
+def targets_of(templates: Sequence[TemplateRules]) -> set[Target]:
     """Return the columns that links point to."""
     return {
-        (link.template_id, link.column_name)
+        target
         for template in templates
         for column in template.columns
-        for link in _links(column)
-        if link.template_id is not None and link.column_name is not None
+        for rule in link_rules(column, enforces_all=template.enforces_all)
+        for target in rule.targets
     }
-
-
-def _links(column: ColumnSpec) -> Sequence[Link]:
-    return column.links if column.rule == "link" else ()
 
 
 _Rule = Callable[[str], Kind | None]
@@ -84,8 +83,13 @@ def _repeated(seen: Seen, cell: str) -> Kind | None:
     return "unique" if seen.add(cell) else None
 
 
-def _unlinked(targets: Sequence[Seen], cell: str) -> Kind | None:
-    return None if any(cell in target for target in targets) else "link"
+def _unlinked(rules: Sequence[tuple[LinkRule, Sequence[Seen]]], cell: str) -> Kind | None:
+    """One rule is enough, for each value in the cell."""
+    for rule, targets in rules:
+        values = rule.values(cell)
+        if values is None or all(any(value in target for target in targets) for value in values):
+            return None
+    return "link"
 
 
 class _Pattern(Protocol):
@@ -101,6 +105,10 @@ def _mismatched(pattern: _Pattern, cell: str) -> Kind | None:
     if pattern.fullmatch(text):
         return None
     return "strict_in_part" if pattern.search(text) else "strict"
+
+
+def _disallowed(schema: JsonSchema, cell: str) -> Kind | None:
+    return None if schema.matches(cell) else "schema"
 
 
 def _compiled(pattern: str) -> _Pattern | str:
@@ -124,19 +132,25 @@ def _compiled(pattern: str) -> _Pattern | str:
 class ColumnRules:
     """The rules of one column and their findings. `notes` lists the rules that are not checked."""
 
-    __slots__ = ("_column", "_counters", "_rules", "_unique", "notes")
+    __slots__ = ("_column", "_counters", "_rules", "_schema", "_unique", "notes")
 
-    def __init__(self, column: ColumnSpec, seen: Seen, targets: Targets | None) -> None:
+    def __init__(
+        self, column: ColumnSpec, seen: Seen, targets: Targets | None, *, enforces_all: bool = False
+    ) -> None:
+        """`enforces_all`: see `TemplateRules.enforces_all`."""
         self._column, self._unique = column, seen
         self._rules: list[_Rule] = []
+        self._schema: JsonSchema | None = None
         self._counters: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _WORDS}
         self.notes: list[str] = []
         if column.unique:
             self._rules.append(partial(_repeated, seen))
-        if column.rule == "strict" and column.pattern:
+        if column.schema is not None:
+            self._add_schema(column.schema)
+        elif column.pattern and (column.rule == "strict" or enforces_all):
             self._add_strict(column.pattern)
-        if _links(column):
-            self._add_link(targets)
+        if links := link_rules(column, enforces_all=enforces_all):
+            self._add_link(links, targets)
 
     @property
     def is_exact(self) -> bool:
@@ -150,15 +164,23 @@ class ColumnRules:
         else:
             self._rules.append(partial(_mismatched, compiled))
 
-    def _add_link(self, targets: Targets | None) -> None:
+    def _add_schema(self, schema: object) -> None:
+        compiled = compiled_schema(schema, _compiled)
+        if isinstance(compiled, str):
+            self.notes.append(f"{self._column.name}: the schema {compiled}")
+        else:
+            self._schema = compiled
+            self._rules.append(partial(_disallowed, compiled))
+
+    def _add_link(self, links: Sequence[LinkRule], targets: Targets | None) -> None:
         name = self._column.name
         if targets is None:
             self.notes.append(f"{name}: the link rule is not checked, because not all rows are read")
             return
-        found = [targets.get((link.template_id or "", link.column_name or "")) for link in self._column.links]
-        known = [seen for seen in found if seen is not None and seen.complete]
-        if len(known) == len(found):
-            self._rules.append(partial(_unlinked, known))
+        found = [targets.get(target) for rule in links for target in rule.targets]
+        if all(seen is not None and seen.complete for seen in found):
+            rules = [(rule, [targets[target] for target in rule.targets]) for rule in links]
+            self._rules.append(partial(_unlinked, rules))
         elif any(seen is not None and not seen.complete for seen in found):
             self.notes.append(
                 f"{name}: the link rule is not checked, because not all values that it points to are known"
@@ -180,6 +202,10 @@ class ColumnRules:
         """Return a finding for each broken rule."""
         if self._column.unique and not self._unique.complete:
             self.notes.append(f"{self._column.name}: too many values to find every duplicate")
+        if self._schema is not None and self._schema.failure is not None:
+            self.notes.append(
+                f"{self._column.name}: some cells cannot be checked by the schema ({self._schema.failure})"
+            )
         name, pattern = self._column.name, _short(self._column.pattern or "")
         return [
             counter.finding(kind, f"{name}: {_WORDS[kind].format(pattern=pattern)}", column=name)

@@ -15,6 +15,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings
+from asyncmig.preflight.links import Target
 from asyncmig.preflight.probe import Probe, probe
 from asyncmig.preflight.records import BrokenOff, Records, sniff
 from asyncmig.preflight.rules import ColumnRules, MemoryBound, Seen, Targets, targets_of
@@ -66,8 +67,9 @@ async def check(
     Every finding is a warning, never an error: the server maps headers and validates cells itself, and its rules
     for duplicates and matches may differ.
 
-    The extra `check` is needed to guess encodings and to check strict rules (by RE2, in linear time); without it,
-    the result says what was not checked. Memory is bounded: 4 Mi characters per record, 500,000 values (about 40 MB)
+    The extra `check` is needed to guess encodings, and to check strict rules (by RE2, in linear time) and cells with
+    JSON by their schema (which fetches no reference to another document); without it, the result says what was not
+    checked. Memory is bounded: 4 Mi characters per record, 500,000 values (about 40 MB)
     for all unique rules, and as many for all link rules. The work runs in a thread in short steps and can be
     cancelled.
 
@@ -186,27 +188,34 @@ def _broken_off(error: BrokenOff) -> Finding:
 async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
     """Return the values of the columns that links point to. They are read first, because links may be circular."""
     bound = MemoryBound(_MOST_REMEMBERED)
-    targets: dict[tuple[str, str], Seen] = {}
+    targets: dict[Target, Seen] = {}
     for file in files:
-        found = {key: place for key in targets_of(templates) if (place := file.place(*key)) is not None}
+        found = {
+            target: place
+            for target in targets_of(templates)
+            if (place := file.place(target.template_id, target.column_name)) is not None
+        }
         if found:
-            columns = [(place, targets.setdefault(key, Seen(bound))) for key, place in found.items()]
+            columns = [
+                (target, place, targets.setdefault(target, Seen(bound))) for target, place in found.items()
+            ]
             await _in_steps(file.path, _collect(file, columns))
     return targets
 
 
-def _collect(file: _File, columns: Sequence[tuple[int, Seen]]) -> Generator[None, None, None]:
+def _collect(file: _File, columns: Sequence[tuple[Target, int, Seen]]) -> Generator[None, None, None]:
     assert file.delimiter is not None
     with file.text() as text:
         try:
             for number, (_, record) in enumerate(Records(text, file.delimiter)):
-                for place, seen in columns:
+                for target, place, seen in columns:
                     if place < len(record) and (cell := record[place].strip()):
-                        seen.add(cell)
+                        for key in target.keys(cell):
+                            seen.add(key)
                 if number % _ROWS_A_STEP == 0:
                     yield
         except BrokenOff:
-            for _, seen in columns:
+            for _, _, seen in columns:
                 seen.complete = False
 
 
@@ -220,7 +229,12 @@ class _Scan:
         self.file, self._size = file, size
         self._counters: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _SHAPES}
         self._rules = [
-            (place, ColumnRules(column, seen_in(template, column.name), targets))
+            (
+                place,
+                ColumnRules(
+                    column, seen_in(template, column.name), targets, enforces_all=template.enforces_all
+                ),
+            )
             for template in [file.fit.template]
             if template is not None
             for column in template.columns

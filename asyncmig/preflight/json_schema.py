@@ -1,0 +1,166 @@
+"""Check cells that hold JSON text by a JSON Schema.
+
+The schema comes from the server, so it must neither hang the client nor make it fetch anything: references to other
+documents are refused, patterns run on RE2 in linear time, and the number of references that one cell follows is
+limited. The extra `check` has the library.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, Protocol, cast, final
+
+__all__ = ["JsonSchema", "compiled_schema"]
+
+_LONGEST_SCHEMA, _LONGEST_CELL = 100_000, 1_000_000
+"""Characters."""
+_MOST_REFERENCES = 1_000
+"""How many references the check of one cell may follow."""
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_UNCHECKED = ("patternProperties",)
+"""Keywords that the library evaluates with backtracking regular expressions."""
+
+
+class _Pattern(Protocol):
+    def search(self, text: bytes, /) -> object | None: ...
+
+
+Compile = Callable[[str], _Pattern | str]
+"""Returns a compiled pattern, or the reason why there is none."""
+
+
+class _Validator(Protocol):
+    """The part of a validator of the package jsonschema that is used here; it has no type hints."""
+
+    def iter_errors(self, value: object, /) -> Iterator[object]: ...
+
+
+class _TooMuch(Exception):
+    """The check of a cell follows too many references."""
+
+
+@final
+class JsonSchema:
+    """A JSON Schema by which cells are checked."""
+
+    __slots__ = ("_budget", "_validator", "failure")
+
+    def __init__(self, validator: _Validator, budget: list[int]) -> None:
+        self._validator, self._budget = validator, budget
+        self.failure: str | None = None
+        """Why the last of the cells that could not be checked could not; None if there were none."""
+
+    def matches(self, cell: str) -> bool:
+        """Return whether a cell holds JSON that the schema allows. True if that cannot be determined."""
+        if len(cell) > _LONGEST_CELL:
+            self.failure = f"the cell has more than {_LONGEST_CELL:,} characters"
+            return True
+        self._budget[0] = _MOST_REFERENCES
+        try:
+            value: object = json.loads(cell, parse_constant=_refuse)
+            return next(self._validator.iter_errors(value), None) is None
+        except json.JSONDecodeError:
+            return False
+        except RecursionError:
+            self.failure = "it is nested too deeply"
+        except Exception as error:  # the library raises errors of several packages for a malformed schema
+            self.failure = _first_line(error)
+        return True
+
+
+def _refuse(constant: str) -> object:
+    raise json.JSONDecodeError(f"{constant} is not JSON", constant, 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
+def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
+    """Return the schema, or the reason why cells cannot be checked by it. `compiled`: compiles a pattern."""
+    try:
+        validators, referencing = import_module("jsonschema.validators"), import_module("referencing")
+    except ImportError:
+        return "is not checked (pip install 'asyncmig[check]')"
+    if not isinstance(schema, Mapping):
+        return "cannot be checked here (it is not an object)"
+    patterns: dict[str, _Pattern] = {}
+    try:
+        text = json.dumps(schema)
+        reason = _reason_against(cast("Mapping[str, object]", schema), patterns, compiled)
+    except RecursionError:
+        return "cannot be checked here (it is nested too deeply)"
+    if len(text) > _LONGEST_SCHEMA:
+        return f"cannot be checked here (it has more than {_LONGEST_SCHEMA:,} characters)"
+    if reason is not None:
+        return f"cannot be checked here ({reason})"
+    budget = [0]
+    known: Any = validators.validator_for(schema, default=validators.Draft202012Validator)  # type: ignore[explicit-any]
+    try:
+        known.check_schema(schema)
+        keywords = _keywords(known.VALIDATORS, patterns, budget)
+        kind = validators.extend(known, keywords)
+        return JsonSchema(kind(schema, registry=referencing.Registry()), budget)
+    except Exception as error:  # the library raises errors of several packages for a malformed schema
+        return f"cannot be checked here ({_first_line(error)})"
+
+
+def _reason_against(value: object, patterns: dict[str, _Pattern], compiled: Compile) -> str | None:
+    """Return why a schema cannot be checked, or None. Adds its compiled patterns to `patterns`."""
+    if isinstance(value, list):
+        found = (_reason_against(each, patterns, compiled) for each in cast("list[object]", value))
+        return next((reason for reason in found if reason), None)
+    if not isinstance(value, Mapping):
+        return None
+    for name, inner in cast("Mapping[str, object]", value).items():
+        if name in _UNCHECKED:
+            return name
+        if name in _REFERENCES and isinstance(inner, str) and not inner.startswith("#"):
+            return "it refers to another document"
+        if name == "pattern" and isinstance(inner, str):
+            pattern = compiled(inner)
+            if isinstance(pattern, str):
+                return f"its pattern {pattern}"
+            patterns[inner] = pattern
+        if reason := _reason_against(inner, patterns, compiled):
+            return reason
+    return None
+
+
+_Keyword = Callable[[object, object, object, object], Iterable[object] | None]
+"""A keyword of the library: validator, the keyword's value, the instance and the schema to errors."""
+
+
+def _keywords(
+    known: Mapping[str, _Keyword], patterns: Mapping[str, _Pattern], budget: list[int]
+) -> dict[str, _Keyword]:
+    """Return the keywords that replace those of the library."""
+
+    def pattern(validator: object, value: object, instance: object, schema: object) -> Iterator[object]:
+        found = patterns.get(value) if isinstance(value, str) else None
+        if found is None or not isinstance(instance, str):
+            return
+        if not found.search(instance.encode("utf-8", "replace")):
+            yield _mismatch("pattern")
+
+    def unique(validator: object, value: object, instance: object, schema: object) -> Iterator[object]:
+        if value and isinstance(instance, list):  # the library compares each item with each other one
+            texts = {json.dumps(each, sort_keys=True) for each in cast("list[object]", instance)}
+            if len(texts) < len(cast("list[object]", instance)):
+                yield _mismatch("uniqueItems")
+
+    def counted(keyword: _Keyword) -> _Keyword:
+        def follow(validator: object, value: object, instance: object, schema: object) -> Iterator[object]:
+            budget[0] -= 1
+            if budget[0] < 0:
+                raise _TooMuch(f"it follows more than {_MOST_REFERENCES:,} references")
+            yield from keyword(validator, value, instance, schema) or ()
+
+        return follow
+
+    references = {name: counted(known[name]) for name in _REFERENCES if name in known}
+    return {"pattern": pattern, "uniqueItems": unique, **references}
+
+
+def _mismatch(keyword: str) -> object:
+    return import_module("jsonschema.exceptions").ValidationError(keyword)
