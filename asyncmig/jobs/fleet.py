@@ -2,14 +2,14 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack, cast, final, get_args
+from typing import Literal, Self, Unpack, final, get_args
 
 import anyio
 import msgspec
@@ -19,11 +19,11 @@ from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.event_loop import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.file_names import check_utf8, customer_folder
+from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
 from asyncmig.customers.outcome import Outcome, Parked, Reviewed
-from asyncmig.customers.paths import FolderLookup, Inputs, Key, keys_of
-from asyncmig.customers.spec import CheckedSpec, Spec, check_different, checked_spec, each_spec, failed
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec, each_spec, failed
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageError
 from asyncmig.jobs.admission import Admission
@@ -33,7 +33,7 @@ from asyncmig.jobs.customers import CustomerMethods, decide_when_free
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
 from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.run_slots import recover_run_slots
-from asyncmig.jobs.turns import Turns
+from asyncmig.jobs.turns import Turns, largest_first
 from asyncmig.journal import DatabaseJournal, Instruction, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
 
@@ -261,7 +261,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         async for each in each_spec(specs):
             given.append(checked_spec(each))
             await _let_others_run(len(given))
-        keys, ready = await in_thread(self._prepared, given)
+        keys, ready = await in_thread(largest_first, given, self._to)
         good = {spec.external_id: spec for spec, refused in given if refused is None}
         for number, spec in enumerate(good.values()):
             self._check_not_other(spec)
@@ -302,7 +302,9 @@ class Fleet(AsyncOnly, CustomerMethods):
         api = self._generation.name
         unfinished = await in_thread(lambda: [each for each in known if each.is_unfinished(api)])
         by_name = {each.external_id: each for each in unfinished if each.external_id not in self._submitted}
-        _, ready = await in_thread(self._prepared, [await self._spec_of(each) for each in by_name.values()])
+        _, ready = await in_thread(
+            largest_first, [await self._spec_of(each) for each in by_name.values()], self._to
+        )
         turns, own = Turns(), copy_context()
         futures = {
             each.external_id: under_way.future
@@ -426,30 +428,6 @@ class Fleet(AsyncOnly, CustomerMethods):
         if external_id in self._submitted:
             raise CustomerHeld("this fleet", external_id, "a task of this fleet")
 
-    def _prepared(self, given: Sequence[CheckedSpec]) -> tuple[list[Key], list[CheckedSpec]]:
-        """Return the keys that protect the files of `given`, and `given` sorted by size, each with the error in it.
-
-        Raises `InvalidInput` for two specs of one customer.
-        """
-        check_different([spec for spec, refused in given if refused is None])
-        specs = sorted((spec for spec, refused in given if refused is None), key=_size, reverse=True)
-        folders = FolderLookup(self._folder(spec) for spec in specs)
-        bad = [each for each in given if each[1] is not None]
-        ready = [*bad, *((spec, self._misplaced(folders, spec)) for spec in specs)]
-        files = (path for spec, _ in given for path in cast("tuple[object, ...]", spec.files))
-        return keys_of(path for path in files if isinstance(path, Path)), ready
-
-    def _misplaced(self, folders: FolderLookup, spec: Spec) -> InvalidInput | None:
-        """Return the error of a customer whose sheets would replace its files, or another customer's sheets."""
-        if other := folders.same.get(self._folder(spec)):
-            reason = f"has the same folder as another customer on this file system: {other}"
-            return InvalidInput("external_id", spec.external_id, reason)
-        for path in spec.files:
-            if folder := folders.above(path):
-                reason = f"lies below {folder}, where sheets are delivered: choose another folder"
-                return InvalidInput("files", str(path), reason)
-        return None
-
     @checked_call
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what is left then is cancelled
         """Start nothing new, let requests in flight end, and leave the runs alive on the server.
@@ -469,19 +447,8 @@ class Fleet(AsyncOnly, CustomerMethods):
         if self._submitted.get(customer.spec.external_id) is customer:
             del self._submitted[customer.spec.external_id]
 
-    def _folder(self, spec: Spec) -> Path:
-        return customer_folder(self._to, spec.external_id)
-
 
 async def _let_others_run(number: int) -> None:
     """Let other tasks of the loop run after every `_AT_ONCE` customers."""
     if number % _AT_ONCE == _AT_ONCE - 1:
         await asyncio.sleep(0)
-
-
-def _size(spec: Spec) -> int:
-    """Return the total size of a customer's files; 0 if a file is missing, which the migration reports."""
-    try:
-        return spec.validate()
-    except (InvalidInput, OSError):
-        return 0

@@ -1,13 +1,56 @@
-"""The order in which the customers of a fleet send their first requests."""
+"""The order in which the customers of a fleet begin: the largest first."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import final
+from pathlib import Path
+from typing import cast, final
 
-__all__ = ["Turns"]
+from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.paths import FolderLookup, Key, keys_of
+from asyncmig.customers.spec import CheckedSpec, Spec, check_different
+from asyncmig.errors import InvalidInput
+
+__all__ = ["Turns", "largest_first"]
 
 _LONGEST_READ = 60.0
 """Seconds for which a customer waits while others read their files, because reads of a network drive may hang."""
+
+
+def largest_first(given: Sequence[CheckedSpec], to: Path) -> tuple[list[Key], list[CheckedSpec]]:
+    """Return the keys that protect the files of `given`, and `given` sorted by size, each with the error in it.
+
+    `to`: the folder of the customers' folders. Reads the file system. Raises `InvalidInput` for two specs of one
+    customer.
+    """
+    specs = [spec for spec, refused in given if refused is None]
+    check_different(specs)
+    specs.sort(key=_size, reverse=True)
+    folders = FolderLookup(customer_folder(to, spec.external_id) for spec in specs)
+    bad = [each for each in given if each[1] is not None]
+    ready = [*bad, *((spec, _misplaced(folders, spec, to)) for spec in specs)]
+    files = (path for spec, _ in given for path in cast("tuple[object, ...]", spec.files))
+    return keys_of(path for path in files if isinstance(path, Path)), ready
+
+
+def _misplaced(folders: FolderLookup, spec: Spec, to: Path) -> InvalidInput | None:
+    """Return the error of a customer whose sheets would replace its files, or another customer's sheets."""
+    if other := folders.same.get(customer_folder(to, spec.external_id)):
+        reason = f"has the same folder as another customer on this file system: {other}"
+        return InvalidInput("external_id", spec.external_id, reason)
+    for path in spec.files:
+        if folder := folders.above(path):
+            reason = f"lies below {folder}, where sheets are delivered: choose another folder"
+            return InvalidInput("files", str(path), reason)
+    return None
+
+
+def _size(spec: Spec) -> int:
+    """Return the total size of a customer's files; 0 if a file is missing, which the migration reports."""
+    try:
+        return spec.validate()
+    except (InvalidInput, OSError):
+        return 0
 
 
 @final
