@@ -37,6 +37,7 @@ __all__ = [
     "Item",
     "ToUpload",
     "Uploaded",
+    "check_limits",
     "checked_items",
     "default_type",
     "list_files",

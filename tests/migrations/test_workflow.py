@@ -490,3 +490,15 @@ async def test_a_run_that_somebody_else_started_is_waited_for_and_used(tmp_path:
     assert (seen, outcome.flagged) == ([1, 0], 0)
     assert customer.done() == ["generate", "update", "execute"]
     assert any("another client" in note for note in outcome.notes)
+
+
+async def test_more_files_than_a_run_may_read_are_refused_before_any_request(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    names = [tmp_path / "in" / f"{number}.pdf" for number in range(6)]
+    for path in names:
+        path.write_bytes(b"%PDF")
+    customer.spec = msgspec.structs.replace(customer.spec, files=tuple(names))
+    refused = await customer.run()
+    assert isinstance(refused, Failed)
+    assert "5 PDF or Word documents" in refused.error
+    assert not customer.simulator.ledger.entries

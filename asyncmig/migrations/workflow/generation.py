@@ -32,6 +32,7 @@ from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
+from asyncmig.migrations.uploads import check_limits
 from asyncmig.migrations.wire import Template
 from asyncmig.migrations.workflow.adoption import adopt
 from asyncmig.migrations.workflow.attention import SUPPORTED
@@ -104,6 +105,7 @@ class MigrationsGeneration:
         if spec.connections is not None:
             reason = f"is not supported by the API generation {self.name!r}, which exports to no destination"
             raise InvalidInput("connections", "***", reason)
+        check_limits(path.name for path in spec.files)
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return _customer_record(read_record(external_id, state))

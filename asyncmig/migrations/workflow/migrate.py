@@ -214,9 +214,9 @@ class _Migration:
 
     async def _take_added(self, record: Record, files: tuple[FileInput, ...]) -> None:
         """Record files that are new. A file that was uploaded and has changed since is noted, or refused."""
-        known = {Path(file.path).name: file.sha256 for file in record.files}
-        given = {Path(file.path).name: file.sha256 for file in files}
-        replaced = ", ".join(sorted(name for name, digest in known.items() if given.get(name) != digest))
+        known, given = {_mark_of(file) for file in record.files}, {_mark_of(file) for file in files}
+        lost = {name for name, _ in known - given}
+        replaced = ", ".join(sorted(lost))
         if replaced and self._options.if_changed == "ignore" and record.run_goes_on:
             self._keeper.note(f"{NOT_IMPORTED_AGAIN}: {replaced}")
             _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, replaced)
@@ -226,7 +226,7 @@ class _Migration:
                 "or use another external id; the customer keeps its outcome"
             )
             raise FilesChanged("files", replaced, reason)
-        added = [file for file in files if Path(file.path).name not in known]
+        added = [file for file in files if (mark := _mark_of(file)) not in known and mark[0] not in lost]
         if not added:
             return
         await self._keeper.write("input", files=(*record.files, *added), retried=0)
@@ -267,6 +267,10 @@ class _Migration:
             rows_written=None,
             outcome=None,
         )
+
+
+def _mark_of(file: FileInput) -> tuple[str, str]:
+    return Path(file.path).name, file.sha256
 
 
 def _reason(error: Exception) -> PendingReason:
