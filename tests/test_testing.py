@@ -280,7 +280,7 @@ async def test_a_verdict_is_words() -> None:
         source = (await session.companies.sources())[0].id
         company = await session.companies.create(name="Acme", source=source, external_id="acme")
         await company.imports.start(rows=ROWS)
-    assert str(simulator.verdict()) == "1 imports whose end was never read"
+    assert str(simulator.verdict()) == "imports whose end was never read: 1"
 
 
 def test_the_table_of_faults_is_complete() -> None:

@@ -304,6 +304,4 @@ def _print_verdict(
     say(
         words, f"{len(ledger.entries):,} requests received, {ledger.over_the_limit:,} of them over the limit."
     )
-    sins = {name.replace("_", " "): count for name, count in asdict(verdict).items() if count}
-    said = ", ".join(f"{n} {name}" for name, n in sins.items()) or "no violations"
-    say(words, f"The ledger's verdict: {said}.")
+    say(words, f"What the clients did wrong: {verdict}.")

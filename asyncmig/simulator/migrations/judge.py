@@ -47,7 +47,7 @@ class Verdict:
     """Requests with a 400, except those that a client cannot foresee, such as that of a refused row filter."""
 
     def __str__(self) -> str:
-        found = [f"{count} {_MEANINGS[name]}" for name, count in asdict(self).items() if count]
+        found = [f"{_MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
         return "; ".join(found) or "no faults"
 
 

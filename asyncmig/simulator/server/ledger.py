@@ -67,7 +67,7 @@ class Verdict:
     """Imports whose end was never read, for example because the test ended before."""
 
     def __str__(self) -> str:
-        found = [f"{count} {_MEANINGS[name]}" for name, count in asdict(self).items() if count]
+        found = [f"{_MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
         return "; ".join(found) or "no faults"
 
 
