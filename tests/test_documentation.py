@@ -287,6 +287,15 @@ def test_the_architecture_has_a_line_for_every_unit() -> None:
     }
 
 
+def test_the_readme_and_the_architecture_show_the_same_picture() -> None:
+    architecture = next(each for each in MANUALS if each.name == "ARCHITECTURE.md").text
+    pictures = {
+        re.findall(r"^```text\n(cli/ .*?)^```", text, re.MULTILINE | re.DOTALL)[0]
+        for text in (README.text, architecture)
+    }
+    assert len(pictures) == 1
+
+
 def test_the_links_to_headings_of_the_guide_exist() -> None:
     anchors = {
         re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
