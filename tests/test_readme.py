@@ -18,6 +18,7 @@ from asyncmig.cli.app import run_app
 from asyncmig.cli.options import Rate
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest
+from asyncmig.simulator import migrations
 from asyncmig.simulator.companies.data import generate
 from asyncmig.simulator.server.app import serve
 from asyncmig.simulator.server.clock import fast_loop
@@ -58,15 +59,20 @@ def test_the_python_blocks_run_one_after_the_other(
     world = new_world(seed=1, rate=Rate())
     monkeypatch.setenv("VERN_API_KEY", world.key)
 
+    names: dict[str, object] = {"__name__": "readme"}
+
     async def main() -> None:
-        async with serve(world) as serving:
-            monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
-            await documents.run_blocks("README.md", blocks("python"), {"__name__": "readme"})
+        async with serve(world) as first, serve(migrations.World(key=world.key)) as second:
+            for block in blocks("python"):
+                serving = second if "session.migrations" in block else first
+                monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
+                await documents.run_blocks("README.md", [block], names)
 
     run_fast(main())
     assert Path("out/acme-001/Contacts.csv").is_file()
     out = capsys.readouterr().out
     assert "acme-002 ['out/acme-002" in out
+    assert "contacts 1 flagged rows: none" in out
     assert "'GET /sources': 2" in out or "'GET /sources': 1" in out
 
 
