@@ -58,9 +58,11 @@ __all__ = [
     "RunChanged",
     "RunEnded",
     "RunSlotsBlocked",
+    "RunSlotsChanged",
     "RunStalled",
     "SharedWindowFound",
     "SharedWindowLost",
+    "SlotAwaited",
 ]
 
 _log = logging.getLogger("asyncmig")
@@ -206,6 +208,38 @@ class SharedWindowFound(_Happening, frozen=True, kw_only=True, tag=True):
     """Seconds for which it could not be reached."""
 
 
+class SlotAwaited(_Happening, frozen=True, kw_only=True, tag=True):
+    """A request begins to wait for more than a minute: an hourly budget is used up, or every run slot is taken."""
+
+    external_id: str | None = None
+    """The customer for whom it waits; None for calls outside of `migrate` and `Fleet`."""
+    endpoint: str
+    """Method and route template."""
+    ids: Mapping[str, str] = {}
+    """The values of the route's placeholders."""
+    budget: str
+    """The budget that delays it most, or `runs` for the run slots."""
+    until: float | None
+    """About when it is sent, on the event loop's clock; None for a run slot: how long runs take is not known."""
+    seconds: float | None
+    """About how long it waits."""
+
+
+class RunSlotsChanged(_Happening, frozen=True, kw_only=True, tag=True):
+    """The run slots of the account changed, as far as this process knows them."""
+
+    limit: int | None
+    """The runs that may be in progress at a time; None: any number."""
+    in_progress: int
+    """Known runs in progress: of this process, and of all that share the slots."""
+    waits_for_person: int
+    """Those of them that are blocked until a person answers."""
+    others: int
+    """Runs of other users of the account, as far as a 429 showed them."""
+    waiting: int
+    """Starts that wait for a slot or for a budget."""
+
+
 class RunSlotsBlocked(_Happening, frozen=True, kw_only=True, tag=True):
     """A start waits, and every run slot of the account is held by a run that waits for a person.
 
@@ -270,6 +304,8 @@ Event = (
     | RunChanged
     | RunEnded
     | RunSlotsBlocked
+    | RunSlotsChanged
+    | SlotAwaited
     | RunStalled
     | MigrationChanged
     | AttemptFailed
@@ -292,6 +328,7 @@ _LEVELS: dict[type[Event], int] = {
     RunChanged: logging.INFO,
     RunEnded: logging.INFO,
     RunSlotsBlocked: logging.WARNING,
+    SlotAwaited: logging.INFO,
     RunStalled: logging.WARNING,
     MigrationChanged: logging.INFO,
     AttemptFailed: logging.WARNING,

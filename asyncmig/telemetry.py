@@ -25,6 +25,8 @@ share one label. No span and no metric contains a key, a body, a URL with ids, o
 | `asyncmig.run.noticed_within` | s | at most this long after the end of a run the client noticed it |
 | `asyncmig.migrations` | migrations | ended migrations, by outcome |
 | `asyncmig.migrations.active` | migrations | migrations in progress |
+| `asyncmig.run_slots` | runs | runs in progress, by owner: `ours`, `others`, `person` (ours that wait for one) |
+| `asyncmig.run_slots.waiting` | starts | starts that wait for a run slot or a budget |
 | `asyncmig.window.lost` | outages | how often the shared window could not be reached |
 """
 
@@ -46,6 +48,7 @@ from asyncmig.events import (
     MigrationChanged,
     RequestDone,
     RunEnded,
+    RunSlotsChanged,
     SharedWindowLost,
 )
 from asyncmig.session import Session
@@ -118,6 +121,8 @@ class _Telemetry:
         self._noticed = meter.create_histogram("asyncmig.run.noticed_within", "s")
         self._ended = meter.create_counter("asyncmig.migrations", "{migration}")
         self._active = meter.create_up_down_counter("asyncmig.migrations.active", "{migration}")
+        self._runs = meter.create_gauge("asyncmig.run_slots", "{run}")
+        self._starts = meter.create_gauge("asyncmig.run_slots.waiting", "{start}")
         self._lost = meter.create_counter("asyncmig.window.lost", "{outage}")
 
     def note(self, event: Event) -> None:
@@ -134,6 +139,14 @@ class _Telemetry:
                 self._run_ended(event)
             case MigrationChanged():
                 self._migration(event)
+            case RunSlotsChanged():
+                for whose, runs in (
+                    ("ours", event.in_progress),
+                    ("others", event.others),
+                    ("person", event.waits_for_person),
+                ):
+                    self._runs.set(runs, {"asyncmig.run.owner": whose})
+                self._starts.set(event.waiting)
             case SharedWindowLost():
                 self._lost.add(1, self._budget(event.budget))
             case _:
@@ -224,4 +237,5 @@ class _Telemetry:
         return method, route
 
     def _budget(self, budget: str) -> Attributes:
-        return {"asyncmig.budget": budget if budget == "*" else " ".join(self._route(budget))}
+        is_route = " " in budget
+        return {"asyncmig.budget": " ".join(self._route(budget)) if is_route else budget}

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from asyncmig import ApiError, Fleet, MemoryJournal, Session
-from asyncmig.events import MigrationChanged, RequestDone, SharedWindowLost
+from asyncmig.events import BudgetLearnt, MigrationChanged, RequestDone, RunSlotsChanged, SharedWindowLost
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, RunDurations, World
 from asyncmig.telemetry import instrument
 
@@ -156,3 +156,20 @@ async def test_an_id_in_another_route_is_not_taken_for_a_company(
     (request,) = [span for span in watched.spans if span.name == f"GET {route}"]
     (step,) = [span for span in watched.spans if span.name == "uploading"]
     assert (request.parent is not None and request.parent.span_id == step.context.span_id) is belongs
+
+
+async def test_run_slots_and_named_budgets_are_measured(watched: Watched) -> None:
+    async with session() as opened:
+        with instrument(opened, tracer_provider=watched.tracers, meter_provider=watched.meters):
+            opened.events.emit(
+                RunSlotsChanged(at=0.0, limit=3, in_progress=2, waits_for_person=1, others=1, waiting=4)
+            )
+            opened.events.emit(BudgetLearnt(at=0.0, budget="generate", slots=1, burst=1))
+    runs = {
+        labels["asyncmig.run.owner"]: point.value for labels, point in watched.points("asyncmig.run_slots")
+    }
+    assert runs == {"ours": 2, "others": 1, "person": 1}
+    assert [point.value for _, point in watched.points("asyncmig.run_slots.waiting")] == [4]
+    assert [labels for labels, _ in watched.points("asyncmig.budget.slots")] == [
+        {"asyncmig.budget": "generate"}
+    ]

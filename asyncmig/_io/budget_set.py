@@ -9,6 +9,7 @@ slot is kept, because otherwise requests that need one budget only could overtak
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
@@ -101,7 +102,7 @@ class BudgetSet:
         finally:
             self._run_of.pop(waiter, None)
             if runs is not None:
-                runs.starts -= 1
+                runs.ends_waiting()
 
     def name_of(self, sent_at: float) -> str:
         return uuid.uuid4().hex
@@ -110,6 +111,12 @@ class BudgetSet:
         now = self.now()
         runs = 0.0 if self._runs is None else self._runs.wait_estimate(now)
         return max(self._held_until - now, runs, *(each.wait_estimate(lane) for each in self._dispatchers))
+
+    def longest_wait(self, lane: Lane) -> tuple[str, float]:
+        """Return what delays a request of this lane most, and for about how long; infinity for a run slot."""
+        if self._runs is not None and self._runs.are_taken:
+            return "runs", float("inf")
+        return max((each.longest_wait(lane) for each in self._dispatchers), key=itemgetter(1))
 
     # For the dispatchers
 

@@ -23,6 +23,7 @@ from asyncmig._io.addresses import is_loopback
 from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
 from asyncmig._io.call import Call, Secret
 from asyncmig._io.event_loop import LoopGuard, loop_speed
+from asyncmig._io.failures import owner
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.reply import (
     LARGEST_ERROR,
@@ -51,7 +52,7 @@ from asyncmig.errors import (
     UnexpectedReply,
     api_error,
 )
-from asyncmig.events import Events
+from asyncmig.events import Events, SlotAwaited
 
 __all__ = ["Caller"]
 
@@ -62,6 +63,8 @@ Understand = Callable[["Call", Response, bytes], Awaitable[T]]
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
 """Characters that stay as they are in a signed URL: escaping them would make its signature invalid."""
 _TOO_MANY = 429
+_LONG_WAIT = 60.0
+"""Seconds of a wait for the limit from which an event reports it."""
 _LONGEST_RETRY_AFTER = 60.0
 """The most seconds of a `Retry-After` that are obeyed before a repeat after a server error."""
 _MOST_ROUTES = 1000
@@ -307,6 +310,8 @@ class Caller:
         endpoint, route = call.endpoint, self._route(call.endpoint)
         if route.gate is None:
             route.gate = self._gate(endpoint)
+        if route.gate.is_long:
+            self._tell_wait(call, route.gate)
         return route.gate.slot(
             lane=endpoint.lane,
             rank=call.rank,
@@ -314,6 +319,24 @@ class Caller:
             ticket=ticket,
             order=endpoint.run_order or 0,
             run=None if endpoint.run_order is None else "/".join(call.ids.values()),
+        )
+
+    def _tell_wait(self, call: Call, gate: Gate) -> None:
+        """Report that a request will wait for long."""
+        budget, seconds = gate.longest_wait(call.endpoint.lane)
+        if seconds < _LONG_WAIT:
+            return
+        now, customer, is_known = asyncio.get_running_loop().time(), owner(), seconds < float("inf")
+        self._events.emit(
+            SlotAwaited(
+                at=now,
+                external_id=None if customer is None else customer.external_id,
+                endpoint=call.endpoint.key,
+                ids=call.ids,
+                budget=budget,
+                until=now + seconds if is_known else None,
+                seconds=seconds if is_known else None,
+            )
         )
 
     async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:

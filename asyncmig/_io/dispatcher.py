@@ -250,6 +250,10 @@ class Dispatcher:
         ahead = sum(waiters.ahead_of(lane) for waiters in self._queues())
         return self.limiter.wait_for(ahead, self.now())
 
+    def longest_wait(self, lane: Lane) -> tuple[str, float]:
+        """Return the budget's name, and the approximate seconds that a request of this lane would wait now."""
+        return self._budget, self.wait_estimate(lane)
+
     def waiting(self, lane: Lane) -> int:
         """Return the number of waiters for this budget, including those that wait for others, too."""
         return sum(waiters.waiting[lane] for waiters in self._queues())

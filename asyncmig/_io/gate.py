@@ -10,7 +10,7 @@ from typing import Protocol, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import MARGIN, Limiter, RateHeaders
+from asyncmig._core.limiter import MARGIN, SHORT_WINDOW, Limiter, RateHeaders
 from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import TICK, Dispatcher, DispatcherFactory
 from asyncmig._io.run_slots import RunSlots
@@ -207,7 +207,7 @@ class Gate:
     window that is not positive. Algorithm: see `asyncmig._core.limiter`.
     """
 
-    __slots__ = ("_note", "dispatcher", "name")
+    __slots__ = ("_note", "dispatcher", "is_long", "name")
 
     @checked_call
     def __init__(
@@ -225,6 +225,8 @@ class Gate:
         if not window > 0:
             raise InvalidInput("window", window, "must be more than 0 seconds")
         self.name: str = name
+        self.is_long: bool = window > SHORT_WINDOW
+        """Whether a request may wait for long: a window of more than two minutes, or run slots."""
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
         self.dispatcher: Dispatcher | BudgetSet = dispatcher(
             limiter, window=window, recent=recent, budget=name, events=events
@@ -268,6 +270,13 @@ class Gate:
         """
         ticket = next(_tickets) if ticket is None else ticket
         return Slot(self.dispatcher, lane, rank, max_wait, ticket, self._note, order, run)
+
+    def longest_wait(self, lane: Lane = Lane.WORK) -> tuple[str, float]:
+        """Return the budget that delays a request of this lane most, and for about how many seconds.
+
+        `runs` and infinity if all run slots are taken: how long runs take is not known.
+        """
+        return self.dispatcher.longest_wait(lane)
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
         """Return about how many seconds a request of this lane would wait now."""
@@ -341,6 +350,7 @@ def joined_gate(
     dispatchers = [each for gate in gates if isinstance(each := gate.dispatcher, Dispatcher)]
     name = "+".join(each.name for each in gates)
     gate = Gate(name=name)
+    gate.is_long = runs is not None or any(each.is_long for each in gates)
     gate.dispatcher = budget_set(dispatchers, runs, name=name, events=events)
     return gate
 

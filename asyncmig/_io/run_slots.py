@@ -17,7 +17,7 @@ from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig._io.shared_runs import SharedRuns
 from asyncmig.errors import AsyncmigError, NoRunSlot
-from asyncmig.events import Events, RunSlotsBlocked
+from asyncmig.events import Events, RunSlotsBlocked, RunSlotsChanged
 
 __all__ = ["RunSlots", "RunSlotsStatistics"]
 
@@ -50,6 +50,8 @@ class RunSlotsStatistics:
     """The number of 429s."""
     held_until: float | None
     """When the next try is made after a 429, on the loop's clock; None without one."""
+    was_used: bool = False
+    """Whether any run was started or reported."""
 
 
 class _Waiting(Protocol):
@@ -69,8 +71,10 @@ class RunSlots:
         "_table",
         "_tasks",
         "_timer",
+        "_told",
         "_waiting",
         "_was_stuck",
+        "_was_used",
         "gives_up",
         "starts",
     )
@@ -84,6 +88,9 @@ class RunSlots:
         self._checks: dict[str, Check] = {}
         """What reads each run that waits for a person."""
         self._was_stuck = False
+        self._told: tuple[int, int, int, int] = (0, 0, 0, 0)
+        """What the last event reported."""
+        self._was_used = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: list[_Waiting] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -139,6 +146,7 @@ class RunSlots:
             others=max(0, table.others),
             waiting=self.starts,
             refused=table.refused,
+            was_used=self._was_used,
             held_until=self._on_loop(table.retry_at) if table.retry_at > now else None,
         )
 
@@ -151,7 +159,13 @@ class RunSlots:
     def begins_to_wait(self) -> None:
         """Report that a start waits from now on."""
         self.starts += 1
+        self._tell()
         self._look_at_blocked()
+
+    def ends_waiting(self) -> None:
+        """Report that a start waits no more."""
+        self.starts -= 1
+        self._tell()
 
     def refusal(self, run: str) -> NoRunSlot | None:
         """Return the error with which a start of `run` must end now; None if it may wait."""
@@ -161,6 +175,12 @@ class RunSlots:
             self._events.emit(RunSlotsBlocked(at=_loop_time(), runs=tuple(self._table.runs)))
         self._was_stuck = True
         return NoRunSlot(tuple(self._table.runs)) if self.gives_up else None
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether no further run can be started now."""
+        limit = self._table.limit
+        return limit is not None and len(self._table.runs) + self._table.others >= limit
 
     def holds(self, run: str) -> bool:
         """Return whether a run holds a slot."""
@@ -316,6 +336,7 @@ class RunSlots:
     def _on_update(self) -> None:
         assert self._shared is not None
         self._table = self._shared.table
+        self._tell()
         self._wake()
 
     def _change(self, run: str, change: Callable[[RunTable, float], object]) -> None:
@@ -323,6 +344,27 @@ class RunSlots:
             change(self._table, _loop_time())
         else:
             self._shared.change(run, change)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Emit an event if the numbers of runs have changed."""
+        table = self._table
+        waits = sum(slot.waits for slot in table.runs.values())
+        numbers = len(table.runs), waits, max(0, table.others), self.starts
+        if numbers == self._told:
+            return
+        self._told, self._was_used = numbers, True
+        if self._events is not None:
+            self._events.emit(
+                RunSlotsChanged(
+                    at=_loop_time(),
+                    limit=table.limit,
+                    in_progress=numbers[0],
+                    waits_for_person=waits,
+                    others=numbers[2],
+                    waiting=self.starts,
+                )
+            )
 
     def _now(self) -> float:
         """Return the time on the table's clock."""

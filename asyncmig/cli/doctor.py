@@ -352,7 +352,9 @@ def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
     ]
     learned = "was seen to be less: " + ", ".join(less) if less else "held"
     refused = counted(report.budget.refused, "request")
-    return Diagnosis("limit", f"{configured}; in the last run it {learned} ({refused} answered 429)")
+    slots = report.budget.run_slots
+    runs = f"; at its end {slots['in_progress']} of {slots['limit']} run slots were taken" if slots else ""
+    return Diagnosis("limit", f"{configured}; in the last run it {learned} ({refused} answered 429){runs}")
 
 
 async def print_findings(findings: AsyncIterator[Diagnosis], data: Console, *, as_json: bool) -> int:

@@ -129,6 +129,10 @@ def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
             f"{budget.refused:,}",
             "over the limit" if budget.refused else "never over the limit",
         )
+        if slots := budget.run_slots:
+            waits = slots.get("waits_for_person", 0)
+            words = f"of {slots['limit']}" + (f", {waits} waiting for a person" if waits else "")
+            yield "run slots taken", f"{slots.get('in_progress', 0) + slots.get('others', 0)}", words
 
 
 def _sections(page: ReportPage) -> Iterator[str]:

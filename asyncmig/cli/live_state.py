@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from asyncmig.cli.options import spoken_wait
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus, RemainingWork
 from asyncmig.events import (
@@ -15,6 +16,7 @@ from asyncmig.events import (
     RequestDone,
     RunChanged,
     RunEnded,
+    SlotAwaited,
 )
 from asyncmig.jobs.plan import ObservedDurations
 from asyncmig.steps import ACTIVE, OutcomeName, Progress
@@ -72,6 +74,8 @@ class LiveState:
                 self._customers[event.external_id].trouble = ""
             case RunChanged() if event.ids["run"] in self._runs:
                 self._runs[event.ids["run"]].text = event.progress or ""
+            case SlotAwaited() if event.external_id in self._customers:
+                self._customers[event.external_id].text = _wait(event)
             case RunEnded() if event.seconds is not None:
                 self.durations.add(event.seconds)
             case _:
@@ -143,3 +147,10 @@ class LiveState:
             self._runs[event.ids["run"]] = customer
         elif event.detail:
             customer.text = event.detail
+
+
+def _wait(event: SlotAwaited) -> str:
+    """Return what a request waits for, in words."""
+    if event.seconds is None:
+        return "waiting for a run slot"
+    return f"waiting for `{event.budget}` {spoken_wait(event.seconds)}"

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 
 DEFAULT_RATE = Rate()
+_DAY = 24 * 3600.0
 _LONG = 300.0
 """Seconds of a wait from which the time of its end is shown."""
 
@@ -46,6 +47,8 @@ def spoken(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
@@ -55,7 +58,8 @@ def spoken_wait(seconds: float) -> str:
     """Return a wait for people; of a long one also the time of day at which it ends."""
     if seconds < _LONG:
         return spoken(seconds)
-    return f"until {datetime.now().astimezone() + timedelta(seconds=seconds):%H:%M}, {spoken(seconds)}"
+    until = datetime.now().astimezone() + timedelta(seconds=seconds)
+    return f"until {until:{'%H:%M' if seconds < _DAY else '%d %b %H:%M'}}, {spoken(seconds)}"
 
 
 def environment_name(setting: str) -> str:

@@ -284,9 +284,10 @@ def _earliest(planned: Plan, options: Options) -> str:
     scope = "for each endpoint" if options.scope == "endpoint" else "for the whole key"
     limits = options.limits or f"{options.rate} {scope}"
     when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
+    scarce = f" (`{planned.scarcest}` is used up first)" if planned.scarcest else ""
     return (
-        f"\nAt {limits}, the last request is sent {when} at the earliest. The durations of imports, "
-        "further polls, and the transfer of files add to that."
+        f"\nAt {limits}, the last request is sent {when} at the earliest{scarce}, so the last customer can finish "
+        "then. The durations of imports, further polls, and the transfer of files add to that."
     )
 
 

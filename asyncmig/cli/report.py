@@ -65,6 +65,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """By endpoint: requests, polls, and 429s if the limit applies to each endpoint."""
     limits: dict[str, dict[str, int]] = {}
     """By budget (`*` is the budget of the whole key): the configured limit, and the limit learned from 429s."""
+    run_slots: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    """The limit of runs in progress, those that were known at the end, and 429s; absent if no run slot was used."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +240,21 @@ def budget_of(session: Session) -> Budget:
             name: {"limit": gate.limit, "believed": gate.slots, "burst": gate.burst, "refused": gate.refused}
             for name, gate in sorted(stats.items())
         },
+        run_slots=_run_slots(session),
     )
+
+
+def _run_slots(session: Session) -> dict[str, int] | msgspec.UnsetType:
+    slots = session.run_slots()
+    if slots.limit is None or not slots.was_used:
+        return msgspec.UNSET
+    return {
+        "limit": slots.limit,
+        "in_progress": len(slots.runs),
+        "waits_for_person": len(slots.waits_for_person),
+        "others": slots.others,
+        "refused": slots.refused,
+    }
 
 
 _NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+")

@@ -11,6 +11,7 @@ sent. This is a lower bound for any client. The time that the imports take comes
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol, final
 
@@ -82,6 +83,11 @@ def earliest_end(
     `requests`: by endpoint of the generation `api`. `limit`, `window`, `scope`: see `Session`.
     """
     limits = short_form(limits, limit=limit, window=window, scope=scope)
+    return max((seconds for _, seconds in _waits(requests, limits, api)), default=0.0)
+
+
+def _waits(requests: Mapping[str, int], limits: Limits, api: str) -> Iterator[tuple[str, float]]:
+    """Yield each budget, and the seconds before which the last of its requests cannot be sent."""
     endpoints = generations.find(api).endpoints
     counts: Counter[str] = Counter()
     rates: dict[str, Rate] = {}
@@ -91,10 +97,9 @@ def earliest_end(
         for name, rate in charged(limits, endpoints.get(key, unknown)).items():
             counts[name] += count
             rates[name] = rate
-    return max(
-        ((count - 1) // rates[name].limit * rates[name].window for name, count in counts.items() if count),
-        default=0.0,
-    )
+    for name, count in counts.items():
+        if count:
+            yield name, (count - 1) // rates[name].limit * rates[name].window
 
 
 def forecast(
@@ -181,6 +186,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The number of requests by endpoint, with one poll per import and one download per customer."""
     seconds: float
     """Seconds before which the last request cannot be sent; the durations of the imports are added to them."""
+    scarcest: str = ""
+    """The named budget that causes them; empty if there are none, or if the budget of one endpoint does."""
 
 
 async def plan(
@@ -221,6 +228,9 @@ async def plan(
     requests = _requests(generation, customers, records, left)
     names = [customer.external_id for customer in customers if customer.external_id in records]
     parked = {name: out for name in names if isinstance(out := records[name].outcome, Parked)}
+    all_limits = short_form(limits, limit=limit, window=window, scope=scope)
+    waits = _waits(requests, all_limits, generation.name)
+    scarcest, seconds = max(waits, key=itemgetter(1), default=("", 0.0))
     return Plan(
         customers=len(customers),
         done=tuple(done),
@@ -238,9 +248,8 @@ async def plan(
         bytes=sum(file.bytes for file in uploads),
         largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
         requests=requests,
-        seconds=earliest_end(
-            requests, limits=limits, limit=limit, window=window, scope=scope, api=generation.name
-        ),
+        seconds=seconds,
+        scarcest=scarcest if seconds and scarcest in all_limits.budgets else "",
     )
 
 

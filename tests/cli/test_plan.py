@@ -81,3 +81,14 @@ def test_2_it_finds_the_faults_that_a_run_would_find(cli: Cli, customers: Custom
     result = cli("run", manifest, "--plan")
     assert (result.code, result.out) == (2, "")
     assert "gone.csv" in result.err
+
+
+def test_the_plan_of_the_second_generation_names_the_scarcest_budget(
+    cli: Cli, plan: Callable[..., dict[str, object]], customers: Customers
+) -> None:
+    manifest = customers(**{f"c-{n}": GOOD for n in range(30)})
+    planned = plan(manifest, "--api", "migrations")
+    assert planned["seconds"] == 29 * 3600.0
+    assert planned["scarcest"] in ("create", "generate")
+    told = cli("run", manifest, "--plan", "--api", "migrations").out
+    assert "after 29 h 00 min at the earliest" in " ".join(told.split())

@@ -2,19 +2,22 @@
 
 import asyncio
 import io
+import re
 from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
 
 from asyncmig import RunSlotsStatistics
+from asyncmig.cli.live_state import LiveState
 from asyncmig.cli.live_view import LiveView, full_run_slots
+from asyncmig.cli.options import spoken
 from asyncmig.cli.report import Budget, Report
 from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.outcome import Delivered, Failed, Pending
 from asyncmig.customers.status import CustomerStatus, status_of_outcome
-from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone
+from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone, SlotAwaited
 from asyncmig.session import Session
 
 
@@ -129,3 +132,23 @@ def test_full_run_slots_are_shown(
 ) -> None:
     slots = RunSlotsStatistics(limit=3, runs=runs, others=others, refused=0, held_until=held_until)
     assert list(full_run_slots(slots, 100.0)) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "waiting for a run slot"), (3120.0, r"waiting for `generate` until \d\d:\d\d, 52 min 00 s")],
+)
+def test_a_long_wait_is_readable(seconds: float | None, text: str) -> None:
+    state = LiveState({"acme": 1})
+    state.note(MigrationChanged(at=0.0, external_id="acme", step="starting"))
+    state.note(
+        SlotAwaited(
+            at=1.0, external_id="acme", endpoint="POST /x", budget="generate", until=None, seconds=seconds
+        )
+    )
+    assert re.fullmatch(text, state.slowest(1)[0].text)
+
+
+@pytest.mark.parametrize(("hours", "text"), [(30, "30 h 00 min"), (49, "2 days 1 h")])
+def test_long_times_are_spoken_in_hours_and_days(hours: int, text: str) -> None:
+    assert spoken(hours * 3600.0) == text

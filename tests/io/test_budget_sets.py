@@ -15,7 +15,7 @@ from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
 from asyncmig._io.gate import joined_gate
 from asyncmig._io.run_slots import RunSlots
 from asyncmig.errors import NoRunSlot
-from asyncmig.events import Events, RunSlotsBlocked
+from asyncmig.events import Events, RunSlotsBlocked, RunSlotsChanged
 
 
 @pytest.mark.looptime
@@ -312,6 +312,27 @@ class Person:
             self.runs.left(self.run)
         else:
             self.runs.seen(self.run, is_blocked=True)
+
+
+@pytest.mark.looptime
+async def test_events_report_the_run_slots_and_a_wait_is_named() -> None:
+    told: list[RunSlotsChanged] = []
+    events = Events()
+    runs = RunSlots(1, events=events)
+    gate = joined_gate([Gate(limit=1, window=HOUR, name="agent", rng=Random(1))], runs=runs)
+    with events.subscribe(lambda event: told.append(event) if isinstance(event, RunSlotsChanged) else None):
+        await use(gate, run="a")
+        assert gate.longest_wait() == ("runs", float("inf"))
+        waiting = asyncio.create_task(use(gate, run="b"))
+        await asyncio.sleep(1.0)
+        runs.waits_for_person("a", Person(runs, "a").look)
+        runs.left("a")
+        assert gate.longest_wait() == ("agent", pytest.approx(2 * HOUR, abs=2.0))  # another one goes first
+        await waiting
+    numbers = [(each.in_progress, each.waits_for_person, each.waiting) for each in told]
+    assert numbers == [(0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)]
+    assert runs.statistics().was_used
+    await runs.aclose()
 
 
 class TestRunsThatWaitForAPerson:

@@ -10,7 +10,7 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Delivered, Fleet, MemoryJournal, Session, Spec
-from asyncmig.events import RequestDone
+from asyncmig.events import RequestDone, SlotAwaited
 from asyncmig.simulator import RunDurations
 from asyncmig.simulator.migrations import Variants, World
 
@@ -112,3 +112,21 @@ async def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows
     generated = [at for each in world.migrations.values() for kind, at in each.accepted if kind == "generate"]
     assert len(generated) == 30
     assert took <= 1.02 * (29 * HOUR + 1000.0)
+
+
+async def test_long_waits_are_reported_with_their_customer_and_budget(tmp_path: Path) -> None:
+    waits: list[SlotAwaited] = []
+    world = World(key=KEY, seed=3, pace=RunDurations(queued=5.0, base=200.0, per_row=0.0, sigma=0.3))
+    wire = InProcess(world, rng=Random(2))  # type: ignore[arg-type]
+    async with Session(KEY, BASE_URL, transport=wire, rng=Random(1)) as session:
+        with session.events.subscribe(
+            lambda each: waits.append(each) if isinstance(each, SlotAwaited) else None
+        ):
+            async with Fleet(
+                session, api="migrations", journal=MemoryJournal(), to=tmp_path / "out", decide="approve"
+            ) as fleet:
+                _ = [outcome async for outcome in fleet.run(customers(tmp_path, 2))]
+    first = next(each for each in waits if each.budget == "create")
+    assert first.external_id in ("c0", "c1")
+    assert first.until == pytest.approx(HOUR, abs=10.0)
+    assert first.endpoint == "POST /migrations"
