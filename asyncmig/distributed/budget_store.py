@@ -13,7 +13,15 @@ from typing import Literal, NamedTuple, Protocol
 
 from asyncmig._core.run_table import RunStore
 
-__all__ = ["BudgetReply", "BudgetStore", "SharedBudget", "SharedWindow", "SlotEvent", "SlotReport"]
+__all__ = [
+    "BudgetReply",
+    "BudgetStore",
+    "RunStore",
+    "SharedBudget",
+    "SharedWindow",
+    "SlotEvent",
+    "SlotReport",
+]
 
 SlotEvent = Literal[
     "accepted",
