@@ -48,7 +48,7 @@ from asyncmig.jobs.customers import CustomerMethods, parked_as_shown
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
 from asyncmig.jobs.migrate import pending
 from asyncmig.jobs.runners import decision_for
-from asyncmig.journal import DatabaseJournal, JournalPort, open_journal
+from asyncmig.journal import DatabaseJournal, Instruction, JournalPort, open_journal
 from asyncmig.session import Session
 
 __all__ = ["MigrationQueue", "OptionOverrides", "settings", "worker_settings"]
@@ -210,10 +210,9 @@ class MigrationQueue(CustomerMethods):
             raise refused
         spec.validate(root=self._root)
         _check_no_secret(spec)
-        if self._journal is not None:
-            work = Work.of(spec, self._generation.name)
-            await self._journal.instruct(spec.external_id, work.wanted("run"))
-        return await self._queue.attempt(lambda: self._enqueue(spec, asked))
+        return await self._instruct_and_enqueue(
+            spec, Work.of(spec, self._generation.name).wanted("run"), asked
+        )
 
     @checked_call
     async def retry(
@@ -230,9 +229,7 @@ class MigrationQueue(CustomerMethods):
         """
         asked = self._overrides(options, {**keywords, "retry_failed": True})
         known = await self._known(external_id)
-        spec = known.spec()
-        await self._opened_journal().instruct(external_id, known.again().wanted("retry"))
-        return await self._queue.attempt(lambda: self._enqueue(spec, asked))
+        return await self._instruct_and_enqueue(known.spec(), known.again().wanted("retry"), asked)
 
     @checked_call
     async def decide(
@@ -272,8 +269,8 @@ class MigrationQueue(CustomerMethods):
         """Stop a customer's job, and return the outcome of the customer.
 
         That is `Pending` with the reason `canceled`, unless the customer has ended before. A worker records it;
-        `reject_parked`: whether it rejects a parked run. The run of a generation that cannot cancel runs continues at
-        the server. `submit` and `retry` continue the customer.
+        `reject_parked`: whether it rejects a parked run. Waits until a worker has time. The run of a generation that
+        cannot cancel runs continues at the server. `submit` and `retry` continue the customer.
 
         Raises `CustomerNotFound`, `InvalidInput`, `JournalError` and `QueueUnavailable`.
         """
@@ -291,6 +288,18 @@ class MigrationQueue(CustomerMethods):
             elif is_enqueued and job.status in TERMINAL_STATUSES:
                 return _outcome(spec, job)
             await asyncio.sleep(real_seconds(RECHECK))
+
+    async def _instruct_and_enqueue(
+        self, spec: Spec, instruction: Instruction, asked: OptionOverrides
+    ) -> bool:
+        """Record an instruction and enqueue its job; withdraw it if the customer has an unfinished job."""
+        if self._journal is None:
+            return await self._queue.attempt(lambda: self._enqueue(spec, asked))
+        await self._journal.instruct(spec.external_id, instruction)
+        is_enqueued = await self._queue.attempt(lambda: self._enqueue(spec, asked))
+        if not is_enqueued:
+            await self._journal.fulfilled(spec.external_id, instruction)
+        return is_enqueued
 
     async def _known(self, external_id: str) -> KnownCustomer:
         """Return what the journal has of a customer of this API generation."""

@@ -227,6 +227,7 @@ def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -
                 await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
                 with pytest.raises(CustomerHeld):
                     await queue.forget(name, force=True)
+                assert not await queue.retry(name)  # its job has not ended
                 outcome = await queue.cancel(name)
                 assert isinstance(outcome, Pending)
                 assert outcome.reason == "canceled"
