@@ -16,6 +16,7 @@ from asyncmig import (
     Outcome,
     Parked,
     Pending,
+    Session,
     Spec,
     adopt,
     generations,
@@ -28,6 +29,8 @@ from asyncmig.session import context_of
 from asyncmig.simulator import RunDurations
 from asyncmig.simulator.migrations import Block, Question, Script, Variants
 from asyncmig.testing import Simulator
+
+from .server import BASE_URL, Account, Reply
 
 pytestmark = pytest.mark.looptime
 HEADER = "E-mail,Given Name,Surname,Phone\n"
@@ -502,3 +505,22 @@ async def test_more_files_than_a_run_may_read_are_refused_before_any_request(tmp
     assert isinstance(refused, Failed)
     assert "5 PDF or Word documents" in refused.error
     assert not customer.simulator.ledger.entries
+
+
+async def test_a_403_of_a_read_comes_from_a_proxy_and_stops_nobody_else(tmp_path: Path) -> None:
+    account = Account()
+    account.routes["GET", "/sources"] = lambda body, query: Reply(200, {"sources": [{"name": "HubSpot"}]})
+    account.fault = lambda method, path, n: (
+        403 if path.endswith("/files") and method == "GET" and n == 1 else None
+    )
+    spec, journal = spec_of(tmp_path / "in"), MemoryJournal()
+    async with Session("key", BASE_URL, transport=account, limits="per-endpoint") as session:
+        outcomes = [
+            await migrate(
+                session, spec, journal=journal, to=tmp_path / "out", api="migrations", decide="approve"
+            )
+            for _ in range(2)
+        ]
+    assert isinstance(outcomes[0], Pending)
+    assert outcomes[0].reason == "server_away"
+    assert isinstance(outcomes[1], Delivered), outcomes[1]

@@ -55,7 +55,8 @@ def words_of(event: JournalEvent) -> str:
         case "started" | "found" | "waits for another import":
             return f"run {operation.run_id}" if operation and operation.run_id else ""
         case "previewed":
-            return f"{detail.invalid_cells or 0} invalid cells in the sample"
+            cells = detail.invalid_cells or 0
+            return f"{cells} invalid cell{'s' * (cells != 1)} in the sample"
         case "executed":
             rows = detail.report.inserted if detail.report else None
             return "" if rows is None else f"{rows} rows"

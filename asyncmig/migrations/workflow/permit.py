@@ -8,16 +8,23 @@ import anyio
 
 from asyncmig._io.watch import fresh
 from asyncmig.errors import ApiError
+from asyncmig.migrations import routes
 
 __all__ = ["WorkPermit", "is_refusal"]
 
 T = TypeVar("T")
 _FORBIDDEN = 403
+_WORK = frozenset(
+    (endpoint.method, endpoint.template)
+    for endpoint in (routes.CREATE_MIGRATION, routes.START_RUN, routes.START_EXPORT)
+)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether an error says that the account may not start work."""
-    return isinstance(error, ApiError) and error.status == _FORBIDDEN
+    """Return whether an error says that the account may not start work. A 403 of a read is a proxy's."""
+    if not isinstance(error, ApiError) or error.status != _FORBIDDEN:
+        return False
+    return (error.method, error.endpoint) in _WORK
 
 
 @final
