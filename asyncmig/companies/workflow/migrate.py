@@ -350,7 +350,7 @@ class _Migration:
             body = import_body(import_key(record), record.uploads)
             await self._progress.write("start", import_body=body.decode())
         run = await self._start(company, doubtful=doubtful)
-        await self._progress.keep("started", run_id=run.id, started_at=wall_clock())
+        await self._progress.keep("started", run_id=run.id, started_at=wall_clock(), import_body=None)
         return run
 
     async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:

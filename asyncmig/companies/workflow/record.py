@@ -54,7 +54,7 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     uploaded_at: float = 0.0
     """Wall-clock time of the first of `uploads`."""
     import_body: str | None = None
-    """The exact body that starts the import. It is recorded before the first request."""
+    """The exact body that starts the import, from before the first request until the run is known."""
     run_id: str | None = None
     started_at: float = 0.0
     """Wall-clock time at which the run was first known."""
