@@ -38,7 +38,7 @@ class _Run:
 class LiveProgress:
     """Listens to the events of a session, and adds to statuses what they say."""
 
-    __slots__ = ("_changed", "_runs", "_seconds")
+    __slots__ = ("_runs", "_seconds", "_waiting")
 
     KINDS = (MigrationChanged, RunChanged, RunEnded)
     """The events to which this listens."""
@@ -46,7 +46,7 @@ class LiveProgress:
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         self._seconds: deque[float] = deque(maxlen=_OBSERVED)
-        self._changed: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, list[asyncio.Event]] = {}
 
     def take(self, event: Event) -> None:
         """Learn from an event."""
@@ -63,15 +63,18 @@ class LiveProgress:
 
     async def news(self, external_id: str, seconds: float) -> bool:
         """Wait until something changes for a customer, or so many seconds; return whether something did."""
-        changed = self._changed.setdefault(external_id, asyncio.Event())
+        changed = asyncio.Event()
+        waiting = self._waiting.setdefault(external_id, [])
+        waiting.append(changed)
         try:
             async with asyncio.timeout(seconds):
                 await changed.wait()
         except TimeoutError:
             return False
         finally:
-            if self._changed.get(external_id) is changed and changed.is_set():
-                del self._changed[external_id]
+            waiting.remove(changed)
+            if not waiting and self._waiting.get(external_id) is waiting:
+                del self._waiting[external_id]
         return True
 
     def added_to(self, status: CustomerStatus) -> CustomerStatus:
@@ -100,7 +103,7 @@ class LiveProgress:
             self._runs.pop(run_id, None)
 
     def _wake(self, external_id: str) -> None:
-        if (changed := self._changed.pop(external_id, None)) is not None:
+        for changed in self._waiting.get(external_id, ()):
             changed.set()
 
     def _seconds_left(self, run: _Run) -> float | None:
