@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from inprocess import InProcess
 
-from asyncmig import Delivered, Failed, Journal, Outcome, Parked, Spec, Unknown, migrate
+from asyncmig import Approve, Delivered, Failed, Fleet, Journal, Outcome, Parked, Spec, Unknown, migrate
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.simulator import World
 from asyncmig.simulator.companies.bodies import ImportIn
@@ -132,6 +132,35 @@ async def test_every_company_of_the_first_version_goes_on(
         world.ledger.requests["POST /companies/{id}/imports"] == len(UNSENT) + 2
     )  # less unknown, with start-sent
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 2
+
+
+async def test_a_journal_of_the_first_version_is_resumed_without_specs(
+    opens: Opens, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fleet.db"
+    shutil.copy(V1, path)
+    monkeypatch.chdir(tmp_path)
+    async with (
+        Journal(path, threaded=False) as journal,
+        opens() as session,
+        Fleet(session, journal=journal, to=tmp_path / "out", decide="approve") as fleet,
+    ):
+        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+        specs(tmp_path / "customers", iter(records))
+        for record in records.values():
+            remember(world, record)
+        futures = await fleet.resume()
+        ended = ("parked", "delivered", "failed", "rejected", "no-file", "unknown")
+        assert futures.keys() == EXPECTED.keys() - set(ended)
+        assert {name: type(await future) for name, future in futures.items()} == {
+            name: EXPECTED[name] for name in futures
+        }
+        assert await fleet.decide("parked", Approve()) == "sent"
+        *_, last = [status async for status in fleet.follow("parked")]
+        assert last.outcome == "delivered"
+        assert (await fleet.customers(outcome="unknown"))[0].external_id == "unknown"
+    verdict = world.verdict(10.0**6)
+    assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.blind_decisions == 0
 
 
 async def test_outcomes_of_the_first_version_can_be_read(tmp_path: Path) -> None:
