@@ -45,6 +45,10 @@ says what to do. For a process that may be interrupted: `noted=` receives a `Sta
 rows with bad cells are in the file: many servers do not separate them. `Downloaded.is_verified` says whether a count
 confirms that no row is missing.
 
+**Whole customers.** `asyncmig.migrate` and `asyncmig.Fleet` take `api="migrations"`: they do all of the above for a
+customer, keep a journal, and continue after a crash. A preview, a question and a request for credentials park the
+customer (`Parked.attention`) unless the options decide.
+
 **Secrets** (signed URLs, credentials, links of exports) appear in no repr, error, event or log.
 """
 

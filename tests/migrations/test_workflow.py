@@ -16,6 +16,7 @@ from asyncmig import (
     Outcome,
     Parked,
     Pending,
+    RunFailed,
     Session,
     Spec,
     adopt,
@@ -524,3 +525,25 @@ async def test_a_403_of_a_read_comes_from_a_proxy_and_stops_nobody_else(tmp_path
     assert isinstance(outcomes[0], Pending)
     assert outcomes[0].reason == "server_away"
     assert isinstance(outcomes[1], Delivered), outcomes[1]
+
+
+async def test_the_preview_is_in_every_folder_that_is_asked_for(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    await customer.run()
+    customer.out = tmp_path / "elsewhere"
+    await customer.run()
+    assert {path.name for path in customer.out.iterdir()} == {"preview.json", "preview.html"}
+
+
+async def test_an_execution_by_another_client_that_failed_is_not_repeated(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, customers={"acme": Script(fails={"execute": "stopped"})})
+    assert isinstance(await customer.run(), Parked)
+    async with customer.simulator.session() as session:
+        migration = session.migrations.open(customer.simulator.world.migration("acme").id)
+        with pytest.raises(RunFailed):
+            await (await migration.execute()).wait()
+    for _ in range(2):
+        failed = await customer.run(decide="approve", retry_failed=True)
+        assert isinstance(failed, Failed)
+        assert "3 rows were written" in failed.error
+    assert customer.done() == ["generate", "execute"]

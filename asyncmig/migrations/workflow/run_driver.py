@@ -19,7 +19,7 @@ from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Creden
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
-from asyncmig.customers.preview_page import write_preview
+from asyncmig.customers.preview_page import PREVIEW_DATA, write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, RunError
@@ -122,9 +122,11 @@ class RunDriver:
         """Record a preview, and write it to the folder. Return whether it must be made anew, for new files."""
         keeper = self._keeper
         digest = digest_of(attention_of(preview))
-        if keeper.record.previewed != digest or not operation.is_over:
+        is_new = keeper.record.previewed != digest or not operation.is_over
+        if is_new or not await in_thread((self._folder / PREVIEW_DATA).exists):
             name, external_id = keeper.record.name, keeper.record.external_id
             await in_thread(partial(write_preview, self._folder, preview, name=name, external_id=external_id))
+        if is_new:
             over = msgspec.structs.replace(self._operation(), is_over=True)
             await keeper.keep(
                 "previewed",
@@ -148,13 +150,16 @@ class RunDriver:
         """Return the outcome of a run that failed or was canceled; for an execution, with what it has written."""
         keeper, operation, state = self._keeper, self._operation(), run.state
         text = (state.error if state else None) or error.text or str(error)
+        is_prepared = operation.kind in ("generate", "update")
         written: int | None = 0
-        if operation.kind not in ("generate", "update"):
+        if operation.is_over or not is_prepared:  # another client may have executed the preview
             written = await self._rows_written(run)
             if written:
                 text += f"; the log says that {written} rows were written"
-            elif written is None:
+            elif written is None and not is_prepared:
                 text += "; the log does not say whether rows were written"
+            elif written is None:
+                written = 0
         status = "failed" if state is None else state.status
         outcome = Failed(**keeper.outcome_fields(), error=text, step="running", status=status)
         over = msgspec.structs.replace(operation, is_over=True)
