@@ -1,9 +1,10 @@
-"""Several processes that use one API key, and workers on many machines. Each module needs the extra of its name.
+"""Several processes that use one API key, and workers on many machines. A module may need an extra.
 
 | module | purpose | extra |
 | --- | --- | --- |
-| `asyncmig.distributed.redis` | one window for all processes that share a key | `redis` |
-| `asyncmig.distributed.postgres` | a journal in PostgreSQL | `postgres` |
+| `asyncmig.distributed.redis` | one window and the run slots for all processes that share a key | `redis` |
+| `asyncmig.distributed.local` | the same without a server, for the processes of one host: `Session(shared="local")` | |
+| `asyncmig.distributed.postgres` | a journal in PostgreSQL, which also shares run slots | `postgres` |
 | `asyncmig.distributed.saq` | a queue with one job per customer, and its workers | `saq` |
 
 One key needs at most 18 slots a second, so more processes do not make it faster. Use several processes for
@@ -22,7 +23,8 @@ async with (
 ```
 
 Without Redis, each process continues with its share of the window, emits `SharedWindowLost`, and returns by
-itself (`SharedWindowFound`). An unavailable PostgreSQL is waited for.
+itself (`SharedWindowFound`). An hourly budget that cannot be divided, and the run slots, wait for Redis. An
+unavailable PostgreSQL is waited for.
 
 **Workers.** Set `ASYNCMIG_QUEUE`, `ASYNCMIG_DATABASE` and `ASYNCMIG_WINDOW` to URLs, and start any number of
 workers with `saq asyncmig.distributed.saq.settings`. Submit with `MigrationQueue(url).run(specs)` or
