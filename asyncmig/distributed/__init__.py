@@ -3,7 +3,7 @@
 | module | purpose | extra |
 | --- | --- | --- |
 | `asyncmig.distributed.redis` | one window and the run slots for all processes that share a key | `redis` |
-| `asyncmig.distributed.local` | the same without a server, for the processes of one host: `Session(shared="local")` | |
+| `asyncmig.distributed.local` | the same on one host, without a server: `Session(shared="local")` | |
 | `asyncmig.distributed.postgres` | a journal in PostgreSQL, which also shares run slots | `postgres` |
 | `asyncmig.distributed.saq` | a queue with one job per customer, and its workers | `saq` |
 
