@@ -86,6 +86,8 @@ class Patch(Struct, frozen=True, kw_only=True):
 
 
 class GuidanceLink(Struct, frozen=True, kw_only=True):
+    """A page that explains where credentials come from."""
+
     label: str | None = None
     url: str | None = None
 

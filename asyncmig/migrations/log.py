@@ -58,6 +58,8 @@ class LogRun(HasStatus, frozen=True, kw_only=True):
 
 
 class LogCovers(Struct, frozen=True, kw_only=True):
+    """What a log covers: the number of runs, and the times of the first and the last of them."""
+
     runs: int | None = None
     from_: str | None = field(name="from", default=None)
     to: str | None = None
