@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 SOURCE = next(iter(SOURCES))
 
 
-def customers(folder: Path, count: int) -> list[Spec]:
+def customers(folder: Path, count: int, source: str = SOURCE) -> list[Spec]:
     """Write a file for each, and return their specs."""
     folder.mkdir(parents=True, exist_ok=True)
     specs: list[Spec] = []
@@ -26,7 +26,7 @@ def customers(folder: Path, count: int) -> list[Spec]:
         rows = "".join(f"p{n}@x{number}.org,A,B\n" for n in range(20))
         path.write_text(f"Email,First Name,Last Name\n{rows}", encoding="utf-8")
         name = f"c{number:04d}"
-        specs.append(Spec(external_id=name, name=f"Customer {name}", source=SOURCE, files=(path,)))
+        specs.append(Spec(external_id=name, name=f"Customer {name}", source=source, files=(path,)))
     return specs
 
 
@@ -43,8 +43,10 @@ class Farm:
         window: str,
         name: str,
         concurrency: int = 60,
+        api: str = "companies",
+        limits: str | None = None,
     ) -> None:
-        self.folder, self.name, self._speed = folder, name, speed
+        self.folder, self.name, self._speed, self._api = folder, name, speed, api
         self._told = {
             "queue": queue,
             "database": database,
@@ -53,13 +55,21 @@ class Farm:
             "to": str(folder / "out"),
             "concurrency": concurrency,
             "speed": speed,
+            "api": api,
+            "limits": limits,
         }
         self._environment = dict(os.environ)
         self.workers: list[subprocess.Popen[bytes]] = []
         self._log = (folder / "workers.log").open("ab")
 
     def __enter__(self) -> Self:
-        command = [sys.executable, HERE / "simprocess.py", str(self._speed)]
+        command = [
+            sys.executable,
+            HERE / "simprocess.py",
+            str(self._speed),
+            self._api,
+            self._told["limits"] or "",
+        ]
         self._simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         told = self._ask()
         self.base_url, self.key = told["base_url"], told["key"]

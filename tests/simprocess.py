@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, migrations, serve
 from asyncmig.simulator.server.clock import fast_loop
 from asyncmig.simulator.server.ledger import Entry
 
@@ -20,8 +20,15 @@ def lost_companies(entries: Sequence[Entry]) -> int:
     return created - len({entry.ids["company"] for entry in entries if "company" in entry.ids})
 
 
+def world_of(api: str, limits: str) -> World | migrations.World:
+    if api == "companies":
+        return World(key="sim-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.2))
+    pace = RunDurations(queued=1.0, base=10.0, per_row=0.0, sigma=0.2)
+    return migrations.World(key="sim-key", seed=1, pace=pace, limits=migrations.Limits.parse(limits))
+
+
 async def main() -> None:
-    world = World(key="sim-key", sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.2))
+    world = world_of(*sys.argv[2:4])
     async with serve(world) as serving:
         loop = asyncio.get_running_loop()
         print(json.dumps({"base_url": serving.base_url, "key": world.key}), flush=True)  # noqa: T201 - to its parent

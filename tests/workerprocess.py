@@ -25,9 +25,10 @@ TOLD = json.loads(os.environ["WORKER"])
 def settings() -> dict[str, object]:
     return worker_settings(
         TOLD["queue"],
-        session=lambda: Session(shared=RedisWindow(TOLD["window"])),
+        session=lambda: Session(shared=RedisWindow(TOLD["window"]), limits=TOLD["limits"]),
         journal=lambda: PostgresJournal(TOLD["database"], schema=TOLD["name"], lease=3.0),
         to=TOLD["to"],
+        api=TOLD["api"],
         options=MigrationOptions(decide="approve"),
         concurrency=TOLD["concurrency"],
         name=TOLD["name"],
