@@ -93,7 +93,9 @@ async def examine(
         yield await _journal(journal.path)
     for finding in await _server(reach, generation):
         yield finding
-    yield _limit(reach, out)
+    if generation.endpoints:
+        yield await _plan(journal)
+    yield _limit(reach, out, generation)
 
 
 def _versions() -> Diagnosis:
@@ -336,9 +338,25 @@ def _clock(said: str | None) -> Diagnosis:
     return Diagnosis("clock", f"is {abs(off):.0f} s {where} the server's clock: correct it", USAGE)
 
 
-def _limit(reach: ConnectionSettings, out: Path) -> Diagnosis:
+async def _plan(place: JournalPlace) -> Diagnosis:
+    """Say whether the account may start work, as far as the journal knows: no request that only reads tells."""
+    try:
+        async with open_journal(place, read_only=True) as journal:
+            records = await read_records(journal, str(place))
+    except JournalError:
+        records = {}
+    refused = [name for name, record in records.items() if record.status.pending_reason == "account_refused"]
+    if refused:
+        text = f"the server answered 403 to the start of work for {counted(len(refused), 'customer')}: settle that"
+        return Diagnosis("plan", text, KEY_REFUSED)
+    text = "was not checked: only the start of work shows whether the account has a plan for it (403: it has none)"
+    return Diagnosis("plan", text, None)
+
+
+def _limit(reach: ConnectionSettings, out: Path, generation: Generation) -> Diagnosis:
     """Compare the configured limit with what the last run learned from 429s."""
-    configured = f"{reach.all_limits if reach.limits else f'{reach.rate} by {reach.scope}'} is configured"
+    is_short = reach.limits is None and not generation.endpoints
+    configured = f"{f'{reach.rate} by {reach.scope}' if is_short else reach.all_limits} is configured"
     try:
         report = read_report(out)
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncmig import generations
+from asyncmig._core.limits import charged
 from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.options import spoken
 from asyncmig.cli.output import clean, counted, listed, say
@@ -269,20 +270,32 @@ def _customers(planned: Plan) -> Iterator[str]:
 
 
 def _requests(planned: Plan, options: Options) -> Table:
+    """Return a table of the requests; with named budgets also of the budgets, each with its earliest end."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("endpoint", no_wrap=True)
     table.add_column("requests, at least", justify="right")
-    if options.limits is None:
+    endpoints, limits = generations.find(options.api).endpoints, options.all_limits
+    if endpoints:
+        table.add_column("limits that it charges")
+    elif options.limits is None:
         table.add_column(f"windows of {options.rate.window:g} s", justify="right")
     for endpoint, count in planned.requests.items():
-        windows = [] if options.limits else [f"{-(-count // options.rate.limit):,}"]
-        table.add_row(endpoint, f"{count:,}", *windows)
+        more: list[str] = []
+        if endpoint in endpoints:
+            more = [
+                ", ".join(f"{name} {rate}" for name, rate in charged(limits, endpoints[endpoint]).items())
+            ]
+        elif options.limits is None and not endpoints:
+            more = [f"{-(-count // options.rate.limit):,}"]
+        table.add_row(endpoint, f"{count:,}", *more)
     return table
 
 
 def _earliest(planned: Plan, options: Options) -> str:
     scope = "for each endpoint" if options.scope == "endpoint" else "for the whole key"
     limits = options.limits or f"{options.rate} {scope}"
+    if options.limits is None and generations.find(options.api).endpoints:
+        limits = "the documented limits"
     when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
     scarce = f" (`{planned.scarcest}` is used up first)" if planned.scarcest else ""
     return (

@@ -95,6 +95,8 @@ class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[SheetFile, ...] = ()
     """The delivered sheets."""
     rows: RowCounts = RowCounts()
+    replaced_existing_data: bool | None = None
+    """Whether the import replaced data of an earlier one, as the server's log says; null if it does not say."""
     notes: tuple[str, ...] = ()
     """Further information for the user, for example that a file has changed since the import began."""
     destructive: tuple[Action, ...] = ()
@@ -226,6 +228,7 @@ def status_of_outcome(outcome: Outcome, *, api: str = "companies") -> CustomerSt
             flagged=report.invalid_rows if report else None,
             delivered=outcome.rows if isinstance(outcome, Delivered) else None,
         ),
+        replaced_existing_data=outcome.replaced_existing_data if isinstance(outcome, Delivered) else None,
         notes=outcome.notes,
         destructive=outcome.destructive if isinstance(outcome, Parked) else (),
         seconds=round(outcome.seconds, 3),

@@ -58,6 +58,7 @@ def test_0_flagged_rows_are_delivered_with_a_warning(
     }
     assert flagged == {"acme": ["none"], "bolt": ["included"]}
     assert {each["api"] for each in report["customers"]} == {"migrations"}
+    assert {each["replaced_existing_data"] for each in report["customers"]} == {False}
     assert sorted(path.name for path in (tmp_path / "out/bolt").iterdir()) == [
         *("contacts.csv", "log.json", "log.md", "preview.html", "preview.json"),
     ]
@@ -269,6 +270,28 @@ def test_an_adopted_migration_is_named_as_one(account: Accounts, run: Runs, cli:
     assert json.loads(linked.out)["ids"] == {"migration": migration}
     assert run(world, "--decide", "approve", acme=GOOD).code == 0
     assert str(world.verdict(1e6)) == "no faults"
+
+
+def test_doctor_and_the_plan_know_the_limits_of_the_generation(
+    account: Accounts, run: Runs, cli: Cli, customers: Customers
+) -> None:
+    world = account(plan=False)
+    at = ("--api", "migrations", "--base-url", world.base_url, "--speed", SPEED)
+    before = cli("doctor", *at)
+    assert "answers like the API generation migrations" in before.out
+    assert "?    plan              was not checked" in before.out
+    assert "reads=30/60s,writes=10/60s,jobs=5/1h,agent=5/1h,create=1/1h,generate=1/1h,runs=3" in before.out
+    assert run(world, acme=GOOD).code == 4
+    after = cli("doctor", *at)
+    assert after.code == 4
+    assert "the server answered 403 to the start of work for 1 customer" in after.out
+    planned = cli(
+        "run", customers(acme=GOOD, bolt=GOOD), "--api", "migrations", "--plan", "--journal", "new.db"
+    )
+    assert re.search(r"POST /migrations +2 +create 1/1h, writes 10/60s", planned.out)
+    assert (
+        "At the documented limits, the last request is sent after 1 h 00 min at the earliest." in planned.out
+    )
 
 
 def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> None:

@@ -37,6 +37,7 @@ NOTHING: dict[str, object] = {
     "error": None,
     "files": [],
     "rows": {"inserted": None, "flagged": None, "delivered": None},
+    "replaced_existing_data": None,
     "notes": [],
     "destructive": [],
     "seconds": 0.0,

@@ -134,7 +134,7 @@ async def test_killed_and_stopped_workers_execute_nothing_twice_and_share_the_ru
     redis, postgres = servers
     with Farm(
         tmp_path,
-        speed=20.0,
+        speed=60.0,
         queue=redis,
         database=postgres,
         window=redis,
@@ -146,7 +146,7 @@ async def test_killed_and_stopped_workers_execute_nothing_twice_and_share_the_ru
         async with MigrationQueue(redis, name=prefix, heartbeat=2, api="migrations") as queue:
 
             async def trouble() -> None:
-                await asyncio.sleep(6.0)
+                await asyncio.sleep(4.0)
                 await asyncio.to_thread(farm.kill, 0)
                 await asyncio.to_thread(farm.start)
                 await asyncio.sleep(4.0)
