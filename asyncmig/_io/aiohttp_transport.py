@@ -16,7 +16,7 @@ from typing import Self, final
 
 import aiohttp
 import anyio
-from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp import ClientHandlerType, ClientMiddlewareType, ClientRequest, ClientResponse
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
@@ -152,10 +152,11 @@ class AiohttpTransport:
     `trust_env`: take proxies from the environment (but no credentials from a netrc file, as aiohttp would).
     """
 
-    __slots__ = ("_given", "_pooled", "_proxies", "_single")
+    __slots__ = ("_given", "_middlewares", "_pooled", "_proxies", "_single")
 
     def __init__(self, http: aiohttp.ClientSession | None = None, *, trust_env: bool = True) -> None:
         self._given = http
+        self._middlewares: tuple[ClientMiddlewareType, ...] = (_send_once,)
         self._proxies = Proxies() if trust_env and http is None else None
         self._pooled: aiohttp.ClientSession | None = None
         self._single: aiohttp.ClientSession | None = None
@@ -183,14 +184,15 @@ class AiohttpTransport:
         watch = _RequestTimer(timeouts) if is_watched else None
         response, lost = None, None
         try:
-            sending = self._session(method).request(
+            http = self._session(method)  # opened first, because that decides about the middlewares
+            sending = http.request(
                 method,
                 URL(url, encoded=True),
                 headers={"Accept-Encoding": ACCEPTED, **headers, **_for_proxy(url, proxy)},
                 data=body if isinstance(body, bytes | None) or watch is None else _TimedBody(body, watch),
                 allow_redirects=False,
                 auto_decompress=False,
-                middlewares=(_send_once,),
+                middlewares=self._middlewares,
                 proxy=None if proxy is None else proxy.url,
                 proxy_headers=None if proxy is None else proxy.headers,
                 timeout=_client_timeout(timeouts),
@@ -224,12 +226,16 @@ class AiohttpTransport:
 
     def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
         # Cookies would carry state from one customer's request to the next; the gate bounds the connections.
-        return aiohttp.ClientSession(
+        http = aiohttp.ClientSession(
             connector=_Connector(limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_LARGEST_HEADER,
             max_field_size=_LARGEST_HEADER,
         )
+        if hasattr(http, "_retry_connection"):  # has the effect of the middleware, and is faster
+            http._retry_connection = False  # pyright: ignore[reportPrivateUsage]
+            self._middlewares = ()
+        return http
 
     async def aclose(self) -> None:
         """Close the connections that this transport opened."""
