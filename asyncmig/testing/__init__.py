@@ -80,17 +80,13 @@ leaves open. With pytest, use `asyncmig.pytest_plugin`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from random import Random
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, cast, final, overload
-from urllib.parse import parse_qsl, urlsplit
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.limits import Limits
-from asyncmig._core.rate import Rate
-from asyncmig._io.transport import Body, Lost, Response, Timeouts
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session, context_of
 from asyncmig.simulator import (
@@ -98,37 +94,31 @@ from asyncmig.simulator import (
     SOURCES,
     Ask,
     Fails,
-    Fault,
     Faults,
     Ledger,
     Parks,
     RateLimit,
-    Reply,
-    Request,
     RunDurations,
     Schema,
     Script,
-    Served,
     Serving,
     SlidingLog,
-    Stream,
     Variants,
     Verdict,
     World,
     migrations,
     serve,
 )
-from asyncmig.simulator.server.app import STREAM_INTERVAL
+from asyncmig.testing.accounts import client_limits, companies_account, migrations_account
+from asyncmig.testing.in_process import Handle, InProcess
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
 __all__ = ["Api", "Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
 
-_CHUNK = 64 * 1024
 Api: TypeAlias = Literal["companies", "migrations"]
 """A generation of the API."""
-W = TypeVar("W", bound=Served)
 if TYPE_CHECKING:
     A = TypeVarWithDefault("A", bound=World | migrations.World, default=World)
 else:
@@ -136,133 +126,10 @@ else:
 _FLOOR = 0.2
 """Seconds between reads of a young run where runs end at once."""
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
-Handle = Callable[[Request, float], Reply]
-"""A server as a function of a request and the time in seconds."""
 
 
 def _usual_limit() -> RateLimit:
     return SlidingLog(100)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    cut: bool
-    stream: Stream | None = None
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while self.stream is not None and not self.cut:
-            yield self.stream.read(asyncio.get_running_loop().time())
-            if self.stream.ended:
-                return
-            await asyncio.sleep(STREAM_INTERVAL)
-        for start in range(0, len(self.body), _CHUNK):
-            yield self.body[start : start + _CHUNK]
-        if self.cut:
-            raise Lost("ClientPayloadError", sent=True)
-
-
-class InProcess(Generic[W]):
-    """A transport for `Session` that calls a simulated world without sockets, so that virtual time stays exact.
-
-    `latency`: seconds that an exchange takes, drawn between half and one and a half of it. `faults`: faults of
-    requests. `sent` lists all requests as (time, method, URL); `foreign` lists hosts that are neither the API's
-    nor its storage's.
-    """
-
-    BASE_URL = "https://api.test/api/v1"
-    STORAGE_URL = "https://storage.test"
-
-    def __init__(
-        self,
-        world: W,
-        *,
-        latency: float = 0.1,
-        rng: Random | None = None,
-        faults: Faults | None = None,
-    ) -> None:
-        self.world: W = world
-        self.latency = latency
-        self.rng: Random = rng or Random(7)
-        self.faults: Faults = faults or Faults()
-        world.base_url = self.BASE_URL
-        world.storage_url = self.STORAGE_URL
-        self.sent: list[tuple[float, str, str]] = []
-        self.foreign: list[str] = []
-        self.open: int = 0
-        """The number of exchanges in progress."""
-        self.closed: bool = False
-
-    @asynccontextmanager
-    async def exchange(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AsyncGenerator[Response]:
-        """Let the world respond to one request. Raises `Lost` if the fault is a lost response."""
-        parts = urlsplit(url)
-        request = Request(
-            method=method,
-            path=parts.path,
-            query=dict(parse_qsl(parts.query)),
-            headers={name.lower(): value for name, value in headers.items()},
-            body=await _whole(body),
-        )
-        self.sent.append((asyncio.get_running_loop().time(), method, url))
-        self.open += 1
-        try:
-            yield await self._answer(parts.netloc, request, timeouts)
-        finally:
-            self.open -= 1
-
-    def pick(self, request: Request, now: float) -> Fault:
-        """Return the fault of a request."""
-        return self.faults.pick(self.world.endpoint_of(request), now)
-
-    async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
-        """Let a request reach the server, or not, and return its response. Raises `Lost`."""
-        if fault.refused:
-            raise Lost("ClientConnectorError", sent=False)
-        if fault.lost_before:
-            raise Lost("ServerDisconnectedError", sent=True)
-        reply = fault.reply(lambda: handle(request, asyncio.get_running_loop().time()))
-        if fault.hangs:
-            await asyncio.sleep(timeouts.total or timeouts.stall or 0.0)
-            raise Lost("TimeoutError", sent=True, timed_out=True)
-        return reply
-
-    async def aclose(self) -> None:
-        """Mark the transport as closed."""
-        self.closed = True
-
-    async def _answer(self, host: str, request: Request, timeouts: Timeouts) -> _Answer:
-        handle = self._handler(host)
-        fault = self.pick(request, asyncio.get_running_loop().time())
-        delay = self.latency * self.rng.uniform(0.5, 1.5)
-        await asyncio.sleep(delay / 2)
-        reply = await self.arrive(handle, request, fault, timeouts)
-        await asyncio.sleep(delay / 2)
-        if fault.lost_after:
-            raise Lost("ServerDisconnectedError", sent=True)
-        return _Answer(
-            status=reply.status,
-            headers={"Content-Type": reply.content_type, **reply.headers},
-            body=reply.body if fault.cut_to is None else reply.body[: fault.cut_to],
-            cut=fault.cut_to is not None,
-            stream=reply.stream,
-        )
-
-    def _handler(self, host: str) -> Handle:
-        if host == urlsplit(self.BASE_URL).netloc:
-            return self.world.handle
-        if host == urlsplit(self.STORAGE_URL).netloc:
-            return self.world.storage
-        self.foreign.append(host)
-        raise Lost("ClientConnectorDNSError", sent=False)
-
-
-async def _whole(body: Body | None) -> bytes:
-    return body if isinstance(body, bytes) else b"".join([chunk async for chunk in body]) if body else b""
 
 
 @final
@@ -354,7 +221,7 @@ class Simulator(Generic[A]):
         if api == "companies":
             if limits != "per-endpoint" or not plan:
                 raise InvalidInput("api", api, "has neither `limits` nor `plan`: these require 'migrations'")
-            world: World | migrations.World = _companies(
+            world: World | migrations.World = companies_account(
                 key=self.api_key,
                 seed=seed,
                 variants=variants,
@@ -369,7 +236,7 @@ class Simulator(Generic[A]):
         else:
             if limit is not _usual_limit or scope != "endpoint":
                 raise InvalidInput("api", api, "has neither `limit` nor `scope`: give `limits`")
-            world = _migrations(
+            world = migrations_account(
                 key=self.api_key,
                 seed=seed,
                 variants=variants,
@@ -380,7 +247,7 @@ class Simulator(Generic[A]):
                 sources=migrations.SOURCES if sources is None else sources,
                 schemas=migrations.SCHEMAS if schemas is None else schemas,
             )
-            self._limits = _client_limits(world.limits)
+            self._limits = client_limits(world.limits)
         if self._ends_at_once:
             world.ledger.shortest_pause = _FLOOR / 2
         self.world: A = cast("A", world)
@@ -431,108 +298,6 @@ class Simulator(Generic[A]):
     def verdict(self) -> Verdict | migrations.Verdict:
         """Return the counts of what the client did wrong. Call it on the event loop on which the client ran."""
         return self.world.verdict(asyncio.get_running_loop().time())
-
-
-def _companies(
-    *,
-    key: str,
-    seed: int,
-    variants: object,
-    customers: Mapping[str, object],
-    pace: RunDurations,
-    limit: Callable[[], RateLimit],
-    scope: Scope,
-    sources: object,
-    schemas: Iterable[object],
-) -> World:
-    """Return an account of the generation "companies". Raises `InvalidInput`."""
-    scripts: dict[str, Script] = {}
-    for name, script in customers.items():
-        if not isinstance(script, Script):
-            raise InvalidInput("customers", name, "must have a script: `Parks(...)` or `Fails(...)`")
-        scripts[name] = script
-    kinds = tuple(schemas)
-    if not isinstance(sources, Mapping):
-        raise InvalidInput("sources", sources, "must map ids to names")
-    if not all(isinstance(each, Schema) for each in kinds):
-        raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.Schema`")
-    if not isinstance(variants, Variants | None):
-        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.Variants`")
-    return World(
-        key=key,
-        sources=cast("Mapping[str, str]", sources),
-        schemas=cast("tuple[Schema, ...]", kinds),
-        seed=seed,
-        limit=limit,
-        scope=scope,
-        pace=pace,
-        variants=variants,
-        customers=scripts,
-    )
-
-
-def _migrations(
-    *,
-    key: str,
-    seed: int,
-    variants: object,
-    customers: Mapping[str, object],
-    pace: RunDurations,
-    limits: migrations.Limits | str | None,
-    plan: bool,
-    sources: Iterable[object],
-    schemas: Iterable[object],
-) -> migrations.World:
-    """Return an account of the generation "migrations". Raises `InvalidInput`."""
-    names, kinds = tuple(sources), tuple(schemas)
-    if not all(isinstance(each, str) for each in names):
-        raise InvalidInput("sources", names, "must be names")
-    if not all(isinstance(each, migrations.Schema) for each in kinds):
-        raise InvalidInput("schemas", kinds, "must be of `asyncmig.simulator.migrations.Schema`")
-    if not isinstance(variants, migrations.Variants | None):
-        raise InvalidInput("variants", variants, "must be `asyncmig.simulator.migrations.Variants`")
-    try:
-        chosen = migrations.Limits.parse(limits) if isinstance(limits, str) else limits
-    except ValueError as error:
-        raise InvalidInput("limits", limits, str(error)) from error
-    return migrations.World(
-        key=key,
-        sources=cast("tuple[str, ...]", names),
-        schemas=cast("tuple[migrations.Schema, ...]", kinds),
-        seed=seed,
-        limits=chosen,
-        pace=pace,
-        variants=variants,
-        scripts={name: _scripted(name, script) for name, script in customers.items()},
-        plan=plan,
-    )
-
-
-def _scripted(name: str, script: object) -> migrations.Script:
-    """Return what the agent does for one customer. `Parks` and `Fails` are about `generate`."""
-    if isinstance(script, migrations.Script):
-        return script
-    if isinstance(script, Fails):
-        return migrations.Script(fails={"generate": script.error}, times=script.times)
-    if not isinstance(script, Parks):
-        raise InvalidInput(
-            "customers", name, "must have a script: `Parks(...)`, `Fails(...)` or `Script(...)`"
-        )
-    questions = tuple(
-        migrations.Question(text=ask.prompt, options=ask.options, allow_custom=ask.allow_custom)
-        for ask in script.asks
-    )
-    return migrations.Script(blocks={"generate": [migrations.Block(questions=questions)]})
-
-
-def _client_limits(limits: migrations.Limits) -> Limits:
-    """Return what a client has to know of an account's limits."""
-    return Limits(
-        budgets={name: Rate(*rate) for name, rate in limits.rates.items()},
-        endpoint=Rate(*limits.endpoint),
-        key=None if limits.key is None else Rate(*limits.key),
-        runs=limits.runs,
-    )
 
 
 def _check(
