@@ -290,7 +290,7 @@ def test_doctor_and_the_plan_know_the_limits_of_the_generation(
     )
     assert re.search(r"POST /migrations +2 +create 1/1h, writes 10/60s", planned.out)
     assert (
-        "At the documented limits, the last request is sent after 1 h 00 min at the earliest." in planned.out
+        "At the documented limits, the last request is sent after 1 h 00 min at the earliest" in planned.out
     )
 
 
