@@ -227,7 +227,8 @@ async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_o
     mine = [number for number, (_, _, url) in enumerate(wire.sent) if f"/{company}/export" in url]
     start = next(number for number in mine if wire.sent[number][1] == "POST")
     between = [url for _, method, url in wire.sent[mine[0] : start] if method == "POST"]
-    assert len(between) < 10, between  # a few are sent while a thread writes files; without ranks it is dozens
+    # A few are sent while a thread writes files; without ranks it is dozens.
+    assert len(between) < 10, between
 
 
 async def test_a_fleet_and_its_session_are_left_in_another_task(
