@@ -320,3 +320,14 @@ def test_75_when_runs_that_wait_for_people_hold_every_run_slot(
     for name in waiting:
         assert name in result.out
         assert name in cli("status").out
+
+
+def test_a_blocked_run_is_canceled_after_the_time_that_is_given(
+    account: Accounts, run: Runs, cli: Cli
+) -> None:
+    world = account(scripts={"acme": asks(CURRENCY)})
+    result = run(world, "--cancel-blocked-after", "30s", acme=GOOD)
+    assert result.code == 5, result.out + result.err
+    assert [each.status for each in world.migration("acme").runs] == ["canceled"]
+    assert not statuses(cli)["acme"]["holds_run_slot"]
+    assert "to release the run slot" in " ".join(statuses(cli)["acme"]["notes"])
