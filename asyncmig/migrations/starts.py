@@ -205,6 +205,7 @@ class Starter:
         if run_id:
             if await self._may_be_own(point, run_id):
                 return self._run(point, run_id)
+            error.after_doubt = True
             raise _with_run_id(error, run_id) from None
         if run := await self.find(point):
             return run

@@ -19,6 +19,7 @@ from asyncmig import (
     RunFailed,
     Session,
     Spec,
+    Unknown,
     adopt,
     generations,
     migrate,
@@ -547,3 +548,41 @@ async def test_an_execution_by_another_client_that_failed_is_not_repeated(tmp_pa
         assert isinstance(failed, Failed)
         assert "3 rows were written" in failed.error
     assert customer.done() == ["generate", "execute"]
+
+
+async def test_a_lost_execution_is_found_behind_a_run_of_somebody_else(tmp_path: Path) -> None:
+    account = Account()
+    account.routes["GET", "/sources"] = lambda body, query: Reply(200, {"sources": [{"name": "HubSpot"}]})
+    account.steps["execute"] = [(0.1, account.steps["execute"][0][1])]
+    run, start = "/migrations/m1/runs", account.start
+    others: list[float] = []
+
+    def starts(body: dict[str, Any], query: object) -> Reply:
+        if body["kind"] == "execute" and account.starts().count("execute"):
+            others.append(account.now)
+            return Reply(409, {"error": "in progress", "run_id": "run-9"})
+        return start(body)
+
+    def other(body: object, query: object) -> Reply:
+        is_over = account.now > others[0] + 100.0
+        return Reply(200, {"run_id": "run-9", "status": "failed" if is_over else "running"})
+
+    def fault(method: str, path: str, n: int) -> object:
+        is_hidden = account.starts().count("execute") and not others and method == "GET"
+        if is_hidden and path.endswith(("/run-1", "/log", "/thread")):
+            return 404
+        return "lost" if method == "POST" and path == run and n == 2 else None
+
+    account.routes["POST", run], account.routes["GET", f"{run}/run-9"] = starts, other
+    account.fault = fault
+    async with Session("key", BASE_URL, transport=account, limits="per-endpoint") as session:
+        outcome = await migrate(
+            session,
+            spec_of(tmp_path / "in"),
+            journal=MemoryJournal(),
+            to=tmp_path / "out",
+            api="migrations",
+            decide="approve",
+        )
+    assert account.starts().count("execute") == 1
+    assert isinstance(outcome, Delivered | Unknown), outcome

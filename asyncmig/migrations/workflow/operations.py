@@ -5,6 +5,7 @@ again, an answer is sent again only if the run still waits for it, and a cancel 
 """
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import Literal, final
 
@@ -14,10 +15,11 @@ from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Answer, Credentials
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.operation import LAG, block_of
+from asyncmig.migrations.routes import START_RUN
 from asyncmig.migrations.runs import AnswerPoint, Run
 from asyncmig.migrations.starts import StartPoint, active_run_id
 from asyncmig.migrations.state import ClientState
@@ -94,16 +96,17 @@ class Operations:
 
         try:
             run = await self._permit.working(keeper.retry_while_away(send))
-        except Conflict as error:
-            run_id = active_run_id(error)
-            if run_id is None:
-                await self._refused(before, pending)
-                raise
-            return await self._found(run_id)
         except ApiError as error:
-            if isinstance(error, _REFUSED) or is_refusal(error):
-                await self._refused(before, pending)
-            raise
+            run_id = active_run_id(error) if isinstance(error, Conflict) else None
+            is_start = error.endpoint == START_RUN.template and error.method == START_RUN.method
+            if run_id is None:
+                if is_start and (isinstance(error, _REFUSED) or is_refusal(error)):
+                    await self._refused(before, pending)
+                raise
+            found = await self._recovered(run_id) if error.after_doubt and kind == "execute" else None
+            if found is None:
+                return await self._found(run_id)
+            run = found
         operation = keeper.record.operation
         assert operation is not None
         await keeper.keep(
@@ -114,6 +117,16 @@ class Operations:
         )
         self._run = run
         return run
+
+    async def _recovered(self, run_id: str) -> Run | None:
+        """Wait until the run of somebody else has ended, and return the run that our lost start has begun, if any."""
+        keeper = self._keeper
+        with contextlib.suppress(RunError):
+            await self.migration.run(run_id).wait(through_parks=True)
+        operation = keeper.record.operation
+        assert operation is not None
+        assert operation.point is not None
+        return await keeper.retry_while_away(partial(self.migration.recover, operation.point))
 
     async def _refused(self, before: OperationRecord | None, pending: OperationRecord | None) -> None:
         """Record that a start was refused: the run is as it was before."""
