@@ -1,6 +1,7 @@
 """Deliver an executed migration: its sheets, each compared with the server's counts, and its log."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -9,6 +10,7 @@ import msgspec
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
+from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
@@ -54,8 +56,11 @@ class Delivery:
         """Download and verify the sheets and the log."""
         keeper = self._keeper
         keeper.begin("downloading")
-        if not migration.sheets:  # of an adopted migration: no create response listed them
-            migration.sheets = await self._sheets(migration, report)
+        names = {sheet.name for sheet in migration.sheets}
+        added = any(count.rows and count.template_name not in names for count in report.per_sheet)
+        if added or not migration.sheets:  # the run has other sheets, or no create response listed them
+            found = (*migration.sheets, *await self._sheets(migration, report))
+            migration.sheets = tuple({sheet.id: sheet for sheet in found}.values())
         files = await self._download(migration, report)
         log = await self._log(migration)
         replaced = _replaced(log)
@@ -72,14 +77,15 @@ class Delivery:
         )
 
     async def _sheets(self, migration: Migration, report: Report) -> tuple[Sheet, ...]:
-        """Return the sheets of the preview; if it is gone, the templates that the report names, or all."""
-        try:
+        """Return the sheets of the preview, and the templates that the report names; all if neither has any."""
+        found: list[CatalogueItem] = []
+        with suppress(NotFound):
             preview = await self._keeper.retry_while_away(migration.preview)
-            found = [*preview.templates, *(each.sheet for each in preview.sheets)]
-        except NotFound:
+            found += [*preview.templates, *(each.sheet for each in preview.sheets)]
+        names = {count.template_name for count in report.per_sheet}
+        if not found or names - {each.name for each in found}:
             templates = await self._keeper.retry_while_away(Migrations(self._context).templates)
-            names = {count.template_name for count in report.per_sheet}
-            found = [each for each in templates if not names or each.name in names]
+            found += [each for each in templates if not names or each.name in names]
         return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
 
     async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:

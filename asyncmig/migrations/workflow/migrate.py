@@ -265,6 +265,7 @@ class _Migration:
             cancel="",
             regenerated=0,
             rows_written=None,
+            existed=False,
             outcome=None,
         )
 

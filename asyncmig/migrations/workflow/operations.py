@@ -11,11 +11,12 @@ from typing import Literal, final
 
 import msgspec
 
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Answer, Credentials
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.operation import LAG, block_of
@@ -86,13 +87,18 @@ class Operations:
             operation, migration = keeper.record.operation, self.migration
             since = operation.point if operation is not None and operation.run_id is None else None
             rank = keeper.rank
-            if kind == "generate":
-                return await migration.generate(
-                    extract_via_api=reads_live, noted=noted, since=since, rank=rank
-                )
-            if kind == "execute":
-                return await migration.execute(noted=noted, since=since, rank=rank)
-            return await migration.update(message or "", noted=noted, since=since, rank=rank)
+            try:
+                if kind == "generate":
+                    return await migration.generate(
+                        extract_via_api=reads_live, noted=noted, since=since, rank=rank
+                    )
+                if kind == "execute":
+                    return await migration.execute(noted=noted, since=since, rank=rank)
+                return await migration.update(message or "", noted=noted, since=since, rank=rank)
+            except UnknownOutcome as error:
+                if isinstance(error.__cause__, TRANSIENT):  # the server was away when it was checked
+                    raise error.__cause__ from error
+                raise
 
         try:
             run = await self._permit.working(keeper.retry_while_away(send))

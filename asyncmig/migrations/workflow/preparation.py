@@ -31,7 +31,7 @@ __all__ = ["Preparation"]
 
 _NOTHING_RAN = frozenset({"awaiting_files", "ready"})
 """Statuses of a migration that has no preview and no execution yet; a run may be in progress."""
-_OPERATIONS = frozenset({"generate", "update", "execute", "clarify"})
+_OPERATIONS = frozenset({"generate", "update", "execute", "clarify", "reuse"})
 
 
 @final
@@ -129,7 +129,9 @@ class Preparation:
                 return None
             break
         entry = _last(log.runs)
-        if entry is None or entry.status == "canceled":
+        if entry is not None and entry.status == "canceled":  # an earlier run may have been executed
+            entry = _last([run for run in log.runs if run.outcome and run.outcome.rows_written])
+        if entry is None:
             return None
         keeper.note(f"the migration had a run ({entry.kind}, {entry.status}); it was not repeated")
         return await self._operations.found(entry.run_id)

@@ -22,7 +22,8 @@ from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
 from asyncmig.customers.preview_page import PREVIEW_DATA, write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, RunError
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError
+from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import Result
@@ -37,6 +38,8 @@ __all__ = ["RunDriver"]
 
 _REFUSALS: Final = 8
 """How often in a row an answer may be refused although the run still waits for it."""
+_PREPARING: Final = frozenset({"generate", "update", "clarify"})
+"""Operations that write no rows."""
 _REGENERATED: Final = 2
 """How often in a row a preview that can no longer be executed is made anew."""
 
@@ -83,6 +86,8 @@ class RunDriver:
                     await self._release()
                     continue
                 return await self._failed(run, result)
+            preview = await self._preview_of(run, operation) if isinstance(result, Report) else None
+            result = preview or result
             if isinstance(result, Report):
                 await self._executed(result, operation)
                 return None
@@ -110,6 +115,17 @@ class RunDriver:
         assert operation.kind is not None  # an earlier process may have sent this start
         live = live if operation.kind == "generate" else None
         return await self._operations.start(operation.kind, operation.message, reads_live=live)
+
+    async def _preview_of(self, run: Run, operation: OperationRecord) -> Preview | None:
+        """Return the preview of a completed run that was not executed: another client may have sent a clarify."""
+        if operation.kind == "execute" or run.state is None or run.state.report is not None:
+            return None
+        if any(entry.outcome for entry in await self._logged(run) or ()):
+            return None
+        try:
+            return await self._keeper.retry_while_away(self._operations.migration.preview)
+        except NotFound:
+            return None
 
     async def _executed(self, report: Report, operation: OperationRecord) -> None:
         if operation.kind != "execute":
@@ -168,12 +184,19 @@ class RunDriver:
 
     async def _rows_written(self, run: Run) -> int | None:
         """Return how many rows the failed run has written; None if the log does not say so."""
+        entries = await self._logged(run) or ()
+        outcomes = [entry.outcome for entry in entries if entry.outcome]
+        if entries and not outcomes and run.kind is None and {entry.kind for entry in entries} <= _PREPARING:
+            return 0
+        return outcomes[-1].rows_written if outcomes else None
+
+    async def _logged(self, run: Run) -> list[LogRun] | None:
+        """Return what the log has about the run; None if the log cannot be read."""
         try:
             log = await self._operations.migration.log()
         except (ApiError, *TRANSIENT):
             return None
-        outcomes = [entry.outcome for entry in log.runs if entry.run_id == run.id and entry.outcome]
-        return outcomes[-1].rows_written if outcomes else None
+        return [entry for entry in log.runs if run.id and entry.run_id == run.id]
 
     def _operation(self) -> OperationRecord:
         operation = self._keeper.record.operation
@@ -190,16 +213,15 @@ class RunDriver:
         keeper = self._keeper
         parked = Parked(**keeper.outcome_fields(), attention=attention)
         decision = await self._decision(parked)
-        if isinstance(decision, Parked) and attention.kind != "preview":
-            await self._operations.waits()
-            return await self._waited(run, decision)
-        if isinstance(decision, Parked | Pending):
+        if isinstance(decision, Parked):
+            return await self._parked(run, decision)
+        if isinstance(decision, Pending):
             return decision
         try:
             return await self._carry_out(run, decision, attention)
         except BadRequest as error:
             if isinstance(decision, Answer | Credentials):
-                return msgspec.structs.replace(parked, refused=str(error))
+                return await self._parked(run, msgspec.structs.replace(parked, refused=str(error)))
             raise
         except Conflict as error:
             if isinstance(decision, Answer | Credentials):
@@ -212,8 +234,9 @@ class RunDriver:
             )
             return None
         except InvalidInput as error:
-            is_gone = error.field == "run"  # it asks nothing any more
-            return None if is_gone else msgspec.structs.replace(parked, refused=str(error))
+            if error.field == "run":  # it asks nothing any more
+                return None
+            return await self._parked(run, msgspec.structs.replace(parked, refused=str(error)))
 
     async def _carry_out(self, run: Run, decision: Decision, attention: NeedsAttention) -> Outcome | None:
         match decision:
@@ -251,6 +274,9 @@ class RunDriver:
                 first = attention.questions[0].prompt if attention.questions else None
                 refused = error.reason if error.value == first else str(error)  # it is part of `Parked.error`
                 parked = msgspec.structs.replace(parked, refused=refused)
+        if attention.kind == "preview" and self._operation().kind == "execute" and policy != "reject":
+            refused = "its execution ended with a preview, and may have written rows"
+            return msgspec.structs.replace(parked, refused=refused)
         if callable(policy):
             decision = await ask_function(policy, parked, self._keeper.outcome_fields(), self._check)
         elif policy == "reject":
@@ -267,6 +293,13 @@ class RunDriver:
 
     def _check(self, parked: Parked, decision: Decision) -> None:
         check_fits(parked.attention, decision)
+
+    async def _parked(self, run: Run, parked: Parked) -> Outcome | None:
+        """Leave the run to a person; one that is blocked keeps its run slot. Return None if it goes on."""
+        if parked.attention.kind == "preview":
+            return parked
+        await self._operations.waits()
+        return await self._waited(run, parked)
 
     async def _waited(self, run: Run, parked: Parked) -> Outcome | None:
         """Wait for a person while the run may stay blocked, then cancel it. Return None if it goes on."""

@@ -1,0 +1,132 @@
+"""The workflow of one customer against a scripted server that does what the contract does not rule out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from asyncmig import Delivered, Failed, MemoryJournal, Outcome, Parked, Session, Spec, adopt, migrate
+from asyncmig.customers.answer_rules import AnswerRule
+
+from .conftest import KEY
+from .server import BASE_URL, QUESTION, REPORT, Account, Json, Reply
+
+pytestmark = pytest.mark.looptime
+CONTACTS = "Name,Email\nAda,a@x.org\nBob,b@x.org\n"
+
+
+class Customer:
+    """One customer of a scripted account."""
+
+    def __init__(self, account: Account, folder: Path) -> None:
+        self.account, self.journal, self.out = account, MemoryJournal(), folder / "out"
+        path = folder / "contacts.csv"
+        path.write_text(CONTACTS, encoding="utf-8")
+        self.spec = Spec(external_id="acme", name="Acme", source="HubSpot", files=(path,))
+        account.routes["GET", "/sources"] = lambda *_: Reply(200, {"sources": [{"name": "HubSpot"}]})
+
+    async def run(self, **options: Any) -> Outcome:
+        async with Session(
+            KEY, BASE_URL, transport=self.account, rng=Random(3), limits="per-endpoint"
+        ) as session:
+            return await migrate(
+                session, self.spec, journal=self.journal, to=self.out, api="migrations", **options
+            )
+
+
+@pytest.fixture
+def customer(account: Account, tmp_path: Path) -> Customer:
+    return Customer(account, tmp_path)
+
+
+async def test_a_clarify_of_somebody_else_is_no_execution(customer: Customer, account: Account) -> None:
+    assert isinstance(await customer.run(), Parked)
+    account.enter(account.now, {"status": "completed"})  # as after a clarify in the provider's app
+    account.runs.append((account.now, "clarify", account.run_id))
+    assert isinstance(await customer.run(), Parked)
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert account.starts() == ["generate", "clarify", "execute"]
+
+
+async def test_a_run_whose_answer_is_refused_is_canceled_as_well(
+    customer: Customer, account: Account
+) -> None:
+    account.steps["generate"] = [(60.0, {"status": "blocked", "questions": [QUESTION]})]
+    account.fault = lambda method, path, number: 400 if path.endswith("/messages") else None
+    outcome = await customer.run(
+        answers=[AnswerRule(question="date", choose="Day first")], cancel_blocked_after=600.0
+    )
+    assert isinstance(outcome, Parked)
+    assert "400" in outcome.error
+    assert account.state(account.now)["status"] == "canceled"
+
+
+async def test_an_outage_during_a_start_is_waited_for(customer: Customer, account: Account) -> None:
+    since: list[float] = []
+
+    def fault(method: str, path: str, number: int) -> object:
+        if (method, path) == ("POST", "/migrations/m1/runs") and not since:
+            since.append(account.now)
+            return "lost"
+        return "refused" if since and account.now < since[0] + 300.0 else None
+
+    account.fault = fault
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_sheet_that_the_agent_added_is_delivered(customer: Customer, account: Account) -> None:
+    per_sheet = [*REPORT["perSheet"], {"templateName": "Notes", "rowCount": 1}]  # type: ignore[misc]
+    report = {**REPORT, "inserted": 4, "perSheet": per_sheet}
+    account.steps["execute"] = [(60.0, {"status": "completed", "report": report})]
+    account.sheets["notes"] = "Text\r\nHello\r\n"
+    listed = [{"slug": "notes", "name": "Notes", "columns": []}]
+    account.routes["GET", "/templates"] = lambda *_: Reply(200, {"templates": listed})
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered)
+    assert {file.slug for file in outcome.files} == {"contacts", "deals", "notes"}
+
+
+async def test_a_failed_run_of_an_adopted_migration_can_be_repeated(
+    customer: Customer, account: Account
+) -> None:
+    account.steps["generate"] = [(60.0, {"status": "failed", "error": "no"})]
+    assert isinstance(await customer.run(), Failed)
+    customer.journal = MemoryJournal()
+    await adopt(customer.journal, "acme", "m1", api="migrations")
+    assert isinstance(await customer.run(), Failed)
+    account.steps["generate"] = [(60.0, {"status": "awaiting_approval"})]
+    assert isinstance(await customer.run(decide="approve", retry_failed=True), Delivered)
+    assert account.starts() == ["generate", "generate", "execute"]
+
+
+async def test_an_execution_that_ends_with_a_preview_is_not_repeated_unasked(
+    customer: Customer, account: Account
+) -> None:
+    account.steps["execute"] = [(60.0, {"status": "awaiting_approval"})]
+    for _ in range(2):
+        assert isinstance(await customer.run(decide="approve"), Parked)
+        assert account.starts() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize("kind", ["reuse", "canceled later"])
+async def test_an_execution_that_the_log_shows_is_not_repeated(
+    kind: str, customer: Customer, account: Account
+) -> None:
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    outcome = {"ok": True, "rows_written": 3}
+    first = {"run_id": "run-1", "kind": "reuse" if kind == "reuse" else "execute", "status": "completed"}
+    runs: list[Json] = [{**first, "outcome": outcome}]
+    if kind != "reuse":
+        runs.append({"run_id": "run-2", "kind": "generate", "status": "canceled"})
+
+    def log(body: Json, query: Mapping[str, str]) -> Reply:
+        return Reply(200, {"status": "completed", "runs": runs})
+
+    account.routes["GET", "/migrations/m1/log"] = log
+    customer.journal = MemoryJournal()
+    await adopt(customer.journal, "acme", "m1", api="migrations")
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert account.starts() == ["generate", "execute"]
