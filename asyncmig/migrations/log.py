@@ -6,7 +6,7 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.lifecycle import HasStatus
 from asyncmig.errors import Conflict
 
-__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet", "retry_after_of"]
+__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet", "retry_after_of", "status_of"]
 
 _PAUSE, _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 10.0, 3600.0
 """Seconds before the log is read again: without a number from the server, and the bounds of that number."""
@@ -76,7 +76,16 @@ class Log(HasStatus, frozen=True, kw_only=True):
 
 
 class _NotSettled(Struct, frozen=True, kw_only=True):
+    status: str = ""
     retry_after_seconds: float | None = None
+
+
+def status_of(error: Conflict) -> str:
+    """Return the status with which a log is not settled: of the run or of the migration; "" if it says none."""
+    try:
+        return decode(error.body, _NotSettled).status
+    except Unreadable:
+        return ""
 
 
 def retry_after_of(error: Conflict) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from asyncmig import Delivered, Failed, MemoryJournal, Outcome, Parked, Session, Spec, adopt, migrate
 from asyncmig.customers.answer_rules import AnswerRule
+from asyncmig.customers.decisions import Approve, Decision
 
 from .conftest import KEY
 from .server import BASE_URL, QUESTION, REPORT, Account, Json, Reply
@@ -130,3 +131,39 @@ async def test_an_execution_that_the_log_shows_is_not_repeated(
     await adopt(customer.journal, "acme", "m1", api="migrations")
     assert isinstance(await customer.run(decide="approve"), Delivered)
     assert account.starts() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+async def test_a_bare_409_because_of_a_run_in_progress_is_waited_for(
+    is_changed: bool, customer: Customer, account: Account
+) -> None:
+    async def decide(parked: Parked) -> Decision | None:
+        shown.append(parked)
+        return Approve() if len(shown) == 1 else None
+
+    shown: list[Parked] = []
+
+    assert isinstance(await customer.run(), Parked)
+    until = account.now + 300.0
+    original = account.start
+
+    def start(body: Json) -> Reply:
+        return Reply(409, {"error": "a run is in progress"}) if account.now < until else original(body)
+
+    def log(body: Json, query: Mapping[str, str]) -> Reply:
+        if account.now < until:
+            return Reply(409, {"error": "not settled", "status": "running", "retry_after_seconds": 30})
+        return account.log(query)
+
+    account.start = start  # type: ignore[method-assign]
+    preview = account.preview
+
+    def other(body: Json, query: Mapping[str, str]) -> Reply:
+        templates = [{"slug": "contacts", "name": "Contacts"}]
+        return Reply(200, {"templates": templates}) if is_changed and account.now > until else preview()
+
+    account.routes["GET", "/migrations/m1/log"] = log
+    account.routes["GET", "/migrations/m1/preview"] = other
+    outcome = await customer.run(decide=decide)
+    assert isinstance(outcome, Parked if is_changed else Delivered), outcome
+    assert account.starts() == (["generate"] if is_changed else ["generate", "execute"])

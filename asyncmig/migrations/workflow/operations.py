@@ -13,11 +13,12 @@ import msgspec
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.decisions import Answer, Credentials
+from asyncmig.customers.decisions import Answer, Approve, Change, Credentials
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
+from asyncmig.migrations.log import Log, retry_after_of, status_of
 from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.operation import LAG, block_of
 from asyncmig.migrations.routes import START_RUN
@@ -74,7 +75,7 @@ class Operations:
         refusal the journal has the operation before.
         """
         keeper = self._keeper
-        before = keeper.record.operation
+        before, decision = keeper.record.operation, keeper.record.decision
         pending = before if before is not None and before.run_id is None else None
         keeper.begin("starting", kind)
 
@@ -108,6 +109,13 @@ class Operations:
             if run_id is None:
                 if is_start and (isinstance(error, _REFUSED) or is_refusal(error)):
                     await self._refused(before, pending)
+                log = None
+                if is_start and isinstance(error, Conflict) and not error.after_doubt:
+                    log = await self._log_after_wait()
+                if log is not None and kind == "generate":
+                    return await self.start(kind, message, reads_live=reads_live)
+                if log is not None:
+                    return await self._read_again(log, decision)
                 raise
             found = await self._recovered(run_id) if error.after_doubt and kind == "execute" else None
             if found is None:
@@ -133,6 +141,32 @@ class Operations:
         assert operation is not None
         assert operation.point is not None
         return await keeper.retry_while_away(partial(self.migration.recover, operation.point))
+
+    async def _log_after_wait(self) -> Log | None:
+        """Wait while a run is in progress that a refusal did not name, and return the log then.
+
+        Returns None if there was no such run, or if the log does not tell.
+        """
+        has_waited = False
+        while True:
+            try:
+                log = await self.migration.log()
+            except Conflict as error:
+                if status_of(error) not in ("queued", "running"):
+                    return None
+                self._keeper.note("a run that another client had started was in progress")
+                has_waited = True
+                await asyncio.sleep(retry_after_of(error))
+            except (ApiError, *TRANSIENT):
+                return None
+            else:
+                return log if has_waited else None
+
+    async def _read_again(self, log: Log, decision: Approve | Change | None) -> Run:
+        """Return the last run in the log, whose preview may be another one; the decision is for the old one."""
+        if decision is not None:
+            await self._keeper.write("decide", decision=decision)
+        return await self.found(log.runs[-1].run_id if log.runs else "")
 
     async def _refused(self, before: OperationRecord | None, pending: OperationRecord | None) -> None:
         """Record that a start was refused: the run is as it was before."""

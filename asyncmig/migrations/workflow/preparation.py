@@ -9,7 +9,6 @@ from typing import final
 
 import msgspec
 
-from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.failures import wall_clock
@@ -18,7 +17,7 @@ from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import LiveSource, Spec
 from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
-from asyncmig.migrations.log import LogRun, retry_after_of
+from asyncmig.migrations.log import LogRun, retry_after_of, status_of
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.workflow.names import resolve
@@ -118,7 +117,7 @@ class Preparation:
             try:
                 log = await keeper.retry_while_away(migration.log)
             except Conflict as error:
-                if _status_of(error) in ("queued", "running"):
+                if status_of(error) in ("queued", "running"):
                     await asyncio.sleep(retry_after_of(error))
                     continue
                 if not await self._has_preview(migration):
@@ -182,17 +181,6 @@ class Preparation:
     def reads_live(self) -> bool | None:
         """Whether `generate` reads the live connection; None: the server's default."""
         return True if self._spec.connection is not None else None
-
-
-class _Status(msgspec.Struct, frozen=True):
-    status: str = ""
-
-
-def _status_of(error: Conflict) -> str:
-    try:
-        return decode(error.body, _Status).status
-    except Unreadable:
-        return ""
 
 
 def _last(runs: Sequence[LogRun]) -> LogRun | None:
