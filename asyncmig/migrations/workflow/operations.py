@@ -23,7 +23,7 @@ from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.operation import LAG, block_of
 from asyncmig.migrations.routes import START_RUN
 from asyncmig.migrations.runs import AnswerPoint, Run
-from asyncmig.migrations.starts import StartPoint, active_run_id
+from asyncmig.migrations.starts import Noted, StartPoint, active_run_id
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.thread import ThreadReader
 from asyncmig.migrations.tracker import Tracker
@@ -84,24 +84,8 @@ class Operations:
             with_files = {"generated_with": len(keeper.record.uploads)} if kind == "generate" else {}
             await keeper.write("start", operation=operation, decision=None, outcome=None, **with_files)
 
-        async def send() -> Run:
-            operation, migration = keeper.record.operation, self.migration
-            since = operation.point if operation is not None and operation.run_id is None else None
-            rank = keeper.rank
-            try:
-                if kind == "generate":
-                    return await migration.generate(
-                        extract_via_api=reads_live, noted=noted, since=since, rank=rank
-                    )
-                if kind == "execute":
-                    return await migration.execute(noted=noted, since=since, rank=rank)
-                return await migration.update(message or "", noted=noted, since=since, rank=rank)
-            except UnknownOutcome as error:
-                if isinstance(error.__cause__, TRANSIENT):  # the server was away when it was checked
-                    raise error.__cause__ from error
-                raise
-
         try:
+            send = partial(self._send, kind, message, reads_live, noted)
             run = await self._permit.working(keeper.retry_while_away(send))
         except ApiError as error:
             run_id = active_run_id(error) if isinstance(error, Conflict) else None
@@ -131,6 +115,23 @@ class Operations:
         )
         self._run = run
         return run
+
+    async def _send(self, kind: Kind, message: str | None, reads_live: bool | None, noted: Noted) -> Run:
+        """Send a start once; one that may have been sent before is looked up first."""
+        operation, migration, rank = self._keeper.record.operation, self.migration, self._keeper.rank
+        since = operation.point if operation is not None and operation.run_id is None else None
+        try:
+            if kind == "generate":
+                return await migration.generate(
+                    extract_via_api=reads_live, noted=noted, since=since, rank=rank
+                )
+            if kind == "execute":
+                return await migration.execute(noted=noted, since=since, rank=rank)
+            return await migration.update(message or "", noted=noted, since=since, rank=rank)
+        except UnknownOutcome as error:
+            if isinstance(error.__cause__, TRANSIENT):  # the server was away when it was checked
+                raise error.__cause__ from error
+            raise
 
     async def _recovered(self, run_id: str) -> Run | None:
         """Wait until the run of somebody else has ended, and return the run that our lost start has begun, if any."""
