@@ -167,3 +167,45 @@ async def test_a_bare_409_because_of_a_run_in_progress_is_waited_for(
     outcome = await customer.run(decide=decide)
     assert isinstance(outcome, Parked if is_changed else Delivered), outcome
     assert account.starts() == (["generate"] if is_changed else ["generate", "execute"])
+
+
+async def test_a_run_that_is_canceled_late_ends_as_one_that_released_its_slot(
+    customer: Customer, account: Account
+) -> None:
+    account.steps["generate"] = [(60.0, {"status": "blocked", "questions": [QUESTION]})]
+    canceled: list[float] = []
+
+    def cancel(body: Json, query: Mapping[str, str]) -> Reply:
+        if not canceled:
+            canceled.append(account.now)
+            account.timeline.append((account.now + 150.0, {"status": "canceled"}))
+        return account.read("run-1")
+
+    account.routes["PATCH", "/migrations/m1/runs/run-1"] = cancel
+    outcome = await customer.run(cancel_blocked_after=600.0)
+    assert isinstance(outcome, Parked), outcome
+    assert account.starts() == ["generate"]
+
+
+async def test_a_file_that_came_during_a_broken_upload_is_generated_from(
+    customer: Customer, account: Account
+) -> None:
+    assert isinstance(await customer.run(), Parked)
+    customer.journal = MemoryJournal()  # of somebody else: the migration has a preview, without the new file
+    path = customer.spec.files[0].with_name("deals.csv")
+    path.write_text("Name\nBig\n", encoding="utf-8")
+    customer.spec = Spec(
+        external_id="acme", name="Acme", source="HubSpot", files=(*customer.spec.files, path)
+    )
+    account.created = {**(account.created or {}), "status": "awaiting_approval"}
+    arrived: list[float] = []
+
+    def fault(method: str, path: str, number: int) -> object:
+        if method == "PUT":
+            arrived.append(account.now)
+            return "lost"
+        return 503 if arrived and path.endswith("/files") and account.now < arrived[0] + 200.0 else None
+
+    account.fault = fault
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert account.starts() == ["generate", "generate", "execute"]

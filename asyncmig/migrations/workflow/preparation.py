@@ -153,7 +153,11 @@ class Preparation:
             keeper.begin("uploading", f"{len(files)} files")
             if self._options.root is not None:  # a link may have changed since
                 check_below(Path(self._options.root), files)
-            await keeper.write("upload", upload_sent=True)
+            earlier = record.earlier_files
+            if record.existed and not record.upload_sent:
+                listed = await keeper.retry_while_away(migration.files)
+                earlier = tuple(file.storage_path for file in listed)
+            await keeper.write("upload", upload_sent=True, earlier_files=earlier)
             uploaded = await keeper.retry_while_away(partial(migration.upload_all, files, rank=keeper.rank))
             for file, there in zip(record.files, uploaded, strict=True):
                 if there.sha256 is not None and there.sha256 != file.sha256:

@@ -106,6 +106,8 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     """Notes about the migration that stay: how an existing one differs from what was asked for."""
     connection: str | None = None
     """A digest of the live connection that was saved, without its secrets."""
+    earlier_files: tuple[str, ...] | None = None
+    """The storage paths of the files that an existing migration had before the first upload; None if unknown."""
     upload_sent: bool = False
     """Whether files may have been uploaded: from then on, they cannot be replaced."""
     uploads: tuple[Uploaded, ...] = ()

@@ -38,6 +38,8 @@ __all__ = ["RunDriver"]
 
 _REFUSALS: Final = 8
 """How often in a row an answer may be refused although the run still waits for it."""
+_CANCELS, _BETWEEN_CANCELS = 10, 30.0
+"""How often the cancel of a run that stays blocked is repeated, and the seconds between."""
 _PREPARING: Final = frozenset({"generate", "update", "clarify"})
 """Operations that write no rows."""
 _REGENERATED: Final = 2
@@ -153,7 +155,11 @@ class RunDriver:
             )
         record, with_files = keeper.record, keeper.record.generated_with
         if with_files is None:  # somebody else's run has not read the files that are new
-            is_old = record.existed and any(file.is_new for file in record.uploads)
+            is_old = record.existed and any(
+                file.is_new
+                or (record.earlier_files is not None and file.storage_path not in record.earlier_files)
+                for file in record.uploads
+            )
         else:
             is_old = with_files < len(record.uploads)
         if not is_old:
@@ -322,6 +328,14 @@ class RunDriver:
         except TimeoutError:
             pass
         state = await self._operations.cancel(run, "slot")
+        for _ in range(_CANCELS):
+            if state.status != "blocked":
+                break
+            await asyncio.sleep(_BETWEEN_CANCELS)
+            state = await self._operations.cancel(run, "slot")
+        if state.status == "blocked":  # the next call continues to cancel it
+            note = "the server was asked to cancel its run, and still shows it as blocked"
+            return msgspec.structs.replace(parked, notes=(note,))
         if state.status != "canceled":
             await keeper.keep("canceled", cancel="", blocked_at=0.0)
             return None  # it has gone on meanwhile
