@@ -1,10 +1,12 @@
 """The workflow of one customer against a scripted server that does what the contract does not rule out."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from asyncmig import Delivered, Failed, MemoryJournal, Outcome, Parked, Session, Spec, adopt, migrate
@@ -27,6 +29,12 @@ class Customer:
         path.write_text(CONTACTS, encoding="utf-8")
         self.spec = Spec(external_id="acme", name="Acme", source="HubSpot", files=(path,))
         account.routes["GET", "/sources"] = lambda *_: Reply(200, {"sources": [{"name": "HubSpot"}]})
+
+    def add(self, name: str) -> None:
+        """Add a file."""
+        path = self.spec.files[0].with_name(name)
+        path.write_text("Name\nBig\n", encoding="utf-8")
+        self.spec = msgspec.structs.replace(self.spec, files=(*self.spec.files, path))
 
     async def run(self, **options: Any) -> Outcome:
         async with Session(
@@ -192,11 +200,7 @@ async def test_a_file_that_came_during_a_broken_upload_is_generated_from(
 ) -> None:
     assert isinstance(await customer.run(), Parked)
     customer.journal = MemoryJournal()  # of somebody else: the migration has a preview, without the new file
-    path = customer.spec.files[0].with_name("deals.csv")
-    path.write_text("Name\nBig\n", encoding="utf-8")
-    customer.spec = Spec(
-        external_id="acme", name="Acme", source="HubSpot", files=(*customer.spec.files, path)
-    )
+    customer.add("deals.csv")
     account.created = {**(account.created or {}), "status": "awaiting_approval"}
     arrived: list[float] = []
 
@@ -209,3 +213,36 @@ async def test_a_file_that_came_during_a_broken_upload_is_generated_from(
     account.fault = fault
     assert isinstance(await customer.run(decide="approve"), Delivered)
     assert account.starts() == ["generate", "generate", "execute"]
+
+
+async def test_a_file_that_came_while_an_execution_ran_is_named(customer: Customer, account: Account) -> None:
+    async def interrupted() -> None:
+        async with asyncio.timeout(100.0):
+            await customer.run(decide="approve")
+
+    with pytest.raises(TimeoutError):
+        await interrupted()
+    assert account.starts() == ["generate", "execute"]
+    customer.add("deals.csv")
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered)
+    assert any("deals.csv" in note and "not imported" in note for note in outcome.notes), outcome.notes
+
+
+async def test_a_preview_of_a_run_without_an_id_can_be_rejected(customer: Customer, account: Account) -> None:
+    assert isinstance(await customer.run(), Parked)
+    account.log_hides_preview = True
+    customer.journal = MemoryJournal()
+    await adopt(customer.journal, "acme", "m1", api="migrations")
+    outcome = await customer.run(decide="reject")
+    assert isinstance(outcome, Failed)
+    assert outcome.status == "canceled"
+
+
+async def test_a_log_without_a_text_form_is_still_written(customer: Customer, account: Account) -> None:
+    def log(body: Json, query: Mapping[str, str]) -> Reply:
+        return Reply(400, {"error": "unknown parameter"}) if query else account.log(query)
+
+    account.routes["GET", "/migrations/m1/log"] = log
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert (customer.out / "log.json").exists()

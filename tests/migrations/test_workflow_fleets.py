@@ -186,3 +186,22 @@ def test_no_file_of_the_journal_has_a_signed_url(tmp_path: Path) -> None:
         assert simulator.transport.STORAGE_URL not in text
 
     run(main())
+
+
+def test_a_function_that_fails_for_blocked_runs_ends_the_fleet(tmp_path: Path) -> None:
+    specs, out = customers(tmp_path / "in", 5), tmp_path / "out"
+    blocked = {"c00": WHY, "c01": WHY, "c02": WHY}
+
+    def decide(parked: Parked) -> None:
+        raise ValueError(parked.external_id)
+
+    async def main() -> None:
+        simulator = simulated(customers=blocked, limits="agent=50/1h,create=50/1h,generate=50/1h,runs=3")
+        process = fleet_of(simulator, specs[:4], out, answers=(), decide=decide)
+        async with asyncio.timeout(10.0 * HOUR):
+            outcomes = await process(simulator.transport, MemoryJournal())
+        reasons = [each.reason for each in outcomes.values() if isinstance(each, Pending)]
+        assert sorted(reasons)[:3] == ["crashed"] * 3
+        assert len(reasons) == 4
+
+    run(main())

@@ -14,7 +14,7 @@ from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
-from asyncmig.errors import ApiError, AuthError, NoAnswer, NotFound, SessionClosed
+from asyncmig.errors import ApiError, AuthError, BadRequest, NoAnswer, NotFound, SessionClosed
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, LogRun
 from asyncmig.migrations.migration import Migration
@@ -125,11 +125,17 @@ class Delivery:
     def _write_log(self, content: bytes, text: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._folder / LOG_DATA, content)
-        write_whole(self._folder / LOG_TEXT, text.encode())
+        if text:
+            write_whole(self._folder / LOG_TEXT, text.encode())
 
 
 async def _read_log(migration: Migration) -> tuple[bytes, str]:
-    return await migration.log_json(wait=True) or b"{}", await migration.log_markdown(wait=True)
+    """Return the log as JSON, and as text; "" if the server has no text of it."""
+    content = await migration.log_json(wait=True) or b"{}"
+    try:
+        return content, await migration.log_markdown(wait=True)
+    except (BadRequest, NotFound):
+        return content, ""
 
 
 def _notes(files: list[Downloaded]) -> list[str]:

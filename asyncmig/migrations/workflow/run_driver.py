@@ -27,7 +27,7 @@ from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import Result
-from asyncmig.migrations.wire import Report
+from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of
@@ -104,6 +104,7 @@ class RunDriver:
                 refused += 1
                 if refused < _REFUSALS:
                     continue
+                self._keeps_slot(run, attention)
                 return Pending(**keeper.outcome_fields(), error=str(step), reason="interrupted")
             return step
 
@@ -132,6 +133,9 @@ class RunDriver:
     async def _executed(self, report: Report, operation: OperationRecord) -> None:
         if operation.kind != "execute":
             self._keeper.note("it was executed by another client")
+        with_files, uploads = self._keeper.record.generated_with, self._keeper.record.uploads
+        if late := [] if with_files is None else [file.name for file in uploads[with_files:]]:
+            self._keeper.note(f"not imported, because added after the preview was made: {', '.join(late)}")
         over = msgspec.structs.replace(self._operation(), is_over=True)
         plain = msgspec.structs.replace(report, coverage=None)
         await self._keeper.keep("executed", operation=over, report=plain, decision=None)
@@ -222,6 +226,7 @@ class RunDriver:
         if isinstance(decision, Parked):
             return await self._parked(run, decision)
         if isinstance(decision, Pending):
+            self._keeps_slot(run, attention)
             return decision
         try:
             return await self._carry_out(run, decision, attention)
@@ -300,6 +305,11 @@ class RunDriver:
     def _check(self, parked: Parked, decision: Decision) -> None:
         check_fits(parked.attention, decision)
 
+    def _keeps_slot(self, run: Run, attention: NeedsAttention) -> None:
+        """Report that a blocked run keeps its slot until a person continues it."""
+        if attention.kind != "preview":
+            self._context.runs.waits_for_person(self._operations.migration.id, partial(_read, run))
+
     async def _parked(self, run: Run, parked: Parked) -> Outcome | None:
         """Leave the run to a person; one that is blocked keeps its run slot. Return None if it goes on."""
         if parked.attention.kind == "preview":
@@ -312,7 +322,7 @@ class RunDriver:
         keeper, patience = self._keeper, self._options.cancel_blocked_after
         migration_id = self._operations.migration.id
         if patience is None:
-            self._context.runs.waits_for_person(migration_id, partial(_read, run))
+            self._keeps_slot(run, parked.attention)
             return parked
         if not keeper.record.blocked_at:
             await keeper.keep("blocked", blocked_at=wall_clock())
@@ -359,7 +369,11 @@ class RunDriver:
     async def _canceled(self, run: Run, why: str) -> Outcome | None:
         """Cancel the run, and return what became of it."""
         keeper = self._keeper
-        state = await self._operations.cancel(run, "rejected" if why == "rejected" else "canceled")
+        if run.id:
+            state = await self._operations.cancel(run, "rejected" if why == "rejected" else "canceled")
+        else:  # only its preview is known, and nothing is in progress
+            await keeper.write("cancel", cancel=why)
+            state = RunState(status="awaiting_approval")
         if state.status == "completed" and state.report is not None:
             keeper.note("it was executed before it could be canceled")
             await keeper.keep("canceled", cancel="")
