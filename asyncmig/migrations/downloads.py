@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -136,6 +136,12 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                 job = None  # it failed or its file is gone, so another one is started
             except NoAnswer as error:
                 raise await in_thread(part.broken_off, error) from None
+            except TruncatedDownload as error:
+                if not (error.is_final and job is None and filtered and fetch.row_filter == "valid"):
+                    raise
+                fetch = replace(
+                    fetch, row_filter="all"
+                )  # the total may count rows that the filter leaves out
             except NotFound:  # a sheet may come some seconds after the execution
                 nothing = fetch.expected(sheet, total=None)
                 if nothing.reported == 0:

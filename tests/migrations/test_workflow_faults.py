@@ -246,3 +246,17 @@ async def test_a_log_without_a_text_form_is_still_written(customer: Customer, ac
     account.routes["GET", "/migrations/m1/log"] = log
     assert isinstance(await customer.run(decide="approve"), Delivered)
     assert (customer.out / "log.json").exists()
+
+
+async def test_a_total_that_counts_rows_which_the_filter_drops(customer: Customer, account: Account) -> None:
+    account.steps["execute"] = [(60.0, {"status": "completed", "report": {**REPORT, "invalidCellCount": 1}})]
+
+    def contacts(body: Json, query: Mapping[str, str]) -> Reply:
+        rows = "Ada,a@x.org\r\n" + ("" if query.get("filter", "valid") == "valid" else "BAD,b\r\n")
+        headers = {"Content-Type": "text/csv", "X-Total-Records": "2"}
+        return Reply(200, f"Name,Email\r\n{rows}".encode(), headers)
+
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = contacts
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered), outcome
+    assert [file.flagged for file in outcome.files if file.slug == "contacts"] == ["included"]

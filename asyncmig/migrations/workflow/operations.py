@@ -35,6 +35,8 @@ from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["Operations", "open_run"]
 
+_CANCELS, _BETWEEN_CANCELS = 10, 30.0
+"""How often the cancel of a run that stays blocked is repeated, and the seconds between."""
 _REFUSED = (BadRequest, Conflict, NotFound)
 """Definite refusals: the request has changed nothing."""
 
@@ -293,7 +295,13 @@ class Operations:
         if self._keeper.record.cancel != why:
             await self._keeper.write("cancel", cancel=why)
         self._keeper.begin("deciding", "cancel")
-        return await self._keeper.retry_while_away(run.cancel)
+        state = await self._keeper.retry_while_away(run.cancel)
+        for _ in range(_CANCELS):
+            if state.status != "blocked":
+                break
+            await asyncio.sleep(_BETWEEN_CANCELS)
+            state = await self._keeper.retry_while_away(run.cancel)
+        return state
 
 
 def open_run(context: SessionContext, record: Record) -> Run:

@@ -38,8 +38,6 @@ __all__ = ["RunDriver"]
 
 _REFUSALS: Final = 8
 """How often in a row an answer may be refused although the run still waits for it."""
-_CANCELS, _BETWEEN_CANCELS = 10, 30.0
-"""How often the cancel of a run that stays blocked is repeated, and the seconds between."""
 _PREPARING: Final = frozenset({"generate", "update", "clarify"})
 """Operations that write no rows."""
 _REGENERATED: Final = 2
@@ -338,11 +336,6 @@ class RunDriver:
         except TimeoutError:
             pass
         state = await self._operations.cancel(run, "slot")
-        for _ in range(_CANCELS):
-            if state.status != "blocked":
-                break
-            await asyncio.sleep(_BETWEEN_CANCELS)
-            state = await self._operations.cancel(run, "slot")
         if state.status == "blocked":  # the next call continues to cancel it
             note = "the server was asked to cancel its run, and still shows it as blocked"
             return msgspec.structs.replace(parked, notes=(note,))
