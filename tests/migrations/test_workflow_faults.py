@@ -260,3 +260,16 @@ async def test_a_total_that_counts_rows_which_the_filter_drops(customer: Custome
     outcome = await customer.run(decide="approve")
     assert isinstance(outcome, Delivered), outcome
     assert [file.flagged for file in outcome.files if file.slug == "contacts"] == ["included"]
+
+
+async def test_a_run_that_the_server_has_deleted_can_be_repeated(
+    customer: Customer, account: Account
+) -> None:
+    assert isinstance(await customer.run(), Parked)
+    account.timeline.clear()  # after the retention time of the account
+    account.run_id = "run-2"
+    gone = await customer.run(decide="approve")
+    assert isinstance(gone, Failed)
+    outcome = await customer.run(decide="approve", retry_failed=True)
+    assert isinstance(outcome, Delivered), outcome
+    assert account.starts() == ["generate", "generate", "execute"]

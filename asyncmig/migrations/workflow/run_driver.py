@@ -22,9 +22,10 @@ from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
 from asyncmig.customers.preview_page import PREVIEW_DATA, write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError
+from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, RunFailed
 from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.operation import block_of
+from asyncmig.migrations.routes import READ_RUN
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import Result
 from asyncmig.migrations.wire import Report, RunState
@@ -80,6 +81,10 @@ class RunDriver:
                 result = await run.wait()
             except RunError as error:
                 result = error
+            except NotFound as error:
+                if error.endpoint != READ_RUN.template or operation.kind not in ("generate", "update"):
+                    raise
+                result = RunFailed(run.id, f"the server has deleted the run: {error.text}")
             await self._operations.note_id(run)
             if isinstance(result, RunError):
                 if keeper.record.cancel == "slot":  # by a process that was interrupted
