@@ -34,6 +34,8 @@ class GateStatistics:
     name: str
     limit: int
     """The configured limit."""
+    window: float
+    """The seconds in which the limit applies."""
     slots: int
     """W: the present estimate of the requests that a window allows."""
     burst: int
@@ -289,6 +291,7 @@ class Gate:
         return GateStatistics(
             name=self.name,
             limit=dispatcher.limit,
+            window=dispatcher.window,
             slots=dispatcher.slots,
             burst=dispatcher.burst,
             used=dispatcher.used(),

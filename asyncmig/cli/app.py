@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from asyncmig import generations
+from asyncmig.cli.budgets import print_budgets, read_budgets
 from asyncmig.cli.check import CheckOptions, check_manifest
 from asyncmig.cli.config import given, places_of, print_config
 from asyncmig.cli.connection import ConnectionSettings
@@ -34,7 +35,7 @@ from asyncmig.cli.last_run import (
     LastRun,
     from_last_run,
     from_last_run_if_any,
-    how_to_repeat,
+    options_of,
     recall_if_any,
 )
 from asyncmig.cli.options import dataclass_options
@@ -226,21 +227,32 @@ def status(
     journal: JournalOption = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
     *,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="Print only the use of each budget and of the run slots.")
+    ] = False,
     listing: Listing,
 ) -> None:
     """Print how many customers ended how, and why.
 
-    It works while another process uses the journal. --outcome and --sort imply --list; --json prints an object for
-    each customer.
+    It also prints the use of each budget. It works while another process uses the journal. --outcome and --sort imply
+    --list; --json prints an object for each customer, with --budgets for each budget.
     """
     statuses = listing.of(asyncio.run(statuses_of_journal(journal)))
-    if as_json:
+    if as_json and not budgets:
         for each in statuses:
             print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
-    elif listing.is_given:
+        return
+    if listing.is_given and not budgets:
         print_list(data_console(), statuses)
-    else:
-        print_status(data_console(), statuses, how_to_repeat(journal), journal)
+        return
+    last = recall_if_any(journal)
+    options = options_of(last)
+    used = read_budgets(journal, options) if options else []
+    if budgets:
+        print_budgets(data_console(), used, as_json=as_json)
+        return
+    command = options.command(queue=last.queue) if options and last else None
+    print_status(data_console(), statuses, command, journal, used)
 
 
 @app.command(epilog="Example: asyncmig show acme-001 --journal fleet.db")

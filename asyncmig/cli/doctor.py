@@ -21,12 +21,13 @@ from rich.console import Console
 from yarl import URL
 
 from asyncmig import generations
+from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
-from asyncmig.cli.report import read_report
+from asyncmig.cli.report import Budget, read_report
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,
@@ -95,7 +96,8 @@ async def examine(
         yield finding
     if generation.endpoints:
         yield await _plan(journal)
-    yield _limit(reach, out, generation)
+    for finding in _limits(reach, out, generation):
+        yield finding
 
 
 def _versions() -> Diagnosis:
@@ -353,26 +355,43 @@ async def _plan(place: JournalPlace) -> Diagnosis:
     return Diagnosis("plan", text, None)
 
 
-def _limit(reach: ConnectionSettings, out: Path, generation: Generation) -> Diagnosis:
-    """Compare the configured limit with what the last run learned from 429s."""
-    is_short = reach.limits is None and not generation.endpoints
-    configured = f"{f'{reach.rate} by {reach.scope}' if is_short else reach.all_limits} is configured"
+def _limits(reach: ConnectionSettings, out: Path, generation: Generation) -> Iterator[Diagnosis]:
+    """Compare the configured limits with what the last run learned, and yield each named budget and the run slots."""
+    limits, budgets = reach.all_limits, dict[str, Rate]()
+    configured = f"{reach.rate} by {reach.scope} is configured"
+    if generation.endpoints and limits.budgets:
+        budgets = dict(limits.budgets)
+        configured = f"the limit of each of {counted(len(budgets), 'budget')} is configured"
+    elif reach.limits is not None or generation.endpoints:
+        configured = f"{limits} is configured"
+    last = Budget()
     try:
-        report = read_report(out)
+        last = read_report(out).budget
     except FileNotFoundError:
-        return Diagnosis("limit", f"{configured}; no run has written {out}/report.json yet")
+        yield Diagnosis("limit", f"{configured}; no run has written {out}/report.json yet")
     except (OSError, ValueError) as error:
-        return Diagnosis("limit", f"{configured}; {out}/report.json cannot be read: {error}")
+        yield Diagnosis("limit", f"{configured}; {out}/report.json cannot be read: {error}")
+    else:
+        yield Diagnosis("limit", f"{configured}; {_learned(last)}")
+    for name, rate in budgets.items():
+        sent = ""
+        if use := last.limits.get(name):
+            sent = f"; the last run sent {counted(use.requests, 'request')}, {use.refused:,} answered 429"
+        yield Diagnosis(f"budget {name}", f"{rate}{sent}")
+    if generation.endpoints and limits.runs is not None:
+        taken = ""
+        if slots := last.run_slots:
+            taken = f"; at the end of the last run, {slots['in_progress']} of {slots['limit']} were taken"
+        yield Diagnosis("run slots", f"{limits.runs}{taken}")
+
+
+def _learned(last: Budget) -> str:
+    """Return what the last run learned about its limits."""
     less = [
-        f"{name}: {seen['believed']}"
-        for name, seen in sorted(report.budget.limits.items())
-        if "believed" in seen and seen["believed"] < seen.get("limit", 0)
+        f"{name}: {use.believed}" for name, use in sorted(last.limits.items()) if 0 < use.believed < use.limit
     ]
     learned = "was seen to be less: " + ", ".join(less) if less else "held"
-    refused = counted(report.budget.refused, "request")
-    slots = report.budget.run_slots
-    runs = f"; at its end {slots['in_progress']} of {slots['limit']} run slots were taken" if slots else ""
-    return Diagnosis("limit", f"{configured}; in the last run it {learned} ({refused} answered 429){runs}")
+    return f"in the last run it {learned} ({counted(last.refused, 'request')} answered 429)"
 
 
 async def print_findings(findings: AsyncIterator[Diagnosis], data: Console, *, as_json: bool) -> int:

@@ -52,6 +52,10 @@ _COLUMNS = (
     ("", "why, and notes"),
 )
 """Class and name of each column; columns of the class `wide` are hidden on a phone."""
+_ABOUT_BUDGETS = (
+    "A request takes a slot of each budget that it charges. “In use” counts the slots that were taken at the end of "
+    "the run, also by earlier runs."
+)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -141,9 +145,30 @@ def _sections(page: ReportPage) -> Iterator[str]:
     yield _section("The fleet over time", about, _legend(page) + fleet(page.timeline, page.rows))
     if page.timeline.sent:
         yield _section(f"Requests in each {_bin(page.timeline)}", _about_rates(page), _rates(page))
+    if page.budget is not None and len(page.budget.limits) > 1:
+        yield _section("Budgets", _ABOUT_BUDGETS, _budgets(page.budget))
     if page.timeline.noticed:
         yield _section("How soon an end was noticed", _about_delays(page.timeline.noticed), _delays(page))
     yield _section("Customers", "", _customers(page))
+
+
+def _budgets(budget: Budget) -> str:
+    """Return a table of the budgets, and of the run slots if any was used."""
+    lines = [
+        _budget_line(name, use.rate, (use.used, use.requests, use.refused))
+        for name, use in budget.limits.items()
+    ]
+    if slots := budget.run_slots:
+        taken = slots.get("in_progress", 0) + slots.get("others", 0)
+        lines.append(_budget_line("run slots", str(slots["limit"]), (taken, None, slots.get("refused", 0))))
+    heads = (("", "budget"), ("n", "limit"), ("n", "in use"), ("n", "requests"), ("n", "429s"))
+    return _table(heads, "".join(lines))
+
+
+def _budget_line(name: str, limit: str, figures: Sequence[int | None]) -> str:
+    shown = ("" if figure is None else f"{figure:,}" for figure in figures)
+    cells = "".join(f'<td class="n">{cell}</td>' for cell in (plain(limit), *shown))
+    return f'<tr><td class="id">{plain("all requests" if name == "*" else name, 120)}</td>{cells}</tr>'
 
 
 def _section(title: str, about: str, inside: str) -> str:

@@ -26,7 +26,7 @@ __all__ = [
     "check_journal",
     "from_last_run",
     "from_last_run_if_any",
-    "how_to_repeat",
+    "options_of",
     "recall",
     "recall_if_any",
     "remember",
@@ -167,11 +167,10 @@ def _read_last(place: Path) -> LastRun:
     return msgspec.json.decode(place.read_bytes(), type=LastRun)
 
 
-def how_to_repeat(journal: JournalPlace) -> str | None:
-    """Return the command that continues the last run of a journal; None if it is not known."""
-    last = recall_if_any(journal)
+def options_of(last: LastRun | None) -> Options | None:
+    """Return the settings of a last run; None without one, and with a warning if they cannot be read."""
     try:
-        return last.command() if last else None
+        return last.options() if last else None
     except InvalidInput as error:
         _log.warning("%s", error.reason)
         return None

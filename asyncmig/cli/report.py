@@ -21,6 +21,7 @@ from typing import cast, final
 import msgspec
 from rich.console import Console
 
+from asyncmig._core.rate import Rate
 from asyncmig.cli.output import SCHEMA, clean, counted, escaped, listed, print_line, say
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending
@@ -32,6 +33,7 @@ from asyncmig.session import Session
 
 __all__ = [
     "Budget",
+    "BudgetUse",
     "EventPrinter",
     "Report",
     "ReportFile",
@@ -53,6 +55,29 @@ _log = logging.getLogger("asyncmig")
 _NOT_FINISHED = "not finished"
 
 
+class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The use of one budget by this process. Reports of earlier versions lack some of the fields."""
+
+    limit: int = 0
+    """The configured limit."""
+    window: float = 0.0
+    """The seconds in which the limit applies; 0 if the report does not say."""
+    believed: int = 0
+    """The limit learned from 429s and headers."""
+    burst: int = 0
+    """The requests that may be sent at once."""
+    used: int = 0
+    """The slots of the last window that were taken when the report was written."""
+    requests: int = 0
+    refused: int = 0
+    """429s."""
+
+    @property
+    def rate(self) -> str:
+        """The limit with its window, such as `30/60s`; without a known window only the limit."""
+        return str(Rate(self.limit, self.window)) if self.limit > 0 and self.window > 0 else str(self.limit)
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """The requests that this process sent."""
 
@@ -63,8 +88,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that only read the status of a run."""
     endpoints: dict[str, dict[str, int]] = {}
     """By endpoint: requests, polls, and 429s if the limit applies to each endpoint."""
-    limits: dict[str, dict[str, int]] = {}
-    """By budget (`*` is the budget of the whole key): the configured limit, and the limit learned from 429s."""
+    limits: dict[str, BudgetUse] = {}
+    """By name of the budget; `*` is the budget of the whole key."""
     run_slots: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     """The limit of runs in progress, those that were known at the end, and 429s; absent if no run slot was used."""
 
@@ -237,7 +262,15 @@ def budget_of(session: Session) -> Budget:
         polls=sum(entry["polls"] for entry in endpoints.values()),
         endpoints=dict(sorted(endpoints.items())),
         limits={
-            name: {"limit": gate.limit, "believed": gate.slots, "burst": gate.burst, "refused": gate.refused}
+            name: BudgetUse(
+                limit=gate.limit,
+                window=gate.window,
+                believed=gate.slots,
+                burst=gate.burst,
+                used=gate.used,
+                requests=gate.granted,
+                refused=gate.refused,
+            )
             for name, gate in sorted(stats.items())
         },
         run_slots=_run_slots(session),

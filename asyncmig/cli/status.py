@@ -15,6 +15,7 @@ from rich.text import Text
 from asyncmig import generations
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig.cli.budgets import BudgetStatus, print_budgets
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.options import spoken
@@ -99,9 +100,14 @@ async def statuses_of_journal(place: JournalPlace) -> list[CustomerStatus]:
 
 
 def print_status(
-    data: Console, statuses: Sequence[CustomerStatus], command: str | None, journal: JournalPlace
+    data: Console,
+    statuses: Sequence[CustomerStatus],
+    command: str | None,
+    journal: JournalPlace,
+    budgets: Sequence[BudgetStatus] = (),
 ) -> None:
-    """Print how many customers ended how and why, which processes work on others, and the commands that continue.
+    """Print how many customers ended how and why, which processes work on others, the use of `budgets`, and the
+    commands that continue.
 
     `command`: continues the journal's last run; None if it is not known.
     """
@@ -109,6 +115,9 @@ def print_status(
         print_outcomes(data, statuses, about_journal(journal, "status", "--list"))
     for holder, count in Counter(each.held_by for each in statuses if each.held_by).items():
         say(data, f"\nIn use by {clean(holder)}: {counted(count, 'customer')}.")
+    if budgets:
+        data.print()
+        print_budgets(data, budgets)
     data.print()
     say_steps(data, how_to_continue(statuses, command, journal))
 

@@ -280,7 +280,8 @@ def test_doctor_and_the_plan_know_the_limits_of_the_generation(
     before = cli("doctor", *at)
     assert "answers like the API generation migrations" in before.out
     assert "?    plan              was not checked" in before.out
-    assert "reads=30/60s,writes=10/60s,jobs=5/1h,agent=5/1h,create=1/1h,generate=1/1h,runs=3" in before.out
+    for line in ("budget reads      30/60s", "budget generate   1/1h", "run slots         3"):
+        assert f"ok   {line}\n" in before.out
     assert run(world, acme=GOOD).code == 4
     after = cli("doctor", *at)
     assert after.code == 4
@@ -292,6 +293,52 @@ def test_doctor_and_the_plan_know_the_limits_of_the_generation(
     assert (
         "At the documented limits, the last request is sent after 1 h 00 min at the earliest" in planned.out
     )
+
+
+def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
+    account: Accounts, cli: Cli, customers: Customers, tmp_path: Path
+) -> None:
+    world = account()
+    at = ("--base-url", world.base_url, "--speed", SPEED, "--api", "migrations")
+    limits = ("--limits", "agent=60/1h,create=60/1h,generate=60/1h")
+    result = cli("run", customers(acme=GOOD), *at, *limits, "--decide", "approve", "--report", "run.html")
+    assert result.code == 0, result.err
+    budget = json.loads((tmp_path / "out/report.json").read_bytes())["budget"]
+    assert budget["limits"]["create"] == {
+        "limit": 60,
+        "window": 3600.0,
+        "believed": 60,
+        "burst": 60,
+        "used": 1,
+        "requests": 1,
+        "refused": 0,
+    }
+    table = re.sub("<[^>]+>", " ", (tmp_path / "run.html").read_text(encoding="utf-8"))
+    assert re.search(r"create +60/1h +1 +1 +0 ", table)
+    assert re.search(r"run slots +3 +0 +0 ", table)
+    shown = cli("status").out
+    assert re.search(r"^ *60/1h +1 +1 +0 +create$", shown, re.MULTILINE)
+    assert re.search(r"^ +3 +0 +0 +run slots$", shown, re.MULTILINE)
+    assert max(map(len, shown.splitlines())) <= 80
+    told = {
+        each["budget"]: each
+        for each in map(json.loads, cli("status", "--budgets", "--json").out.splitlines())
+    }
+    assert told["create"] == {
+        "schema": 2,
+        "budget": "create",
+        "limit": 60,
+        "window": 3600.0,
+        "used": 1,
+        "requests": 1,
+        "refused": 0,
+    }
+    assert (told["runs"]["limit"], told["runs"]["used"], told["runs"]["window"]) == (3, 0, None)
+    examined = cli("doctor", *at, *limits).out
+    assert "budget create     60/1h; the last run sent 1 request, 0 answered 429\n" in examined
+    assert "run slots         3; at the end of the last run, 0 of 3 were taken\n" in examined
+    (tmp_path / "out/report.json").unlink()
+    assert re.search(r"^ *60/1h +1 +create$", cli("status").out, re.MULTILINE)  # from the send log
 
 
 def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> None:
