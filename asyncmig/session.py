@@ -239,6 +239,8 @@ class Session(AsyncOnly):
         if self._closed is None:
             self._closed = error or SessionClosed()
             self._budgets.close(self._closed)
+            # Without this, a wait for a run would end at its next poll, which may be a minute away.
+            self._poller.close(self._closed)
 
     def check_open(self) -> None:
         """Raise the error that a call would raise now: `UsageError`, `SessionClosed`, or the earlier `AuthError`."""

@@ -586,3 +586,24 @@ async def test_a_lost_execution_is_found_behind_a_run_of_somebody_else(tmp_path:
         )
     assert account.starts().count("execute") == 1
     assert isinstance(outcome, Delivered | Unknown), outcome
+
+
+async def test_a_drained_fleet_does_not_wait_for_the_streams_of_its_runs(tmp_path: Path) -> None:
+    customer, loop = (
+        Customer(tmp_path, pace=RunDurations(queued=0, base=1800, sigma=0)),
+        asyncio.get_running_loop(),
+    )
+    async with (
+        customer.simulator.session() as session,
+        Fleet(session, journal=customer.journal, to=customer.out, api="migrations") as fleet,
+    ):
+        running = fleet.submit(customer.spec)
+        await asyncio.sleep(100.0)
+        before = loop.time()
+        await fleet.drain()
+        assert loop.time() - before < 2.0
+    outcome = await running
+    assert isinstance(outcome, Pending)
+    assert outcome.reason == "interrupted"
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    assert customer.done() == ["generate", "execute"]
