@@ -19,6 +19,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=200, help="how many random fleets to drive through faults")
     parser.addoption("--first-seed", type=int, default=0, help="the first of them")
     parser.addoption("--customers", type=int, default=10, help="of each of them")
+    parser.addoption(
+        "--every-point",
+        action="store_true",
+        help="kill or fail fleets at every point; without it, at every second one",
+    )
+
+
+@pytest.fixture
+def stride(request: pytest.FixtureRequest) -> int:
+    """The distance of the points at which a fleet is killed, or meets a failing disk."""
+    return 1 if request.config.getoption("--every-point") else 2
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

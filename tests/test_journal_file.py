@@ -319,9 +319,9 @@ async def check(path: Path, acknowledged: dict[str, bytes], doubtful: int) -> No
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("existing", [False, True])
-async def test_whichever_statement_fails_nothing_is_half_written(path, late, existing):
+async def test_whichever_statement_fails_nothing_is_half_written(path, late, existing, stride):
     reasons: list[str] = []
-    for n in range(1, 1000):
+    for n in range(1 + late % stride, 1000, stride):
         target = path.with_name(f"{n}.db")
         if existing:
             await scenario(target, sqlite_file.connect, {})
@@ -335,7 +335,7 @@ async def test_whichever_statement_fails_nothing_is_half_written(path, late, exi
         if left[0] > 0:
             break
     assert n > 40
-    assert len(reasons) > 30
+    assert len(reasons) > 30 // stride
     assert all("disk cannot be" in reason or "closed" in reason for reason in reasons)
 
 

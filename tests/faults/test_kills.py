@@ -141,8 +141,10 @@ async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journ
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_at_every_write_and_every_request_it_ends_the_same(tmp_path: Path, after: bool) -> None:
-    """In process, at all points."""
+def test_killed_at_every_write_and_every_request_it_ends_the_same(
+    tmp_path: Path, after: bool, stride: int
+) -> None:
+    """In process. With a stride of 2, one half of the points is met just before, and the other half just after."""
     specs, out = customers(tmp_path / "in"), tmp_path / "out"
     process = fleet(specs, out)
 
@@ -174,7 +176,8 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(tmp_path: Path
     }
     expected = told(outcomes), server, files(out)
     tried = adopted = 0
-    for number, name in enumerate(points, 1):
+    chosen = list(enumerate(points, 1))[int(after) % stride :: stride]
+    for number, name in chosen:
         shutil.rmtree(out)
         life = Life(number, after=after)
         outcomes, server, lost = run(killed(life))
@@ -184,4 +187,4 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(tmp_path: Path
         assert files(out) == expected[2], (number, name)
         tried, adopted = tried + 1, adopted + lost
     print(f"{len(points)} points, {tried} deaths; {adopted} companies had to be adopted")  # noqa: T201
-    assert tried == len(points)
+    assert tried == len(chosen) > 50
