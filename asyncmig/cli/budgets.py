@@ -1,5 +1,6 @@
 """The use of budgets that `asyncmig status` prints: of the send log, and of the last `report.json`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -13,9 +14,12 @@ from asyncmig.cli.connection import timeouts_at
 from asyncmig.cli.output import SCHEMA, print_line, print_table, say
 from asyncmig.cli.report import BudgetUse, read_report
 from asyncmig.cli.settings import Options
+from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPlace
 
 __all__ = ["BudgetStatus", "print_budgets", "read_budgets"]
+
+_log = logging.getLogger("asyncmig")
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +51,12 @@ def read_budgets(place: JournalPlace, options: Options) -> list[BudgetStatus]:
     uses = last.limits if last else {}
     if not ages and not uses:
         return []
-    limits = options.all_limits
-    named: Mapping[str, Rate] = limits.budgets if generations.find(options.api).endpoints else {}
+    try:
+        limits, generation = options.all_limits, generations.find(options.api)
+    except InvalidInput as error:  # the file with the settings was changed, or a later version wrote it
+        _log.warning("the use of budgets is not shown: the settings of the last run have %s", error)
+        return []
+    named: Mapping[str, Rate] = limits.budgets if generation.endpoints else {}
     found: list[BudgetStatus] = []
     for name in dict.fromkeys((*named, *sorted({*uses, *ages}))):
         rate, use = _rate(limits, name), uses.get(name, BudgetUse()) if last else None

@@ -339,6 +339,12 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
     assert "run slots         3; at the end of the last run, 0 of 3 were taken\n" in examined
     (tmp_path / "out/report.json").unlink()
     assert re.search(r"^ *60/1h +1 +create$", cli("status").out, re.MULTILINE)  # from the send log
+    settings = tmp_path / "fleet.db.last"
+    settings.write_text(settings.read_text().replace('"migrations"', '"another"'), encoding="utf-8")
+    unknown = cli("status")
+    assert unknown.code == 0
+    assert "the use of budgets is not shown" in unknown.err
+    assert "1 delivered" in unknown.out
 
 
 def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> None:
