@@ -59,8 +59,9 @@ class MigrationOptions:
     """Rules that answer a run's questions in the API generation "migrations"; `read_answer_rules` reads them from a
     file. A question without a rule parks the customer, and nothing is answered."""
     cancel_blocked_after: float | None = None
-    """Seconds after which a run that waits for a person is cancelled, so that its run slot is free for another
-    customer. The customer continues later with a new run. None: it is never cancelled. Only in "migrations"."""
+    """Seconds after which a run that waits for a person is canceled, so that its run slot is free for another
+    customer. The customer continues later with a new run. An execution is not canceled, because it may have written
+    rows. None: no run is canceled. Only in "migrations"."""
     if_changed: IfChanged = "ignore"
     """What to do if files of a delivered or parked customer have changed since their import began. `"ignore"` keeps
     the outcome, with a note that is also logged. `"refuse"` returns `Failed` with the names of the files, and the

@@ -275,6 +275,18 @@ async def test_a_blocked_run_is_canceled_to_release_its_slot(tmp_path: Path) -> 
     assert customer.done() == ["generate", "generate", "execute"]
 
 
+async def test_a_blocked_execution_is_not_canceled_to_release_its_slot(tmp_path: Path) -> None:
+    question = Question(text="Which currency?", options=("EUR", "USD"))
+    customer = Customer(tmp_path, customers=asking(question, kind="execute"))
+    parked = await customer.run(decide="approve", cancel_blocked_after=600.0)
+    assert isinstance(parked, Parked)
+    assert "may have written rows" in parked.notes[0]
+    rules = [AnswerRule(question="currency", choose="EUR")]
+    outcome = await customer.run(decide="approve", cancel_blocked_after=600.0, answers=rules)
+    assert isinstance(outcome, Delivered), outcome
+    assert customer.done() == ["generate", "execute"]
+
+
 async def test_a_blocked_run_that_a_person_answers_in_time_goes_on(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
     work = asyncio.create_task(customer.run(decide="approve", cancel_blocked_after=1800.0))

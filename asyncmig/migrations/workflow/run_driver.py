@@ -22,7 +22,16 @@ from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
 from asyncmig.customers.preview_page import PREVIEW_DATA, write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, RunFailed
+from asyncmig.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    RunCanceled,
+    RunError,
+    RunFailed,
+)
 from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.routes import READ_RUN
@@ -87,7 +96,8 @@ class RunDriver:
                 result = RunFailed(run.id, f"the server has deleted the run: {error.text}")
             await self._operations.note_id(run)
             if isinstance(result, RunError):
-                if keeper.record.cancel == "slot":  # by a process that was interrupted
+                # A process that was interrupted may have canceled the run to release its slot.
+                if keeper.record.cancel == "slot" and isinstance(result, RunCanceled):
                     await self._release()
                     continue
                 return await self._failed(run, result)
@@ -324,8 +334,10 @@ class RunDriver:
         """Wait for a person while the run may stay blocked, then cancel it. Return None if it goes on."""
         keeper, patience = self._keeper, self._options.cancel_blocked_after
         migration_id = self._operations.migration.id
-        if patience is None:
+        if patience is None or self._operation().kind == "execute":
             self._keeps_slot(run, parked.attention)
+            if patience is not None:
+                keeper.note("an execution is not canceled to release its run slot: it may have written rows")
             return parked
         if not keeper.record.blocked_at:
             await keeper.keep("blocked", blocked_at=wall_clock())
