@@ -54,7 +54,7 @@ class RunSlotsStatistics:
     """Whether any run was started or reported."""
 
 
-class _Waiting(Protocol):
+class _WaitingStart(Protocol):
     def turn(self) -> None: ...
 
 
@@ -92,7 +92,7 @@ class RunSlots:
         """What the last event reported."""
         self._was_used = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_WaitingStart] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shared: SharedRuns | None = None
         self._reserved: set[str] = set()
@@ -152,7 +152,7 @@ class RunSlots:
 
     # What requests take
 
-    def join(self, waiting: _Waiting) -> None:
+    def join(self, waiting: _WaitingStart) -> None:
         """Call its `turn` whenever a slot may be free."""
         self._waiting.append(waiting)
 

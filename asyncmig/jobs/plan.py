@@ -211,8 +211,7 @@ async def plan(
     generation = generations.find(api)
     options = MigrationOptions(row_filter=row_filter, retries=retries, retry_failed=retry_failed)
     left: dict[str, RemainingWork] = {}
-    done: list[str] = []
-    failed: list[str] = []
+    done, failed = list[str](), list[str]()
     for customer in customers:
         record = records.get(customer.external_id)
         if record is not None and record.api != generation.name:

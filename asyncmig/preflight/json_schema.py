@@ -21,11 +21,11 @@ _UNCHECKED = ("patternProperties",)
 """Keywords that the library evaluates with backtracking regular expressions."""
 
 
-class _Pattern(Protocol):
+class _SchemaPattern(Protocol):
     def search(self, text: bytes, /) -> object | None: ...
 
 
-Compile = Callable[[str], _Pattern | str]
+Compile = Callable[[str], _SchemaPattern | str]
 """Returns a compiled pattern, or the reason why there is none."""
 
 
@@ -84,7 +84,7 @@ def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
         return "is not checked (pip install 'asyncmig[check]')"
     if not isinstance(schema, Mapping):
         return "cannot be checked here (it is not an object)"
-    patterns: dict[str, _Pattern] = {}
+    patterns: dict[str, _SchemaPattern] = {}
     try:
         text = json.dumps(schema)
         reason = _reason_against(cast("Mapping[str, object]", schema), patterns, compiled)
@@ -105,7 +105,7 @@ def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
         return f"cannot be checked here ({_first_line(error)})"
 
 
-def _reason_against(value: object, patterns: dict[str, _Pattern], compiled: Compile) -> str | None:
+def _reason_against(value: object, patterns: dict[str, _SchemaPattern], compiled: Compile) -> str | None:
     """Return why a schema cannot be checked, or None. Adds its compiled patterns to `patterns`."""
     if isinstance(value, list):
         found = (_reason_against(each, patterns, compiled) for each in cast("list[object]", value))
@@ -132,7 +132,7 @@ _Keyword = Callable[[object, object, object, object], Iterable[object] | None]
 
 
 def _keywords(
-    known: Mapping[str, _Keyword], patterns: Mapping[str, _Pattern], budget: list[int]
+    known: Mapping[str, _Keyword], patterns: Mapping[str, _SchemaPattern], budget: list[int]
 ) -> dict[str, _Keyword]:
     """Return the keywords that replace those of the library."""
 

@@ -11,14 +11,14 @@ from typing import cast, final
 
 from asyncmig.customers.catalog import ColumnSpec, Link
 
-__all__ = ["LinkRule", "Target", "link_rules"]
+__all__ = ["LinkRule", "LinkTarget", "link_rules"]
 
 Values = Mapping[str, str]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Target:
+class LinkTarget:
     """A column that cells refer to, by the id of its template and its name."""
 
     template_id: str
@@ -38,7 +38,7 @@ class Target:
 class LinkRule:
     """A rule that each value in a cell is in one of some columns."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[LinkTarget, ...]
     value_path: str
     value_map: Values
 
@@ -58,7 +58,7 @@ def link_rules(column: ColumnSpec, *, enforces_all: bool) -> list[LinkRule]:
 def _rule(link: Link) -> LinkRule:
     key_map = _map(link.key_map)
     targets = tuple(
-        Target(
+        LinkTarget(
             slug, link.column_name or "", link.key_path or "", key_map, json.dumps(key_map, sort_keys=True)
         )
         for slug in _templates(link.template_id or "")

@@ -8,7 +8,7 @@ from typing import Protocol, final
 from asyncmig.customers.catalog import ColumnSpec, TemplateRules
 from asyncmig.preflight.findings import Finding, FindingCounter, Kind
 from asyncmig.preflight.json_schema import JsonSchema, compiled_schema
-from asyncmig.preflight.links import LinkRule, Target, link_rules
+from asyncmig.preflight.links import LinkRule, LinkTarget, link_rules
 
 __all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]
 
@@ -60,11 +60,11 @@ class Seen:
         return False
 
 
-Targets = Mapping[Target, Seen]
+Targets = Mapping[LinkTarget, Seen]
 """The values of the columns that links point to, if a file has the column."""
 
 
-def targets_of(templates: Sequence[TemplateRules]) -> set[Target]:
+def targets_of(templates: Sequence[TemplateRules]) -> set[LinkTarget]:
     """Return the columns that links point to."""
     return {
         target

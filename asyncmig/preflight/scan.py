@@ -15,7 +15,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings
-from asyncmig.preflight.links import Target
+from asyncmig.preflight.links import LinkTarget
 from asyncmig.preflight.probe import Probe, probe
 from asyncmig.preflight.records import BrokenOff, Records, sniff
 from asyncmig.preflight.rules import ColumnRules, MemoryBound, Seen, Targets, targets_of
@@ -188,7 +188,7 @@ def _broken_off(error: BrokenOff) -> Finding:
 async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
     """Return the values of the columns that links point to. They are read first, because links may be circular."""
     bound = MemoryBound(_MOST_REMEMBERED)
-    targets: dict[Target, Seen] = {}
+    targets: dict[LinkTarget, Seen] = {}
     for file in files:
         found = {
             target: place
@@ -203,7 +203,7 @@ async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -
     return targets
 
 
-def _collect(file: _File, columns: Sequence[tuple[Target, int, Seen]]) -> Generator[None, None, None]:
+def _collect(file: _File, columns: Sequence[tuple[LinkTarget, int, Seen]]) -> Generator[None, None, None]:
     assert file.delimiter is not None
     with file.text() as text:
         try:

@@ -55,7 +55,7 @@ class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
 R = TypeVar("R", bound=BaseRecord)
 
 
-class _Tag(msgspec.Struct, kw_only=True):
+class _RecordTag(msgspec.Struct, kw_only=True):
     version: int = 1
     api: str = "companies"
 
@@ -63,7 +63,7 @@ class _Tag(msgspec.Struct, kw_only=True):
 def decoded_record(state: bytes, kind: type[R], *, api: str, version: int, stand_in: Callable[[str], R]) -> R:
     """Return the record in a journal state; `stand_in(reason)` for a state that this version cannot use."""
     try:
-        tag, record = msgspec.json.decode(state, type=_Tag), msgspec.json.decode(state, type=kind)
+        tag, record = msgspec.json.decode(state, type=_RecordTag), msgspec.json.decode(state, type=kind)
     except (ValueError, TypeError, RecursionError) as error:
         return stand_in(str(error))
     if tag.api != api:
