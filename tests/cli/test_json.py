@@ -31,7 +31,7 @@ GOLDEN = """\
 {"schema": 2, "type": "RunChanged", "time": "T", "at": 1.5, "status": "running", "progress": "\\u009b2J\\u202e\\u001b[2J", "ids": {"company": "c", "run": "r"}}
 {"schema": 2, "type": "RunStalled", "time": "T", "at": 1.5, "seconds": 4500.0, "ids": {"company": "c", "run": "r"}}
 {"schema": 2, "type": "RunEnded", "time": "T", "at": 1.5, "status": "completed", "seconds": 60.0, "noticed_within": 2.0, "ids": {"company": "c", "run": "r"}}
-{"schema": 2, "type": "Outcome", "time": "T", "at": 1.5, "external_id": "acme", "name": "Acme", "api": "companies", "outcome": "delivered", "pending_reason": null, "step": "ended", "detail": "", "ids": {"company": "c", "run": "r"}, "error": null, "files": [], "rows": {"inserted": 2, "flagged": 0, "delivered": 3}, "notes": [], "destructive": [], "seconds": 60.0, "holds_run_slot": false, "changed_at": null, "last_failure": null, "held_by": null, "progress": null}
+{"schema": 2, "type": "Outcome", "time": "T", "at": 1.5, "external_id": "acme", "name": "Acme", "api": "companies", "outcome": "delivered", "pending_reason": null, "step": "ended", "detail": "", "ids": {"company": "c", "run": "r"}, "error": null, "files": [], "rows": {"inserted": 2, "flagged": 0, "delivered": 3}, "replaced_existing_data": null, "notes": [], "destructive": [], "seconds": 60.0, "holds_run_slot": false, "changed_at": null, "last_failure": null, "held_by": null, "progress": null}
 {"schema": 2, "type": "Ended", "time": "T", "at": 1.5, "exit_code": 0, "reason": null, "outcomes": {"delivered": 1}}
 """  # noqa: E501 - a line is an event
 
