@@ -17,7 +17,7 @@ from typing import Literal, Self, cast, final
 import aiohttp
 import anyio
 
-from asyncmig._core.arguments import checked_call
+from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.endpoint import Endpoint, Lane, Repeat
 from asyncmig._core.limits import Limits, Scope, short_form
 from asyncmig._core.retry import RetryPolicy
@@ -122,7 +122,8 @@ class Session(AsyncOnly):
             raise InvalidInput("max_parallel_uploads", max_parallel_uploads, "must be at least one")
         timeouts = timeouts or Timeouts()
         longest = _longest_of(timeouts, timeouts_by_endpoint or {})
-        digest = _account(Secret(f"account {account}") if account else key, self.base_url)
+        shares = key if account is None else Secret(f"account {checked_text('account', account)}")
+        digest = _account(shares, self.base_url)
         self._shared = _shared_budgets(shared, digest, longest)
         self._transport = transport or _transport(http, self.base_url)
         self._closed: AsyncmigError | None = None
@@ -404,7 +405,7 @@ def _shared_budgets(shared: SharedWindow | str | None, account: str, timeout: fl
         from asyncmig.distributed.local import LocalWindow  # needs file locks, which not every system has
 
         shared = LocalWindow()
-    if isinstance(shared, str):
+    if isinstance(shared, str) or not hasattr(shared, "runs"):
         raise InvalidInput("shared", shared, "is neither 'local' nor a shared window")
     return SharedBudgets(window=shared, account=account, timeout=timeout)
 

@@ -261,7 +261,8 @@ class Starter:
     async def _look(self, point: StartPoint) -> Run | None:
         """Look once at the run, the log, the preview and the thread for anything newer than the point.
 
-        An event of the thread alone proves nothing: it may be a late one of the previous operation.
+        An event of the thread alone proves nothing: it may be a late one of the previous operation, or one of an
+        execution with a run of its own.
         """
         resumed = None if point.kind == "generate" else point.run_id
         try:
@@ -279,10 +280,12 @@ class Starter:
                 has_news = await self._has_news(point)
                 if entry is not None and point.kind == "execute" and not has_news:
                     raise _unknown(point, "the log lists an execution, which may be an earlier one")
-                if not has_news or (point.kind == "execute" and state is not None):
+                if not has_news:
                     if point.kind == "execute" and not await self._has_preview():
                         raise _unknown(point, "the preview is gone, and nothing says why")
-                    return None  # an execution would have changed the status of the run
+                    return None
+                if point.kind == "execute" and state is not None:
+                    resumed = None  # it may have a run of its own
             run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
             return None if run_id is None else self._run(point, run_id)
         except _UNAVAILABLE as error:

@@ -323,8 +323,8 @@ def test_an_execute_is_repeated_whatever_was_generated_meanwhile() -> None:
     verdict = server.world.verdict(server.now)
     assert (verdict.generated_twice, verdict.executed_twice) == (1, 1)
     assert str(verdict) == (
-        "1 executes of rows that were written before; "
-        "1 generates although a preview of the same files was there or was executed"
+        "executes of rows that were written before: 1; "
+        "generates although a preview of the same files was there or was executed: 1"
     )
     server.run("generate")
     server.run("update", message="Drop the bad rows")
