@@ -35,7 +35,7 @@ Only one process works on a customer at a time. A *claim* is a lease (in real se
 process that lost its claim cannot write any more. `CustomerHeld` is raised while another live process holds the
 claim. A dead holder on the same machine is replaced at once, and any other when its lease expires.
 
-Anybody may leave an *instruction* about a customer, whoever holds it: to migrate, retry or cancel it.
+Any process can record an *instruction* about a customer that another process holds: to migrate, retry or cancel it.
 It holds the customer's spec without secrets, so that `Fleet.resume` needs no spec after a restart. It is deleted once
 the migration has an outcome. Earlier versions of asyncmig ignore instructions and can use the same journal meanwhile.
 
