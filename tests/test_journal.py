@@ -96,7 +96,7 @@ async def test_anyone_may_leave_an_instruction_until_it_is_fulfilled(journal):
     assert await journal.states() == {}
     async with await journal.claim("acme") as claim:
         assert claim.state is None
-        await journal.instruct("acme", cancel)  # whoever holds the customer
+        await journal.instruct("acme", cancel)  # although another process holds the customer
         await journal.instruct("beta", run)
         await claim.write("create", b"", b"one")
     assert await journal.instruction("acme") == cancel

@@ -1,6 +1,5 @@
 """Credentials for a live source: from a person at the terminal, without echo, or from an environment variable."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, cast
 
@@ -8,6 +7,7 @@ import msgspec
 
 from asyncmig.customers.questions import CredentialRequest
 from asyncmig.errors import InvalidInput
+from asyncmig.jobs.manifest_connections import credentials_in
 
 __all__ = ["CredentialField", "ask_credentials", "from_variable", "ways_of"]
 
@@ -114,17 +114,6 @@ def from_variable(variable: str, request: CredentialRequest | None) -> dict[str,
     if not variable.isidentifier():
         reason = "must be the name of an environment variable, because other users can read command lines"
         raise InvalidInput("--credentials", "***", reason)
-    text = os.environ.get(variable, "")
-    if not text.strip():
-        raise InvalidInput("--credentials", variable, "this environment variable is not set")
     fields = [field for _, fields in ways_of(request) for field in fields] if request else []
-    if len(fields) == 1 and not text.lstrip().startswith("{"):
-        return {fields[0].name: text}
-    try:
-        content = msgspec.json.decode(text, type=dict[str, object])
-    except (ValueError, RecursionError):
-        reason = 'this environment variable must hold a JSON object, such as {"token": "..."}'
-        raise InvalidInput("--credentials", variable, reason) from None
-    if not content:
-        raise InvalidInput("--credentials", variable, "this environment variable holds no field")
-    return content
+    only = fields[0].name if len(fields) == 1 else None
+    return credentials_in(variable, field="--credentials", only=only)

@@ -9,7 +9,7 @@ import msgspec
 from asyncmig.customers.spec import LiveSource
 from asyncmig.errors import InvalidInput
 
-__all__ = ["read_connection"]
+__all__ = ["credentials_in", "read_connection"]
 
 _FIELDS: Final = ("source_key", "config", "credentials", "profile_id")
 
@@ -48,19 +48,28 @@ def _faults(table: Mapping[str, object]) -> Iterator[InvalidInput]:
         yield InvalidInput("connection.source_key", None, "is missing")
 
 
-def _credentials(variable: str) -> dict[str, object]:
-    """Return the credentials in an environment variable. Raises `InvalidInput` that shows no value."""
-    if not variable.isidentifier():
-        reason = "must be the name of an environment variable, not the credentials"
-        raise InvalidInput("credentials", "***", reason)
+def credentials_in(variable: str, *, field: str, only: str | None = None) -> dict[str, object]:
+    """Return the credentials in an environment variable: a JSON object, or the text of the field `only`.
+
+    Raises `InvalidInput` about `field` that shows no value.
+    """
     text = os.environ.get(variable, "")
     if not text.strip():
-        raise InvalidInput("credentials", variable, "this environment variable is not set")
+        raise InvalidInput(field, variable, "this environment variable is not set")
+    if only is not None and not text.lstrip().startswith("{"):
+        return {only: text}
     try:
         content = msgspec.json.decode(text, type=dict[str, object])
     except (ValueError, RecursionError):
         reason = 'this environment variable must hold a JSON object, such as {"token": "..."}'
-        raise InvalidInput("credentials", variable, reason) from None
+        raise InvalidInput(field, variable, reason) from None
     if not content:
-        raise InvalidInput("credentials", variable, "this environment variable holds no field")
+        raise InvalidInput(field, variable, "this environment variable holds no field")
     return content
+
+
+def _credentials(variable: str) -> dict[str, object]:
+    if not variable.isidentifier():
+        reason = "must be the name of an environment variable, not the credentials"
+        raise InvalidInput("credentials", "***", reason)
+    return credentials_in(variable, field="credentials")
