@@ -61,7 +61,7 @@ async def test_one_customer_is_read_by_its_id(monkeypatch: pytest.MonkeyPatch) -
     journal = MemoryJournal()
     await note(journal, "acme", "input", files=[])
     await note(journal, "beta", "input", files=[])
-    (_, beta) = await read_statuses(journal, "fleet.db")
+    (_, beta) = await read_statuses(journal)
     monkeypatch.setattr(MemoryJournal, "states", None)  # no customer costs the reading of all
     assert await read_status(journal, "beta") == beta
     with pytest.raises(CustomerNotFound, match="external_id='gamma': is not in the journal"):
@@ -73,7 +73,7 @@ async def test_a_journal_is_read_while_it_is_written(tmp_path: Path) -> None:
     async with Journal(path, holder="night run") as writer, Journal(path, read_only=True) as reader:
         await note(writer, "acme", "create")
         async with await writer.claim("bolt"):
-            standings = {each.external_id: each for each in await read_statuses(reader, str(path))}
+            standings = {each.external_id: each for each in await read_statuses(reader)}
     assert standings["acme"].held_by is None
     assert standings["acme"].changed_at is not None
     assert "night run (process " in (standings["bolt"].held_by or "")
@@ -85,7 +85,7 @@ async def test_a_holder_that_died_works_on_nothing(tmp_path: Path) -> None:
         claim = await writer.claim("acme")
         await claim.write("create", b"{}", msgspec.json.encode(record()))
     async with Journal(path, read_only=True) as reader:
-        (stands,) = await read_statuses(reader, str(path))
+        (stands,) = await read_statuses(reader)
     assert stands.held_by is None
 
 
@@ -94,7 +94,7 @@ async def test_a_state_of_another_program_concerns_its_customer_alone() -> None:
     await note(journal, "bolt", "create")
     async with await journal.claim("acme") as claim:
         await claim.write("create", b"{}", b"[]")
-    records = await read_records(journal, "fleet.db")
+    records = await read_records(journal)
     assert records["bolt"].outcome is None
     stands = status_of(records["acme"])
     assert stands.outcome == "failed"

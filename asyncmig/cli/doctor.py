@@ -155,7 +155,7 @@ async def _journal(path: Path) -> Diagnosis:
 async def _database(place: JournalPlace) -> Diagnosis:
     try:
         async with open_journal(place, read_only=True) as journal:
-            records, activity = await read_records(journal, str(place)), await journal.activity()
+            records, activity = await read_records(journal), await journal.activity()
     except JournalNotFound:
         return Diagnosis("journal", f"{place} can be reached and has no journal: the first run creates it")
     except JournalError as error:
@@ -183,7 +183,7 @@ async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
     async with Journal(path, read_only=True, connect=_connect) as journal:
         if read_through:
             await journal.check()
-        records, activity = await read_records(journal, str(path)), await journal.activity()
+        records, activity = await read_records(journal), await journal.activity()
     if finding := _unreadable(path, records):
         return finding
     if not os.access(path, os.W_OK):
@@ -344,7 +344,7 @@ async def _plan(place: JournalPlace) -> Diagnosis:
     """Say whether the account may start work, as far as the journal knows: no request that only reads tells."""
     try:
         async with open_journal(place, read_only=True) as journal:
-            records = await read_records(journal, str(place))
+            records = await read_records(journal)
     except JournalError:
         records = {}
     refused = [name for name, record in records.items() if record.status.pending_reason == "account_refused"]

@@ -335,7 +335,7 @@ async def page_of_journal(
     `out`: the folder with the previews. `page`: where the report is written, for its links.
     """
     async with open_journal(place, read_only=True) as journal:
-        records, events = await read_records(journal, str(place)), await journal.events()
+        records, events = await read_records(journal), await journal.events()
     folder = Path.cwd() if place.path is None else place.path.parent
     rows = [reported(status_of(record), folder) for record in records.values()]
     return ReportPage(

@@ -106,7 +106,7 @@ async def write_adoption(
     async with open_journal(place, read_only=True):
         pass  # opening it for writing would create one
     async with open_journal(place) as journal:
-        record = (await read_records(journal, str(place))).get(external_id)
+        record = (await read_records(journal)).get(external_id)
         await adopt(journal, external_id, resource_id, api=record.api if record else api)
         return (await read_record(journal, external_id)).ids
 
@@ -122,7 +122,7 @@ async def _forget(
     if not names and older_than is None:
         raise InvalidInput("EXTERNAL_ID", "", "is missing: name customers, or give --older-than DAYS")
     async with open_journal(place, read_only=True) as reader:
-        known = {status.external_id: status for status in await read_statuses(reader, str(place))}
+        known = {status.external_id: status for status in await read_statuses(reader)}
     for name in names:
         _check_may_go(place, name, known.get(name), force=force)
     chosen = dict.fromkeys([*names, *(_old(known.values(), older_than) if older_than is not None else ())])

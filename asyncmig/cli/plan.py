@@ -104,7 +104,7 @@ async def known_customers(place: JournalPlace) -> dict[str, CustomerRecord]:
     """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
     try:
         async with open_journal(place, read_only=True) as journal:
-            return await read_records(journal, str(place))
+            return await read_records(journal)
     except JournalUnavailable:
         raise
     except JournalError:
@@ -231,7 +231,7 @@ async def read_plan(manifest: Manifest, options: Options, selection: str | None)
 async def _records(options: Options) -> dict[str, CustomerRecord]:
     try:
         async with open_journal(options.journal, read_only=True) as journal:
-            return await read_records(journal, str(options.journal))
+            return await read_records(journal)
     except JournalNotFound:
         return {}
 

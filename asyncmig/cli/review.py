@@ -153,7 +153,7 @@ async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()
     """
     external_ids = [each.strip() for each in external_ids]
     async with open_journal(journal, read_only=True) as opened:
-        records = await read_records(opened, str(journal))
+        records = await read_records(opened)
     for external_id in external_ids:
         if external_id not in records:
             raise InvalidInput("EXTERNAL_ID", external_id, f"is not in the journal {journal}")

@@ -217,7 +217,7 @@ async def _opened_journal(options: Options, wanted: RunRequest) -> AsyncGenerato
 async def _records(journal: DatabaseJournal | None, place: JournalPlace) -> Mapping[str, CustomerRecord]:
     """Return the records of a journal; those of a database also if only the workers write it."""
     if journal is not None:
-        return await read_records(journal, str(place))
+        return await read_records(journal)
     return await known_customers(place) if place.path is None else {}
 
 

@@ -54,7 +54,7 @@ class ServerWatch:
         if other is None:
             return
         if journal is not None:
-            records = await read_records(journal, "")
+            records = await read_records(journal)
             for external_id, record in records.items():
                 if external_id not in before and not record.ids:
                     await journal.forget(external_id)

@@ -96,7 +96,7 @@ class Listing:
 async def statuses_of_journal(place: JournalPlace) -> list[CustomerStatus]:
     """Return the status of each customer of a journal. Raises `JournalError`."""
     async with open_journal(place, read_only=True) as journal:
-        return await read_statuses(journal, str(place))
+        return await read_statuses(journal)
 
 
 def print_status(
@@ -254,9 +254,7 @@ async def follow_journal(place: JournalPlace, data: Console, *, as_json: bool) -
         known = await journal.events()
         async for event in follow(journal, after=known[-1].seq if known else 0):
             if event.external_id not in apis:
-                apis = {
-                    name: record.api for name, record in (await read_records(journal, str(place))).items()
-                }
+                apis = {name: record.api for name, record in (await read_records(journal)).items()}
             words = words_of(event, apis.setdefault(event.external_id, ""))
             _print_entry(data, event, words, as_json=as_json)
             if is_unread():
@@ -275,7 +273,7 @@ def _print_entry(data: Console, event: JournalEvent, words: str, *, as_json: boo
 async def running(place: JournalPlace) -> list[CustomerRecord]:
     """Return the customers of a journal whose imports may still run at the server. Raises `JournalError`."""
     async with open_journal(place, read_only=True) as journal:
-        records = await read_records(journal, str(place))
+        records = await read_records(journal)
     return [
         record
         for record in records.values()

@@ -96,7 +96,7 @@ async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
     return status_of_known(known, (await journal.activity(external_id)).get(external_id))
 
 
-async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecord]:
+async def read_records(journal: "_States") -> dict[str, CustomerRecord]:
     """Return the record of each customer, the oldest first. Raises `JournalError` if the journal cannot be read.
 
     A record that this version cannot use is not `is_readable`, and its outcome is `Failed` with the reason.
@@ -105,7 +105,7 @@ async def read_records(journal: "_States", path: str) -> dict[str, CustomerRecor
     return {external_id: generations.read(external_id, state) for external_id, state in states.items()}
 
 
-async def read_statuses(journal: Readable, path: str) -> list[CustomerStatus]:
+async def read_statuses(journal: Readable) -> list[CustomerStatus]:
     """Return the status of each customer of a journal, the oldest first. Raises `JournalError`."""
     found = await read_all(journal)
     return await in_thread(lambda: [status_of_known(*each) for each in found])

@@ -204,7 +204,7 @@ async def test_a_fleet_drives_it_and_one_crash_touches_nobody_else(
     assert "RuntimeError" in (getattr(outcomes["crash"], "error", ""))
     assert again["bolt"] == outcomes["bolt"]
     assert copies.calls == 3
-    statuses = {each.external_id: each for each in await read_statuses(journal, "memory")}
+    statuses = {each.external_id: each for each in await read_statuses(journal)}
     assert (statuses["acme"].api, statuses["acme"].outcome, statuses["acme"].rows.delivered) == (
         "copies",
         "delivered",
@@ -219,7 +219,7 @@ async def test_a_parked_customer_is_canceled_and_a_decision_continues_it(
     async with Session("key", NOWHERE) as session:
         assert isinstance(await migrate(session, spec("asks"), journal=journal, to=to, api="copies"), Parked)
         canceled = await copies.cancel(context_of(session), journal, "asks")
-        (status,) = await read_statuses(journal, "memory")
+        (status,) = await read_statuses(journal)
         assert (canceled, status.outcome, status.pending_reason) == (canceled, "pending", "canceled")
         sent = await copies.decide(context_of(session), journal, "asks", Approve(), shown=ASKED)
         assert sent == "sent"
@@ -285,7 +285,7 @@ async def test_a_record_that_cannot_be_read_is_the_status_of_its_customer_alone(
             assert isinstance(outcome, Failed)
         await migrate(session, spec("bolt"), journal=journal, to=tmp_path / "out", api="copies")
         assert not session.requests
-    statuses = {each.external_id: each for each in await read_statuses(journal, "memory")}
+    statuses = {each.external_id: each for each in await read_statuses(journal)}
     assert statuses["acme"].outcome == "failed"
     assert "cannot read" in (statuses["acme"].error or "")
     assert statuses["bolt"].outcome == "delivered"
@@ -335,7 +335,7 @@ def test_the_command_line_runs_it(
 async def test_a_journal_from_before_the_generations_belongs_to_companies() -> None:
     path = Path(__file__).parents[1] / "journals" / "v1.sqlite"
     async with Journal(path, read_only=True) as journal:
-        records = await read_records(journal, str(path))
+        records = await read_records(journal)
     assert records
     assert {record.api for record in records.values()} == {"companies"}
     assert all(record.is_readable for record in records.values())

@@ -323,7 +323,7 @@ async def test_everything_that_has_not_ended_is_resumed_without_specs(
 async def fleets_statuses(journal: Journal) -> list[CustomerStatus]:
     from asyncmig.jobs.status import read_statuses
 
-    return await read_statuses(journal, "")
+    return await read_statuses(journal)
 
 
 async def test_secrets_are_asked_for_by_a_callback(

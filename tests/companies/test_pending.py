@@ -48,7 +48,7 @@ async def test_an_exception_of_the_function_that_decides_is_no_outage(
         assert outcome.reason == "crashed"
         assert outcome.ids.keys() == {"company", "run"}
         assert str(error) in outcome.error
-        (status,) = await read_statuses(journal, "")
+        (status,) = await read_statuses(journal)
         assert status.pending_reason == "crashed"
         assert isinstance(
             await migrate(session, spec, journal=journal, to=tmp_path / "out", decide="approve"), Delivered
@@ -89,7 +89,7 @@ async def test_a_wrong_answer_leaves_the_customer_parked_with_the_reason(
     assert "gone" in outcome.refused or "Cancel" in outcome.refused
     assert outcome.refused in outcome.error
     assert not [url for _, method, url in wire.sent if url.endswith("/decisions")]
-    (status,) = await read_statuses(journal, "")
+    (status,) = await read_statuses(journal)
     assert status.outcome == "parked"
 
 

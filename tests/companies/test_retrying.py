@@ -44,7 +44,7 @@ def failing(wire: InProcess, method: str, ending: str, *, fault: Fault = BUSY, u
 
 
 async def standing_of(journal: MemoryJournal) -> CustomerStatus:
-    (stands,) = await read_statuses(journal, "fleet.db")
+    (stands,) = await read_statuses(journal)
     return stands
 
 

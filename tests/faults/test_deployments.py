@@ -68,7 +68,7 @@ class Instances:
 
     async def statuses(self) -> list[CustomerStatus]:
         async with open_journal(self.place, read_only=True) as journal:
-            return await read_statuses(journal, self.place)
+            return await read_statuses(journal)
 
 
 @pytest.fixture
