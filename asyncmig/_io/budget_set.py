@@ -13,8 +13,9 @@ from operator import itemgetter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
-from asyncmig._io.dispatcher import TICK, Dispatcher, Waiters
+from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.run_slots import RunSlots
+from asyncmig._io.waiters import Waiters
 from asyncmig.errors import AsyncmigError, UsageError
 from asyncmig.events import Events, Held
 

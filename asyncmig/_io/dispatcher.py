@@ -1,126 +1,29 @@
-"""Grants the slots of one limiter to the requests that wait: one timer, and a bucket if the server has a small one.
+"""Grants the slots of one limiter to the requests that wait for them.
 
-`turn`, a plain function, makes every decision. It runs when a request joins, when an answer comes and when the timer
-fires: it grants what may be granted and sets the timer for the rest. A task exists only while it waits for the
-bucket. While no request waits, there is neither a task nor a timer.
+`turn`, a function without an await, makes every decision. It runs when a request begins to wait, when a response
+arrives, when the timer fires, and when the token bucket has a token. It grants every slot that the limiter allows,
+and sets the timer for the next one. While no request waits, there is neither a timer nor a task.
 """
 
 import asyncio
 import copy
-import heapq
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from operator import itemgetter
-from typing import Protocol, final
-
-from aiolimiter import AsyncLimiter
+from typing import Protocol
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter, RateHeaders
-from asyncmig._io.event_loop import gradually, running_loop, start_task
+from asyncmig._io.event_loop import running_loop
+from asyncmig._io.token_bucket import TokenBucket
+from asyncmig._io.waiters import Head, Waiters
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
 
-__all__ = ["EVERY", "TICK", "Dispatcher", "DispatcherFactory", "JoinedQueue", "Waiters"]
-
-
-EVERY = 20
-"""Every 20th grant goes to a waiting poll, so that polls never starve."""
-_MANY = 64
-
-_Entry = tuple[int, float, int, asyncio.Future[float]]
-Head = tuple[int, int, float, int]
-"""The place of a waiter before all others: lane, order, rank, ticket. A lower one goes first."""
-
-
-@final
-class Waiters:
-    """The requests that wait: a heap for each lane, by order, rank and ticket.
-
-    A cancelled waiter leaves a dead entry. A heap with too many dead entries is rebuilt.
-    """
-
-    __slots__ = ("_heaps", "count", "waiting")
-
-    def __init__(self) -> None:
-        self._heaps: tuple[list[_Entry], ...] = tuple([] for _ in Lane)
-        self.waiting: list[int] = [0 for _ in Lane]
-        """The number of waiters, by lane."""
-        self.count: int = 0
-
-    def enqueue(self, lane: Lane, rank: float, ticket: int, order: int = 0) -> asyncio.Future[float]:
-        """Add a waiter; the result of the future is the time of its grant."""
-        waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._heaps[lane], (order, rank, ticket, waiter))
-        self.waiting[lane] += 1
-        self.count += 1
-        return waiter
-
-    def cancelled(self, lane: Lane) -> None:
-        """Report that a waiter of this lane was cancelled while it waited."""
-        self.waiting[lane] -= 1
-        self.count -= 1
-        heap = self._heaps[lane]
-        if len(heap) > _MANY + 2 * self.waiting[lane]:
-            heap[:] = [entry for entry in heap if not entry[3].done()]
-            heapq.heapify(heap)
-
-    def dequeue(self, granted: int) -> asyncio.Future[float] | None:
-        """Remove and return the next waiter after `granted` grants; None if all others are cancelled."""
-        if granted % EVERY == EVERY - 1 and (waiter := self._pop(Lane.POLL)):
-            return waiter
-        for lane in Lane:
-            if waiter := self._pop(lane):
-                return waiter
-        return None
-
-    def head(self, granted: int) -> tuple[Head, asyncio.Future[float]] | None:
-        """Return the waiter that `dequeue` would return, and its place; leave it in the queue."""
-        urgent = granted % EVERY == EVERY - 1
-        for lane in (Lane.POLL, *Lane) if urgent else Lane:
-            heap = self._heaps[lane]
-            while heap and heap[0][3].done():
-                heapq.heappop(heap)
-            if heap:
-                order, rank, ticket, waiter = heap[0]
-                return (-1 if urgent and lane is Lane.POLL else lane, order, rank, ticket), waiter
-        return None
-
-    def _pop(self, lane: Lane) -> asyncio.Future[float] | None:
-        heap = self._heaps[lane]
-        while heap:
-            waiter = heapq.heappop(heap)[3]
-            if not waiter.done():
-                self.waiting[lane] -= 1
-                self.count -= 1
-                return waiter
-        return None
-
-    def ahead_of(self, lane: Lane) -> int:
-        """Return how many waiters go before one that joins this lane now."""
-        return sum(self.waiting[: lane + 1])
-
-    def end(self, error: Exception) -> None:
-        """End every wait with `error`, a few in each turn of the loop."""
-        left = [(lane, entry[3]) for lane in Lane for entry in self._heaps[lane]]
-        for heap in self._heaps:
-            heap.clear()
-        if left:
-            ends = (partial(self._end, lane, waiter, error) for lane, waiter in left)
-            gradually(ends, left[0][1].get_loop())
-
-    def _end(self, lane: Lane, waiter: asyncio.Future[float], error: Exception) -> None:
-        if not waiter.done():  # one that was cancelled meanwhile has reported that
-            self.waiting[lane] -= 1
-            self.count -= 1
-            waiter.set_exception(copy.copy(error))  # a shared one would collect the tracebacks of all waiters
-
+__all__ = ["TICK", "Dispatcher", "DispatcherFactory", "JoinedQueue"]
 
 TICK = 1e-6
-"""Seconds by which an event loop may fire a timer early. Waiting again for such a rest could go on forever."""
-_TOKEN = 1.0 - 1e-6
-"""The part of a token that suffices: rounding and timers that fire early must not cost another sleep."""
+"""Seconds by which an event loop may fire a timer early. A timer for such a short rest might be early again."""
 
 
 class JoinedQueue(Protocol):
@@ -151,19 +54,16 @@ class Dispatcher:
 
     __slots__ = (
         "_believed",
-        "_bucket",
-        "_bucket_shape",
         "_budget",
         "_closed",
         "_events",
-        "_fetching",
-        "_has_token",
         "_held_for",
         "_is_reserving",
         "_loop",
         "_recent",
         "_sets",
         "_timer",
+        "_tokens",
         "granted",
         "limiter",
         "on_held",
@@ -193,10 +93,7 @@ class Dispatcher:
         self._recent, self._held_for = tuple(recent), 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._bucket: AsyncLimiter | None = None
-        self._bucket_shape = (0, 0)
-        self._has_token = False
-        self._fetching: asyncio.Task[None] | None = None
+        self._tokens = TokenBucket(window, self.turn)
         self._closed: AsyncmigError | None = None
         self._sets: list[JoinedQueue] = []
         """The sets of budgets that this one belongs to: their waiters compete for its slots."""
@@ -395,7 +292,7 @@ class Dispatcher:
     def turn(self) -> None:
         """Grant all that may be granted now, and set the timer or start the task for the rest."""
         self._disarm()
-        while self._loop is not None and self._is_wanted() and self._fetching is None:
+        while self._loop is not None and self._is_wanted() and not self._tokens.is_fetching:
             now = self.now()
             at = self.limiter.next_at(now)
             if at is None:
@@ -403,8 +300,8 @@ class Dispatcher:
             if at - now > TICK:
                 self._wake_at(at)
                 return
-            if not self._has_token and self.limiter.burst < self.limiter.slots:
-                self._fetching = start_task(self._fetch(), name="asyncmig gate")
+            if not self._tokens.has_token and self.limiter.burst < self.limiter.slots:
+                self._tokens.fetch(self.limiter.burst, self.limiter.slots)
                 return
             if self._sets:
                 if not self._grant_first(max(now, at)):
@@ -457,18 +354,19 @@ class Dispatcher:
 
     def slot_taken(self) -> None:
         """Another budget granted a slot of this one to a waiter of a set: wake up when the next slot is free."""
-        if self._timer is None and self._fetching is None and self._is_wanted():
+        if self._timer is None and not self._tokens.is_fetching and self._is_wanted():
             at = self.next_at(now := self.now())
             if at is not None:
                 self._wake_at(max(at, now))
 
     def next_at(self, now: float) -> float | None:
         """Return the earliest time of a grant that needs other budgets, too; None if that depends on an answer."""
-        at = self.limiter.next_at(now)
-        if at is None or at - now > TICK or self._has_token or self.limiter.burst >= self.limiter.slots:
+        limiter, tokens = self.limiter, self._tokens
+        at = limiter.next_at(now)
+        if at is None or at - now > TICK or tokens.has_token or limiter.burst >= limiter.slots:
             return at
-        if self._fetching is None:
-            self._fetching = start_task(self._fetch(), name="asyncmig gate")
+        if not tokens.is_fetching:
+            tokens.fetch(limiter.burst, limiter.slots)
         return None
 
     def take(self, now: float, name: str = "") -> float:
@@ -479,29 +377,10 @@ class Dispatcher:
         return self._grant(now)
 
     def _grant(self, now: float) -> float:
-        self._has_token = False
+        self._tokens.has_token = False
         self.limiter.take(now)
         self.granted += 1
         return now
-
-    async def _fetch(self) -> None:
-        """Wait for a token of the bucket. Only one task does so at a time, because the bucket would order by
-        amount."""
-        await self._take_token()
-        self._has_token, self._fetching = True, None
-        self.turn()
-
-    async def _take_token(self) -> None:
-        burst, slots = shape = (self.limiter.burst, self.limiter.slots)
-        bucket = self._bucket
-        if bucket is None or self._bucket_shape != shape:
-            bucket = AsyncLimiter(burst, burst * self.window / slots)
-            await bucket.acquire(burst)  # start empty, as the server's bucket is
-            self._bucket, self._bucket_shape = bucket, shape
-        # The bucket's own wait could spin on a clock that stands still, because its timers may fire a tick early.
-        while not bucket.has_capacity(_TOKEN):  # noqa: ASYNC110
-            await asyncio.sleep(self.window / slots / 4)
-        await bucket.acquire(_TOKEN)
 
     def _disarm(self) -> None:
         self._is_reserving = False
@@ -512,9 +391,7 @@ class Dispatcher:
     def _stop_timers(self) -> None:
         """Stop the timer and the task; no request waits."""
         self._disarm()
-        if self._fetching is not None:
-            self._fetching.cancel()
-            self._fetching = None
+        self._tokens.stop()
 
     def close(self, error: AsyncmigError) -> None:
         """End every wait, present and future, with a copy of `error`."""

@@ -15,9 +15,10 @@ from typing import final
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, Limiter, RateHeaders
 from asyncmig._core.retry import Occasions
-from asyncmig._io.dispatcher import Dispatcher, Head, JoinedQueue
+from asyncmig._io.dispatcher import Dispatcher, JoinedQueue
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.send_log import EarlierSlot
+from asyncmig._io.waiters import Head
 from asyncmig.distributed.budget_client import BudgetClient
 from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedWindow, SlotEvent
 from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost

@@ -13,9 +13,10 @@ from uuid import uuid4
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._io.budget_set import BudgetSet
-from asyncmig._io.dispatcher import TICK, Dispatcher, Head
+from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig._io.run_slots import RunSlots
+from asyncmig._io.waiters import Head
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore
 from asyncmig.distributed.shared_dispatcher import RECHECK, SharedBudgets, SharedDispatcher
 from asyncmig.events import Events
