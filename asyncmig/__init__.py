@@ -16,22 +16,6 @@ from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig._io.transport import Timeouts, Transport
-from asyncmig.companies.catalog import Companies
-from asyncmig.companies.company import Company
-from asyncmig.companies.connections import Destination
-from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
-from asyncmig.companies.import_run import ImportRun
-from asyncmig.companies.imports import Imports
-from asyncmig.companies.uploads import Uploaded
-from asyncmig.companies.wire import (
-    Connection,
-    ExportReport,
-    ExportState,
-    ImportState,
-    Sheet,
-    Source,
-    Template,
-)
 from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.catalog import ColumnSpec, Link
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
@@ -108,10 +92,7 @@ __all__ = [
     "Cancel",
     "Change",
     "ColumnSpec",
-    "Companies",
-    "Company",
     "Conflict",
-    "Connection",
     "Credentials",
     "Custom",
     "CustomerHeld",
@@ -119,24 +100,14 @@ __all__ = [
     "Decide",
     "Decision",
     "Delivered",
-    "Destination",
     "Downloaded",
-    "ExportOutcome",
-    "ExportReport",
     "ExportResult",
-    "ExportRun",
-    "ExportStage",
-    "ExportState",
     "ExportSummary",
-    "Exports",
     "Failed",
     "Fleet",
     "Gate",
     "GateStatistics",
     "ImportReport",
-    "ImportRun",
-    "ImportState",
-    "Imports",
     "InvalidInput",
     "Journal",
     "JournalError",
@@ -175,20 +146,16 @@ __all__ = [
     "ServerError",
     "Session",
     "SessionClosed",
-    "Sheet",
     "SheetCount",
     "Slot",
-    "Source",
     "Spec",
     "Target",
-    "Template",
     "Timeouts",
     "Transport",
     "TruncatedDownload",
     "UnexpectedReply",
     "Unknown",
     "UnknownOutcome",
-    "Uploaded",
     "UsageError",
     "WaitTooLong",
     "WebhookRefused",
@@ -198,7 +165,17 @@ __all__ = [
     "read_answer_rules",
 ]
 _MODULES = (
-    *("distributed", "errors", "events", "generations", "jobs", "journal", "migrations", "preflight"),
+    *(
+        "companies",
+        "distributed",
+        "errors",
+        "events",
+        "generations",
+        "jobs",
+        "journal",
+        "migrations",
+        "preflight",
+    ),
     *("pytest_plugin", "simulator", "telemetry", "testing", "transport", "webhooks"),
 )
 """Public modules, which `pdoc asyncmig` shows as chapters. They are imported only by name."""

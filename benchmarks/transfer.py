@@ -27,7 +27,8 @@ from typing import TypedDict
 import aiohttp
 from aiohttp import web
 
-from asyncmig import Session, Sheet
+from asyncmig import Session
+from asyncmig.companies import Sheet
 
 KEY = "a-key-for-the-benchmark"
 CHUNK = 256 * 1024

@@ -21,21 +21,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 import asyncmig
+import asyncmig.companies
 from asyncmig import Custom
 
 imported = (os, Callable, Path, Custom)  # no text needs all of them
 session: asyncmig.Session
-source: asyncmig.Source
+source: asyncmig.companies.Source
 specs: list[asyncmig.Spec]
 """
 """What the examples use without defining it."""
 HANDLES = f"""{PRELUDE}
 import asyncio
-company: asyncmig.Company
+company: asyncmig.companies.Company
 loop = asyncio.get_running_loop
 """
 COMPANIES = f"""{HANDLES}
-run: asyncmig.ImportRun
+run: asyncmig.companies.ImportRun
 """
 MIGRATIONS = f"""{HANDLES}
 from asyncmig.migrations import CredentialsNeeded, Migration, Preview, Question, Questions, Report, Run

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from inprocess import InProcess
 
-from asyncmig import Company, RunFailed, Session
+from asyncmig import RunFailed, Session
+from asyncmig.companies import Company
 from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.simulator import Fault, Reply, World

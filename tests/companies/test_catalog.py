@@ -15,9 +15,7 @@ from rich.console import Console
 from asyncmig import (
     BadRequest,
     Conflict,
-    Connection,
     Delivered,
-    Destination,
     InvalidInput,
     MemoryJournal,
     NotFound,
@@ -28,7 +26,7 @@ from asyncmig import (
     migrate,
 )
 from asyncmig._io.call import Call
-from asyncmig.companies import routes
+from asyncmig.companies import Connection, Destination, routes
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
 from asyncmig.simulator import Reply, World

@@ -14,16 +14,15 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import (
-    Company,
     ImportReport,
     InvalidInput,
     NotFound,
     RateLimited,
     RetryPolicy,
     Session,
-    Sheet,
     TruncatedDownload,
 )
+from asyncmig.companies import Company, Sheet
 from asyncmig.companies.expected import Expected
 from asyncmig.customers.outcome import SheetCount
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World

@@ -9,18 +9,9 @@ import msgspec
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
-from asyncmig import (
-    Company,
-    ExportReport,
-    ExportResult,
-    InvalidInput,
-    NoAnswer,
-    RetryPolicy,
-    RunFailed,
-    Session,
-    UnknownOutcome,
-)
+from asyncmig import ExportResult, InvalidInput, NoAnswer, RetryPolicy, RunFailed, Session, UnknownOutcome
 from asyncmig._core.decode import decode
+from asyncmig.companies import Company, ExportReport
 from asyncmig.companies.wire import ExportState
 from asyncmig.errors import BadRequest, Conflict
 from asyncmig.simulator import FAULTS, SCHEMAS, SOURCES, Fault, Reply, RunDurations, Variants, World

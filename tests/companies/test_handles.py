@@ -203,7 +203,7 @@ async def test_updates_come_once_each_and_end(opens: Opens) -> None:
 
 @pytest.mark.parametrize(("wanted", "reason"), [("Nope", "is not known"), ("Twice", "is the name of 2")])
 def test_a_name_that_is_not_there_or_not_clear_is_said(wanted: str, reason: str) -> None:
-    from asyncmig import Source
+    from asyncmig.companies import Source
 
     sources = [Source(id="1", name="Once"), Source(id="2", name="Twice"), Source(id="3", name="Twice")]
     for wanted_as in ("Once", "once", "1"):

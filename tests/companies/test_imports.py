@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from inprocess import Fault, InProcess
 
-from asyncmig import BadRequest, Company, Conflict, ImportState, InvalidInput, RunCanceled
+from asyncmig import BadRequest, Conflict, InvalidInput, RunCanceled
+from asyncmig.companies import Company, ImportState
 from asyncmig.simulator import Reply, World
 from asyncmig.simulator.companies.variants import PAGES
 

@@ -13,7 +13,6 @@ from inprocess import InProcess
 
 import asyncmig
 from asyncmig import (
-    Company,
     Delivered,
     Failed,
     Fleet,
@@ -30,6 +29,7 @@ from asyncmig import (
     Timeouts,
     migrate,
 )
+from asyncmig.companies import Company
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import Faults
 from asyncmig.testing import Simulator

@@ -10,16 +10,8 @@ import msgspec
 import pytest
 from inprocess import Fault, InProcess
 
-from asyncmig import (
-    Conflict,
-    Custom,
-    ImportRun,
-    InvalidInput,
-    NeedsAttention,
-    RunFailed,
-    UnknownOutcome,
-    check_answers,
-)
+from asyncmig import Conflict, Custom, InvalidInput, NeedsAttention, RunFailed, UnknownOutcome, check_answers
+from asyncmig.companies import ImportRun
 from asyncmig.customers.questions import Action, Option, Patch, Question
 from asyncmig.simulator import FAULTS, World
 

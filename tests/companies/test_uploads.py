@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from inprocess import KEY, Fault, InProcess
 
-from asyncmig import BadRequest, Company, InvalidInput, NoAnswer, Session, UnexpectedReply, Uploaded
+from asyncmig import BadRequest, InvalidInput, NoAnswer, Session, UnexpectedReply
+from asyncmig.companies import Company, Uploaded
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World, serve
 
 from .conftest import CLEAN, SOURCE, Opens

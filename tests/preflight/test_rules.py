@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig import InvalidInput, Spec, Template, preflight
+from asyncmig import InvalidInput, Spec, preflight
+from asyncmig.companies import Template
 from asyncmig.customers.catalog import ColumnSpec, Link
 from asyncmig.preflight import CheckedFile, Finding
 

@@ -9,26 +9,26 @@ import pytest
 from aiohttp import web
 
 import asyncmig
-from asyncmig import events, journal, preflight, testing, transport, webhooks
+from asyncmig import companies, events, journal, preflight, testing, transport, webhooks
 
 
 async def handles() -> None:
     async with asyncmig.Session() as session:
         assert_type(session, asyncmig.Session)
-        assert_type(await session.companies.sources(), tuple[asyncmig.Source, ...])
-        assert_type(await session.companies.templates(), tuple[asyncmig.Template, ...])
-        assert_type(await session.companies.source("HubSpot"), asyncmig.Source)
-        assert_type(await session.companies.template("Contacts"), asyncmig.Template)
+        assert_type(await session.companies.sources(), tuple[companies.Source, ...])
+        assert_type(await session.companies.templates(), tuple[companies.Template, ...])
+        assert_type(await session.companies.source("HubSpot"), companies.Source)
+        assert_type(await session.companies.template("Contacts"), companies.Template)
         company = await session.companies.create(name="Acme", source="id", external_id="acme")
-        assert_type(company, asyncmig.Company)
-        assert_type(company.sheet("Contacts"), asyncmig.Sheet)
-        assert_type(company.connections, tuple[asyncmig.Connection, ...])
+        assert_type(company, companies.Company)
+        assert_type(company.sheet("Contacts"), companies.Sheet)
+        assert_type(company.connections, tuple[companies.Connection, ...])
         run = await company.imports.start(files=[Path("contacts.csv")])
-        assert_type(run, asyncmig.ImportRun)
-        assert_type(await run.wait(), asyncmig.ImportState)
+        assert_type(run, companies.ImportRun)
+        assert_type(await run.wait(), companies.ImportState)
         assert_type(run.needs_attention, asyncmig.NeedsAttention | None)
         async for state in run.updates():
-            assert_type(state, asyncmig.ImportState)
+            assert_type(state, companies.ImportState)
         await run.approve(answers={"fq0": "a", "fq1": asyncmig.Custom("text")})
         assert_type(
             await company.download(to="out", sheets=["Deals"], filter="all"), list[asyncmig.Downloaded]
@@ -37,31 +37,31 @@ async def handles() -> None:
             async for chunk in chunks:
                 assert_type(chunk, bytes)
         exported = await company.export()
-        assert_type(exported, asyncmig.ExportOutcome)
+        assert_type(exported, companies.ExportOutcome)
         assert_type(exported.report.hollow, tuple[asyncmig.ExportResult, ...])
         export = await company.exports.start(mode="canary")
-        assert_type((await export.wait()).report, asyncmig.ExportReport | None)
+        assert_type((await export.wait()).report, companies.ExportReport | None)
 
 
-async def uploads(company: asyncmig.Company, stream: AsyncIterator[bytes]) -> None:
+async def uploads(company: companies.Company, stream: AsyncIterator[bytes]) -> None:
     def show(sent: int, size: int) -> None: ...
     async def chunks() -> AsyncIterator[bytes]:
         yield b""
 
     uploaded = await company.upload(b"a", name="a.csv", progress=show)
-    assert_type(uploaded, asyncmig.Uploaded)
-    assert_type(await company.upload(stream, name="a.csv", size=1), asyncmig.Uploaded)
-    assert_type(await company.upload(chunks, name="a.csv", size=1), asyncmig.Uploaded)
+    assert_type(uploaded, companies.Uploaded)
+    assert_type(await company.upload(stream, name="a.csv", size=1), companies.Uploaded)
+    assert_type(await company.upload(chunks, name="a.csv", size=1), companies.Uploaded)
     await company.imports.start(files=[Path("b.csv"), uploaded])
     await company.imports.start(rows=[{"a": 1}, {"b": None}])
     async for state in company.imports.list():
-        assert_type(state, asyncmig.ImportState)
-    assert_type(await company.imports.active(), asyncmig.ImportState | None)
-    assert_type(await company.imports.recover(), asyncmig.ImportRun | None)
+        assert_type(state, companies.ImportState)
+    assert_type(await company.imports.active(), companies.ImportState | None)
+    assert_type(await company.imports.recover(), companies.ImportRun | None)
 
 
 async def destination(session: asyncmig.Session, token: str) -> None:
-    crm = asyncmig.Destination(base_url="https://crm.example", auth={"token": token})
+    crm = companies.Destination(base_url="https://crm.example", auth={"token": token})
     await session.companies.create(name="A", source="s", connections={"destination": crm})
     plain = {"base_url": "https://crm.example", "auth": {"token": token}}
     await session.companies.create(name="A", source="s", connections={"destination": plain})
@@ -79,7 +79,7 @@ async def fleet(specs: list[asyncmig.Spec]) -> None:
                     assert_type(outcome.error, str)
 
 
-async def check(spec: asyncmig.Spec, templates: tuple[asyncmig.Template, ...]) -> None:
+async def check(spec: asyncmig.Spec, templates: tuple[companies.Template, ...]) -> None:
     assert_type(await preflight.check_spec(spec, templates, head=1000), preflight.Checked)
     assert_type(await preflight.check(spec.files), preflight.Checked)
     assert_type(spec.validate(), int)
@@ -102,7 +102,7 @@ def sync_use() -> None:
 async def raw_access(session: asyncmig.Session) -> None:
     reply = await session.request("GET", "/companies/{id}/notes", id="c")
     assert_type(reply, asyncmig.Reply)
-    assert_type(reply.json(list[asyncmig.Source]), list[asyncmig.Source])
+    assert_type(reply.json(list[companies.Source]), list[companies.Source])
     assert_type(session.check_open(), None)
 
 
@@ -120,12 +120,12 @@ async def watch(session: asyncmig.Session) -> None:
             assert_type(event, events.Held)
 
 
-async def export(exports: asyncmig.Exports) -> None:
+async def export(exports: companies.Exports) -> None:
     run = await exports.start(mode="canary")
-    assert_type(run, asyncmig.ExportRun)
+    assert_type(run, companies.ExportRun)
     state = await run.wait()
-    assert_type(state, asyncmig.ExportState)
-    assert_type(state.report, asyncmig.ExportReport | None)
+    assert_type(state, companies.ExportState)
+    assert_type(state.report, companies.ExportReport | None)
 
 
 async def leave_it(parked: asyncmig.Parked) -> asyncmig.Decision | None:
