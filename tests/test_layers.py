@@ -200,6 +200,7 @@ def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
         (
             "aiohttp",
             {
+                "_io/aiohttp_connection.py",
                 "_io/aiohttp_transport.py",
                 "simulator/server/app.py",
                 "simulator/companies/webhooks.py",

@@ -1,13 +1,13 @@
 """The transport that sends requests with aiohttp.
 
-It disables what would bypass the limiter or send the key to another host. It follows no redirect, and it does not
-send a request again when a reused connection breaks, as aiohttp does for GET and PUT. Each request that changes the
-server uses a new connection, because the outcome would be unknown if the server had closed an idle one.
+It sends each request once, so that the limiter counts every request: aiohttp itself would send a GET or PUT again if
+a reused connection breaks. It follows no redirect, because a redirect could send the key to another host. A POST,
+PATCH or DELETE uses a new connection: on an idle one that the server has closed, the outcome of the request is
+unknown.
 """
 
 import asyncio
 import math
-import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -17,10 +17,10 @@ from typing import Self, final
 import aiohttp
 import anyio
 from aiohttp import ClientHandlerType, ClientMiddlewareType, ClientRequest, ClientResponse
-from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from asyncmig._io.addresses import Proxies, Proxy
+from asyncmig._io.aiohttp_connection import LARGEST_HEADER, Connector
 from asyncmig._io.content_decoder import ACCEPTED, Undecodable, decoder_for
 from asyncmig._io.event_loop import finish_all
 from asyncmig._io.transport import Body, Lost, Response, Timeouts
@@ -29,16 +29,7 @@ __all__ = ["AiohttpResponse", "AiohttpTransport"]
 
 _CHUNK = 256 * 1024
 _PIECE = 64 * 1024
-"""Bytes of a body that the peer must take within the stall time-out: as many as asyncio buffers."""
-_BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
-"""Headers of an answer that announce a body."""
-_WITHOUT_BODY = re.compile(rb"HTTP/1\.[01] +(204|1[0-9]{2})(?![0-9])")
-"""The first line of an answer without a body: a 204, or an interim answer before the final one."""
-_WITH_BODY = re.compile(rb"HTTP/1\.[01] (?:20[0-35-9]|[345][0-9]{2}) ")
-"""The first line of any other answer, as servers usually write it."""
-_STATUS_LINE = len(b"HTTP/1.1 204 ")
-_LARGEST_HEADER = 64 * 1024
-"""The most bytes of one header of an answer."""
+"""Bytes of a request body that the peer must take within the stall time-out: the size of asyncio's buffer."""
 
 
 @final
@@ -62,7 +53,7 @@ class AiohttpResponse:
         await self._response.wait_for_close()
 
     def arrived(self) -> bytes | None:
-        """Return a small uncompressed body that has arrived as a whole; None for any other."""
+        """Return the body if it is small, uncompressed and has arrived completely; otherwise None."""
         content = self._response.content
         if not content.is_eof() or content.exception() is not None or content.total_bytes > _CHUNK:
             return None
@@ -83,7 +74,7 @@ class AiohttpResponse:
             raise Lost(str(error), sent=True) from error
 
     async def _read(self, rate: "_ProgressMeter") -> bytes:
-        """Return the next bytes as received, b"" at the end. Raises `Lost`, also if they arrive too slowly."""
+        """Return the next bytes, still compressed; b"" at the end. Raises `Lost`, also if they arrive too slowly."""
         content = self._response.content
         if content.is_eof() and content.exception() is None:
             return content.read_nowait(_CHUNK)  # everything has arrived, so no time-out is needed
@@ -102,7 +93,10 @@ class AiohttpResponse:
 
 @final
 class _ProgressMeter:
-    """Detects a body that moves too slowly. Counts bytes in successive windows of time spent waiting for the peer."""
+    """Detects a transfer that is slower than `Timeouts.min_rate`.
+
+    Counts the bytes in successive windows of the time in which this program waits for the peer.
+    """
 
     __slots__ = ("_bytes", "_timeouts", "_waited")
 
@@ -113,7 +107,7 @@ class _ProgressMeter:
         return f"less than {self._timeouts.min_rate:g} bytes/s for {self._timeouts.rate_window:g} s"
 
     def patience(self) -> float:
-        """Return the seconds for which the peer may still move nothing."""
+        """Return the seconds that the peer may still need for the next bytes; infinity without a minimum rate."""
         if self._timeouts.min_rate is None:
             return math.inf
         window = self._timeouts.rate_window
@@ -121,7 +115,7 @@ class _ProgressMeter:
         return window - self._waited + (window if is_enough else 0.0)
 
     def moved(self, size: int, seconds: float) -> None:
-        """Count moved bytes and the seconds that the peer took."""
+        """Count transferred bytes, and the seconds that the peer needed for them."""
         self._bytes += size
         self._waited += seconds
         if self._waited >= self._timeouts.rate_window:
@@ -147,9 +141,10 @@ class _Exchange:
 
 @final
 class AiohttpTransport:
-    """Sends requests with aiohttp. A given `http` session is used unchanged for all requests, and is not closed.
+    """Sends requests with aiohttp.
 
-    `trust_env`: take proxies from the environment (but no credentials from a netrc file, as aiohttp would).
+    `http`: an aiohttp session that sends all requests with its own settings; it is not closed. `trust_env`: take the
+    proxies from the environment. Unlike in aiohttp, this does not take credentials from a netrc file.
     """
 
     __slots__ = ("_given", "_middlewares", "_pooled", "_proxies", "_single")
@@ -177,14 +172,14 @@ class AiohttpTransport:
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
     ) -> AiohttpResponse:
         proxy = None if self._proxies is None else self._proxies.proxy_for(url)
-        # The total of aiohttp begins with the request: it also limits the headers, unless a body is streamed first.
+        # aiohttp's total time-out also limits the headers, unless the body is streamed first.
         is_watched = not isinstance(body, bytes | None) or (
             (timeouts.headers or math.inf) < (timeouts.total or math.inf)
         )
         watch = _RequestTimer(timeouts) if is_watched else None
         response, lost = None, None
         try:
-            http = self._session(method)  # opened first, because that decides about the middlewares
+            http = self._session(method)  # sets `_middlewares`, which is read below
             sending = http.request(
                 method,
                 URL(url, encoded=True),
@@ -205,14 +200,15 @@ class AiohttpTransport:
                     response = await sending
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             lost = _lost(error)
-        # Raised outside of the `except`, so that it has no context: aiohttp's errors contain URLs and passwords.
+        # Raised outside of `except`, so that it has no context: aiohttp's errors contain URLs and passwords.
         if response is None:
             reason = "" if watch is None else watch.reason
             raise lost or Lost(reason, sent=True, timed_out=True)
         return AiohttpResponse(response, timeouts)
 
     def proxy_for(self, url: str) -> Proxy | None:
-        """Return the proxy that a request to `url` would use; raise `InvalidInput` for one that is not supported."""
+        """Return the proxy for a request to `url`; None if it needs none. Raises `InvalidInput` for an unsupported
+        proxy."""
         return self._proxies.proxy_for(url) if self._proxies is not None else None
 
     def _session(self, method: str) -> aiohttp.ClientSession:
@@ -225,14 +221,15 @@ class AiohttpTransport:
         return self._pooled
 
     def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
-        # Cookies would carry state from one customer's request to the next; the gate bounds the connections.
+        # No limit of connections, because the gate limits the requests. No cookies, because they would carry state
+        # from one customer's request to the next.
         http = aiohttp.ClientSession(
-            connector=_Connector(limit=0, force_close=force_close),
+            connector=Connector(limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
-            max_line_size=_LARGEST_HEADER,
-            max_field_size=_LARGEST_HEADER,
+            max_line_size=LARGEST_HEADER,
+            max_field_size=LARGEST_HEADER,
         )
-        if hasattr(http, "_retry_connection"):  # has the effect of the middleware, and is faster
+        if hasattr(http, "_retry_connection"):  # faster than the middleware, with the same effect
             http._retry_connection = False  # pyright: ignore[reportPrivateUsage]
             self._middlewares = ()
         return http
@@ -243,95 +240,10 @@ class AiohttpTransport:
 
 
 @final
-class _Connection(ResponseHandler):
-    """A connection that accepts a 204 followed by a body, as some storages send it.
-
-    aiohttp would parse that body as the next answer, and fail this one.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self._is_at_head, self._head = False, b""
-        self._silent_until: float | None = None
-        """When the time-out between two bytes ends; None while no byte is expected."""
-
-    def set_response_params(self, **options: object) -> None:
-        """Expect an answer: aiohttp calls this before it sends a request."""
-        self._is_at_head, self._head = True, b""
-        super().set_response_params(**options)  # type: ignore[arg-type]  # passed on as they are
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_at_head:
-            if not self._head and _WITH_BODY.match(data):
-                self._is_at_head = False
-            else:
-                data = data[: len(data) - self._bytes_after_204(data)]
-        super().data_received(data)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if self._read_timeout_handle is not None:
-            self._read_timeout_handle.cancel()
-            self._read_timeout_handle = None
-
-    # aiohttp replaces the timer of the time-out at each byte; here the timer looks whether a byte has come since.
-
-    def _reschedule_timeout(self) -> None:
-        if not self._read_timeout:
-            self._drop_timeout()
-            return
-        at = self._silent_until = self._loop.time() + self._read_timeout
-        timer = self._read_timeout_handle
-        if timer is None or timer.when() > at:
-            if timer is not None:
-                timer.cancel()
-            self._read_timeout_handle = self._loop.call_at(at, self._end_silence)
-
-    def _drop_timeout(self) -> None:
-        self._silent_until = None
-
-    def _end_silence(self) -> None:
-        self._read_timeout_handle, at = None, self._silent_until
-        if at is None:
-            return
-        if at > self._loop.time():
-            self._read_timeout_handle = self._loop.call_at(at, self._end_silence)
-        else:
-            self._on_read_timeout()
-
-    def _bytes_after_204(self, data: bytes) -> int:
-        """Return how many of the next bytes of an answer belong to the body of a 204."""
-        at, self._head = max(0, len(self._head) - 3), self._head + data
-        while found := _WITHOUT_BODY.match(self._head):
-            end = self._head.find(b"\r\n\r\n", at) + 4
-            if end < 4:
-                break
-            at, head, self._head = 0, self._head[:end], self._head[end:]
-            if found[1] == b"204":
-                if self._head or _BODY.search(head):
-                    self.force_close()
-                self._is_at_head = False
-                return len(self._head)
-        longest = _LARGEST_HEADER if found else _STATUS_LINE
-        self._is_at_head = len(self._head) < longest
-        return 0
-
-
-@final
-class _Connector(aiohttp.TCPConnector):
-    """A connector with such connections; aiohttp has no public way to choose their class."""
-
-    def __init__(self, *, limit: int, force_close: bool) -> None:
-        super().__init__(limit=limit, force_close=force_close)  # pyright: ignore[reportUnknownMemberType]  # of aiohttp
-        connection: type[ResponseHandler] = _Connection
-        self._factory = partial(connection, loop=asyncio.get_running_loop())
-
-
-@final
 class _RequestTimer:
-    """Cancels a request if the peer takes its body too slowly, or sends its headers too late.
+    """Cancels a request if the peer takes its body too slowly, or sends the headers of the response too late.
 
-    aiohttp itself only limits the time without a byte.
+    aiohttp itself limits only the time without a byte.
     """
 
     __slots__ = ("_rate", "_timeouts", "reason", "scope")
@@ -343,11 +255,11 @@ class _RequestTimer:
         """Why the scope was cancelled."""
 
     def headers(self) -> None:
-        """Begin to wait for the headers of the answer."""
+        """Begin to wait for the headers of the response."""
         self._limit(self._timeouts.headers, f"no complete headers within {self._timeouts.headers} s")
 
     def source(self) -> None:
-        """Begin to wait for this program, without a limit."""
+        """Begin to wait for the next chunk of the body, which this program produces: without a limit."""
         self._limit(None, "")
 
     def piece(self) -> None:
@@ -359,7 +271,7 @@ class _RequestTimer:
             self._limit(patience, f"the body was taken too slowly: {self._rate}")
 
     def taken(self, size: int, seconds: float) -> None:
-        """Report that the peer took a piece of `size` bytes in so many seconds."""
+        """Report that the peer took `size` bytes of the body in `seconds`."""
         self._rate.moved(size, seconds)
 
     def _limit(self, seconds: float | None, reason: str) -> None:
@@ -370,7 +282,7 @@ class _RequestTimer:
 
 @final
 class _TimedBody:
-    """A body in pieces small enough to detect whether the peer takes them."""
+    """A request body in pieces of 64 KiB, so that a timer can detect whether the peer takes them."""
 
     __slots__ = ("_chunks", "_given_at", "_piece", "_rest", "_watch")
 
@@ -404,7 +316,7 @@ def _client_timeout(timeouts: Timeouts) -> aiohttp.ClientTimeout:
 
 
 def _for_proxy(url: str, proxy: Proxy | None) -> Mapping[str, str]:
-    """Return the headers for the proxy of an http request. For https, aiohttp sends them when it opens the tunnel."""
+    """Return the proxy's headers for an http request. For https, aiohttp sends them when it opens the tunnel."""
     return proxy.headers if proxy is not None and url.startswith("http:") else {}
 
 
@@ -435,8 +347,8 @@ def _name(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy refused the connection with status {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
-        return "the headers of the answer are too large or malformed"
+        return "the headers of the response are too large or malformed"
     if type(error) is TimeoutError:
-        return "no complete answer within the total time-out"
+        return "no complete response within the total time-out"
     what = type(error).__name__
     return f"{what}: {error.strerror}" if isinstance(error, OSError) and error.strerror else what

@@ -1,7 +1,7 @@
-"""Send requests to the API: gate, transport and retries, with a value or an error as the result.
+"""Sends requests to the API: gate, transport and retries, with a value or an error as the result.
 
-All requests of the library are sent here. Each attempt takes a slot from the gate and reports its status as soon
-as the headers arrive. `attempts` decides about a repeat.
+This module sends every request of the library. Each attempt takes a slot from the gate and reports its status to the
+gate as soon as the headers arrive. The module `attempts` decides whether a failed attempt is repeated.
 """
 
 import asyncio
@@ -13,9 +13,6 @@ from random import Random
 from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
-import msgspec
-
-from asyncmig._core.decode import Unreadable
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.limiter import RateHeaders
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
@@ -23,22 +20,8 @@ from asyncmig._io.addresses import is_loopback
 from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
 from asyncmig._io.call import Call, Secret
 from asyncmig._io.event_loop import LoopGuard, loop_speed
-from asyncmig._io.failures import owner
 from asyncmig._io.gate import Gate, Slot
-from asyncmig._io.reply import (
-    LARGEST_ERROR,
-    Reply,
-    beginning,
-    decoded,
-    decoded_now,
-    error_text,
-    is_html,
-    is_json,
-    rate_headers,
-    too_many_runs,
-    unreadable,
-    without,
-)
+from asyncmig._io.reply import Reply, ReplyReader, is_html, rate_headers, too_many_runs
 from asyncmig._io.request_reports import RequestReports, Sending
 from asyncmig._io.transport import Body, Lost, Response, Timeouts, Transport
 from asyncmig.errors import (
@@ -50,33 +33,26 @@ from asyncmig.errors import (
     RateLimited,
     ServerError,
     UnexpectedReply,
-    api_error,
 )
-from asyncmig.events import Events, SlotAwaited
+from asyncmig.events import Events
 
 __all__ = ["Caller"]
 
-
 T = TypeVar("T")
-Understand = Callable[["Call", Response, bytes], Awaitable[T]]
-"""Decodes the body of a 2xx answer; raises `RetryableFailure` if another attempt may return a complete one."""
+_Decode = Callable[[Call, Response, bytes], Awaitable[T]]
+"""Decodes the body of a 2xx response. Raises `RetryableFailure` if another attempt may return a complete body."""
 _AS_SIGNED = "%!#$&'()*+,/:;=?@[]~"
-"""Characters that stay as they are in a signed URL: escaping them would make its signature invalid."""
+"""Characters of a signed URL that are not escaped, because that would make its signature invalid."""
 _TOO_MANY = 429
-_LONG_WAIT = 60.0
-"""Seconds of a wait for the limit from which an event reports it."""
 _LONGEST_RETRY_AFTER = 60.0
-"""The most seconds of a `Retry-After` that are obeyed before a repeat after a server error."""
+"""The longest pause, in seconds, that a `Retry-After` can cause before a repeat after a server error."""
 _MOST_ROUTES = 1000
-"""The most endpoints whose facts are kept. `session.request` can be called with any number of templates."""
-_SHORT_KEY = 8
-"""A key with fewer characters is not replaced in 2xx bodies, where it could match data by chance. Real keys are
-longer."""
+"""The most endpoints whose gate and time-outs are kept: `session.request` accepts any number of templates."""
 
 
 @final
 class Caller:
-    """Sends calls to one API with one key."""
+    """Sends the requests of one session: to one base URL, with one API key."""
 
     __slots__ = (
         "_events",
@@ -86,6 +62,7 @@ class Caller:
         "_key_header",
         "_on_refused_key",
         "_policy",
+        "_replies",
         "_retry_queue",
         "_routes",
         "_timeouts",
@@ -115,6 +92,7 @@ class Caller:
         self.base_url: str = base_url
         self._timeouts_by_endpoint = dict(timeouts_by_endpoint or {})
         self._guard, self._key, self._key_header = guard, key, key_header
+        self._replies = ReplyReader(key)
         self._gate, self._events, self._on_refused_key = gate, events, on_refused_key
         self._policy, self._retry_queue = policy, RetryQueue(policy, rng)
         self._routes: dict[Endpoint, _Route] = {}
@@ -150,20 +128,23 @@ class Caller:
         Raises the `ApiError` of a refusal; `NoAnswer`, `ServerError` or `UnexpectedReply` when the attempts are used
         up; `UnknownOutcome` if the server may have processed the request and a repeat could do the same again.
         """
-        return await self._repeated(call, partial(self._decoded, kind))
+        return await self._repeated(call, partial(self._replies.decoded, kind))
 
     async def call_with_status(self, call: Call, kind: type[T]) -> tuple[int, T]:
         """Send as `call` does, and return the status and the decoded answer."""
         return await self._repeated(call, partial(self._with_status, kind))
 
     async def reply(self, call: Call) -> Reply:
-        """Send as `call` does, and return the answer undecoded. Cut JSON and HTML pages count as failed attempts."""
-        return await self._repeated(call, self._reply)
+        """Send as `call` does, and return the response undecoded.
 
-    async def _repeated(self, call: Call, understand: Understand[T]) -> T:
+        A JSON body that is cut short and an HTML page count as failed attempts.
+        """
+        return await self._repeated(call, self._replies.reply)
+
+    async def _repeated(self, call: Call, decode: _Decode[T]) -> T:
         failed: RetryableFailure | None = None
         try:
-            return await self._through_the_gate(call, understand, 1)
+            return await self._through_the_gate(call, decode, 1)
         except RetryableFailure as failure:
             failed = failure
         attempts = self.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
@@ -173,7 +154,7 @@ class Caller:
                     first, failed = failed, None
                     raise first
                 try:
-                    return await self._through_the_gate(call, understand, attempts.attempt)
+                    return await self._through_the_gate(call, decode, attempts.attempt)
                 except ApiError as error:
                     if attempts.doubts and error.status in call.endpoint.doubtful_refusals:
                         raise attempts.unknown(str(error)) from error
@@ -188,18 +169,20 @@ class Caller:
         *,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
-        """Make one attempt of a compound step, which counts its own attempts. Waits after a 429 and sends again.
+        """Make one attempt of a compound step, whose `attempts` count it. After a 429, wait and send again.
 
-        `before` is awaited each time after the slot was granted and before the request is sent, for facts that must
-        be fresh although the slot may take an hour. If it raises, nothing is sent. Raises as `call` does, and
-        `RetryableFailure` if another attempt of the step may succeed.
+        `before` is awaited whenever a slot was granted, before the request is sent. It can check facts that may have
+        changed during the wait for the slot, which may take an hour. If it raises, nothing is sent. Raises as `call`
+        does, and `RetryableFailure` if another attempt of the step may succeed.
         """
-        return await self._through_the_gate(call, partial(self._decoded, kind), attempts.attempt, before)
+        return await self._through_the_gate(
+            call, partial(self._replies.decoded, kind), attempts.attempt, before
+        )
 
     async def _through_the_gate(
         self,
         call: Call,
-        understand: Understand[T],
+        decode: _Decode[T],
         attempt: int,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
@@ -213,22 +196,23 @@ class Caller:
                         slot.unsent()
                         raise
                 try:
-                    return await self._attempt(call, understand, slot, attempt)
+                    return await self._attempt(call, decode, slot, attempt)
                 except RateLimited:
                     ticket = slot.ticket
 
     async def send_once(self, call: Call, kind: type[T], slot: Slot) -> T:
-        """Make one attempt with a slot that the caller holds. Raises as `call` does, without a repeat."""
+        """Make one attempt, with a slot that is held already. Raises as `call` does, without a repeat."""
         try:
-            return await self._attempt(call, partial(self._decoded, kind), slot, 1)
+            return await self._attempt(call, partial(self._replies.decoded, kind), slot, 1)
         except RetryableFailure as failure:
             raise failure.error from failure
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncGenerator[Response]:
-        """Make one attempt and yield the answer at its headers; the body streams without holding a slot.
+        """Make one attempt, and yield the response as soon as its headers have arrived. The body holds no slot.
 
-        Waits after a 429 and sends again. Raises as `call` does, without a repeat; `NoAnswer` if the body breaks off.
+        After a 429, waits and sends again. Raises as `call` does, without a repeat; `NoAnswer` if the body breaks
+        off.
         """
         ticket: int | None = None
         yielded = False
@@ -240,13 +224,16 @@ class Caller:
                             if not self._accepted(sending, answer):
                                 raise await self._refused(sending, answer)
                             if not call.endpoint.sends_html and is_html(answer):
-                                raise _page(call.endpoint, answer.status)
+                                method, template = call.endpoint.method, call.endpoint.template
+                                raise UnexpectedReply(
+                                    method, template, answer.status, "HTML instead of a file"
+                                )
                             yielded = True
                             yield answer
                             return
                 except RateLimited:
                     if yielded:
-                        raise  # it came from the caller's block
+                        raise  # from the body of the `async with` block
                     ticket = slot.ticket
                 except RetryableFailure as failure:
                     raise failure.error from failure
@@ -255,10 +242,11 @@ class Caller:
     async def exchange_elsewhere(
         self, call: Call, url: str, *, body: Body | None, headers: Mapping[str, str], attempt: int
     ) -> AsyncGenerator[Response]:
-        """Send a request to a URL that the server named, and yield the answer, of any status, at its headers.
+        """Send a request once to a URL that the server named, and yield the response, whatever its status.
 
-        One attempt, without the API key and without a gate: the API's limit does not apply to that server. Raises
-        `NoAnswer`, and `InvalidInput` for a URL that is not https, unless it and the API are on loopback.
+        The request does not contain the API key, and it passes no gate: the API's limits do not apply to that host.
+        Raises `NoAnswer` if no complete response arrives, and `InvalidInput` for a URL that is not https, unless it
+        and the API are on loopback.
         """
         self._guard.loop()
         endpoint, status, trouble = call.endpoint, None, None
@@ -294,10 +282,10 @@ class Caller:
         if route is None:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            route = self._routes[endpoint] = _Route(self._patience(endpoint))
+            route = self._routes[endpoint] = _Route(self._timeouts_of(endpoint))
         return route
 
-    def _patience(self, endpoint: Endpoint) -> Timeouts:
+    def _timeouts_of(self, endpoint: Endpoint) -> Timeouts:
         own, general = self._timeouts_by_endpoint.get(endpoint.key), self._timeouts
         if own is None and endpoint.quiet_for:
             return replace(general, stall=endpoint.quiet_for, min_rate=None)
@@ -311,7 +299,7 @@ class Caller:
         if route.gate is None:
             route.gate = self._gate(endpoint)
         if route.gate.is_long:
-            self._tell_wait(call, route.gate)
+            self.reports.long_wait(call, route.gate)
         return route.gate.slot(
             lane=endpoint.lane,
             rank=call.rank,
@@ -321,48 +309,13 @@ class Caller:
             run=None if endpoint.run_order is None else "/".join(call.ids.values()),
         )
 
-    def _tell_wait(self, call: Call, gate: Gate) -> None:
-        """Report that a request will wait for long."""
-        budget, seconds = gate.longest_wait(call.endpoint.lane)
-        if seconds < _LONG_WAIT:
-            return
-        now, customer, is_known = asyncio.get_running_loop().time(), owner(), seconds < float("inf")
-        self._events.emit(
-            SlotAwaited(
-                at=now,
-                external_id=None if customer is None else customer.external_id,
-                endpoint=call.endpoint.key,
-                ids=call.ids,
-                budget=budget,
-                until=now + seconds if is_known else None,
-                seconds=seconds if is_known else None,
-            )
-        )
-
-    async def _attempt(self, call: Call, understand: Understand[T], slot: Slot, attempt: int) -> T:
+    async def _attempt(self, call: Call, decode: _Decode[T], slot: Slot, attempt: int) -> T:
         with Sending(self.reports, call, slot, attempt) as sending:
             async with self._exchange(call, self._route(call.endpoint).timeouts) as answer:
                 if not self._accepted(sending, answer):
                     raise await self._refused(sending, answer)
-                body = await self._read(answer, call.endpoint.largest_reply)
-        return await understand(call, answer, body)
-
-    async def _reply(self, call: Call, answer: Response, body: bytes) -> Reply:
-        if body and (is_json(answer) or is_html(answer)) and decoded_now(body, msgspec.Raw) is None:
-            await self._decoded(object, call, answer, body)  # raises for cut JSON and for HTML
-        headers: dict[str, str] = {}
-        key = self._key.reveal()
-        for name, value in answer.headers.items():
-            name, value = name.lower(), value.replace(key, "***")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        endpoint = call.endpoint
-        return Reply(
-            method=endpoint.method,
-            endpoint=endpoint.template,
-            status=answer.status,
-            headers=headers,
-            content=body,
-        )
+                body = await self._replies.body(answer, call.endpoint.largest_reply)
+        return await decode(call, answer, body)
 
     def _exchange(self, call: Call, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
         return self._transport.exchange(
@@ -374,7 +327,7 @@ class Caller:
         )
 
     def _accepted(self, sending: Sending, answer: Response) -> bool:
-        """Report a 2xx status to the gate, at the headers. Return False for another one, which `_refused` reports."""
+        """Report a 2xx status to the gate. Return False for another status, which `_refused` must report."""
         status = sending.status = answer.status
         if not 200 <= status < 300:
             return False
@@ -384,7 +337,7 @@ class Caller:
         return True
 
     async def _refused(self, sending: Sending, answer: Response) -> Exception:
-        """Report a status other than 2xx to the gate, and return `ApiError` or `RetryableFailure`."""
+        """Report a status outside 2xx to the gate, and return an `ApiError` or a `RetryableFailure`."""
         call, slot, status = sending.call, sending.slot, answer.status
         headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
         wait = None if headers is None else headers.retry_after
@@ -395,25 +348,22 @@ class Caller:
             self._retry_queue.succeeded()
         return await self._refusal(call, answer, min(wait or 0.0, _LONGEST_RETRY_AFTER))
 
+    async def read_refusal(self, answer: Response) -> bytes:
+        """Return the beginning of a refusal's body; see `ReplyReader.beginning`."""
+        return await self._replies.beginning(answer)
+
     async def _refusal(self, call: Call, answer: Response, retry_after: float) -> Exception:
-        endpoint, status = call.endpoint, answer.status
-        try:
-            body = without(await self.read_refusal(answer), (*call.secrets, self._key.reveal()))
-            text, documented = error_text(body)
-        except Lost as lost:
-            body, text, documented = b"", f"(the body was cut off: {lost.reason})", False
-        error = api_error(endpoint.method, endpoint.template, status, text)
-        error.is_documented, error.body = documented, body
+        error = await self._replies.refusal(call, answer)
         if isinstance(error, AuthError):
             self._on_refused_key(error)
-        if isinstance(error, ServerError | UnexpectedReply) and status not in FINAL:
+        if isinstance(error, ServerError | UnexpectedReply) and answer.status not in FINAL:
             return RetryableFailure(error, Doubt.MAYBE, retry_after=retry_after)
         return error
 
     async def _start_refused(
         self, call: Call, answer: Response, slot: Slot, headers: RateHeaders | None
     ) -> Exception:
-        """Read a 429 to a request that starts a run, and report to the gate whether it is about runs in progress."""
+        """Handle a 429 to a request that starts a run. Its body shows whether the limit of runs is the reason."""
         wait, listed = None if headers is None else headers.retry_after, None
         about_runs = False
         try:
@@ -427,39 +377,8 @@ class Caller:
             else:
                 slot.answered(answer.status, retry_after=wait, headers=headers)
 
-    async def _read(self, answer: Response, most: int) -> bytes:
-        """Read a body; raise `Lost` if it has more than `most` bytes, decompressed."""
-        body = await beginning(answer, most)
-        if len(body) > most:
-            raise Lost(f"the body is larger than {most} bytes", sent=True)
-        return self._without_key(answer, body)
-
-    async def read_refusal(self, answer: Response) -> bytes:
-        """Return the beginning of a refusal's body, at most 64 KiB, without the API key."""
-        body = await beginning(answer, LARGEST_ERROR)
-        return self._without_key(answer, body[:LARGEST_ERROR])
-
-    def _without_key(self, answer: Response, body: bytes) -> bytes:
-        """Replace the API key in a body, so that no error or log contains it if the server echoes it."""
-        key = self._key.reveal()
-        if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
-            return body
-        return body.replace(key.encode(), b"***")
-
-    async def _decoded(self, kind: type[T], call: Call, answer: Response, body: bytes) -> T:
-        if (value := decoded_now(body, kind)) is not None:
-            return value
-        try:
-            return await decoded(body, kind)
-        except Unreadable as error:
-            endpoint = call.endpoint
-            shown = without(body[:LARGEST_ERROR], (*call.secrets, self._key.reveal()))
-            raise RetryableFailure(
-                unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
-            ) from error
-
     async def _with_status(self, kind: type[T], call: Call, answer: Response, body: bytes) -> tuple[int, T]:
-        return answer.status, await self._decoded(kind, call, answer, body)
+        return answer.status, await self._replies.decoded(kind, call, answer, body)
 
     def _url(self, call: Call) -> str:
         path = call.endpoint.template
@@ -476,16 +395,12 @@ class Caller:
 
 @final
 class _Route:
-    """The facts about an endpoint that are the same for all of its requests."""
+    """The gate and the time-outs of all requests to one endpoint."""
 
     __slots__ = ("gate", "streaming", "timeouts")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.gate: Gate | None = None
-        """None before the first request that goes through it."""
+        """None before the first request that passes it."""
         self.timeouts: Timeouts = timeouts
         self.streaming: Timeouts = timeouts.streaming()
-
-
-def _page(endpoint: Endpoint, status: int) -> UnexpectedReply:
-    return UnexpectedReply(endpoint.method, endpoint.template, status, "HTML instead of a file")

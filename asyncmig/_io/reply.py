@@ -1,4 +1,4 @@
-"""Read a response: decode its body, and get the text of a refusal and the pause that it requests."""
+"""Reads a response: its body without secrets, its decoded value, the error of a refusal, and its rate headers."""
 
 import contextlib
 import email.utils
@@ -13,39 +13,43 @@ import msgspec
 
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
 from asyncmig._core.limiter import RateHeaders
+from asyncmig._core.retry import Doubt
 from asyncmig._io.aiohttp_transport import AiohttpResponse
+from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.call import Call, Secret
 from asyncmig._io.threads import in_thread
-from asyncmig._io.transport import Response
-from asyncmig.errors import UnexpectedReply
+from asyncmig._io.transport import Lost, Response
+from asyncmig.errors import ApiError, UnexpectedReply, api_error
 
 __all__ = [
-    "LARGEST_ERROR",
     "Reply",
-    "beginning",
+    "ReplyReader",
     "decoded",
-    "decoded_now",
-    "error_text",
     "is_html",
-    "is_json",
     "rate_headers",
     "retry_after",
     "too_many_runs",
     "unreadable",
-    "without",
 ]
 
 T = TypeVar("T")
-_TEXT = 200
+_LONGEST_TEXT = 200
+"""The most characters of an unexpected body in an error."""
 _AT_ONCE, _AT_ONCE_IN_PARTS = 64 * 1024, 2048
-"""The most bytes to decode on the event loop: of the documented form, and of any other (about 10 ms at worst)."""
-LARGEST_ERROR = 64 * 1024
+"""The largest bodies, in bytes, that are decoded on the event loop: in the documented form, and in any other. The
+latter takes 10 ms at worst."""
+_LARGEST_REFUSAL = 64 * 1024
 """The number of bytes of a refusal's body that are read and kept."""
+_SHORT_KEY = 8
+"""A key with fewer characters is not replaced in 2xx bodies, where it could match data by chance. Real keys are
+longer."""
 _SHORTEST_SECRET = 4
 _URL = re.compile(
     r"""[a-z][a-z0-9+.-]{0,20}(?::|%3a)(?:/|\\{1,4}/|\\{1,4}u002f|%2f){2}[^\s"'<>]*""", re.IGNORECASE
 )
 """A URL, even if JSON or a form has escaped its slashes."""
 _LONGEST_RETRY_AFTER = 60.0
+"""The default bound of `retry_after`, in seconds."""
 _TOO_MANY_RUNS = b"run_concurrency_limit"
 _MOST = 1e9
 """The largest number of requests that a header can mean."""
@@ -86,8 +90,83 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
             raise unreadable(self.method, self.endpoint, self.status, self.content, error) from error
 
 
-async def beginning(answer: Response, most: int) -> bytes:
-    """Return a decompressed body. If it exceeds `most` bytes, return only its beginning."""
+@final
+class ReplyReader:
+    """Reads the responses to the requests of one API key.
+
+    The result contains neither the key nor a secret of the request, even if the server echoes it: `***` replaces it.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: Secret) -> None:
+        self._key = key
+
+    async def body(self, answer: Response, most: int) -> bytes:
+        """Return a body. Raises `Lost` if it breaks off, or has more than `most` bytes after decompression."""
+        body = await _beginning(answer, most)
+        if len(body) > most:
+            raise Lost(f"the body is larger than {most} bytes", sent=True)
+        return self._without_key(answer, body)
+
+    async def beginning(self, answer: Response) -> bytes:
+        """Return the first 64 KiB of a body. Raises `Lost` if it breaks off before."""
+        body = await _beginning(answer, _LARGEST_REFUSAL)
+        return self._without_key(answer, body[:_LARGEST_REFUSAL])
+
+    def _without_key(self, answer: Response, body: bytes) -> bytes:
+        key = self._key.reveal()
+        if 200 <= answer.status < 300 and len(key) < _SHORT_KEY:
+            return body
+        return body.replace(key.encode(), b"***")
+
+    async def refusal(self, call: Call, answer: Response) -> ApiError:
+        """Return the error for a response with a status outside 2xx, with the server's text and body."""
+        try:
+            body = _without(await self.beginning(answer), (*call.secrets, self._key.reveal()))
+            text, is_documented = _error_text(body)
+        except Lost as lost:
+            body, text, is_documented = b"", f"(the body was cut off: {lost.reason})", False
+        error = api_error(call.endpoint.method, call.endpoint.template, answer.status, text)
+        error.is_documented, error.body = is_documented, body
+        return error
+
+    async def decoded(self, kind: type[T], call: Call, answer: Response, body: bytes) -> T:
+        """Return a body as `kind`. Raises `RetryableFailure` if that is not possible: it may be cut short."""
+        if (value := _decoded_now(body, kind)) is not None:
+            return value
+        try:
+            return await decoded(body, kind)
+        except Unreadable as error:
+            endpoint = call.endpoint
+            shown = _without(body[:_LARGEST_REFUSAL], (*call.secrets, self._key.reveal()))
+            raise RetryableFailure(
+                unreadable(endpoint.method, endpoint.template, answer.status, shown, error), Doubt.MAYBE
+            ) from error
+
+    async def reply(self, call: Call, answer: Response, body: bytes) -> Reply:
+        """Return the response undecoded. Raises `RetryableFailure` for JSON that is cut short, and for HTML."""
+        media_type = _media_type(answer)
+        is_text = media_type.endswith("json") or media_type == "text/html"
+        if body and is_text and _decoded_now(body, msgspec.Raw) is None:
+            await self.decoded(object, call, answer, body)
+        headers: dict[str, str] = {}
+        key = self._key.reveal()
+        for name, value in answer.headers.items():
+            name, value = name.lower(), value.replace(key, "***")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        endpoint = call.endpoint
+        return Reply(
+            method=endpoint.method,
+            endpoint=endpoint.template,
+            status=answer.status,
+            headers=headers,
+            content=body,
+        )
+
+
+async def _beginning(answer: Response, most: int) -> bytes:
+    """Return a decompressed body, or its beginning with more than `most` bytes if it is larger."""
     if isinstance(answer, AiohttpResponse) and (arrived := answer.arrived()) is not None:
         return arrived[: most + 1]
     body, chunks = bytearray(), answer.chunks()
@@ -104,49 +183,44 @@ async def beginning(answer: Response, most: int) -> bytes:
 
 async def decoded(body: bytes, kind: type[T]) -> T:
     """Return `body` as `kind`, decoded in a thread if it is large. Raises `Unreadable`."""
-    if (documented := decoded_now(body, kind)) is not None:
+    if (documented := _decoded_now(body, kind)) is not None:
         return documented
     if len(body) <= _AT_ONCE_IN_PARTS:
         return decode(body, kind)
     return await in_thread(decode, body, kind)
 
 
-def decoded_now(body: bytes, kind: type[T]) -> T | None:
-    """Return `body` as `kind` if that is fast: the body is not large, and has the documented form."""
+def _decoded_now(body: bytes, kind: type[T]) -> T | None:
+    """Return `body` as `kind` if it has at most 64 KiB and the documented form; otherwise None."""
     return decode_documented(body, kind) if len(body) <= _AT_ONCE else None
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
     """Return the error for a body that cannot be decoded as the expected type."""
-    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {excerpt(body)!r}")
+    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {_excerpt(body)!r}")
 
 
 def is_html(answer: Response) -> bool:
-    """Return whether the answer is an HTML page, as a proxy sends it under any status."""
+    """Return whether the response is an HTML page. A proxy sends pages with any status."""
     return _media_type(answer) == "text/html"
-
-
-def is_json(answer: Response) -> bool:
-    """Return whether the answer's content type is JSON."""
-    return _media_type(answer).endswith("json")
 
 
 def _media_type(answer: Response) -> str:
     return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def excerpt(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     """Return at most 200 characters of an unexpected body, with `***` for each URL.
 
-    An unreadable reply may contain an upload URL or a magic link, which are secrets.
+    A URL may be a secret: an upload URL, or a link that logs in.
     """
-    return _URL.sub("***", body[: _TEXT * 40].decode("utf-8", "replace"))[:_TEXT]
+    return _URL.sub("***", body[: _LONGEST_TEXT * 40].decode("utf-8", "replace"))[:_LONGEST_TEXT]
 
 
-def without(body: bytes, secrets: Iterable[str]) -> bytes:
-    """Return `body` with `***` for each of `secrets`, in plain text or with any JSON escapes.
+def _without(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Return `body` with `***` for each of `secrets`, also where JSON escapes spell it.
 
-    Secrets of fewer than 4 characters stay, because they would match in any text.
+    A secret of fewer than 4 characters is not replaced, because it would match in any text.
     """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
@@ -163,12 +237,12 @@ def _spellings(character: str) -> bytes:
     return f"(?:{plain}|{short}|\\\\{plain}|{escaped})".encode("utf-8", "surrogatepass")
 
 
-def error_text(body: bytes) -> tuple[str, bool]:
+def _error_text(body: bytes) -> tuple[str, bool]:
     """Return the text of a refusal, and whether the body has the API's form: JSON with an `error`."""
     try:
         return decode(body, _ErrorBody).error, True
     except Unreadable:
-        return excerpt(body), False
+        return _excerpt(body), False
 
 
 class _ErrorBody(msgspec.Struct):
@@ -191,9 +265,10 @@ def too_many_runs(body: bytes) -> tuple[bool, int | None]:
 
 
 def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeaders | None:
-    """Return what `Retry-After` and `X-RateLimit-*` say; None without any of them. Raises nothing for nonsense.
+    """Return the values of `Retry-After` and `X-RateLimit-*`; None without any of them. Ignores invalid values.
 
-    The reset is in Unix seconds of the server's clock; see `retry_after` for the present time.
+    `X-RateLimit-Reset` is a Unix time of the server's clock. It is compared with the response's own `Date`, and with
+    the wall clock if there is none. `speed`: see `loop_speed`.
     """
     if not ("Retry-After" in headers or "X-RateLimit-Limit" in headers or "X-RateLimit-Remaining" in headers):
         return None
@@ -219,11 +294,11 @@ def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeade
 def retry_after(
     headers: Mapping[str, str], *, speed: float = 1.0, most: float = _LONGEST_RETRY_AFTER
 ) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), from 0 to `most`; None without one.
+    """Return the seconds that `Retry-After` requests (RFC 9110, 10.2.3), from 0 to `most`; None without the header.
 
-    A date is compared with the reply's own `Date`, because the server's clock may differ from this machine's;
-    without one it is compared with the wall clock, and one in the past says nothing: the clocks differ. `speed`: see
-    `loop_speed`.
+    A date is compared with the response's own `Date`, because the server's clock may differ from this machine's.
+    Without `Date` it is compared with the wall clock; then a date in the past is ignored, because it only shows that
+    the clocks differ. `speed`: see `loop_speed`.
     """
     value = headers.get("Retry-After", "").strip()
     if not value:

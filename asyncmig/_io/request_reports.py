@@ -1,4 +1,4 @@
-"""Count the requests of a session and report them as events, and tell a gate what became of a slot's request."""
+"""Counts the requests of a session, reports them as events, and reports a lost response to the gate."""
 
 import asyncio
 from collections import Counter
@@ -8,12 +8,16 @@ from typing import Self, final
 from asyncmig._core.retry import Doubt
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
-from asyncmig._io.gate import Slot
+from asyncmig._io.failures import owner
+from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.transport import Lost
 from asyncmig.errors import NoAnswer
-from asyncmig.events import Events, RequestDone, RequestSent
+from asyncmig.events import Events, RequestDone, RequestSent, SlotAwaited
 
 __all__ = ["RequestReports", "Sending"]
+
+_LONG_WAIT = 60.0
+"""The shortest wait for the limit, in seconds, that an event reports before it begins."""
 
 
 @final
@@ -26,6 +30,24 @@ class RequestReports:
         self._events = events
         self.requests: Counter[tuple[str, str]] = Counter()
         """The number of requests sent, by endpoint key and lane name."""
+
+    def long_wait(self, call: Call, gate: Gate) -> None:
+        """Report that a request begins to wait, if the gate estimates more than a minute."""
+        budget, seconds = gate.longest_wait(call.endpoint.lane)
+        if seconds < _LONG_WAIT:
+            return
+        now, customer, is_known = asyncio.get_running_loop().time(), owner(), seconds < float("inf")
+        self._events.emit(
+            SlotAwaited(
+                at=now,
+                external_id=None if customer is None else customer.external_id,
+                endpoint=call.endpoint.key,
+                ids=call.ids,
+                budget=budget,
+                until=now + seconds if is_known else None,
+                seconds=seconds if is_known else None,
+            )
+        )
 
     def sent(self, call: Call, waited: float, attempt: int) -> float:
         """Report that a request is sent now; return the time."""
@@ -43,7 +65,10 @@ class RequestReports:
     def done(
         self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
     ) -> None:
-        """Report that an attempt has ended: with a status, or with an error if no complete response arrived."""
+        """Report that an attempt has ended.
+
+        `status`: None if no headers arrived. `error`: why no complete response arrived; None if it did.
+        """
         if not self._events.wants_requests:
             return
         now = asyncio.get_running_loop().time()
@@ -64,7 +89,10 @@ class RequestReports:
 
 @final
 class Sending:
-    """Reports one request as events; turns `Lost` into a `RetryableFailure` and reports it to the slot."""
+    """Reports one attempt as events. Its exit turns `Lost` into `RetryableFailure`.
+
+    A request that cannot have arrived returns its slot.
+    """
 
     __slots__ = ("_attempt", "_reports", "_sent_at", "call", "slot", "status")
 
