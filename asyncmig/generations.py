@@ -72,6 +72,8 @@ class Generation(Protocol):
 
     def check(self, spec: Spec) -> None:
         """Raise `InvalidInput` for a field of `spec` that this generation lacks, or whose value it cannot use."""
+        if not spec.source:
+            raise InvalidInput("source", "", f"is empty: the API generation {self.name!r} needs one")
         for name in ("connections", "connection"):
             if getattr(spec, name) is not None:
                 raise InvalidInput(name, "***", f"is not supported by the API generation {self.name!r}")

@@ -93,16 +93,23 @@ def test_all_faults_are_found_at_once_with_line_and_field(folder: Path) -> None:
     ) == [
         "line 2: external_id: 'a b' must be 1 to 255 of A-Z, a-z, 0-9, _ and -",
         "line 3: name: is empty",
-        "line 4: source: is empty",
         "line 4: external_id: 'dup' is already on line 3",
         f"line 4: files: '{folder}/none.csv': No such file or directory",
         f"line 4: files: '{folder}/empty.csv': is empty",
+        "line 4: source: is empty: the API generation 'companies' needs one",
         "line 5: files: 'deep/*.txt': matches no file",
         f"line 6: files: '{folder}/deep': is not a file",
-        "line 7: source: is empty",
         "line 7: files: is empty: name at least one file",
+        "line 7: source: is empty: the API generation 'companies' needs one",
         "line 8: manifest: has 6 cells where the header has 5",
     ]
+
+
+def test_a_customer_of_the_generation_migrations_may_have_no_source(folder: Path) -> None:
+    path = folder / "customers.csv"
+    path.write_text(f"{HEADER}\nacme,Acme,,,a.csv\n", encoding="utf-8")
+    (spec,) = read_manifest(path, api="migrations").specs()
+    assert (spec.source, repr(spec)) == ("", "<Spec acme: 'Acme' from no source, 1 files>")
 
 
 def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:

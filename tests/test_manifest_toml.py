@@ -22,15 +22,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, text: str) -> Manifest:
+def read(folder: Path, text: str, **options: str) -> Manifest:
     path = folder / "customers.toml"
     path.write_text(text, encoding="utf-8")
-    return read_manifest(path)
+    return read_manifest(path, **options)
 
 
-def faults(folder: Path, text: str) -> list[str]:
+def faults(folder: Path, text: str, **options: str) -> list[str]:
     with pytest.raises(InvalidManifest) as caught:
-        read(folder, text)
+        read(folder, text, **options)
     return [str(fault) for fault in caught.value.faults]
 
 
@@ -62,12 +62,11 @@ def test_all_faults_are_found_at_once(folder: Path) -> None:
         "line 7: name: must be a string: 7",
         "line 7: files: must be a list of strings: ['none.csv', 3]",
         "line 7: name: is empty",
-        "line 7: source: is empty",
         "line 7: external_id: 'acme' is already on line 1",
         "line 7: files: 'none.csv': No such file or directory",
         "line 7: files: '3': No such file or directory",
+        "line 7: source: is empty: the API generation 'companies' needs one",
         "line 13: external_id: is missing",
-        "line 13: source: is missing",
         "line 13: files: is missing",
     ]
 
@@ -114,7 +113,9 @@ def test_a_customer_may_have_a_live_connection_instead_of_files_or_besides_them(
 ) -> None:
     monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret", "port": 8080}')
     manifest = read(
-        folder, LIVE + ACME.replace("acme", "both") + '[company.connection]\nsource_key = "hubspot"\n'
+        folder,
+        LIVE + ACME.replace("acme", "both") + '[company.connection]\nsource_key = "hubspot"\n',
+        api="migrations",
     )
     live, both = manifest.customers
     assert live.files == ()
@@ -159,9 +160,20 @@ def test_faults_of_a_connection_show_no_secret(
     monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret"}')
     monkeypatch.setenv("PLAIN", "s3cret")
     monkeypatch.setenv("EMPTY", "{}")
-    (found,) = faults(folder, LIVE.replace(old, new))
+    (found,) = faults(folder, LIVE.replace(old, new), api="migrations")
     assert fault in found
     assert "s3cret" not in found
+
+
+def test_a_customer_may_have_no_source_unless_its_name_is_misspelled(folder: Path) -> None:
+    sourceless = ACME.replace('source = "HubSpot"\n', "")
+    (customer,) = read(folder, sourceless, api="migrations").customers
+    assert customer.source == ""
+    assert faults(folder, sourceless) == [
+        "line 1: source: is empty: the API generation 'companies' needs one"
+    ]
+    misspelled = f'{sourceless}sorce = "HubSpot"\n'
+    assert faults(folder, misspelled, api="migrations") == ["line 1: source: is missing"]
 
 
 def test_a_customer_needs_files_or_a_connection(folder: Path) -> None:

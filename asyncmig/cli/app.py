@@ -206,7 +206,7 @@ def check(
     """
     words, data = words_console(), data_console()
     outputs, root = places_of(context)
-    customers = read_manifest(manifest, outputs=outputs, root=root)
+    customers = read_manifest(manifest, outputs=outputs, root=root, api=options.api)
     say_excluded(customers, words)
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words, as_json=as_json)))
 

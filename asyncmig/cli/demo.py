@@ -164,7 +164,9 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
             answers=demo.out / "answers.toml",
             limits=Limits.parse(_FAST_LIMITS),
         )
-        ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
+        ended = await drive(
+            read_manifest(options.manifest, api=options.api), options, words, api_key=world.key
+        )
     rows = {row.external_id: row for row in ended.report.customers}
     asked = sum(plan.questions for plan in plans)
     verdict = world.verdict(asyncio.get_running_loop().time())

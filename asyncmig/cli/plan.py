@@ -154,7 +154,11 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     known = asyncio.run(known_customers(options.journal))
     outputs = options.outputs(known.values())
     manifest = read_manifest(
-        options.manifest, begun=_begun(known.values()), outputs=outputs, root=options.root
+        options.manifest,
+        begun=_begun(known.values()),
+        outputs=outputs,
+        root=options.root,
+        api=options.api,
     )
     OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
     say_excluded(manifest, words)
@@ -213,7 +217,6 @@ def say_excluded(manifest: Manifest, words: Console) -> None:
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
     options.migration_options()
-    manifest.check_specs(generations.find(options.api).check)
     records = await _records(options)
     selected = select(selection, manifest, statuses_of(records)) if selection is not None else None
     return await plan(

@@ -189,7 +189,6 @@ async def _check_before(
 ) -> None:
     """Check the options before anything is created, and print notes about them. Raises `InvalidInput`."""
     options.migration_options()
-    manifest.check_specs(generations.find(options.api).check)
     check_names(options)
     check_folder("out", options.out)
     check_place(options.report)

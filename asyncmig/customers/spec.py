@@ -90,9 +90,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     external_id: str
     name: str
-    source: str
+    source: str = ""
     """The source: its id, its name, or a `Source`. In the generation "companies" a UUID is an id; any other text is
-    looked up when the migration of a new customer begins, with one request for all customers of a session."""
+    looked up when the migration of a new customer begins, with one request for all customers of a session. Empty: no
+    source, which the generation "companies" refuses."""
     files: tuple[Path, ...]
     """Paths, as `Path` or text; a single path is also accepted."""
     templates: tuple[str, ...] | None = None
@@ -118,7 +119,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             force_setattr(self, "templates", tuple(ids))
 
     def __repr__(self) -> str:
-        return f"<Spec {self.external_id}: {self.name!r} from {self.source}, {len(self.files)} files>"
+        source = self.source or "no source"
+        return f"<Spec {self.external_id}: {self.name!r} from {source}, {len(self.files)} files>"
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return [("external_id", self.external_id), ("name", self.name), ("source", self.source)]
@@ -127,7 +129,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Raise `InvalidInput` for values that the API would refuse. The files are not read."""
         check_external_id(self.external_id)
         checked_text("name", self.name)
-        checked_text("source", self.source)
+        if self.source != "":
+            checked_text("source", self.source)
         if self.templates is not None:
             checked_templates(self.templates, "templates")
         if self.connections is not None and not isinstance(cast(object, self.connections), Mapping):

@@ -23,7 +23,7 @@ from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
 from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.paths import Inputs
-from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec, each_spec, failed
+from asyncmig.customers.spec import CheckedSpec, Spec, each_spec, failed
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageError
 from asyncmig.jobs.admission import Admission
@@ -188,7 +188,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         is under way already is not started twice: the same spec gets the same future, and another one raises
         `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
-        spec, refused = checked_spec(spec)
+        spec, refused = generations.check_spec(self._generation, spec)
         instruction = None if refused else Work.of(spec, self._generation.name).wanted("run")
         return self._submit(spec, refused, instruction, context=copy_context())
 
@@ -259,7 +259,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         """
         given: list[CheckedSpec] = []
         async for each in each_spec(specs):
-            given.append(checked_spec(each))
+            given.append(generations.check_spec(self._generation, each))
             await _let_others_run(len(given))
         keys, ready = await in_thread(largest_first, given, self._to)
         good = {spec.external_id: spec for spec, refused in given if refused is None}
@@ -409,7 +409,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         elif known.work.has_secrets and known.state is None:
             reason = "was submitted with secrets, which no journal contains: pass `secrets=` to the Fleet"
             return spec, InvalidInput("external_id", known.external_id, reason)
-        return checked_spec(spec)
+        return generations.check_spec(self._generation, spec)
 
     async def status(self, external_id: str) -> CustomerStatus:
         """Return the status of a customer. The time does not depend on the number of customers."""

@@ -4,20 +4,23 @@
     acme-001,Acme Inc,HubSpot,Contacts;Deals,acme/*.csv
 
 `source` and `templates` are names or ids. `files` are paths or globs, relative to the folder of the manifest. `;`
-separates the items of a list. Empty `templates` mean all templates. All faults of the file are reported at once.
+separates the items of a list. Empty `templates` mean all templates. An empty `source` means none, where the API
+generation allows it. All faults of the file are reported at once.
 `manifest_formats` describes TOML.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from asyncmig import generations
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
 from asyncmig.customers.names import ResolvedSpec
 from asyncmig.customers.spec import LiveSource, Spec, check_external_id
 from asyncmig.errors import InvalidInput
+from asyncmig.generations import Generation
 from asyncmig.jobs.manifest_connections import read_connection
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
 from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text
@@ -53,6 +56,17 @@ class Customer:
     connection: LiveSource | None = None
     """The live connection to the source, which TOML can describe; then `files` may be empty."""
 
+    def spec(self) -> Spec:
+        """Return the spec, with source and templates as written: the migration looks up their names."""
+        return Spec(
+            external_id=self.external_id,
+            name=self.name,
+            source=self.source,
+            templates=self.templates or None,
+            files=self.files,
+            connection=self.connection,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -70,28 +84,8 @@ class Manifest:
     begun, so they cannot be delivered sheets."""
 
     def specs(self) -> tuple[Spec, ...]:
-        """Return a spec per customer, with sources and templates as written: the migration looks up their names."""
-        return tuple(
-            Spec(
-                external_id=customer.external_id,
-                name=customer.name,
-                source=customer.source,
-                templates=customer.templates or None,
-                files=customer.files,
-                connection=customer.connection,
-            )
-            for customer in self.customers
-        )
-
-    def check_specs(self, check: Callable[[Spec], None]) -> None:
-        """Raise `InvalidManifest` for the customers whose specs make `check` raise `InvalidInput`."""
-        refused: list[ResolvedSpec] = []
-        for spec in self.specs():
-            try:
-                check(spec)
-            except InvalidInput as error:
-                refused.append(ResolvedSpec(spec, (error,)))
-        self.check_names(refused)
+        """Return the spec of each customer."""
+        return tuple(customer.spec() for customer in self.customers)
 
     def check_names(self, resolved: Iterable[ResolvedSpec]) -> None:
         """Raise `InvalidManifest` for the faults of some of the customers, with each unknown name once."""
@@ -118,12 +112,14 @@ def read_manifest(
     begun: Container[str] = (),
     outputs: Outputs | None = None,
     root: Path | str | None = None,
+    api: str = generations.DEFAULT,
 ) -> Manifest:
     """Read and check a manifest and the files that it names; UTF-8, with or without a byte order mark.
 
     `begun`: external ids of customers whose import has begun; they continue even if their files no longer exist.
     `outputs`: where the run writes. Globs leave out the manifest, journals, reports and delivered sheets; a path that
     names one of them is a fault. `root`: a folder that all inputs must lie below, after symbolic links are resolved.
+    `api`: the API generation, which may refuse values.
 
     Raises `InvalidManifest` with all faults at once: missing columns, invalid or repeated external ids, missing or
     empty files, globs that match no file, bytes that are not CSV or TOML.
@@ -137,7 +133,10 @@ def read_manifest(
     parsed = parse_manifest(path, text)
     own = OwnFiles(path, outputs or Outputs(), [_text(cells, "external_id") for _, cells in parsed.rows])
     checker = _Checker(
-        parsed, FileFinder(path.parent, own, None if root is None else Path(root), begun), begun
+        parsed,
+        FileFinder(path.parent, own, None if root is None else Path(root), begun),
+        begun,
+        generations.find(api),
     )
     customers = tuple(
         [
@@ -169,23 +168,25 @@ def read_defaults(path: Path) -> Mapping[str, object]:
 class _Checker:
     """Checks the values of each customer, and collects the faults."""
 
-    __slots__ = ("_begun", "_seen", "faults", "finder")
+    __slots__ = ("_begun", "_generation", "_seen", "faults", "finder")
 
-    def __init__(self, parsed: ParsedManifest, finder: FileFinder, begun: Container[str]) -> None:
-        self.finder, self._begun = finder, begun
+    def __init__(
+        self, parsed: ParsedManifest, finder: FileFinder, begun: Container[str], generation: Generation
+    ) -> None:
+        self.finder, self._begun, self._generation = finder, begun, generation
         self.faults: list[ManifestFault] = list(parsed.faults)
         self._seen: dict[str, int] = {}
 
     def customer(self, line: int, cells: Cells, connection: Mapping[str, object] | None) -> Customer:
         name, source, external_id = (_text(cells, field) for field in ("name", "source", "external_id"))
-        for field_name, text in (("name", name), ("source", source)):
+        for field_name, text in (("name", name), ("source", source or "none")):
             if flaw := flaw_of(text):
                 self._fault(line, field_name, f"{text!r} {flaw}" if text else flaw)
         self._check_external_id(line, external_id)
         begun, files = external_id in self._begun, _parts(cells.get("files", ""))
         if not files and connection is None:
             self._fault(line, "files", "is empty: name at least one file")
-        return Customer(
+        customer = Customer(
             line=line,
             external_id=external_id,
             name=name,
@@ -194,6 +195,11 @@ class _Checker:
             files=self._files(line, files, begun=begun),
             connection=None if connection is None else self._connection(line, connection),
         )
+        try:
+            self._generation.check(customer.spec())
+        except InvalidInput as error:
+            self._fault(line, error.field, f"{error.value!r} {error.reason}" if error.value else error.reason)
+        return customer
 
     def _fault(self, line: int, field: str, reason: str) -> None:
         self.faults.append(ManifestFault(line=line, field=field, reason=reason))

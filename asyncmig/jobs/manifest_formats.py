@@ -15,8 +15,8 @@ In TOML each customer is a `[[company]]` table, and `[defaults]` holds settings 
     templates = ["Contacts", "Deals"]
     files = ["acme/*.csv"]
 
-Instead of files, or besides them, a customer of the API generation "migrations" may have a live connection to its
-source. Its credentials are in an environment variable, as a JSON object:
+A customer of the API generation "migrations" may have no source. Instead of files, or besides them, it may have a
+live connection to its source. Its credentials are in an environment variable, as a JSON object:
 
     [company.connection]
     source_key = "salesforce"
@@ -272,9 +272,14 @@ def _parse_toml(text: str) -> ParsedManifest:
 
 
 def _missing(table: Mapping[str, object]) -> list[str]:
-    """Return the required values that a customer lacks; one with a connection needs no files."""
-    needed = REQUIRED if _CONNECTION not in table else REQUIRED[:-1]
-    return [name for name in needed if name not in table]
+    """Return the required values that a customer lacks; one with a connection needs no files.
+
+    The source may be absent, unless another name looks like a misspelled one.
+    """
+    optional = {"files"} if _CONNECTION in table else set[str]()
+    if not difflib.get_close_matches("source", table.keys() - {*COLUMNS, _CONNECTION}):
+        optional.add("source")
+    return [name for name in REQUIRED if name not in table and name not in optional]
 
 
 def _top_level(name: str, reason: str) -> ManifestFault:

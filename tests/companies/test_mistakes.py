@@ -30,6 +30,7 @@ from asyncmig import (
     migrate,
 )
 from asyncmig.companies import Company
+from asyncmig.generations import check_spec, find
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import Faults
 from asyncmig.testing import Simulator
@@ -175,9 +176,9 @@ async def test_of_a_company_and_a_spec(
         field = name.replace("template_ids", "templates")
         fields = {"external_id": "bad", "name": "B", "source": SOURCE, "files": good.files, field: value}
         bad = Spec(**fields)  # type: ignore[arg-type]
-        with pytest.raises(InvalidInput) as refused:
-            bad.validate()
-        assert refused.value.field == field
+        _, error = check_spec(find("companies"), bad)
+        assert error is not None
+        assert error.field == field
         async with Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
             ended = [outcome async for outcome in fleet.run([bad, good])]
             submitted = await fleet.submit(bad)

@@ -71,6 +71,14 @@ class Customer:
         return [kind for kind, _ in self.simulator.world.migration("acme").accepted]
 
 
+async def test_a_customer_may_have_no_source(tmp_path: Path) -> None:
+    customer = Customer(tmp_path)
+    customer.spec = msgspec.structs.replace(customer.spec, source="")
+    outcome = await customer.run(decide="approve")
+    assert isinstance(outcome, Delivered), outcome
+    assert customer.simulator.world.migration("acme").source is None
+
+
 async def test_a_customer_goes_from_files_to_files(tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     outcome = await customer.run(decide="approve")

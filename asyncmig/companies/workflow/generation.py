@@ -92,6 +92,8 @@ class CompaniesGeneration:
         return has_ids(listed)
 
     def check(self, spec: Spec) -> None:
+        if not spec.source:
+            raise InvalidInput("source", "", f"is empty: the API generation {self.name!r} needs one")
         if spec.connection is not None:
             reason = f"is not supported by the API generation {self.name!r}, which imports files only"
             raise InvalidInput("connection", spec.connection.source_key, reason)
