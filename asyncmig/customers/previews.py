@@ -35,6 +35,9 @@ class Preview(Struct, frozen=True, kw_only=True):
     sheets: tuple[PreviewSheet, ...] = ()
     templates: tuple[CatalogueItem, ...] = ()
     """All sheets of the workbook; `sheets` may have fewer."""
+    version: str = ""
+    """Which preview of the migration this is: its run, and the last event of the thread. Two samples of one preview
+    may have different rows. Empty if it was not looked up, or if the thread does not show it."""
 
     @property
     def invalid_cells(self) -> int:

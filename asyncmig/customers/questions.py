@@ -1,12 +1,14 @@
 """The questions of a parked run, and the answers to them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import msgspec
 from msgspec import Struct
 
-from asyncmig.customers.previews import Preview
+from asyncmig.customers.previews import Preview, PreviewSheet
 from asyncmig.errors import InvalidInput
 
 __all__ = [
@@ -148,6 +150,18 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
     """A sample of what an approval would import."""
     reason: str | None = None
     """Why the run waits, as the server says. Without questions, only the server's operator can help."""
+
+    @property
+    def digest(self) -> str:
+        """A digest of what the run waits for, so that a decision is never applied to something else.
+
+        Of a preview with a `version`, it does not cover the rows of the sample and their flagged cells.
+        """
+        shown, preview = self, self.preview
+        if preview is not None and preview.version:
+            sheets = tuple(PreviewSheet(sheet=each.sheet, header=each.header) for each in preview.sheets)
+            shown = msgspec.structs.replace(self, preview=msgspec.structs.replace(preview, sheets=sheets))
+        return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()
 
     @property
     def destructive(self) -> tuple[Action, ...]:

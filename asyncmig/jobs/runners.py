@@ -29,7 +29,6 @@ runner; SAQ has a module of its own (`asyncmig.distributed.saq`).
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -172,4 +171,4 @@ def with_decision(options: MigrationOptions, decision: Decision, shown: str) -> 
 
 def digest_of(parked: Parked) -> str:
     """Return a digest of the questions. Their ids are not enough, because they can start again in each park."""
-    return hashlib.sha256(msgspec.json.encode(parked.attention)).hexdigest()
+    return parked.attention.digest

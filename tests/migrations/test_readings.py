@@ -106,6 +106,7 @@ TABLE = """
 |  - | zombies | raises `RunFailed` when it is swept |
 |  - | expired_job | starts another job |
 |  - | failing_jobs | starts another job once, then raises `RunFailed` |
+|  - | sample | applies an approval to the preview of its run and its events, whatever rows are shown |
 """
 ROWS = [
     (number, name) for number, name in re.findall(r"^\| +(\d+|-) \| (\w+) \| .+ \|$", TABLE, re.MULTILINE)

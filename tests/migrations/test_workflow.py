@@ -232,6 +232,31 @@ async def test_an_approval_never_applies_to_another_preview(tmp_path: Path) -> N
     assert customer.done() == ["generate", "update"]
 
 
+async def test_an_approval_applies_to_its_preview_although_each_request_draws_another_sample(
+    tmp_path: Path,
+) -> None:
+    customer = Customer(tmp_path, variants=Variants(sample="drawn"))
+    assert isinstance(await customer.run(), Parked)
+    assert await decided(customer, Approve()) == "recorded"
+    assert isinstance(await customer.run(), Delivered)
+    assert customer.done() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize("sample", ["first", "drawn"])
+async def test_an_approval_never_applies_to_a_later_generation_with_the_same_rows(
+    sample: str, tmp_path: Path
+) -> None:
+    customer = Customer(tmp_path, variants=Variants(sample=sample))
+    parked = await customer.run()
+    assert await decided(customer, Approve()) == "recorded"
+    async with customer.simulator.session() as session:
+        migration = session.migrations.open(customer.simulator.world.migration("acme").id)
+        await (await migration.generate()).wait()
+    assert isinstance(again := await customer.run(), Parked)
+    assert again.attention.digest != parked.attention.digest  # type: ignore[union-attr]
+    assert customer.done() == ["generate", "generate"]
+
+
 async def test_credentials_come_from_a_person_and_are_nowhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

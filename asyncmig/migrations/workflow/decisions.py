@@ -30,8 +30,8 @@ from asyncmig.migrations import routes
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
-from asyncmig.migrations.workflow.operations import Operations, open_run
-from asyncmig.migrations.workflow.record import API, Record, digest_of, keeper_of
+from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
+from asyncmig.migrations.workflow.record import API, Record, keeper_of
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["cancel", "decide_parked", "look"]
@@ -46,11 +46,11 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
     Raises as reading a run does, and `NoAnswer` after two minutes without an answer.
     """
     with OwnerScope(Owner(record.external_id)):
-        return await _attention(open_run(context, record))
+        return await _attention(context, record, open_run(context, record))
 
 
-async def _attention(run: Run) -> NeedsAttention | None:
-    """Return what a run waits for now."""
+async def _attention(context: SessionContext, record: Record, run: Run) -> NeedsAttention | None:
+    """Return what the run of a record waits for now."""
     try:
         async with asyncio.timeout(_PATIENCE):
             if run.id:
@@ -58,6 +58,8 @@ async def _attention(run: Run) -> NeedsAttention | None:
                 if state.status not in ("blocked", "awaiting_approval"):
                     return None
             result = await run.wait(stream=False)
+            if isinstance(result, Preview):
+                result = await with_version(context, record, result)
     except TimeoutError as error:
         route, reason = routes.READ_RUN, f"the run could not be read within {_PATIENCE:g} s"
         raise NoAnswer(route.method, route.template, reason) from error
@@ -100,8 +102,8 @@ async def _decide(
         raise InvalidInput("external_id", record.external_id, reason)
     operations = Operations(context, keeper)
     run = await operations.run()
-    attention = await _attention(run)
-    if attention != shown:
+    attention = await _attention(context, record, run)
+    if attention is None or attention.digest != shown.digest:
         return await _not_as_shown(keeper, attention)
     try:
         match decision:
@@ -110,15 +112,14 @@ async def _decide(
             case Credentials():
                 await operations.submit(run, decision, shown)
             case Approve() | Change():
-                digest = digest_of(shown)
-                await keeper.write("decide", decision=decision, decided_for=digest, outcome=None)
+                await keeper.write("decide", decision=decision, decided_for=shown.digest, outcome=None)
                 return "recorded"
             case _:
                 await operations.cancel(run, "rejected" if isinstance(decision, Reject) else "canceled")
                 await keeper.keep("decided", outcome=None)
     except Conflict:  # somebody else was faster
-        attention = await _attention(run)
-        if attention == shown:
+        attention = await _attention(context, record, run)
+        if attention is not None and attention.digest == shown.digest:
             raise
         return await _not_as_shown(keeper, attention)
     return "sent"

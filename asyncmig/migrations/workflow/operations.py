@@ -15,6 +15,7 @@ from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Answer, Approve, Change, Credentials
 from asyncmig.customers.failures import wall_clock
+from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
@@ -25,7 +26,7 @@ from asyncmig.migrations.routes import START_RUN
 from asyncmig.migrations.runs import AnswerPoint, Run
 from asyncmig.migrations.starts import Noted, StartPoint, active_run_id
 from asyncmig.migrations.state import ClientState
-from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.wire import Kind, RunState
 from asyncmig.migrations.workflow.attention import marks_of
@@ -33,7 +34,7 @@ from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
-__all__ = ["Operations", "open_run"]
+__all__ = ["Operations", "open_run", "with_version"]
 
 _CANCELS, _BETWEEN_CANCELS = 10, 30.0
 """How often the cancel of a run that stays blocked is repeated, and the seconds between."""
@@ -315,3 +316,14 @@ def open_run(context: SessionContext, record: Record) -> Run:
     if operation.answer is not None and operation.answer.is_acknowledged:
         run.note_answer(operation.answer.point, age=seconds_since(operation.answer.at))
     return run
+
+
+async def with_version(context: SessionContext, record: Record, preview: Preview) -> Preview:
+    """Return the preview of a record's run with its version; without one if the thread does not show it."""
+    operation = record.operation
+    assert record.migration_id is not None
+    assert operation is not None
+    after = operation.point.after if operation.point else BEGINNING
+    last = await ThreadReader(context, record.migration_id).last_sequence(after)
+    version = f"{operation.run_id}:{last}" if last > after else ""
+    return msgspec.structs.replace(preview, version=version)

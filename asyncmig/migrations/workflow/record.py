@@ -1,6 +1,5 @@
 """The journal record of one customer: its input, and the state of its migration and of the present operation."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,7 +8,6 @@ import msgspec
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Approve, Change
 from asyncmig.customers.outcome import Failed
-from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.journal import ClaimPort
 from asyncmig.migrations import routes
@@ -26,7 +24,6 @@ __all__ = [
     "OperationRecord",
     "Record",
     "SentAnswer",
-    "digest_of",
     "keeper_of",
     "read_record",
     "with_spec",
@@ -209,11 +206,6 @@ def with_spec(record: Record, spec: Spec) -> Record:
     return msgspec.structs.replace(
         record, name=spec.name, source=spec.source or "", template_ids=spec.templates
     )
-
-
-def digest_of(attention: NeedsAttention) -> str:
-    """Return a digest of what a run waits for, so that a decision is never applied to something else."""
-    return hashlib.sha256(msgspec.json.encode(attention)).hexdigest()
 
 
 def keeper_of(

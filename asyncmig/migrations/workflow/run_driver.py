@@ -39,8 +39,8 @@ from asyncmig.migrations.runs import Run
 from asyncmig.migrations.tracker import Result
 from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
-from asyncmig.migrations.workflow.operations import Operations
-from asyncmig.migrations.workflow.record import OperationRecord, Record, digest_of
+from asyncmig.migrations.workflow.operations import Operations, with_version
+from asyncmig.migrations.workflow.record import OperationRecord, Record
 from asyncmig.records.policy import ask_function
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
@@ -103,6 +103,9 @@ class RunDriver:
                 return await self._failed(run, result)
             preview = await self._preview_of(run, operation) if isinstance(result, Report) else None
             result = preview or result
+            if isinstance(result, Preview) and self._may_be_shown():
+                versioned = partial(with_version, self._context, keeper.record, result)
+                result = await keeper.retry_while_away(versioned)
             if isinstance(result, Report):
                 await self._executed(result, operation)
                 return None
@@ -120,6 +123,11 @@ class RunDriver:
                 self._keeps_slot(run, attention)
                 return Pending(**keeper.outcome_fields(), error=str(step), reason="interrupted")
             return step
+
+    def _may_be_shown(self) -> bool:
+        """Return whether a person may see the preview, or has decided about it."""
+        decides_alone = self._options.decide in ("approve", "reject") and self._operation().kind != "execute"
+        return self._keeper.record.decision is not None or not decides_alone
 
     async def _run(self, live: bool | None) -> Run:
         """Return the run of the journal; start `generate` if there is none."""
@@ -156,7 +164,7 @@ class RunDriver:
     async def _previewed(self, preview: Preview, operation: OperationRecord) -> bool:
         """Record a preview, and write it to the folder. Return whether it must be made anew, for new files."""
         keeper = self._keeper
-        digest = digest_of(attention_of(preview))
+        digest = attention_of(preview).digest
         is_new = keeper.record.previewed != digest or not operation.is_over
         if is_new or not await in_thread((self._folder / PREVIEW_DATA).exists):
             name, external_id = keeper.record.name, keeper.record.external_id
@@ -279,7 +287,7 @@ class RunDriver:
     async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
         """Return what the journal, the rules or the policy decide: `Parked` if none of them does."""
         record, attention, policy = self._keeper.record, parked.attention, self._options.decide
-        digest = digest_of(attention)
+        digest = attention.digest
         if record.decision is not None and record.decided_for == digest:
             return record.decision
         is_again = bool(marks_of(attention) & set(self._operation().answered))

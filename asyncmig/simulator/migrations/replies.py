@@ -47,7 +47,12 @@ def preview_of(
     flaws = find_flaws(sheets)
     shown: list[Json] = []
     for sheet in sheets:
-        sample = Sheet(schema=sheet.schema, rows=sheet.rows[:_SAMPLE])
+        size = min(_SAMPLE, len(sheet.rows))
+        drawn = (
+            account.rng.sample(range(len(sheet.rows)), size) if variants.sample == "drawn" else range(size)
+        )
+        row_numbers = {row: number for number, row in enumerate(drawn)}
+        sample = Sheet(schema=sheet.schema, rows=[sheet.rows[row] for row in drawn])
         places = chosen_columns(
             sample,
             fields_of(query),
@@ -56,14 +61,14 @@ def preview_of(
         header = [sheet.header[place] for place in places]
         cells: list[Json] = [
             {
-                variants.cell_row: flaw.row + variants.first_row,
+                variants.cell_row: row_numbers[flaw.row] + variants.first_row,
                 variants.cell_column: places.index(flaw.column)
                 if variants.cell_column == "colIndex"
                 else sheet.header[flaw.column],
                 variants.cell_reason: flaw.reason,
             }
             for flaw in flaws
-            if flaw.slug == sheet.schema.slug and flaw.row < _SAMPLE and flaw.column in places
+            if flaw.slug == sheet.schema.slug and flaw.row in row_numbers and flaw.column in places
         ]
         shown.append(
             {

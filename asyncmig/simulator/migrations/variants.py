@@ -144,6 +144,8 @@ class Variants:
     expired_job: str = _silence(0, "gone", "no-link")
     failing_jobs: float = _silence(0, 0.0, 0.3)
     """Share of export jobs that end `failed`."""
+    sample: str = _silence(0, "first", "drawn")
+    """The rows of a preview: the first ones, or rows that are drawn anew for each request."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for invalid numbers and unknown words."""
