@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from asyncmig import Delivered, Failed, MemoryJournal, Outcome, Parked, Session, Spec, adopt, migrate
+from asyncmig import Delivered, Failed, MemoryJournal, Outcome, Parked, Session, Spec, Unknown, adopt, migrate
 from asyncmig.customers.answer_rules import AnswerRule
 from asyncmig.customers.decisions import Approve, Decision
 
@@ -139,6 +139,43 @@ async def test_an_execution_that_the_log_shows_is_not_repeated(
     await adopt(customer.journal, "acme", "m1", api="migrations")
     assert isinstance(await customer.run(decide="approve"), Delivered)
     assert account.starts() == ["generate", "execute"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "first", "starts"),
+    [
+        ("nothing", Delivered, ["generate", "execute"]),
+        ("a preview", Delivered, ["generate", "execute"]),
+        ("a clarify", Unknown, ["generate", "clarify"]),
+        ("an execution", Unknown, ["generate", "execute"]),
+    ],
+)
+async def test_an_adopted_migration_without_a_log_is_never_executed_on_a_guess(
+    earlier: str, first: type[Outcome], starts: list[str], customer: Customer, account: Account
+) -> None:
+    if earlier == "nothing":
+        account.created = {"id": "m1", "name": "Acme", "status": "ready", "templates": []}
+    else:
+        assert isinstance(await customer.run(), Parked)
+    if earlier == "a clarify":
+        account.runs.append((account.now, "clarify", account.run_id))
+        account.play("clarify")
+    elif earlier == "an execution":
+        await customer.run(decide="approve")
+    customer.journal = MemoryJournal()
+    await adopt(customer.journal, "acme", "m1", api="migrations")
+    log = account.log
+    account.log = lambda _: Reply(503, {"error": "not assembled"})  # type: ignore[method-assign]
+    began = account.now
+    outcome = await customer.run(decide="approve", retry_seconds=300.0)
+    assert isinstance(outcome, first), outcome
+    assert account.starts() == starts
+    assert account.now - began < 1000.0
+    if isinstance(outcome, Unknown):
+        assert "an earlier run may have been executed" in outcome.error
+        account.log = log  # type: ignore[method-assign]
+        assert isinstance(await customer.run(decide="approve"), Delivered)
+        assert account.starts().count("execute") == 1
 
 
 @pytest.mark.parametrize("is_changed", [False, True])

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -15,11 +16,13 @@ from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import LiveSource, Spec
-from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, UnknownOutcome
+from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, ServerError, UnknownOutcome
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import LogRun, retry_after_of, status_of
 from asyncmig.migrations.migration import Difference, Migration
+from asyncmig.migrations.routes import READ_LOG
 from asyncmig.migrations.runs import Run
+from asyncmig.migrations.thread import ThreadReader
 from asyncmig.migrations.workflow.names import resolve
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.permit import WorkPermit
@@ -28,6 +31,7 @@ from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Preparation"]
 
+_ADVICE = "Look at the migration in the provider's app. The next call reads the log again."
 _NOTHING_RAN = frozenset({"awaiting_files", "ready"})
 """Statuses of a migration that has no preview and no execution yet; a run may be in progress."""
 _OPERATIONS = frozenset({"generate", "update", "execute", "clarify", "reuse"})
@@ -126,6 +130,8 @@ class Preparation:
                 return await self._operations.found("")
             except NotFound:
                 return None
+            except ServerError as error:
+                return await self._look_without_log(migration, error)
             break
         entry = _last(log.runs)
         if entry is not None and entry.status == "canceled":  # an earlier run may have been executed
@@ -134,6 +140,23 @@ class Preparation:
             return None
         keeper.note(f"the migration had a run ({entry.kind}, {entry.status}); it was not repeated")
         return await self._operations.found(entry.run_id)
+
+    async def _look_without_log(self, migration: Migration, error: ServerError) -> Run | None:
+        """Do what `look_first` does from the thread and the preview, because the log is not available.
+
+        Raises `UnknownOutcome` if an earlier run may have been executed.
+        """
+        kinds: list[str] = []
+        with suppress(NotFound):
+            async for page in ThreadReader(self._context, migration.id).pages():
+                kinds += [event.type for event in page]
+        if kinds and kinds[-1] == "preview":
+            self._keeper.note("the migration had a preview; it was not generated anew")
+            return await self._operations.found("")
+        if not {"preview", "completed"} & set(kinds) and not await self._has_preview(migration):
+            return None  # without a preview, nothing was executed
+        reason = f"an earlier run may have been executed, and its log cannot be read: {error}"
+        raise UnknownOutcome(READ_LOG.method, READ_LOG.template, reason, "", _ADVICE)
 
     async def _has_preview(self, migration: Migration) -> bool:
         try:
