@@ -1,16 +1,16 @@
 """Every error of the library.
 
-Errors have three branches: the call was wrong (found before a request is spent), the server refused the request,
-or the outcome of a request is unknown.
+Most errors belong to one of three groups. The call was wrong, which is detected before a request is sent. The server
+refused the request. Or the outcome of a request is unknown.
 
 ```text
 AsyncmigError
-├── InvalidInput            wrong argument: found before a request is spent (also a ValueError)
-│   └── CustomerNotFound    the journal has no customer of this external id
+├── InvalidInput            an argument is wrong; no request was sent (also a ValueError)
+│   └── CustomerNotFound    the journal has no customer with this external id
 ├── UsageError              used outside `async with`, or on another event loop (also a RuntimeError)
 ├── WaitTooLong             the limit would delay the call longer than `max_wait`
 ├── NoRunSlot               every run slot of the account is held by a run that waits for a person
-├── SessionClosed           the session, or its gate, was closed while the call waited
+├── SessionClosed           the session, or its gate, was closed
 ├── ApiError                the server refused: method, endpoint, status, the server's text, body
 │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
 │   ├── AuthError           401: the key is missing, malformed or revoked
@@ -25,12 +25,12 @@ AsyncmigError
 ├── NoAnswer                no response arrived (time-out, reset), and the request is safe to repeat
 ├── UnknownOutcome          the response was lost, and a repeat may process the request twice
 ├── TruncatedDownload       a download ended early, or differs from the run's report
-├── WebhookRefused          a webhook that is not authentic, or contradicts others of its export
-├── QueueUnavailable        the workers' queue cannot be used at present: try again later
+├── WebhookRefused          a webhook is not authentic, or contradicts others of its export
+├── QueueUnavailable        the workers' queue is unavailable: try again later
 └── JournalError            the journal cannot be opened, read or written
     ├── CustomerHeld        another live process works on this customer
     ├── JournalNotFound     there is no journal at this path or URL yet
-    └── JournalUnavailable  it is locked, its disk is full, its database is unavailable: try again later
+    └── JournalUnavailable  the journal is locked, its disk is full, or its database is unavailable: try again later
 ```
 
 ```python
@@ -38,12 +38,13 @@ async with asyncmig.Session() as session:
     try:
         await session.companies.create(name="Acme", source=specs[0].source, external_id="not valid!")
     except asyncmig.InvalidInput as error:
-        print(error.field, error.reason)  # no request was spent
+        print(error.field, error.reason)  # no request was sent
     except asyncmig.UnknownOutcome as error:
         print(error.advice)  # how a person can find out what happened
 ```
 
-Every error survives `pickle`: its arguments are its signature. No error contains a header, a key or a signed URL.
+Every error can be pickled: `args` are the arguments of its constructor. No error contains a header, an API key or a
+signed URL.
 """
 
 import copy
@@ -82,7 +83,7 @@ __all__ = [
     "is_temporary",
 ]
 
-_TEMPORARY = frozenset(
+_TEMPORARY = frozenset(  # errors of the operating system after which the same call may succeed later
     getattr(errno, name, 0)
     for name in (
         *("EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC"),
@@ -122,11 +123,11 @@ class InvalidInput(AsyncmigError, ValueError):
 
 
 class CustomerNotFound(InvalidInput):
-    """The journal has no customer of this external id."""
+    """The journal has no customer with this external id."""
 
 
 class UsageError(AsyncmigError, RuntimeError):
-    """The library was used in the wrong place or state. The text says what to write instead. Nothing was sent."""
+    """The library was used in the wrong place or state. The text says what to do instead. Nothing was sent."""
 
 
 class WaitTooLong(AsyncmigError):
@@ -138,7 +139,9 @@ class WaitTooLong(AsyncmigError):
         self.max_wait = max_wait
 
     def __str__(self) -> str:
-        return f"the limit would be free in about {self.wait:.1f} s, more than max_wait={self.max_wait:g} s"
+        return (
+            f"the limit would delay the request for {self.wait:.1f} s, more than max_wait={self.max_wait:g} s"
+        )
 
 
 class NoRunSlot(AsyncmigError):
@@ -168,19 +171,20 @@ class SessionClosed(AsyncmigError):
 class ApiError(AsyncmigError):
     """The server responded with something other than the requested result.
 
-    `endpoint` is the route template. `text` is the server's own message, or the first 200 characters of a body that
-    is not the documented JSON. The other attributes are in no `repr`, and all of them survive `pickle`.
+    `method` and `endpoint` are the method and route template. `text` is the server's message, or the first 200
+    characters of a body that is not the documented JSON. `repr` does not show the other attributes, and `pickle`
+    keeps them.
     """
 
     after_doubt: bool = False
-    """Whether the response to an earlier attempt was lost: that attempt may be the cause of this error."""
+    """Whether the response to an earlier attempt was lost. That attempt may have caused this error."""
     is_documented: bool = False
-    """Whether the body has the API's documented form: JSON with an `error`. A proxy's body does not."""
+    """Whether the body has the API's documented form, JSON with an `error`. The body of a proxy does not."""
     body: bytes = b""
-    """The body of a refusal (a status outside 2xx), for facts that `text` lacks: `msgspec.json.decode(error.body)`.
+    """The body of a refusal (a status outside 2xx), for details that `text` lacks: `msgspec.json.decode(error.body)`.
 
-    At most 64 KiB; a larger body is cut. `***` replaces the API key and the secrets of the request. Empty if no body
-    arrived. Also empty for a 2xx response that cannot be decoded, because it may contain a signed URL.
+    It has at most the first 64 KiB. `***` replaces the API key and the secrets of the request. It is empty if no body
+    arrived, and for a 2xx response that cannot be decoded, because that may contain a signed URL.
     """
 
     def __init__(self, method: str, endpoint: str, status: int, text: str) -> None:
@@ -201,11 +205,11 @@ class ApiError(AsyncmigError):
 
 
 class BadRequest(ApiError):
-    """400, 413 or 422: the request is malformed or too large, or a name is taken. A repeat gets the same response."""
+    """400, 413 or 422: the request is malformed or too large, or a name is taken. A repeat would be refused, too."""
 
 
 class AuthError(ApiError):
-    """401: the API key was refused. Every other call with it would be refused too."""
+    """401: the server does not accept the API key. It closes the session."""
 
 
 class NotFound(ApiError):
@@ -229,7 +233,7 @@ class UnexpectedReply(ApiError):
 
 
 class RunError(AsyncmigError):
-    """A run ended without completing. `run_id` names it; `text` is the server's reason."""
+    """A run ended without completing. `run_id` is its id, and `text` the server's reason."""
 
     def __init__(self, run_id: str, text: str) -> None:
         super().__init__(run_id, text)
@@ -280,7 +284,7 @@ class UnknownOutcome(AsyncmigError):
 
 
 class TruncatedDownload(AsyncmigError):
-    """A download ended early, or its number of rows differs from the run's report. No file was left.
+    """A download ended early, or its number of rows differs from the run's report. The incomplete file was deleted.
 
     `is_final`: the download was wrong in the same way several times, so another attempt is unlikely to differ.
     """
@@ -297,7 +301,7 @@ class TruncatedDownload(AsyncmigError):
 
 
 class WebhookRefused(AsyncmigError):
-    """A webhook is not authentic or cannot be decoded. Nothing of it was kept.
+    """A webhook is not authentic, cannot be decoded, or contradicts others of its export. Nothing of it was kept.
 
     `field` names what is wrong: a header (`svix-signature`) or a place in the body (`$.batch.total`). Respond
     with 400.
@@ -313,7 +317,7 @@ class WebhookRefused(AsyncmigError):
 
 
 class QueueUnavailable(AsyncmigError):
-    """The queue cannot be used at present. `place` is its kind and host."""
+    """The queue is unavailable. `place` is the kind and host of its server."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(place, reason)
@@ -325,7 +329,7 @@ class QueueUnavailable(AsyncmigError):
 
 
 class JournalError(AsyncmigError):
-    """The journal cannot be opened, read or written."""
+    """The journal cannot be opened, read or written. `path` is its path, or its address without secrets."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -337,7 +341,7 @@ class JournalError(AsyncmigError):
 
 
 class CustomerHeld(JournalError):
-    """Another live process works on this customer, or took it over. `holder` names the process."""
+    """Another live process works on this customer. `holder` describes the process."""
 
     def __init__(self, path: str, external_id: str, holder: str) -> None:
         super().__init__(path, f"{external_id} is held by {holder}")
@@ -351,8 +355,9 @@ class JournalNotFound(JournalError):
 
 
 class JournalUnavailable(JournalError):
-    """The journal cannot be used at present: it is locked, its disk is full or broken, or its database is
-    unavailable.
+    """The journal is unavailable: it is locked, its disk is full or broken, or its database is unavailable.
+
+    The same call may succeed later.
     """
 
 
@@ -368,11 +373,12 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error(method: str, endpoint: str, status: int, text: str) -> ApiError:
-    """Return the error for a status."""
+    """Return the error for a status outside 2xx."""
     kind = ServerError if status >= 500 else _BY_STATUS.get(status, UnexpectedReply)
     return kind(method, endpoint, status, text)
 
 
 def is_temporary(error: OSError) -> bool:
-    """Return whether the cause may pass: the system lacks space, file descriptors, memory or a network."""
+    """Return whether the same call may succeed later: the system lacks space, file descriptors, memory or a
+    network."""
     return bool(error.errno) and error.errno in _TEMPORARY

@@ -1,8 +1,8 @@
-"""The words for a migration's progress: its steps, its outcomes, and the entries of its log.
+"""The names of a migration's steps, of its outcomes, and of the entries of its log.
 
-Events, journal records, statuses, reports and the live view use these words, for every API generation. What a
-generation adds to a step is the text `detail` beside it. A generation that writes a new kind of log entry adds its
-name to `Entry`, and the step that follows it to `STEP_AFTER`.
+Events, journal records, statuses, reports and the live view use these names for every API generation. The field
+`detail` beside a step has the details of a generation. A generation that writes a new kind of log entry adds its name
+to `Entry`, and the step after it to `STEP_AFTER`.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from typing import Final, Literal, get_args
 
 __all__ = [
     "ACTIVE",
+    "CHART_BARS",
     "OUTCOMES",
-    "PICTURED_AS",
     "STEPS",
     "STEP_AFTER",
+    "ChartBar",
     "Entry",
     "OutcomeName",
-    "Picture",
     "Progress",
     "Remark",
     "Step",
@@ -27,13 +27,13 @@ Step = Literal[
 ]
 """The steps of a migration in progress, in order."""
 Progress = Literal["waiting", Step, "ended"]
-"""How far a migration has come. A failed migration stays at the step at which it failed."""
+"""The progress of a migration. A failed migration stays at the step that failed."""
 OutcomeName = Literal["delivered", "failed", "parked", "unknown", "pending"]
-"""The names of outcomes in JSON, journals and on the command line. `pending`: the migration has not ended."""
+"""The names of outcomes in JSON, in journals and on the command line. `pending`: the migration has not ended."""
 Remark = Literal["retrying", "recovered"]
 """The log entries that change no step."""
-Picture = Literal["preparing", "uploading", "running", "parked", "downloading"]
-"""The kinds of bars that the HTML report draws."""
+ChartBar = Literal["preparing", "uploading", "running", "parked", "downloading"]
+"""The kinds of bars in the charts of the HTML report."""
 Entry = (
     Literal[
         "input",
@@ -71,7 +71,7 @@ Entry = (
 )
 """The kinds of log entries."""
 
-PICTURED_AS: Final[Mapping[Step, Picture]] = {
+CHART_BARS: Final[Mapping[Step, ChartBar]] = {
     "checking": "preparing",
     "creating": "preparing",
     "uploading": "uploading",
@@ -81,7 +81,7 @@ PICTURED_AS: Final[Mapping[Step, Picture]] = {
     "downloading": "downloading",
     "exporting": "downloading",
 }
-"""The kind of bar for each step."""
+"""The kind of bar in which the charts show each step."""
 ACTIVE: Final[tuple[Step, ...]] = get_args(Step)
 """The steps of a migration in progress, in order."""
 STEPS: Final[tuple[Progress, ...]] = get_args(Progress)

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
-from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.limiter import Limiter
+from asyncmig._core.rate import RateHeaders
 from asyncmig._core.run_table import Reach
 from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport
 
@@ -84,7 +85,7 @@ class StoredBudgets:
                 limiter.resize(int(one.seconds))
         elif one.event == "told":
             limit, _, remaining = one.slot.partition("/")
-            limiter.told(
+            limiter.apply_headers(
                 RateHeaders(
                     limit=int(limit) if limit else None,
                     remaining=int(remaining) if remaining else None,

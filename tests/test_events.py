@@ -191,7 +191,7 @@ async def test_a_listener_that_fails_is_reported_once_and_nobody_else_misses_any
             assert len(await opened.companies.sources()) == 3
     assert len(heard) == 2
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
-        "a subscriber of events failed and is dropped"
+        "a subscriber of events failed and is removed"
     ]
 
 

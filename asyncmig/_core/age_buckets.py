@@ -1,10 +1,10 @@
-"""Runs grouped by age, and which of them has the largest expected waiting W (see `polls`).
+"""Groups runs by age, to find the one with the largest expected waiting W (see `polls`).
 
 A heap for each age bucket holds the runs whose age at the last poll lay in that bucket, ordered by the time of that
-poll. The run that was unpolled longest has the largest W of its bucket, so only the heads compete: a decision costs
-O(buckets), not O(runs). Until the estimate of durations changes, W grows by at most one second per second. Its last
-value plus the time since then is therefore an upper bound, and W is computed again only for heads whose bound exceeds
-the best W so far.
+poll. The run that was unpolled longest has the largest W of its bucket, so only the heads are compared. A decision
+costs O(buckets) and not O(runs). Until the estimate of durations changes, W grows by at most one second per second.
+Its last value plus the time since then is therefore an upper bound. W is computed again only for heads whose bound
+exceeds the largest W so far.
 
 All times are seconds on the caller's clock.
 """
@@ -24,7 +24,7 @@ RunT = TypeVar("RunT")
 
 
 class Durations(Protocol):
-    """An estimate of how long runs take; `Hazard` is one that learns."""
+    """An estimate of how long runs take, learnt from polls. `Hazard` implements it."""
 
     @property
     def edition(self) -> int:
@@ -57,7 +57,7 @@ class PollState(enum.Enum):
 
 @final
 class PolledRun(Generic[RunT]):
-    """What the schedule knows about a run. It stays valid while the run is not polled."""
+    """The schedule's data about a run. They stay valid while the run is not polled."""
 
     __slots__ = (
         "age_bucket",
@@ -90,14 +90,15 @@ class PolledRun(Generic[RunT]):
         last_read: float | None = None,
         group: Hashable = None,
     ) -> None:
-        """`last_read`: when the run was last seen running. If None, another process may have read it just now, so its
-        floor begins now.
+        """`started`: when the run began. `last_read`: when it was last seen running; None if another process may have
+        read it just now, so that its floor begins now. `group`: the class of runs whose durations it shares.
         """
         self.run: RunT = run
         self.lifecycle: Lifecycle = lifecycle
         self.group: Hashable = group
         self.started: float = min(started, now)
-        """Moved forward by the time for which the run was parked, so that its age is the time for which it ran."""
+        """When the run began, plus the time for which it was parked. Its age is thus the time for which it was
+        active."""
         self.last_seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
         """When the run was last known to be active or parked."""
         self.answered_at: float = now if last_read is None else self.last_seen
@@ -105,20 +106,21 @@ class PolledRun(Generic[RunT]):
         self.parked: bool = False
         self.prioritised: bool = False
         self.awaited_until: float = -math.inf
-        """Until then it is polled before others whatever a read shows: a reply named its end, but reads may lag."""
+        """Until this time the run is polled before others, whatever a read shows. A reply to another request has
+        reported its end, and reads may lag behind that."""
         self.is_polled: bool = False
         self.relaxed: float = 0.0
-        """The least seconds between reads while another channel announces changes; it does not apply to a run that is
+        """The least seconds between reads while another channel announces changes. Does not apply while the run is
         polled before others."""
         self.failures: int = 0
         self.presumed_ended_at: float | None = None
         self.state: PollState = PollState.IDLE
         self.ticket: int = 0
-        """The number of its valid heap entry; an entry with another number is ignored."""
+        """The number of its valid heap entry. Entries with another number are ignored."""
         self.seen_bucket: int | None = None
-        """`last_seen` in units of 15 s, while the run may be polled."""
+        """`last_seen` in units of 15 s; None unless the state is `READY`."""
         self.age_bucket: int | None = None
-        """The age bucket that it is in."""
+        """The age bucket that contains the run; None if none does."""
 
     def age(self, now: float) -> float:
         """Return the seconds for which the run has been active. Parked time does not count."""
@@ -143,10 +145,10 @@ class AgeBuckets(Generic[RunT]):
         self.durations: Durations = durations
         self._heaps: list[BucketHeap[RunT]] = [[] for _ in EDGES]
         self._bounds = [-math.inf] * len(EDGES)
-        """W of each bucket's head is at most this plus the time."""
+        """An upper bound for each bucket: W of its head is at most this number plus the present time."""
         self._edition = durations.edition
         self._last_best = 0
-        """The bucket whose head had the largest W the last time."""
+        """The bucket whose head had the largest W at the last decision."""
 
     def enter(self, run: PolledRun[RunT]) -> BucketHeap[RunT]:
         """Assign `run` to its age bucket, and return that bucket's heap for the caller to push it."""
@@ -157,7 +159,8 @@ class AgeBuckets(Generic[RunT]):
     def leave(self, run: PolledRun[RunT]) -> None:
         """Report that `run` has left its bucket."""
         if run.age_bucket is not None:
-            self._bounds[run.age_bucket] = math.inf  # it may have been the head, and the next one is unknown
+            # The run may have been the head, and W of the next head is unknown.
+            self._bounds[run.age_bucket] = math.inf
             run.age_bucket = None
 
     def heaps(self) -> list[BucketHeap[RunT]]:
@@ -171,7 +174,7 @@ class AgeBuckets(Generic[RunT]):
             self._bounds = [math.inf] * len(EDGES)
         chosen = None
         if (waiting := self._index(self._last_best, now)) > least:
-            # This head is often the best again, and then few others need to be computed.
+            # This head often has the largest W again. Then W of few other heads must be computed.
             least, chosen = waiting, self._last_best
         more = least - now
         for bound, bucket in sorted(

@@ -1,4 +1,4 @@
-"""Checks the arguments of public functions, so that a wrong type is a clear `InvalidInput` and not a `TypeError`."""
+"""Checks the arguments of public functions, so that a wrong type raises a clear `InvalidInput`."""
 
 import inspect
 import types
@@ -19,7 +19,7 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 _SECRET = frozenset(
     {"api_key", "auth", "connections", "conninfo", "credentials", "queue", "secret", "secrets", "url"}
 )
-"""Parameters whose values appear in no error."""
+"""Parameters whose values no error shows."""
 _WORDS: Mapping[type, str] = {
     bool: "True or False",
     bytes: "bytes",
@@ -44,7 +44,8 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     def check(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         if not tests:
             tests.update(_tests_of(function))
-        for name, value in zip(positions, args, strict=False):  # the call itself raises for a wrong number
+        # For a wrong number of arguments, the call itself raises.
+        for name, value in zip(positions, args, strict=False):
             if name in tests and not tests[name][0](value):
                 raise _wrong(name, value, tests[name][1])
         for name, value in kwargs.items():
@@ -59,7 +60,7 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
                 check(args, kwargs)
                 return function(*args, **kwargs)
             except (InvalidInput, TypeError) as error:
-                return _raises(error)  # where the caller awaits it, as an async function would
+                return _raises(error)  # raised by the `await`, as an async function would do
 
         return cast("Callable[P, R]", checked)
 
@@ -80,7 +81,8 @@ async def _raises(error: Exception) -> object:
 
 
 def check_fields(instance: object) -> None:
-    """Raise `InvalidInput` for a field that does not have the type in its class; checks as `checked_call` does."""
+    """Raise `InvalidInput` for a field whose value does not have the declared type. Checks types as `checked_call`
+    does."""
     for name, hint in get_type_hints(type(instance)).items():
         if get_origin(hint) is ClassVar:
             continue
@@ -102,9 +104,9 @@ def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
 
 
 def _test_of(hint: object) -> tuple[_Test, str] | None:
-    """Return a test whether a value has a type, and words for the type; None if the function itself checks it.
+    """Return a test for values of a type, and a description of the type; None for a type that is not tested here.
 
-    The function checks literals itself, because it can explain what each of them means.
+    Literals are not tested here: the function itself can explain what each of them means.
     """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -123,11 +125,11 @@ def _test_of(hint: object) -> tuple[_Test, str] | None:
         return None
     if getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc":
         names = [name for name in vars(kind) if not name.startswith("_") or name == "__call__"]
-        return (lambda value: all(hasattr(value, name) for name in names)), _called(kind)
-    return _test_of_class(kind), _WORDS.get(kind, _called(kind))
+        return (lambda value: all(hasattr(value, name) for name in names)), _type_name(kind)
+    return _test_of_class(kind), _WORDS.get(kind, _type_name(kind))
 
 
-def _called(kind: type) -> str:
+def _type_name(kind: type) -> str:
     name = kind.__name__.lower() if kind.__module__ == "collections.abc" else kind.__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
@@ -143,7 +145,7 @@ def _test_of_class(kind: type) -> _Test:
 
 
 def checked_path(field: str, value: object) -> Path:
-    """Return `value` as a path; raise `InvalidInput` for what cannot be a path."""
+    """Return `value` as a path. Raises `InvalidInput` if it is not a str or a `Path`, is empty, or contains a NUL."""
     if not isinstance(value, str | Path):
         raise InvalidInput(field, value, "is not a path")
     if not str(value) or "\0" in str(value):
@@ -152,14 +154,14 @@ def checked_path(field: str, value: object) -> Path:
 
 
 def checked_text(field: str, value: object) -> str:
-    """Return a name or an id unchanged; raise `InvalidInput` for what cannot be one."""
+    """Return a name or an id unchanged. Raises `InvalidInput` for a value that cannot be one; see `flaw_of`."""
     if flaw := flaw_of(value):
         raise InvalidInput(field, value, flaw)
     return cast(str, value)
 
 
 def flaw_of(value: object) -> str | None:
-    """Return why a value cannot be a name or an id, or None if it can."""
+    """Return why a value cannot be a name or an id; None if it can be one."""
     if not isinstance(value, str):
         return "must be a str"
     if not value.strip():

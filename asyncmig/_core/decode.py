@@ -1,15 +1,15 @@
-"""Decode what a preview API sends: ignore unknown fields, and tolerate optional fields that are missing or malformed.
+"""Decodes responses tolerantly: ignores unknown fields, and optional fields that are malformed.
 
-`decode` first tries msgspec on the documented form, in one step. If that fails, a second, slower pass keeps what it
-can: an optional field of another shape counts as absent; a text field keeps any other JSON value as JSON text; an
-item whose fields are all optional becomes an empty item. A required field that cannot be decoded is an error that
-names it.
+`decode` first lets msgspec decode the documented form, in one step. If that fails, a second, slower pass keeps as
+much as it can: an optional field of another shape counts as absent; a text field keeps any other JSON value as JSON
+text; an item whose fields are all optional becomes an empty item. A required field that cannot be decoded is an error
+that names it.
 
-`repaired` makes strict JSON of a body that is not, where its meaning is clear:
+`repaired` turns a body that is not strict JSON into strict JSON where its meaning is clear:
 
 - NaN, Infinity and numbers that no float can hold become null.
-- A value nested deeper than 100 levels becomes null: decoders are recursive, and one such value would hide all
-  others.
+- A value nested deeper than 100 levels becomes null. Decoders are recursive, so that one such value would make the
+  whole body undecodable.
 - Lone surrogates, broken UTF-8, raw control characters and unknown escapes in a text are replaced or escaped.
 - A byte order mark, UTF-16 and anything after the end of an object or array are removed.
 
@@ -40,7 +40,7 @@ _ESCAPE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf(?:inity)?|\d\.#[a-z]+\d*)", re.IGNORECASE)
-"""As Python, JavaScript, C and old versions of Visual C++ print it."""
+"""NaN and infinity as Python, JavaScript, C and old versions of Visual C++ print them."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _LONGEST_NUMBER = 400
 
@@ -50,10 +50,10 @@ class Unreadable(ValueError):
 
 
 def repaired(body: bytes, whole: Collection[str] = ()) -> bytes:
-    """Return strict JSON; what cannot be repaired stays, for the decoder to refuse.
+    """Return `body` as strict JSON. What cannot be repaired stays unchanged, and the decoder will refuse it.
 
-    `whole`: fields of the outermost object in which nothing may be left out. Raises `Unreadable` for one of them that
-    is nested too deeply, for a second document after the first, and for more than a million tokens.
+    `whole`: fields of the outermost object from which nothing may be dropped. Raises `Unreadable` for one of them
+    that is nested too deeply, for a second document after the first, and for more than a million tokens.
     """
     text = body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
     pieces: list[str] = []
@@ -92,7 +92,7 @@ def repaired(body: bytes, whole: Collection[str] = ()) -> bytes:
 
 
 def _check_rest(rest: str) -> None:
-    """Refuse a second document: it is not clear which one is valid."""
+    """Raise `Unreadable` if a second document follows: it is unclear which of them is valid."""
     if rest.lstrip("\0 \t\r\n")[:1] in ("{", "["):
         raise Unreadable("several JSON documents in one body")
 
@@ -128,9 +128,9 @@ _MOST_CONVERSIONS = 20_000
 
 
 def decode(body: bytes, kind: type[T], whole: Collection[str] = ()) -> T:
-    """Return `body` as `kind`; raise `Unreadable` if it cannot be.
+    """Return `body` as `kind`. Raises `Unreadable` if that is not possible, and for more than a million values.
 
-    `whole`: fields of the outermost object in which nothing may be left out.
+    `whole`: fields of the outermost object from which nothing may be dropped.
     """
     if body.count(b",") > _MOST_VALUES:
         raise Unreadable(f"more than {_MOST_VALUES} values")
@@ -143,7 +143,8 @@ def decode(body: bytes, kind: type[T], whole: Collection[str] = ()) -> T:
 
 
 def decode_documented(body: bytes, kind: type[T]) -> T | None:
-    """Return `body` as `kind` if it has the documented form, otherwise None: `decode` may still understand it."""
+    """Return `body` as `kind` if it has the documented form; otherwise None: `decode` may still be able to decode
+    it."""
     try:
         return cast("T", _decoder(kind).decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -168,9 +169,10 @@ def _decode(body: bytes, kind: type[T]) -> T:
 
 
 def convert(value: object, kind: type[T], path: str = "$") -> T:
-    """Return decoded JSON as `kind`, field by field where the whole does not convert; raise `Unreadable`.
+    """Return decoded JSON as `kind`. Where a value cannot be converted as a whole, its fields are converted one by
+    one.
 
-    After 20,000 conversions only what converts as a whole is kept.
+    After 20,000 conversions, values are only converted as a whole, so that the work is bounded. Raises `Unreadable`.
     """
     return _Conversion().convert(value, kind, path)
 
@@ -192,7 +194,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[_Field, ...]:
 
 @final
 class _Conversion:
-    """One conversion of a whole body: counts its parts."""
+    """The conversion of one body. It counts the converted values."""
 
     __slots__ = ("_count",)
 
@@ -250,7 +252,7 @@ class _Conversion:
 
 
 def _without_none(kind: object) -> type:
-    """Return X of `X | None`: null for an optional field is its default, like absence."""
+    """Return X of `X | None`: null means the default of an optional field, like its absence."""
     plain = [each for each in get_args(kind) if each is not type(None)]
     chosen = plain[0] if len(plain) == 1 and get_origin(kind) is not tuple else kind
     assert isinstance(chosen, type) or get_origin(chosen) is not None

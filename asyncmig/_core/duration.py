@@ -12,7 +12,7 @@ _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,3})?
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A duration; its text is in the form of the command line: `1h30m`."""
+    """A duration. `str` writes it as people do: `1h30m`."""
 
     seconds: float
 

@@ -1,4 +1,4 @@
-"""An endpoint as a row of facts: method, route template, urgency, and what a client may do when a request fails."""
+"""The properties of an endpoint: method, route template, lane, budgets, and what a client may do after a failure."""
 
 import enum
 from dataclasses import dataclass, field
@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 __all__ = ["LARGEST_LIST", "LARGEST_REPLY", "Endpoint", "Lane", "Repeat"]
 
 LARGEST_REPLY = 4 * 1024 * 1024
-"""Largest reply in bytes, after decompression."""
+"""The default limit of a reply, in bytes after decompression."""
 LARGEST_LIST = 16 * 1024 * 1024
-"""Largest list, and reply to `Session.request`, in bytes after decompression."""
+"""The limit of a list, and of a reply to `Session.request`, in bytes after decompression."""
 
 
 class Lane(enum.IntEnum):
-    """How urgent a request is: a lower lane goes first whenever a budget has room."""
+    """The urgency of a request. Of the requests that wait for a budget, one of a lower lane goes first."""
 
     DECIDE = 0
-    """A person waits for the answer."""
+    """For requests whose result a person waits for."""
     WORK = 1
-    """Does work: create, upload, start, download."""
+    """For requests that do work: create, upload, start, download."""
     POLL = 2
-    """Only reads a status."""
+    """For requests that only read a status."""
 
 
 class Repeat(enum.Enum):
@@ -36,7 +36,7 @@ class Repeat(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Endpoint:
-    """One route of an API. Statistics and retry rules are kept by `key`. Compared by identity."""
+    """One route of an API. Two endpoints are equal only if they are the same object."""
 
     name: str
     method: str
@@ -47,32 +47,34 @@ class Endpoint:
     """
     repeat: Repeat
     doubtful_refusals: frozenset[int] = frozenset()
-    """Statuses that mean "taken". If the answer to an earlier attempt was lost, that attempt may be the cause of such
-    a refusal, and the outcome is unknown."""
+    """Statuses that mean "exists already". If the answer to an earlier attempt was lost, that attempt may have caused
+    such a refusal. Then the outcome is unknown."""
     lane: Lane = Lane.WORK
     advice: str = ""
     """What a person can do when the outcome of a request is unknown."""
     largest_reply: int = LARGEST_REPLY
-    """Bytes of a reply, decompressed. Reading stops at a larger one, which counts as a lost answer."""
+    """The limit of a reply, in bytes after decompression. Reading stops at the limit, and the answer counts as
+    lost."""
     stall_timeout: float = 0.0
-    """Seconds that the server may legitimately send nothing while a body comes. Where `Timeouts.stall` of the session
-    is shorter, this applies instead."""
+    """Seconds for which the server may send nothing in the middle of a body. Replaces a shorter `Timeouts.stall` of
+    the session."""
     quiet_for: float = 0.0
-    """Seconds that a live stream may legitimately send nothing. If not 0, this replaces `Timeouts.stall`, and
+    """Seconds for which a live stream may send nothing. Unless it is 0, it replaces `Timeouts.stall`, and
     `Timeouts.min_rate` does not apply."""
 
     sends_html: bool = True
-    """Whether the server may send an HTML page as a body. If not, a page is a proxy's, and the attempt has failed."""
+    """Whether an HTML page can be the server's own response. If not, a proxy sent the page, and the attempt has
+    failed."""
 
     budgets: tuple[str, ...] = ()
-    """The named budgets that a request charges, as far as the session's `Limits` have them. If it charges none, it
-    charges a budget of its own (`key`)."""
+    """The named budgets that a request charges, if the session's `Limits` have them. A request that charges none of
+    them charges the endpoint's own budget, whose name is `key`."""
     run_order: int | None = None
-    """None if a request starts no run. Otherwise it takes a run slot for as long as its run is in progress. In its
-    lane, a request of a lower order goes first."""
+    """None if a request starts no run. Otherwise a request takes a run slot until its run is no longer in progress,
+    and in its lane a request of a lower order goes first."""
 
     key: str = field(init=False)
-    """Method and route template."""
+    """Method and route template, such as `GET /sources`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", f"{self.method} {self.template}")

@@ -1,18 +1,18 @@
-"""How long runs take, learnt from the polls: a hazard for each age bucket.
+"""Estimates how long runs take: a hazard rate for each age bucket, learnt from polls.
 
 Ages are divided into geometric *buckets*. In each bucket the hazard (ends per second of a run that still runs) is
 `ended / watched`: the observations plus a Gamma prior of 0.02 ends in `0.02 * (age + 60 s)`. This prior has no time
-scale of its own: it expects a run to go on for about as long as it has run so far. Its weight is small, so a few
-observations suffice to find ages at which no run ends, and such ages get few polls.
+scale of its own: it expects that a run continues for about as long as it has run so far. Its weight is small, so that
+a few observations show at which ages no run ends; such ages get few polls.
 
-A run that was seen running adds the seconds between two reads to `watched`. A run that was found ended has ended at
-an unknown time between two reads: its end is distributed over the buckets between them in proportion to the present
+A run that was seen running adds the seconds between two reads to `watched`. The end of a run that was found ended is
+at an unknown time between two reads: it is distributed over the buckets between them in proportion to the present
 hazard, and `watched` grows by the time that it is expected to have run there. This is the E-step of the EM algorithm
 for interval-censored lifetimes (Turnbull, "The empirical distribution function with arbitrarily grouped, censored and
 truncated data", JRSS B 38, 1976), one observation at a time (Cappé & Moulines, "On-line expectation-maximization",
 JRSS B 71, 2009).
 
-The hazard determines the expected waiting by which `polls` ranks runs. Ages and times are in seconds.
+The module `polls` ranks runs by the expected waiting that follows from the hazard. Ages and times are in seconds.
 """
 
 import math
@@ -38,7 +38,7 @@ EDGES = _edges(5.0, _RATIO, 7200.0)
 _PRIOR = 0.02
 _PRIOR_DELAY = 60.0
 _MOST_UNFITTED = 24
-"""The most observations before the next fit. A fit costs as much as many decisions."""
+"""The largest number of observations between two fits. A fit takes as long as many decisions."""
 _ENDS = (*EDGES[1:], math.inf)
 
 
@@ -69,7 +69,7 @@ class Hazard:
         self._ended = [_PRIOR] * len(EDGES)
         self._watched = [_PRIOR * (middle + _PRIOR_DELAY) for middle in (EDGES[1] / 2, *middles)]
         self._observations = self._unfitted = 0
-        """All observations, and those since the last fit."""
+        """The number of all observations, and of those since the last fit."""
         self.edition: int = 0
         """The number of fits so far."""
         self._rate = [0.0] * len(EDGES)
@@ -114,8 +114,10 @@ class Hazard:
             self._watched[bucket] += max(0.0, (lived - alive * seconds) / total)
 
     def waiting(self, low: float, high: float) -> float:
-        """Return W(low, high): the expected seconds since the end of a run last seen running at age `low`, now
-        `high`."""
+        """Return W(low, high): the expected seconds since the end of a run.
+
+        The run was last seen running at age `low`, and its age is `high` now.
+        """
         first, last = bisect_right(EDGES, low) - 1, bisect_right(EDGES, high) - 1
         rate = self._rate[first]
         if first == last:
@@ -155,7 +157,7 @@ class Hazard:
 
 
 def _parts(low: float, high: float) -> "list[tuple[int, float, float]]":
-    """Return the buckets between two ages, each with the part of the interval that lies in it."""
+    """Return the buckets between two ages, each with the part of the interval that it contains."""
     first, last = bucket_of(low), bucket_of(high)
     return [
         (bucket, max(low, EDGES[bucket]), min(high, _ENDS[bucket]))

@@ -1,19 +1,19 @@
-"""Invisible characters, and characters that look like a space: two texts may look equal although they differ."""
+"""Finds characters that are invisible or look like a space: with them, two different texts may look equal."""
 
 import re
 import unicodedata
 
-__all__ = ["MARK", "invisible_in_name", "invisible_in_prose", "named_characters", "trimmed"]
+__all__ = ["BYTE_ORDER_MARK", "invisible_in_name", "invisible_in_prose", "named_characters", "trimmed"]
 
-MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 _FORMAT = (
     "\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
 )
-"""Soft hyphen, zero-width space, marks of direction, byte order mark and the like."""
+"""Soft hyphen, zero-width space, direction marks, byte order mark and similar characters."""
 _JOINERS = "\u200c\u200d"
-"""Needed in words of some scripts and in emoji; meaningless between ASCII characters."""
+"""Zero-width joiners: needed in words of some scripts and in emoji, meaningless between ASCII characters."""
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
-"""Characters that look like a space: usual inside a sentence, but not at its ends."""
+"""Characters that look like a space. They are usual inside a sentence, but not at its ends."""
 _ANY = re.compile(f"[{_FORMAT}{_JOINERS}{_SPACES}]")
 _IN_PROSE = re.compile(
     f"[{_FORMAT}]|(?<![^\\x00-\\x7f])[{_JOINERS}]|[{_JOINERS}](?![^\\x00-\\x7f])|\\A[{_SPACES}]|[{_SPACES}]\\Z"
@@ -27,7 +27,7 @@ def invisible_in_name(text: str) -> list[str]:
 
 
 def invisible_in_prose(text: str) -> list[str]:
-    """Return the invisible characters of a text for people that its language does not need."""
+    """Return the invisible characters of a text for people, without those that its language needs."""
     return [] if text.isascii() else _IN_PROSE.findall(text)
 
 
@@ -37,9 +37,11 @@ def trimmed(text: str) -> str:
 
 
 def named_characters(characters: set[str]) -> str:
-    """Return the names of characters: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER MARK`."""
+    """Return the names of characters: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER BYTE_ORDER_MARK`."""
     return ", ".join(f"U+{ord(each):04X} {_name(each)}" for each in sorted(characters))
 
 
 def _name(character: str) -> str:
-    return "BYTE ORDER MARK" if character == "\ufeff" else unicodedata.name(character, "(a control)")
+    return (
+        "BYTE ORDER BYTE_ORDER_MARK" if character == "\ufeff" else unicodedata.name(character, "(a control)")
+    )

@@ -1,6 +1,6 @@
-"""The life of one kind of run as a table: which statuses park or end it, how often it may be read, when it is late.
+"""A table of the statuses and times of one kind of run: when it is parked or ended, and how often it may be read.
 
-Each API generation states its own tables; nothing here has a value of its own. Times are in seconds.
+Each API generation defines its own tables. Times are in seconds.
 """
 
 import enum
@@ -13,7 +13,7 @@ __all__ = ["HasStatus", "Lifecycle", "Phase"]
 
 
 class Phase(enum.Enum):
-    """What a status means for a task that waits for the run."""
+    """What a status means to a task that waits for the run."""
 
     ACTIVE = "active"
     PARKED = "parked"
@@ -21,7 +21,10 @@ class Phase(enum.Enum):
 
 
 class HasStatus(Struct, frozen=True, kw_only=True):
-    """A reply with the status of a run, in the contract's spelling: in lower case, without spaces around it."""
+    """A reply with the status of a run.
+
+    The status is converted to the contract's spelling: lower case, no spaces around it, `canceled` with one l.
+    """
 
     status: str
 
@@ -34,7 +37,7 @@ class HasStatus(Struct, frozen=True, kw_only=True):
 class Lifecycle:
     """The statuses of one kind of run, and the contract's times for reading it.
 
-    A status in none of the sets counts as active, so polling continues. The client logs each such status once.
+    A status that is in none of the sets counts as active, so that polling continues. The client logs it once.
     """
 
     known: frozenset[str]
@@ -43,7 +46,7 @@ class Lifecycle:
     terminal: frozenset[str]
 
     shortest_floor: float
-    """The floor of a young run: the poll floor is the least time between an answer and the next read of a run."""
+    """The floor of a young run. A floor is the shortest time between the answer to a read and the next read."""
     longest_floor: float
     """The floor of an old run."""
     age_per_floor: float
@@ -51,7 +54,7 @@ class Lifecycle:
     parked_floor: float
     """The floor of a parked run, which waits for a person. A read that a caller requests need not wait for it."""
     read_lag: float
-    """How long a read may show an old state: a new run may answer 404, and an ended run may look active."""
+    """How long a read may show an old state: a read of a new run may return 404, and an ended run may look active."""
     stall_alarm: float
     """The age at which a run that has not ended is reported as stalled. Parked time does not count."""
 
@@ -66,5 +69,5 @@ class Lifecycle:
         return status in self.known or status in self.parked or status in self.terminal
 
     def floor(self, age: float) -> float:
-        """Return the least seconds between an answer and the next read of an active run of this age."""
+        """Return the floor of an active run of this age."""
         return min(self.longest_floor, max(self.shortest_floor, age / self.age_per_floor))

@@ -1,77 +1,66 @@
 """The limiter of one budget: how many requests may be in flight, and what the client learns from a 429.
 
-Theory of operation ------------------- The server may count by a fixed window, a sliding window or a bucket; this is
-not documented. The unit here is therefore not the request but the interval in which it can have arrived: from its
-send to its answer. A request takes a slot when it is sent. The slot becomes free `window` seconds after the *answer*.
-At most W slots are taken at a time. Then no window of the server holds more than W of our arrivals, whatever the
-latency and however it counts. (A log of sends is not enough: a slow request may arrive together with a fast one that
+**Theory of operation.** The server may count by a fixed window, a sliding window or a token bucket; this is not
+documented. The client does not know when a request arrives, only that it arrives between its send and its answer. A
+request therefore takes a slot when it is sent, and the slot becomes free `window` seconds after the *answer*. At most
+W slots are taken at a time. Then no window of the server contains more than W of our arrivals, whatever the latency
+and however the server counts. (A log of sends is not enough: a slow request may arrive together with a fast one that
 was sent a window later.)
 
 W starts at the documented limit. A 429 corrects it:
 
-- All requests stop for a moment (`hold`), then one probe is sent. Refusals of requests that were sent before the hold
-  are ignored. If the server accepts the first probe, its window cannot have been full a second or two before: it uses
-  a bucket with a small burst B, which is what it had accepted above the refill, less one. If the server refuses the
-  probe, its window is full: probes continue until one is accepted, and W becomes the number of requests accepted in
-  the window before the 429. If that is less than half of W, another client uses the same budget: W is halved, and the
-  old W becomes the ceiling.
+- The limiter holds all requests for one or two seconds, and then sends one request as a probe. It ignores refusals of
+  requests that were sent before the hold.
+  - If the server accepts the first probe, its window was not full one or two seconds earlier. So the server uses a
+    token bucket with a small burst B. B becomes the number of requests that the server had accepted in excess of the
+    refill, less one.
+  - If the server refuses the probe, its window is full. Probes continue until one is accepted. W becomes the number
+    of requests that were accepted in the window before the 429. If that is less than half of W, another client uses
+    the same budget: W is halved, and the old W becomes the ceiling.
 - After a busy window without a 429, W rises half way to the ceiling. At the ceiling, after `patience` such windows, W
   rises by 1, 2, 4, ..., and B by an eighth. Each rise is a trial for one window. A 429 during a trial needs no probe:
-  the trial is undone, the value before it becomes the ceiling, and `patience` doubles. Without that, a client that
-  permanently shares the budget would cause a 429 every minute.
+  the trial is undone, the value before it becomes the ceiling, and `patience` doubles. Without the doubling, a client
+  that permanently shares the budget would cause a 429 every minute.
 
-Sends are `SPREAD` seconds apart, less if the limit is large: a whole burst takes at most a thirtieth of the window.
-Until the server has accepted a large burst once, the number of unanswered requests is limited to half of what it has
-accepted so far. A server with a small bucket then costs one or two 429s instead of ninety.
+Sends are `SPREAD` seconds apart. With a large limit they are closer, so that a whole burst takes at most a thirtieth
+of the window. Until the server has accepted a large burst once, the number of unanswered requests is at most half of
+the number that it has accepted so far. A server with a small bucket then causes one or two 429s instead of ninety.
 
 A window of more than `SHORT_WINDOW` seconds is never probed, because each refused request could cost the slot of an
 hour. Its requests are sent one at a time, so that at most one of them is refused. A 429 holds the budget until the
 server's `Retry-After`, or until one window after the last accepted request.
 
-What the server says takes precedence (`told`): how many requests remain until the window's reset can only lower what
-is sent, so that a wrong header costs time and no 429.
+The headers of responses take precedence (`apply_headers`). They can only lower the number of requests, so that a
+wrong header costs time but causes no 429.
 
-Absolute times on the caller's clock go in and come out; nothing here awaits.
+All times are absolute times on the caller's clock, in seconds.
 """
 
 import enum
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from random import Random
 from typing import final
 
-__all__ = ["MARGIN", "SHORT_WINDOW", "Limiter", "RateHeaders"]
+from asyncmig._core.rate import RateHeaders
+
+__all__ = ["MARGIN", "SHORT_WINDOW", "Limiter"]
 
 MARGIN = 0.05
 """Seconds added to the window, because the clocks of two machines differ in speed."""
 SPREAD = 0.02
-"""Seconds between two sends of a burst."""
+"""The longest time between two sends of a burst, in seconds."""
 FEWEST_UNPROVEN = 4
-"""Requests that may always be unanswered, before the server has accepted any."""
+"""The number of requests that may be unanswered before the server has accepted any."""
 PROVEN = 90
-"""Acceptances that prove a large burst."""
+"""The number of accepted requests after which a large burst counts as accepted."""
 MOST_PATIENCE = 16
-"""The most windows before a trial."""
+"""The largest `patience`: the number of windows without a 429 before a trial."""
 LONGEST_PROBE_WAIT = 8.0
-"""The most seconds before a probe."""
+"""The longest pause before a probe, in seconds."""
 SHORT_WINDOW = 120.0
-"""Seconds of the longest window that is learnt by probes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateHeaders:
-    """What the headers of a response say about a limit; None for what they do not say."""
-
-    retry_after: float | None = None
-    """Seconds until the next request can succeed."""
-    limit: int | None = None
-    """The requests that a window allows."""
-    remaining: int | None = None
-    """The requests that remain until the reset."""
-    reset: float | None = None
-    """Seconds until the reset; not positive if it is over."""
+"""The longest window, in seconds, whose limit is learnt by probes."""
 
 
 class _Mode(enum.Enum):
@@ -84,8 +73,11 @@ class _Mode(enum.Enum):
 
 @final
 class Limiter:
-    """The slots of one budget. The caller takes a slot, sends, and reports an answer, a loss, or that it did not
-    send."""
+    """The slots of one budget.
+
+    The caller takes a slot and sends a request. Then it reports the answer, that no answer will come, or that it did
+    not send the request.
+    """
 
     __slots__ = (
         "_accepted",
@@ -142,7 +134,7 @@ class Limiter:
         self._proven, self._was_full = 0, False
         self._level, self._level_at = 0.0, float("-inf")
         self._slots_known = self._burst_known = limit
-        """W and B before the present trial."""
+        """W and B without the present trial."""
         self._ceiling, self._patience, self._step, self._clean = limit, 1, 1, 0
         self._review_at, self._busy = float("inf"), False
 
@@ -172,6 +164,7 @@ class Limiter:
 
     @property
     def window(self) -> float:
+        """The window, in seconds."""
         return self._window
 
     @property
@@ -181,10 +174,11 @@ class Limiter:
 
     @property
     def held_until(self) -> float:
+        """The end of the present or last hold."""
         return self._held_until
 
     def next_at(self, now: float) -> float | None:
-        """Return the earliest time to take a slot: `now`, a later time, or None if that depends on an answer."""
+        """Return the earliest time at which a slot can be taken; None if that depends on the next answer."""
         freeing = self._freeing
         if (freeing and freeing[0] <= now) or now >= self._review_at:
             self._advance(now)
@@ -196,11 +190,11 @@ class Limiter:
             return now
         if self._is_long and self._open:
             return None
-        if self._proven < PROVEN and self._unproven():
+        if self._proven < PROVEN and self._awaits_proof():
             return None
         over = self._open + len(freeing) - self.slots
         if over >= 0:
-            self._fill()
+            self._note_full()
             return freeing[over] if over < len(freeing) else None
         spread = self._spread if self._proven >= PROVEN or not self._was_full else self._spread * 2
         return max(now, self._last_send + spread)
@@ -225,41 +219,43 @@ class Limiter:
     # The results of requests
 
     def unsent(self, now: float, *, sent_at: float) -> None:
-        """Report that the request was not sent. Its slot is free at once; if it was the probe, the next one is."""
+        """Report that the request was not sent. Its slot is free at once. If it was the probe, the next request is
+        one."""
         self._open -= 1
         if sent_at == self._probe:
             self._hold(now)
 
     def lost(self, now: float, *, sent_at: float) -> None:
-        """Report that no answer will come. The request may have arrived at any time until now. A lost probe proves
-        nothing.
+        """Report that no answer will come: the request may have arrived at any time until now.
+
+        Another probe follows a lost one.
         """
-        self._leave(now)
+        self._free_later(now)
         if sent_at == self._probe:
             self._hold(now + self._rng.uniform(1.0, 2.0))
 
     def accepted(self, now: float, *, sent_at: float) -> None:
         """Report an answer other than a 429."""
-        self._leave(now)
-        self._remember(now)
+        self._free_later(now)
+        self._count_accepted(now)
         self._proven += 1
         self._last_accepted = now
         if sent_at == self._probe:
             self._learn(now)
 
     def rejected(self, now: float, *, sent_at: float, retry_after: float | None = None) -> None:
-        """Report a 429: all requests hold, for at least `retry_after` seconds (at most one window)."""
+        """Report a 429. It holds all requests, for at least `retry_after` seconds (at most one window)."""
         self.refused += 1
         if self._is_long:
             self._refuse_long(now, retry_after)
             return
         asked = now + min(self._window, retry_after or 0.0)
-        self._leave(now)
+        self._free_later(now)
         if sent_at == self._probe:
             self._probes += 1
             self._hold(max(asked, now + self._pause()))
         elif self._mode is not _Mode.OPEN or sent_at < self._cut_at:
-            # Sent before the last cut, so it teaches nothing; but its `Retry-After` counts.
+            # It was sent before the hold, so it shows nothing new. Its `Retry-After` still applies.
             self._held_until = max(asked, self._held_until)
         else:
             self._probes, self._cut_at = 0, now
@@ -268,7 +264,7 @@ class Limiter:
                 self._hold(self._held_until)
 
     def _refuse_long(self, now: float, retry_after: float | None) -> None:
-        """Hold a long window; without `retry_after` until a window after the last accepted request."""
+        """Hold a long window: for `retry_after`, or until a window after the last accepted request."""
         if retry_after is not None:
             until = now + min(self._window, max(1.0, retry_after)) + MARGIN
         else:
@@ -278,20 +274,20 @@ class Limiter:
         self.hold_until(until)
 
     def unexplained_hold(self, now: float) -> float:
-        """Return when a long window can have room again after a 429 that says nothing."""
+        """Return until when a 429 without a `Retry-After` holds a long window."""
         until = self._last_accepted + self._window + MARGIN
         return until if until > now else now + self._window + MARGIN  # then other clients use the budget
 
     def hold_until(self, until: float) -> None:
-        """Send nothing before `until`; learn nothing from it."""
+        """Send nothing before `until`. W and B stay the same."""
         self._held_until = max(self._held_until, until)
 
-    def told(self, headers: RateHeaders, now: float) -> None:
-        """Take headers that concern this budget into account. They only lower what is sent."""
+    def apply_headers(self, headers: RateHeaders, now: float) -> None:
+        """Apply the headers of a response that concern this budget. They can only lower the number of requests."""
         if headers.limit is not None and headers.limit > 0:
             limit = min(headers.limit, self._configured)
             if limit != self._limit:
-                self._believe(limit)
+                self._set_limit(limit)
         if headers.remaining is None or headers.reset is None or not headers.reset > 0:
             return
         until = now + min(headers.reset, self._window) + MARGIN
@@ -300,11 +296,11 @@ class Limiter:
             insort(self._freeing, until)
 
     def resize(self, limit: int) -> None:
-        """Use another limit from now on, and forget what was learnt."""
+        """Use another limit from now on, and forget what the 429s have shown."""
         self._configured = limit
-        self._believe(limit)
+        self._set_limit(limit)
 
-    def _believe(self, limit: int) -> None:
+    def _set_limit(self, limit: int) -> None:
         self._limit = self.slots = self.burst = self._ceiling = limit
         self._spread = _spread(limit, self._window)
         self._slots_known = self._burst_known = limit
@@ -318,7 +314,7 @@ class Limiter:
         return [now - (at - self._window - MARGIN) for at in self._freeing] + [0.0] * self._open
 
     def resume(self, ages: Iterable[float], now: float) -> None:
-        """Take the slots that another process used. `ages`: seconds since their answers, clamped to the window."""
+        """Take the slots that another process used. `ages`: seconds since their answers, from 0 to the window."""
         for age in ages:
             insort(self._freeing, now - min(max(age, 0.0), self._window) + self._window + MARGIN)
 
@@ -330,40 +326,42 @@ class Limiter:
         if now >= self._review_at:
             self._review(now)
 
-    def _fill(self) -> None:
-        """Note that all slots are taken. The first time, the next burst is slower and must be accepted once more."""
+    def _note_full(self) -> None:
+        """Record that all slots are taken. The first time, a large burst must be accepted once more, at half the
+        speed."""
         self._busy = True
         if not self._was_full:
             self._was_full, self._proven = True, 0
 
-    def _unproven(self) -> bool:
-        """Return whether the limit of unanswered requests before a proven burst is reached."""
+    def _awaits_proof(self) -> bool:
+        """Return whether no further request may be sent before one is answered: no large burst was accepted so
+        far."""
         return self._proven < self.slots and self._open >= max(FEWEST_UNPROVEN, self._proven // 2)
 
-    def _leave(self, now: float) -> None:
-        """Free the slot one window from now: its request may have arrived at any time until now."""
+    def _free_later(self, now: float) -> None:
+        """Let the slot become free in one window: its request may have arrived at any time until now."""
         self._open -= 1
         self._freeing.append(now + self._window + MARGIN)
 
-    def _remember(self, now: float) -> None:
-        """Count an acceptance in the last window, and in a model of the server's bucket."""
+    def _count_accepted(self, now: float) -> None:
+        """Count an accepted request, for the last window and for the level of the server's bucket."""
         self._accepted.append(now)
         if self._mode is _Mode.OPEN:  # otherwise `_learn` still needs them to explain a 429
             while self._accepted[0] <= now - self._window:
                 self._accepted.popleft()
-        dripped = (now - self._level_at) * self.slots / self._window
-        self._level = 1.0 + max(0.0, self._level - dripped)
+        refilled = (now - self._level_at) * self.slots / self._window
+        self._level = 1.0 + max(0.0, self._level - refilled)
         self._level_at = now
 
     def _pause(self) -> float:
         return min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2.0**self._probes)
 
     def _hold(self, until: float) -> None:
-        """Send nothing until then, and then one probe."""
+        """Send nothing before `until`, and then one probe."""
         self._mode, self._probe, self._held_until = _Mode.HOLD, None, until
 
     def _learn(self, now: float) -> None:
-        """Conclude W or B from the number of probes that were needed, and open the budget."""
+        """Set W or B, depending on the number of probes that were refused, and end the hold."""
         self._mode, self._probe = _Mode.OPEN, None
         before = sum(at > self._cut_at - self._window for at in self._accepted) - 1
         if self._probes == 0 and self.burst == self._limit:
@@ -383,7 +381,7 @@ class Limiter:
             self.slots = self._ceiling = max(1, min(self.slots, accepted))
 
     def _undo_trial(self, now: float) -> bool:
-        """Return to the values before the present trial; return whether there was one."""
+        """Undo the present trial; return whether there was one."""
         if (self.slots, self.burst) == (self._slots_known, self._burst_known):
             return False
         self.slots, self.burst = self._slots_known, self._burst_known
@@ -397,7 +395,7 @@ class Limiter:
         self._review_at, self._busy, self._clean = now + self._window, False, 0
 
     def _review(self, now: float) -> None:
-        """Accept the present trial after a window without a 429. If the window was busy, begin the next trial."""
+        """After a window without a 429, accept the present trial. If the window was busy, begin the next trial."""
         busy = self._busy
         clean = self._clean
         self._await_review(now)

@@ -1,4 +1,4 @@
-"""The limits of a server: its budgets by name, and how many runs may be in progress."""
+"""The limits of a server: the rates of its budgets, and the number of runs that may be in progress."""
 
 import math
 from collections.abc import Mapping
@@ -15,27 +15,27 @@ from asyncmig.errors import InvalidInput
 __all__ = ["BY_KEY", "Limits", "Scope", "charged", "short_form"]
 
 Scope = Literal["endpoint", "key"]
-"""How the server counts the requests of endpoints without a named budget: for each, or over all of the key."""
+"""How the server counts requests to endpoints without a named budget: for each endpoint, or for the whole API key."""
 
 BY_KEY = "*"
-"""The name of the budget that all endpoints without a named budget charge, if there is one for the whole key."""
+"""The name of the budget that endpoints without a named budget charge together if `Limits.key` is set."""
 _HINT = "must be per-endpoint, per-key, per-minute, by-class, or pairs such as reads=30/60s,agent=5/1h,runs=3"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server allows: named budgets, the budget of each endpoint that charges none of them, and runs.
+    """What the server allows: the rates of its budgets, and the number of runs in progress.
 
-    - `budgets`: the rates of named budgets. A request charges each budget that its endpoint names and that has a
-      rate here.
+    - `budgets`: the rates of named budgets. An endpoint names the budgets that its requests charge. A request charges
+      those of them that have a rate here.
     - `endpoint`: the rate of each endpoint that charges no named budget.
-    - `key`: if given, the endpoints that charge no named budget share this one rate.
-    - `runs`: the runs that may be in progress in the account at a time; None: any number.
+    - `key`: if given, all endpoints that charge no named budget share this rate.
+    - `runs`: the most runs that may be in progress in the account; None: any number.
 
-    `Limits.BY_CLASS` has the documented classes of an account, down to one request an hour; it is the default.
-    `Limits.PER_MINUTE` has the same hourly classes, and 60 requests a minute for each other class, as the API's
-    OpenAPI description says. `Limits.PER_ENDPOINT` and `Limits.PER_KEY` have no named budgets and no limit of runs.
+    `Limits.BY_CLASS`, the default, has the documented classes of requests, down to one request an hour.
+    `Limits.PER_MINUTE` is the same with 60 requests a minute for `reads`, `writes` and `jobs`, as in the API's
+    OpenAPI description. `Limits.PER_ENDPOINT` and `Limits.PER_KEY` have no named budgets and no limit of runs.
     `changed` returns a copy with other numbers:
 
     ```python
@@ -65,7 +65,7 @@ class Limits:
         object.__setattr__(self, "budgets", MappingProxyType(dict(self.budgets)))
 
     def __str__(self) -> str:
-        """The text that `parse` reads."""
+        """Return the text from which `parse` makes these limits."""
         rates = dict(self.budgets)
         if self.key is not None:
             rates["key"] = self.key
@@ -83,16 +83,17 @@ class Limits:
         ), ()
 
     def changed(self, *, runs: int | None = None, **budgets: Rate) -> Self:
-        """Return a copy with other rates of named budgets, and with another number of runs if that is given."""
+        """Return a copy with other rates for some named budgets, and with another number of runs if `runs` is
+        given."""
         return replace(self, budgets={**self.budgets, **budgets}, runs=self.runs if runs is None else runs)
 
     @classmethod
     def parse(cls, text: str) -> "Limits":
         """Return the preset of that name, or the limits that `NAME=RATE,...,runs=N` describes.
 
-        `NAME` is a budget of `BY_CLASS`, `endpoint` or `key`. Budgets that the text does not name keep their numbers
-        of `BY_CLASS`; if it has no rate but those of `endpoint` or `key`, there are no named budgets. Raises
-        `InvalidInput` for anything else.
+        `NAME` is a budget of `BY_CLASS`, `endpoint` or `key`. A budget that the text does not name has its rate of
+        `BY_CLASS`. If the text names only `endpoint` and `key`, the result has no named budgets. Raises
+        `InvalidInput` for any other text.
         """
         if (preset := _PRESETS.get(text.strip().lower())) is not None:
             return preset
@@ -104,7 +105,7 @@ class Limits:
             if name in values:
                 raise InvalidInput("limits", text, f"names {name!r} twice")
             if name not in (known := (*cls.BY_CLASS.budgets, "endpoint", "key", "runs")):
-                raise InvalidInput("limits", text, f"names {name!r}; there are {', '.join(known)}")
+                raise InvalidInput("limits", text, f"names {name!r}, which is none of {', '.join(known)}")
             values[name] = value
         runs = _parsed_runs(text, values.pop("runs")) if "runs" in values else None
         rates = {name: _parsed_rate(text, name, value) for name, value in values.items()}
@@ -117,9 +118,10 @@ class Limits:
 def short_form(
     limits: Limits | str | None, *, limit: int = 100, window: float = 60.0, scope: Scope = "endpoint"
 ) -> Limits:
-    """Return `limits`, or those of `BY_CLASS` with one rate for the endpoints without a named budget.
+    """Return the limits that the arguments of `Session` describe.
 
-    Raises `InvalidInput` if both are given.
+    They are `limits`, or `BY_CLASS` with `limit` requests in `window` seconds for the endpoints without a named
+    budget. Raises `InvalidInput` if both forms are given, and for a number that is not positive.
     """
     if scope not in ("endpoint", "key"):
         raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
@@ -150,7 +152,7 @@ def _parsed_rate(text: str, name: str, value: str) -> Rate:
         return parse_rate(value)
     except InvalidInput as error:
         raise InvalidInput(
-            "limits", text, f"has for {name!r} the rate {value!r}, which {error.reason}"
+            "limits", text, f"gives {name!r} the rate {value!r}, which {error.reason}"
         ) from None
 
 

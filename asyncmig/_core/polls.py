@@ -1,29 +1,29 @@
 """Which run to poll next, so that ends of runs are noticed as early as the budget allows.
 
-Theory of operation ------------------- A run that has ended waits until a poll notices it. The value of a poll is the
-expected waiting that it ends. For a run that was last seen running at age a and has age b now, it is
+**Theory of operation.** A run that has ended waits until a poll notices its end. The value of a poll is the expected
+waiting that it ends. For a run that was last seen running at age a and has age b now, the value is
 
     W(a, b) = ∫ₐᵇ P(ended by s | running at a) ds = b - a - (R(a) - R(b)) / S(a),    R(x) = ∫ₓ^∞ S
 
-where S is the survival function of durations, which is learnt from the polls (`hazard`). Polling the run with the
+where S is the survival function of durations, which is learnt from the polls (`hazard`). To poll the run with the
 largest W is the index rule for optimum checking (Barlow, Hunter & Proschan, "Optimum checking procedures", J. SIAM
 11, 1963): at the optimum, each poll is made when the expected waiting has reached the same value, for every run. For
-frequent polls that is Keller's rule: poll at a rate proportional to the square root of the hazard ("Optimum checking
+frequent polls this is Keller's rule: poll at a rate proportional to the square root of the hazard ("Optimum checking
 schedules for systems subject to random failure", Management Science 21, 1974). It is also the Whittle index of the
 problem with the average number of polls relaxed; see Azar et al., "Tractable near-optimal policies for crawling"
 (PNAS 115, 2018).
 
 `age_buckets` finds the largest W in O(buckets) instead of O(runs).
 
-Three bounds apply whatever the estimate says:
+Three rules apply whatever the estimate is:
 
 - The *floor* (`Lifecycle.floor`): the least time between an answer and the next read of the same run.
-- *Parked* runs wait for people. They get every tenth poll, and polls that no other run can use.
-- *Fairness*: while the pace allows one poll per run in `FAIR` seconds, no run goes unpolled for longer. Each poll
-  then has a deadline. The run that was unpolled longest goes first as soon as any further delay would miss a deadline
-  (the feasibility test of earliest-deadline-first), and no sooner.
+- *Parked* runs wait for people. They get every tenth poll, and each poll that no other run can use.
+- *Fairness*: if the pace allows one poll of each run in `FAIR` seconds, no run is unpolled for longer. Each poll then
+  has a deadline. The run that was unpolled longest goes first as soon as any further delay would miss a deadline (the
+  feasibility test of earliest-deadline-first), and not before.
 
-Nothing here awaits: `now` goes in, a run comes out. All times are seconds on the caller's clock.
+All times are seconds on the caller's clock.
 """
 
 import heapq
@@ -52,6 +52,7 @@ FAIR = 870.0
 _BUCKET = 15.0
 """Seconds in one `PolledRun.seen_bucket`."""
 _EVERY_PARKED = 10
+"""Every tenth poll goes to a parked run."""
 _LONGEST_PAUSE = 60.0
 """The longest wait before a run whose reads fail is read again."""
 
@@ -113,9 +114,10 @@ class PollSchedule(Generic[RunT]):
             self._dequeue(run)
 
     def prioritise(self, run: PolledRun[RunT], now: float, *, until: float = -math.inf) -> None:
-        """Poll `run` before others until it was observed and until the time `until`.
+        """Poll `run` before others until a read has observed it, and at least until the time `until`.
 
-        Its active floor still applies. The longer floor of a parked run does not, because a caller requests the read.
+        The floor of an active run still applies. The longer floor of a parked run does not, because a caller requests
+        this read.
         """
         run.prioritised, run.awaited_until = True, max(run.awaited_until, until)
         if (run.relaxed or run.parked) and not run.failures:
@@ -132,7 +134,7 @@ class PollSchedule(Generic[RunT]):
     # The next run
 
     def next_at(self, now: float) -> float | None:
-        """Return the earliest time for a poll: `now`, a later time, or None while there is no run to poll."""
+        """Return the earliest time for a poll; None while there is no run to poll."""
         self._promote(now)
         if self.ready:
             return now
@@ -170,7 +172,8 @@ class PollSchedule(Generic[RunT]):
     def observed(
         self, run: PolledRun[RunT], now: float, phase: Phase, *, sent: float, lookup: bool = False
     ) -> None:
-        """Report what a read of `run` showed. The read, by any process, was sent at `sent` and answered `now`."""
+        """Report the result of a read of `run`. Any process may have made it; it was sent at `sent` and answered
+        `now`."""
         self._learn(run, now, phase, sent)
         run.failures, run.prioritised, run.presumed_ended_at = 0, now < run.awaited_until, None
         if not lookup:
@@ -187,16 +190,16 @@ class PollSchedule(Generic[RunT]):
         self._enqueue(run, now)
 
     def presume_ended(self, run: PolledRun[RunT], now: float) -> None:
-        """Report that the second channel no longer lists the run: it has ended, and a read can show how."""
+        """Report that the second channel no longer lists the run. It has ended, and a read will show how."""
         run.presumed_ended_at = now
         run.ready_at = run.answered_at + run.floor(now)
         self.prioritise(run, now)
 
     def rejected(self, run: PolledRun[RunT], now: float, *, blame: bool = True) -> None:
-        """Report that a read failed. The run's last known state stays, and its floor begins again.
+        """Report that a read failed. The run keeps its last known state, and its floor begins again.
 
-        With `blame` each failure in a row doubles the pause, up to a minute or the floor, whichever is longer: a run
-        that can never be read must not use up the polls of the others.
+        With `blame`, each failure in a row doubles the pause, up to the longer of one minute and the floor. A run
+        that can never be read then does not use up the polls of the others.
         """
         run.failures += blame
         pause = run.floor(now)
@@ -204,7 +207,8 @@ class PollSchedule(Generic[RunT]):
         self._enqueue(run, now)
 
     def resumed(self, run: PolledRun[RunT], now: float) -> None:
-        """Report that a decision was sent for a parked run: it is active again, and its active floor applies."""
+        """Report that a decision was sent for a parked run: it is active again, and has the floor of an active
+        run."""
         if run.parked:
             run.started += now - run.last_seen
             run.parked, run.last_seen = False, now
@@ -268,7 +272,7 @@ class PollSchedule(Generic[RunT]):
             self._enqueue(head[2], now)
 
     def _before_index(self, now: float) -> BucketHeap[RunT] | None:
-        """Return the heap that has precedence over the index now, if there is one."""
+        """Return the heap whose head goes before the run with the largest W; None if there is none."""
         if first_of(self._prioritised):
             return self._prioritised
         if self._since_parked >= _EVERY_PARKED - 1 and first_of(self._parked):
@@ -295,7 +299,7 @@ class PollSchedule(Generic[RunT]):
         return min(heaps, key=lambda heap: heap[0][0], default=None)
 
     def _best(self, now: float) -> BucketHeap[RunT] | None:
-        """Return the heap whose head has the largest index."""
+        """Return the heap whose head has the largest W."""
         best, chosen = -1.0, None
         for each in self._classes.values():
             best, heap = each.best(now, best)

@@ -1,4 +1,4 @@
-"""A rate limit as people write it: `100/60s`, `5/1h`."""
+"""A rate limit: as people write it (`100/60s`, `5/1h`), and as the headers of a response state it."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from asyncmig._core.arguments import check_fields
 from asyncmig.errors import InvalidInput
 
-__all__ = ["Rate", "parse_rate"]
+__all__ = ["Rate", "RateHeaders", "parse_rate"]
 
 _RATE = re.compile(r"(\d{1,9})/(\d{0,9}(?:\.\d{1,9})?)(s|m|h)?")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -34,8 +34,22 @@ class Rate:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateHeaders:
+    """The values of `Retry-After` and `X-RateLimit-*` in a response; None for a header that is absent."""
+
+    retry_after: float | None = None
+    """Seconds until the server may accept another request."""
+    limit: int | None = None
+    """The number of requests that a window allows."""
+    remaining: int | None = None
+    """The number of requests that the server accepts until the reset."""
+    reset: float | None = None
+    """Seconds until the reset; not positive if the reset has passed."""
+
+
 def parse_rate(text: str) -> Rate:
-    """Parse `100/60s`, `100/1m` or `100/m`. Raises `InvalidInput` for anything else and for zeros."""
+    """Parse `100/60s`, `100/1m` or `100/m`. Raises `InvalidInput` for any other text and for numbers of 0."""
     match = _RATE.fullmatch(text.strip().lower())
     if match is None or not (match[2] or match[3]):
         raise InvalidInput("rate", text, "must look like 100/60s (requests/seconds)")

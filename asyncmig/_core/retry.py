@@ -1,12 +1,15 @@
 """Decides when a request is sent again and when the client gives up.
 
-Two rules prevent a retry storm. A call makes at most `RetryPolicy.attempts` attempts, with a back-off with full
-jitter between them (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). And all calls of a
-session share one retry quota (the "standard" mode of the AWS SDKs): each retry costs tokens, and each success pays
-back one. Once the quota is spent, failed calls wait in one queue, and single probes at growing intervals find out
-whether the server is back. After the first answer, each success releases two calls (slow start, as in TCP).
+Two rules prevent a retry storm:
 
-A 429 is not a failure in this sense: the gate handles it, and it costs no attempt.
+- A call makes at most `RetryPolicy.attempts` attempts. Between them it backs off with full jitter (Brooker,
+  "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+- All calls of a session share one retry quota (as in the "standard" retry mode of the AWS SDKs). Each retry costs
+  tokens, and each success returns one. Once the quota is spent, failed calls wait in one queue. Single probes at
+  growing intervals detect when the server is available again. From then on, each success releases two calls (slow
+  start, as in TCP).
+
+A 429 does not count as a failed attempt: the gate handles it.
 """
 
 import enum
@@ -24,7 +27,7 @@ __all__ = [
     "TRANSIENT",
     "Doubt",
     "Next",
-    "Occasions",
+    "ReportThrottle",
     "RetryPolicy",
     "RetryQuota",
     "after_failure",
@@ -56,7 +59,7 @@ class Next(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """The most attempts of a call, and the bounds of the pause between two of them, in seconds.
+    """The maximum number of attempts of a call, and the bounds of the pause between two attempts, in seconds.
 
     Raises `InvalidInput` for less than one attempt or a negative time.
     """
@@ -92,8 +95,8 @@ def after_failure(repeat: Repeat, doubt: Doubt, attempt: int, policy: RetryPolic
 
 
 @final
-class Occasions:
-    """Selects the failures of one step to report: the first, and then one after 15 s, 30 s, 60 s, ... 10 min.
+class ReportThrottle:
+    """Selects which failures of one step are reported: the first, and then one after 15 s, 30 s, 60 s, ... 10 min.
 
     Times are seconds on the caller's clock.
     """
@@ -120,8 +123,8 @@ class Occasions:
 class RetryQuota:
     """The retries that a session may still make, and the intervals of the probes once they are spent.
 
-    It starts with `capacity` tokens. A retry costs `COST` (after a time-out `COST_OF_TIMEOUT`); a success pays back
-    one.
+    It starts with `capacity` tokens. A retry costs `COST` tokens, after a time-out `COST_OF_TIMEOUT`. A success
+    returns one token. `ceiling`: the longest interval between probes, in seconds.
     """
 
     COST = 5
@@ -136,7 +139,7 @@ class RetryQuota:
         self.tokens = capacity
 
     def take(self, *, timed_out: bool) -> bool:
-        """Pay for one retry, or return False: the call must wait in the queue."""
+        """Take the tokens for one retry. Return False if too few are left: then the call must wait in the queue."""
         cost = self.COST_OF_TIMEOUT if timed_out else self.COST
         if self.tokens < cost:
             return False
@@ -144,7 +147,7 @@ class RetryQuota:
         return True
 
     def succeeded(self) -> None:
-        """Pay back one token: the server answers."""
+        """Return one token after a success."""
         self.tokens = min(self._capacity, self.tokens + 1)
         self._probes = 0
 

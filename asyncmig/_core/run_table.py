@@ -1,14 +1,15 @@
-"""Which runs of an account are in progress, and when the next one may be started.
+"""The run slots of an account: which runs are in progress, and when the next one may be started.
 
-A start takes a slot under the id of its resource, which has one run at a time. The slot is free again when the run
-was seen to have left its active statuses. Other users of the account occupy slots, too, which only a 429 shows. After
-one, nothing is tried again before one of our runs has left, the server's `Retry-After` has passed, or `_RETRIES` has:
-runs of others cannot be seen, and a refused try may cost an hourly slot.
+A start takes a slot under the id of its resource, which has at most one run at a time. The slot is free again when a
+read has shown that the run is no longer in progress. Other users of the account occupy slots as well, which only a
+429 shows. After such a 429, no start is tried until one of our runs is no longer in progress, or until the server's
+`Retry-After` (without one, the next of `_RETRIES`) has passed. The reason: runs of other users cannot be read, and
+each refused try may cost an hourly slot of a budget.
 
-The table of several processes is kept in one place (`dump`, `load`). A slot whose run no process has reported for
-`FORGOTTEN` seconds counts as one of another user: it can be tried, and is not assumed to be free.
+Several processes keep their table in one store (`dump`, `load`). If no process has reported a run for `FORGOTTEN`
+seconds, its slot counts as one of another user: a start may be tried, but the slot is not assumed to be free.
 
-Times are seconds on the caller's clock.
+All times are seconds on the caller's clock.
 """
 
 import json
@@ -22,9 +23,9 @@ Reach: TypeAlias = Literal["host", "network"]
 """Which processes can use a store: those of one host, or of several."""
 
 FORGOTTEN = 7200.0
-"""Seconds without a report after which a run may have ended unseen. Longer than any run takes that is not blocked."""
+"""Seconds without a report after which a run may have ended unnoticed. Every run that is not blocked is shorter."""
 _RETRIES = (60.0, 120.0, 300.0, 600.0, 1200.0)
-"""Seconds before each further try after a 429; the last one applies to all later tries."""
+"""Seconds before each further try after a 429. The last value repeats."""
 _LONGEST_RETRY_AFTER = 3600.0
 
 
@@ -33,23 +34,23 @@ class HeldSlot:
     """The slot of one run."""
 
     seen_at: float
-    """When a process last reported it."""
+    """When a process last reported the run."""
     is_known: bool = True
     """False while the response to the request that starts the run has not arrived."""
     waits: bool = False
-    """Whether the run is blocked, and waits for a person."""
+    """Whether the run is blocked until a person answers."""
 
 
 @final
 class RunTable:
-    """The run slots of one account. Every `run` is the id of the resource that it belongs to."""
+    """The run slots of one account. `run` is always the id of the resource that the run belongs to."""
 
     __slots__ = ("epoch", "limit", "others", "probing", "refused", "retry_at", "runs", "tries", "wanted")
 
     def __init__(self, limit: int | None) -> None:
         self.limit: int | None = limit
         self.epoch: str = ""
-        """Changes when the place that keeps the table has lost it."""
+        """Identifies the table in its store. It changes when the store has lost the table."""
         self.runs: dict[str, HeldSlot] = {}
         self.others: int = 0
         """The runs of other users of the account, as far as a 429 showed them."""
@@ -59,10 +60,10 @@ class RunTable:
         self.retry_at: float = float("-inf")
         """When the next start may be tried after a 429."""
         self.probing: str | None = None
-        """The run whose start is tried although others may still occupy the slots."""
+        """The run whose start is tried although other users may still occupy the slots."""
         self.wanted: dict[str, tuple[int, float]] = {}
-        """The starts that other processes want: for each process the lowest order, and the time until which it
-        holds."""
+        """The starts that wait in other processes: for each process the lowest order, and until when this is
+        valid."""
 
     @property
     def is_stuck(self) -> bool:
@@ -74,7 +75,7 @@ class RunTable:
             and all(slot.waits for slot in self.runs.values())
         )
 
-    # What may be started
+    # Before a start
 
     def next_at(self, run: str, now: float) -> float | None:
         """Return the earliest time at which `run` may be started; None if that depends on another run."""
@@ -103,23 +104,24 @@ class RunTable:
         )
 
     def want(self, order: int | None, process: str, now: float, until: float) -> None:
-        """Note the lowest order of the starts that a process wants; None if it wants none."""
+        """Record the lowest order of the starts that wait in a process, valid until `until`; None if none waits."""
         self.wanted = {
             each: entry for each, entry in self.wanted.items() if each != process and entry[1] > now
         }
         if order is not None:
             self.wanted[process] = order, until
 
-    # What became of it
+    # Results of starts and reads
 
     def seen(self, run: str, now: float, *, is_blocked: bool = False, waits: bool = False) -> None:
-        """Note that a run is in progress. A blocked run that waits for a person still does."""
+        """Record that a run is in progress. A blocked run for which a person was awaited still waits for that
+        person."""
         slot = self.runs.get(run)
         self.runs[run] = HeldSlot(now, waits=waits or (is_blocked and slot is not None and slot.waits))
         self._end_probe(run)
 
     def left(self, run: str) -> bool:
-        """Note that a run is no longer in progress, or never was. Return whether it held a slot."""
+        """Record that a run is not in progress. Return whether it held a slot."""
         self._end_probe(run)
         if self.runs.pop(run, None) is None:
             return False
@@ -127,7 +129,7 @@ class RunTable:
         return True
 
     def started(self, run: str, now: float) -> None:
-        """Note that the server started the run, or that it may have: the slot stays taken."""
+        """Record that the server has started the run, or may have: the slot stays taken."""
         slot = self.runs.get(run)
         if slot is not None and not slot.is_known:
             slot.is_known, slot.seen_at = True, now
@@ -135,8 +137,10 @@ class RunTable:
             self._end_probe(run)
 
     def not_started(self, run: str) -> bool:
-        """Note that the server did not start the run. A slot that was taken before stays taken. Return whether the
-        slot is free."""
+        """Record that the server did not start the run. Return whether its slot is free now.
+
+        The slot stays taken if the run was in progress before.
+        """
         slot = self.runs.get(run)
         if slot is None or slot.is_known:
             return False
@@ -147,7 +151,8 @@ class RunTable:
         return True
 
     def rejected(self, run: str, now: float, *, retry_after: float | None, listed: int | None) -> None:
-        """Note a 429 because of the runs in progress; `listed`: how many the server lists, if it does."""
+        """Record a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
+        list."""
         self.refused += 1
         slot = self.runs.get(run)
         if slot is not None and not slot.is_known:
@@ -197,7 +202,7 @@ class RunTable:
 
 
 class RunStore(Protocol):
-    """Keeps the table of an account for several processes, as bytes."""
+    """Keeps the run table of an account for several processes, as bytes."""
 
     @property
     def reach(self) -> Reach:
@@ -205,9 +210,10 @@ class RunStore(Protocol):
         ...
 
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
-        """Replace the state by `change(state, now)`, as one step for all processes.
+        """Replace the bytes by `change(bytes, now)`, atomically for all processes.
 
-        The first state is empty. `now`: the store's clock in seconds of an event loop that runs `speed` times as
-        fast. `change` may be called several times. Raises `OSError` or `JournalError` if the store does not answer.
+        They are empty at first. `now`: the time of the store's clock, in seconds of an event loop that runs `speed`
+        times as fast. `change` may be called several times. Raises `OSError` or `JournalError` if the store does not
+        answer.
         """
         ...

@@ -1,4 +1,4 @@
-"""Secrets: a base for structs that contain some, and the texts to remove from errors and logs."""
+"""Keeps secrets out of reprs and errors: a base class of structs with secrets, and the texts of a JSON value."""
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, cast

@@ -1,8 +1,8 @@
 """Parses addresses of Redis and PostgreSQL as users write them, and hides their secrets.
 
-A password in an address may contain any character. A character that should have been percent-encoded shifts
-everything after it, so a lenient parser could take a part of the password for the host, the port or the database.
-An address is therefore parsed strictly, as the client libraries parse it, and an error shows no part of it.
+A password may contain any character. If a character of it is not percent-encoded, a lenient parser could take a part
+of the password for the host, the port or the database. An address is therefore parsed strictly, as the client
+libraries parse it, and errors show no part of it.
 """
 
 import re
@@ -64,7 +64,7 @@ class Server:
 
     @property
     def text(self) -> str:
-        """The address as it was given, secrets included: for the client library alone."""
+        """The address as it was given, including secrets: only for the client library."""
         return self._text
 
     @property
@@ -79,13 +79,13 @@ class Server:
         return f"<Server {self}>"
 
     def clean(self, text: str) -> str:
-        """Return a text of a library without the address and its secrets."""
+        """Return a text of a client library with `***` for the address and its secrets."""
         for secret in sorted({self._text, *self._secrets} if self._secrets else (), key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 
     def scrub(self, error: BaseException) -> None:
-        """Remove the secrets from an error of a library, and from its causes."""
+        """Remove the secrets from an error of a client library, and from its causes."""
         seen: set[int] = set()
         left: list[BaseException | None] = [error]
         while left:
@@ -94,32 +94,38 @@ class Server:
                 seen.add(id(each))
                 each.args = tuple(self.clean(arg) if isinstance(arg, str) else arg for arg in each.args)
                 if getattr(each, "_pgconn", None) is not None:
-                    vars(each)["_pgconn"] = None  # psycopg keeps all that it connected with
+                    vars(each)["_pgconn"] = (
+                        None  # psycopg keeps the connection's options, including the password
+                    )
                 left += [each.__cause__, each.__context__]
 
     def checked(self, field: str, parse: Callable[[str], T]) -> T:
-        """Return what a client library makes of the address. Raises `InvalidInput` for what it refuses."""
+        """Return the result of a client library's parser for the address.
+
+        Raises `InvalidInput` if the parser raises any error.
+        """
         parsed: list[T] = []
         refused = False
         try:
             parsed.append(parse(self._text))
-        except Exception:  # a library may raise anything, with the address in it
+        except Exception:  # a library may raise any error, and its text may contain the address
             refused = True
-        if refused:  # not in the `except` block: the error would be the context of ours
+        if refused:  # not inside `except`, where the library's error would become the context of this one
             raise InvalidInput(field, "***", _HINT)
         return parsed[0]
 
 
 def is_postgres(text: str) -> bool:
-    """Return whether this is meant to be the address of a PostgreSQL, and not the path of a file."""
+    """Return whether a text looks like the address of a PostgreSQL, and not like the path of a file."""
     scheme = _SCHEME.match(text.strip())
     return _SCHEMES.get(scheme[1].lower()) == "postgres" if scheme else bool(_SETTINGS.match(text))
 
 
 def parse_server(field: str, text: str, *kinds: Kind) -> Server:
-    """Return the server that `text` names. Raises `InvalidInput`, which shows nothing of it, for the name `field`.
+    """Return the server with the address `text`.
 
-    `kinds`: which servers it may be, by default any.
+    `kinds`: the accepted kinds of servers, by default all. Raises `InvalidInput` for an invalid address and for
+    another kind of server. The error names `field` and shows no part of the address.
     """
     text, kinds = text.strip(), kinds or ("redis", "postgres")
     scheme = _SCHEME.match(text)
@@ -165,7 +171,7 @@ def _read_redis(text: str, scheme: str, rest: str) -> Server:
 
 
 def _read_postgres(text: str, rest: str) -> Server:
-    """Read a URL as libpq does: a user name and a password end at the first @ that comes before any slash."""
+    """Read a URL as libpq does: the user name and the password end at the first @, unless a slash precedes it."""
     userinfo, at, others = rest.partition("@")
     if not at or "/" in userinfo:
         userinfo, others = "", rest
@@ -205,7 +211,8 @@ def _settings(text: str) -> Iterator[tuple[str, str]]:
 def _postgres(text: str, *, host: str, database: str, secrets: frozenset[str]) -> Server:
     if "@" in host and not host.startswith("@"):  # an abstract socket begins with it
         raise _Malformed
-    if "://" in database or "=" in database:  # another address, with secrets of its own
+    # Libpq would parse it as another address, which may contain other secrets.
+    if "://" in database or "=" in database:
         raise _Malformed
     return Server(
         "postgres", text, "postgresql", host=host or "localhost", database=database, secrets=secrets
@@ -220,7 +227,7 @@ def _checked_host(text: str) -> str:
 
 
 def _read_query(query: str) -> tuple[dict[str, str], frozenset[str]]:
-    """Return the options of a URL, and the secrets among them, as they are written and as they are meant."""
+    """Return the options of a URL, and the secrets among them, both as written and decoded."""
     options: dict[str, str] = {}
     secrets: set[str] = set()
     for part in query.split("&") if query else ():
@@ -229,7 +236,7 @@ def _read_query(query: str) -> tuple[dict[str, str], frozenset[str]]:
             raise _Malformed
         name = unquote(name)
         options[name] = unquote(value)
-        if _is_secret(name):  # redis-py decodes twice, and reads + as a blank
+        if _is_secret(name):  # redis-py decodes twice, and decodes + as a space
             secrets |= {value, unquote(value), unquote(unquote_plus(value))}
     return options, frozenset(secrets - {""})
 

@@ -1,4 +1,4 @@
-"""Decode server-sent events: bytes go in as they arrive, complete frames come out.
+"""Decodes server-sent events: bytes go in as they arrive, complete frames come out.
 
 Implements the parsing rules of the HTML standard, section 9.2.6, "Interpreting an event stream": lines end with LF,
 CR or CRLF, comments and unknown fields are skipped, the values of several `data` fields are joined with LF, and a
@@ -12,7 +12,7 @@ from typing import final
 __all__ = ["LARGEST_FRAME", "Frame", "SseDecoder"]
 
 LARGEST_FRAME = 16 * 1024 * 1024
-"""Most bytes of a frame."""
+"""The largest frame, in bytes."""
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"[\r\n]")
 
@@ -29,13 +29,13 @@ class Frame:
 
 @final
 class SseDecoder:
-    """The state between two pieces of a stream."""
+    """Decodes one stream. Between two calls of `feed` it keeps the frame that is incomplete."""
 
     __slots__ = ("_data", "_event", "_held", "_is_first", "_size", "_skips_lf")
 
     def __init__(self) -> None:
         self._held = bytearray()
-        """The beginning of the current line."""
+        """The bytes of the current line so far."""
         self._skips_lf = False
         """Whether the last byte was a CR, so that an LF belongs to the same line end."""
         self._is_first, self._size = True, 0

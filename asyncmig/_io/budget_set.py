@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import SHORT_WINDOW, RateHeaders
+from asyncmig._core.limiter import SHORT_WINDOW
+from asyncmig._core.rate import RateHeaders
 from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.waiters import Waiters

@@ -13,7 +13,8 @@ from operator import itemgetter
 from typing import Protocol
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.limiter import Limiter
+from asyncmig._core.rate import RateHeaders
 from asyncmig._io.event_loop import running_loop
 from asyncmig._io.token_bucket import TokenBucket
 from asyncmig._io.waiters import Head, Waiters
@@ -234,7 +235,7 @@ class Dispatcher:
         """Report an answer other than a 429; `headers`: what it says about this budget."""
         self.limiter.accepted(self.now(), sent_at=sent_at)
         if headers is not None:
-            self.limiter.told(headers, self.now())
+            self.limiter.apply_headers(headers, self.now())
         self._tell_learnt()
         self._left()
 
@@ -242,7 +243,7 @@ class Dispatcher:
         held = self.held_until
         self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
         if headers is not None:
-            self.limiter.told(headers, self.now())
+            self.limiter.apply_headers(headers, self.now())
         if self.held_until > held:
             self._tell_held()
         self._left()

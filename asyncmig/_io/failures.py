@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import final
 
-from asyncmig._core.retry import Occasions
+from asyncmig._core.retry import ReportThrottle
 from asyncmig.errors import ApiError, JournalError, NoAnswer
 from asyncmig.events import AttemptFailed, Events, Recovered
 
@@ -79,7 +79,7 @@ class StepScope:
 class Failures:
     """The failed attempts of one step. Reports the first, and further ones at intervals that double."""
 
-    __slots__ = ("_events", "_last", "_most", "_occasions", "_until", "owner")
+    __slots__ = ("_events", "_last", "_most", "_throttle", "_until", "owner")
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Failures:
         """`most`: the most attempts of the step. `until`: the time after which it is not repeated. None: no limit."""
         self._events, self._most, self._until = events, most, until
         self.owner: Owner | None = owner or _owner.get()
-        self._occasions = Occasions()
+        self._throttle = ReportThrottle()
         self._last: AttemptFailed | None = None
 
     async def failed(
@@ -103,14 +103,14 @@ class Failures:
         `limited`: False while the server answers no call and the step waits until it is back.
         """
         now = asyncio.get_running_loop().time()
-        if not self._occasions.failed(now):
+        if not self._throttle.failed(now):
             return
         self._last = AttemptFailed(
             at=now,
             external_id=self.owner.external_id if self.owner else None,
             endpoint=_endpoint_of(error) or endpoint,
             ids=ids,
-            attempt=self._occasions.count,
+            attempt=self._throttle.count,
             attempts=self._most if limited else None,
             until=self._until if limited else None,
             status=error.status if isinstance(error, ApiError) else None,
@@ -121,7 +121,7 @@ class Failures:
     async def succeeded(self) -> None:
         """Report that the step succeeded, if a failure of it was reported."""
         last, self._last = self._last, None
-        count, self._occasions = self._occasions.count, Occasions()
+        count, self._throttle = self._throttle.count, ReportThrottle()
         if last is not None:
             now = asyncio.get_running_loop().time()
             await self._report(

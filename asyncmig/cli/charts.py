@@ -24,7 +24,7 @@ from asyncmig.events import (
     RunChanged,
     RunEnded,
 )
-from asyncmig.steps import OUTCOMES, PICTURED_AS
+from asyncmig.steps import CHART_BARS, OUTCOMES
 
 __all__ = [
     "KINDS",
@@ -43,7 +43,7 @@ __all__ = [
 
 KINDS: Final = ("limit", "preparing", "uploading", "running", "unnoticed", "parked", "downloading")
 """The kinds of segments, in the order of the legend."""
-_PICTURES: Final = cast("Mapping[str, str]", PICTURED_AS)
+_BARS: Final = cast("Mapping[str, str]", CHART_BARS)
 _PARKED = "needs_attention"
 _MINUTE = 60.0
 _LEAST = 0.01
@@ -185,7 +185,7 @@ class Timeline:
         bar = self._bars.setdefault(event.external_id, Bar(event.external_id))
         self._by_id.update(dict.fromkeys(event.ids.values(), bar))
         ends = event.step in OUTCOMES
-        bar.turn("parked" if event.step == "parked" else _PICTURES.get(event.step), at)
+        bar.turn("parked" if event.step == "parked" else _BARS.get(event.step), at)
         if by is not None and ends:
             self._at_work.pop(by, None)
         elif by is not None:

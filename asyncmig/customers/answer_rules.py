@@ -25,7 +25,7 @@ from typing import Final, cast
 from msgspec import Struct
 
 from asyncmig._core.arguments import check_fields, checked_call, checked_path
-from asyncmig._core.invisible import MARK, trimmed
+from asyncmig._core.invisible import BYTE_ORDER_MARK, trimmed
 from asyncmig.customers.questions import Custom, Option, Question
 from asyncmig.errors import InvalidInput, is_temporary
 
@@ -157,7 +157,7 @@ def parse_answer_rules(text: str, path: str = "answers.toml") -> tuple[AnswerRul
     Raises `InvalidInput` that names each wrong entry (counted from 1), its field and its value.
     """
     try:
-        content: dict[str, object] = tomllib.loads(text.lstrip(MARK).replace("\r\n", "\n"))
+        content: dict[str, object] = tomllib.loads(text.lstrip(BYTE_ORDER_MARK).replace("\r\n", "\n"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidInput("answers", path, f"is not TOML ({error})") from None
     entries = content.pop("answer", [])

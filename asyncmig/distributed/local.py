@@ -25,7 +25,8 @@ from random import Random
 from typing import cast, final
 from uuid import uuid4
 
-from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.limiter import Limiter
+from asyncmig._core.rate import RateHeaders
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 
@@ -243,7 +244,7 @@ class _State:
                 limiter.resize(int(report.seconds))
             return
         if report.event == "told":
-            limiter.told(_headers(report), now)
+            limiter.apply_headers(_headers(report), now)
             return
         sent_at = self.taken.pop(slot, None)
         if sent_at is None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import final
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limiter import SHORT_WINDOW, Limiter, RateHeaders
-from asyncmig._core.retry import Occasions
+from asyncmig._core.limiter import SHORT_WINDOW, Limiter
+from asyncmig._core.rate import RateHeaders
+from asyncmig._core.retry import ReportThrottle
 from asyncmig._io.dispatcher import Dispatcher, JoinedQueue
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.send_log import EarlierSlot
@@ -78,7 +79,7 @@ class SharedDispatcher(Dispatcher):
         self._shared = shared
         self._limit = limiter.slots  # a new limiter starts with the configured limit
         self.client: BudgetClient | None = None
-        self._failures = Occasions()
+        self._failures = ReportThrottle()
         """Limits how often a failure to reach the store is reported."""
         self._view: BudgetReply | None = None
         """The store's last reply; None while it is unavailable."""
@@ -245,7 +246,7 @@ class SharedDispatcher(Dispatcher):
         if self.window <= SHORT_WINDOW:
             share = max(1, share)
         self._is_paused = share == 0
-        self._view, self._lost_at, self._failures = None, now, Occasions()
+        self._view, self._lost_at, self._failures = None, now, ReportThrottle()
         self._failures.failed(now)  # `SharedWindowLost` reports this one
         self.limiter.resize(max(1, share))
         # Slots of this share that other processes have used are free again after one window at the latest.

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
-from asyncmig._core.invisible import MARK, invisible_in_name, trimmed
+from asyncmig._core.invisible import BYTE_ORDER_MARK, invisible_in_name, trimmed
 from asyncmig.errors import is_temporary
 
 __all__ = ["Cells", "ManifestFault", "ParsedManifest", "parse_manifest", "read_text"]
@@ -103,7 +103,7 @@ def read_text(path: Path) -> str | ManifestFault:
     if reason := _other_format(content):
         return _whole(reason)
     try:
-        text = content.decode().lstrip(MARK)  # two marks where files were concatenated
+        text = content.decode().lstrip(BYTE_ORDER_MARK)  # two marks where files were concatenated
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         reason = f"is not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-from asyncmig._core.invisible import MARK, invisible_in_name, named_characters
+from asyncmig._core.invisible import BYTE_ORDER_MARK, invisible_in_name, named_characters
 from asyncmig.customers.catalog import TemplateRules
 from asyncmig.preflight.findings import Finding, HeaderMatch, Sample, number_of
 
@@ -155,10 +155,12 @@ def header_findings(header: Sequence[str]) -> list[Finding]:
     if twice:
         text = f"{number_of(len(twice), 'header')} more than once: {_some(list(map(repr, twice)))}"
         findings.append(Finding(kind="header_twice", text=text, count=len(twice)))
-    if header[0].startswith(MARK):
+    if header[0].startswith(BYTE_ORDER_MARK):
         text = f"begins with a second byte order mark, which is part of the first header: {header[0]!a}"
         findings.append(Finding(kind="mark", text=text, samples=(Sample(line=1),)))
-    invisible = {name: found for name in header if (found := invisible_in_name(name.removeprefix(MARK)))}
+    invisible = {
+        name: found for name in header if (found := invisible_in_name(name.removeprefix(BYTE_ORDER_MARK)))
+    }
     if invisible:
         characters = named_characters({each for found in invisible.values() for each in found})
         names = _some([ascii(name[:_LONGEST_HEADER]) for name in invisible])

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from typing import TextIO, final
 
-from asyncmig._core.invisible import MARK
+from asyncmig._core.invisible import BYTE_ORDER_MARK
 
 __all__ = ["BrokenOff", "Records", "sniff"]
 
@@ -70,7 +70,7 @@ class Records:
             if self._complete:
                 self._pending, self._size, self._complete = [], 0, False
             if not self._pending:
-                self.is_marked = text.startswith(MARK)
+                self.is_marked = text.startswith(BYTE_ORDER_MARK)
             self._line += 1
             self._size += len(text)
             self._pending.append(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TextIO, TypeVar, cast, final
 
 from asyncmig._core.arguments import checked_call, checked_path
-from asyncmig._core.invisible import MARK, invisible_in_name, invisible_in_prose, named_characters
+from asyncmig._core.invisible import BYTE_ORDER_MARK, invisible_in_name, invisible_in_prose, named_characters
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.files import raise_unreadable, size_of
@@ -267,7 +267,7 @@ class _Scan:
                 return
             if records.is_marked:
                 self._counters["mark"].add(line)
-                record = [record[0].removeprefix(MARK), *record[1:]]
+                record = [record[0].removeprefix(BYTE_ORDER_MARK), *record[1:]]
             self._take(line, record)
             if number % _ROWS_A_STEP == 0:
                 yield

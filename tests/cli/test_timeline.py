@@ -21,7 +21,7 @@ from asyncmig.events import (
     RunEnded,
 )
 from asyncmig.journal import JournalPlace
-from asyncmig.steps import ACTIVE, OUTCOMES, PICTURED_AS, STEP_AFTER, Entry, Remark, Step
+from asyncmig.steps import ACTIVE, CHART_BARS, OUTCOMES, STEP_AFTER, Entry, Remark, Step
 
 
 def step(at: float, name: str, customer: str = "acme") -> Event:
@@ -189,4 +189,4 @@ def test_the_table_knows_every_step_and_every_entry_that_is_written() -> None:
     entries = {name for names in get_args(Entry) for name in get_args(names)}
     assert set(STEP_AFTER) == entries - set(get_args(Remark))
     assert set(STEP_AFTER.values()) <= {*ACTIVE, *OUTCOMES}
-    assert set(PICTURED_AS) == set(get_args(Step))
+    assert set(CHART_BARS) == set(get_args(Step))

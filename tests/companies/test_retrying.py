@@ -12,7 +12,7 @@ import pytest
 from inprocess import KEY, STORAGE_URL, InProcess
 
 from asyncmig import Delivered, MemoryJournal, Pending, Spec, migrate
-from asyncmig._core.retry import Occasions
+from asyncmig._core.retry import ReportThrottle
 from asyncmig.events import AttemptFailed, Event, Recovered, RunStalled
 from asyncmig.jobs.status import CustomerStatus, read_statuses, timeline
 from asyncmig.simulator import Fault, Reply, World
@@ -53,10 +53,10 @@ async def words_in(journal: MemoryJournal, kind: str) -> list[str]:
 
 
 def test_the_first_failure_is_told_and_then_some_at_intervals_that_double() -> None:
-    occasions = Occasions()
-    told = [at for at in range(4000) if occasions.failed(float(at))]
+    throttle = ReportThrottle()
+    told = [at for at in range(4000) if throttle.failed(float(at))]
     assert told == [0, 15, 45, 105, 225, 465, 945, 1545, 2145, 2745, 3345, 3945]
-    assert occasions.count == 4000
+    assert throttle.count == 4000
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS, ids=ENDPOINTS.values())

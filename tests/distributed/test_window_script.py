@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from windowscript import Script, together
 
-from asyncmig._core.limiter import Limiter, RateHeaders
+from asyncmig._core.limiter import Limiter
+from asyncmig._core.rate import RateHeaders
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 EXAMPLES = int(os.environ.get("WINDOW_EXAMPLES", "25"))
@@ -102,7 +103,7 @@ def test_a_long_window_is_treated_as_by_the_local_limiter(
                 reset = rng.choice([0.0, 60.0, 1e9])
                 text = "/".join("" if each is None else str(each) for each in told)
                 turn = script(now, (text, "told", reset))
-                limiter.told(RateHeaders(limit=told[0], remaining=told[1], reset=reset or None), now)
+                limiter.apply_headers(RateHeaders(limit=told[0], remaining=told[1], reset=reset or None), now)
         assert (turn.used, turn.slots) == (limiter.used(now), limiter.slots)
         assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
         now += rng.choice([0.5, 5.0, 60.0, 900.0, 3700.0])
