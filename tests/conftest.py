@@ -38,6 +38,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed_of_faults", range(first, first + metafunc.config.getoption("--seeds")))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the virtual clock jump as soon as the loop has nothing to run.
+
+    By default, looptime idles 42 turns of the loop before each jump, for data on its way between sockets. A test with
+    sockets asks for them: `looptime(noop_cycles=42)`. Threads need none: looptime waits for executors.
+    """
+    markers = list(item.iter_markers("looptime"))
+    if markers and not any("noop_cycles" in marker.kwargs for marker in markers):
+        item.add_marker(pytest.mark.looptime(noop_cycles=0))
+
+
 @pytest.fixture(autouse=True)
 def no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what processes of the user share (send logs, budgets) away from the user and from other tests."""

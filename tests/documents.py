@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import asyncmig
@@ -47,8 +48,13 @@ SERVICE, SERVICE_TESTS = [
 BENCHMARKS = read(ROOT / "benchmarks/README.md", "benchmarks/README.md")
 
 
-def docstrings() -> Iterator[Document]:
-    """Yield every docstring of the package."""
+@cache
+def docstrings() -> tuple[Document, ...]:
+    """Return every docstring of the package."""
+    return tuple(_docstrings())
+
+
+def _docstrings() -> Iterator[Document]:
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -87,6 +87,7 @@ async def test_faults_are_shares_or_a_plan() -> None:
         Simulator(faults={"no such": 1.0})
 
 
+@pytest.mark.looptime(noop_cycles=42)
 async def test_the_same_account_is_served_to_who_makes_a_session_of_their_own() -> None:
     simulator = Simulator()
     async with simulator.session() as session:

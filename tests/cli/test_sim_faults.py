@@ -34,7 +34,7 @@ def test_every_name_is_understood() -> None:
     assert faults.pick("GET /sources", 0.0) is not None
 
 
-@pytest.mark.looptime
+@pytest.mark.looptime(noop_cycles=42)
 async def test_a_fleet_gets_through_them_over_real_sockets(tmp_path: Path) -> None:
     names = [name for name in FAULTS if name not in ("too-many", "hang")]
     asked = [

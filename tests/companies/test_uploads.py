@@ -169,6 +169,7 @@ async def test_what_a_stream_or_a_progress_callback_raises_comes_out_as_it_is(op
         assert (await company.upload(CONTENT, name="a.csv")).size == len(CONTENT)
 
 
+@pytest.mark.looptime(noop_cycles=42)
 async def test_what_a_stream_raises_is_no_broken_connection_to_a_real_client() -> None:
     """aiohttp reads the stream in a task of its own, and takes whatever goes wrong there for the network's fault."""
 

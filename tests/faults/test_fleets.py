@@ -66,6 +66,7 @@ async def test_endpoints_may_have_time_outs_of_their_own(tmp_path: Path) -> None
         assert loop.time() > 60.0
 
 
+@pytest.mark.looptime(noop_cycles=42)
 async def test_the_key_is_seen_nowhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from asyncmig import InvalidInput
 from asyncmig.transport import AiohttpTransport, Lost, Timeouts
 
-pytestmark = pytest.mark.looptime
+pytestmark = pytest.mark.looptime(noop_cycles=42)
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
 

@@ -100,6 +100,7 @@ async def served() -> AsyncIterator[Session]:
         yield session
 
 
+@pytest.mark.looptime(noop_cycles=42)
 async def test_the_same_account_is_served_on_loopback(served: Session) -> None:
     assert [source.name for source in await served.migrations.sources()] == [
         "HubSpot",
