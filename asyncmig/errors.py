@@ -14,7 +14,7 @@ AsyncmigError
 ├── ApiError                the server refused: method, endpoint, status, the server's text, body
 │   ├── BadRequest          400, 413, 422: malformed, too large, or a name that is taken
 │   ├── AuthError           401: the key is missing, malformed or revoked
-│   ├── NotFound            404: not in this account
+│   ├── NotFound            404, 410: not in this account
 │   ├── Conflict            409: exists already, or is in another state
 │   ├── RateLimited         429
 │   ├── ServerError         5xx
@@ -213,7 +213,7 @@ class AuthError(ApiError):
 
 
 class NotFound(ApiError):
-    """404: the company, run, sheet or source is not in this account."""
+    """404 or 410: the company, run, sheet, source or file is not in this account, or not any more."""
 
 
 class Conflict(ApiError):
@@ -366,6 +366,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     401: AuthError,
     404: NotFound,
     409: Conflict,
+    410: NotFound,
     413: BadRequest,
     422: BadRequest,
     429: RateLimited,

@@ -184,10 +184,12 @@ async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: boo
 
 async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> Expected:
     """Fetch a sheet that cannot be downloaded directly, through an export job."""
-    total = (await job.wait()).total_rows
-    expected = fetch.expected(sheet, total=total)
-    async with job.opened() as answer:
-        await _receive(answer, part, expected)
+    try:
+        expected = fetch.expected(sheet, total=(await job.wait()).total_rows)
+        async with job.opened() as answer:
+            await _receive(answer, part, expected)
+    except NotFound as error:  # the server has deleted the job
+        raise LinkLost(error.method, error.endpoint, error.status, error.text) from error
     await in_thread(part.check, expected.check)
     return expected
 

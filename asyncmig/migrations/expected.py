@@ -91,7 +91,7 @@ def with_flags(
     sheets: Sequence[tuple[Expected, Downloaded]], *, row_filter: RowFilter, are_all: bool
 ) -> list[Downloaded]:
     """Return the downloads with what their rows say together about bad cells. `are_all`: all sheets with rows."""
-    flagged = _flagged(sheets, row_filter=row_filter, are_all=are_all)
+    of_filtered, of_others = _flagged(sheets, row_filter=row_filter, are_all=are_all)
     return [
         Downloaded(
             sheet=file.sheet,
@@ -99,7 +99,7 @@ def with_flags(
             rows=file.rows,
             size=file.size,
             slug=expected.sheet.id,
-            flagged="none" if file.rows == 0 else flagged,
+            flagged="none" if file.rows == 0 else of_filtered if expected.filtered else of_others,
             is_verified=expected.is_verified(file.rows),
         )
         for expected, file in sheets
@@ -108,20 +108,25 @@ def with_flags(
 
 def _flagged(
     sheets: Sequence[tuple[Expected, Downloaded]], *, row_filter: RowFilter, are_all: bool
-) -> Flagged:
+) -> tuple[Flagged, Flagged]:
+    """Return whether bad cells are in the files that were requested with a row filter, and in the others."""
     report = sheets[0][0].report if sheets else None
     if report is None or report.invalid_rows is None:
-        return "unknown"
+        return "unknown", "unknown"
     if report.invalid_rows == 0:
-        return "none"
-    if row_filter != "valid" or not all(expected.filtered for expected, _ in sheets):
-        return "included"
-    reported = [(expected, expected.reported - file.rows) for expected, file in sheets if expected.reported]
-    missing = [expected for expected, count in reported if count > 0]
-    if (
-        missing
-    ):  # the server leaves rows out, so it knows the filter; without a total, the file may be cut short
-        return "none" if any(expected.total is not None for expected in missing) else "unknown"
+        return "none", "none"
+    filtered = [(expected, file.rows) for expected, file in sheets if expected.filtered]
+    if row_filter != "valid" or not filtered:
+        return "included", "included"
+    left_out = {
+        expected: expected.reported - rows
+        for expected, rows in filtered
+        if expected.reported is not None and expected.reported > rows
+    }
+    if left_out:  # the server knows the filter; without a total, the file may be cut short
+        if all(expected.total is None for expected in left_out):
+            return "unknown", "included"
+        return "none", "none" if sum(left_out.values()) == report.invalid_rows else "included"
     came = sum(file.rows for _, file in sheets)
     if (
         are_all
@@ -129,7 +134,7 @@ def _flagged(
         and came == report.inserted - report.invalid_rows
         and all(expected.total is not None for expected, _ in sheets)
     ):
-        return "none"
+        return "none", "none"
     is_whole = report.inserted is not None and came >= report.inserted
     has_all = all(expected.reported is not None for expected, _ in sheets)
-    return "included" if are_all and (is_whole or has_all) else "unknown"
+    return "included" if are_all and (is_whole or has_all) else "unknown", "included"

@@ -59,7 +59,8 @@ class Operation:
     `kind`: None for a run that was opened by its id, for which every reading counts. `after`: the last sequence of
     the thread before the request; None if unknown. `before`: the last reading before the request; None if unknown.
     `earlier_runs`: the runs that were there before the request: a start that was not acknowledged may have begun
-    another one. `is_new_run`: the run did not exist before the request, so each of its readings is newer.
+    another one. `is_new_run`: the start returned the id of another run. A read may still show the old run's end for
+    a while, because some servers show one run under both ids.
     `is_acknowledged`: the server has confirmed the start; otherwise it was inferred from what the server shows.
     """
 
@@ -67,6 +68,8 @@ class Operation:
         "_before",
         "_has_events",
         "_is_answered",
+        "_is_in_log",
+        "_is_new_run",
         "_is_newer",
         "after",
         "earlier_runs",
@@ -93,14 +96,15 @@ class Operation:
         self.earlier_runs: Collection[str] = earlier_runs
         self._before = None if is_new_run else before
         self._is_answered = False
-        self._is_newer = is_new_run or kind in (None, "generate")
-        self._has_events = False
+        self._is_new_run = is_new_run
+        self._is_newer = kind in (None, "generate")
+        self._has_events = self._is_in_log = False
 
     def answered(self, state: RunState | None, *, now: float, after: int | None) -> None:
         """Report that an answer to the block in `state` was accepted."""
         self._before, self.requested_at, self._is_answered = state, now, True
         self.after = self.after if after is None else after
-        self._is_newer = self._has_events = False
+        self._is_newer = self._has_events = self._is_in_log = self._is_new_run = False
 
     def saw_event(self, sequence: int | None) -> None:
         """Report an event of the thread."""
@@ -108,8 +112,8 @@ class Operation:
             self._has_events = True
 
     def saw_log(self) -> None:
-        """Report that the log lists this operation as ended."""
-        self._is_newer = True
+        """Report that the log lists this operation as ended: a block that a read still shows is an old one."""
+        self._is_in_log = True
 
     def effective(self, state: RunState, now: float) -> str:
         """Return the status that this reading shows of this operation; `running` if the reading is old."""
@@ -130,7 +134,7 @@ class Operation:
         return self._is_answered and self._before is not None and block_of(state) == block_of(self._before)
 
     def _is_end(self, state: RunState, now: float) -> bool:
-        if self._is_newer or self.kind is None:
+        if self._is_newer or self._is_in_log or self.kind is None:
             return True
         before = self._before
         if state.status in ("failed", "canceled"):
@@ -138,6 +142,8 @@ class Operation:
         if self.kind == "generate":
             return True
         is_fresh = now >= self.requested_at + LAG
+        if self._is_new_run:
+            return is_fresh
         if is_fresh and before and (before.status, before.report) != (state.status, state.report):
             return True  # also another end than this kind has: somebody else resumed the run
         if state.status not in _ENDS[self.kind]:

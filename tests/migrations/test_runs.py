@@ -23,7 +23,7 @@ from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
 
 from .conftest import Opens
-from .server import QUESTION, REPORT, Account, Reply
+from .server import QUESTION, REPORT, Account, Json, Reply
 
 pytestmark = pytest.mark.looptime
 BLOCKED = {"status": "blocked", "blocked_reason": "question", "questions": [QUESTION]}
@@ -64,6 +64,21 @@ async def test_an_old_end_is_not_taken_for_the_end_of_the_new_operation(
         result = await run.wait(stream=stream)
         assert account.now >= started + seconds
         assert isinstance(result, Report if kind == "execute" else Preview)
+
+
+async def test_an_old_end_under_the_new_id_of_an_execution_is_not_its_end(
+    opens: Opens, account: Account
+) -> None:
+    def start(body: Json, query: object) -> Reply:
+        answer = account.start(body)
+        return Reply(201, {"run_id": "run-2", "status": "running"}) if body["kind"] == "execute" else answer
+
+    account.lag = 25.0
+    account.routes["POST", "/migrations/m1/runs"] = start
+    account.routes["GET", "/migrations/m1/runs/run-2"] = lambda body, query: account.read("run-1")
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        assert isinstance(await (await migration.execute()).wait(), Report)
 
 
 async def test_execute_is_possible_after_a_clarify_that_left_the_run_completed(
@@ -200,6 +215,21 @@ async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, a
     bodies = {content for _, _, path, content in account.sent if path.endswith("/messages")}
     assert bodies == {b'{"answers":[{"id":"q1","value":"Day first"}]}'}
     assert account.starts() == ["generate"]
+
+
+async def test_an_old_block_does_not_count_after_the_log_lists_the_end(
+    opens: Opens, account: Account
+) -> None:
+    account.steps["execute"] = [(10.0, BLOCKED)]
+    account.steps["answer"] = [(2.0, {"status": "completed", "report": REPORT})]
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        run = await migration.execute()
+        assert isinstance(await run.wait(), Questions)
+        await asyncio.sleep(200.0)
+        account.lag = 25.0
+        await run.answer({"q1": "a"})
+        assert isinstance(await run.wait(), Report)
 
 
 async def test_the_same_question_again_is_shown_to_a_person(opens: Opens, account: Account) -> None:

@@ -1,5 +1,6 @@
 """Uploads and downloads: nothing doubles, nothing is cut short unnoticed, flagged rows are named."""
 
+import asyncio
 import io
 import zipfile
 from pathlib import Path
@@ -235,6 +236,33 @@ async def test_a_link_without_encryption_is_refused(
     async with opens() as migration:
         with pytest.raises(InvalidInput, match="not https"):
             await migration.download(to=tmp_path, sheets=["contacts"])
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_an_export_job_that_the_server_has_deleted_is_started_again(
+    status: int, opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    jobs = Jobs(account)
+    account.fault = lambda method, path, n: status if path.endswith("j1") and len(jobs.bodies) == 1 else None
+    async with opens() as migration, asyncio.timeout(600.0):
+        files = await migration.download(to=tmp_path, sheets=["contacts"])
+    assert (len(files), len(jobs.bodies)) == (1, 2)
+
+
+async def test_a_sheet_from_an_export_job_may_have_the_flagged_rows_that_the_others_lack(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    Jobs(account)
+    deals = "/migrations/m1/exports/deals.csv"
+    del account.routes["GET", deals]
+    account.filters = "honoured"
+    account.sheets["deals"] = "Name\r\nBAD\r\n"
+    two_bad = Report(inserted=3, per_sheet=CLEAN.per_sheet, invalid_rows=2)
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, report=ONE_BAD)
+        assert [(file.rows, file.flagged) for file in files] == [(2, "none"), (0, "none")]
+        files = await migration.download(to=tmp_path, report=two_bad)
+        assert [(file.rows, file.flagged) for file in files] == [(2, "included"), (0, "none")]
 
 
 async def test_a_zip_of_all_sheets_is_checked(opens: Opens, account: Account, tmp_path: Path) -> None:
