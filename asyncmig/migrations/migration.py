@@ -27,6 +27,7 @@ from asyncmig.migrations.log import Log, retry_after_of
 from asyncmig.migrations.operation import Operation
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
+from asyncmig.migrations.sheets import find_sheets
 from asyncmig.migrations.starts import Noted, Starter, StartPoint
 from asyncmig.migrations.state import ClientState, MigrationState
 from asyncmig.migrations.thread import BEGINNING, Done, Event, Include, ThreadReader, checked_include
@@ -389,7 +390,7 @@ class Migration:
         """
         if filter not in get_args(RowFilter):
             raise InvalidInput("filter", filter, f"is none of {list(get_args(RowFilter))}")
-        folder, known = checked_path("to", to), await self._known_sheets()
+        folder, known = checked_path("to", to), await self._known_sheets(report)
         wanted = known if sheets is None else self._chosen(sheets, known)
         fetch = Fetch(
             context=self._context,
@@ -436,12 +437,10 @@ class Migration:
         )
         return await start_export(self._context, self.id, body, rank=rank)
 
-    async def _known_sheets(self) -> list[Sheet]:
-        """Return the sheets; of a migration that was opened by its id, those of its preview."""
+    async def _known_sheets(self, report: Report | None = None) -> list[Sheet]:
+        """Return the sheets; those of a migration that was opened by its id are looked up."""
         if not self.sheets:
-            preview = await read_preview(self._context, self.id, {})
-            found = preview.templates or [each.sheet for each in preview.sheets]
-            self.sheets = tuple({sheet.id: Sheet(id=sheet.id, name=sheet.name) for sheet in found}.values())
+            self.sheets = await find_sheets(self._context, self.id, report)
         return list(self.sheets)
 
     def _chosen(self, wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig import BadRequest, InvalidInput, TruncatedDownload, UnexpectedReply
+from asyncmig import BadRequest, InvalidInput, NotFound, TruncatedDownload, UnexpectedReply
 from asyncmig.customers.outcome import SheetCount
 from asyncmig.migrations.wire import Report, Sheet
 
@@ -311,6 +311,28 @@ async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
         assert [file.slug for file in files] == ["contacts", "deals"]
         only = await opened.download(to=tmp_path, sheets=[Sheet(id="deals", name="Deals")])
         assert [file.path for file in only] == [str(tmp_path / "Deals.csv")]
+
+
+@pytest.mark.parametrize("knows", ["report", "log", "nothing"])
+async def test_without_a_preview_it_learns_its_sheets_from_its_execution(
+    knows: str, opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    templates = [{"slug": slug, "name": slug.title(), "columns": []} for slug in ("contacts", "deals", "old")]
+    account.routes["GET", "/templates"] = lambda *_: Reply(200, {"templates": templates})
+    account.routes["GET", "/migrations/m1/preview"] = lambda *_: Reply(404, {"error": "no preview"})
+    outcome = {"ok": True, "per_sheet": [{"sheet": "Contacts", "rows": 2}, {"sheet": "Deals", "rows": 1}]}
+    runs = [{"run_id": "run-1", "kind": "execute", "status": "completed", "outcome": outcome}]
+    found = {"status": "completed", "runs": runs if knows == "log" else []}
+    account.routes["GET", "/migrations/m1/log"] = lambda *_: Reply(200, found)
+    report = CLEAN if knows == "report" else None
+    async with opens() as migration:
+        opened = type(migration)(migration._context, "m1")
+        if knows == "nothing":
+            with pytest.raises(NotFound, match="no preview"):
+                await opened.download(to=tmp_path)
+            return
+        files = await opened.download(to=tmp_path, report=report)
+    assert [file.slug for file in files] == ["contacts", "deals"]
 
 
 async def test_html_instead_of_a_file_is_not_written(opens: Opens, account: Account, tmp_path: Path) -> None:

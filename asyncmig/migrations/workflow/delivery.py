@@ -1,7 +1,7 @@
 """Deliver an executed migration: its sheets, each compared with the server's counts, and its log."""
 
 import asyncio
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -10,15 +10,14 @@ import msgspec
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
-from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
 from asyncmig.errors import ApiError, AuthError, BadRequest, NoAnswer, NotFound, SessionClosed
-from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, LogRun
 from asyncmig.migrations.migration import Migration
-from asyncmig.migrations.wire import Report, Sheet
+from asyncmig.migrations.sheets import find_sheets
+from asyncmig.migrations.wire import Report
 from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.record_keeper import RecordKeeper
 
@@ -59,7 +58,8 @@ class Delivery:
         names = {sheet.name for sheet in migration.sheets}
         added = any(count.rows and count.template_name not in names for count in report.per_sheet)
         if added or not migration.sheets:  # the run has other sheets, or no create response listed them
-            found = (*migration.sheets, *await self._sheets(migration, report))
+            find = partial(find_sheets, self._context, migration.id, report)
+            found = (*migration.sheets, *await keeper.retry_while_away(find))
             migration.sheets = tuple({sheet.id: sheet for sheet in found}.values())
         files = await self._download(migration, report)
         log = await self._log(migration)
@@ -75,18 +75,6 @@ class Delivery:
             report=msgspec.convert(report, ImportReport, from_attributes=True),
             replaced_existing_data=replaced,
         )
-
-    async def _sheets(self, migration: Migration, report: Report) -> tuple[Sheet, ...]:
-        """Return the sheets of the preview, and the templates that the report names; all if neither has any."""
-        found: list[CatalogueItem] = []
-        with suppress(NotFound):
-            preview = await self._keeper.retry_while_away(migration.preview)
-            found += [*preview.templates, *(each.sheet for each in preview.sheets)]
-        names = {count.template_name for count in report.per_sheet}
-        if not found or names - {each.name for each in found}:
-            templates = await self._keeper.retry_while_away(Migrations(self._context).templates)
-            found += [each for each in templates if not names or each.name in names]
-        return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
 
     async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:
         attempts = self._keeper.while_away()

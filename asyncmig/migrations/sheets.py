@@ -1,0 +1,40 @@
+"""Which sheets a migration has: a create response lists them, and no request returns that list again."""
+
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
+from asyncmig.customers.catalog import CatalogueItem
+from asyncmig.errors import NotFound
+from asyncmig.migrations import routes
+from asyncmig.migrations.log import Log
+from asyncmig.migrations.previews import read_preview
+from asyncmig.migrations.wire import Report, Sheet, Templates
+
+__all__ = ["find_sheets"]
+
+
+async def find_sheets(
+    context: SessionContext, migration_id: str, report: Report | None = None
+) -> tuple[Sheet, ...]:
+    """Return the sheets of the preview, and those in the report of an execution.
+
+    The preview may be gone after an execution. Then the log has the names of the sheets. Reports and logs have the
+    names of templates only, so that the slugs come from the account's templates. Without any name, an executed
+    migration has all of them. Raises `NotFound` if there is neither a preview nor an execution.
+    """
+    found: list[CatalogueItem] = []
+    counts = report.per_sheet if report else ()
+    names = {count.template_name for count in counts if count.template_name}
+    try:
+        preview = await read_preview(context, migration_id, {})
+        found += [*preview.templates, *(each.sheet for each in preview.sheets)]
+    except NotFound:
+        if not names:
+            log = await context.caller.call(Call(endpoint=routes.READ_LOG, ids={"id": migration_id}), Log)
+            executed = [run.outcome for run in log.runs if run.outcome]
+            names = {count.sheet for outcome in executed for count in outcome.per_sheet if count.sheet}
+            if report is None and not executed:
+                raise
+    if not found or names - {each.name for each in found}:
+        listed = await context.caller.call(Call(endpoint=routes.LIST_TEMPLATES), Templates)
+        found += [each for each in listed.templates if not names or each.name in names]
+    return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
