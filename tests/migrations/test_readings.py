@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -12,10 +12,29 @@ import pytest
 from inprocess import BASE_URL, KEY, InProcess
 from mortal import run
 
-from asyncmig import RunFailed, Session
+from asyncmig import (
+    Conflict,
+    Delivered,
+    MemoryJournal,
+    RunFailed,
+    ServerError,
+    Session,
+    Spec,
+    migrate,
+)
 from asyncmig.migrations import Migration, Preview, Questions, Report, Run
 from asyncmig.simulator import RunDurations
-from asyncmig.simulator.migrations import SETTLED, SILENCES, Block, Limits, Question, Script, Variants, World
+from asyncmig.simulator.migrations import (
+    REFUSALS,
+    SETTLED,
+    SILENCES,
+    Block,
+    Limits,
+    Question,
+    Script,
+    Variants,
+    World,
+)
 
 HEADER = "E-mail,Given Name,Surname,Phone\r\n"
 CONTACTS = HEADER + "".join(f"p{n}@x.org,Ada,L{n},1\r\n" for n in range(6)) + "bad,Cy,N,\r\n"
@@ -236,3 +255,64 @@ def test_a_tour_passes_under_each_reading(number: str, name: str, value: object,
         "knowledge_class": lambda text: text in ("no faults", "1 requests over the rate limit (429)"),
     }.get(name, lambda text: text == "no faults")
     assert expected(verdict), verdict
+
+
+# An error that the contract names, and what each call gets; last, how a customer ends.
+REFUSED = """
+                          create    knowledge log         customer
+region=closed             Conflict  ok        ok          Failed
+source_names=ambiguous    Conflict  Conflict  ok          Failed
+log=unavailable           ok        ok        ServerError Delivered
+"""
+REFUSED_ROWS = [line.split() for line in REFUSED.strip("\n").splitlines()[1:]]
+ERRORS: Mapping[str, type[Exception]] = {"Conflict": Conflict, "ServerError": ServerError}
+
+
+def test_the_table_has_every_error_of_the_simulator_once() -> None:
+    known = [f"{name}={value}" for name, values in REFUSALS.items() for value in values[1:]]
+    assert [row[0] for row in REFUSED_ROWS] == known
+
+
+async def gets(expected: str, call: Awaitable[object]) -> None:
+    """Check that a call gets what the table says."""
+    if expected == "ok":
+        await call
+        return
+    with pytest.raises(ERRORS[expected]):
+        await call
+
+
+@pytest.mark.parametrize(("error", "create", "knowledge", "log", "outcome"), REFUSED_ROWS, ids=str)
+def test_each_call_and_each_customer_under_an_error(
+    error: str, create: str, knowledge: str, log: str, outcome: str, tmp_path: Path
+) -> None:
+    name, _, value = error.partition("=")
+    world = World(
+        key=KEY,
+        seed=3,
+        limits=Limits.parse("per-endpoint"),
+        pace=RunDurations(queued=2.0, base=30.0, per_row=0.0, sigma=0.0),
+        variants=Variants(**{name: value}),  # type: ignore[arg-type]
+    )
+    path = tmp_path / "contacts.csv"
+    path.write_text(CONTACTS, encoding="utf-8")
+    spec = Spec(external_id="acme", name="Acme", source="HubSpot", files=(path,))
+
+    async def main() -> None:
+        wire = InProcess(world, rng=Random(3))
+        async with Session(KEY, BASE_URL, transport=wire, rng=Random(3), limits="per-endpoint") as session:
+            journal, to = MemoryJournal(), tmp_path / "out"
+            ended = await migrate(session, spec, journal=journal, to=to, api="migrations", decide="approve")
+            assert type(ended).__name__ == outcome, ended
+            assert wire.requests["POST /migrations"] == 1
+            migrations = session.migrations
+            await gets(create, migrations.create(name="Acme", source="HubSpot", external_id="acme"))
+            await gets(knowledge, migrations.knowledge("HubSpot").update(lambda text: f"{text}x"))
+            if isinstance(ended, Delivered):
+                await gets(log, migrations.open(ended.ids["migration"]).log())
+                assert any("the log could not be read" in note for note in ended.notes)
+            else:
+                assert "409" in ended.error  # type: ignore[union-attr]
+
+    run(main())
+    assert str(world.verdict(10.0**6)) == "no faults"

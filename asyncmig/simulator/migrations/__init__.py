@@ -20,7 +20,7 @@ from asyncmig.simulator.migrations.migration import Migration
 from asyncmig.simulator.migrations.routes import endpoint_of
 from asyncmig.simulator.migrations.scripts import DROP, KEEP, Block, Question, Script
 from asyncmig.simulator.migrations.tables import Column, Schema
-from asyncmig.simulator.migrations.variants import SETTLED, SILENCES, VARIANTS, Variants
+from asyncmig.simulator.migrations.variants import REFUSALS, SETTLED, SILENCES, VARIANTS, Variants
 from asyncmig.simulator.migrations.world import World
 from asyncmig.simulator.server.limits import Limits
 
@@ -28,6 +28,7 @@ __all__ = [
     "DROP",
     "EPOCH",
     "KEEP",
+    "REFUSALS",
     "SCHEMAS",
     "SETTLED",
     "SILENCES",

@@ -95,6 +95,11 @@ class Account:
         if not self.plan:
             raise Refusal(403, "Your account has no plan for this")
 
+    def require_unique(self, source: str | None) -> None:
+        """Raise `Refusal` (409) if more than one source may have a name."""
+        if source is not None and self.variants.source_names == "ambiguous":
+            raise Refusal(409, f"The source name {source!r} is ambiguous")
+
     def in_progress(self) -> list[tuple[Migration, str]]:
         """Return the migrations with a run in progress, and the ids of these runs."""
         return [

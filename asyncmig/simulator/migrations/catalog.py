@@ -131,12 +131,14 @@ def _same_time(text: str, other: object) -> bool:
 def source_knowledge(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /sources/{source}/knowledge`."""
     source = _source(account, ids)
+    account.require_unique(source.name)
     return account.shown(200, {"source": source.name, **_describe_knowledge(account, source.knowledge)})
 
 
 def write_source_knowledge(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `PATCH /sources/{source}/knowledge`."""
     source = _source(account, ids)
+    account.require_unique(source.name)
     held = any(migration.source == source.name for migration, _ in account.in_progress())
     _write(account, source.knowledge, request, held=held, now=now)
     return source_knowledge(account, request, ids, now)

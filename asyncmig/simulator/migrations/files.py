@@ -84,6 +84,9 @@ def create_migration(account: Account, request: Request, ids: Ids, now: float) -
     source = body.source or None
     if source is not None and source not in account.sources:
         raise Refusal(404, "Source not found")
+    account.require_unique(source)
+    if account.variants.region == "closed":
+        raise Refusal(409, "The region of this account is not live")
     if body.external_id is not None and not _EXTERNAL_ID.fullmatch(body.external_id):
         raise Refusal(400, "external_id is malformed")
     slugs = [slug for slug, schema in account.schemas.items() if not schema.archived]

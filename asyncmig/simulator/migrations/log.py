@@ -15,6 +15,8 @@ _RETRY_AFTER = 30
 def read_log(account: Account, request: Request, ids: Mapping[str, str], now: float) -> Reply:
     """Respond to `GET /migrations/{id}/log`."""
     migration, variants = account.migration(ids, now), account.variants
+    if variants.log == "unavailable":
+        raise Refusal(503, "The log is not available in this region")
     run = migration.current
     held = run is not None and (
         migration.active is not None

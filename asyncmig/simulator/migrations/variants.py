@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from asyncmig.simulator.amounts import check_amount, is_share
 
-__all__ = ["SETTLED", "SILENCES", "VARIANTS", "Variants"]
+__all__ = ["REFUSALS", "SETTLED", "SILENCES", "VARIANTS", "Variants"]
 
 T = TypeVar("T")
 Readings = tuple[object, ...]
@@ -16,6 +16,11 @@ Readings = tuple[object, ...]
 def _silence(number: int, *readings: T) -> T:
     """Return a field of `Variants` with its readings; the first is the default."""
     return field(default=readings[0], metadata={"silence": number, "readings": readings})
+
+
+def _refusal(*readings: T) -> T:
+    """Return a field for an error that the contract names. No random choice has it, because it ends a customer."""
+    return field(default=readings[0], metadata={"silence": None, "readings": readings})
 
 
 # The metadata of each field is the one list of readings: `SILENCES`, the names and the random choice derive from it.
@@ -147,6 +152,14 @@ class Variants:
     sample: str = _silence(0, "first", "drawn")
     """The rows of a preview: the first ones, or rows that are drawn anew for each request."""
 
+    # Errors that the contract names
+    region: str = _refusal("live", "closed")
+    """`closed`: a create is refused with 409."""
+    source_names: str = _refusal("unique", "ambiguous")
+    """`ambiguous`: a create with a source is refused with 409, and so is the knowledge of a source."""
+    log: str = _refusal("served", "unavailable")
+    """`unavailable`: a read of the log is refused with 503."""
+
     def __post_init__(self) -> None:
         """Raise `ValueError` for invalid numbers and unknown words."""
         for each in fields(self):
@@ -165,7 +178,8 @@ class Variants:
     @classmethod
     def drawn(cls, rng: Random) -> "Variants":
         """Return a random reading of every silence."""
-        return replace(cls(), **{name: rng.choice(readings) for name, readings in _READINGS.items()})  # type: ignore[arg-type]
+        drawn = {name: rng.choice(readings) for name, readings in _READINGS.items() if name not in REFUSALS}
+        return replace(cls(), **drawn)  # type: ignore[arg-type]
 
     def having(self, name: str, rate: float) -> "Variants":
         """Return these choices with one more, by its name on the command line (`VARIANTS`).
@@ -189,6 +203,10 @@ SETTLED: Mapping[str, Readings] = {
     each.name: _READINGS[each.name] for each in fields(Variants) if each.metadata["silence"] == 0
 }
 """Choices that the contract's section "Settled for this client" is about: fields and readings."""
+REFUSALS: Mapping[str, Readings] = {
+    each.name: _READINGS[each.name] for each in fields(Variants) if each.metadata["silence"] is None
+}
+"""Errors that the contract names: fields and readings."""
 VARIANTS: Mapping[str, tuple[str, object]] = {
     f"{name.replace('_', '-')}={value}": (name, value)
     for name, readings in _READINGS.items()
