@@ -21,12 +21,12 @@ from aiohttp.test_utils import TestServer
 from documents import BENCHMARKS, GUIDE, MANUALS, PACKAGE, README, ROOT, Document, document
 
 import asyncmig
+from asyncmig._core.rate import Rate
 from asyncmig.cli import exit_codes
 from asyncmig.cli.app import run_app
-from asyncmig.cli.options import Rate
-from asyncmig.cli.report import Report
-from asyncmig.cli.run import RunResult
+from asyncmig.cli.json_output import Report
 from asyncmig.cli.sim import new_world
+from asyncmig.cli.summary import RunResult
 from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, generate, send, serve
 from asyncmig.simulator.server.clock import fast_loop
 

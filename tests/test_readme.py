@@ -14,8 +14,8 @@ from pathlib import Path
 import documents
 import pytest
 
+from asyncmig._core.rate import Rate
 from asyncmig.cli.app import run_app
-from asyncmig.cli.options import Rate
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import migrations

@@ -15,30 +15,27 @@ import typer
 from rich.console import Console
 
 from asyncmig import generations
-from asyncmig.cli.budgets import print_budgets, read_budgets
 from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.config import given, places_of, print_config
 from asyncmig.cli.connection import ConnectionSettings
 from asyncmig.cli.demo import DemoOptions, play, print_demo
 from asyncmig.cli.doctor import examine, print_findings
-from asyncmig.cli.exit_codes import (
-    DELIVERED,
-    PARKED,
-    RESUMABLE,
-    UNWRITTEN,
-    code_of,
-    report_error,
-)
+from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
+from asyncmig.cli.inputs import UNFINISHED, RunRequest, read_inputs, say_excluded
 from asyncmig.cli.journal import journal_app, write_adoption
-from asyncmig.cli.last_run import (
-    LastRun,
-    from_last_run,
-    from_last_run_if_any,
-    options_of,
-    recall_if_any,
+from asyncmig.cli.last_run import LastRun, from_last_run, from_last_run_if_any, options_of, recall_if_any
+from asyncmig.cli.options import (
+    DEFAULT_JOURNAL,
+    ApiOption,
+    ExternalId,
+    JournalOption,
+    JsonOption,
+    QueueOption,
+    ReportOption,
+    SelectOption,
+    dataclass_options,
+    journal_option,
 )
-from asyncmig.cli.options import dataclass_options
 from asyncmig.cli.output import (
     SCHEMA,
     ConsoleHandler,
@@ -53,30 +50,21 @@ from asyncmig.cli.output import (
     say_steps,
     words_console,
 )
-from asyncmig.cli.plan import UNFINISHED, print_plan, read_inputs, read_plan, say_excluded
+from asyncmig.cli.plan import print_plan, read_plan
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
-from asyncmig.cli.run import RunRequest, drive
-from asyncmig.cli.settings import (
-    DEFAULT_JOURNAL,
-    ApiOption,
-    Display,
-    JournalOption,
-    JsonOption,
-    ManifestArgument,
-    Options,
-    ReportOption,
-    Settings,
-    journal_option,
-)
+from asyncmig.cli.run import drive
+from asyncmig.cli.settings import Display, ManifestArgument, Options, Settings, given, places_of, print_config
 from asyncmig.cli.sim import SimOptions, serve_until_interrupted
 from asyncmig.cli.status import (
     Listing,
     follow_journal,
     follow_runs,
     how_to_continue,
+    print_budgets,
     print_history,
     print_list,
     print_status,
+    read_budgets,
     read_history,
     running,
     statuses_of_journal,
@@ -97,22 +85,6 @@ app: typer.Typer = typer.Typer(
     help="Drive hundreds of customer data migrations at once through a rate-limited Migration API.",
 )
 app.add_typer(journal_app, name="journal")
-SelectOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CUSTOMERS",
-        help="Only these customers: external ids separated by commas, or status: and outcomes such as failed,parked.",
-    ),
-]
-QueueOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="Let workers migrate the customers: the URL of the queue, or the environment variable that holds it. "
-        "The workers write the sheets, and use their own values of --decide, --filter and --retries unless given.",
-    ),
-]
-ExternalId = Annotated[str, typer.Argument(metavar="EXTERNAL_ID", help="Your own id of the customer.")]
 LastRunJournal = Annotated[JournalPlace, journal_option(from_last_run_if_any)]
 
 

@@ -15,8 +15,8 @@ from asyncmig import generations
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.connection import BaseUrlOption
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
+from asyncmig.cli.options import ApiOption
 from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
-from asyncmig.cli.settings import ApiOption
 from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.names import named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply

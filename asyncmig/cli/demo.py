@@ -15,10 +15,10 @@ from rich.console import Console
 from asyncmig._core.limits import Limits
 from asyncmig.cli.options import DEFAULT_RATE
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say, say_steps
-from asyncmig.cli.run import RunResult, drive
+from asyncmig.cli.run import drive
 from asyncmig.cli.settings import Options
 from asyncmig.cli.sim import new_world
-from asyncmig.cli.summary import figures, print_figures, print_outcomes
+from asyncmig.cli.summary import RunResult, figures, print_figures, print_outcomes
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest

@@ -26,8 +26,8 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
+from asyncmig.cli.json_output import Budget, read_report
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
-from asyncmig.cli.report import Budget, read_report
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,

@@ -34,7 +34,6 @@ __all__ = [
     "code_of",
     "code_of_error",
     "report_error",
-    "worst_code",
 ]
 
 DELIVERED: Final = 0
@@ -79,7 +78,7 @@ def code_of_error(error: Exception) -> int:
     return RESUMABLE if passes else USAGE
 
 
-def worst_code(codes: Iterable[int]) -> int:
+def _worst_code(codes: Iterable[int]) -> int:
     """Return the exit code of a command that several errors ended: the first of 4, 75, 6, then the highest."""
     found = set(codes)
     return next(
@@ -97,7 +96,7 @@ def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Co
         raise error
     for line in dict.fromkeys(line for each in known for line in _lines(each)):
         say(words, line, "red")
-    return worst_code(map(code_of_error, known))
+    return _worst_code(map(code_of_error, known))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

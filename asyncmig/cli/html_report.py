@@ -6,8 +6,9 @@ journal.
 
 import asyncio
 import logging
+import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,13 +19,16 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import final
+from urllib.parse import quote
 
-from asyncmig.cli.charts import KIND_WORDS, KINDS, Timeline, axis, delays, fleet, plain, requests
-from asyncmig.cli.options import Rate, spoken
-from asyncmig.cli.output import counted
-from asyncmig.cli.previews import preview_links
-from asyncmig.cli.report import Budget, blocking_words, by_reason, reason, reported
+from asyncmig._core.rate import Rate
+from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
+from asyncmig.cli.fleet_state import KINDS, Timeline
+from asyncmig.cli.json_output import Budget, reported
+from asyncmig.cli.output import counted, spoken
+from asyncmig.cli.parked import preview_page
 from asyncmig.cli.settings import Options
+from asyncmig.cli.summary import blocking_words, by_reason, reason
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
@@ -36,7 +40,6 @@ from asyncmig.session import Session
 from asyncmig.steps import STEP_AFTER
 
 __all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]
-
 
 _MOST_OPEN = 60
 """Up to this number of customers, the table of all customers is unfolded."""
@@ -342,7 +345,7 @@ async def page_of_journal(
         title=str(place) if place.path is None else place.path.name,
         written=written,
         rows=rows,
-        previews=preview_links(out, rows, (page or Path()).absolute().parent),
+        previews=_preview_links(out, rows, (page or Path()).absolute().parent),
         timeline=_timeline(events),
         notes=_NOTES,
     )
@@ -400,7 +403,7 @@ class Recorder:
         folder = (options.report or Path()).absolute().parent
         return ReportPage(
             title=options.manifest.name,
-            previews=preview_links(options.out, rows, folder),
+            previews=_preview_links(options.out, rows, folder),
             written=written_now(),
             rows=rows,
             timeline=self._timeline,
@@ -442,3 +445,13 @@ def write_page(path: Path, page: ReportPage) -> None:
 def written_now() -> str:
     """Return a sentence with the present time and the version."""
     return f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by asyncmig {version('asyncmig')}"
+
+
+def _preview_links(out: Path | None, rows: Iterable[CustomerStatus], folder: Path) -> Mapping[str, str]:
+    """Return the relative URL of each customer's preview, by external id, for a page in `folder`."""
+    pages = ((row.external_id, preview_page(out, row.external_id)) for row in rows)
+    return {
+        name: quote(Path(os.path.relpath(page, folder)).as_posix())
+        for name, page in pages
+        if page is not None
+    }

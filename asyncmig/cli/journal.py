@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from asyncmig.cli.options import DEFAULT_JOURNAL, JournalOption, JsonOption
 from asyncmig.cli.output import SCHEMA, clean, counted, listed, print_line, say, words_console
-from asyncmig.cli.settings import DEFAULT_JOURNAL, JournalOption, JsonOption
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.migrate import adopt

@@ -3,20 +3,18 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Never, cast, final
 
 import msgspec
 import typer
 
-from asyncmig.cli.settings import (
-    PATHS,
-    Options,
-    Settings,
-    path_from,
-    read_settings,
-)
+from asyncmig._core.duration import parse_duration
+from asyncmig._core.limits import Limits
+from asyncmig._core.rate import parse_rate
+from asyncmig.cli.settings import PATHS, Options, Settings, path_from
 from asyncmig.customers.files import write_whole
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPlace, open_journal
@@ -27,11 +25,36 @@ __all__ = [
     "from_last_run",
     "from_last_run_if_any",
     "options_of",
-    "recall",
+    "read_settings",
     "recall_if_any",
     "remember",
     "remember_queued",
 ]
+
+_READERS: Mapping[str, Callable[[str], object]] = {
+    "out": Path,
+    "journal": JournalPlace,
+    "report": Path,
+    "root": Path,
+    "answers": Path,
+    "cancel_blocked_after": parse_duration,
+    "rate": parse_rate,
+    "limits": Limits.parse,
+    "retries": int,
+    "deliver_rejected": lambda text: text == str(True),
+    "concurrency": int,
+    "max_duration": parse_duration,
+    "stop_after_failures": int,
+    "speed": float,
+}
+
+
+def read_settings(texts: Mapping[str, str]) -> Settings:
+    """Parse the settings that `Settings.given` returns. Raises `ValueError` for other text."""
+    values = {name: _READERS.get(name, str)(text) for name, text in texts.items()}
+    return replace(
+        Settings(), **cast("dict[str, Never]", values)
+    )  # each reader returns the type of its field
 
 
 _log = logging.getLogger("asyncmig")
@@ -42,7 +65,7 @@ def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
 
     Raises `JournalError` if there is no such journal, `InvalidInput` if it had no run.
     """
-    last = recall(journal)
+    last = _recall(journal)
     if last.queue is None:  # otherwise the workers have a journal of their own
         asyncio.run(check_journal(journal))
     _take(context, last)
@@ -122,7 +145,7 @@ def remember(manifest: Path, settings: Settings, queue: str | None = None) -> No
 
 def remember_queued(journal: JournalPlace, external_ids: Iterable[str]) -> None:
     """Add customers that are given to a queue to the saved settings of the last run. Raises `OSError`."""
-    last = recall(journal)
+    last = _recall(journal)
     queued = tuple(sorted({*(last.queued or ()), *external_ids}))
     _write(journal, msgspec.structs.replace(last, queued=queued))
 
@@ -134,7 +157,7 @@ def _write(journal: JournalPlace, last: LastRun) -> None:
     write_whole(place, msgspec.json.format(msgspec.json.encode(last), indent=1) + b"\n")
 
 
-def recall(journal: JournalPlace) -> LastRun:
+def _recall(journal: JournalPlace) -> LastRun:
     """Return the settings of the last run of a journal. Raises `InvalidInput` if they cannot be read."""
     place = journal.beside("last")
     try:

@@ -17,39 +17,17 @@ from rich.text import Text
 
 from asyncmig._io.gate import GateStatistics
 from asyncmig._io.run_slots import RunSlotsStatistics
-from asyncmig.cli.live_state import LiveState
-from asyncmig.cli.options import spoken, spoken_wait
-from asyncmig.cli.output import clean, counted, draws, listed, say, shortened
+from asyncmig.cli.fleet_state import LiveState
+from asyncmig.cli.output import clean, counted, draws, listed, say, shortened, spoken, spoken_wait
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.customers.failures import words_of
 from asyncmig.customers.status import CustomerStatus
-from asyncmig.events import (
-    AttemptFailed,
-    Event,
-    Held,
-    MigrationChanged,
-    Recovered,
-    RunChanged,
-    RunStalled,
-)
+from asyncmig.events import AttemptFailed, Event, Held, MigrationChanged, Recovered, RunChanged, RunStalled
 from asyncmig.jobs.plan import Forecast, forecast
 from asyncmig.session import Session
 from asyncmig.steps import ACTIVE
 
-__all__ = [
-    "STYLES",
-    "LiveView",
-    "budget",
-    "done",
-    "failing",
-    "failure_line",
-    "time_left",
-    "under_way",
-    "view",
-    "waits",
-    "work_waiting",
-]
-
+__all__ = ["STYLES", "LiveView", "failure_line", "full_run_slots"]
 
 _SLOWEST = 10
 _BUDGETS = 3
@@ -57,7 +35,7 @@ _BESIDES = 9
 """Lines of the view that are not about the slowest customers, with a margin."""
 
 
-def view(
+def _view(
     tracker: LiveState,
     stats: Mapping[str, GateStatistics],
     left: Forecast,
@@ -75,33 +53,33 @@ def view(
             complete_style="green",
             finished_style="green",
         ),
-        " · ".join(part for part in (done(tracker), time_left(left)) if part),
+        " · ".join(part for part in (_done(tracker), _time_left(left)) if part),
     )
-    lines = [(under_way(tracker), ""), (budget(tracker, stats), "dim")]
-    lines += [(text, "yellow") for text in (failing(tracker), *waiting) if text]
+    lines = [(_under_way(tracker), ""), (_budget(tracker, stats), "dim")]
+    lines += [(text, "yellow") for text in (_failing(tracker), *waiting) if text]
     lines += _slowest(tracker, min(_SLOWEST, max(0, height - _BESIDES)))
     return Group(bar, *(Text(shortened(text, width), style=style) for text, style in lines))
 
 
-def done(tracker: LiveState) -> str:
+def _done(tracker: LiveState) -> str:
     """Return how many customers have ended, and with which outcomes."""
     ended = ", ".join(f"{count} {kind}" for kind, count in sorted(tracker.ended.items()))
     return f"{tracker.ended.total()} of {tracker.total} done" + (f" ({ended})" if ended else "")
 
 
-def time_left(left: Forecast) -> str:
+def _time_left(left: Forecast) -> str:
     """Return the time that is left; empty if there is no estimate."""
     if left.seconds <= 0:
         return ""
     return f"{'at least' if left.is_bound else 'about'} {spoken(left.seconds)} left"
 
 
-def under_way(tracker: LiveState) -> str:
+def _under_way(tracker: LiveState) -> str:
     """Return how many customers are at each step."""
     return ", ".join(f"{tracker.steps[step]} {step}" for step in ("waiting", *ACTIVE) if tracker.steps[step])
 
 
-def budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
+def _budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
     """Return the requests of the last minute, and the budgets that are used most."""
     fullest = sorted(stats.values(), key=lambda gate: gate.used / gate.slots, reverse=True)[:_BUDGETS]
     shares = [f"{_short(gate.name)} {gate.used}/{gate.slots}" for gate in fullest if gate.used]
@@ -109,10 +87,12 @@ def budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
     return f"{sent}; of the limit: {', '.join(shares)}" if shares else sent
 
 
-def waits(stats: Mapping[str, GateStatistics], estimate: Callable[[str], float], now: float) -> Iterator[str]:
+def _waits(
+    stats: Mapping[str, GateStatistics], estimate: Callable[[str], float], now: float
+) -> Iterator[str]:
     """Yield the budgets that hold requests back now. Waiting polls do not count."""
     for gate in stats.values():
-        waiting = work_waiting(gate)
+        waiting = _work_waiting(gate)
         if gate.held_until is not None and gate.held_until > now:
             wait = spoken_wait(gate.held_until - now)
             when = wait if wait.startswith("until") else f"for {wait}"
@@ -138,7 +118,7 @@ def full_run_slots(slots: RunSlotsStatistics, now: float, name: Callable[[str], 
     yield f"{taken} of {slots.limit} runs in progress{others}{again}"
 
 
-def failing(tracker: LiveState) -> str:
+def _failing(tracker: LiveState) -> str:
     """Return how many customers repeat a failed attempt, and the failure of the first one."""
     troubled = tracker.in_trouble()
     if not troubled:
@@ -147,7 +127,7 @@ def failing(tracker: LiveState) -> str:
     return f"{counted(len(troubled), 'customer')} retrying, {first.external_id}: {clean(first.trouble, 300)}"
 
 
-def work_waiting(gate: GateStatistics) -> int:
+def _work_waiting(gate: GateStatistics) -> int:
     """Return how many requests wait that are not polls."""
     return sum(gate.waiting.get(lane, 0) for lane in ("DECIDE", "WORK"))
 
@@ -258,8 +238,8 @@ class LiveView:
         """Return one line about the whole fleet."""
         parts = (
             *self._counts(),
-            failing(self._tracker),
-            budget(self._tracker, self._stats()),
+            _failing(self._tracker),
+            _budget(self._tracker, self._stats()),
             *self._waits(),
         )
         return " · ".join(part for part in parts if part)
@@ -268,7 +248,7 @@ class LiveView:
         return {} if self._session is None else self._session.stats()
 
     def _counts(self) -> tuple[str, str]:
-        return done(self._tracker), under_way(self._tracker)
+        return _done(self._tracker), _under_way(self._tracker)
 
     def _say_if_changed(self) -> None:
         """Print the line about the whole fleet if it has changed."""
@@ -286,7 +266,7 @@ class LiveView:
     def _waits(self) -> Iterator[str]:
         session = self._session
         if session is not None:
-            yield from waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
+            yield from _waits(session.stats(), lambda name: _gate_wait(session, name), self._tracker.now)
             yield from full_run_slots(session.run_slots(), self._tracker.now, self._tracker.owner)
 
     def _forecast(self) -> Forecast:
@@ -304,11 +284,11 @@ class LiveView:
         return replace(left, seconds=max([left.seconds, *longest]))
 
     def _waiting(self) -> Iterator[GateStatistics]:
-        return (gate for gate in self._stats().values() if work_waiting(gate))
+        return (gate for gate in self._stats().values() if _work_waiting(gate))
 
     def _view(self) -> RenderableType:
         console = self._console
-        return view(
+        return _view(
             self._tracker, self._stats(), self._forecast(), self._waits(), console.width, console.height
         )
 

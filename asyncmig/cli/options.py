@@ -1,65 +1,43 @@
-"""Option types (rates, durations), and `dataclass_options`: fields of dataclasses as options of a command."""
+"""Command-line options that several commands share, and `dataclass_options`: fields of dataclasses as options."""
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from datetime import datetime, timedelta
-from typing import ParamSpec, Protocol, TypeVar, cast, get_type_hints
+from pathlib import Path
+from typing import Annotated, ParamSpec, Protocol, TypeVar, cast, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
-from asyncmig._core.duration import Duration, parse_duration
+from asyncmig._core.duration import parse_duration
 from asyncmig._core.limits import Limits
 from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
+from asyncmig.journal import JournalPlace
 
 __all__ = [
+    "DEFAULT_JOURNAL",
     "DEFAULT_RATE",
-    "Duration",
-    "Rate",
+    "ApiOption",
+    "ExternalId",
+    "JournalOption",
+    "JsonOption",
+    "QueueOption",
+    "ReportOption",
+    "SelectOption",
     "dataclass_options",
     "duration_option",
     "environment_name",
+    "journal_option",
     "limits_option",
-    "parse_duration",
-    "parse_rate",
     "rate_option",
     "setting_option",
-    "spoken",
-    "spoken_wait",
+    "source_of",
 ]
 
-
 T = TypeVar("T")
-
-
 DEFAULT_RATE = Rate()
-_DAY = 24 * 3600.0
-_LONG = 300.0
-"""Seconds of a wait from which the time of its end is shown."""
-
-
-def spoken(seconds: float) -> str:
-    """Return a duration for people, in at most two units."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} days {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def spoken_wait(seconds: float) -> str:
-    """Return a wait for people; of a long one also the time of day at which it ends."""
-    if seconds < _LONG:
-        return spoken(seconds)
-    until = datetime.now().astimezone() + timedelta(seconds=seconds)
-    return f"until {until:{'%H:%M' if seconds < _DAY else '%d %b %H:%M'}}, {spoken(seconds)}"
 
 
 def environment_name(setting: str) -> str:
@@ -148,3 +126,89 @@ def _parameters(group: type) -> Iterator[inspect.Parameter]:
     for field in fields(group):
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         yield inspect.Parameter(field.name, _KIND, default=default, annotation=hints[field.name])
+
+
+def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | None = None) -> OptionInfo:
+    """Return the `--journal` option; `callback` can take the other settings from the journal's last run."""
+
+    def checked(context: typer.Context, place: JournalPlace) -> JournalPlace:
+        place = _without_password(context, place)
+        if callback is not None and not context.resilient_parsing:
+            callback(context, place)
+        return place
+
+    words = "The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL."
+    words += " The other options default to those of its last run." if callback else ""
+    option = typer.Option(
+        help=words,
+        envvar=environment_name("journal"),
+        show_envvar=False,
+        is_eager=callback is not None,
+        callback=checked,
+        parser=lambda text: JournalPlace(str(text)),
+        metavar="JOURNAL",
+    )
+    assert isinstance(option, OptionInfo)
+    return option
+
+
+def _without_password(context: typer.Context, place: JournalPlace) -> JournalPlace:
+    """Return a journal's place that may be printed. Raises `InvalidInput` for a password on the command line."""
+    if not place.shows_password:
+        return place
+    variable = environment_name("journal")
+    if source_of(context, "journal") == variable:
+        return JournalPlace(variable)
+    why = f"has a password: put it into an environment variable such as {variable}, and give that name"
+    raise InvalidInput("journal", "***", why)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object per line.")]
+DEFAULT_JOURNAL = JournalPlace("fleet.db")
+JournalOption = Annotated[JournalPlace, journal_option()]
+ApiOption = Annotated[
+    str,
+    setting_option(
+        "api",
+        "NAME",
+        "The API generation of the server. A customer in the journal keeps the one that it has there.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    setting_option(
+        "report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."
+    ),
+]
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Return the origin of a setting's value, for people."""
+    source = context.get_parameter_source(name)
+    match source.name if source else "":
+        case "COMMANDLINE":
+            return "command line"
+        case "ENVIRONMENT":
+            return environment_name(name)
+        case "DEFAULT_MAP":
+            return "manifest"
+        case _:
+            return "default"
+
+
+SelectOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CUSTOMERS",
+        help="Only these customers: external ids separated by commas, or status: and outcomes such as failed,parked.",
+    ),
+]
+QueueOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Let workers migrate the customers: the URL of the queue, or the environment variable that holds it. "
+        "The workers write the sheets, and use their own values of --decide, --filter and --retries unless given.",
+    ),
+]
+ExternalId = Annotated[str, typer.Argument(metavar="EXTERNAL_ID", help="Your own id of the customer.")]

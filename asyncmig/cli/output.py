@@ -1,4 +1,4 @@
-"""What the commands write: consoles, guarded stdout and stderr, and files."""
+"""What every command writes with: consoles, text for people, lines of JSON, and guarded stdout and stderr."""
 
 import contextlib
 import errno
@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, TextIO, cast, final
 
@@ -38,9 +39,10 @@ __all__ = [
     "say",
     "say_steps",
     "shortened",
+    "spoken",
+    "spoken_wait",
     "words_console",
 ]
-
 
 SCHEMA: Final = 2
 """The version of the JSON that the commands write: `report.json`, `--json` of run, status, review and watch."""
@@ -345,3 +347,29 @@ def _open_closed_descriptors() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
+
+
+_DAY = 24 * 3600.0
+_LONG = 300.0
+"""Seconds of a wait from which the time of its end is shown."""
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration for people, in at most two units."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def spoken_wait(seconds: float) -> str:
+    """Return a wait for people; of a long one also the time of day at which it ends."""
+    if seconds < _LONG:
+        return spoken(seconds)
+    until = datetime.now().astimezone() + timedelta(seconds=seconds)
+    return f"until {until:{'%H:%M' if seconds < _DAY else '%d %b %H:%M'}}, {spoken(seconds)}"

@@ -1,16 +1,6 @@
 """What a run will do: read its manifest, apply `--select`, and print `--plan`."""
 
-import asyncio
-import difflib
-from collections.abc import (
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from dataclasses import replace
-from pathlib import Path
-from typing import Final
+from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console
@@ -18,200 +8,18 @@ from rich.table import Table
 
 from asyncmig import generations
 from asyncmig._core.limits import charged
-from asyncmig.cli.last_run import check_journal, recall_if_any
-from asyncmig.cli.options import spoken
-from asyncmig.cli.output import clean, counted, listed, say
+from asyncmig.cli.inputs import only, select, statuses_of
+from asyncmig.cli.output import clean, counted, listed, say, spoken
 from asyncmig.cli.parked import describe
-from asyncmig.cli.settings import PATHS, Options, about_journal
-from asyncmig.customers.file_names import check_utf8
+from asyncmig.cli.settings import Options, about_journal
 from asyncmig.customers.status import CustomerRecord
-from asyncmig.errors import (
-    InvalidInput,
-    JournalError,
-    JournalNotFound,
-    JournalUnavailable,
-)
-from asyncmig.jobs.manifest import Manifest, read_manifest
-from asyncmig.jobs.outputs import OwnFiles
+from asyncmig.errors import JournalNotFound
+from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.plan import Destruction, Plan, plan
-from asyncmig.jobs.status import OUTCOMES, read_records, status_of
-from asyncmig.journal import JournalPlace, open_journal
+from asyncmig.jobs.status import read_records
+from asyncmig.journal import open_journal
 
-__all__ = [
-    "UNFINISHED",
-    "check_folders",
-    "check_names",
-    "check_not_queued",
-    "check_words",
-    "is_missing",
-    "known_customers",
-    "only",
-    "print_plan",
-    "read_inputs",
-    "read_plan",
-    "say_excluded",
-    "say_removed",
-    "select",
-    "statuses_of",
-]
-
-
-_STATUS = "status:"
-UNFINISHED: Final = _STATUS + ",".join(outcome for outcome in OUTCOMES if outcome != "delivered")
-"""What `asyncmig retry` selects."""
-
-
-def select(text: str, manifest: Manifest, statuses: Mapping[str, str]) -> frozenset[str]:
-    """Return the customers that `status:failed,parked` or a list of external ids stands for.
-
-    A customer without a status is pending. Raises `InvalidInput` for a status or an id that
-    does not exist, and for a selection of nothing.
-    """
-    known = [customer.external_id for customer in manifest.customers]
-    if text.startswith(_STATUS):
-        outcomes = check_words("select", text.removeprefix(_STATUS), OUTCOMES)
-        return frozenset(each for each in known if statuses.get(each, "pending") in outcomes)
-    return frozenset(check_words("select", text, known, f"is not in {manifest.path}"))
-
-
-def only(manifest: Manifest, selected: frozenset[str] | None) -> Manifest:
-    """Return a manifest with the selected customers alone; None selects all of them."""
-    if selected is None:
-        return manifest
-    chosen = tuple(customer for customer in manifest.customers if customer.external_id in selected)
-    return replace(manifest, customers=chosen)
-
-
-def statuses_of(records: Mapping[str, CustomerRecord]) -> dict[str, str]:
-    """Return the status of each customer that a journal knows."""
-    return {external_id: status_of(record).outcome for external_id, record in records.items()}
-
-
-def check_words(field: str, text: str, known: Sequence[str], reason: str | None = None) -> list[str]:
-    """Return the words of `text`, which are separated by commas. Raises `InvalidInput` if one is not `known`."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            why = reason or f"is not an outcome; the outcomes are {', '.join(known)}"
-            raise InvalidInput(field, word, f"{why}; did you mean {near[0]!r}?" if near else why)
-    if not words:
-        raise InvalidInput(field, text, f"selects nothing: write for example {', '.join(known[:2])}")
-    return words
-
-
-async def known_customers(place: JournalPlace) -> dict[str, CustomerRecord]:
-    """Return the customers of a journal as far as it can be read. Raises `JournalUnavailable`."""
-    try:
-        async with open_journal(place, read_only=True) as journal:
-            return await read_records(journal)
-    except JournalUnavailable:
-        raise
-    except JournalError:
-        return {}  # there is none yet, or opening it for writing will report why it cannot be read
-
-
-def _begun(records: Iterable[CustomerRecord]) -> frozenset[str]:
-    """Return the customers whose import has begun, by external id."""
-    return frozenset(record.external_id for record in records if record.has_started)
-
-
-def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words: Console) -> None:
-    """Print a note about customers that are in the journal and no longer in the manifest."""
-    removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
-    if removed:
-        say(
-            words,
-            f"note: in the journal and not in the manifest: {len(removed)} ({listed(removed)}). "
-            "They are left as they are; put them back into the manifest to continue them.",
-            "dim",
-        )
-
-
-def check_names(options: Options) -> None:
-    """Raise `InvalidInput` for paths that are not UTF-8: reports and saved settings contain them as text."""
-    named = {name: getattr(options, name) for name in ("manifest", *sorted(PATHS))}
-    for name, path in {**named, "folder": Path.cwd()}.items():
-        if path is not None:
-            check_utf8(name, path)
-
-
-def check_folders(out: Path, manifest: Manifest) -> None:
-    """Raise `InvalidInput` for ids that differ only in case if the file system ignores case."""
-    if not (out / "REPORT.JSON").exists():
-        return
-    seen: dict[str, str] = {}
-    for customer in manifest.customers:
-        other = seen.setdefault(customer.external_id.casefold(), customer.external_id)
-        if other != customer.external_id:
-            raise InvalidInput(
-                "external_id", customer.external_id, f"and {other!r} would be one folder on this file system"
-            )
-
-
-def read_inputs(options: Options, words: Console) -> Manifest:
-    """Read and check the manifest of a run; print notes about what it ignores. Raises `InvalidManifest`."""
-    known = asyncio.run(known_customers(options.journal))
-    outputs = options.outputs(known.values())
-    manifest = read_manifest(
-        options.manifest,
-        begun=_begun(known.values()),
-        outputs=outputs,
-        root=options.root,
-        api=options.api,
-    )
-    OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
-    say_excluded(manifest, words)
-    if manifest.ignored:
-        say(
-            words,
-            f"note: columns that are ignored: {clean(', '.join(manifest.ignored))}",
-            "dim",
-        )
-    return manifest
-
-
-async def is_missing(journal: JournalPlace) -> bool:
-    """Return whether there is no journal, or an empty file in its place."""
-    try:
-        await check_journal(journal)
-    except JournalNotFound:
-        return True
-    except JournalError:
-        pass  # opening it for writing reports the reason
-    return False
-
-
-async def check_not_queued(manifest: Manifest, options: Options, selection: str | None) -> None:
-    """Raise `InvalidInput` for customers that were given to a queue. Creating their companies again would fail.
-
-    A database that has their records is the journal of the workers, too: then claims protect the customers.
-    """
-    last, place = recall_if_any(options.journal), options.journal
-    if last is None:
-        return
-    known = await known_customers(place)
-    selected = None if selection is None else select(selection, manifest, statuses_of(known))
-    recorded = known if place.path is None else {}
-    names = [customer.external_id for customer in only(manifest, selected).customers]
-    queued = [name for name in names if last.is_queued(name) and name not in recorded]
-    if queued:
-        reason = (
-            f"{listed(queued)} went through a queue, whose workers have a journal of their own: give --queue again, "
-            "or, for customers that no worker has begun, name another journal"
-        )
-        raise InvalidInput("journal", str(place), reason)
-
-
-def say_excluded(manifest: Manifest, words: Console) -> None:
-    """Print a note about files that a glob matches although they are not inputs."""
-    if manifest.excluded:
-        named = [f"{clean(str(path))} ({clean(what)})" for path, what in manifest.excluded.items()]
-        say(
-            words,
-            f"note: a glob matches files that are not inputs, and leaves them out: {listed(named)}",
-            "dim",
-        )
+__all__ = ["print_plan", "read_plan"]
 
 
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:

@@ -17,6 +17,7 @@ from asyncmig.errors import InvalidInput
 if TYPE_CHECKING:
     from asyncmig.customers.options import OptionOverrides
 
+
 __all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url"]
 
 

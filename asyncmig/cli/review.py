@@ -10,13 +10,11 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig.cli.connection import ConnectionSettings, open_session
-from asyncmig.cli.credentials import from_variable
 from asyncmig.cli.last_run import LastRun
 from asyncmig.cli.live_view import failure_line
 from asyncmig.cli.output import SCHEMA, print_line, say
-from asyncmig.cli.parked import print_parked
-from asyncmig.cli.previews import preview_page
-from asyncmig.cli.prompts import ask_decision, option_of
+from asyncmig.cli.parked import preview_page, print_parked
+from asyncmig.cli.prompts import ask_decision, from_variable, option_of
 from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import Parked
@@ -28,12 +26,7 @@ from asyncmig.jobs.status import read_records
 from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = [
-    "DecisionFlags",
-    "Reviewer",
-    "parked_records",
-    "print_all",
-]
+__all__ = ["DecisionFlags", "Reviewer", "parked_records", "print_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

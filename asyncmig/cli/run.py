@@ -1,48 +1,39 @@
 """`asyncmig run`: migrate the customers of a manifest with a fleet or a queue, and write the reports."""
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    Collection,
-    Generator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import final
 
 import msgspec
 from rich.console import Console
 
 from asyncmig import generations
-from asyncmig.cli.connection import open_session
-from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
-from asyncmig.cli.html_report import Recorder, check_place
-from asyncmig.cli.interrupts import Interrupts, stopping_on_failure
-from asyncmig.cli.last_run import remember, remember_queued
-from asyncmig.cli.live_view import LiveView
-from asyncmig.cli.output import counted, is_unread, say
-from asyncmig.cli.plan import (
+from asyncmig.cli.connection import ServerWatch, check_generation, open_session
+from asyncmig.cli.html_report import Recorder
+from asyncmig.cli.inputs import (
+    RunRequest,
     check_folders,
-    check_names,
-    check_not_queued,
-    is_missing,
+    check_run,
     known_customers,
     only,
     say_removed,
     select,
     statuses_of,
 )
-from asyncmig.cli.queue import WORKERS_OWN, follow, notes_about, option_overrides, queue_url
-from asyncmig.cli.report import EventPrinter, Report, ReportFile, read_outcomes, warn_of_lost_journal
-from asyncmig.cli.server_watch import ServerWatch, check_generation
+from asyncmig.cli.interrupts import Interrupts, stopping_on_failure
+from asyncmig.cli.json_output import EventPrinter, ReportFile, read_outcomes
+from asyncmig.cli.last_run import remember, remember_queued
+from asyncmig.cli.live_view import LiveView
+from asyncmig.cli.output import counted, is_unread
+from asyncmig.cli.queue import WORKERS_OWN, follow, option_overrides, queue_url
 from asyncmig.cli.settings import Display, Options
+from asyncmig.cli.summary import RunResult
 from asyncmig.customers.outcome import Failed, Outcome
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import CustomerRecord, CustomerStatus, is_new
+from asyncmig.customers.status import CustomerRecord, is_new
 from asyncmig.errors import (
     AuthError,
     JournalError,
@@ -54,72 +45,11 @@ from asyncmig.errors import (
 )
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.jobs.manifest import Manifest
-from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = ["RunRequest", "RunResult", "drive"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """The result of a run of the command."""
-
-    report: Report
-    selected: frozenset[str] | None = None
-    """The external ids that `--select` names; None: all customers."""
-    key_refused: bool = False
-    reason: str | None = None
-    """Why it ended early; None if it did not."""
-    queue: str | None = None
-    """The workers' queue, as `--queue` names it; None without one."""
-    is_recorded: bool = True
-    """Whether the journal has the customers. Workers may have another journal."""
-    connected: bool = True
-    """Whether the queue was reached, so that workers may have the jobs."""
-    explicit: frozenset[str] = frozenset()
-    """The settings that go with the jobs; the workers' own hold for the others."""
-    unwritten: bool = False
-    """Whether `report.json`, or what `--json` prints, is incomplete."""
-
-    @property
-    def customers(self) -> tuple[CustomerStatus, ...]:
-        """The status of each customer that was selected."""
-        rows = self.report.customers
-        return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
-
-    @property
-    def account_refused(self) -> bool:
-        """Whether the account may not start work."""
-        return any(row.pending_reason == "account_refused" for row in self.customers)
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code: that of the worst outcome, in the order 4, 75, 6, 5, 3.
-
-        75 comes before the outcomes of customers, because these are incomplete while any is pending, and because 75
-        is the one code after which a job runner should start the same command again.
-        """
-        if self.key_refused or self.account_refused:
-            return KEY_REFUSED
-        return RESUMABLE if self.unwritten else code_of(customer.outcome for customer in self.customers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
-    """What a call of the command runs, in addition to the options."""
-
-    selection: str | None = None
-    """The value of `--select`; None: all customers. Failed imports of selected customers are repeated."""
-    remembered: bool = True
-    """Whether this is the run that `asyncmig retry` repeats."""
-    queue: str | None = None
-    """The queue of the workers: its URL or an environment variable with it; None: this process migrates."""
-    protected: Sequence[Path] = ()
-    """Files that no sheet may replace, in addition to the inputs of the selected customers."""
-    given: Collection[str] = ()
-    """The settings that were set explicitly; for the others the workers' values apply."""
+__all__ = ["drive"]
 
 
 async def drive(
@@ -127,7 +57,7 @@ async def drive(
     options: Options,
     words: Console,
     *,
-    wanted: RunRequest = RunRequest(),
+    wanted: RunRequest = RunRequest(),  # noqa: B008 - it is frozen
     display: Display = Display(),  # noqa: B008 - it is frozen
     api_key: str | None = None,
 ) -> RunResult:
@@ -136,7 +66,7 @@ async def drive(
     `api_key`: `VERN_API_KEY` if not given. Raises `InvalidInput` for options and names that are wrong, before
     anything was created; `JournalError` and `OSError` if the journal or the folder cannot be opened.
     """
-    await _check_before(manifest, options, wanted, display, words)
+    await check_run(manifest, options, wanted, display, words)
     opened = open_session(options, options.journal, api_key)
     async with _opened_journal(options, wanted) as journal, opened as session:
         report = ReportFile(options.out, manifest, session, options.api)
@@ -182,25 +112,6 @@ async def drive(
         if feed is not None:
             feed.end(ended.customers, exit_code=ended.exit_code, reason=ended.reason)
         return ended
-
-
-async def _check_before(
-    manifest: Manifest, options: Options, wanted: RunRequest, display: Display, words: Console
-) -> None:
-    """Check the options before anything is created, and print notes about them. Raises `InvalidInput`."""
-    options.migration_options()
-    check_names(options)
-    check_folder("out", options.out)
-    check_place(options.report)
-    if wanted.queue is None:  # workers have a journal of their own
-        if await is_missing(options.journal):
-            warn_of_lost_journal(str(options.journal), options.out, words)
-        await check_not_queued(manifest, options, wanted.selection)
-    else:
-        queue_url(wanted.queue)
-        given = {name for name in wanted.given if name != "journal" or options.journal.path is not None}
-        for note in notes_about(given, verbose=display.verbose):
-            say(words, note, "dim")
 
 
 @asynccontextmanager

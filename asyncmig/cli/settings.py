@@ -1,55 +1,55 @@
-"""The settings of the commands: options, environment variables, and the `[defaults]` of a manifest."""
+"""The settings of a run, where each value comes from, and `asyncmig config`.
 
+A value comes from the command line, the environment, the `[defaults]` of a manifest, or the default of the option.
+"""
+
+import os
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, Never, cast
+from typing import Annotated, Literal
 
 import typer
-from typer.models import OptionInfo
+from rich.console import Console
 
 from asyncmig import generations
-from asyncmig._core.limits import Limits
+from asyncmig._core.duration import Duration
+from asyncmig._io.addresses import shown_url
 from asyncmig.cli.connection import ConnectionSettings
 from asyncmig.cli.options import (
-    Duration,
+    DEFAULT_JOURNAL,
+    ApiOption,
+    JournalOption,
+    ReportOption,
     duration_option,
     environment_name,
-    parse_duration,
-    parse_rate,
     setting_option,
+    source_of,
 )
+from asyncmig.cli.output import SCHEMA, print_line, print_table
 from asyncmig.customers.answer_rules import read_answer_rules
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import RowFilter
 from asyncmig.customers.status import CustomerRecord
-from asyncmig.errors import InvalidInput
 from asyncmig.jobs.fleet import WhenHeld
 from asyncmig.jobs.manifest import InvalidManifest, ManifestFault, read_defaults
 from asyncmig.jobs.outputs import Outputs
 from asyncmig.journal import JournalPlace
 
 __all__ = [
-    "DEFAULT_JOURNAL",
     "PATHS",
-    "SETTING_NAMES",
     "DecideChoice",
     "Display",
-    "JournalOption",
-    "JsonOption",
     "ManifestArgument",
     "Options",
     "Settings",
     "about_journal",
-    "from_manifest",
-    "journal_option",
+    "given",
     "path_from",
-    "read_settings",
-    "source_of",
-    "written",
+    "places_of",
+    "print_config",
 ]
-
 
 PATHS = frozenset({"answers", "out", "journal", "report", "root"})
 """Settings that are paths. In a manifest they are relative to the manifest's folder."""
@@ -65,63 +65,9 @@ IfChangedChoice = Literal["ignore", "refuse", "import-again"]
 DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 
-def written(value: object) -> str:
+def _written(value: object) -> str:
     """Return a value as it is written on a command line."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | None = None) -> OptionInfo:
-    """Return the `--journal` option; `callback` can take the other settings from the journal's last run."""
-
-    def checked(context: typer.Context, place: JournalPlace) -> JournalPlace:
-        place = _without_password(context, place)
-        if callback is not None and not context.resilient_parsing:
-            callback(context, place)
-        return place
-
-    words = "The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL."
-    words += " The other options default to those of its last run." if callback else ""
-    option = typer.Option(
-        help=words,
-        envvar=environment_name("journal"),
-        show_envvar=False,
-        is_eager=callback is not None,
-        callback=checked,
-        parser=lambda text: JournalPlace(str(text)),
-        metavar="JOURNAL",
-    )
-    assert isinstance(option, OptionInfo)
-    return option
-
-
-def _without_password(context: typer.Context, place: JournalPlace) -> JournalPlace:
-    """Return a journal's place that may be printed. Raises `InvalidInput` for a password on the command line."""
-    if not place.shows_password:
-        return place
-    variable = environment_name("journal")
-    if source_of(context, "journal") == variable:
-        return JournalPlace(variable)
-    why = f"has a password: put it into an environment variable such as {variable}, and give that name"
-    raise InvalidInput("journal", "***", why)
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object per line.")]
-DEFAULT_JOURNAL = JournalPlace("fleet.db")
-JournalOption = Annotated[JournalPlace, journal_option()]
-ApiOption = Annotated[
-    str,
-    setting_option(
-        "api",
-        "NAME",
-        "The API generation of the server. A customer in the journal keeps the one that it has there.",
-    ),
-]
-ReportOption = Annotated[
-    Path | None,
-    setting_option(
-        "report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,33 +194,7 @@ class Settings(ConnectionSettings):
     def given(self) -> Mapping[str, str]:
         """Return the settings that differ from the defaults, as text for a command line."""
         values = ((field, getattr(self, field.name)) for field in fields(Settings))
-        return {field.name: written(value) for field, value in values if value != field.default}
-
-
-_READERS: Mapping[str, Callable[[str], object]] = {
-    "out": Path,
-    "journal": JournalPlace,
-    "report": Path,
-    "root": Path,
-    "answers": Path,
-    "cancel_blocked_after": parse_duration,
-    "rate": parse_rate,
-    "limits": Limits.parse,
-    "retries": int,
-    "deliver_rejected": lambda text: text == str(True),
-    "concurrency": int,
-    "max_duration": parse_duration,
-    "stop_after_failures": int,
-    "speed": float,
-}
-
-
-def read_settings(texts: Mapping[str, str]) -> Settings:
-    """Parse the settings that `Settings.given` returns. Raises `ValueError` for other text."""
-    values = {name: _READERS.get(name, str)(text) for name, text in texts.items()}
-    return replace(
-        Settings(), **cast("dict[str, Never]", values)
-    )  # each reader returns the type of its field
+        return {field.name: _written(value) for field, value in values if value != field.default}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,10 +222,10 @@ def about_journal(journal: JournalPlace, command: str, *words: str) -> str:
     return shlex.join(["asyncmig", command, *words, *option])
 
 
-SETTING_NAMES = [field.name for field in fields(Settings)]
+_SETTING_NAMES = [field.name for field in fields(Settings)]
 
 
-def from_manifest(context: typer.Context, manifest: Path) -> Path:
+def _from_manifest(context: typer.Context, manifest: Path) -> Path:
     """Use the `[defaults]` of a manifest for options that neither the command line nor the environment sets.
 
     Raises `InvalidManifest` for unknown settings.
@@ -328,11 +248,11 @@ def _settings_of(manifest: Path) -> dict[str, str]:
 
 def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
     for name, value in defaults.items():
-        if name not in SETTING_NAMES:
+        if name not in _SETTING_NAMES:
             yield ManifestFault(
                 line=None,
                 field=f"defaults.{name}",
-                reason=f"is not a setting; there are {', '.join(SETTING_NAMES)}",
+                reason=f"is not a setting; there are {', '.join(_SETTING_NAMES)}",
             )
         elif not isinstance(value, str | int | float):
             reason = f"must be a string, a number, true or false: {value!r}"
@@ -345,7 +265,7 @@ ManifestArgument = Annotated[
         metavar="MANIFEST",
         help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
         is_eager=True,  # its [defaults] are the defaults of the other options
-        callback=from_manifest,
+        callback=_from_manifest,
     ),
 ]
 
@@ -381,7 +301,7 @@ class Options(Settings):
         """
         words = ["asyncmig", "run", str(self.manifest)]
         chosen = replace(self, decide=decide or self.decide)
-        texts = {name: written(getattr(chosen, name)) for name in sorted(explicit)} | dict(chosen.given())
+        texts = {name: _written(getattr(chosen, name)) for name in sorted(explicit)} | dict(chosen.given())
         more = {"queue": queue, "select": select}
         for name, text in {**texts, **{name: text for name, text in more.items() if text}}.items():
             if text != str(False):
@@ -401,15 +321,36 @@ class Options(Settings):
         )
 
 
-def source_of(context: typer.Context, name: str) -> str:
-    """Return the origin of a setting's value, for people."""
-    source = context.get_parameter_source(name)
-    match source.name if source else "":
-        case "COMMANDLINE":
-            return "command line"
-        case "ENVIRONMENT":
-            return environment_name(name)
-        case "DEFAULT_MAP":
-            return "manifest"
-        case _:
-            return "default"
+def given(context: typer.Context) -> frozenset[str]:
+    """Return the names of the settings that the command line, the environment or a file sets."""
+    return frozenset(name for name in _SETTING_NAMES if source_of(context, name) != "default")
+
+
+def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
+    """Return where a run would write, and its `root`, for a command that has no options for them."""
+    defaults: dict[str, object] = {"out": Settings().out, "journal": Settings().journal}
+    defaults |= context.default_map or {}
+    given = {name: os.environ.get(environment_name(name)) or defaults.get(name) for name in PATHS}
+    paths = {name: Path(str(value)) for name, value in given.items() if value}
+    journal = JournalPlace(str(given["journal"])).path
+    return Outputs(out=paths["out"], journal=journal, report=paths.get("report")), paths.get("root")
+
+
+def print_config(data: Console, context: typer.Context, options: Options, *, as_json: bool) -> None:
+    """Print the name, value and origin of each setting. The API key is never printed."""
+    rows: list[tuple[str, str | None, str]] = []
+    for field in fields(Settings):
+        value, source = getattr(options, field.name), source_of(context, field.name)
+        if field.name == "base_url" and value is None and (url := os.environ.get("VERN_BASE_URL")):
+            value, source = url, "VERN_BASE_URL"
+        text = None if value is None else _written(value)
+        shown = shown_url(text) if text and field.name == "base_url" else text
+        rows.append((field.name.replace("_", "-"), shown, source))
+    has_key = bool(os.environ.get("VERN_API_KEY", "").strip())
+    rows.append(("API key", "set" if has_key else "not set", "VERN_API_KEY"))
+    if as_json:
+        for name, shown, source in rows:
+            print_line({"schema": SCHEMA, "setting": name, "value": shown, "from": source})
+    else:
+        lines = [(name, shown or "-", source) for name, shown, source in rows]
+        print_table(data, ("setting", "value", "from"), lines)

@@ -13,8 +13,9 @@ import msgspec
 import typer
 from rich.console import Console
 
+from asyncmig._core.rate import Rate
 from asyncmig.cli.interrupts import handling_signals
-from asyncmig.cli.options import DEFAULT_RATE, Rate, rate_option
+from asyncmig.cli.options import DEFAULT_RATE, rate_option
 from asyncmig.cli.output import SCHEMA, is_unread, print_line, say
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.outputs import check_replaceable
@@ -29,13 +30,7 @@ from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Faults
 from asyncmig.simulator.server.ledger import Verdict
 
-__all__ = [
-    "SimOptions",
-    "new_world",
-    "parse_faults",
-    "serve_until_interrupted",
-    "world_of",
-]
+__all__ = ["SimOptions", "new_world", "parse_faults", "serve_until_interrupted", "world_of"]
 
 _SHARE = 0.05
 """The rate of a fault for which none is given."""

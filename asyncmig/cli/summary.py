@@ -1,28 +1,129 @@
-"""The summary of a run: how many customers ended how and why, the requests, and the commands that continue."""
+"""The result of a run: how many customers ended how and why, the requests, and the commands that continue."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.text import Text
 
 from asyncmig import generations
+from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
+from asyncmig.cli.json_output import Report
 from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.output import clean, counted, listed, print_table, say, say_steps
-from asyncmig.cli.report import blocking_words, by_reason, reason, shared_reason
-from asyncmig.cli.run import RunResult
 from asyncmig.cli.settings import DecideChoice, Options, about_journal
 from asyncmig.customers.files import NOT_IMPORTED_AGAIN
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.jobs.fleet import WhenHeld
+from asyncmig.jobs.status import OUTCOMES
 
 __all__ = [
+    "RunResult",
+    "blocking_words",
+    "by_reason",
     "figures",
     "next_steps",
     "print_figures",
     "print_outcomes",
     "print_summary",
+    "reason",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """The result of a run of the command."""
+
+    report: Report
+    selected: frozenset[str] | None = None
+    """The external ids that `--select` names; None: all customers."""
+    key_refused: bool = False
+    reason: str | None = None
+    """Why it ended early; None if it did not."""
+    queue: str | None = None
+    """The workers' queue, as `--queue` names it; None without one."""
+    is_recorded: bool = True
+    """Whether the journal has the customers. Workers may have another journal."""
+    connected: bool = True
+    """Whether the queue was reached, so that workers may have the jobs."""
+    explicit: frozenset[str] = frozenset()
+    """The settings that go with the jobs; the workers' own hold for the others."""
+    unwritten: bool = False
+    """Whether `report.json`, or what `--json` prints, is incomplete."""
+
+    @property
+    def customers(self) -> tuple[CustomerStatus, ...]:
+        """The status of each customer that was selected."""
+        rows = self.report.customers
+        return tuple(row for row in rows if self.selected is None or row.external_id in self.selected)
+
+    @property
+    def account_refused(self) -> bool:
+        """Whether the account may not start work."""
+        return any(row.pending_reason == "account_refused" for row in self.customers)
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code: that of the worst outcome, in the order 4, 75, 6, 5, 3.
+
+        75 comes before the outcomes of customers, because these are incomplete while any is pending, and because 75
+        is the one code after which a job runner should start the same command again.
+        """
+        if self.key_refused or self.account_refused:
+            return KEY_REFUSED
+        return RESUMABLE if self.unwritten else code_of(customer.outcome for customer in self.customers)
+
+
+_NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+")
+_PLURAL = re.compile(r"(# \w+?)s\b")
+
+
+def reason(row: CustomerStatus) -> str:
+    """Return why a customer is not delivered, as one line."""
+    if row.outcome == "pending" and row.held_by:
+        failure = row.last_failure
+        trouble = f"; {clean(failure.words)}" if failure is not None and not failure.is_over else ""
+        return f"{row.step}, in progress{trouble}"
+    if row.outcome == "delivered":
+        return ""
+    if row.pending_reason == "held" and row.error:  # without the id, so that customers are grouped
+        return clean(row.error.rpartition(f"{row.external_id} is ")[2])
+    return clean(row.error or (row.outcome == "pending" and row.detail) or "")
+
+
+def blocking_words(rows: Iterable[CustomerStatus]) -> str:
+    """Return a sentence that names the customers whose runs keep a run slot; empty if there are none."""
+    names = [clean(row.external_id) for row in rows if row.holds_run_slot]
+    if not names:
+        return ""
+    waits, keeps = ("waits", "keeps") if len(names) == 1 else ("wait", "each keep")
+    return f"{listed(names, 10)} {waits} for a person, and {keeps} one of the account's run slots until then."
+
+
+def by_reason(rows: Sequence[CustomerStatus]) -> list[list[CustomerStatus]]:
+    """Group customers by outcome and reason, ignoring the numbers and ids in it; delivered ones come first."""
+    groups: defaultdict[tuple[str, str], list[CustomerStatus]] = defaultdict(list)
+    for row in rows:
+        groups[row.outcome, _PLURAL.sub(r"\1", _NUMBER.sub("#", reason(row)))].append(row)
+    return sorted(groups.values(), key=lambda group: (OUTCOMES.index(group[0].outcome), -len(group)))
+
+
+def _shared_reason(group: Sequence[CustomerStatus]) -> str:
+    """Return the reason of a group of `by_reason`: `3-8 questions` where its members have different numbers."""
+    reasons = sorted({reason(row) for row in group}, key=len)
+    numbers = iter(zip(*map(_NUMBER.findall, reasons), strict=True))
+    return _NUMBER.sub(lambda _: _range(next(numbers)), reasons[-1])
+
+
+def _range(numbers: tuple[str, ...]) -> str:
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    if all(map(str.isdecimal, numbers)):
+        return f"{min(map(int, numbers))}-{max(map(int, numbers))}"
+    return "…"
+
 
 _MOST_REASONS = 20
 _APPROVAL: Mapping[bool, Mapping[str, tuple[str, DecideChoice]]] = {
@@ -59,7 +160,7 @@ def print_outcomes(data: Console, rows: Sequence[CustomerStatus], details: str) 
         outcome = group[0].outcome
         names = "" if outcome == "delivered" else f" ({_names(group, _MOST_NAMED)})"
         lines.append(
-            (Text(outcome, STYLES[outcome]), f"{len(group):,}", f"{shared_reason(group)}{names}".strip())
+            (Text(outcome, STYLES[outcome]), f"{len(group):,}", f"{_shared_reason(group)}{names}".strip())
         )
     if rest := sum(map(len, ranked[_MOST_REASONS:])):
         lines.append(("...", f"{rest:,}", f"for more reasons, see {details}"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.connection import timeouts_at
-from asyncmig.cli.settings import Settings, read_settings
+from asyncmig.cli.last_run import read_settings
+from asyncmig.cli.settings import Settings
 from asyncmig.distributed import _environment
 
 from .conftest import Cli, Simulator

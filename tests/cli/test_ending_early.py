@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.options import Duration, parse_duration
+from asyncmig._core.duration import Duration, parse_duration
 from asyncmig.errors import InvalidInput
 from asyncmig.simulator.server.durations import RunDurations
 

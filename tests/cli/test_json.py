@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.cli.report import EventPrinter
+from asyncmig.cli.json_output import EventPrinter
 from asyncmig.customers.status import CustomerStatus, RowCounts
 from asyncmig.events import (
     BudgetLearnt,
@@ -49,7 +49,7 @@ ROW = CustomerStatus(
 def test_the_schema_is_what_it_was(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncmig.cli.report.version", lambda package: "V")
+    monkeypatch.setattr("asyncmig.cli.json_output.version", lambda package: "V")
     now = 1000.0
     feed = EventPrinter(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
     feed.begin(1)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from asyncmig import Limits
-from asyncmig.cli.options import Rate, parse_rate
-from asyncmig.cli.settings import Options, read_settings
+from asyncmig._core.rate import Rate, parse_rate
+from asyncmig.cli.last_run import read_settings
+from asyncmig.cli.settings import Options
 from asyncmig.errors import InvalidInput
 
 from .conftest import Cli

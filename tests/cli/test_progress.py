@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from asyncmig import RunSlotsStatistics
-from asyncmig.cli.live_state import LiveState
+from asyncmig.cli.fleet_state import LiveState
+from asyncmig.cli.json_output import Budget, Report
 from asyncmig.cli.live_view import LiveView, full_run_slots
-from asyncmig.cli.options import spoken
-from asyncmig.cli.report import Budget, Report
-from asyncmig.cli.run import RunResult
+from asyncmig.cli.output import spoken
 from asyncmig.cli.settings import Display, Settings
+from asyncmig.cli.summary import RunResult
 from asyncmig.customers.outcome import Delivered, Failed, Pending
 from asyncmig.customers.status import CustomerStatus, status_of_outcome
 from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestDone, SlotAwaited

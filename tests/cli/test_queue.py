@@ -13,10 +13,9 @@ from saq.worker import Worker
 from servers import database
 
 from asyncmig import Delivered, Spec
-from asyncmig.cli.report import Budget, Report
-from asyncmig.cli.run import RunResult
+from asyncmig.cli.json_output import Budget, Report
 from asyncmig.cli.settings import Options
-from asyncmig.cli.summary import next_steps
+from asyncmig.cli.summary import RunResult, next_steps
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.distributed.saq import MigrationQueue, settings
 from asyncmig.simulator.server.clock import fast_loop

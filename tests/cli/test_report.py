@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asyncmig.cli.report import ReportFile, read_outcomes, warn_of_lost_journal
+from asyncmig.cli.inputs import warn_of_lost_journal
+from asyncmig.cli.json_output import ReportFile, read_outcomes
 from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Failed, ImportReport, Pending

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
-from asyncmig.cli.charts import Hold, Timeline
+from asyncmig.cli.fleet_state import Hold, Timeline
 from asyncmig.cli.html_report import page_of_journal
 from asyncmig.companies.workflow.record import Record
 from asyncmig.events import (

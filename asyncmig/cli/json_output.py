@@ -10,8 +10,7 @@ with the fields of `report.json`. Later versions may add fields and types.
 
 import asyncio
 import logging
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,16 +18,15 @@ from pathlib import Path
 from typing import cast, final
 
 import msgspec
-from rich.console import Console
 
 from asyncmig._core.rate import Rate
-from asyncmig.cli.output import SCHEMA, clean, counted, escaped, listed, print_line, say
+from asyncmig.cli.output import SCHEMA, escaped, print_line
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.events import Event, RequestDone, RequestSent
 from asyncmig.jobs.manifest import Manifest
-from asyncmig.jobs.status import OUTCOMES, status_of
+from asyncmig.jobs.status import status_of
 from asyncmig.session import Session
 
 __all__ = [
@@ -38,18 +36,10 @@ __all__ = [
     "Report",
     "ReportFile",
     "SavedReport",
-    "blocking_words",
-    "budget_of",
-    "by_reason",
     "read_outcomes",
     "read_report",
-    "reason",
     "reported",
-    "shared_reason",
-    "wall_clock",
-    "warn_of_lost_journal",
 ]
-
 
 _log = logging.getLogger("asyncmig")
 _NOT_FINISHED = "not finished"
@@ -201,7 +191,7 @@ class ReportFile:
         return report
 
     def _report(self) -> Report:
-        return Report(customers=self.rows, budget=budget_of(self._session))
+        return Report(customers=self.rows, budget=_budget_of(self._session))
 
 
 def read_report(folder: Path) -> SavedReport:
@@ -220,19 +210,6 @@ def read_outcomes(folder: Path) -> dict[str, str]:
         return {}
 
 
-def warn_of_lost_journal(journal: str, folder: Path, words: Console) -> None:
-    """Warn of a journal that is missing or empty if the report in `folder` lists deliveries."""
-    delivered = sum(outcome == "delivered" for outcome in read_outcomes(folder).values())
-    if delivered:
-        say(
-            words,
-            f"warning: {journal} is missing or empty, but {folder}/report.json lists "
-            f"{counted(delivered, 'customer')} as delivered. Was the journal lost, or is --journal wrong? Without "
-            "it, the existing companies cannot be found. To stop, press Ctrl-C; then restore the journal.",
-            "yellow",
-        )
-
-
 def reported(status: CustomerStatus, folder: Path) -> CustomerStatus:
     """Return a status for a report in `folder`: paths below it are relative, and a pending customer has an error."""
     files = tuple(
@@ -247,7 +224,7 @@ def _relative(path: Path, folder: Path) -> Path:
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
-def budget_of(session: Session) -> Budget:
+def _budget_of(session: Session) -> Budget:
     """Return the requests that a session has sent so far."""
     stats = session.stats()
     endpoints: dict[str, dict[str, int]] = {}
@@ -288,55 +265,6 @@ def _run_slots(session: Session) -> dict[str, int] | msgspec.UnsetType:
         "others": slots.others,
         "refused": slots.refused,
     }
-
-
-_NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+")
-_PLURAL = re.compile(r"(# \w+?)s\b")
-
-
-def reason(row: CustomerStatus) -> str:
-    """Return why a customer is not delivered, as one line."""
-    if row.outcome == "pending" and row.held_by:
-        failure = row.last_failure
-        trouble = f"; {clean(failure.words)}" if failure is not None and not failure.is_over else ""
-        return f"{row.step}, in progress{trouble}"
-    if row.outcome == "delivered":
-        return ""
-    if row.pending_reason == "held" and row.error:  # without the id, so that customers are grouped
-        return clean(row.error.rpartition(f"{row.external_id} is ")[2])
-    return clean(row.error or (row.outcome == "pending" and row.detail) or "")
-
-
-def blocking_words(rows: Iterable[CustomerStatus]) -> str:
-    """Return a sentence that names the customers whose runs keep a run slot; empty if there are none."""
-    names = [clean(row.external_id) for row in rows if row.holds_run_slot]
-    if not names:
-        return ""
-    waits, keeps = ("waits", "keeps") if len(names) == 1 else ("wait", "each keep")
-    return f"{listed(names, 10)} {waits} for a person, and {keeps} one of the account's run slots until then."
-
-
-def by_reason(rows: Sequence[CustomerStatus]) -> list[list[CustomerStatus]]:
-    """Group customers by outcome and reason, ignoring the numbers and ids in it; delivered ones come first."""
-    groups: defaultdict[tuple[str, str], list[CustomerStatus]] = defaultdict(list)
-    for row in rows:
-        groups[row.outcome, _PLURAL.sub(r"\1", _NUMBER.sub("#", reason(row)))].append(row)
-    return sorted(groups.values(), key=lambda group: (OUTCOMES.index(group[0].outcome), -len(group)))
-
-
-def shared_reason(group: Sequence[CustomerStatus]) -> str:
-    """Return the reason of a group of `by_reason`: `3-8 questions` where its members have different numbers."""
-    reasons = sorted({reason(row) for row in group}, key=len)
-    numbers = iter(zip(*map(_NUMBER.findall, reasons), strict=True))
-    return _NUMBER.sub(lambda _: _range(next(numbers)), reasons[-1])
-
-
-def _range(numbers: tuple[str, ...]) -> str:
-    if len(set(numbers)) == 1:
-        return numbers[0]
-    if all(map(str.isdecimal, numbers)):
-        return f"{min(map(int, numbers))}-{max(map(int, numbers))}"
-    return "…"
 
 
 _TIMES = ("at", "until")
