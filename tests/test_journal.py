@@ -483,8 +483,41 @@ def test_the_files_beside_a_journal_are_named_without_its_password(
     assert JournalPlace("WORKERS_JOURNAL").beside("last") == beside
 
 
-@pytest.mark.parametrize("place", ["redis://host/0", "mysql://user:hush@host/db", "https://host"])
-def test_the_address_of_another_server_is_no_place_of_a_journal(place: str):
+@pytest.mark.parametrize(
+    "place",
+    [
+        "redis://host/0",
+        "mysql://user:hush@host/db",
+        "https://host",
+        "mongodb+srv://user:hush@host/db",
+        "sqlite:///fleet.db",
+        Path("jdbc:postgresql://user:hush@host/db"),
+    ],
+)
+def test_the_address_of_another_server_is_no_place_of_a_journal(place: str | Path):
     with pytest.raises(InvalidInput, match="address of a server") as caught:
         open_journal(place)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:hush@host/db",
+        "jdbc:postgresql://u:hush@host/db",
+        '"postgres://u:hush@host/db"',
+    ],
+)
+def test_a_url_of_postgresql_in_another_spelling_is_refused_and_no_path(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DATABASE_URL", url)
+    for text, name in ((url, "journal"), ("DATABASE_URL", "DATABASE_URL")):
+        with pytest.raises(InvalidInput, match="must be the address of a PostgreSQL") as caught:
+            open_journal(text)
+        assert caught.value.field == name
+        assert "hush" not in str(caught.value)
+
+
+def test_a_drive_of_windows_and_a_colon_are_part_of_a_path():
+    assert [JournalPlace(text).server for text in ("C:/fleet.db", "12:30.db", "a:b")] == [None] * 3

@@ -33,6 +33,8 @@ _HINT = (
     "# as %23, ? as %3F, [ as %5B"
 )
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LIKE_POSTGRES = re.compile(r"""\s*["']?(jdbc:)?postgres(ql)?(\+\w+)?://""", re.IGNORECASE)
+"""A URL of PostgreSQL, also as other programs write it: with the name of a driver, or in quotes."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]@#\s]*)(?::(\d{0,5}))?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _SETTINGS = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|passfile|service|sslmode|options)\s*=")
@@ -117,8 +119,7 @@ class Server:
 
 def is_postgres(text: str) -> bool:
     """Return whether a text looks like the address of a PostgreSQL, and not like the path of a file."""
-    scheme = _SCHEME.match(text.strip())
-    return _SCHEMES.get(scheme[1].lower()) == "postgres" if scheme else bool(_SETTINGS.match(text))
+    return bool(_LIKE_POSTGRES.match(text) or _SETTINGS.match(text))
 
 
 def parse_server(field: str, text: str, *kinds: Kind) -> Server:
@@ -129,7 +130,8 @@ def parse_server(field: str, text: str, *kinds: Kind) -> Server:
     """
     text, kinds = text.strip(), kinds or ("redis", "postgres")
     scheme = _SCHEME.match(text)
-    kind: Kind | None = "postgres" if kinds == ("postgres",) or _SETTINGS.match(text) else None
+    is_settings = bool(_SETTINGS.match(text)) or (kinds == ("postgres",) and "://" not in text)
+    kind: Kind | None = "postgres" if is_settings else None
     if scheme is not None:
         kind = _SCHEMES.get(scheme[1].lower())
     if kind not in kinds:

@@ -33,7 +33,8 @@ Connect = Callable[[str], sqlite3.Connection]
 BUSY = 10.0
 """Real seconds that one process waits for the transaction of another, which takes milliseconds."""
 
-_ADDRESS = re.compile(r"(postgres(ql)?|rediss?|unix|mysql|https?):/|.*\bpassword\s*=", re.IGNORECASE)
+_ADDRESS = re.compile(r"""\s*["']?[a-z][a-z0-9+.:-]+:/|.*\bpassword\s*=""", re.IGNORECASE)
+"""A URL, whose slashes `Path` joins. A drive of Windows has one letter."""
 _APPLICATION = 0x61736D67  # "asmg": marks an SQLite file as a journal
 
 EVENTS_STAY = """CREATE TRIGGER events_stay BEFORE DELETE ON events
@@ -119,12 +120,14 @@ def _code(error: Exception) -> int:
 
 
 def check_is_path(path: str | Path) -> None:
-    """Raise `InvalidInput` if a path is the address of a server.
+    """Raise `InvalidInput` if a path is the address of a server or another URL.
 
     The error does not show it: it may hold a password.
     """
     if _ADDRESS.match(str(path)):
-        why = "is the address of a server; for PostgreSQL use asyncmig.distributed.postgres.PostgresJournal"
+        why = (
+            "is the address of a server: name a file, or for PostgreSQL a postgresql:// URL (`open_journal`)"
+        )
         raise InvalidInput("journal", "***", why)
 
 

@@ -207,7 +207,7 @@ def test_a_worker_names_the_variable_whose_address_is_not_valid(
 @pytest.mark.parametrize("address", [GOOD_REDIS[0], GOOD_POSTGRES[0], GOOD_POSTGRES[-1], OTHERS[0]])
 def test_the_path_of_a_journal_is_no_address_of_a_server(address: str) -> None:
     for path in (address, Path(address)):
-        with pytest.raises(InvalidInput, match="PostgresJournal") as caught:
+        with pytest.raises(InvalidInput, match="open_journal") as caught:
             Journal(path)
         check_quiet(caught.value)
 
