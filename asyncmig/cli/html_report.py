@@ -434,7 +434,7 @@ def check_place(path: Path | None) -> None:
     if path.is_dir() or not path.parent.is_dir():
         reason = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise InvalidInput("report", str(path), f"{reason}: name a file")
-    check_replaceable("report", path, "a report")
+    check_replaceable("report", path, "a report in HTML")
 
 
 def write_page(path: Path, page: ReportPage) -> None:

@@ -19,11 +19,8 @@ _SIDE_FILE: Final = re.compile(r"(?P<journal>.+?)(-(wal|shm|journal)|\.(recent|l
 """Suffixes of the files beside a journal: files of SQLite, the send log, the settings of the last run."""
 _CONTENT: Final[Mapping[str, re.Pattern[bytes]]] = {
     "a journal": re.compile(rb"SQLite format 3\0.{52}asmg", re.DOTALL),
-    "a report": re.compile(
-        rb'\s*\{\s*"schema"\s*:\s*\d+\s*,\s*"(companies|customers)"'
-        rb"|<!DOCTYPE html>.{0,400}<title>Migration report:",
-        re.DOTALL,
-    ),
+    "a report in JSON": re.compile(rb'\s*\{\s*"schema"\s*:\s*\d+\s*,\s*"(companies|customers)"'),
+    "a report in HTML": re.compile(rb"<!DOCTYPE html>.{0,400}<title>Migration report:", re.DOTALL),
     "a ledger": re.compile(rb'\{"type":"(request|verdict)"'),
 }
 """The first bytes of files that asyncmig writes."""
@@ -142,7 +139,7 @@ class OwnFiles:
                 if is_same(side, self._manifest):
                     raise InvalidInput(field, str(path), f"would replace the manifest, {self._manifest}")
         else:
-            check_replaceable(field, path, "a report")
+            check_replaceable(field, path, f"a report in {'JSON' if field == 'out' else 'HTML'}")
 
 
 def _sides(journal: Path) -> list[Path]:

@@ -189,6 +189,19 @@ def test_a_place_to_write_to_that_is_something_else_is_refused(
     assert {each: each.read_bytes() for each in before} == before
 
 
+def test_a_page_replaces_no_report_json(
+    run: Cli, cli: Cli, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    put(tmp_path / "acme.csv")
+    assert run(manifest(acme="acme.csv"), "--report", "page.html").code == 0
+    (tmp_path / "kept.json").write_bytes(before := (tmp_path / "out/report.json").read_bytes())
+    for name in ("out/report.json", "kept.json"):
+        result = cli("report", "--report", name)
+        assert (result.code, "is not a report in HTML" in result.err) == (2, True)
+        assert (tmp_path / name).read_bytes() == before
+    assert cli("report", "--report", "page.html").code == 0
+
+
 def test_a_manifest_where_sheets_are_delivered_is_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
 ) -> None:
