@@ -39,8 +39,8 @@ _ESCAPE = re.compile(
        | \\(.) | ([\x00-\x1f])""",
     re.DOTALL | re.VERBOSE,
 )
-_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf(?:inity)?|\d\.#[a-z]+\d*)", re.IGNORECASE)
-"""NaN and infinity as Python, JavaScript, C and old versions of Visual C++ print them."""
+_NOT_FINITE = re.compile(r"[+-]?(?:nan(?:\(\w*\))?|inf(?:inity)?|\d\.#[a-z]+\d*)", re.IGNORECASE)
+"""NaN and infinity as Python, JavaScript, C and Visual C++ print them."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _LONGEST_NUMBER = 400
 

@@ -73,11 +73,12 @@ def _fault(url: str, parts: SplitResult) -> str | None:
 
 
 def shown_url(url: str) -> str:
-    """Return `url` for an error message, without credentials, query and fragment, which may be secret."""
+    """Return `url` for an error message, without what may be secret: credentials, query, and what follows a blank."""
     scheme, rest = _parted(url)
     if "@" in rest:
         rest = "***@" + rest.rpartition("@")[2]
-    return scheme + re.split("[?#]", rest)[0]
+    shown = re.split(r"[?#\s]", rest)[0]
+    return f"{scheme}{shown}{' ...' if _SPACE.search(rest) else ''}"
 
 
 def _parted(url: str) -> tuple[str, str]:
@@ -147,7 +148,8 @@ def _parsed(name: str, value: str) -> Proxy:
         raise InvalidInput(name, f"{scheme}***", reason)
     parts = _split(f"http://{rest}")
     host = parts.hostname or "" if parts is not None else ""
-    if parts is not None and _HOST.fullmatch(host) and "@" not in rest[len(parts.netloc) :]:
+    is_url = scheme or "/" not in rest.rstrip("/")
+    if parts is not None and is_url and _HOST.fullmatch(host) and "@" not in rest[len(parts.netloc) :]:
         try:
             return Proxy(URL.build(scheme="http", host=host, port=parts.port), _authorization(parts))
         except ValueError:

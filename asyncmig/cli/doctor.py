@@ -270,10 +270,11 @@ def _refused(url: str, path: str, error: ApiError) -> Iterator[Diagnosis]:
             yield Diagnosis("server", f"{url} answers")
             yield Diagnosis("API key", str(error), KEY_REFUSED)
         case NotFound() if error.is_documented:
-            yield Diagnosis(
-                "server", f"{url} answers; it does not list {path.strip('/')}: use ids in the manifest"
+            text = (
+                f"{url} answers 404 to {path}: either it does not list {path.strip('/')} (use ids in the manifest), "
+                "or this is not the API's base URL"
             )
-            yield Diagnosis("API key", "is accepted")
+            yield Diagnosis("server", text, None)
         case ServerError():
             yield Diagnosis("server", f"{url}: {error}", RESUMABLE)
         case UnexpectedReply() if 300 <= error.status < 400:

@@ -72,12 +72,12 @@ def test_a_key_that_is_not_set_is_said_before_anything_is_sent(
     assert simulator.count() == 0
 
 
-def test_a_server_without_a_catalogue_accepts_the_key_all_the_same(cli: Cli, simulator: Simulator) -> None:
+def test_a_server_without_a_catalogue_does_not_tell_about_the_key(cli: Cli, simulator: Simulator) -> None:
     simulator.intercept = lambda request: Reply(status=404, body=b'{"error": "No such route"}')
     result = doctor(cli, simulator)
     assert result.code == 0
-    assert lines(result)["API key"] == "ok is accepted"
-    assert "use ids" in lines(result)["server"]
+    assert lines(result)["API key"] == "? was not checked"
+    assert "use ids in the manifest), or this is not the API's base URL" in lines(result)["server"]
 
 
 def test_a_server_that_cannot_be_reached_is_a_matter_of_time(cli: Cli) -> None:

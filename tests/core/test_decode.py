@@ -147,7 +147,7 @@ STATUS = '"status": "completed"'
     "body",
     [
         f'{{{STATUS}, "score": NaN}}',
-        f'{{"score": -Infinity, {STATUS}, "scores": [Infinity, +inf, nan, -NaN, 1.#QNAN, -1.#INF]}}',
+        f'{{"score": -Infinity, {STATUS}, "scores": [Infinity, +inf, nan, -NaN, -nan(ind), 1.#QNAN, -1.#INF]}}',
         f'{{"score": 1e999, {STATUS}, "other": -1E+400}}',
         f'{{"score": {"9" * 5000}, {STATUS}}}',
         f'{{"deep": {"[" * 5000}{"]" * 5000}, {STATUS}}}',
