@@ -75,6 +75,9 @@ class Endpoint:
 
     key: str = field(init=False)
     """Method and route template, such as `GET /sources`."""
+    counted_as: tuple[str, str] = field(init=False)
+    """The key and the name of the lane, under which requests are counted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", f"{self.method} {self.template}")
+        object.__setattr__(self, "counted_as", (self.key, self.lane.name))

@@ -9,9 +9,9 @@ unknown.
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Self, final
 
 import aiohttp
@@ -27,6 +27,7 @@ from asyncmig._io.transport import Body, Lost, Response, Timeouts
 
 __all__ = ["AiohttpResponse", "AiohttpTransport"]
 
+_HEADERS = {"Accept-Encoding": ACCEPTED}
 _CHUNK = 256 * 1024
 _PIECE = 64 * 1024
 """Bytes of a request body that the peer must take within the stall time-out: the size of asyncio's buffer."""
@@ -46,11 +47,6 @@ class AiohttpResponse:
     @property
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
-
-    async def release(self) -> None:
-        """Return the connection to the pool, or close it if the body was not read to its end."""
-        self._response.release()
-        await self._response.wait_for_close()
 
     def arrived(self) -> bytes | None:
         """Return the body if it is small, uncompressed and has arrived completely; otherwise None."""
@@ -126,17 +122,18 @@ class _ProgressMeter:
 class _Exchange:
     """Sends a request on entry, and releases its connection on exit."""
 
-    __slots__ = ("_response", "_send")
+    __slots__ = ("_response", "_sending", "_timeouts")
 
-    def __init__(self, send: Callable[[], Awaitable[AiohttpResponse]]) -> None:
-        self._send = send
+    def __init__(self, sending: Awaitable[ClientResponse], timeouts: Timeouts) -> None:
+        self._sending, self._timeouts = sending, timeouts
 
     async def __aenter__(self) -> Response:
-        self._response = await self._send()
-        return self._response
+        self._response = await self._sending
+        return AiohttpResponse(self._response, self._timeouts)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._response.release()
+        self._response.release()  # closes the connection if the body was not read to its end
+        await self._response.wait_for_close()
 
 
 @final
@@ -147,7 +144,7 @@ class AiohttpTransport:
     proxies from the environment. Unlike in aiohttp, this does not take credentials from a netrc file.
     """
 
-    __slots__ = ("_given", "_middlewares", "_pooled", "_proxies", "_single")
+    __slots__ = ("_given", "_middlewares", "_pooled", "_proxies", "_single", "_timeouts")
 
     def __init__(self, http: aiohttp.ClientSession | None = None, *, trust_env: bool = True) -> None:
         self._given = http
@@ -155,6 +152,8 @@ class AiohttpTransport:
         self._proxies = Proxies() if trust_env and http is None else None
         self._pooled: aiohttp.ClientSession | None = None
         self._single: aiohttp.ClientSession | None = None
+        self._timeouts: tuple[Timeouts | None, aiohttp.ClientTimeout] = (None, aiohttp.ClientTimeout())
+        """The last time-outs, as aiohttp takes them."""
 
     def exchange(
         self,
@@ -166,31 +165,37 @@ class AiohttpTransport:
         timeouts: Timeouts,
     ) -> AbstractAsyncContextManager[Response]:
         """Send one request once; see `Transport.exchange`."""
-        return _Exchange(partial(self._send, method, url, headers, body, timeouts))
+        return _Exchange(self._send(method, url, headers, body, timeouts), timeouts)
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
-    ) -> AiohttpResponse:
+    ) -> ClientResponse:
         proxy = None if self._proxies is None else self._proxies.proxy_for(url)
+        is_streamed = body is not None and not isinstance(body, bytes)
         # aiohttp's total time-out also limits the headers, unless the body is streamed first.
-        is_watched = not isinstance(body, bytes | None) or (
-            (timeouts.headers or math.inf) < (timeouts.total or math.inf)
-        )
+        is_watched = is_streamed or (timeouts.headers or math.inf) < (timeouts.total or math.inf)
         watch = _RequestTimer(timeouts) if is_watched else None
         response, lost = None, None
         try:
             http = self._session(method)  # sets `_middlewares`, which is read below
+            if http is self._given:
+                headers = {**_HEADERS, **headers}
+            # For https, aiohttp sends the proxy's headers when it opens the tunnel.
+            if proxy is not None and url.startswith("http:"):
+                headers = {**headers, **proxy.headers}
             sending = http.request(
                 method,
                 URL(url, encoded=True),
-                headers={"Accept-Encoding": ACCEPTED, **headers, **_for_proxy(url, proxy)},
-                data=body if isinstance(body, bytes | None) or watch is None else _TimedBody(body, watch),
+                headers=headers,
+                data=body
+                if watch is None or body is None or isinstance(body, bytes)
+                else _TimedBody(body, watch),
                 allow_redirects=False,
                 auto_decompress=False,
                 middlewares=self._middlewares,
                 proxy=None if proxy is None else proxy.url,
                 proxy_headers=None if proxy is None else proxy.headers,
-                timeout=_client_timeout(timeouts),
+                timeout=self._client_timeout(timeouts),
             )
             if watch is None:
                 response = await sending
@@ -204,7 +209,12 @@ class AiohttpTransport:
         if response is None:
             reason = "" if watch is None else watch.reason
             raise lost or Lost(reason, sent=True, timed_out=True)
-        return AiohttpResponse(response, timeouts)
+        return response
+
+    def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+        if timeouts is not self._timeouts[0]:  # nearly all requests have the same ones
+            self._timeouts = timeouts, _client_timeout(timeouts)
+        return self._timeouts[1]
 
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy for a request to `url`; None if it needs none. Raises `InvalidInput` for an unsupported
@@ -226,6 +236,7 @@ class AiohttpTransport:
         http = aiohttp.ClientSession(
             connector=Connector(limit=0, force_close=force_close),
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
             max_line_size=LARGEST_HEADER,
             max_field_size=LARGEST_HEADER,
         )
@@ -313,11 +324,6 @@ class _TimedBody:
 @lru_cache
 def _client_timeout(timeouts: Timeouts) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=timeouts.total, connect=timeouts.connect, sock_read=timeouts.stall)
-
-
-def _for_proxy(url: str, proxy: Proxy | None) -> Mapping[str, str]:
-    """Return the proxy's headers for an http request. For https, aiohttp sends them when it opens the tunnel."""
-    return proxy.headers if proxy is not None and url.startswith("http:") else {}
 
 
 async def _send_once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:

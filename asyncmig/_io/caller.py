@@ -4,7 +4,6 @@ This module sends every request of the library. Each attempt takes a slot from t
 gate as soon as the headers arrive. The module `attempts` decides whether a failed attempt is repeated.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
 from asyncmig._io.call import Call, Secret
-from asyncmig._io.event_loop import LoopGuard, loop_speed
+from asyncmig._io.event_loop import LoopGuard
 from asyncmig._io.gate import Gate, Slot
 from asyncmig._io.reply import Reply, ReplyReader, is_html, rate_headers, too_many_runs
 from asyncmig._io.request_reports import RequestReports, Sending
@@ -331,7 +330,7 @@ class Caller:
         status = sending.status = answer.status
         if not 200 <= status < 300:
             return False
-        headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
+        headers = rate_headers(answer.headers)
         sending.slot.answered(status, headers=headers)
         self._retry_queue.succeeded()
         return True
@@ -339,7 +338,7 @@ class Caller:
     async def _refused(self, sending: Sending, answer: Response) -> Exception:
         """Report a status outside 2xx to the gate, and return an `ApiError` or a `RetryableFailure`."""
         call, slot, status = sending.call, sending.slot, answer.status
-        headers = rate_headers(answer.headers, speed=loop_speed(asyncio.get_running_loop()))
+        headers = rate_headers(answer.headers)
         wait = None if headers is None else headers.retry_after
         if status == _TOO_MANY and call.endpoint.run_order is not None:
             return await self._start_refused(call, answer, slot, headers)

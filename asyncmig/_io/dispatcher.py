@@ -189,11 +189,12 @@ class Dispatcher:
 
         Raises the error given to `close`, and `UsageError` on another event loop than before.
         """
-        self.check_open()
-        limiter = self.limiter
+        if self._closed is not None:
+            raise copy.copy(self._closed)
+        loop, limiter = running_loop("Gate", self._loop), self.limiter
         if self.waiters.count or self._is_reserving or limiter.burst < limiter.slots:
             return None
-        now = self.now()
+        now = self.now() if self._loop is None else loop.time()
         at = limiter.next_at(now)
         return None if at is None or at > now else self._grant(now)
 
@@ -233,11 +234,14 @@ class Dispatcher:
 
     def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
         """Report an answer other than a 429; `headers`: what it says about this budget."""
-        self.limiter.accepted(self.now(), sent_at=sent_at)
+        limiter, now = self.limiter, self.now()
+        limiter.accepted(now, sent_at=sent_at)
         if headers is not None:
-            self.limiter.apply_headers(headers, self.now())
-        self._tell_learnt()
-        self._left()
+            limiter.apply_headers(headers, now)
+        if (limiter.slots, limiter.burst) != self._believed:
+            self._tell_learnt()
+        if self._timer is None:
+            self._left()
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
         held = self.held_until

@@ -1,5 +1,6 @@
 """Reads a response: its body without secrets, its decoded value, the error of a refusal, and its rate headers."""
 
+import asyncio
 import contextlib
 import email.utils
 import json
@@ -17,6 +18,7 @@ from asyncmig._core.retry import Doubt
 from asyncmig._io.aiohttp_transport import AiohttpResponse
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call, Secret
+from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Lost, Response
 from asyncmig.errors import ApiError, UnexpectedReply, api_error
@@ -264,14 +266,15 @@ def too_many_runs(body: bytes) -> tuple[bool, int | None]:
     return is_about_runs, None if refusal.runs is None else len(refusal.runs)
 
 
-def rate_headers(headers: Mapping[str, str], *, speed: float = 1.0) -> RateHeaders | None:
+def rate_headers(headers: Mapping[str, str]) -> RateHeaders | None:
     """Return the values of `Retry-After` and `X-RateLimit-*`; None without any of them. Ignores invalid values.
 
     `X-RateLimit-Reset` is a Unix time of the server's clock. It is compared with the response's own `Date`, and with
-    the wall clock if there is none. `speed`: see `loop_speed`.
+    the wall clock if there is none.
     """
     if not ("Retry-After" in headers or "X-RateLimit-Limit" in headers or "X-RateLimit-Remaining" in headers):
         return None
+    speed = loop_speed(asyncio.get_running_loop())
     wait = retry_after(headers, speed=speed, most=math.inf)
     limit, remaining, at = (
         float(text) if _SECONDS.fullmatch(text := headers.get(f"X-RateLimit-{name}", "").strip()) else None

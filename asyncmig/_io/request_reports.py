@@ -52,12 +52,16 @@ class RequestReports:
     def sent(self, call: Call, waited: float, attempt: int) -> float:
         """Report that a request is sent now; return the time."""
         endpoint, now = call.endpoint, asyncio.get_running_loop().time()
-        lane = endpoint.lane.name
-        self.requests[endpoint.key, lane] += 1
+        self.requests[endpoint.counted_as] += 1
         if self._events.wants_requests:
             self._events.emit(
                 RequestSent(
-                    at=now, endpoint=endpoint.key, ids=call.ids, lane=lane, attempt=attempt, waited=waited
+                    at=now,
+                    endpoint=endpoint.key,
+                    ids=call.ids,
+                    lane=endpoint.lane.name,
+                    attempt=attempt,
+                    waited=waited,
                 )
             )
         return now

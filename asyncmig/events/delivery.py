@@ -65,12 +65,12 @@ A request is logged once, when it is done. The loss of a shared window is logged
 class Events:
     """Passes each event to every subscriber, in order, in the task in which it happens."""
 
-    __slots__ = ("_closed", "_streams", "_subscribers")
+    __slots__ = ("_closed", "_has_request_subscriber", "_streams", "_subscribers")
 
     def __init__(self) -> None:
         self._subscribers: list[_Subscriber] = []
         self._streams: list[EventStream[Event]] = []
-        self._closed = False
+        self._closed = self._has_request_subscriber = False
 
     @contextmanager
     def subscribe(self, subscriber: Callable[[Event], None], *kinds: type[Event]) -> Generator[None]:
@@ -85,6 +85,7 @@ class Events:
             )
         entry = subscriber, kinds
         self._subscribers.append(entry)
+        self._find_request_subscriber()
         try:
             yield
         finally:
@@ -118,9 +119,7 @@ class Events:
     def wants_requests(self) -> bool:
         """Whether a subscriber, a stream or the logger receives requests. If not, callers make no events of
         requests."""
-        if self._streams or _log.isEnabledFor(logging.DEBUG):
-            return True
-        return any(not kinds or not _REQUESTS.isdisjoint(kinds) for _, kinds in self._subscribers)
+        return self._has_request_subscriber or bool(self._streams) or _log.isEnabledFor(logging.DEBUG)
 
     def emit(self, event: Event) -> None:
         """Pass an event to every subscriber, every stream and the log."""
@@ -149,6 +148,12 @@ class Events:
     def _remove(self, entry: "_Subscriber") -> None:
         if entry in self._subscribers:
             self._subscribers.remove(entry)
+            self._find_request_subscriber()
+
+    def _find_request_subscriber(self) -> None:
+        self._has_request_subscriber = any(
+            not kinds or not _REQUESTS.isdisjoint(kinds) for _, kinds in self._subscribers
+        )
 
 
 @final
