@@ -130,8 +130,8 @@ class MortalJournal:
     async def instruct(self, external_id: str, instruction: Instruction) -> None:
         await self._journal.instruct(external_id, instruction)
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
-        await self._journal.fulfilled(external_id, instruction)
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
+        await self._journal.delete_instruction(external_id, instruction)
 
     async def instruction(self, external_id: str) -> Instruction | None:
         return await self._journal.instruction(external_id)
@@ -166,7 +166,7 @@ async def live(
     await asyncio.wait((task, died), return_when=asyncio.FIRST_COMPLETED)
     died.cancel()
     if task.done():
-        return task.result(), journal.successor()
+        return task.result(), journal.copy_without_claims()
     wire.unplugged = True
     left = folder.with_name(f"{folder.name}-left")
     if folder.exists():
@@ -177,7 +177,7 @@ async def live(
     shutil.rmtree(folder, ignore_errors=True)
     if left.exists():
         left.rename(folder)
-    return None, journal.successor()
+    return None, journal.copy_without_claims()
 
 
 class Inline(ThreadPoolExecutor):

@@ -102,9 +102,9 @@ async def test_anyone_may_leave_an_instruction_until_it_is_fulfilled(journal):
     assert await journal.instruction("acme") == cancel
     assert await journal.instructions() == {"acme": cancel, "beta": run}
     assert await journal.instructions("cancel") == {"acme": cancel}
-    await journal.fulfilled("acme", run)  # that one was replaced
+    await journal.delete_instruction("acme", run)  # that one was replaced
     assert await journal.instruction("acme") == cancel
-    await journal.fulfilled("acme", cancel)
+    await journal.delete_instruction("acme", cancel)
     assert await journal.instruction("acme") is None
     await journal.forget("beta")
     assert await journal.instructions() == {}
@@ -389,7 +389,7 @@ async def test_the_successor_of_a_memory_journal_holds_nothing():
     journal = MemoryJournal()
     claim = await journal.claim("acme")
     await claim.write("k", b"", b"s")
-    successor = journal.successor()
+    successor = journal.copy_without_claims()
     async with await successor.claim("acme") as again:
         assert (again.state, again.token) == (b"s", claim.token + 1)
         await again.write("k", b"", b"t")

@@ -213,7 +213,6 @@ def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
             "psycopg",
             {
                 "journal/postgres.py",
-                "journal/postgres_runs.py",
                 "journal/postgres_schema.py",
                 "distributed/_resilient_queue.py",
             },

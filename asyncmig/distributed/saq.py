@@ -298,7 +298,7 @@ class MigrationQueue(CustomerMethods):
         await self._journal.instruct(spec.external_id, instruction)
         is_enqueued = await self._queue.attempt(lambda: self._enqueue(spec, asked))
         if not is_enqueued:
-            await self._journal.fulfilled(spec.external_id, instruction)
+            await self._journal.delete_instruction(spec.external_id, instruction)
         return is_enqueued
 
     async def _known(self, external_id: str) -> KnownCustomer:

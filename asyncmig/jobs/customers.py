@@ -231,7 +231,7 @@ async def cancel_when_free(context: SessionContext, journal: JournalPort, extern
             await asyncio.sleep(RECHECK)
             continue
         if not isinstance(outcome, Pending):
-            await journal.fulfilled(external_id, known.instruction)
+            await journal.delete_instruction(external_id, known.instruction)
         return outcome
 
 

@@ -274,7 +274,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         instructions = await self._journal.instructions()
         for external_id in instructions.keys() & good:
             if instructions[external_id].wanted == "cancel":
-                await self._journal.fulfilled(external_id, instructions.pop(external_id))
+                await self._journal.delete_instruction(external_id, instructions.pop(external_id))
         del given, good
         with self._inputs.holding(keys):
             turns, own, ended = Turns(), copy_context(), asyncio.Queue[asyncio.Future[Outcome]]()

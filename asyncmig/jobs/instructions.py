@@ -149,7 +149,7 @@ async def take_up(journal: JournalPort, external_id: str) -> Instruction | None:
     instruction = await journal.instruction(external_id)
     if instruction is None or instruction.wanted != "cancel":
         return instruction
-    await journal.fulfilled(external_id, instruction)
+    await journal.delete_instruction(external_id, instruction)
     return None
 
 
@@ -163,7 +163,7 @@ async def fulfil(
     if instruction is None or isinstance(outcome, Pending):
         return
     try:
-        await journal.fulfilled(external_id, instruction)
+        await journal.delete_instruction(external_id, instruction)
     except JournalError as error:
         _log.warning("%s: the journal still has the instruction to migrate it: %s", external_id, error)
 

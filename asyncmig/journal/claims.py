@@ -1,11 +1,11 @@
 """The claim store: claims, writes and releases inside a transaction, in SQL that SQLite and PostgreSQL share.
 
-A task of this process holds a customer if two things agree. The customer's row names this journal's instance, and
-`ClaimStore` knows the row's token as one that it gave to a task and that was not released since.
+A task of this process holds a customer if two conditions are true. The customer's row names this journal's instance.
+And the row's token is one that `ClaimStore` gave to a task that has not released it.
 
-If only the row names this instance, the claim is a stray. Its release failed, or the answer to its commit was lost,
-or the database lost the release (a lagging standby was promoted). This journal can claim a stray at once, and its
-next heartbeat releases strays for all other processes.
+If only the first is true, the claim is *orphaned*: its release failed, or the answer to its commit was lost, or the
+database lost the release (a lagging standby was promoted). This journal can claim the customer of an orphaned claim
+at once, and its next heartbeat releases orphaned claims for all other processes.
 """
 
 import logging
@@ -23,7 +23,7 @@ __all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "StatementResult",
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
-# The name is compared, too: a database that lost its latest commits may reuse a row's number for another customer.
+# The external id is compared as well: a database that lost its latest commits may reuse the number of a row.
 _INSERT = "INSERT INTO companies (external_id) VALUES (?) ON CONFLICT DO NOTHING"
 _WRITE = "UPDATE companies SET state = ? WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
 _RELEASE = "UPDATE companies SET holder = NULL WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
@@ -57,14 +57,14 @@ class HolderStatus:
 
 
 class WriteOp(Protocol):
-    """One operation of a transaction that several callers share."""
+    """One operation of a transaction. Operations of several callers share a transaction."""
 
     def attempt(self) -> None:
         """Run inside the transaction, and keep the result."""
         ...
 
     def fail(self, error: JournalError) -> None:
-        """The operation had no effect."""
+        """Keep the error: the operation had no effect."""
         ...
 
 
@@ -78,7 +78,7 @@ class StatementResult(Protocol):
 
 
 class ClaimStore(ABC):
-    """The connection of this process that writes. Subclasses add the dialect, the transaction and the clock.
+    """The only connection of a journal that writes. Subclasses add the SQL dialect, the transaction and the clock.
 
     All methods run in the writer's thread.
     """
@@ -92,7 +92,8 @@ class ClaimStore(ABC):
     """Errors that fail one operation. The others of the transaction continue."""
 
     def __init__(self, place: str, label: str) -> None:
-        """`place`: the journal's name in errors. `label`: this process's name in the errors of other processes."""
+        """`place`: the journal's name in errors. `label`: the name of this process in the errors of other
+        processes."""
         self._place, self._label = place, label
         self._holder = Holder.here(label)
         self._owned: dict[str, int] = {}
@@ -131,8 +132,8 @@ class ClaimStore(ABC):
         """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
 
     @abstractmethod
-    def _announce(self) -> None:
-        """Ensure that the database knows this holder."""
+    def _register_holder(self) -> None:
+        """Ensure that the database has a record of this holder."""
 
     @abstractmethod
     def _append(self, held: ClaimedRow, kind: str, detail: bytes) -> None:
@@ -184,7 +185,7 @@ class ClaimStore(ABC):
         assert found is not None
         row, token, state, holder = found
         self._check_free(external_id, holder)
-        self._announce()
+        self._register_holder()
         self._run(
             "UPDATE companies SET token = ?, holder = ? WHERE id = ?", token + 1, self._holder.instance, row
         )
@@ -201,23 +202,23 @@ class ClaimStore(ABC):
         self._run(_INSERT, external_id)
         self._run(_INSTRUCT, instruction.wanted, instruction.detail, external_id)
 
-    def fulfilled(self, external_id: str, instruction: Instruction) -> None:
-        """Delete the instruction about a customer, unless it is another one."""
+    def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
+        """Delete the instruction about a customer, unless another one has replaced it."""
         self._run(_FULFILLED, external_id, instruction.wanted, instruction.detail)
 
     def forget(self, held: ClaimedRow) -> None:
         """Delete a customer and its events. Raises `CustomerHeld` if the customer was taken over."""
         self._run_once(held, _FORGET)
         self._delete_events(held)
-        self.disown(held)
+        self.mark_released(held)
 
     def release(self, held: ClaimedRow) -> None:
         """Release a customer if the claim still holds it."""
-        self.disown(held)
-        self._run(_RELEASE, *self._proof(held))
+        self.mark_released(held)
+        self._run(_RELEASE, *self._claim_values(held))
 
-    def disown(self, held: ClaimedRow) -> None:
-        """Record that no task of this process holds the customer, whatever its row says."""
+    def mark_released(self, held: ClaimedRow) -> None:
+        """Record that no task of this process holds the customer any more, whatever its row says."""
         for tokens in (self._owned, self._new):
             if tokens.get(held.external_id) == held.token:
                 del tokens[held.external_id]
@@ -225,17 +226,17 @@ class ClaimStore(ABC):
     # For subclasses
 
     def _start_holding(self) -> None:
-        """Begin as a new holder. A forked process must not use the holder of its parent."""
+        """Begin as a new holder, because a forked process must not use the holder of its parent."""
         self._holder = Holder.here(self._label)
         self._owned.clear()
         mark_open(self._holder)
 
     def _stop_holding(self) -> None:
-        """Allow other journals of this process to take over at once, even if no claim can be released any more."""
+        """Let other journals of this process take over the claims at once, even if they cannot be released."""
         mark_closed(self._holder)
 
-    def _release_strays(self) -> None:
-        """Release each customer whose row names this instance and which no task holds."""
+    def _release_orphans(self) -> None:
+        """Release each orphaned claim; see the module's docstring."""
         held = self._run(
             "SELECT id, external_id, token FROM companies WHERE holder = ?", self._holder.instance
         )
@@ -263,7 +264,7 @@ class ClaimStore(ABC):
         if external_id in self._owned or external_id in self._new:
             raise CustomerHeld(self._place, external_id, "another task of this journal")
 
-    def _successor(self, held: ClaimedRow) -> str:
+    def _current_holder(self, held: ClaimedRow) -> str:
         found = self._find(held.external_id)
         instance = found and found[3]
         if instance == self._holder.instance:
@@ -277,8 +278,8 @@ class ClaimStore(ABC):
 
     def _run_once(self, held: ClaimedRow, sql: str, *values: object) -> None:
         """Run a statement that changes a claimed row. Raises `CustomerHeld` if the customer was taken over."""
-        if self._run(sql, *values, *self._proof(held)).rowcount != 1:
-            raise CustomerHeld(self._place, held.external_id, self._successor(held))
+        if self._run(sql, *values, *self._claim_values(held)).rowcount != 1:
+            raise CustomerHeld(self._place, held.external_id, self._current_holder(held))
 
-    def _proof(self, held: ClaimedRow) -> tuple[object, ...]:
+    def _claim_values(self, held: ClaimedRow) -> tuple[object, ...]:
         return held.row, held.external_id, held.token, self._holder.instance

@@ -1,4 +1,4 @@
-"""The part that the journals in SQLite and PostgreSQL share: claims, reading, and the lifetime of the writer."""
+"""What the journals in SQLite and PostgreSQL have in common: claims, reads, and the lifetime of the writer."""
 
 import asyncio
 import hashlib
@@ -71,7 +71,7 @@ class Claim:
         except JournalError as error:
             if exc is None:
                 raise
-            _log.warning("%s", error)  # the block's own error, perhaps a cancellation, takes precedence
+            _log.warning("%s", error)  # the error of the block, which may be a cancellation, takes precedence
 
 
 def state_folder() -> Path:
@@ -153,8 +153,9 @@ class DatabaseJournal(ABC):
     async def forget(self, external_id: str) -> None:
         """Delete all that the journal has of a customer, durably.
 
-        The company at the server remains. If the same external id is migrated again, its creation is refused, and the
-        outcome is `unknown`. Raises `CustomerHeld` while a task works on the customer; `JournalError`.
+        The company or migration at the server remains. If the same external id is migrated again, the server may
+        refuse to create it; then the outcome is `unknown`. Raises `CustomerHeld` while a task works on the customer;
+        `JournalError`.
         """
         async with await self.claim(external_id) as claim:
             await claim.forget()
@@ -189,10 +190,10 @@ class DatabaseJournal(ABC):
         self._check_writable()
         await self._writer.instruct(external_id, instruction)
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
         """Delete an instruction, unless another one has replaced it. Raises `JournalError`."""
         self._check_writable()
-        await self._writer.fulfilled(external_id, instruction)
+        await self._writer.delete_instruction(external_id, instruction)
 
     async def instruction(self, external_id: str) -> Instruction | None:
         """Return the instruction about a customer; None if there is none. Raises `JournalError`."""
@@ -200,7 +201,7 @@ class DatabaseJournal(ABC):
         return (await self._in_thread(partial(self._read_instructions, query, external_id))).get(external_id)
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        """Return all instructions, or those that want this. Raises `JournalError`."""
+        """Return all instructions, or those of one kind, by external id. Raises `JournalError`."""
         query = f"{self._INSTRUCTIONS} AND wanted = coalesce(?, wanted)"
         return await self._in_thread(partial(self._read_instructions, query, wanted))
 
@@ -210,7 +211,7 @@ class DatabaseJournal(ABC):
         except JournalError as error:
             if "column" not in error.reason or "wanted" not in error.reason:
                 raise
-            return {}  # an earlier version made the journal, and no process has opened it for writing since
+            return {}  # an earlier version created the tables, and no process has upgraded them yet
         return {
             external_id: Instruction(wanted, detail)
             for external_id, wanted, detail in cast("Sequence[tuple[str, Wanted, bytes]]", rows)
@@ -243,7 +244,7 @@ class DatabaseJournal(ABC):
 
     @abstractmethod
     def _read(self, sql: str, *values: object) -> Sequence[Row]:
-        """Run a query on a connection of its own, which blocks no writer. Raises `JournalError`."""
+        """Run a query on a connection of its own, which does not block writers. Raises `JournalError`."""
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         if not self._threaded:

@@ -2,9 +2,9 @@
 
 A lease ends when its holder releases it, when its holder is dead, or when it was not renewed in time.
 
-Death can be detected only for a process of the same boot and the same process namespace. There, a holder is dead if
-its pid does not exist or belongs to a process with another start time. The lease of any other holder must expire;
-this includes a holder on the same host before a reboot.
+Whether a holder is dead can be determined only in the same boot and the same process namespace. There, a holder is
+dead if its pid does not exist or belongs to a process with another start time. Any other holder, also one of the same
+host before a reboot, keeps its claims until its lease expires.
 
 Expiry alone does not protect the data, because a suspended process does not notice that its lease expired. The
 fencing token in the store protects it. See Kleppmann, "How to do distributed locking", 2016.
@@ -140,7 +140,8 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        return f"node-{uuid.getnode():012x}"  # random on a machine without a network address, so never equal
+        # A machine without a network address returns a random number, which equals no other.
+        return f"node-{uuid.getnode():012x}"
 
 
 def _namespace() -> str:

@@ -42,7 +42,7 @@ class MemoryClaim:
 
 @final
 class MemoryJournal:
-    """A journal that ends with this process, for a migration that a job runner restarts from the beginning.
+    """A journal that is lost when this process ends, for migrations that a job runner restarts from the beginning.
 
     It needs no `async with`, and its calls never wait.
     """
@@ -87,7 +87,7 @@ class MemoryJournal:
         self._tokens.setdefault(external_id, 0)
         self._instructions[external_id] = instruction
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
         """Delete an instruction, unless another one has replaced it."""
         if self._instructions.get(external_id) == instruction:
             del self._instructions[external_id]
@@ -97,7 +97,7 @@ class MemoryJournal:
         return self._instructions.get(external_id)
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        """Return all instructions, or those that want this."""
+        """Return all instructions, or those of one kind, by external id."""
         return {name: each for name, each in self._instructions.items() if wanted in {None, each.wanted}}
 
     async def forget(self, external_id: str) -> None:
@@ -108,14 +108,14 @@ class MemoryJournal:
             self._events = [event for event in self._events if event.external_id != external_id]
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        """Return who works on each customer, or on one, and when the last event was written."""
+        """Return for each customer, or for one, whether a task holds it, and when its last event was written."""
         names = self._tokens if external_id is None else self._tokens.keys() & {external_id}
         return {
             name: Activity(self._changed.get(name), "a task of this process" if name in self._held else None)
             for name in names
         }
 
-    def successor(self) -> "MemoryJournal":
+    def copy_without_claims(self) -> "MemoryJournal":
         """Return a copy without claims, as a new process would find the journal after this one died."""
         other = MemoryJournal()
         other._tokens, other._states = dict(self._tokens), dict(self._states)

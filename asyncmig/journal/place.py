@@ -1,4 +1,5 @@
-"""The place of a journal as a user gives it: a file, the address of a PostgreSQL, or a variable with one."""
+"""The place of a journal as users name it: a file, the address of a PostgreSQL, or an environment variable with
+one."""
 
 import hashlib
 import os

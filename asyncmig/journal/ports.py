@@ -1,7 +1,6 @@
-"""The port of a journal: what a store must offer so that it can replace the built-in ones, and the records it
-returns.
+"""The interface of a journal, which a store of your own can implement, and the records that a journal returns.
 
-The callers of a journal use `JournalPort` and `ClaimPort` only.
+The callers of a journal use only `JournalPort` and `ClaimPort`.
 """
 
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Literal, Protocol, Self, final
 __all__ = ["Activity", "ClaimPort", "Instruction", "JournalEvent", "JournalPort", "Wanted"]
 
 Wanted = Literal["run", "retry", "cancel"]
-"""What somebody wants to be done with a customer."""
+"""What an instruction requests: to migrate a customer, to retry it, or to cancel it."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class JournalEvent:
-    """One entry of the log."""
+    """One entry of a customer's log."""
 
     seq: int
     """Increases with each event of the journal."""
@@ -26,6 +25,7 @@ class JournalEvent:
     """The wall-clock time of the commit: ISO 8601, UTC, milliseconds."""
     kind: str
     detail: bytes
+    """The details of the entry. The journal does not interpret them."""
 
 
 @final
@@ -42,10 +42,11 @@ class Activity:
 @final
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What somebody asked to be done with a customer, and is not done yet. Nobody has to hold the customer for it."""
+    """A request about a customer that has not been carried out yet. It can be recorded without a claim."""
 
     wanted: Wanted
     detail: bytes
+    """The details of the request. The journal does not interpret them."""
 
 
 class ClaimPort(Protocol):
@@ -113,7 +114,7 @@ class JournalPort(Protocol):
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
         """Return when the last event of each customer was written, and which live process holds it.
 
-        With `external_id`: of this customer only, and nothing if the journal does not know it. Raises `JournalError`.
+        With `external_id`, only for this customer; empty if the journal does not know it. Raises `JournalError`.
         """
         ...
 
@@ -130,7 +131,7 @@ class JournalPort(Protocol):
         """
         ...
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
         """Delete an instruction, unless another one has replaced it. Raises `JournalError`."""
         ...
 
@@ -139,7 +140,7 @@ class JournalPort(Protocol):
         ...
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        """Return all instructions, or those that want this. Raises `JournalError`."""
+        """Return all instructions, or those of one kind, by external id. Raises `JournalError`."""
         ...
 
     async def forget(self, external_id: str) -> None:

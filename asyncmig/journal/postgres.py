@@ -4,11 +4,12 @@
         async with asyncmig.Fleet(session, journal=journal) as fleet:
             ...
 
-It gives the same guarantees as `asyncmig.journal.Journal` and uses the server's clock. Its tables are in a schema of
-their own.
+It gives the same guarantees as `asyncmig.journal.Journal`, on the server's clock. Its tables have a schema of their
+own.
 
-If the database restarts, the journal waits for it. A transaction that was running then is committed exactly once: the
-journal repeats it, unless the holder's row shows the transaction's id and thereby that it was committed.
+While the database restarts, writes wait. A transaction that the restart interrupts is committed exactly once: each
+transaction writes its id into the row of its holder, and the journal repeats it unless that row shows that it was
+committed.
 
 Every transaction first locks the only row of the table `journal`. Events are therefore numbered without gaps in the
 order of their commits, and transactions cannot deadlock.
@@ -16,7 +17,7 @@ order of their commits, and transactions cannot deadlock.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from typing import cast, final
@@ -27,13 +28,12 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._core.run_table import RunStore
+from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import DURATION, Holder
 from asyncmig.journal.ports import JournalEvent
-from asyncmig.journal.postgres_runs import PostgresRuns
 from asyncmig.journal.postgres_schema import PostgresSchema
 
 __all__ = ["PostgresJournal"]
@@ -51,6 +51,10 @@ _HOLDER = """instance, label, host, boot, namespace, pid, started, lease,
 """The columns of `_HolderRow`; the last one is the age of the last heartbeat in seconds."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between attempts of the writer to connect again; the last one repeats."""
+_RUNS_INSERT = "INSERT INTO run_slots VALUES (%s, '') ON CONFLICT (account) DO NOTHING"
+_RUNS_READ = """SELECT state, extract(epoch FROM clock_timestamp())::float8
+    FROM run_slots WHERE account = %s FOR UPDATE"""
+_RUNS_WRITE = "UPDATE run_slots SET state = %s WHERE account = %s"
 
 
 @final
@@ -98,8 +102,8 @@ class PostgresJournal(DatabaseJournal):
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[JournalEvent]:
         """Yield each event of all processes as soon as it is committed, without end.
 
-        Begins with the event after number `after`, or without `after` with the next event. No event is missed while
-        the connection is interrupted. Raises `JournalError` if the journal was deleted or cannot be read.
+        Begins after the event with the number `after`; without `after`, with the next event. An interrupted
+        connection loses no event. Raises `JournalError` if the journal was deleted or cannot be read.
         """
         loop = asyncio.get_running_loop()
         speed = float(getattr(loop, "speed", 1.0))
@@ -189,8 +193,8 @@ class PostgresStore(ClaimStore):
             self.transact(())
 
     def _commit(self, ops: Sequence[WriteOp]) -> None:
-        """Commit once, also if the connection breaks; wait for the database while it is unavailable."""
-        # A heartbeat does not wait, because the next one follows.
+        """Commit exactly once, even if the connection breaks. Wait while the database is unavailable."""
+        # A heartbeat, which has no operations, does not wait: the next one follows soon.
         until = time.monotonic() + (self._patience if ops else 0.0)  # noqa: TID251 - a thread that waits for a server, in real seconds
         transaction, attempts = uuid4().hex, 0
         while True:
@@ -198,7 +202,7 @@ class PostgresStore(ClaimStore):
                 self._commit_once(ops, transaction)
             except psycopg.Error as error:
                 if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._db is not None:
-                    self._db.close()  # the server became a standby: connect to the one that accepts writes
+                    self._db.close()  # the server is a standby now: connect to the one that accepts writes
                 broken = self._db is None or self._db.closed
                 if not broken or self._stopping or time.monotonic() >= until:  # noqa: TID251 - as above
                     raise
@@ -218,7 +222,7 @@ class PostgresStore(ClaimStore):
                 return
             self._apply(ops)
             if not ops:
-                self._release_strays()
+                self._release_orphans()
             if self._seq != seq:
                 db.execute("UPDATE journal SET last = %s", (self._seq,))
                 db.execute("SELECT pg_notify(%s, %s)", (self._schema.channel, str(self._seq)))
@@ -260,7 +264,7 @@ class PostgresStore(ClaimStore):
     def _explain(self, error: Exception) -> JournalError:
         return error if isinstance(error, JournalError) else self._schema.explain(error)
 
-    def _announce(self) -> None:
+    def _register_holder(self) -> None:
         """Do nothing, because each transaction ends with `_renew`."""
 
     def _append(self, held: ClaimedRow, kind: str, detail: bytes) -> None:
@@ -285,8 +289,36 @@ class PostgresStore(ClaimStore):
         return self._db
 
 
+@final
+class PostgresRuns:
+    """The run slots of an account, in one row of the journal's database; see `RunStore`."""
+
+    __slots__ = ("_account", "_schema")
+    reach: Reach = "network"
+
+    def __init__(self, schema: PostgresSchema, account: str) -> None:
+        self._schema, self._account = schema, account
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        """Replace the state in one transaction, which locks the row. Raises `JournalError`."""
+        try:
+            async with (
+                await psycopg.AsyncConnection.connect(**self._schema.options()) as db,  # type: ignore[arg-type]  # the values of the mapping have several types
+                db.transaction(),
+            ):
+                await db.execute(_RUNS_INSERT, (self._account,))
+                row = await (await db.execute(_RUNS_READ, (self._account,))).fetchone()
+                assert row is not None
+                old, now = bytes(row[0]), float(row[1])
+                new = change(old, now * speed)
+                if new != old:
+                    await db.execute(_RUNS_WRITE, (new, self._account))
+        except psycopg.Error as error:
+            raise self._schema.explain(error) from error
+
+
 def _status(row: Row) -> HolderStatus:
-    """Return what the columns `_HOLDER` say."""
+    """Return the holder in the columns `_HOLDER`."""
     instance, label, host, boot, namespace, pid, started, lease, age = cast("_HolderRow", row)
     holder = Holder(instance, label, host, boot, namespace, pid, started)
     return HolderStatus(holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead())

@@ -4,13 +4,13 @@
         ...                                     # claim.state: the last state written, or None
         await claim.write("create", b'{"body": ...}', b'{"step": "creating"}')
 
-The file uses a write-ahead log that is synced at each commit. A `write` appends an event and sets the customer's
+The file has a write-ahead log, which is synced at each commit. A `write` appends an event and sets the customer's
 state in one transaction. When it returns, both survive a power cut. Tasks that write at the same time share a
 transaction.
 
 A claim is a lease with a fencing token. The holder's process renews the lease in real seconds, independent of the
-event loop's clock. A dead holder on the same machine is replaced at once, any other after its lease. A process that
-was suspended meanwhile cannot write, because its token is outdated.
+event loop's clock. The claims of a dead holder on the same machine can be taken over at once, those of any other when
+its lease expires. A process that was suspended in the meantime cannot write, because its token is outdated.
 
 Any number of processes can share a file on a local disk. A network file system does not work, because SQLite's
 write-ahead log needs shared memory. For several machines, use `asyncmig.distributed.postgres.PostgresJournal`.
@@ -31,7 +31,7 @@ from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, S
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import DURATION, Holder, Lease, Moment
 from asyncmig.journal.sqlite_file import (
-    EVENTS_STAY,
+    FORBID_DELETE,
     Connect,
     back_up,
     check_is_path,
@@ -98,18 +98,19 @@ class Journal(DatabaseJournal):
         return self._path.with_name(f"{self._path.name}.recent")
 
     async def backup(self, to: Path | str) -> None:
-        """Copy the journal into a new file (mode 0600), also while processes write it. They do not wait.
+        """Copy the journal into a new file (mode 0600). Processes can write the journal at the same time, without
+        waiting.
 
-        The copy has all that was committed before, without claims. Raises `InvalidInput` if `to` exists;
-        `JournalError`, `OSError`.
+        The copy contains everything that was committed before, except the claims. Raises `InvalidInput` if `to`
+        exists; `JournalError`, `OSError`.
         """
         await self._in_thread(partial(back_up, self._path, Path(to), self._connect))
 
     async def compact(self) -> tuple[int, int]:
-        """Return the space of forgotten customers to the file system; return the bytes before and after.
+        """Shrink the file by the space of forgotten customers. Return its size in bytes before and after.
 
-        Other processes can read meanwhile. Their writes wait, and fail with `JournalUnavailable` after 10 s. Needs
-        free disk space of up to twice the size of the file. Raises `JournalError`.
+        Other processes can read at the same time. Their writes wait, and raise `JournalUnavailable` after 10 s. Needs
+        up to twice the size of the file as free disk space. Raises `JournalError`.
         """
         return await self._in_thread(partial(compact, self._path, self._connect))
 
@@ -218,14 +219,14 @@ class SqliteStore(ClaimStore):
             self._now.uptime,
             self._holder.instance,
         )
-        self._release_strays()
+        self._release_orphans()
 
     def _is_due(self, now: Moment) -> bool:
         # Half of the heartbeat interval. If it were the whole interval, a heartbeat shortly before its end would be
         # skipped, and the next one would find the lease two thirds over.
         return now.uptime - self._renewed.uptime >= self._lease / 6
 
-    def _announce(self) -> None:
+    def _register_holder(self) -> None:
         self._run(
             "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *astuple(self._holder),
@@ -245,14 +246,14 @@ class SqliteStore(ClaimStore):
 
     def _delete_events(self, held: ClaimedRow) -> None:
         self._run("DROP TRIGGER events_stay")
-        # A row of no customer keeps the highest number, which SQLite would otherwise use again.
+        # A row without a customer keeps the highest number, which SQLite would otherwise assign again.
         self._run(
             "INSERT INTO events (company, at, kind, detail) VALUES (0, ?, 'forget', x'')", self._now.iso()
         )
         self._run(
             "DELETE FROM events WHERE company = ? OR (company = 0 AND seq < last_insert_rowid())", held.row
         )
-        self._run(EVENTS_STAY)
+        self._run(FORBID_DELETE)
 
     def _status_of(self, instance: str) -> HolderStatus | None:
         row = self._opened().execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()

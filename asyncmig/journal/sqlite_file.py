@@ -1,4 +1,4 @@
-"""The SQLite file of a journal: opening it, its schema and versions, and the meaning of its errors."""
+"""The SQLite file of a journal: how it is opened, its schema versions, and the texts of its errors."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from asyncmig.errors import InvalidInput, JournalError, JournalNotFound, Journal
 
 __all__ = [
     "BUSY",
-    "EVENTS_STAY",
+    "FORBID_DELETE",
     "SCHEMA_VERSIONS",
     "Connect",
     "back_up",
@@ -31,13 +31,13 @@ Connect = Callable[[str], sqlite3.Connection]
 """Opens an SQLite URI in autocommit mode, for use in any thread."""
 
 BUSY = 10.0
-"""Real seconds that one process waits for the transaction of another, which takes milliseconds."""
+"""Real seconds for which a process waits for the transaction of another. Transactions take milliseconds."""
 
 _ADDRESS = re.compile(r"""\s*["']?[a-z][a-z0-9+.:-]+:/|.*\bpassword\s*=""", re.IGNORECASE)
 """A URL, whose slashes `Path` joins. A drive of Windows has one letter."""
 _APPLICATION = 0x61736D67  # "asmg": marks an SQLite file as a journal
 
-EVENTS_STAY = """CREATE TRIGGER events_stay BEFORE DELETE ON events
+FORBID_DELETE = """CREATE TRIGGER events_stay BEFORE DELETE ON events
             BEGIN SELECT RAISE(ABORT, 'events are only added'); END"""
 
 SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
@@ -53,12 +53,12 @@ SCHEMA_VERSIONS: tuple[tuple[str, ...], ...] = (
             seq INTEGER PRIMARY KEY, company INTEGER NOT NULL, at TEXT NOT NULL,
             kind TEXT NOT NULL, detail BLOB NOT NULL)""",
         "CREATE INDEX events_by_company ON events (company)",
-        EVENTS_STAY,
+        FORBID_DELETE,
         """CREATE TRIGGER events_stand BEFORE UPDATE ON events
             BEGIN SELECT RAISE(ABORT, 'events are only added'); END""",
     ),
 )
-"""The statements that lead from each version of the schema to the next. Never edit a released version."""
+"""For each schema version, the statements that upgrade the version before it. Never edit a released version."""
 
 _BY_HOLDER = "CREATE INDEX IF NOT EXISTS companies_by_holder ON companies (holder) WHERE holder IS NOT NULL"
 """For the heartbeat, which queries the claims of its instance.
@@ -71,8 +71,11 @@ _INSTRUCTIONS = (
     "ALTER TABLE companies ADD COLUMN instruction BLOB",
     "CREATE INDEX companies_by_wanted ON companies (wanted) WHERE wanted IS NOT NULL",
 )
-"""For the instructions about customers. Earlier versions of asyncmig ignore these columns, so that they can use the
-same journal during a deployment; hence no new schema version."""
+"""For the instructions about customers.
+
+The columns need no new schema version, because earlier versions of asyncmig ignore them. During a deployment, both
+versions can use the same journal.
+"""
 
 _REASONS = {
     sqlite3.SQLITE_FULL: "the disk is full",
@@ -184,7 +187,7 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
         version = _version(db, path)
         db.text_factory = partial(
             str, encoding="utf-8", errors="replace"
-        )  # a damaged text must not hide the other rows
+        )  # a text that is damaged must not make the other rows unreadable
         if version != len(SCHEMA_VERSIONS):
             if version == 0:
                 raise JournalNotFound(str(path), "is empty")
@@ -246,7 +249,7 @@ def _queryable(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA fullfsync=ON")  # on macOS, only this waits until the disk has written
-    _version(db, path)  # before any change
+    _version(db, path)  # before any change: raises for a file that is not a journal
     _use_wal(db, path)
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -297,7 +300,7 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 @contextmanager
 def _snapshot(db: sqlite3.Connection) -> Generator[None]:
-    """Let all reads of the block see one state. Another process may be creating the journal."""
+    """Let all reads of the block see the same state, because another process may be creating the journal."""
     if db.in_transaction:
         yield
         return

@@ -1,11 +1,11 @@
 """The journal's writer: one thread that writes, and group commit.
 
-Operations that arrive while a transaction runs are queued and go into the next transaction together. A hundred
-customers that write at the same time wait for the disk only once. The queue belongs to the event loop's thread and
-needs no lock; only whole transactions go to the writer's thread. They go through `loop.run_in_executor`, for which a
-virtual clock waits.
+Operations that arrive while a transaction runs are queued, and the next transaction executes all of them. A hundred
+customers that write at the same time therefore wait for the disk only once. Only the thread of the event loop uses
+the queue, so it needs no lock. The writer's thread executes whole transactions. They are started with
+`loop.run_in_executor`, so that a loop with a virtual clock waits for them.
 
-Another thread renews the lease, in real seconds, also while the event loop is busy.
+Another thread renews the lease, in real seconds, even while the event loop is busy.
 """
 
 import asyncio
@@ -28,8 +28,9 @@ __all__ = ["Writer"]
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
 _MOST_TOGETHER = 500
-"""The most operations in one transaction: other processes wait for its end."""
+"""The most operations in one transaction, because other processes wait for its end."""
 _WOKEN_PER_TURN = 8
+"""The most callers that continue in one turn of the event loop."""
 
 
 class _QueuedOp(Protocol):
@@ -125,7 +126,7 @@ class Writer:
         self._pending, self._running, self._renewer = [], None, None
         self._executor = _one_thread()
         if was_here:
-            self._call(before.shutdown)  # let a failed or cancelled attempt to open end first
+            self._call(before.shutdown)  # wait until a failed or cancelled attempt to open has ended
         self._stopped.clear()
         try:
             await self._call(self._store.open)
@@ -189,9 +190,9 @@ class Writer:
         """Set the instruction about a customer, durably. Raises `JournalError`."""
         await self._submit(partial(self._store.instruct, external_id, instruction)).future
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
-        """Delete the instruction about a customer, unless it is another one. Raises `JournalError`."""
-        await self._submit(partial(self._store.fulfilled, external_id, instruction)).future
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
+        """Delete the instruction about a customer, unless another one has replaced it. Raises `JournalError`."""
+        await self._submit(partial(self._store.delete_instruction, external_id, instruction)).future
 
     async def release(self, held: ClaimedRow) -> None:
         """Release a customer.
@@ -202,13 +203,13 @@ class Writer:
         await self._submit_release(lambda: held).future
 
     def _submit_release(self, held: Callable[[], ClaimedRow | None]) -> _Op[None]:
-        """Queue the release of a claim. The claim itself may still be in the queue before it."""
+        """Queue the release of a claim. The operation that makes the claim may still be in the queue before it."""
 
         def do(act: Callable[[ClaimedRow], None]) -> None:
             if (claimed := held()) is not None:
                 act(claimed)
 
-        return self._submit(partial(do, self._store.release), partial(do, self._store.disown))
+        return self._submit(partial(do, self._store.release), partial(do, self._store.mark_released))
 
     def _submit(self, work: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> _Op[_T]:
         """Queue an operation. It runs even if its caller is cancelled."""
@@ -218,7 +219,7 @@ class Writer:
         op = _Op(work, on_failure)
         self._pending.append(op)
         if self._running is None and len(self._pending) == 1:
-            # On the next turn of the loop, so that operations of other tasks in this turn join the transaction.
+            # In the next turn of the loop, so that the operations of other tasks in this turn join the transaction.
             asyncio.get_running_loop().call_soon(self._start)
         return op
 
@@ -248,7 +249,7 @@ class Writer:
         self._start()
 
     def _deliver(self, done: "deque[_QueuedOp]") -> None:
-        """Wake the callers of operations, a few in each turn of the loop, which others share."""
+        """Wake the callers of operations, a few in each turn of the loop, so that other tasks run in between."""
         for _ in range(min(len(done), _WOKEN_PER_TURN)):
             done.popleft().deliver()
         if done:

@@ -56,8 +56,8 @@ class AwayJournal:
     async def instruct(self, external_id: str, instruction: Instruction) -> None:
         await self.inner.instruct(external_id, instruction)
 
-    async def fulfilled(self, external_id: str, instruction: Instruction) -> None:
-        await self.inner.fulfilled(external_id, instruction)
+    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
+        await self.inner.delete_instruction(external_id, instruction)
 
     async def instruction(self, external_id: str) -> Instruction | None:
         return await self.inner.instruction(external_id)
