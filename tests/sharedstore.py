@@ -80,10 +80,10 @@ class StoredBudgets:
     def _hear(self, name: str, one: SlotReport, now: float) -> None:
         limiter, taken, slot = self._store.limiters[name], self._store.taken, (name, one.slot)
         sent_at = taken.pop(slot, None)
-        if one.event == "limited":
+        if one.event == "limit":
             if one.seconds != limiter._limit:
                 limiter.resize(int(one.seconds))
-        elif one.event == "told":
+        elif one.event == "headers":
             limit, _, remaining = one.slot.partition("/")
             limiter.apply_headers(
                 RateHeaders(

@@ -1,11 +1,11 @@
-"""The client of one shared budget: asks its store for slots and reports what became of them.
+"""The client of one shared budget: asks the store for slots, and reports the results of requests to it.
 
-The client runs one task. The task exists only while a request waits for a slot or a report has to be sent. The
-dispatcher decides which request gets a slot (lanes, ranks, cancellation).
+The client has one task, which exists only while a request waits for a slot or a report must be sent. The dispatcher
+decides which request gets a slot (lanes, ranks, cancellation).
 
-If the store does not answer, the client tells the dispatcher, which then limits this process to its share. The client
-remembers all slots of the last window, including those of earlier processes that the send log names. It reports them
-again to a store that was unavailable or says that it lost data.
+If the store does not answer, the client is offline, and the dispatcher limits this process to its share. The client
+remembers all slots of the last window, including those of earlier processes in the send log. It reports them again to
+a store that was unavailable or has lost data.
 """
 
 import asyncio
@@ -24,20 +24,20 @@ from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotEven
 __all__ = ["BudgetClient", "SlotConsumer"]
 
 _MARGIN = 0.05
-"""Seconds for which a slot is remembered after it left the window."""
+"""Seconds for which a slot is remembered after the end of its window."""
 _POLLS_PER_WINDOW = 12
-"""The client asks for a slot at least so often in a window: another process may have returned one unused."""
+"""The least number of attempts to get a slot in a window, because another process may have returned one unused."""
 _SHORTEST_WAIT = 0.001
 _MOST_LOSSES = 8
-"""If a store loses its data so often within one window, it counts as unavailable. Each loss pauses all requests."""
+"""A store that has lost its data so often within one window counts as unavailable: each loss pauses all requests."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
-"""Real seconds between attempts to reach the store again. Within the longest pause every process makes one."""
+"""Real seconds between attempts while offline. In any longest pause, every process makes an attempt."""
 _FINAL_REPORT_TIMEOUT = 1.0
 """Real seconds for the last reports when the client closes."""
 
 
 class SlotConsumer(Protocol):
-    """What the client needs of the dispatcher that uses it."""
+    """The dispatcher, as its client uses it."""
 
     def is_waiting(self) -> bool:
         """Return whether a request waits for a slot of this budget alone."""
@@ -48,15 +48,15 @@ class SlotConsumer(Protocol):
         ...
 
     def asks_at(self, now: float) -> float:
-        """Return when a slot may be asked for: not while a request of a set goes first."""
+        """Return when the client may ask for a slot. It must wait while a request of a set of budgets goes first."""
         ...
 
     def hand_out(self, slot: str) -> bool:
-        """Give a slot to the next request; return False if none waits any more."""
+        """Grant a slot to the next request; return False if none waits any more."""
         ...
 
     def on_reply(self, reply: BudgetReply) -> None:
-        """Take the store's state of the budget."""
+        """Use the state of the budget in the store."""
         ...
 
     def on_lost(self, error: OSError) -> None:
@@ -68,7 +68,7 @@ class SlotConsumer(Protocol):
         ...
 
     def on_found(self, reply: BudgetReply) -> None:
-        """The store answers again and knows the slots of this process."""
+        """The store answers again, and this process has reported its slots."""
         ...
 
 
@@ -80,11 +80,11 @@ class _SentSlot:
 
 @final
 class BudgetClient:
-    """Asks for slots while a request waits, and reports what became of them. Times are the event loop's."""
+    """Asks for slots while a request waits, and reports results. Times are on the event loop's clock."""
 
     __slots__ = (
         "_consumer",
-        "_is_back",
+        "_has_answered",
         "_last_reply",
         "_last_reply_at",
         "_limit",
@@ -114,10 +114,11 @@ class BudgetClient:
         speed: float,
         earlier: Iterable[EarlierSlot] = (),
     ) -> None:
-        """`earlier`: the slots of other processes that the send log names."""
+        """`earlier`: the slots of earlier processes in the send log."""
         self._store, self._consumer = store, consumer
         self._window, self._timeout, self._speed = window, timeout, speed
         self.online: bool = True
+        """Whether the store answers. While offline, the dispatcher does not use the client's slots."""
         self._sent: dict[str, _SentSlot] = {}
         """The slots of the last window, by name."""
         now = asyncio.get_running_loop().time()
@@ -125,23 +126,24 @@ class BudgetClient:
             self._sent[slot.name] = _SentSlot(now - slot.age, now - slot.age if slot.is_answered else None)
         self._limit = limit
         self._unconfirmed: list[str] = []
-        """Slots that were requested without receiving an answer; the store may have granted them."""
-        self._is_back = False
-        """Whether the store answers again, but other processes may not have reported their slots yet."""
+        """Slots that the store may have granted: its answer was lost."""
+        self._has_answered = False
+        """While offline: whether the store has answered once. Other processes may not have reported their slots
+        yet."""
         self._task: asyncio.Task[None] | None = None
         self._wakeup = asyncio.Event()
         self.ask_at: float = float("-inf")
-        """When the store is asked for a slot again."""
+        """The time of the next attempt to get a slot."""
         self._pause = 0.0
         self._last_reply: BudgetReply | None = None
         self._last_reply_at = float("-inf")
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
-        self._outbox: list[SlotReport] = self._remembered(now)
+        self._outbox: list[SlotReport] = self._past_reports(now)
 
     # Called by the dispatcher
 
     def wake(self) -> None:
-        """Start the task, or wake it: a request waits, or a report has to be sent."""
+        """Start or wake the task, because a request waits or a report must be sent."""
         if self._task is None:
             self._task = start_task(self._work(), name="asyncmig shared gate")
         self._wakeup.set()
@@ -151,11 +153,11 @@ class BudgetClient:
         return uuid.uuid4().hex
 
     def sent(self, slot: str, now: float) -> None:
-        """Remember that a request is sent with this slot."""
+        """Record that a request is sent with this slot."""
         self._sent[slot] = _SentSlot(now)
 
     def report(self, slot: str, event: SlotEvent, now: float, *, seconds: float = 0.0) -> None:
-        """Report what became of a slot."""
+        """Report the result of the request with this slot."""
         sent = self._sent.get(slot)
         if event == "unsent":
             self._sent.pop(slot, None)
@@ -167,23 +169,23 @@ class BudgetClient:
             self.ask_at = now
             self.wake()
 
-    def told(self, headers: RateHeaders) -> None:
-        """Report what the headers of a response said."""
+    def report_headers(self, headers: RateHeaders) -> None:
+        """Report the headers of a response that concern the budget."""
         if self.online:
             numbers = (
                 "" if each is None or each < 0 else str(each) for each in (headers.limit, headers.remaining)
             )
-            self._outbox.append(SlotReport("/".join(numbers), "told", max(0.0, headers.reset or 0.0)))
+            self._outbox.append(SlotReport("/".join(numbers), "headers", max(0.0, headers.reset or 0.0)))
             self.wake()
 
     def resize(self, limit: int) -> None:
-        """Report another configured limit."""
+        """Report a new configured limit."""
         self._limit = limit
-        self._outbox.append(SlotReport("", "limited", limit))
+        self._outbox.append(SlotReport("", "limit", limit))
         self.wake()
 
     async def aclose(self) -> None:
-        """Send the remaining reports if that takes at most one real second, and stop the task."""
+        """Send the remaining reports for at most one real second, then stop the task."""
         task = self._task
         if task is None:
             return
@@ -201,7 +203,7 @@ class BudgetClient:
             while (
                 (self._outbox or self._consumer.is_waiting()) if self.online else self._consumer.is_wanted()
             ):
-                await (self._turn() if self.online else self._rejoin())
+                await (self._turn() if self.online else self._reconnect())
         finally:
             self._task = None
 
@@ -216,76 +218,78 @@ class BudgetClient:
         want = self.name() if self._consumer.is_waiting() and not early else None
         try:
             (reply,) = await self._store.exchange([self.reports()], want)
-            self.heard(reply)
+            self.apply(reply)
         except OSError as error:
-            self.went_away(error, want)
+            self.exchange_failed(error, want)
             return
         if reply.lost or want is None:
             return
         if not reply.granted:
             self.ask_at = loop.time() + min(max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW)
         elif loop.time() - now > self._timeout / 2 or not self._consumer.hand_out(want):
-            # No request waits, or this process was suspended so long that the store may count the slot as lost.
+            # No request waits any more, or this process was suspended so long that the slot may count as lost.
             self.report(want, "unsent", loop.time())
 
-    def _knows(self) -> SlotReport:
-        """Return the report with which every exchange begins."""
+    def _last_seen(self) -> SlotReport:
+        """Return the first report of every exchange, from which the store detects a loss of data."""
         now, before = asyncio.get_running_loop().time(), self._last_reply
         if before is None or self._last_reply_at < now - self._timeout - self._window:
-            return SlotReport("", "knows")  # all that the last reply counted has left the window
-        return SlotReport(before.epoch, "knows", before.turn)
+            return SlotReport("", "last_seen")  # no slot of the last reply is in the window any more
+        return SlotReport(before.epoch, "last_seen", before.turn)
 
-    def _took(self, reply: BudgetReply) -> None:
-        """Remember a reply. Raises `ConnectionError` if the store loses its data again and again."""
+    def _remember(self, reply: BudgetReply) -> None:
+        """Remember a reply. Raises `ConnectionError` if the store has lost its data `_MOST_LOSSES` times."""
         now, before = asyncio.get_running_loop().time(), self._last_reply
         if reply.lost and before is not None:
             self._outbox.insert(0, SlotReport(str(before.used), "used_before", now - self._last_reply_at))
             self._losses.append(now)
         self._last_reply, self._last_reply_at = reply, now
         if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
-            raise ConnectionError("it loses its data again and again")
+            raise ConnectionError("it lost its data several times")
 
-    # Exchanges, also those that ask for a slot of several budgets
+    # Called by the task, and by a set of budgets for its exchanges
 
     def reports(self) -> list[SlotReport]:
-        """Return what the next exchange reports, and count it as reported."""
-        reports, self._outbox = [self._knows(), *self._outbox], []
+        """Return the reports of the next exchange. They count as reported."""
+        reports, self._outbox = [self._last_seen(), *self._outbox], []
         return reports
 
-    def heard(self, reply: BudgetReply) -> None:
-        """Take the reply of an exchange. Raises `ConnectionError` if the store loses its data again and again."""
-        self._took(reply)
+    def apply(self, reply: BudgetReply) -> None:
+        """Use the reply of an exchange. Raises `ConnectionError` if the store has lost its data `_MOST_LOSSES`
+        times."""
+        self._remember(reply)
         self._consumer.on_reply(reply)
         if reply.lost:
-            self._outbox = [*self._remembered(asyncio.get_running_loop().time()), *self._outbox]
+            self._outbox = [*self._past_reports(asyncio.get_running_loop().time()), *self._outbox]
             self.wake()
 
-    def went_away(self, error: OSError, want: str | None) -> None:
-        """Go offline, because an exchange failed that asked for the slot `want`."""
+    def exchange_failed(self, error: OSError, want: str | None) -> None:
+        """Go offline after a failed exchange, which asked for the slot `want`."""
         if want is not None:
             self._unconfirmed.append(want)
         if self.online:
-            self.online, self._is_back, self._pause = False, False, _FIRST_PAUSE
+            self.online, self._has_answered, self._pause = False, False, _FIRST_PAUSE
             self._consumer.on_lost(error)
 
-    async def _rejoin(self) -> None:
+    async def _reconnect(self) -> None:
         """Pause, then try to report all slots of this process.
 
-        The client goes online after two successful attempts. Between them all other processes report their slots.
+        The client is online again after two successful attempts. In the time between them, all other processes report
+        their slots.
         """
         await asyncio.sleep(self._pause * self._speed)
         now = asyncio.get_running_loop().time()
         self._forget(now)
         try:
-            reports = [self._knows(), *self._remembered(now), *self._outbox]
+            reports = [self._last_seen(), *self._past_reports(now), *self._outbox]
             (reply,) = await self._store.exchange([reports], None)
-            self._took(reply)
+            self._remember(reply)
         except OSError as error:
             self._consumer.on_still_lost(error)
-            self._is_back, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
+            self._has_answered, self._pause = False, min(_LONGEST_PAUSE, self._pause * 2)
             return
-        if not self._is_back:
-            self._is_back, self._pause = True, _LONGEST_PAUSE
+        if not self._has_answered:
+            self._has_answered, self._pause = True, _LONGEST_PAUSE
             return
         self._outbox, self.ask_at, self._unconfirmed = [], now, []
         self.online = True
@@ -300,18 +304,19 @@ class BudgetClient:
         except TimeoutError:
             pass
 
-    def _remembered(self, now: float) -> list[SlotReport]:
-        remembered = [SlotReport("", "limited", self._limit)]
-        remembered += [SlotReport(slot, "unsent") for slot in self._unconfirmed]
+    def _past_reports(self, now: float) -> list[SlotReport]:
+        """Return reports of all slots of the last window, for a store that may not have them."""
+        reports = [SlotReport("", "limit", self._limit)]
+        reports += [SlotReport(slot, "unsent") for slot in self._unconfirmed]
         for slot, sent in self._sent.items():
             if sent.answered_at is None:
-                remembered.append(SlotReport(slot, "sent_before", now - sent.sent_at))
+                reports.append(SlotReport(slot, "sent_before", now - sent.sent_at))
             else:
-                remembered.append(SlotReport(slot, "answered_before", now - sent.answered_at))
-        return remembered
+                reports.append(SlotReport(slot, "answered_before", now - sent.answered_at))
+        return reports
 
     def _forget(self, now: float) -> None:
-        """Drop the slots that have left the window."""
+        """Drop the slots of earlier windows."""
         over = now - self._window - _MARGIN
         for slot, sent in list(self._sent.items()):
             if (sent.sent_at + self._timeout if sent.answered_at is None else sent.answered_at) <= over:

@@ -1,10 +1,10 @@
-"""The port of a shared window: a store keeps the budgets of an account for all processes, and grants their slots.
+"""The interface of a shared window: a store keeps the budgets of an account for all processes, and grants slots.
 
-A `SharedWindow` makes a `BudgetStore` for each budget, and for each set of budgets that a request charges together. A
-process reports what became of its slots and asks for the next one in the same exchange. The store grants a slot of
-every budget of the set, or says when to ask again. It measures time on its own clock and never uses the clock of a
-process. `asyncmig.distributed.redis.RedisWindow` is the implementation on Redis, and
-`asyncmig.distributed.local.LocalWindow` the one on files.
+A `SharedWindow` makes a `BudgetStore` for each budget, and for each set of budgets that a request charges together.
+In one exchange, a process reports the results of its requests and asks for the next slot. The store grants a slot of
+every budget of the set, or returns when to ask again. It measures time on its own clock, never on the clock of a
+process. `asyncmig.distributed.redis.RedisWindow` implements the interface on Redis, and
+`asyncmig.distributed.local.LocalWindow` on files.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,24 @@ SlotEvent = Literal[
     "rejected",
     "lost",
     "unsent",
-    "limited",
-    "told",
+    "limit",
+    "headers",
     "answered_before",
     "sent_before",
     "used_before",
-    "knows",
+    "last_seen",
 ]
-"""What a report says. The store's script knows the same names.
+"""What a report is about. The script in Redis uses the same names.
 
-- `accepted`, `rejected`, `lost`: the request was answered, was answered with 429, or may have arrived unanswered.
+- `accepted`: the request was answered, with a status other than 429.
+- `rejected`: it was answered with 429.
+- `lost`: it may have arrived, but no answer will come.
 - `unsent`: no request was sent with the slot.
-- `limited`: the configured limit.
-- `told`: what the headers of a response said about the budget.
+- `limit`: the configured limit.
+- `headers`: the headers of a response that concern the budget.
 - `answered_before`, `sent_before`: a slot of the last window, reported again because the store may have lost it.
 - `used_before`: how many slots all processes had taken at an earlier time.
-- `knows`: the epoch and the turn of the last reply that this process received.
+- `last_seen`: the epoch and the turn of the last reply that this process received.
 """
 
 
@@ -51,12 +53,12 @@ class SlotReport(NamedTuple):
     """One report of a process to the store."""
 
     slot: str
-    """The name of the slot. For `used_before` the number of slots; for `knows` the epoch; for `told` the limit and
-    the remaining requests as `LIMIT/REMAINING`, either may be empty; for `limited` empty."""
+    """The name of the slot; for `used_before` the number of slots; for `last_seen` the epoch; for `limit` empty; for
+    `headers` the limit and the number of remaining requests as `LIMIT/REMAINING`, where either may be empty."""
     event: SlotEvent
     seconds: float = 0.0
-    """`rejected`: Retry-After. Reports of earlier times: their age. `limited`: the limit. `knows`: the turn. `told`:
-    the seconds until the reset, or 0."""
+    """For `rejected` the `Retry-After`, or 0; for `..._before` the age of the report; for `limit` the limit; for
+    `last_seen` the turn; for `headers` the seconds until the reset, or 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,21 +66,26 @@ class BudgetReply:
     """The state of a budget in the store. Seconds are those of the event loop's clock."""
 
     granted: bool = False
+    """Whether a slot was granted."""
     wait: float = 0.0
-    """Seconds until another request for a slot can succeed."""
+    """Seconds until another attempt to get a slot can succeed."""
     slots: int
+    """W; see `asyncmig._core.limiter`."""
     burst: int
+    """B; see `asyncmig._core.limiter`."""
     used: int
+    """The number of slots that all processes have taken."""
     clients: int
-    """Processes that the store heard from recently."""
+    """The number of processes that used the store recently."""
     held: float = 0.0
     """Seconds until the hold after a 429 ends."""
     epoch: str = ""
-    """Changes when the store detects that it lost data."""
+    """Identifies the data of the store. It changes when the store detects a loss of data."""
     turn: int = 0
-    """Increases with each exchange of an epoch. A lower turn shows that the store lost its latest writes."""
+    """Increases with each exchange of an epoch. A lower turn than before shows that the store lost its latest
+    writes."""
     lost: bool = False
-    """Whether the store lost data, so that this process must report its slots again. No slot was granted."""
+    """Whether the store has lost data. Then no slot was granted, and this process must report its slots again."""
 
 
 class SharedBudget(NamedTuple):
@@ -95,10 +102,11 @@ class BudgetStore(Protocol):
     async def exchange(
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
     ) -> Sequence[BudgetReply]:
-        """Send the `reports` of each budget, and ask for a slot of all with the name `want` unless that is None.
+        """Send the `reports` of each budget, and ask for a slot of every budget with the name `want`; None: for no
+        slot.
 
-        Return a reply for each budget, in their order. Either all grant the slot or none does. Raises `OSError` if
-        the store does not answer. It may have processed the reports all the same.
+        Return a reply for each budget, in the same order. Either all budgets grant the slot or none. Raises `OSError`
+        if the store does not answer; it may still have processed the reports.
         """
         ...
 
@@ -107,16 +115,16 @@ class SharedWindow(Protocol):
     """Makes the shared budgets of one session."""
 
     processes: int
-    """The number of processes to assume until the store has reported one."""
+    """The number of processes to assume until the store has reported a number."""
 
     def budgets(
         self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> BudgetStore:
         """Return the store of budgets that are charged together.
 
-        `account`: a digest that stands for the API key. `timeout`: seconds after which an unanswered request has
-        either arrived or been lost, in the event loop's seconds. `speed`: seconds of the event loop's clock in one
-        real second.
+        `account`: a digest that identifies the API key. `timeout`: seconds of the event loop's clock after which an
+        unanswered request has either arrived or been lost. `speed`: seconds of the event loop's clock in one real
+        second.
         """
         ...
 

@@ -3,11 +3,11 @@
     async with asyncmig.Session(shared="local") as session:
         ...
 
-The files are in the user's runtime folder. A file has the state of a limiter and the slots that are unanswered. Each
-exchange locks the files of its budgets, in the order of their names, changes the states and writes them; the kernel
-releases the locks of a process that dies. A slot that its process never answers is free `timeout` plus one window
-after it was taken. While a stopped process holds a lock, the others continue with their share, as with an unavailable
-Redis. Times are on the clock that counts from boot, so each boot has files of its own.
+The files are in the user's runtime folder. A file contains the state of a limiter, and the slots without an answer.
+Each exchange locks the files of its budgets in the order of their names, changes the states, and writes them. The
+kernel releases the locks of a process that dies. A slot for which its process reports no result is free `timeout`
+plus one window after it was taken. While a suspended process holds a lock, the others continue with their share, as
+with an unavailable Redis. Times are on the clock that counts from boot, so each boot has its own files.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBu
 __all__ = ["LocalWindow"]
 
 _RECHECK = 0.25
-"""Seconds until an answer to another process may allow a request."""
+"""Seconds until another attempt, if the next slot depends on an answer to another process."""
 _TRIES, _PAUSE = 100, 0.005
 """The most attempts to take the lock, and the real seconds between them."""
-_FORGOTTEN = 300.0
-"""Seconds after which a process that asks no more does not count as one."""
+_SILENT = 300.0
+"""Seconds without an exchange after which a process is not counted any more."""
 
 
 def _boot_id() -> str:
@@ -56,7 +56,11 @@ def _folder() -> Path:
 
 @final
 class LocalWindow:
-    """Keeps a session's budgets in files of this host. `processes`: the number to assume before one is known."""
+    """Keeps a session's budgets in files of this host.
+
+    `processes`: the number of processes to assume before one is known. `folder`: for the files; by default the user's
+    runtime folder.
+    """
 
     __slots__ = ("_boot", "_client", "_folder", "processes")
 
@@ -125,7 +129,7 @@ class _LocalBudgets:
                 for state in states:
                     state.take(want, now)
             for path, state in zip(self._paths, states, strict=True):
-                _replace(files[path], state.text())
+                _replace(files[path], state.dump())
         return [
             BudgetReply(
                 granted=granted,
@@ -165,7 +169,7 @@ def _now(speed: float) -> float:
 
 @asynccontextmanager
 async def _locked(path: Path, speed: float) -> AsyncGenerator[FileIO]:
-    """Open and lock a file that is ours; create it if there is none. Raises `OSError`."""
+    """Open and lock a file of this user; create it if it does not exist. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with FileIO(fd, "r+") as file:  # closing it releases the lock, too
@@ -183,7 +187,7 @@ async def _locked(path: Path, speed: float) -> AsyncGenerator[FileIO]:
 
 
 def _replace(file: FileIO, data: bytes) -> None:
-    """Replace the contents of a locked file. A process that is killed meanwhile leaves an incomplete one."""
+    """Replace the contents of a locked file. If the process is killed meanwhile, the file is incomplete."""
     file.seek(0)
     file.write(data)
     file.truncate(len(data))
@@ -191,17 +195,18 @@ def _replace(file: FileIO, data: bytes) -> None:
 
 @final
 class _State:
-    """The contents of a file. A file that a killed process has left incomplete counts as a full window."""
+    """The contents of a file. If a killed process has left the file incomplete, all slots count as taken."""
 
     __slots__ = ("clients", "known", "limiter", "taken")
 
     def __init__(self, limit: int, window: float, data: bytes, now: float) -> None:
         self.limiter = Limiter(limit=limit, window=window, rng=Random())
         self.taken: dict[str, float] = {}
-        """When each unanswered slot was taken."""
+        """When each slot without an answer was taken."""
         self.known: dict[str, float] = {}
-        """Answered slots, which a process may report again."""
+        """When each slot of the last window was answered. A process may report them again."""
         self.clients: dict[str, float] = {}
+        """When each process made its last exchange."""
         if not data:
             return
         try:
@@ -211,7 +216,8 @@ class _State:
         except (ValueError, KeyError, TypeError):
             self.limiter.resume([0.0] * limit, now)
 
-    def text(self) -> bytes:
+    def dump(self) -> bytes:
+        """Return the state as JSON."""
         saved = {
             "limiter": self.limiter.dump(),
             "taken": self.taken,
@@ -221,40 +227,39 @@ class _State:
         return json.dumps(saved).encode()
 
     def advance(self, reports: Sequence[SlotReport], client: str, now: float, *, timeout: float) -> None:
-        """Free the slots of processes that died, and take reports into account."""
+        """Free the slots whose time is over, and apply reports."""
         for slot, sent_at in list(self.taken.items()):
             if sent_at + timeout <= now:
                 del self.taken[slot]
                 self.limiter.lost(now, sent_at=sent_at)
         for report in reports:
-            self.hear(report, now)
+            self._apply(report, now)
         self.clients[client] = now
-        self.clients = {each: at for each, at in self.clients.items() if at > now - _FORGOTTEN}
+        self.clients = {each: at for each, at in self.clients.items() if at > now - _SILENT}
 
     def take(self, slot: str, now: float) -> None:
         """Take a slot, at a time that the limiter allows."""
         self.limiter.take(now)
         self.taken[slot] = now
 
-    def hear(self, report: SlotReport, now: float) -> None:
-        """Take one report into account."""
+    def _apply(self, report: SlotReport, now: float) -> None:
         limiter, slot = self.limiter, report.slot
-        if report.event == "limited":
+        if report.event == "limit":
             if int(report.seconds) != limiter.limit:
                 limiter.resize(int(report.seconds))
             return
-        if report.event == "told":
+        if report.event == "headers":
             limiter.apply_headers(_headers(report), now)
             return
         sent_at = self.taken.pop(slot, None)
         if sent_at is None:
-            self._hear_again(report, now)
+            self._apply_repeated(report, now)
         elif report.event == "sent_before":
             self.taken[slot] = sent_at
         elif report.event == "unsent":
             limiter.unsent(now, sent_at=sent_at)
         else:
-            self._note(slot, now)
+            self._note_answered(slot, now)
             if report.event == "rejected":
                 limiter.rejected(now, sent_at=sent_at, retry_after=report.seconds or None)
             elif report.event == "lost":
@@ -262,15 +267,17 @@ class _State:
             else:
                 limiter.accepted(now, sent_at=sent_at)
 
-    def _hear_again(self, report: SlotReport, now: float) -> None:
+    def _apply_repeated(self, report: SlotReport, now: float) -> None:
+        """Apply a report about a slot that is not taken: it was answered before, or a killed process lost the
+        file."""
         if report.event == "answered_before" and report.slot not in self.known:
-            self._note(report.slot, now)
+            self._note_answered(report.slot, now)
             self.limiter.resume([report.seconds], now)
         elif report.event == "sent_before":
             self.limiter.take(now)
             self.taken[report.slot] = now
 
-    def _note(self, slot: str, now: float) -> None:
+    def _note_answered(self, slot: str, now: float) -> None:
         self.known[slot] = now
         oldest = now - self.limiter.window - 60.0
         self.known = {each: at for each, at in self.known.items() if at > oldest}

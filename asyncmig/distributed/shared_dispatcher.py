@@ -1,8 +1,8 @@
-"""The dispatcher of a gate whose budget several processes share.
+"""The dispatcher of a budget that several processes share.
 
-Its own limiter records every request of this process and every answer. While the store answers, the store's state
-takes precedence over the limiter's, because only the store sees all processes. While the store is unavailable, the
-limiter limits this process to its share of the last known window.
+While the store answers, it grants the slots, because only the store has the requests of all processes. The
+dispatcher's own limiter counts the requests of this process. While the store is unavailable, the limiter grants the
+slots, with this process's share of the last known limit.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ __all__ = ["RECHECK", "SharedBudgets", "SharedDispatcher"]
 
 _log = logging.getLogger("asyncmig")
 RECHECK = 0.05
-"""Seconds after which a request asks again that let another one go first."""
+"""Seconds after which a request asks again if another one went first."""
 _SAME_HOLD = 0.5
-"""Seconds by which the end of one hold may differ between two replies."""
+"""Seconds by which the end of the same hold may differ between two replies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedBudgets:
-    """Which shared window a dispatcher uses, and for which account."""
+    """The shared window of a dispatcher, and the account."""
 
     window: SharedWindow
     account: str
-    """A digest that stands for the API key."""
+    """A digest that identifies the API key."""
     timeout: float
     """Seconds after which an unanswered request has either arrived or been lost."""
     earlier: Sequence[EarlierSlot] = ()
-    """The slots of earlier processes that the send log names; the store may not know them."""
+    """The slots of earlier processes in the send log. The store may not have them."""
 
 
 @final
 class SharedDispatcher(Dispatcher):
-    """Hands out the slots that the store grants; while it is unavailable, those of this process's share."""
+    """Grants the slots of a shared budget to the requests of this process."""
 
     __slots__ = (
         "_failures",
@@ -84,9 +84,9 @@ class SharedDispatcher(Dispatcher):
         self._view: BudgetReply | None = None
         """The store's last reply; None while it is unavailable."""
         self._slot_names: dict[float, str] = {}
-        """The store's names of the slots in use, by the time of their grant."""
+        """The names of the slots in use, as the store has them, by the time of the grant."""
         self._is_paused = False
-        """Whether the store is unavailable and the share of this process is less than one slot."""
+        """Whether no request may be sent: the store is unavailable, and the share is less than one slot."""
         self._first_reply_at = float("inf")
         self._last_grant = self._reply_at = self._lost_at = self._held_until = float("-inf")
 
@@ -129,7 +129,7 @@ class SharedDispatcher(Dispatcher):
 
     @property
     def is_online(self) -> bool:
-        """Whether the store grants the slots, or did when it was asked last."""
+        """Whether the store grants the slots: it answered the last exchange, or was not used yet."""
         return self.client is None or self.client.online
 
     def turn(self) -> None:
@@ -138,7 +138,7 @@ class SharedDispatcher(Dispatcher):
             return
         client = self.opened_client()
         if self.waiters.count or not client.online:
-            client.wake()  # also while the store is unavailable: the client finds out when it is back
+            client.wake()  # also while the store is unavailable, so that the client detects when it answers again
         if not client.online and not self._is_paused:
             super().turn()
 
@@ -146,7 +146,7 @@ class SharedDispatcher(Dispatcher):
         return None if self.is_online or self._is_paused else super().next_at(now)
 
     def has_before(self, queue: JoinedQueue, place: Head, now: float) -> bool:
-        """Return whether a waiter of another queue goes before `place`, and is about to be granted."""
+        """Return whether a waiter of another queue goes before `place`, and can be granted soon."""
         if not self.is_online:
             return super().has_before(queue, place, now)
         soon = now + self.window / self.slots
@@ -199,7 +199,7 @@ class SharedDispatcher(Dispatcher):
         client = self.opened_client()
         client.report(self._slot_names.pop(sent_at), event, self.now(), seconds=seconds)
         if headers is not None:
-            client.told(headers)
+            client.report_headers(headers)
 
     async def aclose(self) -> None:
         if self.client is not None:
@@ -238,7 +238,7 @@ class SharedDispatcher(Dispatcher):
     def on_lost(self, error: OSError) -> None:
         now, clients = self.now(), self._shared.window.processes
         if self._view is not None:
-            # Other processes may have started since an old reply, or after the first replies.
+            # Other processes may have started after an old reply, or after the first replies.
             known = self._reply_at > now - self.window > self._first_reply_at
             clients = max(self._view.clients, 1 if known else clients)
         slots, used = (self._view.slots, self._view.used) if self._view else (self._limit, 0)
@@ -249,7 +249,7 @@ class SharedDispatcher(Dispatcher):
         self._view, self._lost_at, self._failures = None, now, ReportThrottle()
         self._failures.failed(now)  # `SharedWindowLost` reports this one
         self.limiter.resize(max(1, share))
-        # Slots of this share that other processes have used are free again after one window at the latest.
+        # Other processes may have used slots of this share. They are free again after one window at the latest.
         taken = share - super().used() - max(0, slots - used) // clients
         self.limiter.resume([0.0] * max(0, taken), now)
         _log.warning(
@@ -294,7 +294,7 @@ class SharedDispatcher(Dispatcher):
             each.turn()
 
     def shared_budget(self) -> SharedBudget:
-        """Return what the store needs to know about the budget."""
+        """Return the budget, as its store needs it."""
         return SharedBudget(self._budget, self._limit, self.window)
 
     def opened_client(self) -> BudgetClient:

@@ -1,8 +1,8 @@
 """Requests that charge several budgets which processes share, and may start a run.
 
-The store grants a slot of every budget in one exchange, or none. For a start, the run slot is reserved first, and
-given back at once if the budgets have no room, so that a request that waits holds nothing. While the store is
-unavailable, the dispatchers grant the share of this process, as for a set of one process.
+The store grants a slot of every budget in one exchange, or none. If the request starts a run, its run slot is
+reserved first. It is released at once if the budgets have no slot, so that a waiting request holds nothing. While the
+store is unavailable, the dispatchers grant slots from the share of this process, as they do without a shared window.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ __all__ = ["SharedBudgetSet"]
 _NEVER = float("inf")
 _SHORTEST_WAIT = 0.001
 _ASKS_PER_WINDOW = 12
-"""The store is asked at least so often in a window: another process may have returned a slot unused."""
+"""The least number of attempts to get a slot in a window, because another process may have returned one unused."""
 
 
 @final
@@ -60,11 +60,11 @@ class SharedBudgetSet(BudgetSet):
         self._task: asyncio.Task[None] | None = None
         self._wakeup = asyncio.Event()
         self._ask_at = float("-inf")
-        """When the store is asked for a slot again."""
+        """The time of the next attempt to get a slot."""
         self._ready_at = float("-inf")
-        """When the store will have a slot of each budget, as it said last."""
+        """When the store will have a slot of each budget, according to its last reply."""
         self._blocked_until = float("-inf")
-        """Until when something else is in the way of the first waiter: a run slot, or a hold of this set."""
+        """Until when the first waiter must wait for a run slot, or for the end of a hold of this set."""
 
     @property
     def asks_at(self) -> float:
@@ -76,7 +76,7 @@ class SharedBudgetSet(BudgetSet):
     def turn(self) -> None:
         self._refuse_starts()
         for each in self._members:
-            each.turn()  # a member that is offline grants from its share, or finds out when the store is back
+            each.turn()  # a member that is offline grants from its share, or detects that the store answers again
         if self.waiters.count and all(each.is_online for each in self._members):
             if self._task is None:
                 self._task = start_task(self._work(), name="asyncmig shared gate of a set")
@@ -106,7 +106,7 @@ class SharedBudgetSet(BudgetSet):
         return self.waiters.head(self._members[0].granted)
 
     def _may_ask_at(self, head: tuple[Head, asyncio.Future[float]], now: float) -> float:
-        """Return when the store may be asked; infinity if a report comes first."""
+        """Return when the store may be asked; infinity while that depends on a report of another run."""
         self._blocked_until = self._held_until
         if self._runs is not None and (start := self._run_of.get(head[1])):
             at = self._runs.earliest(start[0], now)
@@ -129,7 +129,7 @@ class SharedBudgetSet(BudgetSet):
             replies = await self._exchange(slot)
         finally:
             is_granted = replies is not None and replies[0].granted
-            # A process that was suspended for long may own the slot no more.
+            # If this process was suspended for long, the slot may count as lost.
             is_late = asyncio.get_running_loop().time() - now > self._shared.timeout / 2
             if is_granted and not is_late and not waiter.done():
                 self._hand_out(head, slot)
@@ -143,7 +143,8 @@ class SharedBudgetSet(BudgetSet):
 
     def _hand_out(self, head: tuple[Head, asyncio.Future[float]], slot: str) -> None:
         (lane, *_), waiter = head
-        self.waiters.cancelled(Lane.POLL if lane < 0 else Lane(lane))  # it leaves the queue
+        # Removes the waiter from the counts of the queue.
+        self.waiters.cancelled(Lane.POLL if lane < 0 else Lane(lane))
         self._grant_to(waiter, asyncio.get_running_loop().time(), slot)
 
     def _give_back(self, slot: str) -> None:
@@ -166,7 +167,7 @@ class SharedBudgetSet(BudgetSet):
                 await self._wakeup.wait()
 
     async def _exchange(self, slot: str) -> Sequence[BudgetReply] | None:
-        """Ask for a slot of each budget; if the store does not answer, all members go offline."""
+        """Ask for a slot of each budget. If the store does not answer, all members go offline."""
         clients = [each.opened_client() for each in self._members]
         if self._store is None:
             self._store = self._shared.window.budgets(
@@ -178,9 +179,9 @@ class SharedBudgetSet(BudgetSet):
         try:
             replies = await self._store.exchange([each.reports() for each in clients], slot)
             for client, reply in zip(clients, replies, strict=True):
-                client.heard(reply)
+                client.apply(reply)
         except OSError as error:
             for client in clients:
-                client.went_away(error, slot)
+                client.exchange_failed(error, slot)
             return None
         return replies

@@ -1,39 +1,48 @@
--- One budget of one API key, shared by all processes that use the key. The algorithm is that of
--- asyncmig/_core/limiter.py, with its state in Redis.
+-- The budgets of one API key, shared by all processes that use the key. The algorithm is that of
+-- asyncmig/_core/limiter.py, which explains the rules and has the same names. The state is in Redis.
 --
--- limiter.py explains the rules, and this script uses its names. The difference: a process that took a slot may die.
--- A slot without an answer is free again `timeout` plus one window after it was taken. A probe without an answer for
--- `LAPSE` seconds is sent again by another process.
+-- One difference: a process that took a slot may die. A slot without an answer is free again `timeout` plus one window
+-- after it was taken. After `LAPSE` seconds without an answer to a probe, another process sends a probe.
 --
--- A request may charge several budgets: it is granted a slot of each, or none.
+-- A request may charge several budgets. It gets a slot of each, or none.
 --
--- KEYS  for each budget: state (hash), slots (sorted set, score: when the slot is free again), unanswered slots (sorted
--- set, score: when the slot was taken), accepted requests (sorted set, score: when the answer came); at the end:
--- clients (sorted set, score: when the last message came)
--- ARGV  1 client 2 timeout 3 speed: the client's seconds in one second of Redis 4 a random number in [0, 1) 5 the name
--- of a new slot; empty if no request waits 6 the time; empty: Redis's own; then for each budget: limit, window, the
--- number of reports, and these: slot, event, seconds (see budget_store.py)
--- Returns for each budget: granted (0 or 1), seconds until another request can succeed, W, B, slots taken, live
--- clients, seconds until the hold ends, the epoch, the turn, and whether Redis lost data that the client knows (0 or
--- 1). All times are on Redis's clock, in the client's seconds.
+-- KEYS, four for each budget:
+--   state (hash)
+--   slots (sorted set; score: when the slot is free again)
+--   unanswered slots (sorted set; score: when the slot was taken)
+--   accepted requests (sorted set; score: when the answer arrived)
+-- and at the end: clients (sorted set; score: when the client ran the script last)
 --
--- Redis can lose all of this state, a part of it, or its latest writes: FLUSHALL, a restart, an eviction, a failover.
--- Each client therefore reports the epoch and the turn that it saw last. If they do not match, or if a key does not
--- hold as many entries as were written to it, a new epoch begins. Then no slot is granted for `SETTLE` seconds, and
--- each client of an earlier epoch is told to report its slots again. Slots have names, so no slot counts twice.
--- Clients that do not report are covered by the others, who know how many slots were taken in total: the script adds
--- the difference.
+-- ARGV:
+--   1 the client
+--   2 timeout
+--   3 speed: the client's seconds in one second of Redis
+--   4 a random number in [0, 1)
+--   5 the name of a new slot; empty if no request waits
+--   6 the time; if empty, Redis's own
+--   then for each budget: limit, window, the number of reports, and for each report: slot, event, seconds (see
+--   budget_store.py)
+--
+-- Returns for each budget: granted (0 or 1), seconds until another attempt can succeed, W, B, slots taken, live clients,
+-- seconds until the hold ends, the epoch, the turn, and whether Redis has lost data of this client (0 or 1). All times
+-- are on Redis's clock, in the client's seconds.
+--
+-- Redis can lose this state, a part of it, or its latest writes: by FLUSHALL, a restart, an eviction or a failover. Each
+-- client therefore reports the epoch and the turn of the last reply that it received. If they do not match, or if a key
+-- has not as many entries as were written to it, a new epoch begins. Then no slot is granted for `SETTLE` seconds, and
+-- each client of an earlier epoch must report its slots again. Slots have names, so no slot counts twice. Some clients
+-- may not report in time. The others report how many slots were taken in total, and the script adds the difference.
 
 local client, timeout, speed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local random, want = tonumber(ARGV[4]), ARGV[5]
 local CLIENTS = KEYS[#KEYS]
-local limit, window, STATE, SLOTS, UNANSWERED, ACCEPTED  -- of the present budget; see `use`
+local limit, window, STATE, SLOTS, UNANSWERED, ACCEPTED  -- of the present budget; `use` sets them
 
 local MARGIN, SPREAD, FEWEST_UNPROVEN, PROVEN, MOST_PATIENCE = 0.05, 0.02, 4, 90, 16
 local LONGEST_PROBE_WAIT, LAPSE, SHORT_WINDOW = 8, 10, 120
-local SETTLE = 2       -- seconds in which clients can report a window that Redis lost
-local RECHECK = 0.25   -- seconds until an answer to another client may allow a request
-local LISTED = 600     -- seconds after which a silent client does not count as one
+local SETTLE = 2       -- seconds in which clients report their slots again after a loss of data
+local RECHECK = 0.25   -- seconds until another attempt, if the next slot depends on an answer to another client
+local LISTED = 600     -- seconds without a message after which a client is not counted any more
 local OPEN, HOLD, PROBE = 0, 1, 2
 local NEVER, FOREVER = -1e300, 1e300
 local TIMES = {
@@ -85,7 +94,7 @@ local function settle(now)
   s.held_until = math.max(s.held_until, s.settled_at)
 end
 
--- Returns whether each key holds as many entries as were written. Scripts of older versions do not store the numbers.
+-- Returns whether each key has as many entries as were written. Older versions of the script did not store the numbers.
 local function is_whole()
   for name, key in pairs(counted()) do
     if s.counted_at == s.seen and s[name] ~= redis.call("ZCARD", key) then
@@ -118,7 +127,7 @@ local function shift(key, seconds)
   end
 end
 
--- If Redis's clock was set back, or another Redis took over, shifts all times as if no time had passed.
+-- If Redis's clock was set back, or another Redis has taken over, shifts all times as if no time had passed.
 local function follow_clock(now)
   local back = now - s.seen
   if back < 0 then
@@ -213,7 +222,7 @@ local function leave(name, now)
   return tonumber(sent_at) or now
 end
 
-local handlers = {}  -- what each event of a report does
+local handlers = {}  -- a function for each event of a report
 
 function handlers.accepted(name, now)
   leave(name, now)
@@ -228,7 +237,7 @@ function handlers.accepted(name, now)
   end
 end
 
--- A long window is never probed: it is held until Retry-After, or until a window after the last accepted request.
+-- A long window is never probed. It is held for Retry-After, or until a window after the last accepted request.
 local function refuse_long(name, now, retry_after)
   local till = s.last_accepted + window + MARGIN
   if retry_after > 0 then
@@ -277,31 +286,31 @@ function handlers.unsent(name, now)
   end
 end
 
-function handlers.limited(_, _, to)
+function handlers.limit(_, _, to)
   if s.configured ~= to then
     s.configured = to
     reset(to)
   end
 end
 
--- What headers said: `LIMIT/REMAINING`, each may be empty, and the seconds until the reset. They only lower what is
--- sent.
-function handlers.told(what, now, seconds)
-  local told, remaining = what:match("^(%d*)/(%d*)$")
-  told, remaining = tonumber(told), tonumber(remaining)
-  if told and told > 0 and math.min(told, s.configured) ~= s.limit then
-    reset(math.min(told, s.configured))
+-- The headers of a response: `LIMIT/REMAINING`, where each may be empty, and the seconds until the reset. They can only
+-- lower the number of requests.
+function handlers.headers(numbers, now, seconds)
+  local stated, remaining = numbers:match("^(%d*)/(%d*)$")
+  stated, remaining = tonumber(stated), tonumber(remaining)
+  if stated and stated > 0 and math.min(stated, s.configured) ~= s.limit then
+    reset(math.min(stated, s.configured))
   end
   if remaining and seconds > 0 then
     local over = s.slots - redis.call("ZCARD", SLOTS) - remaining
     for i = 1, over do
-      redis.call("ZADD", SLOTS, now + math.min(seconds, window) + MARGIN, string.format("told/%.6f/%d", now, i))
+      redis.call("ZADD", SLOTS, now + math.min(seconds, window) + MARGIN, string.format("headers/%.6f/%d", now, i))
     end
   end
 end
 
--- Repeated reports of a window that Redis may have lost. `age`: seconds since the answer or the send. If Redis knows
--- the slot, its own data takes precedence, because it may come from the client that owns the slot.
+-- Repeated reports of a window that Redis may have lost. `age`: seconds since the answer or the send. Data that Redis has
+-- about the slot takes precedence, because it may come from the client that owns the slot.
 function handlers.answered_before(name, now, age)
   if redis.call("ZREM", UNANSWERED, name) == 1 or not redis.call("ZSCORE", SLOTS, name) then
     redis.call("ZADD", SLOTS, now - age + window + MARGIN, name)
@@ -322,7 +331,7 @@ function handlers.used_before(count, now, age)
   end
 end
 
-function handlers.knows() end
+function handlers.last_seen() end  -- `read_budgets` reads it
 
 -- Adds slots for the clients that did not report again.
 local function fill_up(now)
@@ -351,7 +360,7 @@ local function advance(now)
   end
 end
 
--- Returns when the bucket has a token. The server has a bucket if B is less than W.
+-- Returns when the bucket has a token. If B is less than W, the server uses a bucket.
 local function token_at(now)
   if s.burst >= s.slots then
     return now
@@ -388,7 +397,7 @@ local function next_at(now)
       s.was_full, s.proven = 1, 0
     end
     local free_at = tonumber(redis.call("ZRANGE", SLOTS, over, over, "WITHSCORES")[2])
-    return math.min(free_at, now + window + MARGIN)  -- an unanswered slot may be answered at any time
+    return math.min(free_at, now + window + MARGIN)  -- a slot without an answer may be answered at any time
   end
   local spread = math.min(SPREAD, window / (30 * s.limit))
   if s.proven < PROVEN and s.was_full == 1 then
@@ -421,7 +430,7 @@ local budgets = {}
 local function read_budgets()
   local at = 7
   for i = 1, (#KEYS - 1) / 4 do
-    local budget = {keys = {}, state = {}, reports = {}, known = "", known_turn = 0, tells = false}
+    local budget = {keys = {}, state = {}, reports = {}, known = "", known_turn = 0, reports_again = false}
     budget.limit, budget.window = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
     for part = 1, 4 do
       budget.keys[part] = KEYS[4 * (i - 1) + part]
@@ -429,10 +438,10 @@ local function read_budgets()
     local last = at + 2 + 3 * tonumber(ARGV[at + 2])
     for first = at + 3, last, 3 do
       local slot, event, seconds = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
-      if event == "knows" then
+      if event == "last_seen" then
         budget.known, budget.known_turn = slot, seconds
       elseif event == "answered_before" or event == "sent_before" then
-        budget.tells = true
+        budget.reports_again = true
       end
       budget.reports[#budget.reports + 1] = {slot, event, seconds}
     end
@@ -440,15 +449,15 @@ local function read_budgets()
   end
 end
 
--- Loads the state of the present budget, finds out whether Redis lost data, and takes the reports.
+-- Loads the state of the present budget, detects whether Redis has lost data, and applies the reports.
 local function open_budget(budget)
   local is_found = load_state()
   local is_damaged = is_found and not is_whole()
   if not is_found then
     new_state()
   end
-  s.configured, s.last_accepted = s.configured or s.limit, s.last_accepted or NEVER  -- an older version wrote it
-  if not s.epoch then  -- the state is new, or an older version wrote it
+  s.configured, s.last_accepted = s.configured or s.limit, s.last_accepted or NEVER  -- missing in the state of an older version
+  if not s.epoch then  -- a new state, or that of an older version
     s.turn = 0
     begin_epoch(now)
   end
@@ -457,7 +466,7 @@ local function open_budget(budget)
   if is_damaged or (budget.is_lost and s.epoch == budget.known) then
     begin_epoch(now)
     settle(now)
-  elseif s.settled_at == NEVER and (budget.is_lost or (budget.tells and not is_found)) then
+  elseif s.settled_at == NEVER and (budget.is_lost or (budget.reports_again and not is_found)) then
     s.granted_before = is_found and redis.call("ZCARD", SLOTS) or 0
     settle(now)
   end

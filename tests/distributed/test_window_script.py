@@ -102,7 +102,7 @@ def test_a_long_window_is_treated_as_by_the_local_limiter(
                 told = rng.choice([None, 0, 1, limit, 100]), rng.choice([None, 0, 1, 100])
                 reset = rng.choice([0.0, 60.0, 1e9])
                 text = "/".join("" if each is None else str(each) for each in told)
-                turn = script(now, (text, "told", reset))
+                turn = script(now, (text, "headers", reset))
                 limiter.apply_headers(RateHeaders(limit=told[0], remaining=told[1], reset=reset or None), now)
         assert (turn.used, turn.slots) == (limiter.used(now), limiter.slots)
         assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
@@ -126,7 +126,7 @@ def test_a_slot_of_several_budgets_is_granted_if_all_have_one(redis_url: str, pr
     assert [turn.used for turn in turns] == [1, 1]
     assert turns[1].wait == pytest.approx(3599.05)
     assert minute(1003.0, want="third").granted
-    turns = together([hour, minute], 4700.0, [("", "limited", 1)], want="fourth")
+    turns = together([hour, minute], 4700.0, [("", "limit", 1)], want="fourth")
     assert [turn.granted for turn in turns] == [True, True]
 
 
@@ -320,7 +320,7 @@ def test_another_limit_is_for_all_from_then_on(redis_url: str, prefix: str) -> N
     script = Script(redis_url, prefix, limit=1)
     assert script(1000.0, want="a").granted
     assert not script(1000.1, want="b").granted
-    assert script(1000.1, ("", "limited", 2), want="b").granted
+    assert script(1000.1, ("", "limit", 2), want="b").granted
     assert script(1000.2).slots == 2
 
 
@@ -352,20 +352,20 @@ def test_a_loss_is_noticed_by_all_who_knew_more_and_nothing_counts_twice(
     script = Script(redis_url, prefix, limit=4)
     known: dict[str, tuple[str, str, float]] = {}
     for now, client, slot in ((1000.0, "one", "a"), (1001.0, "one", "b"), (1002.0, "two", "c")):
-        turn = script(now, known.get(client, ("", "knows", 0)), want=slot, client=client)
+        turn = script(now, known.get(client, ("", "last_seen", 0)), want=slot, client=client)
         assert (turn.granted, turn.lost) == (True, False)
-        known[client] = (turn.epoch, "knows", turn.turn)
+        known[client] = (turn.epoch, "last_seen", turn.turn)
     script(1002.5, ("a", "accepted", 0.0), ("b", "accepted", 0.0), client="one")
     script.forget(*lost)
     tells = [("a", "answered_before", 7.5), ("b", "answered_before", 7.5)]
     turn = script(1010.0, known["one"], want="x", client="one")
     assert (turn.granted, turn.lost) == (False, True)
-    knows = (turn.epoch, "knows", turn.turn)
+    knows = (turn.epoch, "last_seen", turn.turn)
     turn = script(1010.0, knows, *tells, want="x", client="one")
     assert (turn.granted, turn.lost, turn.wait) == (False, False, pytest.approx(2.0))  # others may know more
     turn = script(1011.0, known["two"], want="y", client="two")
     assert (turn.granted, turn.lost) == (False, True)
-    script(1011.0, (turn.epoch, "knows", turn.turn), ("c", "sent_before", 9.0), *tells, client="two")
+    script(1011.0, (turn.epoch, "last_seen", turn.turn), ("c", "sent_before", 9.0), *tells, client="two")
     assert script(1012.1, want="x", client="one").granted
     turn = script(1012.2, want="y", client="two")
     assert (turn.granted, turn.used) == (False, 4)
@@ -377,13 +377,13 @@ def test_what_the_silent_had_used_is_not_sent_again(redis_url: str, prefix: str)
     for slot in "abc":
         script(1000.0 + ord(slot) - 97, want=slot, client="silent")
         script(1000.1 + ord(slot) - 97, (slot, "accepted", 0.0), client="silent")
-    turn = script(1005.0, ("", "knows", 0), client="one")
+    turn = script(1005.0, ("", "last_seen", 0), client="one")
     assert turn.used == 3
     script.forget()
-    assert script(1006.0, ("", "knows", 0), want="new", client="new").granted  # it knows nothing of it
-    lost = script(1006.5, (turn.epoch, "knows", turn.turn), want="x", client="one")
+    assert script(1006.0, ("", "last_seen", 0), want="new", client="new").granted  # it knows nothing of it
+    lost = script(1006.5, (turn.epoch, "last_seen", turn.turn), want="x", client="one")
     assert lost.lost
-    script(1006.5, (lost.epoch, "knows", lost.turn), ("3", "used_before", 1.5), client="one")
+    script(1006.5, (lost.epoch, "last_seen", lost.turn), ("3", "used_before", 1.5), client="one")
     turn = script(1009.0, want="x", client="one")
     assert (turn.granted, turn.used) == (False, 4)
     assert script(1065.1, want="x", client="one").granted
@@ -391,26 +391,26 @@ def test_what_the_silent_had_used_is_not_sent_again(redis_url: str, prefix: str)
 
 def test_a_replica_that_had_fallen_behind_is_told_what_it_does_not_know(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=2)
-    behind = script(1000.0, ("", "knows", 0), want="a", client="one")
+    behind = script(1000.0, ("", "last_seen", 0), want="a", client="one")
     copies = script.copies()
-    turn = script(1001.0, (behind.epoch, "knows", behind.turn), want="b", client="one")
+    turn = script(1001.0, (behind.epoch, "last_seen", behind.turn), want="b", client="one")
     script.restore(copies)
-    turn = script(1002.0, (turn.epoch, "knows", turn.turn), want="c", client="one")
+    turn = script(1002.0, (turn.epoch, "last_seen", turn.turn), want="c", client="one")
     assert turn.lost
     assert turn.epoch != behind.epoch
     told = [("a", "sent_before", 2.0), ("b", "sent_before", 1.0)]
-    script(1002.0, (turn.epoch, "knows", turn.turn), *told, client="one")
+    script(1002.0, (turn.epoch, "last_seen", turn.turn), *told, client="one")
     turn = script(1005.0, want="c", client="one")
     assert (turn.granted, turn.used) == (False, 2)
 
 
 def test_three_losses_in_two_seconds_hold_everybody_for_a_moment_only(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=4)
-    turn = script(1000.0, ("", "knows", 0), want="a")
+    turn = script(1000.0, ("", "last_seen", 0), want="a")
     for number in range(3):
         script.forget()
-        turn = script(1001.0 + number, (turn.epoch, "knows", turn.turn), want="b")
+        turn = script(1001.0 + number, (turn.epoch, "last_seen", turn.turn), want="b")
         assert turn.lost
-        script(1001.0 + number, (turn.epoch, "knows", turn.turn), ("a", "sent_before", 1.0 + number))
-    assert not script(1004.9, (turn.epoch, "knows", turn.turn), want="b").granted
-    assert script(1005.1, (turn.epoch, "knows", turn.turn), want="b").granted
+        script(1001.0 + number, (turn.epoch, "last_seen", turn.turn), ("a", "sent_before", 1.0 + number))
+    assert not script(1004.9, (turn.epoch, "last_seen", turn.turn), want="b").granted
+    assert script(1005.1, (turn.epoch, "last_seen", turn.turn), want="b").granted
