@@ -1,21 +1,22 @@
 """The send log: a file from which the next process learns what was sent in the last window.
 
-It has one line for each request that was sent, one for each that is over, and one for each hold. Nothing is synced to
-disk: data in the kernel's cache survives a SIGKILL.
+It has one line for each request that was sent, one for each that has ended, and one for each hold. The file is not
+synced to disk, because data in the kernel's cache survives a SIGKILL.
 
-A line has the time of the wall clock, and that of the clock which counts from boot, with the id of the boot. Within
-one boot the latter counts, so that setting the wall clock changes nothing. After a reboot the wall clock counts; a
-time in the future counts as now.
+A line has two times: that of the wall clock, and that of the clock that counts from boot, with the id of the boot.
+Within one boot the second one is used, so that setting the wall clock changes nothing. After a reboot the wall clock
+is used; a time in the future counts as now.
 
-Several processes may append to one file. Each write holds a shared lock. A compaction copies the entries that still
-matter to a new file, in a thread and without a lock. Then it takes the exclusive lock, copies what was appended
-meanwhile, and renames the new file over the old one. Before each write, a process compares its open file with the
-path and opens the new one if they differ. Only a process that has locked the new file writes and renames it. The
-kernel releases the locks of a process that dies. A write waits briefly for the end of a compaction; while a stopped
-process holds the lock, lines are kept in memory and written together with a later line.
+Several processes may append to one file. Each write holds a shared lock. A compaction copies the entries that are
+still needed to a new file, in a thread and without a lock. Then it takes the exclusive lock, copies the lines that
+were appended in the meantime, and renames the new file over the old one. Before each write, a process compares its
+open file with the file at the path, and opens the latter if they differ. Only a process that has locked the new file
+writes and renames it. The kernel releases the locks of a process that dies. A write waits for the end of a
+compaction, but only briefly: while a suspended process holds the lock, lines are kept in memory and written together
+with a later line.
 
-The log is an aid: without it the next process may get some 429s. A log that cannot be used is therefore a warning and
-not an error, and so is a file that someone else has put there (a symbolic link, or a file of another user).
+A log that cannot be used causes a warning and no error, because without it the next process gets a few 429s at worst.
+The same is true of a file that someone else has put at the path (a symbolic link, or a file of another user).
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, final
 
+from asyncmig._io.boot_clock import boot_id, boot_time
 from asyncmig._io.shared_file import is_at, locked, open_own
 from asyncmig._io.threads import begin, outlast
 
@@ -38,19 +40,19 @@ __all__ = ["EarlierSlot", "Kind", "SendLog"]
 Kind = Literal["sent", "done", "unsent", "held"]
 _log = logging.getLogger("asyncmig")
 _LARGE = 256 * 1024
-"""The size in bytes at which a log is compacted during writing; after that it may double."""
+"""The size in bytes from which a log is compacted while it is written. After a compaction its size may double."""
 _LOOK_EVERY = 64 * 1024
-"""Bytes that this process writes between two checks of the size."""
+"""Bytes that this process writes between two checks of the file's size."""
 _MOST_READ = 8 * 1024 * 1024
-"""Bytes that are read from the end of the file: far more than any limit allows in a window."""
+"""Bytes that are read at the end of the file. The requests of one window need far less."""
 _LONGEST_LINE = 4096
 _TRIES = 200
-"""The most attempts of a write to take the lock. A compaction holds it for a few milliseconds."""
+"""The most attempts of a write to take the lock, which a compaction holds for a few milliseconds."""
 _REST = 64 * 1024
-"""The most bytes that a compaction copies while it holds the lock, unless others append faster than it copies."""
+"""The most bytes that a compaction copies while it holds the lock, unless other processes append faster."""
 _COPIES, _TRIES_TO_REPLACE = 10, 20
 _DONE_WAITS = 0.1
-"""Seconds for which the line about an answer may wait, so that it is written together with others."""
+"""Seconds for which the line about an answer may wait, to be written together with others."""
 _TO_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _MOST_UNWRITTEN = 10_000
 """The most lines that are kept in memory while they cannot be written."""
@@ -58,8 +60,8 @@ _LINE = re.compile(
     r"(sent|done|unsent|held) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
     r"(?: @([0-9a-f]{32})/(\d{1,12}\.\d{1,9}))?"
 )
-"""What happened, when, for how many seconds that matters, the budget, the slot, the boot, seconds since the boot. Old
-versions wrote neither the boot nor the seconds that matter.
+"""The kind, the time, the seconds for which the line is needed, the budget, the slot, the boot, and the seconds since
+boot. Old versions wrote neither the boot nor the seconds for which the line is needed.
 """
 _NAME = re.compile("[0-9a-f]{32}")
 
@@ -69,11 +71,12 @@ class EarlierSlot(NamedTuple):
 
     name: str
     age: float
-    """Seconds of the loop's clock since it was answered; since it was sent if the log has no answer."""
+    """Seconds of the loop's clock since the answer; since the send if the log has no answer."""
     is_answered: bool
 
     def answered_for(self, timeout: float) -> float:
-        """Return the least seconds since its answer. No answer comes later than `timeout` seconds after the send."""
+        """Return the seconds since the answer, at least. An answer arrives at most `timeout` seconds after the
+        send."""
         return self.age if self.is_answered else max(0.0, self.age - timeout)
 
 
@@ -81,23 +84,24 @@ class _Entry(NamedTuple):
     kind: str
     budget: str
     at: float
-    """On the clock that counts from boot; on the wall clock where there is none."""
+    """The time, as `boot_time` returns it."""
     keep: int
+    """Seconds for which the entry is needed."""
 
 
 _Entries = dict[tuple[str, str], _Entry]
-"""By slot and budget: a request may take a slot of several budgets, under one name."""
+"""By slot and budget, because a request may take a slot of several budgets, with one name."""
 
 
 @final
 class SendLog:
     """Writes and reads the send log.
 
-    A request matters for one window after its answer; `window` is that of budgets that name none. A request without
-    an answer has arrived at most `timeout` seconds after it was sent, or never. Both are seconds on the loop's clock,
-    which runs `speed` times as fast as the wall clock. `clock` returns the loop's time, so that times in the log
-    advance even if the wall clock is set back. `threaded`: the log may use the running loop: it compacts in a thread,
-    and writes lines about answers together.
+    An entry about a request is needed for one window after the answer. `window`: the window of budgets for which
+    `note` is given none. `timeout`: a request without an answer arrives at most this long after the send, or never.
+    Both are seconds of the loop's clock, which runs `speed` times as fast as the wall clock. `clock` returns the
+    loop's time, so that times in the log advance even if the wall clock is set back. `threaded`: use the running
+    loop, to compact in a thread and to write lines about answers together.
     """
 
     __slots__ = (
@@ -131,7 +135,7 @@ class SendLog:
     ) -> None:
         self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
         self._clock = clock or (lambda: 0.0)
-        self._start = _boot_time() - self._clock() / speed
+        self._start = boot_time() - self._clock() / speed
         self._earlier: _Entries = {}
         self._fd: int | None = None
         self._large, self._unlooked = _LARGE, 0
@@ -140,12 +144,12 @@ class SendLog:
         self._work: asyncio.Future[None] | None = None
         """The compaction that runs in a thread."""
         self._timer: asyncio.TimerHandle | None = None
-        """Writes lines that can wait."""
+        """Writes the lines that can wait."""
         self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
 
     def open(self) -> None:
         """Read what earlier processes have sent, and start appending."""
-        with self._trouble():
+        with self._warned_once():
             self._earlier = self._compact()
 
     def close(self) -> None:
@@ -160,7 +164,8 @@ class SendLog:
             await outlast(self._work)
 
     def note(self, kind: Kind, budget: str, slot: str = "", *, window: float | None = None) -> None:
-        """Append that a request was `sent`, is `done`, or was `unsent` after all. `window`: that of the budget."""
+        """Append that a request was `sent`, is `done`, or was not sent (`unsent`). `window`: the window of the
+        budget."""
         if not budget.isprintable():
             return  # a line break would corrupt the log
         self._append(_Entry(kind, budget, self._now(), self._keep(kind, window or self._window)), slot)
@@ -171,16 +176,15 @@ class SendLog:
             self._append(_Entry("held", budget, self._now(), int(seconds / self._speed) + 1), "")
 
     def held_for(self, budget: str) -> float:
-        """Return for how many seconds of the loop's clock a hold of an earlier process goes on."""
+        """Return for how many more seconds of the loop's clock a hold of an earlier process lasts."""
         entry = self._earlier.get(("", budget))
         return 0.0 if entry is None else max(0.0, (entry.at + entry.keep - self._now()) * self._speed)
 
     def _append(self, entry: _Entry, slot: str) -> None:
         self._unwritten.append(_line(slot, entry, self._now()))
         if self._threaded and entry.kind == "done":
-            if (
-                self._timer is None
-            ):  # without this line, the request only counts as one that was not answered yet
+            # It can wait: without this line, the request would only count as one without an answer.
+            if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(_DONE_WAITS, self._write)
         else:
             self._write()
@@ -189,7 +193,7 @@ class SendLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        with self._trouble():
+        with self._warned_once():
             self._flush()
             if self._unlooked > _LOOK_EVERY and self._fd is not None and self._work is None:
                 self._unlooked = 0
@@ -204,16 +208,17 @@ class SendLog:
             self._compact()
 
     def _compact_quietly(self) -> None:
-        with self._trouble():
+        with self._warned_once():
             self._compact()
 
     def _compacted(self, work: "asyncio.Future[None]") -> None:
         self._work = None
 
     def ages(self) -> dict[str, list[float]]:
-        """Return, by budget, the least seconds on the loop's clock since each request in the file was over."""
+        """Return for each budget the seconds of the loop's clock since the end of each request in the file, at
+        least."""
         ages: defaultdict[str, list[float]] = defaultdict(list)
-        with self._trouble(), suppress(FileNotFoundError):
+        with self._warned_once(), suppress(FileNotFoundError):
             with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 now, entries = self._now(), self._read(file, _end_of_lines(file))
             for (name, _), entry in entries.items():
@@ -223,7 +228,8 @@ class SendLog:
         return dict(ages)
 
     def earlier(self, budget: str | None = None) -> list[EarlierSlot]:
-        """Return the requests that were in the file when it was opened and still matter, of one budget or of all."""
+        """Return the requests that were in the file when it was opened and are still needed, of one budget or of
+        all."""
         now = self._now()
         self._earlier = {slot: entry for slot, entry in self._earlier.items() if now < entry.at + entry.keep}
         return [
@@ -236,16 +242,16 @@ class SendLog:
         return EarlierSlot(name, (now - entry.at) * self._speed, entry.kind == "done")
 
     def _keep(self, kind: str, window: float) -> int:
-        """Return for how many seconds of the wall clock a line matters."""
+        """Return for how many seconds of the wall clock a line is needed."""
         return int((window + (self._timeout if kind == "sent" else 0.0)) / self._speed) + 1
 
     def _now(self) -> float:
-        return max(_boot_time(), self._start + self._clock() / self._speed)
+        return max(boot_time(), self._start + self._clock() / self._speed)
 
     # Reading
 
     def _read(self, file: IO[bytes], end: int) -> _Entries:
-        """Return the entries before `end` that still matter."""
+        """Return the entries before `end` that are still needed."""
         now, wall = self._now(), _wall()
         entries: _Entries = {}
         nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
@@ -291,7 +297,8 @@ class SendLog:
                 self._forget_file()
 
     def _compact(self) -> _Entries:
-        """Return the entries that still matter; remove the others from the file, unless another process does so."""
+        """Return the entries that are still needed. Remove the others from the file, unless another process does
+        so."""
         with os.fdopen(open_own(self._path, _TO_APPEND), "rb") as old:
             end = _end_of_lines(old)
             entries = self._read(old, end)
@@ -310,7 +317,7 @@ class SendLog:
         try:
             fd = open_own(path, _TO_APPEND)
         except OSError:
-            path.unlink()  # it is not ours
+            path.unlink()  # a file of someone else
             fd = open_own(path, _TO_APPEND | os.O_EXCL)
         with os.fdopen(fd, "wb") as file, locked(fd, exclusively=True) as is_locked:
             if not is_locked or not is_at(fd, path):  # another process has just renamed it
@@ -324,7 +331,8 @@ class SendLog:
                     path.unlink()
 
     def _replace(self, old: IO[bytes], new: IO[bytes]) -> None:
-        """Copy the rest of the old file to the new one, and give that the path, unless the old one was replaced."""
+        """Copy the rest of the old file to the new one, and rename it to the path, unless the old one was
+        replaced."""
         for _ in range(_COPIES):
             if _copy(old, new) <= _REST:
                 break
@@ -342,8 +350,8 @@ class SendLog:
             os.close(fd)
 
     @contextmanager
-    def _trouble(self) -> Generator[None]:
-        """Warn once that the log cannot be used."""
+    def _warned_once(self) -> Generator[None]:
+        """Turn the first error into a warning that the log cannot be used, and ignore later ones."""
         try:
             yield
         except OSError as error:
@@ -356,25 +364,15 @@ class SendLog:
                 )
 
 
-def _wall() -> float:
+def time.time() -> float:
     return time.time()  # noqa: TID251 - it must mean the same to the next process
 
 
-def _boot_id() -> str | None:
-    """Return the id of this boot; None on a system without one, or without a clock that counts from boot."""
-    try:
-        time.clock_gettime(time.CLOCK_BOOTTIME)
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
-    except (AttributeError, OSError, ValueError):
-        return None
+_BOOT = boot_id()
 
 
-_BOOT = _boot_id()
-
-
-def _boot_time() -> float:
-    """Return the seconds since boot, time asleep included; the wall clock where there is no such clock."""
-    return _wall() if _BOOT is None else time.clock_gettime(time.CLOCK_BOOTTIME)
+def _wall() -> float:
+    return time.time()  # noqa: TID251 - it must have the same meaning in the next process
 
 
 def _line(slot: str, entry: _Entry, now: float) -> bytes:
@@ -393,7 +391,7 @@ def _end_of_lines(file: IO[bytes]) -> int:
 
 
 def _matches(file: IO[bytes], end: int) -> Iterator[re.Match[str]]:
-    """Yield the lines before `end`, of a large file only the last ones; skip everything else."""
+    """Yield the valid lines before `end`; of a large file only the last ones."""
     left = min(end, _MOST_READ)
     file.seek(end - left)
     while left > 0 and (line := file.readline(min(_LONGEST_LINE, left))):

@@ -1,4 +1,4 @@
-"""Files to which several processes append: opened only if they are the user's own, and locked."""
+"""Files that several processes of a user share: checks that a file is the user's own, and locks it."""
 
 import errno
 import os
@@ -17,7 +17,10 @@ _PAUSE = 0.001
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file that only we own; raise `OSError` for anything else at this path."""
+    """Open a regular file of this user, with one link and without access for others; create it with mode 0600.
+
+    Raises `OSError` for anything else at this path, such as a symbolic link or a file of another user.
+    """
     fd = os.open(path, flags | _SAFELY, 0o600)
     try:
         found = os.fstat(fd)
@@ -35,7 +38,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def is_at(fd: int, path: Path) -> bool:
-    """Return whether the open file is the one at `path`, and was neither replaced nor removed."""
+    """Return whether the open file is the one at `path`: it was neither replaced nor removed."""
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
@@ -46,7 +49,8 @@ if sys.platform == "win32":
 
     @contextmanager
     def locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
-        """Yield whether a shared lock was asked for: on this system an open file cannot be replaced."""
+        """Yield True for a shared lock. An exclusive one is not needed, because Windows cannot replace an open
+        file."""
         yield not exclusively
 
 else:
@@ -56,8 +60,8 @@ else:
     def locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
         """Yield whether the file is locked, after at most `tries` attempts, one millisecond apart.
 
-        The kernel releases the lock of a process that dies. On a file system without locks, this yields whether a
-        shared lock was asked for: processes append there, and never replace the file.
+        The kernel releases the lock of a process that dies. On a file system without locks, this yields True for a
+        shared lock and False for an exclusive one: processes only append there, and never replace the file.
         """
         how = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
         for attempt in range(tries):

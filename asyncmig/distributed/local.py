@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from io import FileIO
@@ -28,6 +27,8 @@ from uuid import uuid4
 from asyncmig._core.limiter import Limiter
 from asyncmig._core.rate import RateHeaders
 from asyncmig._core.run_table import Reach, RunStore
+from asyncmig._io.boot_clock import boot_id, boot_time
+from asyncmig._io.shared_file import open_own
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
 
 __all__ = ["LocalWindow"]
@@ -38,14 +39,6 @@ _TRIES, _PAUSE = 100, 0.005
 """The most attempts to take the lock, and the real seconds between them."""
 _SILENT = 300.0
 """Seconds without an exchange after which a process is not counted any more."""
-
-
-def _boot_id() -> str:
-    """Return what identifies this boot; empty where the system does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _folder() -> Path:
@@ -66,7 +59,7 @@ class LocalWindow:
 
     def __init__(self, *, processes: int = 4, folder: Path | None = None) -> None:
         self.processes: int = processes
-        self._client, self._folder, self._boot = uuid4().hex, folder or _folder(), _boot_id()
+        self._client, self._folder, self._boot = uuid4().hex, folder or _folder(), boot_id() or ""
 
     def budgets(
         self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
@@ -164,17 +157,15 @@ class _LocalRuns:
 
 
 def _now(speed: float) -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME) * speed
+    return boot_time() * speed
 
 
 @asynccontextmanager
 async def _locked(path: Path, speed: float) -> AsyncGenerator[FileIO]:
     """Open and lock a file of this user; create it if it does not exist. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with FileIO(fd, "r+") as file:  # closing it releases the lock, too
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise PermissionError(f"{path} belongs to another user")
+    fd = open_own(path, os.O_RDWR | os.O_CREAT)
+    with FileIO(fd, "r+") as file:  # closing it releases the lock
         for _ in range(_TRIES):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,9 +7,8 @@ from typing import Generic, TypeVar, final
 
 import msgspec
 
-from asyncmig._io.context import SessionContext
+from asyncmig._io.context import SessionContext, UnwrittenEntries, UnwrittenEntry
 from asyncmig._io.failures import Failures, Owner
-from asyncmig._io.unwritten import UnwrittenEntries, UnwrittenEntry
 from asyncmig.errors import AuthError, CustomerHeld, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord

@@ -12,7 +12,6 @@ from typing import Generic, TypeVar, final
 import anyio
 
 from asyncmig._io.attempts import Attempts, RetryableFailure
-from asyncmig._io.byte_throttle import ByteThrottle
 from asyncmig._io.call import Call
 from asyncmig._io.caller import Caller
 from asyncmig._io.context import SessionContext
@@ -20,7 +19,7 @@ from asyncmig._io.reply import is_html, retry_after
 from asyncmig._io.storage import PutReply, storage_error
 from asyncmig._io.transport import Lost, Response
 from asyncmig.errors import BadRequest, InvalidInput, NoAnswer, UnexpectedReply
-from asyncmig.transfers.content import Attempt, Content, Progress
+from asyncmig.transfers.content import Attempt, ByteThrottle, Content, Progress
 
 __all__ = [
     "PutTarget",

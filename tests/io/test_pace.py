@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from asyncmig import InvalidInput
-from asyncmig._io.byte_throttle import ByteThrottle
+from asyncmig.transfers.content import ByteThrottle
 
 pytestmark = pytest.mark.looptime
 
