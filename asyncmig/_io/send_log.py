@@ -364,10 +364,6 @@ class SendLog:
                 )
 
 
-def time.time() -> float:
-    return time.time()  # noqa: TID251 - it must mean the same to the next process
-
-
 _BOOT = boot_id()
 
 

@@ -131,7 +131,7 @@ class _Download:
                 return
 
     async def _receive(self, sheet: Sheet, part: Part) -> None:
-        with part.naming():
+        with part.named_errors():
             async with self._fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
                 async for chunk in answer.chunks():
                     await file.write(chunk)
@@ -184,7 +184,7 @@ class _Download:
         sheet = sheets[0] if len(sheets) == 1 else None
         part.restart(self._fetch.expected.most_rows(part.sheet, sheet))
         for chunk in chunks_of(archive, entry):
-            with part.naming():
+            with part.named_errors():
                 write_all(part.file, [chunk])
             if part.count(chunk):
                 part.check_bound()

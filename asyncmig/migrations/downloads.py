@@ -196,7 +196,7 @@ async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> 
 
 async def _receive(answer: Response, part: Part, expected: Expected) -> None:
     part.restart(expected.total)
-    with part.naming():
+    with part.named_errors():
         async with WriteBehind(part.file) as file:
             async for chunk in answer.chunks():
                 await file.write(chunk)

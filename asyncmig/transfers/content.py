@@ -1,4 +1,4 @@
-"""The content of an upload: a file, bytes or a stream, which is counted and hashed while it is read."""
+"""The content of an upload: a file, bytes or a stream. It is counted and hashed while it is read."""
 
 import asyncio
 import hashlib
@@ -26,22 +26,25 @@ __all__ = ["BinaryFile", "ByteThrottle", "Content", "Progress", "Stream", "conte
 Stream = AsyncIterable[bytes] | Callable[[], AsyncIterable[bytes]]
 """An async iterable of bytes, or a callable that returns a new one, so that a failed upload can be repeated."""
 BinaryFile = IO[bytes]
-"""A seekable binary file object. Each attempt reads from the position that it had first. It is never closed."""
+"""A seekable binary file object. Each attempt reads it from its first position. It is never closed."""
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes sent so far and the total. A repeated upload starts at 0 again."""
+"""Called with the number of bytes sent so far and the total. It starts at 0 again when an upload is repeated."""
 
 _CHUNK = 256 * 1024
 _AHEAD = 2 * 1024 * 1024
-"""Bytes that a thread reads at once, because passing data between threads costs more than reading a chunk."""
+"""Bytes that a thread reads at once, because the exchange between threads takes longer than a read of one chunk."""
 _SLICES = 8
-"""Slices per second. Several uploads take turns slice by slice."""
+"""Slices per second. After each slice another upload can continue."""
 _EXACT = 1.0 - 1e-6
-"""The part of an amount that suffices: rounding must not cost another sleep."""
+"""The part of an amount that suffices, because rounding must not cost another sleep."""
 
 
 @final
 class ByteThrottle:
-    """Lets at most `rate` bytes per second pass in total, first come, first served."""
+    """Limits the bytes per second of all uploads together, first come, first served.
+
+    Raises `InvalidInput` for a rate of less than one byte a second.
+    """
 
     __slots__ = ("_bucket", "_rate", "_turn", "slice")
 
@@ -58,7 +61,7 @@ class ByteThrottle:
     async def take(self, amount: int) -> None:
         """Wait until `amount` bytes, at most one slice, may be sent."""
         async with self._turn:
-            # The bucket's own wait prefers small amounts, and could spin on a clock that stands still.
+            # Not `acquire` alone: it prefers small amounts, and it would spin on a clock that stands still.
             while not self._bucket.has_capacity(amount * _EXACT):  # noqa: ASYNC110
                 await asyncio.sleep(amount / self._rate / 2)
             await self._bucket.acquire(amount * _EXACT)
@@ -70,12 +73,12 @@ class _Digest(Protocol):
 
 
 _Open = Callable[[_Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]]
-"""Opens content for one attempt and hashes it while it is read."""
+"""Opens content for one attempt. The digest is updated while the content is read."""
 
 
 @final
 class Content:
-    """One upload: its name, its size in bytes, and a way to read it."""
+    """The content of one upload: its name, its size in bytes, and how it is opened."""
 
     __slots__ = ("_open", "name", "once", "size", "was_read")
 
@@ -90,14 +93,14 @@ class Content:
 
     @property
     def spent(self) -> bool:
-        """Whether the content can be read only once and was read."""
+        """Whether the content cannot be read again."""
         return self.once and self.was_read
 
     @asynccontextmanager
     async def attempt(
         self, pace: ByteThrottle | None, progress: Progress | None
     ) -> AsyncGenerator["Attempt"]:
-        """Open the content for one attempt. Nothing reads it after the block has ended."""
+        """Open the content for one attempt. After the block, nothing reads it any more."""
         digest = hashlib.sha256()
         async with self._open(digest) as chunks:
             attempt = Attempt(self, chunks, digest, pace, progress)
@@ -105,15 +108,15 @@ class Content:
                 yield attempt
             finally:
                 with anyio.CancelScope(shield=True):
-                    await attempt.rested()
+                    await attempt.wait_idle()
 
 
 @final
 class Attempt:
     """The bytes of one attempt as an async iterator.
 
-    It is not a generator: aiohttp reads it in a task of its own and cancels that task as soon as the server has
-    responded, and a running generator cannot be closed.
+    It is not a generator, because a running generator cannot be closed: aiohttp reads the body in a task of its own,
+    and cancels that task as soon as the server has responded.
     """
 
     __slots__ = (
@@ -144,9 +147,9 @@ class Attempt:
         self._idle = asyncio.Event()
         self._idle.set()
         self.failure: Exception | None = None
-        """Why the content could not be read. The transport shows only a broken connection."""
+        """Why the content could not be read. The transport reports only a broken connection."""
 
-    async def rested(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until nothing reads the content any more."""
         await self._idle.wait()
 
@@ -170,7 +173,7 @@ class Attempt:
             self._progress(self._given, self._content.size)  # the previous chunk was sent
         if self._given == self._content.size:
             raise StopAsyncIteration
-        piece = self._rest or memoryview(await self._more())
+        piece = self._rest or memoryview(await self._next_piece())
         most = _CHUNK if self._pace is None else min(_CHUNK, self._pace.slice)
         self._rest, chunk = piece[most:], bytes(piece[:most])
         if self._pace is not None:
@@ -178,20 +181,20 @@ class Attempt:
         self._given += len(chunk)
         return chunk
 
-    async def _more(self) -> bytes:
+    async def _next_piece(self) -> bytes:
         """Return the next piece. Raises `InvalidInput` if the content is shorter or longer than its size."""
         content = self._content
         content.was_read = True
-        chunk = await _filled(self._chunks)
+        chunk = await _next_chunk(self._chunks)
         if not chunk:
             raise _wrong_size(content, f"ended after {self._given} bytes")
         left = content.size - self._given - len(chunk)
-        if left < 0 or (left == 0 and await _filled(self._chunks)):
+        if left < 0 or (left == 0 and await _next_chunk(self._chunks)):
             raise _wrong_size(content, "has more bytes")
         return chunk
 
 
-async def _filled(chunks: AsyncIterator[bytes]) -> bytes:
+async def _next_chunk(chunks: AsyncIterator[bytes]) -> bytes:
     """Return the next non-empty chunk, or an empty one at the end."""
     async for chunk in chunks:
         if chunk:
@@ -201,14 +204,20 @@ async def _filled(chunks: AsyncIterator[bytes]) -> bytes:
 
 def _wrong_size(content: Content, what: str) -> InvalidInput:
     return InvalidInput(
-        "files", content.name, f"{what}, and its size was {content.size}: it changed, or the size was wrong"
+        "files",
+        content.name,
+        f"{what}, but its size was {content.size}: it has changed, or the size was wrong",
     )
 
 
 def content_of(
     source: Path | str | bytes | BinaryFile | Stream, *, name: str | None, size: int | None
 ) -> Content:
-    """Return the content of `source`, named `name`. Raises `InvalidInput` for a source that cannot be uploaded."""
+    """Return the content of `source`.
+
+    `name`: the file name; required for bytes and streams. `size`: the number of bytes; required for a stream. Raises
+    `InvalidInput` for a source that cannot be uploaded, and for a wrong or missing name or size.
+    """
     if isinstance(source, str):
         if "\n" in source:
             raise InvalidInput(
@@ -257,9 +266,7 @@ def _of_file(file: BinaryFile, *, name: str | None, size: int | None) -> Content
     if not is_binary:
         raise InvalidInput("source", shown, 'was opened as text: open it with "rb"')
     if not can_seek:
-        reason = (
-            "cannot seek, so a repeat could not read it again: give its bytes, or a callable that opens it"
-        )
+        reason = "cannot seek, so it cannot be read again for a repeat: give its bytes, or a callable that opens it"
         raise InvalidInput("source", shown, reason)
     given = getattr(file, "name", None) if name is None else name
     if not isinstance(given, str):
@@ -301,7 +308,7 @@ async def _object_chunks(
     try:
         yield reader
     finally:
-        await reader.rested()
+        await reader.wait_idle()
 
 
 @asynccontextmanager
@@ -320,13 +327,13 @@ async def _opened_chunks(
         if inspect.iscoroutine(chunks):
             chunks.close()
         raise InvalidInput(
-            "files", type(chunks).__name__, "came from the callable and is not an async iterable"
+            "files", type(chunks).__name__, "was returned by the callable, and is not an async iterable"
         )
     try:
         yield _Hashed(aiter(chunks), digest)
     finally:
         if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()  # only this code knows the generator, so it must close it
+            await chunks.aclose()  # no other code has a reference to the generator
 
 
 @final
@@ -344,14 +351,16 @@ class _Hashed:
     async def __anext__(self) -> bytes:
         chunk = await anext(self._chunks)
         if not isinstance(chunk, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's
-            raise InvalidInput("files", type(chunk).__name__, "came from a stream, which must yield bytes")
+            raise InvalidInput(
+                "files", type(chunk).__name__, "was yielded by a stream, which must yield bytes"
+            )
         self._digest.update(chunk)
         return bytes(chunk)
 
 
 @final
 class _Reader:
-    """The content of a file, read and hashed in a thread ahead of the network."""
+    """The content of a file. A thread reads and hashes the next piece while the network sends the present one."""
 
     __slots__ = ("_ahead", "_digest", "_file", "_name")
 
@@ -372,7 +381,7 @@ class _Reader:
         self._ahead = begin(self._read)
         return chunk
 
-    async def rested(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until the thread has ended, because a file must not be closed while it is read."""
         await outlast(self._ahead)
 

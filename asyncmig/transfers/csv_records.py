@@ -1,11 +1,12 @@
-"""Count the records of a CSV while it streams, to detect a file that was cut short.
+"""Counts the records of a CSV while it streams, to detect a file that was cut short.
 
 Records are not lines: a quoted cell (RFC 4180) may contain line ends. A line end is inside a quoted cell if the
-number of quotes before it is odd. So only quotes and line ends of each chunk matter, and two quotes without a
-line end between them cancel out. `bytes.translate` finds the remaining bytes quickly. Commas are kept as well,
-because they show that a line is not blank.
+number of quotes before it is odd. So only the quotes and line ends of a chunk are needed, and two quotes without a
+line end between them can be ignored. `bytes.translate` removes all other bytes quickly. Commas are kept, because they
+show that a line is not blank.
 
-A quote in the middle of a cell, or a carriage return without a line feed, can be read in two ways: see `recount`.
+A quote in the middle of a cell, and a carriage return without a line feed, can be understood in two ways: see
+`recount`.
 """
 
 import codecs
@@ -18,13 +19,13 @@ __all__ = ["RecordCounter", "RowCount", "wide_decoder"]
 _DROPPED = bytes(set(range(256)) - set(b',"\n'))
 _NOTHING = (b"", b"\r")
 _LONGEST = 64 * 1024
-"""Longest line, in bytes, whose cells are counted."""
+"""The longest line, in bytes, whose cells are counted."""
 
 
 def wide_decoder(beginning: bytes) -> codecs.IncrementalDecoder | None:
-    """Return a decoder for a text that begins so, if that is UTF-16 or UTF-32; None otherwise.
+    """Return a decoder for a text in UTF-16 or UTF-32; None for any other encoding.
 
-    `beginning`: at least 4 bytes, unless the text is shorter.
+    `beginning`: the first bytes of the text; at least 4, unless the text is shorter.
     """
     encoding = json.detect_encoding(beginning)
     return None if encoding.startswith("utf-8") else codecs.getincrementaldecoder(encoding)("replace")
@@ -33,12 +34,12 @@ def wide_decoder(beginning: bytes) -> codecs.IncrementalDecoder | None:
 @final
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """The result of one way of counting."""
+    """The result of one way to count."""
 
     rows: int
-    """Records below the header, without blank lines."""
+    """The number of records, without the header and blank lines."""
     blank: int
-    """Blank lines outside of quoted cells."""
+    """The number of blank lines outside of quoted cells."""
     cut: bool
     """Whether the file ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
 
@@ -49,7 +50,7 @@ class RowCount:
 
 @final
 class _Records:
-    """Counts the records that end with a line feed. A carriage return is no content."""
+    """Counts the records that end with a line feed. A carriage return does not count as content."""
 
     __slots__ = ("_begun", "blank", "filled", "open")
 
@@ -102,8 +103,8 @@ class _Records:
 class RecordCounter:
     """Counts records of a CSV whose lines end in LF or CRLF, or in CR if there is no other line end.
 
-    A blank line may be an empty record of a sheet with one column, or nothing: both counts are kept. A sheet in
-    UTF-16 or UTF-32 counts as cut: `Recounter` can read it.
+    A blank line may be an empty record of a sheet with one column, or no record, so it is counted separately. A sheet
+    in UTF-16 or UTF-32 counts as cut; `Recounter` can read it.
     """
 
     __slots__ = ("_beginning", "_cr", "_header", "_lf", "_rest")
@@ -116,7 +117,7 @@ class RecordCounter:
         """The bytes since the last LF; all bytes until the header is complete."""
         self._lf = _Records()
         self._cr: _Records | None = _Records()
-        """The same with CR as the line end, until an LF shows that CR is not the line end."""
+        """The same with CR as the line end; None after an LF has shown that CR is not the line end."""
 
     def feed(self, chunk: bytes) -> None:
         """Count the next bytes."""
@@ -149,7 +150,8 @@ class RecordCounter:
 
     @property
     def cut(self) -> bool:
-        """Whether it ends inside a record: in a quoted cell, or in a last line with fewer cells than the header."""
+        """Whether the CSV ends inside a record: in a quoted cell, or in a last line with fewer cells than the
+        header."""
         if self._lines.open or self._header is None or self._rest in _NOTHING:
             return self._lines.open
         is_a_record = len(self._rest) < _LONGEST and self._rest.count(b'"') % 2 == 0
@@ -157,7 +159,7 @@ class RecordCounter:
 
     @property
     def rows(self) -> int:
-        """Records without the header, not counting blank lines."""
+        """The number of records, without the header and blank lines."""
         return max(0, self._lines.records - 1)
 
     @property
@@ -166,7 +168,7 @@ class RecordCounter:
         return self._lines.blank
 
     def counts(self) -> tuple[RowCount, ...]:
-        """Return the count of the only reading that this class knows."""
+        """Return the only count of this class, which counts in one way."""
         return (RowCount(self.rows, self.blank, self.cut or wide_decoder(self._beginning) is not None),)
 
 

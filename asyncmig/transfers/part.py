@@ -1,4 +1,4 @@
-"""A sheet while it is downloaded: a temporary file, its rows, and whether it can be the complete sheet."""
+"""A sheet while it is downloaded: its temporary file, its number of rows, and the check that it is complete."""
 
 import glob
 import hashlib
@@ -21,21 +21,23 @@ from asyncmig.transfers.recount import Recounter
 __all__ = ["CHUNK", "Part", "Repeats", "usable_bytes"]
 
 CHUNK = 256 * 1024
-"""Bytes that are read at a time."""
+"""The number of bytes that are read at a time."""
 _SAME = 8
-"""Number of downloads with the same wrong bytes after which another one is unlikely to differ."""
+"""The number of downloads with the same wrong bytes after which another download is unlikely to differ."""
 _STOPPED = 2
-"""The same for downloads that were stopped because they had too many rows or bytes."""
+"""The same number for downloads that were stopped because they had too many rows or bytes."""
 
 
 @final
 class Repeats:
-    """Tells a download that is wrong in the same way every time from one that another attempt may correct."""
+    """Counts wrong downloads, to detect one that is wrong in the same way every time: another attempt will not
+    help."""
 
     __slots__ = ("_same", "_times")
 
     def __init__(self, attempts: int = _SAME) -> None:
-        """`attempts`: the most attempts of a download. A download is final if it was wrong in all, at most eight."""
+        """`attempts`: the most attempts of a download. If all of them, or eight, had the same wrong bytes, it is
+        final."""
         self._same = max(2, min(_SAME, attempts))
         self._times: Counter[tuple[str, bytes]] = Counter()
 
@@ -61,8 +63,8 @@ class Repeats:
 class Part:
     """One sheet while it is downloaded: a temporary file that is renamed to its final name when it is complete.
 
-    The name of the temporary file is unique: a process that was paused, and whose customer another process took
-    over, must not write into the other's file. Temporary files that a killed process left are removed.
+    The name of the temporary file is unique. Otherwise a process that was suspended, and whose customer another
+    process has taken over, could write into the other's file. Temporary files of killed processes are removed.
     """
 
     __slots__ = (
@@ -103,27 +105,27 @@ class Part:
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            with self.naming():
+            with self.named_errors():
                 self.file.close()
         finally:
             self._part.unlink(missing_ok=True)
 
     def restart(self, most_rows: int | None) -> None:
-        """Discard what was written. `most_rows`: the largest possible number of rows, if known."""
-        with self.naming():
+        """Discard what was written. `most_rows`: the largest possible number of rows; None if it is unknown."""
+        with self.named_errors():
             self.file.seek(0)
             self.file.truncate()
         self.records: RecordCounter = RecordCounter()
         self._size, self._tail = 0, b""
         self.found: RowCount | None = None
-        """After the check: the count that agrees with the report."""
+        """After `check`: the count that agrees with the report."""
         self._most_rows, self._recount_above = most_rows, 0
-        # A recount notices a row up to a chunk later; without the slack it would not confirm what this finds.
+        # `check_bound` detects a row up to one chunk later. Without the slack it would not confirm an excess.
         self._bound = Bound(rows=most_rows, size=self._free, slack=CHUNK)
 
     @contextmanager
-    def naming(self) -> Generator[None]:
-        """Add the name of this file to errors of the disk."""
+    def named_errors(self) -> Generator[None]:
+        """Add the file's name to an `OSError` that has none."""
         try:
             yield
         except OSError as error:
@@ -131,7 +133,8 @@ class Part:
             raise
 
     def count(self, chunk: bytes) -> bool:
-        """Count bytes that were written. Return whether they may be too many; then call `check_bound`."""
+        """Count bytes that were written. Return whether the body may be too large; then `check_bound` must be
+        called."""
         self.records.feed(chunk)
         self._size += len(chunk)
         self._tail = (self._tail + chunk[-4:])[-4:]
@@ -139,7 +142,7 @@ class Part:
         return is_exceeded and self._size > self._recount_above
 
     def check_bound(self) -> None:
-        """Count the rows in every reading. Raises `TruncatedDownload` if there are too many in each. Blocks."""
+        """Raise `TruncatedDownload` if the body is too large in every way to count its rows. Blocks."""
         bound, counter = Bound(rows=self._most_rows, size=self._free), Recounter()
         for chunk in self._chunks():
             counter.feed(chunk)
@@ -148,15 +151,15 @@ class Part:
         self._recount_above = 2 * self._size
 
     def check(self, check: Callable[[Counted], RowCount]) -> None:
-        """Raise `TruncatedDownload` unless the file can be the complete sheet. Blocks.
+        """Raise `TruncatedDownload` if the file cannot be the complete sheet. Blocks.
 
-        `check`: returns the count that agrees with the report, or raises `TruncatedDownload`.
+        `check`: returns the count that agrees with the report; raises `TruncatedDownload` if none does.
         """
         try:
             self.found = check(self.records)
         except TruncatedDownload:
             counter, digest = self.recounted()
-            counter.believes_unclosed = self._repeats.came_before(self.sheet, digest)
+            counter.accepts_open_quote = self._repeats.came_before(self.sheet, digest)
             try:
                 self.found = check(counter)
             except TruncatedDownload as error:
@@ -168,13 +171,15 @@ class Part:
         return not self._size or self._tail.rstrip(b"\0").endswith(b"\n")
 
     def check_unended_line(self) -> None:
-        """Raise `TruncatedDownload` unless the same bytes came before: the last cell may be cut short. Blocks."""
+        """Raise `TruncatedDownload` unless an earlier attempt got the same bytes: the last cell may be cut.
+        Blocks."""
         _, digest = self.recounted()
         if not self._repeats.came_before(self.sheet, digest):
             raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no line end"), digest)
 
     def broken_off(self, error: NoAnswer) -> AsyncmigError:
-        """Return the error for a body that broke off. It is final once the same bytes arrived eight times. Blocks."""
+        """Return the error for a body that broke off. It is final if the same bytes have arrived eight times.
+        Blocks."""
         if not self._size:
             return error
         _, digest = self.recounted()
@@ -182,7 +187,7 @@ class Part:
         return found if found.is_final else error
 
     def recounted(self) -> tuple[Recounter, bytes]:
-        """Return the rows in every reading, and the SHA-256 of the file. Blocks."""
+        """Return the rows, counted in every way, and the SHA-256 of the file. Blocks."""
         counter, digest = Recounter(), hashlib.sha256()
         for chunk in self._chunks():
             counter.feed(chunk)
@@ -190,19 +195,19 @@ class Part:
         return counter, digest.digest()
 
     def _chunks(self) -> Generator[bytes]:
-        with self.naming(), self._part.open("rb", buffering=0) as file:
+        with self.named_errors(), self._part.open("rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
     def commit(self) -> Downloaded:
         """Sync the file and rename it to its final name. Blocks."""
         assert self.found is not None
-        with self.naming():
+        with self.named_errors():
             os.fsync(self.file.fileno())
         self._part.replace(self.path)
         return Downloaded(sheet=self.sheet, path=str(self.path), rows=self.found.rows, size=self._size)
 
 
 def usable_bytes(folder: Path) -> int:
-    """Return how many bytes a download may use in a folder: nine tenths of the free space."""
+    """Return the number of bytes that a download may use in a folder: nine tenths of the free space."""
     return shutil.disk_usage(folder).free * 9 // 10

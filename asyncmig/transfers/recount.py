@@ -1,15 +1,16 @@
-"""Count the records of a CSV in every way in which it can be read.
+"""Counts the records of a CSV in each way in which it can be understood.
 
-Servers write CSV that readers understand in different ways, and the report does not say which reading its number
-of rows follows. Two questions are open, and each has two answers:
+Programs understand some CSV files in different ways, and a run's report does not say how its number of rows was
+counted. There are two questions with two answers each:
 
-- A quote in the middle of a cell (`6" pipe`) is text, or it opens a quoted part as at the start of a cell.
-- A carriage return without a line feed is text, or it ends a line. If no line feed ends a line, it always does.
+- A quote in the middle of a cell (`6" pipe`): it is text, or it opens a quoted part as at the start of a cell.
+- A carriage return without a line feed: it is text, or it ends a line. In a file without line feeds it always ends
+  one.
 
-As long as all readings agree, a file is counted only once. From the first byte at which they differ, each reading
-is counted separately. Each chunk is split at its quotes, the text outside of quoted cells is joined with one quote
-for each cell, and the lines of that text are counted. The counts are exact. `RecordCounter` is several times as
-fast, and knows only one reading.
+The records are counted once as long as both answers about quotes give the same result, and from then on separately.
+Each chunk is split at its quotes, the text outside of quoted cells is joined with one quote for each cell, and the
+lines of that text are counted. The counts are exact. `RecordCounter` counts in only one way, but several times as
+fast.
 """
 
 import codecs
@@ -27,11 +28,12 @@ _BOM = b"\xef\xbb\xbf"
 _LAST = itemgetter(slice(-1, None))
 _BEFORE_A_CELL = frozenset({b",", b"\n", b"\r"})
 _BEFORE_A_QUOTE = _BEFORE_A_CELL | {b""}
-"""Bytes that may stand before a quote that opens a cell. Nothing before it: the quote is doubled."""
+"""The bytes that can precede a quote that opens a cell. No byte: the quote is the second one of a doubled quote."""
 _LONGEST = 64 * 1024
-"""Longest line, in bytes, whose cells are counted, and largest open cell that is kept."""
+"""The longest line, in bytes, whose cells are counted, and the most bytes of an open cell that are kept."""
 _WAYS = ((True, False), (True, True), (False, False), (False, True))
-"""Whether quotes in the middle of a cell are text, and whether a lone CR ends a line; the most likely first."""
+"""Whether a quote in the middle of a cell is text, and whether a lone CR ends a line. The most likely way is
+first."""
 
 
 @final
@@ -46,7 +48,7 @@ class _Lines:
         """Whether the current line has content so far."""
 
     def take(self, lines: Sequence[bytes], *, ended: bool) -> None:
-        """Count lines. `ended`: the last of them is complete."""
+        """Count lines. `ended`: whether the last one is complete."""
         complete = len(lines) - (not ended)
         blank = lines.count(b"") - (complete > 0 and self.begun and not lines[0])
         self.blank += blank
@@ -55,7 +57,7 @@ class _Lines:
 
 
 class _Quotes:
-    """One rule for quotes: tracks quoted cells and counts the records between them."""
+    """Counts the records of a CSV by one rule for quotes. Subclasses define the rule."""
 
     __slots__ = ("_any", "_commas", "_header", "_last", "_lf", "_line", "_open", "_spans", "_tail")
 
@@ -63,26 +65,26 @@ class _Quotes:
         self._open = False
         """Whether the position is inside a quoted cell."""
         self._last = b","
-        """The last byte that was read; at the start, a byte that a cell may follow."""
+        """The last byte that was read; at the start, a byte after which a cell may begin."""
         self._lf, self._any = _Lines(), _Lines()
         """Lines that end with LF or CRLF, and lines that may also end with a lone CR."""
         self._header: int | None = None
         """The number of cells of the header, once it is complete; 0 if the header is too long."""
         self._commas = self._line = 0
-        """Separators and bytes outside of quotes since the last LF."""
+        """The number of commas, and of bytes, outside of quotes since the last LF."""
         self._spans = False
-        """Whether the current record has a line end in a quoted cell."""
+        """Whether a quoted cell of the current record contains a line end."""
         self._tail = b""
-        """The bytes since the current quoted cell was opened."""
+        """The bytes of the current quoted cell so far."""
 
     def feed(self, parts: Sequence[bytes]) -> None:
-        """Read the text between the quotes of the next chunk."""
+        """Count the next chunk. `parts`: its text, split at the quotes."""
         outside, ends_open = parts[self._open :: 2], self._open ^ (len(parts) % 2 == 0)
         self._note_inside(parts, ends_open=ends_open)
         self._count(b'"'.join([*outside, b""] if ends_open and outside else outside))
 
     def _note_inside(self, parts: Sequence[bytes], *, ends_open: bool) -> None:
-        """Update what is known about quoted cells. `ends_open`: the chunk ends inside of one."""
+        """Update the state of quoted cells. `ends_open`: whether the chunk ends inside a quoted cell."""
         last = parts[-1]
         if ends_open:
             self._tail = ((self._tail if len(parts) == 1 else b"") + last)[:_LONGEST]
@@ -97,15 +99,15 @@ class _Quotes:
             self._last = last[-1:] or b'"'
 
     def _count(self, text: bytes) -> None:
-        """Count the lines of the text outside of quoted cells; each quoted cell is shown as one quote."""
+        """Count the lines of the text outside of quoted cells. One quote stands for each quoted cell."""
         if not text:
             return
         lines, ended = text.splitlines(), text.endswith((b"\n", b"\r"))
         if text.count(b"\n") == len(lines) - (not ended):
             self._lf.take(lines, ended=ended)
-        else:  # a lone return
+        else:  # a CR without an LF
             *complete, rest = text.split(b"\n")
-            complete = [line.strip(b"\r") for line in complete]  # lone carriage returns are no content
+            complete = [line.strip(b"\r") for line in complete]  # a CR does not count as content
             goes_on = bool(rest.strip(b"\r"))
             self._lf.take([*complete, rest] if goes_on else complete, ended=not goes_on)
         self._any.take(lines, ended=ended)
@@ -121,7 +123,7 @@ class _Quotes:
 
     @property
     def _is_short(self) -> bool:
-        """Whether the last line has fewer cells than the header, as far as can be determined."""
+        """Whether the last line has fewer cells than the header. False if that cannot be determined."""
         is_known = self._header is not None and self._lf.begun and not self._spans and self._line < _LONGEST
         return is_known and 1 + self._commas < (self._header or 0)
 
@@ -132,9 +134,9 @@ class _Quotes:
         return RowCount(max(0, records - 1), lines.blank, self._open or self._is_short)
 
     def unclosed(self) -> RowCount | None:
-        """Return the count if the last quote is text because it was never closed; None if that is impossible.
+        """Return the count if the last quote, which was never closed, is text; None if it cannot be text.
 
-        It is possible if each line since then has as many cells as the header.
+        It can be text if each line since then has as many cells as the header.
         """
         if not self._open or self._header is None or len(self._tail) >= _LONGEST:
             return None
@@ -153,7 +155,8 @@ class _Parity(_Quotes):
     __slots__ = ()
 
     def is_clear(self, parts: Sequence[bytes]) -> bool:
-        """Return whether each quote that opens a part is at the start of a cell, or doubled."""
+        """Return whether both rules give the same result: each opening quote is at the start of a cell, or
+        doubled."""
         ends = parts[self._open : -1 : 2]
         if not ends:
             return True
@@ -162,7 +165,7 @@ class _Parity(_Quotes):
         return _BEFORE_A_QUOTE.issuperset(map(_LAST, ends))
 
     def forked(self) -> "_CellStart":
-        """Return a reader that continues from here with the other rule."""
+        """Return a copy that continues with the other rule."""
         other = _CellStart()
         for name in _Quotes.__slots__:
             setattr(other, name, copy.copy(getattr(self, name)))
@@ -176,7 +179,7 @@ class _CellStart(_Quotes):
     __slots__ = ()
 
     def feed(self, parts: Sequence[bytes]) -> None:
-        """Take what lies between the quotes of the next chunk: without the quotes that are text it is regular."""
+        """Count the next chunk, after its quotes that are text were replaced."""
         super().feed(list(self._regular(parts)))
 
     def _regular(self, parts: Sequence[bytes]) -> Iterator[bytes]:
@@ -186,7 +189,7 @@ class _CellStart(_Quotes):
             if is_open or last in _BEFORE_A_CELL or (last == b'"' and not part):
                 yield held + part
                 held, is_open, last = b"", not is_open, b'"'
-            else:  # shown as another byte of the cell
+            else:  # another byte stands for a quote that is text
                 held += part + b"'"
                 last = b"'"
         yield held + parts[-1]
@@ -194,24 +197,25 @@ class _CellStart(_Quotes):
 
 @final
 class Recounter:
-    """Counts the records of a CSV file in UTF-8, UTF-16 or UTF-32, however its bytes are split into chunks."""
+    """Counts the records of a CSV in UTF-8, UTF-16 or UTF-32. The counts do not depend on how it is split into
+    chunks."""
 
-    __slots__ = ("_cell_start", "_decoder", "_held", "_parity", "_started", "believes_unclosed")
+    __slots__ = ("_cell_start", "_decoder", "_held", "_parity", "_started", "accepts_open_quote")
 
     def __init__(self) -> None:
-        self.believes_unclosed: bool = False
-        """Also count with a quote that is never closed read as text.
+        self.accepts_open_quote: bool = False
+        """Whether `counts` also counts with a quote that is never closed as text.
 
-        A file that was cut short looks the same, so this is for bytes that arrived identically more than once.
+        A file that was cut short looks the same. So this is only for bytes that have arrived more than once.
         """
         self._parity = _Parity()
         self._cell_start: _CellStart | None = None
-        """The other rule for quotes, from the byte at which they differ."""
+        """The second rule for quotes; None as long as both rules give the same result."""
         self._held = b""
-        """A CR that an LF may follow; at the start, bytes that do not tell the encoding yet."""
+        """A CR that an LF may follow; at the start, bytes that are too few to determine the encoding."""
         self._started = False
         self._decoder: codecs.IncrementalDecoder | None = None
-        """Of UTF-16 or UTF-32."""
+        """The decoder of UTF-16 or UTF-32; None for UTF-8."""
 
     def feed(self, chunk: bytes) -> None:
         """Count the next bytes."""
@@ -239,21 +243,21 @@ class Recounter:
             self._cell_start.feed(parts)
 
     def counts(self) -> tuple[RowCount, ...]:
-        """Return the result of each reading, always in the same order, the most likely first."""
+        """Return the result of each way to count, always in the same order, the most likely first."""
         cell_start, parity = self._at_end()
         counts = [
             (cell_start if quotes_are_text else parity).count(lone_return_ends=lone_return_ends)
             for quotes_are_text, lone_return_ends in _WAYS
         ]
-        if self._decoder is not None and self._decoder.getstate()[0]:  # half a character
+        if self._decoder is not None and self._decoder.getstate()[0]:  # the file ends inside a character
             counts = [dataclasses.replace(count, cut=True) for count in counts]
-        if self.believes_unclosed:
+        if self.accepts_open_quote:
             found = (cell_start.unclosed(), parity.unclosed())
             counts += [count for count in found if count is not None]
         return tuple(counts)
 
     def _at_end(self) -> tuple[_Quotes, _Quotes]:
-        """Return both rules for quotes in their state if nothing follows."""
+        """Return both counters in their state after the last byte."""
         last = self
         if self._held:
             last = copy.deepcopy(self)

@@ -1,4 +1,4 @@
-"""Upload content to a signed URL, and to a new one if that fails."""
+"""Uploads content to a signed URL, and to a new URL if that fails."""
 
 import hashlib
 import mimetypes
@@ -33,11 +33,13 @@ __all__ = [
 
 T = TypeVar("T")
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+( *; *[!-~ ]+)?", re.ASCII)
-_FINAL = frozenset({405, 411, 413, 414, 415, 501})
+_FINAL = frozenset(  # statuses of refusals that a new URL does not change
+    {405, 411, 413, 414, 415, 501}
+)
 _FINAL_CODES = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "MaxMessageLengthExceeded", "RequestBodyTooLarge"}
 )
-"""Storage error codes of refusals that a new URL does not change."""
+"""A storage's error codes for refusals that a new URL does not change."""
 _PASSING = frozenset({408, 425, 429})
 _PASSING_CODES = frozenset(
     {
@@ -52,10 +54,10 @@ _PASSING_CODES = frozenset(
         "SlowDown",
     }
 )
-"""Storage error codes for a busy storage or a broken transfer. S3 sends some of them with status 400."""
+"""A storage's error codes for a temporary failure or a broken transfer. S3 sends some of them with status 400."""
 _SAME, _REFUSALS = 3, 6
-"""Number of refusals of one kind, or of any kind, after which a new URL will not help."""
-_TYPES = {  # types that the platform's own table may lack
+"""The number of refusals of one kind, and of all kinds, after which a new URL will not help."""
+_TYPES = {  # types that the table of the operating system may lack
     ".csv": "text/csv",
     ".tsv": "text/tab-separated-values",
     ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
@@ -67,7 +69,10 @@ _TYPES = {  # types that the platform's own table may lack
 
 @final
 class UploadLimits:
-    """The limits of all uploads of a session together: how many run at a time, and the bytes per second."""
+    """The limits of all uploads of a session together.
+
+    `max_parallel`: uploads at a time. `bytes_per_second`: None for no limit.
+    """
 
     __slots__ = ("slots", "throttle")
 
@@ -80,7 +85,7 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutTarget(Generic[T]):
-    """Where the bytes of one upload are sent: a signed URL, which is a secret. `ref` names the upload afterwards."""
+    """The target of one upload: a signed URL, which is a secret. `ref` identifies the uploaded content afterwards."""
 
     url: str
     content_type: str
@@ -92,14 +97,14 @@ class PutTarget(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent(Generic[T]):
-    """Content that the storage has accepted."""
+    """The result of an upload: `ref` and the SHA-256 of the bytes that the storage has accepted."""
 
     ref: T
     sha256: str
 
 
 def content_type_of(name: str) -> str:
-    """Return the content type for a file name; `application/octet-stream` if the suffix is unknown."""
+    """Return the content type for a file name, by its suffix; `application/octet-stream` if that is unknown."""
     known = _TYPES.get(Path(name).suffix.lower())
     return known or mimetypes.guess_type(name)[0] or "application/octet-stream"
 
@@ -121,15 +126,15 @@ async def send_content(
     has_arrived: Callable[[T], Awaitable[bool]] | None = None,
     progress: Progress | None = None,
 ) -> Sent[T]:
-    """Send `content` to a signed URL, and to a new one if that fails.
+    """Send `content` to a signed URL, and to a new URL if that fails.
 
-    Each attempt requests a URL and sends the bytes to it, so each of the two requests is sent at most
+    Each attempt requests a URL and sends the bytes to it. Each of the two requests is thus sent at most
     `RetryPolicy.attempts` times. At most `max_parallel_uploads` uploads of the session run at a time.
 
     - `request_target`: makes one attempt to get a signed URL, as `Caller.attempt` does.
     - `put`: the endpoint and the ids of the PUT, for events and errors.
-    - `has_arrived`: called after a PUT whose response was lost, or is an error that may have come after the storage
-      had stored the bytes; without it, the bytes are sent again.
+    - `has_arrived`: returns whether the storage has the bytes. It is called after a PUT whose response was lost, or
+      whose error may have occurred after the bytes were stored. Without it, the bytes are sent again.
 
     Raises `NoAnswer` or `UnexpectedReply` when the attempts are used up; `BadRequest` for a final refusal;
     `InvalidInput` for content that changed while it was read, and for a URL without encryption.
@@ -154,7 +159,7 @@ class _Storage:
         self._caller, self._put, self._content = caller, put, content
         self._refusals: Counter[tuple[int, str]] = Counter()
         self._failures = self._pages = 0
-        """Failed PUTs, and those of them that were answered with an HTML page."""
+        """The number of failed PUTs, and of those that were answered with an HTML page."""
 
     async def put(
         self,
@@ -164,7 +169,7 @@ class _Storage:
         has_arrived: Callable[[T], Awaitable[bool]] | None,
     ) -> None:
         """Send the bytes once. Raises `RetryableFailure` if a new URL may help."""
-        # Some storages always respond with a page. If there was no other response, the last attempt accepts it.
+        # Some storages always respond with a page. The last attempt accepts it if all responses were pages.
         accepts_pages = self._content.once or (attempts.is_last and self._pages == self._failures)
         headers = {"Content-Type": target.content_type, "Content-Length": str(self._content.size)}
         try:
@@ -186,7 +191,8 @@ class _Storage:
             raise self._failure(self._refusal(reply), retry_after=reply.retry_after)
 
     async def _read(self, answer: Response, url: str, *, accepts_pages: bool) -> PutReply:
-        """Return the response. Raises `UnexpectedReply` for a 200 with an HTML page, which a proxy may have sent."""
+        """Return the storage's answer. Raises `UnexpectedReply` for 200 with an HTML page, which a proxy may have
+        sent."""
         if 200 <= answer.status < 300:
             is_page = answer.status == 200 and is_html(answer) and await self._caller.read_refusal(answer)
             if is_page and not accepts_pages:
@@ -201,7 +207,7 @@ class _Storage:
         return storage_error(answer.status, body, url, retry_after=retry_after(answer.headers) or 0.0)
 
     def _refusal(self, reply: PutReply) -> UnexpectedReply:
-        """Return the error of a refusal that a new URL may change. Raises `BadRequest` for a final one."""
+        """Return the error for a refusal. Raises `BadRequest` for one that a new URL will not change."""
         method, endpoint = self._put.endpoint.method, self._put.endpoint.template
         text = "the storage refused the bytes" + (f": {reply.reason}" if reply.reason else "")
         if not _may_pass(reply):
@@ -218,8 +224,8 @@ class _Storage:
         if not self._content.spent:
             return RetryableFailure(error, retry_after=retry_after)
         advice = (
-            f"the stream of {self._content.name} can be read only once, so it was not sent again; no run has seen "
-            "it. Upload it again, or give a callable that opens it anew"
+            f"the stream of {self._content.name} can be read only once, so it was not sent again, and no run uses "
+            "it. Upload it again, or give a callable that opens it"
         )
         if isinstance(error, NoAnswer):
             return NoAnswer(error.method, error.endpoint, f"{error.reason}; {advice}")
@@ -227,9 +233,9 @@ class _Storage:
 
 
 def _may_pass(reply: PutReply) -> bool:
-    """Return whether the storage is busy or unavailable, or the transfer broke, so that a repeat may succeed.
+    """Return whether a repeat may succeed: the storage is busy or unavailable, or the transfer broke off.
 
-    A redirect without a code of the storage comes from a proxy in front of it.
+    A redirect without an error code of the storage was sent by a proxy in front of it.
     """
     return (
         reply.code in _PASSING_CODES
@@ -240,7 +246,7 @@ def _may_pass(reply: PutReply) -> bool:
 
 
 def checked_content_type(content_type: str) -> str:
-    """Return `content_type`. Raises `InvalidInput` if it is not like text/csv."""
+    """Return `content_type`. Raises `InvalidInput` if it does not have the form of `text/csv`."""
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise InvalidInput("content_type", content_type, "must be like text/csv")
     return content_type

@@ -17,7 +17,7 @@ CUTS = st.lists(st.integers(0, 99), max_size=4)
 
 def counted(content: bytes, cuts: list[int], *, again: bool = False) -> Recounter:
     counter = Recounter()
-    counter.believes_unclosed = again
+    counter.accepts_open_quote = again
     places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(places):
         counter.feed(content[start:end])
