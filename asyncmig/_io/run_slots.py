@@ -129,6 +129,7 @@ class RunSlots:
         self._checks.pop(run, None)
         if run in self._table.runs:
             self._change(run, lambda table, at: table.left(run))
+            self._not_before = float("-inf")
             self._wake()
 
     @property
@@ -303,7 +304,7 @@ class RunSlots:
             is_taken = await self._shared.reserve(run, order)
             self._table = self._shared.table
             if not is_taken:
-                self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
+                self._put_off()
                 return False
         self._reserved.add(run)
         return True
@@ -312,7 +313,6 @@ class RunSlots:
         """Give back a slot that was reserved and not taken."""
         if run in self._reserved:
             self._reserved.discard(run)
-            self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
             self._change(run, lambda table, _: table.not_started(run))
 
     async def aclose(self) -> None:
@@ -330,8 +330,13 @@ class RunSlots:
             if await self.reserve(run, order):
                 self._wake()
         finally:
-            self.release(run)  # the budgets have no room any more, or the waiter has left
+            if run in self._reserved:  # the budgets have no room any more, or the waiter has left
+                self._put_off()
+                self.release(run)
             self._wake_at(_loop_time())  # the other starts
+
+    def _put_off(self) -> None:
+        self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
 
     def _on_update(self) -> None:
         assert self._shared is not None

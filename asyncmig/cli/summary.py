@@ -95,7 +95,7 @@ def reason(row: CustomerStatus) -> str:
 
 def blocking_words(rows: Iterable[CustomerStatus]) -> str:
     """Return a sentence that names the customers whose runs keep a run slot; empty if there are none."""
-    names = [clean(row.external_id) for row in rows if row.holds_run_slot]
+    names = sorted(clean(row.external_id) for row in rows if row.holds_run_slot)
     if not names:
         return ""
     waits, keeps = ("waits", "keeps") if len(names) == 1 else ("wait", "each keep")

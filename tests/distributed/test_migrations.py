@@ -23,6 +23,7 @@ from asyncmig import (
     Session,
 )
 from asyncmig.customers.decisions import Credentials
+from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.saq import MigrationQueue, worker_settings
 from asyncmig.simulator.migrations import Block, Question, Script
 from asyncmig.simulator.server.clock import fast_loop
@@ -143,13 +144,20 @@ async def test_killed_and_stopped_workers_execute_nothing_twice_and_share_the_ru
         limits=LIMITS,
     ) as farm:
         farm.start(2)
-        async with MigrationQueue(redis, name=prefix, heartbeat=2, api="migrations") as queue:
+        async with (
+            MigrationQueue(redis, name=prefix, heartbeat=2, api="migrations") as queue,
+            PostgresJournal(postgres, schema=prefix) as journal,
+        ):
+
+            async def written(kind: str) -> None:
+                while kind not in [event.kind for event in await journal.events()]:
+                    await asyncio.sleep(0.05)
 
             async def trouble() -> None:
-                await asyncio.sleep(4.0)
+                await written("started")
                 await asyncio.to_thread(farm.kill, 0)
                 await asyncio.to_thread(farm.start)
-                await asyncio.sleep(4.0)
+                await written("executed")
                 await asyncio.to_thread(farm.stop)
                 await asyncio.to_thread(farm.start, 2)
 

@@ -226,6 +226,25 @@ class TestRunSlots:
         await closed([one, other])
 
     @pytest.mark.looptime
+    async def test_a_budget_without_room_delays_a_start_only_until_it_has_room(self) -> None:
+        process = Process(Store(), runs=5, agent=(1, 1.0))
+        gate = process.gate("agent", starts=True)
+        ends = await asyncio.gather(*(use(gate, run=str(number)) for number in range(5)))
+        assert max(ends) < 5.5
+        await closed([process])
+
+    @pytest.mark.looptime
+    async def test_a_slot_that_this_process_released_is_taken_at_once(self) -> None:
+        process = Process(Store(), runs=1, agent=(50, HOUR))
+        gate = process.gate("agent", starts=True)
+        await use(gate, run="first")
+        waiting = asyncio.create_task(use(gate, run="second"))
+        await asyncio.sleep(1.0)
+        process.runs.left("first")
+        assert await waiting < 2.0
+        await closed([process])
+
+    @pytest.mark.looptime
     @pytest.mark.parametrize("free_at", [41.0, 44.0])
     async def test_execute_of_one_process_goes_before_generate_of_another(self, free_at: float) -> None:
         store = Store()
