@@ -12,7 +12,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import ClassVar, TypeVar, cast, final
 
-from saq.job import Job, Status
+from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.queue import Queue
 from saq.types import WorkerInfo
 from saq.utils import now
@@ -94,6 +94,10 @@ class AnyQueue(Queue):
         SAQ's own `update` stores the whole job as this worker knows it, and would overwrite the reason of an abort.
         """
         raise NotImplementedError
+
+    def was_swept(self, job: Job) -> bool:
+        """Return whether a sweep took the job from its worker, and it is not queued again yet."""
+        return job.status is Status.ABORTED and job.error == self.swept_error_message
 
     async def abandon(self) -> None:
         """Close what a failed `connect` opened. The queue cannot be used again."""
@@ -233,8 +237,12 @@ class _ResilientQueue(AnyQueue):
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
         """Write a job's end, unless the job is lost or belongs to another worker.
 
+        A job that a sweep took from its worker is queued again instead, because the process that swept may have died.
         Waits while the server is unavailable, because only this worker knows the result.
         """
+        if status is Status.ABORTED and kwargs.get("error") == self.swept_error_message and job.retryable:
+            await self.retry(job, self.swept_error_message)
+            return
         if "connection" in kwargs:  # the caller read the job on that connection, in the same transaction
             await super().finish(job, status, **kwargs)  # type: ignore[arg-type]  # passed on unchanged
             return
@@ -246,15 +254,35 @@ class _ResilientQueue(AnyQueue):
         await self._outlast(finish)
 
     async def retry(self, job: Job, error: str | None) -> None:
-        """Queue a job again, unless it is lost or belongs to another worker.
+        """Queue a job again, unless it is lost, was aborted, has ended, is queued or belongs to another worker.
 
         If the server is unavailable, leaves the job to the sweep of another worker, because this one may be stopping.
         """
         try:
-            if await self._is_ours(job):
+            stored = await self.stored(job)
+            if stored is None or stored.worker_id != job.worker_id:
+                return
+            if stored.status is Status.ACTIVE or (
+                stored.status in (Status.ABORTING, Status.ABORTED)
+                and stored.error == self.swept_error_message
+            ):
                 await super().retry(job, error)
         except self.away as failure:
             self.warn(failure)
+
+    async def abort(self, job: Job, error: str, ttl: float = 5) -> None:
+        """Ask the worker of a job to stop it. A sweep ends a job that was aborted before its worker died."""
+        if _sweeping.get() and self._is_aborted(job):
+            await self.finish(job, Status.ABORTED, error=job.error)
+        else:
+            await self.mark_aborting(job, error, ttl)
+
+    async def mark_aborting(self, job: Job, error: str, ttl: float) -> None:
+        await super().abort(job, error, ttl)  # type: ignore[safe-super]  # a concrete queue implements it
+
+    def _is_aborted(self, job: Job) -> bool:
+        """Return whether somebody aborted the job, and its worker has not ended it yet."""
+        return job.status is Status.ABORTING and job.error != self.swept_error_message
 
     async def _outlast(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a step that is safe to repeat. While the server is unavailable, wait for it."""
@@ -329,6 +357,25 @@ def _redis(server: Server, name: str) -> AnyQueue:
                     with suppress(WatchError):  # at the same time it was aborted or given to another worker
                         await pipe.execute()
 
+        async def mark_aborting(self, job: Job, error: str, ttl: float) -> None:
+            # SAQ's own removes the job from the list that a sweep reads: if the worker and the process that aborts
+            # die now, no process finds the job again. It also overwrites the result of a job that has just ended.
+            job.status, job.error, dequeued = Status.ABORTING, error, 0
+            async with self.redis.pipeline() as pipe:
+                while True:
+                    await pipe.watch(job.id)
+                    stored = self.deserialize(await cast("Awaitable[bytes | None]", pipe.get(job.id)))
+                    if stored is None or stored.status in TERMINAL_STATUSES or self._is_aborted(stored):
+                        return
+                    pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+                    pipe.lrem(self._queued, 0, job.id)
+                    pipe.set(job.id, self.serialize(job))
+                    with suppress(WatchError):  # it has changed at the same time
+                        dequeued, *_ = await pipe.execute()
+                        break
+            if dequeued:
+                await self.finish(job, Status.ABORTED, error=error)
+
         async def _update(self, job: Job, status: Status | None = None, **kwargs: object) -> None:
             if await self.stored(job) is not None:  # otherwise SAQ would store the lost job again
                 await super()._update(job, status, **kwargs)
@@ -339,6 +386,8 @@ def _redis(server: Server, name: str) -> AnyQueue:
             job = super().deserialize(payload, status)  # pyright: ignore[reportUnknownMemberType]  # as it is
             if job is not None and _sweeping.get() and job.status is Status.QUEUED and self.is_new(job):
                 job.status, job.touched = Status.ACTIVE, now()
+            if job is not None and _sweeping.get() and job.status is Status.ABORTING and not job.stuck:
+                job.status = Status.ACTIVE  # its worker has time to end it
             return job
 
         async def server_now(self) -> float:

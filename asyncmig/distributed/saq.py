@@ -385,7 +385,7 @@ class MigrationQueue(CustomerMethods):
         """Return whether a job was taken from a dead worker but not yet queued again."""
         if job.status is Status.COMPLETE:
             return job.result is None  # a late heartbeat of the earlier worker can overwrite the job
-        return job.status is Status.ABORTED and job.error == self._queue.swept_error_message
+        return self._queue.was_swept(job)
 
     def _overrides(self, options: MigrationOptions | None, keywords: OptionOverrides) -> OptionOverrides:
         asked = overrides(options, keywords)

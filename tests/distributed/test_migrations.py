@@ -150,7 +150,7 @@ async def test_killed_and_stopped_workers_execute_nothing_twice_and_share_the_ru
         ):
 
             async def written(kind: str) -> None:
-                while kind not in [event.kind for event in await journal.events()]:
+                while kind not in [event.kind for event in await journal.events()]:  # noqa: ASYNC110 - another process writes
                     await asyncio.sleep(0.05)
 
             async def trouble() -> None:
