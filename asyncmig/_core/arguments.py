@@ -4,7 +4,7 @@ import inspect
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import IO, ClassVar, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -83,12 +83,20 @@ async def _raises(error: Exception) -> object:
 def check_fields(instance: object) -> None:
     """Raise `InvalidInput` for a field whose value does not have the declared type. Checks types as `checked_call`
     does."""
-    for name, hint in get_type_hints(type(instance)).items():
-        if get_origin(hint) is ClassVar:
-            continue
-        test, value = _test_of(hint), getattr(instance, name)
-        if test is not None and not test[0](value):
-            raise _wrong(name, value, test[1])
+    kind: type = type(instance)
+    for name, (test, words) in _field_tests(kind).items():
+        if not test(value := getattr(instance, name)):
+            raise _wrong(name, value, words)
+
+
+@cache
+def _field_tests(kind: type) -> dict[str, tuple[_Test, str]]:
+    tests = {
+        name: _test_of(hint)
+        for name, hint in get_type_hints(kind).items()
+        if get_origin(hint) is not ClassVar
+    }
+    return {name: test for name, test in tests.items() if test is not None}
 
 
 def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
