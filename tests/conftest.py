@@ -4,6 +4,8 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
 from uuid import uuid4
 
 import pytest
@@ -49,11 +51,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.looptime(noop_cycles=0))
 
 
+@pytest.fixture(scope="session")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Contain a folder for each test. `mktemp` for each test would list the folders of all tests before it."""
+    return tmp_path_factory.mktemp("users")
+
+
 @pytest.fixture(autouse=True)
-def no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_files_of_the_user(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what processes of the user share (send logs, budgets) away from the user and from other tests."""
+    home = Path(mkdtemp(dir=users))
     for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(tmp_path_factory.mktemp("user")))
+        (home / name).mkdir(mode=0o700)
+        monkeypatch.setenv(name, str(home / name))
 
 
 @pytest.fixture(scope="session")
