@@ -118,15 +118,15 @@ def _flagged(
     filtered = [(expected, file.rows) for expected, file in sheets if expected.filtered]
     if row_filter != "valid" or not filtered:
         return "included", "included"
-    left_out = {
-        expected: expected.reported - rows
+    left_out = [
+        (expected, expected.reported - rows)
         for expected, rows in filtered
         if expected.reported is not None and expected.reported > rows
-    }
+    ]
     if left_out:  # the server knows the filter; without a total, the file may be cut short
-        if all(expected.total is None for expected in left_out):
+        if all(expected.total is None for expected, _ in left_out):
             return "unknown", "included"
-        return "none", "none" if sum(left_out.values()) == report.invalid_rows else "included"
+        return "none", "none" if sum(rows for _, rows in left_out) == report.invalid_rows else "included"
     came = sum(file.rows for _, file in sheets)
     if (
         are_all
