@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from asyncmig import CustomerNotFound, Failed, Journal, MemoryJournal, NeedsAttention, Parked
-from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.questions import Action, Patch
 from asyncmig.jobs.status import follow, read_records, read_status, read_statuses, status_of, timeline
 from asyncmig.journal import Activity, JournalEvent
+from asyncmig.records.record import customer_record
 
 
 def record(**fields: object) -> Record:

@@ -22,6 +22,7 @@ __all__ = [
     "SheetFile",
     "is_new",
     "status_of_outcome",
+    "unreadable_outcome",
     "unreadable_record",
 ]
 
@@ -243,15 +244,23 @@ def _last_step(outcome: Outcome) -> Progress:
     return "running" if "run" in outcome.ids else "waiting"
 
 
-def unreadable_record(external_id: str, api: str, reason: str) -> CustomerRecord:
-    """Return the record of a customer whose journal record this version cannot use."""
-    outcome = Failed(
+def unreadable_outcome(
+    external_id: str, reason: str, *, name: str = "", ids: Mapping[str, str] | None = None
+) -> Failed:
+    """Return the outcome of a customer whose journal record this version cannot use."""
+    return Failed(
         external_id=external_id,
-        name="",
+        name=name,
+        ids=ids or {},
         error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
         "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
         step="checking",
     )
+
+
+def unreadable_record(external_id: str, api: str, reason: str) -> CustomerRecord:
+    """Return the record of a customer whose journal record this version cannot use."""
+    outcome = unreadable_outcome(external_id, reason)
     return CustomerRecord(
         status=status_of_outcome(outcome, api=api), outcome=outcome, is_readable=False, has_started=True
     )

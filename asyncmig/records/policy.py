@@ -1,4 +1,4 @@
-"""Ask the caller's function what to do with a parked run."""
+"""What the option `decide` says about a parked run: a word of `Policy`, or the caller's function."""
 
 import inspect
 import logging
@@ -8,26 +8,46 @@ from typing import cast
 import msgspec
 
 from asyncmig._core.retry import TRANSIENT
-from asyncmig.customers.decisions import Decision
-from asyncmig.customers.outcome import Decide, Parked, Pending
+from asyncmig.customers.decisions import Approve, Decision, Reject
+from asyncmig.customers.outcome import Decide, Parked, Pending, Policy
 from asyncmig.errors import AuthError, InvalidInput, JournalError, SessionClosed
 from asyncmig.records.record_keeper import OutcomeFields
 
-__all__ = ["ask_function"]
+__all__ = ["decide_by_policy"]
 
 _log = logging.getLogger("asyncmig")
 
 
-async def ask_function(
+async def decide_by_policy(
+    policy: Policy,
+    parked: Parked,
+    fields: OutcomeFields,
+    check: Callable[[Parked, Decision], None],
+    *,
+    may_approve: bool = True,
+    is_safe: bool,
+) -> Decision | Parked | Pending:
+    """Return the decision about a parked run; `Parked` if there is none or a wrong one, `Pending` if the caller's
+    function fails.
+
+    `check` raises `InvalidInput` for a decision that cannot be sent; its reason is in `Parked.refused`.
+    `may_approve`: whether the run waits for something that an approval answers. `is_safe`: whether an approval
+    destroys nothing.
+    """
+    if callable(policy):
+        return await _ask_function(policy, parked, fields, check)
+    if policy == "reject":
+        return Reject()
+    is_approved = policy == "approve" or (policy == "approve_safe" and is_safe)
+    return Approve() if may_approve and is_approved else parked
+
+
+async def _ask_function(
     policy: Decide,
     parked: Parked,
     fields: OutcomeFields,
     check: Callable[[Parked, Decision], None],
 ) -> Decision | Parked | Pending:
-    """Return what the function decides: `Parked` for None or a wrong decision, `Pending` if it fails.
-
-    `check` raises `InvalidInput` for a decision that cannot be sent; its reason is in `Parked.refused`.
-    """
     try:
         decision: object = policy(parked)
         if inspect.isawaitable(decision):

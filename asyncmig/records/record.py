@@ -1,39 +1,109 @@
-"""The common part of the journal records of all API generations: customer, input files, last outcome."""
+"""The part of a journal record that all API generations have in common: customer, input files, last outcome."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self, TypeGuard, TypeVar
 
 import msgspec
 
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput, raise_unreadable, size_of
-from asyncmig.customers.outcome import Failed, Outcome
+from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, RowFilter
 from asyncmig.customers.paths import entries, file_id
+from asyncmig.customers.spec import Spec
+from asyncmig.customers.status import (
+    CustomerRecord,
+    CustomerStatus,
+    MigrationProgress,
+    status_of_outcome,
+    unreadable_outcome,
+)
 from asyncmig.errors import InvalidInput
+from asyncmig.steps import Progress
 from asyncmig.transfers.uploads import digest_of
 
-__all__ = ["BaseRecord", "check_apart", "decoded_record", "read_inputs", "unreadable_outcome"]
+__all__ = [
+    "BaseRecord",
+    "are_in",
+    "check_apart",
+    "customer_record",
+    "decoded_record",
+    "is_delivered",
+    "read_inputs",
+]
+
+_UNREADABLE = 0
+"""As a `version`: a stand-in for a record that this version cannot read."""
 
 
 class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of every generation's record."""
+    """The fields that the records of all API generations have. A generation adds the state of its migration."""
 
+    version: int = 1
+    api: str
+    """The API generation that wrote the record."""
     external_id: str
     name: str
+    source: str
+    template_ids: tuple[str, ...] | None = None
     files: tuple[FileInput, ...] = ()
     """The input files, as they were when the migration began."""
+    epoch: int = 0
+    """The number of earlier runs that this customer's migration has given up."""
+    retried: int = 0
+    """How often a failed run was started again since the files last changed."""
     last_failure: LastFailure | None = None
     """The last failed attempt that was reported."""
     outcome: Outcome | None = None
     """The outcome of the last call of `migrate`; None while a call runs."""
 
     @property
+    def is_readable(self) -> bool:
+        """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
+        return self.version != _UNREADABLE
+
+    @property
     def ids(self) -> Mapping[str, str]:
         """The server's ids that are known, by kind."""
         raise NotImplementedError
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a run may have started, so that missing input files do not matter."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> Progress:
+        """The step that the migration has reached."""
+        raise NotImplementedError
+
+    @property
+    def detail(self) -> str:
+        """What the generation adds to the step, for people."""
+        return ""
+
+    @property
+    def bytes_sent(self) -> Iterable[int]:
+        """The size of each file that was uploaded."""
+        raise NotImplementedError
+
+    @property
+    def sheet_names(self) -> Mapping[str, str]:
+        """The names of the sheets, by id."""
+        raise NotImplementedError
+
+    @property
+    def run_slot(self) -> str | None:
+        """The id under which a run may hold a run slot; None if none is in progress."""
+        return None
+
+    def with_spec(self, spec: Spec) -> Self:
+        """Return the record with the name, source and templates of `spec`."""
+        return msgspec.structs.replace(
+            self, name=spec.name, source=spec.source or "", template_ids=spec.templates
+        )
 
     def changed_files(self, files: Iterable[FileInput]) -> list[str]:
         """Return the names of files that were added, removed or changed."""
@@ -60,28 +130,73 @@ class _RecordTag(msgspec.Struct, kw_only=True):
     api: str = "companies"
 
 
-def decoded_record(state: bytes, kind: type[R], *, api: str, version: int, stand_in: Callable[[str], R]) -> R:
-    """Return the record in a journal state; `stand_in(reason)` for a state that this version cannot use."""
+def decoded_record(
+    external_id: str, state: bytes, kind: type[R], *, api: str, version: int, shown: type[msgspec.Struct]
+) -> R:
+    """Return the record in a journal state.
+
+    A state that this version cannot use gives a stand-in with the fields of `shown`: it is not `is_readable`, and its
+    outcome is `Failed` with the reason.
+    """
     try:
         tag, record = msgspec.json.decode(state, type=_RecordTag), msgspec.json.decode(state, type=kind)
     except (ValueError, TypeError, RecursionError) as error:
-        return stand_in(str(error))
-    if tag.api != api:
-        return stand_in(f"it belongs to the API generation {tag.api!r}, not to {api!r}")
-    if tag.version != version:
-        return stand_in(f"record version {tag.version}, this one knows {version}")
-    return record
+        reason = str(error)
+    else:
+        if (tag.api, tag.version) == (api, version):
+            return record
+        reason = f"record version {tag.version}, this one knows {version}"
+        if tag.api != api:
+            reason = f"it belongs to the API generation {tag.api!r}, not to {api!r}"
+    try:
+        known = msgspec.json.decode(state, type=shown)
+    except (ValueError, TypeError, RecursionError):
+        known = shown()
+    record = kind(version=_UNREADABLE, api=api, external_id=external_id, name="", source="")
+    record = msgspec.structs.replace(record, **msgspec.structs.asdict(known))
+    outcome = unreadable_outcome(external_id, reason, name=record.name, ids=record.ids)
+    return msgspec.structs.replace(record, outcome=outcome)
 
 
-def unreadable_outcome(external_id: str, name: str, ids: Mapping[str, str], reason: str) -> Failed:
-    """Return the outcome of a customer whose record cannot be used."""
-    return Failed(
-        external_id=external_id,
-        name=name,
-        ids=ids,
-        error=f"this version of asyncmig cannot read the customer's record in the journal ({reason}); the record "
-        "was left as it is, and nothing was sent: use the version that wrote it, or restore a copy of the journal",
-        step="checking",
+def customer_record(record: BaseRecord) -> CustomerRecord:
+    """Return the part of a record that is independent of the API generation."""
+    outcome = record.outcome
+    if outcome is None:
+        status = CustomerStatus(external_id=record.external_id, name=record.name)
+    else:
+        status = status_of_outcome(outcome)
+    return CustomerRecord(
+        status=msgspec.structs.replace(
+            status,
+            api=record.api,
+            name=record.name,
+            step=record.step,
+            detail=record.detail,
+            ids={**status.ids, **record.ids},
+            last_failure=record.last_failure,
+            progress=MigrationProgress.of_uploads(record.files, record.bytes_sent),
+        ),
+        outcome=outcome,
+        is_readable=record.is_readable,
+        has_started=record.has_started,
+        source=record.source,
+        templates=record.template_ids,
+        files=record.files,
+        run_slot=record.run_slot,
+        sheets=record.sheet_names,
+        details=record,
+    )
+
+
+def are_in(folder: Path, files: Iterable[Downloaded]) -> bool:
+    """Return whether delivered files are in a folder now."""
+    return all(path.parent == folder and path.exists() for path in (Path(file.path) for file in files))
+
+
+def is_delivered(outcome: Outcome | None, folder: Path, row_filter: RowFilter) -> TypeGuard[Delivered]:
+    """Return whether the sheets with these rows were delivered to a folder, and still are there."""
+    return (
+        isinstance(outcome, Delivered) and outcome.row_filter == row_filter and are_in(folder, outcome.files)
     )
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from asyncmig.cli.inputs import warn_of_lost_journal
 from asyncmig.cli.json_output import ReportFile, read_outcomes
-from asyncmig.companies.workflow.generation import customer_record
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.outcome import Delivered, Downloaded, Failed, ImportReport, Pending
 from asyncmig.jobs.manifest import Customer, Manifest
+from asyncmig.records.record import customer_record
 from asyncmig.session import Session
 
 pytestmark = pytest.mark.looptime

@@ -6,10 +6,6 @@ the decision is sent only if the run still asks exactly those questions. The int
 request is sent.
 """
 
-import asyncio
-
-import msgspec
-
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.companies.catalog import Companies
@@ -18,10 +14,11 @@ from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import API, Record, keeper_of
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
 from asyncmig.customers.failures import wall_clock
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
+from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.questions import NeedsAttention, check_answers
-from asyncmig.errors import Conflict, InvalidInput, NoAnswer
+from asyncmig.errors import Conflict, InvalidInput
 from asyncmig.journal import JournalPort
+from asyncmig.records.commands import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "reject_run", "send_decision"]
@@ -65,24 +62,12 @@ async def decide_parked(
             reason = f"what is proposed for {external_id} destroys rows, or may"
             raise InvalidInput("allow_destructive", False, reason)
         check_answers(shown, decision.answers or {})
-    async with await journal.claim(external_id) as claim:
-        with OwnerScope(Owner(external_id)):
-            keeper = keeper_of(context, claim)
-            await keeper.responses.catch_up()
-            return await _decide(context, keeper, decision, shown)
-
-
-async def _decide(
-    context: SessionContext, keeper: RecordKeeper[Record], decision: Decision, shown: NeedsAttention
-) -> Reviewed:
-    record = keeper.record
-    if not isinstance(record.outcome, Parked):
-        raise InvalidInput("external_id", record.external_id, "is not parked: there is nothing to decide")
-    run = _run(context, record)
-    state = await _read(run)
-    if run.needs_attention != shown:
-        return await _not_as_shown(keeper, run, state)
-    return await _decided(keeper, run, decision)
+    async with parked_customer(context, journal, external_id, keeper_of) as keeper:
+        run = _run(context, keeper.record)
+        state = await _read(run)
+        if run.needs_attention != shown:
+            return await keep_shown(keeper, run.needs_attention, report=state.report)
+        return await _decided(keeper, run, decision)
 
 
 async def _decided(keeper: RecordKeeper[Record], run: ImportRun, decision: Decision) -> Reviewed:
@@ -93,7 +78,7 @@ async def _decided(keeper: RecordKeeper[Record], run: ImportRun, decision: Decis
     except Conflict:  # somebody else was faster, and the run was read since
         if run.needs_attention == shown or run.state is None:
             raise
-        return await _not_as_shown(keeper, run, run.state)
+        return await keep_shown(keeper, run.needs_attention, report=run.state.report)
     await keeper.keep("decided", outcome=None)
     return "sent"
 
@@ -106,32 +91,16 @@ async def cancel(
     The API generation has no request that cancels a run: a run in progress goes on. `reject_parked` rejects the
     proposal of a parked run, which ends it.
     """
-    async with await journal.claim(external_id) as claim:
-        with OwnerScope(Owner(external_id)):
-            keeper = keeper_of(context, claim)
-            await keeper.responses.catch_up()
-            if claim.state is None:
-                reason = "is not in the journal: there is nothing to cancel"
-                raise InvalidInput("external_id", external_id, reason)
-            return await _cancel(context, keeper, reject_parked=reject_parked)
 
+    async def stop(keeper: RecordKeeper[Record]) -> str:
+        is_rejected = reject_parked and isinstance(keeper.record.outcome, Parked)
+        if is_rejected:
+            await reject_run(context, keeper)
+        goes_on = keeper.record.run_id is not None and not is_rejected
+        where = ", and the run continues at the server" if goes_on else ""
+        return f"canceled: this client stopped its work{where}; the next call continues"
 
-async def _cancel(context: SessionContext, keeper: RecordKeeper[Record], *, reject_parked: bool) -> Outcome:
-    outcome = keeper.record.outcome
-    if not keeper.record.is_readable and isinstance(outcome, Failed):
-        raise InvalidInput("external_id", keeper.record.external_id, outcome.error)
-    if isinstance(outcome, Delivered | Failed | Unknown):
-        return outcome
-    is_rejected = reject_parked and isinstance(outcome, Parked)
-    if is_rejected:
-        await reject_run(context, keeper)
-    goes_on = keeper.record.run_id is not None and not is_rejected
-    where = ", and the run continues at the server" if goes_on else ""
-    error = f"canceled: this client stopped its work{where}; the next call continues"
-    canceled = Pending(**keeper.outcome_fields(), error=error, reason="canceled")
-    await keeper.keep("pending", outcome=canceled)
-    keeper.tell("pending", canceled.error)
-    return canceled
+    return await cancel_customer(context, journal, external_id, keeper_of, stop)
 
 
 async def reject_run(context: SessionContext, keeper: RecordKeeper[Record]) -> None:
@@ -162,26 +131,8 @@ async def send_decision(keeper: RecordKeeper[Record], run: ImportRun, decision: 
 
 
 async def _read(run: ImportRun) -> ImportState:
-    """Read a run for a person who waits. The time is limited, because polls are repeated during an outage."""
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            return await run.read()
-    except TimeoutError as error:
-        reason = f"the run could not be read within {_PATIENCE:g} s"
-        raise NoAnswer(run.ENDPOINT.method, run.ENDPOINT.template, reason) from error
-
-
-async def _not_as_shown(keeper: RecordKeeper[Record], run: ImportRun, state: ImportState) -> Reviewed:
-    """Record that the run now asks something else, or nothing."""
-    attention = run.needs_attention
-    if attention is None:
-        await keeper.keep("decided elsewhere", outcome=None)
-        return "gone"
-    parked = keeper.record.outcome
-    assert isinstance(parked, Parked)
-    outcome = msgspec.structs.replace(parked, attention=attention, report=state.report)
-    await keeper.keep("parked", outcome=outcome)
-    return "changed"
+    async with answered_within(_PATIENCE, run.ENDPOINT):
+        return await run.read()
 
 
 def _run(context: SessionContext, record: Record) -> ImportRun:

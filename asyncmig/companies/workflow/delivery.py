@@ -23,6 +23,7 @@ from asyncmig.customers.outcome import (
     Outcome,
 )
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
+from asyncmig.records.record import are_in, is_delivered
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["Delivery"]
@@ -36,27 +37,26 @@ _TIMES = 8
 class Delivery:
     """The last steps of one migration. `folder` gets the sheets."""
 
-    __slots__ = ("_folder", "_options", "_progress")
+    __slots__ = ("_folder", "_keeper", "_options")
 
-    def __init__(self, progress: RecordKeeper[Record], folder: Path, options: MigrationOptions) -> None:
-        self._progress, self._folder, self._options = progress, folder, options
+    def __init__(self, keeper: RecordKeeper[Record], folder: Path, options: MigrationOptions) -> None:
+        self._keeper, self._folder, self._options = keeper, folder, options
 
     def is_done(self, outcome: Outcome | None) -> bool:
         """Return whether the sheets and exports that the options ask for were delivered."""
-        if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
+        if not is_delivered(outcome, self._folder, self._options.row_filter):
             return False
-        exported = {each.mode for each in outcome.exports}
-        return self._are_there(outcome.files) and exported.issuperset(self._options.exports)
+        return {each.mode for each in outcome.exports}.issuperset(self._options.exports)
 
     def is_salvaged(self, failed: Failed) -> bool:
         """Return whether all rows that the server still has of a failed import were delivered."""
         wanted = self._options.deliver_rejected and self._was_rejected(failed)
-        return self._are_there(failed.files) and (bool(failed.files) or not wanted)
+        return are_in(self._folder, failed.files) and (bool(failed.files) or not wanted)
 
     async def deliver(self, company: Company, report: ImportReport | None) -> Outcome:
         """Download and verify the sheets; then export to the destination, if the options ask for it."""
-        progress = self._progress
-        progress.begin("downloading")
+        keeper = self._keeper
+        keeper.begin("downloading")
         if not company.sheets:  # of an adopted company: no create response listed them
             company.sheets = tuple(known_sheets((), report))
         files = await self._download(company, report)
@@ -67,15 +67,15 @@ class Delivery:
         exports = self._exported()
         if reason:
             return Failed(
-                **progress.outcome_fields(),
+                **keeper.outcome_fields(),
                 error=reason,
-                step=progress.step,
+                step=keeper.step,
                 report=report,
                 files=tuple(files),
                 exports=exports,
             )
         return Delivered(
-            **progress.outcome_fields(),
+            **keeper.outcome_fields(),
             files=tuple(files),
             row_filter=self._options.row_filter,
             report=report,
@@ -86,21 +86,17 @@ class Delivery:
         """Download what the server still returns of a rejected import, if the options ask for it."""
         if not (self._options.deliver_rejected and self._was_rejected(failed)):
             return failed
-        self._progress.tell("downloading", "what is left of the rejected import")
+        self._keeper.tell("downloading", "what is left of the rejected import")
         try:
             files = await self._download(company, None)
         except _REFUSED as error:
-            self._progress.notes.append(f"nothing is left of the rejected import: {error}")
+            self._keeper.note(f"nothing is left of the rejected import: {error}")
             return failed
         return msgspec.structs.replace(failed, files=tuple(files))
 
     def _was_rejected(self, failed: Failed) -> bool:
         """Return whether the import was rejected, by us or in the dashboard: other failed imports have no report."""
-        return failed.step == "running" and (self._progress.record.rejected or failed.report is not None)
-
-    def _are_there(self, files: tuple[Downloaded, ...]) -> bool:
-        paths = [Path(file.path) for file in files]
-        return all(path.parent == self._folder and path.exists() for path in paths)
+        return failed.step == "running" and (self._keeper.record.rejected or failed.report is not None)
 
     async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
         """Download the rows that `report` counts, and those of other imports of the company.
@@ -109,15 +105,15 @@ class Delivery:
         until two results are equal, not smaller than any before, and have at least the reported rows.
         """
         row_filter = self._options.row_filter
-        alone = None if self._progress.record.has_other_rows else report
+        alone = None if self._keeper.record.has_other_rows else report
         fewest, largest = Expected(report, row_filter).total or 0, 0  # other imports may have added more
         files: list[Downloaded] = []
         for repeat in range(1 + _TIMES):
-            before, attempts = files, self._progress.while_away()
+            before, attempts = files, self._keeper.while_away()
             while True:
                 async with attempts:
                     files = await company.download(
-                        to=self._folder, filter=row_filter, report=alone, rank=self._progress.rank
+                        to=self._folder, filter=row_filter, report=alone, rank=self._keeper.rank
                     )
                     break
             if not repeat and Expected(alone, row_filter).is_exact(company.sheets):
@@ -125,7 +121,7 @@ class Delivery:
             largest = max(largest, _size(files))
             if repeat and files == before and _size(files) == largest and _rows(files) >= fewest:
                 return files
-        self._progress.notes.append(
+        self._keeper.note(
             f"the sheets may have been cut short: at last {_rows(files)} rows came, in {_size(files)} bytes; "
             f"at least {fewest} rows were reported, and {largest} bytes came at most"
         )
@@ -135,37 +131,37 @@ class Delivery:
         """Make the missing exports. Return why the last one was not started, or None."""
         stopped = await in_stages(self._options.exports, partial(self._exported_once, company))
         if stopped is None:
-            self._progress.notes += [each.trouble for each in self._exported() if not each.reported]
+            self._keeper.notes += [each.trouble for each in self._exported() if not each.reported]
         return stopped
 
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
-        self._progress.begin("exporting", mode)
+        self._keeper.begin("exporting", mode)
         step = self._known(mode)
         if step is None:
-            key = export_key(self._progress.record, mode)
+            key = export_key(self._keeper.record, mode)
             step = ExportStep(mode=mode, idempotency_key=key)
-            await self._progress.write("export", exports=self._with(step))
+            await self._keeper.write("export", exports=self._with(step))
         if step.run_id is None:
-            run = await self._progress.retry_while_away(partial(_started, company, step, self._progress.rank))
+            run = await self._keeper.retry_while_away(partial(_started, company, step, self._keeper.rank))
             step = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
-            await self._progress.keep("export started", exports=self._with(step))
+            await self._keeper.keep("export started", exports=self._with(step))
         if step.result is None:
             assert step.run_id is not None
             run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
             state = await run.wait()
             step = msgspec.structs.replace(step, result=summary_of(mode, run.id, state.report))
-            await self._progress.keep("exported", exports=self._with(step))
+            await self._keeper.keep("exported", exports=self._with(step))
         assert step.result is not None
         return step.result
 
     def _with(self, step: ExportStep) -> tuple[ExportStep, ...]:
-        return (*(each for each in self._progress.record.exports if each.mode != step.mode), step)
+        return (*(each for each in self._keeper.record.exports if each.mode != step.mode), step)
 
     def _known(self, mode: ExportMode) -> ExportStep | None:
-        return next((step for step in self._progress.record.exports if step.mode == mode), None)
+        return next((step for step in self._keeper.record.exports if step.mode == mode), None)
 
     def _exported(self) -> tuple[ExportSummary, ...]:
-        return tuple(step.result for step in self._progress.record.exports if step.result is not None)
+        return tuple(step.result for step in self._keeper.record.exports if step.result is not None)
 
 
 async def _started(company: Company, step: ExportStep, rank: float) -> ExportRun:

@@ -8,42 +8,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast, final
 
-import msgspec
-
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import Template
-from asyncmig.companies.workflow.adoption import adopt
+from asyncmig.companies.workflow.creation import catalogue_requests, resolve
 from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.companies.workflow.journal_words import words_of
-from asyncmig.companies.workflow.migrate import migrate_customer, nothing_ran
-from asyncmig.companies.workflow.names import catalogue_requests, resolve
+from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
+from asyncmig.customers.ids import COMPANY
 from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import (
-    CustomerRecord,
-    CustomerStatus,
-    MigrationProgress,
-    RemainingWork,
-    RunUpdate,
-    status_of_outcome,
-)
+from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
-from asyncmig.records.record import read_inputs
-from asyncmig.steps import Progress
+from asyncmig.records.commands import adopt_resource
+from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
-__all__ = ["CompaniesGeneration", "customer_record"]
+__all__ = ["CompaniesGeneration"]
 
 _STARTS_AT = {
     "checking": 0,
@@ -86,7 +77,7 @@ class CompaniesGeneration:
         inputs: Inputs,
         turn: Turn | None = None,
     ) -> Coroutine[object, object, Outcome]:
-        return migrate_customer(context, spec, claim, to, options, inputs, turn)
+        return CustomerMigration(context, spec, claim, to, options, inputs, turn).migrate()
 
     def recognizes(self, listed: object) -> bool | None:
         return has_ids(listed)
@@ -129,7 +120,7 @@ class CompaniesGeneration:
             return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
         if known.run_id is None:
             return RemainingWork(step="starting", files=0)
-        if nothing_ran(known.outcome) or _is_delivered(known.outcome, to, options):
+        if nothing_ran(known.outcome) or is_delivered(known.outcome, to, options.row_filter):
             return None
         return RemainingWork(step="running", files=0)
 
@@ -184,7 +175,15 @@ class CompaniesGeneration:
         return await cancel(context, journal, external_id, reject_parked=reject_parked)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
-        return await adopt(journal, external_id, resource_id)
+        return await adopt_resource(
+            journal,
+            external_id,
+            resource_id,
+            what="company",
+            segments=COMPANY,
+            read=read_record,
+            adopted=True,
+        )
 
 
 async def _is_repeated(files: Sequence[Path], record: Record, options: MigrationOptions) -> bool:
@@ -196,51 +195,3 @@ async def _is_repeated(files: Sequence[Path], record: Record, options: Migration
         or record.retried < options.retries
         or bool(record.changed_files(await read_inputs(files)))
     )
-
-
-def _is_delivered(outcome: Outcome | None, to: Path, options: MigrationOptions) -> bool:
-    if not isinstance(outcome, Delivered) or outcome.row_filter != options.row_filter:
-        return False
-    paths = [Path(file.path) for file in outcome.files]
-    return all(path.parent == to and path.exists() for path in paths)
-
-
-def customer_record(record: Record) -> CustomerRecord:
-    """Return the part of a record that is independent of the API generation."""
-    outcome = record.outcome
-    if outcome is None:
-        status = CustomerStatus(external_id=record.external_id, name=record.name)
-    else:
-        status = status_of_outcome(outcome)
-    return CustomerRecord(
-        status=msgspec.structs.replace(
-            status,
-            api=record.api,
-            name=record.name,
-            step=_step(record),
-            detail=f"import number {record.epoch + 1} of this company" if record.epoch else "",
-            ids={**status.ids, **record.ids},
-            last_failure=record.last_failure,
-            progress=MigrationProgress.of_uploads(record.files, (each.size for each in record.uploads)),
-        ),
-        outcome=outcome,
-        is_readable=record.is_readable,
-        has_started=record.import_requested,
-        source=record.source,
-        templates=record.template_ids,
-        files=record.files,
-        sheets={sheet.id: sheet.name or sheet.id for sheet in record.sheets},
-        details=record,
-    )
-
-
-def _step(record: Record) -> Progress:
-    if isinstance(record.outcome, Failed) and record.outcome.step:
-        return record.outcome.step
-    if record.run_id is not None:
-        return "ended" if isinstance(record.outcome, Delivered) else "running"
-    if record.import_body is not None:
-        return "starting"
-    if record.company_id is not None:
-        return "uploading"
-    return "creating" if record.create_sent else "waiting"

@@ -1,8 +1,7 @@
 """The journal record of one customer: its input, and the state of its migration."""
 
 import hashlib
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -11,18 +10,17 @@ from asyncmig.companies import routes
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.options import RETRY_SECONDS
-from asyncmig.customers.outcome import ExportMode, ExportSummary
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.outcome import Delivered, ExportMode, ExportSummary, Failed
 from asyncmig.journal import ClaimPort
-from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
+from asyncmig.records.record import BaseRecord, decoded_record
 from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.steps import Progress
 
-__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record", "with_spec"]
+__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record"]
 
-_VERSION = 1
 API = "companies"
 """The name of this API generation in journal records."""
-_UNREADABLE = 0
+_VERSION = 1
 
 
 class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -39,13 +37,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    version: int = _VERSION
     api: str = API
-    """The API generation that wrote the record."""
-    source: str
-    template_ids: tuple[str, ...] | None = None
-    epoch: int = 0
-    """The number of earlier imports of this company that this customer's migration made."""
     create_sent: bool = msgspec.field(name="creating", default=False)
     """Whether the create request may have been sent without a recorded response."""
     company_id: str | None = None
@@ -63,8 +55,6 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     has_other_rows: bool = msgspec.field(name="foreign", default=False)
     """Whether the company may hold rows of another import, for example of one that was rejected or canceled. The row
     counts of this import's report then say nothing about the downloads."""
-    retried: int = 0
-    """How often a failed import or export was started again since the files last changed."""
     exported_again: int = 0
     """How often the exports of the present import were started again."""
     rejected: bool = False
@@ -78,7 +68,8 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     @property
     def ids(self) -> Mapping[str, str]:
         """The server's ids that are known, by kind."""
-        return _ids(self.company_id, self.run_id)
+        known = (("company", self.company_id), ("run", self.run_id))
+        return {kind: each for kind, each in known if each}
 
     @property
     def import_requested(self) -> bool:
@@ -86,9 +77,37 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
         return not self.is_readable or self.import_body is not None or self.run_id is not None
 
     @property
-    def is_readable(self) -> bool:
-        """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
-        return self.version != _UNREADABLE
+    def has_started(self) -> bool:
+        """The same: from then on, missing input files do not matter."""
+        return self.import_requested
+
+    @property
+    def step(self) -> Progress:
+        """The step that the migration has reached."""
+        if isinstance(self.outcome, Failed) and self.outcome.step:
+            return self.outcome.step
+        if self.run_id is not None:
+            return "ended" if isinstance(self.outcome, Delivered) else "running"
+        if self.import_body is not None:
+            return "starting"
+        if self.company_id is not None:
+            return "uploading"
+        return "creating" if self.create_sent else "waiting"
+
+    @property
+    def detail(self) -> str:
+        """The number of the import, if it is not the first one."""
+        return f"import number {self.epoch + 1} of this company" if self.epoch else ""
+
+    @property
+    def bytes_sent(self) -> Iterable[int]:
+        """The size of each file that was uploaded."""
+        return (each.size for each in self.uploads)
+
+    @property
+    def sheet_names(self) -> Mapping[str, str]:
+        """The names of the sheets, by id."""
+        return {sheet.id: sheet.name or sheet.id for sheet in self.sheets}
 
 
 class _Ids(msgspec.Struct, kw_only=True):
@@ -107,36 +126,11 @@ def read_record(external_id: str, state: bytes | None) -> Record:
     """
     if state is None:
         return Record(external_id=external_id, name="", source="")
-    record = decoded_record(
-        state, Record, api=API, version=_VERSION, stand_in=partial(_stand_in, external_id, state)
-    )
-    if (
-        record.outcome is not None and not record.outcome.ids
-    ):  # an earlier version wrote `company_id` and `run_id`
-        return msgspec.structs.replace(
-            record, outcome=msgspec.structs.replace(record.outcome, ids=record.ids)
-        )
+    record = decoded_record(external_id, state, Record, api=API, version=_VERSION, shown=_Ids)
+    outcome = record.outcome
+    if outcome is not None and not outcome.ids:  # an earlier version wrote `company_id` and `run_id`
+        return msgspec.structs.replace(record, outcome=msgspec.structs.replace(outcome, ids=record.ids))
     return record
-
-
-def _ids(company: str | None, run: str | None) -> Mapping[str, str]:
-    return {kind: each for kind, each in (("company", company), ("run", run)) if each}
-
-
-def _stand_in(external_id: str, state: bytes, reason: str) -> Record:
-    try:
-        ids = msgspec.json.decode(state, type=_Ids)
-    except (ValueError, TypeError, RecursionError):
-        ids = _Ids()
-    return Record(
-        version=_UNREADABLE,
-        external_id=external_id,
-        name=ids.name,
-        source="",
-        company_id=ids.company_id,
-        run_id=ids.run_id,
-        outcome=unreadable_outcome(external_id, ids.name, _ids(ids.company_id, ids.run_id), reason),
-    )
 
 
 def keeper_of(
@@ -151,11 +145,6 @@ def keeper_of(
         uploads=routes.PUT_BYTES.template,
         retry_seconds=retry_seconds,
     )
-
-
-def with_spec(record: Record, spec: Spec) -> Record:
-    """Return the record with the name, source and templates of `spec`."""
-    return msgspec.structs.replace(record, name=spec.name, source=spec.source, template_ids=spec.templates)
 
 
 def import_key(record: Record) -> str:

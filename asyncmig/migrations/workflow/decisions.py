@@ -6,10 +6,6 @@ change are written to the journal, and the next `migrate` starts the execution o
 slot and for one of a few starts in an hour, and a person should not.
 """
 
-import asyncio
-
-import msgspec
-
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.customers.decisions import (
@@ -21,10 +17,10 @@ from asyncmig.customers.decisions import (
     Reject,
     checked_decision,
 )
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.errors import Conflict, InvalidInput, NoAnswer, RunError
+from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.runs import Run
@@ -32,6 +28,7 @@ from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
 from asyncmig.migrations.workflow.record import API, Record, keeper_of
+from asyncmig.records.commands import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["cancel", "decide_parked", "look"]
@@ -52,7 +49,7 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
 async def _attention(context: SessionContext, record: Record, run: Run) -> NeedsAttention | None:
     """Return what the run of a record waits for now."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with answered_within(_PATIENCE, routes.READ_RUN):
             if run.id:
                 state = await run.read()
                 if state.status not in ("blocked", "awaiting_approval"):
@@ -60,9 +57,6 @@ async def _attention(context: SessionContext, record: Record, run: Run) -> Needs
             result = await run.wait(stream=False)
             if isinstance(result, Preview):
                 result = await with_version(context, record, result)
-    except TimeoutError as error:
-        route, reason = routes.READ_RUN, f"the run could not be read within {_PATIENCE:g} s"
-        raise NoAnswer(route.method, route.template, reason) from error
     except RunError:
         return None
     return attention_of(result) if isinstance(result, Preview | Questions | CredentialsNeeded) else None
@@ -84,19 +78,14 @@ async def decide_parked(
     """
     checked_decision(decision, SUPPORTED, API)
     check_fits(shown, decision)
-    async with await journal.claim(external_id) as claim:
-        with OwnerScope(Owner(external_id)):
-            keeper = keeper_of(context, claim)
-            await keeper.responses.catch_up()
-            return await _decide(context, keeper, decision, shown)
+    async with parked_customer(context, journal, external_id, keeper_of) as keeper:
+        return await _decide(context, keeper, decision, shown)
 
 
 async def _decide(
     context: SessionContext, keeper: RecordKeeper[Record], decision: Decision, shown: NeedsAttention
 ) -> Reviewed:
     record = keeper.record
-    if not isinstance(record.outcome, Parked):
-        raise InvalidInput("external_id", record.external_id, "is not parked: there is nothing to decide")
     if record.operation is None or record.operation.run_id is None:
         reason = "has no run any more: the next call starts one"
         raise InvalidInput("external_id", record.external_id, reason)
@@ -104,7 +93,7 @@ async def _decide(
     run = await operations.run()
     attention = await _attention(context, record, run)
     if attention is None or attention.digest != shown.digest:
-        return await _not_as_shown(keeper, attention)
+        return await keep_shown(keeper, attention, refused="")
     try:
         match decision:
             case Answer():
@@ -121,50 +110,23 @@ async def _decide(
         attention = await _attention(context, record, run)
         if attention is not None and attention.digest == shown.digest:
             raise
-        return await _not_as_shown(keeper, attention)
+        return await keep_shown(keeper, attention, refused="")
     return "sent"
-
-
-async def _not_as_shown(keeper: RecordKeeper[Record], attention: NeedsAttention | None) -> Reviewed:
-    """Record that the run now waits for something else, or for nothing."""
-    if attention is None:
-        await keeper.keep("decided elsewhere", outcome=None)
-        return "gone"
-    parked = keeper.record.outcome
-    assert isinstance(parked, Parked)
-    await keeper.keep("parked", outcome=msgspec.structs.replace(parked, attention=attention, refused=""))
-    return "changed"
 
 
 async def cancel(context: SessionContext, journal: JournalPort, external_id: str) -> Outcome:
     """Cancel a customer's run, and return its outcome; see `Generation.cancel`."""
-    async with await journal.claim(external_id) as claim:
-        with OwnerScope(Owner(external_id)):
-            keeper = keeper_of(context, claim)
-            await keeper.responses.catch_up()
-            if claim.state is None:
-                reason = "is not in the journal: there is nothing to cancel"
-                raise InvalidInput("external_id", external_id, reason)
-            return await _cancel(context, keeper)
 
-
-async def _cancel(context: SessionContext, keeper: RecordKeeper[Record]) -> Outcome:
-    record = keeper.record
-    if not record.is_readable and isinstance(record.outcome, Failed):
-        raise InvalidInput("external_id", record.external_id, record.outcome.error)
-    if isinstance(record.outcome, Delivered | Failed | Unknown):
-        return record.outcome
-    text = "canceled: the next call continues"
-    if record.operation is not None and record.operation.run_id and record.report is None:
+    async def stop(keeper: RecordKeeper[Record]) -> str:
+        record = keeper.record
+        if record.operation is None or not record.operation.run_id or record.report is not None:
+            return "canceled: the next call continues"
         operations = Operations(context, keeper)
         state = await operations.cancel(await operations.run(), "canceled")
         if state.status in ("canceled", "failed"):
             await keeper.keep("canceled", operation=None, cancel="", previewed=None, decision=None)
-            text = "canceled, with its run: the next call generates anew"
-        else:
-            await keeper.keep("canceled", cancel="")
-            text = f"canceled; its run is {state.status}: the next call continues with it"
-    canceled = Pending(**keeper.outcome_fields(), error=text, reason="canceled")
-    await keeper.keep("pending", outcome=canceled)
-    keeper.tell("pending", canceled.error)
-    return canceled
+            return "canceled, with its run: the next call generates anew"
+        await keeper.keep("canceled", cancel="")
+        return f"canceled; its run is {state.status}: the next call continues with it"
+
+    return await cancel_customer(context, journal, external_id, keeper_of, stop)

@@ -19,6 +19,7 @@ from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.sheets import find_sheets
 from asyncmig.migrations.wire import Report
 from asyncmig.migrations.workflow.record import Record
+from asyncmig.records.record import is_delivered
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["LOG_DATA", "LOG_TEXT", "Delivery"]
@@ -46,10 +47,7 @@ class Delivery:
 
     def is_done(self, outcome: Outcome | None) -> bool:
         """Return whether the sheets that the options ask for were delivered."""
-        if not isinstance(outcome, Delivered) or outcome.row_filter != self._options.row_filter:
-            return False
-        paths = [Path(file.path) for file in outcome.files]
-        return all(path.parent == self._folder and path.exists() for path in paths)
+        return is_delivered(outcome, self._folder, self._options.row_filter)
 
     async def deliver(self, migration: Migration, report: Report) -> Outcome:
         """Download and verify the sheets and the log."""

@@ -8,41 +8,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast, final
 
-import msgspec
-
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Reviewed
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import (
-    CustomerRecord,
-    CustomerStatus,
-    MigrationProgress,
-    RemainingWork,
-    RunUpdate,
-    status_of_outcome,
-)
+from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.uploads import check_limits
 from asyncmig.migrations.wire import Template
-from asyncmig.migrations.workflow.adoption import adopt
 from asyncmig.migrations.workflow.attention import SUPPORTED
 from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
-from asyncmig.migrations.workflow.migrate import migrate_customer
-from asyncmig.migrations.workflow.names import catalogue_requests, resolve
+from asyncmig.migrations.workflow.migrate import CustomerMigration
 from asyncmig.migrations.workflow.operations import open_run
-from asyncmig.migrations.workflow.record import API, Record, read_record
-from asyncmig.steps import Progress
+from asyncmig.migrations.workflow.preparation import catalogue_requests, resolve
+from asyncmig.migrations.workflow.record import Record, read_record
+from asyncmig.records.commands import adopt_resource
+from asyncmig.records.record import customer_record, is_delivered
 
 __all__ = ["MigrationsGeneration"]
 
@@ -99,7 +90,7 @@ class MigrationsGeneration:
         inputs: Inputs,
         turn: Turn | None = None,
     ) -> Coroutine[object, object, Outcome]:
-        return migrate_customer(context, spec, claim, to, options, inputs, turn)
+        return CustomerMigration(context, spec, claim, to, options, inputs, turn).migrate()
 
     def check(self, spec: Spec) -> None:
         if spec.connections is not None:
@@ -108,7 +99,7 @@ class MigrationsGeneration:
         check_limits(path.name for path in spec.files)
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
-        return _customer_record(read_record(external_id, state))
+        return customer_record(read_record(external_id, state))
 
     def describe(self, event: JournalEvent) -> str:
         return words_of(event)
@@ -139,15 +130,12 @@ class MigrationsGeneration:
             is_repeated = wanted and known.may_start_again
             return RemainingWork(step="starting", files=0, is_repeated=True) if is_repeated else None
         if isinstance(outcome, Delivered):
-            paths = [Path(file.path) for file in outcome.files]
-            if outcome.row_filter == options.row_filter and all(
-                path.parent == to and path.exists() for path in paths
-            ):
+            if is_delivered(outcome, to, options.row_filter):
                 return None
             return RemainingWork(step="downloading", files=0)
         if len(known.uploads) < len(files):
             return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
-        return RemainingWork(step=_step(known), files=0)
+        return RemainingWork(step=known.step, files=0)
 
     def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
         """Return the fewest requests, with one poll for each operation and one sheet."""
@@ -200,62 +188,12 @@ class MigrationsGeneration:
         return await cancel(context, journal, external_id)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
-        return await adopt(journal, external_id, resource_id)
-
-
-def _customer_record(record: Record) -> CustomerRecord:
-    """Return the record of a migration as the rest of asyncmig reads it."""
-    outcome = record.outcome
-    if outcome is None:
-        status = CustomerStatus(external_id=record.external_id, name=record.name)
-    else:
-        status = status_of_outcome(outcome, api=API)
-    return CustomerRecord(
-        status=msgspec.structs.replace(
-            status,
-            api=record.api,
-            name=record.name,
-            step=_step(record),
-            detail=_detail(record),
-            ids={**status.ids, **record.ids},
-            last_failure=record.last_failure,
-            progress=MigrationProgress.of_uploads(record.files, (each.size for each in record.uploads)),
-        ),
-        outcome=outcome,
-        is_readable=record.is_readable,
-        has_started=record.has_started,
-        source=record.source,
-        templates=record.template_ids,
-        files=record.files,
-        run_slot=record.run_slot,
-        sheets={sheet.id: sheet.name or sheet.id for sheet in record.sheets},
-        details=record,
-    )
-
-
-def _step(record: Record) -> Progress:
-    if isinstance(record.outcome, Failed) and record.outcome.step:
-        return record.outcome.step
-    if isinstance(record.outcome, Delivered):
-        return "ended"
-    if record.report is not None:
-        return "downloading"
-    if record.operation is not None:
-        if record.operation.run_id is None:
-            return "starting"
-        return "deciding" if record.operation.is_over else "running"
-    if record.migration_id is not None:
-        return "starting" if record.files and len(record.uploads) >= len(record.files) else "uploading"
-    return "creating" if record.create_sent else "waiting"
-
-
-def _detail(record: Record) -> str:
-    """Return what this generation adds to the step."""
-    parts = [f"run number {record.epoch + 1}"] if record.epoch else []
-    if record.decision is not None:
-        parts.append(f"{type(record.decision).__name__.lower()} was decided")
-    if isinstance(record.outcome, Parked):
-        parts.append(f"waits for {record.outcome.attention.kind}")
-    elif record.operation is not None and record.operation.kind is not None and record.report is None:
-        parts.append(record.operation.kind)
-    return ", ".join(parts)
+        return await adopt_resource(
+            journal,
+            external_id,
+            resource_id,
+            what="migration",
+            segments=("migrations",),
+            read=read_record,
+            existed=True,
+        )

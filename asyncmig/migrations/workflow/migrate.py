@@ -7,147 +7,63 @@ was killed or cancelled anywhere continues when it is called again with the same
 generated twice: a start that may have been sent is looked up on the server before it is sent again.
 """
 
-import logging
 from pathlib import Path
-from typing import cast, final
+from typing import final
 
 import msgspec
 
-from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import OwnerScope
-from asyncmig._io.threads import in_thread
-from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
+from asyncmig.customers.files import FileInput, FilesChanged
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Failed, Outcome, Pending, PendingReason, Unknown
+from asyncmig.customers.outcome import Failed, Outcome, PendingReason
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec
-from asyncmig.errors import (
-    ApiError,
-    AuthError,
-    InvalidInput,
-    JournalError,
-    NoRunSlot,
-    NotFound,
-    RunError,
-    SessionClosed,
-    UnknownOutcome,
-)
+from asyncmig.errors import ApiError, NoRunSlot, NotFound
 from asyncmig.journal import ClaimPort
+from asyncmig.migrations.access import WorkPermit, is_refusal
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.workflow.delivery import Delivery
 from asyncmig.migrations.workflow.operations import Operations
-from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.preparation import Preparation
-from asyncmig.migrations.workflow.record import Record, keeper_of, with_spec
+from asyncmig.migrations.workflow.record import Record, keeper_of
 from asyncmig.migrations.workflow.run_driver import RunDriver
-from asyncmig.records.record import check_apart, read_inputs
-from asyncmig.records.record_keeper import RecordKeeper
-from asyncmig.steps import OutcomeName
+from asyncmig.records.workflow import Workflow
 
-__all__ = ["migrate_customer"]
-
-_log = logging.getLogger("asyncmig")
-
-
-async def migrate_customer(
-    context: SessionContext,
-    spec: Spec,
-    claim: ClaimPort,
-    to: Path,
-    options: MigrationOptions,
-    inputs: Inputs,
-    turn: Turn | None = None,
-) -> Outcome:
-    """Migrate the customer of a claim, or continue the migration that its journal record describes.
-
-    `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
-    files were read and before the first request. Raises `JournalError`.
-    """
-    keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
-    if not keeper.record.name:
-        keeper.record = with_spec(keeper.record, spec)
-    try:
-        await keeper.responses.catch_up()
-        with OwnerScope(keeper.owner()):
-            return await _Migration(context, spec, keeper, to, options, inputs, turn).run()
-    except JournalError as error:
-        if not (keeper.responses.unwritten and keeper.responses.must_end):
-            raise
-        return Pending(**keeper.outcome_fields(), error=str(error), reason="interrupted")
+__all__ = ["CustomerMigration"]
 
 
 @final
-class _Migration:
-    """The steps of one customer's migration."""
+class CustomerMigration(Workflow[Record]):
+    """The steps of one call, from the input files to the delivered sheets."""
 
     def __init__(
         self,
         context: SessionContext,
         spec: Spec,
-        keeper: RecordKeeper[Record],
+        claim: ClaimPort,
         to: Path,
         options: MigrationOptions,
         inputs: Inputs,
-        turn: Turn | None,
+        turn: Turn | None = None,
     ) -> None:
-        self._context, self._spec, self._keeper = context, spec, keeper
-        self._to, self._options, self._inputs, self._turn = to, options, inputs, turn
+        keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
+        super().__init__(context, spec, keeper, to, options, inputs, turn)
         self._operations = Operations(context, keeper)
         self._preparation = Preparation(context, spec, keeper, self._operations, options)
         self._driver = RunDriver(context, keeper, self._operations, to, options)
         self._delivery = Delivery(context, keeper, to, options)
-        self._retry_failed = options.retry_failed and isinstance(keeper.record.outcome, Failed)
-        self._files: tuple[FileInput, ...] | None = None
-        """The present input files; None if they cannot be read."""
 
-    async def run(self) -> Outcome:
-        """Run the remaining steps, and record the outcome."""
-        keeper = self._keeper
-        while True:
-            try:
-                keeper.begin("checking")
-                await self._take_input()
-                outcome = self._finished() or await self._steps()
-            except JournalError:
-                raise
-            except FilesChanged as error:
-                keeper.tell("failed", str(error))
-                return Failed(**keeper.outcome_fields(), error=str(error), step="checking")
-            except Exception as error:
-                outcome = self._outcome_of(error)
-            outcome = self._noted(outcome)
-            if outcome != keeper.record.outcome:
-                await keeper.keep(_kind(outcome), outcome=outcome)
-            if not await self._begin_again(outcome):
-                break
-        outcome = self._noted(outcome)
-        keeper.tell(_kind(outcome), getattr(outcome, "error", ""))
-        return outcome
-
-    def _noted(self, outcome: Outcome) -> Outcome:
-        """Return the outcome with all notes."""
+    def _with_notes(self, outcome: Outcome) -> Outcome:
         notes = dict.fromkeys((*outcome.notes, *self._keeper.record.remarks, *self._keeper.notes))
         return msgspec.structs.replace(outcome, notes=tuple(notes))
 
-    def _outcome_of(self, error: Exception) -> Outcome:
-        """Return the outcome of a customer whose steps ended with an error."""
-        keeper, fields = self._keeper, self._keeper.outcome_fields()
-        if isinstance(error, UnknownOutcome):
-            return Unknown(**fields, error=str(error), sent=error.sent, advice=error.advice)
+    def _pending_reason(self, error: Exception) -> PendingReason | None:
         if isinstance(error, ApiError) and is_refusal(error):
             self._context.kept(WorkPermit).refuse(error)
-            return Pending(**fields, error=str(error), reason="account_refused")
-        if isinstance(error, (AuthError, SessionClosed, OSError, NoRunSlot, *TRANSIENT)):
-            return Pending(**fields, error=str(error), reason=_reason(error))
-        if isinstance(error, InvalidInput | ApiError | RunError):
-            return Failed(**fields, error=str(error), step=keeper.step)
-        _log.error("the migration of %s crashed", keeper.record.external_id, exc_info=error)
-        return Pending(**fields, error=f"{type(error).__name__}: {error}", reason="crashed")
+            return "account_refused"
+        return "no_run_slot" if isinstance(error, NoRunSlot) else super()._pending_reason(error)
 
     async def _steps(self) -> Outcome:
-        if self._turn is not None:
-            await self._turn()
         keeper, preparation = self._keeper, self._preparation
         await preparation.create()
         self._operations.migration.guard(self._inputs.check)
@@ -179,17 +95,11 @@ class _Migration:
     async def _take_input(self) -> None:
         """Compare the files with the recorded ones. A file that was uploaded cannot be replaced."""
         keeper, spec = self._keeper, self._spec
-        record, self._files = keeper.record, None
+        record = keeper.record
         if record.migration_id and record.name != spec.name:
             keeper.note(f"the migration was created as {record.name!r} and keeps that name")
-        try:
-            spec.validate(root=self._options.root)
-            await in_thread(check_apart, spec.files, self._to)
-            files = self._files = await read_inputs(spec.files)
-        except InvalidInput as error:
-            if not record.has_started:
-                raise
-            keeper.note(f"{error}; its run had started and continues without it")
+        files = await self._read_files()
+        if files is None:
             return
         changed = record.changed_files(files) if record.files else []
         if record.report is not None and changed:
@@ -201,13 +111,12 @@ class _Migration:
         elif not changed:
             keeper.record = record.relocated(files)
         if not keeper.record.migration_id:
-            keeper.record = with_spec(keeper.record, spec)
+            keeper.record = keeper.record.with_spec(spec)
 
     def _take_changed(self, changed: str) -> None:
         """Note that changed files of an executed run are not imported, or raise `FilesChanged`."""
         if self._options.if_changed == "ignore":
-            self._keeper.note(f"{NOT_IMPORTED_AGAIN}: {changed}")
-            _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, changed)
+            self._note_not_imported(changed)
             return
         reason = "changed since the import began, and this API cannot replace files; the customer keeps its outcome"
         raise FilesChanged("files", changed, reason)
@@ -218,8 +127,7 @@ class _Migration:
         lost = {name for name, _ in known - given}
         replaced = ", ".join(sorted(lost))
         if replaced and self._options.if_changed == "ignore" and record.run_goes_on:
-            self._keeper.note(f"{NOT_IMPORTED_AGAIN}: {replaced}")
-            _log.warning("%s: %s: %s", self._spec.external_id, NOT_IMPORTED_AGAIN, replaced)
+            self._note_not_imported(replaced)
         elif replaced:
             reason = (
                 "changed since they were uploaded, and this API can neither replace nor remove files: restore them, "
@@ -272,16 +180,3 @@ class _Migration:
 
 def _mark_of(file: FileInput) -> tuple[str, str]:
     return Path(file.path).name, file.sha256
-
-
-def _reason(error: Exception) -> PendingReason:
-    """Return why a migration that stopped with `error` has not ended."""
-    if isinstance(error, AuthError):
-        return "key_refused"
-    if isinstance(error, NoRunSlot):
-        return "no_run_slot"
-    return "server_away" if isinstance(error, TRANSIENT) else "interrupted"
-
-
-def _kind(outcome: Outcome) -> OutcomeName:
-    return cast("OutcomeName", outcome.__struct_config__.tag)

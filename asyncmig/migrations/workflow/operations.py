@@ -18,6 +18,7 @@ from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
+from asyncmig.migrations.access import WorkPermit, is_refusal
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, retry_after_of, status_of
 from asyncmig.migrations.migration import Migration
@@ -30,7 +31,6 @@ from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Tracker
 from asyncmig.migrations.wire import Kind, RunState
 from asyncmig.migrations.workflow.attention import marks_of
-from asyncmig.migrations.workflow.permit import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 

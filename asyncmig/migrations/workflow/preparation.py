@@ -1,8 +1,12 @@
-"""Everything before the first run: the migration, its files and its live connection, each of them once."""
+"""Everything before the first run: the migration, its files and its live connection, each of them once.
+
+Sources and templates that the spec names are looked up before the create request: an unknown name would cost one of a
+few creates in an hour.
+"""
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,23 +17,25 @@ import msgspec
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.failures import wall_clock
+from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import LiveSource, Spec
 from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, ServerError, UnknownOutcome
+from asyncmig.migrations import routes
+from asyncmig.migrations.access import WorkPermit
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import LogRun, retry_after_of, status_of
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.routes import READ_LOG
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.thread import ThreadReader
-from asyncmig.migrations.workflow.names import resolve
 from asyncmig.migrations.workflow.operations import Operations
-from asyncmig.migrations.workflow.permit import WorkPermit
-from asyncmig.migrations.workflow.record import Record, with_spec
+from asyncmig.migrations.workflow.record import Record
+from asyncmig.records.names import NameLists, list_requests
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["Preparation"]
+__all__ = ["Preparation", "catalogue_requests", "resolve"]
 
 _ADVICE = "Look at the migration in the provider's app. The next call reads the log again."
 _NOTHING_RAN = frozenset({"awaiting_files", "ready"})
@@ -89,7 +95,7 @@ class Preparation:
         (found,) = await keeper.retry_while_away(partial(resolve, self._context, [self._spec]))
         if found.faults:
             raise found.faults[0]
-        keeper.record = with_spec(keeper.record, found.spec)
+        keeper.record = keeper.record.with_spec(found.spec)
 
     async def _post(self) -> Migration:
         record = self._keeper.record
@@ -228,3 +234,30 @@ def _mark_of(source: LiveSource) -> str:
     """Return what changes if a connection must be saved again; its secrets are not part of it."""
     shown = msgspec.json.encode((source.source_key, source.profile_id, source.config), order="deterministic")
     return hashlib.sha256(shown).hexdigest()
+
+
+# Names of sources and templates
+
+
+@final
+class _Lists(NameLists):
+    __slots__ = ()
+
+
+def _is_absent(text: str) -> bool:
+    """Return whether there is nothing to look up: a migration may have no source."""
+    return not text
+
+
+async def resolve(context: SessionContext, specs: Iterable[Spec]) -> list[ResolvedSpec]:
+    """Return the specs with source names as the server lists them, and with slugs; see `Generation.resolve`."""
+    migrations = Migrations(context)
+    lists = context.kept(_Lists)
+    return await lists.resolve(specs, migrations.sources, migrations.templates, is_id=_is_absent)
+
+
+def catalogue_requests(customers: Iterable[HasNames]) -> Mapping[str, int]:
+    """Return the requests, by endpoint, that `resolve` sends for these customers."""
+    return list_requests(
+        customers, sources=routes.LIST_SOURCES, templates=routes.LIST_TEMPLATES, is_id=_is_absent
+    )

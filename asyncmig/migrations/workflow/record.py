@@ -1,14 +1,14 @@
 """The journal record of one customer: its input, and the state of its migration and of the present operation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Approve, Change
-from asyncmig.customers.outcome import Failed
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.options import RETRY_SECONDS
+from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.journal import ClaimPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.operation import Operation
@@ -16,8 +16,9 @@ from asyncmig.migrations.runs import AnswerPoint
 from asyncmig.migrations.starts import StartPoint
 from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Kind, Report, Sheet
-from asyncmig.records.record import BaseRecord, decoded_record, unreadable_outcome
+from asyncmig.records.record import BaseRecord, decoded_record
 from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.steps import Progress
 
 __all__ = [
     "API",
@@ -26,13 +27,11 @@ __all__ = [
     "SentAnswer",
     "keeper_of",
     "read_record",
-    "with_spec",
 ]
 
 API = "migrations"
 """The name of this API generation in journal records."""
 _VERSION = 1
-_UNREADABLE = 0
 
 
 class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +83,9 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(BaseRecord, frozen=True, kw_only=True):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    version: int = _VERSION
     api: str = API
     source: str = ""
     """Name of the source; empty for a migration without one."""
-    template_ids: tuple[str, ...] | None = None
-    epoch: int = 0
-    """The number of earlier runs that were given up, because they failed or were canceled."""
     create_sent: bool = False
     """Whether the create request may have been sent without a recorded response."""
     migration_id: str | None = None
@@ -128,20 +123,12 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     """What the executed run did."""
     rows_written: int | None = None
     """The rows that a failed execution has written, as the log says; None if it does not say."""
-    executions_failed: int = 0
-    retried: int = 0
-    """How often a failed run was started again since the files last changed."""
 
     @property
     def ids(self) -> Mapping[str, str]:
         """The server's ids that are known, by kind."""
         run = self.operation.run_id if self.operation else None
-        return _ids(self.migration_id, run)
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the journal's bytes could be decoded. If not, `outcome` has the reason, and they must be kept."""
-        return self.version != _UNREADABLE
+        return {kind: each for kind, each in (("migration", self.migration_id), ("run", run)) if each}
 
     @property
     def has_started(self) -> bool:
@@ -164,9 +151,44 @@ class Record(BaseRecord, frozen=True, kw_only=True):
         is_active = self.operation is not None and not self.operation.is_over
         return self.migration_id if is_active else None
 
+    @property
+    def step(self) -> Progress:
+        """The step that the migration has reached."""
+        if isinstance(self.outcome, Failed) and self.outcome.step:
+            return self.outcome.step
+        if isinstance(self.outcome, Delivered):
+            return "ended"
+        if self.report is not None:
+            return "downloading"
+        if self.operation is not None:
+            if self.operation.run_id is None:
+                return "starting"
+            return "deciding" if self.operation.is_over else "running"
+        if self.migration_id is not None:
+            return "starting" if self.files and len(self.uploads) >= len(self.files) else "uploading"
+        return "creating" if self.create_sent else "waiting"
 
-def _ids(migration: str | None, run: str | None) -> Mapping[str, str]:
-    return {kind: each for kind, each in (("migration", migration), ("run", run)) if each}
+    @property
+    def detail(self) -> str:
+        """The number of the run, what was decided, what the run waits for, and the operation."""
+        parts = [f"run number {self.epoch + 1}"] if self.epoch else []
+        if self.decision is not None:
+            parts.append(f"{type(self.decision).__name__.lower()} was decided")
+        if isinstance(self.outcome, Parked):
+            parts.append(f"waits for {self.outcome.attention.kind}")
+        elif self.operation is not None and self.operation.kind is not None and self.report is None:
+            parts.append(self.operation.kind)
+        return ", ".join(parts)
+
+    @property
+    def bytes_sent(self) -> Iterable[int]:
+        """The size of each file that was uploaded."""
+        return (each.size for each in self.uploads)
+
+    @property
+    def sheet_names(self) -> Mapping[str, str]:
+        """The names of the sheets, by id."""
+        return {sheet.id: sheet.name or sheet.id for sheet in self.sheets}
 
 
 class _Known(msgspec.Struct, kw_only=True):
@@ -184,32 +206,11 @@ def read_record(external_id: str, state: bytes | None) -> Record:
     """
     if state is None:
         return Record(external_id=external_id, name="")
-
-    def stand_in(reason: str) -> Record:
-        try:
-            known = msgspec.json.decode(state, type=_Known)
-        except (ValueError, TypeError, RecursionError):
-            known = _Known()
-        return Record(
-            version=_UNREADABLE,
-            external_id=external_id,
-            name=known.name,
-            migration_id=known.migration_id,
-            outcome=unreadable_outcome(external_id, known.name, _ids(known.migration_id, None), reason),
-        )
-
-    return decoded_record(state, Record, api=API, version=_VERSION, stand_in=stand_in)
-
-
-def with_spec(record: Record, spec: Spec) -> Record:
-    """Return the record with the name, source and templates of `spec`."""
-    return msgspec.structs.replace(
-        record, name=spec.name, source=spec.source or "", template_ids=spec.templates
-    )
+    return decoded_record(external_id, state, Record, api=API, version=_VERSION, shown=_Known)
 
 
 def keeper_of(
-    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = 900.0
+    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = RETRY_SECONDS
 ) -> RecordKeeper[Record]:
     """Return the keeper of a claim's record."""
     return RecordKeeper(

@@ -41,7 +41,7 @@ from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
 from asyncmig.migrations.workflow.operations import Operations, with_version
 from asyncmig.migrations.workflow.record import OperationRecord, Record
-from asyncmig.records.policy import ask_function
+from asyncmig.records.policy import decide_by_policy
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["RunDriver"]
@@ -309,16 +309,15 @@ class RunDriver:
         if attention.kind == "preview" and self._operation().kind == "execute" and policy != "reject":
             refused = "its execution ended with a preview, and may have written rows"
             return msgspec.structs.replace(parked, refused=refused)
-        if callable(policy):
-            decision = await ask_function(policy, parked, self._keeper.outcome_fields(), self._check)
-        elif policy == "reject":
-            return Reject()
-        elif attention.preview is not None and (
-            policy == "approve" or (policy == "approve_safe" and not attention.preview.invalid_cells)
-        ):
-            decision = Approve()
-        else:
-            return parked
+        preview = attention.preview
+        decision = await decide_by_policy(
+            policy,
+            parked,
+            self._keeper.outcome_fields(),
+            self._check,
+            may_approve=preview is not None,
+            is_safe=preview is not None and not preview.invalid_cells,
+        )
         if isinstance(decision, Approve | Change):
             await self._keeper.write("decide", decision=decision, decided_for=digest)
         return decision

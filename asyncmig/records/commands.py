@@ -1,0 +1,139 @@
+"""What a person does about a recorded customer, where every API generation does the same: decide, cancel, adopt."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+
+from asyncmig._core.endpoint import Endpoint
+from asyncmig._io.context import SessionContext
+from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig.customers.ids import checked_id
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
+from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.spec import check_external_id
+from asyncmig.errors import InvalidInput, NoAnswer
+from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.records.record import BaseRecord
+from asyncmig.records.record_keeper import Reader, RecordKeeper
+
+__all__ = ["adopt_resource", "answered_within", "cancel_customer", "keep_shown", "parked_customer"]
+
+R = TypeVar("R", bound=BaseRecord)
+KeeperOf = Callable[[SessionContext, ClaimPort], RecordKeeper[R]]
+"""Returns the keeper of a claim's record."""
+
+
+@asynccontextmanager
+async def _claimed(
+    context: SessionContext, journal: JournalPort, external_id: str, keeper_of: KeeperOf[R]
+) -> AsyncGenerator[RecordKeeper[R]]:
+    """Claim a customer, and yield the keeper of its record once the journal has all responses."""
+    async with await journal.claim(external_id) as claim:
+        with OwnerScope(Owner(external_id)):
+            keeper = keeper_of(context, claim)
+            await keeper.responses.catch_up()
+            yield keeper
+
+
+@asynccontextmanager
+async def answered_within(seconds: float, endpoint: Endpoint) -> AsyncGenerator[None]:
+    """Limit the time of the block for a person who waits: polls are repeated during an outage. Raises `NoAnswer`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        reason = f"the run could not be read within {seconds:g} s"
+        raise NoAnswer(endpoint.method, endpoint.template, reason) from error
+
+
+@asynccontextmanager
+async def parked_customer(
+    context: SessionContext, journal: JournalPort, external_id: str, keeper_of: KeeperOf[R]
+) -> AsyncGenerator[RecordKeeper[R]]:
+    """Claim a parked customer for a decision. Raises `InvalidInput` for one that is not parked; `CustomerHeld`."""
+    async with _claimed(context, journal, external_id, keeper_of) as keeper:
+        if not isinstance(keeper.record.outcome, Parked):
+            raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
+        yield keeper
+
+
+async def keep_shown(
+    keeper: RecordKeeper[R], attention: NeedsAttention | None, **changes: object
+) -> Reviewed:
+    """Record that a parked run now asks something else (`attention`), or nothing. `changes`: of its outcome."""
+    if attention is None:
+        await keeper.keep("decided elsewhere", outcome=None)
+        return "gone"
+    parked = keeper.record.outcome
+    assert isinstance(parked, Parked)
+    await keeper.keep("parked", outcome=msgspec.structs.replace(parked, attention=attention, **changes))
+    return "changed"
+
+
+async def cancel_customer(
+    context: SessionContext,
+    journal: JournalPort,
+    external_id: str,
+    keeper_of: KeeperOf[R],
+    stop: Callable[[RecordKeeper[R]], Awaitable[str]],
+) -> Outcome:
+    """Record that a customer is canceled, and return its outcome; see `Generation.cancel`.
+
+    `stop`: stops the customer's run, as far as the generation can, and returns what became of it.
+    """
+    async with _claimed(context, journal, external_id, keeper_of) as keeper:
+        if keeper.is_new:
+            raise InvalidInput(
+                "external_id", external_id, "is not in the journal: there is nothing to cancel"
+            )
+        _check_readable(keeper.record)
+        outcome = keeper.record.outcome
+        if isinstance(outcome, Delivered | Failed | Unknown):
+            return outcome
+        text = await stop(keeper)
+        canceled = Pending(**keeper.outcome_fields(), error=text, reason="canceled")
+        await keeper.keep("pending", outcome=canceled)
+        keeper.tell("pending", text)
+        return canceled
+
+
+async def adopt_resource(
+    journal: JournalPort,
+    external_id: str,
+    resource_id: str,
+    *,
+    what: str,
+    segments: tuple[str, ...],
+    read: Reader[R],
+    **changes: object,
+) -> str:
+    """Link a customer to a resource on the server, and return its id; see `Generation.adopt`.
+
+    `what`: `company` or `migration`; the record has its id as `company_id` or `migration_id`. `segments`: what stands
+    before the id in a URL of the dashboard. `changes`: of the record.
+    """
+    field = f"{what}_id"
+    external_id = check_external_id(external_id.strip())
+    resource_id = checked_id(field, resource_id, segments)
+    async with await journal.claim(external_id) as claim:
+        record = read(external_id, claim.state)
+        _check_readable(record)
+        if (known := getattr(record, field)) not in (None, resource_id):
+            raise InvalidInput(field, resource_id, f"is not the one that the journal has: {known}")
+        for other, state in (await journal.states()).items():
+            if other != external_id and getattr(read(other, state), field) == resource_id:
+                raise InvalidInput(field, resource_id, f"is the {what} of another customer: {other}")
+        adopted = msgspec.structs.replace(
+            record, **{field: resource_id}, create_sent=False, outcome=None, **changes
+        )
+        await claim.write("adopt", msgspec.json.encode({field: resource_id}), msgspec.json.encode(adopted))
+    return resource_id
+
+
+def _check_readable(record: BaseRecord) -> None:
+    """Raise `InvalidInput` for a record that this version cannot read: it must stay as it is."""
+    if not record.is_readable and isinstance(record.outcome, Failed):
+        raise InvalidInput("external_id", record.external_id, record.outcome.error)
