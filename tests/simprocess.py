@@ -17,7 +17,7 @@ def lost_companies(entries: Sequence[Entry]) -> int:
     Nobody knows such a company's id: the response to its creation was lost, for example with a killed worker.
     """
     created = sum(entry.endpoint == "POST /companies" and entry.status == 201 for entry in entries)
-    return created - len({entry.ids["company"] for entry in entries if "company" in entry.ids})
+    return created - len({entry.ids["id"] for entry in entries if "id" in entry.ids})
 
 
 def world_of(api: str, limits: str) -> World | migrations.World:

@@ -27,10 +27,10 @@ from asyncmig.journal import JournalPlace
 from asyncmig.simulator import migrations
 from asyncmig.simulator.companies.data import Plan, generate
 from asyncmig.simulator.companies.world import World
-from asyncmig.simulator.migrations import demo as migrations_demo
+from asyncmig.simulator.migrations import data as migrations_data
 from asyncmig.simulator.server.app import serve
-from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.ledger import Ledger
+from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = ["DemoOptions", "DemoResult", "play", "print_demo"]
 
@@ -146,7 +146,7 @@ async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
 
 
 async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
-    plans, scripts = migrations_demo.generate(demo.out, customers=demo.customers or 12, seed=demo.seed)
+    plans, scripts = migrations_data.generate(demo.out, customers=demo.customers or 12, seed=demo.seed)
     limits = migrations.Limits.parse(_FAST_LIMITS)
     world = migrations.World(
         key=f"sim-key-{demo.seed}", seed=demo.seed, scripts=scripts, limits=limits, pace=_FAST_RUNS
@@ -185,7 +185,7 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
 
 
 def _differences(
-    plan: migrations_demo.Plan, row: CustomerStatus, answers: Mapping[str, str]
+    plan: migrations_data.Plan, row: CustomerStatus, answers: Mapping[str, str]
 ) -> Iterator[str]:
     if row.outcome != plan.outcome:
         yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"

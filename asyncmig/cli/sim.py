@@ -22,13 +22,12 @@ from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Scope
 from asyncmig.simulator import migrations
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES
-from asyncmig.simulator.companies.profiles import PROFILES
-from asyncmig.simulator.companies.variants import VARIANTS, Variants
+from asyncmig.simulator.companies.judge import Verdict
+from asyncmig.simulator.companies.variants import PROFILES, VARIANTS, Variants
 from asyncmig.simulator.companies.world import World
 from asyncmig.simulator.server.app import serve
-from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Faults
-from asyncmig.simulator.server.ledger import Verdict
+from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = ["SimOptions", "new_world", "parse_faults", "serve_until_interrupted", "world_of"]
 

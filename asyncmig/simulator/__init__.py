@@ -18,11 +18,10 @@ counts what the client did wrong. The simulator imports nothing of the client. T
 """
 
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
-from asyncmig.simulator.companies.profiles import PROFILES, Profile
-from asyncmig.simulator.companies.routes import endpoint_of
+from asyncmig.simulator.companies.judge import Verdict
 from asyncmig.simulator.companies.scripts import Ask, Fails, Parks, Script
 from asyncmig.simulator.companies.tables import Column, Schema
-from asyncmig.simulator.companies.variants import VARIANTS, Variants
+from asyncmig.simulator.companies.variants import PROFILES, VARIANTS, Profile, Variants
 from asyncmig.simulator.companies.webhooks import (
     DEFECTS,
     Webhook,
@@ -31,14 +30,14 @@ from asyncmig.simulator.companies.webhooks import (
     export_webhooks,
     send,
 )
-from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.companies.world import World, endpoint_of
 from asyncmig.simulator.server.app import Served, Serving, serve
 from asyncmig.simulator.server.clock import fast_loop
-from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.faults import FAULTS, Fault, Faults
-from asyncmig.simulator.server.ledger import Entry, Ledger, Verdict
+from asyncmig.simulator.server.ledger import Entry, Ledger
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 from asyncmig.simulator.server.messages import Reply, Request, Stream
+from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = [
     "DEFECTS",

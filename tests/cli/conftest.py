@@ -16,7 +16,7 @@ from asyncmig.simulator import Reply, Request, World, migrations
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.server.app import Served, serve
 from asyncmig.simulator.server.clock import fast_loop
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 
 SPEED = 60.0
 KEY = "sk-very-secret"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 

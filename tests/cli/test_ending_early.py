@@ -11,7 +11,7 @@ import pytest
 
 from asyncmig._core.duration import Duration, parse_duration
 from asyncmig.errors import InvalidInput
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 
 from .conftest import KEY, SPEED, Simulator, serving
 from .terminal import Terminal

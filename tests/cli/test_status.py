@@ -20,7 +20,7 @@ from asyncmig import Journal
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.failures import LastFailure
 from asyncmig.simulator import Reply, Request
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 

@@ -16,8 +16,7 @@ from inprocess import InProcess
 from asyncmig import Approve, Delivered, Failed, Fleet, Journal, Outcome, Parked, Spec, Unknown, migrate
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.simulator import World
-from asyncmig.simulator.companies.bodies import ImportIn
-from asyncmig.simulator.companies.company import Company, Upload
+from asyncmig.simulator.companies.company import Company, ImportIn, Upload
 from asyncmig.simulator.companies.tables import Table
 
 from .conftest import CLEAN, DUPLICATES, SOURCE, Opens

@@ -27,7 +27,7 @@ from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.saq import MigrationQueue, worker_settings
 from asyncmig.simulator.migrations import Block, Question, Script
 from asyncmig.simulator.server.clock import fast_loop
-from asyncmig.simulator.server.durations import RunDurations
+from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.testing import Simulator
 
 SPEED = 60.0

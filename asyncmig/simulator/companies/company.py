@@ -1,17 +1,50 @@
-"""One company on the server: its sheets, uploads and runs, the idempotency keys, and what an import inserts."""
+"""One company on the server: its sheets, uploads and runs, the idempotency keys, and what an import inserts.
+
+The structs `...In` are the request bodies of the contract.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
-from asyncmig.simulator.companies.bodies import CompanyIn, ImportIn
+import msgspec
+
 from asyncmig.simulator.companies.runs import ExportRun, ImportRun
 from asyncmig.simulator.companies.tables import Schema, Table
 from asyncmig.simulator.companies.webhooks import Workbook
 from asyncmig.simulator.server.messages import Json, Refusal
 from asyncmig.simulator.server.tables import Unreadable, read_csv, to_table
 
-__all__ = ["Company", "Upload", "take_in"]
+__all__ = ["Company", "CompanyIn", "ImportIn", "Upload", "UploadIn", "take_in"]
+
+
+class CompanyIn(msgspec.Struct, kw_only=True):
+    name: str
+    source: str
+    external_id: str | None = None
+    template_ids: list[str] | None = None
+    connections: dict[str, msgspec.Raw] | None = None
+
+
+class UploadIn(msgspec.Struct, kw_only=True):
+    name: str
+    content_type: str
+    size: int
+
+
+class FileIn(msgspec.Struct, kw_only=True):
+    name: str
+    upload_ref: str
+
+
+class ImportIn(msgspec.Struct, kw_only=True):
+    idempotency_key: str
+    files: list[FileIn] | None = None
+    rows: list[dict[str, str | int | float | bool | None]] | None = None
+
+    def payload(self) -> bytes:
+        """Return the payload that an idempotency key identifies."""
+        return msgspec.json.encode([self.files, self.rows], order="deterministic")
 
 
 @final

@@ -7,15 +7,13 @@ from typing import final
 
 import msgspec
 
-from asyncmig.simulator.companies.bodies import AnswerIn
 from asyncmig.simulator.companies.scripts import Parks
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
-from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.messages import Json
+from asyncmig.simulator.server.settings import RunDurations
 
-__all__ = ["ExportRun", "ImportRun"]
-
+__all__ = ["DecisionIn", "ExportIn", "ExportRun", "ImportRun"]
 
 PARKS_ABOVE = 0.05
 """A run parks when more than this share of its rows would be dropped or duplicated."""
@@ -25,6 +23,17 @@ _PROPOSED = {
     "link": "keep",
     "strict": "keep",
 }
+
+
+class AnswerIn(msgspec.Struct, kw_only=True):
+    question_id: str
+    option_id: str | None = None
+    custom: str | None = None
+
+
+class DecisionIn(msgspec.Struct, kw_only=True):
+    decision: str
+    answers: list[AnswerIn] = []
 
 
 class _Option(msgspec.Struct):
@@ -244,6 +253,21 @@ class ImportRun:
 
 def _what(flaw: Flaw) -> tuple[str, str, str]:
     return flaw.sheet_id, flaw.column, flaw.kind
+
+
+class SelectionIn(msgspec.Struct, kw_only=True):
+    template_ids: list[str] | None = None
+    row_filter: str | None = None
+
+
+class ExportIn(msgspec.Struct, kw_only=True):
+    mode: str
+    idempotency_key: str
+    selection: SelectionIn | None = None
+
+    def payload(self) -> bytes:
+        """Return what an idempotency key stands for."""
+        return msgspec.json.encode([self.mode, self.selection], order="deterministic")
 
 
 @final

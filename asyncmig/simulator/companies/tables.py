@@ -1,18 +1,16 @@
-"""Sheets of templates: validate and patch their rows."""
+"""Sheets of templates: validate and patch their rows, and write them as CSV and ZIP."""
 
+import csv
+import io
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = [
-    "Column",
-    "Flaw",
-    "Schema",
-    "Table",
-    "apply_action",
-    "find_flaws",
-]
+from asyncmig.simulator.server.messages import Json
+
+__all__ = ["Column", "Flaw", "Schema", "Table", "apply_action", "bad_rows", "find_flaws", "to_csv", "to_zip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +34,24 @@ class Schema:
     id: str
     name: str
     columns: tuple[Column, ...]
+
+    def describe(self) -> Json:
+        """Return the template as the API shows it."""
+        columns = [
+            {
+                "name": column.name,
+                "description": "",
+                "required": column.required,
+                "unique": column.unique,
+                "desiredRule": "strict" if column.pattern else "link" if column.link else "none",
+                "strictRule": column.pattern,
+                "linkRule": [{"templateId": column.link[0], "columnName": column.link[1]}]
+                if column.link
+                else None,
+            }
+            for column in self.columns
+        ]
+        return {"id": self.id, "name": self.name, "description": None, "columns": columns}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,3 +136,26 @@ def bad_rows(flaws: Iterable[Flaw]) -> Counter[str]:
     for flaw in flaws:
         rows.setdefault(flaw.sheet_id, set()).update(flaw.rows)
     return Counter({sheet: len(numbers) for sheet, numbers in rows.items()})
+
+
+def to_zip(tables: Sequence[Table], *, only_valid: bool) -> bytes:
+    """Return a ZIP of all sheets of a company."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        for place, table in enumerate(tables):
+            same = sum(other.name == table.name for other in tables[:place])
+            name = f"{table.name} ({same + 1})" if same else table.name
+            content.writestr(f"{name}.csv", to_csv(tables, table, only_valid=only_valid))
+    return archive.getvalue()
+
+
+def to_csv(tables: Sequence[Table], table: Table, *, only_valid: bool) -> bytes:
+    """Return one sheet of a company as CSV; its links go to the other sheets."""
+    bad: set[int] = set()
+    if only_valid:
+        bad = {n for flaw in find_flaws(tables) if flaw.sheet_id == table.sheet_id for n in flaw.rows}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table.header)
+    writer.writerows(row for n, row in enumerate(table.rows) if n not in bad)
+    return text.getvalue().encode()

@@ -17,11 +17,10 @@ from asyncmig.simulator.migrations.account import EPOCH
 from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
 from asyncmig.simulator.migrations.judge import Verdict
 from asyncmig.simulator.migrations.migration import Migration
-from asyncmig.simulator.migrations.routes import endpoint_of
 from asyncmig.simulator.migrations.scripts import DROP, KEEP, Block, Question, Script
 from asyncmig.simulator.migrations.tables import Column, Schema
 from asyncmig.simulator.migrations.variants import REFUSALS, SETTLED, SILENCES, VARIANTS, Variants
-from asyncmig.simulator.migrations.world import World
+from asyncmig.simulator.migrations.world import World, endpoint_of
 from asyncmig.simulator.server.limits import Limits
 
 __all__ = [

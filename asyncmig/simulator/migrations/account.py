@@ -9,8 +9,8 @@ from asyncmig.simulator.migrations.migration import Event, File, Knowledge, Migr
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import Schema
 from asyncmig.simulator.migrations.variants import Variants
-from asyncmig.simulator.server.durations import RunDurations
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, drifted, json_reply
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, drifted, json_reply, new_uuid
+from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = ["EPOCH", "Account", "Source"]
 
@@ -65,8 +65,7 @@ class Account:
 
     def new_id(self) -> str:
         """Return a new id: a UUID."""
-        text = f"{self.rng.getrandbits(128):032x}"
-        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+        return new_uuid(self.rng)
 
     def time_text(self, at: float) -> str:
         """Return a time as the API shows it."""

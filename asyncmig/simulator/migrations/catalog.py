@@ -9,8 +9,7 @@ import msgspec
 from asyncmig.simulator.migrations.account import Account, Source
 from asyncmig.simulator.migrations.migration import Knowledge
 from asyncmig.simulator.migrations.tables import Column, Schema
-from asyncmig.simulator.server.bodies import Malformed, read
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request
+from asyncmig.simulator.server.messages import Json, Malformed, Refusal, Reply, Request, read_body
 
 __all__ = [
     "list_sources",
@@ -74,7 +73,7 @@ def list_sources(account: Account, request: Request, ids: Ids, now: float) -> Re
 
 def update_source(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `PATCH /sources/{source}`."""
-    source, body = _source(account, ids), read(request.body, _SourceIn)
+    source, body = _source(account, ids), read_body(request.body, _SourceIn)
     if body.name is None and body.auth_url is None:
         raise Refusal(400, "Give a name or an auth_url")
     if body.name is not None and body.name != source.name:
@@ -91,7 +90,7 @@ def update_source(account: Account, request: Request, ids: Ids, now: float) -> R
 
 def pin_source(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /sources/{source}/pin`."""
-    source, body = _source(account, ids), read(request.body, _PinIn)
+    source, body = _source(account, ids), read_body(request.body, _PinIn)
     if body.run_id is not None:
         runs = {run.id: run for each in account.migrations.values() for run in each.runs}
         run = runs.get(body.run_id)
@@ -112,7 +111,7 @@ def _describe_knowledge(account: Account, knowledge: Knowledge) -> Json:
 
 
 def _write(account: Account, knowledge: Knowledge, request: Request, *, held: bool, now: float) -> None:
-    body = read(request.body, _KnowledgeIn, may_be_empty=True)
+    body = read_body(request.body, _KnowledgeIn, may_be_empty=True)
     if held:
         raise Refusal(409, "A run holds this text")
     current = _describe_knowledge(account, knowledge)["updated_at"]
@@ -181,7 +180,7 @@ def update_template(account: Account, request: Request, ids: Ids, now: float) ->
 
     `columns` replaces all columns: an omitted `schema` is kept, an omitted `linkRule` is lost.
     """
-    schema, body = _schema(account, ids), read(request.body, _TemplateIn)
+    schema, body = _schema(account, ids), read_body(request.body, _TemplateIn)
     given = cast("Json", msgspec.to_builtins(body))
     if not any(name in given and (given[name] is not None or name == "description") for name in given):
         raise Refusal(400, "Give at least one of name, description, grouping and columns")

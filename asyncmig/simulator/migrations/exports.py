@@ -1,23 +1,24 @@
-"""Routes of downloads and export jobs; and the storage's GET of a download link."""
+"""Routes of rows: the preview, downloads and export jobs; and the storage's GET of a download link."""
 
+import csv
 import gzip
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from asyncmig.simulator.migrations.account import Account
 from asyncmig.simulator.migrations.migration import ExportJob, Migration
-from asyncmig.simulator.migrations.replies import chosen_columns, csv_of, fields_of
 from asyncmig.simulator.migrations.tables import Sheet, find_flaws
-from asyncmig.simulator.server.bodies import read
-from asyncmig.simulator.server.messages import Refusal, Reply, Request, json_reply
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
 
-__all__ = ["download", "fetch_link", "read_export", "start_export"]
+__all__ = ["download", "fetch_link", "preview", "read_export", "start_export"]
 
 Ids = Mapping[str, str]
 _FILTERS = ("valid", "invalid", "all")
+_SAMPLE = 20
+"""Rows of a sheet in the preview."""
 _FILE_LIVES, _LINK_LIVES = 3600.0, 300.0
 
 
@@ -49,11 +50,11 @@ def download(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     if variants.filter == "honoured":
         rows = _filtered(migration, sheet, query.get("filter", "valid"))
     has_coverage = migration.report is not None and migration.report["coverage"] is not None
-    places = chosen_columns(
-        sheet, fields_of(query), omit_empty=query.get("omit_empty") == "true", has_coverage=has_coverage
+    places = _chosen_columns(
+        sheet, _fields_of(query), omit_empty=query.get("omit_empty") == "true", has_coverage=has_coverage
     )
     headers = {"X-Total-Records": str(len(rows))} if variants.total_records else {}
-    body = csv_of(sheet, places, rows)
+    body = _csv_of(sheet, places, rows)
     cut = rows and account.rng.random() < variants.cut_downloads
     if "gzip" in request.headers.get("accept-encoding", ""):
         body, headers["Content-Encoding"] = gzip.compress(body, mtime=0), "gzip"
@@ -77,13 +78,13 @@ def _filtered(migration: Migration, sheet: Sheet, wanted: str) -> list[list[str]
 def start_export(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/exports`."""
     account.require_plan()
-    migration, body = account.migration(ids, now), read(request.body, _ExportIn)
+    migration, body = account.migration(ids, now), read_body(request.body, _ExportIn)
     slugs = body.slugs or ([body.slug] if body.slug else [])
     if not slugs:
         raise Refusal(400, "Give a slug or slugs")
     sheets = [_sheet(migration, slug) for slug in slugs]
     for sheet in sheets:
-        chosen_columns(sheet, body.fields, omit_empty=body.omit_empty, has_coverage=bool(migration.report))
+        _chosen_columns(sheet, body.fields, omit_empty=body.omit_empty, has_coverage=bool(migration.report))
     if not migration.workbook:
         raise Refusal(409, "There is nothing to export")
     if any(now < job.ends_at for job in migration.jobs.values()):
@@ -149,7 +150,9 @@ def read_export(account: Account, request: Request, ids: Ids, now: float) -> Rep
 def _content(migration: Migration, job: ExportJob) -> bytes:
     """Return the file of a job: the sheet, or a ZIP with one CSV for each sheet."""
     files = {
-        f"{slug}.csv": csv_of(sheet, chosen_columns(sheet, job.fields, omit_empty=job.omit_empty), sheet.rows)
+        f"{slug}.csv": _csv_of(
+            sheet, _chosen_columns(sheet, job.fields, omit_empty=job.omit_empty), sheet.rows
+        )
         for slug in job.slugs
         for sheet in [_sheet(migration, slug)]
     }
@@ -182,3 +185,93 @@ def fetch_link(account: Account, request: Request, now: float) -> Reply:
     if folder == "redirect":
         return Reply(status=302, body=b"", headers={"Location": f"{account.storage_url}/downloads/{token}"})
     return Reply(status=200, body=content, content_type=kind)
+
+
+# The preview, and sheets as CSV
+
+
+def preview(account: Account, request: Request, ids: Ids, now: float) -> Reply:
+    """Respond to `GET /migrations/{id}/preview`."""
+    migration = account.migration(ids, now)
+    if migration.preview is None or now < migration.preview_at + account.variants.lag:
+        raise Refusal(404, "There is no preview")
+    return account.shown(200, _preview_of(account, migration, migration.preview, request.query))
+
+
+def _chosen_columns(
+    sheet: Sheet, fields: Sequence[str] | None, *, omit_empty: bool, has_coverage: bool = True
+) -> list[int]:
+    """Return the positions of the columns that a request selects. Raises `Refusal`."""
+    places = list(range(len(sheet.header)))
+    if fields:
+        for name in fields:
+            if name not in sheet.header:
+                raise Refusal(400, f"unknown_field: {name}", fields={"code": "unknown_field"})
+        places = [sheet.header.index(name) for name in fields]
+    if omit_empty:
+        if not has_coverage:
+            raise Refusal(409, "coverage_unavailable", fields={"code": "coverage_unavailable"})
+        places = [place for place in places if any(row[place].strip() for row in sheet.rows)]
+        if not places:
+            raise Refusal(409, "Every column is empty")
+    return places
+
+
+def _fields_of(query: Mapping[str, str]) -> list[str] | None:
+    """Return the names in `?fields`."""
+    names = [name for name in query.get("fields", "").split(",") if name]
+    return names or None
+
+
+def _preview_of(
+    account: Account, migration: Migration, sheets: Sequence[Sheet], query: Mapping[str, str]
+) -> Json:
+    """Return a sample of what would be imported."""
+    variants = account.variants
+    flaws = find_flaws(sheets)
+    shown: list[Json] = []
+    for sheet in sheets:
+        size = min(_SAMPLE, len(sheet.rows))
+        drawn = (
+            account.rng.sample(range(len(sheet.rows)), size) if variants.sample == "drawn" else range(size)
+        )
+        row_numbers = {row: number for number, row in enumerate(drawn)}
+        sample = Sheet(schema=sheet.schema, rows=[sheet.rows[row] for row in drawn])
+        places = _chosen_columns(
+            sample,
+            _fields_of(query),
+            omit_empty=query.get("omit_empty") == "true" and bool(sample.rows),
+        )
+        header = [sheet.header[place] for place in places]
+        cells: list[Json] = [
+            {
+                variants.cell_row: row_numbers[flaw.row] + variants.first_row,
+                variants.cell_column: places.index(flaw.column)
+                if variants.cell_column == "colIndex"
+                else sheet.header[flaw.column],
+                variants.cell_reason: flaw.reason,
+            }
+            for flaw in flaws
+            if flaw.slug == sheet.schema.slug and flaw.row in row_numbers and flaw.column in places
+        ]
+        shown.append(
+            {
+                "template": {"slug": sheet.schema.slug, "name": sheet.schema.name},
+                "rows": [header, *([row[place] for place in places] for row in sample.rows)],
+                "invalid_cells": cells,
+            }
+        )
+    return {
+        "status": "awaiting_approval",
+        "templates": [{"slug": schema.slug, "name": schema.name} for schema in migration.schemas],
+        "sheets": shown,
+    }
+
+
+def _csv_of(sheet: Sheet, places: Sequence[int], rows: Sequence[Sequence[str]]) -> bytes:
+    """Return some columns and rows of a sheet as CSV with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([sheet.header[place] for place in places])
+    writer.writerows([row[place] for place in places] for row in rows)
+    return text.getvalue().encode()

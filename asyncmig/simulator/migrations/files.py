@@ -10,8 +10,7 @@ from asyncmig.simulator.migrations.account import Account
 from asyncmig.simulator.migrations.migration import File, Migration
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import XLSX_HINT, can_read
-from asyncmig.simulator.server.bodies import read
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
 
 __all__ = [
     "create_migration",
@@ -78,7 +77,7 @@ def find_existing(account: Account, request: Request) -> Migration | None:
 def create_migration(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations`."""
     account.require_plan()
-    body = read(request.body, _MigrationIn, may_be_empty=True)
+    body = read_body(request.body, _MigrationIn, may_be_empty=True)
     if not body.name.strip():
         raise Refusal(400, "name is required")
     source = body.source or None
@@ -140,7 +139,7 @@ def _already_there(
 
 def create_uploads(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/files`."""
-    migration, body = account.migration(ids, now), read(request.body, _FilesIn)
+    migration, body = account.migration(ids, now), read_body(request.body, _FilesIn)
     if not body.files or len(body.files) > _MOST_AT_ONCE:
         raise Refusal(400, f"files must have 1 to {_MOST_AT_ONCE} entries")
     if any(not file.name.strip() for file in body.files):
@@ -207,7 +206,7 @@ def list_files(account: Account, request: Request, ids: Ids, now: float) -> Repl
 
 def save_connection(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/source-connection`."""
-    migration, body = account.migration(ids, now), read(request.body, _ConnectionIn)
+    migration, body = account.migration(ids, now), read_body(request.body, _ConnectionIn)
     if body.source_key != body.source_key.lower():
         raise Refusal(400, "source_key must be in lower case")
     given = cast("Json", msgspec.to_builtins(body))

@@ -2,30 +2,31 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 from asyncmig.simulator.migrations.migration import Migration
-from asyncmig.simulator.server.ledger import Ledger
+from asyncmig.simulator.server.ledger import BaseVerdict, Ledger
 
 __all__ = ["Refused", "Verdict", "judge"]
 
-_MEANINGS = {
-    "executed_twice": "executes of rows that were written before",
-    "generated_twice": "generates although a preview of the same files was there or was executed",
-    "uploaded_twice": "files uploaded twice",
-    "duplicate_migrations": "migrations created twice for one customer",
-    "over_the_limit": "requests over the rate limit (429)",
-    "starts_beyond_three": "starts while the account's own runs took all places",
-    "key_leaks": "requests that sent the API key to another host",
-    "after_refusal": "requests after the API key was refused (401)",
-    "malformed": "malformed requests (400)",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(BaseVerdict):
     """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
+
+    _MEANINGS: ClassVar = {
+        "executed_twice": "executes of rows that were written before",
+        "generated_twice": "generates although a preview of the same files was there or was executed",
+        "uploaded_twice": "files uploaded twice",
+        "duplicate_migrations": "migrations created twice for one customer",
+        "over_the_limit": "requests over the rate limit (429)",
+        "starts_beyond_three": "starts while the account's own runs took all places",
+        "key_leaks": "requests that sent the API key to another host",
+        "after_refusal": "requests after the API key was refused (401)",
+        "malformed": "malformed requests (400)",
+    }
 
     executed_twice: int
     """Executes after one that wrote rows, without new files or an update in between."""
@@ -46,10 +47,6 @@ class Verdict:
     malformed: int
     """Requests with a 400, except those that a client cannot foresee, such as that of a refused row filter."""
 
-    def __str__(self) -> str:
-        found = [f"{_MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
-        return "; ".join(found) or "no faults"
-
 
 @dataclass(slots=True)
 class Refused:
@@ -62,8 +59,6 @@ class Refused:
 
 def judge(migrations: Collection[Migration], ledger: Ledger, refusals: Refused) -> Verdict:
     """Return what a client did wrong."""
-    statuses = [entry.status for entry in ledger.entries]
-    refused = statuses.index(401) if 401 in statuses else len(statuses)
     names = Counter((each.name, each.source) for each in migrations)
     return Verdict(
         executed_twice=sum(_repeated(each, "execute") for each in migrations),
@@ -73,7 +68,7 @@ def judge(migrations: Collection[Migration], ledger: Ledger, refusals: Refused) 
         over_the_limit=refusals.over_the_limit,
         starts_beyond_three=refusals.starts_beyond_three,
         key_leaks=ledger.key_leaks,
-        after_refusal=max(0, len(statuses) - refused - 1),
+        after_refusal=ledger.after_refusal,
         malformed=refusals.malformed,
     )
 

@@ -1,4 +1,4 @@
-"""Routes of runs: start, read, cancel, answer, credentials; and the preview."""
+"""Routes of runs: start, read, cancel, answer, credentials."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -7,13 +7,11 @@ import msgspec
 
 from asyncmig.simulator.migrations.account import Account
 from asyncmig.simulator.migrations.migration import Migration, Run
-from asyncmig.simulator.migrations.replies import preview_of
 from asyncmig.simulator.migrations.runs import Agent
 from asyncmig.simulator.migrations.scripts import Question
-from asyncmig.simulator.server.bodies import read
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, read_body
 
-__all__ = ["answer", "cancel_run", "preview", "read_run", "start_run", "submit_credentials"]
+__all__ = ["answer", "cancel_run", "read_run", "start_run", "submit_credentials"]
 
 Ids = Mapping[str, str]
 _KINDS = ("generate", "update", "clarify", "execute")
@@ -48,7 +46,7 @@ class _CredentialsIn(msgspec.Struct, kw_only=True):
 def start_run(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/runs`."""
     account.require_plan()
-    migration, body = account.migration(ids, now), read(request.body, _RunIn, may_be_empty=True)
+    migration, body = account.migration(ids, now), read_body(request.body, _RunIn, may_be_empty=True)
     if body.kind not in _KINDS:
         raise Refusal(400, f"kind must be one of {', '.join(_KINDS)}")
     if body.kind in ("update", "clarify") and not (body.message or "").strip():
@@ -108,7 +106,7 @@ def read_run(account: Account, request: Request, ids: Ids, now: float) -> Reply:
 def cancel_run(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `PATCH /migrations/{id}/runs/{run_id}`."""
     migration, run = _run(account, ids, now)
-    if read(request.body, _CancelIn).status != "cancel_requested":
+    if read_body(request.body, _CancelIn).status != "cancel_requested":
         raise Refusal(400, "status must be cancel_requested")
     variants, agent = account.variants, Agent(account, migration)
     if run.status in ("completed", "failed", "canceled"):
@@ -136,7 +134,7 @@ def _blocked(account: Account, ids: Ids, now: float, reason: str) -> tuple[Migra
 def answer(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/runs/{run_id}/messages`."""
     migration, run = _blocked(account, ids, now, "question")
-    answers = read(request.body, _AnswersIn).answers
+    answers = read_body(request.body, _AnswersIn).answers
     if not answers or (isinstance(answers, str) and not answers.strip()):
         raise Refusal(400, "answers is empty")
     if isinstance(answers, str):
@@ -186,7 +184,7 @@ def submit_credentials(account: Account, request: Request, ids: Ids, now: float)
     The value `wrong` is rejected: the run blocks again.
     """
     migration, run = _blocked(account, ids, now, "credentials")
-    body = read(request.body, _CredentialsIn)
+    body = read_body(request.body, _CredentialsIn)
     wanted = cast("str", (run.request or {})["connection_id"])
     if not body.credentials:
         raise Refusal(400, "credentials is empty")
@@ -201,11 +199,3 @@ def submit_credentials(account: Account, request: Request, ids: Ids, now: float)
         run.phase.blocks -= 1
     Agent(account, migration).resume(run, now)
     return account.shown(200, {"run_id": run.id, "status": "running"})
-
-
-def preview(account: Account, request: Request, ids: Ids, now: float) -> Reply:
-    """Respond to `GET /migrations/{id}/preview`."""
-    migration = account.migration(ids, now)
-    if migration.preview is None or now < migration.preview_at + account.variants.lag:
-        raise Refusal(404, "There is no preview")
-    return account.shown(200, preview_of(account, migration, migration.preview, request.query))

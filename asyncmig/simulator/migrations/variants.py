@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 from typing import TypeVar
 
-from asyncmig.simulator.amounts import check_amount, is_share
+from asyncmig.simulator.server.settings import check_amount, is_share
 
 __all__ = ["REFUSALS", "SETTLED", "SILENCES", "VARIANTS", "Variants"]
 

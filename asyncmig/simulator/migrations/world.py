@@ -1,6 +1,6 @@
 """The server's state: it takes a request and `now`, and returns a reply. It knows the contract and no client."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -9,24 +9,68 @@ from typing import final
 
 import msgspec
 
+from asyncmig.simulator.migrations import catalog, exports, files, history, operations
 from asyncmig.simulator.migrations.account import EPOCH, Account
 from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
-from asyncmig.simulator.migrations.exports import fetch_link
-from asyncmig.simulator.migrations.files import find_existing, put_bytes
 from asyncmig.simulator.migrations.judge import Refused, Verdict, judge
 from asyncmig.simulator.migrations.migration import Migration
-from asyncmig.simulator.migrations.routes import CLASSES, HANDLERS, endpoint_of, find_route
 from asyncmig.simulator.migrations.runs import advance
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import Schema
 from asyncmig.simulator.migrations.variants import Variants
-from asyncmig.simulator.server.bodies import Malformed, read
-from asyncmig.simulator.server.durations import RunDurations
 from asyncmig.simulator.server.ledger import Entry, Ledger
 from asyncmig.simulator.server.limits import Budgets, FixedWindow, Limits, Meter, SlidingLog
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply
+from asyncmig.simulator.server.messages import (
+    Json,
+    Malformed,
+    Refusal,
+    Reply,
+    Request,
+    Routes,
+    json_reply,
+    read_body,
+)
+from asyncmig.simulator.server.settings import RunDurations
 
-__all__ = ["World"]
+__all__ = ["World", "endpoint_of"]
+
+Handler = Callable[[Account, Request, Mapping[str, str], float], Reply]
+_M = "/migrations/{id}"
+_TABLE: tuple[tuple[str, str, Handler], ...] = (
+    ("GET /sources", "reads", catalog.list_sources),
+    ("PATCH /sources/{source}", "writes", catalog.update_source),
+    ("POST /sources/{source}/pin", "writes", catalog.pin_source),
+    ("GET /sources/{source}/knowledge", "writes", catalog.source_knowledge),
+    ("PATCH /sources/{source}/knowledge", "writes", catalog.write_source_knowledge),
+    ("GET /templates", "reads", catalog.list_templates),
+    ("GET /templates/{slug}", "reads", catalog.read_template),
+    ("PATCH /templates/{slug}", "writes", catalog.update_template),
+    ("POST /migrations", "create", files.create_migration),
+    (f"POST {_M}/files", "writes", files.create_uploads),
+    (f"GET {_M}/files", "reads", files.list_files),
+    (f"POST {_M}/source-connection", "writes", files.save_connection),
+    (f"GET {_M}/source-connection", "writes", files.read_connection),
+    (f"DELETE {_M}/source-connection", "writes", files.delete_connection),
+    (f"GET {_M}/knowledge", "writes", catalog.migration_knowledge),
+    (f"PATCH {_M}/knowledge", "writes", catalog.write_migration_knowledge),
+    (f"POST {_M}/runs", "agent", operations.start_run),
+    (f"GET {_M}/runs/{{run_id}}", "reads", operations.read_run),
+    (f"PATCH {_M}/runs/{{run_id}}", "reads", operations.cancel_run),
+    (f"POST {_M}/runs/{{run_id}}/messages", "agent", operations.answer),
+    (f"POST {_M}/runs/{{run_id}}/credentials", "agent", operations.submit_credentials),
+    (f"GET {_M}/preview", "reads", exports.preview),
+    (f"GET {_M}/thread", "reads", history.snapshot),
+    (f"GET {_M}/thread/stream", "reads", history.stream),
+    (f"GET {_M}/exports/{{slug}}.csv", "reads", exports.download),
+    (f"POST {_M}/exports", "jobs", exports.start_export),
+    (f"GET {_M}/exports/jobs/{{job_id}}", "reads", exports.read_export),
+    (f"GET {_M}/log", "reads", history.read_log),
+)
+"""Each endpoint, its class of limits, and its handler."""
+_CLASSES = {endpoint: name for endpoint, name, _ in _TABLE}
+_HANDLERS = {endpoint: handler for endpoint, _, handler in _TABLE}
+_ROUTES = Routes(_HANDLERS)
+endpoint_of = _ROUTES.endpoint_of
 
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -126,7 +170,9 @@ class World:
         if request.method == "OPTIONS":
             return Reply(status=204, body=b"", headers=_CORS)
         self._note_key(request)
-        reply = (fetch_link if request.method == "GET" else put_bytes)(self.account, request, now)
+        reply = (exports.fetch_link if request.method == "GET" else files.put_bytes)(
+            self.account, request, now
+        )
         return replace(reply, headers={**reply.headers, **_CORS})
 
     def _note_key(self, request: Request) -> None:
@@ -136,8 +182,8 @@ class World:
         """Respond to a request to the API's host."""
         if request.path.startswith("/downloads/"):
             self._note_key(request)
-            return fetch_link(self.account, request, now)
-        found = find_route(request)
+            return exports.fetch_link(self.account, request, now)
+        found = _ROUTES.find(request)
         if found is None:
             return json_reply(404, {"error": "No such route"})
         template, ids = found
@@ -166,7 +212,7 @@ class World:
                 raise Refusal(429, "Too many requests", headers=self._headers(charged, now, refused=True))
             if is_start and variants.concurrency_counts:
                 self._take_place(ids, now)
-            reply = HANDLERS[endpoint](self.account, request, ids, now)
+            reply = _HANDLERS[endpoint](self.account, request, ids, now)
         except Malformed as malformed:
             self._refused.malformed += 1
             return self._error(Refusal(400, str(malformed)), now)
@@ -177,7 +223,7 @@ class World:
 
     def _charges(self, request: Request, endpoint: str) -> list[str]:
         """Return the budgets that a request charges."""
-        variants, name = self.variants, CLASSES[endpoint]
+        variants, name = self.variants, _CLASSES[endpoint]
         if not self.limits.by_class:
             return [self.limits.charged(endpoint)]
         if request.method == "GET" and endpoint.endswith(("/knowledge", "/source-connection")):
@@ -187,7 +233,7 @@ class World:
         if endpoint == "PATCH /migrations/{id}/runs/{run_id}":
             return [variants.cancel_class]
         if name == "create":
-            if not variants.replays_count and find_existing(self.account, request) is not None:
+            if not variants.replays_count and files.find_existing(self.account, request) is not None:
                 return []
             return ["create", "writes"] if variants.create_costs_write else ["create"]
         if endpoint == "POST /migrations/{id}/runs" and _kind_of(request) == "generate":
@@ -269,6 +315,6 @@ class _Start(msgspec.Struct):
 def _kind_of(request: Request) -> str:
     """Return the kind of run that a request starts; nothing for a malformed body, whose handler refuses it."""
     try:
-        return read(request.body, _Start, may_be_empty=True).kind
+        return read_body(request.body, _Start, may_be_empty=True).kind
     except Malformed:
         return ""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import final
 
-from asyncmig.simulator.amounts import is_share
 from asyncmig.simulator.server.messages import Reply
+from asyncmig.simulator.server.settings import is_share
 
 __all__ = ["FAULTS", "Fault", "Faults"]
 

@@ -3,24 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import final
+from typing import ClassVar, final
 
-__all__ = ["Entry", "Ledger", "Verdict"]
+__all__ = ["BaseVerdict", "Entry", "Ledger"]
 
-_MEANINGS = {
-    "over_the_limit": "requests over the rate limit (429)",
-    "key_leaks": "requests that sent the API key to the storage's host",
-    "duplicate_imports": "imports of rows that the company already had",
-    "duplicate_companies": "companies created twice for one customer",
-    "duplicate_exports": "exports started twice",
-    "polls_after_the_end": "reads of a run that was known to have ended",
-    "hasty_polls": "reads of a run too soon after the one before",
-    "blind_decisions": "decisions about questions that were not read",
-    "after_refusal": "requests after the API key was refused (401)",
-    "malformed": "malformed requests (400)",
-    "unaccounted": "imports whose end was never read",
-}
 _POLLS = ("/imports/{run_id}", "/exports/{run_id}", "/runs/{run_id}", "/jobs/{job_id}")
 
 
@@ -41,33 +27,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class BaseVerdict:
     """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
 
-    over_the_limit: int
-    """The number of requests with a 429."""
-    key_leaks: int
-    """Requests that carried the API key to the storage's host."""
-    duplicate_imports: int
-    """Imports of rows that the company already had."""
-    duplicate_companies: int
-    duplicate_exports: int
-    """Exports of a company with the mode and selection of an earlier one, under another key."""
-    polls_after_the_end: int
-    """Reads of a run after one that showed its end."""
-    hasty_polls: int
-    """Reads of a run less than `Ledger.shortest_pause` seconds after the one before."""
-    blind_decisions: int
-    """Decisions about a parked run that had not been read."""
-    after_refusal: int
-    """Requests after the first 401."""
-    malformed: int
-    """Requests with a 400."""
-    unaccounted: int
-    """Imports whose end was never read, for example because the test ended before."""
+    _MEANINGS: ClassVar[Mapping[str, str]] = {}
+    """The words for each field."""
 
     def __str__(self) -> str:
-        found = [f"{_MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
+        found = [f"{self._MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
         return "; ".join(found) or "no faults"
 
 
@@ -98,32 +65,6 @@ class Ledger:
         """Record that a run was read."""
         self.readings.setdefault(run_id, []).append((now, park))
 
-    def verdict(
-        self, *, duplicate_imports: int, duplicate_companies: int, duplicate_exports: int, unaccounted: int
-    ) -> Verdict:
-        """Return what a client did wrong, including what only the world knows."""
-        statuses = [entry.status for entry in self.entries]
-        refused = statuses.index(401) if 401 in statuses else len(statuses)
-        shown = {(run_id, park) for run_id, readings in self.readings.items() for _, park in readings}
-        times = [[at for at, _ in readings] for readings in self.readings.values()]
-        return Verdict(
-            over_the_limit=self.over_the_limit,
-            key_leaks=self.key_leaks,
-            duplicate_imports=duplicate_imports,
-            duplicate_companies=duplicate_companies,
-            duplicate_exports=duplicate_exports,
-            polls_after_the_end=sum(
-                at > ended for run_id, ended in self.end_read_at.items() for at, _ in self.readings[run_id]
-            ),
-            hasty_polls=sum(
-                late - early < self.shortest_pause for reads in times for early, late in pairwise(reads)
-            ),
-            blind_decisions=sum(decision not in shown for decision in self.decisions),
-            after_refusal=max(0, len(statuses) - refused - 1),
-            malformed=statuses.count(400),
-            unaccounted=unaccounted,
-        )
-
     def note(self, entry: Entry) -> None:
         """Record a request."""
         self.entries.append(entry)
@@ -137,6 +78,12 @@ class Ledger:
     def over_the_limit(self) -> int:
         """Requests that were answered 429."""
         return sum(entry.status == 429 for entry in self.entries)
+
+    @property
+    def after_refusal(self) -> int:
+        """Requests after the first 401."""
+        statuses = [entry.status for entry in self.entries]
+        return len(statuses) - statuses.index(401) - 1 if 401 in statuses else 0
 
     @property
     def requests(self) -> Counter[str]:

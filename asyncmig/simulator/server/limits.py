@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol, final
 
-from asyncmig.simulator.amounts import check_amount
+from asyncmig.simulator.server.settings import check_amount
 
 __all__ = [
     "Budgets",

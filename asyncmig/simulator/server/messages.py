@@ -1,14 +1,35 @@
-"""Requests and replies of a world."""
+"""Requests and replies of a world: their parts, the route that a request takes, and the body that it has."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from random import Random
+from typing import Protocol, TypeVar, cast, final
+from urllib.parse import unquote
 
-__all__ = ["Json", "Refusal", "Reply", "Request", "Stream", "drifted", "json_reply"]
+import msgspec
 
+__all__ = [
+    "PREFIX",
+    "Json",
+    "Malformed",
+    "Refusal",
+    "Reply",
+    "Request",
+    "Routes",
+    "Stream",
+    "drifted",
+    "json_reply",
+    "new_uuid",
+    "read_body",
+]
+
+T = TypeVar("T")
 Json = dict[str, object]
 """A JSON value."""
+PREFIX = "/api/v1"
+"""The path prefix of every route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +109,53 @@ def drifted(value: object) -> object:
     if isinstance(value, list):
         return [drifted(each) for each in cast("list[object]", value)]
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def new_uuid(rng: Random) -> str:
+    """Return a new id in the form of a UUID."""
+    text = f"{rng.getrandbits(128):032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+@final
+class Routes:
+    """The routes of an API. An endpoint is a method and a route template: `GET /companies/{id}/imports`."""
+
+    def __init__(self, endpoints: Iterable[str]) -> None:
+        self._patterns = [
+            (method, template, _pattern(template))
+            for method, _, template in (endpoint.partition(" ") for endpoint in endpoints)
+        ]
+
+    def find(self, request: Request) -> tuple[str, dict[str, str]] | None:
+        """Return the route template of a request, and the decoded ids in its path; None if there is no such route."""
+        for method, template, pattern in self._patterns:
+            match = pattern.fullmatch(request.path)
+            if match and method == request.method:
+                return template, {name: unquote(text) for name, text in match.groupdict().items()}
+        return None
+
+    def endpoint_of(self, request: Request) -> str:
+        """Return method and route template of a request; `PUT storage` for an upload."""
+        found = self.find(request)
+        return f"{request.method} {found[0] if found else 'storage'}"
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"[{](\w+)[}]", r"(?P<\1>[^/]+)", PREFIX + template.replace(".", "[.]")))
+
+
+class Malformed(Exception):
+    """The body does not follow the contract."""
+
+
+def read_body(body: bytes, kind: type[T], *, may_be_empty: bool = False) -> T:
+    """Return `body` as `kind`, with every text non-empty. Raises `Malformed` with the server's message."""
+    try:
+        value = msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(str(error)) from None
+    for name in getattr(kind, "__struct_fields__", ()):
+        if getattr(value, name) == "" and not may_be_empty:
+            raise Malformed(f"{name} is required")
+    return value
