@@ -16,12 +16,11 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
 from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import CheckedSpec, Spec, checked_spec
+from asyncmig.customers.spec import CheckedSpec, HasNames, ResolvedSpec, Spec, checked_spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate, unreadable_record
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort

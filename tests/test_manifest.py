@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asyncmig.customers.names import ResolvedSpec
+from asyncmig.customers.spec import ResolvedSpec
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import InvalidManifest, Manifest, read_manifest
 

@@ -8,9 +8,8 @@ import pytest
 from browser import dom_of, needs_browser
 
 from asyncmig.customers.catalog import CatalogueItem
-from asyncmig.customers.flagged_cells import find_flagged_cells
 from asyncmig.customers.preview_page import PREVIEW_DATA, PREVIEW_PAGE, render_preview, write_preview
-from asyncmig.customers.previews import InvalidCell, Preview, PreviewSheet
+from asyncmig.customers.previews import InvalidCell, Preview, PreviewSheet, find_flagged_cells
 
 HOSTILE = "</td></table><script>alert('1')</script>\"&'\x1b[2J\u202e\x00<img src=http://evil.example/>"
 

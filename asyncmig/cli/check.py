@@ -17,8 +17,7 @@ from asyncmig.cli.connection import BaseUrlOption
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
 from asyncmig.cli.options import ApiOption
 from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
-from asyncmig.customers.catalog import TemplateRules
-from asyncmig.customers.names import named
+from asyncmig.customers.catalog import TemplateRules, named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
 from asyncmig.generations import Generation
 from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault

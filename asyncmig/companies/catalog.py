@@ -14,9 +14,8 @@ from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
-from asyncmig.customers.catalog import source_id
+from asyncmig.customers.catalog import named, source_id
 from asyncmig.customers.ids import COMPANY, checked_id
-from asyncmig.customers.names import named
 from asyncmig.customers.spec import Connections, check_external_id, checked_templates
 from asyncmig.errors import NotFound
 

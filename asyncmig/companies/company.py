@@ -7,16 +7,15 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
-from asyncmig.companies.downloads import download
+from asyncmig.companies.downloads import Fetch, download
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports
-from asyncmig.companies.fetch import Fetch
 from asyncmig.companies.imports import Imports
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import SHEET, checked_id
-from asyncmig.customers.names import named
 from asyncmig.customers.outcome import Downloaded, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput

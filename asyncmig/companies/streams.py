@@ -12,8 +12,8 @@ from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.threads import in_thread
 from asyncmig._io.transport import Lost, Response
 from asyncmig.companies.archive import LONGEST_END, ZipOutput, is_whole_end
+from asyncmig.companies.downloads import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.expected import ALL_SHEETS
-from asyncmig.companies.fetch import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
 from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload

@@ -1,13 +1,24 @@
 """The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
 
-from collections.abc import Mapping
-from typing import ClassVar, cast
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import ClassVar, Protocol, TypeVar, cast
 
 from msgspec import Struct, field
 
 from asyncmig._core.arguments import checked_text
+from asyncmig.errors import InvalidInput
 
-__all__ = ["CatalogueItem", "ColumnSpec", "Link", "TemplateRules", "has_ids", "source_id"]
+__all__ = [
+    "CatalogueItem",
+    "ColumnSpec",
+    "Link",
+    "TemplateRules",
+    "called",
+    "has_ids",
+    "named",
+    "source_id",
+]
 
 
 class CatalogueItem(Struct, frozen=True, kw_only=True):
@@ -67,3 +78,52 @@ def has_ids(listed: object) -> bool | None:
         return None
     found = {isinstance(each, Mapping) and "id" in each for each in cast("list[object]", sources)}
     return found.pop() if len(found) == 1 else None
+
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_FEW = 20
+"""How many names an error lists in full."""
+_Named = TypeVar("_Named", bound=_Listed)
+
+
+def named(field: str, wanted: str, among: Sequence[_Named]) -> _Named:
+    """Return the one of `among` whose id or name is `wanted`.
+
+    Raises `InvalidInput` naming `field` if there is none, or more than one of that name.
+    """
+    checked_text(field, wanted)
+    found = [each for each in among if each.id == wanted] or called(wanted, among)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = [each.id for each in found]
+        raise InvalidInput(field, wanted, f"is the name of {len(ids)} of them: use an id of {ids}")
+    raise InvalidInput(
+        field, wanted, f"is not known; {_offer(wanted, sorted({each.name for each in among}))}"
+    )
+
+
+def _offer(wanted: str, names: Sequence[str]) -> str:
+    """Return the names that `wanted` may stand for: all of a few, the most similar ones of many."""
+    if len(names) <= _FEW:
+        return f"there are {list(names)}"
+    folded = {name.casefold(): name for name in names}
+    near = [folded[each] for each in get_close_matches(wanted.casefold(), folded, n=5)]
+    return (
+        f"there are {len(names)}, and the most similar are {near}"
+        if near
+        else f"none of {len(names)} is similar"
+    )
+
+
+def called(name: str, among: Sequence[_Named]) -> list[_Named]:
+    """Return those of this name; if there are none, those whose name differs only in upper and lower case."""
+    return [each for each in among if each.name == name] or [
+        each for each in among if each.name.casefold() == name.casefold()
+    ]

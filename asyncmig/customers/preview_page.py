@@ -16,8 +16,7 @@ from unicodedata import category
 import msgspec
 
 from asyncmig.customers.files import write_whole
-from asyncmig.customers.flagged_cells import FlaggedCell, find_flagged_cells
-from asyncmig.customers.previews import Preview, PreviewSheet
+from asyncmig.customers.previews import FlaggedCell, Preview, PreviewSheet, find_flagged_cells
 
 __all__ = ["PREVIEW_DATA", "PREVIEW_PAGE", "render_preview", "write_preview"]
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -21,7 +21,9 @@ from asyncmig.errors import InvalidInput
 __all__ = [
     "CheckedSpec",
     "Connections",
+    "HasNames",
     "LiveSource",
+    "ResolvedSpec",
     "Spec",
     "check_different",
     "check_external_id",
@@ -152,6 +154,22 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if root is not None:
             check_below(Path(root), self.files)
         return sum(size_of(path) for path in self.files)
+
+
+class HasNames(Protocol):
+    """A customer with the names or ids of its source and templates: a `Spec`, or a line of a manifest."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def templates(self) -> tuple[str, ...] | None: ...
+
+
+class ResolvedSpec(NamedTuple):
+    """A spec with the values that the API takes, and an error for each value that was not found."""
+
+    spec: Spec
+    faults: tuple[InvalidInput, ...]
 
 
 CheckedSpec = tuple[Spec, InvalidInput | None]

@@ -17,8 +17,7 @@ from typing import final
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
-from asyncmig.customers.names import ResolvedSpec
-from asyncmig.customers.spec import LiveSource, Spec, check_external_id
+from asyncmig.customers.spec import LiveSource, ResolvedSpec, Spec, check_external_id
 from asyncmig.errors import InvalidInput
 from asyncmig.generations import Generation
 from asyncmig.jobs.manifest_connections import read_connection

@@ -23,10 +23,10 @@ from asyncmig._core.limits import Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.files import size_of
-from asyncmig.customers.names import HasNames
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action
+from asyncmig.customers.spec import HasNames
 from asyncmig.customers.status import CustomerRecord, RemainingWork, is_new
 from asyncmig.generations import Generation
 

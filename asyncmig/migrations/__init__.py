@@ -59,9 +59,10 @@ from asyncmig.migrations.export_jobs import ExportJob
 from asyncmig.migrations.knowledge import Knowledge
 from asyncmig.migrations.log import Log, LogAudit, LogCovers, LogOutcome, LogRun, LogSheet
 from asyncmig.migrations.migration import Difference, Migration
+from asyncmig.migrations.operation import StartPoint
 from asyncmig.migrations.previews import InvalidCell, Preview, PreviewSheet
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.starts import Noted, StartPoint, active_run_id
+from asyncmig.migrations.starts import Noted, active_run_id
 from asyncmig.migrations.thread import Event, Include
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions, Result
 from asyncmig.migrations.uploads import ToUpload, Uploaded

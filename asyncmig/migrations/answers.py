@@ -1,14 +1,31 @@
-"""Check a person's answers, and credentials, before they are sent."""
+"""What is known before an answer is sent to a blocked run, and the checks of answers and credentials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import ClassVar
 
 import msgspec
 
+from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers.questions import Custom
 from asyncmig.errors import InvalidInput
-from asyncmig.migrations.wire import AnswerBody, Question
+from asyncmig.migrations.wire import AnswerBody, Question, RunState
 
-__all__ = ["checked_answers", "checked_secrets"]
+__all__ = ["AnswerNoted", "AnswerPoint", "checked_answers", "checked_secrets"]
+
+
+class AnswerPoint(HidesSecrets, frozen=True, kw_only=True):
+    """What was known before an answer. With it, another process can find out whether the answer was accepted."""
+
+    shown: RunState
+    """The block that is answered."""
+    after: int
+    """The last sequence of the thread; -1 without events."""
+
+    _SHOWN: ClassVar = ("after",)
+
+
+AnswerNoted = Callable[[AnswerPoint], Awaitable[None]]
+"""Called before an answer is sent, for example to write the point to a journal; again after a 429."""
 
 
 def checked_secrets(field: str, secrets: Mapping[str, object]) -> dict[str, object]:

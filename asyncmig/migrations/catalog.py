@@ -9,9 +9,8 @@ from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import convert
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import ColumnSpec, Link
+from asyncmig.customers.catalog import ColumnSpec, Link, named
 from asyncmig.customers.ids import checked_id
-from asyncmig.customers.names import named
 from asyncmig.customers.spec import check_external_id
 from asyncmig.errors import InvalidInput, NotFound, UnexpectedReply
 from asyncmig.migrations import routes

@@ -1,13 +1,28 @@
 """The log of a migration: what each run did, for people and for audits. See `wire` for the conventions."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from msgspec import Struct, field
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.lifecycle import HasStatus
 from asyncmig.errors import Conflict
 
-__all__ = ["Log", "LogAudit", "LogCovers", "LogOutcome", "LogRun", "LogSheet", "retry_after_of", "status_of"]
+__all__ = [
+    "Log",
+    "LogAudit",
+    "LogCovers",
+    "LogOutcome",
+    "LogRun",
+    "LogSheet",
+    "retry_after_of",
+    "settled",
+    "status_of",
+]
 
+T = TypeVar("T")
 _PAUSE, _SHORTEST_PAUSE, _LONGEST_PAUSE = 30.0, 10.0, 3600.0
 """Seconds before the log is read again: without a number from the server, and the bounds of that number."""
 
@@ -95,3 +110,14 @@ def retry_after_of(error: Conflict) -> float:
     except Unreadable:
         wait = None
     return min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _PAUSE if wait is None else wait))
+
+
+async def settled(read: Callable[[], Awaitable[T]], *, wait: bool) -> T:
+    """Return what `read` does; with `wait`, repeat it while the log is not settled (409)."""
+    while True:
+        try:
+            return await read()
+        except Conflict as error:
+            if not wait:
+                raise
+            await asyncio.sleep(retry_after_of(error))

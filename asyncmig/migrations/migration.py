@@ -1,7 +1,6 @@
 """The handle of one migration: upload, generate, answer, execute, download."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -10,25 +9,24 @@ from typing import TypeVar, cast, final, get_args
 import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_path, checked_text
-from asyncmig._core.lifecycle import Phase
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
+from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import IMPORT, checked_id
-from asyncmig.customers.names import named
 from asyncmig.customers.paths import Inputs
-from asyncmig.errors import Conflict, InvalidInput, NotFound
+from asyncmig.errors import InvalidInput
 from asyncmig.migrations import routes
 from asyncmig.migrations.connections import SourceConnection
 from asyncmig.migrations.downloads import Fetch, download
 from asyncmig.migrations.expected import Downloaded, RowFilter
 from asyncmig.migrations.export_jobs import ExportJob, start_export
 from asyncmig.migrations.knowledge import Knowledge
-from asyncmig.migrations.log import Log, retry_after_of
-from asyncmig.migrations.operation import Operation
+from asyncmig.migrations.log import Log, settled
+from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.sheets import find_sheets
-from asyncmig.migrations.starts import Noted, Starter, StartPoint
+from asyncmig.migrations.starts import Noted, Starter
 from asyncmig.migrations.state import ClientState, MigrationState
 from asyncmig.migrations.thread import BEGINNING, Done, Event, Include, ThreadReader, checked_include
 from asyncmig.migrations.tracker import Tracker
@@ -319,21 +317,8 @@ class Migration:
             async for event in events:
                 if not isinstance(event, Done):
                     yield event
-                elif not await self._is_active():
+                elif not await self._shared.is_active():
                     return
-
-    async def _is_active(self) -> bool:
-        """Return whether the last known run is in progress: a stream may say `done` too early."""
-        tracker = self._shared.tracker
-        if tracker is None or not tracker.run_id or tracker.watch.ended:
-            return False
-        call = Call(endpoint=routes.READ_RUN, ids=tracker.ids)
-        try:
-            state = await self._context.caller.call(call, RunState)
-        except NotFound:
-            return True  # it was just started
-        now = self._context.poller.now()
-        return routes.RUN.phase(tracker.operation.effective(state, now)) is not Phase.TERMINAL
 
     async def log(self, *, wait: bool = False) -> Log:
         """Return what each run did, oldest first.
@@ -343,17 +328,17 @@ class Migration:
         count as in progress.
         """
         call = Call(endpoint=routes.READ_LOG, ids=self._ids)
-        return await _settled(partial(self._context.caller.call, call, Log), wait=wait)
+        return await settled(partial(self._context.caller.call, call, Log), wait=wait)
 
     async def log_json(self, *, wait: bool = False) -> bytes:
         """Return the log as the server writes it, as JSON. `wait` as in `log`."""
         call = Call(endpoint=routes.READ_LOG, ids=self._ids)
-        return (await _settled(partial(self._context.caller.reply, call), wait=wait)).content
+        return (await settled(partial(self._context.caller.reply, call), wait=wait)).content
 
     async def log_markdown(self, *, wait: bool = False) -> str:
         """Return the log as Markdown. `wait` as in `log`."""
         call = Call(endpoint=routes.READ_LOG, ids=self._ids, query={"format": "md"})
-        reply = await _settled(partial(self._context.caller.reply, call), wait=wait)
+        reply = await settled(partial(self._context.caller.reply, call), wait=wait)
         return reply.content.decode("utf-8", "replace")
 
     # Delivery
@@ -448,16 +433,6 @@ class Migration:
             raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
         chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
         return list({sheet.id: sheet for sheet in chosen}.values())
-
-
-async def _settled(read: Callable[[], Awaitable[T]], *, wait: bool) -> T:
-    while True:
-        try:
-            return await read()
-        except Conflict as error:
-            if not wait:
-                raise
-            await asyncio.sleep(retry_after_of(error))
 
 
 def _start(after: int | None) -> int:

@@ -10,19 +10,35 @@ newer than the request:
 - the reading differs from the old state, and only this operation can have caused it: a report after `execute`, a
   failure, a cancellation.
 
+If the response to a start was lost, the same question is whether the run or the log shows anything that is newer than
+the start: `is_newer` and `newest` compare them with the `StartPoint`.
+
 Nothing here awaits. Times are seconds on the caller's clock.
 """
 
 from collections.abc import Collection
-from typing import final
+from datetime import UTC, datetime
+from typing import ClassVar, final
 
 import msgspec
 
 from asyncmig._core.lifecycle import Phase
+from asyncmig._core.secrets import HidesSecrets
+from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.routes import RUN
 from asyncmig.migrations.wire import Kind, RunState
 
-__all__ = ["LAG", "Operation", "block_of", "is_credentials"]
+__all__ = [
+    "LAG",
+    "Operation",
+    "StartPoint",
+    "block_of",
+    "is_credentials",
+    "is_newer",
+    "mark_of",
+    "moment_of",
+    "newest",
+]
 
 LAG = RUN.read_lag
 """Seconds for which a read may show an old state."""
@@ -159,3 +175,67 @@ class Operation:
 
     def _has_evidence(self, now: float) -> bool:
         return self._is_newer or (self._has_events and now >= self.requested_at + LAG)
+
+
+# Evidence of a start whose response was lost
+
+
+class StartPoint(HidesSecrets, frozen=True, kw_only=True):
+    """What was known before a start. With it, another process can find out whether the start happened.
+
+    It has no read-back of answers, which may be secrets.
+    """
+
+    kind: Kind
+    after: int
+    """The last sequence of the thread; -1 without events."""
+    run_id: str | None = None
+    """The run that is resumed; None for `generate`, or if unknown."""
+    state: RunState | None = None
+    """The last reading of that run."""
+    logged: tuple[str, ...] | None = None
+    """What identifies the runs in the log; None if the log could not be read."""
+    logged_ids: tuple[str, ...] = ()
+    """The ids of the runs in the log."""
+    at: str | None = None
+    """The time on the server's clock, ISO 8601, as its log says; None if the log could not be read."""
+    message: str | None = None
+    """The message of an update or a clarify, which the thread may show."""
+
+    _SHOWN: ClassVar = ("kind", "after", "run_id", "at")
+
+
+def mark_of(entry: LogRun) -> str:
+    """Return what changes if a run, or an operation of it, is added to the log or ends in it."""
+    parts = (entry.run_id, entry.kind, entry.status, entry.started_at, entry.completed_at)
+    return f"{parts} {entry.outcome is not None}"
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """Return a time of the server; None if it cannot be read."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def is_newer(point: StartPoint, state: RunState) -> bool:
+    """Return whether a run is in progress, or has another end than before."""
+    if RUN.phase(state.status) is not Phase.TERMINAL:
+        return True
+    before = point.state
+    return before is not None and (before.status, before.report) != (state.status, state.report)
+
+
+def newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:
+    """Return the newest entry of this kind that was not in the log before."""
+    known = point.logged or ()
+    for entry in reversed(entries):
+        is_old_run = point.kind == "generate" and entry.run_id == point.run_id
+        # A log may have one entry for a run, of which `execute` only adds the outcome.
+        is_executed = point.kind == "execute" and entry.outcome is not None
+        is_kind = entry.kind == point.kind or is_executed
+        if is_kind and entry.run_id and not is_old_run and mark_of(entry) not in known:
+            return entry
+    return None

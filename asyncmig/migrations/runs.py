@@ -1,17 +1,17 @@
 """Runs: wait for the end of an operation, answer its questions, cancel it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import final
 
 import msgspec
 
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Repeat
 from asyncmig._core.retry import Doubt
-from asyncmig._core.secrets import HidesSecrets, secrets_of
+from asyncmig._core.secrets import secrets_of
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
@@ -22,7 +22,7 @@ from asyncmig.errors import (
     NotFound,
 )
 from asyncmig.migrations import routes
-from asyncmig.migrations.answers import checked_answers, checked_secrets
+from asyncmig.migrations.answers import AnswerNoted, AnswerPoint, checked_answers, checked_secrets
 from asyncmig.migrations.operation import LAG, block_of, is_credentials
 from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Result, Tracker
@@ -34,28 +34,13 @@ from asyncmig.migrations.wire import (
     RunState,
 )
 
-__all__ = ["AnswerNoted", "AnswerPoint", "Run"]
+__all__ = ["Run"]
 
 _FRESH = 10.0
 """Seconds for which a blocked run that was read may be answered without another read."""
 _NOT_LISTENING, _LONGEST_PAUSE = 10.0, 60.0
 """Seconds before an answer is sent again because the agent was not listening yet; they double each time."""
 _CANCEL_CHECKS = 6
-
-
-class AnswerPoint(HidesSecrets, frozen=True, kw_only=True):
-    """What was known before an answer. With it, another process can find out whether the answer was accepted."""
-
-    shown: RunState
-    """The block that is answered."""
-    after: int
-    """The last sequence of the thread; -1 without events."""
-
-    _SHOWN: ClassVar = ("after",)
-
-
-AnswerNoted = Callable[[AnswerPoint], Awaitable[None]]
-"""Called before an answer is sent, for example to write the point to a journal; again after a 429."""
 
 
 @final

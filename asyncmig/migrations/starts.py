@@ -13,16 +13,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import ClassVar, final
+from typing import final
 
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.endpoint import Repeat
-from asyncmig._core.lifecycle import HasStatus, Phase
 from asyncmig._core.retry import Doubt
-from asyncmig._core.secrets import HidesSecrets
 from asyncmig._io.attempts import RetryableFailure
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
@@ -37,16 +34,16 @@ from asyncmig.errors import (
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.access import explained
-from asyncmig.migrations.log import Log, LogRun
-from asyncmig.migrations.operation import Operation
+from asyncmig.migrations.log import Log, status_of
+from asyncmig.migrations.operation import Operation, StartPoint, is_newer, mark_of, moment_of, newest
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.state import MigrationState
 from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Tracker
-from asyncmig.migrations.wire import Kind, RunBody, RunStarted, RunState
+from asyncmig.migrations.wire import RunBody, RunStarted, RunState
 
-__all__ = ["Noted", "StartPoint", "Starter", "active_run_id"]
+__all__ = ["Noted", "Starter", "active_run_id"]
 
 _UNAVAILABLE = (ServerError, UnexpectedReply, NoAnswer)
 _MOST_ATTEMPTS = 3
@@ -58,31 +55,6 @@ _QUIET = 3 * routes.RUN.stall_alarm
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
 
 
-class StartPoint(HidesSecrets, frozen=True, kw_only=True):
-    """What was known before a start. With it, another process can find out whether the start happened.
-
-    It has no read-back of answers, which may be secrets.
-    """
-
-    kind: Kind
-    after: int
-    """The last sequence of the thread; -1 without events."""
-    run_id: str | None = None
-    """The run that is resumed; None for `generate`, or if unknown."""
-    state: RunState | None = None
-    """The last reading of that run."""
-    logged: tuple[str, ...] | None = None
-    """What identifies the runs in the log; None if the log could not be read."""
-    logged_ids: tuple[str, ...] = ()
-    """The ids of the runs in the log."""
-    at: str | None = None
-    """The time on the server's clock, ISO 8601, as its log says; None if the log could not be read."""
-    message: str | None = None
-    """The message of an update or a clarify, which the thread may show."""
-
-    _SHOWN: ClassVar = ("kind", "after", "run_id", "at")
-
-
 Noted = Callable[[StartPoint], Awaitable[None]]
 """Called before a start is sent, for example to write the point to a journal; again after a 429."""
 
@@ -91,22 +63,12 @@ class _RunRef(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
 
 
-class _LogStatus(HasStatus, frozen=True, kw_only=True):
-    status: str = ""
-
-
 def active_run_id(error: Conflict) -> str | None:
     """Return the id of the run that a refused start names as active; None if it names none."""
     try:
         return decode(error.body, _RunRef).run_id or None
     except Unreadable:
         return None
-
-
-def _mark_of(entry: LogRun) -> str:
-    """Return what changes if a run, or an operation of it, is added to the log or ends in it."""
-    parts = (entry.run_id, entry.kind, entry.status, entry.started_at, entry.completed_at)
-    return f"{parts} {entry.outcome is not None}"
 
 
 class _Found(Exception):
@@ -242,7 +204,7 @@ class Starter:
             after=await self._thread.last_sequence(BEGINNING if noted is None else noted),
             run_id=run_id,
             state=None if state is None else msgspec.structs.replace(state, answers=None),
-            logged=None if log is None else tuple(map(_mark_of, log.runs)),
+            logged=None if log is None else tuple(map(mark_of, log.runs)),
             logged_ids=() if log is None else tuple({entry.run_id for entry in log.runs}),
             at=None if log is None else log.generated_at,
             message=None if body.message is msgspec.UNSET else body.message,
@@ -255,7 +217,7 @@ class Starter:
         if run_id == point.run_id or run_id in point.logged_ids:
             return False  # somebody else resumed it
         state = await self._read_run(run_id)
-        created, noted = _moment(state.created_at if state else None), _moment(point.at)
+        created, noted = moment_of(state.created_at if state else None), moment_of(point.at)
         return created is None or noted is None or created >= noted
 
     async def _look(self, point: StartPoint) -> Run | None:
@@ -267,10 +229,10 @@ class Starter:
         resumed = None if point.kind == "generate" else point.run_id
         try:
             state = None if resumed is None else await self._read_run(resumed)
-            if resumed is not None and state is not None and _is_newer(point, state):
+            if resumed is not None and state is not None and is_newer(point, state):
                 return self._run(point, resumed)
             log, status = await self._read_log()
-            entry = None if log is None else _newest(log.runs, point)
+            entry = None if log is None else newest(log.runs, point)
             if entry is not None and point.logged is not None:
                 return self._run(point, entry.run_id)
             if status not in _IN_FLIGHT:
@@ -301,7 +263,7 @@ class Starter:
         until, seen = loop.time() + _QUIET, point.after
         while True:
             log, status = await self._read_log()
-            if log is not None and (entry := _newest(log.runs, point)):
+            if log is not None and (entry := newest(log.runs, point)):
                 return entry.run_id
             last, sequence = await self._last_event(point.after)
             if sequence > seen:
@@ -364,10 +326,7 @@ class Starter:
             call = Call(endpoint=routes.READ_LOG, ids=self._ids)
             return await self._context.caller.call(call, Log), ""
         except Conflict as error:
-            try:
-                return None, decode(error.body, _LogStatus).status
-            except Unreadable:
-                return None, ""
+            return None, status_of(error)
         except (NotFound, ServerError, UnexpectedReply):
             return None, ""
 
@@ -388,36 +347,6 @@ class Starter:
         )
         tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
         return Run(self._context, tracker)
-
-
-def _moment(text: str | None) -> datetime | None:
-    """Return a time of the server; None if it cannot be read."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _is_newer(point: StartPoint, state: RunState) -> bool:
-    """Return whether a run is in progress, or has another end than before."""
-    if routes.RUN.phase(state.status) is not Phase.TERMINAL:
-        return True
-    before = point.state
-    return before is not None and (before.status, before.report) != (state.status, state.report)
-
-
-def _newest(entries: tuple[LogRun, ...], point: StartPoint) -> LogRun | None:
-    """Return the newest entry of this kind that was not in the log before."""
-    known = point.logged or ()
-    for entry in reversed(entries):
-        is_old_run = point.kind == "generate" and entry.run_id == point.run_id
-        # A log may have one entry for a run, of which `execute` only adds the outcome.
-        is_executed = point.kind == "execute" and entry.outcome is not None
-        is_kind = entry.kind == point.kind or is_executed
-        if is_kind and entry.run_id and not is_old_run and _mark_of(entry) not in known:
-            return entry
-    return None
 
 
 def _with_run_id(error: Conflict, run_id: str | None) -> ApiError:

@@ -5,11 +5,14 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar, final
 
+from asyncmig._core.lifecycle import Phase
+from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import finish_all
 from asyncmig.errors import NotFound
-from asyncmig.migrations.routes import RUN
+from asyncmig.migrations.routes import READ_RUN, RUN
 from asyncmig.migrations.thread import Include, ThreadStream
+from asyncmig.migrations.wire import RunState
 
 if TYPE_CHECKING:
     from asyncmig.migrations.tracker import Tracker
@@ -57,6 +60,19 @@ class MigrationState:
         if include not in self._streams:
             self._streams[include] = ThreadStream(self._context, self._migration_id, include)
         return self._streams[include]
+
+    async def is_active(self) -> bool:
+        """Return whether the last known run is in progress: a stream may say `done` too early."""
+        tracker = self.tracker
+        if tracker is None or not tracker.run_id or tracker.watch.ended:
+            return False
+        call = Call(endpoint=READ_RUN, ids=tracker.ids)
+        try:
+            state = await self._context.caller.call(call, RunState)
+        except NotFound:
+            return True  # it was just started
+        now = self._context.poller.now()
+        return RUN.phase(tracker.operation.effective(state, now)) is not Phase.TERMINAL
 
     async def aclose(self) -> None:
         """End the streams."""

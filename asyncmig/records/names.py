@@ -1,4 +1,7 @@
-"""Look up names of sources and templates in the account's lists, which a session reads once for all customers."""
+"""Replace the names of sources and templates in specs by the values that the API takes.
+
+The names are looked up in the account's lists, which a session reads once for all customers.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -7,14 +10,22 @@ from contextvars import Context
 from functools import partial
 from typing import Generic, TypeVar, final
 
+import msgspec
+
 from asyncmig._core.endpoint import Endpoint
-from asyncmig.customers.catalog import CatalogueItem
-from asyncmig.customers.names import HasNames, ReadItems, ResolvedSpec, find_item, resolve_spec
-from asyncmig.customers.spec import Spec
-from asyncmig.errors import NotFound
+from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
+from asyncmig.errors import InvalidInput, NotFound
 
-__all__ = ["NameLists", "list_requests"]
+__all__ = ["NameLists", "list_requests", "resolve_spec"]
 
+ReadItems = Callable[[float], Awaitable[Sequence[CatalogueItem] | None]]
+"""Returns the account's sources or templates as they were at most so many seconds ago; None if the server does not
+list them."""
+_KEPT = 3600.0
+"""Seconds for which a list of the account is used."""
+_RECHECK = 60.0
+"""Seconds after which a list is read again for a name that it lacks."""
 ListItems = Callable[[], Awaitable[Sequence[CatalogueItem]]]
 """Requests a list of the account. Raises `NotFound` if the server has no such list."""
 IsId = Callable[[str], bool]
@@ -93,7 +104,52 @@ def _reader(shared: SharedRead[_Items], listed: ListItems) -> ReadItems:
 
 
 async def _id_of(field: str, read: ReadItems, is_id: IsId, wanted: str) -> str:
-    return wanted if is_id(wanted) else (await find_item(field, wanted, read)).id
+    return wanted if is_id(wanted) else (await _find_item(field, wanted, read)).id
+
+
+async def _find_item(field: str, wanted: str, read: ReadItems) -> CatalogueItem:
+    """Return the source or template with the id or name `wanted`.
+
+    Raises `InvalidInput` naming `field` if there is none, if several have the name, or if the server does not list
+    them; and what `read` raises.
+    """
+    for age in (_KEPT, _RECHECK):
+        items = await read(age)
+        if items is None:
+            reason = "is not an id, and this server does not list names: use the id"
+            raise InvalidInput(field, wanted, reason)
+        try:
+            return named(field, wanted, items)
+        except InvalidInput:
+            if age == _RECHECK:
+                raise
+    raise AssertionError
+
+
+async def resolve_spec(
+    spec: Spec, source: Callable[[str], Awaitable[str]], template: Callable[[str], Awaitable[str]]
+) -> ResolvedSpec:
+    """Return `spec` with the values that `source` and `template` return for its own.
+
+    An `InvalidInput` that they raise becomes a fault, and the value stays.
+    """
+    faults: list[InvalidInput] = []
+
+    async def found(look_up: Callable[[str], Awaitable[str]], value: str) -> str:
+        try:
+            return await look_up(value)
+        except InvalidInput as error:
+            faults.append(error)
+            return value
+
+    changed = msgspec.structs.replace(
+        spec,
+        source=await found(source, spec.source),
+        templates=None
+        if spec.templates is None
+        else tuple(dict.fromkeys([await found(template, each) for each in spec.templates])),
+    )
+    return ResolvedSpec(changed, tuple(faults))
 
 
 def list_requests(

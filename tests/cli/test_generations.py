@@ -28,16 +28,16 @@ from asyncmig import (
     migrate,
 )
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import CatalogueItem
+from asyncmig.customers.catalog import CatalogueItem, named
 from asyncmig.customers.decisions import checked_decision
-from asyncmig.customers.names import ResolvedSpec, named, resolve_spec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
-from asyncmig.customers.spec import failed
+from asyncmig.customers.spec import ResolvedSpec, failed
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.jobs.status import read_records, read_statuses
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.records.names import resolve_spec
 from asyncmig.session import context_of
 from asyncmig.steps import Entry
 

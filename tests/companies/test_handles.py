@@ -9,7 +9,7 @@ import pytest
 from inprocess import Fault, InProcess
 
 from asyncmig import Conflict, Custom, InvalidInput, RunFailed, Spec
-from asyncmig.customers.names import named
+from asyncmig.customers.catalog import named
 from asyncmig.simulator import Reply, World
 
 from .conftest import DUPLICATES, SOURCE, Opens

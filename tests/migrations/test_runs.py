@@ -17,8 +17,8 @@ from asyncmig import (
     UnknownOutcome,
 )
 from asyncmig.customers.questions import Custom
+from asyncmig.migrations.operation import StartPoint
 from asyncmig.migrations.previews import Preview
-from asyncmig.migrations.starts import StartPoint
 from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
 

@@ -22,8 +22,7 @@ from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.failures import wall_clock
-from asyncmig.customers.names import HasNames, ResolvedSpec
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
 from asyncmig.records.names import NameLists, list_requests
 from asyncmig.records.record_keeper import RecordKeeper

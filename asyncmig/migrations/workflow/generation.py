@@ -12,12 +12,11 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.names import HasNames, ResolvedSpec
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort

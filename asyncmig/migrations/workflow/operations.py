@@ -19,13 +19,14 @@ from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
 from asyncmig.migrations.access import WorkPermit, is_refusal
+from asyncmig.migrations.answers import AnswerPoint
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, retry_after_of, status_of
 from asyncmig.migrations.migration import Migration
-from asyncmig.migrations.operation import LAG, block_of
+from asyncmig.migrations.operation import LAG, StartPoint, block_of
 from asyncmig.migrations.routes import START_RUN
-from asyncmig.migrations.runs import AnswerPoint, Run
-from asyncmig.migrations.starts import Noted, StartPoint, active_run_id
+from asyncmig.migrations.runs import Run
+from asyncmig.migrations.starts import Noted, active_run_id
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.thread import BEGINNING, ThreadReader
 from asyncmig.migrations.tracker import Tracker

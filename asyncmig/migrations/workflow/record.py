@@ -11,9 +11,8 @@ from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.journal import ClaimPort
 from asyncmig.migrations import routes
-from asyncmig.migrations.operation import Operation
-from asyncmig.migrations.runs import AnswerPoint
-from asyncmig.migrations.starts import StartPoint
+from asyncmig.migrations.answers import AnswerPoint
+from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Kind, Report, Sheet
 from asyncmig.records.record import BaseRecord, decoded_record
