@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, cast
 
+import msgspec
 from msgspec import Struct
 
-__all__ = ["HidesSecrets", "secrets_of"]
+from asyncmig.errors import InvalidInput
+
+__all__ = ["HidesSecrets", "json_secrets", "secrets_of"]
 
 
 class HidesSecrets(Struct, frozen=True, kw_only=True):
@@ -32,3 +35,11 @@ def secrets_of(value: object) -> Iterator[str]:
             yield from secrets_of(each)
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         yield str(value)
+
+
+def json_secrets(field: str, secrets: Mapping[str, object]) -> dict[str, object]:
+    """Return secrets as JSON values. Raises `InvalidInput`, which shows no value, if that is not possible."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(secrets), type=dict[str, object])
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
+        raise InvalidInput(field, "***", "cannot be written as JSON") from None  # the reason may quote it

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
-import msgspec
-
+from asyncmig._core.secrets import json_secrets
 from asyncmig.customers.spec import Connections
 from asyncmig.errors import InvalidInput
 
@@ -75,12 +74,7 @@ def _checked_url(url: object) -> str:
 def _checked_auth(auth: object) -> dict[str, object]:
     if not isinstance(auth, Mapping):
         raise _wrong(".auth", "must be a mapping with the fields that the destination's writer expects")
-    try:
-        plain = cast("object", msgspec.json.decode(msgspec.json.encode(auth)))
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
-        raise _wrong(".auth", "cannot be written as JSON") from None  # the reason may quote it
-    assert isinstance(plain, dict)
-    return cast("dict[str, object]", plain)
+    return json_secrets("connections.destination.auth", cast("Mapping[str, object]", auth))
 
 
 def _wrong(field_name: str, reason: str) -> InvalidInput:

@@ -3,9 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar
 
-import msgspec
-
-from asyncmig._core.secrets import HidesSecrets
+from asyncmig._core.secrets import HidesSecrets, json_secrets
 from asyncmig.customers.questions import Custom
 from asyncmig.errors import InvalidInput
 from asyncmig.migrations.wire import AnswerBody, Question, RunState
@@ -32,10 +30,7 @@ def checked_secrets(field: str, secrets: Mapping[str, object]) -> dict[str, obje
     """Return credentials as JSON values. Raises `InvalidInput`, which shows no value, for others."""
     if not secrets:
         raise InvalidInput(field, "***", "is empty")
-    try:
-        return msgspec.json.decode(msgspec.json.encode(secrets), type=dict[str, object])
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
-        raise InvalidInput(field, "***", "cannot be written as JSON") from None  # the reason may quote it
+    return json_secrets(field, secrets)
 
 
 def checked_answers(

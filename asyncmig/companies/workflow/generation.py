@@ -1,7 +1,7 @@
 """The API generation "companies" as an implementation of `Generation`."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -14,8 +14,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import Template
-from asyncmig.companies.workflow.creation import catalogue_requests, resolve
-from asyncmig.companies.workflow.decisions import SUPPORTED, cancel, decide_parked, look
+from asyncmig.companies.workflow import creation, decisions
 from asyncmig.companies.workflow.journal_words import words_of
 from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran
 from asyncmig.companies.workflow.record import Record, read_record
@@ -23,13 +22,13 @@ from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.ids import COMPANY
 from asyncmig.customers.options import MigrationOptions, Turn
-from asyncmig.customers.outcome import Outcome, Reviewed
+from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
+from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.records.commands import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
@@ -57,7 +56,7 @@ class CompaniesGeneration:
         "answers",
         "cancel_blocked_after",
     }
-    supported_decisions: tuple[type[Decision], ...] = SUPPORTED
+    supported_decisions: tuple[type[Decision], ...] = decisions.SUPPORTED
     probe: str = routes.LIST_SOURCES.key
     endpoints: Mapping[str, Endpoint] = MappingProxyType({})  # each of them has a budget of its own
     requests_before_run: Sequence[str] = (
@@ -65,6 +64,13 @@ class CompaniesGeneration:
         routes.CREATE_UPLOAD.key,
         routes.START_IMPORT.key,
     )
+
+    recognizes = staticmethod(has_ids)
+    describe = staticmethod(words_of)
+    resolve = staticmethod(creation.resolve)
+    catalogue_requests = staticmethod(creation.catalogue_requests)
+    decide = staticmethod(decisions.decide_parked)
+    cancel = staticmethod(decisions.cancel)
 
     def migrate(
         self,
@@ -78,9 +84,6 @@ class CompaniesGeneration:
     ) -> Coroutine[object, object, Outcome]:
         return CustomerMigration(context, spec, claim, to, options, inputs, turn).migrate()
 
-    def recognizes(self, listed: object) -> bool | None:
-        return has_ids(listed)
-
     def check(self, spec: Spec) -> None:
         if not spec.source:
             raise InvalidInput("source", "", f"is empty: the API generation {self.name!r} needs one")
@@ -92,12 +95,6 @@ class CompaniesGeneration:
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))
-
-    def describe(self, event: JournalEvent) -> str:
-        return words_of(event)
-
-    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
-        return await resolve(context, specs)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -137,9 +134,6 @@ class CompaniesGeneration:
             left.update(stage)
         return +left
 
-    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
-        return catalogue_requests(customers)
-
     async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
         run = Companies(context).open(record.ids["company"]).imports.open(record.ids["run"])
         async for state in run.updates():
@@ -147,31 +141,7 @@ class CompaniesGeneration:
             yield RunUpdate(status=state.status, text=text, waits_for_person=waits, state=state)
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
-        return await look(context, cast(Record, record.details))
-
-    async def decide(
-        self,
-        context: SessionContext,
-        journal: JournalPort,
-        external_id: str,
-        decision: Decision,
-        *,
-        shown: NeedsAttention,
-        allow_destructive: bool = False,
-    ) -> Reviewed:
-        return await decide_parked(
-            context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
-        )
-
-    async def cancel(
-        self,
-        context: SessionContext,
-        journal: JournalPort,
-        external_id: str,
-        *,
-        reject_parked: bool = False,
-    ) -> Outcome:
-        return await cancel(context, journal, external_id, reject_parked=reject_parked)
+        return await decisions.look(context, cast(Record, record.details))
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         return await adopt_resource(

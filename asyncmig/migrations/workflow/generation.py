@@ -1,7 +1,7 @@
 """The API generation "migrations", as the registry of generations knows it."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -16,20 +16,20 @@ from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
+from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.uploads import check_limits
 from asyncmig.migrations.wire import Template
+from asyncmig.migrations.workflow import preparation
 from asyncmig.migrations.workflow.attention import SUPPORTED
 from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
 from asyncmig.migrations.workflow.migrate import CustomerMigration
 from asyncmig.migrations.workflow.operations import open_run
-from asyncmig.migrations.workflow.preparation import catalogue_requests, resolve
 from asyncmig.migrations.workflow.record import Record, read_record
 from asyncmig.records.commands import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered
@@ -79,6 +79,10 @@ class MigrationsGeneration:
         _GENERATE,
     )
 
+    describe = staticmethod(words_of)
+    resolve = staticmethod(preparation.resolve)
+    catalogue_requests = staticmethod(preparation.catalogue_requests)
+
     def migrate(
         self,
         context: SessionContext,
@@ -100,15 +104,9 @@ class MigrationsGeneration:
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))
 
-    def describe(self, event: JournalEvent) -> str:
-        return words_of(event)
-
     def recognizes(self, listed: object) -> bool | None:
         found = has_ids(listed)
         return None if found is None else not found
-
-    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
-        return await resolve(context, specs)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -151,9 +149,6 @@ class MigrationsGeneration:
             left[routes.PREVIEW.key] += 1
             left[_EXECUTE] += 1
         return +left
-
-    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
-        return catalogue_requests(customers)
 
     async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
         async for state in open_run(context, cast(Record, record.details)).updates():
