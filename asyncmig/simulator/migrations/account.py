@@ -61,7 +61,6 @@ class Account:
         """Signed URLs by their token."""
         self.links: dict[str, tuple[float, bytes, str]] = {}
         """Download links by their token: expiry, content and content type."""
-        self.known_external_ids: set[str] = set()
 
     def new_id(self) -> str:
         """Return a new id: a UUID."""

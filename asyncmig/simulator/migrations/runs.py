@@ -209,7 +209,7 @@ class Agent:
     def _sheets(self, tables: Tables) -> list[Sheet]:
         """Return the sheets that would be imported: after the answers, and what updates asked for."""
         migration = self._migration
-        sheets, _ = to_sheets(tables, migration.schemas)
+        sheets = to_sheets(tables, migration.schemas)
         for sheet in sheets:
             sheet.rows = without_duplicates(sheet, migration.decisions)
         if self._variants.second_generate == "differs":
@@ -235,7 +235,7 @@ class Agent:
             connection["creds_configured"] for connection in migration.connections.values()
         ):
             return Block(credentials=_CREDENTIALS)
-        sheets, _ = to_sheets(tables, migration.schemas)
+        sheets = to_sheets(tables, migration.schemas)
         asked = [each for each in ask_about(sheets, tables) if each.text not in migration.decisions]
         return Block(questions=tuple(asked)) if asked else None
 

@@ -134,19 +134,14 @@ def _read_xlsx(name: str, content: bytes) -> list[tuple[list[str], list[list[str
     return [(grid[0], grid[1:]) for grid in filled if grid]
 
 
-def to_sheets(
-    tables: Iterable[tuple[list[str], list[list[str]]]], schemas: Sequence[Schema]
-) -> tuple[list[Sheet], list[list[str]]]:
-    """Return a sheet for each template, and the headers of tables that fit none."""
+def to_sheets(tables: Iterable[tuple[list[str], list[list[str]]]], schemas: Sequence[Schema]) -> list[Sheet]:
+    """Return a sheet for each template. A table that fits none is left out."""
     sheets = {schema.slug: Sheet(schema=schema) for schema in schemas}
-    strays: list[list[str]] = []
     for header, records in tables:
         schema, _, rows = to_table(header, records, schemas)
-        if schema is None:
-            strays.append(header)
-        else:
+        if schema is not None:
             sheets[schema.slug].rows.extend(rows)
-    return list(sheets.values()), strays
+    return list(sheets.values())
 
 
 def find_flaws(sheets: Sequence[Sheet]) -> list[Flaw]:
