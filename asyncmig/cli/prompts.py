@@ -12,7 +12,7 @@ from asyncmig.cli.output import clean, say
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.questions import CredentialRequest, Custom, NeedsAttention, Option, Question
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.manifest_connections import credentials_in
+from asyncmig.jobs.manifest import credentials_in
 
 __all__ = ["CredentialField", "ask_decision", "from_variable", "option_of"]
 

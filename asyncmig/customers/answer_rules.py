@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from asyncmig._core.arguments import check_fields, checked_call, checked_path
 from asyncmig._core.invisible import BYTE_ORDER_MARK, trimmed
-from asyncmig.customers.questions import Custom, Option, Question
+from asyncmig.customers.questions import Custom, Question
 from asyncmig.errors import InvalidInput, is_temporary
 
 __all__ = ["AnswerRule", "answers_by_rules", "checked_rules", "parse_answer_rules", "read_answer_rules"]
@@ -100,7 +100,7 @@ def _answer(rule: AnswerRule, question: Question) -> str | Custom:
     wanted = rule.choose if rule.choose is not None else cast(str, rule.text)
     if not question.options:
         return Custom(wanted)
-    labels = [_label(option) for option in question.options]
+    labels = [option.label or option.id for option in question.options]
     found = [label for label in labels if label == wanted] or [
         label for label in labels if _folded(label) == _folded(wanted)
     ]
@@ -115,10 +115,6 @@ def _answer(rule: AnswerRule, question: Question) -> str | Custom:
     else:
         return Custom(wanted)
     raise InvalidInput("answers", question.prompt or "", reason)
-
-
-def _label(option: Option) -> str:
-    return option.label or option.id
 
 
 def _folded(text: str) -> str:

@@ -109,16 +109,16 @@ def same_folder(folder: Path) -> Path | None:
     if identity is None:
         return None
     with os.scandir(folder.parent) as beside:
-        names = [each.name for each in beside if each.is_symlink() or _is_alike(each.name, folder.name)]
+        names = [
+            each.name
+            for each in beside
+            if each.is_symlink() or _folded_entry(each.name) == _folded_entry(folder.name)
+        ]
     others = [folder.parent / name for name in names if name != folder.name]
     target = Path(os.path.realpath(folder))
     if folder.is_symlink() and file_id(target.parent) == file_id(folder.parent):
         others.append(folder.parent / target.name)
     return next((other for other in others if file_id(other) == identity), None)
-
-
-def _is_alike(name: str, other: str) -> bool:
-    return _folded_entry(name) == _folded_entry(other)
 
 
 @final

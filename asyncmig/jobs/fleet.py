@@ -26,8 +26,7 @@ from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import CheckedSpec, Spec, each_spec, failed
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageError
-from asyncmig.jobs.admission import Admission
-from asyncmig.jobs.cancellations import Cancellations
+from asyncmig.jobs.admission import Admission, Cancellations
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
 from asyncmig.jobs.customers import CustomerMethods, decide_when_free
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of

@@ -9,10 +9,13 @@ generation allows it. All faults of the file are reported at once.
 `manifest_formats` describes TOML.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Final, cast, final
+
+import msgspec
 
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call, flaw_of
@@ -20,12 +23,21 @@ from asyncmig._core.invisible import trimmed
 from asyncmig.customers.spec import LiveSource, ResolvedSpec, Spec, check_external_id
 from asyncmig.errors import InvalidInput
 from asyncmig.generations import Generation
-from asyncmig.jobs.manifest_connections import read_connection
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
 from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text
 from asyncmig.jobs.outputs import Outputs, OwnFiles
 
-__all__ = ["Customer", "InvalidManifest", "Manifest", "ManifestFault", "read_defaults", "read_manifest"]
+__all__ = [
+    "Customer",
+    "InvalidManifest",
+    "Manifest",
+    "ManifestFault",
+    "credentials_in",
+    "read_defaults",
+    "read_manifest",
+]
+
+_CONNECTION_FIELDS: Final = ("source_key", "config", "credentials", "profile_id")
 
 
 class InvalidManifest(InvalidInput):
@@ -214,7 +226,7 @@ class _Checker:
             self._fault(line, "external_id", f"{external_id!r} is already on line {first}")
 
     def _connection(self, line: int, table: Mapping[str, object]) -> LiveSource | None:
-        connection = read_connection(table)
+        connection = _read_connection(table)
         if isinstance(connection, LiveSource):
             return connection
         for fault in connection:
@@ -250,3 +262,67 @@ def _parts(cell: str | Sequence[str]) -> tuple[str, ...]:
     """Return the items of a CSV cell, which `;` separates, or of a TOML list, whose items may contain `;`."""
     parts = cell.split(";") if isinstance(cell, str) else cell
     return tuple(name for part in parts if (name := trimmed(part)))
+
+
+# Live connections
+
+
+def _read_connection(table: Mapping[str, object]) -> LiveSource | list[InvalidInput]:
+    """Return a connection, or all that is wrong with it. No error contains the value of an environment variable."""
+    if faults := list(_connection_faults(table)):
+        return faults
+    variable = cast("str | None", table.get("credentials"))
+    try:
+        return LiveSource(
+            source_key=cast(str, table["source_key"]),
+            config=cast("Mapping[str, object]", table.get("config", {})),
+            credentials={} if variable is None else _credentials(variable),
+            profile_id=cast("str | None", table.get("profile_id")),
+        )
+    except InvalidInput as error:
+        return [InvalidInput(f"connection.{error.field}", error.value, error.reason)]
+
+
+def _connection_faults(table: Mapping[str, object]) -> Iterator[InvalidInput]:
+    for name, value in table.items():
+        field = f"connection.{name}"
+        if name not in _CONNECTION_FIELDS:  # the value may be a secret
+            yield InvalidInput(field, "***", f"is unknown; there are {', '.join(_CONNECTION_FIELDS)}")
+        elif name == "config":
+            if not isinstance(value, dict):
+                yield InvalidInput(field, value, "must be a table")
+        elif name == "credentials" and not isinstance(value, str):
+            yield InvalidInput(
+                field, "***", "must be the name of an environment variable, not the credentials"
+            )
+        elif not isinstance(value, str):
+            yield InvalidInput(field, value, "must be a string")
+    if "source_key" not in table:
+        yield InvalidInput("connection.source_key", None, "is missing")
+
+
+def credentials_in(variable: str, *, field: str, only: str | None = None) -> dict[str, object]:
+    """Return the credentials in an environment variable: a JSON object, or the text of the field `only`.
+
+    Raises `InvalidInput` about `field` that shows no value.
+    """
+    text = os.environ.get(variable, "")
+    if not text.strip():
+        raise InvalidInput(field, variable, "this environment variable is not set")
+    if only is not None and not text.lstrip().startswith("{"):
+        return {only: text}
+    try:
+        content = msgspec.json.decode(text, type=dict[str, object])
+    except (ValueError, RecursionError):
+        reason = 'this environment variable must hold a JSON object, such as {"token": "..."}'
+        raise InvalidInput(field, variable, reason) from None
+    if not content:
+        raise InvalidInput(field, variable, "this environment variable holds no field")
+    return content
+
+
+def _credentials(variable: str) -> dict[str, object]:
+    if not variable.isidentifier():
+        reason = "must be the name of an environment variable, not the credentials"
+        raise InvalidInput("credentials", "***", reason)
+    return credentials_in(variable, field="credentials")

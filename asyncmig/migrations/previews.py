@@ -48,17 +48,15 @@ async def read_preview(context: SessionContext, migration_id: str, query: Mappin
     call = Call(endpoint=routes.PREVIEW, ids={"id": migration_id}, query=query)
     for look in range(1, PREVIEW_LOOKS + 1):
         try:
-            return _preview_of(await context.caller.call(call, _PreviewBody))
+            body = await context.caller.call(call, _PreviewBody)
         except NotFound:
             if look == PREVIEW_LOOKS:
                 raise
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        else:
+            templates, sheets = map(_item, body.templates), map(_sheet_of, body.sheets)
+            return Preview(templates=tuple(templates), sheets=tuple(sheets))
     raise AssertionError
-
-
-def _preview_of(body: _PreviewBody) -> Preview:
-    """Return the preview in a response."""
-    return Preview(templates=tuple(map(_item, body.templates)), sheets=tuple(map(_sheet_of, body.sheets)))
 
 
 def _sheet_of(body: _SheetBody) -> PreviewSheet:

@@ -10,6 +10,7 @@ import msgspec
 from asyncmig._core.retry import TRANSIENT
 from asyncmig.customers.decisions import Approve, Decision, Reject
 from asyncmig.customers.outcome import Decide, Parked, Pending, Policy
+from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import AuthError, InvalidInput, JournalError, SessionClosed
 from asyncmig.records.record_keeper import OutcomeFields
 
@@ -22,7 +23,7 @@ async def decide_by_policy(
     policy: Policy,
     parked: Parked,
     fields: OutcomeFields,
-    check: Callable[[Parked, Decision], None],
+    check: Callable[[NeedsAttention, Decision], None],
     *,
     may_approve: bool = True,
     is_safe: bool,
@@ -46,7 +47,7 @@ async def _ask_function(
     policy: Decide,
     parked: Parked,
     fields: OutcomeFields,
-    check: Callable[[Parked, Decision], None],
+    check: Callable[[NeedsAttention, Decision], None],
 ) -> Decision | Parked | Pending:
     try:
         decision: object = policy(parked)
@@ -64,7 +65,7 @@ async def _ask_function(
         text = str(InvalidInput("decide", decision, "is what the function returned, not a Decision or None"))
         return Pending(**fields, error=text, reason="crashed")
     try:
-        check(parked, decision)
+        check(parked.attention, decision)
     except InvalidInput as error:
         return msgspec.structs.replace(parked, refused=str(error))
     return decision

@@ -136,7 +136,7 @@ class Delivery:
 
     async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
         self._keeper.begin("exporting", mode)
-        step = self._known(mode)
+        step = next((each for each in self._keeper.record.exports if each.mode == mode), None)
         if step is None:
             key = export_key(self._keeper.record, mode)
             step = ExportStep(mode=mode, idempotency_key=key)
@@ -156,9 +156,6 @@ class Delivery:
 
     def _with(self, step: ExportStep) -> tuple[ExportStep, ...]:
         return (*(each for each in self._keeper.record.exports if each.mode != step.mode), step)
-
-    def _known(self, mode: ExportMode) -> ExportStep | None:
-        return next((step for step in self._keeper.record.exports if step.mode == mode), None)
 
     def _exported(self) -> tuple[ExportSummary, ...]:
         return tuple(step.result for step in self._keeper.record.exports if step.result is not None)

@@ -1,6 +1,6 @@
 """The journal entries of a migration in words, for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
@@ -48,7 +48,8 @@ def words_of(event: JournalEvent) -> str:
         case "uploaded":
             return files_in_words(detail.uploads[-1:])
         case "export" | "export started" | "exported":
-            return _export(detail.exports[-1:])
+            steps = detail.exports[-1:]  # the one that the entry is about
+            return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
         case "retrying":
             return detail.last_failure.words if detail.last_failure else ""
         case "recovered":
@@ -60,11 +61,6 @@ def words_of(event: JournalEvent) -> str:
         case _:
             outcome = detail.outcome
             return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
-
-
-def _export(steps: Sequence[ExportStep]) -> str:
-    """Return a description of the export that an entry is about, which is the last one."""
-    return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
 
 
 def _decision(decision: Mapping[str, object] | None) -> str:

@@ -30,7 +30,7 @@ from asyncmig.customers.files import FileInput, FilesChanged
 from asyncmig.customers.options import MigrationOptions, Turn
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, check_below
-from asyncmig.customers.questions import check_answers
+from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import ClaimPort
@@ -284,7 +284,13 @@ class CustomerMigration(Workflow[Record]):
             if attention is None:
                 return state
             parked = Parked(**keeper.outcome_fields(), attention=attention, report=state.report)
-            decision = await self._decision(parked)
+            decision = await decide_by_policy(
+                self._options.decide,
+                parked,
+                keeper.outcome_fields(),
+                _check_fits,
+                is_safe=not attention.is_destructive,
+            )
             if isinstance(decision, Parked | Pending):
                 return decision
             if run.needs_attention is None:
@@ -300,11 +306,6 @@ class CustomerMigration(Workflow[Record]):
                 refused = 0
                 await keeper.keep("decided", outcome=None)
 
-    async def _decision(self, parked: Parked) -> Decision | Parked | Pending:
-        """Return the decision; `Parked` if there is none or a wrong one, `Pending` if the policy's function fails."""
-        is_safe, fields = not parked.attention.is_destructive, self._keeper.outcome_fields()
-        return await decide_by_policy(self._options.decide, parked, fields, _check_fits, is_safe=is_safe)
-
     def _pending_reason(self, error: Exception) -> PendingReason | None:
         return "account_refused" if refuses_account(error) else super()._pending_reason(error)
 
@@ -315,11 +316,11 @@ class CustomerMigration(Workflow[Record]):
         return len(str(sum(file.size for file in self._keeper.record.files)))
 
 
-def _check_fits(parked: Parked, decision: Decision) -> None:
+def _check_fits(asked: NeedsAttention, decision: Decision) -> None:
     """Raise `InvalidInput` for a decision that this generation lacks, or for answers that were not offered."""
     checked_decision(decision, SUPPORTED, API)
     if isinstance(decision, Approve):
-        check_answers(parked.attention, decision.answers or {})
+        check_answers(asked, decision.answers or {})
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:

@@ -14,7 +14,7 @@ from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
 from asyncmig.errors import ApiError, AuthError, BadRequest, NoAnswer, NotFound, SessionClosed
-from asyncmig.migrations.log import Log, LogRun
+from asyncmig.migrations.log import Log
 from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.sheets import find_sheets
 from asyncmig.migrations.wire import Report
@@ -141,10 +141,10 @@ def _notes(files: list[Downloaded]) -> list[str]:
 
 def _replaced(log: Log | None) -> bool | None:
     """Return whether the last execution replaced existing data."""
-    executed = [run for run in log.runs if run.kind == "execute" or _has_written(run)] if log else []
+    executed = (
+        [run for run in log.runs if run.kind == "execute" or (run.outcome and run.outcome.rows_written)]
+        if log
+        else []
+    )
     outcome = executed[-1].outcome if executed else None
     return outcome.replaced_existing_data if outcome else None
-
-
-def _has_written(run: LogRun) -> bool:
-    return run.outcome is not None and bool(run.outcome.rows_written)

@@ -61,7 +61,8 @@ def words_of(event: JournalEvent) -> str:
             rows = detail.report.inserted if detail.report else None
             return "" if rows is None else f"{rows} rows"
         case "answer":
-            return _choices(detail.answers) if detail.answers else "credentials"
+            given = [f"{question}={_choice(choice)}" for question, choice in detail.answers.items()]
+            return " ".join(given) or "credentials"
         case "decide":
             return _decision(detail.decision)
         case "cancel":
@@ -75,10 +76,6 @@ def words_of(event: JournalEvent) -> str:
         case _:
             outcome = detail.outcome
             return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
-
-
-def _choices(answers: Mapping[str, object]) -> str:
-    return " ".join(f"{question}={_choice(choice)}" for question, choice in answers.items())
 
 
 def _choice(choice: object) -> str:

@@ -314,7 +314,7 @@ class RunDriver:
             policy,
             parked,
             self._keeper.outcome_fields(),
-            self._check,
+            check_fits,
             may_approve=preview is not None,
             is_safe=preview is not None and not preview.invalid_cells,
         )
@@ -322,13 +322,10 @@ class RunDriver:
             await self._keeper.write("decide", decision=decision, decided_for=digest)
         return decision
 
-    def _check(self, parked: Parked, decision: Decision) -> None:
-        check_fits(parked.attention, decision)
-
     def _keeps_slot(self, run: Run, attention: NeedsAttention) -> None:
         """Report that a blocked run keeps its slot until a person continues it."""
         if attention.kind != "preview":
-            self._context.runs.waits_for_person(self._operations.migration.id, partial(_read, run))
+            self._context.runs.waits_for_person(self._operations.migration.id, run.read)
 
     async def _parked(self, run: Run, parked: Parked) -> Outcome | None:
         """Leave the run to a person; one that is blocked keeps its run slot. Return None if it goes on."""
@@ -401,7 +398,3 @@ class RunDriver:
         over = msgspec.structs.replace(self._operation(), is_over=True)
         await keeper.keep("canceled", operation=over, rows_written=0)
         return Failed(**keeper.outcome_fields(), error=text, step="deciding", status="canceled")
-
-
-async def _read(run: Run) -> object:
-    return await run.read()

@@ -210,9 +210,8 @@ class ImportRun:
             return
         if answer is not None and answer.custom is not None:
             action = {"action": "set_value", "value": answer.custom}
-        same = [
-            each for each in find_flaws(self.tables) if (each.sheet_id, each.column, each.kind) == _what(flaw)
-        ]
+        what = (flaw.sheet_id, flaw.column, flaw.kind)
+        same = [each for each in find_flaws(self.tables) if (each.sheet_id, each.column, each.kind) == what]
         for each in same:  # rows may have gone, and numbers changed, by the actions before
             apply_action(self._table(each.sheet_id), each, action)
 
@@ -249,10 +248,6 @@ class ImportRun:
             {"templateName": table.name, "sheetId": table.sheet_id, "rowCount": len(table.rows)}
             for table in self.tables
         ]
-
-
-def _what(flaw: Flaw) -> tuple[str, str, str]:
-    return flaw.sheet_id, flaw.column, flaw.kind
 
 
 class SelectionIn(msgspec.Struct, kw_only=True):
@@ -303,7 +298,11 @@ class ExportRun:
         if status == "failed":
             return {"status": status, "error": "No destination is connected"}
         if self._results is None:
-            self._results = [self._write(table) for table in self.tables for _ in self._chosen(table)]
+            self._results = [
+                self._write(table)
+                for table in self.tables
+                for _ in (table.rows[:1] if self.mode == "canary" else table.rows)
+            ]
         failed = sum(not result["ok"] for result in self._results)
         report = {
             "mode": self.mode,
@@ -313,9 +312,6 @@ class ExportRun:
             "results": self._results[: self.variants.listed_writes],
         }
         return {"status": status, "report": report}
-
-    def _chosen(self, table: Table) -> list[list[str]]:
-        return table.rows[:1] if self.mode == "canary" else table.rows
 
     def _write(self, table: Table) -> Json:
         fate, odds = self.rng.random(), self.variants
