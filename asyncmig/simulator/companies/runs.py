@@ -298,11 +298,7 @@ class ExportRun:
         if status == "failed":
             return {"status": status, "error": "No destination is connected"}
         if self._results is None:
-            self._results = [
-                self._write(table)
-                for table in self.tables
-                for _ in (table.rows[:1] if self.mode == "canary" else table.rows)
-            ]
+            self._results = [self._write(table) for table in self.tables for _ in self._chosen(table)]
         failed = sum(not result["ok"] for result in self._results)
         report = {
             "mode": self.mode,
@@ -312,6 +308,9 @@ class ExportRun:
             "results": self._results[: self.variants.listed_writes],
         }
         return {"status": status, "report": report}
+
+    def _chosen(self, table: Table) -> list[list[str]]:
+        return table.rows[:1] if self.mode == "canary" else table.rows
 
     def _write(self, table: Table) -> Json:
         fate, odds = self.rng.random(), self.variants
