@@ -357,7 +357,7 @@ async def test_a_run_of_which_no_end_was_read_is_not_begun_again(
         (403, "POST /companies"),
         (501, "POST /companies/{id}/uploads"),
         (405, "POST /companies/{id}/imports"),
-        (410, "GET /companies/{id}/export.csv"),
+        (403, "GET /companies/{id}/export.csv"),
     ],
 )
 async def test_a_refusal_that_no_repeat_changes_is_not_repeated(
