@@ -7,7 +7,7 @@ slot is kept, because otherwise requests that need one budget only could overtak
 """
 
 import asyncio
-import uuid
+import os
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
@@ -107,7 +107,7 @@ class BudgetSet:
                 runs.ends_waiting()
 
     def name_of(self, sent_at: float) -> str:
-        return uuid.uuid4().hex
+        return os.urandom(16).hex()
 
     def wait_estimate(self, lane: Lane) -> float:
         now = self.now()
@@ -158,7 +158,7 @@ class BudgetSet:
     def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
         waiter = self.waiters.dequeue(granted)
         assert waiter is not None
-        self._grant_to(waiter, at, uuid.uuid4().hex)
+        self._grant_to(waiter, at, os.urandom(16).hex())
         for each in self._dispatchers:
             if each is not by:
                 each.slot_taken()

@@ -7,7 +7,7 @@ and sets the timer for the next one. While no request waits, there is neither a 
 
 import asyncio
 import copy
-import uuid
+import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Protocol
@@ -228,7 +228,7 @@ class Dispatcher:
 
     def name_of(self, sent_at: float) -> str:
         """Return a name for the slot taken at `sent_at`, unique among the slots of all processes."""
-        return uuid.uuid4().hex
+        return os.urandom(16).hex()
 
     # Leaving
 

@@ -181,7 +181,7 @@ class SendLog:
         return 0.0 if entry is None else max(0.0, (entry.at + entry.keep - self._now()) * self._speed)
 
     def _append(self, entry: _Entry, slot: str) -> None:
-        self._unwritten.append(_line(slot, entry, self._now()))
+        self._unwritten.append(_line(slot, entry, entry.at))
         if self._threaded and entry.kind == "done":
             # It can wait: without this line, the request would only count as one without an answer.
             if self._timer is None:
@@ -193,12 +193,14 @@ class SendLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        with self._warned_once():
+        try:
             self._flush()
             if self._unlooked > _LOOK_EVERY and self._fd is not None and self._work is None:
                 self._unlooked = 0
                 if os.fstat(self._fd).st_size > self._large:
                     self._start_to_compact()
+        except OSError as error:
+            self._warn(error)
 
     def _start_to_compact(self) -> None:
         if self._threaded:
@@ -355,13 +357,16 @@ class SendLog:
         try:
             yield
         except OSError as error:
-            if not self._warned:
-                self._warned = True
-                _log.warning(
-                    "%s: the send log cannot be used (%s); the next process will not know what this one sent",
-                    self._path,
-                    error.strerror or error,
-                )
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s: the send log cannot be used (%s); the next process will not know what this one sent",
+                self._path,
+                error.strerror or error,
+            )
 
 
 _BOOT = boot_id()
