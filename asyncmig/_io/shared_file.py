@@ -69,8 +69,8 @@ else:
         """Locks a file inside of a `with` block, after at most `tries` attempts, one millisecond apart.
 
         `as` gives whether the file is locked. The kernel releases the lock of a process that dies. On a file system
-        without locks, it gives True for a shared lock and False for an exclusive one: processes only append there, and
-        never replace the file.
+        without locks, it gives True for a shared lock and False for an exclusive one: processes only append there,
+        and never replace the file.
         """
 
         __slots__ = ("_fd", "_how", "_is_locked", "_tries")

@@ -121,8 +121,8 @@ async def download(
         async with rounds:
             with ExitStack() as stack:
                 parts = await one.fetched(stack)
-                if whole:
-                    await in_thread(one.check_sum, parts)
+                if whole and (flaw := one.flaw_of_sum(parts)) is not None:
+                    await in_thread(one.recount_sum, parts, flaw)
                 return await in_thread(_commit, parts, fetch.checks)
 
 
@@ -191,7 +191,9 @@ class _Download:
                     await self._receive(sheet, part)
                 except NoAnswer as error:
                     raise await in_thread(part.broken_off, error) from None
-                await in_thread(part.check, partial(expected.check, part.sheet, sheet))
+                check = partial(expected.check, part.sheet, sheet)
+                if not part.is_plausible(check):
+                    await in_thread(part.check, check)
                 if not part.ends_with_line_end and traits.ends_lines and expected.is_exact([sheet]):
                     await in_thread(part.check_unended_line)
                     traits.ends_lines = False
@@ -257,27 +259,30 @@ class _Download:
                 part.check_bound()
         part.check(partial(self._fetch.expected.check, part.sheet, sheet))
 
-    def check_sum(self, parts: Sequence[Part]) -> None:
-        """Compare the rows of all sheets together with the report. Blocks.
-
-        If they differ, the rows are counted in every other reading. Raises `RetryableFailure` if none agrees, or
-        `TruncatedDownload` if another attempt is unlikely to differ.
-        """
-        expected = self._fetch.expected
+    def flaw_of_sum(self, parts: Sequence[Part]) -> TruncatedDownload | None:
+        """Compare the rows of all sheets together with the report; return the error if they differ."""
         try:
-            expected.check_sum([part.found for part in parts if part.found is not None])
+            self._fetch.expected.check_sum([part.found for part in parts if part.found is not None])
         except TruncatedDownload as error:
-            recounted = [part.recounted() for part in parts]
-            for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
-                if any(count.cut for count in counts):
-                    continue
-                with suppress(TruncatedDownload):
-                    expected.check_sum(counts)
-                    for part, count in zip(parts, counts, strict=True):
-                        part.found = count
-                    return
-            wrong = self._repeats.wrong(error, b"".join(digest for _, digest in recounted))
-            raise wrong if wrong.is_final else RetryableFailure(wrong) from None
+            return error
+        return None
+
+    def recount_sum(self, parts: Sequence[Part], flaw: TruncatedDownload) -> None:
+        """Count the rows in every other reading, and compare them with the report. Blocks.
+
+        Raises `RetryableFailure` if none agrees, or `TruncatedDownload` if another attempt is unlikely to differ.
+        """
+        recounted = [part.recounted() for part in parts]
+        for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
+            if any(count.cut for count in counts):
+                continue
+            with suppress(TruncatedDownload):
+                self._fetch.expected.check_sum(counts)
+                for part, count in zip(parts, counts, strict=True):
+                    part.found = count
+                return
+        wrong = self._repeats.wrong(flaw, b"".join(digest for _, digest in recounted))
+        raise wrong if wrong.is_final else RetryableFailure(wrong)
 
 
 def _commit(parts: Sequence[Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:

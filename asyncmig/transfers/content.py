@@ -292,7 +292,7 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
     except OSError as error:
         raise_unreadable(path.name, error)
     with file:
-        async with _object_chunks(file, 0, path.name, digest) as chunks:
+        async with _read_chunks(file, path.name, digest) as chunks:
             yield chunks
 
 
@@ -304,6 +304,12 @@ async def _object_chunks(
         await in_thread(file.seek, start)
     except (OSError, ValueError) as error:
         raise_unreadable(name, error)
+    async with _read_chunks(file, name, digest) as chunks:
+        yield chunks
+
+
+@asynccontextmanager
+async def _read_chunks(file: BinaryFile, name: str, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
     reader = _Reader(name, file, digest)
     try:
         yield reader
@@ -366,26 +372,33 @@ class _Reader:
 
     def __init__(self, name: str, file: BinaryFile, digest: _Digest) -> None:
         self._name, self._file, self._digest = name, file, digest
-        self._ahead = begin(self._read)
+        self._ahead: asyncio.Future[bytes] | None = begin(self._read)
+        """The next chunk; None after the last one."""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._ahead is None:
+            raise StopAsyncIteration
         try:
             chunk = await asyncio.shield(self._ahead)
         except (OSError, ValueError) as error:  # ValueError: the file object was closed meanwhile
             raise_unreadable(self._name, error)
         if not chunk:
             raise StopAsyncIteration
-        self._ahead = begin(self._read)
+        self._ahead = None if len(chunk) < _AHEAD else begin(self._read)
         return chunk
 
     async def wait_idle(self) -> None:
         """Wait until the thread has ended, because a file must not be closed while it is read."""
-        await outlast(self._ahead)
+        if self._ahead is not None:
+            await outlast(self._ahead)
 
     def _read(self) -> bytes:
+        """Return the next `_AHEAD` bytes; fewer only at the end of the file."""
         chunk = self._file.read(_AHEAD)
+        while chunk and len(chunk) < _AHEAD and (more := self._file.read(_AHEAD - len(chunk))):
+            chunk += more
         self._digest.update(chunk)
         return chunk

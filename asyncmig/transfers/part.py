@@ -1,10 +1,8 @@
 """A sheet while it is downloaded: its temporary file, its number of rows, and the check that it is complete."""
 
-import glob
 import hashlib
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -87,21 +85,27 @@ class Part:
         self.sheet: str = sheet
         self.path: Path = path
         self._repeats = repeats
-        self._part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'?' * 32}.part"):
+        with os.scandir(self.path.parent) as entries:
+            left = [entry.path for entry in entries if self._is_part(entry.name)]
+        for path in left:
             with suppress(OSError):
-                left.unlink()
+                os.unlink(path)
         self._free = usable_bytes(self.path.parent)
         self.file: FileIO = self._part.open("xb", buffering=0)
-        try:
-            self.restart(None)
-        except BaseException:
-            self.__exit__()
-            raise
+        self._begin(None)
         return self
+
+    def _is_part(self, name: str) -> bool:
+        """Return whether this is the name of a temporary file for this sheet."""
+        return (
+            name.startswith(f"{self.path.name}.")
+            and name.endswith(".part")
+            and len(name) == len(self._part.name)
+        )
 
     def __exit__(self, *exc_info: object) -> None:
         try:
@@ -115,6 +119,9 @@ class Part:
         with self.named_errors():
             self.file.seek(0)
             self.file.truncate()
+        self._begin(most_rows)
+
+    def _begin(self, most_rows: int | None) -> None:
         self.records: RecordCounter = RecordCounter()
         self._size, self._tail = 0, b""
         self.found: RowCount | None = None
@@ -155,15 +162,22 @@ class Part:
 
         `check`: returns the count that agrees with the report; raises `TruncatedDownload` if none does.
         """
+        if self.is_plausible(check):
+            return
+        counter, digest = self.recounted()
+        counter.accepts_open_quote = self._repeats.came_before(self.sheet, digest)
+        try:
+            self.found = check(counter)
+        except TruncatedDownload as error:
+            raise self._repeats.wrong(error, digest) from None
+
+    def is_plausible(self, check: Callable[[Counted], RowCount]) -> bool:
+        """Return whether the rows that were counted during the download agree with the report; see `check`."""
         try:
             self.found = check(self.records)
         except TruncatedDownload:
-            counter, digest = self.recounted()
-            counter.accepts_open_quote = self._repeats.came_before(self.sheet, digest)
-            try:
-                self.found = check(counter)
-            except TruncatedDownload as error:
-                raise self._repeats.wrong(error, digest) from None
+            return False
+        return True
 
     @property
     def ends_with_line_end(self) -> bool:
