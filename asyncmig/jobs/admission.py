@@ -261,16 +261,31 @@ class Cancellations:
         try:
             while self._under_way:
                 await asyncio.sleep(RECHECK)
-                recorded = [name for name, each in self._under_way.items() if each.is_recorded]
                 try:
-                    canceled = await self._fleet.journal.instructions("cancel")
+                    canceled = [name for name in await self._canceled() if await self._is_canceled(name)]
                 except JournalError as error:
                     _log.debug("instructions cannot be read: %s", error)
                     continue
-                for external_id in canceled.keys() & recorded & self._under_way.keys():
-                    self.carry_out(external_id).add_done_callback(_log_failure)
+                for external_id in canceled:
+                    if external_id in self._under_way:
+                        self.carry_out(external_id).add_done_callback(_log_failure)
         finally:
             self._watcher = None
+
+    async def _canceled(self) -> set[str]:
+        canceled = await self._fleet.journal.instructions("cancel")
+        return canceled.keys() & self._under_way.keys()
+
+    async def _is_canceled(self, external_id: str) -> bool:
+        """Return whether the journal says so after the fleet has recorded its own instruction.
+
+        Before, the journal may have an older instruction that the fleet replaces.
+        """
+        customer = self._under_way.get(external_id)
+        if customer is None or not customer.is_recorded:
+            return False
+        instruction = await self._fleet.journal.instruction(external_id)
+        return instruction is not None and instruction.wanted == "cancel"
 
 
 def _log_failure(task: "asyncio.Task[Outcome]") -> None:

@@ -10,7 +10,9 @@ from typing import final
 
 from asyncmig import generations
 from asyncmig._io.context import SessionContext
+from asyncmig._io.threads import in_thread
 from asyncmig.customers.outcome import Parked
+from asyncmig.customers.status import CustomerRecord
 from asyncmig.generations import Generation
 from asyncmig.journal import DatabaseJournal, JournalPort
 
@@ -45,17 +47,26 @@ async def recover_run_slots(
                 return runs
         if isinstance(journal, DatabaseJournal) and (store := journal.run_slots(context.account)):
             context.runs.share(store)
-        in_progress: dict[str, str] = {}
-        for external_id, state in (await journal.states()).items():
-            if generations.api_of(state) != generation.name:
-                continue
-            record = generations.read(external_id, state)
-            if record.run_slot is None:
-                continue
-            in_progress[external_id] = record.run_slot
+        # In a thread, because a journal may have ten thousand records.
+        records = await in_thread(_in_progress, generation, await journal.states())
+        for run, record in records.values():
             if isinstance(record.outcome, Parked):
-                context.runs.waits_for_person(record.run_slot, partial(generation.questions, context, record))
+                context.runs.waits_for_person(run, partial(generation.questions, context, record))
             else:
-                context.runs.seen(record.run_slot)
+                context.runs.seen(run)
+        in_progress = {external_id: run for external_id, (run, _) in records.items()}
         recovered.journals.append((journal, in_progress))
         return in_progress
+
+
+def _in_progress(
+    generation: Generation, states: Mapping[str, bytes]
+) -> dict[str, tuple[str, CustomerRecord]]:
+    """Return the records of this generation whose run may be in progress, each with the id of its run slot."""
+    found: dict[str, tuple[str, CustomerRecord]] = {}
+    for external_id, state in states.items():
+        if generations.api_of(state) == generation.name:
+            record = generations.read(external_id, state)
+            if record.run_slot is not None:
+                found[external_id] = record.run_slot, record
+    return found
