@@ -23,6 +23,8 @@ class Store:
         """When each unanswered slot was taken, by budget and slot."""
         self.known: set[tuple[str, str]] = set()
         """Slots that were reported again."""
+        self.holds: dict[str, float] = {}
+        """Until when the requests of a set of budgets are held."""
         self.clients: set[int] = set()
         self.exchanges = 0
         self.accounts: set[str] = set()
@@ -83,6 +85,8 @@ class StoredBudgets:
         if one.event == "limit":
             if one.seconds != limiter._limit:
                 limiter.resize(int(one.seconds))
+        elif one.event == "held":
+            self._store.holds[one.slot] = now + one.seconds
         elif one.event == "headers":
             limit, _, remaining = one.slot.partition("/")
             limiter.apply_headers(
@@ -114,7 +118,9 @@ class StoredBudgets:
 
     def _replies(self, want: str | None, now: float) -> list[BudgetReply]:
         limiters = [self._store.limiters[name] for name in self._names]
-        times = [limiter.next_at(now) if want else None for limiter in limiters]
+        held = self._store.holds.get("+".join(self._names), now)
+        earliest = [limiter.next_at(now) if want else None for limiter in limiters]
+        times = [None if at is None else max(at, held) for at in earliest]
         granted = all(at is not None and at <= now for at in times)
         if granted and want:
             for name, limiter in zip(self._names, limiters, strict=True):

@@ -85,7 +85,8 @@ def together(
     """Ask for a slot of several budgets at once; `reports` are those of the first of them."""
     first = scripts[0]
     first.calls += 1
-    arguments: list[object] = [client, *first.settings, random, want, "" if now is None else now]
+    name = "+".join(str(n) for n in range(len(scripts))) if len(scripts) > 1 else ""
+    arguments: list[object] = [client, *first.settings, random, want, "" if now is None else now, name]
     for script, told in zip_longest(scripts, reports, fillvalue=()):
         arguments += [*script.rate, len(told), *(part for one in told for part in one)]
     keys = [key for script in scripts for key in script.keys[:4]]

@@ -181,9 +181,13 @@ class BudgetSet:
             each.accepted(at, headers if each is charged else None)
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
-        """Report a 429. It holds the budget that its headers name, or else only the requests of this set."""
+        """Report a 429. It holds the budget that its headers name, or else only the requests of this set.
+
+        The budget with the fewest slots for its window counts a 429 that names none.
+        """
         charged = self._charged(headers)
         if charged is None:
+            self._slowest().count_refused()
             self._hold(retry_after)  # before a slot is free for the next request
         for each, at in sorted(self._taken(sent_at), key=lambda taken: taken[0] is not charged):
             if each is charged:

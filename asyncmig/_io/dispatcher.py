@@ -252,6 +252,10 @@ class Dispatcher:
             self._tell_held()
         self._left()
 
+    def count_refused(self) -> None:
+        """Count a 429 that holds only the requests of a set."""
+        self.limiter.refused += 1
+
     def lost(self, sent_at: float) -> None:
         self.limiter.lost(self.now(), sent_at=sent_at)
         self._left()

@@ -85,6 +85,7 @@ class BudgetClient:
     __slots__ = (
         "_consumer",
         "_has_answered",
+        "_holds",
         "_last_reply",
         "_last_reply_at",
         "_limit",
@@ -125,6 +126,8 @@ class BudgetClient:
         for slot in earlier:
             self._sent[slot.name] = _SentSlot(now - slot.age, now - slot.age if slot.is_answered else None)
         self._limit = limit
+        self._holds: dict[str, float] = {}
+        """Until when the requests of a set are held, by its name."""
         self._unconfirmed: list[str] = []
         """Slots that the store may have granted: its answer was lost."""
         self._has_answered = False
@@ -176,6 +179,13 @@ class BudgetClient:
                 "" if each is None or each < 0 else str(each) for each in (headers.limit, headers.remaining)
             )
             self._outbox.append(SlotReport("/".join(numbers), "headers", max(0.0, headers.reset or 0.0)))
+            self.wake()
+
+    def hold(self, name: str, until: float) -> None:
+        """Report that the requests of a set are held."""
+        self._holds[name] = until
+        if self.online:
+            self._outbox.append(SlotReport(name, "held", until - asyncio.get_running_loop().time()))
             self.wake()
 
     def resize(self, limit: int) -> None:
@@ -308,6 +318,9 @@ class BudgetClient:
         """Return reports of all slots of the last window, for a store that may not have them."""
         reports = [SlotReport("", "limit", self._limit)]
         reports += [SlotReport(slot, "unsent") for slot in self._unconfirmed]
+        reports += [
+            SlotReport(name, "held", until - now) for name, until in self._holds.items() if until > now
+        ]
         for slot, sent in self._sent.items():
             if sent.answered_at is None:
                 reports.append(SlotReport(slot, "sent_before", now - sent.sent_at))

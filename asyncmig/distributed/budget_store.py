@@ -21,6 +21,7 @@ __all__ = [
     "SharedWindow",
     "SlotEvent",
     "SlotReport",
+    "name_of_set",
 ]
 
 SlotEvent = Literal[
@@ -30,6 +31,7 @@ SlotEvent = Literal[
     "unsent",
     "limit",
     "headers",
+    "held",
     "answered_before",
     "sent_before",
     "used_before",
@@ -43,6 +45,7 @@ SlotEvent = Literal[
 - `unsent`: no request was sent with the slot.
 - `limit`: the configured limit.
 - `headers`: the headers of a response that concern the budget.
+- `held`: a 429 holds the requests that charge a set of budgets. The first budget of the set gets the report.
 - `answered_before`, `sent_before`: a slot of the last window, reported again because the store may have lost it.
 - `used_before`: how many slots all processes had taken at an earlier time.
 - `last_seen`: the epoch and the turn of the last reply that this process received.
@@ -54,11 +57,13 @@ class SlotReport(NamedTuple):
 
     slot: str
     """The name of the slot; for `used_before` the number of slots; for `last_seen` the epoch; for `limit` empty; for
-    `headers` the limit and the number of remaining requests as `LIMIT/REMAINING`, where either may be empty."""
+    `headers` the limit and the number of remaining requests as `LIMIT/REMAINING`, where either may be empty; for
+    `held` the name of the set."""
     event: SlotEvent
     seconds: float = 0.0
     """For `rejected` the `Retry-After`, or 0; for `..._before` the age of the report; for `limit` the limit; for
-    `last_seen` the turn; for `headers` the seconds until the reset, or 0."""
+    `last_seen` the turn; for `headers` the seconds until the reset, or 0; for `held` the seconds until the hold
+    ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,11 @@ class SharedBudget(NamedTuple):
     name: str
     limit: int
     window: float
+
+
+def name_of_set(budgets: Sequence[SharedBudget]) -> str:
+    """Return what the stores call the requests that charge these budgets; empty for a single one."""
+    return "+".join(each.name for each in budgets) if len(budgets) > 1 else ""
 
 
 class BudgetStore(Protocol):

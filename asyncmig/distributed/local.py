@@ -29,7 +29,7 @@ from asyncmig._core.rate import RateHeaders
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig._io.boot_clock import boot_id, boot_time
 from asyncmig._io.shared_file import open_own
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport, name_of_set
 
 __all__ = ["LocalWindow"]
 
@@ -116,7 +116,8 @@ class _LocalBudgets:
             ]
             for state, each in zip(states, reports, strict=True):
                 state.advance(each, self._client, now, timeout=self._timeout)
-            times = [state.limiter.next_at(now) for state in states]
+            held = states[0].holds.get(name_of_set(self._budgets), now)
+            times = [_latest(state.limiter.next_at(now), held) for state in states]
             granted = want is not None and all(at is not None and at <= now for at in times)
             if granted and want is not None:
                 for state in states:
@@ -188,7 +189,7 @@ def _replace(file: FileIO, data: bytes) -> None:
 class _State:
     """The contents of a file. If a killed process has left the file incomplete, all slots count as taken."""
 
-    __slots__ = ("clients", "known", "limiter", "taken")
+    __slots__ = ("clients", "holds", "known", "limiter", "taken")
 
     def __init__(self, limit: int, window: float, data: bytes, now: float) -> None:
         self.limiter = Limiter(limit=limit, window=window, rng=Random())
@@ -198,12 +199,15 @@ class _State:
         """When each slot of the last window was answered. A process may report them again."""
         self.clients: dict[str, float] = {}
         """When each process made its last exchange."""
+        self.holds: dict[str, float] = {}
+        """Until when the requests are held that charge a set of budgets, of which this one is the first."""
         if not data:
             return
         try:
             saved = cast("dict[str, dict[str, float]]", json.loads(data))
             self.limiter.load(cast("dict[str, object]", saved["limiter"]))
             self.taken, self.known, self.clients = saved["taken"], saved["known"], saved["clients"]
+            self.holds = saved.get("holds", {})  # an older version wrote none
         except (ValueError, KeyError, TypeError):
             self.limiter.resume([0.0] * limit, now)
 
@@ -214,6 +218,7 @@ class _State:
             "taken": self.taken,
             "known": self.known,
             "clients": self.clients,
+            "holds": self.holds,
         }
         return json.dumps(saved).encode()
 
@@ -227,6 +232,7 @@ class _State:
             self._apply(report, now)
         self.clients[client] = now
         self.clients = {each: at for each, at in self.clients.items() if at > now - _SILENT}
+        self.holds = {each: until for each, until in self.holds.items() if until > now}
 
     def take(self, slot: str, now: float) -> None:
         """Take a slot, at a time that the limiter allows."""
@@ -241,6 +247,9 @@ class _State:
             return
         if report.event == "headers":
             limiter.apply_headers(_headers(report), now)
+            return
+        if report.event == "held":
+            self.holds[slot] = max(now + report.seconds, self.holds.get(slot, now))
             return
         sent_at = self.taken.pop(slot, None)
         if sent_at is None:
@@ -272,6 +281,11 @@ class _State:
         self.known[slot] = now
         oldest = now - self.limiter.window - 60.0
         self.known = {each: at for each, at in self.known.items() if at > oldest}
+
+
+def _latest(at: float | None, held: float) -> float | None:
+    """Return the later of two times; None if the first depends on an answer."""
+    return None if at is None else max(at, held)
 
 
 def _headers(report: SlotReport) -> RateHeaders:

@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport, name_of_set
 from asyncmig.errors import InvalidInput
 
 __all__ = ["RedisWindow", "checked_redis", "redis_client"]
@@ -137,6 +137,7 @@ class RedisWindow:
             keys=[*keys, f"{base}:clients"],
             settings=[self._client, timeout, speed],
             rates=[(budget.limit, budget.window) for budget in budgets],
+            name=name_of_set(budgets),
         )
 
     def runs(self, account: str) -> RunStore:
@@ -169,7 +170,7 @@ class RedisWindow:
 class _RedisBudgets:
     """Budgets that are charged together: the script and its keys."""
 
-    __slots__ = ("_keys", "_rates", "_rng", "_script", "_server", "_settings")
+    __slots__ = ("_keys", "_name", "_rates", "_rng", "_script", "_server", "_settings")
 
     def __init__(
         self,
@@ -179,16 +180,17 @@ class _RedisBudgets:
         keys: list[str],
         settings: list[str | float],
         rates: list[tuple[int, float]],
+        name: str,
     ) -> None:
         self._script = redis.register_script(_SCRIPT)
         self._keys, self._settings, self._rates, self._server = keys, settings, rates, server
-        self._rng = Random()
+        self._rng, self._name = Random(), name
 
     async def exchange(
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
     ) -> Sequence[BudgetReply]:
         """Run the script once. Raises `ConnectionError` if Redis does not answer, or answers with an error."""
-        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", ""]
+        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", "", self._name]
         for (limit, window), each in zip(self._rates, reports, strict=True):
             arguments += [limit, window, len(each), *(part for report in each for part in report)]
         with _errors_of(self._server):

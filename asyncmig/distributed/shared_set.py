@@ -17,7 +17,7 @@ from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.waiters import Head
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, name_of_set
 from asyncmig.distributed.shared_dispatcher import RECHECK, SharedBudgets, SharedDispatcher
 from asyncmig.events import Events
 
@@ -151,6 +151,11 @@ class SharedBudgetSet(BudgetSet):
         now = asyncio.get_running_loop().time()
         for each in self._members:
             each.opened_client().report(slot, "unsent", now)
+
+    def _hold(self, retry_after: float | None) -> None:
+        super()._hold(retry_after)
+        name = name_of_set([each.shared_budget() for each in self._members])
+        self._members[0].opened_client().hold(name, self._held_until)
 
     def _put_off(self, replies: Sequence[BudgetReply]) -> None:
         now = asyncio.get_running_loop().time()

@@ -20,6 +20,7 @@
 --   4 a random number in [0, 1)
 --   5 the name of a new slot; empty if no request waits
 --   6 the time; if empty, Redis's own
+--   7 the name of the set of budgets; empty for one budget
 --   then for each budget: limit, window, the number of reports, and for each report: slot, event, seconds (see
 --   budget_store.py)
 --
@@ -34,7 +35,7 @@
 -- may not report in time. The others report how many slots were taken in total, and the script adds the difference.
 
 local client, timeout, speed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local random, want = tonumber(ARGV[4]), ARGV[5]
+local random, want, set = tonumber(ARGV[4]), ARGV[5], ARGV[7]
 local CLIENTS = KEYS[#KEYS]
 local limit, window, STATE, SLOTS, UNANSWERED, ACCEPTED  -- of the present budget; `use` sets them
 
@@ -50,6 +51,7 @@ local TIMES = {
   "used_at", "last_accepted",
 }
 local TEXTS = {probe = true, epoch = true}
+local HELD = "held "  -- with the name of a set: the field of the time until which its requests are held
 local s  -- the state of the present budget
 
 -- Reading and writing
@@ -134,6 +136,11 @@ local function follow_clock(now)
     for _, name in ipairs(TIMES) do
       if math.abs(s[name]) < 1e299 then
         s[name] = s[name] + back
+      end
+    end
+    for name, value in pairs(s) do
+      if name:sub(1, #HELD) == HELD then
+        s[name] = value + back
       end
     end
     for _, key in ipairs({SLOTS, UNANSWERED, ACCEPTED, CLIENTS}) do
@@ -309,6 +316,11 @@ function handlers.headers(numbers, now, seconds)
   end
 end
 
+-- A 429 that names no budget holds the requests that charge the same budgets.
+function handlers.held(name, now, seconds)
+  s[HELD .. name] = math.max(s[HELD .. name] or NEVER, now + seconds)
+end
+
 -- Repeated reports of a window that Redis may have lost. `age`: seconds since the answer or the send. Data that Redis has
 -- about the slot takes precedence, because it may come from the client that owns the slot.
 function handlers.answered_before(name, now, age)
@@ -428,7 +440,7 @@ end
 local budgets = {}
 
 local function read_budgets()
-  local at = 7
+  local at = 8
   for i = 1, (#KEYS - 1) / 4 do
     local budget = {keys = {}, state = {}, reports = {}, known = "", known_turn = 0, reports_again = false}
     budget.limit, budget.window = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
@@ -483,7 +495,7 @@ for _, budget in ipairs(budgets) do
   open_budget(budget)
   budget.wait = 0
   if want ~= "" then
-    budget.wait = math.max(0, next_at(now) - now)
+    budget.wait = math.max(0, next_at(now) - now, (s[HELD .. set] or NEVER) - now)
   end
   is_granted = is_granted and not budget.is_lost and budget.wait == 0
 end

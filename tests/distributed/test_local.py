@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from gateload import most_in_a_window
 
+from asyncmig.distributed.budget_store import SharedBudget, SlotReport
+from asyncmig.distributed.local import LocalWindow
+
 WORK = """
 import asyncio, json, sys, time
 from functools import partial
@@ -63,6 +66,19 @@ def test_four_processes_send_what_one_may_whatever_happens_to_one(
     ]
     assert most_in_a_window(spans, 2.0) <= 20
     assert len(spans) == 80 if harm is not signal.SIGKILL else len(spans) >= 61
+
+
+async def test_the_hold_of_a_set_is_that_of_all_processes_and_holds_no_budget_of_it(tmp_path: Path) -> None:
+    budgets = [SharedBudget(name, 9, 60.0) for name in ("reads", "writes")]
+    one, other = (
+        LocalWindow(folder=tmp_path).budgets(budgets, account="x", timeout=60.0, speed=1.0) for _ in range(2)
+    )
+    single = LocalWindow(folder=tmp_path).budgets(budgets[:1], account="x", timeout=60.0, speed=1.0)
+    await one.exchange([[SlotReport("reads+writes", "held", 40.0)], []], None)
+    held, _ = await other.exchange([[], []], "a")
+    assert not held.granted
+    assert held.wait == pytest.approx(40.0, abs=10.0)
+    assert (await single.exchange([[]], "b"))[0].granted
 
 
 def test_a_file_that_a_killed_process_left_incomplete_counts_as_a_full_window(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_a_slot_of_several_budgets_is_granted_if_all_have_one(redis_url: str, pr
     assert [turn.granted for turn in turns] == [True, True]
 
 
+def test_the_hold_of_a_set_holds_no_budget_of_it(redis_url: str, prefix: str) -> None:
+    reads, writes = (Script(redis_url, prefix + name, limit=9) for name in "ab")
+    held = together([reads, writes], 1000.0, [("0+1", "held", 40.0)], want="a")
+    assert [turn.granted for turn in held] == [False, False]
+    assert held[0].wait == pytest.approx(40.0)
+    assert reads(1001.0, want="b").granted
+    assert writes(1001.0, want="c").granted
+    assert not together([reads, writes], 900.0, want="d")[0].granted  # the clock of Redis was set back
+    assert all(turn.granted for turn in together([reads, writes], 940.5, want="e"))
+
+
 @dataclass
 class Client:
     """Asks, is answered or not, and may die with requests under way."""

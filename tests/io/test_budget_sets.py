@@ -185,6 +185,8 @@ async def test_a_429_that_no_header_explains_holds_only_the_requests_of_its_set(
     await use(both, status=429)
     assert await use(gates["agent"]) < 2.0
     assert await use(both) >= HOUR
+    assert both.statistics().refused == 1
+    assert sum(gate.statistics().refused for gate in gates.values()) == 1
 
 
 @pytest.mark.looptime

@@ -176,6 +176,27 @@ async def test_an_hourly_budget_that_cannot_be_divided_waits_for_the_store() -> 
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_429_that_no_header_explains_holds_the_requests_of_its_set_in_all_processes(
+    is_away: bool,
+) -> None:
+    store, limits = Store(processes=1), {"agent": (5, HOUR), "generate": (5, HOUR)}
+    one, other = (Process(store, **limits) for _ in range(2))
+    async with one.gate("agent", "generate").slot() as slot:
+        store.away = is_away
+        slot.answered(429, retry_after=1800.0)
+    again = asyncio.create_task(use(one.gate("agent", "generate")))
+    await asyncio.sleep(1.0)
+    store.away = False
+    await asyncio.sleep(60.0)  # a process that was without the store reports the hold when it is back
+    assert await use(other.gate("agent")) < 70.0
+    assert await use(other.gate("agent", "generate")) == pytest.approx(1800.0, abs=15.0)
+    assert await again == pytest.approx(1800.0, abs=15.0)
+    assert sum(gate.statistics().refused for gate in one.single.values()) == 1
+    await closed([one, other])
+
+
+@pytest.mark.looptime
 async def test_what_headers_say_holds_for_all_processes() -> None:
     store = Store()
     one, other = Process(store), Process(store)
