@@ -178,7 +178,7 @@ async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: boo
             filtered=filtered and fetch.row_filter != "all",
         )
         await _receive(answer, part, expected)
-    await in_thread(part.check, expected.check)
+    await _check(fetch, part, expected)
     return expected
 
 
@@ -190,8 +190,17 @@ async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> 
             await _receive(answer, part, expected)
     except NotFound as error:  # the server has deleted the job
         raise LinkLost(error.method, error.endpoint, error.status, error.text) from error
-    await in_thread(part.check, expected.check)
+    await _check(fetch, part, expected)
     return expected
+
+
+async def _check(fetch: Fetch, part: Part, expected: Expected) -> None:
+    """Raise `TruncatedDownload` unless the file can be the complete sheet: its rows, and the end of its last line."""
+    await in_thread(part.check, expected.check)
+    state = fetch.context.kept(ClientState)
+    if state.ends_lines and not part.ends_with_line_end:
+        await in_thread(part.check_unended_line)
+        state.ends_lines = False
 
 
 async def _receive(answer: Response, part: Part, expected: Expected) -> None:

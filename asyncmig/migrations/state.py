@@ -83,12 +83,14 @@ class MigrationState:
 class ClientState:
     """The state that all `Migrations` objects and handles of one session share."""
 
-    __slots__ = ("_by_migration", "honours_filter")
+    __slots__ = ("_by_migration", "ends_lines", "honours_filter")
 
     def __init__(self) -> None:
         self._by_migration: dict[str, MigrationState] = {}
         self.honours_filter: bool = True
         """False once the server has refused the row filter of downloads."""
+        self.ends_lines: bool = True
+        """False once the server has sent the same sheet twice without a line end after the last line."""
 
     async def aclose(self) -> None:
         """End the streams of all migrations; the session calls this when it is left."""

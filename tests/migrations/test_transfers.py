@@ -144,6 +144,21 @@ async def test_a_body_that_was_cut_short_is_fetched_again(
     assert (files[0].rows, len(calls)) == (2, 3)
 
 
+async def test_a_body_whose_last_cell_was_cut_short_is_fetched_again(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    whole = account.sheets["contacts"]
+    bodies = iter([whole[:-4], whole, whole.removesuffix("\r\n"), whole.removesuffix("\r\n")])
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = lambda body, query: Reply(
+        200, next(bodies).encode(), {"X-Total-Records": "2"}
+    )
+    async with opens() as migration:
+        await migration.download(to=tmp_path, sheets=["contacts"])
+        assert (tmp_path / "Contacts.csv").read_bytes() == whole.encode()
+        await migration.download(to=tmp_path, sheets=["contacts"])  # a server that ends no last line
+    assert account.count("GET", "contacts.csv") == 4
+
+
 async def test_a_body_that_breaks_off_is_fetched_again(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
