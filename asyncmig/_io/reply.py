@@ -50,6 +50,8 @@ _URL = re.compile(
     r"""[a-z][a-z0-9+.-]{0,20}(?::|%3a)(?:/|\\{1,4}/|\\{1,4}u002f|%2f){2}[^\s"'<>]*""", re.IGNORECASE
 )
 """A URL, even if JSON or a form has escaped its slashes."""
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*(?:"(\s*:)?|$)')
+"""A text in JSON, which may have been cut; the group matches if it is the name of a field."""
 _LONGEST_RETRY_AFTER = 60.0
 """The default bound of `retry_after`, in seconds."""
 _TOO_MANY_RUNS = b"run_concurrency_limit"
@@ -198,8 +200,14 @@ def _decoded_now(body: bytes, kind: type[T]) -> T | None:
 
 
 def unreadable(method: str, endpoint: str, status: int, body: bytes, why: Exception) -> UnexpectedReply:
-    """Return the error for a body that cannot be decoded as the expected type."""
-    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {_excerpt(body)!r}")
+    """Return the error for a body that cannot be decoded as the expected type.
+
+    Of JSON, it shows the names of fields, and no text: that may be a secret, such as the token of an upload.
+    """
+    shown = _excerpt(body)
+    if shown.lstrip().startswith(("{", "[")):
+        shown = _TEXT.sub(lambda text: text[0] if text[1] else '"***"', shown)
+    return UnexpectedReply(method, endpoint, status, f"{why}; it begins {shown!r}")
 
 
 def is_html(answer: Response) -> bool:

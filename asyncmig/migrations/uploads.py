@@ -4,6 +4,7 @@ Files belong to a migration and cannot be removed, and a second file of the same
 that is there with the same name and size is not sent again, and after a lost response the files are listed first.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ __all__ = [
 
 MOST_FILES, MOST_DOCUMENTS = 400, 5
 """How many files, and how many of them PDF or Word documents, one run may read."""
+_LISTED_AFTER = 10.0
+"""Seconds before a file is looked for again that the list lacks: a read may lag behind a write."""
 _AT_ONCE = 25
 """The most URLs of one request."""
 _DOCUMENTS = frozenset({".pdf", ".doc", ".docx"})
@@ -174,6 +177,12 @@ async def _send(
         return PutTarget(url=target.signed_url, content_type=kind, ref=target.storage_path)
 
     async def has_arrived(storage_path: str) -> bool:
+        if await is_listed(storage_path):
+            return True
+        await asyncio.sleep(_LISTED_AFTER)
+        return await is_listed(storage_path)
+
+    async def is_listed(storage_path: str) -> bool:
         files = await list_files(context, migration_id)
         own = [each for each in files if each.storage_path == storage_path or each.storage_path not in taken]
         match = _match(item.content, own)

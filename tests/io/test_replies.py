@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from asyncmig._io.reply import retry_after
+from asyncmig._io.reply import retry_after, unreadable
 
 
 def date(seconds: float) -> str:
@@ -31,3 +31,10 @@ def test_the_seconds_of_a_retry_after(headers: dict[str, str], seconds: float | 
 def test_a_date_without_that_of_the_reply_is_compared_with_the_wall_clock() -> None:
     asked = retry_after({"Retry-After": date(3600.0)}, most=7200.0)
     assert asked == pytest.approx(3600.0, abs=120.0)
+
+
+def test_the_texts_of_a_reply_that_cannot_be_decoded_are_not_shown() -> None:
+    body = b'{"files": [{"name": "a \\"b", "token" : "tok-secret", "size": 3, "note": "cut off here'
+    text = str(unreadable("POST", "/files", 201, body, ValueError("malformed")))
+    assert '{"files": [{"name": "***", "token" : "***", "size": 3, "note": "***"' in text
+    assert "<html>" in str(unreadable("POST", "/files", 200, b"<html>", ValueError("malformed")))

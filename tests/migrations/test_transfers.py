@@ -55,6 +55,20 @@ async def test_a_failed_put_neither_doubles_nor_loses_a_file(
     assert [each["storage_path"] for each in account.files] == [uploaded.storage_path]
 
 
+async def test_a_file_that_is_listed_late_is_not_sent_again(opens: Opens, account: Account) -> None:
+    def listed(body: object, query: object) -> Reply:
+        is_late = account.now < 5.0 + min(
+            [at for at, method, _, _ in account.sent if method == "PUT"], default=0
+        )
+        return Reply(200, {"files": [] if is_late else account.files})
+
+    account.routes["GET", "/migrations/m1/files"] = listed
+    account.fault = lambda method, path, n: "lost" if method == "PUT" else None
+    async with opens() as migration:
+        await migration.upload(b"a\n1\n", name="contacts.csv")
+    assert len(account.files) == 1
+
+
 def puts(account: Account) -> list[str]:
     return [path for _, method, path, _ in account.sent if method == "PUT"]
 
