@@ -235,8 +235,7 @@ class Run:
 
     async def _reply(self, call: Call, shown: RunState, noted: AnswerNoted | None) -> None:
         tracker, caller = self._tracker, self._context.caller
-        thread = ThreadReader(self._context, tracker.migration_id)
-        after = await thread.last_sequence(self._noted)
+        after = await ThreadReader(self._context, tracker.migration_id).last_sequence(self._noted)
         repeatable = replace(call.endpoint, repeat=Repeat.ALWAYS)  # checked before each repeat
         call = msgspec.structs.replace(call, endpoint=repeatable)
         attempts = caller.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
@@ -256,7 +255,7 @@ class Run:
                 except RetryableFailure as failure:
                     if failure.doubt is not Doubt.MAYBE:
                         raise
-                    if await self._still_shows(shown) and await thread.last_sequence(after) == after:
+                    if await self._is_unanswered(shown, after):
                         unknown = attempts.unknown(str(failure.error))
                         unknown.__cause__ = failure.error
                         raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
@@ -269,6 +268,17 @@ class Run:
                 tracker.operation.answered(shown, now=_now(), after=after)
                 tracker.watch.resumed()
                 return
+
+    async def _is_unanswered(self, shown: RunState, after: int) -> bool:
+        """Return whether the run waits for an answer that was in doubt: then it is sent once more."""
+        if not await self._still_shows(shown):
+            return False
+        if await ThreadReader(self._context, self._tracker.migration_id).last_sequence(after) == after:
+            return True
+        await asyncio.sleep(
+            LAG
+        )  # the events may be late ones from before the answer, and the block an old reading
+        return await self._still_shows(shown)
 
     async def _still_shows(self, shown: RunState) -> bool:
         await self.read()
@@ -302,7 +312,7 @@ class Run:
             await asyncio.sleep(routes.RUN.shortest_floor)
             state = await self._read_now()
         if state.status != "awaiting_approval":
-            tracker.watch.observe(await tracker.taken(state))
+            tracker.watch.observe(await tracker.taken(state, _now()))
         return state
 
     def _check_id(self) -> None:

@@ -147,18 +147,18 @@ class Tracker:
             self.watch.announced("completed")
 
     async def _read(self, slot: Slot) -> Reading[RunState]:
-        call = Call(endpoint=routes.READ_RUN, ids=self.ids)
-        return await self.taken(await self._context.caller.send_once(call, RunState, slot))
+        call, sent_at = Call(endpoint=routes.READ_RUN, ids=self.ids), asyncio.get_running_loop().time()
+        return await self.taken(await self._context.caller.send_once(call, RunState, slot), sent_at)
 
-    async def taken(self, state: RunState) -> Reading[RunState]:
-        """Return the reading of this operation that a state of its run shows."""
-        loop, self.raw = asyncio.get_running_loop(), state
-        status = self.operation.effective(state, loop.time())
+    async def taken(self, state: RunState, sent_at: float) -> Reading[RunState]:
+        """Return the reading of this operation that a state of its run shows, which was requested at `sent_at`."""
+        self.raw = state
+        status = self.operation.effective(state, sent_at)
         if status != state.status:
             run_id = self.run_id
             await self._look_for_news()
             if self.run_id == run_id:  # otherwise this was the state of an earlier run
-                status = self.operation.effective(state, loop.time())
+                status = self.operation.effective(state, sent_at)
         if status != state.status:
             state = msgspec.structs.replace(state, status=status, message=None)
         phase = routes.RUN.phase(status)

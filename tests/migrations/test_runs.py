@@ -217,6 +217,29 @@ async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, a
     assert account.starts() == ["generate"]
 
 
+async def test_an_old_block_stays_old_while_the_thread_is_read(opens: Opens, account: Account) -> None:
+    account.lag = 25.0
+    account.steps["generate"] = [(30.0, BLOCKED)]
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        await run.answer({"q1": "a"})
+        account.fault = lambda method, path, n: 500 if path.endswith("/thread") else None
+        assert isinstance(await run.wait(), Preview)
+
+
+async def test_late_events_do_not_show_that_an_answer_was_accepted(opens: Opens, account: Account) -> None:
+    account.steps["generate"] = [(30.0, BLOCKED)]
+    account.fault = lambda method, path, n: 500 if path.endswith("/messages") and n == 1 else None
+    async with opens() as migration:
+        run = await migration.generate()
+        await run.wait()
+        account.tell(account.now + 5.0, "request_input", [QUESTION])
+        await run.answer({"q1": "a"})
+        assert isinstance(await run.wait(), Preview)
+    assert account.answered == 1
+
+
 async def test_an_old_block_does_not_count_after_the_log_lists_the_end(
     opens: Opens, account: Account
 ) -> None:
