@@ -26,6 +26,7 @@ from asyncmig.errors import (
     NotFound,
     RunFailed,
     TruncatedDownload,
+    UnknownOutcome,
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.expected import Downloaded, Expected, RowFilter, with_flags
@@ -168,6 +169,8 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                     job = await start_export(fetch.context, fetch.migration_id, body, rank=fetch.rank)
                 except Conflict:  # another export did not end for ten minutes
                     is_job_refused = True
+                except UnknownOutcome as error:  # an export changes nothing, so another one is started
+                    raise error.__cause__ or error from None
 
 
 async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: bool) -> Expected:

@@ -330,6 +330,16 @@ async def test_a_lost_start_of_an_export_is_waited_for(
     assert len(jobs.bodies) == 2
 
 
+async def test_lost_starts_of_exports_are_repeated_for_a_sheet(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    Jobs(account)
+    account.fault = lambda method, path, n: "lost" if path.endswith("exports") and n < 4 else None
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["contacts"])
+    assert [file.rows for file in files] == [2]
+
+
 async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:

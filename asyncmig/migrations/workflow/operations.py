@@ -275,16 +275,16 @@ class Operations:
         )
 
     async def _find_answer(self, run: Run, sent: SentAnswer) -> None:
-        """Find out whether an answer that an earlier process may have sent was accepted, and record that."""
+        """Find out whether an answer that an earlier process may have sent was accepted, and record that.
+
+        If the run still asks the same, the answer is sent once more: it may not have arrived.
+        """
         keeper = self._keeper
         await asyncio.sleep(max(0.0, LAG - seconds_since(sent.at)))  # a read may show an old state
         state = await keeper.retry_while_away(run.read)
-        is_same = block_of(state) == block_of(sent.point.shown)
-        reader = ThreadReader(self._context, self.migration.id)
-        last = await keeper.retry_while_away(partial(reader.last_sequence, sent.point.after))
         operation = keeper.record.operation
         assert operation is not None
-        if is_same and last <= sent.point.after:
+        if block_of(state) == block_of(sent.point.shown):
             await keeper.keep("refused", operation=msgspec.structs.replace(operation, answer=None))
             return
         await self._answered()
