@@ -219,7 +219,7 @@ def status(
         return
     last = recall_if_any(journal)
     options = options_of(last)
-    used = read_budgets(journal, options) if options else []
+    used = read_budgets(journal, options, statuses)
     if budgets:
         print_budgets(data_console(), used, as_json=as_json)
         return

@@ -6,6 +6,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -37,7 +38,7 @@ from asyncmig.cli.output import (
     say_steps,
     spoken,
 )
-from asyncmig.cli.settings import Options, about_journal
+from asyncmig.cli.settings import Options, Settings, about_journal
 from asyncmig.cli.summary import blocking_words, print_outcomes, reason
 from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
@@ -91,28 +92,36 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The requests that the last run sent; None for the run slots, and if no `report.json` can be read."""
     refused: int | None = None
     """The 429s of the last run; None if no `report.json` can be read."""
+    is_assumed: bool = False
+    """Whether the limit is the default one, because the settings of the last run are not known."""
 
 
-def read_budgets(place: JournalPlace, options: Options) -> list[BudgetStatus]:
+def read_budgets(
+    place: JournalPlace, options: Options | None, statuses: Sequence[CustomerStatus]
+) -> list[BudgetStatus]:
     """Return the use of each budget of a journal's last run, and of its run slots; empty before its first request.
 
-    `options`: the settings of that run.
+    `options`: the settings of that run. None if they are not known, for example because a program wrote the journal:
+    then the limits are the defaults of the API generation of `statuses`.
     """
-    try:
-        last = read_report(options.out).budget
-    except (OSError, ValueError):
-        last = None
-    timeout = timeouts_at(options.speed).total or 0.0
-    ages = SendLog(place.beside("recent"), speed=options.speed, timeout=timeout).ages()
+    api = statuses[0].api if statuses else generations.DEFAULT
+    settings = Settings(api=api) if options is None else options
+    last = None
+    if options is not None:
+        with suppress(OSError, ValueError):
+            last = read_report(options.out).budget
+    timeout = timeouts_at(settings.speed).total or 0.0
+    ages = SendLog(place.beside("recent"), speed=settings.speed, timeout=timeout).ages()
     uses = last.limits if last else {}
     if not ages and not uses:
         return []
     try:
-        limits, generation = options.all_limits, generations.find(options.api)
+        limits, generation = settings.all_limits, generations.find(settings.api)
     except InvalidInput as error:  # the file with the settings was changed, or a later version wrote it
         _log.warning("the use of budgets is not shown: the settings of the last run have %s", error)
         return []
-    named: Mapping[str, Rate] = limits.budgets if generation.endpoints else {}
+    is_named = options is not None and generation.endpoints
+    named: Mapping[str, Rate] = limits.budgets if is_named else {}
     found: list[BudgetStatus] = []
     for name in dict.fromkeys((*named, *sorted({*uses, *ages}))):
         rate, use = _rate(limits, name), uses.get(name, BudgetUse()) if last else None
@@ -124,6 +133,7 @@ def read_budgets(place: JournalPlace, options: Options) -> list[BudgetStatus]:
                 used=sum(age < rate.window for age in ages.get(name, ())),
                 requests=use.requests if use else None,
                 refused=use.refused if use else None,
+                is_assumed=options is None,
             )
         )
     if last and (slots := last.run_slots):
@@ -147,7 +157,9 @@ def print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bo
         return
     if not budgets:
         return
-    say(data, "Slots in use now; requests and 429s of the last run:")
+    assumed = " (default limits, because the settings of the last run are not known)"
+    is_assumed = any(each.is_assumed for each in budgets)
+    say(data, f"Slots in use now{assumed if is_assumed else '; requests and 429s of the last run'}:")
     rows = [
         (
             str(each.limit if each.window is None else Rate(each.limit, each.window)),

@@ -332,6 +332,7 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
         "used": 1,
         "requests": 1,
         "refused": 0,
+        "is_assumed": False,
     }
     assert (told["runs"]["limit"], told["runs"]["used"], told["runs"]["window"]) == (3, 0, None)
     examined = cli("doctor", *at, *limits).out

@@ -16,11 +16,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from asyncmig import Journal
+from asyncmig import Fleet, Journal, Parked, Spec
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.failures import LastFailure
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.server.settings import RunDurations
+from asyncmig.testing import Simulator as InProcess
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
 
@@ -55,6 +56,31 @@ def change(path: Path, statement: str) -> None:
 def slow() -> Iterator[Simulator]:
     with serving(RunDurations(queued=1.0, base=150.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
+
+
+def test_the_budgets_of_a_journal_that_a_program_wrote_have_the_default_limits(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "contacts.csv").write_bytes(GOOD)
+    spec = Spec(external_id="acme", name="Acme", source="HubSpot", files=(tmp_path / "contacts.csv",))
+
+    async def program() -> None:
+        async with (
+            InProcess(api="migrations", limits="by-class").session() as session,
+            Fleet(session, journal=tmp_path / "fleet.db", to=tmp_path / "out", api="migrations") as fleet,
+        ):
+            assert [type(outcome) async for outcome in fleet.run([spec])] == [Parked]
+
+    asyncio.run(program())
+    shown = cli("status", "--journal", tmp_path / "fleet.db").out
+    assert "Slots in use now (default limits, because the settings of the last run are not known):" in shown
+    assert re.search(r"^ *1/1h +1 +generate$", shown, re.MULTILINE)
+    (create,) = [
+        each
+        for line in cli("status", "--journal", tmp_path / "fleet.db", "--budgets", "--json").out.splitlines()
+        if (each := json.loads(line))["budget"] == "create"
+    ]
+    assert (create["limit"], create["used"], create["is_assumed"]) == (1, 1, True)
 
 
 def test_each_customer_is_a_line_and_its_story_is_told(
