@@ -20,22 +20,26 @@ _LONGEST = 200
 _SHORTEST_WORD, _SHORTEST_SECRET = 8, 4
 """The least length of a part of the URL that is masked: of a word such as `upload`, and of anything else."""
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
-_XML_CODE = re.compile(rb"<(?:\w+:)?Code>\s*([^<]{1,200}?)\s*</", re.IGNORECASE)
+_XML_CODE = re.compile(rb"<(?:\w+:)?Code>([^<]{1,200})</", re.IGNORECASE)
 _XML_MESSAGE = re.compile(rb"<(?:\w+:)?Message\b[^>]{0,200}>\s*([^<]{1,4000})", re.IGNORECASE)
 _TITLE = re.compile(rb"<title\b[^>]{0,200}>\s*([^<]{1,1000})", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]{0,1000}>?")
 _HIDDEN = (
     re.compile(r"(?:string.?to.?sign|canonical.?request).*", re.IGNORECASE | re.DOTALL),
-    re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE),
+    re.compile(r"\b[a-z][a-z0-9+.-]{0,20}://\S+", re.IGNORECASE),
     re.compile(
-        r"[\w-]*(?:signature|sig|token|credential|secret|password|key.?id|accesskey|policy)[\w-]*\s*[=:]\s*\S+",
+        r"(?<![\w-])(?=[\w-]*?(?:signature|sig|token|credential|secret|password|key.?id|accesskey|policy))"
+        r"[\w-]++\s*+[=:]\s*\S+",
         re.IGNORECASE,
     ),
     re.compile(r"(?<![\w+/=%.~-])(?=[\w+/=%.~-]*[0-9])[\w+/=%.~-]{16,}", re.ASCII),
     re.compile(r"(?<![\w+/=])[A-Z0-9+/=]{16,}(?!\w)", re.ASCII),
     re.compile(r"(?<![\w+/=-])[\w+/=-]{40,}", re.ASCII),
 )
-"""The string to sign, URLs, named secrets, and words that are long enough to be a key or a signature."""
+"""The string to sign, URLs, named secrets, and words that are long enough to be a key or a signature.
+
+Each pattern reads a text in linear time: a hostile text must not block the event loop.
+"""
 
 
 @final
@@ -85,7 +89,7 @@ def _read(body: bytes) -> tuple[str, str]:
 
 def _found(pattern: re.Pattern[bytes], text: bytes) -> str:
     found = pattern.search(text)
-    return html.unescape(found[1].decode("utf-8", "replace")) if found else ""
+    return html.unescape(found[1].decode("utf-8", "replace")).strip() if found else ""
 
 
 def _read_json(value: object) -> tuple[str, str]:

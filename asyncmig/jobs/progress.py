@@ -17,8 +17,9 @@ __all__ = ["LiveProgress"]
 
 _OBSERVED = 200
 """How many of the last durations count for the estimate of a run that reports no percentage."""
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
-_ROWS = re.compile(r"(\d[\d,]*) ?(?:of|/) ?(\d[\d,]*) rows", re.IGNORECASE)
+_PERCENT = re.compile(r"(?<![\d.])(\d{1,9}(?:\.\d{1,20})?) ?%")
+_ROWS = re.compile(r"(?<![\d,])(\d[\d,]{0,20}) ?(?:of|/) ?(\d[\d,]{0,20}) rows", re.IGNORECASE)
+"""Both are bounded: `int` refuses a number of thousands of digits, and `float` one of hundreds."""
 
 
 @final

@@ -29,7 +29,9 @@ from asyncmig import (
     migrate,
 )
 from asyncmig.customers.status import CustomerStatus
+from asyncmig.events import MigrationChanged, RunChanged
 from asyncmig.jobs.instructions import read_known
+from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.runners import digest_of
 from asyncmig.journal.ports import Activity
 from asyncmig.simulator import World
@@ -384,3 +386,24 @@ async def test_progress_is_told_in_numbers(fleets: OpensFleet, customer: Custome
         assert estimates
         assert estimates[-1] < estimates[0]
         assert (await elsewhere.status("acme")).progress == seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "percent"),
+    [
+        ("42% done", 42.0),
+        ("3 of 4 rows", 75.0),
+        ("200 %", 100.0),
+        (f"{'9' * 5000} of {'9' * 5000} rows", None),
+        (f"{'9' * 400} / {'9' * 400} rows", None),
+        ("1" * 200_000, None),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+async def test_numbers_of_any_length_in_a_progress_text_do_no_harm(text: str, percent: float | None) -> None:
+    progress, ids = LiveProgress(), {"run": "r1"}
+    progress.take(MigrationChanged(at=0.0, external_id="acme", step="running", ids=ids))
+    progress.take(RunChanged(at=1.0, status="running", progress=text, ids=ids))
+    told = progress.added_to(CustomerStatus(external_id="acme", name="Acme", ids=ids)).progress
+    assert told is not None
+    assert told.percent == percent
