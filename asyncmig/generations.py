@@ -16,9 +16,8 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies.workflow.generation import CompaniesGeneration
 from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Outcome, Reviewed
-from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import CheckedSpec, HasNames, ResolvedSpec, Spec, checked_spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate, unreadable_record
@@ -55,18 +54,10 @@ class Generation(Protocol):
     def migrate(
         self,
         context: SessionContext,
-        spec: Spec,
         claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
+        call: MigrationCall,
     ) -> Coroutine[object, object, Outcome]:
-        """Migrate a customer, or continue from the claim's state; write its sheets to `to`. Raises `JournalError`.
-
-        `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: to be awaited
-        before the first request.
-        """
+        """Migrate the customer of a claim, or continue from the claim's state. Raises `JournalError`."""
         ...
 
     def check(self, spec: Spec) -> None:

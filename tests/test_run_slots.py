@@ -22,9 +22,8 @@ from asyncmig import (
 )
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Outcome
-from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.events import RunSlotsBlocked
@@ -60,15 +59,12 @@ class Starts(generations.Generation):
     async def migrate(
         self,
         context: SessionContext,
-        spec: Spec,
         claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
+        call: MigrationCall,
     ) -> Outcome:
-        if turn is not None:
-            await turn()
+        spec = call.spec
+        if call.turn is not None:
+            await call.turn()
         run = f"run of {spec.external_id}"
         record = Record() if claim.state is None else msgspec.json.decode(claim.state, type=Record)
         if not record.running:

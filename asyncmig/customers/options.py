@@ -9,11 +9,14 @@ from typing import Final, Literal, TypedDict, cast, final, get_args
 from asyncmig._core.arguments import check_fields
 from asyncmig.customers.answer_rules import AnswerRule, checked_rules
 from asyncmig.customers.outcome import ExportMode, Policy, RowFilter
+from asyncmig.customers.paths import Inputs
+from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
 
 __all__ = [
     "RETRY_SECONDS",
     "IfChanged",
+    "MigrationCall",
     "MigrationKeywords",
     "MigrationOptions",
     "OptionOverrides",
@@ -104,6 +107,21 @@ class MigrationOptions:
         """The exports to make, in order."""
         modes = get_args(ExportMode)
         return modes[: modes.index(self.export) + 1] if self.export else ()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationCall:
+    """What one call of `Generation.migrate` migrates, and how."""
+
+    spec: Spec
+    to: Path
+    """The folder that gets the sheets."""
+    options: MigrationOptions
+    inputs: Inputs
+    """The files of migrations that run at the same time; no sheet may replace them."""
+    turn: Turn | None = None
+    """Awaited after the files were read and before the first request."""
 
 
 class OptionOverrides(TypedDict, total=False):

@@ -21,7 +21,7 @@ from asyncmig import generations
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
-from asyncmig.customers.options import MigrationOptions, OptionOverrides
+from asyncmig.customers.options import MigrationCall, MigrationOptions, OptionOverrides
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
@@ -208,9 +208,8 @@ class JobRunner:
         while True:
             try:
                 instruction = instruction or await take_up(self._journal, spec.external_id)
-                outcome = await migrate_claimed(
-                    generation, context_of(self._session), spec, self._journal, to, options, self._inputs
-                )
+                call = MigrationCall(spec=spec, to=to, options=options, inputs=self._inputs)
+                outcome = await migrate_claimed(generation, context_of(self._session), self._journal, call)
                 await fulfil(self._journal, spec.external_id, instruction, outcome)
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:

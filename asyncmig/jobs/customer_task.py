@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.file_names import customer_folder
-from asyncmig.customers.options import MigrationOptions
+from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import Spec
@@ -135,16 +135,8 @@ class CustomerTask:
                 options = replace(options, retry_failed=True)
             to = customer_folder(fleet.to, spec.external_id)
             try:
-                outcome = await migrate_claimed(
-                    fleet.generation,
-                    fleet.context,
-                    spec,
-                    fleet.journal,
-                    to,
-                    options,
-                    fleet.inputs,
-                    self._come,
-                )
+                call = MigrationCall(spec=spec, to=to, options=options, inputs=fleet.inputs, turn=self._come)
+                outcome = await migrate_claimed(fleet.generation, fleet.context, fleet.journal, call)
             except CustomerHeld as error:
                 self.held = outcome = pending(spec, str(error), "held")
                 self._end_turn()

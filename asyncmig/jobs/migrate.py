@@ -12,7 +12,7 @@ from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.file_names import check_utf8
-from asyncmig.customers.options import MigrationKeywords, MigrationOptions, Turn, combined
+from asyncmig.customers.options import MigrationCall, MigrationKeywords, MigrationOptions, combined
 from asyncmig.customers.outcome import Outcome, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, failed
@@ -57,7 +57,8 @@ async def migrate(
     if refused is not None:
         return failed(spec, refused)
     instruction = await take_up(journal, spec.external_id)
-    outcome = await migrate_claimed(generation, context_of(session), spec, journal, folder, options, Inputs())
+    call = MigrationCall(spec=spec, to=folder, options=options, inputs=Inputs())
+    outcome = await migrate_claimed(generation, context_of(session), journal, call)
     await fulfil(journal, spec.external_id, instruction, outcome)
     return outcome
 
@@ -80,31 +81,23 @@ async def adopt(
 
 
 async def migrate_claimed(
-    generation: Generation,
-    context: SessionContext,
-    spec: Spec,
-    journal: JournalPort,
-    to: Path,
-    options: MigrationOptions,
-    inputs: Inputs,
-    turn: Turn | None = None,
+    generation: Generation, context: SessionContext, journal: JournalPort, call: MigrationCall
 ) -> Outcome:
-    """Claim the customer of `spec`, migrate it, and release the claim.
+    """Claim a customer, migrate it, and release the claim.
 
-    `inputs`: the files of migrations that run at the same time; no sheet may replace them. `turn`: awaited after the
-    files were read and before the first request. An unexpected exception becomes a `Pending` outcome. Raises
-    `JournalError`, and `CustomerHeld` if another process works on the customer.
+    An unexpected exception becomes a `Pending` outcome. Raises `JournalError`, and `CustomerHeld` if another process
+    works on the customer.
     """
-    spec, refused = generations.check_spec(generation, spec)
+    spec, refused = generations.check_spec(generation, call.spec)
     if refused is not None:
         return failed(spec, refused)
     outcome: Outcome | None = None
     try:
         await recover_run_slots(context, generation, journal)
-        with inputs.holding(await in_thread(keys_of, spec.files)):
+        with call.inputs.holding(await in_thread(keys_of, spec.files)):
             async with await journal.claim(spec.external_id) as claim:
                 outcome = _refused_record(generation, context, spec, claim) or await generation.migrate(
-                    context, spec, claim, to, options, inputs, turn
+                    context, claim, call
                 )
     except JournalError as error:
         if outcome is None:

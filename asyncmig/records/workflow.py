@@ -5,7 +5,6 @@ check the input → the steps of the generation → record the outcome → perha
 
 import logging
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import msgspec
@@ -14,10 +13,8 @@ from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import OwnerScope
 from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Failed, Outcome, Pending, PendingReason, Unknown
-from asyncmig.customers.paths import Inputs
-from asyncmig.customers.spec import Spec
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -40,22 +37,12 @@ _log = logging.getLogger("asyncmig")
 class Workflow(ABC, Generic[R]):
     """One call of `Generation.migrate`. A generation implements the abstract methods."""
 
-    def __init__(
-        self,
-        context: SessionContext,
-        spec: Spec,
-        keeper: RecordKeeper[R],
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None,
-    ) -> None:
-        """`to`: the folder that gets the sheets. The other arguments are those of `Generation.migrate`."""
+    def __init__(self, context: SessionContext, keeper: RecordKeeper[R], call: MigrationCall) -> None:
         if not keeper.record.name:
-            keeper.record = keeper.record.with_spec(spec)
-        self._context, self._spec, self._keeper = context, spec, keeper
-        self._to, self._options, self._inputs, self._turn = to, options, inputs, turn
-        self._retry_failed = options.retry_failed and isinstance(keeper.record.outcome, Failed)
+            keeper.record = keeper.record.with_spec(call.spec)
+        self._context, self._keeper, self._spec = context, keeper, call.spec
+        self._to, self._options, self._inputs, self._turn = call.to, call.options, call.inputs, call.turn
+        self._retry_failed = call.options.retry_failed and isinstance(keeper.record.outcome, Failed)
         self._files: tuple[FileInput, ...] | None = None
         """The present input files; None if they cannot be read."""
 

@@ -30,9 +30,8 @@ from asyncmig import (
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import CatalogueItem, named
 from asyncmig.customers.decisions import checked_decision
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Outcome, Reviewed
-from asyncmig.customers.paths import Inputs
 from asyncmig.customers.spec import ResolvedSpec, failed
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
 from asyncmig.jobs.status import read_records, read_statuses
@@ -83,13 +82,10 @@ class Copies(generations.Generation):
     async def migrate(
         self,
         context: SessionContext,
-        spec: Spec,
         claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
+        call: MigrationCall,
     ) -> Outcome:
+        spec, to = call.spec, call.to
         if claim.state is not None:
             record = msgspec.json.decode(claim.state, type=CopyRecord)
             if isinstance(record.outcome, Delivered):

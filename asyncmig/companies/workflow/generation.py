@@ -21,9 +21,8 @@ from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.ids import COMPANY
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Outcome
-from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
@@ -75,14 +74,10 @@ class CompaniesGeneration:
     def migrate(
         self,
         context: SessionContext,
-        spec: Spec,
         claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
+        call: MigrationCall,
     ) -> Coroutine[object, object, Outcome]:
-        return CustomerMigration(context, spec, claim, to, options, inputs, turn).migrate()
+        return CustomerMigration(context, claim, call).migrate()
 
     def check(self, spec: Spec) -> None:
         if not spec.source:

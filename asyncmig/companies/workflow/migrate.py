@@ -27,11 +27,10 @@ from asyncmig.companies.workflow.record import API, Record, import_key, keeper_o
 from asyncmig.customers.decisions import Approve, Decision, checked_decision
 from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.files import FileInput, FilesChanged
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
-from asyncmig.customers.paths import Inputs, check_below
+from asyncmig.customers.paths import check_below
 from asyncmig.customers.questions import NeedsAttention, check_answers
-from asyncmig.customers.spec import Spec
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import ClaimPort
 from asyncmig.records.policy import decide_by_policy
@@ -53,20 +52,11 @@ _NOTHING_RAN = frozenset({"", "starting"})
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
-    def __init__(
-        self,
-        context: SessionContext,
-        spec: Spec,
-        claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
-    ) -> None:
-        keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
-        super().__init__(context, spec, keeper, to, options, inputs, turn)
-        self._creation = Creation(context, spec, keeper)
-        self._delivery = Delivery(keeper, to, options)
+    def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
+        keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
+        super().__init__(context, keeper, call)
+        self._creation = Creation(context, call.spec, keeper)
+        self._delivery = Delivery(keeper, call.to, call.options)
 
     async def _steps(self) -> Outcome:
         company = await self._creation.company()

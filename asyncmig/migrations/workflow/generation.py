@@ -12,9 +12,8 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
-from asyncmig.customers.paths import Inputs
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
@@ -86,14 +85,10 @@ class MigrationsGeneration:
     def migrate(
         self,
         context: SessionContext,
-        spec: Spec,
         claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
+        call: MigrationCall,
     ) -> Coroutine[object, object, Outcome]:
-        return CustomerMigration(context, spec, claim, to, options, inputs, turn).migrate()
+        return CustomerMigration(context, claim, call).migrate()
 
     def check(self, spec: Spec) -> None:
         if spec.connections is not None:

@@ -14,10 +14,8 @@ import msgspec
 
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.files import FileInput, FilesChanged
-from asyncmig.customers.options import MigrationOptions, Turn
+from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Failed, Outcome, PendingReason
-from asyncmig.customers.paths import Inputs
-from asyncmig.customers.spec import Spec
 from asyncmig.errors import ApiError, NoRunSlot, NotFound
 from asyncmig.journal import ClaimPort
 from asyncmig.migrations.access import WorkPermit, is_refusal
@@ -36,22 +34,13 @@ __all__ = ["CustomerMigration"]
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
-    def __init__(
-        self,
-        context: SessionContext,
-        spec: Spec,
-        claim: ClaimPort,
-        to: Path,
-        options: MigrationOptions,
-        inputs: Inputs,
-        turn: Turn | None = None,
-    ) -> None:
-        keeper = keeper_of(context, claim, retry_seconds=options.retry_seconds)
-        super().__init__(context, spec, keeper, to, options, inputs, turn)
+    def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
+        keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
+        super().__init__(context, keeper, call)
         self._operations = Operations(context, keeper)
-        self._preparation = Preparation(context, spec, keeper, self._operations, options)
-        self._driver = RunDriver(context, keeper, self._operations, to, options)
-        self._delivery = Delivery(context, keeper, to, options)
+        self._preparation = Preparation(context, call.spec, keeper, self._operations, call.options)
+        self._driver = RunDriver(context, keeper, self._operations, call.to, call.options)
+        self._delivery = Delivery(context, keeper, call.to, call.options)
 
     def _with_notes(self, outcome: Outcome) -> Outcome:
         notes = dict.fromkeys((*outcome.notes, *self._keeper.record.remarks, *self._keeper.notes))
