@@ -11,7 +11,6 @@ import msgspec
 from asyncmig._core.arguments import checked_call, checked_path, checked_text
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import named
 from asyncmig.customers.ids import IMPORT, checked_id
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput
@@ -25,7 +24,7 @@ from asyncmig.migrations.log import Log, settled
 from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.sheets import find_sheets
+from asyncmig.migrations.sheets import checked_fields, chosen_sheets, find_sheets
 from asyncmig.migrations.starts import Noted, Starter
 from asyncmig.migrations.state import ClientState, MigrationState
 from asyncmig.migrations.thread import BEGINNING, Done, Event, Include, ThreadReader, checked_include
@@ -288,7 +287,7 @@ class Migration:
 
         `fields`: exact names of columns, in this order. `omit_empty`: without columns that are empty in the sample.
         """
-        query = {"fields": ",".join(_checked_fields(fields))} if fields else {}
+        query = {"fields": ",".join(checked_fields(fields))} if fields else {}
         query |= {"omit_empty": "true"} if omit_empty else {}
         return await read_preview(self._context, self.id, query)
 
@@ -376,11 +375,11 @@ class Migration:
         if filter not in get_args(RowFilter):
             raise InvalidInput("filter", filter, f"is none of {list(get_args(RowFilter))}")
         folder, known = checked_path("to", to), await self._known_sheets(report)
-        wanted = known if sheets is None else self._chosen(sheets, known)
+        wanted = known if sheets is None else chosen_sheets(sheets, known)
         fetch = Fetch(
             context=self._context,
             migration_id=self.id,
-            fields=_checked_fields(fields),
+            fields=checked_fields(fields),
             omit_empty=omit_empty,
             row_filter=filter,
             report=report,
@@ -412,12 +411,12 @@ class Migration:
         """
         known = await self._known_sheets()
         single = [sheets] if isinstance(sheets, str | Sheet) else None
-        chosen = self._chosen(single or cast("Sequence[str | Sheet] | None", sheets) or known, known)
+        chosen = chosen_sheets(single or cast("Sequence[str | Sheet] | None", sheets) or known, known)
         slugs, unset = tuple(sheet.id for sheet in chosen), msgspec.UNSET
         body = ExportBody(
             slug=slugs[0] if single else unset,
             slugs=unset if single else slugs,
-            fields=_checked_fields(fields) or unset,
+            fields=checked_fields(fields) or unset,
             omit_empty=True if omit_empty else unset,
         )
         return await start_export(self._context, self.id, body, rank=rank)
@@ -428,19 +427,6 @@ class Migration:
             self.sheets = await find_sheets(self._context, self.id, report)
         return list(self.sheets)
 
-    def _chosen(self, wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:
-        if isinstance(wanted, str) or not wanted:
-            raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
-        chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
-        return list({sheet.id: sheet for sheet in chosen}.values())
-
 
 def _start(after: int | None) -> int:
     return BEGINNING if after is None else after
-
-
-def _checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
-    for name in fields:
-        if "," in checked_text("fields", name):
-            raise InvalidInput("fields", name, "has a comma, which separates the names in a request")
-    return tuple(fields)

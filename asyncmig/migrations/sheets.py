@@ -1,15 +1,21 @@
-"""Which sheets a migration has: a create response lists them, and no request returns that list again."""
+"""The sheets of a migration, and the sheets and fields that a call names.
 
+A create response lists the sheets, and no request returns that list again.
+"""
+
+from collections.abc import Sequence
+
+from asyncmig._core.arguments import checked_text
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import CatalogueItem
-from asyncmig.errors import NotFound
+from asyncmig.customers.catalog import CatalogueItem, named
+from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.log import Log
 from asyncmig.migrations.previews import read_preview
 from asyncmig.migrations.wire import Report, Sheet, Templates
 
-__all__ = ["find_sheets"]
+__all__ = ["checked_fields", "chosen_sheets", "find_sheets"]
 
 
 async def find_sheets(
@@ -38,3 +44,19 @@ async def find_sheets(
         listed = await context.caller.call(Call(endpoint=routes.LIST_TEMPLATES), Templates)
         found += [each for each in listed.templates if not names or each.name in names]
     return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
+
+
+def chosen_sheets(wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:
+    """Return the sheets with these names or slugs, each once. Raises `InvalidInput` for an unknown one."""
+    if isinstance(wanted, str) or not wanted:
+        raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
+    chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
+    return list({sheet.id: sheet for sheet in chosen}.values())
+
+
+def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return names of columns as a request can name them. Raises `InvalidInput`."""
+    for name in fields:
+        if "," in checked_text("fields", name):
+            raise InvalidInput("fields", name, "has a comma, which separates the names in a request")
+    return tuple(fields)
