@@ -288,7 +288,7 @@ Outcome = Delivered | Failed | Parked | Unknown | Pending
 
 Reviewed = Literal["sent", "recorded", "gone", "changed"]
 """The result of a decision: it was sent; it was recorded, and the next call of `migrate` sends it; or it was not
-sent, because the run asks nothing any more (`gone`) or something else (`changed`)."""
+sent, because the run now asks nothing (`gone`) or something else (`changed`)."""
 Decide = Callable[[Parked], Awaitable[Decision | None]]
 """Decides about a parked run. None: the run stays parked."""
 Policy = Literal["park", "approve_safe", "approve", "reject"] | Decide

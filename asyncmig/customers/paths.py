@@ -46,7 +46,7 @@ def file_id(path: str | Path, *, follow: bool = True) -> FileId | None:
 def entries(path: str | Path, real: Callable[[str], str] = _resolved) -> Iterator[str]:
     """Yield the directory entry that a path names, and, if it is a symbolic link, each entry that it leads to.
 
-    Replacing any of them changes what the path reads. `real`: `realpath`, with a memory where there are many paths.
+    Replacing any of them changes what the path reads. `real`: `realpath`, or a cached one for many paths.
     """
     seen: set[str] = set()
     at = str(path)

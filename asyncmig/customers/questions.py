@@ -142,7 +142,7 @@ class NeedsAttention(Struct, frozen=True, kw_only=True):
 
     questions: tuple[Question, ...] = ()
     proposed_patch: Patch | None = None
-    """What is done unless somebody answers the questions otherwise, for the kind `patch`."""
+    """What an approval without answers does, for the kind `patch`."""
     kind: AttentionKind = "patch"
     credentials: CredentialRequest | None = None
     """Which credentials the run waits for."""

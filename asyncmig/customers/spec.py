@@ -60,7 +60,7 @@ def checked_templates(templates: object, field: str = "template_ids") -> tuple[s
 
 
 class LiveSource(HidesSecrets, frozen=True, kw_only=True):
-    """A live connection to the system that the customer comes from, instead of files or besides them.
+    """A live connection to the system that the customer comes from, instead of files or in addition to them.
 
         LiveSource(source_key="salesforce", config={"region": "eu"}, credentials={"token": os.environ["CRM_TOKEN"]})
 

@@ -209,8 +209,8 @@ async def parked_as_shown(
 async def cancel_when_free(context: SessionContext, journal: JournalPort, external_id: str) -> Outcome:
     """Carry out the cancel instruction in the journal once no task or process holds the customer; return its outcome.
 
-    The instruction tells those who hold the customer. It stays in the journal, unless the customer has ended
-    otherwise. Raises what `Generation.cancel` raises.
+    The tasks and processes that hold the customer see the instruction and stop. It stays in the journal, unless the
+    customer has ended otherwise. Raises what `Generation.cancel` raises.
     """
     while True:
         known = await read_known(journal, external_id)

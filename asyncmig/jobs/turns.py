@@ -88,7 +88,7 @@ class Turns:
         self.end(place)
 
     def end(self, place: int) -> None:
-        """Let no customer wait for the one with this place any more."""
+        """End the turn of a place: from now on no customer waits for it."""
         self._over[place] = True
         self._wake(place)
         while self._first < len(self._over) and self._over[self._first]:
@@ -96,7 +96,7 @@ class Turns:
         self._wake(self._first)
 
     def _give_up(self, place: int) -> None:
-        """Let this customer, and those after it, wait for no earlier customer any more."""
+        """Let this customer and those after it begin, although an earlier one has not had its turn."""
         self._first = max(self._first, place)
         self._wake(place)
 

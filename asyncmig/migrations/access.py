@@ -1,4 +1,4 @@
-"""Whether the account may start work: what a 403 means, and the stop that it is for every customer of a session."""
+"""Whether the account may start work: what a 403 means. The first one stops every customer of the session."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -62,7 +62,7 @@ class WorkPermit:
     async def working(self, step: Coroutine[object, object, T]) -> T:
         """Run a step that starts work. Raises the 403 of any customer of the session, also while the step waits.
 
-        Every step may be repeated after it was given up, because the journal has its intent.
+        A step that was stopped can be repeated later, because the journal has its intent.
         """
         task, refused = asyncio.ensure_future(step), asyncio.ensure_future(self._refused.wait())
         try:

@@ -151,7 +151,9 @@ class Migration:
         progress: Progress | None = None,
         rank: float = 0.0,
     ) -> Uploaded:
-        """Upload one file, unless one with its name and size is there. For several files, `upload_all` is cheaper.
+        """Upload one file, unless the migration has one with this name and size.
+
+        For several files, `upload_all` is cheaper.
 
         The arguments and errors are those of `Company.upload` in the generation "companies". The files of the
         migration are listed first; a run may read at most 400 files, of them 5 PDF or Word documents.
@@ -165,15 +167,15 @@ class Migration:
 
     @checked_call
     async def upload_all(self, files: Sequence[ToUpload], *, rank: float = 0.0) -> list[Uploaded]:
-        """Upload the files that are not there yet, in parallel, with one request for each 25 of them.
+        """Upload the files that the migration does not have yet, in parallel, with one request for each 25 files.
 
         ```python
         uploaded = await migration.upload_all(["contacts.csv", ("deals.csv", b"Name,Amount\\n")])
         ```
 
-        `files`: paths, or names with bytes. Files that are there with the same name and size are not sent again;
-        their `is_new` is False. Raises `InvalidInput` before any request for a missing or empty file, and for more
-        than 400 files or 5 documents; before any upload if there would be too many with those that are there.
+        `files`: paths, or names with bytes. Files that the migration has with the same name and size are not sent
+        again; their `is_new` is False. Raises `InvalidInput` before any request for a missing or empty file, and for
+        more than 400 files or 5 documents; before any upload if there would be too many with those that are there.
         """
         self._uploaded.add(Path(file) for file in files if isinstance(file, Path | str))
         items = checked_items(files)
@@ -323,7 +325,7 @@ class Migration:
         """Return what each run did, oldest first.
 
         While anything is in progress, raises `Conflict`; with `wait=True`, waits until that has ended, and asks again
-        after as many seconds as the server says. A run that is blocked may be in progress for ever, and a preview may
+        after as many seconds as the server says. A blocked run can stay in progress without end, and a preview may
         count as in progress.
         """
         call = Call(endpoint=routes.READ_LOG, ids=self._ids)

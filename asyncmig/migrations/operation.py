@@ -161,7 +161,7 @@ class Operation:
         if self._is_new_run:
             return is_fresh
         if is_fresh and before and (before.status, before.report) != (state.status, state.report):
-            return True  # also another end than this kind has: somebody else resumed the run
+            return True  # also an end that this kind does not have: another client resumed the run
         if state.status not in _ENDS[self.kind]:
             return False
         if self.kind == "execute":

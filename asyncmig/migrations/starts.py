@@ -1,11 +1,12 @@
 """Start an operation exactly once: check the server before each repeat of a start whose response was lost.
 
-A start has no key, and a repeat when nothing is active starts another run: `generate` uses up an hour and replaces
-the preview, `execute` imports again. So what is known is noted before the request (`StartPoint`). After a lost
-response, the run, the log, the preview and the thread are read in this order. Three looks over 30 s that show nothing
-newer mean that the request was never processed, and only then is it sent again. A blocked run whose id is not known
-is the exception: nothing changes while it is blocked, so a repeat is refused with its id. A blocked `execute` is not
-repeated even then, because a person may answer at any moment. What cannot be determined is `UnknownOutcome`.
+A start has no key, and a repeat when nothing is active starts another run: a second `generate` uses the only start of
+an hour and replaces the preview, a second `execute` imports again. So what is known is noted before the request
+(`StartPoint`). After a lost response, the run, the log, the preview and the thread are read in this order. Three
+looks over 30 s that show nothing newer mean that the request was never processed, and only then is it sent again. A
+blocked run whose id is not known is the exception: nothing changes while it is blocked, so a repeat is refused with
+its id. A blocked `execute` is not repeated even then, because a person may answer at any moment. What cannot be
+determined is `UnknownOutcome`.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ _MOST_ATTEMPTS = 3
 _SETTLE = 30.0
 """Seconds between two looks for the id of a run that is in progress."""
 _QUIET = 3 * routes.RUN.stall_alarm
-"""Seconds without an event of the thread after which the id of a run is looked for no longer."""
+"""Seconds without an event of the thread after which the search for the id of a run ends."""
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
 
 

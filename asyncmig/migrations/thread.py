@@ -189,7 +189,7 @@ Listener = Callable[[Event | Done | _Link], None]
 
 @final
 class ThreadStream:
-    """One stream of a thread, which any number of listeners share. It runs while somebody listens."""
+    """One stream of a thread, which any number of listeners share. It is open while there is a listener."""
 
     __slots__ = ("_context", "_failed", "_include", "_listeners", "_reader", "_refused", "_task", "position")
 
@@ -304,7 +304,7 @@ class ThreadStream:
             on_error(error)
 
     async def aclose(self) -> None:
-        """End the stream, also for iterations that nobody closed: they raise `SessionClosed`."""
+        """End the stream. Iterations that were not closed raise `SessionClosed`."""
         await self._stop()
         self._fail(SessionClosed())
 

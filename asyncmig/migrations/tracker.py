@@ -43,7 +43,7 @@ _log = logging.getLogger("asyncmig")
 _ASK_LOG = 120.0
 """Seconds of old readings after which the log is asked whether the operation has ended."""
 _LOOKS_AT_LOG = 3
-"""After this many settled logs that do not list an operation, nobody can say whether it was started."""
+"""If so many settled logs do not list an operation, it is unknown whether it was started."""
 _WHILE_STREAMING = 60.0
 """Seconds between the reads of a run while the stream of its thread announces its end."""
 

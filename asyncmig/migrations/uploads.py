@@ -102,7 +102,7 @@ def check_limits(names: Iterable[str]) -> None:
 
 
 def checked_items(files: Sequence[ToUpload]) -> list[Item]:
-    """Return what to upload. Raises `InvalidInput` for what is no file, and for too many of them."""
+    """Return the files to upload. Raises `InvalidInput` for a value that is not a file, and for too many files."""
     items: list[Item] = []
     for file in cast("Sequence[object]", files):
         if isinstance(file, tuple):
@@ -225,7 +225,7 @@ def _in_order(targets: Sequence[UploadTarget], names: Sequence[str]) -> list[Upl
 
 
 def _match(content: Content, there: Sequence[StoredFile]) -> StoredFile | None:
-    """Return the file that is there with this name and size. A server may have changed the name's spelling."""
+    """Return the stored file with this name and size. A server may have changed the spelling of the name."""
     same = [each for each in there if each.name == content.name and each.size in (None, content.size)]
     similar = [
         each for each in there if each.size == content.size and _plain(each.name) == _plain(content.name)

@@ -88,7 +88,7 @@ async def cancel(
 ) -> Outcome:
     """Record that a customer is canceled, and return its outcome; see `Generation.cancel`.
 
-    The API generation has no request that cancels a run: a run in progress goes on. `reject_parked` rejects the
+    The API generation has no request that cancels a run: a run in progress continues. `reject_parked` rejects the
     proposal of a parked run, which ends it.
     """
 

@@ -1,4 +1,4 @@
-"""The journal entries of a migration in words, for people."""
+"""Describe the journal entries of a migration, for people."""
 
 from collections.abc import Mapping
 from typing import cast

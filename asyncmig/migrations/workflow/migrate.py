@@ -69,7 +69,7 @@ class CustomerMigration(Workflow[Record]):
         return await self._delivery.deliver(self._operations.migration, keeper.record.report)
 
     async def _is_executed(self, run: Run) -> bool:
-        """Return whether an earlier run of an existing migration has been executed, so that files come too late."""
+        """Return whether an earlier run of an existing migration was executed, so that new files are too late."""
         if not run.id:
             return False
         try:

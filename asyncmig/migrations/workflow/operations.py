@@ -38,7 +38,7 @@ from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 __all__ = ["Operations", "open_run", "with_version"]
 
 _CANCELS, _BETWEEN_CANCELS = 10, 30.0
-"""How often the cancel of a run that stays blocked is repeated, and the seconds between."""
+"""How often the cancel of a run that stays blocked is repeated, and the seconds between two cancels."""
 _REFUSED = (BadRequest, Conflict, NotFound)
 """Definite refusals: the request has changed nothing."""
 
@@ -138,7 +138,7 @@ class Operations:
             raise
 
     async def _recovered(self, run_id: str) -> Run | None:
-        """Wait until the run of somebody else has ended, and return the run that our lost start has begun, if any."""
+        """Wait until another client's run has ended. Return the run that our unanswered start has begun, if any."""
         keeper = self._keeper
         with contextlib.suppress(RunError):
             await self.migration.run(run_id).wait(through_parks=True)
@@ -184,7 +184,7 @@ class Operations:
             self._context.runs.left(self.migration.id)
 
     async def _found(self, run_id: str) -> Run:
-        """Record a run of somebody else that is in progress, and return it."""
+        """Record another client's run that is in progress, and return it."""
         self._keeper.note("a run that another client had started was in progress")
         found = OperationRecord(kind=None, run_id=run_id, started_at=wall_clock())
         await self._keeper.keep("waits for another import", operation=found, generated_with=None)

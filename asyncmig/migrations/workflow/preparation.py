@@ -1,4 +1,4 @@
-"""Everything before the first run: the migration, its files and its live connection, each of them once.
+"""Everything before the first run: create the migration, upload its files and save its live connection, each once.
 
 Sources and templates that the spec names are looked up before the create request: an unknown name would cost one of a
 few creates in an hour.

@@ -48,7 +48,7 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The present operation of the run: written before it is started, and after each change."""
 
     kind: Kind | None
-    """None for a run that somebody else started, or whose operation is not known: every end counts."""
+    """None for a run that another client started, or whose operation is not known: every end counts."""
     message: str | None = None
     """What an update changes."""
     point: StartPoint | None = None
@@ -69,7 +69,7 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Return the operation as another process left it. `age`: seconds since its start."""
         point = self.point
         return Operation(
-            None if self.is_over else self.kind,  # what it has read last is no old end any more
+            None if self.is_over else self.kind,  # its end was read, so that every end counts
             now=now - age,
             after=point.after if point else None,
             before=point.state if point else None,
@@ -117,7 +117,7 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     blocked_at: float = 0.0
     """Wall-clock time at which the run was seen to wait for a person; 0 if it does not."""
     regenerated: int = 0
-    """How often a preview that can no longer be executed was made anew, in a row."""
+    """How often in a row a preview was generated again because it could not be executed any more."""
     report: Report | None = None
     """What the executed run did."""
     rows_written: int | None = None

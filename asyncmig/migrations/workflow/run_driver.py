@@ -51,7 +51,7 @@ _REFUSALS: Final = 8
 _PREPARING: Final = frozenset({"generate", "update", "clarify"})
 """Operations that write no rows."""
 _REGENERATED: Final = 2
-"""How often in a row a preview that can no longer be executed is made anew."""
+"""How often in a row a preview that can no longer be executed is generated again."""
 
 
 @final
@@ -328,14 +328,14 @@ class RunDriver:
             self._context.runs.waits_for_person(self._operations.migration.id, run.read)
 
     async def _parked(self, run: Run, parked: Parked) -> Outcome | None:
-        """Leave the run to a person; one that is blocked keeps its run slot. Return None if it goes on."""
+        """Leave the run to a person; one that is blocked keeps its run slot. Return None if the run continues."""
         if parked.attention.kind == "preview":
             return parked
         await self._operations.waits()
         return await self._waited(run, parked)
 
     async def _waited(self, run: Run, parked: Parked) -> Outcome | None:
-        """Wait for a person while the run may stay blocked, then cancel it. Return None if it goes on."""
+        """Wait for a person while the run may stay blocked, then cancel it. Return None if the run continues."""
         keeper, patience = self._keeper, self._options.cancel_blocked_after
         migration_id = self._operations.migration.id
         if patience is None or self._operation().kind == "execute":

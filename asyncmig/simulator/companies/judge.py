@@ -1,4 +1,4 @@
-"""Judge a client: the faults in the ledger, and those that only the companies show."""
+"""Count the faults of a client: those in the ledger, and those that only the companies show."""
 
 from collections import Counter
 from collections.abc import Collection

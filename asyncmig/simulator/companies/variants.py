@@ -57,7 +57,7 @@ class Variants:
     hollow_writes: float = 0.03
     """Share of them that it accepts without keeping the fields."""
     unread_writes: float = 0.0
-    """Share of the good ones that nobody reads back: `fields_confirmed` is null."""
+    """Share of the successful writes that are not read back: `fields_confirmed` is null."""
     listed_writes: int | None = None
     """At most so many writes are in an export's report, whatever its counts say."""
     gzip: bool = False
@@ -67,10 +67,10 @@ class Variants:
     inline_rows: int | None = None
     """11: how many rows an import takes inline; more are refused."""
     inline_status: int = 413
-    """11: with 413, or 400."""
+    """11: the status of that refusal, 413 or 400."""
     pages: str = "none"
     """List imports: all at once (`none`), or one by one, and the next under `cursor`, `url`, `page` or `offset`; or
-    `repeats`, the same page for ever under ever new cursors; or `more`, without saying how to get there."""
+    `repeats`, the same page each time, with a new cursor; or `more`, which names no way to the next page."""
     list_field: str = "imports"
     """List imports: the field that has them, or `` for a bare list."""
     park_lasts: float | None = None
@@ -80,7 +80,7 @@ class Variants:
     poll_url: str = "path"
     """13: a `path`, or `foreign`: absolute, to another host."""
     drift: bool = False
-    """15: numbers as strings, null for what is optional, fields that nobody knows."""
+    """15: numbers as strings, null for optional fields, unknown fields."""
     error_body: bool = True
     """15: errors come with their text; otherwise with an empty body."""
     lag: float = 0.0
@@ -88,9 +88,9 @@ class Variants:
     zombies: float = 0.0
     """Share of runs whose engine dies: they read `failed` in the end."""
     canceled: float = 0.0
-    """Share of runs that somebody cancels."""
+    """Share of runs that another client cancels."""
     stale: float = 0.0
-    """Share of reads that show what the read before has shown."""
+    """Share of reads that repeat the previous read."""
     upload_lives: float = 3600.0
     """Seconds in which a signed URL can be used."""
     key_lives: float | None = None

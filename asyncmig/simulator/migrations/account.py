@@ -15,7 +15,7 @@ from asyncmig.simulator.server.settings import RunDurations
 __all__ = ["EPOCH", "Account", "Source"]
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-"""Unix seconds at second 0 of the event loop's clock, unless the world is told."""
+"""Unix seconds at second 0 of the event loop's clock, unless the world gets another value."""
 
 
 @final
@@ -78,7 +78,7 @@ class Account:
         return json_reply(status, value)
 
     def migration(self, ids: Mapping[str, str], now: float) -> Migration:
-        """Return the migration of a path. Raises `Refusal` (404) where there is none, or not yet, or not any more."""
+        """Return the migration of a path. Raises `Refusal` (404) if it is unknown, too new or deleted."""
         migration = self.migrations.get(ids["id"])
         if migration is None or now < migration.created_at + self.variants.lag:
             raise Refusal(404, "Migration not found")

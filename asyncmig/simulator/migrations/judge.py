@@ -1,4 +1,4 @@
-"""Judge a client: what it did twice, and what it should not have done at all."""
+"""Count what a client did twice, and what it must not do."""
 
 from collections import Counter
 from collections.abc import Collection

@@ -82,7 +82,7 @@ class Agent:
     def _is_repeat(self, kind: str) -> bool:
         """Return whether a start repeats an operation, with nothing new in between.
 
-        That is a generate although its preview is there or was imported, and an execute although rows were written.
+        That is a generate whose preview exists or was imported, or an execute after rows were written.
         """
         migration = self._migration
         earlier = [phase for run in migration.runs for phase in run.phases]

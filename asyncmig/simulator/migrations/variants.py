@@ -109,7 +109,7 @@ class Variants:
     template_names: str = _silence(15, "distinct", "repeated")
     coverage: str = _silence(15, "object", "list", "null")
     drift: bool = _silence(15, False, True)
-    """Numbers as strings, absent fields, fields that nobody knows."""
+    """Numbers as strings, absent fields, unknown fields."""
     strange_status: str | None = _silence(15, None, "paused")
     """A status that the contract does not name, shown while a run is running."""
     cell_row: str = _silence(16, "row", "rowIndex", "rowNumber")

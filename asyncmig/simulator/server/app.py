@@ -142,7 +142,7 @@ def _handler(
 async def _send_stream(
     request: web.Request, stream: Stream, headers: dict[str, str], fault: Fault
 ) -> web.StreamResponse:
-    """Send what a stream has every second, until it ends or the client is gone; or until the fault cuts it."""
+    """Send the new bytes of a stream every second, until it ends, the client leaves, or the fault cuts it."""
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     left = fault.cut_to if fault.cut_to is not None else fault.truncated_to
