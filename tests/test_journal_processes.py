@@ -156,7 +156,7 @@ async def test_a_company_is_free_once_its_process_ends_well(path):
 
 
 PAUSED = """
-import asyncio, os, signal, sys
+import asyncio, signal, sys, threading
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal import Journal
 async def main():
@@ -164,7 +164,8 @@ async def main():
         acme, beta = await journal.claim("acme"), await journal.claim("beta")
         await acme.write("k", b"first", b"first")
         # In the thread that writes: never in the middle of a transaction, which would lock the file.
-        journal._writer._executor.submit(os.kill, os.getpid(), signal.SIGSTOP).result()
+        stop = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        journal._writer._executor.submit(stop).result()
         try:
             await acme.write("k", b"stale", b"stale")
         except CustomerHeld as error:

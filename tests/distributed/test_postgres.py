@@ -126,14 +126,15 @@ async def test_a_dead_process_of_this_machine_is_replaced_at_once(database_url, 
 
 
 PAUSED = """
-import asyncio, os, signal, sys
+import asyncio, signal, sys, threading
 from asyncmig.errors import CustomerHeld
 from asyncmig.distributed.postgres import PostgresJournal
 async def main():
     async with PostgresJournal(sys.argv[1], schema=sys.argv[2], lease=0.5) as journal:
         acme = await journal.claim("acme")
         await acme.write("k", b"first", b"first")
-        journal._writer._executor.submit(os.kill, os.getpid(), signal.SIGSTOP).result()
+        stop = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        journal._writer._executor.submit(stop).result()
         try:
             await acme.write("k", b"stale", b"stale")
         except CustomerHeld as error:

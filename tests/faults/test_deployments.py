@@ -77,7 +77,7 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
         yield farm
 
 
-@pytest.fixture(params=["file", "database"])
+@pytest.fixture
 def instances(
     request: pytest.FixtureRequest, farm: Farm, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Instances]:
@@ -96,7 +96,9 @@ def instances(
         process.communicate()
 
 
-@pytest.mark.parametrize("killed_after", [EACH + 1, 2 * EACH])
+@pytest.mark.parametrize(
+    ("instances", "killed_after"), [("file", EACH + 1), ("database", 2 * EACH)], indirect=["instances"]
+)
 async def test_nobody_stays_pending_when_instances_are_stopped_killed_and_replaced(
     instances: Instances, farm: Farm, killed_after: int
 ) -> None:

@@ -131,6 +131,12 @@ def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
     }
 
 
+def remove_journal(folder: Path) -> None:
+    """Remove a journal and the files beside it: each next session would read a longer send log."""
+    for path in folder.glob("fleet.db*"):
+        path.unlink()
+
+
 async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journal: MemoryJournal) -> int:
     """Do what the outcome says: find the company in the dashboard, and adopt it."""
     unknown = [name for name, outcome in outcomes.items() if isinstance(outcome, Unknown)]

@@ -29,7 +29,7 @@ pytestmark = [
 SPEED = 60.0
 PROCESSES = 4
 PROGRAM = """
-import json, os, signal, sys, time, traceback
+import json, os, signal, sys, threading, time, traceback
 from pathlib import Path
 from random import Random
 from typing import Self
@@ -56,8 +56,9 @@ async def fleet(url, folder, life, journal):
 def process(url, folder, point, after, number, name):
     journal = Journal(folder / "fleet.db", holder=name, lease=LEASE if number == signal.SIGSTOP else 30.0)
     def end():
-        # A pause in the thread that writes is never in the middle of a transaction, which would lock the file.
-        kill = lambda: os.kill(os.getpid(), number)
+        # A pause in the thread that writes is never in the middle of a transaction, which would lock the file. The
+        # signal is for this thread: if another one received it, this one could go on until that one has stopped it.
+        kill = lambda: signal.pthread_kill(threading.get_ident(), number)
         kill() if number == signal.SIGKILL else journal._writer._executor.submit(kill).result()
         life.wake()
     life = Life(point, after=after, kill=end)
@@ -241,13 +242,14 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
     return Trials(world, whole, folders, statuses, points, sum(adopted.values()))
 
 
-def test_killed_with_sigkill_it_ends_the_same(tmp_path: Path) -> None:
-    trials = tried(tmp_path, signal.SIGKILL, 44)
+def test_killed_with_sigkill_it_ends_the_same(tmp_path: Path, stride: int) -> None:
+    count = 44 // stride
+    trials = tried(tmp_path, signal.SIGKILL, count)
     killed = [first for first, second in trials.statuses if first == signal.SIGKILL and second == 0]
     print(  # noqa: T201
         f"{trials.points} points, {len(killed)} killed; {trials.adopted} companies had to be adopted"
     )
-    assert len(killed) >= 40
+    assert len(killed) >= count - 4
     trials.check()
 
 
