@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 from uuid import uuid4
@@ -15,6 +15,13 @@ pytest_plugins = ["asyncmig.pytest_plugin", "pytester"]
 # looptime asks the policy for the main thread's loop before each test. Python 3.11 makes one if none was ever set,
 # nobody closes it, and the garbage collector's warning fails whichever test runs then. "None" counts as set.
 asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """With `-n auto`, start one worker more than there are cores: many tests wait for processes and real clocks."""
+    cores = yield
+    return cores + 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

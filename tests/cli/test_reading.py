@@ -77,42 +77,35 @@ def test_status_lists_customers_by_outcome_and_in_order(cli: Cli, fleet: Path) -
     assert cli("status", "--outcome", "unknown").code == 0
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+@pytest.mark.timeout(120)
+def test_nothing_is_cut_inside_a_word(cli: Cli, fleet: Path) -> None:
+    for command in (
         *(["status"], ["status", "--list"], ["show", "bolt"], ["config", "customers.csv"], ["doctor"]),
         *(["run", "customers.csv", "--plan"], ["check", "customers.csv"]),
-    ],
-    ids=" ".join,
-)
-def test_nothing_is_cut_inside_a_word(cli: Cli, fleet: Path, command: list[str]) -> None:
-    whole = cli(*command)
-    words = set((whole.out + whole.err).split())
-    with Terminal(command, fleet.parent, columns=COLUMNS, VERN_API_KEY=KEY) as terminal:
-        terminal.end()
-    lines = [line for line in terminal.text.splitlines() if not line.startswith(("  asyncmig", "─"))]
-    assert max(map(len, lines)) <= COLUMNS
-    too_long = " ".join(word for word in words if len(word) > COLUMNS - 20)
-    times = re.compile(r"[\d.:-]+")
-    cut = {word for line in lines for word in line.split() if not times.fullmatch(word)} - words
-    assert not {word for word in cut if word not in too_long}, terminal.text
+    ):
+        whole = cli(*command)
+        words = set((whole.out + whole.err).split())
+        with Terminal(command, fleet.parent, columns=COLUMNS, VERN_API_KEY=KEY) as terminal:
+            terminal.end()
+        lines = [line for line in terminal.text.splitlines() if not line.startswith(("  asyncmig", "─"))]
+        assert max(map(len, lines)) <= COLUMNS, command
+        too_long = " ".join(word for word in words if len(word) > COLUMNS - 20)
+        times = re.compile(r"[\d.:-]+")
+        cut = {word for line in lines for word in line.split() if not times.fullmatch(word)} - words
+        assert not {word for word in cut if word not in too_long}, (command, terminal.text)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_each_command_that_shows_something_has_json(cli: Cli, fleet: Path) -> None:
+    for command in (
         *(["status"], ["show", "acme"], ["config", "customers.csv"], ["doctor"], ["check", "customers.csv"]),
         *(["review"], ["run", "customers.csv", "--plan"], ["run", "customers.csv"], ["watch"]),
         *(["report"], ["adopt", "other", "0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11"]),
         *(["journal", "backup", "copy.db"], ["journal", "compact"], ["journal", "forget", "acme"]),
-    ],
-    ids=" ".join,
-)
-def test_each_command_that_shows_something_has_json(cli: Cli, fleet: Path, command: list[str]) -> None:
-    result = cli(*command, "--json")
-    lines = [json.loads(line) for line in result.out.splitlines()]
-    assert all(isinstance(line, dict) and line["schema"] for line in lines)
-    assert lines or command == ["watch"]
+    ):
+        result = cli(*command, "--json")
+        lines = [json.loads(line) for line in result.out.splitlines()]
+        assert all(isinstance(line, dict) and line["schema"] for line in lines), command
+        assert lines or command == ["watch"], (command, result.err)
 
 
 def test_json_has_unescaped_characters_unless_stdout_lacks_them(cli: Cli, fleet: Path) -> None:
