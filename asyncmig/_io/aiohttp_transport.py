@@ -2,8 +2,8 @@
 
 It sends each request once, so that the limiter counts every request: aiohttp itself would send a GET or PUT again if
 a reused connection breaks. It follows no redirect, because a redirect could send the key to another host. A POST,
-PATCH or DELETE uses a new connection: on an idle one that the server has closed, the outcome of the request is
-unknown.
+PATCH or DELETE uses a new connection, unless a repeat is safe: on an idle one that the server has closed, the outcome
+of the request is unknown.
 """
 
 import asyncio
@@ -163,12 +163,23 @@ class AiohttpTransport:
         headers: Mapping[str, str],
         body: Body | None,
         timeouts: Timeouts,
+        is_repeatable: bool = False,
     ) -> AbstractAsyncContextManager[Response]:
-        """Send one request once; see `Transport.exchange`."""
-        return _Exchange(self._send(method, url, headers, body, timeouts), timeouts)
+        """Send one request once; see `Transport.exchange`.
+
+        `is_repeatable`: whether a second request changes nothing. Such a request may use an idle connection.
+        """
+        http = self._session(method, is_repeatable=is_repeatable)
+        return _Exchange(self._send(http, method, url, headers, body, timeouts), timeouts)
 
     async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
+        self,
+        http: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        timeouts: Timeouts,
     ) -> ClientResponse:
         proxy = None if self._proxies is None else self._proxies.proxy_for(url)
         is_streamed = body is not None and not isinstance(body, bytes)
@@ -177,7 +188,6 @@ class AiohttpTransport:
         watch = _RequestTimer(timeouts) if is_watched else None
         response, lost = None, None
         try:
-            http = self._session(method)  # sets `_middlewares`, which is read below
             if http is self._given:
                 headers = {**_HEADERS, **headers}
             # For https, aiohttp sends the proxy's headers when it opens the tunnel.
@@ -221,10 +231,10 @@ class AiohttpTransport:
         proxy."""
         return self._proxies.proxy_for(url) if self._proxies is not None else None
 
-    def _session(self, method: str) -> aiohttp.ClientSession:
+    def _session(self, method: str, *, is_repeatable: bool) -> aiohttp.ClientSession:
         if self._given is not None:
             return self._given
-        if method in ("POST", "PATCH", "DELETE"):
+        if method in ("POST", "PATCH", "DELETE") and not is_repeatable:
             self._single = self._single or self._open(force_close=True)
             return self._single
         self._pooled = self._pooled or self._open(force_close=False)

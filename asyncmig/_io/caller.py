@@ -12,10 +12,11 @@ from random import Random
 from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
-from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.endpoint import Endpoint, Repeat
 from asyncmig._core.rate import RateHeaders
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
+from asyncmig._io.aiohttp_transport import AiohttpTransport
 from asyncmig._io.attempts import Attempts, RetryableFailure, RetryQueue
 from asyncmig._io.call import Call, Secret
 from asyncmig._io.event_loop import LoopGuard
@@ -317,13 +318,18 @@ class Caller:
         return await decode(call, answer, body)
 
     def _exchange(self, call: Call, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
-        return self._transport.exchange(
-            call.endpoint.method,
-            self._url(call),
-            headers=self._headers(call),
-            body=call.body,
-            timeouts=timeouts,
-        )
+        transport, endpoint = self._transport, call.endpoint
+        url, headers, body = self._url(call), self._headers(call), call.body
+        if isinstance(transport, AiohttpTransport):
+            return transport.exchange(
+                endpoint.method,
+                url,
+                headers=headers,
+                body=body,
+                timeouts=timeouts,
+                is_repeatable=endpoint.repeat is Repeat.ALWAYS,
+            )
+        return transport.exchange(endpoint.method, url, headers=headers, body=body, timeouts=timeouts)
 
     def _accepted(self, sending: Sending, answer: Response) -> bool:
         """Report a 2xx status to the gate. Return False for another status, which `_refused` must report."""
