@@ -1,12 +1,18 @@
 """The script that keeps a shared window, called at times that a test chooses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import zip_longest
 from typing import Any
+from uuid import uuid4
 
 import redis
+from mortal import Life
+
+from asyncmig._core.run_table import RunStore
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport, name_of_set
 
 SCRIPT = resources.files("asyncmig.distributed").joinpath("window.lua").read_text(encoding="utf-8")
 
@@ -91,18 +97,75 @@ def together(
         arguments += [*script.rate, len(told), *(part for one in told for part in one)]
     keys = [key for script in scripts for key in script.keys[:4]]
     replies = first.run([*keys, first.keys[4]], arguments)
-    return [
-        Turn(
-            bool(granted),
-            float(wait),
-            slots,
-            burst,
-            used,
-            clients,
-            float(held),
-            epoch.decode(),
-            turn,
-            bool(lost),
-        )
-        for granted, wait, slots, burst, used, clients, held, epoch, turn, lost in replies
-    ]
+    return [_turn_of(reply) for reply in replies]
+
+
+class ScriptedWindow:
+    """The shared window of one process: the script in a real Redis, on the clock of the running loop.
+
+    Once `life` has died, it answers nothing. Each exchange takes `LATENCY` seconds of the loop.
+    """
+
+    LATENCY = 0.005
+
+    def __init__(self, url: str, prefix: str, runs: RunStore, life: Life, *, processes: int = 4) -> None:
+        self._redis, self._prefix, self._runs, self.life = redis.Redis.from_url(url), prefix, runs, life
+        self.processes, self.client = processes, uuid4().hex
+        self.script: Any = self._redis.register_script(SCRIPT)
+
+    def budgets(
+        self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
+    ) -> "ScriptedBudgets":
+        return ScriptedBudgets(self, self._prefix, budgets, timeout)
+
+    def runs(self, account: str) -> "MortalRuns":
+        return MortalRuns(self._runs, self.life)
+
+    async def aclose(self) -> None:
+        self._redis.close()
+
+
+class ScriptedBudgets:
+    """Budgets that are charged together."""
+
+    def __init__(
+        self, window: ScriptedWindow, prefix: str, budgets: Sequence[SharedBudget], timeout: float
+    ) -> None:
+        self._window, self._budgets, self._timeout = window, budgets, timeout
+        self._keys = [
+            f"{prefix}:{{x}}:{budget.name}:{part}"
+            for budget in budgets
+            for part in ("state", "slots", "unanswered", "accepted")
+        ] + [f"{prefix}:{{x}}:clients"]
+
+    async def exchange(
+        self, reports: Sequence[Sequence[SlotReport]], want: str | None
+    ) -> Sequence[BudgetReply]:
+        async with self._window.life.point("exchange"):
+            await asyncio.sleep(self._window.LATENCY)
+            now = asyncio.get_running_loop().time()
+            settings = (self._window.client, self._timeout, 1.0, 0.5, want or "", now)
+            arguments: list[object] = [*settings, name_of_set(self._budgets)]
+            for budget, told in zip(self._budgets, reports, strict=True):
+                arguments += [budget.limit, budget.window, len(told), *(part for one in told for part in one)]
+            replies = self._window.script(self._keys, arguments)
+        return [BudgetReply(**asdict(turn)) for turn in map(_turn_of, replies)]
+
+
+class MortalRuns:
+    """The run slots that processes share, for one that may die."""
+
+    def __init__(self, store: RunStore, life: Life) -> None:
+        self._store, self._life = store, life
+        self.reach = store.reach
+
+    async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
+        async with self._life.point("runs"):
+            await self._store.update(change, speed=speed)
+
+
+def _turn_of(reply: Sequence[Any]) -> Turn:
+    granted, wait, slots, burst, used, clients, held, epoch, turn, lost = reply
+    return Turn(
+        bool(granted), float(wait), slots, burst, used, clients, float(held), epoch.decode(), turn, bool(lost)
+    )
