@@ -25,14 +25,15 @@ async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
 
 The marker takes the arguments of `asyncmig.testing.Simulator`: `api` (the generation, `"companies"` or
 `"migrations"`), `customers` (`Parks(...)` or `Fails(...)` by external id), `faults`, `variants` (behaviour that the
-API's contract leaves open), `pace`, `limit`, `seed` and others. Several markers are merged; the closest one wins.
+API's contract does not define), `pace`, `limit`, `seed` and others. If several markers set an option, the closest one
+applies.
 With `api="migrations"`, annotate the fixture as `Simulator[asyncmig.simulator.migrations.World]`.
 
 The fixtures are synchronous functions, so they work with pytest-asyncio, anyio's plugin and `asyncio.run`.
-Without a virtual clock, a customer takes about half a second. The guide has the tests of a FastAPI service.
+Without a virtual clock, a customer takes about half a second. The guide shows the tests of a FastAPI service.
 
-The plugin is not registered as an entry point, because then pytest would import asyncmig and aiohttp at every
-start in every environment that has them, and before a coverage measurement begins.
+The plugin is not registered as an entry point. Otherwise pytest would import asyncmig and aiohttp at every start in
+each environment that has them, before the measurement of coverage begins.
 """
 
 import pytest
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def asyncmig_simulator(request: pytest.FixtureRequest) -> Simulator:
-    """A simulated account, made with the options of the markers; the closest marker wins."""
+    """A simulated account with the options of the markers. The closest marker takes precedence."""
     markers = list(reversed(list(request.node.iter_markers(_MARKER))))
     for marker in markers:
         if marker.args:
@@ -64,5 +65,5 @@ def asyncmig_simulator(request: pytest.FixtureRequest) -> Simulator:
 
 @pytest.fixture
 def asyncmig_session(asyncmig_simulator: Simulator) -> Session:
-    """A session with `asyncmig_simulator`. Enter it: `async with asyncmig_session as session:`."""
+    """A session with `asyncmig_simulator`. Use it as `async with asyncmig_session as session:`."""
     return asyncmig_simulator.session()

@@ -1,4 +1,4 @@
-"""The findings of a check, as structs that encode to JSON."""
+"""The findings of a check, as structs that can be encoded as JSON."""
 
 from typing import Literal, final
 
@@ -50,10 +50,10 @@ _LONGEST_VALUE = 80
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One place of a finding."""
+    """One row in which a fault was found."""
 
     line: int
-    """The line on which the row begins, from 1."""
+    """The number of the line on which the row begins, from 1."""
     value: str = ""
     """The first 80 characters of the cell."""
 
@@ -69,42 +69,43 @@ class Finding(Struct, frozen=True, kw_only=True):
     column: str | None = None
     """The column of the template whose rule is broken."""
     samples: tuple[Sample, ...] = ()
-    """The first five places."""
+    """The first five rows with the fault."""
 
 
 class HeaderMatch(Struct, frozen=True, kw_only=True):
-    """One header of the file, and the column of the template that it may be."""
+    """One header of the file, and the column of the template that matches it."""
 
     header: str
     column: str | None = None
     """The column with the same name, ignoring case, accents and punctuation."""
     near: str | None = None
-    """A column with a similar name, if none has the same. Its rules are not checked."""
+    """A column with a similar name, if no column has the same name. Its rules are not checked."""
 
 
 class CheckedFile(Struct, frozen=True, kw_only=True):
-    """The properties of one file. They are None if the file is not text."""
+    """The result for one file. The encoding, the delimiter and the rows are None if the file is not text."""
 
     path: str
     size: int
     """Bytes."""
     encoding: str | None = None
-    """Python's name of the encoding; `utf-8-sig` is UTF-8 with a byte order mark. A warning says if it is a guess."""
+    """Python's name of the encoding; `utf-8-sig` is UTF-8 with a byte order mark. If it was guessed, there is a
+    warning."""
     delimiter: str | None = None
     rows: int | None = None
     """The number of rows read, without the header and blank lines."""
     complete: bool = False
     """Whether all rows were read."""
     template: str | None = None
-    """The name of the template whose columns the headers resemble most; None if they resemble none."""
+    """The name of the template whose columns the headers resemble most; None if they resemble no template."""
     headers: tuple[HeaderMatch, ...] = ()
     warnings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was not checked, and why."""
+    """Texts about what was not checked, with the reasons."""
 
 
 class Checked(Struct, frozen=True, kw_only=True):
-    """The results of all files of a customer."""
+    """The results for all files of a customer."""
 
     files: tuple[CheckedFile, ...]
 
@@ -121,7 +122,7 @@ def number_of(count: int, noun: str) -> str:
 
 @final
 class FindingCounter:
-    """Counts faults of one kind and keeps the first few places."""
+    """Counts the faults of one kind, and keeps the first five rows."""
 
     __slots__ = ("count", "samples")
 
@@ -130,12 +131,12 @@ class FindingCounter:
         self.samples: list[Sample] = []
 
     def add(self, line: int, value: str = "", *, count: int = 1) -> None:
-        """Count one more place."""
+        """Count faults in one more row."""
         self.count += count
         if len(self.samples) < _MOST_SAMPLES:
             self.samples.append(Sample(line=line, value=value[:_LONGEST_VALUE]))
 
     def finding(self, kind: Kind, text: str, column: str | None = None) -> Finding:
-        """Return the finding. " in 2 rows" is appended to `text`."""
+        """Return the finding. The number of rows, such as " in 2 rows", is appended to `text`."""
         text = f"{text} in {number_of(self.count, 'row')}"
         return Finding(kind=kind, text=text, count=self.count, column=column, samples=tuple(self.samples))

@@ -1,8 +1,8 @@
-"""Check cells that hold JSON text by a JSON Schema.
+"""Checks cells that contain JSON text by a JSON Schema; needs the extra `check`.
 
-The schema comes from the server, so it must neither hang the client nor make it fetch anything: references to other
-documents are refused, patterns run on RE2 in linear time, and the number of references that one cell follows is
-limited. The extra `check` has the library.
+The schema comes from the server, so it must not block the client, and must not make it send requests. Therefore
+references to other documents are refused, RE2 evaluates patterns in linear time, and the number of references that
+the check of one cell follows is limited.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any, Protocol, cast, final
 __all__ = ["JsonSchema", "compiled_schema"]
 
 _LONGEST_SCHEMA, _LONGEST_CELL = 100_000, 1_000_000
-"""Characters."""
+"""The most characters of a schema, and of a cell."""
 _MOST_REFERENCES = 1_000
-"""How many references the check of one cell may follow."""
+"""The most references that the check of one cell follows."""
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _UNCHECKED = ("patternProperties",)
-"""Keywords that the library evaluates with backtracking regular expressions."""
+"""Keywords that the library evaluates with backtracking regular expressions. A schema with one is not checked."""
 
 
 class _SchemaPattern(Protocol):
@@ -26,11 +26,11 @@ class _SchemaPattern(Protocol):
 
 
 Compile = Callable[[str], _SchemaPattern | str]
-"""Returns a compiled pattern, or the reason why there is none."""
+"""Compiles a pattern; returns the reason if that is not possible."""
 
 
 class _Validator(Protocol):
-    """The part of a validator of the package jsonschema that is used here; it has no type hints."""
+    """The used part of a validator of the package jsonschema, which has no type hints."""
 
     def iter_errors(self, value: object, /) -> Iterator[object]: ...
 
@@ -48,10 +48,10 @@ class JsonSchema:
     def __init__(self, validator: _Validator, budget: list[int]) -> None:
         self._validator, self._budget = validator, budget
         self.failure: str | None = None
-        """Why the last of the cells that could not be checked could not; None if there were none."""
+        """Why the last cell could not be checked that could not; None if all cells could be checked."""
 
     def matches(self, cell: str) -> bool:
-        """Return whether a cell holds JSON that the schema allows. True if that cannot be determined."""
+        """Return whether a cell contains JSON that the schema allows. True if that cannot be determined."""
         if len(cell) > _LONGEST_CELL:
             self.failure = f"the cell has more than {_LONGEST_CELL:,} characters"
             return True
@@ -63,7 +63,7 @@ class JsonSchema:
             return False
         except RecursionError:
             self.failure = "it is nested too deeply"
-        except Exception as error:  # the library raises errors of several packages for a malformed schema
+        except Exception as error:  # for a malformed schema, the library raises errors of several packages
             self.failure = _first_line(error)
         return True
 
@@ -77,7 +77,7 @@ def _first_line(error: Exception) -> str:
 
 
 def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
-    """Return the schema, or the reason why cells cannot be checked by it. `compiled`: compiles a pattern."""
+    """Return the schema, or the reason why it cannot be used. `compiled`: compiles a pattern."""
     try:
         validators, referencing = import_module("jsonschema.validators"), import_module("referencing")
     except ImportError:
@@ -101,7 +101,7 @@ def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
         keywords = _keywords(known.VALIDATORS, patterns, budget)
         kind = validators.extend(known, keywords)
         return JsonSchema(kind(schema, registry=referencing.Registry()), budget)
-    except Exception as error:  # the library raises errors of several packages for a malformed schema
+    except Exception as error:  # for a malformed schema, the library raises errors of several packages
         return f"cannot be checked here ({_first_line(error)})"
 
 
@@ -128,13 +128,14 @@ def _reason_against(value: object, patterns: dict[str, _SchemaPattern], compiled
 
 
 _Keyword = Callable[[object, object, object, object], Iterable[object] | None]
-"""A keyword of the library: validator, the keyword's value, the instance and the schema to errors."""
+"""The implementation of a keyword. Its arguments are the validator, the keyword's value, the instance and the
+schema."""
 
 
 def _keywords(
     known: Mapping[str, _Keyword], patterns: Mapping[str, _SchemaPattern], budget: list[int]
 ) -> dict[str, _Keyword]:
-    """Return the keywords that replace those of the library."""
+    """Return the implementations of keywords that replace those of the library."""
 
     def pattern(validator: object, value: object, instance: object, schema: object) -> Iterator[object]:
         found = patterns.get(value) if isinstance(value, str) else None
@@ -144,7 +145,7 @@ def _keywords(
             yield _mismatch("pattern")
 
     def unique(validator: object, value: object, instance: object, schema: object) -> Iterator[object]:
-        if value and isinstance(instance, list):  # the library compares each item with each other one
+        if value and isinstance(instance, list):  # the library would compare each item with each other item
             texts = {json.dumps(each, sort_keys=True) for each in cast("list[object]", instance)}
             if len(texts) < len(cast("list[object]", instance)):
                 yield _mismatch("uniqueItems")

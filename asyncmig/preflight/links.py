@@ -1,7 +1,7 @@
-"""Link rules: which values a cell refers to, and by which values a cell of another sheet is referred to.
+"""Link rules: each value of a cell must also be a value in a column of another sheet.
 
-The long form of a rule has paths into cells that hold JSON text, and maps of values. The API does not define them
-further, so a cell that a path does not fit is not checked.
+The long form of a rule has paths into cells that contain JSON text, and maps that replace values. The API does not
+define them further. A cell in which a path leads nowhere is therefore not checked.
 """
 
 import json
@@ -19,37 +19,37 @@ Values = Mapping[str, str]
 @final
 @dataclass(frozen=True, slots=True)
 class LinkTarget:
-    """A column that cells refer to, by the id of its template and its name."""
+    """A column to which links point: the id of its template, and its name."""
 
     template_id: str
     column_name: str
     key_path: str = ""
-    """Where the value is in a cell with JSON text; empty for the whole cell."""
+    """The path of the value in a cell with JSON text; empty for the whole cell."""
     key_map: Values = field(default_factory=dict[str, str], compare=False)
     key_map_text: str = ""
 
     def keys(self, cell: str) -> Sequence[str]:
-        """Return the values by which a cell is referred to."""
+        """Return the values with which other cells can link to this cell."""
         return [self.key_map.get(value, value) for value in _values(cell, self.key_path) or ()]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class LinkRule:
-    """A rule that each value in a cell is in one of some columns."""
+    """The rule that each value of a cell must be in one of the columns `targets`."""
 
     targets: tuple[LinkTarget, ...]
     value_path: str
     value_map: Values
 
     def values(self, cell: str) -> Sequence[str] | None:
-        """Return the values that a cell refers to; None if the rule does not fit the cell."""
+        """Return the values of a cell; None if its path leads nowhere in the cell."""
         found = _values(cell, self.value_path)
         return None if found is None else [self.value_map.get(value, value) for value in found]
 
 
 def link_rules(column: ColumnSpec, *, enforces_all: bool) -> list[LinkRule]:
-    """Return the link rules that the server enforces; see `TemplateRules.enforces_all`."""
+    """Return the link rules of a column that the server enforces; see `TemplateRules.enforces_all`."""
     if column.rule != "link" and not enforces_all:
         return []
     return [_rule(link) for link in column.links]
@@ -67,7 +67,7 @@ def _rule(link: Link) -> LinkRule:
 
 
 def _templates(template_id: str) -> list[str]:
-    """Return the templates of a link: a discriminator may choose one of several for each row."""
+    """Return the templates of a link. A link may have several, and a discriminator in each row chooses one."""
     if template_id.startswith("["):
         try:
             slugs: object = json.loads(template_id)
@@ -101,7 +101,7 @@ def _values(cell: str, path: str) -> list[str] | None:
 
 
 def _at(value: object, names: Sequence[str]) -> Iterator[object]:
-    """Yield what is at a path. Each item of a list is followed."""
+    """Yield the values at a path. In a list, the path continues in each item."""
     if isinstance(value, list):
         for item in cast("list[object]", value):
             yield from _at(item, names)

@@ -1,4 +1,4 @@
-"""Determine whether a file is text, and its encoding."""
+"""Determines whether a file is text, and its encoding."""
 
 import codecs
 from collections.abc import Generator, Iterator
@@ -14,7 +14,7 @@ __all__ = ["Probe", "probe"]
 _CHUNK = 1024 * 1024
 _SAMPLE = 16 * 1024
 _TEXT_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".txt", ""})
-_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+_MARKS = (  # UTF-32 first, because its little-endian mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -27,13 +27,13 @@ _OTHER_FORMATS = (
     (b"%PDF-", "PDF"),
 )
 _WITH_NULS = ["utf_16_le", "utf_16_be"]
-_LIKELY = [  # encodings that business systems export; with its full list, the detector takes Spanish for Kazakh
+_LIKELY = [  # encodings that business systems export; with all encodings, the detector confuses Spanish with Kazakh
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258"),
     *("iso8859_2", "iso8859_15", "mac_roman", "cp437", "cp850", "cp852", "koi8_r"),
     *("cp932", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
 ]
 _FALLBACK = "latin-1"
-"""Decodes a file of unknown encoding: it accepts every byte, and decodes ASCII correctly."""
+"""The codec for a file of unknown encoding: it accepts every byte, and decodes ASCII correctly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Probe:
     """The encoding of a file."""
 
     codec: str | None
-    """Decodes the file; None if it is not text."""
+    """The codec that decodes the file; None if it is not text."""
     encoding: str | None = None
     """The encoding to report; None if it is unknown."""
     warnings: list[Finding] = field(default_factory=list[Finding])
@@ -49,7 +49,7 @@ class Probe:
 
 
 def probe(path: Path) -> Generator[None, None, Probe]:
-    """Determine the encoding of a file from all its bytes; each step reads 1 MiB. Blocks."""
+    """Determine the encoding of a file from all its bytes, 1 MiB in each step of the generator. Blocks."""
     with path.open("rb") as file:
         head = file.read(_SAMPLE)
         if other := _not_csv(path, head):
@@ -76,13 +76,13 @@ def _not_csv(path: Path, head: bytes) -> Probe | None:
 
 
 def _wide(encoding: str) -> Probe:
-    text = f"is {encoding}; where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
+    text = f"is {encoding}; if the server reads only UTF-8, the whole import fails: save it as UTF-8"
     return Probe(codec=encoding, encoding=encoding, warnings=[Finding(kind="encoding", text=text)])
 
 
 @dataclass(slots=True)
 class _Flaws:
-    """Offsets of the first byte that is not UTF-8, and of the first NUL."""
+    """The offsets of the first byte that is not UTF-8, and of the first NUL; None if there is none."""
 
     not_utf8: int | None = None
     byte: int = 0
@@ -99,7 +99,7 @@ def _flaws(file: BinaryIO) -> Generator[None, None, _Flaws]:
             flaws.nuls += nuls
             flaws.nul = offset + chunk.index(0) if flaws.nul is None else flaws.nul
         if flaws.not_utf8 is None:
-            behind = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
+            behind = len(decoder.getstate()[0])  # bytes of a character that began in the chunk before
             try:
                 decoder.decode(chunk, final=len(chunk) < _CHUNK)
             except UnicodeDecodeError as error:
@@ -109,7 +109,7 @@ def _flaws(file: BinaryIO) -> Generator[None, None, _Flaws]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield each chunk with its offset. The last chunk is shorter and may be empty."""
+    """Yield each chunk with its offset. The last chunk is shorter than the others, and may be empty."""
     offset = file.tell()
     while True:
         chunk = file.read(_CHUNK)
@@ -145,7 +145,7 @@ def _not_utf8(file: BinaryIO, offset: int, byte: int) -> Probe:
         guess += " here (pip install 'asyncmig[check]' to have it guessed)"
     text = (
         f"is not UTF-8: byte 0x{byte:02x} at offset {offset:,}, on line {line:,}; {guess}. "
-        "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
+        "If the server reads only UTF-8, the whole import fails: save it as UTF-8"
     )
     warning = Finding(kind="encoding", text=text, samples=(Sample(line=line),))
     return Probe(codec=codec or _FALLBACK, encoding=codec, warnings=[warning])
@@ -164,13 +164,12 @@ def _line_of(file: BinaryIO, offset: int) -> int:
 
 
 def _guess(sample: bytes, encodings: list[str]) -> str | None:
-    """Return the likely encoding of these bytes; None if none fits or the detector is not installed."""
+    """Return the most likely encoding; None if none is possible, or if the detector is not installed."""
     try:
         from charset_normalizer import from_bytes
     except ImportError:
         return None
     matches = from_bytes(sample, cp_isolation=encodings, enable_fallback=False)
     names = [name for match in matches for name in (match.encoding, *match.could_be_from_charset)]
-    return (
-        "cp1252" if "cp1252" in names else next(iter(names), None)
-    )  # by far the most frequent of those that fit
+    # Of the possible encodings, cp1252 is by far the most frequent.
+    return "cp1252" if "cp1252" in names else next(iter(names), None)

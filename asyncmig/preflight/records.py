@@ -1,4 +1,4 @@
-"""Read the records of a CSV file with their line numbers, in bounded memory for any content."""
+"""Reads the records of a CSV file with their line numbers. The memory is bounded for any content."""
 
 import csv
 from collections.abc import Iterator
@@ -9,12 +9,13 @@ from asyncmig._core.invisible import BYTE_ORDER_MARK
 __all__ = ["BrokenOff", "Records", "sniff"]
 
 _SNIFFED = 4096
+"""The number of characters from which the delimiter is guessed."""
 _LONGEST_RECORD = 4 * 1024 * 1024
 _DELIMITERS = ",;\t|"  # the first one is the default
 
 
 class BrokenOff(Exception):
-    """The file cannot be read beyond `line`; `reason` says why."""
+    """The file cannot be read from the line `line` on, because of `reason`."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(line, reason)
@@ -25,7 +26,7 @@ class BrokenOff(Exception):
 def sniff(file: TextIO) -> str:
     """Return the delimiter of a file.
 
-    Only the first 4,096 characters are used, because the time of `csv.Sniffer` is quadratic.
+    Only the first 4,096 characters are used, because `csv.Sniffer` needs quadratic time.
     """
     sample = file.read(_SNIFFED).lstrip("\r\n")
     file.seek(0)
@@ -39,7 +40,7 @@ def sniff(file: TextIO) -> str:
 
 @final
 class Records:
-    """Iterates over (line, record). A blank line is an empty record.
+    """Iterates over pairs of a line number and a record. A blank line is an empty record.
 
     Raises `BrokenOff` for a record with more than 4 Mi characters, and for a cell over `csv.field_size_limit()`.
     """
@@ -52,7 +53,7 @@ class Records:
         self._pending: list[str] = []
         self._complete = False
         self.is_marked: bool = False
-        """Whether a byte order mark precedes the last record, outside of its cells."""
+        """Whether the line of the last record begins with a byte order mark."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         line = 1
@@ -65,7 +66,7 @@ class Records:
             raise BrokenOff(line, str(error)) from error
 
     def _lines(self) -> Iterator[str]:
-        """Yield lines. When the reader requests a line after a complete record, the line begins a new record."""
+        """Yield lines. The first line that the reader requests after a complete record begins a new record."""
         while text := self._file.readline(_LONGEST_RECORD):
             if self._complete:
                 self._pending, self._size, self._complete = [], 0, False
@@ -80,5 +81,5 @@ class Records:
             yield text
 
     def open_quote(self) -> bool:
-        """Return whether the last record ended only because the file ended."""
+        """Return whether the last record has a quoted cell that is open at the end of the file."""
         return len(list(csv.reader([*self._pending, "x"], delimiter=self._delimiter))) == 1

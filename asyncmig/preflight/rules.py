@@ -1,4 +1,4 @@
-"""Check cells by the rules of a template's columns."""
+"""Checks cells by the rules of a template's columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ _WORDS: Mapping[Kind, str] = {
 
 @final
 class MemoryBound:
-    """A limit on the number of values that are remembered."""
+    """The number of values that may still be remembered, by several `Seen` together."""
 
     __slots__ = ("left",)
 
@@ -34,7 +34,8 @@ class MemoryBound:
 
 @final
 class Seen:
-    """Remembers values by their 64-bit hashes. The probability of a collision among a million is 1 in 37 million."""
+    """Remembers values by 64-bit hashes. Among a million values, the probability of a collision is 1 in 37
+    million."""
 
     __slots__ = ("_bound", "_hashes", "complete")
 
@@ -61,11 +62,11 @@ class Seen:
 
 
 Targets = Mapping[LinkTarget, Seen]
-"""The values of the columns that links point to, if a file has the column."""
+"""The values of each column to which links point and which a file has."""
 
 
 def targets_of(templates: Sequence[TemplateRules]) -> set[LinkTarget]:
-    """Return the columns that links point to."""
+    """Return the columns to which links point."""
     return {
         target
         for template in templates
@@ -84,7 +85,7 @@ def _repeated(seen: Seen, cell: str) -> Kind | None:
 
 
 def _unlinked(rules: Sequence[tuple[LinkRule, Sequence[Seen]]], cell: str) -> Kind | None:
-    """One rule is enough, for each value in the cell."""
+    """Check a cell by link rules. It is enough that all its values satisfy one of them."""
     for rule, targets in rules:
         values = rule.values(cell)
         if values is None or all(any(value in target for target in targets) for value in values):
@@ -93,14 +94,17 @@ def _unlinked(rules: Sequence[tuple[LinkRule, Sequence[Seen]]], cell: str) -> Ki
 
 
 class _Pattern(Protocol):
-    """The part of a google-re2 pattern that is used here; the package has no type hints."""
+    """The used part of a pattern of the package google-re2, which has no type hints."""
 
     def fullmatch(self, text: bytes, /) -> object | None: ...
     def search(self, text: bytes, /) -> object | None: ...
 
 
 def _mismatched(pattern: _Pattern, cell: str) -> Kind | None:
-    """Partial matches are a kind of their own: the API does not say whether the pattern must match the whole cell."""
+    """Check a cell by a pattern.
+
+    A partial match is a kind of its own: the API does not define whether the pattern must match the whole cell.
+    """
     text = cell.encode("utf-8", "replace")
     if pattern.fullmatch(text):
         return None
@@ -112,7 +116,7 @@ def _disallowed(schema: JsonSchema, cell: str) -> Kind | None:
 
 
 def _compiled(pattern: str) -> _Pattern | str:
-    """Return the pattern, or the reason why it cannot be checked. RE2 takes linear time for every pattern."""
+    """Return the pattern compiled by RE2, which needs linear time, or the reason why it cannot be checked."""
     try:
         re2 = import_module("re2")
     except ImportError:
@@ -130,7 +134,7 @@ def _compiled(pattern: str) -> _Pattern | str:
 
 @final
 class ColumnRules:
-    """The rules of one column and their findings. `notes` lists the rules that are not checked."""
+    """Checks the cells of one column by its rules. `notes` lists the rules that are not checked."""
 
     __slots__ = ("_column", "_counters", "_rules", "_schema", "_unique", "notes")
 
@@ -154,7 +158,8 @@ class ColumnRules:
 
     @property
     def is_exact(self) -> bool:
-        """Whether cells are compared with other cells or with a pattern, so that an invisible character matters."""
+        """Whether cells are compared with other cells or a pattern, so that invisible characters change the
+        result."""
         return bool(self._rules)
 
     def _add_strict(self, pattern: str) -> None:

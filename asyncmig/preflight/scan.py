@@ -1,4 +1,4 @@
-"""Read the files of one customer and compare them with the templates."""
+"""Reads the files of one customer, and checks them by the templates."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -24,8 +24,9 @@ __all__ = ["check", "check_spec"]
 
 T = TypeVar("T")
 _ROWS_A_STEP = 2000
+"""The number of rows that a thread reads before it can be cancelled."""
 _MOST_REMEMBERED = 500_000
-"""Most values that are remembered for unique rules, and again for link rules. They take about 40 MB."""
+"""The most values that are remembered for unique rules, and for link rules. They need about 40 MB."""
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _SHAPES: Mapping[Kind, str] = {
     "rows_short": "fewer cells than the header's {width:,}",
@@ -40,7 +41,7 @@ _SHAPES: Mapping[Kind, str] = {
 async def check_spec(
     spec: Spec, templates: Sequence[TemplateRules] = (), *, head: int | None = None
 ) -> Checked:
-    """Check the files of `spec` by those of `templates` that this customer uses; see `check`.
+    """Check the files of `spec` by those of `templates` that the spec names; see `check`.
 
     Sends no request. Raises `InvalidInput` for values and files that the API would refuse.
     """
@@ -58,20 +59,21 @@ async def check(
     *,
     head: int | None = None,
 ) -> Checked:
-    """Check files as one customer's import and return the findings; no request is sent.
+    """Check files that one customer imports together, and return the findings. Sends no request.
 
-    - `templates`: those that the customer uses. Without any, headers and cells are not checked.
-    - `head`: the number of rows of each file to read (0: only the header); None reads all. The whole file is
-      always searched for bytes that are not UTF-8. Link rules are checked only if all rows are read.
+    - `templates`: the templates that the customer uses. Without templates, headers and cells are not checked.
+    - `head`: the number of rows to read of each file (0: only the header); None reads all. The whole file is always
+      searched for bytes that are not UTF-8. Link rules are checked only if all rows are read.
 
-    Every finding is a warning, never an error: the server maps headers and validates cells itself, and its rules
+    Every finding is a warning and never an error: the server maps headers and validates cells itself, and its rules
     for duplicates and matches may differ.
 
-    The extra `check` is needed to guess encodings, and to check strict rules (by RE2, in linear time) and cells with
-    JSON by their schema (which fetches no reference to another document); without it, the result says what was not
-    checked. Memory is bounded: 4 Mi characters per record, 500,000 values (about 40 MB)
-    for all unique rules, and as many for all link rules. The work runs in a thread in short steps and can be
-    cancelled.
+    Three checks need the extra `check`: the guess of an encoding, strict rules (by RE2, in linear time), and cells
+    with JSON by their schema (without requests for other documents). Without it, the result lists what was not
+    checked.
+
+    The memory is bounded: 4 Mi characters per record, 500,000 values (about 40 MB) for all unique rules, and as many
+    for all link rules. The work runs in a thread, in short steps, and can be cancelled.
 
     Raises `InvalidInput` for a file that is missing, empty or unreadable.
     """
@@ -101,7 +103,10 @@ class _Done(Generic[T]):
 
 
 async def _in_steps(path: Path, steps: Generator[None, None, T]) -> T:
-    """Run each step of a generator in a thread. A cancellation ends it between two steps and closes its file."""
+    """Run each step of a generator in a thread, and return its result.
+
+    A cancellation ends it between two steps, and closes its file.
+    """
     with closing(steps):
         try:
             while (done := await in_thread(_advance, steps)) is None:
@@ -121,7 +126,7 @@ def _advance(steps: Generator[None, None, T]) -> _Done[T] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file whose header was read. `delimiter`: None if the file is not text or has no header."""
+    """A file whose header was read. `delimiter` is None if the file is not text or has no header."""
 
     path: Path
     probe: Probe
@@ -186,7 +191,7 @@ def _broken_off(error: BrokenOff) -> Finding:
 
 
 async def _targets(files: Sequence[_File], templates: Sequence[TemplateRules]) -> Targets:
-    """Return the values of the columns that links point to. They are read first, because links may be circular."""
+    """Return the values of the columns to which links point. They are read first, because links may be circular."""
     bound = MemoryBound(_MOST_REMEMBERED)
     targets: dict[LinkTarget, Seen] = {}
     for file in files:
@@ -245,7 +250,7 @@ class _Scan:
         self._in_prose = FindingCounter()
         self._rows, self._complete = 0, False
         self._gap = self._gap_at = 0
-        """The number of blank lines before the present row, and the line of the first."""
+        """The number of blank lines before the present row, and the number of the first of these lines."""
         self._ends: list[Finding] = []
 
     def run(self, head: int | None) -> Generator[None, None, CheckedFile]:
@@ -285,7 +290,7 @@ class _Scan:
             self._gap, self._gap_at = self._gap + 1, self._gap_at if self._gap else line
             return
         self._rows += 1
-        if self._gap:  # blank lines at the end of the file are no fault
+        if self._gap:  # blank lines at the end of the file are not a fault
             self._counters["rows_blank"].add(self._gap_at, count=self._gap)
             self._gap = 0
         width = self.file.width
@@ -296,7 +301,8 @@ class _Scan:
             rules.check(line, record[place].strip() if place < len(record) else "")
 
     def _note_invisible(self, line: int, record: list[str]) -> None:
-        """Record the first cell with invisible characters. It is a warning if cells of its column are compared."""
+        """Count the first cell of a row with invisible characters: as a warning if cells of its column are
+        compared."""
         if all(map(str.isascii, record)):
             return
         for place, cell in enumerate(record):

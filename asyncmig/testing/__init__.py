@@ -1,4 +1,4 @@
-"""Test a service that uses asyncmig: without a key, without a network, and without waiting on a virtual clock.
+"""For tests of a service that uses asyncmig: without a key, without a network, and on a virtual clock without waits.
 
 ```python
 from asyncmig.testing import Ask, Fails, Parks, Simulator
@@ -10,13 +10,13 @@ async with simulator.session() as session:
 assert simulator.verdict().duplicate_companies == 0
 ```
 
-The simulator implements the API's contract and knows nothing of the client. It parses, validates and records what
-it receives. Requests reach it by function calls, and a run ends as soon as it has started. A session of
+The simulator implements the API's contract, independently of the client. It parses, validates and records what it
+receives. Requests are function calls, and by default a run ends as soon as it has started. A session of
 `Simulator.session()` reads a run after 0.2 s instead of 2 s, so a customer takes about half a second on an ordinary
-event loop. `pace` makes runs take their time, and the session reads them as it would read those of a real server: on
-an event loop with a virtual clock (for example `looptime`) an import of an hour ends at once.
+event loop. `pace` sets how long runs take. Then the session reads them as it reads those of a real server. On an
+event loop with a virtual clock (for example `looptime`), an import of an hour takes no time.
 
-Scripts decide what the imports of single customers do, whatever the files contain:
+Scripts set the results of the imports of single customers, whatever their files contain:
 
 ```python
 simulator = Simulator(
@@ -28,10 +28,10 @@ simulator = Simulator(
 )
 ```
 
-A parked import waits for a decision. Approved, it completes; rejected, it fails. `Simulator.answers("acme-001")`
-returns what was answered.
+A parked import waits for a decision. If it is approved, it completes; if it is rejected, it fails.
+`Simulator.answers("acme-001")` returns the answers.
 
-Code that opens its own session uses the same account over loopback:
+For code that opens its own session, the account can be served on loopback:
 
 ```python
 async with simulator.serve() as serving:
@@ -39,7 +39,7 @@ async with simulator.serve() as serving:
         print(await session.companies.sources())
 ```
 
-The second generation of the API has the same kit:
+The simulator of the second API generation is used in the same way:
 
 ```python
 from asyncmig.simulator.migrations import Block, Question, Script
@@ -55,14 +55,14 @@ async with second.session() as session:
     migration = await session.migrations.create(name="Acme", source="HubSpot", external_id="acme-001")
 ```
 
-Its account allows 100 requests a minute for each endpoint, so that a test needs no hours. `limits="by-class"` sets
-the documented classes, down to one created migration an hour: use a virtual clock.
+Its account allows 100 requests a minute for each endpoint, so that a test does not take hours. `limits="by-class"`
+sets the documented classes, down to one created migration an hour. Use it with a virtual clock.
 
-`Simulator.verdict()` counts what the client did wrong, for example duplicate companies; `str(verdict)` lists it in
-words, or is "no faults". `Simulator.ledger` lists every request. `variants` chooses behaviour that the API's contract
-leaves open. With pytest, use `asyncmig.pytest_plugin`.
+`Simulator.verdict()` counts the faults of the client, for example duplicate companies; `str(verdict)` lists them, or
+is "no faults". `Simulator.ledger` lists every request. `variants` selects behaviour that the API's contract does not
+define. With pytest, use `asyncmig.pytest_plugin`.
 
-`faults` sets the share of requests that go wrong, by these names:
+`faults` sets the share of requests with each of these faults:
 
 | name | what happens to a request |
 | --- | --- |
@@ -118,13 +118,13 @@ if TYPE_CHECKING:
 __all__ = ["Api", "Ask", "Fails", "Handle", "InProcess", "Parks", "Simulator"]
 
 Api: TypeAlias = Literal["companies", "migrations"]
-"""A generation of the API."""
+"""The name of an API generation."""
 if TYPE_CHECKING:
     A = TypeVarWithDefault("A", bound=World | migrations.World, default=World)
 else:
     A = TypeVar("A")
 _FLOOR = 0.2
-"""Seconds between reads of a young run where runs end at once."""
+"""Seconds between two reads of a young run, if runs end at once."""
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
 
 
@@ -140,20 +140,20 @@ class Simulator(Generic[A]):
       `Simulator[asyncmig.simulator.migrations.World]` for type checkers, and `variants`, `schemas` and `limits` are
       of `asyncmig.simulator.migrations`.
     - `faults`: shares of requests by the fault's name (`asyncmig.simulator.FAULTS`), or a `Faults` object.
-    - `variants`: behaviour that the API's contract leaves open.
-    - `customers`: what happens to single customers, by external id: `Parks(...)`, `Fails(...)`, or with
+    - `variants`: behaviour that the API's contract does not define.
+    - `customers`: the results of single customers, by external id: `Parks(...)`, `Fails(...)`, or with
       `api="migrations"` a `Script`.
     - `pace`: how long runs take. By default they end at once.
-    - `limit`: a function that makes the rate limit of an endpoint, or of the key with `scope="key"`.
+    - `limit`: a function that returns a new rate limit, for each endpoint, or with `scope="key"` for the key.
     - `limits`: the limits with `api="migrations"`, as `Limits` or as text such as `"by-class"` or
       `"agent=50/1h,create=20/1h,runs=5"`. The default is `"per-endpoint"`: 100 requests a minute for each endpoint,
-      so that a test needs no hours. None: as `variants` say. Sessions of `session()` have the same limits.
-    - `plan`: False for an account that can only read, with `api="migrations"`.
-    - `latency`: seconds that a request takes.
+      so that a test does not take hours. None: those of `variants`. Sessions of `session()` have the same limits.
+    - `plan`: with `api="migrations"`, False for an account that can only read.
+    - `latency`: the mean seconds that a request takes.
     - `seed`: the same seed produces the same behaviour.
 
-    Raises `InvalidInput`, a `ValueError`, for unknown names and invalid numbers, such as a share over 1, and for
-    options that the generation does not have.
+    Raises `InvalidInput` for unknown names, for invalid numbers, such as a share over 1, and for options that the
+    generation does not have.
     """
 
     __slots__ = ("_ends_at_once", "_limits", "_scope", "_seed", "faults", "transport", "world")
@@ -256,9 +256,9 @@ class Simulator(Generic[A]):
         )
 
     def session(self) -> Session:
-        """Return a new session with this account, to be entered. For other options, pass `transport` to `Session`.
+        """Return a new session with this account. For other options, pass `transport` to `Session`.
 
-        While runs end at once (no `pace`), the session reads them every 0.2 s instead of every 2 s.
+        If runs end at once (without `pace`), the session reads them after 0.2 s instead of 2 s.
         """
         session = Session(
             self.api_key,
@@ -273,21 +273,21 @@ class Simulator(Generic[A]):
         return session
 
     def serve(self, *, port: int = 0) -> AbstractAsyncContextManager[Serving[A]]:
-        """Serve the same account on loopback while the block runs, for code that reads `VERN_BASE_URL`.
+        """Serve the account on loopback until the `async with` block ends, for code that reads `VERN_BASE_URL`.
 
-        Its key is `api_key`. Uploads go to loopback as well from then on.
+        The key is `api_key`. From then on, the URLs of uploads are on loopback, too.
         """
         return serve(self.world, port=port, faults=self.faults)
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger of every request that arrived."""
+        """The list of all requests that arrived."""
         return self.world.ledger
 
     def answers(self, external_id: str) -> dict[str, str]:
-        """Return the answers about a customer: label or text by the question's prompt.
+        """Return the answers about a customer: the label or the text, by the prompt of the question.
 
-        With `api="companies"`, those of the last decision; with `"migrations"`, all that the agent accepted.
+        With `api="companies"`, these are the answers of the last decision; with `"migrations"`, all accepted answers.
         """
         return self.world.answers(external_id)
 
@@ -296,7 +296,7 @@ class Simulator(Generic[A]):
     @overload
     def verdict(self: "Simulator[migrations.World]") -> migrations.Verdict: ...
     def verdict(self) -> Verdict | migrations.Verdict:
-        """Return the counts of what the client did wrong. Call it on the event loop on which the client ran."""
+        """Return the number of the client's faults, by kind. Call this on the event loop of the client."""
         return self.world.verdict(asyncio.get_running_loop().time())
 
 

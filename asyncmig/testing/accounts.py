@@ -1,4 +1,4 @@
-"""Makes the simulated account of an API generation, with checked options."""
+"""Checks the options of a simulated account, and makes the account, for each API generation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
@@ -98,7 +98,7 @@ def migrations_account(
 
 
 def _scripted(name: str, script: object) -> migrations.Script:
-    """Return what the agent does for one customer. `Parks` and `Fails` are about `generate`."""
+    """Return the agent's script for one customer. `Parks` and `Fails` apply to `generate`."""
     if isinstance(script, migrations.Script):
         return script
     if isinstance(script, Fails):
@@ -115,7 +115,7 @@ def _scripted(name: str, script: object) -> migrations.Script:
 
 
 def client_limits(limits: migrations.Limits) -> Limits:
-    """Return what a client has to know of an account's limits."""
+    """Return an account's limits, as a client needs them."""
     return Limits(
         budgets={name: Rate(*rate) for name, rate in limits.rates.items()},
         endpoint=Rate(*limits.endpoint),

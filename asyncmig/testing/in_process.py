@@ -1,4 +1,4 @@
-"""A transport that calls a simulated world without sockets."""
+"""A transport that calls a simulated server without sockets."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -41,11 +41,11 @@ class _Answer:
 
 
 class InProcess(Generic[W]):
-    """A transport for `Session` that calls a simulated world without sockets, so that virtual time stays exact.
+    """A transport for `Session` that calls a simulated server without sockets, so that virtual time is exact.
 
-    `latency`: seconds that an exchange takes, drawn between half and one and a half of it. `faults`: faults of
-    requests. `sent` lists all requests as (time, method, URL); `foreign` lists hosts that are neither the API's
-    nor its storage's.
+    `latency`: the mean seconds of an exchange; each takes between half and one and a half of it. `faults`: the faults
+    of requests. `sent` lists all requests as (time, method, URL). `foreign` lists the hosts of requests that are
+    neither the API's nor its storage's.
     """
 
     BASE_URL = "https://api.test/api/v1"
@@ -75,7 +75,7 @@ class InProcess(Generic[W]):
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
     ) -> AsyncGenerator[Response]:
-        """Let the world respond to one request. Raises `Lost` if the fault is a lost response."""
+        """Let the server respond to one request. Raises `Lost` if a fault breaks the connection."""
         parts = urlsplit(url)
         request = Request(
             method=method,
@@ -96,7 +96,8 @@ class InProcess(Generic[W]):
         return self.faults.pick(self.world.endpoint_of(request), now)
 
     async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
-        """Let a request reach the server, or not, and return its response. Raises `Lost`."""
+        """Return the server's response to a request with a fault. Raises `Lost` if the fault breaks the
+        connection."""
         if fault.refused:
             raise Lost("ClientConnectorError", sent=False)
         if fault.lost_before:

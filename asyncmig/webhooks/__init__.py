@@ -1,7 +1,7 @@
-"""Webhooks that deliver an export: verify, decode and reassemble them.
+"""Verifies, decodes and reassembles the webhooks that deliver an export.
 
-An export that is delivered as signed webhooks arrives in batches, in any order, and some batches arrive twice.
-This package does no I/O, so it works with every web framework. With aiohttp:
+The batches of an export arrive as signed webhooks, in any order, and some of them twice. This package does no I/O, so
+it works with every web framework. With aiohttp:
 
 ```python
 import os, time
@@ -15,7 +15,7 @@ async def handler(request: web.Request) -> web.Response:
     body = await request.read()  # the raw bytes: the signature covers them
     try:
         event = webhooks.receive(body, request.headers, os.environ["WEBHOOK_SECRET"], now=time.time())
-        added = exports.add(event)  # .given_up: exports that were dropped to free memory
+        added = exports.add(event)  # `added.given_up`: exports that were dropped to free memory
     except asyncmig.WebhookRefused as error:
         return web.Response(status=400, text=str(error))
     if added.export:
@@ -27,12 +27,12 @@ app = web.Application(client_max_size=8 * 1024**2)
 app.router.add_post("/webhooks", handler)
 ```
 
-Delivery is at least once: a webhook without a 2xx response is sent again. Respond 2xx only after you have kept
-the body, 400 to a webhook that is refused, and 5xx if your store is unavailable.
+Delivery is at least once: a webhook without a 2xx response is sent again. Respond with 2xx only after you have stored
+the body, with 400 to a webhook that is refused, and with 5xx if your store is unavailable.
 
-A `Reassembler` keeps its batches in memory. If a restart must lose nothing, write `body` to a store before you
-respond, and pass the stored bodies to `exports.add(webhooks.decode(body))` at the next start. While a secret is
-being replaced, pass both secrets in a list.
+A `Reassembler` keeps batches in memory. If a restart must lose nothing, write each body to a store before you
+respond, and call `exports.add(webhooks.decode(body))` for each stored body at the next start. While a secret is being
+replaced, pass both secrets in a list.
 
 `now` is in seconds since 1970.
 """

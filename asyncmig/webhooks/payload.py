@@ -1,7 +1,7 @@
-"""Decode a webhook: one batch of an export, flat or nested, or an event that this version does not know.
+"""Decodes a webhook: one batch of an export, flat or nested, or an event of an unknown kind.
 
-The form is determined from the fields, not from the version, because new versions may come. A webhook with rows of
-an unknown form is refused, so that no row is lost. Optional fields may be null or absent, numbers may be text.
+The fields determine the form, and not the version, because there may be new versions. A webhook with rows of an
+unknown form is refused, so that no row is lost. Optional fields may be null or absent, and numbers may be text.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ __all__ = ["Batch", "Event", "Origin", "OtherEvent", "Row", "SheetRows", "decode
 
 _Object = dict[str, object]
 _ROWS = ("batch", "sheets", "data")
-"""Fields that must be decoded completely or refused."""
+"""The fields from which nothing may be dropped."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +26,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     values: Mapping[str, object]
     errors: tuple[object, ...] = ()
-    """The errors as they arrived: their form is not documented."""
+    """The errors as they arrived, because their form is not documented."""
     index: int | None = None
+    """The row's number in its sheet; None if the body has none."""
     children: Mapping[str, tuple["Row", ...]] = {}
     """The child rows by sheet; only in a nested export."""
 
@@ -46,14 +47,14 @@ class SheetRows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """The origin of an export."""
+    """Where an export comes from."""
 
     event: str | None = None
-    """`workbook.production.export` or `workbook.preview.export`, if the body names it."""
+    """`workbook.production.export` or `workbook.preview.export`; None if the body does not contain it."""
     version: str | None = None
     workbook_id: str | None = None
     external_id: str | None = None
-    """Your own id of the customer."""
+    """Your id of the customer."""
     company_name: str | None = None
     nested: bool = False
     """Whether rows have children."""
@@ -63,9 +64,9 @@ class Batch(Origin, frozen=True, kw_only=True):
     """One batch of an export."""
 
     message_id: str
-    """The `svix-id`. Every delivery of the same event has the same id."""
+    """The `svix-id`. It is the same in every delivery of an event."""
     export_id: str
-    """`batch.id`: the same in all batches of an export."""
+    """`batch.id`. It is the same in all batches of an export."""
     index: int
     """The batch's index in the export. Whether it counts from 0 or 1 is not documented."""
     total: int
@@ -82,7 +83,7 @@ class Batch(Origin, frozen=True, kw_only=True):
 
 
 class OtherEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that is not a batch of an export, or has an unknown form. Respond to it with 2xx."""
+    """An event that is not a batch of an export, or that has an unknown form. Respond to it with 2xx."""
 
     message_id: str
     event: str | None = None
@@ -173,7 +174,10 @@ def _event(body: bytes, message_id: str) -> Event:
 
 
 def _is_nested(payload: _Object, head: _Head) -> bool | None:
-    """Return the form of a body; None if it is neither flat nor nested. An empty export may have only its version."""
+    """Return whether a body is nested; None if it is neither flat nor nested.
+
+    An empty export may have no field but the version from which the form follows.
+    """
     if payload.get("sheets") is not None:
         return False
     if payload.get("data") is not None or payload.get("export_mode") == "nested":

@@ -1,7 +1,7 @@
-"""Reassemble exports from batches, in bounded memory. Batches may arrive in any order and several times.
+"""Reassembles exports from batches, in bounded memory. Batches may arrive in any order and several times.
 
-Batches are grouped by `batch.id` and ordered by `batch.index`. An export is complete when `batch.total` distinct
-indexes have arrived. Bodies are kept undecoded, so that their size is the memory that they use.
+Batches are grouped by `batch.id` and ordered by `batch.index`. An export is complete when batches with `batch.total`
+different indexes have arrived. Bodies are kept undecoded, so that the used memory is known.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from asyncmig.webhooks.payload import Batch, Event, Origin, OtherEvent, Row, She
 __all__ = ["Added", "Export", "Incomplete", "Reassembler"]
 
 _OVERHEAD = 512
-"""Bytes that a kept batch uses besides its body, rounded up: ids, indexes and objects."""
+"""The bytes that a kept batch needs in addition to its body, rounded up: for ids, indexes and objects."""
 T = TypeVar("T")
 
 
@@ -24,7 +24,8 @@ class Export(Origin, frozen=True, kw_only=True):
     """A complete export."""
 
     id: str
-    """`batch.id`. Use it to import each export once: a second delivery much later is not recognised as a repeat."""
+    """`batch.id`. Use it to import each export only once, because a repeat that arrives much later is not
+    recognised."""
     message_ids: tuple[str, ...] = ()
     """The `svix-id` of each batch, in the order of the batches."""
     bodies: tuple[bytes, ...] = ()
@@ -34,14 +35,14 @@ class Export(Origin, frozen=True, kw_only=True):
         return f"<Export {self.id} of workbook {self.workbook_id}: {len(self.bodies)} batches>"
 
     def batches(self) -> Iterator[Batch]:
-        """Decode the batches one by one, in order; use this for a large export."""
+        """Decode the batches one by one, in order. For a large export, this needs less memory than `sheets`."""
         for message_id, body in zip(self.message_ids, self.bodies, strict=True):
-            yield cast("Batch", decode(body, message_id=message_id))  # each was checked when it arrived
+            yield cast("Batch", decode(body, message_id=message_id))  # `Reassembler` accepts only batches
 
     def sheets(self) -> tuple[SheetRows, ...]:
         """Return every sheet with all its rows, both in the order in which they were sent.
 
-        It decodes all batches. For a large export, use a thread: `await asyncio.to_thread(export.sheets)`.
+        This decodes all batches. For a large export, use a thread: `await asyncio.to_thread(export.sheets)`.
         """
         parts: dict[str, list[SheetRows]] = {}
         for batch in self.batches():
@@ -60,9 +61,9 @@ class Incomplete(msgspec.Struct, frozen=True, kw_only=True):
     indexes: tuple[int, ...]
     """The indexes of the batches that have arrived, sorted."""
     message_ids: tuple[str, ...]
-    """The `svix-id`s of these batches, in the same order. With them, the batches can be added again from a store."""
+    """The `svix-id`s of these batches, in the same order, for adding them again from a store."""
     held_bytes: int
-    """The bytes of memory that these batches use."""
+    """The memory that these batches use, in bytes."""
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,13 +72,13 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
     export: Export | None = None
     """The export that this webhook completed."""
     duplicate: bool = False
-    """Whether the event was known already. Respond with 2xx, as to the first delivery."""
+    """Whether the event had arrived before. Respond with 2xx, as to the first delivery."""
     given_up: tuple[Incomplete, ...] = ()
-    """Exports that were dropped to free memory. Their batches count as never seen, so they can be added again."""
+    """Exports that were dropped to free memory. Their batches are forgotten, so that they can be added again."""
 
 
 class _Remembered(Generic[T]):
-    """The most recent entries, up to a limit."""
+    """A mapping of the latest `size` entries."""
 
     __slots__ = ("_entries", "_size")
 
@@ -98,7 +99,7 @@ class _Remembered(Generic[T]):
 
 
 class _Pending:
-    """An export in progress."""
+    """An export that is not complete yet."""
 
     __slots__ = ("first", "held", "held_bytes", "total")
 
@@ -106,10 +107,10 @@ class _Pending:
         self.first = msgspec.structs.replace(first, sheets=(), body=b"")
         self.total, self.held_bytes = first.total, 0
         self.held: dict[int, tuple[str, bytes]] = {}
-        """Message id and body by index."""
+        """The message id and the body of each batch, by index."""
 
     def expects(self) -> range:
-        """Return the possible indexes: an export counts from 0 or from 1."""
+        """Return the indexes that are possible: an export counts from 0 or from 1."""
         return range(self.total in self.held, self.total + (0 not in self.held))
 
     def in_order(self) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
@@ -121,10 +122,9 @@ class _Pending:
 class Reassembler:
     """Collects batches until their export is complete.
 
-    `max_bytes`: the largest memory use; each batch counts as the length of its body plus 512 bytes. To free
-    memory for a batch, the exports that have waited longest for a batch are dropped as a whole, and
-    `Added.given_up` lists them. `remembered`: the number of message ids, and of complete exports, that are
-    recognised as repeats.
+    `max_bytes`: the most memory for batches. A batch counts as the length of its body plus 512 bytes. To make room
+    for a batch, the exports that have waited longest for their next batch are dropped as a whole; `Added.given_up`
+    lists them. `remembered`: the number of message ids, and of complete exports, whose repeats are recognised.
 
     Raises `InvalidInput` for a limit below 1.
     """
@@ -144,14 +144,14 @@ class Reassembler:
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of memory that all incomplete exports use; never more than `max_bytes`."""
+        """The memory that all incomplete exports use, in bytes. It never exceeds `max_bytes`."""
         return self._bytes
 
     def __repr__(self) -> str:
         return f"<Reassembler: {len(self._pending)} exports, {self._bytes} of {self._max_bytes} bytes>"
 
     def incomplete(self) -> tuple[Incomplete, ...]:
-        """Return the incomplete exports. The one that has waited longest for a batch is first."""
+        """Return the incomplete exports. The one that has waited longest for its next batch is first."""
         return tuple(_incomplete(pending) for pending in self._pending.values())
 
     def add(self, event: Event) -> Added:
@@ -185,7 +185,7 @@ class Reassembler:
         return Added(duplicate=duplicate)
 
     def _is_done(self, batch: Batch) -> bool:
-        """Return whether this batch belongs to an export that was complete before."""
+        """Return whether a batch belongs to an export that is complete already. Raises `WebhookRefused`."""
         indexes = self._done.get(batch.export_id)
         if indexes is None:
             return self._seen.get(batch.message_id) == (batch.export_id, batch.index)
@@ -198,7 +198,7 @@ class Reassembler:
 
     def _make_room(self, pending: _Pending, batch: Batch) -> tuple[Incomplete, ...]:
         if len(pending.held) + 1 == pending.total:
-            return ()  # the export is complete with this batch, so nothing of it is kept
+            return ()  # this batch completes the export, so nothing of it is kept
         cost = _cost(batch.body)
         if pending.held_bytes + cost > self._max_bytes:
             raise WebhookRefused(
@@ -216,7 +216,7 @@ class Reassembler:
 
     def _give_up(self, pending: _Pending) -> Incomplete:
         for message_id, _ in pending.held.values():
-            self._seen.forget(message_id)  # if it is sent again, it is accepted
+            self._seen.forget(message_id)  # so that it is accepted if it is sent again
         self._remove(pending)
         return _incomplete(pending)
 
@@ -273,7 +273,7 @@ def _check_same_export(pending: _Pending, batch: Batch) -> None:
 
 
 def _check_same_content(held: bytes, batch: Batch) -> None:
-    """Refuse a batch with other content than the one at its index. The same content may be encoded differently."""
+    """Refuse a batch whose content differs from that at its index. The same content may be encoded differently."""
     if held == batch.body:
         return
     first = decode(held)

@@ -1,8 +1,8 @@
-"""Verify that a webhook was signed with the secret, and recently.
+"""Verifies that a webhook was signed recently, with the secret.
 
-The scheme is Svix's (https://docs.svix.com/receiving/verifying-payloads/how-manual). The package
-`standardwebhooks` is not used: it reads the clock itself, accepts no second secret, and raises `ValueError` for a
-malformed header. The tests compare with it.
+The scheme is that of Svix (https://docs.svix.com/receiving/verifying-payloads/how-manual). The package
+`standardwebhooks` is not used, because it reads the clock itself, accepts only one secret, and raises `ValueError`
+for a malformed header. The tests compare the results with it.
 """
 
 import binascii
@@ -22,7 +22,8 @@ _LONGEST_TIMESTAMP = 12
 
 
 def receive(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str], *, now: float) -> Event:
-    """Verify a webhook and decode it. Raises the errors of `verify` and `decode`."""
+    """Verify and decode a webhook. The arguments are those of `verify`. Raises the errors of `verify` and
+    `decode`."""
     return decode(body, message_id=verify(body, headers, secrets, now=now))
 
 
@@ -31,11 +32,11 @@ def verify(body: bytes, headers: Mapping[str, str], secrets: str | Iterable[str]
 
     - `body`: the raw bytes as they arrived, not parsed and encoded again.
     - `headers`: names in any case.
-    - `secrets`: `whsec_...`, or several while one replaces another.
+    - `secrets`: one secret, `whsec_...`, or several while one is being replaced.
     - `now`: seconds since 1970.
 
-    Raises `WebhookRefused` with the header that is wrong, and `InvalidInput` for a malformed secret or a body
-    that is not bytes. No error shows a secret or a correct signature.
+    Raises `WebhookRefused`, which names the wrong header, and `InvalidInput` for a malformed secret or a body that is
+    not bytes. No error shows a secret or a correct signature.
     """
     _check_types(body, headers, secrets, now)
     keys = [_key(secret) for secret in ((secrets,) if isinstance(secrets, str) else secrets)]
@@ -98,7 +99,7 @@ def _check_time(timestamp: str, now: float) -> None:
 
 
 def _candidates(given: str) -> list[bytes]:
-    """Return the signatures of version 1. The header may also have signatures of other versions."""
+    """Return the signatures of version 1. The header may also contain signatures of other versions."""
     entries = [entry.partition(",") for entry in given.split()]
     found = [
         text.encode(errors="replace").rstrip(b"=") for version, _, text in entries if version == "v1" and text

@@ -311,7 +311,7 @@ def test_real_files(name: str, rows: int, columns: int, warned: list[str]) -> No
 def test_the_words_about_a_real_file_that_is_not_utf8() -> None:
     assert look(DATA / "avengers.csv").warnings[0].text == (
         "is not UTF-8: byte 0xe6 at offset 5,764, on line 31; it may be cp1252. "
-        "Where the server reads UTF-8 only, the whole import fails: save it as UTF-8"
+        "If the server reads only UTF-8, the whole import fails: save it as UTF-8"
     )
 
 
