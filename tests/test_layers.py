@@ -110,6 +110,7 @@ PLACED = {  # modules that belong to another unit than their folder
     "distributed/saq.py": "saq",
     "distributed/_environment.py": "saq",
     "distributed/_job_runner.py": "saq",
+    "distributed/_open_queue.py": "saq",
     "distributed/_resilient_queue.py": "saq",
 }
 PURE = ("_core", "webhooks")
@@ -214,12 +215,20 @@ def test_only_the_registry_imports_a_workflow(workflow: str) -> None:
             {
                 "journal/postgres.py",
                 "journal/postgres_schema.py",
-                "distributed/_resilient_queue.py",
+                "distributed/_open_queue.py",
             },
         ),
         ("opentelemetry", {"telemetry.py"}),
-        ("redis", {"distributed/redis.py", "distributed/_resilient_queue.py"}),
-        ("saq", {"distributed/_job_runner.py", "distributed/saq.py", "distributed/_resilient_queue.py"}),
+        ("redis", {"distributed/redis.py", "distributed/_open_queue.py"}),
+        (
+            "saq",
+            {
+                "distributed/_job_runner.py",
+                "distributed/_open_queue.py",
+                "distributed/_resilient_queue.py",
+                "distributed/saq.py",
+            },
+        ),
     ],
 )
 def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:

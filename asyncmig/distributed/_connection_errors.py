@@ -1,4 +1,4 @@
-"""Why a server cannot be used, in fixed texts. The messages of client libraries may contain parts of its URL."""
+"""Why a server cannot be used, in fixed texts: the messages of client libraries may contain parts of its URL."""
 
 import errno
 import re
@@ -30,7 +30,7 @@ _BY_TEXT = (
         r"password|wrongpass|noauth|authenticat|no pg_hba|role .* does not exist|noperm",
         "it refuses the user or the password",
     ),
-    (r"ssl|tls|certificate|wrong.version", "TLS cannot be agreed on with it"),
+    (r"ssl|tls|certificate|wrong.version", "the TLS handshake with it fails"),
     (r"database .* does not exist|db index is out of range|invalid db", "it has no such database"),
     (r"starting up|shutting down|loading the dataset|recovery", "it is starting or stopping"),
     (r"too many (clients|connections)|max number of clients", "it has too many connections"),
@@ -56,7 +56,7 @@ def place_of(server: Server) -> str:
 def reason_of(error: BaseException, server: Server, *, was_used: bool = False) -> str:
     """Return why a server cannot be used, without any part of its URL.
 
-    `was_used`: whether it could be used before, so that it is the right kind of server.
+    `was_used`: whether the server was used before. Then it is certainly a server of the right kind.
     """
     protocol = f"it does not speak the protocol of {_KINDS[server.kind]}, or only with other settings of TLS"
     reason = _reason(error, server).format(protocol="it closed the connection" if was_used else protocol)
@@ -71,7 +71,7 @@ def _reason(error: BaseException, server: Server) -> str:
         if isinstance(each, socket.gaierror):
             return "its host is unknown"
         if isinstance(each, ssl.SSLError):
-            return "TLS cannot be agreed on with it"
+            return "the TLS handshake with it fails"
     for each in chain:
         if isinstance(each, OSError) and each.errno in _BY_ERRNO:
             return _BY_ERRNO[each.errno]

@@ -1,4 +1,4 @@
-"""The settings that a worker started by SAQ's command reads from environment variables."""
+"""The settings of a worker in environment variables, for SAQ's command."""
 
 import logging
 import os
@@ -16,11 +16,12 @@ from asyncmig._core.server_address import Kind, is_postgres, parse_server
 from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.options import IfChanged, MigrationOptions
 from asyncmig.customers.outcome import Policy, RowFilter
+from asyncmig.distributed._job_runner import worker_settings
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPort, open_journal
 from asyncmig.session import Scope, Session
 
-__all__ = ["WorkerEnvironment", "read_environment"]
+__all__ = ["WorkerEnvironment", "read_environment", "settings"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig")
@@ -69,7 +70,7 @@ _YES_OR_NO: Mapping[str, bool] = {
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # a URL may contain a password
 class WorkerEnvironment:
-    """A worker's settings. A job can override only `options`, because all jobs share the session."""
+    """The settings of a worker. A job can override only `options`, because all jobs share the session."""
 
     queue: str
     place: str
@@ -108,7 +109,9 @@ def read_environment() -> WorkerEnvironment:
         _log.warning("a worker ignores %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
     place, window = _required("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_WINDOW")
     return WorkerEnvironment(
-        place=_address("ASYNCMIG_DATABASE", place, "postgres") if _is_address(place) else place,
+        place=_address("ASYNCMIG_DATABASE", place, "postgres")
+        if "://" in place or is_postgres(place)
+        else place,
         queue=_address("ASYNCMIG_QUEUE", _required("ASYNCMIG_QUEUE")),
         window=window and _address("ASYNCMIG_WINDOW", window, "redis"),
         out=Path(os.environ.get("ASYNCMIG_OUT") or "out"),
@@ -129,15 +132,40 @@ def read_environment() -> WorkerEnvironment:
     )
 
 
+def settings() -> dict[str, object]:
+    """Return settings from the environment, for `saq asyncmig.distributed.saq.settings`.
+
+    - `ASYNCMIG_QUEUE`: the URL of a Redis or PostgreSQL.
+    - `ASYNCMIG_DATABASE`: the journal, as the address of a PostgreSQL, or as a file if all workers run on one
+      machine.
+    - `ASYNCMIG_WINDOW`: the URL of a Redis. Without it, the processes do not share the rate limit.
+    - `ASYNCMIG_CONCURRENCY` (default 100) and `ASYNCMIG_API` (default `companies`): see `worker_settings`.
+    - `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`, `ASYNCMIG_BASE_URL`, `ASYNCMIG_OUT`: as for `asyncmig run`. A job cannot
+      override them.
+    - `ASYNCMIG_DECIDE`, `ASYNCMIG_ANSWERS`, `ASYNCMIG_CANCEL_BLOCKED_AFTER`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`,
+      `ASYNCMIG_DELIVER_REJECTED`, `ASYNCMIG_IF_CHANGED`: as for `asyncmig run`. A job can override them.
+    - `ASYNCMIG_ROOT`: a folder that must contain all input files, after symbolic links are resolved. Set it, because
+      a job names the paths of the files that the worker reads.
+
+    Other `ASYNCMIG_...` variables cause a warning. Raises `InvalidInput`.
+    """
+    worker = read_environment()
+    return worker_settings(
+        worker.queue,
+        session=worker.session,
+        journal=worker.journal,
+        to=worker.out,
+        api=worker.api,
+        options=worker.options,
+        concurrency=worker.concurrency,
+    )
+
+
 def _required(name: str) -> str:
     value = os.environ.get(name, "")
     if not value:
         raise InvalidInput(name, value, "is not set")
     return value
-
-
-def _is_address(place: str) -> bool:
-    return "://" in place or is_postgres(place)
 
 
 def _address(name: str, text: str, *kinds: Kind) -> str:
@@ -157,7 +185,7 @@ def _limits() -> Limits:
 
 
 def _choice(setting: str, choices: Mapping[str, _T]) -> _T:
-    """Return the value that a variable chooses; the first of `choices` if it is not set."""
+    """Return the choice that a variable names; the first one if it is not set."""
     name = f"ASYNCMIG_{setting}"
     text = os.environ.get(name) or next(iter(choices))
     if text.lower() not in choices:

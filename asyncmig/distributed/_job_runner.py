@@ -1,7 +1,8 @@
-"""What a worker does with a job: it migrates the job's customer and sends heartbeats while it works.
+"""A worker: its settings for SAQ, and what it does with a job.
 
-The worker has one session and one journal for all jobs. A job whose customer is held by another worker waits for that
-worker. A job that the queue has lost stops.
+A worker has one session and one journal for all jobs. For each job it migrates a customer, and sends heartbeats until
+it has finished. If another worker holds the customer, the job waits for that worker. If the queue has lost the job,
+it stops.
 """
 
 import asyncio
@@ -18,12 +19,14 @@ from saq.types import Context
 from saq.worker import Worker
 
 from asyncmig import generations
+from asyncmig._core.arguments import checked_call
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.file_names import customer_folder
 from asyncmig.customers.options import MigrationCall, MigrationOptions, OptionOverrides
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
+from asyncmig.distributed._open_queue import open_queue
 from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
@@ -36,7 +39,7 @@ from asyncmig.journal import Instruction, JournalPort
 from asyncmig.session import Session, context_of
 from asyncmig.steps import OutcomeName, Step
 
-__all__ = ["RECHECK", "JobRunner"]
+__all__ = ["FUNCTION", "QUEUE_NAME", "RECHECK", "JobRunner", "worker_settings"]
 
 _log = logging.getLogger("asyncmig")
 JsonObject = Mapping[str, object]
@@ -44,11 +47,59 @@ _REPORT_AFTER = 30.0
 """Real seconds after which a warning reports a journal that is still being opened."""
 RECHECK = 0.5
 """Real seconds between checks of jobs, and of a customer that another process holds."""
+FUNCTION = "asyncmig.migrate"
+"""The function that jobs call, by the name that SAQ stores."""
+QUEUE_NAME = "asyncmig"
+_DRAIN = 30.0
+"""Seconds that a stopping worker gives its requests in flight."""
 
 
 class _JobContext(TypedDict):
     worker: Worker[Context]
     job: Job
+
+
+@checked_call
+def worker_settings(
+    queue: str,
+    *,
+    session: Callable[[], Session],
+    journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
+    to: Path | str = "out",
+    api: str = generations.DEFAULT,
+    options: MigrationOptions | None = None,
+    connections: Callable[[str], Connections | LiveSource | None] | None = None,
+    concurrency: int = 100,
+    name: str = QUEUE_NAME,
+    sweep: int = 20,
+) -> dict[str, object]:
+    """Return the settings of a worker for SAQ's command, `saq MODULE.NAME`.
+
+    - `queue`: the URL of a Redis or PostgreSQL. `name`: the name of the queue.
+    - `session`, `journal`: functions that are called once in each worker.
+    - `to`: the folder of the sheets, `to/EXTERNAL_ID/SHEET.csv`.
+    - `api`: the API generation of jobs that do not name one.
+    - `options`: the default options of all customers.
+    - `connections`: returns a customer's secrets by its external id, as `Spec.connections` or `Spec.connection` takes
+      them. The queue does not store secrets.
+    - `concurrency`: the most customers at the same time in one worker. On Redis, each of them uses a connection.
+    - `sweep`: seconds between searches for jobs of dead workers.
+
+    Raises `InvalidInput`.
+    """
+    options = options or MigrationOptions()
+    generations.check_options(generations.find(api), options)
+    work = JobRunner(session, journal, Path(to), api, options, connections)
+    return {
+        "queue": open_queue(queue, name),
+        "functions": [(FUNCTION, work.migrate)],
+        "concurrency": concurrency,
+        "startup": work.start,
+        "shutdown": work.stop,
+        "timers": {"schedule": 1, "worker_info": 10, "sweep": sweep, "abort": 1},
+        "dequeue_timeout": 5.0,
+        "cancellation_hard_deadline_s": _DRAIN,
+    }
 
 
 @final
@@ -87,7 +138,7 @@ class JobRunner:
         self._api = api
 
     async def start(self, context: _JobContext) -> None:
-        """Open the journal and the session. Wait for an unavailable journal until the worker is stopped."""
+        """Open the journal and the session. Wait while the journal is unavailable, until the worker is stopped."""
         opening, stopped = (
             asyncio.ensure_future(self._open()),
             asyncio.ensure_future(context["worker"].event.wait()),
@@ -115,10 +166,11 @@ class JobRunner:
                     self._warnings.log(f"{error}; waiting for it")
                 await asyncio.sleep(real_seconds(RECHECK))
             self._session = await exits.enter_async_context(self._open_session())
-            exits.enter_context(self._session.events.subscribe(self._note))
+            exits.enter_context(self._session.events.subscribe(self._note_step))
             self._exits = exits.pop_all()
 
     async def stop(self, context: _JobContext) -> None:
+        """Close the session and the journal."""
         await self._exits.aclose()
 
     async def migrate(
@@ -132,14 +184,15 @@ class JobRunner:
         api: str | None = None,
         cancel: bool = False,
     ) -> object:
-        """Migrate a customer, or carry out the instruction to cancel it; return the outcome as JSON types.
+        """Migrate a customer, or carry out the instruction to cancel it. Return the outcome as JSON types.
 
-        An aborted job is cancelled. A stopping worker closes the session and lets the requests in flight end.
+        If the job is aborted, the migration is cancelled. If the worker stops, it closes the session, and requests in
+        flight end normally.
         """
         worker, job = context["worker"], context["job"]
         answer = None if decision is None else msgspec.convert(decision, Decision)
         wanted = replace(self._options, **(asked or {}))
-        if job.attempts > 1:  # the worker that died may already have retried
+        if job.attempts > 1:  # a worker that has died may have retried it already
             wanted = replace(wanted, retry_failed=False)
         if answer is not None:
             wanted = with_decision(wanted, answer, shown)
@@ -166,9 +219,9 @@ class JobRunner:
     async def _with_heartbeat(
         self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation, *, cancel: bool
     ) -> object:
-        """Migrate with heartbeats.
+        """Migrate the customer, and send heartbeats until that has ended.
 
-        If the queue loses the job, stop and return None: the submitter queues another job.
+        If the queue has lost the job, stop and return None: the submitter will enqueue another job.
         """
         done = asyncio.Event()
         work = asyncio.ensure_future(
@@ -176,7 +229,7 @@ class JobRunner:
         )
 
         def stop() -> bool:
-            """Stop, unless the customer is being created: without the answer, the creation could not be verified."""
+            """Stop, unless the create request is in flight: without its answer, the outcome would be unknown."""
             return self._steps.get(spec.external_id) != "creating" and work.cancel()
 
         heartbeat = asyncio.ensure_future(_heartbeat(job, done, on_lost=stop))
@@ -190,16 +243,16 @@ class JobRunner:
         finally:
             done.set()
             self._steps.pop(spec.external_id, None)
-            await asyncio.wait([heartbeat])  # a late heartbeat would overwrite the job's end
+            await asyncio.wait([heartbeat])  # a late heartbeat would overwrite the result of the job
 
-    def _note(self, event: Event) -> None:
+    def _note_step(self, event: Event) -> None:
         if isinstance(event, MigrationChanged):
             self._steps[event.external_id] = event.step
 
     async def _migrate_when_free(
         self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
     ) -> object:
-        """Migrate. While the journal is unavailable or another worker holds the customer, wait."""
+        """Migrate the customer. Wait while the journal is unavailable, or while another worker holds the customer."""
         to = customer_folder(self._to, spec.external_id)
         if other := await in_thread(same_folder, to):
             reason = f"has the same folder as another customer on this file system: {other}"
@@ -221,7 +274,7 @@ class JobRunner:
             await asyncio.sleep(real_seconds(RECHECK))
 
     async def _cancel(self, spec: Spec) -> object:
-        """Carry out the instruction to cancel a customer; wait for a journal that is unavailable."""
+        """Carry out the instruction to cancel a customer. Wait while the journal is unavailable."""
         while True:
             try:
                 context = context_of(self._session)
@@ -236,15 +289,16 @@ async def _result_of_another(job: Job) -> object:
     queue = cast("AnyQueue", job.get_queue())
     try:
         stored = await queue.stored(job)
-    except queue.away:
+    except queue.unavailable_errors:
         return None  # the heartbeat logs a warning
     return stored.result if stored is not None and stored.status is Status.COMPLETE else None
 
 
 async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -> None:
-    """Send heartbeats while the job belongs to this worker. See `AnyQueue.touch`.
+    """Send heartbeats until `done` is set; see `AnyQueue.touch`.
 
-    `on_lost` stops the task of a job that the queue has lost. It returns False if the task must not stop yet.
+    `on_lost` is called if the queue has lost the job. It stops the job's task, or returns False if the task must not
+    stop yet.
     """
     queue = cast("AnyQueue", job.get_queue())
     while True:
@@ -260,7 +314,7 @@ async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], boo
                     return
                 continue
             await queue.touch(job)
-        except queue.away as error:
+        except queue.unavailable_errors as error:
             queue.warn(error)
 
 

@@ -3,13 +3,13 @@
     async with asyncmig.Session(shared=RedisWindow("redis://localhost")) as session:
         ...
 
-A script in Redis keeps the budgets of an account. It applies the rules of the local limiter on Redis's clock, so
-the clocks of the processes do not matter. It costs one round trip for each request, and none while no request waits.
-Redis stores a digest of the API key, never the key. All budgets of an account are in one hash slot of a cluster.
+A script in Redis keeps the budgets of an account. It applies the rules of the local limiter on Redis's clock, so that
+the clocks of the processes may differ. Each request costs one round trip; while no request waits, there are none.
+Redis stores a digest of the API key, and never the key. In a cluster, all budgets of an account are in one hash slot.
 
-While Redis is unavailable, each process continues with its share of the last known window, emits `SharedWindowLost`,
-and returns to the shared window when Redis answers again. If Redis lost its data, each process reports again what it
-sent in the last window.
+While Redis is unavailable, each process emits `SharedWindowLost`, and continues with its share of the last known
+window until Redis answers again. If Redis has lost its data, each process reports again what it sent in the last
+window.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ def checked_redis(field: str, url: str) -> Server:
 
 
 def _unconnected(client: Redis) -> AbstractConnection:
-    """Return a connection that is not open: redis-py checks most options of a URL only here."""
+    """Return a connection that is not open. Only its constructor checks most options of a URL."""
     pool = client.connection_pool
     settings = cast("dict[str, Never]", pool.connection_kwargs)  # pyright: ignore[reportUnknownMemberType]  # no types
     return pool.connection_class(**settings)
@@ -82,8 +82,8 @@ def redis_client(server: Server, **options: object) -> Redis:
 class _Cancellable(AbstractConnection):
     """A connection that does not lose cancellations.
 
-    redis-py sends under `asyncio.wait_for`. On Python 3.11, `wait_for` swallows a cancellation that arrives in the
-    same turn of the event loop in which the bytes were sent. The caller would continue as if it was not cancelled.
+    redis-py sends with `asyncio.wait_for`. On Python 3.11, `wait_for` ignores a cancellation that arrives in the same
+    turn of the event loop in which the bytes were sent. The caller would continue as if it had not been cancelled.
     """
 
     async def send_packed_command(self, command: object, check_health: bool = True) -> None:
@@ -149,7 +149,7 @@ class RedisWindow:
         return f"{self._prefix}:{{{tag}}}"
 
     def _opened(self, speed: float) -> Redis:
-        """Return the client. It measures time-outs in the event loop's seconds."""
+        """Return the client. It is made on first use, because its time-outs depend on the speed of the event loop."""
         if self._redis is None:
             timeout = self._timeout * speed
             self._redis = redis_client(
@@ -168,7 +168,7 @@ class RedisWindow:
 
 @final
 class _RedisBudgets:
-    """Budgets that are charged together: the script and its keys."""
+    """Budgets that are charged together, kept by the script in several keys."""
 
     __slots__ = ("_keys", "_name", "_rates", "_rng", "_script", "_server", "_settings")
 
@@ -214,7 +214,7 @@ class _RedisBudgets:
 
 @final
 class _RedisRuns:
-    """The run slots of an account in one key, which is replaced only if it has not changed meanwhile."""
+    """The run slots of an account, in one key. It is replaced only if it was not changed in the meantime."""
 
     __slots__ = ("_base", "_opened", "_server")
     reach: Reach = "network"
@@ -238,7 +238,7 @@ class _RedisRuns:
 
 @contextmanager
 def _errors_of(server: Server) -> Generator[None]:
-    """Raise `ConnectionError` without the password for an error of the client or of Redis."""
+    """Turn errors of the client or of Redis into a `ConnectionError` without the password."""
     try:
         yield
     except (RedisError, OSError) as error:

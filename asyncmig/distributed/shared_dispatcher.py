@@ -232,8 +232,8 @@ class SharedDispatcher(Dispatcher):
         until = self._reply_at + reply.held
         if reply.held and until > self._held_until + _SAME_HOLD:
             self._held_until = until
-            self._tell_held()
-        self._tell_learnt()
+            self._emit_held()
+        self._emit_learnt()
 
     def on_lost(self, error: OSError) -> None:
         now, clients = self.now(), self._shared.window.processes

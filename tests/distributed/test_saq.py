@@ -33,7 +33,8 @@ from asyncmig import (
     UsageError,
 )
 from asyncmig.customers.options import MigrationOptions
-from asyncmig.distributed._resilient_queue import AnyQueue, open_queue
+from asyncmig.distributed._open_queue import open_queue
+from asyncmig.distributed._resilient_queue import AnyQueue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 from asyncmig.errors import JournalUnavailable
 from asyncmig.jobs.runners import digest_of

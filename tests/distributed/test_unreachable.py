@@ -16,7 +16,7 @@ from farm import customers
 from servers import PostgresServer, RedisServer, free_port
 
 from asyncmig import MemoryJournal, QueueUnavailable
-from asyncmig.distributed._resilient_queue import open_queue
+from asyncmig.distributed._open_queue import open_queue
 from asyncmig.distributed.saq import MigrationQueue
 
 SECRET = "s3cr3t"
@@ -24,7 +24,7 @@ SECRET = "s3cr3t"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncmig.distributed._resilient_queue._CONNECT_WITHIN", 2.0)
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue.ResilientQueue.connect_within", 2.0)
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def test_one_that_has_no_tls(guarded: RedisServer, database_url: str) -> None:
     assert (
         refusal(guarded.url.replace("redis://", "rediss://")).reason == "it does not answer, or not with TLS"
     )
-    assert refusal(f"{database_url}?sslmode=require").reason == "TLS cannot be agreed on with it"
+    assert refusal(f"{database_url}?sslmode=require").reason == "the TLS handshake with it fails"
 
 
 def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_one_that_stops_after_entering(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("asyncmig.distributed._resilient_queue._PATIENCE", 0.5)
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue.ResilientQueue.patience", 0.5)
     url, server = stoppable
     (spec,) = customers(tmp_path, 1)
 
@@ -227,7 +227,7 @@ def test_one_that_stops_after_entering(
 def test_one_that_stops_to_answer_after_entering(
     guarded: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncmig.distributed._resilient_queue._PATIENCE", 1.0)
+    monkeypatch.setattr("asyncmig.distributed._resilient_queue.ResilientQueue.patience", 1.0)
     (spec,) = customers(tmp_path, 1)
 
     async def main() -> None:
