@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; without its extra say how to install it, and exit 1."""
+    """Run the command line. If its extra is missing, print how to install it, and exit with 1."""
     if find_spec("typer") is None or find_spec("rich") is None:
         sys.exit("The command line needs its extra. Install it with: pip install 'asyncmig[cli]'")
     try:

@@ -1,4 +1,4 @@
-"""The session: one API key, one event loop, one request budget, one poll schedule."""
+"""The session: connections, rate limits and polls of one API key on one event loop."""
 
 import asyncio
 import hashlib
@@ -51,45 +51,48 @@ __all__ = ["Scope", "Session", "context_of"]
 
 _log = logging.getLogger("asyncmig")
 
-_LEFT = SessionClosed("the session was left: make calls inside its `async with` block, or open a new one")
+_SESSION_LEFT = SessionClosed(
+    "the session was left: make calls inside its `async with` block, or open a new one"
+)
 _LONGEST_REQUEST = 60.0
-"""Seconds after which a request without a time-out is assumed to have arrived or to be lost."""
+"""Seconds after which a request without a time-out counts as arrived or lost."""
 _DEFAULT_URL = "https://app.vern.so/api/v1"
 
 
 @final
 class Session(AsyncOnly):
-    """Everything that shares one API key: connections, rate limits, the poll schedule.
+    """The connections, rate limits and polls of one API key.
 
     Use one session per key and event loop, as `async with`. It belongs to the event loop that enters it.
 
-    - `api_key`, `base_url`: default to `VERN_API_KEY` and `VERN_BASE_URL`. The base URL is the whole prefix.
+    - `api_key`, `base_url`: by default `VERN_API_KEY` and `VERN_BASE_URL`. The base URL is the prefix of all routes.
     - `limits`: what the server allows, as `Limits`, or as text such as `"reads=30/60s,agent=5/1h,runs=3"` or
-      `"per-endpoint"`. The default is `Limits.BY_CLASS`; endpoints without a class have 100 requests a minute each.
-    - `limit`, `window`, `scope`: a short form of `limits` for the endpoints without a class: `limit` requests are
-      allowed in `window` seconds, counted by endpoint, or over all of them with `scope="key"`.
-    - `second_channel`: also ask for the active import if budgets are by endpoint and the budget of the polls is
-      short.
+      `"per-endpoint"`. The default is `Limits.BY_CLASS`, with 100 requests a minute for each endpoint without a
+      class.
+    - `limit`, `window`, `scope`: a short form of `limits` for the endpoints without a class: `limit` requests in
+      `window` seconds, for each of these endpoints, or for all of them together with `scope="key"`.
+    - `second_channel`: if the budget of the polls is short, also look runs up in the list of active imports, which
+      has another budget when budgets are by endpoint.
     - `timeouts`, `timeouts_by_endpoint`: for all endpoints, and for single ones by method and route template
       (`GET /sources`).
-    - `retry`: attempts of a call, and seconds between them.
-    - `max_parallel_uploads`: uploads at a time. `upload_bytes_per_second` limits all of them together (default:
-      no limit).
-    - `recent`: a file, the send log, that tells the next process what this one sent in its last window. A fleet
-      keeps one beside its journal by default.
-    - `shared`: keeps one window for all processes that use the key: `"local"` for those of this user on this host,
-      or for example `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
-    - `account`: a name that replaces the key there, so that the keys of one account share its budgets.
+    - `retry`: the attempts of a call, and the seconds between them.
+    - `max_parallel_uploads`: the most uploads at a time. `upload_bytes_per_second`: the limit of all of them together
+      (default: no limit).
+    - `recent`: the path of the send log, from which the next process reads what this one sent in its last window. A
+      fleet has one beside its journal by default.
+    - `shared`: one window for all processes with the key: `"local"` for the processes of this user on this host, or
+      for example `asyncmig.distributed.redis.RedisWindow`. It is closed with the session.
+    - `account`: a name that replaces the key in the shared window, so that several keys of one account share budgets.
     - `rng`: the source of randomness, for reproducible tests.
-    - `http`: an aiohttp session, which is used and not closed.
+    - `http`: an aiohttp session to use. It is not closed.
     - `transport`: a transport of your own; see `asyncmig.transport`.
 
-    Proxies come from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`). Credentials from a netrc file are
+    Proxies are read from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`). Credentials in a netrc file are
     never used. A given `http` session keeps its own settings for both.
 
-    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit,
-    and a proxy variable that cannot be used. Calls before the block, or from another event loop or thread, raise
-    `UsageError`; calls after it raise `SessionClosed`.
+    Raises `InvalidInput` for a missing key, a base URL that is not https (loopback may be http), a wrong limit, and a
+    proxy variable that cannot be used. Calls before the `async with` block, or from another event loop or thread,
+    raise `UsageError`. Calls after the block raise `SessionClosed`.
     """
 
     @checked_call
@@ -135,8 +138,8 @@ class Session(AsyncOnly):
         )
         rng = rng or Random()
         self._runs = RunSlots(self._limits.runs, events=self.events)
-        self._budgets = self._made_budgets(rng, longest)
-        self._caller = self._made_caller(
+        self._budgets = self._make_budgets(rng, longest)
+        self._caller = self._make_caller(
             key, rng, retry=retry or RetryPolicy(), timeouts=timeouts, by_endpoint=timeouts_by_endpoint
         )
         self._context = SessionContext(
@@ -154,7 +157,7 @@ class Session(AsyncOnly):
         self.companies: Companies = Companies(self._context)
         self.migrations: Migrations = Migrations(self._context)
 
-    def _made_caller(
+    def _make_caller(
         self,
         key: Secret,
         rng: Random,
@@ -178,8 +181,8 @@ class Session(AsyncOnly):
             timeouts_by_endpoint=by_endpoint,
         )
 
-    def _made_budgets(self, rng: Random, timeout: float) -> SessionBudgets:
-        """Return the budgets; with a shared window, their dispatchers ask its store for slots."""
+    def _make_budgets(self, rng: Random, timeout: float) -> SessionBudgets:
+        """Return the budgets. With a shared window, its store grants their slots."""
         make = partial(
             SessionBudgets, self._limits, runs=self._runs, events=self.events, rng=rng, timeout=timeout
         )
@@ -211,12 +214,10 @@ class Session(AsyncOnly):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Close everything, even if one part fails or the task is cancelled."""
-        self.close(
-            SessionClosed("the session was left: make calls inside its `async with`, or open a new one")
-        )
-        closing = AsyncExitStack()  # the last one is closed first
-        closing.callback(self._guard.leave, _LEFT)
+        """Close all parts, even if closing one of them fails, or if the task is cancelled."""
+        self.close(_SESSION_LEFT)
+        closing = AsyncExitStack()  # closes in reverse order
+        closing.callback(self._guard.leave, _SESSION_LEFT)
         closing.callback(self.events.close)
         closing.push_async_callback(self._budgets.aclose_log)
         closing.push_async_callback(self._transport.aclose)
@@ -235,23 +236,25 @@ class Session(AsyncOnly):
     def close(self, error: AsyncmigError | None = None) -> None:
         """Send no further requests: waiting and new calls raise `error` (default `SessionClosed`).
 
-        Requests in flight end normally. A refused key closes the session in the same way, with `AuthError`.
+        Requests in flight end normally. If the server refuses the API key, the session is closed in the same way,
+        with `AuthError`.
         """
         if self._closed is None:
             self._closed = error or SessionClosed()
             self._budgets.close(self._closed)
-            # Without this, a wait for a run would end at its next poll, which may be a minute away.
+            # Otherwise a wait for a run would end only at its next poll, which may be a minute later.
             self._poller.close(self._closed)
 
     def check_open(self) -> None:
-        """Raise the error that a call would raise now: `UsageError`, `SessionClosed`, or the earlier `AuthError`."""
+        """Raise the error that a call would raise now, if any: `UsageError`, `SessionClosed`, or the earlier
+        `AuthError`."""
         self._guard.loop()
         if self._closed is not None:
             raise fresh(self._closed)
 
     @checked_call
     def watch(self, run_id: str, company_id: str) -> ImportRun:
-        """Return the handle of an import that another process started, to wait for it or to follow it; no request."""
+        """Return the handle of an import that another process has started. Sends no request."""
         return self.companies.open(company_id).imports.open(run_id)
 
     @checked_call
@@ -269,24 +272,24 @@ class Session(AsyncOnly):
         max_wait: float | None = None,
         **ids: str,
     ) -> Reply:
-        """Send a request to an endpoint that asyncmig does not wrap yet, with the same gate, retries and errors.
+        """Send a request to an endpoint that asyncmig does not wrap yet, with the same limits, retries and errors.
 
         ```python
         reply = await session.request("GET", "/companies/{id}/imports", id=company.id, params={"status": "active"})
         print(reply.status, reply.json())  # or reply.json(YourStruct)
         ```
 
-        - `template`: the path below the base URL with `{placeholders}`, which `ids` fill, percent-encoded.
-          Budgets are counted by it, so write it as the API's documentation does.
-        - `body`: sent as JSON; bytes are sent unchanged as JSON.
+        - `template`: the path below the base URL, with `{placeholders}`. `ids` are their values, which are
+          percent-encoded. The template determines the budgets, so write it as the API's documentation does.
+        - `body`: a value that is sent as JSON, or JSON as bytes.
         - `repeatable`: whether the request may be sent again if its outcome is unknown. By default only GET and
           HEAD are.
-        - `max_wait`: seconds; raises `WaitTooLong` at once if the limit would delay the request longer.
-        - `lane`, `rank`: the priority among waiting requests.
+        - `max_wait`: if the limit would delay the request for more seconds, `WaitTooLong` is raised at once.
+        - `lane`, `rank`: the priority among waiting requests. Within a lane, a lower rank goes first.
 
-        Raises `InvalidInput` before a request is spent; the `ApiError` of a refusal; `NoAnswer`, `ServerError` or
-        `UnexpectedReply` when the attempts are used up; `UnknownOutcome` if the outcome of a request that is not
-        repeatable is unknown.
+        Raises `InvalidInput` before anything is sent; the `ApiError` of a refusal; `NoAnswer`, `ServerError` or
+        `UnexpectedReply` when the attempts are used up; `UnknownOutcome` if a request that is not repeatable may have
+        been processed.
         """
         endpoint = _raw_endpoint(method, template, repeatable, lane)
         call = raw_call(endpoint, ids=ids, params=params, body=body, rank=rank, max_wait=max_wait)
@@ -294,7 +297,7 @@ class Session(AsyncOnly):
 
     @checked_call
     def gate(self, method: str, template: str) -> Gate:
-        """Return the session's gate for an endpoint, for other code that calls it with the same key.
+        """Return the gate of an endpoint, for other code that sends requests to it with the same key.
 
         ```python
         async with session.gate("GET", "/sources").slot() as slot:  # send your request inside this block
@@ -306,18 +309,18 @@ class Session(AsyncOnly):
         return self._budgets.gate(replace(endpoint, budgets=_budgets_of(endpoint)))
 
     def stats(self) -> Mapping[str, GateStatistics]:
-        """Return a snapshot of every budget in use, by name: a class, an endpoint, or `*` for the whole key."""
+        """Return a snapshot of each budget in use, by its name: a class, an endpoint, or `*` for the whole key."""
         return {name: gate.statistics() for name, gate in self._budgets.by_name.items()}
 
     def budget(self, name: str) -> Gate:
-        """Return the gate of a single budget in use, by its name in `stats`. Raises `InvalidInput` for another."""
+        """Return the gate of one budget, by its name in `stats`. Raises `InvalidInput` for any other name."""
         try:
             return self._budgets.by_name[name]
         except KeyError:
             raise InvalidInput("name", name, "is not a budget that this session has used") from None
 
     def run_slots(self) -> RunSlotsStatistics:
-        """Return a snapshot of the runs in progress in the account, as far as this process knows."""
+        """Return a snapshot of the account's run slots, as far as this process knows them."""
         return self._runs.statistics()
 
     @property
@@ -340,7 +343,7 @@ class Session(AsyncOnly):
 
 
 def context_of(session: Session) -> SessionContext:
-    """Return the parts of a session that a migration workflow uses."""
+    """Return the parts of a session that a workflow uses."""
     return session._context  # pyright: ignore[reportPrivateUsage]
 
 
@@ -349,15 +352,18 @@ def _shape(endpoint: Endpoint) -> tuple[str, str]:
 
 
 def _named_budgets() -> Mapping[tuple[str, str], tuple[str, ...]]:
-    """Return the named budgets of each known route, by method and template without the names of its ids.
+    """Return the named budgets of each known route, by its method and its template without the names of ids.
 
-    A route that one generation has with named budgets and another without is left out: it has a budget of its own.
+    If a route has named budgets in one API generation and none in another, it is left out: requests to it charge a
+    budget of their own.
     """
     routes = [each for each in vars(migration_routes).values() if isinstance(each, Endpoint)]
     others = {_shape(each) for each in vars(company_routes).values() if isinstance(each, Endpoint)}
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for each in routes:
-        if (shape := _shape(each)) not in others:  # if in doubt, all budgets that the route may charge
+        if (
+            shape := _shape(each)
+        ) not in others:  # several endpoints may have this route: all of their budgets
             found[shape] = tuple(dict.fromkeys((*found.get(shape, ()), *each.budgets)))
     return found
 
@@ -372,7 +378,7 @@ def _budgets_of(endpoint: Endpoint) -> tuple[str, ...]:
 
 @lru_cache
 def _raw_endpoint(method: str, template: str, repeatable: bool | None, lane: Lane) -> Endpoint:
-    """Return the endpoint for `Session.request`, the same one for the same arguments."""
+    """Return the endpoint for `Session.request`. Calls with the same arguments return the same object."""
     endpoint = raw_endpoint(method, template, repeatable=repeatable, lane=lane)
     return replace(endpoint, budgets=_budgets_of(endpoint))
 
@@ -386,12 +392,12 @@ def _checked_key(key: str) -> Secret:
 
 
 def _account(key: Secret, base_url: str) -> str:
-    """Return a digest that identifies this key at this server without revealing the key."""
+    """Return a digest that identifies a key at a server, and does not reveal the key."""
     return hashlib.sha256(f"{base_url}\0{key.reveal()}".encode()).hexdigest()[:32]
 
 
 def _longest_of(timeouts: Timeouts, by_endpoint: Mapping[str, Timeouts]) -> float:
-    """Return the seconds after which any request has either arrived or been lost."""
+    """Return the seconds after which every request has either arrived or been lost."""
     for endpoint, each in by_endpoint.items():
         if not isinstance(cast(object, each), Timeouts):
             raise InvalidInput(f"timeouts_by_endpoint[{endpoint!r}]", each, "must be Timeouts")
@@ -402,7 +408,9 @@ def _shared_budgets(shared: SharedWindow | str | None, account: str, timeout: fl
     if shared is None:
         return None
     if shared == "local":
-        from asyncmig.distributed.local import LocalWindow  # needs file locks, which not every system has
+        from asyncmig.distributed.local import (
+            LocalWindow,  # imported here, because not every system has file locks
+        )
 
         shared = LocalWindow()
     if isinstance(shared, str) or not hasattr(shared, "runs"):
@@ -418,7 +426,7 @@ def _base_url(given: str | None) -> str:
 
 
 def _transport(http: aiohttp.ClientSession | None, base_url: str) -> AiohttpTransport:
-    """Return the transport. Raises `InvalidInput` for a proxy variable that requests to the API could not use."""
+    """Return the default transport. Raises `InvalidInput` for a proxy variable that cannot be used."""
     transport = AiohttpTransport(http, trust_env=not is_loopback(base_url))
     transport.proxy_for(base_url)
     return transport

@@ -10,24 +10,24 @@ async with asyncmig.Session() as session:
         await session.companies.sources()
 ```
 
-A migration is a trace: its steps and its requests are spans, named by the semantic conventions for HTTP clients
-(stable since 1.23). Metrics have few labels: method and route, lane, status, outcome. Routes beyond the first 64
-share one label. No span and no metric contains a key, a body, a URL with ids, or a file name.
+Each migration is a trace, whose spans are its steps and requests. Names follow the semantic conventions for HTTP
+clients (stable since 1.23). Metrics have few labels: method and route, lane, status, outcome. All routes after the
+first 64 share one label. No span and no metric contains a key, a body, a URL with ids, or a file name.
 
 | metric | unit | meaning |
 | --- | --- | --- |
 | `http.client.request.duration` | s | from the send to the end of the response |
-| `asyncmig.request.wait` | s | wait for the limit before the send |
-| `asyncmig.requests.refused` | requests | 429s |
-| `asyncmig.budget.slots` | requests | most requests per window, as the gate has learnt from 429s |
-| `asyncmig.budget.held` | s | pause of a budget after a 429 |
-| `asyncmig.run.duration` | s | duration of a run, without the time for which it was parked |
-| `asyncmig.run.noticed_within` | s | at most this long after the end of a run the client noticed it |
+| `asyncmig.request.wait` | s | the wait for the limit before the send |
+| `asyncmig.requests.refused` | requests | the number of 429s |
+| `asyncmig.budget.slots` | requests | the gate's estimate of the requests that a window allows |
+| `asyncmig.budget.held` | s | the hold of a budget after a 429 |
+| `asyncmig.run.duration` | s | the duration of a run, without the time for which it was parked |
+| `asyncmig.run.noticed_within` | s | the longest possible delay until the end of a run was noticed |
 | `asyncmig.migrations` | migrations | ended migrations, by outcome |
 | `asyncmig.migrations.active` | migrations | migrations in progress |
 | `asyncmig.run_slots` | runs | runs in progress, by owner: `ours`, `others`, `person` (ours that wait for one) |
 | `asyncmig.run_slots.waiting` | starts | starts that wait for a run slot or a budget |
-| `asyncmig.window.lost` | outages | how often the shared window could not be reached |
+| `asyncmig.window.lost` | outages | how often the shared window became unavailable |
 """
 
 import re
@@ -62,7 +62,7 @@ _NAME = "asyncmig"
 _STATUSES = frozenset({"completed", "failed", "canceled"})
 _MOST_ROUTES = 64
 _OF_A_CUSTOMER = re.compile(r"[A-Z]+ (/(companies|migrations)/\{id\}(/|$)|\{\w+_url\}$)")
-"""Endpoints whose `id` is the id of a customer's company or migration."""
+"""The endpoints whose placeholder `id` is the id of a customer's company or migration."""
 _OTHER = "other"
 
 
@@ -73,7 +73,7 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> Generator[None]:
-    """Record spans and metrics of `session` until the block ends.
+    """Record spans and metrics of `session` until the `with` block ends.
 
     `tracer_provider`, `meter_provider`: by default the global providers of OpenTelemetry.
     """
@@ -99,19 +99,19 @@ class _MigrationSpans:
         self.root = root
         self.step: Span | None = None
         self.ids: set[str] = set()
-        """The server's ids of this customer."""
+        """The ids of this customer's objects at the server."""
 
 
 @final
 class _Telemetry:
-    """Records events as spans and measurements."""
+    """Turns events into spans and measurements."""
 
     def __init__(self, tracer: Tracer, meter: Meter, *, server: str) -> None:
         self._tracer, self._server = tracer, server
         self._routes: set[str] = set()
         self._migrations: dict[str, _MigrationSpans] = {}
         self._customers: dict[str, str] = {}
-        """The external id of the migration, by each of the server's ids."""
+        """The external id of the customer, by each of the server's ids."""
         self._duration = meter.create_histogram("http.client.request.duration", "s")
         self._wait = meter.create_histogram("asyncmig.request.wait", "s")
         self._refused = meter.create_counter("asyncmig.requests.refused", "{request}")
@@ -229,7 +229,7 @@ class _Telemetry:
         self._ended.add(1, {"asyncmig.outcome": outcome})
 
     def _route(self, endpoint: str) -> tuple[str, str]:
-        """Return method and route as labels. Routes beyond the first 64 share one label."""
+        """Return method and route as labels. All routes after the first 64 share one label."""
         if endpoint not in self._routes and len(self._routes) == _MOST_ROUTES:
             return "_OTHER", _OTHER
         self._routes.add(endpoint)

@@ -1,7 +1,7 @@
 """The interface to the network, for a transport of your own: `Session(transport=...)`.
 
-A transport sends one request once. It follows no redirect and repeats nothing. The API key is in `headers`, and
-only for the host of the API. This one records what it sends:
+A transport sends each request once. It must not follow redirects, and must not repeat a request. `headers` contain
+the API key only if the request goes to the host of the API. This transport records what it sends:
 
 ```python
 from collections.abc import AsyncGenerator, Mapping
@@ -31,7 +31,7 @@ async with asyncmig.Session(transport=Recorder()) as session:
     await session.companies.sources()
 ```
 
-Raise `Lost` if no response came, or not all of it; `sent=False` says that the request cannot have arrived.
+Raise `Lost` if no complete response arrives; with `sent=False` if the request cannot have arrived.
 """
 
 from asyncmig._io.aiohttp_transport import AiohttpTransport

@@ -24,7 +24,7 @@ _SPACE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether `url` points to this machine, where plain http is safe and no proxy is needed."""
+    """Return whether `url` leads to this machine, so that plain http is safe and no proxy is needed."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -33,10 +33,10 @@ def is_loopback(url: str) -> bool:
 
 
 def checked_base_url(url: str, name: str) -> str:
-    """Return the base URL in a normal form, so that two spellings of one server are equal.
+    """Return the base URL in a normal form, in which two spellings of one URL are equal.
 
-    Raises `InvalidInput` if it is not https (loopback may be http). `name`: the option or variable that the error
-    names. The error shows no credentials.
+    Raises `InvalidInput` if it is not a valid https URL (loopback may be http). `name`: the option or variable, for
+    the error. The error shows no credentials.
     """
     url = url.strip()
     parts = _split(url)
@@ -50,7 +50,7 @@ def checked_base_url(url: str, name: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it is not a URL, or if its port is not valid."""
+    """Return the parts of a URL; None if the URL or its port is not valid."""
     try:
         parts = urlsplit(url)
         return None if parts.port == 0 else parts
@@ -68,7 +68,7 @@ def _fault(url: str, parts: SplitResult) -> str | None:
     if not _HOST.fullmatch(parts.hostname or "") or parts.scheme not in _PORTS:
         return "must be an absolute https URL"
     if parts.scheme == "http" and not is_loopback(url):
-        return "must be https: the API key would travel in the clear"
+        return "must be https: with http, the API key would be sent unencrypted"
     return None
 
 
@@ -94,17 +94,17 @@ class Proxy:
     url: URL
     """Without credentials."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """Headers for the proxy only: the credentials of its URL."""
+    """The headers for the proxy, with the credentials of its URL. They are not sent to the server."""
 
 
 @final
 class Proxies:
-    """The proxies that the environment names, read once. On other systems than Linux also the system's settings.
+    """The proxies in the environment, read once; on other systems than Linux also those in the system's settings.
 
-    `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` contain `[http://][user:password@]host[:port]`. The lower-case
-    names take precedence, and an empty value means no proxy. `NO_PROXY` is a list of exceptions: hosts with their
-    subdomains, addresses, networks (`10.0.0.0/8`), each with or without a port, or `*`. Requests to this machine
-    never use a proxy.
+    `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` have the form `[http://][user:password@]host[:port]`. Variables with
+    lower-case names take precedence. An empty value means no proxy. `NO_PROXY` is a list of exceptions: hosts with
+    their subdomains, addresses, networks (`10.0.0.0/8`), each with or without a port, or `*`. Requests to this
+    machine never use a proxy.
     """
 
     __slots__ = ("_exceptions", "_values")
@@ -120,9 +120,9 @@ class Proxies:
         }
 
     def proxy_for(self, url: str) -> Proxy | None:
-        """Return the proxy for a request to `url`.
+        """Return the proxy for a request to `url`; None if it uses none.
 
-        Raises `InvalidInput` that names the variable, for a proxy that cannot be used.
+        Raises `InvalidInput` for a proxy that cannot be used. The error names the variable.
         """
         if not self._values:
             return None
@@ -136,7 +136,7 @@ class Proxies:
 
 
 def _variable(kind: str) -> str:
-    """Return the environment variable that names a proxy."""
+    """Return the name of the environment variable with a proxy, for errors."""
     names = (f"{kind}_proxy", f"{kind.upper()}_PROXY")
     return next((name for name in names if os.environ.get(name, "").strip()), _SYSTEM)
 
@@ -144,7 +144,7 @@ def _variable(kind: str) -> str:
 def _parsed(name: str, value: str) -> Proxy:
     scheme, rest = _parted(value)
     if scheme.lower() not in ("", "http://"):
-        reason = "is not supported: only http:// proxies are; NO_PROXY lists hosts that need none"
+        reason = "is not supported: only http:// proxies are. NO_PROXY lists the hosts that need no proxy"
         raise InvalidInput(name, f"{scheme}***", reason)
     parts = _split(f"http://{rest}")
     host = parts.hostname or "" if parts is not None else ""

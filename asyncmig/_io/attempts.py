@@ -1,9 +1,9 @@
-"""The attempts of a request or of a compound step. No other module decides whether something is repeated.
+"""The attempts of a request, or of a compound step. Only this module decides whether something is repeated.
 
-How often is something requested at most? `RetryPolicy.attempts` times (default 8) for each `Attempts`. A compound
-step, such as an upload (request a URL, send the bytes to it), has one `Attempts` for all its requests, so the numbers
-do not multiply. While the session's retry quota is spent, calls wait in its `RetryQueue`, and an attempt counts only
-if the server has answered another call since.
+Each `Attempts` makes at most `RetryPolicy.attempts` attempts (default 8). A compound step, such as an upload (request
+a URL, send the bytes to it), has one `Attempts` for all its requests, so that the numbers are not multiplied. When
+the session's retry quota is spent, calls wait in its `RetryQueue`. There, an attempt counts only if the server has
+answered another call in the meantime.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ __all__ = ["Attempts", "RetryQueue", "RetryableFailure", "TimedAttempts"]
 
 @final
 class RetryQueue:
-    """The pauses before retries: a back-off while the session's quota lasts, then one queue with single probes."""
+    """The waits before retries: a back-off, or one queue with single probes when the session's quota is spent."""
 
     __slots__ = ("_policy", "_quota", "_rng", "_timer", "_waiters", "successes")
 
@@ -35,11 +35,12 @@ class RetryQueue:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self.successes: int = 0
+        """The number of responses of the server so far."""
 
     async def wait(self, attempt: int, *, retry_after: float, timed_out: bool, queued: bool) -> bool:
-        """Wait until attempt `attempt + 1` may start; return whether it waited in the queue.
+        """Wait until attempt `attempt + 1` may start; return whether the call waited in the queue.
 
-        `queued`: whether the failed attempt came from the queue; then it returns to the queue.
+        `queued`: whether the call waited in the queue before the attempt that failed. Then it waits there again.
         """
         if not queued and self._quota.take(timed_out=timed_out):
             await asyncio.sleep(max(retry_after, backoff(self._policy, attempt, self._rng)))
@@ -53,12 +54,12 @@ class RetryQueue:
             await waiter
         except BaseException:
             if not waiter.cancelled():
-                self._release(1)  # released and cancelled at once: the next waiter takes its turn
+                self._release(1)  # released and cancelled in the same turn: release the next waiter
             raise
         return True
 
     def succeeded(self) -> None:
-        """Report a response of the server, which releases two waiting calls."""
+        """Report a response of the server. It releases two waiting calls."""
         self.successes += 1
         self._quota.succeeded()
         if self._waiters:
@@ -118,9 +119,9 @@ class Attempts:
             async with attempts:
                 return await step()
 
-    A `RetryableFailure` that leaves the block, or an error of the kinds `on` for which `unless` is false, counts as a
-    failed attempt: the block's exit waits for the time of the next attempt and suppresses the error. When no attempt
-    is left, it raises the error, or `UnknownOutcome` where the server may have processed the request.
+    An attempt has failed if the block raises `RetryableFailure`, or an error of the kinds `on` for which `unless`
+    returns False. Then the exit of the block suppresses the error, and waits until the next attempt may start. If no
+    attempt is left, it raises the error, or `UnknownOutcome` if the server may have processed the request.
     """
 
     __slots__ = (
@@ -160,7 +161,7 @@ class Attempts:
         self.attempt: int = 1
         """The number of the present attempt, from 1."""
         self.doubts: int = 0
-        """The failed attempts that the server may have processed."""
+        """The number of failed attempts that the server may have processed."""
 
     @property
     def most(self) -> int:
@@ -213,8 +214,8 @@ class Attempts:
             error, endpoint=self._endpoint.key, ids=self._ids, limited=not self._queued
         )
         successes = self._queue.successes
-        # In the retry queue an attempt counts only if the server has answered another call since: then the cause
-        # lies in this call. Otherwise the server is away, and waiting for it should cost no attempt.
+        # In the retry queue, an attempt counts only if the server has answered another call in the meantime: then the
+        # failure concerns this call. Otherwise the server is unavailable, and waiting for it costs no attempt.
         self.attempt += not self._queued or successes > self._last_successes
         self._last_successes = successes
         self._queued = await self._queue.wait(
@@ -241,7 +242,7 @@ class Attempts:
 class TimedAttempts:
     """Repeats a block for at most `seconds`, in the same way as `Attempts`, but without a pause of its own.
 
-    The requests inside of the block have their own attempts and pauses, and their failures count as those of this
+    The requests inside the block have their own attempts and pauses. Their failures are reported as failures of this
     step.
     """
 
@@ -256,7 +257,7 @@ class TimedAttempts:
         on: tuple[type[AsyncmigError], ...],
         unless: Callable[[AsyncmigError], bool],
     ) -> None:
-        """`endpoint` names the step in events if an error does not."""
+        """`endpoint`: names the step in events if an error has no endpoint."""
         self._until = asyncio.get_running_loop().time() + seconds
         self._endpoint, self._on, self._unless = endpoint, on, unless
         self._failures = Failures(events, until=self._until)

@@ -1,9 +1,11 @@
-"""Grants one slot of each of several budgets, and a run slot if the request starts a run, all in one turn or none.
+"""Grants a slot of each of several budgets, and a run slot if the request starts a run: all of them in one turn, or
+none.
 
-A waiter of a set holds nothing. It stands in one queue, which the dispatchers of all its budgets see: whenever one of
-them can grant, and this waiter goes first there, it is granted if all others can, too. Otherwise the slot goes to the
-next waiter, unless this one can be granted within the mean interval between two slots of that budget: for so long the
-slot is kept, because otherwise requests that need one budget only could overtake it forever.
+A waiting request of a set holds nothing. It is in one queue, which the dispatchers of all its budgets share. When one
+of them can grant a slot, and this request goes first, the request is granted if all others can grant a slot, too. If
+not, the slot goes to the next request, with one exception: if this request can be granted within the mean interval
+between two slots of that budget, the slot is kept for it. Otherwise requests that need only one budget could overtake
+it forever.
 """
 
 import asyncio
@@ -23,11 +25,11 @@ from asyncmig.events import Events, Held
 __all__ = ["BudgetSet"]
 
 _FIRST_PAUSE = 1.0
-"""Seconds of the hold after a 429 that no header explains; each further one doubles them."""
+"""Seconds of the hold after a 429 without a header that explains it. Each further one doubles them."""
 
 
 class BudgetSet:
-    """The requests that charge the same budgets, and may start a run. Has the methods of `Dispatcher` for them."""
+    """The requests that charge the same budgets, and may start a run. Has the same methods as `Dispatcher`."""
 
     __slots__ = (
         "_dispatchers",
@@ -50,7 +52,7 @@ class BudgetSet:
         name: str = "",
         events: Events | None = None,
     ) -> None:
-        """`name`: what events call a hold of these requests only."""
+        """`name`: the budget's name in events about a hold of these requests only."""
         self._name, self._events = name, events
         self.on_held: Callable[[float], None] | None = None
         self.waiters: Waiters = Waiters()
@@ -58,21 +60,21 @@ class BudgetSet:
         self._held_until = float("-inf")
         self._pause = _FIRST_PAUSE
         self._sent: dict[float, tuple[float, ...]] = {}
-        """When each dispatcher granted the slot that is known by its first one's time."""
+        """When each dispatcher granted its slot, by the time at which the first one did."""
         self._run_of: dict[asyncio.Future[float], tuple[str, Lane]] = {}
-        """The runs that waiters would start, and their lanes."""
+        """The run that each waiter would start, and the waiter's lane."""
         for each in self._dispatchers:
             each.join(self)
         if runs is not None:
             runs.join(self)
 
-    # For the slot
+    # Called by slots
 
     def now(self) -> float:
         return max(each.now() for each in self._dispatchers)
 
     def enter_now(self) -> float | None:
-        """Return None: all slots of a set are granted in a turn. Raises as that of `Dispatcher` does."""
+        """Return None, because all slots of a set are granted in a turn. Raises as `Dispatcher.enter_now` does."""
         for each in self._dispatchers:
             each.check_open()
         return None
@@ -84,7 +86,7 @@ class BudgetSet:
         self.now()
         runs = self._runs if run is not None else None
         if run is not None and runs is not None and runs.holds(run):
-            order = -1  # it must not wait behind others for a run slot
+            order = -1  # it needs no run slot, so it must not wait behind requests that do
         waiter = self.waiters.enqueue(lane, rank, ticket, order)
         if run is not None and runs is not None:
             self._run_of[waiter] = run, lane
@@ -95,7 +97,7 @@ class BudgetSet:
         except BaseException:
             if waiter.cancel() or waiter.cancelled():
                 self.waiters.cancelled(lane)
-                self.turn()  # a slot may have been kept for this waiter
+                self.turn()  # a slot may be kept for this waiter
             elif waiter.exception() is None:  # cancelled in the loop iteration of its grant
                 self.unsent(waiter.result())
                 if run is not None:
@@ -115,21 +117,21 @@ class BudgetSet:
         return max(self._held_until - now, runs, *(each.wait_estimate(lane) for each in self._dispatchers))
 
     def longest_wait(self, lane: Lane) -> tuple[str, float]:
-        """Return what delays a request of this lane most, and for about how long; infinity for a run slot."""
+        """Return what delays a request of this lane most, and the approximate seconds; infinity for a run slot."""
         if self._runs is not None and self._runs.are_taken:
             return "runs", float("inf")
         return max((each.longest_wait(lane) for each in self._dispatchers), key=itemgetter(1))
 
-    # For the dispatchers
+    # Called by the dispatchers
 
     def turn(self) -> None:
-        """Let each dispatcher grant what it may, and set its timer."""
+        """Let each dispatcher grant slots, and set its timer."""
         self._refuse_starts()
         for each in self._dispatchers:
             each.turn()
 
     def _refuse_starts(self) -> None:
-        """End the starts for which there will be no run slot."""
+        """End the waits of starts that must not wait for a run slot; see `RunSlots.gives_up`."""
         for waiter, (run, lane) in list(self._run_of.items()):
             if self._runs is not None and (error := self._runs.refusal(run)) and not waiter.done():
                 waiter.set_exception(error)
@@ -146,14 +148,14 @@ class BudgetSet:
                 return None
             latest = max(latest, at)
         if self._runs is not None and (start := self._run_of.get(head[1])):
-            # Asked last, because a shared run slot is reserved when all the budgets have room.
+            # Asked last, because a shared run slot is reserved only when all budgets can grant.
             at = self._runs.next_at(start[0], now, head[0][1]) if latest - now <= TICK else latest
             return None if at is None else max(latest, at)
         return latest
 
     @property
     def asks_at(self) -> float:
-        return float("inf")  # it asks no store
+        return float("inf")  # there is no store
 
     def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
         waiter = self.waiters.dequeue(granted)
@@ -164,7 +166,7 @@ class BudgetSet:
                 each.slot_taken()
 
     def _grant_to(self, waiter: asyncio.Future[float], at: float, slot: str) -> None:
-        """Take a slot of each budget, under one name, and the run slot."""
+        """Take a slot of each budget, with the same name, and the run slot."""
         start = self._run_of.pop(waiter, None)
         if self._runs is not None and start is not None:
             self._runs.take(start[0])
@@ -181,14 +183,14 @@ class BudgetSet:
             each.accepted(at, headers if each is charged else None)
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
-        """Report a 429. It holds the budget that its headers name, or else only the requests of this set.
+        """Report a 429. It holds the budget that its headers concern, or only the requests of this set.
 
-        The budget with the fewest slots for its window counts a 429 that names none.
+        If the headers concern no budget, the slowest budget counts the 429.
         """
         charged = self._charged(headers)
         if charged is None:
             self._slowest().count_refused()
-            self._hold(retry_after)  # before a slot is free for the next request
+            self._hold(retry_after)  # first, so that the next request does not take the slot
         for each, at in sorted(self._taken(sent_at), key=lambda taken: taken[0] is not charged):
             if each is charged:
                 each.rejected(at, retry_after, headers)
@@ -204,7 +206,7 @@ class BudgetSet:
             each.unsent(at)
 
     def run_started(self, run: str) -> None:
-        """Report that the request started a run, or that it may have: the run slot stays taken."""
+        """Report that the request started a run, or may have: the run slot stays taken."""
         if self._runs is not None:
             self._runs.started(run)
 
@@ -214,7 +216,8 @@ class BudgetSet:
             self._runs.refused(run)
 
     def too_many_runs(self, sent_at: float, run: str, retry_after: float | None, listed: int | None) -> None:
-        """Report a 429 because of the runs in progress; `listed`: how many it lists."""
+        """Report a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
+        list."""
         if self._runs is not None:
             self._runs.rejected(run, retry_after, listed)
         self.lost(sent_at)  # the server may have counted the request
@@ -223,7 +226,8 @@ class BudgetSet:
         return list(zip(self._dispatchers, self._sent.pop(sent_at), strict=True))
 
     def _charged(self, headers: RateHeaders | None) -> Dispatcher | None:
-        """Return the budget that headers are about: the only one with their limit."""
+        """Return the dispatcher of the budget that headers concern: the only one with their limit; None if
+        unclear."""
         if len(self._dispatchers) == 1:
             return self._dispatchers[0]
         if headers is None:
@@ -232,7 +236,7 @@ class BudgetSet:
         return named[0] if len(named) == 1 else None
 
     def _hold(self, retry_after: float | None) -> None:
-        """Hold the requests of this set; without `retry_after` until its long windows must have room again."""
+        """Hold the requests of this set: for `retry_after`, or until its long windows have certainly room again."""
         now, longest = self.now(), max(each.window for each in self._dispatchers)
         if retry_after is not None:
             until = now + min(longest, max(1.0, retry_after))
@@ -259,7 +263,7 @@ class BudgetSet:
             )
         asyncio.get_running_loop().call_at(until + TICK, self.turn)
 
-    # For the gate
+    # Called by the gate
 
     @property
     def slots(self) -> int:
@@ -299,11 +303,11 @@ class BudgetSet:
         return self._slowest().recent()
 
     def resume(self, recent: Iterable[float], held_for: float) -> None:
-        """Send none of these requests for `held_for` seconds; `recent` belongs to the single budgets."""
+        """Send none of these requests for `held_for` seconds. `recent` is ignored: it concerns single budgets."""
         self._held_until = max(self._held_until, asyncio.get_running_loop().time() + held_for)
 
     def resize(self, limit: int) -> None:
-        """Raises `UsageError`: each budget has a limit of its own."""
+        """Raise `UsageError`, because each budget has a limit of its own."""
         raise UsageError(
             "these requests charge several budgets: set the limit of each, `session.budget(name).limit`"
         )
@@ -316,4 +320,4 @@ class BudgetSet:
         self.waiters.end(error)
 
     async def aclose(self) -> None:
-        """Do nothing: the dispatchers belong to the gates of their own budgets."""
+        """Do nothing: the gates of the single budgets close the dispatchers."""

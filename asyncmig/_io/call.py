@@ -1,4 +1,4 @@
-"""A request: its endpoint, ids and body. The route may be one that the library does not wrap."""
+"""A request: its endpoint, ids and body. Also for routes that the library does not wrap (`Session.request`)."""
 
 import re
 from collections.abc import Mapping
@@ -10,15 +10,13 @@ import msgspec
 
 from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
 from asyncmig._core.secrets import HidesSecrets
-from asyncmig.errors import (
-    InvalidInput,
-)
+from asyncmig.errors import InvalidInput
 
 __all__ = ["Call", "Secret", "raw_call", "raw_endpoint"]
 
 
 _NO_SEGMENT = frozenset({"", ".", ".."})
-"""Ids that would change the path, even if they are encoded."""
+"""Ids that would change the path, even percent-encoded."""
 
 
 @final
@@ -41,7 +39,7 @@ class Secret:
 
 
 class Call(HidesSecrets, frozen=True, kw_only=True, eq=False):
-    """A request: its endpoint, the ids of its route, its body and its rank. A lower `rank` goes first in its lane."""
+    """A request: its endpoint, the ids of its route, its body and its rank. In a lane, a lower `rank` goes first."""
 
     _SHOWN: ClassVar[tuple[str, ...]] = ("endpoint", "ids", "query", "rank", "max_wait", "loggable_body")
 
@@ -54,10 +52,10 @@ class Call(HidesSecrets, frozen=True, kw_only=True, eq=False):
     loggable_body: str = ""
     """The body without secrets, for `UnknownOutcome`."""
     secrets: tuple[str, ...] = ()
-    """Secrets in the body. Errors contain `***` in their place if a response echoes them."""
+    """The secrets in the body. If a response echoes them, errors contain `***` instead."""
 
     def __post_init__(self) -> None:
-        """Raise `InvalidInput` for an id that would make the path of another route."""
+        """Raise `InvalidInput` for an id with which the path would be that of another route."""
         for name, text in self.ids.items():
             if text in _NO_SEGMENT:
                 raise InvalidInput(name, text, "would lead to another route")
@@ -68,12 +66,12 @@ _HARMLESS = frozenset({"GET", "HEAD"})
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+/?|/")
 _DOTS = frozenset({".", ".."})
-"""Segments that a server or proxy may resolve to another route."""
-_ADVICE = "Ask the server whether it was done before you send it again."
+"""Segments with which a server or proxy may resolve the path to another route."""
+_ADVICE = "Check at the server whether the request was processed before you send it again."
 
 
 def raw_endpoint(method: str, template: str, *, repeatable: bool | None, lane: Lane) -> Endpoint:
-    """Return the endpoint for `session.request`; raise `InvalidInput` for a method or template that is not valid."""
+    """Return the endpoint for `Session.request`. Raises `InvalidInput` for an invalid method or template."""
     method = method.upper()
     if method not in _METHODS:
         raise InvalidInput("method", method, f"is none of {', '.join(sorted(_METHODS))}")
@@ -99,7 +97,7 @@ def raw_call(
     rank: float,
     max_wait: float | None,
 ) -> Call:
-    """Return the call for `session.request`; raise `InvalidInput` for arguments that make no valid request."""
+    """Return the call for `Session.request`. Raises `InvalidInput` for wrong ids, params or body."""
     _check_ids(endpoint.template, ids)
     return Call(
         endpoint=endpoint,
@@ -119,10 +117,10 @@ def _check_template(template: str) -> None:
         raise InvalidInput("template", template, "must have no query: give it as params")
     if not _PATH.fullmatch(plain):
         raise InvalidInput(
-            "template", template, "is not a path: ids go in {placeholders}, the rest is encoded"
+            "template", template, "is not a path: write ids as {placeholders}, and percent-encode the rest"
         )
     if _DOTS & {unquote(segment) for segment in plain.split("/")}:
-        raise InvalidInput("template", template, "leads elsewhere: it has a segment of dots")
+        raise InvalidInput("template", template, "has a segment of dots, which leads to another route")
 
 
 @lru_cache

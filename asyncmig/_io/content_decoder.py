@@ -1,7 +1,7 @@
 """Decompresses a body while it streams, in pieces of bounded size, and detects a body that was cut short.
 
-aiohttp can decompress, but it accepts a gzip body that ends early as complete. Downloads must detect a proxy that
-cuts bodies short.
+aiohttp can decompress, too, but it accepts a gzip body that ends early. Downloads must detect that a proxy has cut a
+body short.
 """
 
 import zlib
@@ -23,32 +23,33 @@ class Undecodable(Exception):
 def decoder_for(headers: Iterable[str]) -> "ContentDecoder | None":
     """Return the decoder for the values of `Content-Encoding`; None if there is nothing to decode.
 
-    Raises `Undecodable` for an encoding that is not known, and for several: no request asked for that.
+    Raises `Undecodable` for an unknown encoding and for several encodings, because no request accepts them.
     """
     codings = [name.strip().lower() for value in headers for name in value.split(",")]
     codings = [name for name in codings if name not in ("", "identity")]
     if not codings:
         return None
     if len(codings) > 1:
-        raise Undecodable(f"the body is encoded {len(codings)} times, which was not asked for")
+        raise Undecodable(f"the body is encoded {len(codings)} times, which the request did not accept")
     return ContentDecoder(codings[0])
 
 
 @final
 class ContentDecoder:
-    """Decodes one body of the given `Content-Encoding`; raises `Undecodable` for one that is not known."""
+    """Decodes one body with the given `Content-Encoding`. Raises `Undecodable` for an unknown encoding."""
 
     __slots__ = ("_begun", "_wbits", "_zlib")
 
     def __init__(self, coding: str) -> None:
         if coding not in _WBITS:
-            raise Undecodable(f"the body is encoded as {coding[:40]!r}, which was not asked for")
+            raise Undecodable(f"the body is encoded as {coding[:40]!r}, which the request did not accept")
         self._wbits = _WBITS[coding]
         self._begun = False
         self._zlib = zlib.decompressobj(self._wbits)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the decompressed bytes, at most 256 KiB at a time, so that a decompression bomb needs no memory."""
+        """Yield the decompressed bytes, at most 256 KiB at a time, so that a decompression bomb does not fill the
+        memory."""
         if not self._begun and data:
             self._begun = True
             if self._wbits == zlib.MAX_WBITS and data[0] & 0x0F != 8:

@@ -28,13 +28,13 @@ TICK = 1e-6
 
 
 class JoinedQueue(Protocol):
-    """The waiters that need slots of several budgets, as the dispatcher of one of them sees it."""
+    """The waiting requests of a set of budgets, as the dispatcher of one of the budgets uses them."""
 
     waiters: Waiters
 
     @property
     def asks_at(self) -> float:
-        """When the first waiter asks a shared store for its slots, as far as nothing else is in its way."""
+        """When the first waiter asks a shared store for its slots, unless other waiters go first."""
         ...
 
     def turn(self) -> None:
@@ -42,7 +42,7 @@ class JoinedQueue(Protocol):
         ...
 
     def next_at(self, now: float, granted: int) -> float | None:
-        """Return the earliest time at which all budgets can grant; None if that depends on an answer."""
+        """Return the earliest time at which all budgets can grant; None if that depends on the next answer."""
         ...
 
     def grant(self, at: float, granted: int, *, by: "Dispatcher") -> None:
@@ -54,7 +54,6 @@ class Dispatcher:
     """Grants the slots of one limiter to the requests that wait for them."""
 
     __slots__ = (
-        "_believed",
         "_budget",
         "_closed",
         "_events",
@@ -62,6 +61,7 @@ class Dispatcher:
         "_is_reserving",
         "_loop",
         "_recent",
+        "_reported",
         "_sets",
         "_timer",
         "_tokens",
@@ -81,7 +81,8 @@ class Dispatcher:
         budget: str = "",
         events: Events | None = None,
     ) -> None:
-        """`recent`: ages in seconds of an earlier process's answers. `budget`: the budget's name in events."""
+        """`recent`: the ages in seconds of the answers to an earlier process. `budget`: the budget's name in
+        events."""
         self.limiter: Limiter = limiter
         self.waiters: Waiters = Waiters()
         self.granted: int = 0
@@ -89,24 +90,24 @@ class Dispatcher:
         self._budget, self._events = budget, events
         self.on_held: Callable[[float], None] | None = None
         """Called with the seconds of each hold."""
-        self._believed = (limiter.slots, limiter.burst)
-        """W and B as the last event reported them."""
+        self._reported = (limiter.slots, limiter.burst)
+        """W and B, as the last event reported them."""
         self._recent, self._held_for = tuple(recent), 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = TokenBucket(window, self.turn)
         self._closed: AsyncmigError | None = None
         self._sets: list[JoinedQueue] = []
-        """The sets of budgets that this one belongs to: their waiters compete for its slots."""
+        """The sets that contain this budget. Their waiters compete for its slots."""
         self._is_reserving = False
         """Whether the timer is set for a waiter of a set that goes first."""
 
     def join(self, queue: JoinedQueue) -> None:
-        """Grant slots to the waiters of a set of budgets, too."""
+        """Also grant slots to the waiters of a set of budgets."""
         self._sets.append(queue)
 
     def now(self) -> float:
-        """Return the loop's time. The first call also takes the slots that an earlier process used."""
+        """Return the loop's time. The first call also takes the slots of an earlier process."""
         if self._loop is None:
             self._loop = running_loop("Gate")
             self.limiter.resume(self._recent, self._loop.time())
@@ -153,7 +154,7 @@ class Dispatcher:
         return self._budget, self.wait_estimate(lane)
 
     def waiting(self, lane: Lane) -> int:
-        """Return the number of waiters for this budget, including those that wait for others, too."""
+        """Return the number of waiters of a lane, including those that also wait for other budgets."""
         return sum(waiters.waiting[lane] for waiters in self._queues())
 
     def _queues(self) -> Iterator[Waiters]:
@@ -165,7 +166,10 @@ class Dispatcher:
         return self.waiters.count > 0 or (bool(self._sets) and any(each.waiters.count for each in self._sets))
 
     def resume(self, recent: Iterable[float], held_for: float) -> None:
-        """Take the slots that an earlier process used, and send nothing for `held_for` seconds, from now on."""
+        """Take the slots of an earlier process, and send nothing for `held_for` seconds.
+
+        `recent`: the ages in seconds of its answers.
+        """
         if self._loop is None:
             self._recent, self._held_for = (*self._recent, *recent), max(held_for, self._held_for)
             return
@@ -223,25 +227,25 @@ class Dispatcher:
             self.waiters.cancelled(lane)
             if not self._is_wanted():
                 self._stop_timers()
-        elif waiter.exception() is None:  # cancelled in the loop iteration of its grant
+        elif waiter.exception() is None:  # granted and cancelled in the same turn of the loop
             self.unsent(waiter.result())
 
     def name_of(self, sent_at: float) -> str:
-        """Return a name for the slot taken at `sent_at`, unique among the slots of all processes."""
+        """Return the name of the slot taken at `sent_at`. It is unique among the slots of all processes."""
         return os.urandom(16).hex()
 
     # Leaving
 
     def accepted(self, sent_at: float, headers: RateHeaders | None = None) -> None:
-        """Report an answer other than a 429; `headers`: what it says about this budget."""
+        """Report an answer other than a 429. `headers`: its headers, if they concern this budget."""
         limiter, now = self.limiter, self.now()
         limiter.accepted(now, sent_at=sent_at)
         if headers is not None:
             limiter.apply_headers(headers, now)
-        if (limiter.slots, limiter.burst) != self._believed:
-            self._tell_learnt()
+        if (limiter.slots, limiter.burst) != self._reported:
+            self._emit_learnt()
         if self._timer is None:
-            self._left()
+            self._turn_after_answer()
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
         held = self.held_until
@@ -249,8 +253,8 @@ class Dispatcher:
         if headers is not None:
             self.limiter.apply_headers(headers, self.now())
         if self.held_until > held:
-            self._tell_held()
-        self._left()
+            self._emit_held()
+        self._turn_after_answer()
 
     def count_refused(self) -> None:
         """Count a 429 that holds only the requests of a set."""
@@ -258,27 +262,26 @@ class Dispatcher:
 
     def lost(self, sent_at: float) -> None:
         self.limiter.lost(self.now(), sent_at=sent_at)
-        self._left()
+        self._turn_after_answer()
 
     def unsent(self, sent_at: float) -> None:
         self.limiter.unsent(self.now(), sent_at=sent_at)
         self.turn()
 
-    def _left(self) -> None:
-        """After an answer: run a turn unless a timer is set, because an answer frees nothing sooner than the
-        timer."""
+    def _turn_after_answer(self) -> None:
+        """After an answer, run a turn unless a timer is set: an answer frees no slot before the timer fires."""
         if self._timer is None and self._is_wanted():
             self.turn()
 
     # Events
 
-    def _tell_held(self) -> None:
+    def _emit_held(self) -> None:
         now, until = self.now(), self.held_until
         if self.on_held is not None:
             self.on_held(until - now)
         if self._events is None:
             return
-        self._believed = slots, burst = (self.slots, self.burst)
+        self._reported = slots, burst = (self.slots, self.burst)
         self._events.emit(
             Held(
                 at=now,
@@ -290,16 +293,16 @@ class Dispatcher:
             )
         )
 
-    def _tell_learnt(self) -> None:
-        slots, burst = believed = (self.slots, self.burst)
-        if self._events is not None and believed != self._believed:
-            self._believed = believed
+    def _emit_learnt(self) -> None:
+        slots, burst = estimate = (self.slots, self.burst)
+        if self._events is not None and estimate != self._reported:
+            self._reported = estimate
             self._events.emit(BudgetLearnt(at=self.now(), budget=self._budget, slots=slots, burst=burst))
 
     # Turns
 
     def turn(self) -> None:
-        """Grant all that may be granted now, and set the timer or start the task for the rest."""
+        """Grant every slot that may be granted now; then set the timer, or fetch a token, for the next one."""
         self._disarm()
         while self._loop is not None and self._is_wanted() and not self._tokens.is_fetching:
             now = self.now()
@@ -321,9 +324,9 @@ class Dispatcher:
             waiter.set_result(self._grant(max(now, at)))
 
     def _grant_first(self, now: float) -> bool:
-        """Grant to the first waiter that needs no other budget, or for which all its others have room, too.
+        """Grant the slot to the first waiter whose other budgets, if it needs any, can also grant.
 
-        If the first one can be granted soon, the slot is kept for it until then. Return whether a slot was granted.
+        A waiter whose other budgets can grant soon keeps the slot until then. Return whether the slot was granted.
         """
         heads: list[tuple[Head, JoinedQueue | None]] = [
             (head[0], each) for each in self._sets if (head := each.waiters.head(self.granted))
@@ -362,14 +365,15 @@ class Dispatcher:
         self._timer = self._loop.call_at(at, self.turn)
 
     def slot_taken(self) -> None:
-        """Another budget granted a slot of this one to a waiter of a set: wake up when the next slot is free."""
+        """Set the timer for the next slot, because another budget has granted a slot of this one to a waiter of a
+        set."""
         if self._timer is None and not self._tokens.is_fetching and self._is_wanted():
             at = self.next_at(now := self.now())
             if at is not None:
                 self._wake_at(max(at, now))
 
     def next_at(self, now: float) -> float | None:
-        """Return the earliest time of a grant that needs other budgets, too; None if that depends on an answer."""
+        """Return the earliest time of a grant to a waiter of a set; None if that depends on the next answer."""
         limiter, tokens = self.limiter, self._tokens
         at = limiter.next_at(now)
         if at is None or at - now > TICK or tokens.has_token or limiter.burst >= limiter.slots:
@@ -398,7 +402,7 @@ class Dispatcher:
             self._timer = None
 
     def _stop_timers(self) -> None:
-        """Stop the timer and the task; no request waits."""
+        """Stop the timer and the task, because no request waits."""
         self._disarm()
         self._tokens.stop()
 
@@ -409,7 +413,7 @@ class Dispatcher:
         self.waiters.end(error)
 
     async def aclose(self) -> None:
-        """Wait until nothing runs. All requests must have been answered."""
+        """Wait until no task runs. All requests must have been answered."""
 
 
 class DispatcherFactory(Protocol):

@@ -23,12 +23,13 @@ __all__ = [
 ]
 
 _PER_TURN = 8
-"""Tasks that are woken, started or cancelled together in one turn of the loop: each of them may then take its next
-step in one turn, too."""
+"""The most tasks that are woken in one turn of the loop, because all of them may take their next step in one turn,
+too."""
 
 
 class AsyncOnly:
-    """A base class that refuses `with`. Hidden from type checkers, which report such a `with` by themselves."""
+    """A base class whose `with` raises `UsageError`. Type checkers do not see it, because they report such a
+    `with`."""
 
     __slots__ = ()
 
@@ -41,11 +42,14 @@ class AsyncOnly:
                 "`async def main(): ...`, and start that with `asyncio.run(main())`"
             )
 
-        def __exit__(self, *exc_info): ...  # `with` looks for it before it enters
+        def __exit__(self, *exc_info): ...  # `with` requires it before it calls `__enter__`
 
 
-def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> asyncio.AbstractEventLoop:
-    """Return the running loop; raise `UsageError` if there is none, or if it is not `home`."""
+def running_loop(what: str, expected: asyncio.AbstractEventLoop | None = None) -> asyncio.AbstractEventLoop:
+    """Return the running loop. Raises `UsageError` if there is none, or if it is not the expected one.
+
+    `what`: the name of the object, for the error.
+    """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -53,7 +57,7 @@ def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> as
             f"a {what} is used inside a coroutine that asyncio runs: put the calls into "
             "`async def main(): ...`, and start that with `asyncio.run(main())`"
         ) from None
-    if home is not None and loop is not home:
+    if expected is not None and loop is not expected:
         raise UsageError(
             f"this {what} belongs to another event loop: make one in each loop, or hand the call over to "
             "that loop with `asyncio.run_coroutine_threadsafe(coroutine, loop)`"
@@ -62,15 +66,15 @@ def running_loop(what: str, home: asyncio.AbstractEventLoop | None = None) -> as
 
 
 def loop_speed(loop: asyncio.AbstractEventLoop) -> float:
-    """Return the seconds on the loop's clock in one second of the wall clock: 1, except on a simulator's loop."""
+    """Return the seconds of the loop's clock in one real second: 1, except on the loop of a simulation."""
     return float(getattr(loop, "speed", 1.0))
 
 
 @final
 class LoopGuard:
-    """Guards that an object is used on the event loop that opened it, from `enter` to `leave`.
+    """Guards that an object is used on the event loop that opened it, between `enter` and `leave`.
 
-    Otherwise it raises `UsageError` with the fix.
+    Otherwise `loop` raises `UsageError` with the fix. `what`: the name of the object's class.
     """
 
     __slots__ = ("_left", "_loop", "_what")
@@ -81,7 +85,7 @@ class LoopGuard:
         self._left: AsyncmigError | None = None
 
     def enter(self) -> None:
-        """Bind to the running loop; raise `UsageError` the second time."""
+        """Bind the object to the running loop. Raises `UsageError` if it was entered before."""
         loop = running_loop(self._what)
         if self._loop is not None:
             raise UsageError(
@@ -91,7 +95,7 @@ class LoopGuard:
         self._loop = loop
 
     def forget(self) -> None:
-        """Undo `enter` after a failed start: the object may be entered again."""
+        """Undo `enter` after a failed start, so that the object can be entered again."""
         self._loop = None
 
     def leave(self, error: AsyncmigError) -> None:
@@ -99,7 +103,7 @@ class LoopGuard:
         self._left = error
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop; raise `UsageError` if it is another loop, or if the object was not entered."""
+        """Return the running loop. Raises `UsageError` if it is another one, or if the object was not entered."""
         if self._left is not None:
             raise copy.copy(self._left)
         loop = running_loop(self._what, self._loop)
@@ -119,17 +123,17 @@ def start_task(
 ) -> "asyncio.Task[T]":
     """Return a task on the running loop that takes its first step only after the caller has returned to the loop.
 
-    `loop.create_task` does not guarantee that: with `asyncio.eager_task_factory` (Python 3.12) it runs the coroutine
-    up to its first suspension. A coroutine that clears the attribute in which its caller stores the task would then
-    clear it before the caller sets it. So this bypasses the loop's task factory.
+    `loop.create_task` does not guarantee that: with `asyncio.eager_task_factory` (Python 3.12), it runs the coroutine
+    up to its first suspension. If the coroutine clears the attribute in which its caller stores the task, it would
+    clear it before the caller sets it. Therefore this does not use the loop's task factory.
     """
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name, context=context)
 
 
 def gradually(calls: Iterator[Callable[[], object]], loop: asyncio.AbstractEventLoop) -> None:
-    """Make `calls`, each of which wakes a task: a few at once, and a few in each later turn of `loop`.
+    """Make `calls`, each of which wakes a task: a few now, and a few in each later turn of `loop`.
 
-    Others who share the loop then need not wait for the next steps of thousands of tasks.
+    Other tasks then need not wait for the next steps of thousands of tasks.
     """
     few = list(islice(calls, _PER_TURN))
     for call in few:
@@ -139,9 +143,9 @@ def gradually(calls: Iterator[Callable[[], object]], loop: asyncio.AbstractEvent
 
 
 async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
-    """Run all of `work` concurrently, and wait until each has ended.
+    """Run all functions concurrently, and wait until each has ended.
 
-    If one raises, the others are cancelled, and that first error is raised, not in an exception group.
+    If one raises, the others are cancelled, and the first error is raised, without an exception group.
     """
     failures: list[Exception] = []
 
@@ -160,10 +164,10 @@ async def run_all(work: Iterable[Callable[[], Awaitable[object]]]) -> None:
 
 
 async def finish_all(work: Iterable[Callable[[], Coroutine[object, object, object]]]) -> None:
-    """Run all of `work` concurrently, and wait until each has ended, even if others raise. Then raise the first
+    """Run all functions concurrently, and wait until each has ended, even if others raise. Then raise the first
     error.
 
-    If it is cancelled, it cancels all of them and waits until they have ended.
+    If this is cancelled, it cancels all functions, and waits until they have ended.
     """
     tasks = [start_task(function(), name="finish") for function in work]
     try:

@@ -1,8 +1,8 @@
-"""Report failed attempts that will be repeated: select those that become events, and name the customer.
+"""Reports failed attempts that will be repeated: selects those that become events, and adds the customer.
 
-Every retry loop reports its failures to a `Failures`. A task enters an `OwnerScope` to name its customer, and a
-`StepScope` while it repeats a step. Loops inside of such a step report to the step's `Failures`, so
-that the attempts of the whole step are counted together.
+Every retry loop reports its failures to a `Failures`. A task enters an `OwnerScope` to set its customer, and a
+`StepScope` while it repeats a step. Retry loops inside the step report to the step's `Failures`, so that the attempts
+of the whole step are counted together.
 """
 
 import asyncio
@@ -21,11 +21,12 @@ __all__ = ["Failures", "Owner", "OwnerScope", "StepScope", "current_step", "owne
 @final
 @dataclass(slots=True)
 class Owner:
-    """A customer for whom requests are sent."""
+    """The customer for whom a task sends requests."""
 
     external_id: str
     keep: Callable[[AttemptFailed | Recovered], Awaitable[None]] | None = None
-    """Writes reported events to the journal; None without a journal, and after the customer's work has ended."""
+    """Writes reported events to the journal; None without a journal, and after the work for the customer has
+    ended."""
 
 
 _owner: ContextVar[Owner | None] = ContextVar("asyncmig owner", default=None)
@@ -33,18 +34,18 @@ _step: ContextVar["Failures | None"] = ContextVar("asyncmig step", default=None)
 
 
 def current_step() -> "Failures | None":
-    """Return the failures of the step that the current task repeats, inside of a `StepScope`."""
+    """Return the failures of the step that the current task repeats; None outside of a `StepScope`."""
     return _step.get()
 
 
 def owner() -> Owner | None:
-    """Return the customer for whom the current task sends, inside of an `OwnerScope`."""
+    """Return the customer for whom the current task sends; None outside of an `OwnerScope`."""
     return _owner.get()
 
 
 @final
 class OwnerScope:
-    """Sends for a customer inside of its `with` block."""
+    """Sets the customer for whom the current task sends, inside the `with` block."""
 
     __slots__ = ("_customer", "_token")
 
@@ -56,7 +57,7 @@ class OwnerScope:
 
     def __exit__(self, *exc_info: object) -> None:
         _owner.reset(self._token)
-        self._customer.keep = None  # a poll may still be in progress
+        self._customer.keep = None  # a poll for the customer may still be in progress, and must not write
 
 
 @final
@@ -77,7 +78,7 @@ class StepScope:
 
 @final
 class Failures:
-    """The failed attempts of one step. Reports the first, and further ones at intervals that double."""
+    """The failed attempts of one step. Reports the first one, and further ones at intervals that double."""
 
     __slots__ = ("_events", "_last", "_most", "_throttle", "_until", "owner")
 
@@ -89,7 +90,8 @@ class Failures:
         until: float | None = None,
         owner: Owner | None = None,
     ) -> None:
-        """`most`: the most attempts of the step. `until`: the time after which it is not repeated. None: no limit."""
+        """`most`: the maximum number of attempts. `until`: the time from which the step is not repeated. None: no
+        limit."""
         self._events, self._most, self._until = events, most, until
         self.owner: Owner | None = owner or _owner.get()
         self._throttle = ReportThrottle()
@@ -100,7 +102,7 @@ class Failures:
     ) -> None:
         """Count a failed attempt that will be repeated, and report it if a report is due.
 
-        `limited`: False while the server answers no call and the step waits until it is back.
+        `limited`: False while the server is unavailable, because then `most` and `until` do not apply.
         """
         now = asyncio.get_running_loop().time()
         if not self._throttle.failed(now):
@@ -119,7 +121,7 @@ class Failures:
         await self._report(self._last)
 
     async def succeeded(self) -> None:
-        """Report that the step succeeded, if a failure of it was reported."""
+        """Report that the step has succeeded, if a failure was reported."""
         last, self._last = self._last, None
         count, self._throttle = self._throttle.count, ReportThrottle()
         if last is not None:

@@ -1,4 +1,4 @@
-"""The gate of one budget: each request takes a slot, and reports its result."""
+"""The gate of one budget, or of a set of budgets: each request takes a slot, and reports its result."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -23,9 +23,10 @@ __all__ = ["TICK", "Gate", "GateStatistics", "Slot", "joined_gate"]
 
 _TOO_MANY = 429
 _tickets = count(1)
-"""Numbers for places in queues, unique over all gates, because requests of several gates may wait for one budget."""
+"""Numbers for places in queues. They are unique over all gates, because the requests of several gates may wait for
+the same budget."""
 Note = Callable[[Kind, str], None]
-"""Called with each change of a slot and the slot's name."""
+"""Called with each change of a slot, and the name of the slot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +37,17 @@ class GateStatistics:
     limit: int
     """The configured limit."""
     window: float
-    """The seconds in which the limit applies."""
+    """The window of the limit, in seconds."""
     slots: int
-    """W: the present estimate of the requests that a window allows."""
+    """W: the present estimate of the number of requests that a window allows."""
     burst: int
     """B: how many of them may be sent at once."""
     used: int
-    """Taken slots: of requests without an answer, or answered less than a window ago."""
+    """The number of taken slots: of requests without an answer, or answered less than a window ago."""
     waiting: dict[str, int]
-    """Waiting requests, by lane."""
+    """The number of waiting requests, by the name of the lane."""
     granted: int
+    """The number of slots granted so far."""
     refused: int
     """The number of 429s."""
     held_until: float | None
@@ -56,8 +58,8 @@ class GateStatistics:
 class Slot:
     """The right to send one request, as an async context manager.
 
-    Call `answered` as soon as the status is known. Otherwise the request counts as one that may have arrived at any
-    time until the context ended. A slot is entered once; each request needs its own.
+    Call `answered` as soon as the status is known. Otherwise the request counts as lost: it may have arrived at any
+    time until the context ended. A slot can be entered only once; each request needs its own slot.
     """
 
     __slots__ = (
@@ -91,7 +93,7 @@ class Slot:
         self._sent_at: float | None = None
         """None before the grant, and after the result was reported."""
         self.ticket: int = ticket
-        """The position in the queue; a repeat after a 429 keeps it."""
+        """The place in the queue. A repeat after a 429 keeps it."""
         self.waited: float = 0.0
         """Seconds that the request waited for its slot."""
 
@@ -120,14 +122,17 @@ class Slot:
             self._run_done(started=True)
 
     def held(self) -> AbstractAsyncContextManager["Slot"]:
-        """Return a context manager for a slot that was entered elsewhere; its exit leaves the slot."""
-        return _Held(self)
+        """Return a context manager for a slot that was entered before. Its exit is the exit of the slot."""
+        return _EnteredSlot(self)
 
     def answered(
         self, status: int, *, retry_after: float | None = None, headers: RateHeaders | None = None
     ) -> None:
-        """Report the status of the answer. A 429 holds all requests for at least `retry_after` seconds (at most one
-        window). `headers`: what the answer says about the limit."""
+        """Report the status of the answer.
+
+        A 429 holds all requests for at least `retry_after` seconds (at most one window). `headers`: the rate headers
+        of the answer.
+        """
         if self._sent_at is None:
             return
         if status == _TOO_MANY:
@@ -140,7 +145,8 @@ class Slot:
             self._run_done(started=not 400 <= status < 500)
 
     def too_many_runs(self, *, retry_after: float | None, listed: int | None) -> None:
-        """Report a 429 because of the runs in progress; `listed`: how many of them it lists, if it does."""
+        """Report a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
+        list."""
         if self._sent_at is None:
             return
         if self._run is not None and isinstance(self._dispatcher, BudgetSet):
@@ -149,7 +155,7 @@ class Slot:
             self.answered(_TOO_MANY, retry_after=retry_after)
 
     def unsent(self) -> None:
-        """Report that nothing was sent; the next request gets the slot."""
+        """Report that the request was not sent. The next request gets the slot."""
         if self._sent_at is not None:
             self._dispatcher.unsent(self._done("unsent"))
             self._run_done(started=False)
@@ -174,8 +180,8 @@ class Slot:
 
 
 @final
-class _Held:
-    """The exit of a slot that was entered by other code."""
+class _EnteredSlot:
+    """The exit of a slot that other code has entered."""
 
     __slots__ = ("_slot",)
 
@@ -196,18 +202,19 @@ class _Held:
 
 @final
 class Gate:
-    """Sends the requests of one budget as fast as its limit allows, and no faster, however the server counts.
+    """Lets requests pass as fast as a limit allows, and no faster, however the server counts.
 
-    `limit` requests in `window` seconds. `recent`: ages in seconds of the answers that another process received in
-    its last window. `events` receives holds and learned limits. `dispatcher` makes the dispatcher of the slots; a
-    session with a shared window passes its own. Usable alone, wherever the same key is used:
+    The limit is `limit` requests in `window` seconds. `recent`: the ages in seconds of the answers that another
+    process received in its last window. `events`: receives holds and new estimates of the limit. `dispatcher`: makes
+    the dispatcher of the slots; a session with a shared window passes its own. A gate can also be used without a
+    session:
 
         async with gate.slot() as slot:
             response = await send()
             slot.answered(response.status)
 
-    Every wait can be cancelled: no slot is lost, and no other waiter is blocked. Raises `InvalidInput` for a limit or
-    window that is not positive. Algorithm: see `asyncmig._core.limiter`.
+    Every wait can be cancelled: no slot is lost, and no other request is blocked. Raises `InvalidInput` for a limit
+    or a window that is not positive. `asyncmig._core.limiter` explains the algorithm.
     """
 
     __slots__ = ("_note", "dispatcher", "is_long", "name")
@@ -229,7 +236,7 @@ class Gate:
             raise InvalidInput("window", window, "must be more than 0 seconds")
         self.name: str = name
         self.is_long: bool = window > SHORT_WINDOW
-        """Whether a request may wait for long: a window of more than two minutes, or run slots."""
+        """Whether a request may wait for long: the window is longer than two minutes, or requests need run slots."""
         limiter = Limiter(limit=limit, window=window, rng=rng or Random())
         self.dispatcher: Dispatcher | BudgetSet = dispatcher(
             limiter, window=window, recent=recent, budget=name, events=events
@@ -238,7 +245,7 @@ class Gate:
 
     @property
     def limit(self) -> int:
-        """The configured limit; setting it forgets what was learnt, and takes effect at once."""
+        """The configured limit. A new value takes effect at once, and resets the estimates W and B."""
         return self.dispatcher.limit
 
     @limit.setter
@@ -248,9 +255,9 @@ class Gate:
 
     @property
     def pace(self) -> float:
-        """Seconds between requests that use the whole budget evenly, as it is believed to be now.
+        """The seconds between two requests that use the whole budget evenly, by the present estimate of the limit.
 
-        Slots come back a little later than that, by the time that answers take.
+        Slots become free a little later, because the window begins with the answer.
         """
         return (self.dispatcher.window + MARGIN) / self.dispatcher.slots
 
@@ -264,25 +271,26 @@ class Gate:
         order: int = 0,
         run: str | None = None,
     ) -> Slot:
-        """Return a context that waits for its turn and holds one slot.
+        """Return a slot. To enter it is to wait for the grant.
 
-        Lanes go strictly before one another, but for polls, which get every 20th grant. Inside a lane a lower `rank`
-        goes first, then first come, first served; `ticket`: the place of an earlier slot that was refused; a lower
-        `order` goes before any rank. `run`: the id under which the request takes a run slot, too. Entering raises
-        `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and what `close` was given.
+        A lower lane goes first; but every 20th grant goes to a waiting poll. In a lane, a lower `order` goes first,
+        then a lower `rank`, then the earlier request. `ticket`: keeps the place in the queue of an earlier slot,
+        whose request got a 429. `run`: the id with which the request also takes a run slot. Entering raises
+        `WaitTooLong` at once if the wait would be longer than `max_wait` seconds, and the error that was given to
+        `close`.
         """
         ticket = next(_tickets) if ticket is None else ticket
         return Slot(self.dispatcher, lane, rank, max_wait, ticket, self._note, order, run)
 
     def longest_wait(self, lane: Lane = Lane.WORK) -> tuple[str, float]:
-        """Return the budget that delays a request of this lane most, and for about how many seconds.
+        """Return the budget that delays a request of this lane most, and the approximate seconds.
 
-        `runs` and infinity if all run slots are taken: how long runs take is not known.
+        Returns `runs` and infinity if all run slots are taken, because the durations of runs are not known.
         """
         return self.dispatcher.longest_wait(lane)
 
     def wait_estimate(self, lane: Lane = Lane.WORK) -> float:
-        """Return about how many seconds a request of this lane would wait now."""
+        """Return the approximate seconds that a request of this lane would wait now."""
         return self.dispatcher.wait_estimate(lane)
 
     def statistics(self) -> GateStatistics:
@@ -307,12 +315,14 @@ class Gate:
         return self.dispatcher.recent()
 
     def keep_log(self, note: Note, hold: Callable[[float], None]) -> None:
-        """Call `note` for each used slot from now on, and `hold` with the seconds of each hold."""
+        """From now on, call `note` for each change of a slot, and `hold` with the seconds of each hold."""
         self._note, self.dispatcher.on_held = note, hold
 
     def resume(self, recent: Iterable[float], *, held_for: float = 0.0) -> None:
-        """Take the slots of an earlier process, and send nothing for `held_for` seconds. `recent`: ages in seconds
-        of the answers that it received."""
+        """Take the slots of an earlier process, and send nothing for `held_for` seconds.
+
+        `recent`: the ages in seconds of its answers.
+        """
         self.dispatcher.resume(recent, held_for)
 
     def close(self, error: AsyncmigError | None = None) -> None:
@@ -347,9 +357,9 @@ def joined_gate(
     events: Events | None = None,
     budget_set: BudgetSetFactory = BudgetSet,
 ) -> Gate:
-    """Return a gate whose requests take a slot of each of `gates`, and of `runs`, all at once.
+    """Return a gate whose requests take a slot of each of `gates`, and a run slot of `runs` if given, all at once.
 
-    Its statistics and pace are those of the slowest budget. Closing it leaves the others open.
+    Its statistics and its pace are those of the slowest budget. Closing it does not close `gates`.
     """
     dispatchers = [each for gate in gates if isinstance(each := gate.dispatcher, Dispatcher)]
     name = "+".join(each.name for each in gates)

@@ -1,11 +1,11 @@
 """The runs that are read through one gate: their schedule, their pace and the reads in progress.
 
-A group has one timer for each of its channels. When the pace allows and the floor of some run is over, one poll asks
-the gate for a slot, in the lane behind all other work. The run to read is chosen when the slot is granted. The next
-poll does not wait for the answer.
+A group has one timer for each of its channels. When the pace allows it and the floor of a run is over, one poll asks
+the gate for a slot, in the lowest lane. The run to read is chosen when the slot is granted. The next poll does not
+wait for the answer.
 
-If the budget is short, a group may use a *second channel*: another endpoint, with its own gate, that shows whether a
-run is still active. A run that it no longer lists is read next.
+If the budget is short, a group may use a *second channel*: another endpoint with its own gate, which shows whether a
+run is still active. A run that this endpoint no longer lists is read next.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ _log = logging.getLogger("asyncmig")
 _UNREADABLE = 10
 """The number of failed reads in a row after which a warning is logged."""
 _SHORT = 10.0
-"""Seconds: the budget is short if polling all runs that are due takes longer."""
+"""The budget is short if polling all runs that are due takes more seconds than this."""
 _TEMPORARY = (ServerError, NoAnswer, UnexpectedReply)
 
 
 @final
 class RunWarnings:
-    """Warns once of each unknown status, of each stalled run, and of a run that cannot be read."""
+    """Reports unknown statuses, stalled runs, and runs that cannot be read, each once."""
 
     __slots__ = ("_events", "_on_stalled", "_unknown")
 
@@ -54,7 +54,7 @@ class RunWarnings:
         self._unknown: set[str] = set()
 
     def status(self, watch: Watch[object], status: str) -> None:
-        """Warn of a status if it is unknown."""
+        """Log a warning about a status if it is unknown."""
         if not watch.lifecycle.is_known(status) and status not in self._unknown:
             self._unknown.add(status)
             _log.warning("unknown status %r: it counts as active, and polling continues", status)
@@ -74,7 +74,7 @@ class RunWarnings:
             await failures.succeeded()
 
     def age(self, watch: Watch[object], now: float) -> None:
-        """Report a run that is older than its stall alarm, once."""
+        """Report a run if it is older than its stall alarm."""
         age = watch.entry.age(now)
         if watch.stalled or watch.ended or watch.entry.parked or age < watch.lifecycle.stall_alarm:
             return
@@ -145,7 +145,7 @@ class PollChannel:
                 self._asking = None
 
     def _granted(self) -> Watch[object] | None:
-        """Choose the run for a slot that was just granted."""
+        """Choose the run for a slot that was granted now."""
         self._asking = None
         now = max(self._group.now(), self._turned_at)  # a timer may fire a tick early
         pace = self.gate.pace
@@ -169,8 +169,9 @@ class PollGroup:
         close: Callable[[AsyncmigError], None],
         loop: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
-        """`close`: called with an error that ends the polling of all groups. `loop`: returns the event loop, or
-        raises."""
+        """`close`: called with an error that ends the polling of all groups. `loop`: returns the event loop; raises
+        `UsageError` on another one.
+        """
         self._warnings, self._close, self._loop = warnings, close, loop
         self._schedule: PollSchedule[Watch[object]] = PollSchedule()
         self._channels = [PollChannel(self, gate, lookup=False)]
@@ -179,7 +180,7 @@ class PollGroup:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: AsyncmigError | None = None
 
-    # For watches
+    # Called by watches
 
     def check(self) -> None:
         if self._broken is not None:
@@ -220,7 +221,7 @@ class PollGroup:
         self._take(watch, reading, None, self.now(), lookup=False)
         self.turn()
 
-    # For channels
+    # Called by channels
 
     def now(self) -> float:
         return self._loop().time()
@@ -241,7 +242,7 @@ class PollGroup:
         return at
 
     def pick(self, now: float, *, pace: float, lookup: bool) -> Watch[object] | None:
-        """Return the run to read now, or None if none needs it any more."""
+        """Return the run to read now; None if none must be read any more."""
         if not self._watches or self._broken is not None:
             return None
         entry = self._schedule.next(now, pace=pace, lookup=lookup)
@@ -268,7 +269,7 @@ class PollGroup:
         gradually((partial(watch.fail, error) for watch in tuple(self._watches)), self._loop())
 
     async def read(self, watch: Watch[object], slot: Slot, *, lookup: bool) -> None:
-        """Make one read, and report its result to the schedule and to the waiting tasks."""
+        """Make one read, and pass its result to the schedule and to the waiting tasks."""
         sent, number = self.now(), watch.begin()
         try:
             if lookup:
@@ -292,7 +293,7 @@ class PollGroup:
         except (AuthError, SessionClosed) as error:
             self._schedule.rejected(watch.entry, self.now())
             self._close(error)
-        except Exception as error:  # the waiting tasks must receive it, whatever it is
+        except Exception as error:  # any other error must reach the waiting tasks
             self._schedule.rejected(watch.entry, self.now())
             watch.fail(error)
         finally:
@@ -310,7 +311,7 @@ class PollGroup:
             self._schedule.rejected(watch.entry, self.now(), blame=False)
             return
         if reading is None:
-            watch.second = None  # if the run is active after all, this channel cannot be trusted again
+            watch.second = None  # if a read shows that the run is active, this channel is unreliable
             self._schedule.presume_ended(watch.entry, self.now())
         else:
             self._take(watch, reading, number, sent, lookup=True)
@@ -326,7 +327,7 @@ class PollGroup:
         self._schedule.observed(watch.entry, now, phase, sent=sent, lookup=lookup)
         self._warnings.status(watch, reading.status)
 
-    # For the poller
+    # Called by the poller
 
     def use_second(self, gate: Gate) -> None:
         """Also poll through this gate."""

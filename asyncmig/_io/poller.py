@@ -1,4 +1,4 @@
-"""The status checks of all runs: any number of tasks wait for a run and share its polls."""
+"""The polls of all runs of a session. Any number of tasks can wait for a run, and share its polls."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -23,11 +23,11 @@ _NO_IDS: Mapping[str, str] = {}
 
 @final
 class Poller:
-    """The polls of a session: a schedule for each gate that reads go through. Use it as `async with`.
+    """Polls runs, with a schedule for each gate. Use it as `async with`.
 
-    `second_channel`: also look runs up through their second channel while the budget of their reads is short.
+    `second_channel`: whether to look runs up through their second channel while the budget of their reads is short.
     `on_stalled`: called once for each run that is older than its `Lifecycle.stall_alarm`, with its age in seconds.
-    `events`: receives failed reads. `loop`: returns the event loop, or raises where runs may not be watched.
+    `events`: receives failed reads. `loop`: returns the event loop; raises `UsageError` on another one.
     """
 
     __slots__ = (
@@ -51,10 +51,10 @@ class Poller:
     ) -> None:
         self._loop = loop
         self._classes: dict[tuple[Lifecycle, Hashable], tuple[Lifecycle, Hashable]] = {}
-        """Each class of runs once, because many runs refer to it."""
+        """One object for each class of runs, to which many runs refer."""
         self.shortest_floor: float | None = None
-        """Seconds that replace the floor of young runs, for a simulated server in this process. The floor then grows
-        to a tenth of a run's age."""
+        """Replaces the floor of young runs, in seconds, for a simulated server in this process. For older runs, the
+        floor is then a tenth of their age."""
         self._second_channel, self._warnings = second_channel, RunWarnings(on_stalled, events or Events())
         self._groups: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
@@ -84,7 +84,7 @@ class Poller:
                 group.break_off(self._closed)
 
     def now(self) -> float:
-        """Return the loop's time; raise where runs may not be watched."""
+        """Return the loop's time. Raises `UsageError` on another event loop."""
         return self._loop().time()
 
     def watch(
@@ -100,15 +100,16 @@ class Poller:
         second: SecondChannel[T] | None = None,
         ids: Mapping[str, str] = _NO_IDS,
     ) -> Watch[T]:
-        """Return the watch of `run`. All callers share one watch for as long as any of them holds it.
+        """Return the watch of `run`. All callers get the same watch, as long as any of them has a reference to it.
 
-        `read` makes one attempt with the given slot. After `RateLimited`, `ServerError`, `NoAnswer`,
-        `UnexpectedReply`, and `NotFound` within `Lifecycle.read_lag`, the run is polled again later. `AuthError`
-        and `SessionClosed` end all polling. Any other error ends the waits for this run.
+        `read`: makes one attempt with the given slot. After `RateLimited`, `ServerError`, `NoAnswer`,
+        `UnexpectedReply`, and `NotFound` within `Lifecycle.read_lag`, the run is polled again later. `AuthError` and
+        `SessionClosed` end all polling. Any other error ends the waits for this run.
 
-        `started` and `last_read` are on the loop's clock. Without `last_read`, another process may have read the run
-        just now. `group`: runs of one group are expected to take equally long; use few groups. `ids`: the values of
-        the placeholders in the route of the reads, for events.
+        `started` and `last_read` are times on the loop's clock. If `last_read` is None, another process may have read
+        the run just now. `group`: the durations of all runs of a group have the same estimate; use few groups.
+        `second`: the second channel of the run. `ids`: the values of the placeholders in the route of the reads, for
+        events.
         """
         found = self._watches.get(run)
         if found is None or found.closed:
@@ -128,10 +129,10 @@ class Poller:
                 ids=ids,
             )
             found = self._watches[run] = cast("Watch[object]", made)
-        return cast("Watch[T]", found)  # one run is of one kind
+        return cast("Watch[T]", found)  # all reads of a run return the same type
 
     def customer(self, run: Hashable) -> str | None:
-        """Return the external id of the customer whose task waits for a run, if that is known."""
+        """Return the external id of the customer whose task waits for a run; None if it is unknown."""
         watch = self._watches.get(run)
         return watch.owner.external_id if watch is not None and watch.owner is not None else None
 

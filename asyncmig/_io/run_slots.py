@@ -1,8 +1,7 @@
-"""The run slots of one account, for the requests that start runs; `asyncmig._core.run_table` decides.
+"""The run slots of one account, for the requests that start runs. `asyncmig._core.run_table` decides who gets them.
 
-Several processes may share the slots (`share`). A start then reserves its slot in the store in the turn in which all
-of its budgets have room, and gives it back if they have none any more. While the store is unavailable, no run is
-started.
+Several processes may share the slots (`share`). Then a start reserves its slot in the store when all its budgets have
+room, and releases it if they have none afterwards. While the store is unavailable, no run is started.
 """
 
 import asyncio
@@ -23,13 +22,13 @@ __all__ = ["RunSlots", "RunSlotsStatistics"]
 
 _log = logging.getLogger("asyncmig")
 Check: TypeAlias = Callable[[], Awaitable[object]]
-"""Reads a run and reports what it shows."""
-_LOOKS = (60.0, 120.0, 300.0)
-"""Seconds before each look at the runs that wait for a person; the last one repeats."""
+"""Reads a run, and reports the result."""
+_CHECK_PAUSES = (60.0, 120.0, 300.0)
+"""Seconds before each check of the runs that wait for a person; the last value repeats."""
 _REFRESH = 60.0
 """Seconds after which a run that is still in progress is reported again."""
 _RECHECK = 5.0
-"""Real seconds between two questions to the store: another process may have released a slot."""
+"""Real seconds between two attempts to get a shared slot, because another process may have released one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +36,19 @@ class RunSlotsStatistics:
     """A snapshot of the run slots."""
 
     limit: int | None
-    """The runs that may be in progress in the account; None: any number."""
+    """The most runs that may be in progress in the account; None: any number."""
     runs: tuple[str, ...]
-    """The resources whose runs are known to be in progress, also in other processes that share the slots."""
+    """The ids of the resources with a run in progress, including those of processes that share the slots."""
     waits_for_person: tuple[str, ...] = ()
-    """Those of them whose run is blocked until a person answers."""
+    """Those of `runs` whose run is blocked until a person answers."""
     others: int
-    """The runs of other users of the account, as far as a 429 showed them."""
+    """The number of runs of other users of the account. Only a 429 shows them."""
     waiting: int = 0
-    """The starts that wait."""
+    """The number of starts that wait."""
     refused: int
     """The number of 429s."""
     held_until: float | None
-    """When the next try is made after a 429, on the loop's clock; None without one."""
+    """When the next start is tried after a 429, on the loop's clock; None without a hold."""
     was_used: bool = False
     """Whether any run was started or reported."""
 
@@ -60,18 +59,18 @@ class _WaitingStart(Protocol):
 
 @final
 class RunSlots:
-    """The run slots of one account. Every `run` is the id of the resource that it belongs to."""
+    """The run slots of one account. `run` is always the id of the resource that the run belongs to."""
 
     __slots__ = (
         "_checks",
         "_events",
         "_not_before",
+        "_reported",
         "_reserved",
         "_shared",
         "_table",
         "_tasks",
         "_timer",
-        "_told",
         "_waiting",
         "_was_stuck",
         "_was_used",
@@ -86,24 +85,24 @@ class RunSlots:
         self.starts: int = 0
         """The number of starts that wait."""
         self._checks: dict[str, Check] = {}
-        """What reads each run that waits for a person."""
+        """For each run that waits for a person, the function that reads it."""
         self._was_stuck = False
-        self._told: tuple[int, int, int, int] = (0, 0, 0, 0)
-        """What the last event reported."""
+        self._reported: tuple[int, int, int, int] = (0, 0, 0, 0)
+        """The numbers in the last event."""
         self._was_used = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: list[_WaitingStart] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shared: SharedRuns | None = None
         self._reserved: set[str] = set()
-        """The runs whose slots are reserved, and whose budgets have not been charged yet."""
+        """The runs whose slots are reserved, but whose budgets are not charged yet."""
         self._not_before = float("-inf")
-        """When the store may be asked again."""
+        """When the next attempt to get a shared slot may be made."""
 
-    # What workflows report
+    # Called by workflows
 
     def seen(self, run: str, *, is_blocked: bool = False) -> None:
-        """Report that a run is in progress: a read, a refusal or the journal shows it queued, running or blocked."""
+        """Report that a run is in progress, as a read, a refusal or the journal shows."""
         if not is_blocked:
             self._checks.pop(run, None)
         slot, now = self._table.runs.get(run), self._now()
@@ -116,12 +115,12 @@ class RunSlots:
     def waits_for_person(self, run: str, check: Check) -> None:
         """Report that a run is blocked, and that only a person can continue it.
 
-        `check` reads the run and reports what it shows. It is called now and then while a start waits, because the
-        person may answer in another process. A later `seen` of a run that is not blocked, or `left`, ends this.
+        `check`: reads the run and reports the result. It is called repeatedly while a start waits, because the person
+        may answer in another process. `seen` for a run that is not blocked ends this, and so does `left`.
         """
         self._checks[run] = check
         self._change(run, lambda table, at: table.seen(run, at, waits=True))
-        self._look_at_blocked()
+        self._start_checks()
         self._wake()
 
     def left(self, run: str) -> None:
@@ -151,25 +150,25 @@ class RunSlots:
             held_until=self._on_loop(table.retry_at) if table.retry_at > now else None,
         )
 
-    # What requests take
+    # Called by requests
 
     def join(self, waiting: _WaitingStart) -> None:
-        """Call its `turn` whenever a slot may be free."""
+        """From now on, call `waiting.turn` whenever a slot may be free."""
         self._waiting.append(waiting)
 
     def begins_to_wait(self) -> None:
         """Report that a start waits from now on."""
         self.starts += 1
-        self._tell()
-        self._look_at_blocked()
+        self._emit_changes()
+        self._start_checks()
 
     def ends_waiting(self) -> None:
-        """Report that a start waits no more."""
+        """Report that a start does not wait any more."""
         self.starts -= 1
-        self._tell()
+        self._emit_changes()
 
     def refusal(self, run: str) -> NoRunSlot | None:
-        """Return the error with which a start of `run` must end now; None if it may wait."""
+        """Return the error with which the wait of a start must end now; None if it may continue."""
         if not self._table.is_stuck or run in self._table.runs:
             return None
         if not self._was_stuck and self._events is not None:
@@ -190,8 +189,8 @@ class RunSlots:
     def next_at(self, run: str, now: float, order: int = 0) -> float | None:
         """Return the earliest time at which `run` may be started; None if that depends on another run.
 
-        A shared slot is reserved first: then None is returned, and `turn` is called once it is reserved. A
-        reservation that no `turn` takes is given back.
+        A shared slot is reserved first: this returns None, and `turn` is called when it is reserved. If no start
+        takes it in that turn, it is released.
         """
         at = self.earliest(run, now)
         if self._shared is None or self.holds(run) or self._table.limit is None or at is None or at > now:
@@ -204,16 +203,17 @@ class RunSlots:
         shift = 0.0 if self._shared is None else self._shared.shift
         found = self._table.next_at(run, now + shift)
         at = None if found is None else max(found - shift, now)
-        if self._shared is not None and not self.holds(run):  # another process may release a slot
+        if self._shared is not None and not self.holds(run):  # another process may release a slot meanwhile
             at = max(now if at is None else at, self._not_before)
         if at is not None and at - now <= TICK:
-            at = now  # the table's clock differs from the loop's by a rounded number
+            at = now  # the times of two clocks differ by a rounding error
         if at is not None and at > now:
             self._wake_at(at)
         return at
 
     def wait_estimate(self, now: float) -> float:
-        """Return the seconds for which no run is started; how long runs take is not known."""
+        """Return the seconds until the end of a hold. The durations of runs are not known, so they are not
+        included."""
         return max(0.0, self._on_loop(self._table.retry_at) - now)
 
     def take(self, run: str) -> None:
@@ -224,18 +224,19 @@ class RunSlots:
             self._change(run, lambda table, at: table.take(run, at))
 
     def started(self, run: str) -> None:
-        """Report that the server started the run, or that it may have: the slot stays taken."""
+        """Report that the server has started the run, or may have: the slot stays taken."""
         if self._is_unanswered(run):
             self._change(run, lambda table, at: table.started(run, at))
 
     def refused(self, run: str) -> None:
-        """Report that the server did not start the run. A slot that was known to be taken before stays taken."""
+        """Report that the server did not start the run. The slot stays taken if the run was in progress before."""
         if self._is_unanswered(run):
             self._change(run, lambda table, _: table.not_started(run))
             self._wake()
 
     def rejected(self, run: str, retry_after: float | None, listed: int | None) -> None:
-        """Report a 429 because of the runs in progress; `listed`: how many the server lists, if it does."""
+        """Report a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
+        list."""
         self._change(run, lambda table, at: table.rejected(run, at, retry_after=retry_after, listed=listed))
         self._wake()
 
@@ -262,15 +263,15 @@ class RunSlots:
 
     # Runs that wait for a person
 
-    def _look_at_blocked(self) -> None:
+    def _start_checks(self) -> None:
         if self._checks and (self._shared is not None or (self.starts and not self.gives_up)):
-            self._start("look", self._look)
+            self._start("check", self._check_blocked)
 
-    async def _look(self) -> None:
-        looks = 0
+    async def _check_blocked(self) -> None:
+        checks = 0
         while self._checks and (self._shared is not None or self.starts):
-            await asyncio.sleep(_LOOKS[min(looks, len(_LOOKS) - 1)])
-            looks += 1
+            await asyncio.sleep(_CHECK_PAUSES[min(checks, len(_CHECK_PAUSES) - 1)])
+            checks += 1
             for run, check in list(self._checks.items()):
                 try:
                     await check()
@@ -282,7 +283,7 @@ class RunSlots:
     def share(self, store: RunStore) -> None:
         """Share the slots with all processes that use the same store.
 
-        The first store counts, unless it is for one host and another one is for several.
+        A later call is ignored, unless its store is for several hosts and the first one was for one host.
         """
         if self._table.limit is None:
             return
@@ -292,7 +293,8 @@ class RunSlots:
             self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
 
     async def reserve(self, run: str, order: int) -> bool:
-        """Take a slot before the budgets are charged, if there is one; `take` or `release` must follow."""
+        """Take a slot before the budgets are charged; return whether one was free. `take` or `release` must
+        follow."""
         if self._table.limit is None or self.holds(run):
             return True
         if self._shared is None:
@@ -310,13 +312,13 @@ class RunSlots:
         return True
 
     def release(self, run: str) -> None:
-        """Give back a slot that was reserved and not taken."""
+        """Release a slot that was reserved and not taken."""
         if run in self._reserved:
             self._reserved.discard(run)
             self._change(run, lambda table, _: table.not_started(run))
 
     async def aclose(self) -> None:
-        """Stop all tasks; write what the store does not know if that takes at most one real second."""
+        """Stop all tasks. Write the last changes to the store, for at most one real second."""
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks.values():
@@ -330,10 +332,10 @@ class RunSlots:
             if await self.reserve(run, order):
                 self._wake()
         finally:
-            if run in self._reserved:  # the budgets have no room any more, or the waiter has left
+            if run in self._reserved:  # if the budgets have no room any more, or the start was cancelled
                 self._put_off()
                 self.release(run)
-            self._wake_at(_loop_time())  # the other starts
+            self._wake_at(_loop_time())  # for the other starts
 
     def _put_off(self) -> None:
         self._not_before = _loop_time() + _RECHECK * loop_speed(asyncio.get_running_loop())
@@ -341,7 +343,7 @@ class RunSlots:
     def _on_update(self) -> None:
         assert self._shared is not None
         self._table = self._shared.table
-        self._tell()
+        self._emit_changes()
         self._wake()
 
     def _change(self, run: str, change: Callable[[RunTable, float], object]) -> None:
@@ -349,16 +351,16 @@ class RunSlots:
             change(self._table, _loop_time())
         else:
             self._shared.change(run, change)
-        self._tell()
+        self._emit_changes()
 
-    def _tell(self) -> None:
+    def _emit_changes(self) -> None:
         """Emit an event if the numbers of runs have changed."""
         table = self._table
         waits = sum(slot.waits for slot in table.runs.values())
         numbers = len(table.runs), waits, max(0, table.others), self.starts
-        if numbers == self._told:
+        if numbers == self._reported:
             return
-        self._told, self._was_used = numbers, True
+        self._reported, self._was_used = numbers, True
         if self._events is not None:
             self._events.emit(
                 RunSlotsChanged(
@@ -376,7 +378,7 @@ class RunSlots:
         return _loop_time() if self._shared is None else self._shared.now()
 
     def _on_loop(self, at: float) -> float:
-        """Return a time of the table on the loop's clock."""
+        """Convert a time on the table's clock to the loop's clock."""
         return at if self._shared is None else at - self._shared.shift
 
     def _start(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:

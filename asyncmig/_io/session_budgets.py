@@ -1,4 +1,4 @@
-"""The budgets of one session: which gate an endpoint uses, and what earlier processes sent with the same key."""
+"""The budgets of one session: the gate of each endpoint, and the slots of earlier processes with the same key."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ def _own_dispatcher(earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
 
 @final
 class SessionBudgets:
-    """Makes the gates of a session when an endpoint first needs them, and writes what they send to the send log."""
+    """Makes the gates of a session when an endpoint first needs them, and writes their slots to the send log."""
 
     __slots__ = (
         "_budget_set",
@@ -59,8 +59,8 @@ class SessionBudgets:
         dispatcher: Callable[[Sequence[EarlierSlot]], DispatcherFactory] = _own_dispatcher,
         budget_set: BudgetSetFactory = BudgetSet,
     ) -> None:
-        """`timeout`: seconds after which an unanswered request has either arrived or been lost. `dispatcher` returns
-        what makes a budget's dispatcher, given the slots that earlier processes took from it.
+        """`timeout`: seconds after which an unanswered request has either arrived or been lost. `dispatcher`: returns
+        the factory of a budget's dispatcher, given the budget's slots of earlier processes.
         """
         self._limits, self._runs, self._events, self._rng = limits, runs, events, rng
         self._timeout, self._dispatcher, self._budget_set = timeout, dispatcher, budget_set
@@ -73,7 +73,7 @@ class SessionBudgets:
         self._closed: AsyncmigError | None = None
 
     def gate(self, endpoint: Endpoint) -> Gate:
-        """Return the gate that requests to an endpoint pass."""
+        """Return the gate of an endpoint."""
         rates = charged(self._limits, endpoint)
         takes_run = endpoint.run_order is not None and self._limits.runs is not None
         key = (tuple(rates.items()), takes_run)
@@ -108,7 +108,7 @@ class SessionBudgets:
         return gate
 
     async def remember(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
-        """Open the send log at `path`, unless there is one. Raises nothing for a file that cannot be used."""
+        """Open the send log at `path`, unless one is open. A file that cannot be used causes only a warning."""
         async with self._opening:
             if self._log is not None:
                 return
@@ -128,7 +128,7 @@ class SessionBudgets:
             self._keep_log(gate, dict(rates))
 
     def _keep_log(self, gate: Gate, rates: Mapping[str, Rate]) -> None:
-        """Write what a gate sends to the send log, and obey the holds that an earlier process wrote there."""
+        """Write the slots and holds of a gate to the send log, and apply the holds of earlier processes in it."""
         log = self._log
         if log is None:
             return
@@ -137,16 +137,15 @@ class SessionBudgets:
             gate.resume((), held_for=held_for)
 
     def _earlier(self, name: str) -> list[EarlierSlot]:
-        """Return the slots that earlier processes took from a budget. They may have counted by key, and this process
-        by endpoint.
-        """
+        """Return the slots of earlier processes in a budget, and in the budget of the whole key, if they had that
+        one."""
         if self._log is None:
             return []
         names = (None,) if name == BY_KEY else (name, BY_KEY)
         return [slot for each in names for slot in self._log.earlier(each)]
 
     def close(self, error: AsyncmigError) -> None:
-        """Let waiting and new calls raise `error`."""
+        """End waiting and new calls with `error`."""
         self._closed = error
         for gate in self._all():
             gate.close(error)

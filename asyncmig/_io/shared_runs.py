@@ -1,7 +1,7 @@
-"""The run slots that several processes share: one small state in a store, as one of the processes sees it.
+"""The run slots that several processes share: a copy of the table in a store, for one of the processes.
 
-Every change is applied to this process's copy at once and written in the background. What could not be written is
-written again. A store that lost its data is told again which runs this process knows.
+Every change is applied to the copy at once, and written to the store in the background. If the write fails, it is
+repeated. If the store has lost its data, the process reports again the runs that it knows.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ _log = logging.getLogger("asyncmig")
 Change = Callable[[RunTable, float], object]
 """Changes a table, at a time on its clock."""
 _RUNS = "runs"
-"""What events call the run slots."""
+"""The name of the run slots in events."""
 _RETRY = 1.0
 """Real seconds between attempts to reach the store again."""
 _SETTLE = 120.0
-"""Seconds after a loss of data in which the other processes report their runs again."""
+"""Seconds after a loss of data in which no run is started, because other processes must report their runs first."""
 _WANTED_FOR = 15.0
-"""Real seconds for which a start that waits precedes those of a higher order in other processes."""
+"""Real seconds for which a waiting start goes before the starts of a higher order in other processes."""
 _LAST_REPORTS = 1.0
-"""Real seconds for the last reports when the session ends."""
+"""Real seconds for the last writes when the session is closed."""
 
 
 @final
 class SharedRuns:
-    """A table in a store. `on_update` is called after each exchange with the store."""
+    """A run table in a store. `on_update` is called after the changes were written."""
 
     __slots__ = (
         "_changes",
@@ -53,16 +53,16 @@ class SharedRuns:
     def __init__(
         self, store: RunStore, table: RunTable, *, on_update: Callable[[], None], events: Events | None
     ) -> None:
-        """`table`: what this process knows until now; times on the loop's clock."""
+        """`table`: the table of this process so far, with times on the loop's clock."""
         self._store, self._on_update, self._events = store, on_update, events
         self.table: RunTable = table
         self.shift: float = 0.0
         """Seconds by which the store's clock is ahead of the loop's."""
         self._process, self._epoch = uuid4().hex, ""
         self._own = set(table.runs)
-        """The runs that this process reported as in progress."""
+        """The runs in progress that this process has reported."""
         self._changes: list[Change] = []
-        """What the store has not been told yet."""
+        """The changes that are not in the store yet."""
         self._task: asyncio.Task[None] | None = None
         self._lost_at: float | None = None
         if self._own:
@@ -78,7 +78,7 @@ class SharedRuns:
         return asyncio.get_running_loop().time() + self.shift
 
     def change(self, run: str, change: Change) -> None:
-        """Change the slot of a run."""
+        """Apply a change that concerns the slot of a run."""
         change(self.table, self.now())
         if run in self.table.runs:
             self._own.add(run)
@@ -88,9 +88,10 @@ class SharedRuns:
         self._report()
 
     async def reserve(self, run: str, order: int) -> bool:
-        """Take a slot for a start if one is free, and if no other process waits to start a run of a lower order.
+        """Take a slot for a start. Return False if none is free, or if a start of a lower order waits in another
+        process.
 
-        Return False also if the store does not answer.
+        Also returns False if the store does not answer.
         """
         loop, is_taken = asyncio.get_running_loop(), False
         wanted_for = _WANTED_FOR * loop_speed(loop)
@@ -113,7 +114,7 @@ class SharedRuns:
         return is_taken
 
     async def aclose(self) -> None:
-        """Write the remaining changes if that takes at most one real second."""
+        """Write the remaining changes, for at most one real second."""
         task = self._task
         if task is not None:
             try:
@@ -123,7 +124,7 @@ class SharedRuns:
                 await asyncio.gather(task, return_exceptions=True)
 
     def stop(self) -> None:
-        """Write nothing more: another store takes over."""
+        """Write nothing more, because another store is used from now on."""
         if self._task is not None:
             self._task.cancel()
 
@@ -144,7 +145,7 @@ class SharedRuns:
         self._on_update()
 
     async def _update(self, last: Change | None = None) -> None:
-        """Apply what the store does not know yet, and then `last`; take over the table that results."""
+        """Apply the changes that are not in the store yet, and then `last`. Use the resulting table from now on."""
         loop = asyncio.get_running_loop()
         changes, result = tuple(self._changes), RunTable(self.table.limit)
         at = 0.0
@@ -172,13 +173,15 @@ class SharedRuns:
             if data:
                 table.load(data)
         except ValueError as error:
-            _log.warning("run slots: the shared state is damaged and begins anew: %s", error)
+            _log.warning("run slots: the shared table is damaged and is replaced: %s", error)
         table.epoch = table.epoch or uuid4().hex[:16]
         if table.epoch != self._epoch:
             for run in self._own:
                 if run not in table.runs:
                     table.seen(run, now)
-            if self._epoch:  # the store lost its data: others have not reported their runs yet
+            if (
+                self._epoch
+            ):  # the store has lost its data, and other processes have not reported their runs yet
                 table.retry_at = max(table.retry_at, now + _SETTLE)
         return table
 

@@ -1,8 +1,8 @@
 """Reads why an object storage refused an upload: its error code and message, without secrets.
 
-Storages answer in XML (S3, GCS, Azure), JSON (GCS, others), HTML (a proxy) or text. An answer may repeat the signed
-URL, the string to sign, tokens and key ids. Therefore only the code and the first line of the message are kept, and
-anything that looks like a secret is masked. Every API generation whose uploads go to signed URLs uses this module.
+Storages respond in XML (S3, GCS, Azure), JSON (GCS, others), HTML (a proxy) or text. A response may contain the
+signed URL, the string to sign, tokens and key ids. Therefore only the code and the first line of the message are
+kept, and `***` replaces everything in them that may be a secret.
 """
 
 import html
@@ -18,7 +18,7 @@ __all__ = ["PutReply", "storage_error"]
 
 _LONGEST = 200
 _SHORTEST_WORD, _SHORTEST_SECRET = 8, 4
-"""The least length of a part of the URL that is masked: of a word such as `upload`, and of anything else."""
+"""The shortest part of the URL that is masked: the length of a word such as `upload`, and of any other part."""
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _XML_CODE = re.compile(rb"<(?:\w+:)?Code>([^<]{1,200})</", re.IGNORECASE)
 _XML_MESSAGE = re.compile(rb"<(?:\w+:)?Message\b[^>]{0,200}>\s*([^<]{1,4000})", re.IGNORECASE)
@@ -36,9 +36,9 @@ _HIDDEN = (
     re.compile(r"(?<![\w+/=])[A-Z0-9+/=]{16,}(?!\w)", re.ASCII),
     re.compile(r"(?<![\w+/=-])[\w+/=-]{40,}", re.ASCII),
 )
-"""The string to sign, URLs, named secrets, and words that are long enough to be a key or a signature.
+"""Texts that are masked: the string to sign, URLs, named secrets, and words as long as a key or a signature.
 
-Each pattern reads a text in linear time: a hostile text must not block the event loop.
+Each pattern reads a text in linear time, so that a hostile text does not block the event loop.
 """
 
 
@@ -56,12 +56,12 @@ class PutReply:
 
     @property
     def reason(self) -> str:
-        """Code and message as one text; empty if there is neither."""
+        """The code and the message as one text; empty if there is neither."""
         return ": ".join(part for part in (self.code, self.message) if part)
 
 
 def storage_error(status: int, body: bytes, url: str, *, retry_after: float = 0.0) -> PutReply:
-    """Return the code and message of a refusal. `url`: the signed URL, no part of which is shown."""
+    """Return the code and the message of a refusal. They contain no part of `url`, the signed URL."""
     code, message = _read(body)
     secrets = _secrets(url)
     shown = _shown(code, secrets)

@@ -1,4 +1,4 @@
-"""Blocking work in a thread. The caller continues only after the thread has ended, even if it is cancelled."""
+"""Runs blocking work in a thread. The caller continues only after the thread has ended, even if it is cancelled."""
 
 import asyncio
 import os
@@ -20,21 +20,21 @@ _PIECES = 1024
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `function` in the loop's executor and return what it returns.
+    """Run `function` in the loop's executor, and return its result.
 
-    If it is cancelled, it waits for the thread first: a file must not be closed while another thread reads it. It
-    uses the loop's own executor, so that a loop with a virtual clock knows of the work.
+    If this is cancelled, it first waits for the thread, because a file must not be closed while a thread reads it. It
+    uses the loop's own executor, so that a loop with a virtual clock waits for the work.
     """
     return await finish(begin(function, *args, **kwargs))
 
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[T]":
-    """Start `function` in the loop's executor; the caller must `finish` it."""
+    """Start `function` in the loop's executor. The caller must wait for it with `finish` or `outlast`."""
     return asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
 
 
 async def finish(work: "asyncio.Future[T]") -> T:
-    """Return the result of the work. If it is cancelled, it waits for the thread first."""
+    """Return the result of the work. If this is cancelled, it first waits for the thread."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -43,7 +43,7 @@ async def finish(work: "asyncio.Future[T]") -> T:
 
 
 async def outlast(work: "asyncio.Future[T]") -> None:
-    """Wait until the thread has ended, despite any cancellation, and ignore its result."""
+    """Wait until the thread has ended, even if the caller is cancelled. Its result is ignored."""
     with anyio.CancelScope(shield=True):
         while not work.done():
             try:
@@ -57,7 +57,7 @@ async def outlast(work: "asyncio.Future[T]") -> None:
 def write_all(file: IO[bytes], chunks: Sequence[bytes]) -> None:
     """Write to an unbuffered file in as few system calls as possible. Blocks.
 
-    After each call the thread must reacquire the interpreter lock, which costs more than the call.
+    After each call the thread must acquire the interpreter lock again, which takes longer than the call.
     """
     for start in range(0, len(chunks), _PIECES):
         pieces = chunks[start : start + _PIECES]
@@ -70,9 +70,11 @@ def write_all(file: IO[bytes], chunks: Sequence[bytes]) -> None:
 
 @final
 class WriteBehind:
-    """Writes to an unbuffered file in a thread while the caller fetches more. Holds at most 4 MiB and one chunk.
+    """Writes to an unbuffered file in a thread, while the caller fetches more data. Holds at most 4 MiB and one
+    chunk.
 
-    Leaving the block waits for the thread. The error of a write is raised by one of the next calls or at the end.
+    The exit of the `async with` block waits for the thread. One of the next calls, or the exit, raises the error of a
+    write.
     """
 
     __slots__ = ("_file", "_held", "_size", "_work")
@@ -103,6 +105,7 @@ class WriteBehind:
         await self._settle()
 
     async def write(self, chunk: bytes) -> None:
+        """Write a chunk, together with others. Raises the error of an earlier write."""
         self._held.append(chunk)
         self._size += len(chunk)
         if self._size >= _BATCH:

@@ -1,4 +1,4 @@
-"""The interface to the network: what sends one request and returns its response, and the time-outs for that."""
+"""The interface to the network: a transport sends one request and returns its response, within time-outs."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -19,12 +19,12 @@ class Timeouts:
     """Time-outs in seconds, and the slowest accepted transfer. None means no limit.
 
     - `connect`: until a connection is established.
-    - `headers`: until the headers of the answer are complete, counted from the start of the request or, if its
-      body is streamed, from the end of the body.
-    - `total`: until the whole answer was read. Uploads and downloads of files have no total.
+    - `headers`: until the headers of the response are complete. It begins with the request or, if the request's body
+      is streamed, at the end of the body.
+    - `total`: until the whole response was read. It does not apply to uploads and downloads of files.
     - `stall`: the longest time without a byte. An endpoint may allow more (`Endpoint.stall_timeout`).
-    - `min_rate`, in bytes per second: a body must move `min_rate * rate_window` bytes in every `rate_window` seconds.
-      The time in which this program produces or consumes the body does not count.
+    - `min_rate`: bytes per second. In every `rate_window` seconds, at least `min_rate * rate_window` bytes of a body
+      must be transferred. The time in which this program produces or consumes the body does not count.
 
     Raises `InvalidInput` for a value that is not greater than 0.
     """
@@ -49,7 +49,7 @@ class Timeouts:
 
 
 class Lost(Exception):
-    """No answer came, or only a part of it. `sent` is False if the request cannot have arrived."""
+    """No complete response arrived. `sent` is False if the request cannot have arrived."""
 
     def __init__(self, reason: str, *, sent: bool, timed_out: bool = False) -> None:
         super().__init__(reason)
@@ -59,7 +59,7 @@ class Lost(Exception):
 
 
 class Response(Protocol):
-    """An answer whose headers have arrived. Reading its body may raise `Lost`."""
+    """A response whose headers have arrived. Reading its body may raise `Lost`."""
 
     @property
     def status(self) -> int:
@@ -68,16 +68,16 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The response headers; names in any case."""
+        """The headers of the response. Names can be given in any case."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body in chunks; raises `Lost` if it breaks off."""
+        """Yield the body in chunks. Raises `Lost` if it breaks off."""
         ...
 
 
 class Transport(Protocol):
-    """Sends one request, once."""
+    """Sends requests, each once."""
 
     def exchange(
         self,
@@ -88,9 +88,12 @@ class Transport(Protocol):
         body: Body | None,
         timeouts: Timeouts,
     ) -> AbstractAsyncContextManager[Response]:
-        """Send the request and yield the answer at its headers. Raises `Lost`. The exit closes what it opened."""
+        """Send a request once, and yield the response when its headers have arrived.
+
+        Raises `Lost`. The exit of the block releases the connection.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Close all connections; nothing is sent afterwards."""
+        """Close all connections. Nothing is sent afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""One run and all tasks that wait for it: its last reading, its changes, and the waiters to wake."""
+"""A run, and the tasks that wait for it."""
 
 import asyncio
 import copy
@@ -27,7 +27,7 @@ class Reading(Generic[T]):
 
 
 class Unsure(Exception):
-    """A lookup through the second channel showed that some run is active, but not whether it is this one."""
+    """The second channel shows that a run is active, but not whether it is this run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,17 +36,18 @@ class SecondChannel(Generic[T]):
 
     gate: Gate
     lookup: Callable[[Slot], Awaitable[Reading[T] | None]]
-    """Makes one attempt: returns a reading if the run is active, None if it is not; raises `Unsure` if it may be."""
+    """Makes one attempt. Returns a reading if the run is active, and None if not. Raises `Unsure` if that is
+    unclear."""
 
 
 class Watching(Protocol):
-    """The poller, as a watch sees it."""
+    """The poller, as a watch uses it."""
 
     def enter(self, watch: "Watch[object]", /) -> None:
-        """Start to poll the run; raise if polling has ended."""
+        """Start to poll the run. Raises the error with which polling has ended, if it has."""
 
     def check(self) -> None:
-        """Raise if polling has ended."""
+        """Raise the error with which polling has ended, if it has."""
 
     def leave(self, watch: "Watch[object]", /) -> None:
         """Stop polling the run."""
@@ -55,7 +56,7 @@ class Watching(Protocol):
         """Read the run before others."""
 
     def announced(self, watch: "Watch[object]", phase: Phase, /) -> None:
-        """Report that a reply other than a read named an end or a park of the run."""
+        """Report that a reply to another request shows that the run has ended or is parked."""
 
     def resumed(self, watch: "Watch[object]", /) -> None:
         """Report that a decision was sent for the run."""
@@ -68,8 +69,10 @@ class Watching(Protocol):
 
 
 class _Change(Generic[T]):
-    """A change of status or progress text, linked to the next one. Changes that every iterator has passed are
-    freed."""
+    """A change of status or progress text, with a reference to the next one.
+
+    Iterators hold references only to their last change, so that earlier changes are freed.
+    """
 
     __slots__ = ("next", "reading")
 
@@ -80,7 +83,7 @@ class _Change(Generic[T]):
 
 @final
 class Watch(Generic[T]):
-    """One run and all tasks that wait for it. It is polled while a task waits, and never after its end."""
+    """A run, and the tasks that wait for it. The run is polled while a task waits, and never after its end."""
 
     __slots__ = (
         "__weakref__",
@@ -135,17 +138,18 @@ class Watch(Generic[T]):
         self.ids: Mapping[str, str] = ids
         """The values of the placeholders in the route of its reads."""
         self.owner: Owner | None = owner()
-        """The customer for whom a task last waited."""
+        """The customer of the task that began to wait last."""
         self.failures: Failures | None = None
         """The failed reads since the last successful one."""
         self.begun: int = 0
         """The number of reads begun so far."""
         self.stalled: bool = False
         self.missing_since: float | None = None
-        """The time since which every read was answered 404."""
+        """Since when every read was answered with 404; None if the last read was not."""
         self._phase = Phase.ACTIVE
         self._shown = self._stale = 0
-        """The number of the read that `latest` is from, and of the last read that other news has made obsolete."""
+        """The number of the read that returned `latest`, and of the last read that is obsolete because of other
+        news."""
         self._key: tuple[str, str | None] | None = None
         self._change: _Change[T] = _Change()
         self._waiters: list[asyncio.Future[None]] = []
@@ -158,17 +162,17 @@ class Watch(Generic[T]):
 
     @property
     def name(self) -> str:
-        """The run's name for people, with the customer if that is known."""
+        """The run's name in log messages, with the customer if it is known."""
         run_id = self.ids.get("run_id", str(self.run))
         return f"{run_id} of {self.owner.external_id}" if self.owner else run_id
 
-    # For tasks that wait
+    # For waiting tasks
 
     async def wait(self, *, through_parks: bool = False) -> Reading[T]:
-        """Wait until the run has ended, or has parked (unless `through_parks`), and return that reading.
+        """Wait until the run has ended, or is parked (unless `through_parks`), and return that reading.
 
-        Raises `AuthError`, `SessionClosed`, `NotFound` once every read has been answered 404 for
-        `Lifecycle.read_lag`, and any other error of `read` that a later poll cannot change.
+        Raises `AuthError`; `SessionClosed`; `NotFound` when every read was answered with 404 for
+        `Lifecycle.read_lag`; and any other error of `read` after which the run is not polled again.
         """
         if not self._settled(through_parks):
             with _Waiting(self):
@@ -178,14 +182,17 @@ class Watch(Generic[T]):
         return self.latest
 
     def updates(self) -> AsyncIterator[Reading[T]]:
-        """Iterate over the changes of status or progress text, each once, until the run has ended.
+        """Iterate over the changes of status or progress text, until the run has ended.
 
-        The first one is the last known reading, if there is one. The run is polled while a task waits for the next.
+        The first item is the latest reading, if there is one. The run is polled while a task waits for the next item.
         """
         return _Updates(self, self._change)
 
     async def refresh(self) -> Reading[T]:
-        """Return the first reading begun from now on, as soon as the floor allows. If the run has ended, its last."""
+        """Return the result of a read that begins after this call, as soon as the floor allows it.
+
+        If the run has ended, return its last reading.
+        """
         asked = self.begun
         if not self._is_newer(asked):
             with _Waiting(self):
@@ -195,22 +202,22 @@ class Watch(Generic[T]):
         assert self.latest is not None
         return self.latest
 
-    # For code that learns of the run otherwise
+    # For code that gets news of the run from other requests
 
     def observe(self, reading: Reading[T]) -> None:
-        """Accept a reading that other code made just now. It counts as a poll and makes reads in progress
+        """Accept a reading that other code has made now. It counts as a poll, and makes reads in progress
         obsolete."""
         self._stale = self.begun
         self._poller.observed(self._plain(), cast("Reading[object]", reading))
 
     def announced(self, status: str) -> None:
-        """Report a status from a reply other than a read. If it is an end or a park, the run is read next."""
+        """Report a status in a reply to another request. If the run has ended or is parked, it is read next."""
         phase = self.lifecycle.phase(status)
         if phase is not Phase.ACTIVE and not self.ended:
             self._poller.announced(self._plain(), phase)
 
     def resumed(self) -> None:
-        """Report that a decision was sent: the run is active again, whatever the last reading shows."""
+        """Report that a decision was sent: the run is active again, whatever the latest reading shows."""
         self._stale = self.begun
         self._key = None
         if self._phase is Phase.PARKED:
@@ -218,7 +225,7 @@ class Watch(Generic[T]):
         self._poller.resumed(self._plain())
 
     def relax(self, seconds: float) -> None:
-        """Read the run no more often than every `seconds`, because another channel announces changes; 0 ends that."""
+        """Read the run at most every `seconds`, because another channel announces changes; 0 ends this."""
         if self.entry.relaxed != seconds and not self.ended:
             self._poller.relax(self._plain(), seconds)
 
@@ -228,7 +235,7 @@ class Watch(Generic[T]):
         self._poller.leave(self._plain())
         self.fail(SessionClosed("the watch is closed"))
 
-    # For the poller
+    # Called by the poller
 
     @property
     def ended(self) -> bool:
@@ -240,9 +247,9 @@ class Watch(Generic[T]):
         return self.begun
 
     def take(self, reading: Reading[T], number: int | None = None) -> Phase | None:
-        """Accept a reading, wake the waiters and return its phase. Return None if newer news had made it obsolete.
+        """Accept a reading, wake the waiting tasks and return its phase. Return None if the reading is obsolete.
 
-        `number`: the number of the read; None if other code made it.
+        `number`: the number of the read; None if other code has made it.
         """
         phase = self.lifecycle.phase(reading.status)
         if self._phase is Phase.TERMINAL:
@@ -268,7 +275,7 @@ class Watch(Generic[T]):
                 waiter.set_exception(fresh(error))
 
     def want(self, change: int) -> None:
-        """Add or remove a waiting task; raise if polling has ended."""
+        """Add (+1) or remove (-1) a waiting task. Raises the error with which polling has ended, if it has."""
         if change > 0:
             self._check()
             self.owner = owner() or self.owner
@@ -278,8 +285,8 @@ class Watch(Generic[T]):
             self._poller.leave(self._plain())
 
     async def news(self) -> None:
-        """Wait for the next reading; raise if polling has ended."""
-        self._check()  # polling may have ended in the iteration in which a reading woke this task
+        """Wait for the next reading. Raises the error with which polling has ended, if it has."""
+        self._check()  # polling may have ended after a reading woke this task
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -287,7 +294,8 @@ class Watch(Generic[T]):
         finally:
             self._waiters.remove(waiter)
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # retrieved, because a task cancelled in the same iteration does not raise it
+                # A task that is cancelled in the same turn does not raise it, and asyncio would log it.
+                waiter.exception()
 
     def _check(self) -> None:
         if self.closed:
@@ -322,7 +330,7 @@ class _Waiting:
 
 @final
 class _Updates(Generic[T]):
-    """Iterates over the changes of one run. The run is polled only while a task waits for the next change."""
+    """Iterates over the changes of a run. The run is polled only while a task waits for the next change."""
 
     __slots__ = ("_change", "_watch")
 
@@ -352,7 +360,7 @@ class _Updates(Generic[T]):
 
 
 def fresh(error: BaseException) -> BaseException:
-    """Return a copy of an error of this library, so that each task raises its own; any other error unchanged."""
+    """Return a copy of an error of this library, because each task must raise its own; any other error unchanged."""
     if not isinstance(error, AsyncmigError):
         return error
     copied = copy.copy(error)
