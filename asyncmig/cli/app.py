@@ -8,11 +8,12 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import msgspec
 import typer
 from rich.console import Console
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from asyncmig import generations
 from asyncmig.cli.check import CheckOptions, check_manifest
@@ -78,6 +79,21 @@ from asyncmig.simulator.server.clock import fast_loop
 __all__ = ["app", "run_app"]
 
 T = TypeVar("T")
+
+
+class WholeWords(TyperCommand):
+    """A command whose help breaks lines only between words. Click also breaks `by-class` at the hyphen."""
+
+    def get_help(self, ctx: object) -> str:
+        """Return the help. While click wraps the texts, another character stands for each hyphen."""
+        self.help = (self.help or "").replace("-", _HYPHEN)
+        for each in self.params:
+            if isinstance(each, TyperArgument | TyperOption) and each.help:
+                each.help = each.help.replace("-", _HYPHEN)
+        return super().get_help(cast("typer.Context", ctx)).replace(_HYPHEN, "-")
+
+
+_HYPHEN = "\ue000"
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -104,7 +120,8 @@ def _commands(
 
 
 @app.command(
-    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same command again resumes)"
+    cls=WholeWords,
+    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same command again resumes)",
 )
 @dataclass_options
 def run(
@@ -114,13 +131,14 @@ def run(
     select: SelectOption = None,
     queue: QueueOption = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Check everything and print what the run would do; send nothing.")
+        bool, typer.Option("--plan", help="Check everything and print what the run would do. Sends nothing.")
     ] = False,
 ) -> None:
     """Migrate every customer of a manifest, or resume.
 
-    The environment variable VERN_API_KEY has the API key. Each setting can also be set as ASYNCMIG_NAME in the
-    environment, or in the [defaults] of a TOML manifest.
+    The API key is read from the environment variable VERN_API_KEY. Other settings can also come from the environment
+    (--out is ASYNCMIG_OUT) or from [defaults] in a TOML manifest. The exit code is 0 if every customer is delivered,
+    and 75 if the same command continues the rest.
     """
     if plan:
         if queue is not None:
@@ -133,7 +151,7 @@ def run(
     _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
 
-@app.command(epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
+@app.command(cls=WholeWords, epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
 @dataclass_options
 def retry(
     context: typer.Context,
@@ -146,7 +164,7 @@ def retry(
 ) -> None:
     """Repeat the last run for customers that are not delivered.
 
-    Failed customers are imported again.
+    The settings are those of the last run of the journal. Failed customers are imported again.
     """
     last: LastRun = context.obj
     request = RunRequest(selection=select, remembered=False, queue=queue or last.queue, given=given(context))
@@ -166,15 +184,15 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     raise typer.Exit(ended.exit_code)
 
 
-@app.command(epilog="Example: asyncmig check customers.csv --templates templates.json")
+@app.command(cls=WholeWords, epilog="Example: asyncmig check customers.csv --templates templates.json")
 @dataclass_options
 def check(
     context: typer.Context, manifest: ManifestArgument, options: CheckOptions, as_json: JsonOption = False
 ) -> None:
     """Check the files of a manifest and print warnings.
 
-    Nothing is created. The exit code is 0 even with warnings, because the server decides. If VERN_API_KEY is set, one
-    request reads the templates.
+    Nothing is created. Warnings do not change the exit code: the server decides which files it accepts. If
+    VERN_API_KEY is set, one request reads the templates.
     """
     words, data = words_console(), data_console()
     outputs, root = places_of(context)
@@ -183,31 +201,34 @@ def check(
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words, as_json=as_json)))
 
 
-@app.command(epilog="Example: asyncmig config customers.toml")
+@app.command(cls=WholeWords, epilog="Example: asyncmig config customers.toml")
 @dataclass_options
 def config(context: typer.Context, options: Options, as_json: JsonOption = False) -> None:
     """Print each setting of `run` and where its value comes from.
 
-    The API key is never printed.
+    The API key is not printed, only whether it is set.
     """
     print_config(data_console(), context, options, as_json=as_json)
 
 
-@app.command(epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked")
+@app.command(
+    cls=WholeWords, epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked"
+)
 @dataclass_options
 def status(
     journal: JournalOption = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
     *,
     budgets: Annotated[
-        bool, typer.Option("--budgets", help="Print only the use of each budget and of the run slots.")
+        bool,
+        typer.Option("--budgets", help="Print only how much of each budget is used, and how many run slots."),
     ] = False,
     listing: Listing,
 ) -> None:
     """Print how many customers ended how, and why.
 
-    It also prints the use of each budget. It works while another process uses the journal. --outcome and --sort imply
-    --list; --json prints an object for each customer, with --budgets for each budget.
+    Also prints how much of each budget is used. Works while another process uses the journal. --outcome and --sort
+    imply --list. --json prints one object per customer; with --budgets, one per budget.
     """
     statuses = listing.of(asyncio.run(statuses_of_journal(journal)))
     if as_json and not budgets:
@@ -227,18 +248,18 @@ def status(
     print_status(data_console(), statuses, command, journal, used)
 
 
-@app.command(epilog="Example: asyncmig show acme-001 --journal fleet.db")
+@app.command(cls=WholeWords, epilog="Example: asyncmig show acme-001 --journal fleet.db")
 def show(
     external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
 ) -> None:
     """Print the history of one customer.
 
-    That is its status, ids, files and report, and the entries of the journal with their times.
+    The history contains its status, ids, files and report, and each entry of the journal with its time.
     """
     print_history(data_console(), asyncio.run(read_history(journal, external_id)), as_json=as_json)
 
 
-@app.command(epilog="Example: asyncmig report --journal fleet.db --report report.html")
+@app.command(cls=WholeWords, epilog="Example: asyncmig report --journal fleet.db --report report.html")
 def report(
     journal: JournalOption = DEFAULT_JOURNAL,
     report: ReportOption = Path("report.html"),
@@ -246,8 +267,8 @@ def report(
 ) -> None:
     """Write an HTML report from a journal.
 
-    It shows outcomes, reasons, and the steps of each customer over time. The report that `run --report FILE` writes
-    also shows requests, waits for the limit, and how soon the ends of imports were noticed.
+    The report shows outcomes, reasons, and the steps of each customer over time. `run --report FILE` writes a report
+    that also shows requests, waits for the limit, and how soon the ends of imports were noticed.
     """
     page = report or Path("report.html")
     check_place(page)
@@ -260,7 +281,7 @@ def report(
         say(words_console(), f"Wrote {page}.")
 
 
-@app.command(epilog="Example: asyncmig watch --journal fleet.db")
+@app.command(cls=WholeWords, epilog="Example: asyncmig watch --journal fleet.db")
 @dataclass_options
 def watch(
     context: typer.Context,
@@ -271,7 +292,7 @@ def watch(
 ) -> None:
     """Follow the run of another process until it ends.
 
-    If VERN_API_KEY is set, imports that still run at the server are then followed until each has ended or needs a
+    Then, if VERN_API_KEY is set, follow the imports that still run at the server, until each has ended or needs a
     decision.
     """
     data, words = data_console(), words_console()
@@ -287,17 +308,23 @@ def watch(
     raise typer.Exit(code_of(each.outcome for each in statuses))
 
 
-@app.command(epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
+@app.command(cls=WholeWords, epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
 @dataclass_options
 def review(
     context: typer.Context,
     external_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="EXTERNAL_ID", help="Customers; the default is all parked ones."),
+        typer.Argument(
+            metavar="EXTERNAL_ID", help="Your ids of the customers; the default is all parked customers."
+        ),
     ] = None,
     journal: LastRunJournal = DEFAULT_JOURNAL,
     wait: Annotated[
-        bool, typer.Option("--wait", help="After the decisions, run until these customers are delivered.")
+        bool,
+        typer.Option(
+            "--wait",
+            help="After the decisions, repeat the last run for these customers, until they are delivered.",
+        ),
     ] = False,
     as_json: JsonOption = False,
     *,
@@ -306,8 +333,9 @@ def review(
 ) -> None:
     """Show what parked imports ask, and decide.
 
-    At a terminal, the customers are shown one by one, and the keys explained. --approve and --reject decide without a
-    prompt. Otherwise, the questions and the commands that decide are printed.
+    At a terminal, it shows the customers one by one and asks. An option such as --approve or --reject decides
+    without a prompt, for the customers that are named. Without a terminal, it prints the questions and the commands
+    that decide.
     """
     names = external_ids or []
     verdict.check(names)
@@ -333,19 +361,21 @@ def review(
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 
-@app.command(epilog="Example: asyncmig demo --customers 40 --seed 1")
+@app.command(cls=WholeWords, epilog="Example: asyncmig demo --customers 40 --seed 1")
 @dataclass_options
 def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
     """Migrate generated customers through a simulator, offline.
 
-    The files are messy. It takes less than a minute. The exit code is 0 if every customer ended as planned, else 1.
+    Their files contain the usual faults. The demo takes less than a minute. The exit code is 0 if every customer
+    ended as planned, otherwise 1.
     """
     played = run_at(options.speed, play(options, words_console()))
     raise typer.Exit(0 if print_demo(data_console(), played, as_json=as_json) else 1)
 
 
 @app.command(
-    epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db"
+    cls=WholeWords,
+    epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db",
 )
 def adopt(
     external_id: ExternalId,
@@ -362,7 +392,8 @@ def adopt(
 ) -> None:
     """Link a customer to a company that exists on the server.
 
-    Use it when the response to the create request was lost. The next run continues with that company.
+    Use it when the response to the request that created the company was lost. The next run continues with that
+    company.
     """
     name = external_id.strip()
     ids = run_at(1.0, write_adoption(journal, name, company_id, api))
@@ -373,11 +404,11 @@ def adopt(
         say(words_console(), f"{name} is now linked to {linked}. Run again to continue.")
 
 
-@app.command(epilog="Example: asyncmig doctor --journal fleet.db --out out")
+@app.command(cls=WholeWords, epilog="Example: asyncmig doctor --journal fleet.db --out out")
 @dataclass_options
 def doctor(
     journal: JournalOption = DEFAULT_JOURNAL,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that a run would write to.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that the run will write to.")] = Path(
         "out"
     ),
     api: ApiOption = generations.DEFAULT,
@@ -387,20 +418,22 @@ def doctor(
 ) -> None:
     """Check what a run needs, and print the result of each check.
 
-    The checks are: API key, server, clock, folders, journal, and rate limit. One request is sent.
+    Checks the folders, the journal, the server, the API key, the clock and the limits. Sends one request.
     """
     findings = print_findings(examine(reach, journal, out, api), data_console(), as_json=as_json)
     raise typer.Exit(run_at(reach.speed, findings))
 
 
 @app.command(
-    epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)"
+    cls=WholeWords,
+    epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)",
 )
 @dataclass_options
 def sim(options: SimOptions, as_json: JsonOption = False) -> None:
     """Serve a simulated API on loopback until Ctrl-C.
 
-    It prints the base URL and the API key, ready to paste, and at its end the rule violations of its clients.
+    Prints a line that sets the base URL and the API key, to paste into another terminal. At its end, it prints which
+    rules of the API the clients broke.
     """
     run_at(options.speed, serve_until_interrupted(options, data_console(), words_console(), as_json=as_json))
 

@@ -27,7 +27,7 @@ from asyncmig.session import Session, context_of
 
 __all__ = ["CheckOptions", "check_manifest"]
 
-_WITHOUT_TEMPLATES = "headers and cells are not judged, only the files themselves"
+_WITHOUT_TEMPLATES = "only the files themselves are checked, not their headers and cells"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,12 @@ class CheckOptions:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON file with the server's list of templates (GET /templates); by default it is requested.",
+            help="JSON file with the server's list of templates (GET /templates), instead of a request.",
         ),
     ] = None
     head: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Rows to read of each file; the default is all.")
+        int | None,
+        typer.Option(min=0, metavar="N", help="How many rows of each file to read; the default is all."),
     ] = None
     api: ApiOption = generations.DEFAULT
     base_url: BaseUrlOption = None
@@ -71,7 +72,7 @@ async def check_manifest(
     if missing := [name for name in ("charset_normalizer", "re2") if find_spec(name) is None]:
         what = {"charset_normalizer": "encodings are not guessed", "re2": "strict rules are not checked"}
         why = " and ".join(what[name] for name in missing)
-        say(words, f"note: {why}; to have it, pip install 'asyncmig[check]'", "dim")
+        say(words, f"note: {why}. For that, pip install 'asyncmig[check]'", "dim")
     try:
         templates = await _templates(generation, options, words)
     except (AuthError, NoAnswer, ServerError, UnexpectedReply) as error:
@@ -94,7 +95,7 @@ async def check_manifest(
 def _verdict(warnings: int) -> str:
     if not warnings:
         return "no warnings."
-    return f"{number_of(warnings, 'warning')}. The server maps and judges by itself, and may accept the files anyway."
+    return f"{number_of(warnings, 'warning')}. The server decides, and may accept the files anyway."
 
 
 async def _templates(
@@ -104,7 +105,7 @@ async def _templates(
     if options.templates is not None:
         return _from_file(options.templates)
     if not os.environ.get("VERN_API_KEY"):
-        say(words, f"note: without VERN_API_KEY or --templates FILE {_WITHOUT_TEMPLATES}", "dim")
+        say(words, f"note: without VERN_API_KEY or --templates FILE, {_WITHOUT_TEMPLATES}", "dim")
         return ()
     async with Session(base_url=options.base_url) as session:
         templates = await generation.template_rules(context_of(session))

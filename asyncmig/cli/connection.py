@@ -34,7 +34,7 @@ __all__ = [
 _LEAST_TIMEOUT = 2.0
 """Real seconds of the shortest time-out. A faster clock does not make this computer faster."""
 BaseUrlOption = Annotated[
-    str | None, setting_option("base_url", "URL", "Base URL of the API; the default is VERN_BASE_URL.")
+    str | None, setting_option("base_url", "URL", "Base URL of the API, instead of VERN_BASE_URL.")
 ]
 
 
@@ -53,7 +53,7 @@ class ConnectionSettings:
     speed: Annotated[
         float,
         setting_option(
-            "speed", "FACTOR", "Run the clock this many times faster; for the simulator only.", least=0.01
+            "speed", "FACTOR", "Run the clock this many times as fast. Only for the simulator.", least=0.01
         ),
     ] = 1.0
     base_url: BaseUrlOption = None

@@ -47,7 +47,7 @@ class DemoOptions:
 
     out: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="Folder to write; the files of an earlier demo are replaced."),
+        typer.Option(metavar="FOLDER", help="Folder to write to. The files of an earlier demo are replaced."),
     ] = Path("asyncmig-demo")
     api: Annotated[
         str, typer.Option(metavar="companies|migrations", help="The API generation to demonstrate.")
@@ -58,14 +58,14 @@ class DemoOptions:
             min=1,
             max=9999,
             metavar="N",
-            help="How many customers to generate; the default is 40, with --api migrations 12.",
+            help="How many customers to generate; the default is 40, or 12 with --api migrations.",
         ),
     ] = None
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same seed generates the same customers.")
     ] = 1
     speed: Annotated[
-        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times faster.")
+        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times as fast.")
     ] = 60.0
 
 
@@ -127,7 +127,10 @@ def _options(demo: DemoOptions, base_url: str) -> Options:
 async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
     plans = generate(demo.out, customers=demo.customers or 40, seed=demo.seed)
     world = new_world(seed=demo.seed, rate=DEFAULT_RATE)
-    say(words, f"{len(plans):,} customers with messy files in {demo.out}/, and a simulator on loopback.")
+    say(
+        words,
+        f"Wrote messy files of {len(plans):,} customers to {demo.out}/. A simulator of the API runs on loopback.",
+    )
     async with serve(world) as serving:
         options = _options(demo, serving.base_url)
         ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
@@ -153,9 +156,9 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
     )
     say(
         words,
-        f"{len(plans):,} customers with messy CSV files in {demo.out}/, rules that answer questions in "
-        f"{demo.out}/answers.toml, and a simulator on loopback. The documented limits let one customer an hour "
-        f"begin. This simulator has faster ones: {_FAST_LIMITS}.",
+        f"Wrote messy files of {len(plans):,} customers to {demo.out}/, and rules that answer questions to "
+        f"{demo.out}/answers.toml. A simulator of the API runs on loopback. The documented limits allow one new "
+        f"customer an hour; this simulator allows more: {_FAST_LIMITS}.",
     )
     async with serve(world) as serving:
         options = replace(
@@ -247,7 +250,7 @@ def _noticed(ledger: Ledger) -> str:
     delays = list(ledger.detection.values())
     if not delays:
         return "no import ended"
-    return f"the end of an import after {fmean(delays):.1f} s on average, {max(delays):.1f} s at most"
+    return f"ends of imports: {fmean(delays):.1f} s late on average, {max(delays):.1f} s at most"
 
 
 def _verdict(faults: Sequence[str], customers: int) -> str:
@@ -262,6 +265,7 @@ def _next_steps(options: Options) -> Iterator[str]:
     more = "" if is_first else f" --api migrations --limits {_FAST_LIMITS}"
     answers = "" if is_first else f" --decide approve --answers {options.answers}"
     yield f"For a report with charts, open {options.report} in a browser."
-    yield f"See also {options.out}/report.json and {options.out}/cust-0001/. Next, try it with two processes:"
+    yield f"The sheets are in {options.out}/, with the status of each customer in report.json."
+    yield "Next, try it with two processes:"
     yield f"  asyncmig sim{speed}{more}    # in a second terminal; paste its first line here, then run"
     yield f"  asyncmig run {options.manifest}{speed}{more}{answers}"

@@ -25,7 +25,7 @@ from asyncmig._core.rate import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.connection import ConnectionSettings, open_session
-from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error
+from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error, sentence
 from asyncmig.cli.json_output import Budget, read_report
 from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
 from asyncmig.customers.status import CustomerRecord
@@ -211,10 +211,10 @@ async def _server(reach: ConnectionSettings, generation: Generation) -> list[Dia
         session = open_session(reach, None, retry=RetryPolicy(attempts=1))
     except InvalidInput as error:
         return _with_unchecked(
-            Diagnosis("API key" if error.field == "api_key" else "server", str(error), USAGE)
+            Diagnosis("API key" if error.field == "api_key" else "server", sentence(error), USAGE)
         )
     async with session:
-        return _with_unchecked(*[finding async for finding in _asked(session, generation)])
+        return _with_unchecked(*[finding async for finding in _asked(session, generation, reach.speed)])
 
 
 def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
@@ -224,7 +224,7 @@ def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
     return [*found, *(Diagnosis(name, "was not checked", None) for name in others)]
 
 
-async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diagnosis]:
+async def _asked(session: Session, generation: Generation, speed: float) -> AsyncIterator[Diagnosis]:
     """Request the endpoint that the generation names for it, and yield what the response says."""
     url = session.base_url
     if (endpoint := generation.probe) is None:
@@ -247,7 +247,7 @@ async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diag
         for finding in _refused(url, path, error):
             yield finding
     except InvalidInput as error:  # about a proxy
-        yield Diagnosis("server", str(error), USAGE)
+        yield Diagnosis("server", sentence(error), USAGE)
     except AsyncmigError as error:
         yield Diagnosis("server", f"{url} cannot be reached: {error}{_by_proxy(url)}", RESUMABLE)
     else:
@@ -260,7 +260,7 @@ async def _asked(session: Session, generation: Generation) -> AsyncIterator[Diag
         else:
             yield Diagnosis("server", f"{url} answers like the API generation {generation.name}")
         yield Diagnosis("API key", "is accepted")
-        yield _clock(reply.headers.get("date"))
+        yield _clock(reply.headers.get("date"), speed)
 
 
 def _refused(url: str, path: str, error: ApiError) -> Iterator[Diagnosis]:
@@ -329,7 +329,11 @@ async def _unknown_host(url: str) -> str | None:
         return f"{host}: the name server did not answer within {_PATIENCE:g} s"
 
 
-def _clock(said: str | None) -> Diagnosis:
+def _clock(said: str | None, speed: float) -> Diagnosis:
+    if speed != 1:
+        return Diagnosis(
+            "clock", f"was not checked: the clock of the simulator runs {speed:g} times as fast", None
+        )
     try:
         at = email.utils.parsedate_to_datetime(said or "")
         off = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
@@ -350,26 +354,26 @@ async def _plan(place: JournalPlace) -> Diagnosis:
         records = {}
     refused = [name for name, record in records.items() if record.status.pending_reason == "account_refused"]
     if refused:
-        text = f"the server answered 403 to the start of work for {counted(len(refused), 'customer')}: settle that"
+        text = f"the server answered 403 to the start of runs of {counted(len(refused), 'customer')}: no plan for it"
         return Diagnosis("plan", text, KEY_REFUSED)
-    text = "was not checked: only the start of work shows whether the account has a plan for it (403: it has none)"
+    text = "was not checked: only the start of a run shows whether the account has a plan (without one: 403)"
     return Diagnosis("plan", text, None)
 
 
 def _limits(reach: ConnectionSettings, out: Path, generation: Generation) -> Iterator[Diagnosis]:
     """Compare the configured limits with what the last run learned, and yield each named budget and the run slots."""
     limits, budgets = reach.all_limits, dict[str, Rate]()
-    configured = f"{reach.rate} by {reach.scope} is configured"
+    configured = f"{reach.rate} for {'each endpoint' if reach.scope == 'endpoint' else 'the whole key'}"
     if generation.endpoints and limits.budgets:
         budgets = dict(limits.budgets)
-        configured = f"the limit of each of {counted(len(budgets), 'budget')} is configured"
+        configured = f"{counted(len(budgets), 'budget')}, listed below"
     elif reach.limits is not None or generation.endpoints:
-        configured = f"{limits} is configured"
+        configured = str(limits)
     last = Budget()
     try:
         last = read_report(out).budget
     except FileNotFoundError:
-        yield Diagnosis("limit", f"{configured}; no run has written {out}/report.json yet")
+        yield Diagnosis("limit", f"{configured}; not compared with a run: there is no {out}/report.json yet")
     except (OSError, ValueError) as error:
         yield Diagnosis("limit", f"{configured}; {out}/report.json cannot be read: {error}")
     else:
@@ -391,8 +395,8 @@ def _learned(last: Budget) -> str:
     less = [
         f"{name}: {use.believed}" for name, use in sorted(last.limits.items()) if 0 < use.believed < use.limit
     ]
-    learned = "was seen to be less: " + ", ".join(less) if less else "held"
-    return f"in the last run it {learned} ({counted(last.refused, 'request')} answered 429)"
+    learned = "turned out lower (" + ", ".join(less) + ")" if less else "was right"
+    return f"in the last run it {learned}; {counted(last.refused, 'request')} answered 429"
 
 
 async def print_findings(findings: AsyncIterator[Diagnosis], data: Console, *, as_json: bool) -> int:

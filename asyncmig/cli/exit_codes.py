@@ -8,10 +8,12 @@ from typing import Final, cast
 from rich.console import Console
 
 from asyncmig.cli.output import clean, say
+from asyncmig.cli.settings import SETTING_NAMES
 from asyncmig.errors import (
     AsyncmigError,
     AuthError,
     CustomerHeld,
+    InvalidInput,
     JournalUnavailable,
     NoAnswer,
     QueueUnavailable,
@@ -50,6 +52,10 @@ commands a broken stderr does not change the code."""
 RESUMABLE: Final = 75
 """EX_TEMPFAIL of sysexits.h: run the same command again."""
 _WORST_FIRST = (("pending", RESUMABLE), ("unknown", UNKNOWN), ("parked", PARKED), ("failed", FAILED))
+_PREDICATES = frozenset(
+    {"cannot", "does", "has", "is", "lies", "must", "names", "replaces", "requires", "selects"}
+)
+"""The first words of reasons that continue the sentence that begins with the field and its value."""
 _PASSING = (
     CustomerHeld,
     JournalUnavailable,
@@ -111,13 +117,25 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _lines(error: Exception) -> Iterator[str]:
     if isinstance(error, InvalidManifest):
-        yield from (f"{clean(error.path)}: {clean(str(fault), 1000)}" for fault in error.faults)
+        for fault in error.faults:
+            whole = fault.field == "manifest" and fault.line is None
+            yield f"{clean(error.path)}: {clean(fault.reason if whole else str(fault), 1000)}"
     else:
-        yield f"Error: {clean(_sentence(error), 1000)}"
+        yield f"Error: {clean(sentence(error), 1000)}"
 
 
-def _sentence(error: Exception) -> str:
-    """Return the text of an error. An `OSError` names its file first, without the error number."""
+def sentence(error: Exception) -> str:
+    """Return the text of an error. An `OSError` names its file first, without the error number.
+
+    An `InvalidInput` about a setting names the option. The value is left out if the option has none, or is missing.
+    """
+    if isinstance(error, InvalidInput):
+        field = error.field
+        if field in SETTING_NAMES or field in ("queue", "select"):
+            field = f"--{field.replace('_', '-')}"
+        value = "" if error.value is True or error.value == "" else f" {error.value!r}"
+        is_predicate = error.reason.partition(" ")[0] in _PREDICATES
+        return f"{field}{value}{'' if is_predicate else ':'} {error.reason}"
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -106,7 +106,7 @@ def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words
         say(
             words,
             f"note: in the journal and not in the manifest: {len(removed)} ({listed(removed)}). "
-            "They are left as they are; put them back into the manifest to continue them.",
+            "They stay as they are. To continue them, put them back into the manifest.",
             "dim",
         )
 

@@ -21,7 +21,7 @@ __all__ = ["journal_app", "write_adoption"]
 journal_app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Back up a journal, forget customers, and make it smaller.",
+    help="Back up a journal, forget customers, and shrink the file.",
 )
 
 
@@ -33,7 +33,7 @@ def backup(
 ) -> None:
     """Copy a journal into a new file.
 
-    Other processes may use the journal meanwhile, and do not wait.
+    Other processes may use the journal meanwhile; they do not wait.
     """
     asyncio.run(_file(journal, "back it up with: pg_dump --schema=asyncmig").backup(to))
     size = to.stat().st_size
@@ -47,7 +47,7 @@ def backup(
 def compact(journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False) -> None:
     """Return the space of forgotten customers to the file system.
 
-    Processes that write the journal wait meanwhile: seconds for each gigabyte.
+    Meanwhile, processes that write the journal wait: some seconds for each gigabyte.
     """
     opened = _file(journal, "it reuses the space of forgotten customers by itself (autovacuum)")
     asyncio.run(_existing(opened))
@@ -66,7 +66,9 @@ def forget(
     older_than: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="DAYS", help="Also each customer that was delivered more than this many days ago."
+            min=0,
+            metavar="DAYS",
+            help="Also forget each customer that was delivered more than this many days ago.",
         ),
     ] = None,
     force: Annotated[
@@ -75,10 +77,10 @@ def forget(
     journal: JournalOption = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete all that a journal has of some customers.
+    """Delete the records of some customers from a journal.
 
-    Their sheets, and their companies at the server, remain. Remove the customers from the manifest, too: nothing
-    finds the company of a forgotten customer, so another migration with the same external id ends as unknown.
+    Their sheets, and their companies on the server, remain. Remove the customers from the manifest, too: nothing can
+    find the company of a forgotten customer, so a new migration with the same external id ends as unknown.
     """
     names = [name.strip() for name in external_ids or ()]
     forgotten = asyncio.run(_forget(journal, names, older_than, force=force))
@@ -136,9 +138,7 @@ def _check_may_go(place: JournalPlace, name: str, status: CustomerStatus | None,
     if status is None:
         raise InvalidInput("EXTERNAL_ID", name, f"is not in the journal {place}")
     if status.outcome != "delivered" and not force:
-        reason = (
-            f"is {status.outcome}, not delivered: --force forgets it, and nothing finds its company any more"
-        )
+        reason = f"is {status.outcome}, not delivered: --force forgets it anyway; then nothing can find its company"
         raise InvalidInput("EXTERNAL_ID", name, reason)
 
 

@@ -84,7 +84,7 @@ def _budget(tracker: LiveState, stats: Mapping[str, GateStatistics]) -> str:
     fullest = sorted(stats.values(), key=lambda gate: gate.used / gate.slots, reverse=True)[:_BUDGETS]
     shares = [f"{_short(gate.name)} {gate.used}/{gate.slots}" for gate in fullest if gate.used]
     sent = f"{counted(tracker.requests(), 'request')} in the last minute"
-    return f"{sent}; of the limit: {', '.join(shares)}" if shares else sent
+    return f"{sent}; used of the limit: {', '.join(shares)}" if shares else sent
 
 
 def _waits(
@@ -98,7 +98,8 @@ def _waits(
             when = wait if wait.startswith("until") else f"for {wait}"
             yield f"{_short(gate.name)}: over the limit (429), nothing is sent {when}"
         elif waiting:
-            yield f"{_short(gate.name)}: {waiting} waiting for the limit, {spoken_wait(estimate(gate.name))}"
+            requests = counted(waiting, "request")
+            yield f"{_short(gate.name)}: {requests} waiting for the limit, {spoken_wait(estimate(gate.name))}"
 
 
 def full_run_slots(slots: RunSlotsStatistics, now: float, name: Callable[[str], str] = str) -> Iterator[str]:
@@ -113,7 +114,7 @@ def full_run_slots(slots: RunSlotsStatistics, now: float, name: Callable[[str], 
     taken = len(slots.runs) + slots.others
     if slots.limit is None or (taken < slots.limit and slots.held_until is None):
         return
-    others = f", {slots.others} of them of others" if slots.others else ""
+    others = f", {slots.others} of them not ours" if slots.others else ""
     again = f"; the next try in {spoken(slots.held_until - now)}" if slots.held_until is not None else ""
     yield f"{taken} of {slots.limit} runs in progress{others}{again}"
 

@@ -62,8 +62,8 @@ def rate_option(envvar: str | None = None) -> OptionInfo:
 def limits_option(envvar: str) -> OptionInfo:
     """Return an option that takes all limits of a server."""
     words = (
-        "All limits of the server: per-endpoint, per-key, per-minute, by-class, or numbers that differ from "
-        "by-class, such as agent=50/1h,runs=5."
+        "All limits of the server, instead of --rate and --scope: per-endpoint, per-key, per-minute, by-class, or "
+        "what differs from by-class, such as agent=50/1h,runs=5."
     )
     return _option(Limits.parse, words, envvar, "LIMITS")
 
@@ -137,8 +137,9 @@ def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | Non
             callback(context, place)
         return place
 
-    words = "The state of every customer: a file, a postgresql:// URL, or an environment variable with such a URL."
-    words += " The other options default to those of its last run." if callback else ""
+    words = "Where the state of every customer is kept: a file, a postgresql:// URL, or an environment variable that "
+    words += "holds such a URL."
+    words += " Options that are not given have the values of its last run." if callback else ""
     option = typer.Option(
         help=words,
         envvar=environment_name("journal"),
@@ -171,14 +172,12 @@ ApiOption = Annotated[
     setting_option(
         "api",
         "NAME",
-        "The API generation of the server. A customer in the journal keeps the one that it has there.",
+        "The API generation of the server: companies or migrations. A customer that is in the journal keeps its own.",
     ),
 ]
 ReportOption = Annotated[
     Path | None,
-    setting_option(
-        "report", "FILE", "HTML file to write at the end: outcomes, reasons, and charts of the run."
-    ),
+    setting_option("report", "FILE", "HTML file to write at the end, with outcomes, reasons and charts."),
 ]
 
 
@@ -200,15 +199,16 @@ SelectOption = Annotated[
     str | None,
     typer.Option(
         metavar="CUSTOMERS",
-        help="Only these customers: external ids separated by commas, or status: and outcomes such as failed,parked.",
+        help="Only these customers: external ids such as acme-001,bolt-002, or status:failed,parked for all with "
+        "these outcomes.",
     ),
 ]
 QueueOption = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Let workers migrate the customers: the URL of the queue, or the environment variable that holds it. "
-        "The workers write the sheets, and use their own values of --decide, --filter and --retries unless given.",
+        help="Send the customers to workers through this queue: its URL, or the environment variable that holds it. "
+        "The workers write the sheets. They use their own --decide, --filter and --retries unless you give these.",
     ),
 ]
 ExternalId = Annotated[str, typer.Argument(metavar="EXTERNAL_ID", help="Your own id of the customer.")]

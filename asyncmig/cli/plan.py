@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from asyncmig import generations
 from asyncmig._core.limits import charged
 from asyncmig.cli.inputs import only, select, statuses_of
-from asyncmig.cli.output import clean, counted, listed, say, spoken
+from asyncmig.cli.output import clean, counted, listed, print_table, say, spoken
 from asyncmig.cli.parked import describe
 from asyncmig.cli.settings import Options, about_journal
 from asyncmig.customers.status import CustomerRecord
@@ -56,7 +54,7 @@ def print_plan(data: Console, planned: Plan, options: Options) -> None:
             say(data, f"  {file.bytes:>15,}  {file.external_id}  {clean(file.path)}")
     if planned.requests:
         data.print()
-        data.print(_requests(planned, options))
+        _print_requests(data, planned, options)
         say(data, _earliest(planned, options))
     for line in _warnings(planned, options):
         say(data, line, wrap=not line.startswith("  asyncmig "))
@@ -64,7 +62,7 @@ def print_plan(data: Console, planned: Plan, options: Options) -> None:
     if not planned.requests:
         say(data, "Nothing was sent, and nothing is left to do.")
         return
-    say(data, "Nothing was sent. Names of sources and templates are checked by the run itself. To begin:")
+    say(data, "Nothing was sent. The run itself checks the names of sources and templates. To begin:")
     say(data, f"  {options.command()}", wrap=False)
 
 
@@ -80,26 +78,27 @@ def _customers(planned: Plan) -> Iterator[str]:
             yield f"{count:,} {words}"
 
 
-def _requests(planned: Plan, options: Options) -> Table:
-    """Return a table of the requests; with named budgets also of the budgets, each with its earliest end."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("endpoint", no_wrap=True)
-    table.add_column("requests, at least", justify="right")
+def _print_requests(data: Console, planned: Plan, options: Options) -> None:
+    """Print a table of the requests, with the windows that they need or the named budgets that they charge."""
     endpoints, limits = generations.find(options.api).endpoints, options.all_limits
+    heads = ["requests, at least", "endpoint"]
     if endpoints:
-        table.add_column("limits that it charges")
+        heads.append("limits that it charges")
     elif options.limits is None:
-        table.add_column(f"windows of {options.rate.window:g} s", justify="right")
+        heads.insert(1, f"windows of {options.rate.window:g} s")
+    rows: list[list[str]] = []
     for endpoint, count in planned.requests.items():
-        more: list[str] = []
+        row = [f"{count:,}", endpoint]
         if endpoint in endpoints:
-            more = [
-                ", ".join(f"{name} {rate}" for name, rate in charged(limits, endpoints[endpoint]).items())
-            ]
-        elif options.limits is None and not endpoints:
-            more = [f"{-(-count // options.rate.limit):,}"]
-        table.add_row(endpoint, f"{count:,}", *more)
-    return table
+            rates = charged(limits, endpoints[endpoint])
+            row.append(", ".join(f"{name} {rate}" for name, rate in rates.items()))
+        elif endpoints:
+            row.append("")
+        elif options.limits is None:
+            row.insert(1, f"{-(-count // options.rate.limit):,}")
+        rows.append(row)
+    right = [head for head in heads if head not in ("endpoint", "limits that it charges")]
+    print_table(data, heads, rows, right=right)
 
 
 def _earliest(planned: Plan, options: Options) -> str:
@@ -108,16 +107,16 @@ def _earliest(planned: Plan, options: Options) -> str:
     if options.limits is None and generations.find(options.api).endpoints:
         limits = "the documented limits"
     when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
-    scarce = f" (`{planned.scarcest}` is used up first)" if planned.scarcest else ""
+    scarce = f" (`{planned.scarcest}` is the tightest limit)" if planned.scarcest else ""
     return (
-        f"\nAt {limits}, the last request is sent {when} at the earliest{scarce}, so the last customer can finish "
-        "then. The durations of imports, further polls, and the transfer of files add to that."
+        f"\nAt {limits}, the last request can be sent {when}{scarce}. The run takes longer: the durations of "
+        "imports, further polls and the transfer of files add to that."
     )
 
 
 def _warnings(planned: Plan, options: Options) -> Iterator[str]:
     if planned.parked:
-        yield f"\nParked, waiting for a decision: {_some(planned.parked)}. To see what they ask:"
+        yield f"\nParked, wait for a decision: {_some(planned.parked)}. To see what they ask:"
         yield f"  {about_journal(options.journal, 'review')}"
     if planned.destructive:
         fate = "and --decide approve approves them" if options.decide == "approve" else "if they are approved"

@@ -44,7 +44,7 @@ class DecisionFlags:
         typer.Option(
             metavar="QUESTION=OPTION",
             help="The answer to one question: an option's number, label or id, or your own text. Repeatable. With "
-            "--api companies it requires --approve.",
+            "--api companies, also give --approve.",
         ),
     ] = None
     change: Annotated[
@@ -65,7 +65,7 @@ class DecisionFlags:
         ),
     ] = False
     allow_destructive: Annotated[
-        bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or may.")
+        bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or that may.")
     ] = False
 
     @property
@@ -95,7 +95,7 @@ class DecisionFlags:
         fitting = _FITTING[shown.kind]
         if unfit := next((name for name in self._given if name not in fitting), None):
             ways = ", ".join(fitting)
-            raise InvalidInput(unfit, True, f"does not fit: {_WAITS[shown.kind]}, so give one of {ways}")
+            raise InvalidInput(unfit, True, f"does not fit: {_WAITS[shown.kind]}. Give one of {ways}")
         if self.change is not None:
             return Change(self.change)
         if self.credentials is not None:
@@ -105,7 +105,7 @@ class DecisionFlags:
         if not self.approve:
             raise InvalidInput("--answer", (self.answer or [""])[0], "requires --approve")
         if shown.is_destructive and not self.allow_destructive:
-            reason = "the proposal destroys rows, or may: --allow-destructive is needed"
+            reason = "requires --allow-destructive, because the proposal destroys rows, or may"
             raise InvalidInput("--approve", True, reason)
         return Approve(dict(_answer(each, shown) for each in self.answer or ()) or None)
 
@@ -287,7 +287,7 @@ class Reviewer:
         `last`: the last run of the journal, if known. `wait`: it is now repeated for the decided customers.
         """
         if self.left:
-            yield f"Still parked: {', '.join(self.left)}. To decide about them later:"
+            yield f"Still parked: {', '.join(self.left)}. To decide later:"
             yield f"  {about_journal(self._journal, 'review', *self.left)}"
         if wait or not (self.decided or self.recorded):
             return
@@ -341,7 +341,7 @@ class Reviewer:
             shown = await generation.questions(context, record)
         self.decided.append(record.external_id)
         reason = "someone else has decided, or its run has ended"
-        say(self._words, f"{record.external_id}: there are no questions any more: {reason}.", "yellow")
+        say(self._words, f"{record.external_id}: the run asks nothing any more: {reason}.", "yellow")
         return True
 
     def _ask(self, record: CustomerRecord, shown: NeedsAttention, place: str) -> "Decision | str":

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from asyncmig import generations
 from asyncmig._core.duration import Duration
+from asyncmig._core.limits import Limits
 from asyncmig._io.addresses import shown_url
 from asyncmig.cli.connection import ConnectionSettings
 from asyncmig.cli.options import (
@@ -67,7 +68,18 @@ DecideChoice = Literal["park", "approve-safe", "approve", "reject"]
 
 def _written(value: object) -> str:
     """Return a value as it is written on a command line."""
+    if isinstance(value, Limits):
+        return _short_limits(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _short_limits(limits: Limits) -> str:
+    """Return the shortest text from which `Limits.parse` makes these limits."""
+    full = str(limits)
+    usual = str(Limits.BY_CLASS).split(",")
+    different = ",".join(pair for pair in full.split(",") if pair not in usual)
+    texts = ("by-class", "per-minute", "per-endpoint", "per-key", different)
+    return next((text for text in texts if text and Limits.parse(text) == limits), full)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +87,15 @@ class Settings(ConnectionSettings):
     """The settings of a run: from the command line, the environment or a manifest's `[defaults]`."""
 
     out: Annotated[
-        Path, setting_option("out", "FOLDER", "Folder for EXTERNAL_ID/SHEET.csv and report.json.")
+        Path,
+        setting_option("out", "FOLDER", "Folder for the sheets (EXTERNAL_ID/SHEET.csv) and report.json."),
     ] = Path("out")
     journal: JournalOption = DEFAULT_JOURNAL
     report: ReportOption = None
     root: Annotated[
         Path | None,
         setting_option(
-            "root", "FOLDER", "Folder that all input files must lie below, after symbolic links are resolved."
+            "root", "FOLDER", "Refuse input files outside this folder. Symbolic links are resolved first."
         ),
     ] = None
     api: ApiOption = generations.DEFAULT
@@ -91,8 +104,8 @@ class Settings(ConnectionSettings):
         setting_option(
             "decide",
             "park|approve-safe|approve|reject",
-            "What to do when an import needs a decision: park (leave it to a person), approve-safe (approve unless "
-            "rows are destroyed), approve, or reject.",
+            "What to do when a run asks for a decision: park (leave it to a person), approve-safe (approve unless "
+            "rows would be lost), approve, or reject.",
         ),
     ] = "park"
     answers: Annotated[
@@ -100,25 +113,28 @@ class Settings(ConnectionSettings):
         setting_option(
             "answers",
             "FILE",
-            "TOML file with rules that answer questions of runs (--api migrations): [[answer]] tables with question, "
-            "and choose or text.",
+            "TOML file with rules that answer the questions of runs: [[answer]] tables with question, and choose or "
+            "text. Only with --api migrations.",
         ),
     ] = None
     cancel_blocked_after: Annotated[
         Duration | None,
         duration_option(
-            "Cancel a run that waits for a person after this time, to free its run slot (--api migrations): 30m.",
+            "Cancel a run that has waited for a person this long, such as 30m, to free its run slot. Only with "
+            "--api migrations.",
             environment_name("cancel_blocked_after"),
         ),
     ] = None
     filter: Annotated[
         RowFilter,
-        setting_option("filter", "valid|all", "Rows to download: valid leaves out rows with a bad cell."),
+        setting_option(
+            "filter", "valid|all", "Rows to download: valid leaves out rows with a bad cell, all keeps them."
+        ),
     ] = "valid"
     retries: Annotated[
         int,
         setting_option(
-            "retries", "N", "How often a failed import is started again with the same files.", least=0
+            "retries", "N", "How often to start a failed import again with the same files.", least=0
         ),
     ] = 0
     deliver_rejected: Annotated[
@@ -135,8 +151,8 @@ class Settings(ConnectionSettings):
         setting_option(
             "if_changed",
             "ignore|refuse|import-again",
-            "What to do if files of a delivered or parked customer have changed: ignore (note it), refuse, or "
-            "import-again, which may append rows to those of the first import.",
+            "What to do if the files of a delivered or parked customer have changed: ignore (print a note), refuse, "
+            "or import-again (may append rows to those of the first import).",
         ),
     ] = "ignore"
     when_held: Annotated[
@@ -144,23 +160,23 @@ class Settings(ConnectionSettings):
         setting_option(
             "when_held",
             "return|wait",
-            "What to do with a customer that another process holds: return (leave it pending), or wait until it is "
-            "free and continue it.",
+            "What to do with a customer that another process works on: return (leave it pending), or wait (until the "
+            "process releases it, and then continue it).",
         ),
     ] = "return"
     concurrency: Annotated[
-        int, setting_option("concurrency", "N", "The most customers to migrate at the same time.", least=1)
+        int, setting_option("concurrency", "N", "The most customers in progress at the same time.", least=1)
     ] = 500
     max_duration: Annotated[
         Duration | None,
         duration_option(
-            "Stop like Ctrl-C after this time: 90s, 45m, 1h30m.", environment_name("max_duration")
+            "Stop like Ctrl-C after this time, such as 90s, 45m or 1h30m.", environment_name("max_duration")
         ),
     ] = None
     stop_after_failures: Annotated[
         int | None,
         setting_option(
-            "stop_after_failures", "N", "Stop like Ctrl-C when this many customers have failed.", least=1
+            "stop_after_failures", "N", "Stop like Ctrl-C after this many customers have failed.", least=1
         ),
     ] = None
 
@@ -203,7 +219,9 @@ class Display:
 
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print events as JSON, one per line, on stdout; messages go to stderr."),
+        typer.Option(
+            "--json", help="Print events as JSON on stdout, one object per line. Messages go to stderr."
+        ),
     ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print only customers that are not delivered.")
@@ -211,7 +229,7 @@ class Display:
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Print each step of each customer; with --json also each request."
+            "--verbose", "-v", help="Print each step of each customer; with --json, also each request."
         ),
     ] = False
 
@@ -222,7 +240,7 @@ def about_journal(journal: JournalPlace, command: str, *words: str) -> str:
     return shlex.join(["asyncmig", command, *words, *option])
 
 
-_SETTING_NAMES = [field.name for field in fields(Settings)]
+SETTING_NAMES = [field.name for field in fields(Settings)]
 
 
 def _from_manifest(context: typer.Context, manifest: Path) -> Path:
@@ -248,11 +266,11 @@ def _settings_of(manifest: Path) -> dict[str, str]:
 
 def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
     for name, value in defaults.items():
-        if name not in _SETTING_NAMES:
+        if name not in SETTING_NAMES:
             yield ManifestFault(
                 line=None,
                 field=f"defaults.{name}",
-                reason=f"is not a setting; there are {', '.join(_SETTING_NAMES)}",
+                reason=f"is not a setting; there are {', '.join(SETTING_NAMES)}",
             )
         elif not isinstance(value, str | int | float):
             reason = f"must be a string, a number, true or false: {value!r}"
@@ -263,7 +281,8 @@ ManifestArgument = Annotated[
     Path,
     typer.Argument(
         metavar="MANIFEST",
-        help="CSV with the columns external_id, name, source, templates, files; or TOML with [[company]].",
+        help="The customers: CSV with the columns external_id, name, source, templates and files; or TOML with "
+        "[[company]].",
         is_eager=True,  # its [defaults] are the defaults of the other options
         callback=_from_manifest,
     ),
@@ -323,7 +342,7 @@ class Options(Settings):
 
 def given(context: typer.Context) -> frozenset[str]:
     """Return the names of the settings that the command line, the environment or a file sets."""
-    return frozenset(name for name in _SETTING_NAMES if source_of(context, name) != "default")
+    return frozenset(name for name in SETTING_NAMES if source_of(context, name) != "default")
 
 
 def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:

@@ -45,18 +45,20 @@ class SimOptions:
     seed: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Seed for ids and durations of imports; it is also part of the API key."
+            min=0,
+            metavar="N",
+            help="Seed for ids and for durations of imports. It is also part of the API key.",
         ),
     ] = 1
     speed: Annotated[
-        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times faster.")
+        float, typer.Option(min=0.01, metavar="FACTOR", help="Run the clock this many times as fast.")
     ] = 1.0
     pace: Annotated[
         float,
         typer.Option(
             min=0.0,
             metavar="FACTOR",
-            help="Imports take this many times as long on that clock: 0.1 makes them ten times as short.",
+            help="Make imports take this many times as long on that clock: 0.1 makes them ten times shorter.",
         ),
     ] = 1.0
     api: Annotated[str, typer.Option(metavar="companies|migrations", help="The API generation to serve.")] = (
@@ -66,7 +68,7 @@ class SimOptions:
         str | None,
         typer.Option(
             metavar="LIMITS",
-            help="With --api migrations: by-class, per-minute, per-endpoint, per-key, or numbers as in "
+            help="The limits with --api migrations: by-class, per-minute, per-endpoint, per-key, or numbers such as "
             "agent=50/1h,runs=5.",
         ),
     ] = None
@@ -92,7 +94,7 @@ class SimOptions:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="File for all requests, one JSON object per line; the last line is the verdict.",
+            help="File to write all requests to, one JSON object per line. The last line is the verdict.",
         ),
     ] = None
     cert: Annotated[
@@ -273,8 +275,8 @@ async def serve_until_interrupted(
                 data.file.flush()
             if is_unread():
                 return
-            clients = "" if options.speed == 1 else f", for clients with --speed {options.speed:g}"
-            say(words, f"The simulator serves until Ctrl-C{clients}.", "dim")
+            clients = "" if options.speed == 1 else f" Give its clients --speed {options.speed:g}."
+            say(words, f"The simulator runs until Ctrl-C.{clients}", "dim")
             await interrupted.wait()
         verdict = world.verdict(asyncio.get_running_loop().time())
         if options.ledger is not None:
@@ -298,4 +300,4 @@ def _print_verdict(
     say(
         words, f"{len(ledger.entries):,} requests received, {ledger.over_the_limit:,} of them over the limit."
     )
-    say(words, f"What the clients did wrong: {verdict}.")
+    say(words, f"Verdict on the clients: {verdict}.")

@@ -98,8 +98,8 @@ def blocking_words(rows: Iterable[CustomerStatus]) -> str:
     names = sorted(clean(row.external_id) for row in rows if row.holds_run_slot)
     if not names:
         return ""
-    waits, keeps = ("waits", "keeps") if len(names) == 1 else ("wait", "each keep")
-    return f"{listed(names, 10)} {waits} for a person, and {keeps} one of the account's run slots until then."
+    keeps = "waits for a person and keeps" if len(names) == 1 else "wait for a person and each keep"
+    return f"{listed(names, 10)} {keeps} one of the account's run slots until then."
 
 
 def by_reason(rows: Sequence[CustomerStatus]) -> list[list[CustomerStatus]]:
@@ -228,7 +228,7 @@ def figures(ended: RunResult) -> list[tuple[str, str]]:
         words = (
             f"{counted(count, 'file')} of {counted(len(with_bad), 'customer')} {contain} rows with a bad cell"
         )
-        lines.append(("warning", f"{words}: the server does not leave them out"))
+        lines.append(("warning", f"{words}, because the server does not leave them out"))
     return lines
 
 
@@ -255,20 +255,20 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         yield from again("The API key was refused. Set a valid one in VERN_API_KEY, then continue")
     elif ended.account_refused:
         yield from again(
-            "The account may not start work: the server answered 403. Settle that, then continue"
+            "The account may not start runs: the server answered 403. Clear that up with the provider, then continue"
         )
     elif "pending" in outcomes:
         why = f" ({clean(ended.reason)})" if ended.reason else ""
         yield from again(f"Not finished{why}. {_where_it_continues(ended)}")
     if options.when_held == "return" and any(row.pending_reason == "held" for row in ended.customers):
-        text = "Another process works on some customers. To wait for it, and continue them then"
+        text = "Another process works on some customers. To wait for it and then continue them"
         yield from again(text, when_held="wait")
     if "parked" in outcomes:
         yield blocking_words(ended.customers) or "Parked customers wait for a decision."
         if ended.is_recorded:
             yield from look("To see what each asks, and to decide", "review")
         else:
-            yield "What each asks is in the workers' journal: give its database as --journal, also to later runs."
+            yield "The workers' journal has what each asks: give its database as --journal, also to later runs."
         approval = _APPROVAL[options.api == generations.DEFAULT].get(options.decide)
         if approval is not None:
             yield from again(*approval)
@@ -280,9 +280,7 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
         else:
             yield "If a company has to be adopted, that must be written to the workers' journal."
     if "failed" in outcomes:
-        yield from again(
-            "A failed customer is imported again when its files have changed. Correct them, then"
-        )
+        yield from again("A failed customer is imported again if its files have changed. Correct them, then")
         text, select = "Or, to import them again as they are", "status:failed"
         yield from (
             look(text, "retry", "--select", select) if ended.is_recorded else again(text, select=select)
@@ -308,5 +306,5 @@ def _where_it_continues(ended: RunResult) -> str:
     if not ended.queue:
         return "Imports continue at the server. To continue here"
     if ended.connected:
-        return "The workers go on with what was submitted. To follow it"
+        return "The workers continue what was submitted. To follow it"
     return "This run submitted nothing to the workers. To submit it"

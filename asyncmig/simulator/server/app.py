@@ -144,9 +144,9 @@ async def _send_stream(
 ) -> web.StreamResponse:
     """Send the new bytes of a stream every second, until it ends, the client leaves, or the fault cuts it."""
     response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
     left = fault.cut_to if fault.cut_to is not None else fault.truncated_to
     try:
+        await response.prepare(request)
         while True:
             new = stream.read(asyncio.get_running_loop().time())
             await response.write(new if left is None else new[:left])
