@@ -28,7 +28,7 @@ def test_companies_has_no_answers_and_says_so_before_a_request(
         for plan in ((), ("--plan",)):
             result = cli("run", manifest, *at, *option, *plan)
             assert result.code == 2, option
-            assert option[0][2:].replace("-", "_") in result.err
+            assert option[0] in result.err
             assert "'companies'" in result.err
     assert simulator.count() == 0
     assert not list(tmp_path.glob("fleet.db*"))
@@ -41,9 +41,9 @@ def test_faults_of_the_file_are_named_before_a_request(
     at = ("--base-url", simulator.base_url)
     result = cli("run", customers(acme=GOOD), *at, "--answers", "answers.toml")
     assert result.code == 2
-    assert "answers='answers.toml': entry 1: question='(': is not a regular expression" in result.err
+    assert "--answers 'answers.toml': entry 1: question='(': is not a regular expression" in result.err
     result = cli("run", customers(acme=GOOD), *at, "--answers", "none.toml")
-    assert "answers='none.toml': cannot be read: No such file or directory" in result.err
+    assert "--answers 'none.toml' cannot be read: No such file or directory" in result.err
     assert simulator.count() == 0
 
 

@@ -61,7 +61,7 @@ def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
 def test_the_demo_of_the_second_generation_ends_as_planned(cli: Cli, tmp_path: Path) -> None:
     result = cli("demo", "--api", "migrations", "--customers", "6", "--speed", "120")
     assert result.code == 0, result.out + result.err
-    assert "The documented limits let one customer an hour begin." in result.err
+    assert "The documented limits allow one new customer an hour" in result.err
     assert "all 6 customers ended as planned: outcomes, reasons and row counts" in result.out
     assert "the rules in answers.toml answered" in result.out
     assert "no faults" in result.out

@@ -43,7 +43,7 @@ def test_the_account_is_asked_for_its_templates_once(
         "  warning: Name: is required, and empty in 1 row (line 3)",
         "bolt  bolt.csv: 2 rows, 2 columns, utf-8, most like Contacts (2 columns of the same name)",
     ]
-    assert "2 files of 2 customers: 3 warnings. The server maps and judges by itself" in result.err
+    assert "2 files of 2 customers: 3 warnings. The server decides, and may accept" in result.err
     assert simulator.count() == simulator.count("GET /templates") == 1
 
 
@@ -98,7 +98,7 @@ def test_without_a_key_only_the_files_are_looked_at(
     customers(acme=BAD, bolt=b"a;b\n1;\xe9\n")
     result = cli("check", "customers.csv", "--head", "1")
     assert result.code == 0
-    assert "without VERN_API_KEY or --templates FILE headers and cells are not judged" in result.err
+    assert "without VERN_API_KEY or --templates FILE, only the files themselves are checked" in result.err
     assert "acme  acme.csv: 1 row read, 2 columns, utf-8\n" in result.out
     assert "is not UTF-8: byte 0xe9 at offset 6, on line 2; it may be cp1252" in result.out
     assert "separated by semicolons" in result.out

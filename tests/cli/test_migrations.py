@@ -71,7 +71,7 @@ def test_5_what_is_parked_is_shown_with_the_commands_that_decide(
     scripts = {"acme": asks(CURRENCY, Question(text="Why?")), "cafe": script(Block(credentials=CREDENTIALS))}
     result = run(account(scripts=scripts), acme=GOOD, bolt=FLAWED, cafe=GOOD)
     assert result.code == 5
-    assert "acme, cafe wait for a person, and each keep one of the account's run slots" in result.out
+    assert "acme, cafe wait for a person and each keep one of the account's run slots" in result.out
     assert "Or, to import each preview without a flagged cell:" in result.out
     known = statuses(cli)
     assert [known[name]["holds_run_slot"] for name in ("acme", "bolt", "cafe")] == [True, False, True]
@@ -132,7 +132,7 @@ def test_a_label_without_regard_to_case_and_a_number_are_answers(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("acme", "--approve"), "the run asks questions, so give one of --answer, --cancel, --reject"),
+        (("acme", "--approve"), "the run asks questions. Give one of --answer, --cancel, --reject"),
         (("acme", "--change", "x"), "the run asks questions"),
         (("acme", "--answer", "q1=GBP"), "is not one of"),
         (("acme", "--answer", "q9=EUR"), "is not a question of this run"),
@@ -285,14 +285,12 @@ def test_doctor_and_the_plan_know_the_limits_of_the_generation(
     assert run(world, acme=GOOD).code == 4
     after = cli("doctor", *at)
     assert after.code == 4
-    assert "the server answered 403 to the start of work for 1 customer" in after.out
+    assert "the server answered 403 to the start of runs of 1 customer" in after.out
     planned = cli(
         "run", customers(acme=GOOD, bolt=GOOD), "--api", "migrations", "--plan", "--journal", "new.db"
     )
-    assert re.search(r"POST /migrations +2 +create 1/1h, writes 10/60s", planned.out)
-    assert (
-        "At the documented limits, the last request is sent after 1 h 00 min at the earliest" in planned.out
-    )
+    assert re.search(r"2 +POST /migrations +create 1/1h, writes 10/60s", planned.out)
+    assert "At the documented limits, the last request can be sent after 1 h 00 min" in planned.out
 
 
 def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
@@ -352,7 +350,7 @@ def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> 
     world = account(plan=False)
     result = run(world, acme=GOOD, bolt=GOOD)
     assert result.code == 4
-    assert "The account may not start work: the server answered 403" in result.out
+    assert "The account may not start runs: the server answered 403" in result.out
     assert not world.migrations
 
 

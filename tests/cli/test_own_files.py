@@ -209,7 +209,7 @@ def test_a_manifest_where_sheets_are_delivered_is_refused(
     (tmp_path / "acme").mkdir()
     result = run(manifest("acme/Contacts.csv", acme="../data/acme.csv"), "--out", ".")
     assert (result.code, simulator.count()) == (2, 0)
-    assert "manifest=" in result.err
+    assert "manifest " in result.err
 
 
 @pytest.mark.parametrize("glob", ["*", "*.csv", "**/*", "**/*.csv", "[a-z]*"])
@@ -362,6 +362,6 @@ def test_inputs_lie_below_the_root(
     (tmp_path / "work/in/link.csv").unlink()
     missing = run(path, "--root", "none")
     assert (missing.code, simulator.count()) == (2, 0)
-    assert "root='none': is not a folder" in missing.err
+    assert "--root 'none' is not a folder" in missing.err
     if "*" in files:
         assert run(path, *args).code == 0

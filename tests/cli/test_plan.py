@@ -60,7 +60,7 @@ def test_it_knows_what_was_done_and_what_would_destroy_rows(
     sent = simulator.count()
     words = cli("run", manifest, "--plan").out
     assert "1 to continue, 1 delivered already, 1 failed already" in words
-    assert "Parked, waiting for a decision: bolt." in words
+    assert "Parked, wait for a decision: bolt." in words
     (line,) = [line for line in words.splitlines() if line.startswith("  bolt: ")]
     assert set(line.removeprefix("  bolt: ").split("; ")) == {"dedup_keep_first by Email"}, line
     assert "not imported again while their files stay the same: cafe." in words
@@ -91,4 +91,4 @@ def test_the_plan_of_the_second_generation_names_the_scarcest_budget(
     assert planned["seconds"] == 29 * 3600.0
     assert planned["scarcest"] in ("create", "generate")
     told = cli("run", manifest, "--plan", "--api", "migrations").out
-    assert "after 29 h 00 min at the earliest" in " ".join(told.split())
+    assert "the last request can be sent after 29 h 00 min" in " ".join(told.split())

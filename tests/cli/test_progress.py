@@ -124,7 +124,7 @@ async def test_customers_whose_attempts_fail_are_shown_until_they_recover(termin
     [
         (("a", "b"), 0, None, []),
         (("a", "b", "c"), 0, None, ["3 of 3 runs in progress"]),
-        (("a",), 2, 160.0, ["3 of 3 runs in progress, 2 of them of others; the next try in 1 min 00 s"]),
+        (("a",), 2, 160.0, ["3 of 3 runs in progress, 2 of them not ours; the next try in 1 min 00 s"]),
     ],
 )
 def test_full_run_slots_are_shown(

@@ -165,7 +165,7 @@ def test_review_explains_each_key_and_prints_the_command_for_the_rest(
         terminal.wait_for("  r  send a rejection")
         terminal.type("q\n")
         assert terminal.end() == 5
-    assert "Still parked: bolt. To decide about them later:\n  asyncmig review bolt\n" in terminal.text
+    assert "Still parked: bolt. To decide later:\n  asyncmig review bolt\n" in terminal.text
     printed = cli("review", "bolt").out
     commands = [line.split()[1:] for line in printed.splitlines() if line.startswith("    asyncmig ")]
     assert [("--approve" in each, "--reject" in each, "--answer" in each) for each in commands] == [

@@ -55,7 +55,7 @@ def test_5_in_a_pipe_it_prints_what_is_asked(cli: Cli, parked: Path, simulator: 
 def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulator: Simulator) -> None:
     refused = cli("review", "acme", "--approve")
     assert refused.code == 2
-    assert "--allow-destructive is needed" in refused.err
+    assert "requires --allow-destructive" in refused.err
     assert decisions(simulator) == 0
     sent = cli("review", "acme", "--approve", "--answer", "fq0=a", "--allow-destructive")
     assert sent.code == 0

@@ -47,8 +47,8 @@ def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        ("acm", "'acm': is not in customers.csv; did you mean 'acme'?"),
-        ("acme,zzzz", "'zzzz': is not in customers.csv"),
+        ("acm", "'acm' is not in customers.csv; did you mean 'acme'?"),
+        ("acme,zzzz", "'zzzz' is not in customers.csv"),
         ("status:faild", "is not an outcome; the outcomes are delivered, failed, parked, unknown, pending"),
         ("status:", "selects nothing"),
         (",", "selects nothing"),
