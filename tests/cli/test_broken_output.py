@@ -22,7 +22,7 @@ Customers = Callable[..., Path]
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    with serving(RunDurations(queued=1.0, base=1500.0, per_row=0.0, sigma=0.0)) as simulator:
+    with serving(RunDurations(queued=1.0, base=150_000.0, per_row=0.0, sigma=0.0)) as simulator:
         yield simulator
 
 

@@ -6,10 +6,8 @@ import os
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,13 +15,17 @@ import msgspec
 import pytest
 
 from asyncmig import Fleet, Journal, Parked, Spec
+from asyncmig.cli import status
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.failures import LastFailure
+from asyncmig.jobs.status import Readable, follow
+from asyncmig.journal import JournalEvent
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.testing import Simulator as InProcess
 
 from .conftest import KEY, SPEED, Cli, Simulator, serving
+from .test_interrupts import started, still_running
 
 GOOD, LATIN = b"Email,Name\na@x.de,A\n", b"Email,Name\na@x.de,Caf\xe9\n"
 Customers = Callable[..., Path]
@@ -160,23 +162,30 @@ def test_2_what_is_not_a_journal_is_refused_and_stays_as_it_is(
 
 
 def test_while_another_process_works_it_is_seen_and_followed(
-    cli: Cli, customers: Customers, slow: Simulator, tmp_path: Path
+    cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = customers(acme=GOOD)
-    arguments = ["run", str(manifest), "--speed", str(SPEED), "--base-url", slow.base_url]
-    with subprocess.Popen(
-        [sys.executable, "-m", "asyncmig", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "VERN_API_KEY": KEY},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        deadline = time.perf_counter() + 20
-        while not slow.count("GET /companies") and time.perf_counter() < deadline:
-            time.sleep(0.02)
+    """The import runs until `watch` has read the journal once, however slow this computer is."""
+    polled, followed = threading.Event(), threading.Event()
+
+    def until_it_is_followed(request: Request) -> Reply | None:
+        running = still_running(request)
+        if running is not None:
+            polled.set()
+        return None if followed.is_set() else running
+
+    def following(journal: Readable, *, after: int) -> AsyncIterator[JournalEvent]:
+        followed.set()
+        return follow(journal, after=after)
+
+    monkeypatch.setattr(status, "follow", following)
+    simulator.intercept = until_it_is_followed
+    arguments = ["run", str(customers(acme=GOOD)), "--speed", str(SPEED), "--base-url", simulator.base_url]
+    with started(arguments, tmp_path) as process:
+        assert polled.wait(40), process.poll()
         (line,) = map(json.loads, cli("status", "--json").out.splitlines())
         watched = cli("watch", "--json")
-        assert process.wait(20) == 0
+        _, err = process.communicate()
+    assert process.returncode == 0, err
     assert (line["outcome"], line["step"]) == ("pending", "running")
     assert f"process {process.pid} on " in line["held_by"]
     assert watched.code == 0

@@ -26,7 +26,7 @@ SPEED = float(os.environ.get("WORKERS_SPEED", "20"))
 HEARTBEAT = 4
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc"),
-    pytest.mark.timeout(900 if CUSTOMERS > 50 else 120),
+    pytest.mark.timeout(900 if CUSTOMERS > 50 else 300),  # a machine may be busy
 ]
 CLEAN = (
     "lost_companies",

@@ -74,8 +74,7 @@ def done(simulator: Simulator[Any], name: str) -> list[str]:
     return [kind for kind, _ in simulator.world.migration(name).accepted]
 
 
-@pytest.mark.parametrize("window", ["fixed", "sliding"])
-@pytest.mark.parametrize("kills", [0, 6])
+@pytest.mark.parametrize(("kills", "window"), [(0, "fixed"), (0, "sliding"), (6, "sliding")])
 def test_thirty_customers_take_about_thirty_hours_and_nothing_happens_twice(
     kills: int, window: str, tmp_path: Path
 ) -> None:
