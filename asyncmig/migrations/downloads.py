@@ -198,10 +198,15 @@ async def _fetch_job(fetch: Fetch, sheet: Sheet, part: Part, job: ExportJob) -> 
 
 
 async def _check(fetch: Fetch, part: Part, expected: Expected) -> None:
-    """Raise `TruncatedDownload` unless the file can be the complete sheet: its rows, and the end of its last line."""
+    """Raise `TruncatedDownload` unless the file can be the complete sheet: its rows, and the end of its last line.
+
+    A file without even a header, or without that end, counts if the same bytes come twice.
+    """
     await in_thread(part.check, expected.check)
     state = fetch.context.kept(ClientState)
-    if state.ends_lines and not part.ends_with_line_end:
+    if part.is_empty:
+        await in_thread(part.check_unended_line)
+    elif state.ends_lines and not part.ends_with_line_end:
         await in_thread(part.check_unended_line)
         state.ends_lines = False
 

@@ -185,11 +185,19 @@ class Starter:
             raise _unknown(point, "the run is blocked, and its id is not known") from None
 
     async def _find(self, point: StartPoint) -> Run | None:
+        unknown: UnknownOutcome | None = None
         for look in range(PREVIEW_LOOKS):
             if look:
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            if run := await self._look(point):
-                return run
+            try:
+                if run := await self._look(point):
+                    return run
+            except UnknownOutcome as error:
+                if error.__cause__ is not None:  # the server could not be checked
+                    raise
+                unknown = error  # a later look may tell
+        if unknown is not None:
+            raise unknown
         return None
 
     async def _point(self, body: RunBody) -> StartPoint:

@@ -180,6 +180,11 @@ class Part:
         return True
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no byte came, not even of a header."""
+        return not self._size
+
+    @property
     def ends_with_line_end(self) -> bool:
         """Whether the last line has a line end, also in UTF-16 and UTF-32. True for an empty file."""
         return not self._size or self._tail.rstrip(b"\0").endswith(b"\n")
@@ -189,7 +194,8 @@ class Part:
         Blocks."""
         _, digest = self.recounted()
         if not self._repeats.came_before(self.sheet, digest):
-            raise self._repeats.wrong(TruncatedDownload(self.sheet, "its last line has no line end"), digest)
+            reason = "it is empty" if self.is_empty else "its last line has no line end"
+            raise self._repeats.wrong(TruncatedDownload(self.sheet, reason), digest)
 
     def broken_off(self, error: NoAnswer) -> AsyncmigError:
         """Return the error for a body that broke off. It is final if the same bytes have arrived eight times.

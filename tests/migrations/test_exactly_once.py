@@ -1,11 +1,12 @@
 """A start, an answer and an upload are never repeated while the first may have been processed."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
 from asyncmig import ServerError, UnknownOutcome
-from asyncmig.migrations import Preview, Questions
+from asyncmig.migrations import Preview, Questions, Report
 
 from .conftest import Opens
 from .server import QUESTION, Account, Json, Reply
@@ -124,3 +125,29 @@ async def test_a_file_that_may_have_arrived_is_not_sent_again(opens: Opens, acco
         with pytest.raises(ServerError):
             await migration.upload(b"a\n1\n", name="a.csv")
     assert len(account.files) == 1
+
+
+async def test_a_lost_execution_whose_preview_is_gone_is_found_once_the_log_is_settled(
+    opens: Opens, account: Account
+) -> None:
+    def start(body: Json, query: object) -> Reply:
+        account.run_id = "run-2" if body["kind"] == "execute" else "run-1"
+        return account.start(body)
+
+    def log(body: object, query: Mapping[str, str]) -> Reply:
+        reply = account.log(query)
+        is_settled = reply.status == 200
+        return reply if is_settled else Reply(409, {"error": "not settled", "status": "awaiting_approval"})
+
+    account.log_hides_preview = True
+    account.steps["execute"] = [(40.0, account.steps["execute"][0][1])]
+    account.routes["POST", "/migrations/m1/runs"] = start
+    account.routes["GET", "/migrations/m1/log"] = log
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        ended = Reply(200, {"run_id": "run-1", "status": "awaiting_approval"})
+        account.routes["GET", "/migrations/m1/runs/run-1"] = lambda body, query: ended
+        account.routes["GET", "/migrations/m1/preview"] = lambda body, query: Reply(404, {"error": "gone"})
+        account.fault = lambda method, path, n: "lost" if method == "POST" and path.endswith("runs") else None
+        assert isinstance(await (await migration.execute()).wait(), Report)
+    assert account.starts() == ["generate", "execute"]

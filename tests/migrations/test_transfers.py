@@ -173,6 +173,18 @@ async def test_a_body_whose_last_cell_was_cut_short_is_fetched_again(
     assert account.count("GET", "contacts.csv") == 4
 
 
+async def test_a_body_without_a_header_is_fetched_again(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
+    bodies = iter(["", "Name,Email\r\n"])
+    account.routes["GET", "/migrations/m1/exports/contacts.csv"] = lambda body, query: Reply(
+        200, next(bodies).encode(), {"X-Total-Records": "0"}
+    )
+    async with opens() as migration:
+        files = await migration.download(to=tmp_path, sheets=["contacts"])
+    assert (files[0].rows, files[0].size) == (0, 12)
+
+
 async def test_a_body_that_breaks_off_is_fetched_again(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
