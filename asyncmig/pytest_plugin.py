@@ -26,8 +26,7 @@ async def test_a_customer_is_set_up(asyncmig_simulator, asyncmig_session):
 The marker takes the arguments of `asyncmig.testing.Simulator`: `api` (the generation, `"companies"` or
 `"migrations"`), `customers` (`Parks(...)` or `Fails(...)` by external id), `faults`, `variants` (behaviour that the
 API's contract does not define), `pace`, `limit`, `seed` and others. If several markers set an option, the closest one
-applies.
-With `api="migrations"`, annotate the fixture as `Simulator[asyncmig.simulator.migrations.World]`.
+applies. With `api="migrations"`, annotate the fixture as `Simulator[asyncmig.simulator.migrations.World]`.
 
 The fixtures are synchronous functions, so they work with pytest-asyncio, anyio's plugin and `asyncio.run`.
 Without a virtual clock, a customer takes about half a second. The guide shows the tests of a FastAPI service.

@@ -43,7 +43,7 @@ class Endpoint:
     template: str
     """Path below the base URL, with `{placeholders}` for ids. Ids are not part of the endpoint.
 
-    A template that is one placeholder, such as `{upload_url}`, stands for a URL that the server names.
+    A template that is one placeholder, such as `{upload_url}`, represents a URL that the server names.
     """
     repeat: Repeat
     doubtful_refusals: frozenset[int] = frozenset()

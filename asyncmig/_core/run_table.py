@@ -53,7 +53,7 @@ class RunTable:
         """Identifies the table in its store. It changes when the store has lost the table."""
         self.runs: dict[str, HeldSlot] = {}
         self.others: int = 0
-        """The runs of other users of the account, as far as a 429 showed them."""
+        """The number of runs of other users of the account. Only a 429 shows them."""
         self.refused: int = 0
         """The number of 429s."""
         self.tries: int = 0

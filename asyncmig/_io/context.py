@@ -37,7 +37,8 @@ class UnwrittenEntries:
     entries: tuple[UnwrittenEntry, ...]
 
     def missing(self, state: bytes | None) -> tuple[UnwrittenEntry, ...]:
-        """Return the entries that a journal with this state lacks; none if another process wrote meanwhile."""
+        """Return the entries that are missing in a journal with this state; none if another process has written
+        since."""
         states = [self.before, *(entry.state for entry in self.entries)]
         return self.entries[states.index(state) :] if state in states else ()
 

@@ -83,8 +83,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     def json(self, kind: type[T] | type[object] = object) -> T | object:
         """Return the decoded body, as `kind` if given: a msgspec struct, a dataclass, `dict[str, int]`, ...
 
-        NaN, infinities and values that are nested deeper than 100 levels become null.
-        Raises `UnexpectedReply` for a body that is not JSON, or not of that kind.
+        NaN, infinities and values that are nested deeper than 100 levels become null. Raises `UnexpectedReply` for a
+        body that is not JSON, or not of that kind.
         """
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return msgspec.json.decode(self.content, type=kind)

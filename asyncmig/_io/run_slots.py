@@ -131,11 +131,6 @@ class RunSlots:
             self._not_before = float("-inf")
             self._wake()
 
-    @property
-    def all_wait_for_people(self) -> bool:
-        """Whether every slot is held by a known run that waits for a person."""
-        return self._table.is_stuck
-
     def statistics(self) -> RunSlotsStatistics:
         """Return a snapshot."""
         table, now = self._table, self._now()

@@ -171,7 +171,7 @@ class SendLog:
         self._append(_Entry(kind, budget, self._now(), self._keep(kind, window or self._window)), slot)
 
     def hold(self, budget: str, seconds: float) -> None:
-        """Append that a budget is held for so many seconds of the loop's clock."""
+        """Append that a budget is held for `seconds` of the loop's clock."""
         if budget.isprintable():
             self._append(_Entry("held", budget, self._now(), int(seconds / self._speed) + 1), "")
 

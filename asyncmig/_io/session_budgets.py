@@ -137,8 +137,10 @@ class SessionBudgets:
             gate.resume((), held_for=held_for)
 
     def _earlier(self, name: str) -> list[EarlierSlot]:
-        """Return the slots of earlier processes in a budget, and in the budget of the whole key, if they had that
-        one."""
+        """Return the slots of earlier processes in a budget.
+
+        An earlier process may have counted by key and this one by endpoint, or the reverse.
+        """
         if self._log is None:
             return []
         names = (None,) if name == BY_KEY else (name, BY_KEY)

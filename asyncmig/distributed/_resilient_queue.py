@@ -105,7 +105,7 @@ class AnyQueue(Queue):
         return job.status is Status.ABORTED and job.error == self.swept_error_message
 
     async def abandon(self) -> None:
-        """Close what a failed `connect` opened. The queue cannot be used again."""
+        """Close the connections that a failed `connect` has opened. The queue cannot be used again."""
         await self.disconnect()
 
 

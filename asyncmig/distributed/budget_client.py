@@ -29,9 +29,10 @@ _POLLS_PER_WINDOW = 12
 """The least number of attempts to get a slot in a window, because another process may have returned one unused."""
 _SHORTEST_WAIT = 0.001
 _MOST_LOSSES = 8
-"""A store that has lost its data so often within one window counts as unavailable: each loss pauses all requests."""
+"""After so many losses of data within one window, a store counts as unavailable, because each loss pauses
+requests."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
-"""Real seconds between attempts while offline. In any longest pause, every process makes an attempt."""
+"""Real seconds between attempts while offline. Within the longest pause, every process makes one."""
 _FINAL_REPORT_TIMEOUT = 1.0
 """Real seconds for the last reports when the client closes."""
 

@@ -102,7 +102,7 @@ class SharedBudget(NamedTuple):
 
 
 def name_of_set(budgets: Sequence[SharedBudget]) -> str:
-    """Return what the stores call the requests that charge these budgets; empty for a single one."""
+    """Return the name that stores give to a set of budgets; empty for a single budget."""
     return "+".join(each.name for each in budgets) if len(budgets) > 1 else ""
 
 

@@ -25,8 +25,8 @@ seconds on the event loop's clock, so that the events of one session form one ti
 step, and further ones at intervals that double. `Recovered` states that the step has succeeded.
 
 The logger `asyncmig` receives the same events. It prints nothing until you configure logging. Requests have the level
-DEBUG; holds, runs and migrations INFO; stalled runs and failed attempts WARNING. Each log record has the event's
-fields as attributes, and its name as the attribute `event`.
+DEBUG; holds, runs and migrations INFO; stalled runs, blocked run slots and failed attempts WARNING. Each log record
+has the event's fields as attributes, and its name as the attribute `event`.
 """
 
 from asyncmig.events.delivery import Events, EventStream, EventT

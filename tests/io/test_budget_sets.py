@@ -364,7 +364,7 @@ class TestRunsThatWaitForAPerson:
             runs.waits_for_person(person.run, person.look)
         waiting = asyncio.create_task(use(gate, run="c"))
         await asyncio.sleep(1.0)
-        assert runs.all_wait_for_people
+        assert runs.statistics().waits_for_person == ("a", "b")
         assert [event.runs for event in told] == [("a", "b")]
         assert await waiting == pytest.approx(480.0)
         assert people[0].looks == [60.0, 180.0, 480.0]
