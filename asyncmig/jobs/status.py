@@ -96,7 +96,7 @@ async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
     return status_of_known(known, (await journal.activity(external_id)).get(external_id))
 
 
-async def read_records(journal: "_States") -> dict[str, CustomerRecord]:
+async def read_records(journal: Readable) -> dict[str, CustomerRecord]:
     """Return the record of each customer, the oldest first. Raises `JournalError` if the journal cannot be read.
 
     A record that this version cannot use is not `is_readable`, and its outcome is `Failed` with the reason.
@@ -193,7 +193,3 @@ async def follow(journal: Readable, *, after: int = 0, every: float = 1.0) -> As
             yield event
         idle = 0 if busy or events else idle + 1
         await asyncio.sleep(every)
-
-
-class _States(Protocol):
-    async def states(self) -> dict[str, bytes]: ...

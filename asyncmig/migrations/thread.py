@@ -37,7 +37,6 @@ from asyncmig.migrations.wire import Question
 
 __all__ = [
     "BEGINNING",
-    "DONE",
     "Connected",
     "Disconnected",
     "Done",
@@ -115,9 +114,6 @@ class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 @final
 class Done:
     """The stream said that no run is active and that all events were sent. That may be too early."""
-
-
-DONE = Done()
 
 
 @final
@@ -238,7 +234,7 @@ class ThreadStream:
             await asyncio.gather(task, return_exceptions=True)
 
     async def events(self, *, after: int) -> AsyncGenerator[Event | Done]:
-        """Yield each event after a sequence once, and `DONE` each time the stream says so; without an end."""
+        """Yield each event after a sequence once, and `Done` each time the stream says so; without an end."""
         waiting: deque[Event | Done | Exception] = deque()
         wake, has_gap = asyncio.Event(), False
 
@@ -335,7 +331,7 @@ class ThreadStream:
         if frame.event == "done":
             last = _read(body, _Last)
             if last is None or (last.last_sequence or 0) <= max(self.position, 0):
-                self._tell(DONE)
+                self._tell(Done())
             return False
         event = _read(body, Event)
         if event is None:

@@ -33,8 +33,6 @@ from asyncmig.transfers.content import Content, Progress, content_of
 from asyncmig.transfers.uploads import PutTarget, content_type_of, send_content
 
 __all__ = [
-    "MOST_DOCUMENTS",
-    "MOST_FILES",
     "Item",
     "ToUpload",
     "Uploaded",
@@ -45,7 +43,7 @@ __all__ = [
     "upload_contents",
 ]
 
-MOST_FILES, MOST_DOCUMENTS = 400, 5
+_MOST_FILES, _MOST_DOCUMENTS = 400, 5
 """How many files, and how many of them PDF or Word documents, one run may read."""
 _LISTED_AFTER = 10.0
 """Seconds before a file is looked for again that the list lacks: a read may lag behind a write."""
@@ -93,11 +91,11 @@ def default_type(name: str) -> str:
 def check_limits(names: Iterable[str]) -> None:
     """Raise `InvalidInput` for more files than one run may read."""
     found = list(names)
-    if len(found) > MOST_FILES:
-        raise InvalidInput("files", len(found), f"are more than the {MOST_FILES} files that a run may read")
+    if len(found) > _MOST_FILES:
+        raise InvalidInput("files", len(found), f"are more than the {_MOST_FILES} files that a run may read")
     documents = sum(Path(name).suffix.lower() in _DOCUMENTS for name in found)
-    if documents > MOST_DOCUMENTS:
-        reason = f"are more than the {MOST_DOCUMENTS} PDF or Word documents that a run may read"
+    if documents > _MOST_DOCUMENTS:
+        reason = f"are more than the {_MOST_DOCUMENTS} PDF or Word documents that a run may read"
         raise InvalidInput("files", documents, reason)
 
 

@@ -22,9 +22,9 @@ from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.record import is_delivered
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["LOG_DATA", "LOG_TEXT", "Delivery"]
+__all__ = ["Delivery"]
 
-LOG_DATA, LOG_TEXT = "log.json", "log.md"
+_LOG_DATA, _LOG_TEXT = "log.json", "log.md"
 _AWAY = 3
 """How often the log is requested while the server refuses it: it may not be available at all in the region."""
 _BETWEEN = 10.0
@@ -110,9 +110,9 @@ class Delivery:
 
     def _write_log(self, content: bytes, text: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._folder / LOG_DATA, content)
+        write_whole(self._folder / _LOG_DATA, content)
         if text:
-            write_whole(self._folder / LOG_TEXT, text.encode())
+            write_whole(self._folder / _LOG_TEXT, text.encode())
 
 
 async def _read_log(migration: Migration) -> tuple[bytes, str]:
