@@ -4,37 +4,33 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from asyncmig._core.duration import Duration, parse_duration
 from asyncmig.errors import InvalidInput
-from asyncmig.simulator.server.settings import RunDurations
 
-from .conftest import KEY, SPEED, Cli, Simulator, serving
+from .conftest import KEY, SPEED, Cli, Simulator
+from .test_interrupts import still_running
 
 GOOD, LATIN = b"Email,Name\na@x.de,A\n", b"Email,Name\na@x.de,Caf\xe9\n"
 Customers = Callable[..., Path]
 
 
-@pytest.fixture
-def slow() -> Iterator[Simulator]:
-    with serving(RunDurations(queued=1.0, base=120.0, per_row=0.0, sigma=0.0)) as simulator:
-        yield simulator
-
-
-def test_75_after_so_long(cli: Cli, customers: Customers, slow: Simulator, tmp_path: Path) -> None:
-    arguments = ("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", slow.base_url)
-    result = cli(*arguments, "--max-duration", "1m")
+def test_75_after_so_long(cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path) -> None:
+    simulator.intercept = still_running
+    arguments = ("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", simulator.base_url)
+    result = cli(*arguments, "--max-duration", "2m")
     assert result.code == 75
-    assert "Ending early: it took 1m, as long as --max-duration allows." in result.err
-    assert "Not finished (it took 1m, as long as --max-duration allows)" in result.out
-    assert "--max-duration 1m" in result.out  # the line that goes on
+    assert "Ending early: it took 2m, as long as --max-duration allows." in result.err
+    assert "Not finished (it took 2m, as long as --max-duration allows)" in result.out
+    assert "--max-duration 2m" in result.out  # the line that goes on
     row = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"][0]
     assert row["outcome"] == "pending"
     assert row["ids"]["run"]
+    simulator.intercept = lambda request: None
     assert cli(*arguments).code == 0
 
 

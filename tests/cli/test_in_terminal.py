@@ -12,6 +12,7 @@ from asyncmig.simulator.server.settings import RunDurations
 
 from .conftest import KEY, SPEED, Simulator, serving
 from .terminal import Terminal
+from .test_interrupts import still_running
 
 Customers = Callable[..., Path]
 GOOD = b"Email,Name\na@x.de,A\n"
@@ -41,10 +42,11 @@ def piped(
 
 
 def test_a_terminal_shows_how_far_it_is_and_ctrl_c_ends_in_order(
-    slow: Simulator, customers: Customers
+    simulator: Simulator, customers: Customers
 ) -> None:
+    simulator.intercept = still_running
     manifest = customers(acme=GOOD, bolt=GOOD)
-    with Terminal(arguments(slow, manifest), manifest.parent, VERN_API_KEY=KEY) as terminal:
+    with Terminal(arguments(simulator, manifest), manifest.parent, VERN_API_KEY=KEY) as terminal:
         terminal.wait_for("0 of 2 done")
         terminal.wait_for("2 running")
         terminal.wait_for("of the limit:")

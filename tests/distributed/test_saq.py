@@ -108,6 +108,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
     return Place(url, prefix, tmp_path)
 
 
+ON_REDIS = pytest.mark.parametrize("place", ["redis"], indirect=True)
+ON_POSTGRES = pytest.mark.parametrize("place", ["postgres"], indirect=True)
+"""For tests of what does not depend on the queue's server: one of the two is enough."""
+
+
 def run(main: Coroutine[object, object, None]) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(30 * SPEED):
@@ -129,6 +134,7 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(1.0)
 
 
+@ON_REDIS
 def test_customers_that_share_a_folder_are_refused(place: Place) -> None:
     async def main() -> None:
         one, other = customers(place.folder / "in", 2)
@@ -162,6 +168,7 @@ def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(
     run(main())
 
 
+@ON_POSTGRES
 def test_a_wrong_spec_is_one_failure_and_two_of_one_customer_are_refused(place: Place) -> None:
     async def main() -> None:
         good, other, outside = customers(place.folder / "in", 3)
@@ -192,6 +199,7 @@ def test_a_wrong_spec_is_one_failure_and_two_of_one_customer_are_refused(place: 
     run(main())
 
 
+@ON_REDIS
 def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again(place: Place) -> None:
     async def main() -> None:
         (spec,) = specs = parks(place)
@@ -215,6 +223,7 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
     run(main())
 
 
+@ON_POSTGRES
 def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
@@ -250,6 +259,7 @@ def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -
     assert (verdict.duplicate_companies, verdict.duplicate_imports) == (0, 0)
 
 
+@ON_REDIS
 def test_a_queue_without_a_journal_says_what_it_lacks(place: Place) -> None:
     async def main() -> None:
         async with MigrationQueue(place.url, name=place.name) as queue:
@@ -259,6 +269,7 @@ def test_a_queue_without_a_journal_says_what_it_lacks(place: Place) -> None:
     run(main())
 
 
+@ON_REDIS
 def test_what_is_asked_for_travels_with_a_job_and_the_rest_is_the_workers(place: Place) -> None:
     async def main() -> None:
         specs = parks(place)
@@ -465,6 +476,7 @@ def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
     run(main())
 
 
+@ON_POSTGRES
 def test_secrets_of_a_destination_are_the_workers_and_never_the_queues(place: Place) -> None:
     secrets = {"destination": {"base_url": "https://crm.example", "auth": {"token": "very-secret"}}}
     asked: list[str] = []
@@ -488,6 +500,7 @@ def test_secrets_of_a_destination_are_the_workers_and_never_the_queues(place: Pl
     run(main())
 
 
+@ON_REDIS
 def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
