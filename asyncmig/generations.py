@@ -68,6 +68,9 @@ class Generation(Protocol):
             if getattr(spec, name) is not None:
                 raise InvalidInput(name, "***", f"is not supported by the API generation {self.name!r}")
 
+    async def check_unchanged(self, spec: Spec, record: CustomerRecord) -> None:
+        """Raise `InvalidInput` for files that `if_changed="refuse"` refuses: they were imported and have changed."""
+
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         """Return the content of a state that this generation wrote. Raises `ValueError` if it cannot be decoded."""
         ...

@@ -67,8 +67,9 @@ class MigrationOptions:
     rows. None: no run is canceled. Only in "migrations"."""
     if_changed: IfChanged = "ignore"
     """What to do if files of a delivered or parked customer have changed since their import began. `"ignore"` keeps
-    the outcome, with a note that is also logged. `"refuse"` returns `Failed` with the names of the files, and the
-    journal keeps the outcome. `"import_again"` imports the files again, for a parked customer after a rejection; the
+    the outcome, with a note that is also logged. `"refuse"` raises `InvalidInput` with the names of the files from
+    `migrate` and `Fleet.accept`, and gives this customer of a fleet a `Failed` outcome; the journal keeps the
+    outcome. `"import_again"` imports the files again, for a parked customer after a rejection; the
     server may append their rows to those of the first import. "migrations" refuses that: it cannot replace files."""
     root: Path | str | None = None
     """A folder that must contain all files, after symbolic links are resolved."""

@@ -46,7 +46,7 @@ from asyncmig.distributed._resilient_queue import real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, UsageError
 from asyncmig.jobs.customers import CustomerMethods, parked_as_shown
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
-from asyncmig.jobs.migrate import pending
+from asyncmig.jobs.migrate import check_unchanged, pending
 from asyncmig.jobs.runners import decision_for
 from asyncmig.journal import DatabaseJournal, Instruction, JournalPort, open_journal
 
@@ -130,8 +130,8 @@ class MigrationQueue(CustomerMethods):
         `options`: its fields that differ from their defaults override the workers' options. `keywords`: single fields
         of `MigrationOptions`; they override the workers' options with any value, and take precedence over `options`.
 
-        Raises `InvalidInput` for a wrong spec, for wrong options, and for a function as `decide`, which a queue
-        cannot store; `QueueUnavailable`.
+        Raises `InvalidInput` for a wrong spec, for wrong options, for changed files that the given option
+        `if_changed="refuse"` refuses, and for a function as `decide`, which a queue cannot store; `QueueUnavailable`.
         """
         asked = self._overrides(options, keywords)
         spec, refused = generations.check_spec(self._generation, spec)
@@ -139,6 +139,8 @@ class MigrationQueue(CustomerMethods):
             raise refused
         spec.validate(root=self._root)
         _check_no_secret(spec)
+        if asked.get("if_changed") == "refuse":
+            await check_unchanged(self._generation, spec, self._opened_journal())
         return await self._instruct_and_enqueue(
             spec, Work.of(spec, self._generation.name).wanted("run"), asked
         )

@@ -30,6 +30,7 @@ from asyncmig.jobs.admission import Admission, Cancellations
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
 from asyncmig.jobs.customers import CustomerMethods, decide_when_free
 from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
+from asyncmig.jobs.migrate import check_unchanged
 from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.jobs.turns import Turns, largest_first
@@ -195,13 +196,16 @@ class Fleet(AsyncOnly, CustomerMethods):
     async def accept(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Do what `submit` does; return once the journal has the customer: then `resume` continues it after a crash.
 
-        Raises `InvalidInput` for wrong values and missing files, and `JournalError`.
+        Raises `InvalidInput` for wrong values, for missing files, and for changed ones that `if_changed="refuse"`
+        refuses; `JournalError`.
         """
         self._guard.loop()
         spec, refused = generations.check_spec(self._generation, spec)
         if refused is not None:
             raise refused
         await in_thread(partial(spec.validate, root=self._options.root))
+        if self._options.if_changed == "refuse":
+            await check_unchanged(self._generation, spec, self._journal)
         future = self.submit(spec)
         if (under_way := self._submitted.get(spec.external_id)) is not None:
             await under_way.record()

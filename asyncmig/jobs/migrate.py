@@ -12,8 +12,9 @@ from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.files import FilesChanged
 from asyncmig.customers.options import MigrationCall, MigrationKeywords, MigrationOptions, combined
-from asyncmig.customers.outcome import Outcome, Pending, PendingReason
+from asyncmig.customers.outcome import Delivered, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.customers.spec import Spec, failed
 from asyncmig.errors import InvalidInput, JournalError
@@ -23,7 +24,7 @@ from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.session import Session, context_of
 
-__all__ = ["adopt", "migrate", "migrate_claimed", "pending"]
+__all__ = ["adopt", "check_unchanged", "migrate", "migrate_claimed", "pending"]
 
 _log = logging.getLogger("asyncmig")
 
@@ -45,7 +46,8 @@ async def migrate(
     `migrate(session, spec, journal=journal, to="out", decide="approve_safe", retries=1)`. `api`: the API generation.
 
     A delivered customer is not migrated again. A file of the spec that lies in `to` is refused, because a sheet could
-    replace it. Raises `InvalidInput` for wrong options, `JournalError` if the journal cannot be used, and its
+    replace it. Raises `InvalidInput` for wrong options, and for changed files that `if_changed="refuse"` refuses;
+    `JournalError` if the journal cannot be used, and its
     subclass `CustomerHeld` if another process works on this customer. Every other fault is an `Outcome`.
     """
     options = combined(options, keywords)
@@ -56,6 +58,8 @@ async def migrate(
     spec, refused = generations.check_spec(generation, spec)
     if refused is not None:
         return failed(spec, refused)
+    if options.if_changed == "refuse":
+        await check_unchanged(generation, spec, journal)
     instruction = await take_up(journal, spec.external_id)
     call = MigrationCall(spec=spec, to=folder, options=options, inputs=Inputs())
     outcome = await migrate_claimed(generation, context_of(session), journal, call)
@@ -78,6 +82,20 @@ async def adopt(
     customer.
     """
     return await generations.find(api).adopt(journal, external_id, company_id)
+
+
+async def check_unchanged(generation: Generation, spec: Spec, journal: JournalPort) -> None:
+    """Raise `InvalidInput` for files that `if_changed="refuse"` refuses; `JournalError`."""
+    state = await journal.state(spec.external_id)
+    record = None if state is None else generations.read(spec.external_id, state)
+    if record is None or record.api != generation.name or not isinstance(record.outcome, Delivered | Parked):
+        return
+    try:
+        await generation.check_unchanged(spec, record)
+    except FilesChanged:
+        raise
+    except InvalidInput as error:  # the migration needs files that cannot be read only if no run has started
+        _log.debug("%s: %s", spec.external_id, error)
 
 
 async def migrate_claimed(

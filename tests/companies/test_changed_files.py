@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig import Delivered, Failed, InvalidInput, MemoryJournal, Parked, Spec, migrate
+from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Parked, Spec, migrate
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.simulator import World
 
@@ -46,7 +46,15 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
                 "approve" if if_changed == "import_again" else "park"
             )  # a second import may append its rows
             options = MigrationOptions(if_changed=if_changed, decide=decide)  # type: ignore[arg-type]
-            second = await migrate(session, spec, journal=journal, to=to, options=options)
+            if if_changed == "refuse":
+                with pytest.raises(InvalidInput, match=r"contacts\.csv.*keeps its outcome"):
+                    await migrate(session, spec, journal=journal, to=to, options=options)
+                async with Fleet(session, journal=journal, to=to, options=options) as fleet:
+                    with pytest.raises(InvalidInput, match=r"contacts\.csv.*keeps its outcome"):
+                        await fleet.accept(spec)
+                    (second,) = [outcome async for outcome in fleet.run([spec])]
+            else:
+                second = await migrate(session, spec, journal=journal, to=to, options=options)
         if if_changed == "ignore":
             assert type(second) is type(first)
             assert CHANGED in second.notes

@@ -374,9 +374,8 @@ async def test_added_files_are_generated_anew_and_changed_ones_are_refused(tmp_p
     assert isinstance(await customer.run(), Parked)
     assert customer.done() == ["generate", "generate"]
     customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "x@x.org,A,B,1\n", deals=DEALS)
-    refused = await customer.run(decide="approve", if_changed="refuse")
-    assert isinstance(refused, Failed)
-    assert "neither replace nor remove" in refused.error
+    with pytest.raises(InvalidInput, match="neither replace nor remove"):
+        await customer.run(decide="approve", if_changed="refuse")
     outcome = await customer.run(decide="approve")
     assert isinstance(outcome, Delivered)
     assert any("not imported again: contacts.csv" in note for note in outcome.notes)

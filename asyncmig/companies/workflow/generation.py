@@ -16,7 +16,7 @@ from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import Template
 from asyncmig.companies.workflow import creation, decisions
 from asyncmig.companies.workflow.journal_words import words_of
-from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran
+from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran, refused_change
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
@@ -87,6 +87,10 @@ class CompaniesGeneration:
             raise InvalidInput("connection", spec.connection.source_key, reason)
         if spec.connections is not None:
             checked_connections(spec.connections)
+
+    async def check_unchanged(self, spec: Spec, record: CustomerRecord) -> None:
+        if refused := refused_change(cast(Record, record.details), await read_inputs(spec.files)):
+            raise refused
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))

@@ -9,6 +9,7 @@ arguments: it repeats only requests that are safe to repeat.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard, final
@@ -36,7 +37,7 @@ from asyncmig.journal import ClaimPort
 from asyncmig.records.policy import decide_by_policy
 from asyncmig.records.workflow import Workflow
 
-__all__ = ["CustomerMigration", "nothing_ran"]
+__all__ = ["CustomerMigration", "nothing_ran", "refused_change"]
 
 _UPLOADS_KEEP = 1800.0
 """Wall-clock seconds after which the files of an import that was not started are uploaded again."""
@@ -113,9 +114,8 @@ class CustomerMigration(Workflow[Record]):
             await self._new_epoch(files, changed, retried=0)
         elif choice == "ignore" or not isinstance(outcome, Delivered | Parked):
             self._note_not_imported(changed)
-        elif choice == "refuse":
-            reason = "changed since the import began; the customer keeps its outcome: restore them, or import again"
-            raise FilesChanged("files", changed, reason)
+        elif choice == "refuse" and (refused := refused_change(self._keeper.record, files)):
+            raise refused
         else:
             if isinstance(outcome, Parked):
                 await reject_run(self._context, self._keeper)
@@ -311,6 +311,15 @@ def _check_fits(asked: NeedsAttention, decision: Decision) -> None:
     checked_decision(decision, SUPPORTED, API)
     if isinstance(decision, Approve):
         check_answers(asked, decision.answers or {})
+
+
+def refused_change(record: Record, files: Sequence[FileInput]) -> FilesChanged | None:
+    """Return the error for changed files of a delivered or parked customer; None if there are none."""
+    changed = ", ".join(record.changed_files(files)) if record.files and record.import_requested else ""
+    if not changed or not isinstance(record.outcome, Delivered | Parked):
+        return None
+    reason = "changed since the import began; the customer keeps its outcome: restore them, or import again"
+    return FilesChanged("files", changed, reason)
 
 
 def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:

@@ -27,11 +27,11 @@ from asyncmig.migrations.workflow import preparation
 from asyncmig.migrations.workflow.attention import SUPPORTED
 from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
 from asyncmig.migrations.workflow.journal_words import words_of
-from asyncmig.migrations.workflow.migrate import CustomerMigration
+from asyncmig.migrations.workflow.migrate import CustomerMigration, refused_change
 from asyncmig.migrations.workflow.operations import open_run
 from asyncmig.migrations.workflow.record import Record, read_record
 from asyncmig.records.commands import adopt_resource
-from asyncmig.records.record import customer_record, is_delivered
+from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
 __all__ = ["MigrationsGeneration"]
 
@@ -95,6 +95,10 @@ class MigrationsGeneration:
             reason = f"is not supported by the API generation {self.name!r}, which exports to no destination"
             raise InvalidInput("connections", "***", reason)
         check_limits(path.name for path in spec.files)
+
+    async def check_unchanged(self, spec: Spec, record: CustomerRecord) -> None:
+        if refused := refused_change(cast(Record, record.details), await read_inputs(spec.files)):
+            raise refused
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))

@@ -7,6 +7,7 @@ was killed or cancelled anywhere continues when it is called again with the same
 generated twice: a start that may have been sent is looked up on the server before it is sent again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -27,7 +28,7 @@ from asyncmig.migrations.workflow.record import Record, keeper_of
 from asyncmig.migrations.workflow.run_driver import RunDriver
 from asyncmig.records.workflow import Workflow
 
-__all__ = ["CustomerMigration"]
+__all__ = ["CustomerMigration", "refused_change"]
 
 
 @final
@@ -91,8 +92,11 @@ class CustomerMigration(Workflow[Record]):
         if files is None:
             return
         changed = record.changed_files(files) if record.files else []
+        refused = refused_change(record, files)
+        if refused is not None and not self._may_keep(record):
+            raise refused
         if record.report is not None and changed:
-            self._take_changed(", ".join(changed))
+            self._note_not_imported(", ".join(changed))
         elif changed and record.upload_sent:
             await self._take_added(record, files)
         elif changed or (not record.files and files):
@@ -102,27 +106,15 @@ class CustomerMigration(Workflow[Record]):
         if not keeper.record.migration_id:
             keeper.record = keeper.record.with_spec(spec)
 
-    def _take_changed(self, changed: str) -> None:
-        """Note that changed files of an executed run are not imported, or raise `FilesChanged`."""
-        if self._options.if_changed == "ignore":
-            self._note_not_imported(changed)
-            return
-        reason = "changed since the import began, and this API cannot replace files; the customer keeps its outcome"
-        raise FilesChanged("files", changed, reason)
+    def _may_keep(self, record: Record) -> bool:
+        """Return whether changed files may stay as they were imported."""
+        return self._options.if_changed == "ignore" and (record.report is not None or record.run_goes_on)
 
     async def _take_added(self, record: Record, files: tuple[FileInput, ...]) -> None:
-        """Record files that are new. A file that was uploaded and has changed since is noted, or refused."""
-        known, given = {_mark_of(file) for file in record.files}, {_mark_of(file) for file in files}
-        lost = {name for name, _ in known - given}
-        replaced = ", ".join(sorted(lost))
-        if replaced and self._options.if_changed == "ignore" and record.run_goes_on:
-            self._note_not_imported(replaced)
-        elif replaced:
-            reason = (
-                "changed since they were uploaded, and this API can neither replace nor remove files: restore them, "
-                "or use another external id; the customer keeps its outcome"
-            )
-            raise FilesChanged("files", replaced, reason)
+        """Record files that are new. Note those that were uploaded and have changed since."""
+        known, lost = {_mark_of(file) for file in record.files}, _lost(record, files)
+        if lost:
+            self._note_not_imported(", ".join(sorted(lost)))
         added = [file for file in files if (mark := _mark_of(file)) not in known and mark[0] not in lost]
         if not added:
             return
@@ -165,6 +157,29 @@ class CustomerMigration(Workflow[Record]):
             existed=False,
             outcome=None,
         )
+
+
+def refused_change(record: Record, files: Sequence[FileInput]) -> FilesChanged | None:
+    """Return the error for changed files of a customer, which this API cannot replace; None if there are none."""
+    if not record.files:
+        return None
+    if record.report is not None:
+        changed = record.changed_files(files)
+        reason = "changed since the import began, and this API cannot replace files; the customer keeps its outcome"
+    else:
+        changed = sorted(_lost(record, files)) if record.upload_sent else []
+        reason = (
+            "changed since they were uploaded, and this API can neither replace nor remove files: restore them, "
+            "or use another external id; the customer keeps its outcome"
+        )
+    return FilesChanged("files", ", ".join(changed), reason) if changed else None
+
+
+def _lost(record: Record, files: Sequence[FileInput]) -> set[str]:
+    """Return the names of recorded files that are not there, or have another content."""
+    return {
+        name for name, _ in {_mark_of(file) for file in record.files} - {_mark_of(file) for file in files}
+    }
 
 
 def _mark_of(file: FileInput) -> tuple[str, str]:
