@@ -264,27 +264,37 @@ def test_a_temporal_activity_beats_and_is_tried_again(
     run(main, monkeypatch)
 
 
-async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(names: Names) -> None:
-    """Replay a history as a server would send it: no package has a server, but the client has Temporal's core."""
+@pytest.mark.parametrize("activity_name", ["migrate_activity", "migrate_activity_2"])
+async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(
+    names: Names, activity_name: str
+) -> None:
+    """Replay a history as a server would send it: no package has a server, but the client has Temporal's core.
+
+    A history with another activity fails the replay.
+    """
     pytest.importorskip("temporalio")
     from temporalio.api.enums.v1 import EventType
     from temporalio.api.history.v1 import HistoryEvent
     from temporalio.client import WorkflowHistory
     from temporalio.converter import default
     from temporalio.worker import Replayer
+    from temporalio.workflow import NondeterminismError
 
     arguments = {"payloads": await default().encode([{"id": "acme", "files": ["contacts.csv"]}, None])}
     result = {"payloads": await default().encode(["Delivered"])}
     queue = {"name": "migrations"}
     task = {"scheduled_event_id": 2}, {"scheduled_event_id": 2, "started_event_id": 3}
+    compares_names = {
+        "sdk_metadata": {"core_used_flags": [1]}
+    }  # without it, Temporal's core accepts any activity
     last = {"scheduled_event_id": 8}, {"scheduled_event_id": 8, "started_event_id": 9}
     begun = {"workflow_type": {"name": "MigrateCustomer"}, "task_queue": queue, "input": arguments}
-    activity = {"activity_id": "1", "activity_type": {"name": "migrate_activity"}, "input": arguments}
+    activity = {"activity_id": "1", "activity_type": {"name": activity_name}, "input": arguments}
     story: list[tuple[str, Names]] = [
         ("workflow_execution_started", {**begun, "original_execution_run_id": "run"}),
         ("workflow_task_scheduled", {"task_queue": queue}),
         ("workflow_task_started", task[0]),
-        ("workflow_task_completed", task[1]),
+        ("workflow_task_completed", {**task[1], **compares_names}),
         ("activity_task_scheduled", {**activity, "workflow_task_completed_event_id": 4}),
         ("activity_task_started", {"scheduled_event_id": 5}),
         ("activity_task_completed", {"scheduled_event_id": 5, "started_event_id": 6, "result": result}),
@@ -303,4 +313,8 @@ async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(
         for number, (kind, attributes) in enumerate(story, start=1)
     ]
     replayer = Replayer(workflows=[names["MigrateCustomer"]])
-    await replayer.replay_workflow(WorkflowHistory("acme", events))
+    replayed = await replayer.replay_workflow(WorkflowHistory("acme", events), raise_on_replay_failure=False)
+    if activity_name == "migrate_activity":
+        assert replayed.replay_failure is None
+    else:
+        assert isinstance(replayed.replay_failure, NondeterminismError)
