@@ -219,6 +219,9 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
             assert last.outcome == "delivered"
             with pytest.raises(InvalidInput, match="asks nothing now: it is delivered"):
                 await queue.decide(spec.external_id, Approve())
+            spec.files[0].write_text("Email,Name\nnew@x.org,New\n", encoding="utf-8")
+            with pytest.raises(InvalidInput, match="keeps its outcome"):
+                await queue.submit(spec, if_changed="refuse")
 
     run(main())
 
