@@ -1,6 +1,6 @@
 """The gate beside what people use today: makespan and 429s on servers that count differently, and what a slot costs.
 
-    python benchmarks/limiter.py [--quick] [--seeds N] [--only NAME]
+    python benchmarks/limiter.py [--quick] [--slow] [--seeds N] [--only NAME]
 
 Each client gets the same calls, the same server, the same latencies (median 0.15 s) on a virtual clock, and does
 what the contract says after a 429: wait a second or two, and again. The makespan is given as a ratio to what a client
@@ -25,7 +25,7 @@ from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCoun
 HOPELESS_429S = 2000
 HOPELESS_SECONDS = 3 * 3600.0
 SLOW = "throttled-py"
-"""Wakes everybody who waits, each time one may go: two minutes for a thousand callers. Not part of `--quick`."""
+"""Wakes everybody who waits, each time one may go: two minutes for a thousand callers. Only with `--slow`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +166,19 @@ def table(cases: list[Case], clients: dict[str, Callable[[Random], Client]], see
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="two seeds, fewer waiters, without throttled-py: under a minute"
+        "--quick", action="store_true", help="one seed, fewer waiters: about a minute; all: about five"
     )
-    parser.add_argument("--seeds", type=int, default=0, help="runs behind each number (default 5; quick: 2)")
+    parser.add_argument(
+        "--slow", action="store_true", help="also throttled-py, which takes two minutes a run"
+    )
+    parser.add_argument("--seeds", type=int, default=0, help="runs behind each number (default 5; quick: 1)")
     parser.add_argument("--only", default="", help="only clients whose name contains this")
     options = parser.parse_args()
-    seeds = options.seeds or (2 if options.quick else 5)
+    seeds = options.seeds or (1 if options.quick else 5)
     clients = {
         name: make
         for name, make in CLIENTS.items()
-        if options.only in name and not (options.quick and name == SLOW)
+        if options.only in name and (name != SLOW or options.slow)
     }
     began = time.perf_counter()
     print(f"Makespan / bound (429s), 1,000 calls at once, mean of {seeds} runs\n")
