@@ -53,7 +53,7 @@ class SheetFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MigrationProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a customer is, in numbers; null where they are not known."""
+    """The progress of a customer in numbers; null if a number is not known."""
 
     bytes_sent: int | None = None
     """Bytes of the input files that were uploaded; each file counts when it is complete."""

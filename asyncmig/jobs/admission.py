@@ -160,7 +160,7 @@ class Admission:
             self._idle.set_result(None)
 
     async def stop(self, customer: CustomerTask) -> None:
-        """End the work for a customer without an outcome; its future is left to the caller."""
+        """End the work for a customer without an outcome; the caller sets its future."""
         if customer.future.done():
             return
         customer.is_canceled = True

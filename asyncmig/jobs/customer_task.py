@@ -73,7 +73,7 @@ class CustomerTask:
     ) -> None:
         """`instruction`: what the journal has about the customer, or gets now unless `is_recorded`.
 
-        `context`: in whose copies its tasks run. `turns`: the order of the customers that begin together. `known`:
+        `context`: its tasks run in copies of it. `turns`: the order of the customers that begin together. `known`:
         what the journal has of a customer that continues without a spec of the caller.
         """
         self._fleet, self._turns = fleet, turns
@@ -88,13 +88,13 @@ class CustomerTask:
         """Whether the journal has the instruction. From then on, a cancel instruction in the journal is a
         newer one."""
         self.is_canceled: bool = False
-        """Whether the work was stopped; then the caller of that sets the result of `future`."""
+        """Whether the work was stopped; then the code that stopped it sets the result of `future`."""
         self.held: Pending | None = None
         """The outcome while another process holds the customer."""
         self.task: asyncio.Task[Outcome | None] | asyncio.Task[None] | None = None
 
     def is_other(self, spec: Spec) -> bool:
-        """Return whether `spec` differs from the one under way, as far as the journal has kept that one."""
+        """Return whether `spec` differs from the one under way, in the fields of that one that the journal has."""
         if self._known is None:
             return self.spec != spec
         kept, given = Work.of(self.spec, "").spec, Work.of(spec, "").spec
@@ -126,7 +126,7 @@ class CustomerTask:
     async def run(self) -> Outcome | None:
         """Migrate the customer, and delete the instruction. Raises `JournalError`.
 
-        Returns None while another process holds the customer, if that is to be waited for: `held` is set then.
+        Returns None if the fleet waits for another process that holds the customer; then `held` is set.
         """
         fleet, spec, options = self._fleet, self.spec, self._fleet.options
         outcome = await self._ended_elsewhere() if self._has_waited else None
@@ -175,7 +175,7 @@ class CustomerTask:
             self._turns.end(self._place)
 
     async def _ended_elsewhere(self) -> Outcome | None:
-        """Return the outcome to which another process has brought a customer that is only to be continued.
+        """Return the outcome that another process has reached for a customer that this fleet only continues.
 
         That process may have delivered the sheets to a folder of another host.
         """

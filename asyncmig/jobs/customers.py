@@ -141,7 +141,7 @@ class CustomerMethods(ABC):
         if status.held_by is not None:
             raise CustomerHeld("the journal", external_id, status.held_by)
         if status.outcome != "delivered" and not force:
-            reason = f"is not delivered ({status.outcome}); with force=True it is forgotten all the same"
+            reason = f"is not delivered ({status.outcome}); with force=True it is forgotten anyway"
             raise InvalidInput("external_id", external_id, reason)
         await journal.forget(external_id)
 

@@ -70,7 +70,7 @@ class OwnFiles:
         return [(what, path) for what, path in named if path is not None]
 
     def kind_of(self, path: Path) -> str | None:
-        """Return what a file is that is no input, such as "the manifest"; None if it may be an input."""
+        """Return what a file is if it cannot be an input, such as "the manifest"; None if it may be one."""
         identity = file_id(path)
         if identity is None:
             return None

@@ -1,4 +1,4 @@
-"""The API generation "migrations", as the registry of generations knows it."""
+"""The API generation "migrations" as an implementation of `Generation`."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
