@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Hashable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -31,7 +30,7 @@ from asyncmig._io.gate import Gate, GateStatistics
 from asyncmig._io.poller import Poller
 from asyncmig._io.reply import Reply
 from asyncmig._io.run_slots import RunSlots, RunSlotsStatistics
-from asyncmig._io.session_budgets import SessionBudgets
+from asyncmig._io.session_budgets import SessionBudgets, budgets_by_route, route_shape
 from asyncmig._io.transport import Timeouts, Transport
 from asyncmig._io.watch import fresh
 from asyncmig.companies import routes as company_routes
@@ -347,33 +346,15 @@ def context_of(session: Session) -> SessionContext:
     return session._context  # pyright: ignore[reportPrivateUsage]
 
 
-def _shape(endpoint: Endpoint) -> tuple[str, str]:
-    return endpoint.method, re.sub(r"\{[^}]*\}", "{}", endpoint.template)
-
-
-def _named_budgets() -> Mapping[tuple[str, str], tuple[str, ...]]:
-    """Return the named budgets of each known route, by its method and its template without the names of ids.
-
-    If a route has named budgets in one API generation and none in another, it is left out: requests to it charge a
-    budget of their own.
-    """
-    routes = [each for each in vars(migration_routes).values() if isinstance(each, Endpoint)]
-    others = {_shape(each) for each in vars(company_routes).values() if isinstance(each, Endpoint)}
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for each in routes:
-        if (
-            shape := _shape(each)
-        ) not in others:  # several endpoints may have this route: all of their budgets
-            found[shape] = tuple(dict.fromkeys((*found.get(shape, ()), *each.budgets)))
-    return found
-
-
-_NAMED_BUDGETS = _named_budgets()
+_NAMED_BUDGETS = budgets_by_route(
+    [each for each in vars(routes).values() if isinstance(each, Endpoint)]
+    for routes in (company_routes, migration_routes)
+)
 
 
 def _budgets_of(endpoint: Endpoint) -> tuple[str, ...]:
     """Return the named budgets that a request to a route charges."""
-    return _NAMED_BUDGETS.get(_shape(endpoint), ())
+    return _NAMED_BUDGETS.get(route_shape(endpoint), ())
 
 
 @lru_cache

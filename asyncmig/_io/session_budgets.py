@@ -1,7 +1,8 @@
 """The budgets of one session: the gate of each endpoint, and the slots of earlier processes with the same key."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from asyncmig._io.threads import in_thread
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import Events
 
-__all__ = ["SessionBudgets"]
+__all__ = ["SessionBudgets", "budgets_by_route", "route_shape"]
 
 _Rates = tuple[tuple[str, Rate], ...]
 
@@ -168,3 +169,31 @@ class SessionBudgets:
 def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:
     for name, rate in rates.items():
         log.note(kind, name, slot, window=rate.window)
+
+
+def route_shape(endpoint: Endpoint) -> tuple[str, str]:
+    """Return the method of an endpoint, and its route template without the names of ids."""
+    return endpoint.method, re.sub(r"\{[^}]*\}", "{}", endpoint.template)
+
+
+def budgets_by_route(
+    generations: Iterable[Iterable[Endpoint]],
+) -> Mapping[tuple[str, str], tuple[str, ...]]:
+    """Return the named budgets of each route, by `route_shape`. `generations`: the endpoints of each API generation.
+
+    If several endpoints of a generation have the same route, it has the budgets of all of them. A route that has
+    named budgets in one generation and none in another is left out: requests to it charge a budget of their own.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    unnamed: set[tuple[str, str]] = set()
+    for endpoints in generations:
+        own: dict[tuple[str, str], tuple[str, ...]] = {}
+        for each in endpoints:
+            shape = route_shape(each)
+            own[shape] = tuple(dict.fromkeys((*own.get(shape, ()), *each.budgets)))
+        for shape, budgets in own.items():
+            if budgets:
+                found[shape] = tuple(dict.fromkeys((*found.get(shape, ()), *budgets)))
+            else:
+                unnamed.add(shape)
+    return {shape: budgets for shape, budgets in found.items() if shape not in unnamed}
