@@ -22,7 +22,7 @@ def dom_of(page: Path, tmp_path: Path) -> bytes:
             *("--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri()),
         ],
         capture_output=True,
-        timeout=50,
+        timeout=100,
         check=True,
     )
     assert b"CONSOLE" not in shown.stderr

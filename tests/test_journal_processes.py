@@ -177,7 +177,7 @@ asyncio.run(main())
 
 
 async def claimed_once_free(journal: Journal, external_id: str) -> Claim:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await journal.claim(external_id)

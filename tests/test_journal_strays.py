@@ -54,7 +54,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
 
 
 async def claimed_once_free(journal: AnyJournal, external_id: str) -> Claim:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await journal.claim(external_id)

@@ -89,7 +89,7 @@ async def ended(
     journal: PostgresJournal,
     kind: type[asyncmig.Outcome],
     ids: list[str],
-    seconds: float = 40.0,
+    seconds: float = 100.0,
 ) -> None:
     """Wait until the journal says that all ended so."""
     async with asyncio.timeout(seconds):
@@ -101,7 +101,7 @@ async def ended(
 
 async def imports(farm: Farm, count: int) -> None:
     """Wait until the simulator has started so many imports."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
             await asyncio.sleep(0.2)
 
@@ -109,7 +109,7 @@ async def imports(farm: Farm, count: int) -> None:
 Approve = Callable[[Names], Awaitable[bool]]
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", list(KINDS))
 async def test_workers_that_are_killed_and_stopped_do_nothing_twice_and_take_a_decision(
     kind: str, redis_url: str, database_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,12 +84,12 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def imports(farm: Farm, count: int) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_instances_that_are_stopped_and_killed_lose_nothing_and_repeat_nothing(
     tmp_path: Path, client: aiohttp.ClientSession
 ) -> None:

@@ -80,7 +80,7 @@ def in_thread(served: Served, take: Callable[[str], None]) -> Iterator[None]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield
     loop.call_soon_threadsafe(stop.set)
     thread.join()

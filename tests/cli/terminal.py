@@ -62,7 +62,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
         """Read until `text` was printed after what was waited for last."""
         deadline = time.perf_counter() + seconds
         while (found := self.text.find(text, self._passed)) < 0:
@@ -77,10 +77,10 @@ class Terminal:
             until = time.perf_counter() + 2.0
             while time.perf_counter() < until:
                 if not self._read():
-                    return self._process.wait(25.0)
+                    return self._process.wait(60.0)
         raise AssertionError(f"goes on after {self.text[-2000:]!r}")
 
-    def end(self, seconds: float = 25.0) -> int:
+    def end(self, seconds: float = 60.0) -> int:
         """Read to the end and return the exit code."""
         deadline = time.perf_counter() + seconds
         while self._read():

@@ -131,7 +131,7 @@ def test_sim_prints_what_a_client_needs_and_run_uses_it(
     monkeypatch.setenv("VERN_API_KEY", match[2])
     result = cli("run", "customers.csv", "--speed", "60", "--decide", "approve")
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=10)
+    _, words = process.communicate(timeout=60)
     assert result.code == 3, result.err
     assert process.returncode == 0
     assert re.search(r"\d+ requests received, 0 of them over the limit", words), words

@@ -45,7 +45,7 @@ def run(
             cwd=folder,
             env={**os.environ, "VERN_API_KEY": KEY, "PYTHONIOENCODING": encoding},
             check=False,
-            timeout=50,
+            timeout=100,
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         )
     finally:
@@ -115,7 +115,7 @@ def test_75_when_the_file_of_events_cannot_grow(
             stderr=subprocess.PIPE,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_300, 200_300)),
         )
-        _, err = process.communicate(timeout=50)
+        _, err = process.communicate(timeout=100)
     assert process.returncode == 75, err
     assert b"stdout cannot be written" in err
     assert b"Traceback" not in err
@@ -134,7 +134,7 @@ def test_a_stream_that_is_closed_from_the_start_is_no_place_to_print(
         env={**os.environ, "VERN_API_KEY": KEY},
         capture_output=True,
         check=False,
-        timeout=50,
+        timeout=100,
     )
     assert ended.returncode == 0, ended.stderr
     assert b"Traceback" not in ended.stderr
@@ -180,7 +180,7 @@ def test_a_terminal_that_goes_away_without_a_signal_ends_nothing_in_disorder(
     while not simulator.count("GET /sources") and time.perf_counter() < deadline:
         time.sleep(0.01)
     os.close(ours)
-    code = process.wait(50)
+    code = process.wait(100)
     (row,) = rows(tmp_path)
     assert code == {"delivered": 0, "pending": 75}[str(row["outcome"])]
     assert row["error"] != "not finished"

@@ -28,7 +28,7 @@ def held(journal: Path, external_id: str, until: Callable[[], bool]) -> Iterator
     thread = threading.Thread(target=asyncio.run, args=(hold(),))
     thread.start()
     try:
-        assert is_held.wait(10)
+        assert is_held.wait(60)
         yield
     finally:
         ended.set()

@@ -46,7 +46,7 @@ def sim(monkeypatch: pytest.MonkeyPatch, *options: str) -> Generator[subprocess.
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def test_the_ledger_has_every_request_and_the_verdict(
@@ -157,7 +157,7 @@ def test_a_web_application_uses_the_second_generation_over_https(
     def call(method: str, url: str, body: object = None, **headers: str) -> tuple[Any, Message]:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         with urlopen(
-            Request_(url, data=data, method=method, headers=headers), context=trusted, timeout=20
+            Request_(url, data=data, method=method, headers=headers), context=trusted, timeout=60
         ) as reply:
             content = bytes(reply.read())
             is_json = reply.headers.get_content_type() == "application/json" and content

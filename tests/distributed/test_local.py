@@ -54,11 +54,11 @@ def test_four_processes_send_what_one_may_whatever_happens_to_one(
     if harm is not None:
         processes[0].send_signal(harm)
     lines = [first] + [
-        line for each in processes[1:] for line in each.communicate(timeout=50)[0].splitlines()
+        line for each in processes[1:] for line in each.communicate(timeout=100)[0].splitlines()
     ]
     if harm is signal.SIGSTOP:
         processes[0].send_signal(signal.SIGCONT)
-    lines += processes[0].communicate(timeout=50)[0].splitlines()
+    lines += processes[0].communicate(timeout=100)[0].splitlines()
     # A request arrives within the time-out of its send, however late a stopped process reads the answer.
     spans = [
         (sent, min(answered, sent + 1.0))
@@ -83,9 +83,9 @@ async def test_the_hold_of_a_set_is_that_of_all_processes_and_holds_no_budget_of
 
 def test_a_file_that_a_killed_process_left_incomplete_counts_as_a_full_window(tmp_path: Path) -> None:
     one = worker(tmp_path, 1)
-    one.communicate(timeout=50)
+    one.communicate(timeout=100)
     (path,) = tmp_path.glob("*.budget")
     path.write_bytes(path.read_bytes()[:50])
     began = time.monotonic()  # noqa: TID251 - the clock of another process
-    line = worker(tmp_path, 1).communicate(timeout=50)[0]
+    line = worker(tmp_path, 1).communicate(timeout=100)[0]
     assert json.loads(line)[0] - began >= 1.5

@@ -115,7 +115,7 @@ ON_POSTGRES = pytest.mark.parametrize("place", ["postgres"], indirect=True)
 
 def run(main: Coroutine[object, object, None]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30 * SPEED):
+        async with asyncio.timeout(100 * SPEED):
             await main
 
     with asyncio.Runner(loop_factory=lambda: fast_loop(SPEED)) as runner:

@@ -114,7 +114,7 @@ def served(world: World) -> Iterator[str]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield urls[0]
     finally:
