@@ -213,7 +213,7 @@ def _settings(text: str) -> Iterator[tuple[str, str]]:
 def _postgres(text: str, *, host: str, database: str, secrets: frozenset[str]) -> Server:
     if "@" in host and not host.startswith("@"):  # an abstract socket begins with it
         raise _Malformed
-    # Libpq would parse it as another address, which may contain other secrets.
+    # libpq would parse it as another address, which may contain other secrets.
     if "://" in database or "=" in database:
         raise _Malformed
     return Server(

@@ -35,6 +35,8 @@ _PIECE = 64 * 1024
 
 @final
 class AiohttpResponse:
+    """A response of aiohttp; see `Response`."""
+
     __slots__ = ("_response", "_timeouts")
 
     def __init__(self, response: ClientResponse, timeouts: Timeouts) -> None:

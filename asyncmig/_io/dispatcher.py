@@ -133,6 +133,7 @@ class Dispatcher:
 
     @property
     def held_until(self) -> float:
+        """The end of the present or last hold."""
         return self.limiter.held_until
 
     @property
@@ -248,6 +249,7 @@ class Dispatcher:
             self._turn_after_answer()
 
     def rejected(self, sent_at: float, retry_after: float | None, headers: RateHeaders | None = None) -> None:
+        """Report a 429. `headers`: its headers, if they concern this budget."""
         held = self.held_until
         self.limiter.rejected(self.now(), sent_at=sent_at, retry_after=retry_after)
         if headers is not None:
@@ -261,10 +263,12 @@ class Dispatcher:
         self.limiter.refused += 1
 
     def lost(self, sent_at: float) -> None:
+        """Report that no answer will come."""
         self.limiter.lost(self.now(), sent_at=sent_at)
         self._turn_after_answer()
 
     def unsent(self, sent_at: float) -> None:
+        """Report that the request was not sent: its slot is free."""
         self.limiter.unsent(self.now(), sent_at=sent_at)
         self.turn()
 

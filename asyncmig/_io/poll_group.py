@@ -157,7 +157,7 @@ class PollChannel:
 
 @final
 class PollGroup:
-    """The runs that are read through one gate."""
+    """The runs that are read through one gate. Implements `Watching`."""
 
     __slots__ = ("_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_warnings", "_watches")
 

@@ -239,6 +239,7 @@ class Watch(Generic[T]):
 
     @property
     def ended(self) -> bool:
+        """Whether a read has shown that the run has ended."""
         return self._phase is Phase.TERMINAL
 
     def begin(self) -> int:

@@ -122,9 +122,11 @@ class ServerClock:
         self.ahead = 0
 
     def dump(self, job: Mapping[str, object]) -> bytes:
+        """Return a job as JSON, with times on the server's clock."""
         return json.dumps(self._shifted(job, self.ahead)).encode()
 
     def load(self, stored: bytes | str) -> dict[str, object]:
+        """Return a stored job, with times on this machine's clock."""
         return self._shifted(json.loads(stored), -self.ahead)
 
     def _shifted(self, job: Mapping[str, object], by: int) -> dict[str, object]:
@@ -291,6 +293,7 @@ class ResilientQueue(AnyQueue):
             await self.mark_aborting(job, error, ttl)
 
     async def mark_aborting(self, job: Job, error: str, ttl: float) -> None:
+        """Store that the worker of a job must stop it, with the reason `error`."""
         await super().abort(job, error, ttl)  # type: ignore[safe-super]  # a concrete queue implements it
 
     def _is_aborted(self, job: Job) -> bool:

@@ -69,7 +69,7 @@ class WriteOp(Protocol):
 
 
 class StatementResult(Protocol):
-    """The result of a statement."""
+    """The result of a statement, as the cursors of both databases offer it."""
 
     @property
     def rowcount(self) -> int: ...
