@@ -1,8 +1,7 @@
 """Drive any number of migrations at once: admission, order, outcomes as they arrive, an orderly end."""
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import ExitStack, suppress
 from contextvars import Context, copy_context
 from dataclasses import replace
@@ -29,7 +28,7 @@ from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageErro
 from asyncmig.jobs.admission import Admission, Cancellations
 from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
 from asyncmig.jobs.customers import CustomerMethods, decide_when_free
-from asyncmig.jobs.instructions import KnownCustomer, Work, read_known_of
+from asyncmig.jobs.instructions import KnownCustomer, Secrets, Work, read_known_of, spec_with_secrets
 from asyncmig.jobs.migrate import check_unchanged
 from asyncmig.jobs.progress import LiveProgress
 from asyncmig.jobs.run_slots import recover_run_slots
@@ -42,8 +41,6 @@ __all__ = ["Fleet", "Secrets", "WhenHeld", "WhenNoRunSlot"]
 _LEFT = UsageError("this Fleet was left: submit and run inside its `async with` block, or open a new one")
 WhenNoRunSlot = Literal["wait", "return"]
 """What a fleet does with a start while every run slot is held by a run that waits for a person."""
-Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
-"""Adds the secrets to a spec from the journal, which has none."""
 _AT_ONCE = 50
 """Customers that are checked or submitted in one turn of the loop, because other tasks share it."""
 
@@ -332,10 +329,7 @@ class Fleet(AsyncOnly, CustomerMethods):
             await under_way.record()
             return under_way.future
         known = await self._known(external_id)
-        instruction = known.again().wanted("retry")
-        await self._journal.instruct(external_id, instruction)
-        known = replace(known, instruction=instruction)
-        return self._continue(known, *await self._spec_of(known), context=copy_context())
+        return await self._instruct(known, known.again().wanted("retry"))
 
     @checked_call
     async def decide(
@@ -358,10 +352,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         )
         if reviewed != "changed" and external_id not in self._submitted:
             known = await self._known(external_id)
-            instruction = known.work.wanted("run")
-            await self._journal.instruct(external_id, instruction)
-            known = replace(known, instruction=instruction)
-            self._continue(known, *await self._spec_of(known), context=copy_context())
+            await self._instruct(known, known.work.wanted("run"))
         return reviewed
 
     @checked_call
@@ -386,6 +377,12 @@ class Fleet(AsyncOnly, CustomerMethods):
         self._guard.loop()
         return await read_known_of(self._generation, self._journal, external_id)
 
+    async def _instruct(self, known: KnownCustomer, instruction: Instruction) -> "asyncio.Future[Outcome]":
+        """Write an instruction about a customer to the journal, and submit the customer."""
+        await self._journal.instruct(known.external_id, instruction)
+        known = replace(known, instruction=instruction)
+        return self._continue(known, *await self._spec_of(known), context=copy_context())
+
     def _continue(
         self,
         known: KnownCustomer,
@@ -401,18 +398,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         )
 
     async def _spec_of(self, known: KnownCustomer) -> CheckedSpec:
-        """Return the spec of a customer in the journal, with its secrets, and what is wrong with it."""
-        try:
-            spec = known.spec()
-        except InvalidInput as error:
-            return Spec(external_id=known.external_id, name="", source="", files=()), error
-        if self._secrets is not None:
-            found = self._secrets(spec)
-            spec = await found if inspect.isawaitable(found) else found
-        elif known.work.has_secrets and known.state is None:
-            reason = "was submitted with secrets, which no journal contains: pass `secrets=` to the Fleet"
-            return spec, InvalidInput("external_id", known.external_id, reason)
-        return generations.check_spec(self._generation, spec)
+        return await spec_with_secrets(self._generation, known, self._secrets)
 
     async def status(self, external_id: str) -> CustomerStatus:
         """Return the status of a customer. The time does not depend on the number of customers."""

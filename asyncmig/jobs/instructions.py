@@ -5,7 +5,9 @@ another process can continue. It is deleted once the migration has an outcome th
 """
 
 import hashlib
+import inspect
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,26 @@ import msgspec
 
 from asyncmig import generations
 from asyncmig.customers.outcome import Outcome, Pending
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import CheckedSpec, Spec
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import CustomerNotFound, InvalidInput, JournalError
 from asyncmig.generations import Generation
 from asyncmig.journal import Instruction, JournalPort, Wanted
 
-__all__ = ["KnownCustomer", "Work", "fulfil", "read_known", "read_known_of", "take_up"]
+__all__ = [
+    "KnownCustomer",
+    "Secrets",
+    "Work",
+    "fulfil",
+    "read_known",
+    "read_known_of",
+    "spec_with_secrets",
+    "take_up",
+]
 
 _log = logging.getLogger("asyncmig")
+Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
+"""Adds the secrets to a spec from the journal, which has none."""
 
 
 class _Readable(Protocol):
@@ -139,6 +152,23 @@ class KnownCustomer:
     def again(self) -> Work:
         """Return the work of starting a failed migration again."""
         return msgspec.structs.replace(self.work, before=digest_of_state(self.state))
+
+
+async def spec_with_secrets(
+    generation: Generation, known: KnownCustomer, secrets: Secrets | None
+) -> CheckedSpec:
+    """Return the spec of a customer in the journal, with its secrets, and what is wrong with it."""
+    try:
+        spec = known.spec()
+    except InvalidInput as error:
+        return Spec(external_id=known.external_id, name="", source="", files=()), error
+    if secrets is not None:
+        found = secrets(spec)
+        spec = await found if inspect.isawaitable(found) else found
+    elif known.work.has_secrets and known.state is None:
+        reason = "was submitted with secrets, which no journal contains: pass `secrets=` to the Fleet"
+        return spec, InvalidInput("external_id", known.external_id, reason)
+    return generations.check_spec(generation, spec)
 
 
 async def take_up(journal: JournalPort, external_id: str) -> Instruction | None:
