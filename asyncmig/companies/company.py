@@ -34,7 +34,6 @@ class Company:
         "_uploaded",
         "connections",
         "created_at",
-        "exports",
         "external_id",
         "id",
         "imports",
@@ -74,7 +73,11 @@ class Company:
         self._uploaded = Inputs()
         self._check: Callable[[Path], None] | None = None
         self.imports: Imports = Imports(context, company_id, self._uploaded)
-        self.exports: Exports = Exports(context, company_id)
+
+    @property
+    def exports(self) -> Exports:
+        """The destination exports of the company."""
+        return Exports(self._context, self.id)
 
     def __repr__(self) -> str:
         return f"<Company {self.id}: external_id={self.external_id!r}, {len(self.sheets)} sheets>"

@@ -37,6 +37,18 @@ _log = logging.getLogger("asyncmig")
 class Workflow(ABC, Generic[R]):
     """One call of `Generation.migrate`. A generation implements the abstract methods."""
 
+    __slots__ = (
+        "_context",
+        "_files",
+        "_inputs",
+        "_keeper",
+        "_options",
+        "_retry_failed",
+        "_spec",
+        "_to",
+        "_turn",
+    )
+
     def __init__(self, context: SessionContext, keeper: RecordKeeper[R], call: MigrationCall) -> None:
         if not keeper.record.name:
             keeper.record = keeper.record.with_spec(call.spec)

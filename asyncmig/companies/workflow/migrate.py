@@ -53,6 +53,8 @@ _NOTHING_RAN = frozenset({"", "starting"})
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
+    __slots__ = ("_creation", "_delivery")
+
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
         keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)

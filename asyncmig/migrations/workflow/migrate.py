@@ -35,6 +35,8 @@ __all__ = ["CustomerMigration", "refused_change"]
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
+    __slots__ = ("_delivery", "_driver", "_operations", "_preparation")
+
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
         keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)
