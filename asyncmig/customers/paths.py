@@ -206,7 +206,7 @@ class _Holding:
     __slots__ = ("_counts", "_keys")
 
     def __init__(self, counts: dict[Key, int], keys: Sequence[Key]) -> None:
-        self._counts, self._keys = counts, keys
+        self._counts, self._keys = counts, tuple(keys)
 
     def __enter__(self) -> None:
         for key in self._keys:

@@ -38,8 +38,11 @@ _UNREADABLE = 0
 """As a `version`: a stand-in for a record that this version cannot read."""
 
 
-class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that the records of all API generations have. A generation adds the state of its migration."""
+class BaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields that the records of all API generations have. A generation adds the state of its migration.
+
+    Fields that have their default are not written to the journal.
+    """
 
     version: int = 1
     api: str

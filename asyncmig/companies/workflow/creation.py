@@ -99,7 +99,14 @@ class Creation:
             sheets=company.sheets,
             adopted=not company.is_new,  # a lost journal may have recorded an import of it
         )
-        return company
+        # A handle without the rest of the response, because a fleet keeps thousands of handles.
+        return Company(
+            self._context,
+            company.id,
+            external_id=self._keeper.record.external_id,
+            sheets=company.sheets,
+            is_new=company.is_new,
+        )
 
     async def _create(self) -> Company:
         record = self._keeper.record

@@ -37,7 +37,7 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    api: str = API
+    api: str = msgspec.field(default_factory=lambda: API)  # a factory, so that it is always written
     create_sent: bool = msgspec.field(name="creating", default=False)
     """Whether the create request may have been sent without a recorded response."""
     company_id: str | None = None

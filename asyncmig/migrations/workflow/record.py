@@ -82,7 +82,7 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(BaseRecord, frozen=True, kw_only=True):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    api: str = API
+    api: str = msgspec.field(default_factory=lambda: API)  # a factory, so that it is always written
     source: str = ""
     """Name of the source; empty for a migration without one."""
     create_sent: bool = False
