@@ -76,6 +76,14 @@ def test_a_glob_is_expanded_once_and_in_order(folder: Path) -> None:
     assert customer.files == (folder / "b.csv", folder / "a.csv", folder / "deep/c.csv")
 
 
+def test_one_file_in_several_spellings_is_imported_once(folder: Path) -> None:
+    (folder / "link.csv").symlink_to("a.csv")
+    (customer,) = read(folder, "acme,Acme,s,,a.csv;deep/../a.csv;./a.csv;link.csv;[al]*.csv").customers
+    assert customer.files.count(folder / "a.csv") == 1
+    assert folder / "deep/../a.csv" not in customer.files
+    assert folder / "link.csv" not in customer.files
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path) -> None:
     assert read(folder, "acme,Acme,s,,odd[1].csv").customers[0].files == (folder / "odd[1].csv",)
 
@@ -252,6 +260,9 @@ def lines_of(path: Path) -> list[str]:
         ('[[company]]\nexternal_id = "acme"\n', "looks like TOML"),
         ("<html><table><tr><td>external_id</td></tr></table></html>", "looks like HTML or XML"),
         ('{"external_id": "acme"}', "looks like JSON"),
+        ('[{"external_id": "acme"}]', "looks like JSON"),
+        ('[\n  {"external_id": "acme"}\n]', "looks like JSON"),
+        ('[defaults]\nout = "x"', "looks like TOML"),
     ],
     ids=ascii,
 )

@@ -20,6 +20,7 @@ import msgspec
 from asyncmig import generations
 from asyncmig._core.arguments import checked_call, flaw_of
 from asyncmig._core.invisible import trimmed
+from asyncmig.customers.paths import FileId, file_id
 from asyncmig.customers.spec import LiveSource, ResolvedSpec, Spec, check_external_id
 from asyncmig.errors import InvalidInput
 from asyncmig.generations import Generation
@@ -234,16 +235,19 @@ class _Checker:
         return None
 
     def _files(self, line: int, parts: Sequence[str], *, begun: bool) -> tuple[Path, ...]:
-        found: dict[Path, None] = {}
+        """Return the input files. A file that is named twice, also by links, is imported once."""
+        found: dict[FileId | Path, Path] = {}
         for part in parts:
             try:
-                found.update(dict.fromkeys(self.finder.find(part)))
+                for path in self.finder.find(part):
+                    found.setdefault(file_id(path) or path, path)
             except InvalidInput as error:
                 if begun and "\0" not in part and not isinstance(error, NotAnInput):
-                    found[self.finder.path_of(part)] = None  # the migration reports that it is missing
+                    path = self.finder.path_of(part)
+                    found[path] = path  # the migration reports that it is missing
                 else:
                     self._fault(line, "files", f"{error.value!r}: {error.reason}{path_hint(part)}")
-        return tuple(found)
+        return tuple(found.values())
 
 
 def _also(lines: Sequence[int]) -> str:

@@ -216,11 +216,11 @@ def _header_fault(header: Sequence[str]) -> str | None:
         return "has each line in quotes, as one cell: remove the quotes around the lines"
     if _known_in(header):
         return None
-    start = trimmed(line)[:1]
+    start, rest = trimmed(line)[:1], trimmed(line)[1:].lstrip()
+    if start in ("<", "{") or (start == "[" and rest[:1] in ("", "{")):
+        return f"looks like {'HTML or XML' if start == '<' else 'JSON'}: save it as CSV (UTF-8)"
     if start == "[" or (start == "#" and "[[" in line):
         return "looks like TOML: give it a name that ends in .toml"
-    if start in ("<", "{"):
-        return f"looks like {'HTML or XML' if start == '<' else 'JSON'}: save it as CSV (UTF-8)"
     return f"has no header: the first line must name the columns {', '.join(COLUMNS)}"
 
 
