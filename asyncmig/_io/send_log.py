@@ -33,7 +33,7 @@ from typing import IO, Literal, NamedTuple, final
 
 from asyncmig._io.boot_clock import boot_id, boot_time
 from asyncmig._io.shared_file import is_at, locked, open_own
-from asyncmig._io.threads import begin, outlast
+from asyncmig._io.threads import begin, wait_ended
 
 __all__ = ["EarlierSlot", "Kind", "SendLog"]
 
@@ -161,7 +161,7 @@ class SendLog:
         """Stop appending, and wait until no thread compacts the file."""
         self.close()
         if self._work is not None:
-            await outlast(self._work)
+            await wait_ended(self._work)
 
     def note(self, kind: Kind, budget: str, slot: str = "", *, window: float | None = None) -> None:
         """Append that a request was `sent`, is `done`, or was not sent (`unsent`). `window`: the window of the

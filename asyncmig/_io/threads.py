@@ -10,7 +10,7 @@ from typing import IO, ParamSpec, Self, TypeVar, final
 
 import anyio
 
-__all__ = ["WriteBehind", "begin", "finish", "in_thread", "outlast", "write_all"]
+__all__ = ["WriteBehind", "begin", "finish", "in_thread", "wait_ended", "write_all"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 def begin(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[T]":
-    """Start `function` in the loop's executor. The caller must wait for it with `finish` or `outlast`."""
+    """Start `function` in the loop's executor. The caller must wait for it with `finish` or `wait_ended`."""
     return asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
 
 
@@ -38,11 +38,11 @@ async def finish(work: "asyncio.Future[T]") -> T:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await outlast(work)
+        await wait_ended(work)
         raise
 
 
-async def outlast(work: "asyncio.Future[T]") -> None:
+async def wait_ended(work: "asyncio.Future[T]") -> None:
     """Wait until the thread has ended, even if the caller is cancelled. Its result is ignored."""
     with anyio.CancelScope(shield=True):
         while not work.done():
@@ -97,7 +97,7 @@ class WriteBehind:
         if exc_type is None:
             await self.settled()
         elif self._work is not None:
-            await outlast(self._work)
+            await wait_ended(self._work)
 
     async def settled(self) -> None:
         """Wait until everything is written."""

@@ -26,7 +26,7 @@ from asyncmig.customers.file_names import file_names
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
 from asyncmig.transfers.bound import Bound
-from asyncmig.transfers.part import CHUNK, Part, Repeats, usable_bytes
+from asyncmig.transfers.part import CHUNK, Part, WrongDownloads, usable_bytes
 
 __all__ = ["Fetch", "ServerTraits", "can_do_without", "download", "is_no_archive", "no_sheets"]
 
@@ -142,7 +142,7 @@ class _Download:
     ) -> None:
         self._fetch, self._sheets, self._folder, self._paths = fetch, sheets, folder, paths
         self._use_archive = use_archive
-        self._repeats = Repeats(attempts)
+        self._wrong_downloads = WrongDownloads(attempts)
         self._attempts: dict[str | None, Attempts] = {}
 
     async def fetched(self, stack: ExitStack) -> list[Part]:
@@ -160,7 +160,7 @@ class _Download:
         if not self._sheets:
             raise no_sheets()
         parts = [
-            stack.enter_context(Part(sheet.name or sheet.id, path, self._repeats))
+            stack.enter_context(Part(sheet.name or sheet.id, path, self._wrong_downloads))
             for sheet, path in zip(self._sheets, self._paths, strict=True)
         ]
         for sheet, part in zip(self._sheets, parts, strict=True):
@@ -220,7 +220,7 @@ class _Download:
                     async with self._fetch.exchange(None) as answer, WriteBehind(archive) as file:
                         async for chunk in answer.chunks():
                             if reason := bound.exceeded(len(chunk)):
-                                raise self._repeats.stopped(ALL_SHEETS, reason)
+                                raise self._wrong_downloads.stopped(ALL_SHEETS, reason)
                             await file.write(chunk)
                     return await in_thread(self._unpack, archive, stack)
 
@@ -233,7 +233,7 @@ class _Download:
             if not entries or any(count > 0 for count in missing.values()):
                 return None
             parts = [
-                stack.enter_context(Part(title, self._folder / f"{name}.csv", self._repeats))
+                stack.enter_context(Part(title, self._folder / f"{name}.csv", self._wrong_downloads))
                 for title, name in zip(titles, file_names(titles), strict=True)
             ]
             for entry, part in zip(entries, parts, strict=True):
@@ -246,7 +246,7 @@ class _Download:
             digest = hashlib.sha256()
             for chunk in iter(partial(archive.read, CHUNK), b""):
                 digest.update(chunk)
-            raise self._repeats.wrong(error, digest.digest()) from error.__cause__
+            raise self._wrong_downloads.wrong(error, digest.digest()) from error.__cause__
 
     def _unpack_sheet(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part) -> None:
         sheets = called(part.sheet, self._sheets)
@@ -281,7 +281,7 @@ class _Download:
                 for part, count in zip(parts, counts, strict=True):
                     part.found = count
                 return
-        wrong = self._repeats.wrong(flaw, b"".join(digest for _, digest in recounted))
+        wrong = self._wrong_downloads.wrong(flaw, b"".join(digest for _, digest in recounted))
         raise wrong if wrong.is_final else RetryableFailure(wrong)
 
 

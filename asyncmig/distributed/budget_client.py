@@ -52,7 +52,7 @@ class SlotConsumer(Protocol):
         """Return when the client may ask for a slot. It must wait while a request of a set of budgets goes first."""
         ...
 
-    def hand_out(self, slot: str) -> bool:
+    def grant_slot(self, slot: str) -> bool:
         """Grant a slot to the next request; return False if none waits any more."""
         ...
 
@@ -237,7 +237,7 @@ class BudgetClient:
             return
         if not reply.granted:
             self.ask_at = loop.time() + min(max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW)
-        elif loop.time() - now > self._timeout / 2 or not self._consumer.hand_out(want):
+        elif loop.time() - now > self._timeout / 2 or not self._consumer.grant_slot(want):
             # No request waits any more, or this process was suspended so long that the slot may count as lost.
             self.report(want, "unsent", loop.time())
 

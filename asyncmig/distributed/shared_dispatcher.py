@@ -219,7 +219,7 @@ class SharedDispatcher(Dispatcher):
             return now
         return now + RECHECK
 
-    def hand_out(self, slot: str) -> bool:
+    def grant_slot(self, slot: str) -> bool:
         waiter = self.waiters.dequeue(self.granted)
         if waiter is None:
             return False

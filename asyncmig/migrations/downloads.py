@@ -34,7 +34,7 @@ from asyncmig.migrations.export_jobs import ExportJob, LinkLost, start_export
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import ExportBody, Report, Sheet
-from asyncmig.transfers.part import Part, Repeats
+from asyncmig.transfers.part import Part, WrongDownloads
 
 __all__ = ["Fetch", "download"]
 
@@ -106,11 +106,11 @@ async def download(
     before any file is put in place. A sheet without rows that the server does not know is left out.
     """
     every = {sheet.id: sheet.id if fetch.by_slug else sheet.name or sheet.id for sheet in (*among, *sheets)}
-    names, repeats = dict(zip(every, file_names(every.values()), strict=True)), Repeats()
+    names, wrong_downloads = dict(zip(every, file_names(every.values()), strict=True)), WrongDownloads()
     with ExitStack() as stack:
         parts: list[tuple[Expected, Part]] = []
         for sheet in sheets:
-            part = Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", repeats)
+            part = Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", wrong_downloads)
             expected = await _fetch_sheet(fetch, sheet, stack.enter_context(part))
             if expected is not None:
                 parts.append((expected, part))

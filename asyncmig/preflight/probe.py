@@ -58,7 +58,7 @@ def probe(path: Path) -> Generator[None, None, Probe]:
             if head.startswith(mark):
                 return _wide(encoding)
         flaws = yield from _flaws(file)
-        return _judged(file, head, flaws)
+        return _probed(file, head, flaws)
 
 
 def _not_csv(path: Path, head: bytes) -> Probe | None:
@@ -119,7 +119,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             return
 
 
-def _judged(file: BinaryIO, head: bytes, flaws: _Flaws) -> Probe:
+def _probed(file: BinaryIO, head: bytes, flaws: _Flaws) -> Probe:
     if flaws.nul is not None and (codec := _guess(head, _WITH_NULS)):
         return _wide(codec)
     probed = Probe(codec="utf-8-sig", encoding="utf-8-sig" if head.startswith(codecs.BOM_UTF8) else "utf-8")

@@ -15,7 +15,7 @@ import anyio
 from aiolimiter import AsyncLimiter
 
 from asyncmig._core.arguments import checked_text
-from asyncmig._io.threads import begin, in_thread, outlast
+from asyncmig._io.threads import begin, in_thread, wait_ended
 from asyncmig.customers.file_names import check_utf8
 from asyncmig.customers.files import raise_unreadable, size_of
 from asyncmig.errors import InvalidInput
@@ -393,7 +393,7 @@ class _Reader:
     async def wait_idle(self) -> None:
         """Wait until the thread has ended, because a file must not be closed while it is read."""
         if self._ahead is not None:
-            await outlast(self._ahead)
+            await wait_ended(self._ahead)
 
     def _read(self) -> bytes:
         """Return the next `_AHEAD` bytes; fewer only at the end of the file."""

@@ -16,7 +16,7 @@ from asyncmig.transfers.bound import Bound, Counted
 from asyncmig.transfers.csv_records import RecordCounter, RowCount
 from asyncmig.transfers.recount import Recounter
 
-__all__ = ["CHUNK", "Part", "Repeats", "usable_bytes"]
+__all__ = ["CHUNK", "Part", "WrongDownloads", "usable_bytes"]
 
 CHUNK = 256 * 1024
 """The number of bytes that are read at a time."""
@@ -27,7 +27,7 @@ _STOPPED = 2
 
 
 @final
-class Repeats:
+class WrongDownloads:
     """Counts wrong downloads, to detect one that is wrong in the same way every time: another attempt will not
     help."""
 
@@ -71,9 +71,9 @@ class Part:
         "_most_rows",
         "_part",
         "_recount_above",
-        "_repeats",
         "_size",
         "_tail",
+        "_wrong_downloads",
         "file",
         "found",
         "path",
@@ -81,10 +81,10 @@ class Part:
         "sheet",
     )
 
-    def __init__(self, sheet: str, path: Path, repeats: Repeats) -> None:
+    def __init__(self, sheet: str, path: Path, wrong_downloads: WrongDownloads) -> None:
         self.sheet: str = sheet
         self.path: Path = path
-        self._repeats = repeats
+        self._wrong_downloads = wrong_downloads
         self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")
 
     def __enter__(self) -> Self:
@@ -154,7 +154,7 @@ class Part:
         for chunk in self._chunks():
             counter.feed(chunk)
             if reason := bound.exceeded(len(chunk), [count.rows for count in counter.counts()]):
-                raise self._repeats.stopped(self.sheet, reason)
+                raise self._wrong_downloads.stopped(self.sheet, reason)
         self._recount_above = 2 * self._size
 
     def check(self, check: Callable[[Counted], RowCount]) -> None:
@@ -165,11 +165,11 @@ class Part:
         if self.is_plausible(check):
             return
         counter, digest = self.recounted()
-        counter.accepts_open_quote = self._repeats.came_before(self.sheet, digest)
+        counter.accepts_open_quote = self._wrong_downloads.came_before(self.sheet, digest)
         try:
             self.found = check(counter)
         except TruncatedDownload as error:
-            raise self._repeats.wrong(error, digest) from None
+            raise self._wrong_downloads.wrong(error, digest) from None
 
     def is_plausible(self, check: Callable[[Counted], RowCount]) -> bool:
         """Return whether the rows that were counted during the download agree with the report; see `check`."""
@@ -193,9 +193,9 @@ class Part:
         """Raise `TruncatedDownload` unless an earlier attempt got the same bytes: the last cell may be cut.
         Blocks."""
         _, digest = self.recounted()
-        if not self._repeats.came_before(self.sheet, digest):
+        if not self._wrong_downloads.came_before(self.sheet, digest):
             reason = "it is empty" if self.is_empty else "its last line has no line end"
-            raise self._repeats.wrong(TruncatedDownload(self.sheet, reason), digest)
+            raise self._wrong_downloads.wrong(TruncatedDownload(self.sheet, reason), digest)
 
     def broken_off(self, error: NoAnswer) -> AsyncmigError:
         """Return the error for a body that broke off. It is final if the same bytes have arrived eight times.
@@ -203,7 +203,9 @@ class Part:
         if not self._size:
             return error
         _, digest = self.recounted()
-        found = self._repeats.wrong(TruncatedDownload(self.sheet, f"it broke off: {error.reason}"), digest)
+        found = self._wrong_downloads.wrong(
+            TruncatedDownload(self.sheet, f"it broke off: {error.reason}"), digest
+        )
         return found if found.is_final else error
 
     def recounted(self) -> tuple[Recounter, bytes]:
