@@ -310,8 +310,8 @@ class Migration:
             print(event.type, event.text)
         ```
 
-        Reconnects when the stream ends. The iteration ends when the server says that no run is in progress, and the
-        last known run confirms it. All iterations and waiting tasks of the session share one stream.
+        Reconnects when the stream ends, and reads snapshots while the stream brings nothing. The iteration ends when
+        the server says that no run is in progress, or a snapshot has nothing new, and the last known run has ended. All iterations and waiting tasks of the session share one stream.
         """
         stream = self._shared.stream(checked_include(include))
         async with aclosing(stream.events(after=_start(after))) as events:

@@ -277,15 +277,14 @@ class ThreadStream:
             while True:
                 before, began = self.position, loop.time()
                 try:
-                    if self._refused < _GIVE_UP:
-                        await self._connect()
-                    else:
-                        await self._poll()
-                except (AuthError, SessionClosed, BadRequest):
+                    is_done = self._refused < _GIVE_UP and await self._connected()
+                    if self.position == before:  # the stream may fail every time, or say `done` too early
+                        is_done = await self._poll()
+                    if is_done:
+                        self._tell(Done())
+                except (AuthError, BadRequest):
                     raise
                 except (ApiError, NoAnswer) as error:
-                    is_missing = isinstance(error, ApiError) and error.status in _NO_STREAM
-                    self._refused += is_missing and self._refused < _GIVE_UP
                     _log.debug("the thread cannot be read now: %s", error)
                 # Each connect costs a request, so a stream that ends at once is not opened again at once.
                 brought, is_long = self.position > before, loop.time() - began > _LONGEST_PAUSE
@@ -304,8 +303,18 @@ class ThreadStream:
         await self._stop()
         self._fail(SessionClosed())
 
-    async def _connect(self) -> None:
-        """Read the stream until it ends."""
+    async def _connected(self) -> bool:
+        """Read the stream until it ends. Return whether it said that no run is active and all events were sent."""
+        try:
+            return await self._connect()
+        except (AuthError, BadRequest):
+            raise
+        except (ApiError, NoAnswer) as error:
+            self._refused += isinstance(error, ApiError) and error.status in _NO_STREAM
+            _log.debug("the stream of a thread cannot be read now: %s", error)
+            return False
+
+    async def _connect(self) -> bool:
         decoder = SseDecoder()
         call = self._reader.call(routes.STREAM_THREAD, self.position, self._include)
         async with self._context.caller.stream(call) as answer:
@@ -315,25 +324,26 @@ class ThreadStream:
                 async with aclosing(_chunks(answer.chunks())) as chunks:
                     async for chunk in chunks:
                         for frame in decoder.feed(chunk):
+                            if frame.event == "done":
+                                last = _read(frame.data.encode(), _Last)
+                                return last is None or (last.last_sequence or 0) <= max(self.position, 0)
                             if not self._take(frame):
-                                return
+                                return False
             finally:
                 self._tell(Disconnected())
+        return False
 
-    async def _poll(self) -> None:
+    async def _poll(self) -> bool:
+        """Read a snapshot. Return whether it has nothing new."""
+        before = self.position
         async for page in self._reader.pages(after=self.position, include=self._include):
             for event in page:
                 self._tell(event)
+        return self.position == before
 
     def _take(self, frame: Frame) -> bool:
         """Pass a frame on; return whether more may follow."""
-        body = frame.data.encode()
-        if frame.event == "done":
-            last = _read(body, _Last)
-            if last is None or (last.last_sequence or 0) <= max(self.position, 0):
-                self._tell(Done())
-            return False
-        event = _read(body, Event)
+        event = _read(frame.data.encode(), Event)
         if event is None:
             return True
         if frame.event == "error" and event.sequence is None:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from asyncmig import AuthError, InvalidInput, SessionClosed
+from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.previews import Preview
 from asyncmig.migrations.thread import Event
 
@@ -52,6 +53,10 @@ def failing(account: Account) -> Callable[[], AsyncIterator[bytes]]:
     return stream
 
 
+async def listed(migration: Migration) -> list[Event]:
+    return [event async for event in migration.thread()]
+
+
 @pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500"])
 @pytest.mark.parametrize("times", [1, 5, 1000])
 async def test_a_wait_and_an_iteration_survive_every_stream(
@@ -62,7 +67,7 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
     def stream(body: object, query: dict[str, str]) -> Reply:
         nonlocal seen
         seen += 1
-        if seen > times:
+        if seen > times or kind in ("lost", "500"):
             return Reply(200, stream=account.stream(int(query.get("after", -1))))
         if kind == "404":
             return Reply(404, {"error": "no such route"})
@@ -74,8 +79,11 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
         account.fault = lambda method, path, n: fault if path == STREAM and n <= times else None
     async with opens() as migration:
         run = await migration.generate()
+        iteration = asyncio.create_task(listed(migration))
         assert isinstance(await run.wait(), Preview)
         ended = account.now
+        async with asyncio.timeout(120.0):
+            assert [event.type for event in await iteration] == ["preview"]
     assert ended < 60 + 35
     assert seen < 12
 
