@@ -59,6 +59,8 @@ MOST_PATIENCE = 16
 """The largest `patience`: the number of windows without a 429 before a trial."""
 LONGEST_PROBE_WAIT = 8.0
 """The longest pause before a probe, in seconds."""
+_MOST_DOUBLINGS = 3
+"""How often this pause doubles until it is the longest. Without a bound, 2.0**1024 overflows."""
 SHORT_WINDOW = 120.0
 """The longest window, in seconds, whose limit is learnt by probes."""
 
@@ -354,7 +356,9 @@ class Limiter:
         self._level_at = now
 
     def _pause(self) -> float:
-        return min(LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2.0**self._probes)
+        return min(
+            LONGEST_PROBE_WAIT, self._rng.uniform(1.0, 2.0) * 2.0 ** min(self._probes, _MOST_DOUBLINGS)
+        )
 
     def _hold(self, until: float) -> None:
         """Send nothing before `until`, and then one probe."""
