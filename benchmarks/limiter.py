@@ -166,15 +166,15 @@ def table(cases: list[Case], clients: dict[str, Callable[[Random], Client]], see
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="one seed, fewer waiters: about a minute; all: about five"
+        "--quick", action="store_true", help="two seeds, fewer waiters: half a minute; all: about two"
     )
     parser.add_argument(
         "--slow", action="store_true", help="also throttled-py, which takes two minutes a run"
     )
-    parser.add_argument("--seeds", type=int, default=0, help="runs behind each number (default 5; quick: 1)")
+    parser.add_argument("--seeds", type=int, default=0, help="runs behind each number (default 5; quick: 2)")
     parser.add_argument("--only", default="", help="only clients whose name contains this")
     options = parser.parse_args()
-    seeds = options.seeds or (1 if options.quick else 5)
+    seeds = options.seeds or (2 if options.quick else 5)
     clients = {
         name: make
         for name, make in CLIENTS.items()
