@@ -311,7 +311,8 @@ class Migration:
         ```
 
         Reconnects when the stream ends, and reads snapshots while the stream brings nothing. The iteration ends when
-        the server says that no run is in progress, or a snapshot has nothing new, and the last known run has ended. All iterations and waiting tasks of the session share one stream.
+        the server says that no run is in progress, or a snapshot has nothing new, and the last known run has ended.
+        All iterations and waiting tasks of the session share one stream.
         """
         stream = self._shared.stream(checked_include(include))
         async with aclosing(stream.events(after=_start(after))) as events:
