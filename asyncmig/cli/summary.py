@@ -143,11 +143,12 @@ _MOST_NAMED = 3
 
 def print_summary(data: Console, ended: RunResult, options: Options) -> None:
     """Print outcomes with their reasons, who is not delivered, the figures, and the next commands."""
-    data.print()
-    print_outcomes(data, ended.customers, f"{options.out}/report.json")
-    _print_undelivered(data, ended)
-    _print_changed(data, ended)
-    print_figures(data, figures(ended))
+    if ended.customers:
+        data.print()
+        print_outcomes(data, ended.customers, f"{options.out}/report.json")
+        _print_undelivered(data, ended)
+        _print_changed(data, ended)
+        print_figures(data, figures(ended))
     data.print()
     say_steps(data, next_steps(ended, options))
 

@@ -234,11 +234,11 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
         if attention.kind == "questions" and not questions:
             return f"waits for the provider: {attention.reason or 'the run shows no question'}"
         count = len(questions)
-        lost = f", {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
+        lost = f"; {len(self.destructive)} of the proposed actions destroy rows" if self.destructive else ""
         first = " ".join((questions[0].prompt or "").split()) if questions else ""
         wanted = "answers" if attention.kind == "questions" else "a decision"
-        asked = f"waits for {wanted}: {count} question{'s' * (count != 1)}{lost}"
-        return f"{asked}: {first}" if first else asked
+        asked = f"waits for {wanted} ({count} question{'s' * (count != 1)}{lost})"
+        return f"{asked}{': ' if count == 1 else ', first: '}{first}" if first else asked
 
 
 class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):

@@ -73,3 +73,12 @@ def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COMP_WORDS", "asyncmig re")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert set(cli().out.split()) == {"report", "retry", "review"}
+
+
+@pytest.mark.parametrize("columns", ["50", "66", "80"])
+def test_help_breaks_no_word_at_a_hyphen(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in ("run", "sim", "review"):
+        text = cli(command, "--help").out
+        assert re.findall(r"\S*\w-$", text, re.MULTILINE) == []
+        assert "--cert-key" in text or "per-minute" in text

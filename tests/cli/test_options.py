@@ -68,3 +68,19 @@ def test_limits_are_an_option_and_survive_a_round_trip(limits: str) -> None:
 def test_limits_and_their_short_form_exclude_each_other() -> None:
     with pytest.raises(InvalidInput, match="give one or the other"):
         _ = read_settings({"limits": "by-class", "rate": "50/60s"}).all_limits
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("agent=600/1h,reads=30/60s", "agent=600/1h"),
+        ("runs=5", "runs=5"),
+        ("per-minute", "per-minute"),
+        ("endpoint=50/60s", "endpoint=50/60s"),
+        ("reads=30/60s", "by-class"),
+    ],
+)
+def test_the_command_that_continues_names_only_limits_that_differ(given: str, shown: str) -> None:
+    options = Options(manifest=Path("customers.csv"), limits=Limits.parse(given))
+    assert options.command() == f"asyncmig run customers.csv --limits {shown}"
+    assert read_settings(options.given()).limits == options.limits
