@@ -9,12 +9,17 @@ from tempfile import mkdtemp
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["asyncmig.pytest_plugin", "pytester"]
 
 # looptime asks the policy for the main thread's loop before each test. Python 3.11 makes one if none was ever set,
 # nobody closes it, and the garbage collector's warning fails whichever test runs then. "None" counts as set.
 asyncio.set_event_loop(None)
+
+# Hypothesis fails an example that takes more than 200 ms, which happens on a busy machine.
+settings.register_profile("asyncmig", deadline=None)
+settings.load_profile("asyncmig")
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
