@@ -1,4 +1,4 @@
-"""The exit codes, one meaning each, and how an error that ends a command is printed. The README lists the codes."""
+"""The exit codes, one meaning each, and how an error that ends a command is printed. The guide lists the codes."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
