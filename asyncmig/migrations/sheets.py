@@ -9,9 +9,9 @@ from asyncmig._core.arguments import checked_text
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import CatalogueItem, named
-from asyncmig.errors import InvalidInput, NotFound
+from asyncmig.errors import Conflict, InvalidInput, NotFound, ServerError
 from asyncmig.migrations import routes
-from asyncmig.migrations.log import Log
+from asyncmig.migrations.log import Log, LogOutcome
 from asyncmig.migrations.previews import read_preview
 from asyncmig.migrations.wire import Report, Sheet, Templates
 
@@ -35,8 +35,7 @@ async def find_sheets(
         found += [*preview.templates, *(each.sheet for each in preview.sheets)]
     except NotFound:
         if not names:
-            log = await context.caller.call(Call(endpoint=routes.READ_LOG, ids={"id": migration_id}), Log)
-            executed = [run.outcome for run in log.runs if run.outcome]
+            executed = await _executed(context, migration_id, is_needed=report is None)
             names = {count.sheet for outcome in executed for count in outcome.per_sheet if count.sheet}
             if report is None and not executed:
                 raise
@@ -44,6 +43,17 @@ async def find_sheets(
         listed = await context.caller.call(Call(endpoint=routes.LIST_TEMPLATES), Templates)
         found += [each for each in listed.templates if not names or each.name in names]
     return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
+
+
+async def _executed(context: SessionContext, migration_id: str, *, is_needed: bool) -> list[LogOutcome]:
+    """Return what the executions in the log did. If the log `is_needed`, raise `ApiError` where it is not there."""
+    try:
+        log = await context.caller.call(Call(endpoint=routes.READ_LOG, ids={"id": migration_id}), Log)
+    except (Conflict, NotFound, ServerError):
+        if is_needed:
+            raise
+        return []
+    return [run.outcome for run in log.runs if run.outcome]
 
 
 def chosen_sheets(wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:

@@ -364,18 +364,21 @@ async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
         assert [file.path for file in only] == [str(tmp_path / "Deals.csv")]
 
 
-@pytest.mark.parametrize("knows", ["report", "log", "nothing"])
+@pytest.mark.parametrize("knows", ["report", "log", "templates", "nothing"])
 async def test_without_a_preview_it_learns_its_sheets_from_its_execution(
     knows: str, opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     templates = [{"slug": slug, "name": slug.title(), "columns": []} for slug in ("contacts", "deals", "old")]
+    if knows == "templates":  # a report without names, and a log that is not available
+        del templates[2]
+        account.fault = lambda method, path, _: 503 if path.endswith("/log") else None
     account.routes["GET", "/templates"] = lambda *_: Reply(200, {"templates": templates})
     account.routes["GET", "/migrations/m1/preview"] = lambda *_: Reply(404, {"error": "no preview"})
     outcome = {"ok": True, "per_sheet": [{"sheet": "Contacts", "rows": 2}, {"sheet": "Deals", "rows": 1}]}
     runs = [{"run_id": "run-1", "kind": "execute", "status": "completed", "outcome": outcome}]
     found = {"status": "completed", "runs": runs if knows == "log" else []}
     account.routes["GET", "/migrations/m1/log"] = lambda *_: Reply(200, found)
-    report = CLEAN if knows == "report" else None
+    report = {"report": CLEAN, "templates": Report(inserted=3)}.get(knows)
     async with opens() as migration:
         opened = type(migration)(migration._context, "m1")
         if knows == "nothing":
