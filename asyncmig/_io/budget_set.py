@@ -24,6 +24,8 @@ from asyncmig.events import Events, Held
 
 __all__ = ["BudgetSet"]
 
+_LONGEST_HOLD = 3600.0
+"""Seconds. The server may count a request in a budget with a longer window than those of the set."""
 _FIRST_PAUSE = 1.0
 """Seconds of the hold after a 429 without a header that explains it. Each further one doubles them."""
 
@@ -238,15 +240,16 @@ class BudgetSet:
     def _hold(self, retry_after: float | None) -> None:
         """Hold the requests of this set: for `retry_after`, or until its long windows have certainly room again."""
         now, longest = self.now(), max(each.window for each in self._dispatchers)
+        most = max(longest, _LONGEST_HOLD)
         if retry_after is not None:
-            until = now + min(longest, max(1.0, retry_after))
+            until = now + min(most, max(1.0, retry_after))
         elif longest > SHORT_WINDOW:
             until = max(
                 each.limiter.unexplained_hold(now) for each in self._dispatchers if each.window > SHORT_WINDOW
             )
         else:
             until = now + self._pause
-            self._pause = min(longest, self._pause * 2.0)
+            self._pause = min(most, self._pause * 2.0)
         self._held_until = max(self._held_until, until)
         if self.on_held is not None:
             self.on_held(self._held_until - now)

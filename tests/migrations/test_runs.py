@@ -429,3 +429,26 @@ async def test_a_short_second_execute_does_not_end_with_the_report_of_the_first(
         report = await (await migration.execute()).wait()
     assert isinstance(report, Report)
     assert report.inserted == 9
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_cancel_that_counts_in_an_hourly_class_waits_for_it(
+    tells: bool, opens: Opens, account: Account
+) -> None:
+    refused: list[float] = []
+
+    def cancel(body: object, query: object) -> Reply:
+        left = 3600.0 - (account.now - refused[-1] if refused else 0.0)
+        if not refused or left > 0.0:  # a refused request counts
+            refused.append(account.now)
+            return Reply(429, {"error": "too many"}, {"Retry-After": "3600"} if tells else {})
+        account.enter(account.now, {"status": "canceled"})
+        return account.read("run-1")
+
+    account.steps["generate"] = [(1e9, {"status": "awaiting_approval"})]
+    account.routes["PATCH", "/migrations/m1/runs/run-1"] = cancel
+    async with opens("by-class") as migration, asyncio.timeout(30_000.0):
+        run = await migration.generate()
+        assert (await run.cancel()).status == "canceled"
+        assert (await run.read()).status == "canceled"
+    assert len(refused) <= (1 if tells else 13)
