@@ -73,6 +73,9 @@ class _Mode(enum.Enum):
     """The probe is in flight."""
 
 
+_OPEN, _HOLD, _PROBE = _Mode  # a name of the module is read faster than a member of an enumeration
+
+
 @final
 class Limiter:
     """The slots of one budget.
@@ -127,7 +130,7 @@ class Limiter:
         self._open = 0
         self._freeing: deque[float] = deque()
         self._last_send = self._last_accepted = float("-inf")
-        self._mode = _Mode.OPEN
+        self._mode = _OPEN
         self._held_until = self._cut_at = float("-inf")
         self._probe: float | None = None
         """When the probe in flight was sent."""
@@ -184,11 +187,11 @@ class Limiter:
         freeing = self._freeing
         if (freeing and freeing[0] <= now) or now >= self._review_at:
             self._advance(now)
-        if self._mode is _Mode.PROBE:
+        if self._mode is _PROBE:
             return None
         if self._held_until > now:
             return self._held_until
-        if self._mode is _Mode.HOLD:
+        if self._mode is _HOLD:
             return now
         if self._is_long and self._open:
             return None
@@ -205,8 +208,8 @@ class Limiter:
         """Take a slot at the time that `next_at` returned; the request is sent now."""
         self._open += 1
         self._last_send = now
-        if self._mode is _Mode.HOLD:
-            self._mode, self._probe = _Mode.PROBE, now
+        if self._mode is _HOLD:
+            self._mode, self._probe = _PROBE, now
 
     def wait_for(self, position: int, now: float) -> float:
         """Return the approximate seconds until the request at `position` (from 0) in the queue is sent."""
@@ -256,7 +259,7 @@ class Limiter:
         if sent_at == self._probe:
             self._probes += 1
             self._hold(max(asked, now + self._pause()))
-        elif self._mode is not _Mode.OPEN or sent_at < self._cut_at:
+        elif self._mode is not _OPEN or sent_at < self._cut_at:
             # It was sent before the hold, so it shows nothing new. Its `Retry-After` still applies.
             self._held_until = max(asked, self._held_until)
         else:
@@ -348,7 +351,7 @@ class Limiter:
     def _count_accepted(self, now: float) -> None:
         """Count an accepted request, for the last window and for the level of the server's bucket."""
         self._accepted.append(now)
-        if self._mode is _Mode.OPEN:  # otherwise `_learn` still needs them to explain a 429
+        if self._mode is _OPEN:  # otherwise `_learn` still needs them to explain a 429
             while self._accepted[0] <= now - self._window:
                 self._accepted.popleft()
         refilled = (now - self._level_at) * self.slots / self._window
@@ -362,11 +365,11 @@ class Limiter:
 
     def _hold(self, until: float) -> None:
         """Send nothing before `until`, and then one probe."""
-        self._mode, self._probe, self._held_until = _Mode.HOLD, None, until
+        self._mode, self._probe, self._held_until = _HOLD, None, until
 
     def _learn(self, now: float) -> None:
         """Set W or B, depending on the number of probes that were refused, and end the hold."""
-        self._mode, self._probe = _Mode.OPEN, None
+        self._mode, self._probe = _OPEN, None
         before = sum(at > self._cut_at - self._window for at in self._accepted) - 1
         if self._probes == 0 and self.burst == self._limit:
             self.burst = max(1, min(self.burst, int(self._level) - 1))
@@ -403,7 +406,7 @@ class Limiter:
         busy = self._busy
         clean = self._clean
         self._await_review(now)
-        if self._mode is not _Mode.OPEN:
+        if self._mode is not _OPEN:
             return
         self._slots_known, self._burst_known = self.slots, self.burst
         if not busy:

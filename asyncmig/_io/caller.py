@@ -220,7 +220,8 @@ class Caller:
             async with self._slot(call, ticket) as slot:
                 try:
                     with Sending(self.reports, call, slot, 1) as sending:
-                        async with self._exchange(call, self._route(call.endpoint).streaming) as answer:
+                        route = self._route(call.endpoint)
+                        async with self._exchange(call, route, route.streaming) as answer:
                             if not self._accepted(sending, answer):
                                 raise await self._refused(sending, answer)
                             if not call.endpoint.sends_html and is_html(answer):
@@ -282,7 +283,7 @@ class Caller:
         if route is None:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            route = self._routes[endpoint] = _Route(self._timeouts_of(endpoint))
+            route = self._routes[endpoint] = _Route(endpoint, self._timeouts_of(endpoint))
         return route
 
     def _timeouts_of(self, endpoint: Endpoint) -> Timeouts:
@@ -311,13 +312,16 @@ class Caller:
 
     async def _attempt(self, call: Call, decode: _Decode[T], slot: Slot, attempt: int) -> T:
         with Sending(self.reports, call, slot, attempt) as sending:
-            async with self._exchange(call, self._route(call.endpoint).timeouts) as answer:
+            route = self._route(call.endpoint)
+            async with self._exchange(call, route, route.timeouts) as answer:
                 if not self._accepted(sending, answer):
                     raise await self._refused(sending, answer)
                 body = await self._replies.body(answer, call.endpoint.largest_reply)
         return await decode(call, answer, body)
 
-    def _exchange(self, call: Call, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
+    def _exchange(
+        self, call: Call, route: "_Route", timeouts: Timeouts
+    ) -> AbstractAsyncContextManager[Response]:
         transport, endpoint = self._transport, call.endpoint
         url, headers, body = self._url(call), self._headers(call), call.body
         if isinstance(transport, AiohttpTransport):
@@ -327,7 +331,7 @@ class Caller:
                 headers=headers,
                 body=body,
                 timeouts=timeouts,
-                is_repeatable=endpoint.repeat is Repeat.ALWAYS,
+                is_repeatable=route.is_repeatable,
             )
         return transport.exchange(endpoint.method, url, headers=headers, body=body, timeouts=timeouts)
 
@@ -400,11 +404,12 @@ class Caller:
 
 @final
 class _Route:
-    """The gate and the time-outs of all requests to one endpoint."""
+    """The gate and the time-outs of all requests to one endpoint, and whether a second one changes nothing."""
 
-    __slots__ = ("gate", "streaming", "timeouts")
+    __slots__ = ("gate", "is_repeatable", "streaming", "timeouts")
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
+        self.is_repeatable: bool = endpoint.repeat is Repeat.ALWAYS
         self.gate: Gate | None = None
         """None before the first request that passes it."""
         self.timeouts: Timeouts = timeouts
