@@ -13,11 +13,20 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
 from asyncmig.companies.connections import checked_connections
-from asyncmig.companies.wire import CompanyBody, CompanyCreated, Sheet, Source, Sources, Template, Templates
+from asyncmig.companies.wire import (
+    CompanyBody,
+    CompanyCreated,
+    CompanyInfo,
+    Sheet,
+    Source,
+    Sources,
+    Template,
+    Templates,
+)
 from asyncmig.customers.catalog import named, source_id
 from asyncmig.customers.ids import COMPANY, checked_id
 from asyncmig.customers.spec import Connections, check_external_id, checked_templates
-from asyncmig.errors import NotFound
+from asyncmig.errors import NotFound, UnknownOutcome
 
 __all__ = ["Companies"]
 
@@ -119,7 +128,8 @@ class Companies:
         `is_new` is False.
 
         Raises `InvalidInput` before a request is spent; `Conflict` if the external id is taken; `BadRequest` if
-        the name is taken; `UnknownOutcome` if a response was lost and the company may or may not exist.
+        the name is taken; `UnknownOutcome` if a response was lost and the company may or may not exist, or if the
+        server responds with a company that has another external id.
         """
         given = None if connections is None else checked_connections(connections)
         body = CompanyBody(
@@ -138,6 +148,7 @@ class Companies:
             secrets=() if given is None else tuple(secrets_of(given["destination"]["auth"])),
         )
         status, created = await self._context.caller.call_with_status(call, CompanyCreated)
+        _check_owner(call, created.company, external_id)
         return Company(
             self._context, created.company.id, external_id=external_id, created=created, is_new=status == 201
         )
@@ -165,3 +176,12 @@ class Companies:
             advice = f"this server does not {endpoint.name}: names cannot be looked up, so use ids"
             text = f"{error.text} ({advice})" if error.text else advice
             raise error.with_text(text) from error
+
+
+def _check_owner(call: Call, company: CompanyInfo, external_id: str | None) -> None:
+    """Raise `UnknownOutcome` for the company of another customer: an import would mix the data of both."""
+    other = company.external_id
+    if external_id is not None and other and other.casefold() != external_id.casefold():
+        reason = f"the response names the company {company.id}, whose external id is {other!r}"
+        endpoint = call.endpoint
+        raise UnknownOutcome(endpoint.method, endpoint.template, reason, call.loggable_body, endpoint.advice)

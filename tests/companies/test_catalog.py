@@ -21,6 +21,7 @@ from asyncmig import (
     NotFound,
     Spec,
     UnexpectedReply,
+    Unknown,
     UnknownOutcome,
     generations,
     migrate,
@@ -131,6 +132,24 @@ async def test_a_lost_journal_and_a_company_that_is_there_end_in_no_second_impor
     assert any("was not repeated" in note for note in outcome.notes)
     (company,) = world._companies.values()
     assert len(company.runs) == 1
+
+
+async def test_nothing_is_imported_into_the_company_of_another_customer(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    other = b'{"company": {"id": "c-bolt", "external_id": "bolt"}, "sheets": []}'
+    wire.fault = lambda method, path, number: (
+        Fault(instead=Reply(status=200, body=other))
+        if (method, path[-10:]) == ("POST", "/companies")
+        else None
+    )
+    journal = MemoryJournal()
+    async with opens() as session:
+        outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
+        assert isinstance(outcome, Unknown), outcome
+        assert "the company c-bolt, whose external id is 'bolt'" in outcome.error
+        assert "company" not in outcome.ids
+    assert wire.requests.keys() <= {"GET /sources", "GET /templates", "POST /companies"}
 
 
 # Secrets
