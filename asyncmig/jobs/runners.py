@@ -105,7 +105,7 @@ async def migrate_job(
     is alive; its exceptions end the job. The other arguments are those of `migrate`.
 
     Raises `RetryJob` if another attempt continues: another worker holds the customer, the migration was interrupted,
-    the server or the journal is unavailable. Raises `InvalidInput` for wrong options, and `JournalError`.
+    the server or the journal is unavailable. Raises `InvalidInput` as `migrate` does, and `JournalError`.
     """
     options = combined(options, keywords)
     if decision is not None:
