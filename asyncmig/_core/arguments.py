@@ -10,7 +10,7 @@ from typing import IO, ClassVar, ParamSpec, TypeVar, Union, cast, get_args, get_
 
 from asyncmig.errors import InvalidInput
 
-__all__ = ["check_fields", "checked_call", "checked_path", "checked_text", "flaw_of"]
+__all__ = ["check_fields", "checked_call", "checked_path", "checked_text", "flaw_of", "plain_text"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -162,10 +162,15 @@ def checked_path(field: str, value: object) -> Path:
 
 
 def checked_text(field: str, value: object) -> str:
-    """Return a name or an id unchanged. Raises `InvalidInput` for a value that cannot be one; see `flaw_of`."""
+    """Return a name or an id as it is. Raises `InvalidInput` for a value that cannot be one; see `flaw_of`."""
     if flaw := flaw_of(value):
         raise InvalidInput(field, value, flaw)
-    return cast(str, value)
+    return cast(str, plain_text(value))
+
+
+def plain_text(value: object) -> object:
+    """Return an instance of a subclass of `str`, such as a `StrEnum`, as `str`: only that can be encoded."""
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def flaw_of(value: object) -> str | None:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 import msgspec
 from msgspec.structs import force_setattr
 
-from asyncmig._core.arguments import check_fields, checked_text, flaw_of
+from asyncmig._core.arguments import check_fields, checked_text, flaw_of, plain_text
 from asyncmig._core.secrets import HidesSecrets
 from asyncmig.customers.catalog import CatalogueItem
 from asyncmig.customers.files import size_of
@@ -43,7 +43,7 @@ def check_external_id(external_id: object) -> str:
     """Return `external_id`, or raise `InvalidInput` if the API would refuse it."""
     if not isinstance(external_id, str) or not _EXTERNAL_ID.fullmatch(external_id):
         raise InvalidInput("external_id", external_id, "must be 1 to 255 of A-Z, a-z, 0-9, _ and -")
-    return external_id
+    return cast(str, plain_text(external_id))
 
 
 def checked_templates(templates: object, field: str = "template_ids") -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def checked_templates(templates: object, field: str = "template_ids") -> tuple[s
     for each in ids:
         if flaw := flaw_of(each):
             raise InvalidInput(field, given, f"must be a sequence of ids: {each!r} {flaw}")
-    return tuple(cast("list[str]", ids))
+    return tuple(cast("list[str]", map(plain_text, ids)))
 
 
 class LiveSource(HidesSecrets, frozen=True, kw_only=True):
@@ -110,12 +110,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def __post_init__(self) -> None:
         """Convert a single path, paths as text, a `Source` and `Template`s. `validate` checks the values."""
         source, templates = cast(object, self.source), cast(object, self.templates)
+        force_setattr(self, "external_id", plain_text(self.external_id))
+        force_setattr(self, "name", plain_text(self.name))
+        force_setattr(self, "source", source.id if isinstance(source, CatalogueItem) else plain_text(source))
         force_setattr(self, "files", _paths(self.files))
-        if isinstance(source, CatalogueItem):
-            force_setattr(self, "source", source.id)
         if isinstance(templates, Sequence) and not isinstance(templates, str | bytes):
             ids = [
-                each.id if isinstance(each, CatalogueItem) else each
+                each.id if isinstance(each, CatalogueItem) else plain_text(each)
                 for each in cast("Sequence[object]", templates)
             ]
             force_setattr(self, "templates", tuple(ids))

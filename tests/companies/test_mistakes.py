@@ -270,6 +270,27 @@ async def test_what_is_clear_is_accepted(opens: Opens, customer: Customer, tmp_p
         assert await company.download(to=str(tmp_path / "c"))
 
 
+async def test_texts_of_a_subclass_of_str_are_texts(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    source, path = Text(SOURCE), customer().files[0]
+    async with opens() as opened:
+        templates = [Text(each.id) for each in await opened.companies.templates()]
+        spec = Spec(
+            external_id=Text("acme"),
+            name=Text("A"),
+            source=source,
+            files=Text(path),  # type: ignore[arg-type]
+            templates=templates,  # type: ignore[arg-type]
+        )
+        outcome = await migrate(opened, spec, journal=MemoryJournal(), to=tmp_path / "out")
+        assert isinstance(outcome, Delivered), outcome
+        await opened.companies.create(
+            name=Text("B"), source=source, external_id=Text("b"), template_ids=templates
+        )
+
+
 @pytest.fixture
 async def acme(opens: Opens) -> AsyncIterator[Company]:
     async with opens() as opened:
