@@ -104,9 +104,8 @@ class Exports:
         that was used with another payload; `UnknownOutcome` if all responses were lost: the export may be running,
         and the same call with the key that is in `sent` returns its run.
         """
-        body = _checked(mode, template_ids, row_filter, idempotency_key or new_key(self._context))
-        if idempotency_key is not None:
-            checked_text("idempotency_key", idempotency_key)
+        key = new_key(self._context) if idempotency_key is None else idempotency_key
+        body = _checked(mode, template_ids, row_filter, checked_text("idempotency_key", key))
         return await self._start(body, rank)
 
     async def _start(self, body: ExportBody, rank: float) -> "ExportRun":
@@ -154,11 +153,13 @@ class Exports:
         for name, key in (("canary_key", canary_key), ("full_key", full_key)):
             if key == "" or (key is not None and canary_key == full_key):
                 raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
-            if key is not None:
-                checked_text(name, key)
+        canary_key, full_key = (
+            new_key(self._context) if key is None else checked_text(name, key)
+            for name, key in (("canary_key", canary_key), ("full_key", full_key))
+        )
         bodies = {
-            "canary": _checked("canary", template_ids, row_filter, canary_key or new_key(self._context)),
-            "full": _checked("full", template_ids, row_filter, full_key or new_key(self._context)),
+            "canary": _checked("canary", template_ids, row_filter, canary_key),
+            "full": _checked("full", template_ids, row_filter, full_key),
         }
         done: dict[ExportMode, ExportStage] = {}
 
@@ -213,11 +214,9 @@ def _checked(
 ) -> ExportBody:
     if mode not in ("full", "canary"):
         raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
-    if row_filter is not None:
-        checked_text("row_filter", row_filter)
     selection = Selection(
         template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
-        row_filter=msgspec.UNSET if row_filter is None else row_filter,
+        row_filter=msgspec.UNSET if row_filter is None else checked_text("row_filter", row_filter),
     )
     return ExportBody(
         mode=mode,

@@ -93,8 +93,8 @@ class Imports:
         given, listed = _checked_files(files), [] if rows is None else list(rows)
         if bool(given) == bool(listed):
             raise InvalidInput("files", given, "give files or rows, and not both")
-        key = new_key(self._context) if idempotency_key is None else idempotency_key
-        checked_text("idempotency_key", key)
+        given_key = new_key(self._context) if idempotency_key is None else idempotency_key
+        key = checked_text("idempotency_key", given_key)
         self._inputs.add(file for file in given if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
         if not listed:

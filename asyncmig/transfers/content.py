@@ -237,7 +237,7 @@ def content_of(
         raise InvalidInput("source", type(source).__name__, reason)
     if name is None:
         raise InvalidInput("name", name, "bytes and streams need a file name")
-    checked_text("name", name)
+    name = checked_text("name", name)
     if isinstance(source, bytes | bytearray | memoryview):
         if not source:
             raise InvalidInput("files", name, "is empty")

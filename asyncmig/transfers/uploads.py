@@ -249,4 +249,4 @@ def checked_content_type(content_type: str) -> str:
     """Return `content_type`. Raises `InvalidInput` if it does not have the form of `text/csv`."""
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise InvalidInput("content_type", content_type, "must be like text/csv")
-    return content_type
+    return str.__str__(content_type)  # not of a subclass, which cannot be encoded

@@ -286,9 +286,11 @@ async def test_texts_of_a_subclass_of_str_are_texts(opens: Opens, customer: Cust
         )
         outcome = await migrate(opened, spec, journal=MemoryJournal(), to=tmp_path / "out")
         assert isinstance(outcome, Delivered), outcome
-        await opened.companies.create(
+        company = await opened.companies.create(
             name=Text("B"), source=source, external_id=Text("b"), template_ids=templates
         )
+        sent = await company.upload(CLEAN.encode(), name=Text("b.csv"), content_type=Text("text/csv"))
+        await (await company.imports.start(files=[sent], idempotency_key=Text("key"))).wait()
 
 
 @pytest.fixture
