@@ -49,6 +49,9 @@ _AT_ONCE = 50
 class Fleet(AsyncOnly, CustomerMethods):
     """Drives migrations of one session, at most `concurrency` at once, the longest first.
 
+    With thousands of customers at once, each full garbage collection of Python pauses the event loop: with 10,000 for
+    about half a second. `gc.set_threshold` makes full collections rare.
+
     `journal`: a journal that is open, or the place of one (see `open_journal`).
 
     `to`: the folder that gets `EXTERNAL_ID/SHEET.csv`. `options`: the
