@@ -209,7 +209,8 @@ class Tracker:
         is_kind = last is not None and (last.kind == operation.kind or is_executed)
         if last is not None and is_kind:
             is_other = not operation.is_acknowledged and last.run_id not in operation.earlier_runs
-            if last.run_id == self.run_id or (last.run_id and operation.earlier_runs and is_other):
+            follows = bool(operation.earlier_runs) or self.run_id in [entry.run_id for entry in log.runs[:-1]]
+            if last.run_id == self.run_id or (last.run_id and is_other and follows):
                 self.run_id = last.run_id
                 operation.saw_log()
                 return

@@ -151,3 +151,21 @@ async def test_a_lost_execution_whose_preview_is_gone_is_found_once_the_log_is_s
         account.fault = lambda method, path, n: "lost" if method == "POST" and path.endswith("runs") else None
         assert isinstance(await (await migration.execute()).wait(), Report)
     assert account.starts() == ["generate", "execute"]
+
+
+async def test_a_lost_execution_with_a_run_of_its_own_is_found_behind_the_run_of_its_preview(
+    opens: Opens, account: Account
+) -> None:
+    def start(body: Json, query: object) -> Reply:
+        account.run_id = "run-2" if body["kind"] == "execute" else "run-1"
+        return account.start(body)
+
+    account.log_hides_preview = True
+    account.routes["POST", "/migrations/m1/runs"] = start
+    async with opens() as migration:
+        await (await migration.generate()).wait()
+        ended = Reply(200, {"run_id": "run-1", "status": "awaiting_approval"})
+        account.routes["GET", "/migrations/m1/runs/run-1"] = lambda body, query: ended
+        account.fault = lambda method, path, n: "lost" if method == "POST" and path.endswith("runs") else None
+        assert isinstance(await (await migration.execute()).wait(), Report)
+    assert account.starts() == ["generate", "execute"]
