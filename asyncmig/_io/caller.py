@@ -208,11 +208,11 @@ class Caller:
             raise failure.error from failure
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncGenerator[Response]:
+    async def stream(self, call: Call, *, is_optional: bool = False) -> AsyncGenerator[Response]:
         """Make one attempt, and yield the response as soon as its headers have arrived. The body holds no slot.
 
-        After a 429, waits and sends again. Raises as `call` does, without a repeat; `NoAnswer` if the body breaks
-        off.
+        After a 429, waits and sends again; raises `RateLimited` instead if the stream `is_optional`. Raises as `call`
+        does, without a repeat; `NoAnswer` if the body breaks off.
         """
         ticket: int | None = None
         yielded = False
@@ -233,8 +233,8 @@ class Caller:
                             yield answer
                             return
                 except RateLimited:
-                    if yielded:
-                        raise  # from the body of the `async with` block
+                    if yielded or is_optional:
+                        raise  # if it was yielded: from the body of the `async with` block
                     ticket = slot.ticket
                 except RetryableFailure as failure:
                     raise failure.error from failure

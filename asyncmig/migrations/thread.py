@@ -60,7 +60,8 @@ _RECONNECT = 1.0
 """Seconds before the reconnect of a stream that was open for a while."""
 _GIVE_UP = 3
 """After this many refused connects in a row, snapshots replace the stream."""
-_NO_STREAM = frozenset({404, 405, 406, 501})
+_NO_STREAM = frozenset({404, 405, 406, 429, 501})
+"""The statuses of such a refusal. A 429 may concern streams only, and each connect would hold all reads."""
 _MOST_WAITING = 1000
 """The most events that wait for a slow iteration; it reads what comes after them from snapshots."""
 
@@ -317,7 +318,7 @@ class ThreadStream:
     async def _connect(self) -> bool:
         decoder = SseDecoder()
         call = self._reader.call(routes.STREAM_THREAD, self.position, self._include)
-        async with self._context.caller.stream(call) as answer:
+        async with self._context.caller.stream(call, is_optional=True) as answer:
             self._refused = 0
             self._tell(Connected())
             try:

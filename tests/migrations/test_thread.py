@@ -57,7 +57,7 @@ async def listed(migration: Migration) -> list[Event]:
     return [event async for event in migration.thread()]
 
 
-@pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500"])
+@pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500", "429"])
 @pytest.mark.parametrize("times", [1, 5, 1000])
 async def test_a_wait_and_an_iteration_survive_every_stream(
     kind: object, times: int, opens: Opens, account: Account
@@ -67,15 +67,15 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
     def stream(body: object, query: dict[str, str]) -> Reply:
         nonlocal seen
         seen += 1
-        if seen > times or kind in ("lost", "500"):
+        if seen > times or kind in ("lost", "500", "429"):
             return Reply(200, stream=account.stream(int(query.get("after", -1))))
         if kind == "404":
             return Reply(404, {"error": "no such route"})
         return Reply(200, stream=kind(account)())  # type: ignore[operator]
 
     account.routes["GET", STREAM] = stream
-    if kind in ("lost", "500"):
-        fault = "lost" if kind == "lost" else 500
+    if kind in ("lost", "500", "429"):
+        fault = kind if kind == "lost" else int(str(kind))
         account.fault = lambda method, path, n: fault if path == STREAM and n <= times else None
     async with opens() as migration:
         run = await migration.generate()
