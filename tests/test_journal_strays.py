@@ -43,7 +43,8 @@ class Place:
 
 
 def impatient(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, timeout=0.05, isolation_level=None, check_same_thread=False)
+    """Wait for locks longer than a transaction of another connection takes on a busy machine, but not for 10 s."""
+    return sqlite3.connect(uri, uri=True, timeout=0.5, isolation_level=None, check_same_thread=False)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -131,7 +132,7 @@ async def test_heartbeats_take_nothing_from_tasks_that_claim_meanwhile(place: Pl
 async def test_what_a_locked_file_kept_from_being_released_is_free_later(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     place = Place("sqlite", str(path), "")
-    async with place.open(lease=SOON) as journal, place.open() as other:
+    async with place.open(lease=SOON) as journal, Journal(path) as other:
         claim, cancelled = await journal.claim("acme"), await journal.claim("beta")
         with closing(sqlite3.connect(path, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
