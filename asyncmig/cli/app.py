@@ -86,7 +86,7 @@ class WholeWords(TyperCommand):
 
     def get_help(self, ctx: object) -> str:
         """Return the help. While click wraps the texts, another character stands for each hyphen."""
-        self.help = (self.help or "").replace("-", _HYPHEN)
+        self.help: str | None = (self.help or "").replace("-", _HYPHEN)
         for each in self.params:
             if isinstance(each, TyperArgument | TyperOption) and each.help:
                 each.help = each.help.replace("-", _HYPHEN)

@@ -1,7 +1,7 @@
 """The API generation "companies" as an implementation of `Generation`."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -22,12 +22,12 @@ from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.ids import COMPANY
 from asyncmig.customers.options import MigrationCall, MigrationOptions
-from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.records.commands import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
@@ -64,13 +64,6 @@ class CompaniesGeneration:
         routes.START_IMPORT.key,
     )
 
-    recognizes = staticmethod(has_ids)
-    describe = staticmethod(words_of)
-    resolve = staticmethod(creation.resolve)
-    catalogue_requests = staticmethod(creation.catalogue_requests)
-    decide = staticmethod(decisions.decide_parked)
-    cancel = staticmethod(decisions.cancel)
-
     def migrate(
         self,
         context: SessionContext,
@@ -78,6 +71,9 @@ class CompaniesGeneration:
         call: MigrationCall,
     ) -> Coroutine[object, object, Outcome]:
         return CustomerMigration(context, claim, call).migrate()
+
+    def recognizes(self, listed: object) -> bool | None:
+        return has_ids(listed)
 
     def check(self, spec: Spec) -> None:
         if not spec.source:
@@ -94,6 +90,15 @@ class CompaniesGeneration:
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))
+
+    def describe(self, event: JournalEvent) -> str:
+        return words_of(event)
+
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        return await creation.resolve(context, specs)
+
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        return creation.catalogue_requests(customers)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -141,6 +146,30 @@ class CompaniesGeneration:
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await decisions.look(context, cast(Record, record.details))
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        return await decisions.decide_parked(
+            context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
+        )
+
+    async def cancel(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        *,
+        reject_parked: bool = False,
+    ) -> Outcome:
+        return await decisions.cancel(context, journal, external_id, reject_parked=reject_parked)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         return await adopt_resource(

@@ -23,7 +23,7 @@ from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = ["World", "endpoint_of"]
 
-endpoint_of = ROUTES.endpoint_of
+endpoint_of: Callable[[Request], str] = ROUTES.endpoint_of
 
 
 @final

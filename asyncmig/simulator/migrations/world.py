@@ -70,7 +70,7 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
 _CLASSES = {endpoint: name for endpoint, name, _ in _TABLE}
 _HANDLERS = {endpoint: handler for endpoint, _, handler in _TABLE}
 _ROUTES = Routes(_HANDLERS)
-endpoint_of = _ROUTES.endpoint_of
+endpoint_of: Callable[[Request], str] = _ROUTES.endpoint_of
 
 _CORS = {
     "Access-Control-Allow-Origin": "*",
