@@ -367,7 +367,9 @@ def _raw_endpoint(method: str, template: str, repeatable: bool | None, lane: Lan
 def _checked_key(key: str) -> Secret:
     if not key.strip():
         raise InvalidInput("api_key", "", "is missing: give it, or set VERN_API_KEY")
-    if not key.isascii() or not key.isprintable() or key != key.strip():
+    if key != key.strip():
+        raise InvalidInput("api_key", "***", "begins or ends with a blank or a line break: remove it")
+    if not key.isascii() or not key.isprintable():
         raise InvalidInput("api_key", "***", "has characters that an HTTP header cannot contain")
     return Secret(key)
 

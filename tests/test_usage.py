@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 from inprocess import BASE_URL, KEY, InProcess
 
-from asyncmig import Fleet, Gate, MemoryJournal, Session, SessionClosed, Spec, UsageError
+from asyncmig import Fleet, Gate, InvalidInput, MemoryJournal, Session, SessionClosed, Spec, UsageError
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 
@@ -188,3 +188,20 @@ async def test_a_fleet_stays_on_its_loop(session: Session) -> None:
 
     async with session, Fleet(session, journal=MemoryJournal()) as driven:
         await asyncio.to_thread(lambda: asyncio.run(submit()))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "is missing"),
+        (" \n", "is missing"),
+        ("k3y-of-mine\n", "begins or ends with a blank or a line break"),
+        (" k3y-of-mine", "begins or ends with a blank or a line break"),
+        ("k3y\nof-mine", "has characters that an HTTP header cannot contain"),
+        ("k3y-öf-mine", "has characters that an HTTP header cannot contain"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason) as refused:
+        Session(key)
+    assert "k3y" not in repr(refused.value)

@@ -81,8 +81,23 @@ __all__ = ["app", "run_app"]
 T = TypeVar("T")
 
 
-class WholeWords(TyperCommand):
-    """A command whose help breaks lines only between words. Click also breaks `by-class` at the hyphen."""
+class Command(TyperCommand):
+    """A command whose errors and help suit asyncmig's options.
+
+    An error about a value names its origin, if that is not the command line. The help breaks lines only between
+    words: click also breaks `by-class` at the hyphen.
+    """
+
+    def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]  # click's own
+        """Parse the arguments. An error names the variable or the `[defaults]` that a wrong value comes from."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if (option := error.param) is not None:
+                source = ctx.get_parameter_source(option.name)
+                origin = source and _ORIGINS.get(source.name, "").format(option.envvar)
+                error.message = f"{error.message.rstrip('.')} (from {origin})" if origin else error.message
+            raise
 
     def get_help(self, ctx: object) -> str:
         """Return the help. While click wraps the texts, another character stands for each hyphen."""
@@ -94,6 +109,8 @@ class WholeWords(TyperCommand):
 
 
 _HYPHEN = "\ue000"
+_ORIGINS = {"ENVIRONMENT": "{}", "DEFAULT_MAP": "[defaults] of the manifest"}
+"""The origin of a value, by click's name of its source; `{}`: the environment variable."""
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -120,7 +137,7 @@ def _commands(
 
 
 @app.command(
-    cls=WholeWords,
+    cls=Command,
     epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same command again resumes)",
 )
 @dataclass_options
@@ -151,7 +168,7 @@ def run(
     _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
+@app.command(cls=Command, epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
 @dataclass_options
 def retry(
     context: typer.Context,
@@ -184,7 +201,7 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     raise typer.Exit(ended.exit_code)
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig check customers.csv --templates templates.json")
+@app.command(cls=Command, epilog="Example: asyncmig check customers.csv --templates templates.json")
 @dataclass_options
 def check(
     context: typer.Context, manifest: ManifestArgument, options: CheckOptions, as_json: JsonOption = False
@@ -201,7 +218,7 @@ def check(
     raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words, as_json=as_json)))
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig config customers.toml")
+@app.command(cls=Command, epilog="Example: asyncmig config customers.toml")
 @dataclass_options
 def config(context: typer.Context, options: Options, as_json: JsonOption = False) -> None:
     """Print each setting of `run` and where its value comes from.
@@ -211,9 +228,7 @@ def config(context: typer.Context, options: Options, as_json: JsonOption = False
     print_config(data_console(), context, options, as_json=as_json)
 
 
-@app.command(
-    cls=WholeWords, epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked"
-)
+@app.command(cls=Command, epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked")
 @dataclass_options
 def status(
     journal: JournalOption = DEFAULT_JOURNAL,
@@ -248,7 +263,7 @@ def status(
     print_status(data_console(), statuses, command, journal, used)
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig show acme-001 --journal fleet.db")
+@app.command(cls=Command, epilog="Example: asyncmig show acme-001 --journal fleet.db")
 def show(
     external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
 ) -> None:
@@ -259,7 +274,7 @@ def show(
     print_history(data_console(), asyncio.run(read_history(journal, external_id)), as_json=as_json)
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig report --journal fleet.db --report report.html")
+@app.command(cls=Command, epilog="Example: asyncmig report --journal fleet.db --report report.html")
 def report(
     journal: JournalOption = DEFAULT_JOURNAL,
     report: ReportOption = Path("report.html"),
@@ -281,7 +296,7 @@ def report(
         say(words_console(), f"Wrote {page}.")
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig watch --journal fleet.db")
+@app.command(cls=Command, epilog="Example: asyncmig watch --journal fleet.db")
 @dataclass_options
 def watch(
     context: typer.Context,
@@ -308,7 +323,7 @@ def watch(
     raise typer.Exit(code_of(each.outcome for each in statuses))
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
+@app.command(cls=Command, epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
 @dataclass_options
 def review(
     context: typer.Context,
@@ -361,7 +376,7 @@ def review(
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig demo --customers 40 --seed 1")
+@app.command(cls=Command, epilog="Example: asyncmig demo --customers 40 --seed 1")
 @dataclass_options
 def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
     """Migrate generated customers through a simulator, offline.
@@ -374,7 +389,7 @@ def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
 
 
 @app.command(
-    cls=WholeWords,
+    cls=Command,
     epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db",
 )
 def adopt(
@@ -404,7 +419,7 @@ def adopt(
         say(words_console(), f"{name} is now linked to {linked}. Run again to continue.")
 
 
-@app.command(cls=WholeWords, epilog="Example: asyncmig doctor --journal fleet.db --out out")
+@app.command(cls=Command, epilog="Example: asyncmig doctor --journal fleet.db --out out")
 @dataclass_options
 def doctor(
     journal: JournalOption = DEFAULT_JOURNAL,
@@ -425,7 +440,7 @@ def doctor(
 
 
 @app.command(
-    cls=WholeWords,
+    cls=Command,
     epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)",
 )
 @dataclass_options

@@ -115,3 +115,23 @@ def test_2_an_address_that_cannot_be_used_is_named_and_its_credentials_are_not_s
     assert result.code == 2
     assert variable in result.err
     assert "secret" not in result.err + result.out + cli("config", manifest()).out
+
+
+def test_2_a_wrong_value_is_named_with_its_origin(
+    cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, words = manifest("max-duration = 'long'"), "'long' must look like 90s, 45m or 1h30m"
+    result = cli("config", path)
+    assert result.code == 2
+    assert f"{words} (from [defaults] of the manifest)" in result.err
+    monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "long")
+    assert f"{words} (from ASYNCMIG_MAX_DURATION)" in cli("config", path).err
+    assert cli("config", path, "--max-duration", "long").err.rstrip().endswith(words)
+
+
+def test_2_the_settings_of_a_manifest_that_cannot_be_parsed_are_not_shown(
+    cli: Cli, manifest: Callable[..., Path]
+) -> None:
+    result = cli("config", manifest('rate = "60/60s"'))
+    assert result.code == 2
+    assert "line 6: manifest: is not TOML" in result.err
