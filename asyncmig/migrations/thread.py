@@ -158,11 +158,15 @@ class ThreadReader:
     async def pages(
         self, *, after: int = BEGINNING, include: Include = "user"
     ) -> AsyncIterator[tuple[Event, ...]]:
-        """Yield the events after a sequence, page by page."""
+        """Yield the events after a sequence, page by page. A page has each event once, in the order of the thread."""
         for _ in range(_PAGES):
             call = self.call(routes.THREAD, after, include)
             page = await self._context.caller.call(call, _Snapshot)
-            events = tuple(event for event in page.events if event.sequence is None or event.sequence > after)
+            numbered = {_sequence(event): event for event in page.events if _sequence(event) > after}
+            events = (
+                *(numbered[each] for each in sorted(numbered)),
+                *(e for e in page.events if e.sequence is None),
+            )
             if events:
                 yield events
             last = max(map(_sequence, events), default=BEGINNING)

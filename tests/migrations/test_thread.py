@@ -96,6 +96,23 @@ async def test_error_events_of_the_thread_are_events(opens: Opens, account: Acco
     assert [event.text for event in events if event.type == "error"] == ["one file could not be read"]
 
 
+async def test_a_snapshot_with_duplicates_in_another_order_has_each_event_once_in_order(
+    opens: Opens, account: Account
+) -> None:
+    def shuffled(body: object, query: dict[str, str]) -> Reply:
+        events = account.events(int(query.get("after", -1)))
+        last = max((event["sequence"] for event in events), default=None)
+        return Reply(200, {"events": [*reversed(events), *events[:1]], "last_sequence": last})
+
+    account.routes["GET", "/migrations/m1/thread"] = shuffled
+    async with opens() as migration:
+        await migration.generate()
+        for second in range(5):
+            account.tell(account.now + second, "message", {"text": str(second)})
+        await asyncio.sleep(6)
+        assert [event.text for event in await migration.events() if event.type == "message"] == [*"01234"]
+
+
 async def test_iterations_share_one_stream_and_each_gets_all(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await migration.generate()
