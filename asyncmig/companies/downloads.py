@@ -43,7 +43,7 @@ class ServerTraits:
     has_archives: bool = True
     """False once the server has refused the archive of all sheets and sent the single sheets."""
     ends_lines: bool = True
-    """False once a complete sheet arrived twice without a line end at its end."""
+    """False once a complete sheet arrived twice without a line end at its end; true again after one with it."""
 
 
 @final
@@ -194,7 +194,9 @@ class _Download:
                 check = partial(expected.check, part.sheet, sheet)
                 if not part.is_plausible(check):
                     await in_thread(part.check, check)
-                if not part.ends_with_line_end and traits.ends_lines and expected.is_exact([sheet]):
+                if part.ends_with_line_end:
+                    traits.ends_lines |= not part.is_empty
+                elif traits.ends_lines and expected.is_exact([sheet]):
                     await in_thread(part.check_unended_line)
                     traits.ends_lines = False
                 return

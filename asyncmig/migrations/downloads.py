@@ -206,7 +206,9 @@ async def _check(fetch: Fetch, part: Part, expected: Expected) -> None:
     state = fetch.context.kept(ClientState)
     if part.is_empty:
         await in_thread(part.check_unended_line)
-    elif state.ends_lines and not part.ends_with_line_end:
+    elif part.ends_with_line_end:
+        state.ends_lines = True
+    elif state.ends_lines:
         await in_thread(part.check_unended_line)
         state.ends_lines = False
 

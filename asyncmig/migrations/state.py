@@ -90,7 +90,8 @@ class ClientState:
         self.honours_filter: bool = True
         """False once the server has refused the row filter of downloads."""
         self.ends_lines: bool = True
-        """False once the server has sent the same sheet twice without a line end after the last line."""
+        """False once the server has sent the same sheet twice without a line end after the last line; true again
+        after a sheet with it."""
 
     async def aclose(self) -> None:
         """End the streams of all migrations; the session calls this when it is left."""

@@ -162,15 +162,21 @@ async def test_a_body_whose_last_cell_was_cut_short_is_fetched_again(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     whole = account.sheets["contacts"]
-    bodies = iter([whole[:-4], whole, whole.removesuffix("\r\n"), whole.removesuffix("\r\n")])
+    unended = whole.removesuffix("\r\n")
+    bodies = iter([whole[:-4], whole, unended, unended, unended, whole, whole[:-4], whole])
     account.routes["GET", "/migrations/m1/exports/contacts.csv"] = lambda body, query: Reply(
         200, next(bodies).encode(), {"X-Total-Records": "2"}
     )
     async with opens() as migration:
         await migration.download(to=tmp_path, sheets=["contacts"])
         assert (tmp_path / "Contacts.csv").read_bytes() == whole.encode()
+        await migration.download(to=tmp_path, sheets=["contacts"])
         await migration.download(to=tmp_path, sheets=["contacts"])  # a server that ends no last line
-    assert account.count("GET", "contacts.csv") == 4
+        assert account.count("GET", "contacts.csv") == 5
+        await migration.download(to=tmp_path, sheets=["contacts"])  # it does, after all
+        await migration.download(to=tmp_path, sheets=["contacts"])
+    assert (tmp_path / "Contacts.csv").read_bytes() == whole.encode()
+    assert account.count("GET", "contacts.csv") == 8
 
 
 async def test_a_body_without_a_header_is_fetched_again(
