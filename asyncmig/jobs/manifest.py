@@ -169,17 +169,11 @@ def read_manifest(
 
 
 def read_defaults(path: Path) -> Mapping[str, object]:
-    """Return the `[defaults]` of a manifest; empty if it has none.
-
-    Raises `InvalidManifest` if it is TOML by its name, and cannot be parsed.
-    """
+    """Return the `[defaults]` of a manifest; empty if it has none or is not readable."""
     if path.suffix.casefold() != ".toml":
         return {}
     text = read_text(path)
-    parsed = ParsedManifest(faults=(text,)) if isinstance(text, ManifestFault) else parse_manifest(path, text)
-    if faults := tuple(fault for fault in parsed.faults if fault.field == "manifest"):
-        raise InvalidManifest(str(path), faults)
-    return parsed.defaults
+    return {} if isinstance(text, ManifestFault) else parse_manifest(path, text).defaults
 
 
 @final

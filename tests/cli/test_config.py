@@ -127,11 +127,3 @@ def test_2_a_wrong_value_is_named_with_its_origin(
     monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "long")
     assert f"{words} (from ASYNCMIG_MAX_DURATION)" in cli("config", path).err
     assert cli("config", path, "--max-duration", "long").err.rstrip().endswith(words)
-
-
-def test_2_the_settings_of_a_manifest_that_cannot_be_parsed_are_not_shown(
-    cli: Cli, manifest: Callable[..., Path]
-) -> None:
-    result = cli("config", manifest('rate = "60/60s"'))
-    assert result.code == 2
-    assert "line 6: manifest: is not TOML" in result.err
