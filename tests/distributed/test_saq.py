@@ -363,13 +363,17 @@ def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> N
     run(main())
 
 
-async def taken(queue: AnyQueue) -> Job:
-    """Take a job as a worker that dies then."""
-    job = await queue.dequeue()
+@asynccontextmanager
+async def dead_worker(place: Place) -> AsyncIterator[tuple[AnyQueue, Job]]:
+    """Take a job as a worker that dies then; yield its queue and the job."""
+    dead = open_queue(place.url, place.name)
+    await dead.connect()
+    job = await dead.dequeue()
     assert job is not None
     job.worker_id, job.started, job.attempts = "dead", 1, 1
     await job.update(status="active")
-    return job
+    yield dead, job
+    await dead.disconnect()
 
 
 def test_a_job_is_not_lost_if_the_process_that_sweeps_dies_too(place: Place) -> None:
@@ -377,20 +381,20 @@ def test_a_job_is_not_lost_if_the_process_that_sweeps_dies_too(place: Place) -> 
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue:
             await queue.submit(spec)
-            dead, sweeper = open_queue(place.url, place.name), open_queue(place.url, place.name)
-            await dead.connect()
-            await sweeper.connect()
-            await taken(dead)
-            await asyncio.sleep(2.0 * SPEED)
-            sweeping = asyncio.create_task(sweeper.sweep(SPEED))
-            while (job := await dead.job(f"{place.name}/c0000")) is None or job.status is Status.ACTIVE:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-            sweeping.cancel()
-            await asyncio.wait([sweeping])
-            await sweeper.disconnect()  # the locks of its sweep end with its connection, or after a second
-            async with place.worker(sweep=60):
-                outcomes = await _all(queue, [spec])
-            await dead.disconnect()
+            async with dead_worker(place) as (dead, taken):
+                sweeper = open_queue(place.url, place.name)
+                await sweeper.connect()
+                await asyncio.sleep(2.0 * SPEED)
+                sweeping = asyncio.create_task(sweeper.sweep(SPEED))
+                while (job := await dead.job(taken.key)) is None or job.status is Status.ACTIVE:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                sweeping.cancel()
+                await asyncio.wait([sweeping])
+                await (
+                    sweeper.disconnect()
+                )  # the locks of its sweep end with its connection, or after a second
+                async with place.worker(sweep=60):
+                    outcomes = await _all(queue, [spec])
         assert [type(outcome) for outcome in outcomes] == [Delivered]
 
     run(main())
@@ -401,12 +405,9 @@ def test_a_job_that_its_worker_ended_because_of_a_sweep_is_queued_again(place: P
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue:
             await queue.submit(spec)
-            worker = open_queue(place.url, place.name)
-            await worker.connect()
-            job = await taken(worker)
-            await worker.finish(job, Status.ABORTED, error=worker.swept_error_message)
-            again = await worker.dequeue(timeout=5.0)
-            await worker.disconnect()
+            async with dead_worker(place) as (worker, job):
+                await worker.finish(job, Status.ABORTED, error=worker.swept_error_message)
+                again = await worker.dequeue(timeout=5.0)
         assert again is not None
         assert again.key == job.key
 
@@ -418,13 +419,10 @@ def test_a_job_that_was_aborted_before_its_worker_died_ends_as_canceled(place: P
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue:
             await queue.submit(spec)
-            dead = open_queue(place.url, place.name)
-            await dead.connect()
-            await taken(dead)
-            await queue.abort("c0000")
-            async with place.worker(sweep=60):
-                (outcome,) = await _all(queue, [spec])
-            await dead.disconnect()
+            async with dead_worker(place):
+                await queue.abort("c0000")
+                async with place.worker(sweep=60):
+                    (outcome,) = await _all(queue, [spec])
         assert isinstance(outcome, Pending)
         assert outcome.reason == "canceled"
         assert not place.world.ledger.entries
