@@ -25,7 +25,14 @@ from asyncmig.customers.spec import LiveSource, ResolvedSpec, Spec, check_extern
 from asyncmig.errors import InvalidInput
 from asyncmig.generations import Generation
 from asyncmig.jobs.manifest_files import FileFinder, NotAnInput, path_hint
-from asyncmig.jobs.manifest_formats import Cells, ManifestFault, ParsedManifest, parse_manifest, read_text
+from asyncmig.jobs.manifest_formats import (
+    Cells,
+    ManifestFault,
+    ParsedManifest,
+    load_toml,
+    parse_manifest,
+    read_text,
+)
 from asyncmig.jobs.outputs import Outputs, OwnFiles
 
 __all__ = [
@@ -169,11 +176,18 @@ def read_manifest(
 
 
 def read_defaults(path: Path) -> Mapping[str, object]:
-    """Return the `[defaults]` of a manifest; empty if it has none or is not readable."""
-    if path.suffix.casefold() != ".toml":
+    """Return the `[defaults]` of a manifest; empty if it has none or does not exist.
+
+    Raises `InvalidManifest` if its name ends in `.toml` and it cannot be parsed. It may have no customers yet.
+    """
+    if path.suffix.casefold() != ".toml" or not path.exists():
         return {}
     text = read_text(path)
-    return {} if isinstance(text, ManifestFault) else parse_manifest(path, text).defaults
+    content = text if isinstance(text, ManifestFault) else load_toml(text)
+    if isinstance(content, ManifestFault):
+        raise InvalidManifest(str(path), (content,))
+    defaults = content.get("defaults")
+    return cast("dict[str, object]", defaults) if isinstance(defaults, dict) else {}
 
 
 @final

@@ -37,7 +37,7 @@ from typing import Final, cast
 from asyncmig._core.invisible import BYTE_ORDER_MARK, invisible_in_name, trimmed
 from asyncmig.errors import is_temporary
 
-__all__ = ["Cells", "ManifestFault", "ParsedManifest", "parse_manifest", "read_text"]
+__all__ = ["Cells", "ManifestFault", "ParsedManifest", "load_toml", "parse_manifest", "read_text"]
 
 Cells = Mapping[str, str | Sequence[str]]
 """The values of one customer by column; a list only in TOML."""
@@ -108,11 +108,13 @@ def read_text(path: Path) -> str | ManifestFault:
         line = content.count(b"\n", 0, error.start) + 1
         reason = f"is not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"
         return ManifestFault(line=line, field="manifest", reason=reason)
-    return text if trimmed(text) else _whole("is empty")
+    return text
 
 
 def parse_manifest(path: Path, text: str) -> ParsedManifest:
     """Parse the text of a manifest: TOML if the name ends in `.toml`, CSV otherwise."""
+    if not trimmed(text):
+        return ParsedManifest(faults=(_whole("is empty"),))
     return _parse_toml(text) if path.suffix.casefold() == ".toml" else _parse_csv(text)
 
 
@@ -124,8 +126,6 @@ def _other_format(content: bytes) -> str | None:
     """Return why these bytes are not a manifest: files that people choose by mistake."""
     if len(content) > _LARGEST:
         return f"is larger than {_LARGEST // 2**20} MB: is it one of the customers' files?"
-    if not content.strip():
-        return "is empty"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "is UTF-16: save it as UTF-8"
     for magic, name in _FORMATS:
@@ -231,15 +231,20 @@ def _known_in(names: Iterable[str]) -> int:
 # TOML
 
 
-def _parse_toml(text: str) -> ParsedManifest:
+def load_toml(text: str) -> dict[str, object] | ManifestFault:
+    """Return the content of a manifest in TOML, or why it is not TOML."""
     try:
-        content = cast("dict[str, object]", tomllib.loads(text))
+        return cast("dict[str, object]", tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         found = _TOML_LINE.search(str(error))
         line = int(found[1]) if found else None
-        return ParsedManifest(
-            faults=(ManifestFault(line=line, field="manifest", reason=f"is not TOML ({error})"),)
-        )
+        return ManifestFault(line=line, field="manifest", reason=f"is not TOML ({error})")
+
+
+def _parse_toml(text: str) -> ParsedManifest:
+    content = load_toml(text)
+    if isinstance(content, ManifestFault):
+        return ParsedManifest(faults=(content,))
     defaults, tables = _table(content.pop("defaults", {})), _tables(content.pop("company", []))
     found_faults = [_top_level(name, "is unknown: there are [[company]] and [defaults]") for name in content]
     if defaults is None:

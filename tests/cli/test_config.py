@@ -127,3 +127,40 @@ def test_2_a_wrong_value_is_named_with_its_origin(
     monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "long")
     assert f"{words} (from ASYNCMIG_MAX_DURATION)" in cli("config", path).err
     assert cli("config", path, "--max-duration", "long").err.rstrip().endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[defaults]\ndecide = approve\n", "line 2: manifest: is not TOML"),
+        (b"external_id,name,source,templates,files\n", "line 1: manifest: is not TOML"),
+        (b"[defaults]\nout = '\xff'\n", "line 2: manifest: is not UTF-8"),
+        (b"PK\x03\x04", "is a ZIP archive or an Excel workbook"),
+    ],
+)
+def test_2_the_settings_of_a_manifest_that_is_not_toml_are_not_shown(
+    cli: Cli, tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "customers.toml").write_bytes(content)
+    result = cli("config", "customers.toml")
+    assert (result.code, result.out) == (2, "")
+    assert f"customers.toml: {words}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "decide"),
+    [
+        ("customers.toml", "[defaults]\ndecide = 'approve'\n", ("approve", "manifest")),
+        ("customers.toml", "\n", ("park", "default")),
+        ("customers.toml", "[defaults]\n[[company]]\nname = 3\n", ("park", "default")),
+        ("customers.csv", "external_id,name\n", ("park", "default")),
+        ("customers.json", "[]", ("park", "default")),
+    ],
+)
+def test_settings_are_shown_for_manifests_without_customers_and_in_other_formats(
+    cli: Cli, tmp_path: Path, name: str, content: str, decide: tuple[str, str]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    result = cli("config", name)
+    assert result.code == 0
+    assert settings(result.out)["decide"] == decide

@@ -14,6 +14,7 @@ from dataclasses import fields
 from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request as Request_
 from urllib.request import urlopen
 
@@ -91,6 +92,19 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytes
         "delivered",
         "failed",
     }  # as its generator planned
+
+
+def test_a_header_that_is_too_large_is_refused_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with sim(monkeypatch) as process:
+        asked = Request_(f"{os.environ['VERN_BASE_URL']}/sources", headers={"x-api-key": "k" * 9000})
+        with pytest.raises(HTTPError, match="400") as refused:
+            urlopen(asked, timeout=60)
+        refused.value.close()
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    assert "Traceback" not in printed
+    assert "kkk" not in printed
+    assert "0 requests received" in printed
 
 
 @pytest.mark.parametrize(

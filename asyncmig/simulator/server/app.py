@@ -1,6 +1,7 @@
 """Serve a world on loopback: the API on one port, its storage on another."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from asyncmig.simulator.server.faults import Fault, Faults
 from asyncmig.simulator.server.messages import Reply, Request, Stream
@@ -19,6 +21,15 @@ STREAM_INTERVAL = 1.0
 _LARGEST = 2 * 1024**3
 _FOR_EVER = 86_400.0
 _Handle = Callable[[Request, float], Reply]
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Return whether a log record is about something else than a request that aiohttp refuses with 400."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_log = logging.getLogger("aiohttp.server.asyncmig")
+_log.addFilter(_is_unexpected)
 
 
 class Served(Protocol):
@@ -98,7 +109,7 @@ async def _start(
     """Serve until `running` is closed; return the port."""
     app = web.Application(client_max_size=_LARGEST)
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, logger=_log, shutdown_timeout=1.0)
     running.push_async_callback(runner.cleanup)
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=tls).start()
