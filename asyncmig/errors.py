@@ -156,8 +156,8 @@ class NoRunSlot(AsyncmigError):
 
     def __str__(self) -> str:
         return (
-            f"every run slot of the account is held by a run that waits for a person ({', '.join(self.runs)}): "
-            "answer or cancel one"
+            "every run slot of the account is held by a run that waits for a person: answer or cancel one "
+            f"(migrations {', '.join(self.runs)})"
         )
 
 

@@ -366,11 +366,10 @@ def review(
         raise typer.Exit(PARKED)
     reviewer = Reviewer(journal, reach, verdict, words, out)
     run_at(reach.speed, reviewer.run(records))
-    decided = [*reviewer.decided, *reviewer.recorded]
-    wait = wait and bool(decided) and last is not None
+    wait = wait and bool(reviewer.decided) and last is not None
     say_steps(words, reviewer.next_steps(last, wait=wait))
     if wait and last is not None:
-        selection = ",".join(decided)
+        selection = ",".join(reviewer.decided)
         request = RunRequest(selection=selection, remembered=False, queue=last.queue)
         _drive(last.options(), Display(), request)
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)

@@ -233,6 +233,13 @@ _DONE: Mapping[type[Decision], str] = {
     Credentials: "the credentials are sent",
     Reject: "rejected",
 }
+_AFTER: Mapping[str, str] = {
+    "recorded": "The next run of the command continues the decided customers.",
+    "continues": "The server continues the decided runs.",
+    "ends": "The next run of the command records the customers whose runs were canceled or rejected as failed; "
+    "asyncmig retry begins new runs.",
+}
+"""What becomes of decided customers."""
 
 
 @final
@@ -248,7 +255,6 @@ class Reviewer:
         "_words",
         "decided",
         "left",
-        "recorded",
     )
 
     def __init__(
@@ -262,10 +268,8 @@ class Reviewer:
         self._journal, self._reach, self._flags, self._words = journal, reach, flags, words
         self._out = out
         self._explained = set[AttentionKind]()
-        self.recorded: list[str] = []
-        """Customers whose decisions the next run sends."""
-        self.decided: list[str] = []
-        """Customers whose imports continue."""
+        self.decided: dict[str, str] = {}
+        """The customers that wait for nothing any more, and what becomes of each: a key of `_AFTER`."""
         self.left: list[str] = []
         """Customers that are still parked."""
 
@@ -289,15 +293,13 @@ class Reviewer:
         if self.left:
             yield f"Still parked: {', '.join(self.left)}. To decide later:"
             yield f"  {about_journal(self._journal, 'review', *self.left)}"
-        if wait or not (self.decided or self.recorded):
+        if wait or not self.decided:
             return
-        what = "The server continues the decided imports. To download their sheets"
-        if self.recorded:
-            what = "The next run of the command continues the decided customers. To run it"
+        what = " ".join(words for each, words in _AFTER.items() if each in self.decided.values())
         if last is None:
-            yield f"{what}, run the program that wrote the journal again."
+            yield f"{what} To continue here, run the program that wrote the journal again."
         else:
-            yield f"{what}:"
+            yield f"{what} To continue here:"
             yield f"  {last.command()}"
 
     def _print_failure(self, event: Event) -> None:
@@ -332,14 +334,15 @@ class Reviewer:
                 allow_destructive=self._flags.allow_destructive,
             )
             if sent in ("sent", "recorded"):
-                (self.decided if sent == "sent" else self.recorded).append(record.external_id)
+                goes_on = "ends" if isinstance(decision, Cancel | Reject) else "continues"
+                self.decided[record.external_id] = "recorded" if sent == "recorded" else goes_on
                 say(self._words, f"{record.external_id}: {_DONE[type(decision)]}.", "green")
                 return True
             if sent == "gone":
                 break
             self._tell_changed(record)
             shown = await generation.questions(context, record)
-        self.decided.append(record.external_id)
+        self.decided[record.external_id] = "continues"
         reason = "someone else has decided, or its run has ended"
         say(self._words, f"{record.external_id}: the run asks nothing any more: {reason}.", "yellow")
         return True

@@ -90,6 +90,8 @@ def reason(row: CustomerStatus) -> str:
         return ""
     if row.pending_reason == "held" and row.error:  # without the id, so that customers are grouped
         return clean(row.error.rpartition(f"{row.external_id} is ")[2])
+    if row.pending_reason == "no_run_slot" and row.error:  # without ids: `blocking_words` names the customers
+        return clean(row.error.partition(" (")[0])
     return clean(row.error or (row.outcome == "pending" and row.detail) or "")
 
 

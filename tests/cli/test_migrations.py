@@ -207,7 +207,10 @@ def test_cancel_ends_the_customer_as_failed_and_retry_generates_anew(
 ) -> None:
     world = account(scripts={"acme": asks(CURRENCY)})
     assert run(world, acme=GOOD).code == 5
-    assert cli("review", "acme", "--cancel").code == 0
+    canceled = cli("review", "acme", "--cancel")
+    assert canceled.code == 0
+    assert "records the customers whose runs were canceled or rejected as failed" in canceled.err
+    assert "The server continues" not in canceled.err
     assert [run.status for run in world.migration("acme").runs] == ["canceled"]
     assert run(world, acme=GOOD).code == 3
     assert cli("retry").code == 5  # the agent asks again
@@ -369,6 +372,12 @@ def test_75_when_runs_that_wait_for_people_hold_every_run_slot(
     assert [each["pending_reason"] for each in known.values() if each["outcome"] == "pending"] == [
         "no_run_slot"
     ]
+    table = result.out.partition("imported")[0]
+    assert (
+        "every run slot of the account is held by a run that waits for a person: answer or cancel one ("
+        in table
+    )
+    assert not [each for each in world.migrations if each in table]
     for name in waiting:
         assert name in result.out
         assert name in cli("status").out

@@ -60,7 +60,7 @@ def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulato
     sent = cli("review", "acme", "--approve", "--answer", "fq0=a", "--allow-destructive")
     assert sent.code == 0
     assert (
-        "acme: approved.\nThe server continues the decided imports. To download their sheets:\n"
+        "acme: approved.\nThe server continues the decided runs. To continue here:\n"
         f"  asyncmig run {parked}" in sent.err
     )
     assert decisions(simulator) == 1
@@ -78,6 +78,9 @@ def test_it_goes_on_to_the_delivery_if_asked(cli: Cli, parked: Path, tmp_path: P
 def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
     assert cli("review", "acme", "--reject", "--wait").code == 3
     assert outcome(cli, "acme") == "failed"
+    rejected = cli("review", "bolt", "--reject").err
+    assert "records the customers whose runs were canceled or rejected as failed" in rejected
+    assert "The server continues" not in rejected
 
 
 @pytest.mark.parametrize(
