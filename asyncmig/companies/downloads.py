@@ -25,8 +25,7 @@ from asyncmig.customers.catalog import called
 from asyncmig.customers.file_names import file_names
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
-from asyncmig.transfers.bound import Bound
-from asyncmig.transfers.part import CHUNK, Part, WrongDownloads, usable_bytes
+from asyncmig.transfers.part import CHUNK, Bound, Part, WrongDownloads, usable_bytes
 
 __all__ = ["Fetch", "ServerTraits", "can_do_without", "download", "is_no_archive", "no_sheets"]
 

@@ -14,8 +14,8 @@ from typing import final
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.outcome import ImportReport, RowFilter
 from asyncmig.errors import TruncatedDownload
-from asyncmig.transfers.bound import LONGEST_RECORD, Counted
 from asyncmig.transfers.csv_records import RowCount
+from asyncmig.transfers.part import LONGEST_RECORD
 
 __all__ = ["ALL_SHEETS", "Expected"]
 
@@ -51,12 +51,12 @@ class Expected:
             return report.inserted if report else None
         return None if report.invalid_rows is None else report.inserted - report.invalid_rows
 
-    def check(self, name: str, sheet: Sheet | None, counted: Counted) -> RowCount:
-        """Return the first count that agrees with the report. `name`: the name of the download in errors.
+    def check(self, name: str, sheet: Sheet | None, counts: Sequence[RowCount]) -> RowCount:
+        """Return the first of `counts`, the results of each way to count the rows, that agrees with the report.
 
-        Raises `TruncatedDownload` if there is none.
+        `name`: the name of the download in errors. Raises `TruncatedDownload` if there is none.
         """
-        counts, expected = counted.counts(), self._rows(name, sheet)
+        expected = self._rows(name, sheet)
         whole = [count for count in counts if not count.cut]
         if not whole:
             raise TruncatedDownload(name, "it ends inside a record")

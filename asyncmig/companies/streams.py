@@ -17,7 +17,7 @@ from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.file_names import file_names
 from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload
-from asyncmig.transfers.bound import Bound
+from asyncmig.transfers.part import Bound
 from asyncmig.transfers.recount import Recounter
 
 __all__ = ["stream_all", "stream_sheet"]
@@ -83,7 +83,7 @@ async def _checked_sheet(fetch: Fetch, sheet: Sheet, answer: Response) -> AsyncG
             if reason := bound.exceeded(len(chunk), [count.rows for count in records.counts()]):
                 raise TruncatedDownload(name, reason)
             yield chunk
-    fetch.expected.check(name, sheet, records)
+    fetch.expected.check(name, sheet, records.counts())
 
 
 async def _checked_archive(fetch: Fetch, sheets: Sequence[Sheet], answer: Response) -> AsyncGenerator[bytes]:

@@ -12,7 +12,6 @@ from typing import Literal, final
 from asyncmig.customers.outcome import Downloaded, Flagged
 from asyncmig.errors import TruncatedDownload
 from asyncmig.migrations.wire import Report, Sheet
-from asyncmig.transfers.bound import Counted
 from asyncmig.transfers.csv_records import RowCount
 
 __all__ = ["Downloaded", "Expected", "Flagged", "RowFilter", "with_flags"]
@@ -62,12 +61,14 @@ class Expected:
             return 0
         return max(0, rows - (invalid or 0)) if self.filtered else rows
 
-    def check(self, counted: Counted) -> RowCount:
-        """Return the first count that is consistent with the complete sheet. Raises `TruncatedDownload` without one.
+    def check(self, counts: Sequence[RowCount]) -> RowCount:
+        """Return the first of `counts`, the results of each way to count, that the complete sheet can have.
+
+        Raises `TruncatedDownload` if there is none.
 
         More rows than reported are possible: an earlier execution may have added some.
         """
-        whole = [count for count in counted.counts() if not count.cut]
+        whole = [count for count in counts if not count.cut]
         if not whole:
             raise TruncatedDownload(self.sheet.name, "it ends inside a record")
         fitting = [count for count in whole if self.total is None or count.may_be(self.total, self.total)]

@@ -5,7 +5,8 @@ import hashlib
 import inspect
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -77,24 +78,18 @@ _Open = Callable[[_Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 
 
 @final
+@dataclass(slots=True, eq=False)
 class Content:
-    """The content of one upload: its name, its size in bytes, and how it is opened."""
+    """The content of one upload."""
 
-    __slots__ = ("_open", "name", "once", "size", "was_read")
-
-    def __init__(self, name: str, size: int, open_chunks: _Open, *, once: bool = False) -> None:
-        self.name: str = name
-        self.size: int = size
-        self.once: bool = once
-        """Whether the content can be read only once."""
-        self.was_read: bool = False
-        """Whether any of the content was read."""
-        self._open = open_chunks
-
-    @property
-    def spent(self) -> bool:
-        """Whether the content cannot be read again."""
-        return self.once and self.was_read
+    name: str
+    size: int
+    """Bytes."""
+    open_chunks: _Open
+    once: bool = False
+    """Whether the content can be read only once."""
+    was_read: bool = False
+    """Whether any of the content was read."""
 
     @asynccontextmanager
     async def attempt(
@@ -102,13 +97,13 @@ class Content:
     ) -> AsyncGenerator["Attempt"]:
         """Open the content for one attempt. After the block, nothing reads it any more."""
         digest = hashlib.sha256()
-        async with self._open(digest) as chunks:
+        async with self.open_chunks(digest) as chunks:
             attempt = Attempt(self, chunks, digest, pace, progress)
             try:
                 yield attempt
             finally:
                 with anyio.CancelScope(shield=True):
-                    await attempt.wait_idle()
+                    await attempt.idle.wait()
 
 
 @final
@@ -119,17 +114,7 @@ class Attempt:
     and cancels that task as soon as the server has responded.
     """
 
-    __slots__ = (
-        "_chunks",
-        "_content",
-        "_given",
-        "_idle",
-        "_pace",
-        "_progress",
-        "_rest",
-        "digest",
-        "failure",
-    )
+    __slots__ = ("_chunks", "_content", "_given", "_pace", "_progress", "_rest", "digest", "failure", "idle")
 
     def __init__(
         self,
@@ -144,20 +129,17 @@ class Attempt:
         """The SHA-256 of the bytes read so far."""
         self._rest = memoryview(b"")
         self._given = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        """Set while nothing reads the content."""
+        self.idle.set()
         self.failure: Exception | None = None
         """Why the content could not be read. The transport reports only a broken connection."""
-
-    async def wait_idle(self) -> None:
-        """Wait until nothing reads the content any more."""
-        await self._idle.wait()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        self._idle.clear()
+        self.idle.clear()
         try:
             return await self._next()
         except StopAsyncIteration:
@@ -166,7 +148,7 @@ class Attempt:
             self.failure = error
             raise
         finally:
-            self._idle.set()
+            self.idle.set()
 
     async def _next(self) -> bytes:
         if self._given and self._progress is not None:
@@ -244,9 +226,7 @@ def content_of(
         return _measured(name, size, len(source), partial(_object_chunks, BytesIO(source), 0, name))
     if size is None or size < 1:
         raise InvalidInput("size", size, "a stream needs its size in bytes, more than 0")
-    if isinstance(source, AsyncIterable):
-        return Content(name, size, partial(_given_chunks, source), once=isinstance(source, AsyncIterator))
-    return Content(name, size, partial(_opened_chunks, source))
+    return Content(name, size, partial(_stream_chunks, source), once=isinstance(source, AsyncIterator))
 
 
 def _is_file(source: object) -> TypeGuard[BinaryFile]:
@@ -292,7 +272,7 @@ async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncItera
     except OSError as error:
         raise_unreadable(path.name, error)
     with file:
-        async with _read_chunks(file, path.name, digest) as chunks:
+        async with aclosing(_read(file, path.name, digest)) as chunks:
             yield chunks
 
 
@@ -304,31 +284,38 @@ async def _object_chunks(
         await in_thread(file.seek, start)
     except (OSError, ValueError) as error:
         raise_unreadable(name, error)
-    async with _read_chunks(file, name, digest) as chunks:
+    async with aclosing(_read(file, name, digest)) as chunks:
         yield chunks
 
 
-@asynccontextmanager
-async def _read_chunks(file: BinaryFile, name: str, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
-    reader = _Reader(name, file, digest)
+async def _read(file: BinaryFile, name: str, digest: _Digest) -> AsyncGenerator[bytes]:
+    """Yield a file in pieces. A thread reads and hashes the next piece while the network sends the present one."""
+
+    def read() -> bytes:
+        """Return the next `_AHEAD` bytes; fewer only at the end of the file."""
+        piece = file.read(_AHEAD)
+        while piece and len(piece) < _AHEAD and (more := file.read(_AHEAD - len(piece))):
+            piece += more
+        digest.update(piece)
+        return piece
+
+    ahead = begin(read)
     try:
-        yield reader
+        while piece := await asyncio.shield(ahead):
+            if len(piece) == _AHEAD:
+                ahead = begin(read)
+            yield piece
+            if len(piece) < _AHEAD:
+                return
+    except (OSError, ValueError) as error:  # ValueError: the file object was closed meanwhile
+        raise_unreadable(name, error)
     finally:
-        await reader.wait_idle()
+        await wait_ended(ahead)  # a file must not be closed while it is read
 
 
 @asynccontextmanager
-async def _given_chunks(
-    source: AsyncIterable[bytes], digest: _Digest
-) -> AsyncGenerator[AsyncIterator[bytes]]:
-    yield _Hashed(aiter(source), digest)
-
-
-@asynccontextmanager
-async def _opened_chunks(
-    source: Callable[[], AsyncIterable[bytes]], digest: _Digest
-) -> AsyncGenerator[AsyncIterator[bytes]]:
-    chunks = source()
+async def _stream_chunks(source: Stream, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
+    chunks: AsyncIterable[bytes] = source if isinstance(source, AsyncIterable) else source()  # pyright: ignore[reportUnknownVariableType] - it may be callable too
     if not isinstance(chunks, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's own
         if inspect.iscoroutine(chunks):
             chunks.close()
@@ -336,69 +323,18 @@ async def _opened_chunks(
             "files", type(chunks).__name__, "was returned by the callable, and is not an async iterable"
         )
     try:
-        yield _Hashed(aiter(chunks), digest)
+        async with aclosing(_hashed(chunks, digest)) as hashed:
+            yield hashed
     finally:
-        if isinstance(chunks, AsyncGenerator):
+        if chunks is not source and isinstance(chunks, AsyncGenerator):
             await chunks.aclose()  # no other code has a reference to the generator
 
 
-@final
-class _Hashed:
-    """The chunks of a stream, hashed while they are read."""
-
-    __slots__ = ("_chunks", "_digest")
-
-    def __init__(self, chunks: AsyncIterator[bytes], digest: _Digest) -> None:
-        self._chunks, self._digest = chunks, digest
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk = await anext(self._chunks)
+async def _hashed(chunks: AsyncIterable[bytes], digest: _Digest) -> AsyncGenerator[bytes]:
+    async for chunk in chunks:
         if not isinstance(chunk, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller's
             raise InvalidInput(
                 "files", type(chunk).__name__, "was yielded by a stream, which must yield bytes"
             )
-        self._digest.update(chunk)
-        return bytes(chunk)
-
-
-@final
-class _Reader:
-    """The content of a file. A thread reads and hashes the next piece while the network sends the present one."""
-
-    __slots__ = ("_ahead", "_digest", "_file", "_name")
-
-    def __init__(self, name: str, file: BinaryFile, digest: _Digest) -> None:
-        self._name, self._file, self._digest = name, file, digest
-        self._ahead: asyncio.Future[bytes] | None = begin(self._read)
-        """The next chunk; None after the last one."""
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._ahead is None:
-            raise StopAsyncIteration
-        try:
-            chunk = await asyncio.shield(self._ahead)
-        except (OSError, ValueError) as error:  # ValueError: the file object was closed meanwhile
-            raise_unreadable(self._name, error)
-        if not chunk:
-            raise StopAsyncIteration
-        self._ahead = None if len(chunk) < _AHEAD else begin(self._read)
-        return chunk
-
-    async def wait_idle(self) -> None:
-        """Wait until the thread has ended, because a file must not be closed while it is read."""
-        if self._ahead is not None:
-            await wait_ended(self._ahead)
-
-    def _read(self) -> bytes:
-        """Return the next `_AHEAD` bytes; fewer only at the end of the file."""
-        chunk = self._file.read(_AHEAD)
-        while chunk and len(chunk) < _AHEAD and (more := self._file.read(_AHEAD - len(chunk))):
-            chunk += more
-        self._digest.update(chunk)
-        return chunk
+        digest.update(chunk)
+        yield bytes(chunk)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -12,18 +12,53 @@ from typing import Self, final
 
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import AsyncmigError, NoAnswer, TruncatedDownload
-from asyncmig.transfers.bound import Bound, Counted
 from asyncmig.transfers.csv_records import RecordCounter, RowCount
 from asyncmig.transfers.recount import Recounter
 
-__all__ = ["CHUNK", "Part", "WrongDownloads", "usable_bytes"]
+__all__ = ["CHUNK", "LONGEST_RECORD", "Bound", "Part", "WrongDownloads", "usable_bytes"]
 
 CHUNK = 256 * 1024
 """The number of bytes that are read at a time."""
+_MIB = 1024 * 1024
+LONGEST_RECORD = 16 * _MIB
+"""The largest record, in bytes: 500 cells of the 32,767 characters that spreadsheets allow."""
 _SAME = 8
 """The number of downloads with the same wrong bytes after which another download is unlikely to differ."""
 _STOPPED = 2
 """The same number for downloads that were stopped because they had too many rows or bytes."""
+
+
+@final
+class Bound:
+    """Detects a body that is too large, while it arrives, because such a body may never end.
+
+    A body is too large in three cases: it has more than `rows` rows in every way to count; no new row ends within 16
+    MiB plus `slack` bytes; or it has more than `size` bytes.
+    """
+
+    __slots__ = ("_counts", "_grown_at", "_longest", "_received", "_rows", "_size")
+
+    def __init__(self, *, rows: int | None, size: int | None = None, slack: int = 0) -> None:
+        self._rows, self._size, self._longest = rows, size, LONGEST_RECORD + slack
+        self._received = self._grown_at = 0
+        self._counts: tuple[int, ...] = ()
+
+    def exceeded(self, size: int, rows: Sequence[int] = ()) -> str | None:
+        """Count `size` more bytes, and return why the body is too large; None if it is not.
+
+        `rows`: the number of rows so far in each way to count; empty if rows cannot be counted.
+        """
+        self._received += size
+        if rows:
+            if tuple(rows) != self._counts:
+                self._counts, self._grown_at = tuple(rows), self._received
+            if self._rows is not None and min(rows) > self._rows:
+                return f"it has more rows than the {self._rows} that were reported"
+            if self._received - self._grown_at > self._longest:
+                return f"no row ended within {LONGEST_RECORD // _MIB} MiB"
+        if self._size is not None and self._received > self._size:
+            return f"it has more than {self._size} bytes"
+        return None
 
 
 @final
@@ -157,24 +192,25 @@ class Part:
                 raise self._wrong_downloads.stopped(self.sheet, reason)
         self._recount_above = 2 * self._size
 
-    def check(self, check: Callable[[Counted], RowCount]) -> None:
+    def check(self, check: Callable[[Sequence[RowCount]], RowCount]) -> None:
         """Raise `TruncatedDownload` if the file cannot be the complete sheet. Blocks.
 
-        `check`: returns the count that agrees with the report; raises `TruncatedDownload` if none does.
+        `check`: returns the first of several counts of the rows that agrees with the report; raises
+        `TruncatedDownload` if none does.
         """
         if self.is_plausible(check):
             return
         counter, digest = self.recounted()
         counter.accepts_open_quote = self._wrong_downloads.came_before(self.sheet, digest)
         try:
-            self.found = check(counter)
+            self.found = check(counter.counts())
         except TruncatedDownload as error:
             raise self._wrong_downloads.wrong(error, digest) from None
 
-    def is_plausible(self, check: Callable[[Counted], RowCount]) -> bool:
+    def is_plausible(self, check: Callable[[Sequence[RowCount]], RowCount]) -> bool:
         """Return whether the rows that were counted during the download agree with the report; see `check`."""
         try:
-            self.found = check(self.records)
+            self.found = check(self.records.counts())
         except TruncatedDownload:
             return False
         return True

@@ -221,7 +221,7 @@ class _Storage:
     def _failure(self, error: NoAnswer | UnexpectedReply, *, retry_after: float = 0.0) -> Exception:
         """Count a failed PUT, and return what to raise: a final error if the content cannot be read again."""
         self._failures += 1
-        if not self._content.spent:
+        if not (self._content.once and self._content.was_read):
             return RetryableFailure(error, retry_after=retry_after)
         advice = (
             f"the stream of {self._content.name} can be read only once, so it was not sent again, and no run uses "
