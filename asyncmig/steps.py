@@ -2,7 +2,7 @@
 
 Events, journal records, statuses, reports and the live view use these names for every API generation. The field
 `detail` beside a step has the details of a generation. A generation that writes a new kind of log entry adds its name
-to `Entry`, and the step after it to `STEP_AFTER`.
+to the `Literal` of the step after it.
 """
 
 from collections.abc import Mapping
@@ -34,42 +34,20 @@ Remark = Literal["retrying", "recovered"]
 """The log entries that change no step."""
 ChartBar = Literal["preparing", "uploading", "running", "parked", "downloading"]
 """The kinds of bars in the charts of the HTML report."""
+_Creating = Literal["create", "refused"]
+_Uploading = Literal[
+    "created", "adopt", "uploads expired", "upload", "uploaded", "new epoch", "connect", "connected"
+]
+_Starting = Literal["start", "waits for another import"]
+_Running = Literal["started", "found", "previewed", "answered", "decided", "decided elsewhere"]
+_Deciding = Literal["blocked", "answer", "cancel", "canceled", "decide"]
+_Exporting = Literal["export again", "export", "export started", "exported"]
 Entry = (
-    Literal[
-        "input",
-        "create",
-        "refused",
-        "created",
-        "adopt",
-        "uploads expired",
-        "upload",
-        "uploaded",
-        "start",
-        "waits for another import",
-        "started",
-        "found",
-        "new epoch",
-        "connect",
-        "connected",
-        "previewed",
-        "blocked",
-        "answer",
-        "answered",
-        "executed",
-        "cancel",
-        "canceled",
-        "decide",
-        "decided",
-        "decided elsewhere",
-        "export again",
-        "export",
-        "export started",
-        "exported",
-    ]
+    Literal["input", _Creating, _Uploading, _Starting, _Running, _Deciding, "executed", _Exporting]
     | OutcomeName
     | Remark
 )
-"""The kinds of log entries."""
+"""The kinds of log entries, by the step after them."""
 
 CHART_BARS: Final[Mapping[Step, ChartBar]] = {
     "checking": "preparing",
@@ -88,40 +66,18 @@ STEPS: Final[tuple[Progress, ...]] = get_args(Progress)
 """All values of `Progress`, in order."""
 OUTCOMES: Final[tuple[OutcomeName, ...]] = get_args(OutcomeName)
 """All outcomes, in the order in which summaries list them."""
+_ENTRIES: Final[Mapping[Step, object]] = {
+    "checking": Literal["input"],
+    "creating": _Creating,
+    "uploading": _Uploading,
+    "starting": _Starting,
+    "running": _Running,
+    "deciding": _Deciding,
+    "downloading": Literal["executed"],
+    "exporting": _Exporting,
+}
 STEP_AFTER: Final[Mapping[str, Step | OutcomeName]] = {
-    "input": "checking",
-    "create": "creating",
-    "refused": "creating",
-    "created": "uploading",
-    "adopt": "uploading",
-    "uploads expired": "uploading",
-    "upload": "uploading",
-    "uploaded": "uploading",
-    "start": "starting",
-    "waits for another import": "starting",
-    "started": "running",
-    "found": "running",
-    "new epoch": "uploading",
-    "connect": "uploading",
-    "connected": "uploading",
-    "previewed": "running",
-    "blocked": "deciding",
-    "answer": "deciding",
-    "answered": "running",
-    "executed": "downloading",
-    "cancel": "deciding",
-    "canceled": "deciding",
-    "decide": "deciding",
-    "decided": "running",
-    "decided elsewhere": "running",
-    "export again": "exporting",
-    "export": "exporting",
-    "export started": "exporting",
-    "exported": "exporting",
-    "delivered": "delivered",
-    "failed": "failed",
-    "parked": "parked",
-    "unknown": "unknown",
-    "pending": "pending",
+    **{entry: step for step, entries in _ENTRIES.items() for entry in get_args(entries)},
+    **{outcome: outcome for outcome in OUTCOMES},
 }
 """The step or outcome of a customer after each kind of log entry."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast, final
 
 from asyncmig.cli.output import spoken_wait
-from asyncmig.customers.failures import words_of
-from asyncmig.customers.status import CustomerStatus, RemainingWork
+from asyncmig.customers.status import CustomerStatus, LastFailure, RemainingWork
 from asyncmig.events import (
     AttemptFailed,
     Event,
@@ -74,7 +73,7 @@ class LiveState:
             case RequestDone() if not event.is_external:
                 self._answers.append(event.at)
             case AttemptFailed() if event.external_id in self._customers:
-                self._customers[event.external_id].trouble = words_of(event)
+                self._customers[event.external_id].trouble = LastFailure.of(event).words
             case Recovered() if event.external_id in self._customers:
                 self._customers[event.external_id].trouble = ""
             case RunChanged() if event.ids["run"] in self._runs:

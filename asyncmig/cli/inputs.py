@@ -15,7 +15,7 @@ from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.output import clean, counted, listed, say
 from asyncmig.cli.queue import notes_about, queue_url
 from asyncmig.cli.settings import PATHS, Display, Options
-from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.files import check_utf8
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput, JournalError, JournalNotFound, JournalUnavailable
 from asyncmig.jobs.manifest import Manifest, read_manifest

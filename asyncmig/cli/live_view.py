@@ -20,8 +20,7 @@ from asyncmig._io.run_slots import RunSlotsStatistics
 from asyncmig.cli.fleet_state import LiveState
 from asyncmig.cli.output import clean, counted, draws, listed, say, shortened, spoken, spoken_wait
 from asyncmig.cli.settings import Display, Settings
-from asyncmig.customers.failures import words_of
-from asyncmig.customers.status import CustomerStatus
+from asyncmig.customers.status import CustomerStatus, LastFailure
 from asyncmig.events import AttemptFailed, Event, Held, MigrationChanged, Recovered, RunChanged, RunStalled
 from asyncmig.jobs.plan import Forecast, forecast
 from asyncmig.session import Session
@@ -346,7 +345,7 @@ def _step(event: Event) -> str | None:
 
 def failure_line(event: AttemptFailed) -> str:
     """Return a line about an attempt that failed and is repeated."""
-    return f"{'retrying':>11}  {_whose(event)}  {clean(words_of(event), 1000)}"
+    return f"{'retrying':>11}  {_whose(event)}  {clean(LastFailure.of(event).words, 1000)}"
 
 
 def _whose(event: AttemptFailed | Recovered) -> str:

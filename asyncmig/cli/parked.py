@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from asyncmig.cli.output import clean, counted, say
-from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import customer_folder
 from asyncmig.customers.preview_page import PREVIEW_PAGE
 from asyncmig.customers.previews import PreviewSheet
 from asyncmig.customers.questions import Action, CredentialRequest, NeedsAttention, Question

@@ -40,9 +40,8 @@ from asyncmig.cli.output import (
 )
 from asyncmig.cli.settings import Options, Settings, about_journal
 from asyncmig.cli.summary import blocking_words, print_outcomes, reason
-from asyncmig.customers.failures import words_of as failure_words
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
-from asyncmig.customers.status import CustomerRecord, CustomerStatus
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, LastFailure
 from asyncmig.errors import CustomerNotFound, InvalidInput
 from asyncmig.events import AttemptFailed, Event
 from asyncmig.jobs.status import (
@@ -418,9 +417,11 @@ def _print_failure(data: Console, as_json: bool, event: Event) -> None:
     if not isinstance(event, AttemptFailed):
         return
     if as_json:
-        print_line({"schema": SCHEMA, "external_id": event.external_id, "failure": failure_words(event)})
+        print_line(
+            {"schema": SCHEMA, "external_id": event.external_id, "failure": LastFailure.of(event).words}
+        )
     else:
-        say(data, f"{'retrying':<17}  {event.external_id}  {clean(failure_words(event))}", "yellow")
+        say(data, f"{'retrying':<17}  {event.external_id}  {clean(LastFailure.of(event).words)}", "yellow")
 
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:

@@ -23,8 +23,7 @@ from asyncmig.companies.wire import (
     Template,
     Templates,
 )
-from asyncmig.customers.catalog import named, source_id
-from asyncmig.customers.ids import COMPANY, checked_id
+from asyncmig.customers.catalog import checked_id, named, source_id
 from asyncmig.customers.spec import Connections, check_external_id, checked_templates
 from asyncmig.errors import NotFound, UnknownOutcome
 
@@ -166,7 +165,7 @@ class Companies:
         `company_id` may have spaces around it, or be a URL of the dashboard. `sheets`: the sheets from `create`,
         if you kept them. Raises `InvalidInput` if it is not an id.
         """
-        checked = checked_id("company_id", company_id, COMPANY)
+        checked = checked_id("company_id", company_id, "companies")
         return Company(self._context, checked, external_id=external_id, sheets=sheets)
 
     async def _listed(self, endpoint: Endpoint, kind: type[_Listed]) -> _Listed:

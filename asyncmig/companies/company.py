@@ -14,8 +14,7 @@ from asyncmig.companies.imports import Imports
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
-from asyncmig.customers.catalog import named
-from asyncmig.customers.ids import SHEET, checked_id
+from asyncmig.customers.catalog import checked_id, named
 from asyncmig.customers.outcome import Downloaded, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput
@@ -301,5 +300,5 @@ def _chosen(wanted: str | Sheet, among: Sequence[Sheet], field: str) -> Sheet:
     if isinstance(wanted, Sheet):
         return wanted
     if not among or not wanted:
-        return Sheet(id=checked_id(field, wanted, SHEET))
+        return Sheet(id=checked_id(field, wanted, "sheets"))
     return named(field, wanted, among)

@@ -22,7 +22,7 @@ from asyncmig.companies.archive import chunks_of, open_archive
 from asyncmig.companies.expected import ALL_SHEETS, Expected
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.catalog import called
-from asyncmig.customers.file_names import file_names
+from asyncmig.customers.files import file_names
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
 from asyncmig.transfers.part import CHUNK, Bound, Part, WrongDownloads, usable_bytes

@@ -12,7 +12,7 @@ from asyncmig.companies import routes
 from asyncmig.companies.imports import new_key
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import ExportBody, ExportReport, ExportState, RunStarted, Selection, Template
-from asyncmig.customers.ids import EXPORT, checked_id
+from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.outcome import ExportMode, ExportSummary
 from asyncmig.customers.spec import checked_templates
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
@@ -183,7 +183,7 @@ class Exports:
 
         `age`: seconds since the run started, if known. Raises `InvalidInput` if it is not an id.
         """
-        checked = checked_id("run_id", run_id, EXPORT)
+        checked = checked_id("run_id", run_id, "exports", "runs")
         return ExportRun(self._context, ExportState, self._company_id, checked, age=age)
 
 

@@ -26,7 +26,7 @@ from asyncmig.companies.wire import (
     ListedImport,
     RunStarted,
 )
-from asyncmig.customers.ids import IMPORT, checked_id
+from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import ApiError, BadRequest, InvalidInput
 
@@ -147,7 +147,7 @@ class Imports:
         `age`: seconds since the run started, if known; older runs are polled less often. `group`: as in `post`.
         Raises `InvalidInput` if it is not an id.
         """
-        checked = checked_id("run_id", run_id, IMPORT)
+        checked = checked_id("run_id", run_id, "imports", "runs")
         return ImportRun(self._context, self._company_id, checked, age=age, group=group)
 
     async def active(self, *, rank: float = 0.0) -> ImportState | None:

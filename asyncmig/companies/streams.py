@@ -15,7 +15,7 @@ from asyncmig.companies.archive import LONGEST_END, ZipOutput, is_whole_end
 from asyncmig.companies.downloads import Fetch, can_do_without, is_no_archive, no_sheets
 from asyncmig.companies.expected import ALL_SHEETS
 from asyncmig.companies.wire import Sheet
-from asyncmig.customers.file_names import file_names
+from asyncmig.customers.files import file_names
 from asyncmig.errors import ApiError, NoAnswer, TruncatedDownload
 from asyncmig.transfers.part import Bound
 from asyncmig.transfers.recount import Recounter

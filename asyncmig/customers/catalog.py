@@ -1,8 +1,10 @@
-"""The catalogue of an account: sources, templates with their column rules, and how to find one by name."""
+"""The catalogue of an account: sources, templates with their column rules, and how to find one by its name or id."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import ClassVar, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
@@ -15,6 +17,7 @@ __all__ = [
     "Link",
     "TemplateRules",
     "called",
+    "checked_id",
     "has_ids",
     "named",
     "source_id",
@@ -127,3 +130,47 @@ def called(name: str, among: Sequence[_Named]) -> list[_Named]:
     return [each for each in among if each.name == name] or [
         each for each in among if each.name.casefold() == name.casefold()
     ]
+
+
+# Ids that people type or paste
+
+_FORBIDDEN = frozenset("/\\?#%")
+_DOTS = frozenset({".", ".."})
+_LONGEST = 255
+
+
+def checked_id(field: str, value: object, *segments: str) -> str:
+    """Return the id in `value`, which may have spaces around it or be a URL of the dashboard.
+
+    `segments`: the path segments of such a URL that may stand before the id. Raises `InvalidInput` naming `field` for
+    a value that could change the route of a request. The error never contains a URL, because it may contain a token.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(field, value, "must be a str")
+    text = value.strip()
+    if "://" in text:
+        text = _from_url(field, text, segments)
+    if not text:
+        raise InvalidInput(field, value, "is empty")
+    if len(text) > _LONGEST:
+        raise InvalidInput(field, f"{text[:40]}...", f"is longer than {_LONGEST} characters")
+    if text in _DOTS or " " in text or not text.isprintable() or _FORBIDDEN & set(text):
+        reason = (
+            "is not an id: it must not be . or .., nor have spaces, control characters or any of / \\ ? # %"
+        )
+        raise InvalidInput(field, text, reason)
+    return text
+
+
+def _from_url(field: str, url: str, before: Sequence[str]) -> str:
+    """Return the segment after one of `before`, in the path or in a fragment that looks like a path."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        segments = []
+    else:
+        segments = [*parts.path.split("/"), *parts.fragment.split("/")]
+    for name, following in pairwise(segments):
+        if name in before and following:
+            return following
+    raise InvalidInput(field, "(a URL)", f"has no /{before[0]}/ID in its path: give the id alone")

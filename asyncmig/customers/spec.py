@@ -142,9 +142,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             raise InvalidInput("connection", "***", "must be a LiveSource")
         if not self.files and self.connection is None:
             raise InvalidInput("files", [], "there must be at least one")
-        for path in cast("tuple[object, ...]", self.files):
-            if not isinstance(path, Path):
+        seen = set[Path]()
+        for path in self.files:
+            if not isinstance(cast(object, path), Path):
                 raise InvalidInput("files", path, "is not a path")
+            if path in seen:
+                raise InvalidInput("files", str(path), "is given twice: its rows would be imported twice")
+            seen.add(path)
 
     def validate(self, *, root: Path | str | None = None) -> int:
         """Return the total size of the files in bytes. Raises `InvalidInput` for values that the API would refuse.

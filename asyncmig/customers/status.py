@@ -1,20 +1,24 @@
 """The status of a customer: one shape for `status --json`, `report.json`, NDJSON and the live view."""
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import cast, final
 
 import msgspec
 
-from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput
 from asyncmig.customers.outcome import Delivered, Failed, Flagged, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.questions import Action
+from asyncmig.events import AttemptFailed
 from asyncmig.steps import OutcomeName, Progress
 
 __all__ = [
     "CustomerRecord",
     "CustomerStatus",
+    "LastFailure",
     "MigrationProgress",
     "RemainingWork",
     "RowCounts",
@@ -24,6 +28,7 @@ __all__ = [
     "status_of_outcome",
     "unreadable_outcome",
     "unreadable_record",
+    "wall_clock",
 ]
 
 
@@ -72,6 +77,60 @@ class MigrationProgress(msgspec.Struct, frozen=True, kw_only=True):
     def of_uploads(cls, files: Sequence[FileInput], sent: Iterable[int]) -> "MigrationProgress | None":
         """Return the progress of uploads from the bytes of each file sent; None before the files were read."""
         return cls(bytes_sent=sum(sent), bytes_total=sum(file.size for file in files)) if files else None
+
+
+class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A failed attempt that was repeated: the first one of a step, or a later one that was reported."""
+
+    at: float
+    """Wall-clock time, in seconds."""
+    endpoint: str
+    """Method and route template."""
+    status: int | None = None
+    """None if no complete response arrived."""
+    error: str = ""
+    """The server's text, or the reason why there is none."""
+    attempt: int = 1
+    """The number of the attempt in the step, from 1."""
+    attempts: int | None = None
+    """The maximum number of attempts, if it is limited."""
+    until: float | None = None
+    """Wall-clock time until which the step is repeated, if its time is limited."""
+    is_over: bool = False
+    """Whether the migration has continued since."""
+
+    @classmethod
+    def of(cls, event: AttemptFailed) -> "LastFailure":
+        """Return the record of an event of the running loop."""
+        loop = asyncio.get_running_loop()
+        now, wall, speed = loop.time(), wall_clock(), float(getattr(loop, "speed", 1.0))
+        return cls(
+            at=wall - (now - event.at) / speed,
+            endpoint=event.endpoint,
+            status=event.status,
+            error=event.error,
+            attempt=event.attempt,
+            attempts=event.attempts,
+            until=None if event.until is None else wall + (event.until - now) / speed,
+        )
+
+    @property
+    def words(self) -> str:
+        """The failure in one line, for people. It contains unescaped text of the server."""
+        answered = f" answered {self.status}" if self.status is not None else ""
+        which = f"attempt {self.attempt}" + (f" of {self.attempts}" if self.attempts else "")
+        if self.is_over:
+            what = "the migration has continued since"
+        elif self.until is not None:
+            what = f"tried again until {datetime.fromtimestamp(self.until, UTC):%H:%M:%S} UTC"
+        else:
+            what = "tried again" if self.attempts else "tried again until it is answered"
+        return f"{self.endpoint}{answered} ({which}; {what}): {self.error}"
+
+
+def wall_clock() -> float:
+    """Return the wall-clock time in seconds, because the journal outlives the loop's clock."""
+    return time.time()  # noqa: TID251 - see above
 
 
 class CustomerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from asyncmig import generations
 from asyncmig._core.arguments import checked_call
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import customer_folder
 from asyncmig.customers.options import MigrationCall, MigrationOptions, OptionOverrides
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed

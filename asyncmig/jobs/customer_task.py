@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import customer_folder
 from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Outcome, Pending
 from asyncmig.customers.paths import Inputs

@@ -18,7 +18,7 @@ from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.event_loop import AsyncOnly, LoopGuard
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.file_names import check_utf8
+from asyncmig.customers.files import check_utf8
 from asyncmig.customers.options import MigrationKeywords, MigrationOptions, combined
 from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.paths import Inputs

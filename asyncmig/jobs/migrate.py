@@ -11,8 +11,7 @@ from asyncmig import generations
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
-from asyncmig.customers.file_names import check_utf8
-from asyncmig.customers.files import FilesChanged
+from asyncmig.customers.files import FilesChanged, check_utf8
 from asyncmig.customers.options import MigrationCall, MigrationKeywords, MigrationOptions, combined
 from asyncmig.customers.outcome import Delivered, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.paths import Inputs, keys_of

@@ -9,7 +9,7 @@ from typing import Final, final
 
 import msgspec
 
-from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import customer_folder
 from asyncmig.customers.paths import FolderLookup, file_id, is_same
 from asyncmig.errors import InvalidInput
 

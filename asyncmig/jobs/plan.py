@@ -21,8 +21,7 @@ from asyncmig import generations
 from asyncmig._core.endpoint import Endpoint, Repeat
 from asyncmig._core.limits import Limits, Scope, charged, short_form
 from asyncmig._core.rate import Rate
-from asyncmig.customers.file_names import customer_folder
-from asyncmig.customers.files import size_of
+from asyncmig.customers.files import customer_folder, size_of
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
 from asyncmig.customers.questions import Action

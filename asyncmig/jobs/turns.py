@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast, final
 
-from asyncmig.customers.file_names import customer_folder
+from asyncmig.customers.files import customer_folder
 from asyncmig.customers.paths import FolderLookup, Key, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different
 from asyncmig.errors import InvalidInput

@@ -9,8 +9,7 @@ from asyncmig._core.arguments import checked_call, checked_text
 from asyncmig._core.decode import convert
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.catalog import ColumnSpec, Link, named
-from asyncmig.customers.ids import checked_id
+from asyncmig.customers.catalog import ColumnSpec, Link, checked_id, named
 from asyncmig.customers.spec import check_external_id
 from asyncmig.errors import InvalidInput, NotFound, UnexpectedReply
 from asyncmig.migrations import routes
@@ -36,8 +35,6 @@ __all__ = ["Column", "Migrations"]
 
 Column = ColumnSpec | Mapping[str, object]
 """A column of a template: a `ColumnSpec`, or a mapping with the API's own field names."""
-_MIGRATION = ("migrations",)
-_TEMPLATE = ("templates",)
 
 
 @final
@@ -93,7 +90,7 @@ class Migrations:
         Raises `Conflict` for a run that never reached a preview.
         """
         run_id = run.id if isinstance(run, Run) else run
-        body = {"run_id": None if run_id is None else checked_id("run", run_id, ("runs",))}
+        body = {"run_id": None if run_id is None else checked_id("run", run_id, "runs")}
         call = Call(
             endpoint=routes.PIN_SOURCE, ids={"source": _name_of(source)}, body=msgspec.json.encode(body)
         )
@@ -241,7 +238,7 @@ class Migrations:
         `migration_id` may have spaces around it, or be a URL of the provider's app. `sheets`: the sheets from
         `create`, if you kept them. Raises `InvalidInput` if it is not an id.
         """
-        checked = checked_id("migration_id", migration_id, _MIGRATION)
+        checked = checked_id("migration_id", migration_id, "migrations")
         return Migration(self._context, checked, external_id=external_id, sheets=sheets)
 
 
@@ -250,7 +247,7 @@ class _RawTemplate(msgspec.Struct, frozen=True):
 
 
 def _read_template(slug: str) -> Call:
-    return Call(endpoint=routes.READ_TEMPLATE, ids={"slug": checked_id("template", slug, _TEMPLATE)})
+    return Call(endpoint=routes.READ_TEMPLATE, ids={"slug": checked_id("template", slug, "templates")})
 
 
 def _column_name(column: object) -> str:
@@ -292,7 +289,7 @@ def _slugs(templates: Sequence[str | Template]) -> tuple[str, ...]:
     if isinstance(templates, str) or not templates:
         raise InvalidInput("templates", templates, "must be a sequence of slugs, and not empty")
     given = [each.id if isinstance(each, Template) else each for each in templates]
-    return tuple(dict.fromkeys(checked_id("templates", each, _TEMPLATE) for each in given))
+    return tuple(dict.fromkeys(checked_id("templates", each, "templates") for each in given))
 
 
 def _differences(body: MigrationBody, info: MigrationInfo) -> list[Difference]:

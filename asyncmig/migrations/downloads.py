@@ -16,7 +16,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import WriteBehind, in_thread
 from asyncmig._io.transport import Response
 from asyncmig.customers import outcome
-from asyncmig.customers.file_names import file_names
+from asyncmig.customers.files import file_names
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,

@@ -11,7 +11,7 @@ import msgspec
 from asyncmig._core.arguments import checked_call, checked_path, checked_text
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.ids import IMPORT, checked_id
+from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput
 from asyncmig.migrations import routes
@@ -275,7 +275,7 @@ class Migration:
         `kind` and `after` (the sequence that was noted before the start; `Run.after`) say which operation it is.
         `before`: the last reading before the start. `age`: seconds since the start, if known.
         """
-        checked = checked_id("run_id", run_id, IMPORT)
+        checked = checked_id("run_id", run_id, "imports", "runs")
         tracker = self._shared.tracker
         if kind is None and tracker is not None and tracker.run_id == checked:
             return Run(self._context, tracker)

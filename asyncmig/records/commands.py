@@ -10,7 +10,7 @@ import msgspec
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, OwnerScope
-from asyncmig.customers.ids import checked_id
+from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import check_external_id
@@ -106,18 +106,18 @@ async def adopt_resource(
     resource_id: str,
     *,
     what: str,
-    segments: tuple[str, ...],
+    segment: str,
     read: Reader[R],
     **changes: object,
 ) -> str:
     """Link a customer to a resource on the server, and return its id; see `Generation.adopt`.
 
-    `what`: `company` or `migration`; the record has its id as `company_id` or `migration_id`. `segments`: what stands
+    `what`: `company` or `migration`; the record has its id as `company_id` or `migration_id`. `segment`: what stands
     before the id in a URL of the dashboard. `changes`: of the record.
     """
     field = f"{what}_id"
     external_id = check_external_id(external_id.strip())
-    resource_id = checked_id(field, resource_id, segments)
+    resource_id = checked_id(field, resource_id, segment)
     async with await journal.claim(external_id) as claim:
         record = read(external_id, claim.state)
         _check_readable(record)

@@ -8,7 +8,6 @@ from typing import Self, TypeGuard, TypeVar
 import msgspec
 
 from asyncmig._io.threads import in_thread
-from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput, raise_unreadable, size_of
 from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, RowFilter
 from asyncmig.customers.paths import entries, file_id
@@ -16,6 +15,7 @@ from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import (
     CustomerRecord,
     CustomerStatus,
+    LastFailure,
     MigrationProgress,
     status_of_outcome,
     unreadable_outcome,

@@ -17,8 +17,8 @@ from asyncmig._io.attempts import TimedAttempts
 from asyncmig._io.context import SessionContext, UnwrittenEntries, UnwrittenEntry
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.failures import Failures, Owner
-from asyncmig.customers.failures import LastFailure, wall_clock
 from asyncmig.customers.options import RETRY_SECONDS
+from asyncmig.customers.status import LastFailure, wall_clock
 from asyncmig.errors import (
     ApiError,
     AuthError,
@@ -151,7 +151,7 @@ class RecordKeeper(Generic[R]):
             return
         try:
             if isinstance(event, AttemptFailed):
-                await self.write("retrying", last_failure=LastFailure.of(event, wall=wall_clock()))
+                await self.write("retrying", last_failure=LastFailure.of(event))
             else:
                 await self.write("recovered", attempts=event.attempts)
         except JournalError as error:

@@ -17,8 +17,7 @@ from aiolimiter import AsyncLimiter
 
 from asyncmig._core.arguments import checked_text
 from asyncmig._io.threads import begin, in_thread, wait_ended
-from asyncmig.customers.file_names import check_utf8
-from asyncmig.customers.files import raise_unreadable, size_of
+from asyncmig.customers.files import check_utf8, raise_unreadable, size_of
 from asyncmig.errors import InvalidInput
 
 __all__ = ["BinaryFile", "ByteThrottle", "Content", "Progress", "Stream", "content_of"]

@@ -17,7 +17,7 @@ import pytest
 from asyncmig import Fleet, Journal, Parked, Spec
 from asyncmig.cli import status
 from asyncmig.companies.workflow.record import Record
-from asyncmig.customers.failures import LastFailure
+from asyncmig.customers.status import LastFailure
 from asyncmig.jobs.status import Readable, follow
 from asyncmig.journal import JournalEvent
 from asyncmig.simulator import Reply, Request

@@ -170,7 +170,7 @@ async def test_of_a_company_and_a_spec(
         with pytest.raises(InvalidInput) as refused:
             await opened.companies.create(**{"name": "A", "source": SOURCE, "external_id": "a", name: value})  # type: ignore[arg-type]
         assert refused.value.field == name
-        assert not wire.sent
+        assert not wire.requests
         if name == "rank":
             return
         field = name.replace("template_ids", "templates")
@@ -204,6 +204,21 @@ async def test_of_files(opens: Opens, customer: Customer, tmp_path: Path, files:
         outcomes = {outcome.external_id: outcome async for outcome in fleet.run([customer("good"), bad])}
     assert isinstance(outcomes["bad"], Failed)
     assert isinstance(outcomes["good"], Delivered)
+
+
+async def test_of_a_file_that_is_given_twice(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    (file,) = customer().files
+    twice = Spec(external_id="acme", name="A", source=SOURCE, files=(file, file.parent / "." / file.name))
+    with pytest.raises(InvalidInput) as refused:
+        twice.validate()
+    assert (refused.value.field, refused.value.value) == ("files", str(file))
+    async with opens() as opened:
+        outcome = await migrate(opened, twice, journal=MemoryJournal(), to=tmp_path / "out")
+    assert isinstance(outcome, Failed)
+    assert "is given twice" in outcome.error
+    assert not wire.requests
 
 
 @pytest.mark.parametrize("specs", [None, 7, "specs", b"specs", {"a": 1}, "one"])
@@ -410,7 +425,7 @@ async def test_of_a_session_that_is_open(
         with pytest.raises(InvalidInput) as refused:
             await ended(call, opened)
         assert refused.value.field == field
-    assert not wire.sent
+    assert not wire.requests
 
 
 def file_objects(tmp_path: Path) -> Iterator[tuple[str, Any]]:
@@ -487,4 +502,4 @@ async def test_a_live_source_is_refused_by_name_before_a_request(
     assert "connection='salesforce'" in outcome.error
     assert "'companies'" in outcome.error
     assert "t0p" not in repr([spec, outcome])
-    assert not wire.sent
+    assert not wire.requests

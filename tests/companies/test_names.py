@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncmig.customers.file_names import file_names, safe_name
+from asyncmig.customers.files import file_names, safe_name
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from asyncmig.companies.company import Company
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import Record
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import ApiError, BadRequest, Conflict, UnexpectedReply, UnknownOutcome
 from asyncmig.records.names import NameLists, list_requests
 from asyncmig.records.record_keeper import RecordKeeper

@@ -13,9 +13,9 @@ from asyncmig.companies.import_run import ImportRun, mark_of
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import API, Record, keeper_of
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.questions import NeedsAttention, check_answers
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import Conflict, InvalidInput
 from asyncmig.journal import JournalPort
 from asyncmig.records.commands import answered_within, cancel_customer, keep_shown, parked_customer

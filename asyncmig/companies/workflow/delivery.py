@@ -11,7 +11,6 @@ from asyncmig.companies.company import Company, known_sheets
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportRun, in_stages, summary_of
 from asyncmig.companies.workflow.record import ExportStep, Record, export_key
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import (
     Delivered,
@@ -22,6 +21,7 @@ from asyncmig.customers.outcome import (
     ImportReport,
     Outcome,
 )
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 from asyncmig.records.record import are_in, is_delivered
 from asyncmig.records.record_keeper import RecordKeeper

@@ -20,7 +20,6 @@ from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran, 
 from asyncmig.companies.workflow.record import Record, read_record
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
-from asyncmig.customers.ids import COMPANY
 from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.questions import NeedsAttention
@@ -177,7 +176,7 @@ class CompaniesGeneration:
             external_id,
             resource_id,
             what="company",
-            segments=COMPANY,
+            segment="companies",
             read=read_record,
             adopted=True,
         )

@@ -7,9 +7,9 @@ import msgspec
 
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.workflow.record import ExportStep
-from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.outcome import Delivered, Outcome
+from asyncmig.customers.status import LastFailure
 from asyncmig.journal import JournalEvent
 
 __all__ = ["words_of"]

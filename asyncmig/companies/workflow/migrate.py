@@ -26,12 +26,12 @@ from asyncmig.companies.workflow.decisions import SUPPORTED, reject_run, send_de
 from asyncmig.companies.workflow.delivery import Delivery
 from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of
 from asyncmig.customers.decisions import Approve, Decision, checked_decision
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.files import FileInput, FilesChanged
 from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.questions import NeedsAttention, check_answers
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import ClaimPort
 from asyncmig.records.policy import decide_by_policy

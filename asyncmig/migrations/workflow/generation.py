@@ -191,7 +191,7 @@ class MigrationsGeneration:
             external_id,
             resource_id,
             what="migration",
-            segments=("migrations",),
+            segment="migrations",
             read=read_record,
             existed=True,
         )

@@ -5,9 +5,9 @@ from typing import cast
 
 import msgspec
 
-from asyncmig.customers.failures import LastFailure
 from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.outcome import Delivered, Outcome
+from asyncmig.customers.status import LastFailure
 from asyncmig.journal import JournalEvent
 from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Report

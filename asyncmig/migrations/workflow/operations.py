@@ -14,9 +14,9 @@ import msgspec
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Answer, Approve, Change, Credentials
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
 from asyncmig.migrations.access import WorkPermit, is_refusal
 from asyncmig.migrations.answers import AnswerPoint

@@ -16,10 +16,10 @@ import msgspec
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import HasNames, LiveSource, ResolvedSpec, Spec
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, ServerError, UnknownOutcome
 from asyncmig.migrations import routes
 from asyncmig.migrations.access import WorkPermit

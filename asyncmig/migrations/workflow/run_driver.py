@@ -16,12 +16,12 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.answer_rules import answers_by_rules
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
-from asyncmig.customers.failures import wall_clock
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Failed, Outcome, Parked, Pending
 from asyncmig.customers.preview_page import PREVIEW_DATA, write_preview
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.status import wall_clock
 from asyncmig.errors import (
     ApiError,
     BadRequest,
