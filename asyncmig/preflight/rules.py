@@ -1,16 +1,22 @@
-"""Checks cells by the rules of a template's columns."""
+"""Checks cells by the rules of a template's columns.
 
-from collections.abc import Callable, Mapping, Sequence
+The long form of a link rule has paths into cells that contain JSON text, and maps that replace values. The API does
+not define them further. A cell in which a path leads nowhere is therefore not checked.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from typing import Protocol, final
+from typing import Protocol, cast, final
 
 from asyncmig.customers.catalog import ColumnSpec, TemplateRules
 from asyncmig.preflight.findings import Finding, FindingCounter, Kind
 from asyncmig.preflight.json_schema import JsonSchema, compiled_schema
-from asyncmig.preflight.links import LinkRule, LinkTarget, link_rules
 
-__all__ = ["ColumnRules", "MemoryBound", "Seen", "Targets", "targets_of"]
+__all__ = ["ColumnRules", "LinkTarget", "MemoryBound", "Seen", "Targets", "targets_of"]
 
 _WORDS: Mapping[Kind, str] = {
     "required": "is required, and empty",
@@ -61,6 +67,92 @@ class Seen:
         return False
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class LinkTarget:
+    """A column to which links point: the id of its template, and its name."""
+
+    template_id: str
+    column_name: str
+    key_path: str
+    """The path of the value in a cell with JSON text; empty for the whole cell."""
+    key_map: Mapping[str, str] = field(hash=False)
+
+    def keys(self, cell: str) -> Sequence[str]:
+        """Return the values with which other cells can link to this cell."""
+        return [self.key_map.get(value, value) for value in _values(cell, self.key_path) or ()]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LinkRule:
+    """The rule that each value of a cell must be in one of the columns `targets`."""
+
+    targets: tuple[LinkTarget, ...]
+    value_path: str
+    value_map: Mapping[str, str]
+
+    def values(self, cell: str) -> Sequence[str] | None:
+        """Return the values of a cell; None if its path leads nowhere in the cell."""
+        found = _values(cell, self.value_path)
+        return None if found is None else [self.value_map.get(value, value) for value in found]
+
+
+def _link_rules(column: ColumnSpec, *, enforces_all: bool) -> list[LinkRule]:
+    """Return the link rules of a column that the server enforces; see `TemplateRules.enforces_all`."""
+    if column.rule != "link" and not enforces_all:
+        return []
+    rules: list[LinkRule] = []
+    for link in column.links:
+        column_name, key_path, key_map = link.column_name or "", link.key_path or "", _map(link.key_map)
+        templates = _templates(link.template_id or "")
+        targets = tuple(LinkTarget(each, column_name, key_path, key_map) for each in templates)
+        rules.append(LinkRule(targets, link.value_path or "", _map(link.value_map)))
+    return rules
+
+
+def _templates(template_id: str) -> list[str]:
+    """Return the templates of a link. A link may have several, and a discriminator in each row chooses one."""
+    with suppress(ValueError):
+        slugs: object = json.loads(template_id)
+        if isinstance(slugs, list):
+            return [str(slug) for slug in cast("list[object]", slugs)]
+    return [template_id]
+
+
+def _map(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: _text(each) for name, each in cast("Mapping[str, object]", value).items()}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _values(cell: str, path: str) -> list[str] | None:
+    if not path:
+        return [cell]
+    try:
+        value: object = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    names = [name for name in path.removeprefix("$").replace("/", ".").split(".") if name]
+    found = list(_at(value, names))
+    return [_text(each).strip() for each in found if each is not None] if found else None
+
+
+def _at(value: object, names: Sequence[str]) -> Iterator[object]:
+    """Yield the values at a path. In a list, the path continues in each item."""
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            yield from _at(item, names)
+    elif not names:
+        yield value
+    elif isinstance(value, dict) and names[0] in value:
+        yield from _at(cast("dict[str, object]", value)[names[0]], names[1:])
+
+
 Targets = Mapping[LinkTarget, Seen]
 """The values of each column to which links point and which a file has."""
 
@@ -71,7 +163,7 @@ def targets_of(templates: Sequence[TemplateRules]) -> set[LinkTarget]:
         target
         for template in templates
         for column in template.columns
-        for rule in link_rules(column, enforces_all=template.enforces_all)
+        for rule in _link_rules(column, enforces_all=template.enforces_all)
         for target in rule.targets
     }
 
@@ -153,7 +245,7 @@ class ColumnRules:
             self._add_schema(column.schema)
         elif column.pattern and (column.rule == "strict" or enforces_all):
             self._add_strict(column.pattern)
-        if links := link_rules(column, enforces_all=enforces_all):
+        if links := _link_rules(column, enforces_all=enforces_all):
             self._add_link(links, targets)
 
     @property

@@ -13,12 +13,10 @@ from asyncmig.customers.catalog import TemplateRules
 from asyncmig.customers.files import raise_unreadable, size_of
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
+from asyncmig.preflight.csv_file import BrokenOff, Probe, Records, probe, sniff
 from asyncmig.preflight.findings import Checked, CheckedFile, Finding, FindingCounter, Kind, Sample, number_of
 from asyncmig.preflight.headers import Fit, find_fit, header_findings
-from asyncmig.preflight.links import LinkTarget
-from asyncmig.preflight.probe import Probe, probe
-from asyncmig.preflight.records import BrokenOff, Records, sniff
-from asyncmig.preflight.rules import ColumnRules, MemoryBound, Seen, Targets, targets_of
+from asyncmig.preflight.rules import ColumnRules, LinkTarget, MemoryBound, Seen, Targets, targets_of
 
 __all__ = ["check", "check_spec"]
 

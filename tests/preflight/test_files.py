@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from asyncmig import InvalidInput, preflight
 from asyncmig.preflight import Checked, CheckedFile
-from asyncmig.preflight.records import Records, sniff
+from asyncmig.preflight.csv_file import Records, sniff
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"  # real files, which a user does not have
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are not there")
