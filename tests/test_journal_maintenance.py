@@ -11,6 +11,7 @@ from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalNotFound
 from asyncmig.journal import Journal
 from asyncmig.journal.database import DatabaseJournal
+from asyncmig.journal.sqlite_file import connect as open_file
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -93,6 +94,33 @@ async def test_a_backup_of_a_journal_in_use_is_a_journal_without_claims(tmp_path
     with pytest.raises(JournalNotFound):
         await Journal(tmp_path / "missing.db").backup(tmp_path / "other.db")
     assert not list(tmp_path.glob("other*"))
+
+
+async def test_a_backup_that_cannot_be_written_names_the_file_that_the_caller_named(tmp_path: Path) -> None:
+    full = tmp_path / "full.db"
+
+    def connect(uri: str) -> sqlite3.Connection:
+        db = open_file(uri)
+        if "full.db" in uri:  # a full disk
+            db.execute("PRAGMA max_page_count=1")
+        return db
+
+    (tmp_path / "file").touch()
+    async with Journal(tmp_path / "fleet.db", connect=connect) as journal:
+        await write(journal, "acme")
+        for to, reason in (
+            (tmp_path / "none" / "copy.db", "there is no folder"),
+            (tmp_path / "file" / "copy.db", "there is no folder"),
+            (full, "the disk is full"),
+        ):
+            with pytest.raises(JournalError, match=reason) as caught:
+                await journal.backup(to)
+            assert caught.value.path == str(to)
+        too_long = tmp_path / ("x" * 300)
+        with pytest.raises(JournalError) as caught:
+            await journal.backup(too_long)
+        assert str(caught.value) == f"journal {too_long}: File name too long"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fleet.db"]
 
 
 async def test_space_of_forgotten_customers_is_given_back_while_the_journal_is_open(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class Journal(DatabaseJournal):
         waiting.
 
         The copy contains everything that was committed before, except the claims. Raises `InvalidInput` if `to`
-        exists; `JournalError`, `OSError`.
+        exists; `JournalError` about the journal, or about `to` if it cannot be written.
         """
         await self._in_thread(partial(back_up, self._path, Path(to), self._connect))
 

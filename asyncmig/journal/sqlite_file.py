@@ -104,9 +104,12 @@ _TEMPORARY = frozenset(
 
 
 def explain(error: Exception) -> str:
-    """Return a description of an error of SQLite or the operating system, followed by its own text."""
+    """Return a description of an error of SQLite or the operating system, followed by its own text.
+
+    The text of the operating system alone, because its errors may name a temporary file.
+    """
     reason = _REASONS.get(_code(error))
-    return f"{reason} ({error})" if reason else str(error)
+    return f"{reason} ({error})" if reason else getattr(error, "strerror", None) or str(error)
 
 
 def journal_error(path: Path, error: Exception) -> JournalError:
@@ -197,19 +200,27 @@ def open_for_reading(path: Path, connect: Connect) -> Generator[sqlite3.Connecti
 
 def back_up(path: Path, to: Path, connect: Connect) -> None:
     """Copy a journal into a new file, without its claims; see `Journal.backup`."""
-    if to.exists():
-        raise InvalidInput("to", str(to), "exists already: name a new file")
-    descriptor, name = tempfile.mkstemp(prefix=f"{to.name}.", dir=to.parent)
-    os.close(descriptor)
-    try:
-        with open_for_reading(path, connect) as source, closing(connect(_uri(Path(name), "rw"))) as copy:
-            source.backup(copy)
-            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without side files
-            copy.execute("UPDATE companies SET holder = NULL")
-            copy.execute("DELETE FROM holders")
-        os.link(name, to)
-    finally:
-        os.unlink(name)
+    with _explained(to):
+        if to.exists():
+            raise InvalidInput("to", str(to), "exists already: name a new file")
+        _check_place(to)
+    with open_for_reading(path, connect) as source, _explained(to):
+        descriptor, name = tempfile.mkstemp(prefix=f"{to.name}.", dir=to.parent)
+        os.close(descriptor)
+        try:
+            with closing(connect(_uri(Path(name), "rw"))) as copy:
+                try:
+                    source.backup(copy)
+                except sqlite3.DatabaseError as error:
+                    if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                        raise journal_error(path, error) from error
+                    raise
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, without side files
+                copy.execute("UPDATE companies SET holder = NULL")
+                copy.execute("DELETE FROM holders")
+            os.link(name, to)
+        finally:
+            os.unlink(name)
 
 
 def compact(path: Path, connect: Connect) -> tuple[int, int]:
