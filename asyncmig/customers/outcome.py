@@ -11,6 +11,7 @@ from asyncmig.customers.questions import Action, NeedsAttention
 from asyncmig.steps import Step
 
 __all__ = [
+    "LONGEST_ERROR",
     "Decide",
     "Delivered",
     "Downloaded",
@@ -29,7 +30,20 @@ __all__ = [
     "RowFilter",
     "SheetCount",
     "Unknown",
+    "shortened",
 ]
+
+
+LONGEST_ERROR = 10_000
+"""Characters of an error that the journal and the reports store. The rest of a longer one is left out."""
+
+
+def shortened(error: str) -> str:
+    """Return an error of at most `LONGEST_ERROR` characters; a longer one ends with the number of those left out."""
+    if len(error) <= LONGEST_ERROR:
+        return error
+    kept = LONGEST_ERROR - 50
+    return f"{error[:kept]}... ({len(error) - kept:,} more characters)"
 
 
 RowFilter = Literal["valid", "all"]
@@ -187,10 +201,17 @@ class Delivered(_Common, frozen=True, kw_only=True, tag="delivered"):
             msgspec.structs.force_setattr(self, name, value)
 
 
-class Failed(_Common, frozen=True, kw_only=True, tag="failed"):
+class _Stopped(_Common, frozen=True, kw_only=True):
+    error: str
+    """The reason, for people; at most `LONGEST_ERROR` characters."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "error", shortened(self.error))
+
+
+class Failed(_Stopped, frozen=True, kw_only=True, tag="failed"):
     """The run failed, the server refused a request, or the input is wrong; `error` is the reason."""
 
-    error: str
     report: ImportReport | None = None
     step: Step | Literal[""] = ""
     """The step that failed; empty in a journal of an earlier version."""
@@ -241,10 +262,9 @@ class Parked(_Common, frozen=True, kw_only=True, tag="parked"):
         return f"{asked}{': ' if count == 1 else ', first: '}{first}" if first else asked
 
 
-class Unknown(_Common, frozen=True, kw_only=True, tag="unknown"):
+class Unknown(_Stopped, frozen=True, kw_only=True, tag="unknown"):
     """It is unknown whether the server processed a request. `error` says what happened and what to do."""
 
-    error: str
     sent: str = ""
     """The body of the request, without secrets."""
     advice: str = ""
@@ -275,10 +295,9 @@ PendingReason = Literal[
 """
 
 
-class Pending(_Common, frozen=True, kw_only=True, tag="pending"):
+class Pending(_Stopped, frozen=True, kw_only=True, tag="pending"):
     """The migration has not ended. The same call continues it. After `reason="crashed"`, correct the cause first."""
 
-    error: str
     reason: PendingReason = "interrupted"
 
 

@@ -10,7 +10,16 @@ from typing import cast, final
 import msgspec
 
 from asyncmig.customers.files import FileInput
-from asyncmig.customers.outcome import Delivered, Failed, Flagged, Outcome, Parked, Pending, PendingReason
+from asyncmig.customers.outcome import (
+    Delivered,
+    Failed,
+    Flagged,
+    Outcome,
+    Parked,
+    Pending,
+    PendingReason,
+    shortened,
+)
 from asyncmig.customers.questions import Action
 from asyncmig.events import AttemptFailed
 from asyncmig.steps import OutcomeName, Progress
@@ -89,7 +98,7 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: int | None = None
     """None if no complete response arrived."""
     error: str = ""
-    """The server's text, or the reason why there is none."""
+    """The server's text, or the reason why there is none; at most `LONGEST_ERROR` characters."""
     attempt: int = 1
     """The number of the attempt in the step, from 1."""
     attempts: int | None = None
@@ -108,7 +117,7 @@ class LastFailure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             at=wall - (now - event.at) / speed,
             endpoint=event.endpoint,
             status=event.status,
-            error=event.error,
+            error=shortened(event.error),
             attempt=event.attempt,
             attempts=event.attempts,
             until=None if event.until is None else wall + (event.until - now) / speed,

@@ -27,6 +27,7 @@ from asyncmig import (
     adopt,
     migrate,
 )
+from asyncmig.customers.outcome import LONGEST_ERROR
 from asyncmig.simulator import Reply, Variants, World
 
 from .conftest import CLEAN, DUPLICATES, Opens
@@ -250,6 +251,25 @@ async def test_a_failed_import_is_not_repeated_until_its_files_change(
     assert isinstance(outcome, Delivered)
     assert any("contacts.csv" in note for note in outcome.notes)
     assert world.ledger.requests["POST /companies"] == 1
+
+
+async def test_an_error_of_megabytes_is_shortened_before_it_is_recorded(
+    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+) -> None:
+    end = {"run_id": "r", "status": "failed", "error": f"Row 1 is bad. {'x' * 3_000_000}"}
+    failed = Fault(instead=Reply(status=200, body=json.dumps(end).encode()))
+    wire.fault = lambda method, path, number: failed if method == "GET" and "/imports/" in path else None
+    journal, spec = MemoryJournal(), customer()
+    async with opens() as session:
+        outcome = await migrate(session, spec, journal=journal, to=tmp_path)
+        assert isinstance(outcome, Failed)
+        assert outcome.error.startswith("Row 1 is bad. xxx")
+        assert outcome.error.endswith("xxx... (2,990,064 more characters)")
+        assert len(outcome.error) <= LONGEST_ERROR
+        assert await migrate(session, spec, journal=journal, to=tmp_path) == outcome
+    state, events = await journal.state("acme"), await journal.events("acme")
+    assert state is not None
+    assert len(state) + sum(len(event.detail) for event in events) < 3 * LONGEST_ERROR
 
 
 async def test_a_file_that_changes_after_the_import_began_is_said_and_not_sent(
