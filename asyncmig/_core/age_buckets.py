@@ -9,7 +9,6 @@ exceeds the largest W so far.
 All times are seconds on the caller's clock.
 """
 
-import enum
 import heapq
 import math
 from collections.abc import Hashable
@@ -18,7 +17,7 @@ from typing import Generic, Protocol, TypeVar, final
 from asyncmig._core.hazard import EDGES, bucket_of
 from asyncmig._core.lifecycle import Lifecycle
 
-__all__ = ["AgeBuckets", "BucketHeap", "Durations", "PollState", "PolledRun", "first_of"]
+__all__ = ["AgeBuckets", "BucketHeap", "Durations", "PolledRun", "first_of"]
 
 RunT = TypeVar("RunT")
 
@@ -42,19 +41,6 @@ class Durations(Protocol):
         """Learn that a run ended between these ages."""
 
 
-class PollState(enum.Enum):
-    """Where the schedule has put a run."""
-
-    IDLE = "idle"
-    """In no heap."""
-    BELOW_FLOOR = "below floor"
-    """Waits until its floor is over."""
-    READY = "ready"
-    """May be polled now."""
-    READING = "reading"
-    """`PollSchedule.next` returned it, and a read is in progress."""
-
-
 @final
 class PolledRun(Generic[RunT]):
     """The schedule's data about a run. They stay valid while the run is not polled."""
@@ -65,6 +51,7 @@ class PolledRun(Generic[RunT]):
         "awaited_until",
         "failures",
         "group",
+        "is_being_read",
         "is_polled",
         "last_seen",
         "lifecycle",
@@ -76,7 +63,6 @@ class PolledRun(Generic[RunT]):
         "run",
         "seen_bucket",
         "started",
-        "state",
         "ticket",
     )
 
@@ -114,11 +100,12 @@ class PolledRun(Generic[RunT]):
         polled before others."""
         self.failures: int = 0
         self.presumed_ended_at: float | None = None
-        self.state: PollState = PollState.IDLE
+        self.is_being_read: bool = False
+        """Whether `PollSchedule.next` returned it, and the read is in progress."""
         self.ticket: int = 0
         """The number of its valid heap entry. Entries with another number are ignored."""
         self.seen_bucket: int | None = None
-        """`last_seen` in units of 15 s; None unless the state is `READY`."""
+        """`last_seen` in units of 15 s; None unless the run may be polled now."""
         self.age_bucket: int | None = None
         """The age bucket that contains the run; None if none does."""
 

@@ -37,11 +37,9 @@ def trimmed(text: str) -> str:
 
 
 def named_characters(characters: set[str]) -> str:
-    """Return the names of characters: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER BYTE_ORDER_MARK`."""
-    return ", ".join(f"U+{ord(each):04X} {_name(each)}" for each in sorted(characters))
-
-
-def _name(character: str) -> str:
-    return (
-        "BYTE ORDER BYTE_ORDER_MARK" if character == "\ufeff" else unicodedata.name(character, "(a control)")
+    """Return the names of characters: `U+200B ZERO WIDTH SPACE, U+FEFF BYTE ORDER MARK`."""
+    names = {BYTE_ORDER_MARK: "BYTE ORDER MARK"}  # Unicode's name is that of its other, obsolete use
+    return ", ".join(
+        f"U+{ord(each):04X} {names.get(each) or unicodedata.name(each, '(a control)')}"
+        for each in sorted(characters)
     )

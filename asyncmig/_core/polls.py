@@ -32,14 +32,7 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar, final
 
-from asyncmig._core.age_buckets import (
-    AgeBuckets,
-    BucketHeap,
-    Durations,
-    PolledRun,
-    PollState,
-    first_of,
-)
+from asyncmig._core.age_buckets import AgeBuckets, BucketHeap, Durations, PolledRun, first_of
 from asyncmig._core.hazard import Hazard
 from asyncmig._core.lifecycle import Phase
 
@@ -158,13 +151,13 @@ class PollSchedule(Generic[RunT]):
         run = heap[0][2]
         self._since_parked = 0 if heap is self._parked else self._since_parked + 1
         self._dequeue(run)
-        run.state = PollState.READING
+        run.is_being_read = True
         return run
 
     def reschedule(self, run: PolledRun[RunT], now: float) -> None:
         """Report that the read of a run that `next` returned is over, with or without success."""
-        if run.state is PollState.READING:
-            run.state = PollState.IDLE
+        if run.is_being_read:
+            run.is_being_read = False
             self._enqueue(run, now)
 
     # The results of polls
@@ -233,13 +226,13 @@ class PollSchedule(Generic[RunT]):
 
     def _enqueue(self, run: PolledRun[RunT], now: float) -> None:
         """Put a run into the heap for its state. A run that is being read stays out."""
-        if not run.is_polled or run.state is PollState.READING:
+        if not run.is_polled or run.is_being_read:
             return
         self._dequeue(run)
         if run.ready_at > now:
-            run.state, heap, key = PollState.BELOW_FLOOR, self._below_floor, run.ready_at
+            heap, key = self._below_floor, run.ready_at
         else:
-            run.state, heap, key = PollState.READY, self._heap_for(run), run.last_seen
+            heap, key = self._heap_for(run), run.last_seen
             self.ready += 1
             run.seen_bucket = int(run.last_seen // _BUCKET)
             self._by_last_seen[run.seen_bucket] = self._by_last_seen.get(run.seen_bucket, 0) + 1
@@ -248,8 +241,6 @@ class PollSchedule(Generic[RunT]):
 
     def _dequeue(self, run: PolledRun[RunT]) -> None:
         """Remove a run from its heap. Its entry stays there and is dropped once it reaches the head."""
-        if run.state is PollState.READING:
-            return
         if run.seen_bucket is not None:
             self.ready -= 1
             self._by_last_seen[run.seen_bucket] -= 1
@@ -257,7 +248,7 @@ class PollSchedule(Generic[RunT]):
                 del self._by_last_seen[run.seen_bucket]
             run.seen_bucket = None
             self._class(run.group).leave(run)
-        run.state, run.ticket = PollState.IDLE, 0
+        run.ticket = 0
 
     def _heap_for(self, run: PolledRun[RunT]) -> BucketHeap[RunT]:
         if run.prioritised:

@@ -12,10 +12,11 @@ seconds, its slot counts as one of another user: a start may be tried, but the s
 All times are seconds on the caller's clock.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, cast, final
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias, final
+
+import msgspec
+from msgspec import Struct
 
 __all__ = ["FORGOTTEN", "HeldSlot", "Reach", "RunStore", "RunTable"]
 
@@ -29,8 +30,8 @@ _RETRIES = (60.0, 120.0, 300.0, 600.0, 1200.0)
 _LONGEST_RETRY_AFTER = 3600.0
 
 
-@dataclass(slots=True)
-class HeldSlot:
+@final
+class HeldSlot(Struct, array_like=True):
     """The slot of one run."""
 
     seen_at: float
@@ -42,28 +43,25 @@ class HeldSlot:
 
 
 @final
-class RunTable:
+class RunTable(Struct):
     """The run slots of one account. `run` is always the id of the resource that the run belongs to."""
 
-    __slots__ = ("epoch", "limit", "others", "probing", "refused", "retry_at", "runs", "tries", "wanted")
-
-    def __init__(self, limit: int | None) -> None:
-        self.limit: int | None = limit
-        self.epoch: str = ""
-        """Identifies the table in its store. It changes when the store has lost the table."""
-        self.runs: dict[str, HeldSlot] = {}
-        self.others: int = 0
-        """The number of runs of other users of the account. Only a 429 shows them."""
-        self.refused: int = 0
-        """The number of 429s."""
-        self.tries: int = 0
-        self.retry_at: float = float("-inf")
-        """When the next start may be tried after a 429."""
-        self.probing: str | None = None
-        """The run whose start is tried although other users may still occupy the slots."""
-        self.wanted: dict[str, tuple[int, float]] = {}
-        """The starts that wait in other processes: for each process the lowest order, and until when this is
-        valid."""
+    limit: int | None
+    epoch: str = ""
+    """Identifies the table in its store. It changes when the store has lost the table."""
+    runs: dict[str, HeldSlot] = {}
+    others: int = 0
+    """The number of runs of other users of the account. Only a 429 shows them."""
+    refused: int = 0
+    """The number of 429s."""
+    tries: int = 0
+    """The number of 429s since the last start."""
+    retry_at: float = float("-inf")
+    """When the next start may be tried after a 429."""
+    probing: str | None = None
+    """The run whose start is tried although other users may still occupy the slots."""
+    wanted: dict[str, tuple[int, float]] = {}
+    """The starts that wait in other processes: for each process the lowest order, and until when this is valid."""
 
     @property
     def is_stuck(self) -> bool:
@@ -179,26 +177,18 @@ class RunTable:
     # Between processes
 
     def dump(self) -> bytes:
-        """Return the table as JSON."""
-        runs = {run: [slot.seen_at, slot.is_known, slot.waits] for run, slot in self.runs.items()}
-        state = {name: getattr(self, name) for name in self.__slots__ if name not in ("limit", "runs")}
-        retry_at = None if self.retry_at == float("-inf") else self.retry_at
-        return json.dumps({**state, "retry_at": retry_at, "runs": runs}).encode()
+        """Return the table as JSON, without the limit, which each process configures."""
+        state = msgspec.structs.asdict(self)
+        del state["limit"]
+        return msgspec.json.encode(state)
 
-    def load(self, data: bytes) -> None:
-        """Take over a table that `dump` returned. Raises `ValueError` for anything else."""
-        try:
-            state = cast("Mapping[str, object]", json.loads(data))
-            runs = cast("Mapping[str, tuple[float, bool, bool]]", state["runs"])
-            self.runs = {run: HeldSlot(*slot) for run, slot in runs.items()}
-            wanted = cast("Mapping[str, tuple[int, float]]", state["wanted"])
-            self.wanted = {process: (order, until) for process, (order, until) in wanted.items()}
-            for name in ("epoch", "others", "refused", "tries", "probing"):
-                setattr(self, name, state[name])
-            retry_at = cast("float | None", state["retry_at"])
-            self.retry_at = float("-inf") if retry_at is None else retry_at
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a table of run slots: {error}") from error
+    @classmethod
+    def load(cls, data: bytes, limit: int | None) -> "RunTable":
+        """Return a table that `dump` wrote. Raises `ValueError` for anything else."""
+        state = msgspec.json.decode(data, type=dict[str, object])
+        if state.get("retry_at") is None:  # JSON has no infinity
+            state.pop("retry_at", None)
+        return msgspec.convert({**state, "limit": limit}, cls)
 
 
 class RunStore(Protocol):

@@ -171,7 +171,7 @@ class SharedRuns:
         table = RunTable(self.table.limit)
         try:
             if data:
-                table.load(data)
+                table = RunTable.load(data, table.limit)
         except ValueError as error:
             _log.warning("run slots: the shared table is damaged and is replaced: %s", error)
         table.epoch = table.epoch or uuid4().hex[:16]
