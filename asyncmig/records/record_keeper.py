@@ -1,7 +1,7 @@
 """Keeps the record of one migration: writes it to the journal before and after each change, and emits events.
 
 Most responses of the server cannot be requested again. So they are kept in memory until the journal has them, also
-while the journal is unavailable (`Responses`).
+while the journal is unavailable. The next claim of the customer in this session writes what an earlier one could not.
 """
 
 import asyncio
@@ -61,15 +61,16 @@ class RecordKeeper(Generic[R]):
 
     __slots__ = (
         "_claim",
+        "_context",
         "_endpoint",
-        "_events",
+        "_missing",
+        "_read",
         "_retry_seconds",
         "_started",
         "_uploads",
         "_writing",
         "notes",
         "record",
-        "responses",
         "step",
     )
 
@@ -87,13 +88,15 @@ class RecordKeeper(Generic[R]):
         endpoint that uploads bytes; each of its requests has a URL of its own. `retry_seconds`: see
         `MigrationOptions`.
         """
-        self._claim, self._events = claim, context.events
-        self._endpoint, self._uploads = endpoint, uploads
+        self._context, self._claim, self._read = context, claim, read
+        self._endpoint, self._uploads, self._retry_seconds = endpoint, uploads, retry_seconds
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
-        self._retry_seconds = retry_seconds
-        self.responses: Responses[R] = Responses(context, claim, read, retry_seconds)
-        self.record: R = self.responses.record
+        earlier = context.unwritten.pop(claim.external_id, None)
+        self._missing = earlier.missing(claim.state) if earlier else ()
+        """The responses that the journal does not have yet."""
+        self.record: R = read(claim.external_id, self._missing[-1].state if self._missing else claim.state)
+        """The customer's record, with all responses."""
         self.notes: list[str] = []
         """Notes for the outcome."""
         self.step: Step = "checking"
@@ -119,13 +122,72 @@ class RecordKeeper(Generic[R]):
         async with self._writing:
             record = self._changed(kind, changes)
             await self._claim.write(kind, msgspec.json.encode(changes), msgspec.json.encode(record))
-            self.record = self.responses.record = record
+            self.record = record
 
     async def keep(self, kind: Entry, **changes: object) -> None:
-        """Write a response of the server and the changed record to the journal; see `Responses.keep`."""
+        """Write a response of the server and the changed record; while the journal is unavailable, wait for it.
+
+        Raises `JournalError` if it is unavailable for `retry_seconds` seconds, or if the session was closed
+        meanwhile; `CustomerHeld` if another process took over the customer.
+        """
         async with self._writing:
             self.record = self._changed(kind, changes)
-            await self.responses.keep(kind, msgspec.json.encode(changes), self.record)
+            state = msgspec.json.encode(self.record)
+            self._missing += (UnwrittenEntry(kind, msgspec.json.encode(changes), state),)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Write the responses that the journal does not have yet. Raises as `keep` does."""
+        loop = asyncio.get_running_loop()
+        until, failed = loop.time() + self._retry_seconds, False
+        failures = Failures(self._context.events, until=until, owner=Owner(self._claim.external_id))
+        try:
+            while self._missing:
+                entry = self._missing[0]
+                try:
+                    await self._claim.write(entry.kind, entry.detail, entry.state)
+                    self._missing = self._missing[1:]
+                except JournalError as error:
+                    if not failed:
+                        _log.warning("%s: %s; %s", self._claim.external_id, error, self.unwritten)
+                    failed = True
+                    if isinstance(error, CustomerHeld):
+                        raise
+                    if loop.time() >= until or self.must_end:
+                        kind = JournalUnavailable if isinstance(error, JournalUnavailable) else JournalError
+                        raise kind(error.path, f"{error.reason}; {self.unwritten}") from error
+                    await failures.failed(error, endpoint="journal", ids={})
+                    await asyncio.sleep(_PAUSE)
+            await failures.succeeded()
+        except BaseException:
+            left = UnwrittenEntries(self._claim.state, self._missing)
+            self._context.unwritten[self._claim.external_id] = left
+            if failed:
+                _log.error("%s: %s", self._claim.external_id, self.unwritten)
+            raise
+
+    @property
+    def must_end(self) -> bool:
+        """Whether the session was closed, so that waiting must end."""
+        try:
+            self._context.check_open()
+        except (AuthError, SessionClosed):
+            return True
+        return False
+
+    @property
+    def unwritten(self) -> str | None:
+        """What the journal lacks, and what to do if this process ends; None if the journal has everything."""
+        if not self._missing:
+            return None
+        written = self._read(self._claim.external_id, self._claim.state).ids
+        missing = [f"{kind} {each}" for kind, each in self.record.ids.items() if written.get(kind) != each]
+        text = f"the journal does not have {' and '.join(missing) or 'what the server answered'} yet"
+        resource = next(iter(self.record.ids), None)  # a run belongs to the first one
+        if resource is None or resource in written:
+            return text
+        adopted = f"`asyncmig adopt {self.record.external_id} {self.record.ids[resource]}`"
+        return f"{text}: once it can be written, {adopted}"
 
     def _changed(self, kind: Entry, changes: dict[str, object]) -> R:
         record = self.record
@@ -147,7 +209,7 @@ class RecordKeeper(Generic[R]):
         Nothing is written while another entry is being written or waits for the journal. A journal error does not
         end the attempt: the next step needs the journal and reports the error.
         """
-        if self._writing.locked() or self.responses.unwritten:
+        if self._writing.locked() or self.unwritten:
             return
         try:
             if isinstance(event, AttemptFailed):
@@ -171,7 +233,7 @@ class RecordKeeper(Generic[R]):
             step=step,
             detail=detail,
         )
-        self._events.emit(event)
+        self._context.events.emit(event)
 
     def outcome_fields(self) -> OutcomeFields:
         """Return the fields of every outcome."""
@@ -192,7 +254,7 @@ class RecordKeeper(Generic[R]):
     def while_away(self) -> TimedAttempts:
         """Return the attempts of a step that is safe to repeat, for at most `retry_seconds` seconds."""
         return TimedAttempts(
-            self._events,
+            self._context.events,
             self._endpoint,
             seconds=self._retry_seconds,
             on=TRANSIENT,
@@ -211,85 +273,3 @@ class RecordKeeper(Generic[R]):
 def seconds_since(at: float) -> float:
     """Return the seconds of the loop's clock since a wall-clock time, which may be of another process."""
     return max(0.0, wall_clock() - at) * loop_speed(asyncio.get_running_loop())
-
-
-@final
-class Responses(Generic[R]):
-    """The responses for a customer that the journal lacks, including those that an earlier claim could not write."""
-
-    __slots__ = ("_claim", "_context", "_entries", "_read", "_retry_seconds", "record")
-
-    def __init__(
-        self, context: SessionContext, claim: ClaimPort, read: Reader[R], retry_seconds: float
-    ) -> None:
-        """`retry_seconds`: how long to wait for a journal that is unavailable, in seconds."""
-        self._claim, self._context, self._retry_seconds = claim, context, retry_seconds
-        self._read = read
-        earlier = context.unwritten.pop(claim.external_id, None)
-        self._entries = earlier.missing(claim.state) if earlier else ()
-        self.record: R = read(claim.external_id, self._entries[-1].state if self._entries else claim.state)
-        """The customer's record, with all responses."""
-
-    async def keep(self, kind: Entry, detail: bytes, record: R) -> None:
-        """Write a response and the changed record; while the journal is unavailable, wait for it.
-
-        Raises `JournalError` if it is unavailable for `retry_seconds` seconds, or if the session was closed
-        meanwhile; `CustomerHeld` if another process took over the customer. The next claim of this customer
-        in this session writes the missing entries first.
-        """
-        self.record = record
-        self._entries += (UnwrittenEntry(kind, detail, msgspec.json.encode(record)),)
-        await self.catch_up()
-
-    async def catch_up(self) -> None:
-        """Write the entries that the journal does not have yet. Raises as `keep` does."""
-        loop = asyncio.get_running_loop()
-        until, failed = loop.time() + self._retry_seconds, False
-        failures = Failures(self._context.events, until=until, owner=Owner(self._claim.external_id))
-        try:
-            while self._entries:
-                entry = self._entries[0]
-                try:
-                    await self._claim.write(entry.kind, entry.detail, entry.state)
-                    self._entries = self._entries[1:]
-                except JournalError as error:
-                    if not failed:
-                        _log.warning("%s: %s; %s", self._claim.external_id, error, self.unwritten)
-                    failed = True
-                    if isinstance(error, CustomerHeld):
-                        raise
-                    if loop.time() >= until or self.must_end:
-                        kind = JournalUnavailable if isinstance(error, JournalUnavailable) else JournalError
-                        raise kind(error.path, f"{error.reason}; {self.unwritten}") from error
-                    await failures.failed(error, endpoint="journal", ids={})
-                    await asyncio.sleep(_PAUSE)
-            await failures.succeeded()
-        except BaseException:
-            left = UnwrittenEntries(self._claim.state, self._entries)
-            self._context.unwritten[self._claim.external_id] = left
-            if failed:
-                _log.error("%s: %s", self._claim.external_id, self.unwritten)
-            raise
-
-    @property
-    def must_end(self) -> bool:
-        """Whether the session was closed, so that waiting must end."""
-        try:
-            self._context.check_open()
-        except (AuthError, SessionClosed):
-            return True
-        return False
-
-    @property
-    def unwritten(self) -> str | None:
-        """What the journal lacks, and what to do if this process ends; None if the journal has everything."""
-        if not self._entries:
-            return None
-        written = self._read(self._claim.external_id, self._claim.state).ids
-        missing = [f"{kind} {each}" for kind, each in self.record.ids.items() if written.get(kind) != each]
-        text = f"the journal does not have {' and '.join(missing) or 'what the server answered'} yet"
-        resource = next(iter(self.record.ids), None)  # a run belongs to the first one
-        if resource is None or resource in written:
-            return text
-        adopted = f"`asyncmig adopt {self.record.external_id} {self.record.ids[resource]}`"
-        return f"{text}: once it can be written, {adopted}"

@@ -62,11 +62,11 @@ class Workflow(ABC, Generic[R]):
         """Take the remaining steps, and return the outcome, which the journal has then. Raises `JournalError`."""
         keeper = self._keeper
         try:
-            await keeper.responses.catch_up()
+            await keeper.catch_up()
             with OwnerScope(keeper.owner()):
                 return await self._take_steps()
         except JournalError as error:
-            if not (keeper.responses.unwritten and keeper.responses.must_end):
+            if not (keeper.unwritten and keeper.must_end):
                 raise
             return Pending(**keeper.outcome_fields(), error=str(error), reason="interrupted")
 

@@ -18,7 +18,7 @@ from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.customers.status import wall_clock
 from asyncmig.errors import Conflict, InvalidInput
 from asyncmig.journal import JournalPort
-from asyncmig.records.commands import answered_within, cancel_customer, keep_shown, parked_customer
+from asyncmig.records.decisions import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "reject_run", "send_decision"]

@@ -27,7 +27,7 @@ from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
-from asyncmig.records.commands import adopt_resource
+from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
 __all__ = ["CompaniesGeneration"]

@@ -34,7 +34,7 @@ from asyncmig.customers.questions import NeedsAttention, check_answers
 from asyncmig.customers.status import wall_clock
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import ClaimPort
-from asyncmig.records.policy import decide_by_policy
+from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "nothing_ran", "refused_change"]
@@ -279,7 +279,6 @@ class CustomerMigration(Workflow[Record]):
             decision = await decide_by_policy(
                 self._options.decide,
                 parked,
-                keeper.outcome_fields(),
                 _check_fits,
                 is_safe=not attention.is_destructive,
             )

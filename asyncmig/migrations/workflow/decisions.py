@@ -28,7 +28,7 @@ from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
 from asyncmig.migrations.workflow.record import API, Record, keeper_of
-from asyncmig.records.commands import answered_within, cancel_customer, keep_shown, parked_customer
+from asyncmig.records.decisions import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = ["cancel", "decide_parked", "look"]

@@ -30,7 +30,7 @@ from asyncmig.migrations.workflow.journal_words import words_of
 from asyncmig.migrations.workflow.migrate import CustomerMigration, refused_change
 from asyncmig.migrations.workflow.operations import open_run
 from asyncmig.migrations.workflow.record import Record, read_record
-from asyncmig.records.commands import adopt_resource
+from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
 __all__ = ["MigrationsGeneration"]

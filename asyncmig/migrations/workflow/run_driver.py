@@ -41,7 +41,7 @@ from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
 from asyncmig.migrations.workflow.operations import Operations, with_version
 from asyncmig.migrations.workflow.record import OperationRecord, Record
-from asyncmig.records.policy import decide_by_policy
+from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["RunDriver"]
@@ -313,7 +313,6 @@ class RunDriver:
         decision = await decide_by_policy(
             policy,
             parked,
-            self._keeper.outcome_fields(),
             check_fits,
             may_approve=preview is not None,
             is_safe=preview is not None and not preview.invalid_cells,

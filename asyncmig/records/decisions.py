@@ -1,29 +1,93 @@
-"""What a person does about a recorded customer, where every API generation does the same: decide, cancel, adopt."""
+"""Decide about a parked customer by policy or by a person, cancel it, or link it to a resource of the server."""
 
 import asyncio
+import inspect
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
 from asyncmig._core.endpoint import Endpoint
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.customers.catalog import checked_id
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Reviewed, Unknown
+from asyncmig.customers.decisions import Approve, Decision, Reject
+from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Policy, Reviewed, Unknown
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import check_external_id
-from asyncmig.errors import InvalidInput, NoAnswer
+from asyncmig.errors import AuthError, InvalidInput, JournalError, NoAnswer, SessionClosed
 from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.records.record import BaseRecord
 from asyncmig.records.record_keeper import Reader, RecordKeeper
 
-__all__ = ["adopt_resource", "answered_within", "cancel_customer", "keep_shown", "parked_customer"]
+__all__ = [
+    "adopt_resource",
+    "answered_within",
+    "cancel_customer",
+    "decide_by_policy",
+    "keep_shown",
+    "parked_customer",
+]
 
 R = TypeVar("R", bound=BaseRecord)
 KeeperOf = Callable[[SessionContext, ClaimPort], RecordKeeper[R]]
 """Returns the keeper of a claim's record."""
+_log = logging.getLogger("asyncmig")
+
+
+async def decide_by_policy(
+    policy: Policy,
+    parked: Parked,
+    check: Callable[[NeedsAttention, Decision], None],
+    *,
+    may_approve: bool = True,
+    is_safe: bool,
+) -> Decision | Parked | Pending:
+    """Return the decision about a parked run; `Parked` if there is none or a wrong one, `Pending` if the caller's
+    function fails.
+
+    `check` raises `InvalidInput` for a decision that cannot be sent; its reason is in `Parked.refused`.
+    `may_approve`: whether the run waits for something that an approval answers. `is_safe`: whether an approval
+    destroys nothing.
+    """
+    if not callable(policy):
+        if policy == "reject":
+            return Reject()
+        is_approved = policy == "approve" or (policy == "approve_safe" and is_safe)
+        return Approve() if may_approve and is_approved else parked
+    try:
+        decision: object = policy(parked)
+        if inspect.isawaitable(decision):
+            decision = await cast("Awaitable[object]", decision)
+    except (AuthError, SessionClosed, JournalError, *TRANSIENT):  # it may use the session itself
+        raise
+    except Exception as error:
+        _log.exception("%s: the function that decides failed", parked.external_id)
+        return _crashed(parked, f"the function `decide` raised {type(error).__name__}: {error}")
+    if decision is None:
+        return parked
+    if not isinstance(decision, Decision):
+        wrong = InvalidInput("decide", decision, "is what the function returned, not a Decision or None")
+        return _crashed(parked, str(wrong))
+    try:
+        check(parked.attention, decision)
+    except InvalidInput as error:
+        return msgspec.structs.replace(parked, refused=str(error))
+    return decision
+
+
+def _crashed(parked: Parked, error: str) -> Pending:
+    return Pending(
+        external_id=parked.external_id,
+        name=parked.name,
+        ids=parked.ids,
+        seconds=parked.seconds,
+        error=error,
+        reason="crashed",
+    )
 
 
 @asynccontextmanager
@@ -34,7 +98,7 @@ async def _claimed(
     async with await journal.claim(external_id) as claim:
         with OwnerScope(Owner(external_id)):
             keeper = keeper_of(context, claim)
-            await keeper.responses.catch_up()
+            await keeper.catch_up()
             yield keeper
 
 
