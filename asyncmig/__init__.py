@@ -8,8 +8,7 @@ The guide is in the file `guide.md` of this package; `pdoc asyncmig` renders it 
 from importlib.util import find_spec
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.limits import Limits, Scope
-from asyncmig._core.rate import Rate, RateHeaders
+from asyncmig._core.limits import Limits, Rate, RateHeaders, Scope
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.gate import Gate, GateStatistics, Slot
 from asyncmig._io.reply import Reply

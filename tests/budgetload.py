@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from asyncmig import Gate
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 
 HOUR = 3600.0
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from asyncmig._core.limiter import Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._core.run_table import Reach
 from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotReport
 

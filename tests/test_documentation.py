@@ -21,7 +21,7 @@ from aiohttp.test_utils import TestServer
 from documents import BENCHMARKS, GUIDE, MANUALS, PACKAGE, README, ROOT, Document, document
 
 import asyncmig
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli import exit_codes
 from asyncmig.cli.app import run_app
 from asyncmig.cli.json_output import Report

@@ -14,7 +14,7 @@ from pathlib import Path
 import documents
 import pytest
 
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.app import run_app
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest

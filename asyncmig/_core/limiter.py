@@ -43,7 +43,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import final
 
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 
 __all__ = ["MARGIN", "SHORT_WINDOW", "Limiter"]
 

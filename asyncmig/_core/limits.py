@@ -1,6 +1,10 @@
-"""The limits of a server: the rates of its budgets, and the number of runs that may be in progress."""
+"""The limits of a server: the rates of its budgets, and the number of runs that may be in progress.
+
+Also a rate as people write it (`100/60s`, `5/1h`), and as the headers of a response state it.
+"""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,10 +13,9 @@ from typing import ClassVar, Literal, Self, cast, final
 
 from asyncmig._core.arguments import check_fields
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.rate import Rate, parse_rate
 from asyncmig.errors import InvalidInput
 
-__all__ = ["BY_KEY", "Limits", "Scope", "charged", "short_form"]
+__all__ = ["BY_KEY", "Limits", "Rate", "RateHeaders", "Scope", "charged", "parse_rate", "short_form"]
 
 Scope = Literal["endpoint", "key"]
 """How the server counts requests to endpoints without a named budget: for each endpoint, or for the whole API key."""
@@ -20,6 +23,54 @@ Scope = Literal["endpoint", "key"]
 BY_KEY = "*"
 """The name of the budget that endpoints without a named budget charge together if `Limits.key` is set."""
 _HINT = "must be per-endpoint, per-key, per-minute, by-class, or pairs such as reads=30/60s,agent=5/1h,runs=3"
+_RATE = re.compile(r"(\d{1,9})/(\d{0,9}(?:\.\d{1,9})?)(s|m|h)?")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most `limit` requests in `window` seconds. Raises `InvalidInput` for numbers that are not positive."""
+
+    limit: int = 100
+    window: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.limit < 1 or not 0 < self.window < math.inf:
+            raise InvalidInput("rate", str(self), "must have a limit and a window greater than 0")
+
+    def __str__(self) -> str:
+        hours = self.window / 3600.0
+        return (
+            f"{self.limit}/{hours:g}h"
+            if hours >= 1 and hours.is_integer()
+            else f"{self.limit}/{self.window:g}s"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateHeaders:
+    """The values of `Retry-After` and `X-RateLimit-*` in a response; None for a header that is absent."""
+
+    retry_after: float | None = None
+    """Seconds until the server may accept another request."""
+    limit: int | None = None
+    """The number of requests that a window allows."""
+    remaining: int | None = None
+    """The number of requests that the server accepts until the reset."""
+    reset: float | None = None
+    """Seconds until the reset; not positive if the reset has passed."""
+
+
+def parse_rate(text: str) -> Rate:
+    """Parse `100/60s`, `100/1m` or `100/m`. Raises `InvalidInput` for any other text and for numbers of 0."""
+    match = _RATE.fullmatch(text.strip().lower())
+    if match is None or not (match[2] or match[3]):
+        raise InvalidInput("rate", text, "must look like 100/60s (requests/seconds)")
+    try:
+        return Rate(int(match[1]), float(match[2] or 1) * _UNITS[match[3] or "s"])
+    except InvalidInput as error:
+        raise InvalidInput("rate", text, error.reason) from None
 
 
 @final
@@ -46,7 +97,7 @@ class Limits:
     """
 
     budgets: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
-    endpoint: Rate = Rate()  # noqa: RUF009 - it is frozen
+    endpoint: Rate = Rate()
     key: Rate | None = None
     runs: int | None = None
 

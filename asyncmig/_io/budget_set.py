@@ -15,7 +15,7 @@ from operator import itemgetter
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.waiters import Waiters

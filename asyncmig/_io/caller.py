@@ -13,7 +13,7 @@ from typing import TypeVar, final
 from urllib.parse import quote, urlencode, urlsplit
 
 from asyncmig._core.endpoint import Endpoint, Repeat
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._core.retry import FINAL, Doubt, RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.aiohttp_transport import AiohttpTransport

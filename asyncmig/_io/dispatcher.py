@@ -14,7 +14,7 @@ from typing import Protocol
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._io.event_loop import running_loop
 from asyncmig._io.token_bucket import TokenBucket
 from asyncmig._io.waiters import Head, Waiters

@@ -11,7 +11,7 @@ from typing import Protocol, final
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import MARGIN, SHORT_WINDOW, Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import TICK, Dispatcher, DispatcherFactory
 from asyncmig._io.run_slots import RunSlots

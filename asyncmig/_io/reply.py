@@ -13,7 +13,7 @@ from typing import TypeVar, final, overload
 import msgspec
 
 from asyncmig._core.decode import Unreadable, decode, decode_documented, repaired
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._core.retry import Doubt
 from asyncmig._io.aiohttp_transport import AiohttpResponse
 from asyncmig._io.attempts import RetryableFailure

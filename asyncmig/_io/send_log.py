@@ -31,8 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, final
 
-from asyncmig._io.boot_clock import boot_id, boot_time
-from asyncmig._io.shared_file import is_at, locked, open_own
+from asyncmig._io.shared_file import boot_id, boot_time, is_at, locked, open_own
 from asyncmig._io.threads import begin, wait_ended
 
 __all__ = ["EarlierSlot", "Kind", "SendLog"]

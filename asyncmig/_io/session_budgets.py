@@ -9,8 +9,7 @@ from random import Random
 from typing import final
 
 from asyncmig._core.endpoint import Endpoint
-from asyncmig._core.limits import BY_KEY, Limits, charged
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import BY_KEY, Limits, Rate, charged
 from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import Dispatcher, DispatcherFactory
 from asyncmig._io.event_loop import finish_all, loop_speed

@@ -1,4 +1,8 @@
-"""Files that several processes of a user share: checks that a file is the user's own, and locks it."""
+"""Files that several processes of a user share: checks that a file is the user's own, locks it, and tells the time.
+
+Within one boot, the clock that counts from boot is the same for all processes, and setting the wall clock does not
+change it.
+"""
 
 import errno
 import os
@@ -8,7 +12,7 @@ import time
 from pathlib import Path
 from typing import final
 
-__all__ = ["is_at", "locked", "open_own"]
+__all__ = ["boot_id", "boot_time", "is_at", "locked", "open_own"]
 
 _SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
 _PAUSE = 0.001
@@ -96,3 +100,22 @@ else:
         def __exit__(self, *exc_info: object) -> None:
             if self._is_locked:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+def boot_id() -> str | None:
+    """Return the id of this boot, 32 hexadecimal digits; None on a system without one, or without such a clock."""
+    try:
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+_HAS_BOOT_CLOCK = boot_id() is not None
+
+
+def boot_time() -> float:
+    """Return the seconds since boot, including suspended time; on a system without `boot_id`, the wall clock."""
+    if _HAS_BOOT_CLOCK:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()  # noqa: TID251 - it must have the same meaning in the next process

@@ -8,8 +8,7 @@ from typing import Annotated, final
 from urllib.parse import urlsplit
 
 from asyncmig import generations
-from asyncmig._core.limits import Limits, short_form
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Limits, Rate, short_form
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.transport import Timeouts

@@ -21,7 +21,7 @@ from rich.console import Console
 from yarl import URL
 
 from asyncmig import generations
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.connection import ConnectionSettings, open_session

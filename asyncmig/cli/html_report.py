@@ -21,7 +21,7 @@ from statistics import median
 from typing import final
 from urllib.parse import quote
 
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
 from asyncmig.cli.fleet_state import KINDS, Timeline
 from asyncmig.cli.json_output import Budget, reported

@@ -19,7 +19,7 @@ from typing import cast, final
 
 import msgspec
 
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.output import SCHEMA, escaped, print_line
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending

@@ -12,8 +12,7 @@ import msgspec
 import typer
 
 from asyncmig._core.duration import parse_duration
-from asyncmig._core.limits import Limits
-from asyncmig._core.rate import parse_rate
+from asyncmig._core.limits import Limits, parse_rate
 from asyncmig.cli.settings import PATHS, Options, Settings, path_from
 from asyncmig.customers.files import write_whole
 from asyncmig.errors import InvalidInput

@@ -11,8 +11,7 @@ import typer
 from typer.models import OptionInfo
 
 from asyncmig._core.duration import parse_duration
-from asyncmig._core.limits import Limits
-from asyncmig._core.rate import Rate, parse_rate
+from asyncmig._core.limits import Limits, Rate, parse_rate
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPlace
 

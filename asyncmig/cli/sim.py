@@ -13,7 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.interrupts import handling_signals
 from asyncmig.cli.options import DEFAULT_RATE, rate_option
 from asyncmig.cli.output import SCHEMA, is_unread, print_line, say

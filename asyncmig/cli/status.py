@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncmig import generations
-from asyncmig._core.limits import BY_KEY, Limits
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import BY_KEY, Limits, Rate
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig._io.send_log import SendLog

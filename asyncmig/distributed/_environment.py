@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from asyncmig._core.duration import parse_duration
-from asyncmig._core.limits import Limits, short_form
-from asyncmig._core.rate import Rate, parse_rate
+from asyncmig._core.limits import Limits, Rate, parse_rate, short_form
 from asyncmig._core.server_address import Kind, is_postgres, parse_server
 from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
 from asyncmig.customers.options import IfChanged, MigrationOptions

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, final
 
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import start_task
 from asyncmig._io.send_log import EarlierSlot

@@ -25,10 +25,9 @@ from typing import cast, final
 from uuid import uuid4
 
 from asyncmig._core.limiter import Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._core.run_table import Reach, RunStore
-from asyncmig._io.boot_clock import boot_id, boot_time
-from asyncmig._io.shared_file import open_own
+from asyncmig._io.shared_file import boot_id, boot_time, open_own
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudget, SlotReport, name_of_set
 
 __all__ = ["LocalWindow"]

@@ -14,7 +14,7 @@ from typing import final
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig._core.retry import ReportThrottle
 from asyncmig._io.dispatcher import Dispatcher, JoinedQueue
 from asyncmig._io.event_loop import loop_speed

@@ -19,8 +19,7 @@ import msgspec
 
 from asyncmig import generations
 from asyncmig._core.endpoint import Endpoint, Repeat
-from asyncmig._core.limits import Limits, Scope, charged, short_form
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Limits, Rate, Scope, charged, short_form
 from asyncmig.customers.files import customer_folder, size_of
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
-from asyncmig._core.limits import Limits
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Limits, Rate
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope
 from asyncmig.simulator import (

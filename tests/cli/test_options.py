@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig import Limits
-from asyncmig._core.rate import Rate, parse_rate
+from asyncmig._core.limits import Rate, parse_rate
 from asyncmig.cli.last_run import read_settings
 from asyncmig.cli.settings import Options
 from asyncmig.errors import InvalidInput

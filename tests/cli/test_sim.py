@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 from asyncmig import InvalidInput
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.sim import SimOptions, world_of
 from asyncmig.simulator import PROFILES, Request, Verdict, generate
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Session, Spec, Timeouts, Unknown
-from asyncmig._core.rate import Rate
+from asyncmig._core.limits import Rate
 from asyncmig.cli.sim import new_world, parse_faults
 from asyncmig.simulator import FAULTS, SOURCES, VARIANTS, Fault, Variants, generate, serve
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from windowscript import Script, together
 
 from asyncmig._core.limiter import Limiter
-from asyncmig._core.rate import RateHeaders
+from asyncmig._core.limits import RateHeaders
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
 
 EXAMPLES = int(os.environ.get("WINDOW_EXAMPLES", "25"))
