@@ -35,15 +35,14 @@ class _Connection(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._is_at_head, self._head = False, b""
+        self._response_parser: object = None
+        """aiohttp's parser of the present response."""
         self._silent_until: float | None = None
         """When the time-out between two bytes is over; None while no byte is expected."""
 
-    def set_response_params(self, **options: object) -> None:
-        """Expect a response. aiohttp calls this before it sends a request."""
-        self._is_at_head, self._head = True, b""
-        super().set_response_params(**options)  # type: ignore[arg-type]  # passed on as they are
-
     def data_received(self, data: bytes) -> None:
+        if self._response_parser is not self._parser:  # aiohttp makes a parser for each response
+            self._response_parser, self._is_at_head, self._head = self._parser, True, b""
         if self._is_at_head:
             if not self._head and _WITH_BODY.match(data):
                 self._is_at_head = False
@@ -53,6 +52,7 @@ class _Connection(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
+        self._response_parser = None
         if self._read_timeout_handle is not None:
             self._read_timeout_handle.cancel()
             self._read_timeout_handle = None

@@ -37,25 +37,19 @@ _PIECE = 64 * 1024
 class AiohttpResponse:
     """A response of aiohttp; see `Response`."""
 
-    __slots__ = ("_response", "_timeouts")
+    __slots__ = ("_response", "_timeouts", "headers", "status")
 
     def __init__(self, response: ClientResponse, timeouts: Timeouts) -> None:
         self._response, self._timeouts = response, timeouts
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._response.headers
+        self.status: int = response.status
+        self.headers: Mapping[str, str] = response.headers
 
     def arrived(self) -> bytes | None:
         """Return the body if it is small, uncompressed and has arrived completely; otherwise None."""
         content = self._response.content
         if not content.is_eof() or content.exception() is not None or content.total_bytes > _CHUNK:
             return None
-        return None if "Content-Encoding" in self._response.headers else content.read_nowait()
+        return None if "Content-Encoding" in self.headers else content.read_nowait()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         rate = _ProgressMeter(self._timeouts)

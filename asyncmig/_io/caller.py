@@ -187,8 +187,9 @@ class Caller:
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
         ticket: int | None = None
+        route = self._route(call.endpoint)
         while True:
-            async with self._slot(call, ticket) as slot:
+            async with self._slot(call, route, ticket) as slot:
                 if before is not None:
                     try:
                         await before()
@@ -196,14 +197,15 @@ class Caller:
                         slot.unsent()
                         raise
                 try:
-                    return await self._attempt(call, decode, slot, attempt)
+                    return await self._attempt(call, route, decode, slot, attempt)
                 except RateLimited:
                     ticket = slot.ticket
 
     async def send_once(self, call: Call, kind: type[T], slot: Slot) -> T:
         """Make one attempt, with a slot that is held already. Raises as `call` does, without a repeat."""
         try:
-            return await self._attempt(call, partial(self._replies.decoded, kind), slot, 1)
+            decode = partial(self._replies.decoded, kind)
+            return await self._attempt(call, self._route(call.endpoint), decode, slot, 1)
         except RetryableFailure as failure:
             raise failure.error from failure
 
@@ -216,11 +218,11 @@ class Caller:
         """
         ticket: int | None = None
         yielded = False
+        route = self._route(call.endpoint)
         while True:
-            async with self._slot(call, ticket) as slot:
+            async with self._slot(call, route, ticket) as slot:
                 try:
                     with Sending(self.reports, call, slot, 1) as sending:
-                        route = self._route(call.endpoint)
                         async with self._exchange(call, route, route.streaming) as answer:
                             if not self._accepted(sending, answer):
                                 raise await self._refused(sending, answer)
@@ -267,7 +269,8 @@ class Caller:
             trouble = lost.reason
             raise NoAnswer(endpoint.method, endpoint.template, lost.reason) from lost
         finally:
-            self.reports.done(call, 0.0, attempt, sent_at, status, trouble)
+            if sent_at is not None:
+                self.reports.done(call, 0.0, attempt, sent_at, status, trouble)
 
     def _check_encrypted(self, url: str, name: str) -> None:
         try:
@@ -294,9 +297,9 @@ class Caller:
             return replace(general, stall=endpoint.stall_timeout)
         return own or general
 
-    def _slot(self, call: Call, ticket: int | None) -> AbstractAsyncContextManager[Slot]:
+    def _slot(self, call: Call, route: "_Route", ticket: int | None) -> AbstractAsyncContextManager[Slot]:
         self._guard.loop()
-        endpoint, route = call.endpoint, self._route(call.endpoint)
+        endpoint = call.endpoint
         if route.gate is None:
             route.gate = self._gate(endpoint)
         if route.gate.is_long:
@@ -310,9 +313,8 @@ class Caller:
             run=None if endpoint.run_order is None else "/".join(call.ids.values()),
         )
 
-    async def _attempt(self, call: Call, decode: _Decode[T], slot: Slot, attempt: int) -> T:
+    async def _attempt(self, call: Call, route: "_Route", decode: _Decode[T], slot: Slot, attempt: int) -> T:
         with Sending(self.reports, call, slot, attempt) as sending:
-            route = self._route(call.endpoint)
             async with self._exchange(call, route, route.timeouts) as answer:
                 if not self._accepted(sending, answer):
                     raise await self._refused(sending, answer)

@@ -108,7 +108,9 @@ class ReplyReader:
 
     async def body(self, answer: Response, most: int) -> bytes:
         """Return a body. Raises `Lost` if it breaks off, or has more than `most` bytes after decompression."""
-        body = await _beginning(answer, most)
+        body = answer.arrived() if isinstance(answer, AiohttpResponse) else None
+        if body is None:
+            body = await _beginning(answer, most)
         if len(body) > most:
             raise Lost(f"the body is larger than {most} bytes", sent=True)
         return self._without_key(answer, body)
@@ -137,7 +139,7 @@ class ReplyReader:
 
     async def decoded(self, kind: type[T], call: Call, answer: Response, body: bytes) -> T:
         """Return a body as `kind`. Raises `RetryableFailure` if that is not possible: it may be cut short."""
-        if (value := _decoded_now(body, kind)) is not None:
+        if len(body) <= _AT_ONCE and (value := decode_documented(body, kind)) is not None:
             return value
         try:
             return await decoded(body, kind)
@@ -171,8 +173,6 @@ class ReplyReader:
 
 async def _beginning(answer: Response, most: int) -> bytes:
     """Return a decompressed body, or its beginning with more than `most` bytes if it is larger."""
-    if isinstance(answer, AiohttpResponse) and (arrived := answer.arrived()) is not None:
-        return arrived[: most + 1]
     body, chunks = bytearray(), answer.chunks()
     try:
         async for chunk in chunks:

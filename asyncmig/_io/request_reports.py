@@ -49,32 +49,32 @@ class RequestReports:
             )
         )
 
-    def sent(self, call: Call, waited: float, attempt: int) -> float:
-        """Report that a request is sent now; return the time."""
-        endpoint, now = call.endpoint, asyncio.get_running_loop().time()
+    def sent(self, call: Call, waited: float, attempt: int) -> float | None:
+        """Count a request that is sent now. Return the time if events report the request, otherwise None."""
+        endpoint = call.endpoint
         self.requests[endpoint.counted_as] += 1
-        if self._events.wants_requests:
-            self._events.emit(
-                RequestSent(
-                    at=now,
-                    endpoint=endpoint.key,
-                    ids=call.ids,
-                    lane=endpoint.lane.name,
-                    attempt=attempt,
-                    waited=waited,
-                )
+        if not self._events.wants_requests:
+            return None
+        now = asyncio.get_running_loop().time()
+        self._events.emit(
+            RequestSent(
+                at=now,
+                endpoint=endpoint.key,
+                ids=call.ids,
+                lane=endpoint.lane.name,
+                attempt=attempt,
+                waited=waited,
             )
+        )
         return now
 
     def done(
         self, call: Call, waited: float, attempt: int, sent_at: float, status: int | None, error: str | None
     ) -> None:
-        """Report that an attempt has ended.
+        """Report that an attempt has ended whose beginning was reported at `sent_at`.
 
         `status`: None if no headers arrived. `error`: why no complete response arrived; None if it did.
         """
-        if not self._events.wants_requests:
-            return
         now = asyncio.get_running_loop().time()
         self._events.emit(
             RequestDone(
@@ -126,7 +126,10 @@ class Sending:
         if lost is not None and not lost.sent:
             self.slot.unsent()
         trouble = None if lost is None else lost.reason
-        self._reports.done(self.call, self.slot.waited, self._attempt, self._sent_at, self.status, trouble)
+        if self._sent_at is not None:
+            self._reports.done(
+                self.call, self.slot.waited, self._attempt, self._sent_at, self.status, trouble
+            )
         if lost is not None:
             raise RetryableFailure(
                 NoAnswer(self.call.endpoint.method, self.call.endpoint.template, lost.reason),
