@@ -11,6 +11,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 from random import Random
 from statistics import fmean
@@ -93,7 +94,7 @@ async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
         return asyncio.create_task(one.wait())
 
     idle = await lag()
-    async with Poller() as poller:
+    async with aclosing(Poller()) as poller:
         gate = Gate(limit=6000)  # as at a speed of 60
         tasks, bare = await size(lambda _: asyncio.create_task(asyncio.Event().wait()), n)
         for task in tasks:

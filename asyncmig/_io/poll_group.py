@@ -15,7 +15,6 @@ from functools import partial
 from typing import final
 
 from asyncmig._core.endpoint import Lane
-from asyncmig._core.lifecycle import Phase
 from asyncmig._core.polls import PollSchedule
 from asyncmig._io.event_loop import gradually, start_task
 from asyncmig._io.failures import Failures
@@ -157,7 +156,7 @@ class PollChannel:
 
 @final
 class PollGroup:
-    """The runs that are read through one gate. Implements `Watching`."""
+    """The runs that are read through one gate."""
 
     __slots__ = ("_broken", "_channels", "_close", "_loop", "_schedule", "_tasks", "_warnings", "_watches")
 
@@ -183,10 +182,12 @@ class PollGroup:
     # Called by watches
 
     def check(self) -> None:
+        """Raise the error with which polling has ended, if it has."""
         if self._broken is not None:
             raise fresh(self._broken)
 
     def enter(self, watch: Watch[object]) -> None:
+        """Start to poll a run. Raises the error with which polling has ended, if it has."""
         self.check()
         now = self.now()
         self._watches.add(watch)
@@ -194,30 +195,31 @@ class PollGroup:
         self.turn()
 
     def leave(self, watch: Watch[object]) -> None:
+        """Stop polling a run."""
         self._watches.discard(watch)
         self._schedule.remove(watch.entry)
         watch.missing_since = None
         if not self._watches:
             self.stop()
 
-    def prioritise(self, watch: Watch[object]) -> None:
-        self._schedule.prioritise(watch.entry, self.now())
-        self.turn()
-
-    def announced(self, watch: Watch[object], phase: Phase) -> None:
-        now, lag = self.now(), watch.lifecycle.read_lag if phase is Phase.TERMINAL else 0.0
-        self._schedule.prioritise(watch.entry, now, until=now + lag)
+    def prioritise(self, watch: Watch[object], *, seconds: float = 0.0) -> None:
+        """Read a run before others: once, and again for at least `seconds`."""
+        now = self.now()
+        self._schedule.prioritise(watch.entry, now, until=now + seconds)
         self.turn()
 
     def resumed(self, watch: Watch[object]) -> None:
+        """Report that a decision was sent for a run."""
         self._schedule.resumed(watch.entry, self.now())
         self.turn()
 
     def relax(self, watch: Watch[object], seconds: float) -> None:
+        """Read a run no more often than every `seconds`."""
         self._schedule.relax(watch.entry, seconds, self.now())
         self.turn()
 
     def observed(self, watch: Watch[object], reading: Reading[object]) -> None:
+        """Report that other code has read a run now."""
         self._take(watch, reading, None, self.now(), lookup=False)
         self.turn()
 

@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import replace
-from types import TracebackType
-from typing import Self, TypeVar, cast, final
+from typing import TypeVar, cast, final
 from weakref import WeakValueDictionary
 
 from asyncmig._core.lifecycle import Lifecycle
@@ -23,7 +22,7 @@ _NO_IDS: Mapping[str, str] = {}
 
 @final
 class Poller:
-    """Polls runs, with a schedule for each gate. Use it as `async with`.
+    """Polls runs, with a schedule for each gate. `aclose` must end it.
 
     `second_channel`: whether to look runs up through their second channel while the budget of their reads is short.
     `on_stalled`: called once for each run that is older than its `Lifecycle.stall_alarm`, with its age in seconds.
@@ -59,17 +58,6 @@ class Poller:
         self._groups: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
         self._closed: AsyncmigError | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Stop polling; every wait ends with `SessionClosed`. The runs continue on the server."""
@@ -115,7 +103,11 @@ class Poller:
         if found is None or found.closed:
             if self.shortest_floor is not None:
                 lifecycle = replace(lifecycle, shortest_floor=self.shortest_floor, age_per_floor=10.0)
+            if not self._second_channel or (second is not None and second.gate is gate):
+                second = None  # it is not enabled, or has no budget of its own
             polls = self._group_of(gate)
+            if second is not None:
+                polls.use_second(second.gate)
             made = Watch(
                 run,
                 polls,
@@ -125,7 +117,7 @@ class Poller:
                 group=self._classes.setdefault((lifecycle, group), (lifecycle, group)),
                 read=read,
                 lifecycle=lifecycle,
-                second=self._second(polls, gate, second),
+                second=second,
                 ids=ids,
             )
             found = self._watches[run] = cast("Watch[object]", made)
@@ -145,12 +137,3 @@ class Poller:
             if self._closed is not None:
                 group.break_off(self._closed)
         return group
-
-    def _second(
-        self, group: PollGroup, gate: Gate, second: SecondChannel[T] | None
-    ) -> SecondChannel[T] | None:
-        """Return the second channel if it is enabled and has its own budget."""
-        if not self._second_channel or second is None or second.gate is gate:
-            return None
-        group.use_second(second.gate)
-        return second

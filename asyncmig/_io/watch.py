@@ -2,9 +2,10 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Hashable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar, cast, final
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast, final
 
 from asyncmig._core.age_buckets import PolledRun
 from asyncmig._core.lifecycle import Lifecycle, Phase
@@ -12,7 +13,10 @@ from asyncmig._io.failures import Failures, Owner, owner
 from asyncmig._io.gate import Gate, Slot
 from asyncmig.errors import AsyncmigError, SessionClosed
 
-__all__ = ["Reading", "SecondChannel", "Unsure", "Watch", "Watching", "fresh"]
+if TYPE_CHECKING:
+    from asyncmig._io.poll_group import PollGroup
+
+__all__ = ["Reading", "SecondChannel", "Unsure", "Watch", "fresh"]
 
 T = TypeVar("T")
 
@@ -40,34 +44,6 @@ class SecondChannel(Generic[T]):
     unclear."""
 
 
-class Watching(Protocol):
-    """The poller, as a watch uses it."""
-
-    def enter(self, watch: "Watch[object]", /) -> None:
-        """Start to poll the run. Raises the error with which polling has ended, if it has."""
-
-    def check(self) -> None:
-        """Raise the error with which polling has ended, if it has."""
-
-    def leave(self, watch: "Watch[object]", /) -> None:
-        """Stop polling the run."""
-
-    def prioritise(self, watch: "Watch[object]", /) -> None:
-        """Read the run before others."""
-
-    def announced(self, watch: "Watch[object]", phase: Phase, /) -> None:
-        """Report that a reply to another request shows that the run has ended or is parked."""
-
-    def resumed(self, watch: "Watch[object]", /) -> None:
-        """Report that a decision was sent for the run."""
-
-    def relax(self, watch: "Watch[object]", seconds: float, /) -> None:
-        """Read the run no more often than every `seconds`."""
-
-    def observed(self, watch: "Watch[object]", reading: Reading[object], /) -> None:
-        """Report that other code has read the run now."""
-
-
 class _Change(Generic[T]):
     """A change of status or progress text, with a reference to the next one.
 
@@ -90,7 +66,7 @@ class Watch(Generic[T]):
         "_change",
         "_key",
         "_phase",
-        "_poller",
+        "_polls",
         "_shown",
         "_stale",
         "_waiters",
@@ -113,7 +89,7 @@ class Watch(Generic[T]):
     def __init__(
         self,
         run: Hashable,
-        poller: Watching,
+        polls: "PollGroup",
         *,
         now: float,
         started: float,
@@ -124,7 +100,7 @@ class Watch(Generic[T]):
         second: SecondChannel[T] | None,
         ids: Mapping[str, str],
     ) -> None:
-        self._poller = poller
+        self._polls = polls
         self.run: Hashable = run
         self.read: Callable[[Slot], Awaitable[Reading[T]]] = read
         self.lifecycle: Lifecycle = lifecycle
@@ -175,7 +151,7 @@ class Watch(Generic[T]):
         `Lifecycle.read_lag`; and any other error of `read` after which the run is not polled again.
         """
         if not self._settled(through_parks):
-            with _Waiting(self):
+            with self.kept_polled():
                 while not self._settled(through_parks):
                     await self.news()
         assert self.latest is not None
@@ -195,9 +171,9 @@ class Watch(Generic[T]):
         """
         asked = self.begun
         if not self._is_newer(asked):
-            with _Waiting(self):
+            with self.kept_polled():
                 while not self._is_newer(asked):
-                    self._poller.prioritise(self._plain())
+                    self._polls.prioritise(self._plain())
                     await self.news()
         assert self.latest is not None
         return self.latest
@@ -208,13 +184,14 @@ class Watch(Generic[T]):
         """Accept a reading that other code has made now. It counts as a poll, and makes reads in progress
         obsolete."""
         self._stale = self.begun
-        self._poller.observed(self._plain(), cast("Reading[object]", reading))
+        self._polls.observed(self._plain(), cast("Reading[object]", reading))
 
     def announced(self, status: str) -> None:
         """Report a status in a reply to another request. If the run has ended or is parked, it is read next."""
         phase = self.lifecycle.phase(status)
         if phase is not Phase.ACTIVE and not self.ended:
-            self._poller.announced(self._plain(), phase)
+            lag = self.lifecycle.read_lag if phase is Phase.TERMINAL else 0.0
+            self._polls.prioritise(self._plain(), seconds=lag)
 
     def resumed(self) -> None:
         """Report that a decision was sent: the run is active again, whatever the latest reading shows."""
@@ -222,17 +199,17 @@ class Watch(Generic[T]):
         self._key = None
         if self._phase is Phase.PARKED:
             self._phase = Phase.ACTIVE
-        self._poller.resumed(self._plain())
+        self._polls.resumed(self._plain())
 
     def relax(self, seconds: float) -> None:
         """Read the run at most every `seconds`, because another channel announces changes; 0 ends this."""
         if self.entry.relaxed != seconds and not self.ended:
-            self._poller.relax(self._plain(), seconds)
+            self._polls.relax(self._plain(), seconds)
 
     def close(self) -> None:
         """Stop polling the run. Every wait for it ends with `SessionClosed`; the run continues on the server."""
         self.closed = True
-        self._poller.leave(self._plain())
+        self._polls.leave(self._plain())
         self.fail(SessionClosed("the watch is closed"))
 
     # Called by the poller
@@ -275,15 +252,19 @@ class Watch(Generic[T]):
             if not waiter.done():
                 waiter.set_exception(fresh(error))
 
-    def want(self, change: int) -> None:
-        """Add (+1) or remove (-1) a waiting task. Raises the error with which polling has ended, if it has."""
-        if change > 0:
-            self._check()
-            self.owner = owner() or self.owner
-            self._poller.enter(self._plain())
-        self._waiting += change
-        if not self._waiting:
-            self._poller.leave(self._plain())
+    @contextmanager
+    def kept_polled(self) -> Generator[None]:
+        """Keep the run polled while a task waits. Raises the error with which polling has ended, if it has."""
+        self._check()
+        self.owner = owner() or self.owner
+        self._polls.enter(self._plain())
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._polls.leave(self._plain())
 
     async def news(self) -> None:
         """Wait for the next reading. Raises the error with which polling has ended, if it has."""
@@ -301,7 +282,7 @@ class Watch(Generic[T]):
     def _check(self) -> None:
         if self.closed:
             raise SessionClosed("the watch is closed")
-        self._poller.check()
+        self._polls.check()
 
     def _settled(self, through_parks: bool) -> bool:
         return self._phase is Phase.TERMINAL or (self._phase is Phase.PARKED and not through_parks)
@@ -311,22 +292,6 @@ class Watch(Generic[T]):
 
     def _plain(self) -> "Watch[object]":
         return cast("Watch[object]", self)
-
-
-@final
-class _Waiting:
-    """Keeps a run polled while a task waits for it."""
-
-    __slots__ = ("_watch",)
-
-    def __init__(self, watch: "Watch[T]") -> None:
-        self._watch = cast("Watch[object]", watch)
-
-    def __enter__(self) -> None:
-        self._watch.want(+1)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._watch.want(-1)
 
 
 @final
@@ -347,7 +312,7 @@ class _Updates(Generic[T]):
 
     async def __anext__(self) -> Reading[T]:
         if self._must_wait():
-            with _Waiting(self._watch):
+            with self._watch.kept_polled():
                 while self._must_wait():
                     await self._watch.news()
         if self._change.next is None:

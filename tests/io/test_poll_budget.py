@@ -1,6 +1,7 @@
 """Polls and the budget that they live on."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 from run_server import LIFE, Server, now
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.looptime
 
 async def test_polls_alone_find_a_budget_again_that_a_neighbour_took() -> None:
     gate = Gate(limit=20)
-    async with Poller() as poller:
+    async with aclosing(Poller()) as poller:
         waits = [
             asyncio.create_task(poller.watch(n, gate=gate, read=server, lifecycle=LIFE, started=now()).wait())
             for n, server in enumerate([Server((0, "running")) for _ in range(30)])

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 
 @pytest.fixture
 async def poller() -> AsyncIterator[Poller]:
-    async with Poller() as opened:
+    async with aclosing(Poller()) as opened:
         yield opened
 
 
@@ -324,7 +325,7 @@ async def test_a_closed_gate_ends_the_waits(watch: OpenWatch, gate: Gate) -> Non
 @pytest.mark.parametrize("at", [1.0, 2.0, 2.05, 2.5])
 async def test_closed_while_runs_are_alive(gate: Gate, at: float) -> None:
     server = Server((0, "running"), (100, "completed"))
-    async with Poller() as poller:
+    async with aclosing(Poller()) as poller:
         one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
         waits = [asyncio.create_task(one.wait()) for _ in range(3)]
         await asyncio.sleep(at)
@@ -334,7 +335,7 @@ async def test_closed_while_runs_are_alive(gate: Gate, at: float) -> None:
     assert other_tasks() == set()
     with pytest.raises(SessionClosed):
         await one.wait()
-    async with Poller() as another:  # the run goes on, and can be watched again
+    async with aclosing(Poller()) as another:  # the run goes on, and can be watched again
         found = another.watch("run", gate=gate, read=server, lifecycle=LIFE, started=server.started)
         assert (await found.wait()).status == "completed"
 
@@ -580,7 +581,7 @@ async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(
         told.append((run, age))
         raise ValueError("a listener that fails")
 
-    async with Poller(on_stalled=tell) as poller:
+    async with aclosing(Poller(on_stalled=tell)) as poller:
         server = Server((0, "running"), (9000, "completed"))
         one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
         assert (await one.wait()).status == "completed"
@@ -592,7 +593,7 @@ async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(
 async def test_a_run_that_does_not_end_is_logged_if_nobody_is_told(
     gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with Poller() as poller:
+    async with aclosing(Poller()) as poller:
         server = Server((0, "running"), (9000, "completed"))
         await poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now()).wait()
     assert caplog.text.count("has not ended after") == 1
@@ -600,7 +601,7 @@ async def test_a_run_that_does_not_end_is_logged_if_nobody_is_told(
 
 async def test_a_park_is_no_stall(gate: Gate) -> None:
     told: list[object] = []
-    async with Poller(on_stalled=lambda run, age: told.append(run)) as poller:
+    async with aclosing(Poller(on_stalled=lambda run, age: told.append(run))) as poller:
         server = Server((0, "running"), (100, "needs_attention"), (9000, "running"), (9100, "completed"))
         one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
         await one.wait(through_parks=True)
@@ -629,7 +630,7 @@ async def test_a_read_that_never_answers_ends_with_the_poller(gate: Gate) -> Non
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with Poller() as poller:
+    async with aclosing(Poller()) as poller:
         one = poller.watch("run", gate=gate, read=read, lifecycle=LIFE, started=now())
         waiter = asyncio.create_task(one.wait())
         await asyncio.sleep(100)
