@@ -27,7 +27,7 @@ import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, final
 
@@ -56,13 +56,11 @@ _TO_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _MOST_UNWRITTEN = 10_000
 """The most lines that are kept in memory while they cannot be written."""
 _LINE = re.compile(
-    r"(sent|done|unsent|held) (\d{1,12}(?:\.\d{1,9})?)(?:\+(\d{1,9}))? (\S.*?)(?: #([0-9a-f]{32}))?"
+    r"(sent|done|unsent|held) (\d{1,12}(?:\.\d{1,9})?)\+(\d{1,9}) (\S.*?)(?: #([0-9a-f]{32}))?"
     r"(?: @([0-9a-f]{32})/(\d{1,12}\.\d{1,9}))?"
 )
-"""The kind, the time, the seconds for which the line is needed, the budget, the slot, the boot, and the seconds since
-boot. Old versions wrote neither the boot nor the seconds for which the line is needed.
-"""
-_NAME = re.compile("[0-9a-f]{32}")
+"""The kind, the time, the seconds for which the line is needed, the budget, the slot (unless it is a hold), and on a
+system that has them the boot and the seconds since boot."""
 
 
 class EarlierSlot(NamedTuple):
@@ -89,18 +87,17 @@ class _Entry(NamedTuple):
 
 
 _Entries = dict[tuple[str, str], _Entry]
-"""By slot and budget, because a request may take a slot of several budgets, with one name."""
+"""By slot (empty for a hold) and budget, because a request may take a slot of several budgets, with one name."""
 
 
 @final
 class SendLog:
     """Writes and reads the send log.
 
-    An entry about a request is needed for one window after the answer. `window`: the window of budgets for which
-    `note` is given none. `timeout`: a request without an answer arrives at most this long after the send, or never.
-    Both are seconds of the loop's clock, which runs `speed` times as fast as the wall clock. `clock` returns the
-    loop's time, so that times in the log advance even if the wall clock is set back. `threaded`: use the running
-    loop, to compact in a thread and to write lines about answers together.
+    `timeout`: a request without an answer arrives at most this long after the send, or never, in seconds of the
+    loop's clock. That clock runs `speed` times as fast as the wall clock. `clock` returns the loop's time, so that
+    times in the log advance even if the wall clock is set back. `threaded`: use the running loop, to compact in a
+    thread and to write lines about answers together.
     """
 
     __slots__ = (
@@ -118,7 +115,6 @@ class SendLog:
         "_unlooked",
         "_unwritten",
         "_warned",
-        "_window",
         "_work",
     )
 
@@ -127,12 +123,11 @@ class SendLog:
         path: Path,
         *,
         speed: float = 1.0,
-        window: float = 60.0,
         timeout: float = 60.0,
         clock: Callable[[], float] | None = None,
         threaded: bool = False,
     ) -> None:
-        self._path, self._speed, self._window, self._timeout = path, speed, window, timeout
+        self._path, self._speed, self._timeout = path, speed, timeout
         self._clock = clock or (lambda: 0.0)
         self._start = boot_time() - self._clock() / speed
         self._earlier: _Entries = {}
@@ -140,16 +135,15 @@ class SendLog:
         self._large, self._unlooked = _LARGE, 0
         self._is_stuck = self._warned = False
         self._threaded = threaded
-        self._work: asyncio.Future[None] | None = None
-        """The compaction that runs in a thread."""
+        self._work: asyncio.Future[_Entries] | None = None
+        """The last compaction that was started in a thread."""
         self._timer: asyncio.TimerHandle | None = None
         """Writes the lines that can wait."""
         self._unwritten: deque[bytes] = deque(maxlen=_MOST_UNWRITTEN)
 
     def open(self) -> None:
         """Read what earlier processes have sent, and start appending."""
-        with self._warned_once():
-            self._earlier = self._compact()
+        self._earlier = self._compact()
 
     def close(self) -> None:
         """Stop appending."""
@@ -162,26 +156,28 @@ class SendLog:
         if self._work is not None:
             await wait_ended(self._work)
 
-    def note(self, kind: Kind, budget: str, slot: str = "", *, window: float | None = None) -> None:
-        """Append that a request was `sent`, is `done`, or was not sent (`unsent`). `window`: the window of the
-        budget."""
-        if not budget.isprintable():
-            return  # a line break would corrupt the log
-        self._append(_Entry(kind, budget, self._now(), self._keep(kind, window or self._window)), slot)
+    def note(self, kind: Kind, budget: str, slot: str, *, window: float = 60.0) -> None:
+        """Append that a request was `sent`, is `done`, or was not sent (`unsent`).
+
+        The line is needed for a `window` of the budget after the answer, in seconds of the loop's clock.
+        """
+        self._append(kind, budget, window + (self._timeout if kind == "sent" else 0.0), slot)
 
     def hold(self, budget: str, seconds: float) -> None:
         """Append that a budget is held for `seconds` of the loop's clock."""
-        if budget.isprintable():
-            self._append(_Entry("held", budget, self._now(), int(seconds / self._speed) + 1), "")
+        self._append("held", budget, seconds, "")
 
     def held_for(self, budget: str) -> float:
         """Return for how many more seconds of the loop's clock a hold of an earlier process lasts."""
         entry = self._earlier.get(("", budget))
         return 0.0 if entry is None else max(0.0, (entry.at + entry.keep - self._now()) * self._speed)
 
-    def _append(self, entry: _Entry, slot: str) -> None:
+    def _append(self, kind: Kind, budget: str, seconds: float, slot: str) -> None:
+        if not budget.isprintable():
+            return  # a line break would corrupt the log
+        entry = _Entry(kind, budget, self._now(), int(seconds / self._speed) + 1)
         self._unwritten.append(_line(slot, entry, entry.at))
-        if self._threaded and entry.kind == "done":
+        if self._threaded and kind == "done":
             # It can wait: without this line, the request would only count as one without an answer.
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(_DONE_WAITS, self._write)
@@ -194,37 +190,34 @@ class SendLog:
             self._timer = None
         try:
             self._flush()
-            if self._unlooked > _LOOK_EVERY and self._fd is not None and self._work is None:
+            if (
+                self._unlooked > _LOOK_EVERY
+                and self._fd is not None
+                and (not self._work or self._work.done())
+            ):
                 self._unlooked = 0
                 if os.fstat(self._fd).st_size > self._large:
-                    self._start_to_compact()
+                    if self._threaded:
+                        self._work = begin(self._compact)
+                    else:
+                        self._compact()
         except OSError as error:
             self._warn(error)
-
-    def _start_to_compact(self) -> None:
-        if self._threaded:
-            self._work = begin(self._compact_quietly)
-            self._work.add_done_callback(self._compacted)
-        else:
-            self._compact()
-
-    def _compact_quietly(self) -> None:
-        with self._warned_once():
-            self._compact()
-
-    def _compacted(self, work: "asyncio.Future[None]") -> None:
-        self._work = None
 
     def ages(self) -> dict[str, list[float]]:
         """Return for each budget the seconds of the loop's clock since the end of each request in the file, at
         least."""
-        ages: defaultdict[str, list[float]] = defaultdict(list)
-        with self._warned_once(), suppress(FileNotFoundError):
+        try:
             with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 now, entries = self._now(), self._read(file, _end_of_lines(file))
-            for (name, _), entry in entries.items():
-                if entry.kind == "held":
-                    continue
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            self._warn(error)
+            return {}
+        ages: defaultdict[str, list[float]] = defaultdict(list)
+        for (name, _), entry in entries.items():
+            if entry.kind != "held":
                 ages[entry.budget].append(self._slot(name, entry, now).answered_for(self._timeout))
         return dict(ages)
 
@@ -242,10 +235,6 @@ class SendLog:
     def _slot(self, name: str, entry: _Entry, now: float) -> EarlierSlot:
         return EarlierSlot(name, (now - entry.at) * self._speed, entry.kind == "done")
 
-    def _keep(self, kind: str, window: float) -> int:
-        """Return for how many seconds of the wall clock a line is needed."""
-        return int((window + (self._timeout if kind == "sent" else 0.0)) / self._speed) + 1
-
     def _now(self) -> float:
         return max(boot_time(), self._start + self._clock() / self._speed)
 
@@ -255,20 +244,10 @@ class SendLog:
         """Return the entries before `end` that are still needed."""
         now, wall = self._now(), _wall()
         entries: _Entries = {}
-        nameless: defaultdict[str, deque[tuple[float, str]]] = defaultdict(deque)
-        for number, match in enumerate(_matches(file, end)):
-            kind, at, keep, budget, slot, boot, since_boot = match.groups()
-            keep = int(keep or self._keep(kind, self._window))
-            then = float(since_boot) if boot == _BOOT else now - max(0.0, wall - float(at))
-            entry = _Entry(kind, budget, min(then, now), keep)
-            if kind == "held":
-                slot = ""
-            elif slot is None:
-                slot, others = f"{number} {at} {budget}", nameless[budget]
-                if kind == "sent":
-                    others.append((entry.at, slot))
-                elif others and others[0][0] <= entry.at:
-                    slot = others.popleft()[1]
+        for match in _matches(file, end):
+            kind, at, keep, budget, slot, boot, since_boot = match.groups("")
+            then = float(since_boot) if boot and boot == _BOOT else now - max(0.0, wall - float(at))
+            entry = _Entry(kind, budget, min(then, now), int(keep))
             entries.pop((slot, budget), None)
             if kind != "unsent" and now < entry.at + entry.keep:
                 entries[slot, budget] = entry
@@ -300,15 +279,19 @@ class SendLog:
     def _compact(self) -> _Entries:
         """Return the entries that are still needed. Remove the others from the file, unless another process does
         so."""
-        with os.fdopen(open_own(self._path, _TO_APPEND), "rb") as old:
-            end = _end_of_lines(old)
-            entries = self._read(old, end)
-            with self._part() as new:
-                if new is not None:
-                    for (slot, _), entry in entries.items():
-                        new.write(_line(slot, entry, self._now()))
-                    old.seek(end)
-                    self._replace(old, new)
+        entries: _Entries = {}
+        try:
+            with os.fdopen(open_own(self._path, _TO_APPEND), "rb") as old:
+                end = _end_of_lines(old)
+                entries = self._read(old, end)
+                with self._part() as new:
+                    if new is not None:
+                        for (slot, _), entry in entries.items():
+                            new.write(_line(slot, entry, self._now()))
+                        old.seek(end)
+                        self._replace(old, new)
+        except OSError as error:
+            self._warn(error)
         return entries
 
     @contextmanager
@@ -350,15 +333,8 @@ class SendLog:
             fd, self._fd = self._fd, None
             os.close(fd)
 
-    @contextmanager
-    def _warned_once(self) -> Generator[None]:
-        """Turn the first error into a warning that the log cannot be used, and ignore later ones."""
-        try:
-            yield
-        except OSError as error:
-            self._warn(error)
-
     def _warn(self, error: OSError) -> None:
+        """Warn once that the log cannot be used."""
         if not self._warned:
             self._warned = True
             _log.warning(
@@ -376,7 +352,7 @@ def _wall() -> float:
 
 
 def _line(slot: str, entry: _Entry, now: float) -> bytes:
-    name = f" #{slot}" if _NAME.fullmatch(slot) else ""
+    name = f" #{slot}" if slot else ""
     boot = f" @{_BOOT}/{entry.at:.3f}" if _BOOT is not None and entry.at >= 0 else ""
     at = max(0.0, _wall() - (now - entry.at))
     return f"{entry.kind} {at:.3f}+{entry.keep} {entry.budget}{name}{boot}\n".encode()
@@ -397,7 +373,7 @@ def _matches(file: IO[bytes], end: int) -> Iterator[re.Match[str]]:
     while left > 0 and (line := file.readline(min(_LONGEST_LINE, left))):
         left -= len(line)
         match = _LINE.fullmatch(line.decode("utf-8", "surrogateescape").rstrip("\n"))
-        if match is not None and match[4].isprintable():
+        if match is not None and match[4].isprintable() and (match[1] == "held") != (match[5] is not None):
             yield match
 
 

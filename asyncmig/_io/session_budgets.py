@@ -115,7 +115,6 @@ class SessionBudgets:
             log = SendLog(
                 path,
                 speed=loop_speed(loop),
-                window=self._limits.endpoint.window,
                 timeout=self._timeout,
                 clock=loop.time,
                 threaded=True,

@@ -45,14 +45,18 @@ def session(path: Path, limit: int = 5) -> Session:
 @pytest.mark.parametrize("old", [0, 20_000])
 def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> None:
     path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
-    hour = "".join(f"sent {now - 4000:.3f} GET /x\ndone {now - 4000:.3f} GET /x\n" for _ in range(old))
+    hour = "".join(
+        f"sent {now - 4000:.3f}+121 GET /x #{n:032x}\ndone {now - 4000:.3f}+61 GET /x #{n:032x}\n"
+        for n in range(old)
+    )
     path.write_text(hour, encoding="utf-8")
     for count in (1, 2, 3):
         log = SendLog(path, speed=1.0)
         log.open()
-        log.note("sent", "GET /x")
-        log.note("done", "GET /x")
-        log.note("sent", "POST /x")
+        slot = uuid4().hex
+        log.note("sent", "GET /x", slot)
+        log.note("done", "GET /x", slot)
+        log.note("sent", "POST /x", slot)
         log.close()
         ages = SendLog(path, speed=1.0).ages()
         assert len([age for age in ages["GET /x"] if age < 60.0]) == count
@@ -62,13 +66,14 @@ def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> N
 
 def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "recent"
-    path.write_text("done 1.000 GET /x\n" * 20_000, encoding="utf-8")
+    old = f"done 1.000+61 GET /x #{0:032x}\n" * 20_000
+    path.write_text(old, encoding="utf-8")
     first, second = SendLog(path, speed=1.0), SendLog(path, speed=1.0)
     first.open()
-    first.note("sent", "GET /x")
-    path.write_text(path.read_text(encoding="utf-8") + "done 1.000 GET /x\n" * 20_000, encoding="utf-8")
+    first.note("sent", "GET /x", uuid4().hex)
+    path.write_text(path.read_text(encoding="utf-8") + old, encoding="utf-8")
     second.open()
-    first.note("sent", "GET /x")
+    first.note("sent", "GET /x", uuid4().hex)
     assert SendLog(path, speed=1.0).ages() == {"GET /x": [0.0, 0.0]}
     first.close()
     second.close()
@@ -203,13 +208,19 @@ def test_garbage_is_skipped_and_costs_no_line(tmp_path: Path) -> None:
     garbage = [
         b"\xff\xfe",
         b"\0" * 5000,
-        b"sent nan GET /x",
-        b"sent 1e999 GET /x",
-        b"done -5 GET /x",
+        b"sent nan+61 GET /x #%032x" % 1,
+        b"sent 1e999+61 GET /x #%032x" % 2,
+        b"done -5+61 GET /x #%032x" % 3,
+        b"sent %.3f+61 GET /x" % now,
+        b"held %.3f+61 GET /x #%032x" % (now, 4),
         b"sent",
         b"a" * 9999,
     ]
-    garbage += [b"sent %.3f GET /\xff" % now, b"sent %.3f GET /\0" % now, "gesendet ä".encode("utf-16")]
+    garbage += [
+        b"sent %.3f+61 GET /\xff #%032x" % (now, 5),
+        b"sent %.3f+61 GET /\0 #%032x" % (now, 6),
+        "gesendet ä".encode("utf-16"),
+    ]
     path.write_bytes(b"\n".join([lines[0], *garbage, lines[1], b"sent 17"]))
     log = opened(path)
     log.note("sent", ENDPOINT, slots[2])
@@ -223,7 +234,7 @@ def test_a_time_to_come_counts_as_now_and_not_once_more_at_the_next_start(
     tmp_path: Path, ahead: float
 ) -> None:
     path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
-    path.write_text(f"done {now + ahead:.3f} {ENDPOINT}\n", encoding="utf-8")
+    path.write_text(f"done {now + ahead:.3f}+61 {ENDPOINT} #{uuid4().hex}\n", encoding="utf-8")
     log = opened(path)
     assert SendLog(path).ages()[ENDPOINT] == [pytest.approx(0.0, abs=5.0)]
     log.close()
@@ -263,7 +274,7 @@ def test_a_huge_log_is_read_in_little_memory(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100 * 1024 * 1024)  # takes no room on the disk
         file.seek(0, os.SEEK_END)
-        file.write(b"done 1600000000.123 GET /sources\n" * 100_000)
+        file.write(f"done 1600000000.123+61 GET /sources #{0:032x}\n".encode() * 100_000)
         file.write(f"sent {now:.3f}+120 {ENDPOINT} #{slot}\n".encode())
     tracemalloc.start()
     try:
@@ -379,13 +390,13 @@ def test_a_wall_clock_that_is_set_within_a_boot_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float
 ) -> None:
     path = tmp_path / "recent"
-    log = opened(path, window=HOUR)
+    log = opened(path)
     log.note("sent", "generate", uuid4().hex, window=HOUR)
     log.hold("agent", 1800.0)
     log.close()
     for _ in range(2):  # the second time from a compacted log
         wall_clock(monkeypatch, hours)
-        log = opened(path, window=HOUR)
+        log = opened(path)
         assert [slot.age for slot in log.earlier("generate")] == pytest.approx([0.0], abs=20.0)
         assert log.held_for("agent") == pytest.approx(1800.0, abs=20.0)
         log.close()
@@ -396,12 +407,12 @@ def test_after_a_reboot_the_wall_clock_counts_and_a_time_in_the_future_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, age: float | None
 ) -> None:
     path = tmp_path / "recent"
-    log = opened(path, window=HOUR)
+    log = opened(path)
     log.note("done", "generate", uuid4().hex, window=HOUR)
     log.close()
     monkeypatch.setattr("asyncmig._io.send_log._BOOT", "0" * 32)
     wall_clock(monkeypatch, hours)
-    ages = [slot.age for slot in opened(path, window=HOUR).earlier("generate")]
+    ages = [slot.age for slot in opened(path).earlier("generate")]
     assert ages == ([] if age is None else [pytest.approx(age, abs=20.0)])
 
 

@@ -143,7 +143,7 @@ async def test_the_next_process_goes_on_with_the_window_of_the_last(wire: InProc
 
 async def test_a_request_without_an_answer_counts_as_just_now(wire: InProcess, tmp_path: Path) -> None:
     recent = tmp_path / "recent"
-    recent.write_text(f"sent {time.time():.3f} GET /sources\n", encoding="utf-8")  # noqa: TID251 - what the log is in
+    recent.write_text(f"sent {time.time():.3f}+121 GET /sources #{1:032x}\n", encoding="utf-8")  # noqa: TID251 - what the log is in
     async with session(wire, recent=recent, limit=1) as opened:
         assert opened.gate("GET", "/sources").wait_estimate() == pytest.approx(60.0, abs=0.1)
 
@@ -152,7 +152,10 @@ async def test_a_request_of_last_year_without_an_answer_costs_nothing(
     wire: InProcess, tmp_path: Path
 ) -> None:
     recent = tmp_path / "recent"
-    recent.write_text("sent 5.0 GET /sources\nsent 1600000000.123 GET /sources\n", encoding="utf-8")
+    recent.write_text(
+        f"sent 5.0+121 GET /sources #{1:032x}\nsent 1600000000.123+121 GET /sources #{2:032x}\n",
+        encoding="utf-8",
+    )
     async with session(wire, recent=recent, limit=1) as opened:
         assert opened.gate("GET", "/sources").wait_estimate() == 0.0
 
