@@ -21,13 +21,20 @@ from asyncmig.journal import JournalPort
 from asyncmig.records.decisions import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["SUPPORTED", "cancel", "decide_parked", "look", "reject_run", "send_decision"]
+__all__ = ["SUPPORTED", "cancel", "check_fits", "decide_parked", "look", "reject_run", "send_decision"]
 
 SUPPORTED = (Approve, Reject)
 """The decisions of this API generation."""
 
 _PATIENCE = 60.0
 """Seconds after which a server that does not answer counts as unavailable."""
+
+
+def check_fits(asked: NeedsAttention, decision: Decision) -> None:
+    """Raise `InvalidInput` for a decision that this generation lacks, or for answers that were not offered."""
+    checked_decision(decision, SUPPORTED, API)
+    if isinstance(decision, Approve):
+        check_answers(asked, decision.answers or {})
 
 
 async def look(context: SessionContext, record: Record) -> NeedsAttention | None:
@@ -56,12 +63,10 @@ async def decide_parked(
     `InvalidInput` for a customer that is not parked, answers that were not offered, or an approval that destroys rows
     (or may) without `allow_destructive`; `CustomerHeld`; `UnknownOutcome` if the response was lost.
     """
-    checked_decision(decision, SUPPORTED, API)
-    if isinstance(decision, Approve):
-        if shown.is_destructive and not allow_destructive:
-            reason = f"what is proposed for {external_id} destroys rows, or may"
-            raise InvalidInput("allow_destructive", False, reason)
-        check_answers(shown, decision.answers or {})
+    check_fits(shown, decision)
+    if isinstance(decision, Approve) and shown.is_destructive and not allow_destructive:
+        reason = f"what is proposed for {external_id} destroys rows, or may"
+        raise InvalidInput("allow_destructive", False, reason)
     async with parked_customer(context, journal, external_id, keeper_of) as keeper:
         run = _run(context, keeper.record)
         state = await _read(run)

@@ -1,7 +1,6 @@
 """The API generation "companies" as an implementation of `Generation`."""
 
-from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -14,33 +13,33 @@ from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import Template
-from asyncmig.companies.workflow import creation, decisions
-from asyncmig.companies.workflow.journal_words import words_of
+from asyncmig.companies.workflow import decisions, preparation
 from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran, refused_change
-from asyncmig.companies.workflow.record import Record, read_record
+from asyncmig.companies.workflow.record import Record, read_record, words_of
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationCall, MigrationOptions
-from asyncmig.customers.outcome import Outcome, Reviewed
+from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
+from asyncmig.customers.spec import Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
+from asyncmig.journal import ClaimPort, JournalPort
 from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
 __all__ = ["CompaniesGeneration"]
 
 _STARTS_AT = {
-    "checking": 0,
     "waiting": 0,
+    "checking": 0,
     "creating": 0,
     "uploading": 1,
     "starting": 2,
     "running": 3,
     "deciding": 3,
 }
+"""The first of the requests in `requests_left` that is left at each step; after these steps, the last one."""
 
 
 @final
@@ -62,17 +61,17 @@ class CompaniesGeneration:
         routes.CREATE_UPLOAD.key,
         routes.START_IMPORT.key,
     )
+    recognizes = staticmethod(has_ids)
+    describe = staticmethod(words_of)
+    resolve = staticmethod(preparation.resolve)
+    catalogue_requests = staticmethod(preparation.catalogue_requests)
+    decide = staticmethod(decisions.decide_parked)
+    cancel = staticmethod(decisions.cancel)
 
     def migrate(
-        self,
-        context: SessionContext,
-        claim: ClaimPort,
-        call: MigrationCall,
+        self, context: SessionContext, claim: ClaimPort, call: MigrationCall
     ) -> Coroutine[object, object, Outcome]:
         return CustomerMigration(context, claim, call).migrate()
-
-    def recognizes(self, listed: object) -> bool | None:
-        return has_ids(listed)
 
     def check(self, spec: Spec) -> None:
         if not spec.source:
@@ -90,15 +89,6 @@ class CompaniesGeneration:
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(read_record(external_id, state))
 
-    def describe(self, event: JournalEvent) -> str:
-        return words_of(event)
-
-    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
-        return await creation.resolve(context, specs)
-
-    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
-        return creation.catalogue_requests(customers)
-
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
             return await Companies(context).templates()
@@ -115,7 +105,7 @@ class CompaniesGeneration:
             return None
         if await _is_repeated(files, known, options):
             return RemainingWork(step="uploading", files=len(files), is_repeated=True)
-        if not known.import_requested:
+        if not known.has_started:
             return RemainingWork(step="uploading", files=len(files) - len(known.uploads))
         if known.run_id is None:
             return RemainingWork(step="starting", files=0)
@@ -125,17 +115,15 @@ class CompaniesGeneration:
 
     def requests_left(self, work: RemainingWork) -> Mapping[str, int]:
         """Return the fewest requests, with one poll for the import and one archive of all sheets."""
-        stages = (
-            {routes.CREATE_COMPANY.key: 1},
-            {routes.CREATE_UPLOAD.key: work.files},
-            {routes.START_IMPORT.key: 1},
-            {routes.READ_IMPORT.key: 1},
-            {routes.DOWNLOAD.key: 1},
+        requests = (
+            (routes.CREATE_COMPANY, 1),
+            (routes.CREATE_UPLOAD, work.files),
+            (routes.START_IMPORT, 1),
+            (routes.READ_IMPORT, 1),
+            (routes.DOWNLOAD, 1),
         )
-        left: Counter[str] = Counter()
-        for stage in stages[_STARTS_AT.get(work.step, len(stages) - 1) :]:
-            left.update(stage)
-        return +left
+        first = _STARTS_AT.get(work.step, len(requests) - 1)
+        return {endpoint.key: count for endpoint, count in requests[first:] if count > 0}
 
     async def updates(self, context: SessionContext, record: CustomerRecord) -> AsyncIterator[RunUpdate]:
         run = Companies(context).open(record.ids["company"]).imports.open(record.ids["run"])
@@ -145,30 +133,6 @@ class CompaniesGeneration:
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await decisions.look(context, cast(Record, record.details))
-
-    async def decide(
-        self,
-        context: SessionContext,
-        journal: JournalPort,
-        external_id: str,
-        decision: Decision,
-        *,
-        shown: NeedsAttention,
-        allow_destructive: bool = False,
-    ) -> Reviewed:
-        return await decisions.decide_parked(
-            context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
-        )
-
-    async def cancel(
-        self,
-        context: SessionContext,
-        journal: JournalPort,
-        external_id: str,
-        *,
-        reject_parked: bool = False,
-    ) -> Outcome:
-        return await decisions.cancel(context, journal, external_id, reject_parked=reject_parked)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         return await adopt_resource(
@@ -184,7 +148,7 @@ class CompaniesGeneration:
 
 async def _is_repeated(files: Sequence[Path], record: Record, options: MigrationOptions) -> bool:
     """Return whether a failed import is started again: as an option, or because a file has changed."""
-    if not record.import_requested or not nothing_ran(record.outcome):
+    if not record.has_started or not nothing_ran(record.outcome):
         return False
     return (
         options.retry_failed

@@ -7,75 +7,72 @@ after it. A migration that was killed or cancelled anywhere continues when it is
 arguments: it repeats only requests that are safe to repeat.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeGuard, final
 
+import msgspec
+
+from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig.companies import routes
-from asyncmig.companies.company import Company
+from asyncmig.companies.company import Company, known_sheets
+from asyncmig.companies.expected import Expected
+from asyncmig.companies.exports import ExportRun, in_stages, summary_of
 from asyncmig.companies.import_run import ImportRun
-from asyncmig.companies.imports import import_body
-from asyncmig.companies.uploads import upload
 from asyncmig.companies.wire import ImportState
-from asyncmig.companies.workflow.creation import Creation, differs, look_first, refuses_account, unknown
-from asyncmig.companies.workflow.decisions import SUPPORTED, reject_run, send_decision
-from asyncmig.companies.workflow.delivery import Delivery
-from asyncmig.companies.workflow.record import API, Record, import_key, keeper_of
-from asyncmig.customers.decisions import Approve, Decision, checked_decision
+from asyncmig.companies.workflow.decisions import check_fits, reject_run, send_decision
+from asyncmig.companies.workflow.preparation import Preparation, differs, refuses_account
+from asyncmig.companies.workflow.record import ExportStep, Record, export_key, keeper_of
 from asyncmig.customers.files import FileInput, FilesChanged
 from asyncmig.customers.options import MigrationCall
-from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, PendingReason
-from asyncmig.customers.paths import check_below
-from asyncmig.customers.questions import NeedsAttention, check_answers
+from asyncmig.customers.outcome import (
+    Delivered,
+    Downloaded,
+    ExportMode,
+    ExportSummary,
+    Failed,
+    ImportReport,
+    Outcome,
+    Parked,
+    Pending,
+    PendingReason,
+)
 from asyncmig.customers.status import wall_clock
-from asyncmig.errors import Conflict, InvalidInput, RunError
+from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOutcome
 from asyncmig.journal import ClaimPort
 from asyncmig.records.decisions import decide_by_policy
+from asyncmig.records.record import are_in, is_delivered
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "nothing_ran", "refused_change"]
 
-_UPLOADS_KEEP = 1800.0
-"""Wall-clock seconds after which the files of an import that was not started are uploaded again."""
-_LOOK_AGAIN = 10.0
-"""Seconds between requests for the active import, if its id is unknown."""
 _DECISIONS = 8
 """How often the server may refuse a decision with 409 while the run still asks the same questions."""
+_DOWNLOADS = 8
+"""The maximum number of repeats of a download whose completeness cannot be checked."""
 _NOTHING_RAN = frozenset({"", "starting"})
 """The steps of failures before the run started. Earlier versions recorded an empty step."""
+_REFUSED = (BadRequest, Conflict, NotFound)
 
 
 @final
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
-    __slots__ = ("_creation", "_delivery")
+    __slots__ = ("_preparation",)
 
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
         keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)
-        self._creation = Creation(context, call.spec, keeper)
-        self._delivery = Delivery(keeper, call.to, call.options)
+        self._preparation = Preparation(context, call.spec, keeper, call.options.root)
 
     async def _steps(self) -> Outcome:
-        company = await self._creation.company()
+        company = await self._preparation.company()
         company.guard(self._inputs.check)
-        record = self._keeper.record
-        run = (
-            await look_first(company, self._keeper)
-            if record.adopted and not record.import_requested
-            else None
-        )
-        if run is None:
-            await self._upload(company)
-            run = await self._run(company)
+        run = await self._preparation.run(company)
         try:
             end = await self._to_the_end(run)
-            return await self._delivery.deliver(company, end.report) if isinstance(end, ImportState) else end
+            return await self._deliver(company, end.report) if isinstance(end, ImportState) else end
         except RunError as error:
             failed = Failed(
                 **self._keeper.outcome_fields(),
@@ -84,7 +81,7 @@ class CustomerMigration(Workflow[Record]):
                 report=run.state.report if run.state else None,
                 status=run.state.status if run.state else None,
             )
-            return await self._delivery.salvage(company, failed)
+            return await self._salvage(company, failed)
 
     # The input, and the recorded state
 
@@ -100,7 +97,7 @@ class CustomerMigration(Workflow[Record]):
         if files is None:
             return
         changed = ", ".join(record.changed_files(files)) if record.files else ""
-        if record.import_requested and changed:
+        if record.has_started and changed:
             await self._take_changed(files, changed)
         elif changed or not record.files:
             await keeper.write("input", files=files, uploads=())
@@ -128,7 +125,7 @@ class CustomerMigration(Workflow[Record]):
         record = self._keeper.record
         rejected = record.rejected and self._options.may_reject
         wanted = self._retry_failed or record.retried < self._options.retries
-        if not record.import_requested or not wanted or rejected or self._files is None:
+        if not record.has_started or not wanted or rejected or self._files is None:
             return False
         self._retry_failed = False
         if nothing_ran(outcome):
@@ -176,95 +173,13 @@ class CustomerMigration(Workflow[Record]):
 
     def _finished(self) -> Outcome | None:
         """Return the recorded outcome if no work is left, or None."""
-        record = self._keeper.record
+        record, options = self._keeper.record, self._options
         outcome = record.outcome
-        if self._delivery.is_done(outcome) or (
-            record.import_requested and nothing_ran(outcome) and self._delivery.is_salvaged(outcome)
-        ):
-            return outcome
+        if is_delivered(outcome, self._to, options.row_filter):
+            return outcome if {each.mode for each in outcome.exports}.issuperset(options.exports) else None
+        if record.has_started and nothing_ran(outcome) and are_in(self._to, outcome.files):
+            return outcome if outcome.files or not self._salvages(outcome) else None
         return None
-
-    # The steps
-
-    async def _upload(self, company: Company) -> None:
-        keeper = self._keeper
-        if keeper.record.import_requested:
-            return
-        if keeper.record.uploads and wall_clock() - keeper.record.uploaded_at > _UPLOADS_KEEP:
-            await keeper.write("uploads expired", uploads=())
-        for file in keeper.record.files[len(keeper.record.uploads) :]:
-            keeper.begin("uploading", Path(file.path).name)
-            if self._options.root is not None:  # a link may have changed since
-                check_below(Path(self._options.root), [Path(file.path)])
-            uploaded = await keeper.retry_while_away(
-                partial(upload, self._context, company.id, Path(file.path), rank=keeper.rank)
-            )
-            if uploaded.sha256 != file.sha256:
-                raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
-            await keeper.keep(
-                "uploaded",
-                uploads=(*keeper.record.uploads, uploaded),
-                uploaded_at=keeper.record.uploaded_at if keeper.record.uploads else wall_clock(),
-            )
-
-    async def _run(self, company: Company) -> ImportRun:
-        record = self._keeper.record
-        if record.run_id is not None:
-            now = wall_clock()
-            run = company.imports.open(record.run_id, age=now - record.started_at, group=self._group())
-            if record.decided:
-                run.note_decision(record.decided, age=max(0.0, now - record.decided_at))
-            return run
-        self._keeper.begin("starting")
-        doubtful = record.import_body is not None
-        if record.import_body is None:
-            body = import_body(import_key(record), record.uploads)
-            await self._keeper.write("start", import_body=body.decode())
-        run = await self._start(company, doubtful=doubtful)
-        await self._keeper.keep("started", run_id=run.id, started_at=wall_clock(), import_body=None)
-        return run
-
-    async def _start(self, company: Company, *, doubtful: bool) -> ImportRun:
-        """Start the import. After a 409, read the active import to find the reason.
-
-        If the response to our start was lost, the active import is ours, because this process holds the customer.
-        Otherwise another client started it, and its end is awaited. If no import is active, either the key was used
-        for another import, or that import has just ended: one more request decides.
-        """
-        keeper = self._keeper
-        assert keeper.record.import_body is not None
-        body = keeper.record.import_body.encode()
-        idle, group = 0, self._group()
-        while True:
-            try:
-                return await keeper.retry_while_away(
-                    partial(company.imports.post, body, rank=keeper.rank, group=group)
-                )
-            except Conflict as error:
-                conflict = error
-            active = await keeper.retry_while_away(partial(company.imports.recover, rank=keeper.rank))
-            if active is None:
-                idle += 1
-                if idle > 1:
-                    raise unknown(routes.START_IMPORT, str(conflict)) from conflict
-                continue
-            if active.id and (doubtful or conflict.after_doubt):
-                return active
-            if not (doubtful or conflict.after_doubt):
-                await keeper.keep("waits for another import", has_other_rows=True)
-            await self._outlast(company, active)
-
-    async def _outlast(self, company: Company, active: ImportRun) -> None:
-        """Wait for the end of an import that is not ours, or whose id is unknown."""
-        self._keeper.begin("starting", "waits for another import of this company")
-        if active.id:
-            with contextlib.suppress(RunError):
-                await active.wait(through_parks=True)
-            await asyncio.sleep(_LOOK_AGAIN)  # the list of active imports may lag behind the reads
-            return
-        look = partial(company.imports.active, rank=self._keeper.rank)
-        while await self._keeper.retry_while_away(look) is not None:  # noqa: ASYNC110 - the server's
-            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _to_the_end(self, run: ImportRun) -> ImportState | Parked | Pending:
         """Wait for the run and decide its questions. Return its end state, or an outcome if it stops earlier."""
@@ -276,12 +191,8 @@ class CustomerMigration(Workflow[Record]):
             if attention is None:
                 return state
             parked = Parked(**keeper.outcome_fields(), attention=attention, report=state.report)
-            decision = await decide_by_policy(
-                self._options.decide,
-                parked,
-                _check_fits,
-                is_safe=not attention.is_destructive,
-            )
+            is_safe = not attention.is_destructive
+            decision = await decide_by_policy(self._options.decide, parked, check_fits, is_safe=is_safe)
             if isinstance(decision, Parked | Pending):
                 return decision
             if run.needs_attention is None:
@@ -300,23 +211,123 @@ class CustomerMigration(Workflow[Record]):
     def _pending_reason(self, error: Exception) -> PendingReason | None:
         return "account_refused" if refuses_account(error) else super()._pending_reason(error)
 
-    def _group(self) -> int:
-        """Return the poll group of the run: the number of digits of its size. Runs of a group take about
-        equally long.
+    # The delivery
+
+    async def _deliver(self, company: Company, report: ImportReport | None) -> Outcome:
+        """Download and verify the sheets; then export to the destination, if the options ask for it."""
+        keeper = self._keeper
+        keeper.begin("downloading")
+        if not company.sheets:  # of an adopted company: no create response listed them
+            company.sheets = tuple(known_sheets((), report))
+        files = await self._download(company, report)
+        try:
+            reason = await self._export(company)
+        except (RunError, *_REFUSED) as error:
+            reason = f"the destination export failed: {getattr(error, 'text', '') or error}"
+        exports = self._exported()
+        if reason:
+            return Failed(
+                **keeper.outcome_fields(),
+                error=reason,
+                step=keeper.step,
+                report=report,
+                files=tuple(files),
+                exports=exports,
+            )
+        return Delivered(
+            **keeper.outcome_fields(),
+            files=tuple(files),
+            row_filter=self._options.row_filter,
+            report=report,
+            exports=exports,
+        )
+
+    async def _salvage(self, company: Company, failed: Failed) -> Failed:
+        """Download what the server still returns of a rejected import, if the options ask for it."""
+        if not self._salvages(failed):
+            return failed
+        self._keeper.tell("downloading", "what is left of the rejected import")
+        try:
+            files = await self._download(company, None)
+        except _REFUSED as error:
+            self._keeper.note(f"nothing is left of the rejected import: {error}")
+            return failed
+        return msgspec.structs.replace(failed, files=tuple(files))
+
+    def _salvages(self, failed: Failed) -> bool:
+        """Return whether the options ask for the rows of this import, which was rejected by us or in the dashboard.
+
+        Other failed imports have no report.
         """
-        return len(str(sum(file.size for file in self._keeper.record.files)))
+        was_rejected = self._keeper.record.rejected or failed.report is not None
+        return self._options.deliver_rejected and failed.step == "running" and was_rejected
 
+    async def _download(self, company: Company, report: ImportReport | None) -> list[Downloaded]:
+        """Download the rows that `report` counts, and those of other imports of the company.
 
-def _check_fits(asked: NeedsAttention, decision: Decision) -> None:
-    """Raise `InvalidInput` for a decision that this generation lacks, or for answers that were not offered."""
-    checked_decision(decision, SUPPORTED, API)
-    if isinstance(decision, Approve):
-        check_answers(asked, decision.answers or {})
+        A proxy may truncate a download. If the report does not say how many rows to expect, the download is repeated
+        until two results are equal, not smaller than any before, and have at least the reported rows.
+        """
+        row_filter = self._options.row_filter
+        alone = None if self._keeper.record.has_other_rows else report
+        fewest, largest = Expected(report, row_filter).total or 0, 0  # other imports may have added more
+        files: list[Downloaded] = []
+        for repeat in range(1 + _DOWNLOADS):
+            before, attempts = files, self._keeper.while_away()
+            while True:
+                async with attempts:
+                    files = await company.download(
+                        to=self._to, filter=row_filter, report=alone, rank=self._keeper.rank
+                    )
+                    break
+            if not repeat and Expected(alone, row_filter).is_exact(company.sheets):
+                return files
+            largest = max(largest, _size(files))
+            if repeat and files == before and _size(files) == largest and _rows(files) >= fewest:
+                return files
+        self._keeper.note(
+            f"the sheets may have been cut short: at last {_rows(files)} rows came, in {_size(files)} bytes; "
+            f"at least {fewest} rows were reported, and {largest} bytes came at most"
+        )
+        return files
+
+    async def _export(self, company: Company) -> str | None:
+        """Make the missing exports. Return why the last one was not started, or None."""
+        stopped = await in_stages(self._options.exports, partial(self._exported_once, company))
+        if stopped is None:
+            self._keeper.notes += [each.trouble for each in self._exported() if not each.reported]
+        return stopped
+
+    async def _exported_once(self, company: Company, mode: ExportMode) -> ExportSummary:
+        self._keeper.begin("exporting", mode)
+        step = next((each for each in self._keeper.record.exports if each.mode == mode), None)
+        if step is None:
+            key = export_key(self._keeper.record, mode)
+            step = ExportStep(mode=mode, idempotency_key=key)
+            await self._keeper.write("export", exports=self._with(step))
+        if step.run_id is None:
+            run = await self._keeper.retry_while_away(partial(_started, company, step, self._keeper.rank))
+            step = msgspec.structs.replace(step, run_id=run.id, started_at=wall_clock())
+            await self._keeper.keep("export started", exports=self._with(step))
+        if step.result is None:
+            assert step.run_id is not None
+            run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
+            state = await run.wait()
+            step = msgspec.structs.replace(step, result=summary_of(mode, run.id, state.report))
+            await self._keeper.keep("exported", exports=self._with(step))
+        assert step.result is not None
+        return step.result
+
+    def _with(self, step: ExportStep) -> tuple[ExportStep, ...]:
+        return (*(each for each in self._keeper.record.exports if each.mode != step.mode), step)
+
+    def _exported(self) -> tuple[ExportSummary, ...]:
+        return tuple(step.result for step in self._keeper.record.exports if step.result is not None)
 
 
 def refused_change(record: Record, files: Sequence[FileInput]) -> FilesChanged | None:
     """Return the error for changed files of a delivered or parked customer; None if there are none."""
-    changed = ", ".join(record.changed_files(files)) if record.files and record.import_requested else ""
+    changed = ", ".join(record.changed_files(files)) if record.files and record.has_started else ""
     if not changed or not isinstance(record.outcome, Delivered | Parked):
         return None
     reason = "changed since the import began; the customer keeps its outcome: restore them, or import again"
@@ -331,3 +342,20 @@ def nothing_ran(outcome: Outcome | None) -> TypeGuard[Failed]:
     if not isinstance(outcome, Failed):
         return False
     return outcome.step in _NOTHING_RAN or (outcome.step == "running" and outcome.status is not None)
+
+
+async def _started(company: Company, step: ExportStep, rank: float) -> ExportRun:
+    try:
+        return await company.exports.start(mode=step.mode, idempotency_key=step.idempotency_key, rank=rank)
+    except UnknownOutcome as error:
+        if isinstance(error.__cause__, TRANSIENT):
+            raise error.__cause__ from error  # the journal has the idempotency key
+        raise
+
+
+def _size(files: list[Downloaded]) -> int:
+    return sum(file.size for file in files)
+
+
+def _rows(files: list[Downloaded]) -> int:
+    return sum(file.rows for file in files)

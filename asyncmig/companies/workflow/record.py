@@ -1,7 +1,8 @@
-"""The journal record of one customer: its input, and the state of its migration."""
+"""The journal record of one customer: its input, the state of its migration, and its entries in words."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import msgspec
 
@@ -9,14 +10,16 @@ from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
+from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.options import RETRY_SECONDS
-from asyncmig.customers.outcome import Delivered, ExportMode, ExportSummary, Failed
-from asyncmig.journal import ClaimPort
+from asyncmig.customers.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
+from asyncmig.customers.status import LastFailure
+from asyncmig.journal import ClaimPort, JournalEvent
 from asyncmig.records.record import BaseRecord, decoded_record
 from asyncmig.records.record_keeper import RecordKeeper
 from asyncmig.steps import Progress
 
-__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record"]
+__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record", "words_of"]
 
 API = "companies"
 """The name of this API generation in journal records."""
@@ -72,14 +75,9 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
         return {kind: each for kind, each in known if each}
 
     @property
-    def import_requested(self) -> bool:
-        """Whether the import may have started."""
-        return not self.is_readable or self.import_body is not None or self.run_id is not None
-
-    @property
     def has_started(self) -> bool:
-        """The same: from then on, missing input files do not matter."""
-        return self.import_requested
+        """Whether the import may have started, so that missing input files do not matter."""
+        return not self.is_readable or self.import_body is not None or self.run_id is not None
 
     @property
     def step(self) -> Progress:
@@ -159,3 +157,70 @@ def export_key(record: Record, mode: ExportMode) -> str:
 
 def _derived(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+# Entries in words
+
+
+class _Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a journal entry: the changed fields of the record, and a decision."""
+
+    company_id: str | None = None
+    run_id: str | None = None
+    epoch: int | None = None
+    files: tuple[FileInput, ...] = ()
+    uploads: tuple[Uploaded, ...] = ()
+    decision: Mapping[str, object] | None = None
+    exports: tuple[ExportStep, ...] = ()
+    last_failure: LastFailure | None = None
+    attempts: int | None = None
+    outcome: Outcome | None = None
+
+
+def words_of(event: JournalEvent) -> str:
+    """Return a description of an entry. It may contain unescaped text of the server."""
+    try:
+        detail = msgspec.json.decode(event.detail, type=_Detail)
+    except (ValueError, TypeError, RecursionError):
+        detail = _Detail()  # of another version
+    match event.kind:
+        case "create" | "start":
+            return f"asks for the {'company' if event.kind == 'create' else 'import'}"
+        case "created" | "adopt":
+            return f"company {detail.company_id}" + (", as a person said" if event.kind == "adopt" else "")
+        case "started" | "found":
+            return f"run {detail.run_id}"
+        case "input":
+            return files_in_words(detail.files)
+        case "uploaded":
+            return files_in_words(detail.uploads[-1:])
+        case "export" | "export started" | "exported":
+            steps = detail.exports[-1:]  # the one that the entry is about
+            return "".join(f"{step.mode}, run {step.run_id}" if step.run_id else step.mode for step in steps)
+        case "retrying":
+            return detail.last_failure.words if detail.last_failure else ""
+        case "recovered":
+            return f"after {detail.attempts} attempts"
+        case "decide":
+            return _decision(detail.decision)
+        case "new epoch":
+            return f"import number {(detail.epoch or 0) + 1} of this company; {files_in_words(detail.files)}"
+        case _:
+            outcome = detail.outcome
+            return "" if outcome is None or isinstance(outcome, Delivered) else outcome.error
+
+
+def _decision(decision: Mapping[str, object] | None) -> str:
+    """Return a description of a decision. Earlier versions wrote `approve` instead of a type."""
+    if decision is None:
+        return ""
+    kind = decision.get("type") or ("approve" if decision.get("approve") else "reject")
+    answers = cast("Mapping[str, object]", decision.get("answers") or {})
+    given = [f"{question}={_choice(choice)}" for question, choice in answers.items()]
+    return " ".join([str(kind), *given])
+
+
+def _choice(choice: object) -> str:
+    return (
+        repr(cast("Mapping[str, object]", choice).get("text")) if isinstance(choice, Mapping) else str(choice)
+    )
