@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast, final
 
 from asyncmig.errors import CustomerHeld, JournalError
-from asyncmig.journal.lease import Holder, mark_closed, mark_open
+from asyncmig.journal.lease import Holder, Lease, mark_closed, mark_open
 from asyncmig.journal.ports import Instruction
 
-__all__ = ["ClaimStore", "ClaimedRow", "HolderStatus", "Row", "StatementResult", "WriteOp"]
+__all__ = ["ClaimStore", "ClaimedRow", "Row", "StatementResult", "WriteOp"]
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
@@ -44,18 +44,6 @@ class ClaimedRow:
     state: bytes | None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class HolderStatus:
-    """A holder as the database records it."""
-
-    holder: Holder
-    text: str
-    """The holder and the time since its last heartbeat, for an error message."""
-    is_alive: bool
-    """Whether its lease still protects its claims."""
-
-
 class WriteOp(Protocol):
     """One operation of a transaction. Operations of several callers share a transaction."""
 
@@ -78,14 +66,30 @@ class StatementResult(Protocol):
 
 
 class ClaimStore(ABC):
-    """The only connection of a journal that writes. Subclasses add the SQL dialect, the transaction and the clock.
+    """The claims of a journal in a database. Subclasses add the SQL dialect, the transaction and the clock.
 
-    All methods run in the writer's thread.
+    It has the only connection of the journal that writes. `read` and `lease_in` may run in any thread, all other
+    methods in the writer's thread only.
     """
 
-    __slots__ = ("_holder", "_label", "_new", "_owned", "_place")
+    __slots__ = ("_holder", "_label", "_new", "_owned", "place")
+    STATES: ClassVar[str]
+    """The query for the external id and the state of each customer that has one."""
+    STATE: ClassVar[str]
+    """The query for the state of the customer with an external id."""
+    EVENTS: ClassVar[str]
+    """The query for the fields of `JournalEvent`: `seq` above, limit (None: all)."""
+    EVENTS_OF: ClassVar[str]
+    """The same for one customer: its external id comes first. It reads no event of another customer."""
+    ACTIVITY: ClassVar[str]
+    """The query for each customer's external id, the time of its last event, and its holder (first: the instance).
+
+    A condition or an order can be appended.
+    """
     _CUSTOMER: ClassVar[str]
     """The query for a customer's row: its number, token, state as bytes, and holder."""
+    _HOLDER: ClassVar[str]
+    """The query for a holder, in the columns of `ACTIVITY`, by its instance."""
     _DATABASE_ERRORS: ClassVar[tuple[type[Exception], ...]]
     """Errors that fail the whole transaction; includes `JournalError`."""
     _OP_ERRORS: ClassVar[tuple[type[Exception], ...]]
@@ -94,7 +98,7 @@ class ClaimStore(ABC):
     def __init__(self, place: str, label: str) -> None:
         """`place`: the journal's name in errors. `label`: the name of this process in the errors of other
         processes."""
-        self._place, self._label = place, label
+        self.place, self._label = place, label
         self._holder = Holder.here(label)
         self._owned: dict[str, int] = {}
         """The token of each customer that a task of this process holds."""
@@ -110,6 +114,15 @@ class ClaimStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release all claims and disconnect; does nothing if the store is closed."""
+
+    @abstractmethod
+    def read(self, sql: str, *values: object) -> Sequence[Row]:
+        """Run a query on a connection of its own, which does not block writers. Raises `JournalError`."""
+
+    @staticmethod
+    @abstractmethod
+    def lease_in(row: Row) -> Lease:
+        """Return the holder in a row of `_HOLDER`, with the present age of its heartbeat."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -143,10 +156,6 @@ class ClaimStore(ABC):
     def _delete_events(self, held: ClaimedRow) -> None:
         """Delete the events of a customer. Their numbers are not used again."""
 
-    @abstractmethod
-    def _status_of(self, instance: str) -> HolderStatus | None:
-        """Return the database's record of a holder; None if there is none."""
-
     # Transactions
 
     def transact(self, ops: Sequence[WriteOp]) -> None:
@@ -160,9 +169,9 @@ class ClaimStore(ABC):
         except self._DATABASE_ERRORS as error:
             failure = self._explain(error)
             for op in ops:  # one error for each, because their callers raise them in different tasks
-                op.fail(type(failure)(self._place, failure.reason))
+                op.fail(type(failure)(self.place, failure.reason))
             if not ops:
-                _log.warning("journal %s: the lease was not renewed: %s", self._place, failure.reason)
+                _log.warning("journal %s: the lease was not renewed: %s", self.place, failure.reason)
         else:
             self._owned.update(self._new)
 
@@ -251,26 +260,30 @@ class ClaimStore(ABC):
 
     def _warn_not_released(self, error: Exception) -> None:
         reason = self._explain(error).reason
-        _log.warning("journal %s: its claims were not released and must expire: %s", self._place, reason)
+        _log.warning("journal %s: its claims were not released and must expire: %s", self.place, reason)
 
     def _check_free(self, external_id: str, instance: str | None) -> None:
         if instance is not None and instance != self._holder.instance:
-            status = self._status_of(instance)
-            if status is not None and status.is_alive:
-                raise CustomerHeld(self._place, external_id, status.text)
-            before = "an unknown holder" if status is None else status.holder
-            _log.warning("journal %s: %s is taken over from %s", self._place, external_id, before)
+            lease = self._lease_of(instance)
+            if lease is not None and not lease.is_over:
+                raise CustomerHeld(self.place, external_id, str(lease))
+            before = "an unknown holder" if lease is None else lease.holder
+            _log.warning("journal %s: %s is taken over from %s", self.place, external_id, before)
         # A claim of this journal stays valid even if the whole process was suspended beyond its own lease.
         if external_id in self._owned or external_id in self._new:
-            raise CustomerHeld(self._place, external_id, "another task of this journal")
+            raise CustomerHeld(self.place, external_id, "another task of this journal")
 
     def _current_holder(self, held: ClaimedRow) -> str:
         found = self._find(held.external_id)
         instance = found and found[3]
         if instance == self._holder.instance:
             return "another task of this journal"
-        status = None if instance is None else self._status_of(instance)
-        return "no process now; another one took it over" if status is None else status.text
+        lease = None if instance is None else self._lease_of(instance)
+        return "no process now; another one took it over" if lease is None else str(lease)
+
+    def _lease_of(self, instance: str) -> Lease | None:
+        row = self._run(self._HOLDER, instance).fetchone()
+        return None if row is None else self.lease_in(row)
 
     def _find(self, external_id: str) -> tuple[int, int, bytes | None, str | None] | None:
         found = self._run(self._CUSTOMER, external_id).fetchone()
@@ -279,7 +292,7 @@ class ClaimStore(ABC):
     def _run_once(self, held: ClaimedRow, sql: str, *values: object) -> None:
         """Run a statement that changes a claimed row. Raises `CustomerHeld` if the customer was taken over."""
         if self._run(sql, *values, *self._claim_values(held)).rowcount != 1:
-            raise CustomerHeld(self._place, held.external_id, self._current_holder(held))
+            raise CustomerHeld(self.place, held.external_id, self._current_holder(held))
 
     def _claim_values(self, held: ClaimedRow) -> tuple[object, ...]:
         return held.row, held.external_id, held.token, self._holder.instance

@@ -5,33 +5,33 @@ import hashlib
 import logging
 import math
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self, TypeVar, cast, final
+from typing import Self, TypeVar, cast, final
 
 from asyncmig._core.run_table import RunStore
 from asyncmig.errors import InvalidInput, JournalError
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row
-from asyncmig.journal.ports import Activity, Instruction, JournalEvent, Wanted
-from asyncmig.journal.writer import Writer
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row
+from asyncmig.journal.ports import Activity, Instruction, JournalEvent, JournalPort, Wanted
+from asyncmig.journal.writer import Op, Writer
 
 __all__ = ["Claim", "DatabaseJournal", "state_folder"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+_INSTRUCTIONS = "SELECT external_id, wanted, instruction FROM companies WHERE wanted IS NOT NULL"
 
 
 @final
 class Claim:
     """A claim of a customer in a database; see `ClaimPort`. Leaving the `async with` block releases it."""
 
-    __slots__ = ("_held", "_place", "_released", "_writer", "external_id", "state", "token")
+    __slots__ = ("_held", "_released", "_store", "_writer", "external_id", "state", "token")
 
-    def __init__(self, writer: Writer, place: str, held: ClaimedRow) -> None:
-        self._writer, self._place, self._held = writer, place, held
+    def __init__(self, writer: Writer, store: ClaimStore, held: ClaimedRow) -> None:
+        self._writer, self._store, self._held = writer, store, held
         self.external_id: str = held.external_id
         self.token: int = held.token
         self.state: bytes | None = held.state
@@ -40,13 +40,13 @@ class Claim:
     async def write(self, kind: str, detail: bytes, state: bytes) -> None:
         """Append an event and set the state in one commit; durable when it returns. See `ClaimPort.write`."""
         if self._released:
-            raise JournalError(self._place, f"the claim of {self.external_id} was released")
-        await self._writer.write(self._held, kind, detail, state)
+            raise JournalError(self._store.place, f"the claim of {self.external_id} was released")
+        await self._writer.submit(partial(self._store.write, self._held, kind, detail, state)).future
         self.state = state
 
     async def forget(self) -> None:
-        """Delete the customer and its events in one commit; see `DatabaseJournal.forget`. The claim ends."""
-        await self._writer.forget(self._held)
+        """Delete the customer and its events in one commit; see `JournalPort.forget`. The claim ends."""
+        await self._writer.submit(partial(self._store.forget, self._held)).future
         self._released = True
 
     async def release(self) -> None:
@@ -58,7 +58,8 @@ class Claim:
         if self._released or not self._writer.is_open:
             return
         self._released = True
-        await self._writer.release(self._held)
+        store, held = self._store, self._held
+        await self._writer.submit(partial(store.release, held), partial(store.mark_released, held)).future
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,43 +83,24 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
 
 
-class DatabaseJournal(ABC):
+class DatabaseJournal(JournalPort):
     """A journal in a database, for one event loop. Use it as `async with`; see `JournalPort`."""
 
-    __slots__ = ("_place", "_read_only", "_threaded", "_writer")
-    _STATES: ClassVar[str]
-    """The query for the external id and the state of each customer that has one."""
-    _STATE: ClassVar[str]
-    """The query for the state of the customer with an external id."""
-    _EVENTS: ClassVar[str]
-    """The query for the fields of `JournalEvent`: `seq` above, limit (None: all)."""
-    _EVENTS_OF: ClassVar[str]
-    """The same for one customer: its external id comes first. It reads no event of another customer."""
-    _ACTIVITY: ClassVar[str]
-    """The query for each customer's external id, the time of its last event, and its holder (first: the instance).
+    __slots__ = ("_read_only", "_store", "_threaded", "_writer")
 
-    A condition or an order can be appended.
-    """
-    _INSTRUCTIONS: ClassVar[str] = """SELECT external_id, wanted, instruction FROM companies
-        WHERE wanted IS NOT NULL"""
-    """The query for the fields of each instruction. A condition can be appended."""
-
-    def __init__(
-        self, store: ClaimStore, place: str, *, lease: float, read_only: bool, threaded: bool = True
-    ) -> None:
-        """`place`: the journal's name in errors."""
+    def __init__(self, store: ClaimStore, *, lease: float, read_only: bool, threaded: bool = True) -> None:
         if not (lease > 0 and math.isfinite(lease)):
             raise InvalidInput("lease", lease, "must be a positive number of seconds")
-        self._place, self._read_only, self._threaded = place, read_only, threaded
-        self._writer = Writer(store, place, lease=lease, threaded=threaded)
+        self._store, self._read_only, self._threaded = store, read_only, threaded
+        self._writer = Writer(store, lease=lease, threaded=threaded)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._place}>"
+        return f"<{type(self).__name__} {self._store.place}>"
 
     @property
     def send_log(self) -> Path:
         """The send log of fleets that use this journal, in the user's state folder."""
-        digest = hashlib.sha256(self._place.encode()).hexdigest()[:12]
+        digest = hashlib.sha256(self._store.place.encode()).hexdigest()[:12]
         return state_folder() / f"{digest}.recent"
 
     async def __aenter__(self) -> Self:
@@ -140,11 +122,26 @@ class DatabaseJournal(ABC):
         Raises `CustomerHeld` with the holder, which may be another task of this process; `JournalError`.
         """
         self._check_writable()
-        return Claim(self._writer, self._place, await self._writer.claim(external_id))
+        op = self._writer.submit(partial(self._store.claim, external_id))
+        try:
+            return Claim(self._writer, self._store, await op.future)
+        except asyncio.CancelledError:
+            if self._writer.is_open:
+                self._release_result(op)
+            raise
+
+    def _release_result(self, op: Op[ClaimedRow]) -> None:
+        """Queue the release of a claim. The operation that makes it may still be in the queue before."""
+
+        def do(act: Callable[[ClaimedRow], None]) -> None:
+            if op.result is not None:
+                act(op.result)
+
+        self._writer.submit(partial(do, self._store.release), partial(do, self._store.mark_released))
 
     def _check_writable(self) -> None:
         if self._read_only:
-            raise JournalError(self._place, "is open for reading only")
+            raise JournalError(self._store.place, "is open for reading only")
 
     def run_slots(self, account: str) -> RunStore | None:
         """Return the store of an account's run slots, if other processes of this journal need one."""
@@ -161,53 +158,40 @@ class DatabaseJournal(ABC):
             await claim.forget()
 
     async def state(self, external_id: str) -> bytes | None:
-        """Return the state of a customer; None if it has none. Raises `JournalError`."""
-        rows = await self._in_thread(partial(self._read, self._STATE, external_id))
+        rows = await self._read(self._store.STATE, external_id)
         return cast("bytes | None", rows[0][0]) if rows else None
 
     async def states(self) -> dict[str, bytes]:
-        """Return the state of each customer that has one, in the order of their first claims.
-
-        Raises `JournalError`.
-        """
-        rows = await self._in_thread(partial(self._read, self._STATES))
+        rows = await self._read(self._store.STATES)
         return dict(cast("Sequence[tuple[str, bytes]]", rows))
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
-        """Return the events with a `seq` above `after`, in order, at most `limit`. Raises `JournalError`."""
-        query = (
-            partial(self._read, self._EVENTS, after, limit)
+        rows = (
+            await self._read(self._store.EVENTS, after, limit)
             if external_id is None
-            else partial(self._read, self._EVENTS_OF, external_id, after, limit)
+            else await self._read(self._store.EVENTS_OF, external_id, after, limit)
         )
-        rows = await self._in_thread(query)
         return [JournalEvent(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
 
     async def instruct(self, external_id: str, instruction: Instruction) -> None:
-        """Record an instruction about a customer, durably; see `JournalPort.instruct`. Raises `JournalError`."""
         self._check_writable()
-        await self._writer.instruct(external_id, instruction)
+        await self._writer.submit(partial(self._store.instruct, external_id, instruction)).future
 
     async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
-        """Delete an instruction, unless another one has replaced it. Raises `JournalError`."""
         self._check_writable()
-        await self._writer.delete_instruction(external_id, instruction)
+        await self._writer.submit(partial(self._store.delete_instruction, external_id, instruction)).future
 
     async def instruction(self, external_id: str) -> Instruction | None:
-        """Return the instruction about a customer; None if there is none. Raises `JournalError`."""
-        query = f"{self._INSTRUCTIONS} AND external_id = ?"
-        return (await self._in_thread(partial(self._read_instructions, query, external_id))).get(external_id)
+        return (await self._instructions("external_id = ?", external_id)).get(external_id)
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        """Return all instructions, or those of one kind, by external id. Raises `JournalError`."""
-        query = f"{self._INSTRUCTIONS} AND wanted = coalesce(?, wanted)"
-        return await self._in_thread(partial(self._read_instructions, query, wanted))
+        return await self._instructions("wanted = coalesce(?, wanted)", wanted)
 
-    def _read_instructions(self, sql: str, *values: object) -> dict[str, Instruction]:
+    async def _instructions(self, condition: str, value: str | None) -> dict[str, Instruction]:
         try:
-            rows = self._read(sql, *values)
+            rows = await self._read(f"{_INSTRUCTIONS} AND {condition}", value)
         except JournalError as error:
             if "column" not in error.reason or "wanted" not in error.reason:
                 raise
@@ -218,33 +202,27 @@ class DatabaseJournal(ABC):
         }
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        """Return the activity of each customer, or of one, as `JournalPort.activity` does. Raises `JournalError`."""
         return await self._in_thread(partial(self._read_activity, external_id))
 
     def _read_activity(self, external_id: str | None) -> dict[str, Activity]:
-        statuses: dict[object, HolderStatus] = {}
-        found: dict[str, Activity] = {}
+        store, found = self._store, dict[str, Activity]()
         rows = (
-            self._read(f"{self._ACTIVITY} ORDER BY id")
+            store.read(f"{store.ACTIVITY} ORDER BY id")
             if external_id is None
-            else self._read(f"{self._ACTIVITY} WHERE external_id = ?", external_id)
+            else store.read(f"{store.ACTIVITY} WHERE external_id = ?", external_id)
         )
+        alive: dict[object, str | None] = {None: None}
+        """A description of each holder that is alive, by its instance."""
         for row in rows:
-            name, at, holder = cast("str", row[0]), cast("str | None", row[1]), row[2:]
-            if holder[0] is not None and holder[0] not in statuses:
-                statuses[holder[0]] = self._status_of(holder)
-            status = statuses.get(holder[0])
-            found[name] = Activity(at, status.text if status is not None and status.is_alive else None)
+            instance = row[2]
+            if instance not in alive:
+                lease = store.lease_in(row[2:])
+                alive[instance] = None if lease.is_over else str(lease)
+            found[cast("str", row[0])] = Activity(cast("str | None", row[1]), alive[instance])
         return found
 
-    @staticmethod
-    @abstractmethod
-    def _status_of(holder: Row) -> HolderStatus:
-        """Return the holder in the columns of a row of `_ACTIVITY`."""
-
-    @abstractmethod
-    def _read(self, sql: str, *values: object) -> Sequence[Row]:
-        """Run a query on a connection of its own, which does not block writers. Raises `JournalError`."""
+    async def _read(self, sql: str, *values: object) -> Sequence[Row]:
+        return await self._in_thread(partial(self._store.read, sql, *values))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         if not self._threaded:

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self, final
@@ -54,6 +54,10 @@ class Moment:
     def now(cls) -> Self:
         """Read both clocks."""
         return cls(datetime.now(UTC).timestamp(), _uptime())
+
+    def since(self, earlier: Self, *, boot: str) -> float:
+        """Return the seconds since a moment that was read in the boot `boot`."""
+        return self.uptime - earlier.uptime if boot == _boot() else self.wall - earlier.wall
 
     def iso(self) -> str:
         """Return the wall-clock time as ISO 8601, in UTC, with milliseconds."""
@@ -105,29 +109,24 @@ class Holder:
 @final
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A holder and the time of its last heartbeat."""
+    """A holder and the age of its last heartbeat, as a database has them."""
 
     holder: Holder
     seconds: float
     """The duration of the lease, in real seconds."""
-    renewed_at: Moment = field(default_factory=Moment.now)
+    age: float
+    """Seconds since the heartbeat.
 
-    def is_over(self, now: Moment) -> bool:
-        """Return whether other processes may take over the holder's claims."""
-        return self.holder.is_dead() or not -self.seconds <= self.age(now) < self.seconds
+    Negative if the wall clock was set back, or if it differs from that of another host.
+    """
 
-    def age(self, now: Moment) -> float:
-        """Return the seconds since the heartbeat.
+    @property
+    def is_over(self) -> bool:
+        """Whether other processes may take over the holder's claims."""
+        return self.holder.is_dead() or not -self.seconds <= self.age < self.seconds
 
-        Negative if the wall clock was set back, or if it differs from that of another host.
-        """
-        if self.holder.boot == _boot():
-            return now.uptime - self.renewed_at.uptime
-        return now.wall - self.renewed_at.wall
-
-    def describe(self, now: Moment) -> str:
-        """Return the holder and the age of its heartbeat, for an error message."""
-        return f"{self.holder}, last seen {max(0.0, self.age(now)):.0f} s ago"
+    def __str__(self) -> str:
+        return f"{self.holder}, last seen {max(0.0, self.age):.0f} s ago"
 
 
 def _uptime() -> float:

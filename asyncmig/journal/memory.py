@@ -6,7 +6,7 @@ from typing import Self, cast, final
 
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal.lease import Moment
-from asyncmig.journal.ports import Activity, Instruction, JournalEvent, Wanted
+from asyncmig.journal.ports import Activity, Instruction, JournalEvent, JournalPort, Wanted
 
 __all__ = ["MemoryClaim", "MemoryJournal"]
 
@@ -41,7 +41,7 @@ class MemoryClaim:
 
 
 @final
-class MemoryJournal:
+class MemoryJournal(JournalPort):
     """A journal that is lost when this process ends, for migrations that a job runner restarts from the beginning.
 
     It needs no `async with`, and its calls never wait.
@@ -67,48 +67,39 @@ class MemoryJournal:
         return MemoryClaim(self, external_id, token, self._states.get(external_id))
 
     async def state(self, external_id: str) -> bytes | None:
-        """Return the state of a customer; None if it has none."""
         return self._states.get(external_id)
 
     async def states(self) -> dict[str, bytes]:
-        """Return the state of each customer that has one."""
         return dict(self._states)
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
-        """Return the events with a `seq` above `after`, in order, at most `limit`."""
         start = bisect_right(self._events, after, key=lambda event: event.seq)
         found = [event for event in self._events[start:] if external_id in {None, event.external_id}]
         return found[:limit]
 
     async def instruct(self, external_id: str, instruction: Instruction) -> None:
-        """Record an instruction about a customer; it replaces an earlier one."""
         self._tokens.setdefault(external_id, 0)
         self._instructions[external_id] = instruction
 
     async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
-        """Delete an instruction, unless another one has replaced it."""
         if self._instructions.get(external_id) == instruction:
             del self._instructions[external_id]
 
     async def instruction(self, external_id: str) -> Instruction | None:
-        """Return the instruction about a customer; None if there is none."""
         return self._instructions.get(external_id)
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        """Return all instructions, or those of one kind, by external id."""
         return {name: each for name, each in self._instructions.items() if wanted in {None, each.wanted}}
 
     async def forget(self, external_id: str) -> None:
-        """Delete all that the journal has of a customer. Raises `CustomerHeld`."""
         async with await self.claim(external_id):
             for each in (self._states, self._changed, self._instructions, self._held, self._tokens):
                 cast("dict[str, object]", each).pop(external_id, None)
             self._events = [event for event in self._events if event.external_id != external_id]
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        """Return for each customer, or for one, whether a task holds it, and when its last event was written."""
         names = self._tokens if external_id is None else self._tokens.keys() & {external_id}
         return {
             name: Activity(self._changed.get(name), "a task of this process" if name in self._held else None)

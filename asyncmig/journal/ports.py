@@ -90,6 +90,8 @@ class ClaimPort(Protocol):
 class JournalPort(Protocol):
     """A durable store of one state and a log of events for each customer."""
 
+    __slots__ = ()
+
     async def claim(self, external_id: str) -> ClaimPort:
         """Claim a customer that no live process holds; the customer may be new.
 

@@ -30,9 +30,9 @@ from psycopg.sql import SQL, Identifier
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
-from asyncmig.journal.lease import DURATION, Holder
+from asyncmig.journal.lease import DURATION, Holder, Lease
 from asyncmig.journal.ports import JournalEvent
 from asyncmig.journal.postgres_schema import PostgresSchema
 
@@ -47,7 +47,7 @@ _RECONNECT = 0.5
 _BATCH = 1000
 _ISO = """to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 _HOLDER = """instance, label, host, boot, namespace, pid, started, lease,
-    extract(epoch FROM clock_timestamp() - renewed)::float8"""
+    greatest(extract(epoch FROM clock_timestamp() - renewed), 0)::float8"""
 """The columns of `_HolderRow`; the last one is the age of the last heartbeat in seconds."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between attempts of the writer to connect again; the last one repeats."""
@@ -68,17 +68,6 @@ class PostgresJournal(DatabaseJournal):
     """
 
     __slots__ = ("_schema",)
-    _STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
-    _STATE = "SELECT state FROM companies WHERE external_id = ?"
-    _EVENTS = f"""SELECT seq, external_id, {_ISO}, kind, detail
-        FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
-    _EVENTS_OF = f"""SELECT seq, external_id, {_ISO}, kind, detail
-        FROM events JOIN companies ON companies.id = company
-        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
-    _ACTIVITY = f"""SELECT external_id,
-            (SELECT {_ISO} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {_HOLDER}
-        FROM companies LEFT JOIN holders ON instance = holder"""  # noqa: S608 - constants
 
     @checked_call
     def __init__(
@@ -93,7 +82,7 @@ class PostgresJournal(DatabaseJournal):
     ) -> None:
         self._schema = PostgresSchema(conninfo, schema)
         store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
-        super().__init__(store, self._schema.text, lease=lease, read_only=read_only)
+        super().__init__(store, lease=lease, read_only=read_only)
 
     def run_slots(self, account: str) -> RunStore:
         """Return the run slots of an account, for all processes that use this journal."""
@@ -115,7 +104,7 @@ class PostgresJournal(DatabaseJournal):
                         if after is None:
                             row = await (await db.execute("SELECT last FROM journal")).fetchone()
                             after = int(row[0]) if row else 0
-                        found = await db.execute(_placeholders(self._EVENTS), (after, _BATCH))
+                        found = await db.execute(_placeholders(PostgresStore.EVENTS), (after, _BATCH))
                         rows = await found.fetchall()
                         for row in rows:
                             event = JournalEvent(*row)
@@ -129,19 +118,6 @@ class PostgresJournal(DatabaseJournal):
             except psycopg.Error as error:
                 raise self._schema.explain(error) from error
 
-    @staticmethod
-    def _status_of(holder: Row) -> HolderStatus:
-        return _status(holder)
-
-    def _read(self, sql: str, *values: object) -> Sequence[Row]:
-        try:
-            with self._schema.connect() as db:
-                return db.execute(_placeholders(sql), values).fetchall()
-        except psycopg.errors.UndefinedTable:
-            raise JournalNotFound(self._place, "there is no journal in this database") from None
-        except psycopg.Error as error:
-            raise self._schema.explain(error) from error
-
 
 @final
 class PostgresStore(ClaimStore):
@@ -151,7 +127,19 @@ class PostgresStore(ClaimStore):
     """
 
     __slots__ = ("_db", "_lease", "_patience", "_schema", "_seq", "_stopping")
+    STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
+    STATE = "SELECT state FROM companies WHERE external_id = ?"
+    EVENTS = f"""SELECT seq, external_id, {_ISO}, kind, detail
+        FROM events JOIN companies ON companies.id = company
+        WHERE seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
+    EVENTS_OF = f"""SELECT seq, external_id, {_ISO}, kind, detail
+        FROM events JOIN companies ON companies.id = company
+        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
+    ACTIVITY = f"""SELECT external_id,
+            (SELECT {_ISO} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {_HOLDER}
+        FROM companies LEFT JOIN holders ON instance = holder"""  # noqa: S608 - constants
     _CUSTOMER = "SELECT id, token, state, holder FROM companies WHERE external_id = ?"
+    _HOLDER = f"SELECT {_HOLDER} FROM holders WHERE instance = ?"  # noqa: S608 - constants
     _DATABASE_ERRORS = (psycopg.Error, JournalError)
     _OP_ERRORS = (CustomerHeld, psycopg.DataError, psycopg.IntegrityError, UnicodeError)
 
@@ -188,6 +176,20 @@ class PostgresStore(ClaimStore):
         finally:
             self._db = None
 
+    def read(self, sql: str, *values: object) -> Sequence[Row]:
+        try:
+            with self._schema.connect() as db:
+                return db.execute(_placeholders(sql), values).fetchall()
+        except psycopg.errors.UndefinedTable:
+            raise JournalNotFound(self.place, "there is no journal in this database") from None
+        except psycopg.Error as error:
+            raise self._schema.explain(error) from error
+
+    @staticmethod
+    def lease_in(row: Row) -> Lease:
+        columns = cast("_HolderRow", row)
+        return Lease(Holder(*columns[:7]), *columns[7:])
+
     def renew(self) -> None:
         if not self._stopping:
             self.transact(())
@@ -213,7 +215,7 @@ class PostgresStore(ClaimStore):
 
     def _commit_once(self, ops: Sequence[WriteOp], transaction: str) -> None:
         if self._stopping:
-            raise JournalError(self._place, "is closed")
+            raise JournalError(self.place, "is closed")
         db = self._reconnected()
         with db.transaction():
             (seq,) = db.execute("SELECT last FROM journal FOR UPDATE").fetchone() or (0,)
@@ -278,14 +280,9 @@ class PostgresStore(ClaimStore):
         self._run("DELETE FROM events WHERE company = ?", held.row)
         self._run("ALTER TABLE events ENABLE TRIGGER events_stand")
 
-    def _status_of(self, instance: str) -> HolderStatus | None:
-        sql = f"SELECT {_HOLDER} FROM holders WHERE instance = ?"  # noqa: S608 - constants
-        row = self._run(sql, instance).fetchone()
-        return None if row is None else _status(row)
-
     def _connected(self) -> _Connection:
         if self._db is None:
-            raise JournalError(self._place, "is closed")
+            raise JournalError(self.place, "is closed")
         return self._db
 
 
@@ -315,13 +312,6 @@ class PostgresRuns:
                     await db.execute(_RUNS_WRITE, (new, self._account))
         except psycopg.Error as error:
             raise self._schema.explain(error) from error
-
-
-def _status(row: Row) -> HolderStatus:
-    """Return the holder in the columns `_HOLDER`."""
-    instance, label, host, boot, namespace, pid, started, lease, age = cast("_HolderRow", row)
-    holder = Holder(instance, label, host, boot, namespace, pid, started)
-    return HolderStatus(holder, f"{holder}, last seen {age:.0f} s ago", age < lease and not holder.is_dead())
 
 
 def _placeholders(sql: str) -> bytes:

@@ -27,7 +27,7 @@ from typing import cast, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
-from asyncmig.journal.claims import ClaimedRow, ClaimStore, HolderStatus, Row, StatementResult, WriteOp
+from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row, StatementResult, WriteOp
 from asyncmig.journal.database import DatabaseJournal
 from asyncmig.journal.lease import DURATION, Holder, Lease, Moment
 from asyncmig.journal.sqlite_file import (
@@ -63,17 +63,6 @@ class Journal(DatabaseJournal):
     """
 
     __slots__ = ("_connect", "_path")
-    _STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
-    _STATE = "SELECT CAST(state AS BLOB) FROM companies WHERE external_id = ?"
-    _EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
-        FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
-    _EVENTS_OF = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
-        FROM companies CROSS JOIN events INDEXED BY events_by_company ON companies.id = company
-        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
-    _ACTIVITY = """SELECT external_id,
-            (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holders.*
-        FROM companies LEFT JOIN holders ON instance = holder"""
 
     @checked_call
     def __init__(
@@ -90,7 +79,7 @@ class Journal(DatabaseJournal):
         self._path = Path(path).absolute()  # the process may change its working directory
         self._connect = connect
         store = SqliteStore(self._path, label=holder or "", lease=lease, connect=connect)
-        super().__init__(store, str(self._path), lease=lease, read_only=read_only, threaded=threaded)
+        super().__init__(store, lease=lease, read_only=read_only, threaded=threaded)
 
     @property
     def send_log(self) -> Path:
@@ -116,17 +105,11 @@ class Journal(DatabaseJournal):
 
     async def check(self) -> None:
         """Read every page of the file. Raises `JournalError` if one is damaged."""
-        found = [str(row[0]) for row in await self._in_thread(partial(self._read, "PRAGMA quick_check(3)"))]
+        found = [str(row[0]) for row in await self._read("PRAGMA quick_check(3)")]
         if found != ["ok"]:
-            raise JournalError(self._place, f"the file is damaged; keep a copy of it ({'; '.join(found)})")
-
-    def _read(self, sql: str, *values: object) -> Sequence[Row]:
-        with open_for_reading(self._path, self._connect) as db:
-            return db.execute(sql, values).fetchall()
-
-    @staticmethod
-    def _status_of(holder: Row) -> HolderStatus:
-        return _status(holder, Moment.now())
+            raise JournalError(
+                self._store.place, f"the file is damaged; keep a copy of it ({'; '.join(found)})"
+            )
 
 
 @final
@@ -134,7 +117,19 @@ class SqliteStore(ClaimStore):
     """The SQLite connection of this process that writes; see `ClaimStore`."""
 
     __slots__ = ("_connect", "_db", "_identity", "_lease", "_now", "_path", "_renewed")
+    STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
+    STATE = "SELECT CAST(state AS BLOB) FROM companies WHERE external_id = ?"
+    EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
+        FROM events JOIN companies ON companies.id = company
+        WHERE seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
+    EVENTS_OF = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
+        FROM companies CROSS JOIN events INDEXED BY events_by_company ON companies.id = company
+        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
+    ACTIVITY = """SELECT external_id,
+            (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holders.*
+        FROM companies LEFT JOIN holders ON instance = holder"""
     _CUSTOMER = "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?"
+    _HOLDER = "SELECT * FROM holders WHERE instance = ?"
     _DATABASE_ERRORS = (sqlite3.Error, OSError, JournalError)
     _OP_ERRORS = (
         CustomerHeld,
@@ -174,6 +169,16 @@ class SqliteStore(ClaimStore):
         finally:
             self._db = None
             db.close()
+
+    def read(self, sql: str, *values: object) -> Sequence[Row]:
+        with open_for_reading(self._path, self._connect) as db:
+            return db.execute(sql, values).fetchall()
+
+    @staticmethod
+    def lease_in(row: Row) -> Lease:
+        columns = cast("_HolderRow", row)
+        holder, renewed = Holder(*columns[:7]), Moment(*columns[8:])
+        return Lease(holder, columns[7], Moment.now().since(renewed, boot=holder.boot))
 
     def renew(self) -> None:
         if self._db is not None and self._is_due(Moment.now()):
@@ -255,10 +260,6 @@ class SqliteStore(ClaimStore):
         )
         self._run(FORBID_DELETE)
 
-    def _status_of(self, instance: str) -> HolderStatus | None:
-        row = self._opened().execute("SELECT * FROM holders WHERE instance = ?", (instance,)).fetchone()
-        return None if row is None else _status(row, self._now)
-
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
             raise JournalError(str(self._path), "is closed")
@@ -285,11 +286,3 @@ class SqliteStore(ClaimStore):
             self._db = None
             self._stop_holding()
             db.close()
-
-
-def _status(row: Row, now: Moment) -> HolderStatus:
-    """Return the holder in a row of the table `holders` at the time `now`."""
-    instance, label, host, boot, namespace, pid, started, seconds, wall, uptime = cast("_HolderRow", row)
-    holder = Holder(instance, label, host, boot, namespace, pid, started)
-    lease = Lease(holder, seconds, Moment(wall, uptime))
-    return HolderStatus(holder, lease.describe(now), not lease.is_over(now))

@@ -17,15 +17,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, TypeVar, final
 
 from asyncmig.errors import CustomerHeld, JournalError, UsageError
-from asyncmig.journal.claims import ClaimedRow, ClaimStore
-from asyncmig.journal.ports import Instruction
+from asyncmig.journal.claims import ClaimStore
 
-__all__ = ["Writer"]
+__all__ = ["Op", "Writer"]
 
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 _log = logging.getLogger("asyncmig.journal")
 _MOST_TOGETHER = 500
 """The most operations in one transaction, because other processes wait for its end."""
@@ -33,16 +33,8 @@ _WOKEN_PER_TURN = 8
 """The most callers that continue in one turn of the event loop."""
 
 
-class _QueuedOp(Protocol):
-    """A queued operation, without the type of its result."""
-
-    def attempt(self) -> None: ...
-    def fail(self, error: Exception) -> None: ...
-    def deliver(self) -> None: ...
-
-
 @final
-class _Op(Generic[_T]):
+class Op(Generic[_T_co]):
     """An operation and the future of its caller.
 
     `attempt` and `fail` run in the writer's thread. `deliver` runs on the event loop after the transaction.
@@ -50,24 +42,27 @@ class _Op(Generic[_T]):
 
     __slots__ = ("_error", "_on_failure", "_work", "future", "result")
 
-    def __init__(self, work: Callable[[], _T], on_failure: Callable[[], None] | None) -> None:
+    def __init__(self, work: Callable[[], _T_co], on_failure: Callable[[], None] | None) -> None:
         self._work, self._on_failure = work, on_failure
         self._error: Exception | None = None
-        self.result: _T | None = None
-        self.future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self.result: _T_co | None = None
+        self.future: asyncio.Future[_T_co] = asyncio.get_running_loop().create_future()
 
     def attempt(self) -> None:
+        """Run the operation; see `WriteOp`."""
         self.result, self._error = self._work(), None  # an earlier attempt may have failed
 
     def fail(self, error: Exception) -> None:
+        """Keep the error; see `WriteOp`."""
         self.result, self._error = None, error
         if self._on_failure is not None:
             self._on_failure()
 
     def deliver(self) -> None:
+        """Give the caller the result or the error."""
         if self._error is None:
             if not self.future.done():
-                self.future.set_result(self.result)  # type: ignore[arg-type]  # None where _T is None
+                self.future.set_result(self.result)  # type: ignore[arg-type]  # None where _T_co is None
         elif not self.future.done():
             self.future.set_exception(self._error)
         elif not isinstance(self._error, CustomerHeld):
@@ -91,7 +86,6 @@ class Writer:
         "_loop",
         "_pending",
         "_pid",
-        "_place",
         "_renewer",
         "_running",
         "_stopped",
@@ -100,13 +94,10 @@ class Writer:
         "is_open",
     )
 
-    def __init__(self, store: ClaimStore, place: str, *, lease: float, threaded: bool) -> None:
-        """`place`: the journal's name in errors.
-
-        `lease`: real seconds; a third of it is the time between heartbeats.
-        """
-        self._store, self._place, self._lease, self._threaded = store, place, lease, threaded
-        self._pending: list[_QueuedOp] = []
+    def __init__(self, store: ClaimStore, *, lease: float, threaded: bool) -> None:
+        """`lease`: real seconds; a third of it is the time between heartbeats."""
+        self._store, self._lease, self._threaded = store, lease, threaded
+        self._pending: list[Op[object]] = []
         self._running: asyncio.Future[None] | None = None
         self._stopped = threading.Event()
         self._renewer: threading.Thread | None = None
@@ -118,7 +109,7 @@ class Writer:
         """Open the store and start its threads. Raises `JournalError`. If cancelled, nothing stays open."""
         if self.is_open and self._pid == os.getpid():
             if not self._is_abandoned():
-                raise JournalError(self._place, "is open already")
+                raise JournalError(self._store.place, "is open already")
             self._stop_renewing()
             self._abandon()
         before, was_here = self._executor, self._pid == os.getpid()
@@ -168,55 +159,15 @@ class Writer:
             for op in left:
                 op.deliver()
 
-    async def claim(self, external_id: str) -> ClaimedRow:
-        """Claim a customer. Raises `CustomerHeld`, `JournalError`. If cancelled, the claim is released."""
-        op = self._submit(partial(self._store.claim, external_id))
-        try:
-            return await op.future
-        except asyncio.CancelledError:
-            if self.is_open:
-                self._submit_release(lambda: op.result)
-            raise
+    def submit(self, work: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> Op[_T]:
+        """Queue an operation of the store. It runs even if its caller is cancelled.
 
-    async def write(self, held: ClaimedRow, kind: str, detail: bytes, state: bytes) -> None:
-        """Append an event and set the state, durably. Raises `CustomerHeld`, `JournalError`."""
-        await self._submit(partial(self._store.write, held, kind, detail, state)).future
-
-    async def forget(self, held: ClaimedRow) -> None:
-        """Delete a customer and its events, durably. Raises `CustomerHeld`, `JournalError`."""
-        await self._submit(partial(self._store.forget, held)).future
-
-    async def instruct(self, external_id: str, instruction: Instruction) -> None:
-        """Set the instruction about a customer, durably. Raises `JournalError`."""
-        await self._submit(partial(self._store.instruct, external_id, instruction)).future
-
-    async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
-        """Delete the instruction about a customer, unless another one has replaced it. Raises `JournalError`."""
-        await self._submit(partial(self._store.delete_instruction, external_id, instruction)).future
-
-    async def release(self, held: ClaimedRow) -> None:
-        """Release a customer.
-
-        Raises `JournalError` if the write fails. Even then this journal can claim the customer again, and its next
-        heartbeat releases the customer for other processes.
+        `on_failure`: called in the writer's thread if the operation has no effect. Raises `JournalError`.
         """
-        await self._submit_release(lambda: held).future
-
-    def _submit_release(self, held: Callable[[], ClaimedRow | None]) -> _Op[None]:
-        """Queue the release of a claim. The operation that makes the claim may still be in the queue before it."""
-
-        def do(act: Callable[[ClaimedRow], None]) -> None:
-            if (claimed := held()) is not None:
-                act(claimed)
-
-        return self._submit(partial(do, self._store.release), partial(do, self._store.mark_released))
-
-    def _submit(self, work: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> _Op[_T]:
-        """Queue an operation. It runs even if its caller is cancelled."""
         if not self.is_open:
-            raise JournalError(self._place, "is not open")
+            raise JournalError(self._store.place, "is not open")
         self._check_place()
-        op = _Op(work, on_failure)
+        op = Op(work, on_failure)
         self._pending.append(op)
         if self._running is None and len(self._pending) == 1:
             # In the next turn of the loop, so that the operations of other tasks in this turn join the transaction.
@@ -227,10 +178,12 @@ class Writer:
         """Raise `UsageError` in a process or on an event loop that did not open the journal."""
         if self._pid != os.getpid():
             raise UsageError(
-                f"journal {self._place} was opened before this process was forked: open it again"
+                f"journal {self._store.place} was opened before this process was forked: open it again"
             )
         if self._loop() is not asyncio.get_running_loop():
-            raise UsageError(f"journal {self._place} was opened on another event loop: open one on each loop")
+            raise UsageError(
+                f"journal {self._store.place} was opened on another event loop: open one on each loop"
+            )
 
     def _start(self) -> None:
         if self._running is not None or not self._pending:
@@ -239,7 +192,7 @@ class Writer:
         self._running = self._call(partial(self._store.transact, batch))
         self._running.add_done_callback(partial(self._finish, batch))
 
-    def _finish(self, batch: Sequence[_QueuedOp], running: "asyncio.Future[None]") -> None:
+    def _finish(self, batch: Sequence[Op[object]], running: "asyncio.Future[None]") -> None:
         self._running = None
         error = running.exception()
         if isinstance(error, Exception):
@@ -248,7 +201,7 @@ class Writer:
         self._deliver(deque(batch))
         self._start()
 
-    def _deliver(self, done: "deque[_QueuedOp]") -> None:
+    def _deliver(self, done: "deque[Op[object]]") -> None:
         """Wake the callers of operations, a few in each turn of the loop, so that other tasks run in between."""
         for _ in range(min(len(done), _WOKEN_PER_TURN)):
             done.popleft().deliver()
