@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asyncmig import generations
 from asyncmig.customers.status import RemainingWork
-from asyncmig.jobs.plan import Forecast, ObservedDurations, earliest_end, forecast
+from asyncmig.jobs.plan import Forecast, earliest_end, forecast
 
 CREATE, UPLOAD, START = "POST /companies", "POST /companies/{id}/uploads", "POST /companies/{id}/imports"
 READ, DOWNLOAD = "GET /companies/{id}/imports/{run_id}", "GET /companies/{id}/export.csv"
@@ -45,28 +45,21 @@ def test_what_is_left_shrinks_with_each_step(step: str, left: dict[str, int]) ->
     assert dict(generations.find("companies").requests_left(RemainingWork(step=step, files=3))) == left
 
 
-def predicted(*under_way: RemainingWork, durations: ObservedDurations, concurrency: int = 500) -> Forecast:
-    return forecast(under_way, durations, limit=100, window=60.0, scope="endpoint", concurrency=concurrency)
+def predicted(*under_way: RemainingWork, longest: float | None, concurrency: int = 500) -> Forecast:
+    return forecast(under_way, longest, limit=100, window=60.0, scope="endpoint", concurrency=concurrency)
 
 
 def test_before_an_import_has_ended_only_a_bound_is_known() -> None:
     many = [RemainingWork(files=2)] * 150
-    assert predicted(*many, durations=ObservedDurations()) == Forecast(120.0, is_bound=True)  # 300 uploads
-    assert predicted(durations=ObservedDurations()) == Forecast(0.0, is_bound=False)
+    assert predicted(*many, longest=None) == Forecast(120.0, is_bound=True)  # 300 uploads
+    assert predicted(longest=None) == Forecast(0.0, is_bound=False)
 
 
 def test_afterwards_the_longest_one_tells_what_the_rest_will_take() -> None:
-    durations = ObservedDurations()
-    for seconds in (40.0, 90.0, 30.0):
-        durations.add(seconds)
-    assert predicted(RemainingWork(step="running", age=20.0), durations=durations) == Forecast(
-        70.0, is_bound=False
-    )
-    assert predicted(*[RemainingWork(files=2)] * 150, durations=durations).seconds == 60.0 + 60.0 + 90.0
-    assert predicted(*[RemainingWork()] * 10, durations=durations, concurrency=2).seconds == 5 * 90.0
+    assert predicted(RemainingWork(step="running", age=20.0), longest=90.0) == Forecast(70.0, is_bound=False)
+    assert predicted(*[RemainingWork(files=2)] * 150, longest=90.0).seconds == 60.0 + 60.0 + 90.0
+    assert predicted(*[RemainingWork()] * 10, longest=90.0, concurrency=2).seconds == 5 * 90.0
 
 
 def test_an_import_that_takes_longer_than_any_before_makes_it_a_bound_again() -> None:
-    durations = ObservedDurations()
-    durations.add(10.0)
-    assert predicted(RemainingWork(step="running", age=50.0), durations=durations).is_bound
+    assert predicted(RemainingWork(step="running", age=50.0), longest=10.0).is_bound

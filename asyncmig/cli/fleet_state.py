@@ -23,7 +23,6 @@ from asyncmig.events import (
     RunEnded,
     SlotAwaited,
 )
-from asyncmig.jobs.plan import ObservedDurations
 from asyncmig.steps import ACTIVE, CHART_BARS, OUTCOMES, OutcomeName, Progress
 
 __all__ = ["KINDS", "Bar", "CustomerProgress", "Hold", "LiveState", "Segment", "Timeline"]
@@ -50,7 +49,7 @@ class CustomerProgress:
 class LiveState:
     """Collects events and outcomes, and returns what is in progress."""
 
-    __slots__ = ("_answers", "_customers", "_owners", "_runs", "durations", "ended", "now")
+    __slots__ = ("_answers", "_customers", "_owners", "_runs", "ended", "longest_run", "now")
 
     def __init__(self, files: Mapping[str, int]) -> None:
         """`files`: the number of files of each customer."""
@@ -58,7 +57,8 @@ class LiveState:
         self._runs: dict[str, CustomerProgress] = {}
         self._owners: dict[str, str] = {}
         self._answers: deque[float] = deque()
-        self.durations: ObservedDurations = ObservedDurations()
+        self.longest_run: float | None = None
+        """The duration of the longest run that has ended, in seconds; None before the first end."""
         self.ended: Counter[str] = Counter()
         """Customers by outcome."""
         self.now: float = 0.0
@@ -81,7 +81,7 @@ class LiveState:
             case SlotAwaited() if event.external_id in self._customers:
                 self._customers[event.external_id].text = _wait(event)
             case RunEnded() if event.seconds is not None:
-                self.durations.add(event.seconds)
+                self.longest_run = max(event.seconds, self.longest_run or 0.0)
             case _:
                 pass
 

@@ -273,7 +273,7 @@ class LiveView:
         settings = self._settings
         left = forecast(
             self._tracker.under_way(),
-            self._tracker.durations,
+            self._tracker.longest_run,
             limits=settings.all_limits,
             concurrency=settings.concurrency,
             api=settings.api,

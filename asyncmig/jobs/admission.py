@@ -17,9 +17,8 @@ from typing import TypeVar, final
 from asyncmig._io.event_loop import gradually, start_task
 from asyncmig.customers.outcome import Outcome
 from asyncmig.errors import JournalError
-from asyncmig.jobs.customer_task import CustomerTask, FleetParts
 from asyncmig.jobs.customers import RECHECK, cancel_when_free
-from asyncmig.jobs.migrate import pending
+from asyncmig.jobs.migrate import CustomerTask, FleetParts, pending
 
 __all__ = ["Admission", "Cancellations"]
 
@@ -152,9 +151,8 @@ class Admission:
         self, customer: CustomerTask, outcome: Outcome | None = None, error: BaseException | None = None
     ) -> None:
         self._count -= 1
-        self._forget(
-            customer
-        )  # before the future is done: its waiter may submit another spec of the customer
+        # Before the future is done, because its waiter may submit another spec of the customer.
+        self._forget(customer)
         customer.end(outcome, error)
         if not self._count and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -262,7 +260,9 @@ class Cancellations:
             while self._under_way:
                 await asyncio.sleep(RECHECK)
                 try:
-                    canceled = [name for name in await self._canceled() if await self._is_canceled(name)]
+                    found = await self._fleet.journal.instructions("cancel")
+                    names = found.keys() & self._under_way.keys()
+                    canceled = [name for name in names if await self._is_canceled(name)]
                 except JournalError as error:
                     _log.debug("instructions cannot be read: %s", error)
                     continue
@@ -271,10 +271,6 @@ class Cancellations:
                         self.carry_out(external_id).add_done_callback(_log_failure)
         finally:
             self._watcher = None
-
-    async def _canceled(self) -> set[str]:
-        canceled = await self._fleet.journal.instructions("cancel")
-        return canceled.keys() & self._under_way.keys()
 
     async def _is_canceled(self, external_id: str) -> bool:
         """Return whether the journal says so after the fleet has recorded its own instruction.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
@@ -26,12 +26,10 @@ from asyncmig.customers.spec import CheckedSpec, Spec, each_spec, failed
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import CustomerHeld, InvalidInput, SessionClosed, UsageError
 from asyncmig.jobs.admission import Admission, Cancellations
-from asyncmig.jobs.customer_task import CustomerTask, FleetParts, WhenHeld
 from asyncmig.jobs.customers import CustomerMethods, decide_when_free
 from asyncmig.jobs.instructions import KnownCustomer, Secrets, Work, read_known_of, spec_with_secrets
-from asyncmig.jobs.migrate import check_unchanged
+from asyncmig.jobs.migrate import CustomerTask, FleetParts, WhenHeld, check_unchanged, recover_run_slots
 from asyncmig.jobs.progress import LiveProgress
-from asyncmig.jobs.run_slots import recover_run_slots
 from asyncmig.jobs.turns import Turns, largest_first
 from asyncmig.journal import DatabaseJournal, Instruction, JournalPlace, JournalPort, open_journal
 from asyncmig.session import Session, context_of
@@ -78,18 +76,13 @@ class Fleet(AsyncOnly, CustomerMethods):
         "_admission",
         "_cancellations",
         "_exits",
-        "_generation",
         "_guard",
-        "_inputs",
-        "_journal",
-        "_options",
         "_own_journal",
         "_parts",
         "_progress",
         "_secrets",
         "_session",
         "_submitted",
-        "_to",
         "_when_no_run_slot",
     )
 
@@ -116,47 +109,48 @@ class Fleet(AsyncOnly, CustomerMethods):
         if concurrency < 1:
             raise InvalidInput("concurrency", concurrency, "must be at least 1")
         check_utf8("to", to)
-        self._session, self._to = session, checked_path("to", to)
-        self._options = combined(options, keywords)
-        self._generation = generations.find(api)
-        generations.check_options(self._generation, self._options)
-        self._inputs = Inputs()
-        self._inputs.add(protected)
+        inputs = Inputs()
+        inputs.add(protected)
         self._own_journal: DatabaseJournal | None = None
         if isinstance(journal, str | Path):
             if path := JournalPlace(str(journal)).path:
-                self._inputs.add([path])
+                inputs.add([path])
             journal = self._own_journal = open_journal(journal)
-        self._journal: JournalPort = journal
-        self._when_no_run_slot, self._secrets = when_no_run_slot, secrets
-        self._guard = LoopGuard("Fleet")
-        self._submitted: dict[str, CustomerTask] = {}
-        self._parts = FleetParts(
-            generation=self._generation,
+        self._parts = parts = FleetParts(
+            generation=generations.find(api),
             context=context_of(session),
             journal=journal,
-            to=self._to,
-            options=self._options,
-            inputs=self._inputs,
+            to=checked_path("to", to),
+            options=combined(options, keywords),
+            inputs=inputs,
             when_held=when_held,
         )
+        generations.check_options(parts.generation, parts.options)
+        self._session, self._when_no_run_slot, self._secrets = session, when_no_run_slot, secrets
+        self._guard = LoopGuard("Fleet")
+        self._submitted: dict[str, CustomerTask] = {}
         self._admission = Admission(concurrency, self._forget)
-        self._cancellations = Cancellations(self._parts, self._submitted, self._admission)
-        self._progress, self._exits = LiveProgress(), ExitStack()
+        self._cancellations = Cancellations(parts, self._submitted, self._admission)
+        self._progress, self._exits = LiveProgress(), AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         self._session.check_open()
         self._guard.enter()
+        context, journal = self._parts.context, self._parts.journal
         try:
-            if self._own_journal is not None:
-                await self._own_journal.__aenter__()
-            if isinstance(self._journal, DatabaseJournal):
-                with suppress(OSError):  # the send log warns that it cannot be used
-                    self._journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                await context_of(self._session).remember(self._journal.send_log)
-            context_of(self._session).runs.gives_up = self._when_no_run_slot == "return"
-            events = self._session.events
-            self._exits.enter_context(events.subscribe(self._progress.take, *LiveProgress.KINDS))
+            async with AsyncExitStack() as exits:  # closes in reverse order
+                if self._own_journal is not None:
+                    await exits.enter_async_context(self._own_journal)
+                if isinstance(journal, DatabaseJournal):
+                    with suppress(OSError):  # the send log warns that it cannot be used
+                        journal.send_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    await context.remember(journal.send_log)
+                exits.push_async_callback(self._admission.ended)
+                exits.push_async_callback(self._cancellations.aclose)
+                context.runs.gives_up = self._when_no_run_slot == "return"
+                events = self._session.events
+                exits.enter_context(events.subscribe(self._progress.take, *LiveProgress.KINDS))
+                self._exits = exits.pop_all()
         except BaseException:
             self._guard.forget()
             raise
@@ -169,17 +163,11 @@ class Fleet(AsyncOnly, CustomerMethods):
         tb: TracebackType | None,
     ) -> None:
         self._guard.leave(_LEFT)
-        self._exits.close()
-        context_of(self._session).runs.gives_up = False
+        self._parts.context.runs.gives_up = False
         self._admission.cancel()
         # Shielded, because no task may outlive the fleet and the journal must be closed, also in a cancelled task.
         with anyio.CancelScope(shield=True):
-            try:
-                await self._cancellations.aclose()
-                await self._admission.ended()
-            finally:
-                if self._own_journal is not None:
-                    await self._own_journal.__aexit__(None, None, None)
+            await self._exits.aclose()
 
     def submit(self, spec: Spec) -> "asyncio.Future[Outcome]":
         """Start a migration as soon as there is a place; the future gives its outcome.
@@ -188,8 +176,8 @@ class Fleet(AsyncOnly, CustomerMethods):
         is under way already is not started twice: the same spec gets the same future, and another one raises
         `InvalidInput`. Leaving the fleet's block cancels the migration; cancelling the future does not.
         """
-        spec, refused = generations.check_spec(self._generation, spec)
-        instruction = None if refused else Work.of(spec, self._generation.name).wanted("run")
+        spec, refused = generations.check_spec(self._parts.generation, spec)
+        instruction = None if refused else Work.of(spec, self._parts.generation.name).wanted("run")
         return self._submit(spec, refused, instruction, context=copy_context())
 
     @checked_call
@@ -200,12 +188,12 @@ class Fleet(AsyncOnly, CustomerMethods):
         refuses; `JournalError`.
         """
         self._guard.loop()
-        spec, refused = generations.check_spec(self._generation, spec)
+        spec, refused = generations.check_spec(self._parts.generation, spec)
         if refused is not None:
             raise refused
-        await in_thread(partial(spec.validate, root=self._options.root))
-        if self._options.if_changed == "refuse":
-            await check_unchanged(self._generation, spec, self._journal)
+        await in_thread(partial(spec.validate, root=self._parts.options.root))
+        if self._parts.options.if_changed == "refuse":
+            await check_unchanged(self._parts.generation, spec, self._parts.journal)
         future = self.submit(spec)
         if (under_way := self._submitted.get(spec.external_id)) is not None:
             await under_way.record()
@@ -262,24 +250,24 @@ class Fleet(AsyncOnly, CustomerMethods):
         """
         given: list[CheckedSpec] = []
         async for each in each_spec(specs):
-            given.append(generations.check_spec(self._generation, each))
+            given.append(generations.check_spec(self._parts.generation, each))
             await _let_others_run(len(given))
-        keys, ready = await in_thread(largest_first, given, self._to)
+        keys, ready = await in_thread(largest_first, given, self._parts.to)
         good = {spec.external_id: spec for spec, refused in given if refused is None}
         for number, spec in enumerate(good.values()):
             self._check_not_other(spec)
             await _let_others_run(number)
-        context = context_of(self._session)
-        in_progress = await recover_run_slots(context, self._generation, self._journal)
+        context = self._parts.context
+        in_progress = await recover_run_slots(context, self._parts.generation, self._parts.journal)
         for external_id in in_progress.keys() & good:
             run = in_progress[external_id]
             context.runs.seen(run)  # its migration finds out whether it waits for a person
-        instructions = await self._journal.instructions()
+        instructions = await self._parts.journal.instructions()
         for external_id in instructions.keys() & good:
             if instructions[external_id].wanted == "cancel":
-                await self._journal.delete_instruction(external_id, instructions.pop(external_id))
+                await self._parts.journal.delete_instruction(external_id, instructions.pop(external_id))
         del given, good
-        with self._inputs.holding(keys):
+        with self._parts.inputs.holding(keys):
             turns, own, ended = Turns(), copy_context(), asyncio.Queue[asyncio.Future[Outcome]]()
             count, add = len(ready), ended.put_nowait
             for number, (spec, refused) in enumerate(ready):
@@ -299,24 +287,30 @@ class Fleet(AsyncOnly, CustomerMethods):
         Raises `JournalError`.
         """
         self._guard.loop()
-        states, instructions = await self._journal.states(), await self._journal.instructions()
+        generation, journal = self._parts.generation, self._parts.journal
+        states, instructions = await journal.states(), await journal.instructions()
         names = dict.fromkeys([*states, *instructions])
-        known = [KnownCustomer(name, states.get(name), instructions.get(name)) for name in names]
-        api = self._generation.name
-        unfinished = await in_thread(lambda: [each for each in known if each.is_unfinished(api)])
-        by_name = {each.external_id: each for each in unfinished if each.external_id not in self._submitted}
-        _, ready = await in_thread(
-            largest_first, [await self._spec_of(each) for each in by_name.values()], self._to
-        )
-        turns, own = Turns(), copy_context()
+        every = [KnownCustomer(name, states.get(name), instructions.get(name)) for name in names]
+        unfinished = await in_thread(lambda: [each for each in every if each.is_unfinished(generation.name)])
         futures = {
             each.external_id: under_way.future
             for each in unfinished
             if (under_way := self._submitted.get(each.external_id)) is not None
         }
+        left = {each.external_id: each for each in unfinished if each.external_id not in futures}
+        given = [await spec_with_secrets(generation, known, self._secrets) for known in left.values()]
+        _, ready = await in_thread(largest_first, given, self._parts.to)
+        turns, own = Turns(), copy_context()
         for number, (spec, refused) in enumerate(ready):
-            futures[spec.external_id] = self._continue(
-                by_name[spec.external_id], spec, refused, context=own, turns=turns
+            known = left[spec.external_id]
+            futures[known.external_id] = self._submit(
+                spec,
+                refused,
+                known.instruction,
+                context=own,
+                turns=turns,
+                is_recorded=True,
+                known=known,
             )
             await _let_others_run(number)
         return futures
@@ -372,36 +366,20 @@ class Fleet(AsyncOnly, CustomerMethods):
             await under_way.record()
         known = await self._known(external_id)
         work = msgspec.structs.replace(known.work, reject_parked=reject_parked)
-        await self._journal.instruct(external_id, work.wanted("cancel"))
+        await self._parts.journal.instruct(external_id, work.wanted("cancel"))
         return await asyncio.shield(self._cancellations.carry_out(external_id))
 
     async def _known(self, external_id: str) -> KnownCustomer:
         """Return the journal's record and instruction of a customer of this API generation."""
         self._guard.loop()
-        return await read_known_of(self._generation, self._journal, external_id)
+        return await read_known_of(self._parts.generation, self._parts.journal, external_id)
 
     async def _instruct(self, known: KnownCustomer, instruction: Instruction) -> "asyncio.Future[Outcome]":
         """Write an instruction about a customer to the journal, and submit the customer."""
-        await self._journal.instruct(known.external_id, instruction)
+        await self._parts.journal.instruct(known.external_id, instruction)
         known = replace(known, instruction=instruction)
-        return self._continue(known, *await self._spec_of(known), context=copy_context())
-
-    def _continue(
-        self,
-        known: KnownCustomer,
-        spec: Spec,
-        refused: InvalidInput | None,
-        *,
-        context: Context,
-        turns: Turns | None = None,
-    ) -> "asyncio.Future[Outcome]":
-        """Submit a customer with what the journal has of it."""
-        return self._submit(
-            spec, refused, known.instruction, context=context, turns=turns, is_recorded=True, known=known
-        )
-
-    async def _spec_of(self, known: KnownCustomer) -> CheckedSpec:
-        return await spec_with_secrets(self._generation, known, self._secrets)
+        checked = await spec_with_secrets(self._parts.generation, known, self._secrets)
+        return self._submit(*checked, instruction, context=copy_context(), is_recorded=True, known=known)
 
     async def status(self, external_id: str) -> CustomerStatus:
         """Return the status of a customer. The time does not depend on the number of customers."""
@@ -414,7 +392,7 @@ class Fleet(AsyncOnly, CustomerMethods):
 
     def _opened_journal(self) -> JournalPort:
         self._guard.loop()
-        return self._journal
+        return self._parts.journal
 
     async def _check_idle(self, external_id: str) -> None:
         if external_id in self._submitted:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, final
+from typing import Self, final
 
 import msgspec
 
@@ -37,13 +37,6 @@ __all__ = [
 _log = logging.getLogger("asyncmig")
 Secrets = Callable[[Spec], Spec | Awaitable[Spec]]
 """Adds the secrets to a spec from the journal, which has none."""
-
-
-class _Readable(Protocol):
-    """The part of a journal that is needed to read one customer."""
-
-    async def state(self, external_id: str) -> bytes | None: ...
-    async def instruction(self, external_id: str) -> Instruction | None: ...
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +191,7 @@ async def fulfil(
         _log.warning("%s: the journal still has the instruction to migrate it: %s", external_id, error)
 
 
-async def read_known(journal: _Readable, external_id: str) -> KnownCustomer:
+async def read_known(journal: JournalPort, external_id: str) -> KnownCustomer:
     """Return what the journal knows of a customer. Raises `CustomerNotFound`, `JournalError`."""
     state, instruction = await journal.state(external_id), await journal.instruction(external_id)
     if state is None and instruction is None:
@@ -206,7 +199,7 @@ async def read_known(journal: _Readable, external_id: str) -> KnownCustomer:
     return KnownCustomer(external_id, state, instruction)
 
 
-async def read_known_of(generation: Generation, journal: _Readable, external_id: str) -> KnownCustomer:
+async def read_known_of(generation: Generation, journal: JournalPort, external_id: str) -> KnownCustomer:
     """Do what `read_known` does; raise `InvalidInput` for a customer of another API generation."""
     known = await read_known(journal, external_id)
     api = known.work.api

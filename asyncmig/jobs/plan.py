@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol
 
 import msgspec
 
@@ -31,7 +31,6 @@ from asyncmig.generations import Generation
 __all__ = [
     "Destruction",
     "Forecast",
-    "ObservedDurations",
     "Plan",
     "PlannedFile",
     "earliest_end",
@@ -46,25 +45,6 @@ class Forecast:
 
     seconds: float
     is_bound: bool
-
-
-@final
-class ObservedDurations:
-    """The durations of the imports that have ended."""
-
-    __slots__ = ("_longest",)
-
-    def __init__(self) -> None:
-        self._longest: float | None = None
-
-    def add(self, seconds: float) -> None:
-        """Add the duration of an import that has ended."""
-        self._longest = max(seconds, self._longest or 0.0)
-
-    @property
-    def longest(self) -> float | None:
-        """The longest duration in seconds, because a fleet waits for its last import; None before the first end."""
-        return self._longest
 
 
 def earliest_end(
@@ -102,7 +82,7 @@ def _waits(requests: Mapping[str, int], limits: Limits, api: str) -> Iterator[tu
 
 def forecast(
     under_way: Collection[RemainingWork],
-    durations: ObservedDurations,
+    longest: float | None,
     *,
     limits: Limits | None = None,
     limit: int = 100,
@@ -111,7 +91,10 @@ def forecast(
     concurrency: int = 500,
     api: str = generations.DEFAULT,
 ) -> Forecast:
-    """Return when all of `under_way` will have ended, from the budget and from how long imports took so far."""
+    """Return when all of `under_way` will have ended, from the budgets and from the longest import so far.
+
+    `longest`: its seconds, because a fleet waits for its last import; None before the first end.
+    """
     generation = generations.find(api)
     left: Counter[str] = Counter()
     for work, count in Counter(RemainingWork(step=each.step, files=each.files) for each in under_way).items():
@@ -121,7 +104,7 @@ def forecast(
     limits = short_form(limits, limit=limit, window=window, scope=scope)
     started = earliest_end(starts, limits=limits, api=api)
     bound = earliest_end(left, limits=limits, api=api)
-    longest, ages = durations.longest, [customer.age for customer in under_way if customer.age is not None]
+    ages = [customer.age for customer in under_way if customer.age is not None]
     if longest is None:
         return Forecast(bound, is_bound=bool(under_way))
     ends = [bound, *(longest - age for age in ages)]

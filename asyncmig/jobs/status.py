@@ -1,9 +1,11 @@
-"""The status of the customers of a journal, also while other processes write it."""
+"""The status of the customers of a journal, also while other processes write it.
+
+The journal may be open for reading only.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
@@ -12,7 +14,7 @@ from asyncmig._io.threads import in_thread
 from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import CustomerNotFound
 from asyncmig.jobs.instructions import KnownCustomer, read_known
-from asyncmig.journal import Activity, Instruction, JournalEvent, Wanted
+from asyncmig.journal import Activity, JournalEvent, JournalPort, Wanted
 from asyncmig.steps import OUTCOMES, STEPS
 
 __all__ = [
@@ -20,7 +22,6 @@ __all__ = [
     "STEPS",
     "CustomerStatus",
     "LogEntry",
-    "Readable",
     "follow",
     "read_all",
     "read_record",
@@ -37,36 +38,6 @@ _IDLE_LOOKS = 3
 """The number of consecutive checks without a working process after which `follow` ends."""
 
 
-class Readable(Protocol):
-    """The methods of a journal that reading the status needs; the journal may be open for reading only."""
-
-    async def state(self, external_id: str) -> bytes | None:
-        """Return the latest record of a customer."""
-        ...
-
-    async def states(self) -> dict[str, bytes]:
-        """Return every customer's latest record, the oldest first."""
-        ...
-
-    async def instruction(self, external_id: str) -> Instruction | None:
-        """Return the instruction about a customer that was not carried out yet; None if there is none."""
-        ...
-
-    async def instructions(self) -> dict[str, Instruction]:
-        """Return all instructions, by external id."""
-        ...
-
-    async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        """Return when the record of each customer, or of one, changed last, and which process works on it."""
-        ...
-
-    async def events(
-        self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
-    ) -> list[JournalEvent]:
-        """Return events in order: of one customer, after a number, at most so many."""
-        ...
-
-
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a customer's log, for people."""
 
@@ -79,7 +50,7 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A description of the entry. It may contain unescaped text of the server."""
 
 
-async def read_record(journal: Readable, external_id: str) -> CustomerRecord:
+async def read_record(journal: JournalPort, external_id: str) -> CustomerRecord:
     """Return the record of one customer; see `read_records`. Raises `CustomerNotFound`, `JournalError`."""
     state = await journal.state(external_id)
     if state is None:
@@ -87,7 +58,7 @@ async def read_record(journal: Readable, external_id: str) -> CustomerRecord:
     return generations.read(external_id, state)
 
 
-async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
+async def read_status(journal: JournalPort, external_id: str) -> CustomerStatus:
     """Return the status of one customer, in a time that does not depend on the number of customers.
 
     Raises `CustomerNotFound`, `JournalError`.
@@ -96,7 +67,7 @@ async def read_status(journal: Readable, external_id: str) -> CustomerStatus:
     return status_of_known(known, (await journal.activity(external_id)).get(external_id))
 
 
-async def read_records(journal: Readable) -> dict[str, CustomerRecord]:
+async def read_records(journal: JournalPort) -> dict[str, CustomerRecord]:
     """Return the record of each customer, the oldest first. Raises `JournalError` if the journal cannot be read.
 
     A record that this version cannot use is not `is_readable`, and its outcome is `Failed` with the reason.
@@ -105,13 +76,13 @@ async def read_records(journal: Readable) -> dict[str, CustomerRecord]:
     return {external_id: generations.read(external_id, state) for external_id, state in states.items()}
 
 
-async def read_statuses(journal: Readable) -> list[CustomerStatus]:
+async def read_statuses(journal: JournalPort) -> list[CustomerStatus]:
     """Return the status of each customer of a journal, the oldest first. Raises `JournalError`."""
     found = await read_all(journal)
     return await in_thread(lambda: [status_of_known(*each) for each in found])
 
 
-async def read_all(journal: Readable) -> list[tuple[KnownCustomer, Activity | None]]:
+async def read_all(journal: JournalPort) -> list[tuple[KnownCustomer, Activity | None]]:
     """Return what a journal knows of each customer, the oldest first, without decoding it. Raises `JournalError`."""
     states, instructions = await journal.states(), await journal.instructions()
     activity = await journal.activity()
@@ -179,7 +150,7 @@ def words_of(event: JournalEvent, api: str = generations.DEFAULT) -> str:
     return generations.find(api).describe(event) if api in generations.known() else ""
 
 
-async def follow(journal: Readable, *, after: int = 0, every: float = 1.0) -> AsyncIterator[JournalEvent]:
+async def follow(journal: JournalPort, *, after: int = 0, every: float = 1.0) -> AsyncIterator[JournalEvent]:
     """Yield events after number `after` as they are written, until no process works on any customer.
 
     `every`: seconds of the loop's clock between checks. Raises `JournalError`.

@@ -18,8 +18,8 @@ from asyncmig import Fleet, Journal, Parked, Spec
 from asyncmig.cli import status
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.status import LastFailure
-from asyncmig.jobs.status import Readable, follow
-from asyncmig.journal import JournalEvent
+from asyncmig.jobs.status import follow
+from asyncmig.journal import JournalEvent, JournalPort
 from asyncmig.simulator import Reply, Request
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.testing import Simulator as InProcess
@@ -173,7 +173,7 @@ def test_while_another_process_works_it_is_seen_and_followed(
             polled.set()
         return None if followed.is_set() else running
 
-    def following(journal: Readable, *, after: int) -> AsyncIterator[JournalEvent]:
+    def following(journal: JournalPort, *, after: int) -> AsyncIterator[JournalEvent]:
         followed.set()
         return follow(journal, after=after)
 
