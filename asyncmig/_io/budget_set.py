@@ -55,7 +55,7 @@ class BudgetSet:
         events: Events | None = None,
     ) -> None:
         """`name`: the budget's name in events about a hold of these requests only."""
-        self._name, self._events = name, events
+        self._name, self._events = name, events or Events()
         self.on_held: Callable[[float], None] | None = None
         self.waiters: Waiters = Waiters()
         self._dispatchers, self._runs = tuple(dispatchers), runs
@@ -140,6 +140,7 @@ class BudgetSet:
                 self.waiters.cancelled(lane)
 
     def next_at(self, now: float, granted: int) -> float | None:
+        """Return the earliest time at which all budgets can grant; None if that depends on the next answer."""
         head = self.waiters.head(granted)
         if head is None:
             return None
@@ -157,9 +158,11 @@ class BudgetSet:
 
     @property
     def asks_at(self) -> float:
+        """When the first waiter asks a shared store for its slots, unless other waiters go first."""
         return float("inf")  # there is no store
 
     def grant(self, at: float, granted: int, *, by: Dispatcher) -> None:
+        """Grant to the first waiter, at a time that `next_at` returned."""
         waiter = self.waiters.dequeue(granted)
         assert waiter is not None
         self._grant_to(waiter, at, os.urandom(16).hex())
@@ -191,7 +194,7 @@ class BudgetSet:
         """
         charged = self._charged(headers)
         if charged is None:
-            self._slowest().count_refused()
+            self._slowest().limiter.refused += 1
             self._hold(retry_after)  # first, so that the next request does not take the slot
         for each, at in sorted(self._taken(sent_at), key=lambda taken: taken[0] is not charged):
             if each is charged:
@@ -253,17 +256,16 @@ class BudgetSet:
         self._held_until = max(self._held_until, until)
         if self.on_held is not None:
             self.on_held(self._held_until - now)
-        if self._events is not None:
-            self._events.emit(
-                Held(
-                    at=now,
-                    budget=self._name,
-                    until=self._held_until,
-                    seconds=self._held_until - now,
-                    slots=self.slots,
-                    burst=self.burst,
-                )
+        self._events.emit(
+            Held(
+                at=now,
+                budget=self._name,
+                until=self._held_until,
+                seconds=self._held_until - now,
+                slots=self.slots,
+                burst=self.burst,
             )
+        )
         asyncio.get_running_loop().call_at(until + TICK, self.turn)
 
     # Called by the gate

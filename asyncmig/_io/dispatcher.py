@@ -10,7 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import Limiter
@@ -21,33 +21,13 @@ from asyncmig._io.waiters import Head, Waiters
 from asyncmig.errors import AsyncmigError
 from asyncmig.events import BudgetLearnt, Events, Held
 
-__all__ = ["TICK", "Dispatcher", "DispatcherFactory", "JoinedQueue"]
+if TYPE_CHECKING:
+    from asyncmig._io.budget_set import BudgetSet
+
+__all__ = ["TICK", "Dispatcher", "DispatcherFactory"]
 
 TICK = 1e-6
 """Seconds by which an event loop may fire a timer early. A timer for such a short rest might be early again."""
-
-
-class JoinedQueue(Protocol):
-    """The waiting requests of a set of budgets, as the dispatcher of one of the budgets uses them."""
-
-    waiters: Waiters
-
-    @property
-    def asks_at(self) -> float:
-        """When the first waiter asks a shared store for its slots, unless other waiters go first."""
-        ...
-
-    def turn(self) -> None:
-        """Grant what may be granted now."""
-        ...
-
-    def next_at(self, now: float, granted: int) -> float | None:
-        """Return the earliest time at which all budgets can grant; None if that depends on the next answer."""
-        ...
-
-    def grant(self, at: float, granted: int, *, by: "Dispatcher") -> None:
-        """Grant to the first waiter, at a time that `next_at` returned."""
-        ...
 
 
 class Dispatcher:
@@ -87,7 +67,7 @@ class Dispatcher:
         self.waiters: Waiters = Waiters()
         self.granted: int = 0
         self.window: float = window
-        self._budget, self._events = budget, events
+        self._budget, self._events = budget, events or Events()
         self.on_held: Callable[[float], None] | None = None
         """Called with the seconds of each hold."""
         self._reported = (limiter.slots, limiter.burst)
@@ -97,12 +77,12 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = TokenBucket(window, self.turn)
         self._closed: AsyncmigError | None = None
-        self._sets: list[JoinedQueue] = []
+        self._sets: list[BudgetSet] = []
         """The sets that contain this budget. Their waiters compete for its slots."""
         self._is_reserving = False
         """Whether the timer is set for a waiter of a set that goes first."""
 
-    def join(self, queue: JoinedQueue) -> None:
+    def join(self, queue: "BudgetSet") -> None:
         """Also grant slots to the waiters of a set of budgets."""
         self._sets.append(queue)
 
@@ -163,7 +143,8 @@ class Dispatcher:
         for each in self._sets:
             yield each.waiters
 
-    def _is_wanted(self) -> bool:
+    def is_wanted(self) -> bool:
+        """Return whether any request waits for a slot, also with other budgets."""
         return self.waiters.count > 0 or (bool(self._sets) and any(each.waiters.count for each in self._sets))
 
     def resume(self, recent: Iterable[float], held_for: float) -> None:
@@ -203,7 +184,7 @@ class Dispatcher:
             return None
         now = self.now() if self._loop is None else loop.time()
         at = limiter.next_at(now)
-        return None if at is None or at > now else self._grant(now)
+        return None if at is None or at > now else self.take(now)
 
     def check_open(self) -> None:
         """Raise the error given to `close`, and `UsageError` on another event loop than before."""
@@ -228,7 +209,7 @@ class Dispatcher:
     def _gave_up(self, waiter: asyncio.Future[float], lane: Lane) -> None:
         if waiter.cancel() or waiter.cancelled():
             self.waiters.cancelled(lane)
-            if not self._is_wanted():
+            if not self.is_wanted():
                 self._stop_timers()
         elif waiter.exception() is None:  # granted and cancelled in the same turn of the loop
             self.unsent(waiter.result())
@@ -260,10 +241,6 @@ class Dispatcher:
             self._emit_held()
         self._turn_after_answer()
 
-    def count_refused(self) -> None:
-        """Count a 429 that holds only the requests of a set."""
-        self.limiter.refused += 1
-
     def lost(self, sent_at: float) -> None:
         """Report that no answer will come."""
         self.limiter.lost(self.now(), sent_at=sent_at)
@@ -276,7 +253,7 @@ class Dispatcher:
 
     def _turn_after_answer(self) -> None:
         """After an answer, run a turn unless a timer is set: an answer frees no slot before the timer fires."""
-        if self._timer is None and self._is_wanted():
+        if self._timer is None and self.is_wanted():
             self.turn()
 
     # Events
@@ -285,8 +262,6 @@ class Dispatcher:
         now, until = self.now(), self.held_until
         if self.on_held is not None:
             self.on_held(until - now)
-        if self._events is None:
-            return
         self._reported = slots, burst = (self.slots, self.burst)
         self._events.emit(
             Held(
@@ -301,7 +276,7 @@ class Dispatcher:
 
     def _emit_learnt(self) -> None:
         slots, burst = estimate = (self.slots, self.burst)
-        if self._events is not None and estimate != self._reported:
+        if estimate != self._reported:
             self._reported = estimate
             self._events.emit(BudgetLearnt(at=self.now(), budget=self._budget, slots=slots, burst=burst))
 
@@ -310,7 +285,7 @@ class Dispatcher:
     def turn(self) -> None:
         """Grant every slot that may be granted now; then set the timer, or fetch a token, for the next one."""
         self._disarm()
-        while self._loop is not None and self._is_wanted() and not self._tokens.is_fetching:
+        while self._loop is not None and self.is_wanted() and not self._tokens.is_fetching:
             now = self.now()
             at = self.limiter.next_at(now)
             if at is None:
@@ -327,14 +302,14 @@ class Dispatcher:
                 continue
             if (waiter := self.waiters.dequeue(self.granted)) is None:
                 return
-            waiter.set_result(self._grant(max(now, at)))
+            waiter.set_result(self.take(max(now, at)))
 
     def _grant_first(self, now: float) -> bool:
         """Grant the slot to the first waiter whose other budgets, if it needs any, can also grant.
 
         A waiter whose other budgets can grant soon keeps the slot until then. Return whether the slot was granted.
         """
-        heads: list[tuple[Head, JoinedQueue | None]] = [
+        heads: list[tuple[Head, BudgetSet | None]] = [
             (head[0], each) for each in self._sets if (head := each.waiters.head(self.granted))
         ]
         if own := self.waiters.head(self.granted):
@@ -343,7 +318,7 @@ class Dispatcher:
             if each is None:
                 waiter = self.waiters.dequeue(self.granted)
                 assert waiter is not None
-                waiter.set_result(self._grant(now))
+                waiter.set_result(self.take(now))
                 return True
             at = each.next_at(now, self.granted)
             if at is not None and at - now <= TICK:
@@ -355,7 +330,7 @@ class Dispatcher:
                 return False
         return False
 
-    def has_before(self, queue: JoinedQueue, place: Head, now: float) -> bool:
+    def has_before(self, queue: "BudgetSet", place: Head, now: float) -> bool:
         """Return whether a waiter of another queue goes before `place`, and can be granted now."""
         if (own := self.waiters.head(self.granted)) and own[0] < place:
             return True
@@ -373,7 +348,7 @@ class Dispatcher:
     def slot_taken(self) -> None:
         """Set the timer for the next slot, because another budget has granted a slot of this one to a waiter of a
         set."""
-        if self._timer is None and not self._tokens.is_fetching and self._is_wanted():
+        if self._timer is None and not self._tokens.is_fetching and self.is_wanted():
             at = self.next_at(now := self.now())
             if at is not None:
                 self._wake_at(max(at, now))
@@ -389,13 +364,10 @@ class Dispatcher:
         return None
 
     def take(self, now: float, name: str = "") -> float:
-        """Take a slot for a waiter of a set, at a time that `next_at` returned. Return the time of the grant.
+        """Take a slot, at a time that `next_at` returned; return the time of the grant.
 
         `name`: the slot's name in a shared store.
         """
-        return self._grant(now)
-
-    def _grant(self, now: float) -> float:
         self._tokens.has_token = False
         self.limiter.take(now)
         self.granted += 1

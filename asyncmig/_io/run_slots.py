@@ -79,7 +79,7 @@ class RunSlots:
     )
 
     def __init__(self, limit: int | None, *, events: Events | None = None) -> None:
-        self._table, self._events = RunTable(limit), events
+        self._table, self._events = RunTable(limit), events or Events()
         self.gives_up: bool = False
         """Whether starts raise `NoRunSlot` while every slot is held by a run that waits for a person."""
         self.starts: int = 0
@@ -166,7 +166,7 @@ class RunSlots:
         """Return the error with which the wait of a start must end now; None if it may continue."""
         if not self._table.is_stuck or run in self._table.runs:
             return None
-        if not self._was_stuck and self._events is not None:
+        if not self._was_stuck:
             self._events.emit(RunSlotsBlocked(at=_loop_time(), runs=tuple(self._table.runs)))
         self._was_stuck = True
         return NoRunSlot(tuple(self._table.runs)) if self.gives_up else None
@@ -356,17 +356,16 @@ class RunSlots:
         if numbers == self._reported:
             return
         self._reported, self._was_used = numbers, True
-        if self._events is not None:
-            self._events.emit(
-                RunSlotsChanged(
-                    at=_loop_time(),
-                    limit=table.limit,
-                    in_progress=numbers[0],
-                    waits_for_person=waits,
-                    others=numbers[2],
-                    waiting=self.starts,
-                )
+        self._events.emit(
+            RunSlotsChanged(
+                at=_loop_time(),
+                limit=table.limit,
+                in_progress=numbers[0],
+                waits_for_person=waits,
+                others=numbers[2],
+                waiting=self.starts,
             )
+        )
 
     def _now(self) -> float:
         """Return the time on the table's clock."""

@@ -51,7 +51,7 @@ class SharedRuns:
     )
 
     def __init__(
-        self, store: RunStore, table: RunTable, *, on_update: Callable[[], None], events: Events | None
+        self, store: RunStore, table: RunTable, *, on_update: Callable[[], None], events: Events
     ) -> None:
         """`table`: the table of this process so far, with times on the loop's clock."""
         self._store, self._on_update, self._events = store, on_update, events
@@ -190,17 +190,15 @@ class SharedRuns:
             return
         self._lost_at = asyncio.get_running_loop().time()
         _log.warning("run slots: the store is unavailable (%s); no run is started", error)
-        if self._events is not None:
-            self._events.emit(
-                SharedWindowLost(at=self._lost_at, budget=_RUNS, slots=0, processes=1, error=str(error))
-            )
+        self._events.emit(
+            SharedWindowLost(at=self._lost_at, budget=_RUNS, slots=0, processes=1, error=str(error))
+        )
 
     def _on_found(self) -> None:
         if self._lost_at is None:
             return
         now, lost_at, self._lost_at = asyncio.get_running_loop().time(), self._lost_at, None
         _log.warning("run slots: the store is available again")
-        if self._events is not None:
-            self._events.emit(
-                SharedWindowFound(at=now, budget=_RUNS, slots=self.table.limit or 0, seconds=now - lost_at)
-            )
+        self._events.emit(
+            SharedWindowFound(at=now, budget=_RUNS, slots=self.table.limit or 0, seconds=now - lost_at)
+        )

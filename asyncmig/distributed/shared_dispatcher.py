@@ -16,7 +16,8 @@ from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, Limiter
 from asyncmig._core.limits import RateHeaders
 from asyncmig._core.retry import ReportThrottle
-from asyncmig._io.dispatcher import Dispatcher, JoinedQueue
+from asyncmig._io.budget_set import BudgetSet
+from asyncmig._io.dispatcher import Dispatcher
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.send_log import EarlierSlot
 from asyncmig._io.waiters import Head
@@ -133,7 +134,7 @@ class SharedDispatcher(Dispatcher):
         return self.client is None or self.client.online
 
     def turn(self) -> None:
-        if self._loop is None or not self._is_wanted():
+        if self._loop is None or not self.is_wanted():
             super().turn()
             return
         client = self.opened_client()
@@ -145,7 +146,7 @@ class SharedDispatcher(Dispatcher):
     def next_at(self, now: float) -> float | None:
         return None if self.is_online or self._is_paused else super().next_at(now)
 
-    def has_before(self, queue: JoinedQueue, place: Head, now: float) -> bool:
+    def has_before(self, queue: BudgetSet, place: Head, now: float) -> bool:
         """Return whether a waiter of another queue goes before `place`, and can be granted soon."""
         if not self.is_online:
             return super().has_before(queue, place, now)
@@ -155,19 +156,16 @@ class SharedDispatcher(Dispatcher):
             return True
         return any(each is not queue and self._is_before(each, place, soon) for each in self._sets)
 
-    def _is_before(self, queue: JoinedQueue, place: Head, soon: float) -> bool:
+    def _is_before(self, queue: BudgetSet, place: Head, soon: float) -> bool:
         head = queue.waiters.head(self.granted)
         return head is not None and head[0] < place and queue.asks_at <= soon
 
     def take(self, now: float, name: str = "") -> float:
-        return self._grant(now, name or None)
-
-    def _grant(self, now: float, name: str | None = None) -> float:
         now = self._last_grant = max(now, math.nextafter(self._last_grant, math.inf))
         client = self.opened_client()
         self._slot_names[now] = name or client.name()
         client.sent(self._slot_names[now], now)
-        return super()._grant(now)
+        return super().take(now)
 
     def name_of(self, sent_at: float) -> str:
         return self._slot_names[sent_at]
@@ -210,9 +208,6 @@ class SharedDispatcher(Dispatcher):
     def is_waiting(self) -> bool:
         return self.waiters.count > 0
 
-    def is_wanted(self) -> bool:
-        return self._is_wanted()
-
     def asks_at(self, now: float) -> float:
         own, soon = self.waiters.head(self.granted), now + self.window / self.slots
         if own is None or not any(self._is_before(each, own[0], soon) for each in self._sets):
@@ -223,7 +218,7 @@ class SharedDispatcher(Dispatcher):
         waiter = self.waiters.dequeue(self.granted)
         if waiter is None:
             return False
-        waiter.set_result(self._grant(self.now(), slot))
+        waiter.set_result(self.take(self.now(), slot))
         return True
 
     def on_reply(self, reply: BudgetReply) -> None:
@@ -258,17 +253,14 @@ class SharedDispatcher(Dispatcher):
             error,
             share,
         )
-        if self._events is not None:
-            self._events.emit(
-                SharedWindowLost(
-                    at=now, budget=self._budget, slots=share, processes=clients, error=str(error)
-                )
-            )
+        self._events.emit(
+            SharedWindowLost(at=now, budget=self._budget, slots=share, processes=clients, error=str(error))
+        )
         self.turn()
 
     def on_still_lost(self, error: OSError) -> None:
         now = self.now()
-        if self._events is not None and self._failures.failed(now):
+        if self._failures.failed(now):
             self._events.emit(
                 AttemptFailed(
                     at=now,
@@ -286,10 +278,9 @@ class SharedDispatcher(Dispatcher):
         now, self._view = self.now(), reply
         self._reply_at = now
         _log.warning("%s: the shared window is available again", self._budget)
-        if self._events is not None:
-            self._events.emit(
-                SharedWindowFound(at=now, budget=self._budget, slots=reply.slots, seconds=now - self._lost_at)
-            )
+        self._events.emit(
+            SharedWindowFound(at=now, budget=self._budget, slots=reply.slots, seconds=now - self._lost_at)
+        )
         for each in self._sets:
             each.turn()
 
