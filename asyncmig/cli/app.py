@@ -4,30 +4,28 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, ParamSpec
 
 import msgspec
 import typer
 from rich.console import Console
-from typer.core import TyperArgument, TyperCommand, TyperOption
 
-from asyncmig import generations
-from asyncmig.cli.check import CheckOptions, check_manifest
-from asyncmig.cli.connection import ConnectionSettings
-from asyncmig.cli.demo import DemoOptions, play, print_demo
-from asyncmig.cli.doctor import examine, print_findings
+from asyncmig.cli.check import check
+from asyncmig.cli.connection import ConnectionSettings, run_at
+from asyncmig.cli.demo import demo
+from asyncmig.cli.doctor import doctor
 from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
-from asyncmig.cli.inputs import UNFINISHED, RunRequest, read_inputs, say_excluded
-from asyncmig.cli.journal import journal_app, write_adoption
+from asyncmig.cli.inputs import UNFINISHED, RunRequest, read_inputs
+from asyncmig.cli.journal import adopt, journal_app
 from asyncmig.cli.last_run import LastRun, from_last_run, from_last_run_if_any, options_of, recall_if_any
 from asyncmig.cli.options import (
     DEFAULT_JOURNAL,
-    ApiOption,
+    Command,
     ExternalId,
     JournalOption,
     JsonOption,
@@ -54,8 +52,8 @@ from asyncmig.cli.output import (
 from asyncmig.cli.plan import print_plan, read_plan
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
 from asyncmig.cli.run import drive
-from asyncmig.cli.settings import Display, ManifestArgument, Options, Settings, given, places_of, print_config
-from asyncmig.cli.sim import SimOptions, serve_until_interrupted
+from asyncmig.cli.settings import Display, Options, Settings, config, given
+from asyncmig.cli.sim import sim
 from asyncmig.cli.status import (
     Listing,
     follow_journal,
@@ -72,45 +70,12 @@ from asyncmig.cli.status import (
 )
 from asyncmig.cli.summary import print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
-from asyncmig.jobs.manifest import read_manifest
 from asyncmig.journal import JournalPlace
-from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = ["app", "run_app"]
 
-T = TypeVar("T")
+P = ParamSpec("P")
 
-
-class Command(TyperCommand):
-    """A command whose errors and help suit asyncmig's options.
-
-    An error about a value names its origin, if that is not the command line. The help breaks lines only between
-    words: click also breaks `by-class` at the hyphen.
-    """
-
-    def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]  # click's own
-        """Parse the arguments. An error names the variable or the `[defaults]` that a wrong value comes from."""
-        try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            if (option := error.param) is not None:
-                source = ctx.get_parameter_source(option.name)
-                origin = source and _ORIGINS.get(source.name, "").format(option.envvar)
-                error.message = f"{error.message.rstrip('.')} (from {origin})" if origin else error.message
-            raise
-
-    def get_help(self, ctx: object) -> str:
-        """Return the help. While click wraps the texts, another character stands for each hyphen."""
-        self.help: str | None = (self.help or "").replace("-", _HYPHEN)
-        for each in self.params:
-            if isinstance(each, TyperArgument | TyperOption) and each.help:
-                each.help = each.help.replace("-", _HYPHEN)
-        return super().get_help(cast("typer.Context", ctx)).replace(_HYPHEN, "-")
-
-
-_HYPHEN = "\ue000"
-_ORIGINS = {"ENVIRONMENT": "{}", "DEFAULT_MAP": "[defaults] of the manifest"}
-"""The origin of a value, by click's name of its source; `{}`: the environment variable."""
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -136,11 +101,6 @@ def _commands(
     """Parse the options before the command."""
 
 
-@app.command(
-    cls=Command,
-    epilog="Example: asyncmig run customers.csv --out out --journal fleet.db   (the same command again resumes)",
-)
-@dataclass_options
 def run(
     context: typer.Context,
     options: Options,
@@ -168,8 +128,6 @@ def run(
     _drive(options, display, RunRequest(selection=select, queue=queue, given=given(context)))
 
 
-@app.command(cls=Command, epilog="Example: asyncmig retry --journal fleet.db --select status:failed")
-@dataclass_options
 def retry(
     context: typer.Context,
     journal: Annotated[JournalPlace, journal_option(from_last_run)] = DEFAULT_JOURNAL,
@@ -201,35 +159,6 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     raise typer.Exit(ended.exit_code)
 
 
-@app.command(cls=Command, epilog="Example: asyncmig check customers.csv --templates templates.json")
-@dataclass_options
-def check(
-    context: typer.Context, manifest: ManifestArgument, options: CheckOptions, as_json: JsonOption = False
-) -> None:
-    """Check the files of a manifest and print warnings.
-
-    Nothing is created. Warnings do not change the exit code: the server decides which files it accepts. If
-    VERN_API_KEY is set, one request reads the templates.
-    """
-    words, data = words_console(), data_console()
-    outputs, root = places_of(context)
-    customers = read_manifest(manifest, outputs=outputs, root=root, api=options.api)
-    say_excluded(customers, words)
-    raise typer.Exit(run_at(1.0, check_manifest(customers, options, data, words, as_json=as_json)))
-
-
-@app.command(cls=Command, epilog="Example: asyncmig config customers.toml")
-@dataclass_options
-def config(context: typer.Context, options: Options, as_json: JsonOption = False) -> None:
-    """Print each setting of `run` and where its value comes from.
-
-    The API key is not printed, only whether it is set.
-    """
-    print_config(data_console(), context, options, as_json=as_json)
-
-
-@app.command(cls=Command, epilog="Example: asyncmig status --journal fleet.db --list --outcome failed,parked")
-@dataclass_options
 def status(
     journal: JournalOption = DEFAULT_JOURNAL,
     as_json: JsonOption = False,
@@ -263,7 +192,6 @@ def status(
     print_status(data_console(), statuses, command, journal, used)
 
 
-@app.command(cls=Command, epilog="Example: asyncmig show acme-001 --journal fleet.db")
 def show(
     external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
 ) -> None:
@@ -274,7 +202,6 @@ def show(
     print_history(data_console(), asyncio.run(read_history(journal, external_id)), as_json=as_json)
 
 
-@app.command(cls=Command, epilog="Example: asyncmig report --journal fleet.db --report report.html")
 def report(
     journal: JournalOption = DEFAULT_JOURNAL,
     report: ReportOption = Path("report.html"),
@@ -296,8 +223,6 @@ def report(
         say(words_console(), f"Wrote {page}.")
 
 
-@app.command(cls=Command, epilog="Example: asyncmig watch --journal fleet.db")
-@dataclass_options
 def watch(
     context: typer.Context,
     journal: LastRunJournal = DEFAULT_JOURNAL,
@@ -311,20 +236,18 @@ def watch(
     decision.
     """
     data, words = data_console(), words_console()
-    run_at(1.0, follow_journal(journal, data, as_json=as_json))
-    left = [] if is_unread() else run_at(1.0, running(journal))
+    asyncio.run(follow_journal(journal, data, as_json=as_json))
+    left = [] if is_unread() else asyncio.run(running(journal))
     if left and os.environ.get("VERN_API_KEY"):
         count = counted(len(left), "import")
         say(words, f"No process uses {journal}; {count} may still run at the server:", "dim")
         run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
-    statuses = run_at(1.0, statuses_of_journal(journal))
+    statuses = asyncio.run(statuses_of_journal(journal))
     last: LastRun | None = context.obj
     say_steps(words, how_to_continue(statuses, last.command() if last else None, journal))
     raise typer.Exit(code_of(each.outcome for each in statuses))
 
 
-@app.command(cls=Command, epilog="Example: asyncmig review acme-001 --approve --answer fq0=a")
-@dataclass_options
 def review(
     context: typer.Context,
     external_ids: Annotated[
@@ -354,7 +277,7 @@ def review(
     """
     names = external_ids or []
     verdict.check(names)
-    records = run_at(1.0, parked_records(journal, names))
+    records = asyncio.run(parked_records(journal, names))
     words, data = words_console(), data_console()
     last: LastRun | None = context.obj
     out = last.options().out if last is not None else None
@@ -375,87 +298,23 @@ def review(
     raise typer.Exit(PARKED if reviewer.left else DELIVERED)
 
 
-@app.command(cls=Command, epilog="Example: asyncmig demo --customers 40 --seed 1")
-@dataclass_options
-def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
-    """Migrate generated customers through a simulator, offline.
-
-    Their files contain the usual faults. The demo takes less than a minute. The exit code is 0 if every customer
-    ended as planned, otherwise 1.
-    """
-    played = run_at(options.speed, play(options, words_console()))
-    raise typer.Exit(0 if print_demo(data_console(), played, as_json=as_json) else 1)
+def _register(command: Callable[P, None], example: str) -> None:
+    app.command(cls=Command, epilog=f"Example: asyncmig {example}")(dataclass_options(command))
 
 
-@app.command(
-    cls=Command,
-    epilog="Example: asyncmig adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db",
-)
-def adopt(
-    external_id: ExternalId,
-    company_id: Annotated[
-        str,
-        typer.Argument(
-            metavar="COMPANY_ID",
-            help="The company's id, or its URL in the dashboard; with --api migrations, the migration's id.",
-        ),
-    ],
-    journal: JournalOption = DEFAULT_JOURNAL,
-    api: ApiOption = generations.DEFAULT,
-    as_json: JsonOption = False,
-) -> None:
-    """Link a customer to a company that exists on the server.
-
-    Use it when the response to the request that created the company was lost. The next run continues with that
-    company.
-    """
-    name = external_id.strip()
-    ids = run_at(1.0, write_adoption(journal, name, company_id, api))
-    if as_json:
-        print_line({"schema": SCHEMA, "external_id": name, "ids": ids})
-    else:
-        linked = ", ".join(f"{kind} {each}" for kind, each in ids.items())
-        say(words_console(), f"{name} is now linked to {linked}. Run again to continue.")
-
-
-@app.command(cls=Command, epilog="Example: asyncmig doctor --journal fleet.db --out out")
-@dataclass_options
-def doctor(
-    journal: JournalOption = DEFAULT_JOURNAL,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that the run will write to.")] = Path(
-        "out"
-    ),
-    api: ApiOption = generations.DEFAULT,
-    as_json: JsonOption = False,
-    *,
-    reach: ConnectionSettings,
-) -> None:
-    """Check what a run needs, and print the result of each check.
-
-    Checks the folders, the journal, the server, the API key, the clock and the limits. Sends one request.
-    """
-    findings = print_findings(examine(reach, journal, out, api), data_console(), as_json=as_json)
-    raise typer.Exit(run_at(reach.speed, findings))
-
-
-@app.command(
-    cls=Command,
-    epilog="Example: asyncmig sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)",
-)
-@dataclass_options
-def sim(options: SimOptions, as_json: JsonOption = False) -> None:
-    """Serve a simulated API on loopback until Ctrl-C.
-
-    Prints a line that sets the base URL and the API key, to paste into another terminal. At its end, it prints which
-    rules of the API the clients broke.
-    """
-    run_at(options.speed, serve_until_interrupted(options, data_console(), words_console(), as_json=as_json))
-
-
-def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
-    """Run `main` on an event loop whose clock runs `speed` times as fast as the wall clock."""
-    with asyncio.Runner(loop_factory=None if speed == 1 else lambda: fast_loop(speed)) as runner:
-        return runner.run(main)
+_register(run, "run customers.csv --out out --journal fleet.db   (the same command again resumes)")
+_register(retry, "retry --journal fleet.db --select status:failed")
+_register(check, "check customers.csv --templates templates.json")
+_register(config, "config customers.toml")
+_register(status, "status --journal fleet.db --list --outcome failed,parked")
+_register(show, "show acme-001 --journal fleet.db")
+_register(report, "report --journal fleet.db --report report.html")
+_register(watch, "watch --journal fleet.db")
+_register(review, "review acme-001 --approve --answer fq0=a")
+_register(demo, "demo --customers 40 --seed 1")
+_register(adopt, "adopt acme-001 0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11 --journal fleet.db")
+_register(doctor, "doctor --journal fleet.db --out out")
+_register(sim, "sim --speed 60   (then asyncmig run ... --speed 60 in another terminal)")
 
 
 def run_app() -> None:

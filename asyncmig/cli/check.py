@@ -1,5 +1,6 @@
 """`asyncmig check`: warn about the files of a manifest; nothing is created."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +12,21 @@ import msgspec
 import typer
 from rich.console import Console
 
-from asyncmig import generations
+from asyncmig import generations, preflight
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig.cli.connection import BaseUrlOption
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE
-from asyncmig.cli.options import ApiOption
-from asyncmig.cli.output import SCHEMA, clean, listed, print_line, say
+from asyncmig.cli.inputs import say_excluded
+from asyncmig.cli.options import ApiOption, JsonOption
+from asyncmig.cli.output import SCHEMA, clean, counted, data_console, listed, print_line, say, words_console
+from asyncmig.cli.settings import ManifestArgument, places_of
 from asyncmig.customers.catalog import TemplateRules, named
 from asyncmig.errors import AuthError, InvalidInput, NoAnswer, ServerError, UnexpectedReply
-from asyncmig.generations import Generation
-from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault
-from asyncmig.preflight import CheckedFile, Finding, check
-from asyncmig.preflight.findings import number_of
+from asyncmig.jobs.manifest import Customer, InvalidManifest, Manifest, ManifestFault, read_manifest
+from asyncmig.preflight import CheckedFile, Finding
 from asyncmig.session import Session, context_of
 
-__all__ = ["CheckOptions", "check_manifest"]
+__all__ = ["check"]
 
 _WITHOUT_TEMPLATES = "only the files themselves are checked, not their headers and cells"
 
@@ -49,58 +50,55 @@ class CheckOptions:
     base_url: BaseUrlOption = None
 
 
-class _Line(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints for each customer."""
-
-    schema: int = SCHEMA
-    external_id: str
-    files: tuple[CheckedFile, ...]
-
-
 class _TemplateFile(msgspec.Struct, frozen=True):
     templates: tuple[TemplateRules, ...]
 
 
-async def check_manifest(
-    manifest: Manifest, options: CheckOptions, data: Console, words: Console, *, as_json: bool
-) -> int:
+def check(
+    context: typer.Context, manifest: ManifestArgument, options: CheckOptions, as_json: JsonOption = False
+) -> None:
+    """Check the files of a manifest and print warnings.
+
+    Nothing is created. Warnings do not change the exit code: the server decides which files it accepts. If
+    VERN_API_KEY is set, one request reads the templates.
+    """
+    words = words_console()
+    outputs, root = places_of(context)
+    customers = read_manifest(manifest, outputs=outputs, root=root, api=options.api)
+    say_excluded(customers, words)
+    raise typer.Exit(asyncio.run(_check(customers, options, words, as_json=as_json)))
+
+
+async def _check(manifest: Manifest, options: CheckOptions, words: Console, *, as_json: bool) -> int:
     """Check the files of every customer, print warnings and notes about each file, and return the exit code.
 
     Raises `InvalidInput` for unknown names of templates.
     """
-    generation = generations.find(options.api)
-    if missing := [name for name in ("charset_normalizer", "re2") if find_spec(name) is None]:
-        what = {"charset_normalizer": "encodings are not guessed", "re2": "strict rules are not checked"}
-        why = " and ".join(what[name] for name in missing)
-        say(words, f"note: {why}. For that, pip install 'asyncmig[check]'", "dim")
+    extras = {"charset_normalizer": "encodings are not guessed", "re2": "strict rules are not checked"}
+    if missing := [effect for module, effect in extras.items() if find_spec(module) is None]:
+        say(words, f"note: {' and '.join(missing)}. For that, pip install 'asyncmig[check]'", "dim")
     try:
-        templates = await _templates(generation, options, words)
+        templates = await _templates(options, words)
     except (AuthError, NoAnswer, ServerError, UnexpectedReply) as error:
         say(words, f"Error: the templates could not be read: {clean(str(error))}", "red")
         return KEY_REFUSED if isinstance(error, AuthError) else RESUMABLE
-    chosen = _chosen(manifest, templates)
-    files = warnings = 0
-    for customer, wanted in zip(manifest.customers, chosen, strict=True):
-        checked = await check(customer.files, wanted, head=options.head)
+    data, files, warnings = data_console(), 0, 0
+    for customer, wanted in zip(manifest.customers, _chosen(manifest, templates), strict=True):
+        checked = await preflight.check(customer.files, wanted, head=options.head)
         files += len(checked.files)
         warnings += checked.warnings
         if as_json:
-            print_line(_Line(external_id=customer.external_id, files=checked.files))
+            print_line({"schema": SCHEMA, "external_id": customer.external_id, "files": checked.files})
         else:
             _print(data, customer, checked.files)
-    say(words, f"{number_of(files, 'file')} of {number_of(len(chosen), 'customer')}: {_verdict(warnings)}")
+    verdict = "no warnings."
+    if warnings:
+        verdict = f"{counted(warnings, 'warning')}. The server decides, and may accept the files anyway."
+    say(words, f"{counted(files, 'file')} of {counted(len(manifest.customers), 'customer')}: {verdict}")
     return DELIVERED
 
 
-def _verdict(warnings: int) -> str:
-    if not warnings:
-        return "no warnings."
-    return f"{number_of(warnings, 'warning')}. The server decides, and may accept the files anyway."
-
-
-async def _templates(
-    generation: Generation, options: CheckOptions, words: Console
-) -> Sequence[TemplateRules]:
+async def _templates(options: CheckOptions, words: Console) -> Sequence[TemplateRules]:
     """Return the templates of the file or of the account; if there are none to be had, print a note."""
     if options.templates is not None:
         return _from_file(options.templates)
@@ -108,7 +106,7 @@ async def _templates(
         say(words, f"note: without VERN_API_KEY or --templates FILE, {_WITHOUT_TEMPLATES}", "dim")
         return ()
     async with Session(base_url=options.base_url) as session:
-        templates = await generation.template_rules(context_of(session))
+        templates = await generations.find(options.api).template_rules(context_of(session))
         if templates is None:
             say(words, f"note: this server does not list templates: {_WITHOUT_TEMPLATES}", "dim")
         return templates or ()
@@ -154,13 +152,13 @@ def _print(data: Console, customer: Customer, files: Sequence[CheckedFile]) -> N
 
 
 def _facts(file: CheckedFile) -> str:
-    facts = [] if file.rows is None else [number_of(file.rows, "row") + ("" if file.complete else " read")]
-    facts += [number_of(len(file.headers), "column")] if file.headers else []
+    facts = [] if file.rows is None else [counted(file.rows, "row") + ("" if file.complete else " read")]
+    facts += [counted(len(file.headers), "column")] if file.headers else []
     facts += [file.encoding.replace("utf-8-sig", "utf-8 with a byte order mark")] if file.encoding else []
     if file.template is not None:
         same = sum(match.column is not None for match in file.headers)
-        facts.append(f"most like {clean(file.template)} ({number_of(same, 'column')} of the same name)")
-    return ", ".join(facts) or number_of(file.size, "byte")
+        facts.append(f"most like {clean(file.template)} ({counted(same, 'column')} of the same name)")
+    return ", ".join(facts) or counted(file.size, "byte")
 
 
 def _unmatched(file: CheckedFile) -> list[str]:

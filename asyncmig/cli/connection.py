@@ -2,9 +2,9 @@
 another API generation."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, TypeVar, final
 from urllib.parse import urlsplit
 
 from asyncmig import generations
@@ -20,6 +20,7 @@ from asyncmig.events import Event, RequestDone
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import DatabaseJournal, JournalPlace
 from asyncmig.session import Scope, Session
+from asyncmig.simulator.server.clock import fast_loop
 
 __all__ = [
     "BaseUrlOption",
@@ -27,9 +28,11 @@ __all__ = [
     "ServerWatch",
     "check_generation",
     "open_session",
+    "run_at",
     "timeouts_at",
 ]
 
+T = TypeVar("T")
 _LEAST_TIMEOUT = 2.0
 """Real seconds of the shortest time-out. A faster clock does not make this computer faster."""
 BaseUrlOption = Annotated[
@@ -106,6 +109,12 @@ def timeouts_at(speed: float) -> Timeouts:
         stall=max(usual.stall or 0.0, least),
         rate_window=max(usual.rate_window, least),
     )
+
+
+def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
+    """Run `main` on an event loop whose clock runs `speed` times as fast as the wall clock."""
+    with asyncio.Runner(loop_factory=None if speed == 1 else lambda: fast_loop(speed)) as runner:
+        return runner.run(main)
 
 
 @final

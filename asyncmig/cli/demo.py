@@ -13,8 +13,18 @@ import typer
 from rich.console import Console
 
 from asyncmig._core.limits import Limits
-from asyncmig.cli.options import DEFAULT_RATE
-from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say, say_steps
+from asyncmig.cli.connection import run_at
+from asyncmig.cli.options import DEFAULT_RATE, JsonOption
+from asyncmig.cli.output import (
+    SCHEMA,
+    clean,
+    counted,
+    data_console,
+    print_line,
+    say,
+    say_steps,
+    words_console,
+)
 from asyncmig.cli.run import drive
 from asyncmig.cli.settings import Options
 from asyncmig.cli.sim import new_world
@@ -32,7 +42,7 @@ from asyncmig.simulator.server.app import serve
 from asyncmig.simulator.server.ledger import Ledger
 from asyncmig.simulator.server.settings import RunDurations
 
-__all__ = ["DemoOptions", "DemoResult", "play", "print_demo"]
+__all__ = ["demo"]
 
 _MARK = ".asyncmig-demo"
 _OWN = ("answers.toml", "customers.csv", "cust-*", "out", "fleet.db*", "report.html")
@@ -70,7 +80,7 @@ class DemoOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoResult:
+class _Result:
     """How the run of the demo ended, and how that differs from the plan."""
 
     options: Options
@@ -83,7 +93,17 @@ class DemoResult:
     """Further figures: a name, and a sentence."""
 
 
-async def play(demo: DemoOptions, words: Console) -> DemoResult:
+def demo(options: DemoOptions, as_json: JsonOption = False) -> None:
+    """Migrate generated customers through a simulator, offline.
+
+    Their files contain the usual faults. The demo takes less than a minute. The exit code is 0 if every customer
+    ended as planned, otherwise 1.
+    """
+    result = run_at(options.speed, _play(options, words_console()))
+    raise typer.Exit(0 if _print(data_console(), result, as_json=as_json) else 1)
+
+
+async def _play(demo: DemoOptions, words: Console) -> _Result:
     """Generate customers, serve a simulated API and run the fleet against it, in one process and on one clock.
 
     Raises `InvalidInput` for a folder with other content, and for an unknown API generation.
@@ -124,7 +144,7 @@ def _options(demo: DemoOptions, base_url: str) -> Options:
     )
 
 
-async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
+async def _play_companies(demo: DemoOptions, words: Console) -> _Result:
     plans = generate(demo.out, customers=demo.customers or 40, seed=demo.seed)
     world = new_world(seed=demo.seed, rate=DEFAULT_RATE)
     say(
@@ -139,7 +159,7 @@ async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
     parked = (
         f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
     )
-    return DemoResult(
+    return _Result(
         options=options,
         ended=ended,
         differences=[fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)],
@@ -148,7 +168,7 @@ async def _play_companies(demo: DemoOptions, words: Console) -> DemoResult:
     )
 
 
-async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
+async def _play_migrations(demo: DemoOptions, words: Console) -> _Result:
     plans, scripts = migrations_data.generate(demo.out, customers=demo.customers or 12, seed=demo.seed)
     limits = migrations.Limits.parse(_FAST_LIMITS)
     world = migrations.World(
@@ -173,7 +193,7 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> DemoResult:
     rows = {row.external_id: row for row in ended.report.customers}
     asked = sum(plan.questions for plan in plans)
     verdict = world.verdict(asyncio.get_running_loop().time())
-    return DemoResult(
+    return _Result(
         options=options,
         ended=ended,
         differences=[
@@ -221,7 +241,7 @@ def _faults(plan: Plan, row: CustomerStatus, world: World) -> Iterator[str]:
             yield f"{plan.external_id}: no file of {sheet}"
 
 
-def print_demo(data: Console, result: DemoResult, *, as_json: bool) -> bool:
+def _print(data: Console, result: _Result, *, as_json: bool) -> bool:
     """Print the result and the differences from the plan; return whether there are none."""
     ended, options = result.ended, result.options
     faults: Sequence[str] = () if ended.reason else result.differences

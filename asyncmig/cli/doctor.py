@@ -15,19 +15,20 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
-from rich.console import Console
+import typer
 from yarl import URL
 
 from asyncmig import generations
 from asyncmig._core.limits import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
-from asyncmig.cli.connection import ConnectionSettings, open_session
+from asyncmig.cli.connection import ConnectionSettings, open_session, run_at
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error, sentence
 from asyncmig.cli.json_output import Budget, read_report
-from asyncmig.cli.output import SCHEMA, clean, counted, print_line, say
+from asyncmig.cli.options import DEFAULT_JOURNAL, ApiOption, JournalOption, JsonOption
+from asyncmig.cli.output import SCHEMA, clean, counted, data_console, print_line, say
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,
@@ -47,7 +48,7 @@ from asyncmig.jobs.status import read_records
 from asyncmig.journal import Activity, Journal, JournalPlace, open_journal
 from asyncmig.session import Session
 
-__all__ = ["Diagnosis", "examine", "print_findings"]
+__all__ = ["Diagnosis", "doctor", "examine"]
 
 _CLOCK_OFF = 120.0
 """Seconds by which a clock may be off: webhooks are refused at five minutes, and certificates begin and expire."""
@@ -75,6 +76,23 @@ class Diagnosis:
     text: str
     code: int | None = DELIVERED
     """The exit code for this result; None if the check was not possible."""
+
+
+def doctor(
+    journal: JournalOption = DEFAULT_JOURNAL,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that the run will write to.")] = Path(
+        "out"
+    ),
+    api: ApiOption = generations.DEFAULT,
+    as_json: JsonOption = False,
+    *,
+    reach: ConnectionSettings,
+) -> None:
+    """Check what a run needs, and print the result of each check.
+
+    Checks the folders, the journal, the server, the API key, the clock and the limits. Sends one request.
+    """
+    raise typer.Exit(run_at(reach.speed, _print(examine(reach, journal, out, api), as_json=as_json)))
 
 
 async def examine(
@@ -398,8 +416,9 @@ def _learned(last: Budget) -> str:
     return f"in the last run it {learned}; {counted(last.refused, 'request')} answered 429"
 
 
-async def print_findings(findings: AsyncIterator[Diagnosis], data: Console, *, as_json: bool) -> int:
+async def _print(findings: AsyncIterator[Diagnosis], *, as_json: bool) -> int:
     """Print each result as it comes, and return the exit code: that of the worst."""
+    data = data_console()
     codes: set[int | None] = {DELIVERED}
     async for finding in findings:
         codes.add(finding.code)

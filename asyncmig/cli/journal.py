@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from asyncmig.cli.options import DEFAULT_JOURNAL, JournalOption, JsonOption
+from asyncmig import generations
+from asyncmig.cli.options import DEFAULT_JOURNAL, ApiOption, ExternalId, JournalOption, JsonOption
 from asyncmig.cli.output import SCHEMA, clean, counted, listed, print_line, say, words_console
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
-from asyncmig.jobs.migrate import adopt
+from asyncmig.jobs import migrate
 from asyncmig.jobs.status import read_record, read_records, read_statuses
 from asyncmig.journal import Journal, JournalPlace, open_journal
 
-__all__ = ["journal_app", "write_adoption"]
+__all__ = ["adopt", "journal_app"]
 
 journal_app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -98,9 +99,34 @@ def _file(place: JournalPlace, instead: str) -> Journal:
     return Journal(place.path)
 
 
-async def write_adoption(
-    place: JournalPlace, external_id: str, resource_id: str, api: str
-) -> Mapping[str, str]:
+def adopt(
+    external_id: ExternalId,
+    company_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMPANY_ID",
+            help="The company's id, or its URL in the dashboard; with --api migrations, the migration's id.",
+        ),
+    ],
+    journal: JournalOption = DEFAULT_JOURNAL,
+    api: ApiOption = generations.DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Link a customer to a company that exists on the server.
+
+    Use it when the response to the request that created the company was lost. The next run continues with that
+    company.
+    """
+    name = external_id.strip()
+    ids = asyncio.run(_adopt(journal, name, company_id, api))
+    if as_json:
+        print_line({"schema": SCHEMA, "external_id": name, "ids": ids})
+    else:
+        linked = ", ".join(f"{kind} {each}" for kind, each in ids.items())
+        say(words_console(), f"{name} is now linked to {linked}. Run again to continue.")
+
+
+async def _adopt(place: JournalPlace, external_id: str, resource_id: str, api: str) -> Mapping[str, str]:
     """Link a customer to what the server has of it, and return the ids that the journal has then.
 
     `api`: the API generation of a customer that the journal does not have. Raises as `asyncmig.jobs.migrate.adopt`.
@@ -109,7 +135,7 @@ async def write_adoption(
         pass  # opening it for writing would create one
     async with open_journal(place) as journal:
         record = (await read_records(journal)).get(external_id)
-        await adopt(journal, external_id, resource_id, api=record.api if record else api)
+        await migrate.adopt(journal, external_id, resource_id, api=record.api if record else api)
         return (await read_record(journal, external_id)).ids
 
 

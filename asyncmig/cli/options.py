@@ -1,4 +1,4 @@
-"""Command-line options that several commands share, and `dataclass_options`: fields of dataclasses as options."""
+"""Options that several commands share, and how a command gets them: `Command`, and `dataclass_options`."""
 
 import functools
 import inspect
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, ParamSpec, Protocol, TypeVar, cast, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 from typer.models import OptionInfo
 
 from asyncmig._core.duration import parse_duration
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_JOURNAL",
     "DEFAULT_RATE",
     "ApiOption",
+    "Command",
     "ExternalId",
     "JournalOption",
     "JsonOption",
@@ -88,7 +90,37 @@ P = ParamSpec("P")
 _KIND = inspect.Parameter.KEYWORD_ONLY
 
 
-class _Command(Protocol):
+_HYPHEN = "\ue000"
+
+
+class Command(TyperCommand):
+    """A command whose errors and help suit asyncmig's options.
+
+    An error about a value names its origin, if that is not the command line. The help breaks lines only between
+    words: click also breaks `by-class` at the hyphen.
+    """
+
+    def parse_args(self, ctx: "typer.Context", args: list[str]) -> list[str]:  # type: ignore[override]  # click's own
+        """Parse the arguments. An error names the variable or the `[defaults]` that a wrong value comes from."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            origin = source_of(ctx, error.param.name) if error.param is not None else "default"
+            if origin not in ("command line", "default"):
+                named = "[defaults] of the manifest" if origin == "manifest" else origin
+                error.message = f"{error.message.rstrip('.')} (from {named})"
+            raise
+
+    def get_help(self, ctx: object) -> str:
+        """Return the help. While click wraps the texts, another character stands for each hyphen."""
+        self.help: str | None = (self.help or "").replace("-", _HYPHEN)
+        for each in self.params:
+            if isinstance(each, TyperArgument | TyperOption) and each.help:
+                each.help = each.help.replace("-", _HYPHEN)
+        return super().get_help(cast("typer.Context", ctx)).replace(_HYPHEN, "-")
+
+
+class _Function(Protocol):
     def __call__(self, **values: object) -> None: ...
 
 
@@ -112,7 +144,7 @@ def dataclass_options(command: Callable[P, None]) -> Callable[P, None]:
             name: group(**{field.name: values[field.name] for field in fields(group)})
             for name, group in groups.items()
         }
-        cast("_Command", command)(**own_values, **groups_values)
+        cast("_Function", command)(**own_values, **groups_values)
 
     flattened.__dict__["__signature__"] = inspect.Signature(parameters)
     flattened.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -183,15 +215,12 @@ ReportOption = Annotated[
 def source_of(context: typer.Context, name: str) -> str:
     """Return the origin of a setting's value, for people."""
     source = context.get_parameter_source(name)
-    match source.name if source else "":
-        case "COMMANDLINE":
-            return "command line"
-        case "ENVIRONMENT":
-            return environment_name(name)
-        case "DEFAULT_MAP":
-            return "manifest"
-        case _:
-            return "default"
+    origins = {
+        "COMMANDLINE": "command line",
+        "ENVIRONMENT": environment_name(name),
+        "DEFAULT_MAP": "manifest",
+    }
+    return origins.get(source.name, "default") if source else "default"
 
 
 SelectOption = Annotated[

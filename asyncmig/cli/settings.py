@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from asyncmig import generations
 from asyncmig._core.duration import Duration
@@ -22,13 +21,14 @@ from asyncmig.cli.options import (
     DEFAULT_JOURNAL,
     ApiOption,
     JournalOption,
+    JsonOption,
     ReportOption,
     duration_option,
     environment_name,
     setting_option,
     source_of,
 )
-from asyncmig.cli.output import SCHEMA, print_line, print_table
+from asyncmig.cli.output import SCHEMA, data_console, print_line, print_table
 from asyncmig.customers.answer_rules import read_answer_rules
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import RowFilter
@@ -46,10 +46,10 @@ __all__ = [
     "Options",
     "Settings",
     "about_journal",
+    "config",
     "given",
     "path_from",
     "places_of",
-    "print_config",
 ]
 
 PATHS = frozenset({"answers", "out", "journal", "report", "root"})
@@ -355,8 +355,11 @@ def places_of(context: typer.Context) -> tuple[Outputs, Path | None]:
     return Outputs(out=paths["out"], journal=journal, report=paths.get("report")), paths.get("root")
 
 
-def print_config(data: Console, context: typer.Context, options: Options, *, as_json: bool) -> None:
-    """Print the name, value and origin of each setting. The API key is never printed."""
+def config(context: typer.Context, options: Options, as_json: JsonOption = False) -> None:
+    """Print each setting of `run` and where its value comes from.
+
+    The API key is not printed, only whether it is set.
+    """
     rows: list[tuple[str, str | None, str]] = []
     for field in fields(Settings):
         value, source = getattr(options, field.name), source_of(context, field.name)
@@ -372,4 +375,4 @@ def print_config(data: Console, context: typer.Context, options: Options, *, as_
             print_line({"schema": SCHEMA, "setting": name, "value": shown, "from": source})
     else:
         lines = [(name, shown or "-", source) for name, shown, source in rows]
-        print_table(data, ("setting", "value", "from"), lines)
+        print_table(data_console(), ("setting", "value", "from"), lines)

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 
 from asyncmig._core.limits import Rate
+from asyncmig.cli.connection import run_at
 from asyncmig.cli.interrupts import handling_signals
-from asyncmig.cli.options import DEFAULT_RATE, rate_option
-from asyncmig.cli.output import SCHEMA, is_unread, print_line, say
+from asyncmig.cli.options import DEFAULT_RATE, JsonOption, rate_option
+from asyncmig.cli.output import SCHEMA, data_console, is_unread, print_line, say, words_console
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Scope
@@ -29,7 +30,7 @@ from asyncmig.simulator.server.app import serve
 from asyncmig.simulator.server.faults import FAULTS, Faults
 from asyncmig.simulator.server.settings import RunDurations
 
-__all__ = ["SimOptions", "new_world", "parse_faults", "serve_until_interrupted", "world_of"]
+__all__ = ["SimOptions", "new_world", "parse_faults", "sim", "world_of"]
 
 _SHARE = 0.05
 """The rate of a fault for which none is given."""
@@ -251,13 +252,17 @@ def _tls(options: SimOptions) -> ssl.SSLContext | None:
     return context
 
 
-async def serve_until_interrupted(
-    options: SimOptions, data: Console, words: Console, *, as_json: bool = False
-) -> None:
-    """Serve on loopback until SIGINT, SIGTERM or SIGHUP.
+def sim(options: SimOptions, as_json: JsonOption = False) -> None:
+    """Serve a simulated API on loopback until Ctrl-C.
 
-    Prints the client's environment as a shell command (or as JSON), and at the end what the ledger says.
+    Prints a line that sets the base URL and the API key, to paste into another terminal. At its end, it prints which
+    rules of the API the clients broke.
     """
+    run_at(options.speed, _serve(options, data_console(), words_console(), as_json=as_json))
+
+
+async def _serve(options: SimOptions, data: Console, words: Console, *, as_json: bool) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP."""
     (world, faults), tls = world_of(options), _tls(options)
     if isinstance(world, migrations.World):  # its time stamps are those of the present
         world.account.epoch = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()

@@ -97,7 +97,7 @@ def test_errors_that_come_in_a_group_are_told_like_single_ones(
     def raise_all(*args: object, **kwargs: object) -> object:
         raise BaseExceptionGroup("unhandled errors in a TaskGroup", errors)
 
-    monkeypatch.setattr("asyncmig.cli.app.examine", raise_all)
+    monkeypatch.setattr("asyncmig.cli.doctor.examine", raise_all)
     result = cli("doctor")
     assert result.code == code
     assert result.err.count("Error: ") == lines
