@@ -32,8 +32,7 @@ continue after a crash.
 
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.company import Company
-from asyncmig.companies.connections import Destination
-from asyncmig.companies.exports import ExportOutcome, ExportRun, Exports, ExportStage
+from asyncmig.companies.exports import Destination, ExportOutcome, ExportRun, Exports, ExportStage
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.imports import Imports
 from asyncmig.companies.uploads import Uploaded

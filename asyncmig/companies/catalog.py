@@ -12,7 +12,7 @@ from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.company import Company
-from asyncmig.companies.connections import checked_connections
+from asyncmig.companies.exports import checked_connections
 from asyncmig.companies.wire import (
     CompanyBody,
     CompanyCreated,

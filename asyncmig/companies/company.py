@@ -5,17 +5,17 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
 
-from asyncmig._core.arguments import checked_call, checked_path
+from asyncmig._core.arguments import checked_call, checked_path, checked_text
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.downloads import Fetch, download
 from asyncmig.companies.expected import Expected
-from asyncmig.companies.exports import ExportOutcome, Exports
-from asyncmig.companies.imports import Imports
+from asyncmig.companies.exports import ExportOutcome, Exports, ExportStage, in_stages, summary_of
+from asyncmig.companies.imports import Imports, new_key
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
 from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
 from asyncmig.customers.catalog import checked_id, named
-from asyncmig.customers.outcome import Downloaded, ImportReport, RowFilter
+from asyncmig.customers.outcome import Downloaded, ExportMode, ExportSummary, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput
 from asyncmig.transfers.content import BinaryFile, Progress, Stream
@@ -240,7 +240,7 @@ class Company:
         full_key: str | None = None,
         rank: float = 0.0,
     ) -> ExportOutcome:
-        """Write the company's rows to its destination: first a canary, then all rows.
+        """Write the company's rows to its destination: first a canary with the first row of each template, then all.
 
         ```python
         exported = await company.export()
@@ -248,16 +248,38 @@ class Company:
             print(exported.stopped, exported.report.failed, exported.report.hollow)
         ```
 
-        This is `Exports.export`; see there for arguments and errors.
+        If the canary has a failed or hollow write, or no report, the full export is not started, and `stopped`
+        says why. Unverified writes do not stop the export, because some writers never read back what they wrote.
+        `canary_first=False` writes everything at once.
+
+        `canary_key`, `full_key`: idempotency keys of the two stages. With the same keys, a call after a crash, a
+        cancellation or an error returns the existing runs. The keys do not prevent duplicate records at the
+        destination, and the full export writes the canary's rows again: see `Exports.start`, and `note`.
+
+        Raises the errors of `Exports.start`, and `RunFailed` or `RunCanceled` for either run.
         """
-        return await self.exports.export(
-            canary_first=canary_first,
-            template_ids=template_ids,
-            row_filter=row_filter,
-            canary_key=canary_key,
-            full_key=full_key,
-            rank=rank,
-        )
+        keys: dict[ExportMode, str] = {}
+        given: tuple[tuple[ExportMode, str | None], ...] = (("canary", canary_key), ("full", full_key))
+        for mode, key in given:
+            if key == "" or (key is not None and canary_key == full_key):
+                raise InvalidInput(f"{mode}_key", key, "must not be empty, nor the same for both stages")
+            keys[mode] = new_key(self._context) if key is None else checked_text(f"{mode}_key", key)
+        done: dict[ExportMode, ExportStage] = {}
+
+        async def export(mode: ExportMode) -> ExportSummary:
+            run = await self.exports.start(
+                mode=mode,
+                template_ids=template_ids,
+                row_filter=row_filter,
+                idempotency_key=keys[mode],
+                rank=rank,
+            )
+            report = (await run.wait()).report
+            done[mode] = ExportStage(run_id=run.id, idempotency_key=keys[mode], report=report)
+            return summary_of(mode, run.id, report)
+
+        stopped = await in_stages(("canary", "full") if canary_first else ("full",), export)
+        return ExportOutcome(canary=done.get("canary"), full=done.get("full"), stopped=stopped)
 
     def _fetch(
         self, row_filter: RowFilter, report: ImportReport | None, rank: float

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import IO, final
+from typing import final
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.attempts import Attempts, RetryableFailure
@@ -25,7 +26,7 @@ from asyncmig.customers.catalog import called
 from asyncmig.customers.files import file_names
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
-from asyncmig.transfers.part import CHUNK, Bound, Part, WrongDownloads, usable_bytes
+from asyncmig.transfers.part import Bound, Part, WrongDownloads, usable_bytes
 
 __all__ = ["Fetch", "ServerTraits", "can_do_without", "download", "is_no_archive", "no_sheets"]
 
@@ -182,32 +183,32 @@ class _Download:
         return self._attempts[key]
 
     async def _fetch_sheet(self, sheet: Sheet, part: Part) -> None:
-        expected, traits, attempts = self._fetch.expected, self._fetch.traits, self._attempts_for(sheet)
+        attempts = self._attempts_for(sheet)
         while True:
             async with attempts:
-                part.restart(expected.most_rows(part.sheet, sheet))
+                part.restart(self._fetch.expected.most_rows(part.sheet, sheet))
                 try:
-                    await self._receive(sheet, part)
+                    with part.named_errors():
+                        async with self._fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
+                            async for chunk in answer.chunks():
+                                await file.write(chunk)
+                                if part.count(chunk):
+                                    await file.settled()
+                                    await in_thread(part.check_bound)
                 except NoAnswer as error:
                     raise await in_thread(part.broken_off, error) from None
-                check = partial(expected.check, part.sheet, sheet)
-                if not part.is_plausible(check):
-                    await in_thread(part.check, check)
-                if part.ends_with_line_end:
-                    traits.ends_lines |= not part.is_empty
-                elif traits.ends_lines and expected.is_exact([sheet]):
-                    await in_thread(part.check_unended_line)
-                    traits.ends_lines = False
-                return
+                return await self._check(sheet, part)
 
-    async def _receive(self, sheet: Sheet, part: Part) -> None:
-        with part.named_errors():
-            async with self._fetch.exchange(sheet) as answer, WriteBehind(part.file) as file:
-                async for chunk in answer.chunks():
-                    await file.write(chunk)
-                    if part.count(chunk):
-                        await file.settled()
-                        await in_thread(part.check_bound)
+    async def _check(self, sheet: Sheet, part: Part) -> None:
+        expected, traits = self._fetch.expected, self._fetch.traits
+        check = partial(expected.check, part.sheet, sheet)
+        if not part.is_plausible(check):
+            await in_thread(part.check, check)
+        if part.ends_with_line_end:
+            traits.ends_lines |= not part.is_empty
+        elif traits.ends_lines and expected.is_exact([sheet]):
+            await in_thread(part.check_unended_line)
+            traits.ends_lines = False
 
     async def _from_archive(self, stack: ExitStack) -> list[Part] | None:
         """Return all sheets from one archive, or None if a sheet is missing in it."""
@@ -225,7 +226,7 @@ class _Download:
                             await file.write(chunk)
                     return await in_thread(self._unpack, archive, stack)
 
-    def _unpack(self, archive: IO[bytes], stack: ExitStack) -> list[Part] | None:
+    def _unpack(self, archive: FileIO, stack: ExitStack) -> list[Part] | None:
         try:
             content, entries = open_archive(archive, most_sheets=len(self._sheets) + _MORE_SHEETS)
             titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
@@ -244,10 +245,8 @@ class _Download:
             if error.name != ALL_SHEETS:
                 raise
             archive.seek(0)
-            digest = hashlib.sha256()
-            for chunk in iter(partial(archive.read, CHUNK), b""):
-                digest.update(chunk)
-            raise self._wrong_downloads.wrong(error, digest.digest()) from error.__cause__
+            digest = hashlib.file_digest(archive, "sha256").digest()
+            raise self._wrong_downloads.wrong(error, digest) from error.__cause__
 
     def _unpack_sheet(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part) -> None:
         sheets = called(part.sheet, self._sheets)

@@ -1,11 +1,14 @@
-"""Destination exports: write a company's rows to the system that the customer moves to."""
+"""Destination exports: write a company's rows to the system that the customer moves to, its *destination*."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast, final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from asyncmig._core.arguments import checked_call, checked_text
+from asyncmig._core.secrets import json_secrets
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
@@ -14,17 +17,92 @@ from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import ExportBody, ExportReport, ExportState, RunStarted, Selection, Template
 from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.outcome import ExportMode, ExportSummary
-from asyncmig.customers.spec import checked_templates
+from asyncmig.customers.spec import Connections, checked_templates
 from asyncmig.errors import BadRequest, Conflict, InvalidInput, RunFailed
 
-__all__ = ["ExportOutcome", "ExportRun", "ExportStage", "Exports", "in_stages", "summary_of"]
+__all__ = [
+    "Destination",
+    "ExportOutcome",
+    "ExportRun",
+    "ExportStage",
+    "Exports",
+    "checked_connections",
+    "in_stages",
+    "summary_of",
+]
 
+_DESTINATION_FIELDS = {"auth", "base_url"}
 _NO_REASON = "no reason given; a company that was created without `connections` has no destination"
 _DUPLICATES = (
     "The full export writes every row, also those that the canary wrote, and a later export writes all of them "
     "again. No idempotency key prevents duplicate records at the destination: only the natural key of its writer "
     "does, and the API does not show whether the writer has one."
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """The system that a company's rows are exported to: the address of its API, and the credentials for it.
+
+        Destination(base_url="https://api.crm.example", auth={"token": os.environ["CRM_TOKEN"]})
+
+    `auth` is a secret: the server never returns it, and no repr, error, log, event or journal contains it.
+    """
+
+    base_url: str
+    auth: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
+
+
+def checked_connections(connections: Connections) -> dict[str, dict[str, object]]:
+    """Return the connections as the API takes them: `{"destination": {"base_url": ..., "auth": ...}}`.
+
+    Raises `InvalidInput`, which contains no value, for anything else than a `Destination`, or a mapping with its
+    fields, under `destination`.
+    """
+    kinds = _mapping(connections)
+    if kinds is None or set(kinds) != {"destination"}:
+        raise InvalidInput("connections", "***", "must be {'destination': Destination(...)}")
+    destination = kinds["destination"]
+    if isinstance(destination, Destination):
+        destination = {"base_url": destination.base_url, "auth": destination.auth}
+    given = _mapping(destination)
+    if given is None or not set(given) <= _DESTINATION_FIELDS:
+        raise _wrong("", f"must have {' and '.join(sorted(_DESTINATION_FIELDS))} and nothing else")
+    return {
+        "destination": {
+            "base_url": _checked_url(given.get("base_url")),
+            "auth": _checked_auth(given.get("auth", {})),
+        }
+    }
+
+
+def _mapping(value: object) -> Mapping[str, object] | None:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else None
+
+
+def _checked_url(url: object) -> str:
+    if not isinstance(url, str):
+        raise _wrong(".base_url", "must be the URL of the destination's API")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise _wrong(".base_url", "is not a URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        raise _wrong(".base_url", "must be an absolute https URL")
+    if parts.username or parts.password or parts.fragment:
+        raise _wrong(".base_url", "must not contain credentials or a fragment: put secrets into auth")
+    return url
+
+
+def _checked_auth(auth: object) -> dict[str, object]:
+    if not isinstance(auth, Mapping):
+        raise _wrong(".auth", "must be a mapping with the fields that the destination's writer expects")
+    return json_secrets("connections.destination.auth", cast("Mapping[str, object]", auth))
+
+
+def _wrong(field_name: str, reason: str) -> InvalidInput:
+    return InvalidInput(f"connections.destination{field_name}", "***", reason)
 
 
 class ExportStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,9 +184,6 @@ class Exports:
         """
         key = new_key(self._context) if idempotency_key is None else idempotency_key
         body = _checked(mode, template_ids, row_filter, checked_text("idempotency_key", key))
-        return await self._start(body, rank)
-
-    async def _start(self, body: ExportBody, rank: float) -> "ExportRun":
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,
@@ -126,52 +201,6 @@ class Exports:
         return ExportRun(
             self._context, ExportState, self._company_id, started.run_id, age=0.0, status=started.status
         )
-
-    @checked_call
-    async def export(
-        self,
-        *,
-        canary_first: bool = True,
-        template_ids: Sequence[str | Template] | None = None,
-        row_filter: str | None = None,
-        canary_key: str | None = None,
-        full_key: str | None = None,
-        rank: float = 0.0,
-    ) -> ExportOutcome:
-        """Write everything to the destination, after a canary with the first row of each template.
-
-        If the canary has a failed or hollow write, or no report, the full export is not started, and `stopped`
-        says why. Unverified writes do not stop the export, because some writers never read back what they wrote.
-        `canary_first=False` writes everything at once.
-
-        `canary_key`, `full_key`: idempotency keys of the two stages. With the same keys, a call after a crash, a
-        cancellation or an error returns the existing runs. The keys do not prevent duplicate records at the
-        destination, and the full export writes the canary's rows again: see `Exports.start`, and `note`.
-
-        Raises the errors of `start`, and `RunFailed` or `RunCanceled` for either run.
-        """
-        for name, key in (("canary_key", canary_key), ("full_key", full_key)):
-            if key == "" or (key is not None and canary_key == full_key):
-                raise InvalidInput(name, key, "must not be empty, nor the same for both stages")
-        canary_key, full_key = (
-            new_key(self._context) if key is None else checked_text(name, key)
-            for name, key in (("canary_key", canary_key), ("full_key", full_key))
-        )
-        bodies = {
-            "canary": _checked("canary", template_ids, row_filter, canary_key),
-            "full": _checked("full", template_ids, row_filter, full_key),
-        }
-        done: dict[ExportMode, ExportStage] = {}
-
-        async def export(mode: ExportMode) -> ExportSummary:
-            run = await self._start(bodies[mode], rank)
-            report = (await run.wait()).report
-            key = bodies[mode].idempotency_key
-            done[mode] = ExportStage(run_id=run.id, idempotency_key=key, report=report)
-            return summary_of(mode, run.id, report)
-
-        stopped = await in_stages(("canary", "full") if canary_first else ("full",), export)
-        return ExportOutcome(canary=done.get("canary"), full=done.get("full"), stopped=stopped)
 
     @checked_call
     def open(self, run_id: str, *, age: float | None = None) -> "ExportRun":

@@ -1,11 +1,10 @@
 """The handle of one import run: wait for it, and decide it while it is parked.
 
 A run may park several times. Reads may lag, so a reading can still show a park that was already decided; such a
-reading is outdated. `mark_of` tells the parks of a run apart.
+reading is outdated. The digest of the questions tells the parks of a run apart.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
@@ -27,7 +26,7 @@ from asyncmig.companies.wire import ActiveImport, AnswerBody, DecisionBody, Impo
 from asyncmig.customers.questions import Custom, NeedsAttention, check_answers
 from asyncmig.errors import Conflict, InvalidInput
 
-__all__ = ["ImportRun", "active_import", "mark_of"]
+__all__ = ["ImportRun", "active_import"]
 
 _READ_AND_DECIDE = replace(routes.DECIDE, repeat=Repeat.ALWAYS)
 """A decision that may be repeated, because the run is read before each repeat."""
@@ -151,16 +150,16 @@ class ImportRun(Run[ImportState]):
                         raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
                 except Conflict:
                     if not attempts.doubts:
-                        self.note_decision(mark_of(shown))  # another process or person decided
+                        self.note_decision(shown.digest)  # another process or person decided
                         await self.read()
                         raise
-                self.note_decision(mark_of(shown))
+                self.note_decision(shown.digest)
                 self._watch.resumed()
                 self._watch.announced(status)
                 return
 
     def note_decision(self, mark: str, *, age: float = 0.0) -> None:
-        """Remember that the park with this mark (`mark_of`) was decided `age` seconds ago.
+        """Remember that the park with this mark (the digest of its questions) was decided `age` seconds ago.
 
         For 30 s after a decision, and for 16 readings, a reading that shows this park is outdated. This applies
         to every handle of the run in this session.
@@ -172,7 +171,7 @@ class ImportRun(Run[ImportState]):
         reading = await super()._read(slot)
         asked = _questions_of(reading.value)
         ended = self.LIFECYCLE.phase(reading.status) is Phase.TERMINAL
-        self._decided.saw(self._watch.run, None if asked is None else mark_of(asked), ended=ended)
+        self._decided.saw(self._watch.run, None if asked is None else asked.digest, ended=ended)
         return reading
 
     @property
@@ -182,7 +181,7 @@ class ImportRun(Run[ImportState]):
     def _is_outdated(self, state: ImportState) -> bool:
         """Return whether this reading shows a park that was already decided."""
         asked, now = _questions_of(state), asyncio.get_running_loop().time()
-        return asked is not None and self._decided.is_echo(self._watch.run, mark_of(asked), now=now)
+        return asked is not None and self._decided.is_echo(self._watch.run, asked.digest, now=now)
 
     async def _still_asks(self, shown: NeedsAttention) -> bool:
         await self.read()
@@ -226,11 +225,6 @@ def _questions_of(state: ImportState) -> NeedsAttention | None:
 
 
 # Decided parks
-
-
-def mark_of(shown: NeedsAttention) -> str:
-    """Return the mark that identifies one park of a run: the SHA-256 of its questions."""
-    return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """The base of imports and destination exports: a run that is polled until it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping
-from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
+from collections.abc import AsyncIterator, Hashable
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.lifecycle import Lifecycle, Phase
@@ -17,11 +17,6 @@ __all__ = ["Run"]
 
 _OF_UNKNOWN_AGE = "of unknown age"
 """The poll group of runs whose start is unknown. Their durations say nothing about other runs."""
-
-
-class _Who(TypedDict):
-    ids: Mapping[str, str]
-    at: float
 
 
 class _State(Protocol):
@@ -153,20 +148,14 @@ class Run(Generic[StateT]):
 
     def _tell(self, reading: Reading[StateT]) -> None:
         """Emit an event for a new status or progress text, and once for the end."""
-        watch, now = self._watch, asyncio.get_running_loop().time()
-        ids = {"company": self.company_id, "run": self.id}
-        emit, who = self._context.events.emit, _Who(ids=ids, at=now)
-        emit(RunChanged(**who, status=reading.status, progress=reading.progress))
-        if watch.ended or self.LIFECYCLE.phase(reading.status) is not Phase.TERMINAL:
+        watch, emit, now = self._watch, self._context.events.emit, asyncio.get_running_loop().time()
+        ids, status = {"company": self.company_id, "run": self.id}, reading.status
+        emit(RunChanged(ids=ids, at=now, status=status, progress=reading.progress))
+        if watch.ended or self.LIFECYCLE.phase(status) is not Phase.TERMINAL:
             return
-        emit(
-            RunEnded(
-                **who,
-                status=reading.status,
-                seconds=watch.entry.age(now) if self._began else None,
-                noticed_within=now - watch.entry.last_seen if self._began or watch.latest else None,
-            )
-        )
+        seconds = watch.entry.age(now) if self._began else None
+        noticed_within = now - watch.entry.last_seen if self._began or watch.latest else None
+        emit(RunEnded(ids=ids, at=now, status=status, seconds=seconds, noticed_within=noticed_within))
 
     def _check_id(self) -> None:
         if not self.id:

@@ -9,7 +9,7 @@ request is sent.
 from asyncmig._io.context import SessionContext
 from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.companies.catalog import Companies
-from asyncmig.companies.import_run import ImportRun, mark_of
+from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.record import API, Record, keeper_of
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
@@ -126,7 +126,7 @@ async def send_decision(keeper: RecordKeeper[Record], run: ImportRun, decision: 
         shown=shown,
         decision=decision,
         rejected=isinstance(decision, Reject),
-        decided=mark_of(shown),
+        decided=shown.digest,
         decided_at=wall_clock(),
     )
     if isinstance(decision, Approve):

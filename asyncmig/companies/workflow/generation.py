@@ -11,7 +11,7 @@ from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.catalog import Companies
-from asyncmig.companies.connections import checked_connections
+from asyncmig.companies.exports import checked_connections
 from asyncmig.companies.wire import Template
 from asyncmig.companies.workflow import decisions, preparation
 from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran, refused_change
