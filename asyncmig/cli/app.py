@@ -19,7 +19,7 @@ from asyncmig.cli.connection import ConnectionSettings, run_at
 from asyncmig.cli.demo import demo
 from asyncmig.cli.doctor import doctor
 from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
-from asyncmig.cli.html_report import check_place, page_of_journal, write_page, written_now
+from asyncmig.cli.html_report import check_place, page_of_journal, write_page
 from asyncmig.cli.inputs import UNFINISHED, RunRequest, read_inputs
 from asyncmig.cli.journal import adopt, journal_app
 from asyncmig.cli.last_run import LastRun, from_last_run, from_last_run_if_any, options_of, recall_if_any
@@ -216,7 +216,7 @@ def report(
     check_place(page)
     last = recall_if_any(journal)
     out = last.options().out if last is not None else None
-    write_page(page, asyncio.run(page_of_journal(journal, written_now(), out=out, page=page)))
+    write_page(page, asyncio.run(page_of_journal(journal, out=out, page=page)))
     if as_json:
         print_line({"schema": SCHEMA, "report": str(page)})
     else:

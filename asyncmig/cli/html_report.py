@@ -22,14 +22,13 @@ from typing import final
 from urllib.parse import quote
 
 from asyncmig._core.limits import Rate
-from asyncmig.cli.charts import KIND_WORDS, axis, delays, fleet, plain, requests
-from asyncmig.cli.fleet_state import KINDS, Timeline
+from asyncmig.cli.charts import KINDS, Timeline, axis, counts_of, delays, fleet, plain, requests
 from asyncmig.cli.json_output import Budget, reported
 from asyncmig.cli.output import counted, spoken
-from asyncmig.cli.parked import preview_page
 from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import blocking_words, by_reason, reason
 from asyncmig.customers.files import write_whole
+from asyncmig.customers.preview_page import html_page, preview_page
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
 from asyncmig.events import Event, MigrationChanged
@@ -39,8 +38,9 @@ from asyncmig.journal import JournalEvent, JournalPlace, open_journal
 from asyncmig.session import Session
 from asyncmig.steps import STEP_AFTER
 
-__all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page", "written_now"]
+__all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page"]
 
+_log = logging.getLogger("asyncmig")
 _MOST_OPEN = 60
 """Up to this number of customers, the table of all customers is unfolded."""
 _MOST_NAMED = 12
@@ -59,7 +59,22 @@ _ABOUT_BUDGETS = (
     "A request takes a slot of each budget that it charges. “In use” counts the slots that were taken at the end of "
     "the run, also by earlier runs."
 )
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_NOTES_OF_JOURNAL = (
+    "This report was made from the journal alone. Times are wall-clock times of commits; only “took” is the run's.",
+    "The time between two runs of the command is part of the step that came before it.",
+    "The journal does not record requests, 429s and waits for the limit. They are part of the step that waited.",
+    "It does not record when a run parked or ended, or when a download began. All of that is part of “running”.",
+)
+_NOTES_OF_RUN = (
+    "The charts show only this run of the command.",
+    "Waits for the limit are those of a customer's own requests, with the pauses after a 429.",
+    "Only the server knows when an import ended: the time since the last poll before it counts as not noticed.",
+    "“Rows in” is what the server says it imported; “rows out” is what the downloaded files contain.",
+)
+
+
+def _written_now() -> str:
+    return f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by asyncmig {version('asyncmig')}"
 
 
 @final
@@ -69,7 +84,7 @@ class ReportPage:
 
     title: str
     """The name of the manifest or the journal."""
-    written: str
+    written: str = field(default_factory=_written_now)
     """When the page was written, and by which version."""
     rows: Sequence[CustomerStatus]
     timeline: Timeline
@@ -87,20 +102,12 @@ class ReportPage:
 
 
 def render(page: ReportPage) -> str:
-    """Return the report as HTML that is well-formed XML, too."""
+    """Return the report as HTML."""
     style = resources.files("asyncmig.cli").joinpath("page.css").read_text(encoding="utf-8")
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
-            f"<title>Migration report: {plain(page.title, 100)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-            _head(page),
-            *_sections(page),
-            _foot(page),
-            "</body>\n</html>\n",
-        ]
-    )
+    notes = "".join(f"<li>{plain(note, 500)}</li>" for note in page.notes)
+    foot = f'<footer class="about">How to read this<ul>{notes}</ul></footer>'
+    body = [_head(page), *_sections(page), foot]
+    return html_page(f"Migration report: {plain(page.title, 100)}", style, body)
 
 
 def _head(page: ReportPage) -> str:
@@ -118,24 +125,17 @@ def _head(page: ReportPage) -> str:
 def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
     """Yield the main figures: a name, the figure, and a remark."""
     done = [row for row in page.rows if row.outcome == "delivered"]
+    inserted = sum(row.rows.inserted or 0 for row in done)
     flagged = sum(row.rows.flagged or 0 for row in done)
     files = [file for row in done for file in row.files]
     yield "customers delivered", f"{len(done):,}", f"of {len(page.rows):,}"
-    yield (
-        "rows in",
-        f"{sum(row.rows.inserted or 0 for row in done):,}",
-        f"imported, {flagged:,} with a bad cell",
-    )
+    yield "rows in", f"{inserted:,}", f"imported, {flagged:,} with a bad cell"
     yield "rows out", f"{sum(file.rows for file in files):,}", f"in {counted(len(files), 'file')}"
     yield "took", spoken(page.timeline.length), ""
     if budget := page.budget:
         share = f"{budget.polls / budget.requests:.0%} of them polls" if budget.requests else ""
         yield "requests", f"{budget.requests:,}", share
-        yield (
-            "answered 429",
-            f"{budget.refused:,}",
-            "over the limit" if budget.refused else "never over the limit",
-        )
+        yield "answered 429", f"{budget.refused:,}", f"{'' if budget.refused else 'never '}over the limit"
         if slots := budget.run_slots:
             waits = slots.get("waits_for_person", 0)
             words = f"of {slots['limit']}" + (f", {waits} waiting for a person" if waits else "")
@@ -143,35 +143,19 @@ def _figures(page: ReportPage) -> Iterator[tuple[str, str, str]]:
 
 
 def _sections(page: ReportPage) -> Iterator[str]:
+    timeline, budget = page.timeline, page.budget
     yield _section("Outcomes", "", _outcomes(page.rows) + _reasons(page.rows))
     about = "One bar for each customer; those that started first are on top. Point at a bar to see its times."
-    yield _section("The fleet over time", about, _legend(page) + fleet(page.timeline, page.rows))
-    if page.timeline.sent:
-        yield _section(f"Requests in each {_bin(page.timeline)}", _about_rates(page), _rates(page))
-    if page.budget is not None and len(page.budget.limits) > 1:
-        yield _section("Budgets", _ABOUT_BUDGETS, _budgets(page.budget))
-    if page.timeline.noticed:
-        yield _section("How soon an end was noticed", _about_delays(page.timeline.noticed), _delays(page))
+    yield _section("The fleet over time", about, _legend(page) + fleet(timeline, page.rows))
+    if timeline.sent:
+        each = "minute" if timeline.bin == 60 else spoken(timeline.bin)
+        yield _section(f"Requests in each {each}", _about_rates(page), _rates(page))
+    if budget is not None and len(budget.limits) > 1:
+        yield _section("Budgets", _ABOUT_BUDGETS, _budgets(budget))
+    if timeline.noticed:
+        chart = f'<div class="narrow">{delays(timeline.noticed)}</div>'
+        yield _section("How soon an end was noticed", _about_delays(timeline.noticed), chart)
     yield _section("Customers", "", _customers(page))
-
-
-def _budgets(budget: Budget) -> str:
-    """Return a table of the budgets, and of the run slots if any was used."""
-    lines = [
-        _budget_line(name, use.rate, (use.used, use.requests, use.refused))
-        for name, use in budget.limits.items()
-    ]
-    if slots := budget.run_slots:
-        taken = slots.get("in_progress", 0) + slots.get("others", 0)
-        lines.append(_budget_line("run slots", str(slots["limit"]), (taken, None, slots.get("refused", 0))))
-    heads = (("", "budget"), ("n", "limit"), ("n", "in use"), ("n", "requests"), ("n", "429s"))
-    return _table(heads, "".join(lines))
-
-
-def _budget_line(name: str, limit: str, figures: Sequence[int | None]) -> str:
-    shown = ("" if figure is None else f"{figure:,}" for figure in figures)
-    cells = "".join(f'<td class="n">{cell}</td>' for cell in (plain(limit), *shown))
-    return f'<tr><td class="id">{plain("all requests" if name == "*" else name, 120)}</td>{cells}</tr>'
 
 
 def _section(title: str, about: str, inside: str) -> str:
@@ -179,16 +163,35 @@ def _section(title: str, about: str, inside: str) -> str:
     return f"<section><h2>{title}</h2>{words}{inside}</section>"
 
 
-def _css(outcome: str) -> str:
-    return "stuck" if outcome == "parked" else outcome
+def _table(columns: Sequence[tuple[str, str]], lines: str) -> str:
+    heads = "".join(f'<th class="{kind}">{name}</th>' for kind, name in columns)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _budgets(budget: Budget) -> str:
+    """Return a table of the budgets, and of the run slots if any was used."""
+    lines = [
+        ("all requests" if name == "*" else name, use.rate, f"{use.used:,}", f"{use.requests:,}", use.refused)
+        for name, use in budget.limits.items()
+    ]
+    if slots := budget.run_slots:
+        taken = slots.get("in_progress", 0) + slots.get("others", 0)
+        lines.append(("run slots", str(slots["limit"]), f"{taken:,}", "", slots.get("refused", 0)))
+    rows = "".join(
+        f'<tr><td class="id">{plain(name, 120)}</td><td class="n">{plain(limit)}</td><td class="n">{used}</td>'
+        f'<td class="n">{sent}</td><td class="n">{refused:,}</td></tr>'
+        for name, limit, used, sent, refused in lines
+    )
+    heads = (("", "budget"), ("n", "limit"), ("n", "in use"), ("n", "requests"), ("n", "429s"))
+    return _table(heads, rows)
 
 
 def _outcomes(rows: Sequence[CustomerStatus]) -> str:
     counts = Counter(row.outcome for row in rows)
     there = [outcome for outcome in OUTCOMES if counts[outcome]]
-    parts = "".join(f'<i class="{_css(each)}" style="flex:{counts[each]}"></i>' for each in there)
+    parts = "".join(f'<i class="{each}" style="flex:{counts[each]}"></i>' for each in there)
     words = "".join(
-        f'<li class="{_css(each)}"><i></i><span><b>{counts[each]:,}</b> {each}</span></li>' for each in there
+        f'<li class="{each}"><i></i><span><b>{counts[each]:,}</b> {each}</span></li>' for each in there
     )
     return f'<div class="share" aria-hidden="true">{parts}</div><ul class="legend">{words}</ul>'
 
@@ -212,26 +215,19 @@ def _some(group: Sequence[CustomerStatus]) -> str:
 
 
 def _kind(row: CustomerStatus) -> str:
-    return f'<td class="kind {_css(row.outcome)}"><i></i><span>{row.outcome}</span></td>'
-
-
-def _table(columns: Sequence[tuple[str, str]], lines: str) -> str:
-    heads = "".join(f'<th class="{kind}">{name}</th>' for kind, name in columns)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return f'<td class="kind {row.outcome}"><i></i><span>{row.outcome}</span></td>'
 
 
 def _legend(page: ReportPage) -> str:
     seen = page.timeline.kinds
     items = "".join(
-        f'<li class="k-{kind}"><i></i><span>{KIND_WORDS[kind]}</span></li>' for kind in KINDS if kind in seen
+        f'<li class="k-{kind}"><i></i><span>{words}</span></li>'
+        for kind, words in KINDS.items()
+        if kind in seen
     )
     if any(row.outcome == "failed" for row in page.rows):
         items += '<li class="failed"><i></i><span>failed, at the end of its bar</span></li>'
     return f'<ul class="legend">{items}</ul>'
-
-
-def _bin(timeline: Timeline) -> str:
-    return "minute" if timeline.bin == 60 else spoken(timeline.bin)
 
 
 def _about_rates(page: ReportPage) -> str:
@@ -244,39 +240,27 @@ def _about_rates(page: ReportPage) -> str:
 
 
 def _rates(page: ReportPage) -> str:
-    timeline = page.timeline
-    ranked = sorted(timeline.sent, key=lambda name: -timeline.sent[name].total())
+    sent = page.timeline.sent
+    ranked = sorted(sent, key=lambda name: -sent[name].total())
     figures = "".join(_rate(page, name) for name in (["*"] if page.by_key else []) + ranked)
     return f'<div class="rates">{figures}</div>'
 
 
 def _rate(page: ReportPage, endpoint: str) -> str:
-    timeline = page.timeline
-    limited = endpoint == "*" or not page.by_key
-    limit = page.rate.limit * timeline.bin / page.rate.window if limited else None
-    name = "all requests" if endpoint == "*" else plain(endpoint, 120)
-    words = [f"{_total(timeline, endpoint):,} sent", *_waits(timeline, endpoint)]
+    timeline, is_all = page.timeline, endpoint == "*"
+    limit = page.rate.limit * timeline.bin / page.rate.window if is_all or not page.by_key else None
+    words = [f"{counts_of(timeline.sent, endpoint).total():,} sent"]
+    if refused := counts_of(timeline.refused, endpoint).total():
+        words.append(f"{refused:,} answered 429")
+    if held := sum(hold.end - hold.start for hold in timeline.holds.get(endpoint, ())):
+        words.append(f"held for {spoken(held)}")
+    if longest := timeline.longest_waits.get(endpoint):
+        words.append(f"longest wait {spoken(longest)}")
+    name = "all requests" if is_all else plain(endpoint, 120)
     return (
         f"<figure><figcaption><code>{name}</code><small>{' · '.join(words)}</small></figcaption>"
         f'<div class="plot">{requests(timeline, endpoint, limit)}{axis(timeline.length)}</div></figure>'
     )
-
-
-def _total(timeline: Timeline, endpoint: str) -> int:
-    everything = timeline.sent.values() if endpoint == "*" else [timeline.sent[endpoint]]
-    return sum(each.total() for each in everything)
-
-
-def _waits(timeline: Timeline, endpoint: str) -> Iterator[str]:
-    everything = endpoint == "*"
-    refused = sum(each.total() for name, each in timeline.refused.items() if everything or name == endpoint)
-    if refused:
-        yield f"{refused:,} answered 429"
-    held = sum(hold.end - hold.start for hold in timeline.holds.get(endpoint, ()))
-    if held:
-        yield f"held for {spoken(held)}"
-    if longest := timeline.longest_waits.get(endpoint):
-        yield f"longest wait {spoken(longest)}"
 
 
 def _about_delays(noticed: Sequence[float]) -> str:
@@ -287,10 +271,6 @@ def _about_delays(noticed: Sequence[float]) -> str:
         f"90% within {spoken(late)}, all within {spoken(ranked[-1])}. "
         "These are upper bounds, measured from the last poll at which the run was still in progress."
     )
-
-
-def _delays(page: ReportPage) -> str:
-    return f'<div class="narrow">{delays(page.timeline.noticed)}</div>'
 
 
 def _customers(page: ReportPage) -> str:
@@ -317,22 +297,7 @@ def _customer(row: CustomerStatus, preview: str | None) -> str:
     )
 
 
-def _foot(page: ReportPage) -> str:
-    notes = "".join(f"<li>{plain(note, 500)}</li>" for note in page.notes)
-    return f'<footer class="about">How to read this<ul>{notes}</ul></footer>'
-
-
-_NOTES = (
-    "This report was made from the journal alone. Times are wall-clock times of commits; only “took” is the run's.",
-    "The time between two runs of the command is part of the step that came before it.",
-    "The journal does not record requests, 429s and waits for the limit. They are part of the step that waited.",
-    "It does not record when a run parked or ended, or when a download began. All of that is part of “running”.",
-)
-
-
-async def page_of_journal(
-    place: JournalPlace, written: str, *, out: Path | None = None, page: Path | None = None
-) -> ReportPage:
+async def page_of_journal(place: JournalPlace, *, out: Path | None = None, page: Path = Path()) -> ReportPage:
     """Return the report of a journal, also while another process writes it. Raises `JournalError`.
 
     `out`: the folder with the previews. `page`: where the report is written, for its links.
@@ -343,11 +308,10 @@ async def page_of_journal(
     rows = [reported(status_of(record), folder) for record in records.values()]
     return ReportPage(
         title=str(place) if place.path is None else place.path.name,
-        written=written,
         rows=rows,
-        previews=_preview_links(out, rows, (page or Path()).absolute().parent),
+        previews=_preview_links(out, rows, page),
         timeline=_timeline(events),
-        notes=_NOTES,
+        notes=_NOTES_OF_JOURNAL,
     )
 
 
@@ -360,9 +324,6 @@ def _timeline(events: Sequence[JournalEvent]) -> Timeline:
             timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
     timeline.end(max(times, default=0.0))
     return timeline
-
-
-_log = logging.getLogger("asyncmig")
 
 
 @final
@@ -385,46 +346,33 @@ class Recorder:
             yield
         self._timeline.end(self._loop.time())
 
-    def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
-        """Write the report. If it cannot be written, log a warning: the migrations are not affected."""
-        place = self._options.report
-        if place is None:
-            return
-        try:
-            write_page(place, self._page(rows, budget, reason))
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", place, error)
-
     def _note(self, event: Event) -> None:
         self._timeline.note(event, by=asyncio.current_task())
 
-    def _page(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> ReportPage:
-        options = self._options
-        folder = (options.report or Path()).absolute().parent
-        return ReportPage(
+    def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
+        """Write the report. If it cannot be written, log a warning: the migrations are not affected."""
+        options, place = self._options, self._options.report
+        if place is None:
+            return
+        clock = (
+            f"The clock ran {options.speed:g} times as fast as the wall clock. All times are of that clock, so a "
+            "delay of this computer counts this many times as well."
+        )
+        page = ReportPage(
             title=options.manifest.name,
-            previews=_preview_links(options.out, rows, folder),
-            written=written_now(),
+            previews=_preview_links(options.out, rows, place),
             rows=rows,
             timeline=self._timeline,
             budget=budget,
             rate=options.rate,
             by_key=options.scope == "key",
             reason=reason,
-            notes=tuple(_notes(options.speed)),
+            notes=_NOTES_OF_RUN if options.speed == 1 else (clock, *_NOTES_OF_RUN),
         )
-
-
-def _notes(speed: float) -> Iterator[str]:
-    if speed != 1:
-        yield (
-            f"The clock ran {speed:g} times as fast as the wall clock. All times are of that clock, so a delay of "
-            "this computer counts this many times as well."
-        )
-    yield "The charts show only this run of the command."
-    yield "Waits for the limit are those of a customer's own requests, with the pauses after a 429."
-    yield "Only the server knows when an import ended: the time since the last poll before it counts as not noticed."
-    yield "“Rows in” is what the server says it imported; “rows out” is what the downloaded files contain."
+        try:
+            write_page(place, page)
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", place, error)
 
 
 def check_place(path: Path | None) -> None:
@@ -442,16 +390,12 @@ def write_page(path: Path, page: ReportPage) -> None:
     write_whole(path, render(page).encode())
 
 
-def written_now() -> str:
-    """Return a sentence with the present time and the version."""
-    return f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by asyncmig {version('asyncmig')}"
-
-
-def _preview_links(out: Path | None, rows: Iterable[CustomerStatus], folder: Path) -> Mapping[str, str]:
-    """Return the relative URL of each customer's preview, by external id, for a page in `folder`."""
-    pages = ((row.external_id, preview_page(out, row.external_id)) for row in rows)
+def _preview_links(out: Path | None, rows: Iterable[CustomerStatus], page: Path) -> Mapping[str, str]:
+    """Return the relative URL of each customer's preview, by external id, for the report at `page`."""
+    folder = page.absolute().parent
+    previews = {row.external_id: preview_page(out, row.external_id) for row in rows}
     return {
-        name: quote(Path(os.path.relpath(page, folder)).as_posix())
-        for name, page in pages
-        if page is not None
+        name: quote(Path(os.path.relpath(preview, folder)).as_posix())
+        for name, preview in previews.items()
+        if preview is not None
     }

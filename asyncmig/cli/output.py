@@ -19,8 +19,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from asyncmig.customers.status import LastFailure
+from asyncmig.events import AttemptFailed, Recovered
+
 __all__ = [
     "SCHEMA",
+    "STYLES",
     "ConsoleHandler",
     "GuardedStream",
     "clean",
@@ -28,6 +32,7 @@ __all__ = [
     "data_console",
     "draws",
     "escaped",
+    "failure_line",
     "guarded",
     "guarded_streams",
     "is_interactive",
@@ -41,11 +46,20 @@ __all__ = [
     "shortened",
     "spoken",
     "spoken_wait",
+    "whose",
     "words_console",
 ]
 
 SCHEMA: Final = 2
 """The version of the JSON that the commands write: `report.json`, `--json` of run, status, review and watch."""
+STYLES: Final = {
+    "delivered": "green",
+    "failed": "red",
+    "parked": "yellow",
+    "unknown": "magenta",
+    "pending": "cyan",
+}
+"""The colour of each outcome."""
 _STEERING = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
 """For a regular expression: control characters without the line feed, and marks that change text direction."""
 _CONTROL = re.compile(rf"[\n{_STEERING}]+")
@@ -373,3 +387,13 @@ def spoken_wait(seconds: float) -> str:
         return spoken(seconds)
     until = datetime.now().astimezone() + timedelta(seconds=seconds)
     return f"until {until:{'%H:%M' if seconds < _DAY else '%d %b %H:%M'}}, {spoken(seconds)}"
+
+
+def failure_line(event: AttemptFailed) -> str:
+    """Return a line about an attempt that failed and is repeated."""
+    return f"{'retrying':>11}  {whose(event)}  {clean(LastFailure.of(event).words, 1000)}"
+
+
+def whose(event: AttemptFailed | Recovered) -> str:
+    """Return what an attempt was for: a customer, an id of the server, or all customers."""
+    return event.external_id or event.ids.get("id") or "all customers"

@@ -7,13 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from asyncmig.cli.output import clean, counted, say
-from asyncmig.customers.files import customer_folder
-from asyncmig.customers.preview_page import PREVIEW_PAGE
 from asyncmig.customers.previews import PreviewSheet
 from asyncmig.customers.questions import Action, CredentialRequest, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 
-__all__ = ["describe", "preview_page", "print_parked"]
+__all__ = ["describe", "print_parked"]
 
 _SAMPLES = 5
 
@@ -145,9 +143,3 @@ def _proposal(attention: NeedsAttention, sheets: Mapping[str, str]) -> Iterator[
         mark = "!" if action.is_destructive else " "
         note = "   (destroys rows, or may)" if action.is_destructive else ""
         yield f"  {mark} {describe(action, sheets)}{note}", action.is_destructive
-
-
-def preview_page(out: Path | None, external_id: str) -> Path | None:
-    """Return the page with a customer's preview below the output folder; None if there is none."""
-    page = None if out is None else customer_folder(out, external_id) / PREVIEW_PAGE
-    return page if page is not None and page.is_file() else None

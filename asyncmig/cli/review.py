@@ -11,13 +11,13 @@ from rich.console import Console
 from asyncmig import generations
 from asyncmig.cli.connection import ConnectionSettings, open_session
 from asyncmig.cli.last_run import LastRun
-from asyncmig.cli.live_view import failure_line
-from asyncmig.cli.output import SCHEMA, print_line, say
-from asyncmig.cli.parked import preview_page, print_parked
+from asyncmig.cli.output import SCHEMA, failure_line, print_line, say
+from asyncmig.cli.parked import print_parked
 from asyncmig.cli.prompts import ask_decision, from_variable, option_of
 from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import Parked
+from asyncmig.customers.preview_page import preview_page
 from asyncmig.customers.questions import AttentionKind, Custom, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput

@@ -78,7 +78,7 @@ async def drive(
         check_folders(options.out, manifest)
         if wanted.remembered:
             remember(options.manifest, options, queue=wanted.queue)
-        progress = LiveView(words, _files(manifest := only(manifest, selected)), options, display)
+        progress = LiveView(session, words, _files(manifest := only(manifest, selected)), options, display)
         progress.known(report.rows)
         recorder = Recorder(session, options)
         with (
@@ -88,7 +88,7 @@ async def drive(
             stopping_on_failure(interrupts),
         ):
             feed = _feed(display, interrupts)
-            with progress.following(session), _feeding(feed, session, len(manifest.customers)):
+            with progress.following(), _feeding(feed, session, len(manifest.customers)):
                 work = _Work(manifest, options, session, journal, wanted)
                 reason = await work.run(records, _Outlets(report, progress, feed), interrupts)
             try:

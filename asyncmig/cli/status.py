@@ -25,9 +25,9 @@ from asyncmig._io.send_log import SendLog
 from asyncmig.cli.connection import ConnectionSettings, open_session, timeouts_at
 from asyncmig.cli.inputs import check_words
 from asyncmig.cli.json_output import BudgetUse, read_report
-from asyncmig.cli.live_view import STYLES
 from asyncmig.cli.output import (
     SCHEMA,
+    STYLES,
     clean,
     counted,
     is_unread,

@@ -11,8 +11,7 @@ from rich.text import Text
 from asyncmig import generations
 from asyncmig.cli.exit_codes import KEY_REFUSED, RESUMABLE, code_of
 from asyncmig.cli.json_output import Report
-from asyncmig.cli.live_view import STYLES
-from asyncmig.cli.output import clean, counted, listed, print_table, say, say_steps
+from asyncmig.cli.output import STYLES, clean, counted, listed, print_table, say, say_steps
 from asyncmig.cli.settings import DecideChoice, Options, about_journal
 from asyncmig.customers.files import NOT_IMPORTED_AGAIN
 from asyncmig.customers.status import CustomerStatus
@@ -25,6 +24,7 @@ __all__ = [
     "by_reason",
     "figures",
     "next_steps",
+    "outcome_line",
     "print_figures",
     "print_outcomes",
     "print_summary",
@@ -125,6 +125,16 @@ def _range(numbers: tuple[str, ...]) -> str:
     if all(map(str.isdecimal, numbers)):
         return f"{min(map(int, numbers))}-{max(map(int, numbers))}"
     return "…"
+
+
+def outcome_line(status: CustomerStatus) -> str:
+    """Return a line about how one customer's migration ended."""
+    result = clean(status.error or "")
+    if status.outcome == "delivered":
+        bad = f", {status.rows.flagged} with a bad cell" if status.rows.flagged else ""
+        rows, sheets = counted(status.rows.delivered or 0, "row"), counted(len(status.files), "sheet")
+        result = f"{rows} in {sheets}{bad} ({status.seconds:.0f} s)"
+    return f"{status.outcome:>9}  {status.external_id}  {clean(status.name, 60)}: {result}"
 
 
 _MOST_REASONS = 20

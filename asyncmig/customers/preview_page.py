@@ -6,19 +6,19 @@ add elements to the page. A sheet with many rows is shown in part: its first row
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, final
 from unicodedata import category
 
 import msgspec
 
-from asyncmig.customers.files import write_whole
+from asyncmig.customers.files import customer_folder, write_whole
 from asyncmig.customers.previews import FlaggedCell, Preview, PreviewSheet, find_flagged_cells
 
-__all__ = ["PREVIEW_DATA", "PREVIEW_PAGE", "render_preview", "write_preview"]
+__all__ = ["PREVIEW_DATA", "PREVIEW_PAGE", "html_page", "preview_page", "render_preview", "write_preview"]
 
 PREVIEW_PAGE: Final = "preview.html"
 PREVIEW_DATA: Final = "preview.json"
@@ -35,15 +35,31 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _KEPT = frozenset("\t\n\u200c\u200d")
 """Line breaks, and joiners that some scripts need, among the characters that cannot be seen."""
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_Place = tuple[int | None, int | None]
+"""A row and a column of a table; None for the header row, or for the column of row numbers."""
 
 
-class _Cells(NamedTuple):
-    """The flagged cells of one sheet, by their place in its table."""
+def html_page(title: str, style: str, body: Iterable[str]) -> str:
+    """Return a page without scripts and references to other hosts, as HTML that is well-formed XML, too.
 
-    at: Mapping[tuple[int | None, int | None], Sequence[str]]
-    """Messages by row and column; None for the header row, or for the column of row numbers."""
-    lost: Sequence[str]
-    """Messages without a place in the table."""
+    `title`, `body`: HTML. `style`: CSS.
+    """
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+            f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>",
+            *body,
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def preview_page(out: Path | None, external_id: str) -> Path | None:
+    """Return the page with a customer's preview below the output folder; None if there is none."""
+    page = None if out is None else customer_folder(out, external_id) / PREVIEW_PAGE
+    return page if page is not None and page.is_file() else None
 
 
 def write_preview(folder: Path, preview: Preview, *, name: str, external_id: str) -> None:
@@ -76,27 +92,18 @@ def _data(preview: Preview, name: str, external_id: str) -> bytes:
 
 
 def render_preview(preview: Preview, *, name: str, external_id: str) -> str:
-    """Return the preview as HTML that is well-formed XML, too."""
+    """Return the preview as HTML."""
     style = resources.files("asyncmig.customers").joinpath("preview.css").read_text(encoding="utf-8")
     flagged = find_flagged_cells(preview)
     title = f"Preview of {_text(name, 100) or _text(external_id, 100)}"
-    sections = [
-        _section(number, sheet, _cells(cells))
-        for number, (sheet, cells) in enumerate(zip(preview.sheets, flagged.sheets, strict=True), 1)
+    sheets = zip(preview.sheets, flagged.sheets, strict=True)
+    body = [
+        f'<header><h1>{title}</h1><p class="soft">{_text(external_id, 100)}</p>',
+        *_summary(preview, is_guess=flagged.is_guess),
+        "</header>",
+        *(_Section(number, *each).html() for number, each in enumerate(sheets, 1)),
     ]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
-            f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-            f'<header><h1>{title}</h1><p class="soft">{_text(external_id, 100)}</p>',
-            *_summary(preview, is_guess=flagged.is_guess),
-            "</header>",
-            *sections,
-            "</body>\n</html>\n",
-        ]
-    )
+    return html_page(title, style, body)
 
 
 def _summary(preview: Preview, *, is_guess: bool) -> Iterator[str]:
@@ -124,139 +131,140 @@ def _summary(preview: Preview, *, is_guess: bool) -> Iterator[str]:
         yield f"<nav><ul>{links}</ul></nav>"
 
 
-def _cells(flagged: Sequence[FlaggedCell]) -> _Cells:
-    at = defaultdict[tuple[int | None, int | None], list[str]](list)
-    lost: list[str] = []
-    for row, column, message in flagged:
-        words = message or "flagged, without a reason"
-        if row is None and column is None:
-            lost.append(words)
-        else:
-            at[row, column].append(words)
-    return _Cells(at, lost)
+@final
+class _Section:
+    """The part of the page about one sheet. Its table shows the first rows, and as many flagged ones as fit."""
 
+    __slots__ = ("_at", "_lost", "_number", "_rows", "_sheet")
 
-def _section(number: int, sheet: PreviewSheet, cells: _Cells) -> str:
-    rows = _shown_rows(sheet, cells)
-    about = f"{_counted(len(sheet.rows), 'row')} in the sample, {_counted(len(sheet.header), 'column')}"
-    if count := len(sheet.invalid_cells):
-        about += f", {_counted(count, 'flagged cell')}"
-    parts = [
-        f'<section id="s{number}"><h2>{_text(sheet.sheet.name or sheet.sheet.id, 200)}</h2>',
-        f'<p class="about">{about}.</p>',
-        *_problems(number, sheet, cells, rows),
-        *_notes(sheet, cells, rows),
-        f'<div class="scroll sheet" tabindex="0">{_table(number, sheet, cells, rows)}</div></section>',
-    ]
-    return "\n".join(parts)
+    def __init__(self, number: int, sheet: PreviewSheet, flagged: Sequence[FlaggedCell]) -> None:
+        self._number, self._sheet = number, sheet
+        self._at: defaultdict[_Place, list[str]] = defaultdict(list)
+        """The messages about flagged cells, by their place in the table."""
+        self._lost: list[str] = []
+        """The messages without a place in the table."""
+        for row, column, message in flagged:
+            is_lost = row is None and column is None
+            (self._lost if is_lost else self._at[row, column]).append(message or "flagged, without a reason")
+        most = max(_FIRST_ROWS // 2, _MOST_CELLS // max(1, len(sheet.header)))
+        first = range(min(len(sheet.rows), _FIRST_ROWS, most))
+        later = sorted(row for row in self._flagged_rows() if row >= len(first))
+        self._rows = [*first, *later[: most - len(first)]]
+        """The indices of the rows that are shown."""
 
+    def _flagged_rows(self) -> set[int]:
+        return {row for row, _ in self._at if row is not None}
 
-def _shown_rows(sheet: PreviewSheet, cells: _Cells) -> Sequence[int]:
-    """Return the indices of the rows in the page: the first ones, and as many rows with flagged cells as fit."""
-    most = max(_FIRST_ROWS // 2, _MOST_CELLS // max(1, len(sheet.header)))
-    first = range(min(len(sheet.rows), _FIRST_ROWS, most))
-    flagged = sorted({row for row, _ in cells.at if row is not None and row >= len(first)})
-    return [*first, *flagged[: most - len(first)]]
-
-
-def _notes(sheet: PreviewSheet, cells: _Cells, rows: Sequence[int]) -> Iterator[str]:
-    if len(rows) < len(sheet.rows):
-        first = min(len(rows), _FIRST_ROWS)
-        flagged = {row for row, _ in cells.at if row is not None}
-        left_out = len(flagged.difference(rows))
-        what = (
-            "the rows with a flagged cell"
-            if not left_out
-            else f"{len(rows) - first:,} rows with a flagged cell"
-        )
-        also = f" and {what}" if flagged else ""
-        missing = (
-            f" {_counted(left_out, 'row')} with a flagged cell {_is(left_out)} not shown." if left_out else ""
-        )
-        yield (
-            f'<p class="warn">This page shows the first {first:,} rows{also}.{missing} '
-            f"{PREVIEW_DATA}, beside this page, has all {len(sheet.rows):,} rows.</p>"
-        )
-    if len(sheet.header) > _PRINTED:
-        yield (
-            f'<p class="about paper">Printed: the first {_PRINTED} columns, and those with a flagged cell.</p>'
+    def html(self) -> str:
+        sheet = self._sheet
+        about = f"{_counted(len(sheet.rows), 'row')} in the sample, {_counted(len(sheet.header), 'column')}"
+        if count := len(sheet.invalid_cells):
+            about += f", {_counted(count, 'flagged cell')}"
+        return "\n".join(
+            [
+                f'<section id="s{self._number}"><h2>{_text(sheet.sheet.name or sheet.sheet.id, 200)}</h2>',
+                f'<p class="about">{about}.</p>',
+                *self._problems(),
+                *self._notes(),
+                f'<div class="scroll sheet" tabindex="0">{self._table()}</div></section>',
+            ]
         )
 
-
-def _problems(number: int, sheet: PreviewSheet, cells: _Cells, rows: Sequence[int]) -> Iterator[str]:
-    """Yield a table of the flagged cells by column and message, and a list of those without a place."""
-    groups = defaultdict[tuple[int | None, str], list[int | None]](list)
-    for (row, column), messages in sorted(cells.at.items(), key=_order):
-        for message in messages:
-            groups[column, message].append(row)
-    shown = {None, *rows}
-    lines = "".join(
-        f"<tr><td>{_column_name(sheet, column)}</td><td>{_text(message, _LONGEST)}</td>"
-        f'<td class="n">{len(found):,}</td><td>{_links(number, column, found, shown)}</td></tr>'
-        for (column, message), found in groups.items()
-    )
-    if lines:
-        heads = '<th>column</th><th>what is wrong</th><th class="n">cells</th><th>rows</th>'
-        yield (
-            f'<h3>Flagged cells</h3><div class="scroll"><table class="problems"><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>"
+    def _problems(self) -> Iterator[str]:
+        """Yield a table of the flagged cells by column and message, and a list of those without a place."""
+        groups, shown = defaultdict[tuple[int | None, str], list[int | None]](list), {None, *self._rows}
+        for (row, column), messages in sorted(self._at.items(), key=_order):
+            for message in messages:
+                groups[column, message].append(row)
+        lines = "".join(
+            f"<tr><td>{self._column_name(column)}</td><td>{_text(message)}</td>"
+            f'<td class="n">{len(rows):,}</td><td>{self._links(column, rows, shown)}</td></tr>'
+            for (column, message), rows in groups.items()
         )
-    items = "".join(f'<li><span class="flag">{_text(each)}</span></li>' for each in cells.lost)
-    if items:
-        yield f'<p class="about">Flagged, and the server does not say where:</p><ul class="lost">{items}</ul>'
-    if lines or items:
-        yield "<h3>Sample</h3>"
+        if lines:
+            heads = '<th>column</th><th>what is wrong</th><th class="n">cells</th><th>rows</th>'
+            yield (
+                f'<h3>Flagged cells</h3><div class="scroll"><table class="problems"><thead><tr>{heads}</tr></thead>'
+                f"<tbody>{lines}</tbody></table></div>"
+            )
+        items = "".join(f'<li><span class="flag">{_text(each)}</span></li>' for each in self._lost)
+        if items:
+            yield f'<p class="about">Flagged, and the server does not say where:</p><ul class="lost">{items}</ul>'
+        if lines or items:
+            yield "<h3>Sample</h3>"
+
+    def _column_name(self, column: int | None) -> str:
+        if column is None:
+            return '<span class="empty">whole row</span>'
+        return _text(self._sheet.header[column], 200) or '<span class="empty">no name</span>'
+
+    def _links(self, column: int | None, rows: Sequence[int | None], shown: set[int | None]) -> str:
+        links: list[str] = []
+        for row in rows[:_MOST_LINKS]:
+            name = "not in the sample" if row is None else f"{row + 1:,}"
+            links.append(f'<a href="#{self._anchor(row, column)}">{name}</a>' if row in shown else name)
+        more = len(rows) - len(links)
+        return ", ".join(links) + (f" and {more:,} more" if more else "")
+
+    def _anchor(self, row: int | None, column: int | None) -> str:
+        return f"s{self._number}r{'' if row is None else row + 1}c{'' if column is None else column + 1}"
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what the table, or its print, leaves out."""
+        rows, total, flagged = self._rows, len(self._sheet.rows), self._flagged_rows()
+        if len(rows) < total:
+            first = min(len(rows), _FIRST_ROWS)
+            also = " and the rows with a flagged cell" if flagged else ""
+            missing = ""
+            if left_out := len(flagged.difference(rows)):
+                also = f" and {len(rows) - first:,} rows with a flagged cell"
+                missing = f" {_counted(left_out, 'row')} with a flagged cell {_is(left_out)} not shown."
+            yield (
+                f'<p class="warn">This page shows the first {first:,} rows{also}.{missing} '
+                f"{PREVIEW_DATA}, beside this page, has all {total:,} rows.</p>"
+            )
+        if len(self._sheet.header) > _PRINTED:
+            yield (
+                f'<p class="about paper">Printed: the first {_PRINTED} columns, and those with a flagged cell.</p>'
+            )
+
+    def _table(self) -> str:
+        header, flagged = self._sheet.header, {column for _, column in self._at}
+        more = [' class="more"' if n >= _PRINTED and n not in flagged else "" for n in range(len(header))]
+        heads = "".join(
+            self._cell("th", None, column, _text(name, 200), more[column])
+            for column, name in enumerate(header)
+        )
+        lines: list[str] = []
+        next_row = 0
+        for index in (*self._rows, len(self._sheet.rows)):
+            if index > next_row:
+                lines.append(_gap(next_row, index, len(header)))
+            if index < len(self._sheet.rows):
+                lines.append(self._row(index, more))
+            next_row = index + 1
+        return f"<table><thead><tr><th>row</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+    def _row(self, index: int, more: Sequence[str]) -> str:
+        row = self._sheet.rows[index]
+        values = [*row, *([""] * (len(more) - len(row)))]
+        cells = "".join(
+            self._cell("td", index, column, _text(value), more[column] if column < len(more) else "")
+            for column, value in enumerate(values)
+        )
+        return f"<tr>{self._cell('th', index, None, f'{index + 1:,}', '')}{cells}</tr>"
+
+    def _cell(self, tag: str, row: int | None, column: int | None, content: str, attributes: str) -> str:
+        """Return a cell: with an anchor, a class and its messages if it is flagged, with `attributes` if not."""
+        if (row, column) not in self._at:
+            return f"<{tag}{attributes}>{content}</{tag}>"
+        flags = "".join(f'<span class="flag">{_text(message)}</span>' for message in self._at[row, column])
+        return f'<{tag} id="{self._anchor(row, column)}" class="flagged">{content}{flags}</{tag}>'
 
 
-def _order(item: tuple[tuple[int | None, int | None], Sequence[str]]) -> tuple[int, int]:
+def _order(item: tuple[_Place, Sequence[str]]) -> tuple[int, int]:
     (row, column), _ = item
     return (-1 if column is None else column), (-1 if row is None else row)
-
-
-def _column_name(sheet: PreviewSheet, column: int | None) -> str:
-    if column is None:
-        return '<span class="empty">whole row</span>'
-    return _text(sheet.header[column], 200) or '<span class="empty">no name</span>'
-
-
-def _links(number: int, column: int | None, rows: Sequence[int | None], shown: set[int | None]) -> str:
-    links = [
-        f'<a href="#{_anchor(number, row, column)}">{_row_name(row)}</a>' if row in shown else _row_name(row)
-        for row in rows[:_MOST_LINKS]
-    ]
-    more = len(rows) - len(links)
-    return ", ".join(links) + (f" and {more:,} more" if more else "")
-
-
-def _row_name(row: int | None) -> str:
-    return "not in the sample" if row is None else f"{row + 1:,}"
-
-
-def _anchor(number: int, row: int | None, column: int | None) -> str:
-    return f"s{number}r{'' if row is None else row + 1}c{'' if column is None else column + 1}"
-
-
-def _table(number: int, sheet: PreviewSheet, cells: _Cells, rows: Sequence[int]) -> str:
-    flagged = {column for _, column in cells.at}
-    more = [
-        ' class="more"' if index >= _PRINTED and index not in flagged else ""
-        for index in range(len(sheet.header))
-    ]
-    heads = "".join(
-        f"<th{_marked(number, None, column, cells, more[column])}>"
-        f"{_text(name, 200)}{_flags(None, column, cells)}</th>"
-        for column, name in enumerate(sheet.header)
-    )
-    lines: list[str] = []
-    before = -1
-    for index in rows:
-        if index > before + 1:
-            lines.append(_gap(before + 1, index, len(sheet.header)))
-        lines.append(_row(number, sheet, index, cells, more))
-        before = index
-    if before + 1 < len(sheet.rows):
-        lines.append(_gap(before + 1, len(sheet.rows), len(sheet.header)))
-    return f"<table><thead><tr><th>row</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _gap(start: int, end: int, columns: int) -> str:
@@ -264,30 +272,6 @@ def _gap(start: int, end: int, columns: int) -> str:
     return (
         f'<tr><th>…</th><td class="gap" colspan="{max(1, columns)}"><span>{what} not shown</span></td></tr>'
     )
-
-
-def _row(number: int, sheet: PreviewSheet, index: int, cells: _Cells, more: Sequence[str]) -> str:
-    row = sheet.rows[index]
-    values = [*row, *([""] * (len(sheet.header) - len(row)))]
-    columns = "".join(
-        f"<td{_marked(number, index, column, cells, more[column] if column < len(more) else '')}>"
-        f"{_text(value)}{_flags(index, column, cells)}</td>"
-        for column, value in enumerate(values)
-    )
-    head = f"<th{_marked(number, index, None, cells, '')}>{index + 1:,}{_flags(index, None, cells)}</th>"
-    return f"<tr>{head}{columns}</tr>"
-
-
-def _marked(number: int, row: int | None, column: int | None, cells: _Cells, otherwise: str) -> str:
-    """Return the attributes of a cell: an anchor and a class if it is flagged, `otherwise` if not."""
-    if (row, column) not in cells.at:
-        return otherwise
-    return f' id="{_anchor(number, row, column)}" class="flagged"'
-
-
-def _flags(row: int | None, column: int | None, cells: _Cells) -> str:
-    messages = cells.at.get((row, column), ())
-    return "".join(f'<span class="flag">{_text(message)}</span>' for message in messages)
 
 
 def _text(text: str, longest: int = _LONGEST) -> str:

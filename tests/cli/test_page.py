@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from browser import dom_of, needs_browser
 
-from asyncmig.cli.fleet_state import Timeline
+from asyncmig.cli.charts import Timeline
 from asyncmig.cli.html_report import ReportPage, render
 from asyncmig.cli.json_output import Budget
 from asyncmig.customers.status import CustomerStatus

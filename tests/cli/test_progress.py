@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from asyncmig import RunSlotsStatistics
-from asyncmig.cli.fleet_state import LiveState
 from asyncmig.cli.json_output import Budget, Report
-from asyncmig.cli.live_view import LiveView, full_run_slots
+from asyncmig.cli.live_view import CustomerProgress, LiveState, LiveView, full_run_slots
 from asyncmig.cli.output import spoken
 from asyncmig.cli.settings import Display, Settings
 from asyncmig.cli.summary import RunResult
@@ -21,8 +20,9 @@ from asyncmig.events import AttemptFailed, MigrationChanged, Recovered, RequestD
 from asyncmig.session import Session
 
 
-def progress_on(console: Console, customers: str, display: Display = Display()) -> LiveView:  # noqa: B008
-    return LiveView(console, dict.fromkeys(customers, 1), Settings(), display)
+def session_and_view(console: Console, customers: str) -> tuple[Session, LiveView]:
+    session = Session("key", "http://127.0.0.1:9/api/v1")
+    return session, LiveView(session, console, dict.fromkeys(customers, 1), Settings(), Display())
 
 
 def ended(outcomes: Sequence[str], **facts: bool) -> RunResult:
@@ -50,9 +50,8 @@ def test_the_worst_outcome_names_the_exit_code(outcomes: list[str], code: int) -
 @pytest.mark.parametrize("terminal", [False, True])
 async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) -> None:
     out = io.StringIO()
-    progress = progress_on(Console(file=out, width=200, force_terminal=terminal), "abc")
-    session = Session("key", "http://127.0.0.1:9/api/v1")
-    with progress.following(session):
+    session, progress = session_and_view(Console(file=out, width=200, force_terminal=terminal), "abc")
+    with progress.following():
         session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
         session.events.emit(
             RequestDone(
@@ -77,7 +76,7 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
 @pytest.mark.looptime
 async def test_what_holds_for_all_is_said_once() -> None:
     out = io.StringIO()
-    progress = progress_on(Console(file=out, width=200), "abcd")
+    _, progress = session_and_view(Console(file=out, width=200), "abcd")
     progress.known([CustomerStatus(external_id="d", name="D", outcome="delivered")])
     for external_id in "ab":
         progress.ended(
@@ -94,9 +93,8 @@ async def test_what_holds_for_all_is_said_once() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 async def test_customers_whose_attempts_fail_are_shown_until_they_recover(terminal: bool) -> None:
     out = io.StringIO()
-    progress = progress_on(Console(file=out, width=250, force_terminal=terminal), "abc")
-    session = Session("key", "http://127.0.0.1:9/api/v1")
-    with progress.following(session):
+    session, progress = session_and_view(Console(file=out, width=250, force_terminal=terminal), "abc")
+    with progress.following():
         session.events.emit(MigrationChanged(at=0.0, external_id="c", step="uploading"))
         session.events.emit(
             AttemptFailed(
@@ -131,7 +129,7 @@ def test_full_run_slots_are_shown(
     runs: tuple[str, ...], others: int, held_until: float | None, line: list[str]
 ) -> None:
     slots = RunSlotsStatistics(limit=3, runs=runs, others=others, refused=0, held_until=held_until)
-    assert list(full_run_slots(slots, 100.0)) == line
+    assert list(full_run_slots(slots, 100.0, {})) == line
 
 
 @pytest.mark.parametrize(
@@ -139,14 +137,14 @@ def test_full_run_slots_are_shown(
     [(None, "waiting for a run slot"), (3120.0, r"waiting for `generate` until \d\d:\d\d, 52 min 00 s")],
 )
 def test_a_long_wait_is_readable(seconds: float | None, text: str) -> None:
-    state = LiveState({"acme": 1})
+    state = LiveState({"acme": CustomerProgress("acme", 1)})
     state.note(MigrationChanged(at=0.0, external_id="acme", step="starting"))
     state.note(
         SlotAwaited(
             at=1.0, external_id="acme", endpoint="POST /x", budget="generate", until=None, seconds=seconds
         )
     )
-    assert re.fullmatch(text, state.slowest(1)[0].text)
+    assert re.fullmatch(text, state.active[0].text)
 
 
 @pytest.mark.parametrize(("hours", "text"), [(30, "30 h 00 min"), (49, "2 days 1 h")])

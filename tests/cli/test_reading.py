@@ -202,8 +202,8 @@ def test_imports_are_as_long_as_the_pace_says(
 async def test_the_live_view_is_cut_between_words_only() -> None:
     out, names = io.StringIO(), [f"customer-{n:03}" for n in range(5)]
     console = Console(file=out, width=COLUMNS, force_terminal=True, no_color=True)
-    progress = LiveView(console, dict.fromkeys(names, 1), Settings(), Display())
     session = Session("key", "http://127.0.0.1:9/api/v1")
+    progress = LiveView(session, console, dict.fromkeys(names, 1), Settings(), Display())
     trouble = {
         "endpoint": "PUT {upload_url}",
         "attempt": 3,
@@ -211,7 +211,7 @@ async def test_the_live_view_is_cut_between_words_only() -> None:
         "status": 403,
         "error": "denied " * 30,
     }
-    with progress.following(session):
+    with progress.following():
         for name in names:
             session.events.emit(
                 MigrationChanged(at=0.0, external_id=name, step="uploading", detail="contacts.csv")

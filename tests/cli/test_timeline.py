@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from asyncmig import Journal
-from asyncmig.cli.fleet_state import Hold, Timeline
+from asyncmig.cli.charts import Hold, Timeline
 from asyncmig.cli.html_report import page_of_journal
 from asyncmig.companies.workflow.record import Record
 from asyncmig.events import (
@@ -56,7 +56,7 @@ def told(*events: Event, end: float = 1100.0) -> list[tuple[str, float, float]]:
     for event in events:
         timeline.note(event, by="acme")
     timeline.end(end)
-    return [(kind, start, end) for kind, start, end in timeline.bar("acme").segments]
+    return [(kind, start, end) for kind, start, end in timeline.segments("acme")]
 
 
 def test_steps_are_segments_and_an_outcome_ends_them() -> None:
@@ -97,7 +97,7 @@ def test_a_request_of_another_task_is_nobodys_wait() -> None:
     timeline.note(step(0, "creating"), by="acme")
     timeline.note(sent(9, waited=9), by="a poll")
     timeline.end(10)
-    assert [segment.kind for segment in timeline.bar("acme").segments] == ["preparing"]
+    assert [segment.kind for segment in timeline.segments("acme")] == ["preparing"]
 
 
 def test_what_ran_since_the_last_look_may_have_ended() -> None:
@@ -180,9 +180,9 @@ async def test_each_entry_of_a_journal_is_a_step(entry: str, kind: str, tmp_path
         for each in ("decide", entry, "failed"):
             await claim.write(each, b"{}", state)
             await asyncio.sleep(0.03)
-    page = await page_of_journal(JournalPlace(str(tmp_path / "fleet.db")), "now")
+    page = await page_of_journal(JournalPlace(str(tmp_path / "fleet.db")))
     assert page.timeline is not None
-    assert [segment.kind for segment in page.timeline.bar("acme").segments] == ["parked", kind]
+    assert [segment.kind for segment in page.timeline.segments("acme")] == ["parked", kind]
 
 
 def test_the_table_knows_every_step_and_every_entry_that_is_written() -> None:
