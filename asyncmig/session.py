@@ -37,8 +37,8 @@ from asyncmig.companies import routes as company_routes
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.routes import KEY_HEADER
-from asyncmig.distributed.budget_store import SharedWindow
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_store import SharedBudgets, SharedWindow
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.distributed.shared_set import SharedBudgetSet
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
 from asyncmig.events import Events, RunStalled

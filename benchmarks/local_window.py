@@ -26,7 +26,8 @@ from pathlib import Path
 from asyncmig import Gate
 from asyncmig._io.gate import joined_gate
 from asyncmig.distributed.local import LocalWindow
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_store import SharedBudgets
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.distributed.shared_set import SharedBudgetSet
 from asyncmig.simulator.server.clock import fast_loop
 

@@ -33,9 +33,10 @@ from inprocess import BASE_URL, InProcess
 from servers import PostgresServer, RedisServer
 
 from asyncmig import Delivered, Fleet, Gate, MemoryJournal, Session
+from asyncmig.distributed.budget_store import SharedBudgets
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import MigrationQueue
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 from asyncmig.simulator.server.clock import fast_loop
 

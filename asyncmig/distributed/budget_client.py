@@ -9,25 +9,25 @@ a store that was unavailable or has lost data.
 """
 
 import asyncio
-import uuid
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, final
+from uuid import uuid4
+
+import anyio
 
 from asyncmig._core.limits import RateHeaders
 from asyncmig._io.dispatcher import TICK
-from asyncmig._io.event_loop import start_task
-from asyncmig._io.send_log import EarlierSlot
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SlotEvent, SlotReport
+from asyncmig._io.event_loop import loop_speed, start_task
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedBudgets, SlotEvent, SlotReport
 
-__all__ = ["BudgetClient", "SlotConsumer"]
+__all__ = ["ASKS_PER_WINDOW", "SHORTEST_WAIT", "BudgetClient", "SlotConsumer"]
 
 _MARGIN = 0.05
 """Seconds for which a slot is remembered after the end of its window."""
-_POLLS_PER_WINDOW = 12
+ASKS_PER_WINDOW = 12
 """The least number of attempts to get a slot in a window, because another process may have returned one unused."""
-_SHORTEST_WAIT = 0.001
+SHORTEST_WAIT = 0.001
 _MOST_LOSSES = 8
 """After so many losses of data within one window, a store counts as unavailable, because each loss pauses
 requests."""
@@ -107,26 +107,20 @@ class BudgetClient:
 
     def __init__(
         self,
-        store: BudgetStore,
         consumer: SlotConsumer,
-        *,
-        limit: int,
-        window: float,
-        timeout: float,
-        speed: float,
-        earlier: Iterable[EarlierSlot] = (),
+        budget: SharedBudget,
+        shared: SharedBudgets,
     ) -> None:
-        """`earlier`: the slots of earlier processes in the send log."""
-        self._store, self._consumer = store, consumer
-        self._window, self._timeout, self._speed = window, timeout, speed
+        self._consumer, self._store, self._timeout = consumer, shared.store([budget]), shared.timeout
+        self._limit, self._window = budget.limit, budget.window
         self.online: bool = True
         """Whether the store answers. While offline, the dispatcher does not use the client's slots."""
         self._sent: dict[str, _SentSlot] = {}
         """The slots of the last window, by name."""
-        now = asyncio.get_running_loop().time()
-        for slot in earlier:
+        loop = asyncio.get_running_loop()
+        self._speed, now = loop_speed(loop), loop.time()
+        for slot in shared.earlier:
             self._sent[slot.name] = _SentSlot(now - slot.age, now - slot.age if slot.is_answered else None)
-        self._limit = limit
         self._holds: dict[str, float] = {}
         """Until when the requests of a set are held, by its name."""
         self._unconfirmed: list[str] = []
@@ -151,10 +145,6 @@ class BudgetClient:
         if self._task is None:
             self._task = start_task(self._work(), name="asyncmig shared gate")
         self._wakeup.set()
-
-    def name(self) -> str:
-        """Return a name that no other slot has."""
-        return uuid.uuid4().hex
 
     def sent(self, slot: str, now: float) -> None:
         """Record that a request is sent with this slot."""
@@ -224,9 +214,11 @@ class BudgetClient:
         ask_at = max(self.ask_at, self._consumer.asks_at(now))
         early = ask_at - now > TICK
         if early and not self._outbox:
-            await self._sleep(ask_at - now)
+            self._wakeup.clear()
+            with anyio.move_on_after(ask_at - now):
+                await self._wakeup.wait()
             return
-        want = self.name() if self._consumer.is_waiting() and not early else None
+        want = uuid4().hex if self._consumer.is_waiting() and not early else None
         try:
             (reply,) = await self._store.exchange([self.reports()], want)
             self.apply(reply)
@@ -236,7 +228,7 @@ class BudgetClient:
         if reply.lost or want is None:
             return
         if not reply.granted:
-            self.ask_at = loop.time() + min(max(reply.wait, _SHORTEST_WAIT), self._window / _POLLS_PER_WINDOW)
+            self.ask_at = loop.time() + min(max(reply.wait, SHORTEST_WAIT), self._window / ASKS_PER_WINDOW)
         elif loop.time() - now > self._timeout / 2 or not self._consumer.grant_slot(want):
             # No request waits any more, or this process was suspended so long that the slot may count as lost.
             self.report(want, "unsent", loop.time())
@@ -305,15 +297,6 @@ class BudgetClient:
         self._outbox, self.ask_at, self._unconfirmed = [], now, []
         self.online = True
         self._consumer.on_found(reply)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep until `wake` is called, at most `seconds`."""
-        self._wakeup.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wakeup.wait()
-        except TimeoutError:
-            pass
 
     def _past_reports(self, now: float) -> list[SlotReport]:
         """Return reports of all slots of the last window, for a store that may not have them."""

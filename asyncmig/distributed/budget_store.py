@@ -7,17 +7,21 @@ process. `asyncmig.distributed.redis.RedisWindow` implements the interface on Re
 `asyncmig.distributed.local.LocalWindow` on files.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from asyncmig._core.run_table import RunStore
+from asyncmig._io.event_loop import loop_speed
+from asyncmig._io.send_log import EarlierSlot
 
 __all__ = [
     "BudgetReply",
     "BudgetStore",
     "RunStore",
     "SharedBudget",
+    "SharedBudgets",
     "SharedWindow",
     "SlotEvent",
     "SlotReport",
@@ -145,3 +149,21 @@ class SharedWindow(Protocol):
     async def aclose(self) -> None:
         """Close the connections."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedBudgets:
+    """The budgets of an account in a shared window."""
+
+    window: SharedWindow
+    account: str
+    """A digest that identifies the API key."""
+    timeout: float
+    """Seconds after which an unanswered request has either arrived or been lost."""
+    earlier: Sequence[EarlierSlot] = ()
+    """The slots of earlier processes in the send log. The store may not have them."""
+
+    def store(self, budgets: Sequence[SharedBudget]) -> BudgetStore:
+        """Return the store of budgets that are charged together, for the running event loop."""
+        speed = loop_speed(asyncio.get_running_loop())
+        return self.window.budgets(budgets, account=self.account, timeout=self.timeout, speed=speed)

@@ -116,7 +116,8 @@ class _LocalBudgets:
             for state, each in zip(states, reports, strict=True):
                 state.advance(each, self._client, now, timeout=self._timeout)
             held = states[0].holds.get(name_of_set(self._budgets), now)
-            times = [_latest(state.limiter.next_at(now), held) for state in states]
+            free_at = [state.limiter.next_at(now) for state in states]
+            times = [None if at is None else max(at, held) for at in free_at]
             granted = want is not None and all(at is not None and at <= now for at in times)
             if granted and want is not None:
                 for state in states:
@@ -280,11 +281,6 @@ class _State:
         self.known[slot] = now
         oldest = now - self.limiter.window - 60.0
         self.known = {each: at for each, at in self.known.items() if at > oldest}
-
-
-def _latest(at: float | None, held: float) -> float | None:
-    """Return the later of two times; None if the first depends on an answer."""
-    return None if at is None else max(at, held)
 
 
 def _headers(report: SlotReport) -> RateHeaders:

@@ -128,16 +128,12 @@ class RedisWindow:
         self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> BudgetStore:
         """Return budgets that are charged together; see `asyncmig.distributed.budget_store.SharedWindow`."""
-        base = self._base(account, speed)
-        parts = ("state", "slots", "unanswered", "accepted")
-        keys = [f"{base}:{budget.name}:{part}" for budget in budgets for part in parts]
         return _RedisBudgets(
             self._opened(speed),
             self._server,
-            keys=[*keys, f"{base}:clients"],
+            budgets,
+            base=self._base(account, speed),
             settings=[self._client, timeout, speed],
-            rates=[(budget.limit, budget.window) for budget in budgets],
-            name=name_of_set(budgets),
         )
 
     def runs(self, account: str) -> RunStore:
@@ -170,29 +166,36 @@ class RedisWindow:
 class _RedisBudgets:
     """Budgets that are charged together, kept by the script in several keys."""
 
-    __slots__ = ("_keys", "_name", "_rates", "_rng", "_script", "_server", "_settings")
+    __slots__ = ("_budgets", "_keys", "_rng", "_script", "_server", "_settings")
 
     def __init__(
         self,
         redis: Redis,
         server: Server,
+        budgets: Sequence[SharedBudget],
         *,
-        keys: list[str],
+        base: str,
         settings: list[str | float],
-        rates: list[tuple[int, float]],
-        name: str,
     ) -> None:
-        self._script = redis.register_script(_SCRIPT)
-        self._keys, self._settings, self._rates, self._server = keys, settings, rates, server
-        self._rng, self._name = Random(), name
+        self._script, self._server = redis.register_script(_SCRIPT), server
+        self._budgets, self._settings, self._rng = budgets, settings, Random()
+        parts = ("state", "slots", "unanswered", "accepted")
+        self._keys = [f"{base}:{budget.name}:{part}" for budget in budgets for part in parts]
+        self._keys.append(f"{base}:clients")
 
     async def exchange(
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
     ) -> Sequence[BudgetReply]:
         """Run the script once. Raises `ConnectionError` if Redis does not answer, or answers with an error."""
-        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", "", self._name]
-        for (limit, window), each in zip(self._rates, reports, strict=True):
-            arguments += [limit, window, len(each), *(part for report in each for part in report)]
+        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", ""]
+        arguments.append(name_of_set(self._budgets))
+        for budget, each in zip(self._budgets, reports, strict=True):
+            arguments += [
+                budget.limit,
+                budget.window,
+                len(each),
+                *(part for report in each for part in report),
+            ]
         with _errors_of(self._server):
             replies = cast("list[_Answer]", await self._script(self._keys, arguments))
         return [

@@ -5,12 +5,11 @@ dispatcher's own limiter counts the requests of this process. While the store is
 slots, with this process's share of the last known limit.
 """
 
-import asyncio
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import final
+from uuid import uuid4
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._core.limiter import SHORT_WINDOW, Limiter
@@ -18,33 +17,18 @@ from asyncmig._core.limits import RateHeaders
 from asyncmig._core.retry import ReportThrottle
 from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import Dispatcher
-from asyncmig._io.event_loop import loop_speed
-from asyncmig._io.send_log import EarlierSlot
 from asyncmig._io.waiters import Head
 from asyncmig.distributed.budget_client import BudgetClient
-from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedWindow, SlotEvent
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedBudgets, SlotEvent
 from asyncmig.events import AttemptFailed, Events, SharedWindowFound, SharedWindowLost
 
-__all__ = ["RECHECK", "SharedBudgets", "SharedDispatcher"]
+__all__ = ["RECHECK", "SharedDispatcher"]
 
 _log = logging.getLogger("asyncmig")
 RECHECK = 0.05
 """Seconds after which a request asks again if another one went first."""
 _SAME_HOLD = 0.5
 """Seconds by which the end of the same hold may differ between two replies."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedBudgets:
-    """The shared window of a dispatcher, and the account."""
-
-    window: SharedWindow
-    account: str
-    """A digest that identifies the API key."""
-    timeout: float
-    """Seconds after which an unanswered request has either arrived or been lost."""
-    earlier: Sequence[EarlierSlot] = ()
-    """The slots of earlier processes in the send log. The store may not have them."""
 
 
 @final
@@ -163,7 +147,7 @@ class SharedDispatcher(Dispatcher):
     def take(self, now: float, name: str = "") -> float:
         now = self._last_grant = max(now, math.nextafter(self._last_grant, math.inf))
         client = self.opened_client()
-        self._slot_names[now] = name or client.name()
+        self._slot_names[now] = name or uuid4().hex
         client.sent(self._slot_names[now], now)
         return super().take(now)
 
@@ -289,20 +273,7 @@ class SharedDispatcher(Dispatcher):
         return SharedBudget(self._budget, self._limit, self.window)
 
     def opened_client(self) -> BudgetClient:
-        """Return the client. It is made on first use, because it needs the speed of the running loop."""
+        """Return the client. It is made on first use, because it needs the running loop."""
         if self.client is None:
-            shared = self._shared
-            speed = loop_speed(asyncio.get_running_loop())
-            budget = shared.window.budgets(
-                [self.shared_budget()], account=shared.account, timeout=shared.timeout, speed=speed
-            )
-            self.client = BudgetClient(
-                budget,
-                self,
-                limit=self._limit,
-                window=self.window,
-                timeout=shared.timeout,
-                speed=speed,
-                earlier=shared.earlier,
-            )
+            self.client = BudgetClient(self, self.shared_budget(), self._shared)
         return self.client

@@ -6,27 +6,26 @@ store is unavailable, the dispatchers grant slots from the share of this process
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import final
 from uuid import uuid4
 
+import anyio
+
 from asyncmig._core.endpoint import Lane
 from asyncmig._io.budget_set import BudgetSet
 from asyncmig._io.dispatcher import TICK, Dispatcher
-from asyncmig._io.event_loop import loop_speed, start_task
+from asyncmig._io.event_loop import start_task
 from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.waiters import Head
-from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, name_of_set
-from asyncmig.distributed.shared_dispatcher import RECHECK, SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_client import ASKS_PER_WINDOW, SHORTEST_WAIT
+from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudgets, name_of_set
+from asyncmig.distributed.shared_dispatcher import RECHECK, SharedDispatcher
 from asyncmig.events import Events
 
 __all__ = ["SharedBudgetSet"]
 
 _NEVER = float("inf")
-_SHORTEST_WAIT = 0.001
-_ASKS_PER_WINDOW = 12
-"""The least number of attempts to get a slot in a window, because another process may have returned one unused."""
 
 
 @final
@@ -95,7 +94,8 @@ class SharedBudgetSet(BudgetSet):
                 now = asyncio.get_running_loop().time()
                 at = self._may_ask_at(head, now)
                 if at - now > TICK:
-                    await self._sleep(at - now)
+                    with anyio.move_on_after(at - now):
+                        await self._wakeup.wait()
                 else:
                     await self._ask(head, now)
         finally:
@@ -162,25 +162,14 @@ class SharedBudgetSet(BudgetSet):
         wait, window = max(
             (reply.wait, each.window) for reply, each in zip(replies, self._members, strict=True)
         )
-        wait = max(wait, _SHORTEST_WAIT)
-        self._ready_at, self._ask_at = now + wait, now + min(wait, window / _ASKS_PER_WINDOW)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep until `turn` is called, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if seconds == _NEVER else seconds):
-                await self._wakeup.wait()
+        wait = max(wait, SHORTEST_WAIT)
+        self._ready_at, self._ask_at = now + wait, now + min(wait, window / ASKS_PER_WINDOW)
 
     async def _exchange(self, slot: str) -> Sequence[BudgetReply] | None:
         """Ask for a slot of each budget. If the store does not answer, all members go offline."""
         clients = [each.opened_client() for each in self._members]
         if self._store is None:
-            self._store = self._shared.window.budgets(
-                [each.shared_budget() for each in self._members],
-                account=self._shared.account,
-                timeout=self._shared.timeout,
-                speed=loop_speed(asyncio.get_running_loop()),
-            )
+            self._store = self._shared.store([each.shared_budget() for each in self._members])
         try:
             replies = await self._store.exchange([each.reports() for each in clients], slot)
             for client, reply in zip(clients, replies, strict=True):

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from asyncmig import Gate
 from asyncmig.distributed.local import LocalWindow
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_store import SharedBudgets
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 

@@ -14,8 +14,9 @@ from inprocess import BASE_URL, KEY, InProcess
 from servers import RedisServer
 
 from asyncmig import Gate, InvalidInput, Session
+from asyncmig.distributed.budget_store import SharedBudgets
 from asyncmig.distributed.redis import RedisWindow
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.events import SharedWindowFound, SharedWindowLost
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 from asyncmig.simulator.server.clock import fast_loop

@@ -10,7 +10,8 @@ from gateload import Load, most_in_a_window
 from sharedstore import Store
 
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_store import SharedBudgets
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.events import AttemptFailed, Events, Held, SharedWindowFound, SharedWindowLost
 from asyncmig.simulator.server.limits import SlidingLog
 

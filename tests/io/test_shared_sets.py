@@ -16,7 +16,8 @@ from asyncmig import Gate
 from asyncmig._core.run_table import FORGOTTEN
 from asyncmig._io.gate import joined_gate
 from asyncmig._io.run_slots import RunSlots
-from asyncmig.distributed.shared_dispatcher import SharedBudgets, SharedDispatcher
+from asyncmig.distributed.budget_store import SharedBudgets
+from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.distributed.shared_set import SharedBudgetSet
 from asyncmig.events import Events, SharedWindowLost
 
