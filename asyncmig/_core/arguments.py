@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
-from typing import IO, ClassVar, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import IO, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from asyncmig.errors import InvalidInput
 
@@ -39,11 +39,9 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     parameters = inspect.signature(function).parameters.values()
     positions = [each.name for each in parameters if each.kind in _BY_POSITION]
     only_by_position = {each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY}
-    tests: dict[str, tuple[_Test, str]] = {}
 
     def check(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        if not tests:
-            tests.update(_tests_of(function))
+        tests = _tests_of(function)
         # For a wrong number of arguments, the call itself raises.
         for name, value in zip(positions, args, strict=False):
             if name in tests and not tests[name][0](value):
@@ -84,31 +82,16 @@ def check_fields(instance: object) -> None:
     """Raise `InvalidInput` for a field whose value does not have the declared type. Checks types as `checked_call`
     does."""
     kind: type = type(instance)
-    for name, (test, words) in _field_tests(kind).items():
+    for name, (test, words) in _tests_of(kind).items():
         if not test(value := getattr(instance, name)):
             raise _wrong(name, value, words)
 
 
 @cache
-def _field_tests(kind: type) -> dict[str, tuple[_Test, str]]:
-    tests = {
-        name: _test_of(hint)
-        for name, hint in get_type_hints(kind).items()
-        if get_origin(hint) is not ClassVar
-    }
+def _tests_of(owner: object) -> dict[str, tuple[_Test, str]]:
+    """Return the tests of a function's arguments, or of the fields of a class, by name."""
+    tests = {name: _test_of(hint) for name, hint in get_type_hints(owner).items() if name != "return"}
     return {name: test for name, test in tests.items() if test is not None}
-
-
-def _tests_of(function: Callable[P, R]) -> dict[str, tuple[_Test, str]]:
-    kinds = {name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()}
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    tests: dict[str, tuple[_Test, str]] = {"": (lambda _: True, "")}
-    for name, hint in get_type_hints(function).items():
-        if name in kinds and kinds[name] not in variadic:
-            test = _test_of(hint)
-            if test is not None:
-                tests[name] = test
-    return tests
 
 
 def _test_of(hint: object) -> tuple[_Test, str] | None:

@@ -8,6 +8,7 @@ libraries parse it, and errors show no part of it.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal, TypeVar, final
 from urllib.parse import unquote, unquote_plus
 
@@ -49,30 +50,23 @@ class _Malformed(Exception):
 
 
 @final
+@dataclass(frozen=True, slots=True, repr=False)
 class Server:
     """The address of a server and its credentials; `str` and `repr` show no secret."""
 
-    __slots__ = ("_secrets", "_text", "database", "host", "kind", "scheme")
-
-    def __init__(
-        self, kind: Kind, text: str, scheme: str, *, host: str, database: str, secrets: frozenset[str]
-    ) -> None:
-        self.kind: Kind = kind
-        self.scheme: str = scheme
-        self.host: str = host
-        """The host, with its port if it has one; several are joined by commas. The path of a Unix socket."""
-        self.database: str = database
-        self._text, self._secrets = text, secrets
-
-    @property
-    def text(self) -> str:
-        """The address as it was given, including secrets: only for the client library."""
-        return self._text
+    kind: Kind
+    text: str
+    """The address as it was given, including secrets: only for the client library."""
+    scheme: str
+    host: str
+    """The host, with its port if it has one; several are joined by commas. The path of a Unix socket."""
+    database: str
+    secrets: frozenset[str]
 
     @property
     def has_secret(self) -> bool:
         """Whether the address contains a password."""
-        return bool(self._secrets)
+        return bool(self.secrets)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}{'/' if self.database else ''}{self.database}"
@@ -82,7 +76,7 @@ class Server:
 
     def clean(self, text: str) -> str:
         """Return a text of a client library with `***` for the address and its secrets."""
-        for secret in sorted({self._text, *self._secrets} if self._secrets else (), key=len, reverse=True):
+        for secret in sorted({self.text, *self.secrets} if self.secrets else (), key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 
@@ -96,9 +90,8 @@ class Server:
                 seen.add(id(each))
                 each.args = tuple(self.clean(arg) if isinstance(arg, str) else arg for arg in each.args)
                 if getattr(each, "_pgconn", None) is not None:
-                    vars(each)["_pgconn"] = (
-                        None  # psycopg keeps the connection's options, including the password
-                    )
+                    # psycopg keeps the connection's options, including the password
+                    vars(each)["_pgconn"] = None
                 left += [each.__cause__, each.__context__]
 
     def checked(self, field: str, parse: Callable[[str], T]) -> T:
@@ -109,7 +102,7 @@ class Server:
         parsed: list[T] = []
         refused = False
         try:
-            parsed.append(parse(self._text))
+            parsed.append(parse(self.text))
         except Exception:  # a library may raise any error, and its text may contain the address
             refused = True
         if refused:  # not inside `except`, where the library's error would become the context of this one

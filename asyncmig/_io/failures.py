@@ -110,7 +110,9 @@ class Failures:
         self._last = AttemptFailed(
             at=now,
             external_id=self.owner.external_id if self.owner else None,
-            endpoint=_endpoint_of(error) or endpoint,
+            endpoint=f"{error.method} {error.endpoint}"
+            if isinstance(error, ApiError | NoAnswer)
+            else endpoint,
             ids=ids,
             attempt=self._throttle.count,
             attempts=self._most if limited else None,
@@ -141,10 +143,6 @@ class Failures:
         self._events.emit(event)
         if self.owner is not None and self.owner.keep is not None:
             await self.owner.keep(event)
-
-
-def _endpoint_of(error: Exception) -> str | None:
-    return f"{error.method} {error.endpoint}" if isinstance(error, ApiError | NoAnswer) else None
 
 
 def _reason(error: Exception) -> str:

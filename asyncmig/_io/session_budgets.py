@@ -25,10 +25,6 @@ __all__ = ["SessionBudgets", "budgets_by_route", "route_shape"]
 _Rates = tuple[tuple[str, Rate], ...]
 
 
-def _own_dispatcher(earlier: Sequence[EarlierSlot]) -> DispatcherFactory:
-    return Dispatcher
-
-
 @final
 class SessionBudgets:
     """Makes the gates of a session when an endpoint first needs them, and writes their slots to the send log."""
@@ -56,7 +52,7 @@ class SessionBudgets:
         events: Events,
         rng: Random,
         timeout: float,
-        dispatcher: Callable[[Sequence[EarlierSlot]], DispatcherFactory] = _own_dispatcher,
+        dispatcher: Callable[[Sequence[EarlierSlot]], DispatcherFactory] = lambda _: Dispatcher,
         budget_set: BudgetSetFactory = BudgetSet,
     ) -> None:
         """`timeout`: seconds after which an unanswered request has either arrived or been lost. `dispatcher`: returns

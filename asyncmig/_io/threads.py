@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import TracebackType
 from typing import IO, ParamSpec, Self, TypeVar, final
 
 import anyio
@@ -88,12 +87,7 @@ class WriteBehind:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is None:
             await self.settled()
         elif self._work is not None:
