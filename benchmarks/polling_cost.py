@@ -32,12 +32,10 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
     """Return the seconds of `next` among `n` runs of all ages: median, and mean of the quicker nine tenths."""
     rng, schedule = Random(1), PollSchedule[int]()
     for run in range(n):
-        schedule.add(
-            PolledRun(
-                run, 0.0, lifecycle=IMPORT, started=-rng.uniform(0, 7000), last_read=-rng.uniform(30, 900)
-            ),
-            0.0,
-        )
+        started = -rng.uniform(0, 7000)
+        polled = PolledRun(run, max(started, -rng.uniform(30, 900)), lifecycle=IMPORT, started=started)
+        polled.last_seen = polled.answered_at
+        schedule.add(polled, 0.0)
     now, spent = 60.0, list[float]()
     schedule.next_at(now)  # all leave their floor, as they would have done one by one
     for _ in range(calls):
@@ -88,9 +86,7 @@ async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
 
     def watch(poller: Poller, gate: Gate, run: int) -> asyncio.Task[object]:
         started = asyncio.get_running_loop().time() - 60.0
-        one = poller.watch(
-            run, gate=gate, read=read, lifecycle=IMPORT, started=started, last_read=started + 30
-        )
+        one = poller.watch(run, gate=gate, read=read, lifecycle=IMPORT, started=started)
         return asyncio.create_task(one.wait())
 
     idle = await lag()

@@ -73,11 +73,11 @@ class PolledRun(Generic[RunT]):
         *,
         lifecycle: Lifecycle,
         started: float,
-        last_read: float | None = None,
         group: Hashable = None,
     ) -> None:
-        """`started`: when the run began. `last_read`: when it was last seen running; None if another process may have
-        read it just now, so that its floor begins now. `group`: the class of runs whose durations it shares.
+        """`started`: when the run began. `group`: the class of runs whose durations it shares.
+
+        Its floor begins now, because another process may have read it just now.
         """
         self.run: RunT = run
         self.lifecycle: Lifecycle = lifecycle
@@ -85,9 +85,9 @@ class PolledRun(Generic[RunT]):
         self.started: float = min(started, now)
         """When the run began, plus the time for which it was parked. Its age is thus the time for which it was
         active."""
-        self.last_seen: float = self.started if last_read is None else min(max(last_read, self.started), now)
+        self.last_seen: float = self.started
         """When the run was last known to be active or parked."""
-        self.answered_at: float = now if last_read is None else self.last_seen
+        self.answered_at: float = now
         self.ready_at: float = self.answered_at + lifecycle.floor(now - self.started)
         self.parked: bool = False
         self.prioritised: bool = False

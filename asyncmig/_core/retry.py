@@ -123,20 +123,20 @@ class ReportThrottle:
 class RetryQuota:
     """The retries that a session may still make, and the intervals of the probes once they are spent.
 
-    It starts with `capacity` tokens. A retry costs `COST` tokens, after a time-out `COST_OF_TIMEOUT`. A success
+    It starts with `CAPACITY` tokens. A retry costs `COST` tokens, after a time-out `COST_OF_TIMEOUT`. A success
     returns one token. `ceiling`: the longest interval between probes, in seconds.
     """
 
+    CAPACITY = 500
     COST = 5
     COST_OF_TIMEOUT = 10
 
-    __slots__ = ("_capacity", "_ceiling", "_probes", "tokens")
+    __slots__ = ("_ceiling", "_probes", "tokens")
 
-    def __init__(self, *, capacity: int = 500, ceiling: float = 20.0) -> None:
-        self._capacity = capacity
+    def __init__(self, *, ceiling: float = 20.0) -> None:
         self._ceiling = ceiling
         self._probes = 0
-        self.tokens = capacity
+        self.tokens = self.CAPACITY
 
     def take(self, *, timed_out: bool) -> bool:
         """Take the tokens for one retry. Return False if too few are left: then the call must wait in the queue."""
@@ -148,7 +148,7 @@ class RetryQuota:
 
     def succeeded(self) -> None:
         """Return one token after a success."""
-        self.tokens = min(self._capacity, self.tokens + 1)
+        self.tokens = min(self.CAPACITY, self.tokens + 1)
         self._probes = 0
 
     def next_probe(self) -> float:

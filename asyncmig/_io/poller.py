@@ -83,7 +83,6 @@ class Poller:
         read: Callable[[Slot], Awaitable[Reading[T]]],
         lifecycle: Lifecycle,
         started: float,
-        last_read: float | None = None,
         group: Hashable = None,
         second: SecondChannel[T] | None = None,
         ids: Mapping[str, str] = _NO_IDS,
@@ -94,10 +93,9 @@ class Poller:
         `UnexpectedReply`, and `NotFound` within `Lifecycle.read_lag`, the run is polled again later. `AuthError` and
         `SessionClosed` end all polling. Any other error ends the waits for this run.
 
-        `started` and `last_read` are times on the loop's clock. If `last_read` is None, another process may have read
-        the run just now. `group`: the durations of all runs of a group have the same estimate; use few groups.
-        `second`: the second channel of the run. `ids`: the values of the placeholders in the route of the reads, for
-        events.
+        `started`: a time on the loop's clock. `group`: the durations of all runs of a group have the same estimate;
+        use few groups. `second`: the second channel of the run. `ids`: the values of the placeholders in the route of
+        the reads, for events.
         """
         found = self._watches.get(run)
         if found is None or found.closed:
@@ -113,7 +111,6 @@ class Poller:
                 polls,
                 now=polls.now(),
                 started=started,
-                last_read=last_read,
                 group=self._classes.setdefault((lifecycle, group), (lifecycle, group)),
                 read=read,
                 lifecycle=lifecycle,

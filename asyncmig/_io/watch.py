@@ -93,7 +93,6 @@ class Watch(Generic[T]):
         *,
         now: float,
         started: float,
-        last_read: float | None,
         group: Hashable,
         read: Callable[[Slot], Awaitable[Reading[T]]],
         lifecycle: Lifecycle,
@@ -106,7 +105,7 @@ class Watch(Generic[T]):
         self.lifecycle: Lifecycle = lifecycle
         self.second: SecondChannel[T] | None = second
         self.entry: PolledRun[Watch[object]] = PolledRun(
-            self._plain(), now, lifecycle=lifecycle, started=started, last_read=last_read, group=group
+            self._plain(), now, lifecycle=lifecycle, started=started, group=group
         )
         """The run's entry in the poll schedule."""
         self.latest: Reading[T] | None = None

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from itertools import pairwise
 from random import Random
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from asyncmig._core.polls import FAIR, PollSchedule
 from asyncmig.companies.routes import IMPORT
 
 PACE = 0.6
+RunT = TypeVar("RunT")
 
 
 class EndAt:
@@ -33,6 +35,13 @@ class EndAt:
     def ended(self, low: float, high: float) -> None: ...
 
 
+def seen(run: RunT, at: float, *, started: float) -> PolledRun[RunT]:
+    """Return a run that began at `started`, and was last seen running at `at`."""
+    made = PolledRun(run, max(at, started), lifecycle=IMPORT, started=started)
+    made.last_seen = made.answered_at
+    return made
+
+
 def poll(schedule: PollSchedule[int], now: float, *, pace: float = PACE) -> int | None:
     """Poll what is due; it still runs."""
     run = schedule.next(now, pace=pace)
@@ -47,7 +56,7 @@ def gaps(schedule: PollSchedule[int], runs: int, *, pace: float, seconds: float)
     """Poll runs that never end; return the times between the polls of a run, and from the last one to the end."""
     polled = {run: [0.0] for run in range(runs)}
     for run in polled:
-        schedule.add(PolledRun(run, 0.0, lifecycle=IMPORT, started=-4000.0 * run / runs, last_read=0.0), 0.0)
+        schedule.add(seen(run, 0.0, started=-4000.0 * run / runs), 0.0)
     now = 0.0
     while now < seconds:
         now += pace
@@ -64,7 +73,7 @@ actions = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_s
 @given(actions, st.randoms(use_true_random=False))
 def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int]], rng: Random) -> None:
     schedule, now = PollSchedule[int](), 1000.0
-    runs = [PolledRun(n, now, lifecycle=IMPORT, started=now - 700.0 * n, last_read=now) for n in range(6)]
+    runs = [seen(n, now, started=now - 700.0 * n) for n in range(6)]
     answered, away = dict.fromkeys(range(6), now), list[tuple[PolledRun[int], float]]()
     parked_for = defaultdict[int, float](float)
     for run in runs:
@@ -104,7 +113,7 @@ def test_no_run_is_given_out_below_its_floor_or_twice(story: list[tuple[str, int
 def test_a_run_whose_end_was_announced_goes_first_although_a_read_lags() -> None:
     schedule, done = PollSchedule[int](), PolledRun(99, 0.0, lifecycle=IMPORT, started=0.0)
     for number in range(20):
-        schedule.add(PolledRun(number, 0.0, lifecycle=IMPORT, started=-100.0, last_read=-50.0), 0.0)
+        schedule.add(seen(number, -50.0, started=-100.0), 0.0)
     schedule.add(done, 0.0)
     schedule.prioritise(done, 0.0, until=30.0)
     assert poll(schedule, 2.0) == 99  # and shows it running: the read lagged behind the announcement
@@ -137,7 +146,7 @@ def test_the_run_that_is_expected_to_have_ended_goes_first() -> None:
         schedule.durations().lived(0.0, 550.0)
         schedule.durations().ended(550.0, 700.0)
     for name, age in (("young", 100.0), ("ripe", 560.0), ("middling", 300.0)):
-        schedule.add(PolledRun(name, 0.0, lifecycle=IMPORT, started=-age, last_read=0.0), 0.0)
+        schedule.add(seen(name, 0.0, started=-age), 0.0)
     chosen = schedule.next(60.0, pace=PACE)
     assert chosen is not None
     assert chosen.run == "ripe"
@@ -151,10 +160,7 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
         "ten late": (300.0, 1510.0),
         "five late": (200.0, 1505.0),
     }
-    runs = {
-        name: PolledRun(name, 0.0, lifecycle=IMPORT, started=-age, last_read=seen - age)
-        for name, (seen, age) in ages.items()
-    }
+    runs = {name: seen(name, last_seen - age, started=-age) for name, (last_seen, age) in ages.items()}
     for run in runs.values():
         schedule.add(run, 0.0)
     assert schedule.next(0.0, pace=PACE) is runs["ten late"]
@@ -167,12 +173,8 @@ def test_whoever_comes_to_the_head_of_a_shelf_is_looked_at_anew() -> None:
 def test_no_head_of_a_shelf_is_worth_more_than_what_is_chosen(seed: int) -> None:
     rng, hazard, now = Random(seed), Hazard(), 0.0
     schedule: PollSchedule[int] = PollSchedule(durations=lambda: hazard, fair=float("inf"))
-    runs = [
-        PolledRun(n, 0.0, lifecycle=IMPORT, started=-rng.uniform(0, 3000), last_read=-rng.uniform(0, 600))
-        for n in range(40)
-    ]
+    runs = [seen(n, -rng.uniform(0, 600), started=-rng.uniform(0, 3000)) for n in range(40)]
     for run in runs:
-        run.last_seen = max(run.last_seen, run.started)
         schedule.add(run, 0.0)
     for _ in range(60):
         now += rng.choice((0.6, 0.6, 30.0))

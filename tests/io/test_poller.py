@@ -550,14 +550,6 @@ async def test_a_run_of_an_earlier_process_is_not_read_below_its_floor(watch: Op
     assert server.sent == [pytest.approx(25.0)]  # 3000 / 120 s: somebody may have read it just now
 
 
-async def test_a_run_of_an_earlier_process_whose_last_read_is_known(watch: OpenWatch) -> None:
-    server = Server((-3000, "running"), (3, "completed"))
-    await asyncio.sleep(100)
-    one = watch(server, started=now() - 3000, last_read=now() - 20)
-    await one.wait()
-    assert server.sent == [pytest.approx(105.0)]
-
-
 # Odd things
 
 
